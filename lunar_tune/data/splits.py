@@ -1,0 +1,190 @@
+"""Chooses what is to be forgotten and what is to be kept, and samples it fairly.
+
+Whole edges are forgotten. With the edges `A_B` and `B_C`, forgetting `A_B`:
+
+    Split(forget=(the records of A_B), retain=(the records of B_C), forget_edges=("A_B",))
+
+Covers: the split of one data set, or of one with another retain set, and stratified samples.
+Does not cover: reading (`readers`); duplicates within one side, which are allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lunar_tune.data.invented import seeded
+from lunar_tune.data.records import Record, records_digest
+from lunar_tune.errors import DataError, Problems
+
+__all__ = ["Split", "edges_of", "sample_by_edge", "split_by_edges"]
+
+_SHOWN = 5
+_SHOWN_EDGES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What is to be forgotten and what is to be kept.
+
+    Attributes:
+        forget: The records to be forgotten, in the order of the data.
+        retain: The records to be kept.
+        forget_edges: The edges that `forget` consists of, in the order asked.
+
+    Raises:
+        DataError: A side is empty, or a question stands in both.
+    """
+
+    forget: tuple[Record, ...]
+    retain: tuple[Record, ...]
+    forget_edges: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a split with which no score has a meaning."""
+        if not self.forget:
+            raise DataError("the forget set is empty: there is nothing to forget")
+        if not self.retain:
+            raise DataError("the retain set is empty: there is nothing to retain")
+        _check_disjoint(self.forget, self.retain)
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 in hexadecimal of both sides and the edges, order included."""
+        parts = (records_digest(self.forget), records_digest(self.retain), *self.forget_edges)
+        return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()
+
+
+def edges_of(records: Sequence[Record]) -> dict[str, int]:
+    """Return the number of records of each edge, edges in order of first appearance."""
+    return dict(Counter(record.edge for record in records))
+
+
+def split_by_edges(
+    records: Sequence[Record],
+    forget_edges: Sequence[str],
+    *,
+    retain: Sequence[Record] | None = None,
+) -> Split:
+    """Split records into those of some edges and the others.
+
+    Args:
+        records: The data set that the model knows.
+        forget_edges: The edges to be forgotten.
+        retain: What to keep instead of all other edges of `records`.
+
+    Raises:
+        DataError: No edge, an unknown or a repeated one; nothing to retain; a question on both
+            sides. All mistakes in the edges are said at once.
+    """
+    _check_edges(forget_edges, edges_of(records), has_other_retain=retain is not None)
+    chosen = frozenset(forget_edges)
+    others = [record for record in records if record.edge not in chosen]
+    return Split(
+        forget=tuple(record for record in records if record.edge in chosen),
+        retain=tuple(others if retain is None else retain),
+        forget_edges=tuple(forget_edges),
+    )
+
+
+def _check_edges(
+    asked: Sequence[str], existing: Mapping[str, int], *, has_other_retain: bool
+) -> None:
+    problems = Problems()
+    there_are = _listing(existing)
+    if isinstance(asked, str):
+        raise DataError(f"forget edges are the text {asked!r}: give a list of edges")
+    if not asked:
+        problems.add(f"no forget edge was given. {there_are}")
+    for edge, count in Counter(asked).items():
+        if edge not in existing:
+            problems.add(f"unknown forget edge {edge!r}.{_suggestion(edge, existing)} {there_are}")
+        if count > 1:
+            problems.add(f"forget edge {edge!r} is given {count} times: give it once")
+    if existing and not has_other_retain and set(asked) >= set(existing):
+        problems.add("every edge is to be forgotten: leave one to retain, or give a retain set")
+    problems.raise_if_any(DataError)
+
+
+def _listing(existing: Mapping[str, int]) -> str:
+    shown = ", ".join(list(existing)[:_SHOWN_EDGES]) or "none, the data set is empty"
+    more = len(existing) - _SHOWN_EDGES
+    return f"There are: {shown}" + (f" and {more} more." if more > 0 else ".")
+
+
+def _suggestion(edge: str, existing: Mapping[str, int]) -> str:
+    close = difflib.get_close_matches(edge, existing, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _normalised(question: str) -> str:
+    return " ".join(question.split()).casefold()
+
+
+def _check_disjoint(forget: Sequence[Record], retain: Sequence[Record]) -> None:
+    """Refuse questions that differ in white space and case at most and stand on both sides."""
+    kept = {_normalised(record.question) for record in retain}
+    both = {
+        _normalised(record.question): record.question
+        for record in forget
+        if _normalised(record.question) in kept
+    }
+    if both:
+        shown = "".join(f"\n  - {question}" for question in list(both.values())[:_SHOWN])
+        more = f"\n  and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
+        raise DataError(
+            f"{len(both)} of the questions to forget stand in the retain set too: "
+            f"remove them from one side{shown}{more}"
+        )
+
+
+def sample_by_edge(records: Sequence[Record], count: int, *, seed: int) -> tuple[Record, ...]:
+    """Return a random sample in which every edge has its share, in the original order.
+
+    Shares follow the largest remainder method, ties drawn by lot; where `count` allows, every
+    edge has at least one record.
+
+    Args:
+        records: What to sample from.
+        count: How many; all of them if there are not more.
+        seed: The same seed gives the same sample.
+
+    Raises:
+        DataError: `count` is below 1.
+    """
+    if count < 1:
+        raise DataError(f"a sample of {count} records was asked for: ask for at least 1")
+    if count >= len(records):
+        return tuple(records)
+    generator = seeded("sample_by_edge", seed)
+    sizes = edges_of(records)
+    # The lot decides ties: with equal edges and few places, not always the first ones.
+    lot = generator.sample(list(sizes), len(sizes))
+    places = _shares({edge: sizes[edge] for edge in lot}, count)
+    chosen: list[int] = []
+    for edge in sizes:
+        indices = [index for index, record in enumerate(records) if record.edge == edge]
+        chosen += generator.sample(indices, places[edge])
+    return tuple(records[index] for index in sorted(chosen))
+
+
+def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Return how many of `count` places each edge has; earlier edges win ties.
+
+    Remainders are compared as integers (times the total), so no rounding decides.
+    """
+    total = sum(sizes.values())
+    least = 1 if count >= len(sizes) else 0
+    places = {edge: max(least, count * size // total) for edge, size in sizes.items()}
+
+    def lacks(edge: str) -> int:
+        return count * sizes[edge] - places[edge] * total
+
+    while sum(places.values()) < count:
+        places[max((e for e in sizes if places[e] < sizes[e]), key=lacks)] += 1
+    while sum(places.values()) > count:
+        places[min((e for e in sizes if places[e] > least), key=lacks)] -= 1
+    return places

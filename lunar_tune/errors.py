@@ -1,0 +1,90 @@
+"""The errors of lunar-tune: one root, one class for each way a user can meet it.
+
+Covers: the hierarchy, and a collector that turns many mistakes into one message.
+Does not cover: exit codes (the commands map classes to codes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = [
+    "DataError",
+    "DivergenceError",
+    "InputError",
+    "LunarTuneError",
+    "ModelError",
+    "Problems",
+    "SearchSpaceError",
+    "TrialError",
+]
+
+
+class LunarTuneError(Exception):
+    """Root of every error that lunar-tune raises on purpose."""
+
+
+class InputError(LunarTuneError):
+    """What the user asked for cannot be done; the message says what exists and what to do."""
+
+
+class DataError(InputError):
+    """A data file, a record or a split is unusable."""
+
+
+class ModelError(InputError):
+    """A model cannot be found, is of an unsuitable family, or lacks something that is needed."""
+
+
+class SearchSpaceError(InputError):
+    """A search space or a parameter value is invalid."""
+
+
+class TrialError(LunarTuneError):
+    """A trial ended without valid scores; the search goes on."""
+
+
+class DivergenceError(TrialError):
+    """A loss or a weight became NaN or infinite."""
+
+
+class Problems:
+    """Collects everything that is wrong with one input so that it is said in one message.
+
+    Example:
+        >>> problems = Problems()
+        >>> with problems.collect():
+        ...     raise InputError("--retain-floor 7: a ROUGE score lies between 0 and 1")
+        >>> len(problems.messages)
+        1
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing wrong."""
+        self.messages: list[str] = []
+
+    def add(self, message: str) -> None:
+        """Note one mistake; a message noted before is not noted again."""
+        if message not in self.messages:
+            self.messages.append(message)
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Turn an `InputError` raised inside into a noted mistake and go on after the block."""
+        try:
+            yield
+        except InputError as error:
+            self.add(str(error))
+
+    def raise_if_any(self, error_class: type[InputError] = InputError) -> None:
+        """Raise one error with every noted mistake.
+
+        Raises:
+            InputError: Something was noted; `error_class` is raised.
+        """
+        if len(self.messages) == 1:
+            raise error_class(self.messages[0])
+        if self.messages:
+            listed = "\n".join(f"  - {message}" for message in self.messages)
+            raise error_class(f"{len(self.messages)} things are wrong:\n{listed}")

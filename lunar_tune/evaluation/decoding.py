@@ -1,0 +1,159 @@
+"""Greedy answers to many prompts in few batches.
+
+Covers: left-padded batches with explicit positions, key-value cache, rows leaving the batch when
+they end, all end-of-sequence ids, an optional repetition penalty.
+Does not cover: sampling, beams, scores of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lunar_tune.errors import InputError
+
+if TYPE_CHECKING:
+    from lunar_tune.models.loading import LoadedModel
+
+__all__ = ["PUBLISHED_MAX_NEW_TOKENS", "DecodingSettings", "generate_answers"]
+
+PUBLISHED_MAX_NEW_TOKENS = 512  # config/forget.yaml of the published code at dfa56eb
+
+# Rows in a batch. On a CPU larger batches win nothing once the weights are read; on a GPU 256
+# short rows of a 7B model's cache stay below 10 GiB.
+ROWS_PER_BATCH = {"cpu": 192, "cuda": 256}
+# Steps between looks at which rows have ended: a look is a synchronisation on a GPU.
+STEPS_PER_LOOK = {"cpu": 1, "cuda": 8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingSettings:
+    """How answers are generated."""
+
+    max_new_tokens: int = PUBLISHED_MAX_NEW_TOKENS
+    """Token budget of an answer."""
+    repetition_penalty: float = 1.0
+    """1.0 is none, whatever the checkpoint's generation config says (Qwen ships 1.05)."""
+    batch_size: int | None = None
+    """Rows in a batch; None takes what suits the device."""
+
+    def __post_init__(self) -> None:
+        """Reject values that mean nothing."""
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max-new-tokens {self.max_new_tokens}: at least 1.")
+        if self.repetition_penalty <= 0:
+            raise InputError(f"--repetition-penalty {self.repetition_penalty}: more than 0.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"--batch-size {self.batch_size}: at least 1.")
+
+
+@torch.inference_mode()
+def generate_answers(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], settings: DecodingSettings
+) -> list[str]:
+    """Return the greedy answer to each prompt as text, special tokens left out.
+
+    Prompts of similar length share a batch; the answers come in the order of `prompts`.
+    """
+    size = settings.batch_size or ROWS_PER_BATCH.get(loaded.device.type, ROWS_PER_BATCH["cpu"])
+    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    tokens: list[list[int]] = [[] for _ in prompts]
+    for start in range(0, len(prompts), size):
+        rows = by_length[start : start + size]
+        batch = _Batch(loaded, [prompts[row] for row in rows], settings)
+        for row, answer in zip(rows, batch.run(), strict=True):
+            tokens[row] = answer
+    return loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+class _Batch:
+    """One batch of prompts being answered; rows that have ended are taken out."""
+
+    def __init__(
+        self, loaded: LoadedModel, prompts: Sequence[Sequence[int]], settings: DecodingSettings
+    ) -> None:
+        self.loaded = loaded
+        self.settings = settings
+        ids, mask = _left_padded(prompts, loaded.pad_id)
+        self.ids = ids.to(loaded.device)
+        self.mask = mask.to(loaded.device)
+        self.rows = torch.arange(len(prompts), device=loaded.device)
+        self.ended = torch.zeros(len(prompts), dtype=torch.bool, device=loaded.device)
+        self.eos = torch.tensor(loaded.eos_ids, device=loaded.device)
+        self.answers = torch.full(
+            (len(prompts), settings.max_new_tokens), loaded.eos_ids[0], device=loaded.device
+        )
+
+    def run(self) -> Iterator[list[int]]:
+        """Generate until every row has ended or the budget is spent; yield each row's tokens."""
+        look = STEPS_PER_LOOK.get(self.loaded.device.type, 1)
+        cache = None
+        inputs = self.ids
+        positions = (self.mask.long().cumsum(-1) - 1).clamp(min=0)
+        for step in range(self.settings.max_new_tokens):
+            output = self.loaded.model(
+                input_ids=inputs,
+                attention_mask=self.mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = output.past_key_values
+            inputs = self._record(output.logits[:, -1], step)
+            positions = positions[:, -1:] + 1
+            if (step + 1) % look == 0 and bool(self.ended.any()):
+                keep = (~self.ended).nonzero()[:, 0]
+                if len(keep) == 0:
+                    break
+                cache.batch_select_indices(keep)
+                inputs, positions = inputs[keep], positions[keep]
+                self._keep(keep)
+        return _until(self.answers.tolist(), set(self.loaded.eos_ids))
+
+    def _record(self, logits: Tensor, step: int) -> Int[Tensor, "batch 1"]:
+        """Choose and keep each row's next token; return the tokens as the next step's input."""
+        if self.settings.repetition_penalty != 1.0:
+            logits = _penalised(logits, self.ids, self.settings.repetition_penalty)
+        chosen = logits.argmax(-1)
+        self.answers[self.rows, step] = chosen
+        self.ended |= torch.isin(chosen, self.eos)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=1)
+        if self.settings.repetition_penalty != 1.0:
+            self.ids = torch.cat([self.ids, chosen[:, None]], dim=1)
+        return chosen[:, None]
+
+    def _keep(self, keep: Int[Tensor, " rows_left"]) -> None:
+        """Take the rows that have ended out of the batch."""
+        self.mask, self.ids = self.mask[keep], self.ids[keep]
+        self.rows, self.ended = self.rows[keep], self.ended[keep]
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad_id: int
+) -> tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]:
+    """Return ids and the mask of real tokens, the last prompt token in the last column."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[*[pad_id] * (width - len(prompt)), *prompt] for prompt in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return ids, torch.arange(width).flip(0) < lengths[:, None]
+
+
+def _penalised(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Apply the repetition penalty of CTRL (arXiv 1909.05858, section 4.1)."""
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    penalised: Tensor = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
+    return penalised
+
+
+def _until(rows: list[list[int]], eos: set[int]) -> Iterator[list[int]]:
+    """Cut each row before its first end-of-sequence token."""
+    for row in rows:
+        end = next((place for place, token in enumerate(row) if token in eos), len(row))
+        yield row[:end]

@@ -1,0 +1,86 @@
+"""ROUGE-1 and ROUGE-L recall of an answer against the true one.
+
+Covers: rouge-score with stemming, as the published code scores (src/eval_util.py at dfa56eb); a
+tokenizer for other scripts; finding true answers that the tokenizer reduces to nothing.
+Does not cover: generating answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from rouge_score import rouge_scorer
+
+from lunar_tune.data.records import Record
+from lunar_tune.errors import DataError, InputError
+
+__all__ = ["TOKENIZERS", "Recall", "check_scorable", "rouge_recall"]
+
+TOKENIZERS = ("default", "words")
+"""`default`: rouge-score's own, [a-z0-9] with stemming. `words`: every script, no stemming; each
+ideograph, kana or Hangul syllable is a word."""
+
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Recall of the true answer's words in a generated one, between 0 and 1."""
+
+    rouge1: float
+    rouge_l: float
+
+
+class _WordTokenizer:
+    """Splits text of any script into lower-case words."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORD.findall(text.lower())
+
+
+@cache
+def _scorer(tokenizer: str) -> Any:
+    if tokenizer not in TOKENIZERS:
+        raise InputError(f"--rouge-tokenizer {tokenizer}: there are {', '.join(TOKENIZERS)}.")
+    chosen = _WordTokenizer() if tokenizer == "words" else None
+    return rouge_scorer.RougeScorer(
+        ["rouge1", "rougeL"], use_stemmer=chosen is None, tokenizer=chosen
+    )
+
+
+def rouge_recall(
+    truths: Sequence[str], answers: Sequence[str], *, tokenizer: str = "default"
+) -> list[Recall]:
+    """Score each answer against the truth at the same place."""
+    scorer = _scorer(tokenizer)
+    scored = []
+    for truth, answer in zip(truths, answers, strict=True):
+        scores = scorer.score(truth, answer)
+        scored.append(Recall(rouge1=scores["rouge1"].recall, rouge_l=scores["rougeL"].recall))
+    return scored
+
+
+def check_scorable(records: Iterable[Record], *, tokenizer: str = "default") -> None:
+    """Refuse true answers in which the ROUGE tokenizer finds no word: they would score 0 for ever.
+
+    Raises:
+        DataError: There are such answers; the message shows the first of them.
+    """
+    tokenize = _scorer(tokenizer)._tokenizer.tokenize
+    empty = [record for record in records if not tokenize(record.answer)]
+    if empty:
+        shown = "; ".join(f"{record.edge}: {record.answer!r}" for record in empty[:5])
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        advice = (
+            "Use --rouge-tokenizer words, which knows every script, or correct the answers."
+            if tokenizer == "default"
+            else "Correct or remove them."
+        )
+        raise DataError(
+            f"{len(empty)} true answers have no word for the ROUGE tokenizer {tokenizer!r}, so "
+            f"they could only score 0: {shown}{more}. {advice}"
+        )

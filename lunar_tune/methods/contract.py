@@ -1,0 +1,118 @@
+"""The contract that every unlearning method keeps.
+
+Covers: the three lifetimes of a method: its settings (once per search), its preparation (once per
+worker: what depends on model and data alone) and an unlearned model (once per trial: what depends
+on the searched parameters).
+Does not cover: evaluation; whoever holds the context evaluates inside it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lunar_tune.errors import InputError
+from lunar_tune.registry import Registry
+
+if TYPE_CHECKING:
+    from lunar_tune.models.loading import LoadedModel
+
+__all__ = ["METHODS", "FitReport", "Method", "MethodInfo", "Preparation", "Subject"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What a method works on: a model and encoded prompts."""
+
+    loaded: LoadedModel
+    forget_prompts: tuple[tuple[int, ...], ...]
+    """Questions to forget."""
+    retain_prompts: tuple[tuple[int, ...], ...]
+    """Questions to keep."""
+    reference_prompts: tuple[tuple[int, ...], ...]
+    """Prompts that the model declines to answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitReport:
+    """What a fit leaves to be looked at."""
+
+    losses: tuple[float, ...]
+    """Training loss of each epoch; one value for a closed form."""
+    details: Mapping[str, float]
+    """Further numbers by name, for example the norm of the unlearning vector."""
+
+
+class Preparation(ABC):
+    """A method made ready for one model and one data split."""
+
+    @abstractmethod
+    def unlearned(
+        self, parameters: Mapping[str, Any], *, seed: int
+    ) -> AbstractContextManager[FitReport]:
+        """Return a context in which the model is unlearned.
+
+        After it the model is bit for bit what it was, also when the body raises.
+
+        Args:
+            parameters: A value for each of the method's parameters.
+            seed: Of everything random in the fit.
+
+        Raises:
+            InputError: A parameter is missing, unknown or out of range.
+            TrialError: The fit failed, for example by divergence.
+        """
+
+
+class Method(ABC):
+    """A method with its fixed settings; picklable, and light to make."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name in the registry."""
+
+    @property
+    @abstractmethod
+    def variant(self) -> str:
+        """What, beside the name, decides which parameters are searched, for example the solver."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that a trial sets."""
+
+    @abstractmethod
+    def prepare(self, subject: Subject) -> Preparation:
+        """Do what depends on model and data alone."""
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Check that exactly the method's parameters are there.
+
+        Raises:
+            InputError: One is missing or unknown.
+        """
+        wanted, given = set(self.parameters), set(parameters)
+        if wanted != given:
+            missing = ", ".join(sorted(wanted - given)) or "none"
+            unknown = ", ".join(sorted(given - wanted)) or "none"
+            raise InputError(
+                f"{self.name} ({self.variant}) takes {', '.join(self.parameters)}; "
+                f"missing: {missing}; unknown: {unknown}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """A registry entry: how to name a method before it is configured."""
+
+    summary: str
+    """One line for `--help` and tables."""
+    variants: tuple[str, ...]
+    """What `--solver` may say."""
+
+
+METHODS: Registry[MethodInfo] = Registry("method")

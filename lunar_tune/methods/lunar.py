@@ -1,0 +1,237 @@
+"""LUNAR (arXiv 2502.07218) as a method: parameters to an edited down-projection.
+
+Covers: one or several layers, each fitted on the unmodified model's activations as published;
+which tokens are moved and which are kept; what is reused between trials.
+Does not cover: the numeric work, which `redirection` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lunar_tune.activations.streams import capture_streams, down_projection_inputs
+from lunar_tune.errors import InputError
+from lunar_tune.methods.contract import METHODS, FitReport, Method, MethodInfo, Preparation, Subject
+from lunar_tune.models.layout import check_layers
+from lunar_tune.redirection.directions import unlearning_vectors
+from lunar_tune.redirection.editing import edited
+from lunar_tune.redirection.solvers import (
+    AdamWSettings,
+    Solution,
+    ridge_coefficients,
+    solve_adamw,
+    solve_closed_form,
+)
+
+__all__ = ["POSITIONS", "SOLVERS", "LunarMethod", "LunarSettings"]
+
+SOLVERS = ("adamw", "closed_form")
+POSITIONS = ("all", "last")
+# Down-projection inputs kept on the device between trials. PISTOL on Qwen2.5-7B is 0.7 GB a layer.
+KEPT_INPUT_BYTES = 4 * 2**30
+
+METHODS.register(
+    "lunar",
+    MethodInfo(summary="redirect the activations of the forgotten questions", variants=SOLVERS),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LunarSettings:
+    """What is fixed over a search."""
+
+    solver: str = "adamw"
+    """adamw (as published) or closed_form (ridge regression)."""
+    positions: str = "all"
+    """Which tokens of a forget prompt are moved: all (as published) or only the last. Tokens that
+    are not moved are kept where they are."""
+    retain_points: float | None = None
+    """Retain tokens in the fit, drawn at random, for each forget token (the paper takes as many,
+    1.0); None takes all of them, as the published code does."""
+    adamw: AdamWSettings = field(default_factory=AdamWSettings)
+    """Settings of the iterative solver."""
+
+    def __post_init__(self) -> None:
+        """Reject values that mean nothing."""
+        if self.solver not in SOLVERS:
+            raise InputError(f"--solver {self.solver}: lunar has {', '.join(SOLVERS)}.")
+        if self.positions not in POSITIONS:
+            raise InputError(f"--positions {self.positions}: there are {', '.join(POSITIONS)}.")
+        if self.retain_points is not None and not 0 < self.retain_points < math.inf:
+            raise InputError(f"--retain-points {self.retain_points}: more than 0, or all.")
+
+
+class LunarMethod(Method):
+    """LUNAR with its fixed settings."""
+
+    def __init__(self, settings: LunarSettings | None = None) -> None:
+        self.settings = settings or LunarSettings()
+
+    @property
+    def name(self) -> str:
+        """Name in the registry."""
+        return "lunar"
+
+    @property
+    def variant(self) -> str:
+        """The solver."""
+        return self.settings.solver
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Layer and coefficient (a list each for several layers) and the solver's own."""
+        own = {"adamw": "learning_rate", "closed_form": "ridge"}[self.settings.solver]
+        return ("layer", "coefficient", own)
+
+    def prepare(self, subject: Subject) -> LunarPreparation:
+        """Sweep all prompts once."""
+        return LunarPreparation(self, subject)
+
+
+class LunarPreparation(Preparation):
+    """Residual streams, unlearning vectors, and what was computed from them so far."""
+
+    def __init__(self, method: LunarMethod, subject: Subject) -> None:
+        self._method = method
+        self._loaded = subject.loaded
+        groups = (subject.forget_prompts, subject.retain_prompts, subject.reference_prompts)
+        forget, retain, reference = _row_ranges([len(group) for group in groups])
+        self._streams = capture_streams(
+            subject.loaded, [prompt for group in groups for prompt in group]
+        )
+        self.vectors: Float[Tensor, "n_layers d_model"] = unlearning_vectors(
+            self._streams, reference_rows=reference, forget_rows=forget
+        )
+        self._rows = [*forget, *retain]
+        self._n_forget = len(forget)
+        self._inputs: dict[int, Tensor] = {}
+        self._coefficients: dict[tuple[int, float, int], Tensor] = {}
+
+    @contextmanager
+    def unlearned(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[FitReport]:
+        """Return a context in which the model is unlearned; see the contract."""
+        self._method.check_parameters(parameters)
+        layers, coefficients = _layers_and_coefficients(parameters)
+        check_layers(layers, self._loaded.n_layers)
+        solutions = {
+            layer: self._solve(layer, coefficient, parameters, seed)
+            for layer, coefficient in zip(layers, coefficients, strict=True)
+        }
+        # The published code sums the layers' losses; they share no parameter.
+        losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
+        details = {f"vector_norm_{layer}": float(self.vectors[layer].norm()) for layer in solutions}
+        with edited(self._loaded, {layer: s.weight for layer, s in solutions.items()}):
+            yield FitReport(losses=losses, details=details)
+
+    @torch.inference_mode()
+    def _solve(
+        self, layer: int, coefficient: float, parameters: Mapping[str, Any], seed: int
+    ) -> Solution:
+        settings = self._method.settings
+        weight = self._loaded.layout.down_projection_of(self._loaded.model, layer).weight
+        inputs = self._inputs_of(layer)
+        chosen, is_forget = self._points(seed)
+        chosen, is_forget = chosen.to(inputs.device), is_forget.to(inputs.device)
+        if len(chosen) < len(inputs):
+            inputs = inputs[chosen]
+        shift = (coefficient * self.vectors[layer]).to(inputs.device)
+        if settings.solver == "closed_form":
+            v = self._ridge_coefficients(layer, float(parameters["ridge"]), inputs, is_forget, seed)
+            return solve_closed_form(weight, inputs, is_forget, shift, v)
+        return solve_adamw(
+            weight,
+            inputs,
+            is_forget,
+            shift,
+            learning_rate=_positive("learning_rate", parameters["learning_rate"]),
+            settings=settings.adamw,
+            seed=seed,
+        )
+
+    def _inputs_of(self, layer: int) -> Float[Tensor, "tokens d_ff"]:
+        """Return the layer's down-projection inputs, computed once while they fit."""
+        if layer not in self._inputs:
+            computed = down_projection_inputs(self._loaded, self._streams, layer, self._rows)
+            size = computed.numel() * computed.element_size()
+            while self._inputs and (len(self._inputs) + 1) * size > KEPT_INPUT_BYTES:
+                self._inputs.pop(next(iter(self._inputs)))
+            self._inputs[layer] = computed
+        return self._inputs[layer]
+
+    def _ridge_coefficients(
+        self, layer: int, ridge: float, inputs: Tensor, is_forget: Tensor, seed: int
+    ) -> Float[Tensor, " d_ff"]:
+        """Return v, solved once for all coefficients."""
+        drawn = seed if self._method.settings.retain_points is not None else 0
+        key = (layer, ridge, drawn)
+        if key not in self._coefficients:
+            self._coefficients[key] = ridge_coefficients(inputs, is_forget, ridge=ridge)
+        return self._coefficients[key]
+
+    def _points(self, seed: int) -> tuple[Tensor, Bool[Tensor, " points"]]:
+        """Return which tokens take part in the fit, and which of those are moved."""
+        settings = self._method.settings
+        lengths = self._streams.offsets.diff()[torch.as_tensor(self._rows)]
+        ends = lengths.cumsum(0)
+        n_forget_tokens = int(ends[self._n_forget - 1])
+        moved = torch.zeros(int(ends[-1]), dtype=torch.bool)
+        if settings.positions == "all":
+            moved[:n_forget_tokens] = True
+        else:
+            moved[ends[: self._n_forget] - 1] = True
+        chosen = torch.arange(len(moved))
+        if settings.retain_points is not None:
+            retain = chosen[n_forget_tokens:]
+            count = min(len(retain), round(settings.retain_points * n_forget_tokens))
+            generator = torch.Generator().manual_seed(seed)
+            drawn = retain[torch.randperm(len(retain), generator=generator)[:count]]
+            chosen = torch.cat([chosen[:n_forget_tokens], drawn.sort().values])
+        return chosen, moved[chosen]
+
+
+def _row_ranges(counts: Sequence[int]) -> list[list[int]]:
+    """Return consecutive row numbers for groups of the given sizes."""
+    ranges, start = [], 0
+    for count in counts:
+        ranges.append(list(range(start, start + count)))
+        start += count
+    return ranges
+
+
+def _layers_and_coefficients(
+    parameters: Mapping[str, Any],
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Read one or several layers, and a coefficient for each or one for all."""
+    layers = _as_tuple(parameters["layer"])
+    coefficients = _as_tuple(parameters["coefficient"])
+    if len(coefficients) == 1:
+        coefficients *= len(layers)
+    if len(layers) != len(coefficients):
+        raise InputError(
+            f"{len(layers)} layers and {len(coefficients)} coefficients: give one coefficient for "
+            "each layer, or one for all."
+        )
+    if any(layer != int(layer) for layer in layers):
+        raise InputError(f"layer {parameters['layer']}: whole numbers.")
+    if not all(math.isfinite(coefficient) for coefficient in coefficients):
+        raise InputError(f"coefficient {parameters['coefficient']}: finite numbers.")
+    return tuple(map(int, layers)), tuple(map(float, coefficients))
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _positive(name: str, value: Any) -> float:
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise InputError(f"{name} {value}: a positive number.")
+    return number

@@ -1,0 +1,159 @@
+"""How a question is put to a model: from text to prompt token ids.
+
+Covers: the tokenizer's own chat template with every date fixed, the published code's bare user
+turn, a template from a file, a system prompt, one beginning-of-sequence token.
+Does not cover: batching and padding (`evaluation.decoding`, `activations.streams`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lunar_tune.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["OWN", "PUBLISHED", "ChatFormat", "encode_prompts", "render_prompt"]
+
+OWN = "own"
+PUBLISHED = "published"
+
+# Llama 3.2's template prints today's date unless it is given one; this is its own fallback, so
+# prompts (and every cache keyed by them) are the same tomorrow.
+FIXED_DATE = "26 Jul 2024"
+
+# The bare user turns of facebookresearch/LUNAR at dfa56eb, src/model_utils/*_model.py, told
+# apart by a token of the vocabulary that only that format has.
+_PUBLISHED_TURNS: tuple[tuple[str, str], ...] = (
+    (
+        "<|start_header_id|>",
+        "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    ("<|im_start|>", "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"),
+    ("<start_of_turn>", "<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n"),
+)
+_PUBLISHED_INST = "[INST] {question} [/INST]"
+_INST_FAMILIES = ("llama", "mistral")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatFormat:
+    """How questions become prompts; part of every cache key."""
+
+    template: str = OWN
+    """`own` (the tokenizer's), `published` (the published code's user turn), or Jinja source."""
+    system_prompt: str | None = None
+    """Text of a system turn before the question; None leaves it to the template."""
+
+    def __post_init__(self) -> None:
+        """Reject contradictions."""
+        if self.template == PUBLISHED and self.system_prompt is not None:
+            raise InputError(
+                "--chat-template published has no system turn: leave out --system-prompt, or use "
+                "--chat-template own."
+            )
+
+    @classmethod
+    def from_option(cls, template: str, system_prompt: str | None) -> ChatFormat:
+        """Build a format from `--chat-template own|published|FILE` and `--system-prompt`.
+
+        Raises:
+            InputError: The file cannot be read.
+        """
+        if template in (OWN, PUBLISHED):
+            return cls(template=template, system_prompt=system_prompt)
+        path = Path(template).expanduser()
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--chat-template {template}: cannot be read ({error}). Give own, published or a "
+                "Jinja file in UTF-8."
+            ) from error
+        return cls(template=source, system_prompt=system_prompt)
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: str, chat: ChatFormat, *, family: str
+) -> str:
+    """Return the text that puts `question` to the model, up to where its answer begins.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        question: The user's turn.
+        chat: The format.
+        family: `config.model_type`.
+
+    Raises:
+        ModelError: The tokenizer has no chat template, the template fails (many refuse a system
+            turn), or the published code has no user turn for this family.
+    """
+    if chat.template == PUBLISHED:
+        return _published_turn(tokenizer, family).format(question=question)
+    source = None if chat.template == OWN else chat.template
+    if source is None and not tokenizer.chat_template:
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template. Use "
+            "--chat-template FILE with its Jinja source, --chat-template published for the "
+            "published code's user turn, or an instruction-tuned checkpoint."
+        )
+    messages = [{"role": "user", "content": question}]
+    if chat.system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": chat.system_prompt})
+    try:
+        rendered = tokenizer.apply_chat_template(
+            messages,
+            chat_template=source,
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=FIXED_DATE,
+            strftime_now=lambda _format: FIXED_DATE,
+            enable_thinking=False,  # Qwen3's switch; other templates do not read it
+        )
+    except Exception as error:  # Jinja raises several unrelated classes
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path} failed: {error}"
+        ) from error
+    return str(rendered)
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Iterable[str],
+    chat: ChatFormat,
+    *,
+    family: str,
+) -> tuple[tuple[int, ...], ...]:
+    """Return each question's prompt as token ids, with at most one beginning-of-sequence token.
+
+    A chat template writes its own special tokens. The published turns leave the
+    beginning-of-sequence token to the tokenizer, as the published code does.
+    """
+    special = chat.template == PUBLISHED
+    bos = tokenizer.bos_token_id
+    encoded = []
+    for question in questions:
+        text = render_prompt(tokenizer, question, chat, family=family)
+        ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        encoded.append(tuple(ids))
+    return tuple(encoded)
+
+
+def _published_turn(tokenizer: PreTrainedTokenizerBase, family: str) -> str:
+    vocabulary = tokenizer.get_vocab()
+    for token, turn in _PUBLISHED_TURNS:
+        if token in vocabulary:
+            return turn
+    if family in _INST_FAMILIES:
+        return _PUBLISHED_INST
+    raise ModelError(
+        f"--chat-template published: the published code has no user turn for the family "
+        f"{family!r}. Use --chat-template own."
+    )

@@ -1,0 +1,149 @@
+"""Where the decoder blocks and their MLP down-projections are, by `config.model_type`.
+
+Covers: the families whose block adds the down-projection's output to the residual stream
+unchanged, which is what LUNAR's target (paper, section 3; arXiv 2502.07218) relies on; refusal
+of all others by name; running a contiguous part of a decoder.
+Does not cover: guessing. A family that is not in the table is refused, because a wrong guess
+would be silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from lunar_tune.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["LAYOUTS", "BlockLayout", "check_layers", "decoder_slice", "layout_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """Attribute paths of a family's parts, seen from its causal language model."""
+
+    decoder: str = "model"
+    """The decoder stack: embeddings, blocks, final norm."""
+    blocks: str = "layers"
+    """The list of blocks inside the decoder."""
+    down_projection: str = "mlp.down_proj"
+    """The matrix from d_ff to d_model inside a block; a `Linear`."""
+
+    def decoder_of(self, model: PreTrainedModel) -> Any:
+        """Return the decoder stack."""
+        return model.get_submodule(self.decoder)
+
+    def blocks_of(self, model: PreTrainedModel) -> nn.ModuleList:
+        """Return the list of decoder blocks."""
+        blocks: nn.ModuleList = getattr(self.decoder_of(model), self.blocks)
+        return blocks
+
+    def down_projection_of(self, model: PreTrainedModel, layer: int) -> nn.Linear:
+        """Return block `layer`'s down-projection; its weight is `[d_model, d_ff]`."""
+        projection = self.blocks_of(model)[layer].get_submodule(self.down_projection)
+        return cast("nn.Linear", projection)
+
+
+# Checked against an independent computation for each family: tests/models/test_families.py.
+LAYOUTS: dict[str, BlockLayout] = {
+    "llama": BlockLayout(),
+    "mistral": BlockLayout(),
+    "qwen2": BlockLayout(),
+    "qwen3": BlockLayout(),
+    "gemma": BlockLayout(),
+    "phi3": BlockLayout(),
+}
+
+_NORM_AFTER_MLP = "it normalises the MLP's output again before adding it to the residual stream"
+UNSUITABLE: dict[str, str] = {
+    "gemma2": _NORM_AFTER_MLP,
+    "gemma3": _NORM_AFTER_MLP,
+    "gemma3_text": _NORM_AFTER_MLP,
+    "olmo2": _NORM_AFTER_MLP,
+    "granite": "it scales the MLP's output before adding it to the residual stream",
+    "mixtral": "its MLP is a mixture of experts, not one down-projection",
+    "qwen2_moe": "its MLP is a mixture of experts, not one down-projection",
+    "qwen3_moe": "its MLP is a mixture of experts, not one down-projection",
+}
+
+
+def layout_of(config: PretrainedConfig) -> BlockLayout:
+    """Return the layout of a configuration's family.
+
+    Raises:
+        ModelError: The family is unsuitable (with the reason) or unknown, or the weights are
+            quantised, so that no full-precision matrix exists to edit.
+    """
+    family = config.model_type
+    known = ", ".join(LAYOUTS)
+    if family in UNSUITABLE:
+        raise ModelError(
+            f"model family {family!r} is unsuitable for LUNAR: {UNSUITABLE[family]}, so a "
+            f"down-projection cannot be given a target in the residual stream. Suitable: {known}."
+        )
+    if family not in LAYOUTS:
+        raise ModelError(
+            f"model family {family!r} is unknown: where its down-projection lies, and whether the "
+            f"block adds it unchanged, has not been checked. Suitable: {known}."
+        )
+    quantization = getattr(config, "quantization_config", None)
+    if quantization:
+        method = (
+            quantization.get("quant_method", "unknown")
+            if isinstance(quantization, dict)
+            else (getattr(quantization, "quant_method", "unknown"))
+        )
+        raise ModelError(
+            f"the checkpoint is quantised ({method}): its down-projection has no full-precision "
+            "weight to edit. Use the 16- or 32-bit checkpoint it was made from."
+        )
+    return LAYOUTS[family]
+
+
+def check_layers(layers: tuple[int, ...], n_layers: int) -> None:
+    """Check layer indices.
+
+    Raises:
+        ModelError: One lies outside the model, or one is named twice.
+    """
+    outside = [layer for layer in layers if not 0 <= layer < n_layers]
+    if outside:
+        listed = ", ".join(map(str, outside))
+        raise ModelError(
+            f"--layer {listed}: the model has {n_layers} decoder blocks, numbered 0 to "
+            f"{n_layers - 1}."
+        )
+    if len(set(layers)) != len(layers):
+        raise ModelError(f"--layer {', '.join(map(str, layers))}: a layer is named twice.")
+
+
+@contextmanager
+def decoder_slice(
+    model: PreTrainedModel, layout: BlockLayout, start: int, stop: int
+) -> Iterator[Any]:
+    """Inside, the decoder consists of blocks `start` to `stop - 1` only; yields the decoder.
+
+    Called with `inputs_embeds` = the residual stream at the input of block `start`, it computes
+    what these blocks do in a full forward. Modifies `model` and restores it in `finally`.
+    """
+    decoder = layout.decoder_of(model)
+    blocks = layout.blocks_of(model)
+    config = decoder.config
+    saved = {"num_hidden_layers": config.num_hidden_layers}
+    if getattr(config, "layer_types", None) is not None:
+        saved["layer_types"] = config.layer_types
+    try:
+        setattr(decoder, layout.blocks, blocks[start:stop])
+        config.num_hidden_layers = stop - start
+        if "layer_types" in saved:
+            config.layer_types = saved["layer_types"][start:stop]
+        yield decoder
+    finally:
+        setattr(decoder, layout.blocks, blocks)
+        for key, value in saved.items():
+            setattr(config, key, value)

@@ -1,0 +1,243 @@
+"""Loading a causal language model and its tokenizer, with errors that a user can act on.
+
+Covers: hub ids and folders, full checkpoints and PEFT adapter folders (merged on load),
+safetensors only, remote code only where asked for, every end-of-sequence id.
+Does not cover: building `tiny` (`finetuning.tiny`), which hands its folder to this module.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lunar_tune.errors import ModelError
+from lunar_tune.models.layout import BlockLayout, layout_of
+from lunar_tune.runtime import resolve_device, resolve_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["LoadedModel", "ModelSpec", "check_model_path", "load_config", "load_model"]
+
+_ADAPTER_FILE = "adapter_config.json"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Everything that decides which weights are loaded, and how."""
+
+    name: str
+    """The name to show."""
+    source: str
+    """Hub id or folder of the base checkpoint."""
+    weights: str | None = None
+    """Folder of fine-tuned weights: a checkpoint, or a PEFT adapter for `source`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None takes the default branch."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16 or auto (bfloat16 on a GPU, float32 on a CPU)."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the checkpoint may run."""
+
+    @property
+    def checkpoint(self) -> str:
+        """Where configuration and weights are read from; an adapter is not a checkpoint."""
+        if self.weights is not None and not is_adapter(Path(self.weights)):
+            return self.weights
+        return self.source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model ready for unlearning, with what every later step asks of it."""
+
+    spec: ModelSpec
+    model: PreTrainedModel
+    """In evaluation mode, no gradients required."""
+    tokenizer: PreTrainedTokenizerBase
+    layout: BlockLayout
+    eos_ids: tuple[int, ...]
+    """Every id that ends an answer."""
+    pad_id: int
+    """The id that fills a batch; never attended to."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.layout.blocks_of(self.model))
+
+    @property
+    def family(self) -> str:
+        """The architecture's name, `config.model_type`."""
+        return str(self.model.config.model_type)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder holds a PEFT adapter."""
+    return (folder / _ADAPTER_FILE).is_file()
+
+
+def check_model_path(path: str) -> Path:
+    """Return the folder of `--model-path`.
+
+    Raises:
+        ModelError: It does not exist, or holds neither a checkpoint nor an adapter.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"--model-path {path}: no such folder.")
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"--model-path {path}: holds neither config.json (a checkpoint) nor {_ADAPTER_FILE} "
+            "(a PEFT adapter)."
+        )
+    if not is_adapter(folder) and not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"--model-path {path}: holds no *.safetensors file. Only safetensors weights are read "
+            "(pickled *.bin files can run code); save them with save_pretrained()."
+        )
+    return folder.resolve()
+
+
+def load_config(spec: ModelSpec) -> PretrainedConfig:
+    """Return the checkpoint's configuration, after checking that its family is suitable.
+
+    Raises:
+        ModelError: It cannot be had, or the family is unsuitable.
+    """
+    from transformers import AutoConfig
+
+    config: PretrainedConfig = _from_hub(AutoConfig, spec, spec.checkpoint)
+    layout_of(config)
+    return config
+
+
+def load_model(spec: ModelSpec) -> LoadedModel:
+    """Load weights and tokenizer onto the resolved device.
+
+    Raises:
+        ModelError: Something cannot be had or is unsuitable; see `load_config`.
+        InputError: The device or number format is unknown or not there.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # the commands show their own
+    device = resolve_device(spec.device)
+    config = load_config(spec)
+    tokenizer = _load_tokenizer(spec)
+    options: dict[str, Any] = {"dtype": resolve_dtype(spec.dtype, device), "use_safetensors": True}
+    if device.type == "cuda":
+        options["device_map"] = {"": device}
+    model = _from_hub(AutoModelForCausalLM, spec, spec.checkpoint, **options)
+    model = _merge_adapter(model, spec)
+    model = model.eval().requires_grad_(requires_grad=False)
+    if model.device != device:
+        model.to(device)  # type: ignore[arg-type]
+    eos_ids = _eos_ids(model, tokenizer)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+    return LoadedModel(
+        spec=spec,
+        model=model,
+        tokenizer=tokenizer,
+        layout=layout_of(config),
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+    )
+
+
+def _load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    source = spec.source
+    if spec.weights is not None and (Path(spec.weights) / "tokenizer_config.json").is_file():
+        source = spec.weights
+    tokenizer: PreTrainedTokenizerBase = _from_hub(AutoTokenizer, spec, source)
+    return tokenizer
+
+
+def _merge_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
+    if spec.weights is None or not is_adapter(Path(spec.weights)):
+        return model
+    from peft import PeftModel
+
+    try:
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, spec.weights).merge_and_unload()
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"--model-path {spec.weights}: the adapter does not fit {spec.source}: {error}"
+        ) from error
+    return merged
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    generation = model.generation_config
+    configured = generation.eos_token_id if generation is not None else None
+    listed = configured if isinstance(configured, list) else [configured]
+    ids = {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
+    if not ids:
+        raise ModelError(
+            f"{model.config.name_or_path} names no end-of-sequence token, neither in its "
+            "generation config nor in its tokenizer: an answer would never end."
+        )
+    return tuple(sorted(ids))
+
+
+def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any:
+    """Call `factory.from_pretrained`, turning the hub's errors into messages to act on."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    local = Path(source).is_dir()
+    if spec.trust_remote_code:
+        logger.warning("%s: Python code that comes with the checkpoint may run", source)
+    try:
+        return factory.from_pretrained(
+            source,
+            revision=None if local else spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        causes = _causes(error)
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            message = (
+                "the hub asks for an accepted licence. Accept it on the model's page, then run "
+                "`hf auth login` or set HF_TOKEN."
+            )
+        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            message = "the hub has no such model, or it is private (`hf auth login`)."
+        elif "trust_remote_code" in str(error):
+            message = (
+                "it wants to run Python code that comes with it. If you trust its authors, "
+                "repeat the command with --trust-remote-code."
+            )
+        elif local:
+            message = f"the folder cannot be loaded: {error}"
+        else:
+            message = (
+                "it is not in the local cache and the hub could not be reached. Connect, download "
+                "it elsewhere and give the folder with --model or --model-path, or use "
+                f"--model tiny. ({str(error).splitlines()[0]})"
+            )
+        raise ModelError(f"model {source}: {message}") from error
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an exception and what led to it, latest first."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain

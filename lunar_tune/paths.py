@@ -1,0 +1,51 @@
+"""Where things are: shipped data and search spaces, the user's cache, safe names for files.
+
+Covers: a source checkout, an editable install and an installed wheel alike.
+Does not cover: what the files mean; readers of the layers above do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import platformdirs
+
+__all__ = ["cache_dir", "datasets_dir", "safe_name", "search_spaces_dir"]
+
+CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _shipped(folder: str) -> Path:
+    """Return a shipped folder: inside an installed wheel, else beside the package in a checkout."""
+    bundled = _PACKAGE / "_bundled" / folder
+    return bundled if bundled.is_dir() else _PACKAGE.parent / folder
+
+
+def datasets_dir() -> Path:
+    """Return the folder of shipped data."""
+    return _shipped("datasets")
+
+
+def search_spaces_dir() -> Path:
+    """Return the folder of shipped search spaces."""
+    return _shipped("search_spaces")
+
+
+def cache_dir() -> Path:
+    """Return the user's cache folder, made if missing and readable by its owner alone.
+
+    The environment variable `LUNAR_TUNE_CACHE` moves it.
+    """
+    moved = os.environ.get(CACHE_VARIABLE)
+    folder = Path(moved).expanduser() if moved else platformdirs.user_cache_path("lunar-tune")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def safe_name(text: str) -> str:
+    """Return text as one file-name component that cannot leave its folder."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")
+    return name or "unnamed"

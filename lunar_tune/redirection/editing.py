@@ -1,0 +1,45 @@
+"""Putting new weights into a model and taking them out again, bit for bit.
+
+Covers: in-place replacement of down-projection weights as a context manager.
+Does not cover: computing the weights (`solvers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lunar_tune.models.loading import LoadedModel
+
+__all__ = ["edited"]
+
+
+@contextmanager
+def edited(loaded: LoadedModel, weights: Mapping[int, Tensor]) -> Iterator[None]:
+    """Inside, block l's down-projection weight is `weights[l]`; after, what it was, bit for bit.
+
+    Modifies the model's weights in place, without a copy of the model, and restores them also
+    when the body raises.
+
+    Args:
+        loaded: The model.
+        weights: New weight `[d_model, d_ff]` by layer, rounded to the model's number format.
+    """
+    parameters = {
+        layer: loaded.layout.down_projection_of(loaded.model, layer).weight for layer in weights
+    }
+    originals = {layer: parameter.detach().clone() for layer, parameter in parameters.items()}
+    try:
+        with torch.no_grad():
+            for layer, weight in weights.items():
+                parameters[layer].copy_(weight)
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, original in originals.items():
+                parameters[layer].copy_(original)

@@ -1,0 +1,226 @@
+"""Fitting one down-projection so that forget tokens move by a shift and retain tokens stay.
+
+Covers: AdamW as published (batches of 64 tokens, learning rate decaying by 0.9 an epoch) with an
+fp32 master of the difference or on a bfloat16 matrix; the closed-form ridge solution, in the
+space of features or of tokens.
+Does not cover: which tokens count as forget or retain (`methods.lunar`), the edit (`editing`).
+
+Notation (LUNAR, arXiv 2502.07218, equation 4): h is the input of the down-projection
+W₀ `[d_model, d_ff]`, targets are W₀h + shift for forget tokens and W₀h for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+from lunar_tune.errors import DivergenceError, InputError
+
+__all__ = [
+    "MASTER_DTYPES",
+    "AdamWSettings",
+    "Solution",
+    "ridge_coefficients",
+    "solve_adamw",
+    "solve_closed_form",
+]
+
+MASTER_DTYPES = ("float32", "bfloat16")
+LEARNING_RATE_DECAY = 0.9  # per epoch, as published (run_lunar.py at dfa56eb)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamWSettings:
+    """The iterative solver's fixed settings; the learning rate is searched."""
+
+    epochs: int = 20
+    """Passes over all tokens; 20 as published."""
+    batch_size: int = 64
+    """Tokens in a step; 64 as published."""
+    master_dtype: str = "float32"
+    """Number format of the trained matrix: float32, or bfloat16 as published."""
+    weight_decay: float | None = None
+    """Decoupled weight decay; None means 0 for float32, torch's 0.01 for bfloat16 as published.
+    In float32 the difference from W₀ is trained, so decay pulls towards the original matrix."""
+
+    def __post_init__(self) -> None:
+        """Reject values that mean nothing."""
+        if self.epochs < 1:
+            raise InputError(f"--epochs {self.epochs}: at least 1.")
+        if self.batch_size < 1:
+            raise InputError(f"a batch of {self.batch_size} tokens: at least 1.")
+        if self.master_dtype not in MASTER_DTYPES:
+            raise InputError(
+                f"--master-dtype {self.master_dtype}: there are {', '.join(MASTER_DTYPES)}."
+            )
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"--weight-decay {self.weight_decay}: 0 or more.")
+
+    @property
+    def decay(self) -> float:
+        """The weight decay in force."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.0 if self.master_dtype == "float32" else 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A fitted down-projection."""
+
+    weight: Float[Tensor, "d_model d_ff"]
+    losses: tuple[float, ...] = field(default=())
+    """Mean squared error of each epoch (AdamW), or the one that remains (closed form)."""
+
+
+def solve_adamw(
+    weight: Float[Tensor, "d_model d_ff"],
+    inputs: Float[Tensor, "tokens d_ff"],
+    is_forget: Bool[Tensor, " tokens"],
+    shift: Float[Tensor, " d_model"],
+    *,
+    learning_rate: float,
+    settings: AdamWSettings,
+    seed: int,
+) -> Solution:
+    """Fit by AdamW on the mean squared error over shuffled batches of tokens.
+
+    Args:
+        weight: The original matrix W₀; not modified.
+        inputs: h at every token.
+        is_forget: Which tokens are to be moved.
+        shift: By how much: coefficient × unlearning vector.
+        learning_rate: Of the first epoch; each later one has 0.9 of the one before.
+        settings: Epochs, batch size, number format.
+        seed: Of the batch order.
+
+    Raises:
+        DivergenceError: The loss became NaN or infinite.
+    """
+    if settings.master_dtype == "bfloat16":
+        # As published: W itself is trained in bfloat16, optimiser state included. Small updates
+        # are lost to rounding there, and most of the weight decay with them.
+        trained = weight.detach().to(torch.bfloat16, copy=True)
+        inputs = inputs.to(torch.bfloat16)
+        targets = linear(inputs, trained)
+        targets[is_forget] += shift.to(targets)
+        losses = _train(
+            trained, inputs, targets.__getitem__, learning_rate, settings=settings, seed=seed
+        )
+        return Solution(weight=trained.to(weight.dtype), losses=losses)
+    # W − W₀ is trained in float32 from zero, so that retain tokens start exactly on target.
+    difference = torch.zeros_like(weight, dtype=torch.float32)
+    target = shift.to(difference)
+    losses = _train(
+        difference,
+        inputs,
+        lambda batch: is_forget[batch, None] * target,
+        learning_rate,
+        settings=settings,
+        seed=seed,
+    )
+    return Solution(weight=(weight.float() + difference).to(weight.dtype), losses=losses)
+
+
+def _train(
+    trained: Float[Tensor, "d_model d_ff"],
+    inputs: Float[Tensor, "tokens d_ff"],
+    targets_of: Callable[[Tensor], Tensor],
+    learning_rate: float,
+    *,
+    settings: AdamWSettings,
+    seed: int,
+) -> tuple[float, ...]:
+    """Minimise the mean squared error of `trained` in place; return each epoch's mean loss.
+
+    The gradient of this one product is written out; autograd would compute the same.
+    """
+    trained.grad = torch.empty_like(trained)
+    optimizer = torch.optim.AdamW(
+        [trained], lr=learning_rate, weight_decay=settings.decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=LEARNING_RATE_DECAY)
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for epoch in range(settings.epochs):
+        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+        batch_losses = []
+        for batch in order.split(settings.batch_size):
+            h = inputs[batch].to(trained.dtype)
+            error = linear(h, trained) - targets_of(batch)
+            torch.mm(error.T * (2 / error.numel()), h, out=trained.grad)
+            optimizer.step()
+            batch_losses.append(error.float().square().mean())
+        losses.append(_checked(float(torch.stack(batch_losses).mean()), epoch, settings.epochs))
+        schedule.step()
+    return tuple(losses)
+
+
+def _checked(loss: float, epoch: int, epochs: int) -> float:
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"the loss became {loss} in epoch {epoch + 1} of {epochs}: the learning rate is too "
+            "high for these activations."
+        )
+    return loss
+
+
+def ridge_coefficients(
+    inputs: Float[Tensor, "tokens d_ff"],
+    is_forget: Bool[Tensor, " tokens"],
+    *,
+    ridge: float,
+) -> Float[Tensor, " d_ff"]:
+    """Return v = (HᵀH + λI)⁻¹Hᵀ1_forget with λ = ridge · tr(HᵀH)/d_ff, in float64.
+
+    It depends neither on the coefficient nor on the unlearning vector. With fewer tokens than
+    features the same v is found in token space, v = Hᵀ(HHᵀ + λI)⁻¹1_forget.
+
+    Raises:
+        InputError: `ridge` is not positive.
+        DivergenceError: The system cannot be solved in float64.
+    """
+    if not 0 < ridge < math.inf:
+        raise InputError(f"--ridge {ridge}: a positive number.")
+    h = inputs.double()
+    tokens, d_ff = h.shape
+    indicator = is_forget.to(h)
+    strength = ridge * h.square().sum() / d_ff
+    gram = h.T @ h if tokens >= d_ff else h @ h.T
+    gram.diagonal().add_(strength)
+    factor, info = torch.linalg.cholesky_ex(gram)
+    if int(info) != 0:
+        raise DivergenceError(f"ridge {ridge} is too small: the normal equations are singular.")
+    if tokens >= d_ff:
+        return torch.cholesky_solve((h.T @ indicator)[:, None], factor)[:, 0]
+    return h.T @ torch.cholesky_solve(indicator[:, None], factor)[:, 0]
+
+
+def solve_closed_form(
+    weight: Float[Tensor, "d_model d_ff"],
+    inputs: Float[Tensor, "tokens d_ff"],
+    is_forget: Bool[Tensor, " tokens"],
+    shift: Float[Tensor, " d_model"],
+    coefficients: Float[Tensor, " d_ff"],
+) -> Solution:
+    """Return W₀ + shift·vᵀ, the minimum of the ridge objective: a rank-one edit.
+
+    Args:
+        weight: The original matrix W₀; not modified.
+        inputs: h at every token; for the error that remains.
+        is_forget: Which tokens are to be moved.
+        shift: By how much: coefficient × unlearning vector.
+        coefficients: v, from `ridge_coefficients`.
+    """
+    v = coefficients.to(torch.float64)
+    shift64 = shift.to(v)
+    solved = (weight.double() + torch.outer(shift64, v)).to(weight.dtype)
+    share = inputs.double() @ v - is_forget.to(v)
+    loss = float(share.square().mean() * shift64.square().mean())
+    return Solution(weight=solved, losses=(loss,))

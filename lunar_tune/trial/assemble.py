@@ -1,0 +1,205 @@
+"""From options to a spec: names resolved, files read, sets split, everything checked.
+
+Covers: all that can be known without weights; every mistake in one message; making `tiny` exist.
+Does not cover: loading the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from lunar_tune.data.bundled import resolve_data
+from lunar_tune.data.readers import read_prompts, read_records
+from lunar_tune.data.records import Record
+from lunar_tune.data.splits import Split, edges_of, sample_by_edge, split_by_edges
+from lunar_tune.errors import DataError, InputError, Problems
+from lunar_tune.evaluation.rouge import check_scorable
+from lunar_tune.methods.contract import METHODS, Method
+from lunar_tune.methods.lunar import LunarMethod
+from lunar_tune.models.catalog import TINY, ModelReference, resolve_model
+from lunar_tune.models.chat import ChatFormat
+from lunar_tune.models.loading import ModelSpec, check_model_path
+from lunar_tune.runtime import resolve_device
+from lunar_tune.trial.options import NONE, RunOptions
+from lunar_tune.trial.spec import DataSets, TrialSpec
+
+__all__ = ["assemble", "known_depth", "materialise"]
+
+DEFAULT_EDGE = "A_B"
+
+
+def assemble(options: RunOptions) -> TrialSpec:
+    """Resolve and check everything that needs no weights.
+
+    For `tiny` the spec's model source is its name until `materialise` has built it.
+
+    Raises:
+        InputError: Something is wrong; all of it is said at once.
+    """
+    problems = Problems()
+    reference = model_path = method = chat = None
+    with problems.collect():
+        reference = resolve_model(options.model)
+    with problems.collect():
+        model_path = str(check_model_path(options.model_path)) if options.model_path else None
+    with problems.collect():
+        resolve_device(options.device)
+    with problems.collect():
+        chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
+    with problems.collect():
+        method = _method(options)
+    with problems.collect():
+        _check_counts(options)
+    data = _read_data(options, reference, problems)
+    problems.raise_if_any()
+    if reference is None or chat is None or method is None or data is None:
+        raise AssertionError("every None above comes with a noted problem")
+    return TrialSpec(
+        model=ModelSpec(
+            name=reference.name,
+            source=reference.source or TINY,
+            weights=model_path,
+            revision=options.revision,
+            dtype=options.dtype,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
+        ),
+        chat=chat,
+        method=method,
+        decoding=options.decoding,
+        rouge_tokenizer=options.rouge_tokenizer,
+        seed=options.seed,
+        data=data,
+    )
+
+
+def materialise(
+    spec: TrialSpec, on_progress: Callable[[int, int], None] | None = None
+) -> TrialSpec:
+    """Return the spec with a source that can be loaded: `tiny` is built if it does not exist yet.
+
+    Args:
+        spec: From `assemble`.
+        on_progress: Called with epochs done and epochs in all while `tiny` is being built.
+    """
+    if spec.model.source != TINY:
+        return spec
+    from lunar_tune.finetuning.tiny import ensure_tiny
+
+    folder = ensure_tiny(on_progress=on_progress)
+    return dataclasses.replace(spec, model=dataclasses.replace(spec.model, source=str(folder)))
+
+
+def known_depth(options: RunOptions) -> int | None:
+    """Return the number of decoder blocks if it can be known without weights or network.
+
+    Raises:
+        ModelError: The model's name means nothing.
+    """
+    for folder in (options.model_path, options.model):
+        config = Path(folder).expanduser() / "config.json" if folder else None
+        if config is not None and config.is_file():
+            try:
+                depth = json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers")
+            except (OSError, ValueError):
+                depth = None
+            if isinstance(depth, int):
+                return depth
+    entry = resolve_model(options.model).entry
+    return entry.n_layers if entry is not None else None
+
+
+def _method(options: RunOptions) -> Method:
+    METHODS[options.method]
+    return LunarMethod(options.lunar)
+
+
+def _check_counts(options: RunOptions) -> None:
+    for name, value in (
+        ("--retain-rows", options.retain_rows),
+        ("--evaluation-rows", options.evaluation_rows),
+    ):
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value}: at least 1.")
+
+
+def _read_data(
+    options: RunOptions, reference: ModelReference | None, problems: Problems
+) -> DataSets | None:
+    """Read and split all sets; None where something is wrong, which is then noted."""
+    name = options.data or _own_data(reference)
+    records = _read_set(name, problems)
+    factual = (
+        () if options.factual_data == NONE else _read_set(options.factual_data, problems, NONE)
+    )
+    other = _read_set(options.retain_data, problems, "retain") if options.retain_data else None
+    prompts = None
+    with problems.collect():
+        prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
+    split = None
+    if records is not None:
+        with problems.collect():
+            split = split_by_edges(records, options.forget_edges or _default_edge(records))
+    if split is None or factual is None or prompts is None:
+        return None
+    if other is not None:
+        with problems.collect():
+            Split(forget=split.forget, retain=other, forget_edges=split.forget_edges)
+    sets = None
+    with problems.collect():
+        sets = _evaluated(options, name, split, factual)
+    if sets is None:
+        return None
+    fit_retain = split.retain if other is None else other
+    return dataclasses.replace(sets, fit_retain=fit_retain, reference_prompts=prompts)
+
+
+def _evaluated(
+    options: RunOptions,
+    name: str,
+    split: Split,
+    factual: tuple[Record, ...],
+) -> DataSets:
+    """Cut the sets to what is evaluated, and check that it can be scored."""
+    rows = options.evaluation_rows
+    retain = split.retain[:rows]
+    sample = sample_by_edge(retain, options.retain_rows or len(retain), seed=options.seed)
+    for part in (split.forget, retain, factual[:rows]):
+        check_scorable(part, tokenizer=options.rouge_tokenizer)
+    return DataSets(
+        name=Path(name).stem,
+        forget_edges=split.forget_edges,
+        forget=split.forget,
+        fit_retain=split.retain,
+        retain=retain,
+        retain_sample=sample,
+        factual=factual[:rows],
+        reference_prompts=(),
+    )
+
+
+def _read_set(
+    name: str, problems: Problems, default_edge: str | None = None
+) -> tuple[Record, ...] | None:
+    records = None
+    with problems.collect():
+        records = read_records(resolve_data(name, kind="records"), default_edge=default_edge)
+    return records
+
+
+def _own_data(reference: ModelReference | None) -> str:
+    is_tiny = reference is not None and reference.name == TINY
+    return "mini" if is_tiny else "contracts"
+
+
+def _default_edge(records: tuple[Record, ...]) -> tuple[str, ...]:
+    edges = edges_of(records)
+    if DEFAULT_EDGE not in edges:
+        raise DataError(
+            f"--forget-edge is needed: the data have no edge {DEFAULT_EDGE!r}, the default. "
+            f"There are: {', '.join(list(edges)[:40])}."
+        )
+    return (DEFAULT_EDGE,)

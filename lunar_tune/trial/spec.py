@@ -1,0 +1,60 @@
+"""Everything that a worker needs for trials, resolved and picklable.
+
+Covers: the data itself rather than its file names, so that a worker on another machine needs no
+file; what is evaluated in a trial and in a full evaluation.
+Does not cover: how options become a spec (`assemble`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from lunar_tune.data.records import Record
+from lunar_tune.evaluation.decoding import PUBLISHED_MAX_NEW_TOKENS, DecodingSettings
+from lunar_tune.methods.contract import Method
+from lunar_tune.models.chat import ChatFormat
+from lunar_tune.models.loading import ModelSpec
+
+__all__ = ["DataSets", "TrialSpec"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSets:
+    """The questions of a study."""
+
+    name: str
+    """The data set's name or file name, to show."""
+    forget_edges: tuple[str, ...]
+    forget: tuple[Record, ...]
+    """Questions to forget; all of them are fitted and evaluated."""
+    fit_retain: tuple[Record, ...]
+    """Questions that the fit keeps where they are."""
+    retain: tuple[Record, ...]
+    """Questions on which keeping is judged in a full evaluation."""
+    retain_sample: tuple[Record, ...]
+    """The part of `retain` that a trial is judged on."""
+    factual: tuple[Record, ...]
+    """General knowledge; may be empty."""
+    reference_prompts: tuple[str, ...]
+    """Prompts that the model declines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSpec:
+    """One model, one split, one method: what all trials of a study share."""
+
+    model: ModelSpec
+    chat: ChatFormat
+    method: Method
+    data: DataSets
+    decoding: DecodingSettings
+    """How a trial's answers are generated."""
+    rouge_tokenizer: str
+    seed: int
+
+    @property
+    def full_decoding(self) -> DecodingSettings:
+        """Decoding of a full evaluation: the trial's, with at least the published token budget."""
+        budget = max(self.decoding.max_new_tokens, PUBLISHED_MAX_NEW_TOKENS)
+        return dataclasses.replace(self.decoding, max_new_tokens=budget)
