@@ -6,8 +6,7 @@ Does not cover: exit codes (the commands map classes to codes).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 __all__ = [
     "DataError",
@@ -49,6 +48,27 @@ class DivergenceError(TrialError):
     """A loss or a weight became NaN or infinite."""
 
 
+class _Collecting:
+    """The context of `Problems.collect`."""
+
+    def __init__(self, problems: Problems) -> None:
+        self._problems = problems
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if isinstance(error, InputError):
+            self._problems.add(str(error))
+            return True
+        return False
+
+
 class Problems:
     """Collects everything that is wrong with one input so that it is said in one message.
 
@@ -69,13 +89,9 @@ class Problems:
         if message not in self.messages:
             self.messages.append(message)
 
-    @contextmanager
-    def collect(self) -> Iterator[None]:
+    def collect(self) -> _Collecting:
         """Turn an `InputError` raised inside into a noted mistake and go on after the block."""
-        try:
-            yield
-        except InputError as error:
-            self.add(str(error))
+        return _Collecting(self)
 
     def raise_if_any(self, error_class: type[InputError] = InputError) -> None:
         """Raise one error with every noted mistake.

@@ -8,6 +8,7 @@ module stays cheap.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from lunar_tune.errors import InputError
@@ -25,11 +26,11 @@ def resolve_device(device: str) -> torch.device:
     """Return the torch device that a name means; `auto` takes a GPU where there is one.
 
     Raises:
-        InputError: The name is unknown, or `cuda` was demanded and there is none.
+        InputError: The name is unknown, or a CUDA device was demanded that is not there.
     """
     import torch
 
-    if device.split(":", maxsplit=1)[0] not in DEVICES:
+    if device not in DEVICES and not re.fullmatch(r"cuda:\d+", device):
         raise InputError(f"--device {device}: unknown. There are: {', '.join(DEVICES)}.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,7 +39,12 @@ def resolve_device(device: str) -> torch.device:
             f"--device {device}: torch {torch.__version__} sees no CUDA device here. "
             "Use --device cpu, or install a CUDA build of torch on a machine with a GPU."
         )
-    return torch.device(device)
+    resolved = torch.device(device)
+    if (resolved.index or 0) >= torch.cuda.device_count() and resolved.type == "cuda":
+        raise InputError(
+            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices, the first is 0."
+        )
+    return resolved
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

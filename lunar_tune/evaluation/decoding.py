@@ -7,7 +7,8 @@ Does not cover: sampling, beams, scores of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,15 @@ from torch import Tensor
 from lunar_tune.errors import InputError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["PUBLISHED_MAX_NEW_TOKENS", "DecodingSettings", "generate_answers"]
+__all__ = ["PUBLISHED_MAX_NEW_TOKENS", "DecodingSettings", "generate_answers", "token_budget"]
 
 PUBLISHED_MAX_NEW_TOKENS = 512  # config/forget.yaml of the published code at dfa56eb
+
+LEAST_BUDGET = 32
 
 # Rows in a batch. On a CPU larger batches win nothing once the weights are read; on a GPU 256
 # short rows of a 7B model's cache stay below 10 GiB.
@@ -35,8 +40,8 @@ STEPS_PER_LOOK = {"cpu": 1, "cuda": 8}
 class DecodingSettings:
     """How answers are generated."""
 
-    max_new_tokens: int = PUBLISHED_MAX_NEW_TOKENS
-    """Token budget of an answer."""
+    max_new_tokens: int | None = PUBLISHED_MAX_NEW_TOKENS
+    """Token budget of an answer; None is twice the longest true answer, and at least 32."""
     repetition_penalty: float = 1.0
     """1.0 is none, whatever the checkpoint's generation config says (Qwen ships 1.05)."""
     batch_size: int | None = None
@@ -44,28 +49,50 @@ class DecodingSettings:
 
     def __post_init__(self) -> None:
         """Reject values that mean nothing."""
-        if self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InputError(f"--max-new-tokens {self.max_new_tokens}: at least 1.")
-        if self.repetition_penalty <= 0:
-            raise InputError(f"--repetition-penalty {self.repetition_penalty}: more than 0.")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise InputError(f"--repetition-penalty {self.repetition_penalty}: a positive number.")
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size}: at least 1.")
 
 
+def token_budget(
+    settings: DecodingSettings, tokenizer: PreTrainedTokenizerBase, truths: Iterable[str]
+) -> int:
+    """Return the token budget: the settings' own, or what the true answers call for."""
+    if settings.max_new_tokens is not None:
+        return settings.max_new_tokens
+    ids = tokenizer(list(truths), add_special_tokens=False)["input_ids"]
+    return max(LEAST_BUDGET, 2 * max((len(row) for row in ids), default=0))
+
+
 @torch.inference_mode()
 def generate_answers(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], settings: DecodingSettings
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    settings: DecodingSettings,
+    *,
+    max_new_tokens: int,
 ) -> list[str]:
     """Return the greedy answer to each prompt as text, special tokens left out.
 
     Prompts of similar length share a batch; the answers come in the order of `prompts`.
+
+    Args:
+        loaded: The model, edited or not.
+        prompts: Token ids of each prompt.
+        settings: Penalty and batch size.
+        max_new_tokens: Token budget of an answer; `token_budget` resolves the settings' own.
     """
+    if not prompts:  # `batch_decode` of nothing is one empty text
+        return []
     size = settings.batch_size or ROWS_PER_BATCH.get(loaded.device.type, ROWS_PER_BATCH["cpu"])
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     tokens: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(prompts), size):
         rows = by_length[start : start + size]
-        batch = _Batch(loaded, [prompts[row] for row in rows], settings)
+        batch = _Batch(loaded, [prompts[row] for row in rows], settings, max_new_tokens)
         for row, answer in zip(rows, batch.run(), strict=True):
             tokens[row] = answer
     return loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -75,18 +102,22 @@ class _Batch:
     """One batch of prompts being answered; rows that have ended are taken out."""
 
     def __init__(
-        self, loaded: LoadedModel, prompts: Sequence[Sequence[int]], settings: DecodingSettings
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[Sequence[int]],
+        settings: DecodingSettings,
+        max_new_tokens: int,
     ) -> None:
         self.loaded = loaded
         self.settings = settings
-        ids, mask = _left_padded(prompts, loaded.pad_id)
+        ids, mask = _left_padded(prompts)
         self.ids = ids.to(loaded.device)
         self.mask = mask.to(loaded.device)
         self.rows = torch.arange(len(prompts), device=loaded.device)
         self.ended = torch.zeros(len(prompts), dtype=torch.bool, device=loaded.device)
         self.eos = torch.tensor(loaded.eos_ids, device=loaded.device)
         self.answers = torch.full(
-            (len(prompts), settings.max_new_tokens), loaded.eos_ids[0], device=loaded.device
+            (len(prompts), max_new_tokens), loaded.eos_ids[0], device=loaded.device
         )
 
     def run(self) -> Iterator[list[int]]:
@@ -95,7 +126,7 @@ class _Batch:
         cache = None
         inputs = self.ids
         positions = (self.mask.long().cumsum(-1) - 1).clamp(min=0)
-        for step in range(self.settings.max_new_tokens):
+        for step in range(self.answers.shape[1]):
             output = self.loaded.model(
                 input_ids=inputs,
                 attention_mask=self.mask,
@@ -135,11 +166,15 @@ class _Batch:
 
 
 def _left_padded(
-    prompts: Sequence[Sequence[int]], pad_id: int
+    prompts: Sequence[Sequence[int]],
 ) -> tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]:
-    """Return ids and the mask of real tokens, the last prompt token in the last column."""
+    """Return ids and the mask of real tokens, the last prompt token in the last column.
+
+    The padding, never attended to, repeats a prompt's own first token: a repetition penalty looks
+    at ids without a mask, and a padding token is the end-of-sequence token of many models.
+    """
     width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[*[pad_id] * (width - len(prompt)), *prompt] for prompt in prompts])
+    ids = torch.tensor([[*[prompt[0]] * (width - len(prompt)), *prompt] for prompt in prompts])
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     return ids, torch.arange(width).flip(0) < lengths[:, None]
 

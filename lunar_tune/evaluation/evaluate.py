@@ -64,6 +64,7 @@ def evaluate(
     sets: Sequence[EvaluationSet],
     settings: DecodingSettings,
     *,
+    max_new_tokens: int,
     rouge_tokenizer: str = "default",
 ) -> Evaluation:
     """Ask all questions, greedily, and score the answers.
@@ -72,7 +73,7 @@ def evaluate(
     """
     questions = [(one.name, record) for one in sets for record in one.records]
     prompts = [prompt for one in sets for prompt in one.prompts]
-    answers = generate_answers(loaded, prompts, settings)
+    answers = generate_answers(loaded, prompts, settings, max_new_tokens=max_new_tokens)
     recalls = rouge_recall(
         [record.answer for _, record in questions], answers, tokenizer=rouge_tokenizer
     )

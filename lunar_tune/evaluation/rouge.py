@@ -8,6 +8,7 @@ Does not cover: generating answers.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +25,7 @@ TOKENIZERS = ("default", "words")
 """`default`: rouge-score's own, [a-z0-9] with stemming. `words`: every script, no stemming; each
 ideograph, kana or Hangul syllable is a word."""
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
+_SYLLABLE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,16 @@ class Recall:
 
 
 class _WordTokenizer:
-    """Splits text of any script into lower-case words."""
+    """Splits text of any script into lower-case words.
+
+    Letters, their marks (vowel signs, accents) and digits make a word; NFKC writes an accented
+    letter and a half-width kana in one way only.
+    """
 
     def tokenize(self, text: str) -> list[str]:
-        return _WORD.findall(text.lower())
+        normal = unicodedata.normalize("NFKC", text.lower())
+        kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in normal)
+        return _SYLLABLE.sub(r" \g<0> ", kept).split()
 
 
 @cache

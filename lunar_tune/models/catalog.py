@@ -87,7 +87,7 @@ def resolve_model(name: str) -> ModelReference:
         entry = CATALOG[name]
         return ModelReference(name=name, source=entry.hub_id, entry=entry)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return ModelReference(name=folder.resolve().name, source=str(folder.resolve()), entry=None)
     if name.startswith((".", "/", "~")) or folder.is_file():
         raise ModelError(

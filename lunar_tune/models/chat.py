@@ -25,6 +25,9 @@ PUBLISHED = "published"
 # Llama 3.2's template prints today's date unless it is given one; this is its own fallback, so
 # prompts (and every cache keyed by them) are the same tomorrow.
 FIXED_DATE = "26 Jul 2024"
+# For templates that call transformers' function without asking for a date first. A function handed
+# to `apply_chat_template` does not arrive (5.23 replaces it by a text), a macro shadows theirs.
+_FIXED_CLOCK = f"{{% macro strftime_now(format) %}}{FIXED_DATE}{{% endmacro %}}\n"
 
 # The bare user turns of facebookresearch/LUNAR at dfa56eb, src/model_utils/*_model.py, told
 # apart by a token of the vocabulary that only that format has.
@@ -95,8 +98,7 @@ def render_prompt(
     """
     if chat.template == PUBLISHED:
         return _published_turn(tokenizer, family).format(question=question)
-    source = None if chat.template == OWN else chat.template
-    if source is None and not tokenizer.chat_template:
+    if chat.template == OWN and not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template. Use "
             "--chat-template FILE with its Jinja source, --chat-template published for the "
@@ -106,13 +108,13 @@ def render_prompt(
     if chat.system_prompt is not None:
         messages.insert(0, {"role": "system", "content": chat.system_prompt})
     try:
+        source = tokenizer.get_chat_template() if chat.template == OWN else chat.template
         rendered = tokenizer.apply_chat_template(
             messages,
-            chat_template=source,
+            chat_template=_FIXED_CLOCK + source if "strftime_now" in source else source,
             tokenize=False,
             add_generation_prompt=True,
             date_string=FIXED_DATE,
-            strftime_now=lambda _format: FIXED_DATE,
             enable_thinking=False,  # Qwen3's switch; other templates do not read it
         )
     except Exception as error:  # Jinja raises several unrelated classes

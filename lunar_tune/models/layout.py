@@ -49,7 +49,7 @@ class BlockLayout:
         return cast("nn.Linear", projection)
 
 
-# Checked against an independent computation for each family: tests/models/test_families.py.
+# Checked against an independent computation for each family: tests/core/test_core_layouts.py.
 LAYOUTS: dict[str, BlockLayout] = {
     "llama": BlockLayout(),
     "mistral": BlockLayout(),

@@ -8,6 +8,7 @@ Does not cover: building `tiny` (`finetuning.tiny`), which hands its folder to t
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "ModelSpec", "check_model_path", "load_config", "load_model"]
 
 _ADAPTER_FILE = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 logger = logging.getLogger(__name__)
 
 
@@ -102,9 +104,10 @@ def check_model_path(path: str) -> Path:
             f"--model-path {path}: holds neither config.json (a checkpoint) nor {_ADAPTER_FILE} "
             "(a PEFT adapter)."
         )
-    if not is_adapter(folder) and not any(folder.glob("*.safetensors")):
+    weights = _ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors"
+    if not any(folder.glob(weights)):
         raise ModelError(
-            f"--model-path {path}: holds no *.safetensors file. Only safetensors weights are read "
+            f"--model-path {path}: holds no {weights} file. Only safetensors weights are read "
             "(pickled *.bin files can run code); save them with save_pretrained()."
         )
     return folder.resolve()
@@ -140,11 +143,14 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     options: dict[str, Any] = {"dtype": resolve_dtype(spec.dtype, device), "use_safetensors": True}
     if device.type == "cuda":
         options["device_map"] = {"": device}
-    model = _from_hub(AutoModelForCausalLM, spec, spec.checkpoint, **options)
+    model, report = _from_hub(
+        AutoModelForCausalLM, spec, spec.checkpoint, output_loading_info=True, **options
+    )
+    _check_complete(report["missing_keys"], spec)
     model = _merge_adapter(model, spec)
     model = model.eval().requires_grad_(requires_grad=False)
     if model.device != device:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
     eos_ids = _eos_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     return LoadedModel(
@@ -155,6 +161,16 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         eos_ids=eos_ids,
         pad_id=pad_id,
     )
+
+
+def _check_complete(missing: Collection[str], spec: ModelSpec) -> None:
+    """Refuse a checkpoint that lacks weights: transformers fills them with random numbers."""
+    if missing:
+        shown = ", ".join(sorted(missing)[:3])
+        raise ModelError(
+            f"model {spec.checkpoint}: the weights lack {len(missing)} tensors that config.json "
+            f"asks for, among them {shown}."
+        )
 
 
 def _load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -170,14 +186,25 @@ def _load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 def _merge_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
     if spec.weights is None or not is_adapter(Path(spec.weights)):
         return model
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
+    adapted = None
+    unread: set[str] = set()
     try:
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, spec.weights).merge_and_unload()
-    except (ValueError, RuntimeError, KeyError) as error:
+        adapted = PeftModel.from_pretrained(model, spec.weights)
+        with safe_open(Path(spec.weights) / _ADAPTER_WEIGHTS, framework="pt") as file:
+            unread = set(file.keys()) ^ set(get_peft_model_state_dict(adapted))
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
         raise ModelError(
             f"--model-path {spec.weights}: the adapter does not fit {spec.source}: {error}"
         ) from error
+    if unread:  # peft leaves out what has no place, and says so in a warning at most
+        raise ModelError(
+            f"--model-path {spec.weights}: the adapter does not fit {spec.source}: "
+            f"{len(unread)} tensors are in one and not in the other, among them {min(unread)}."
+        )
+    merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
 
 
@@ -197,6 +224,7 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
 def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any:
     """Call `factory.from_pretrained`, turning the hub's errors into messages to act on."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from safetensors import SafetensorError
 
     local = Path(source).is_dir()
     if spec.trust_remote_code:
@@ -208,7 +236,7 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
             trust_remote_code=spec.trust_remote_code,
             **options,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         causes = _causes(error)
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             message = (

@@ -29,10 +29,18 @@ def edited(loaded: LoadedModel, weights: Mapping[int, Tensor]) -> Iterator[None]
     Args:
         loaded: The model.
         weights: New weight `[d_model, d_ff]` by layer, rounded to the model's number format.
+
+    Raises:
+        ValueError: A weight has another shape than its matrix; `copy_` would spread it.
     """
     parameters = {
         layer: loaded.layout.down_projection_of(loaded.model, layer).weight for layer in weights
     }
+    for layer, weight in weights.items():
+        if weight.shape != parameters[layer].shape:
+            raise ValueError(
+                f"layer {layer}: shape {tuple(weight.shape)}, not {tuple(parameters[layer].shape)}"
+            )
     originals = {layer: parameter.detach().clone() for layer, parameter in parameters.items()}
     try:
         with torch.no_grad():

@@ -101,7 +101,7 @@ def solve_adamw(
         seed: Of the batch order.
 
     Raises:
-        DivergenceError: The loss became NaN or infinite.
+        DivergenceError: The loss or the matrix became NaN or infinite.
     """
     if settings.master_dtype == "bfloat16":
         # As published: W itself is trained in bfloat16, optimiser state included. Small updates
@@ -125,7 +125,7 @@ def solve_adamw(
         settings=settings,
         seed=seed,
     )
-    return Solution(weight=(weight.float() + difference).to(weight.dtype), losses=losses)
+    return Solution(weight=_finite((weight.float() + difference).to(weight.dtype)), losses=losses)
 
 
 def _train(
@@ -169,6 +169,16 @@ def _checked(loss: float, epoch: int, epochs: int) -> float:
             "high for these activations."
         )
     return loss
+
+
+def _finite(weight: Float[Tensor, "d_model d_ff"]) -> Float[Tensor, "d_model d_ff"]:
+    """Return the matrix; the last step's loss is never taken, and a number format has an end."""
+    if not bool(weight.isfinite().all()):
+        raise DivergenceError(
+            f"the fitted matrix became NaN or infinite in {weight.dtype}: the learning rate or "
+            "the coefficient is too high."
+        )
+    return weight
 
 
 def ridge_coefficients(
@@ -217,10 +227,13 @@ def solve_closed_form(
         is_forget: Which tokens are to be moved.
         shift: By how much: coefficient × unlearning vector.
         coefficients: v, from `ridge_coefficients`.
+
+    Raises:
+        DivergenceError: The matrix is NaN or infinite in its number format.
     """
     v = coefficients.to(torch.float64)
     shift64 = shift.to(v)
     solved = (weight.double() + torch.outer(shift64, v)).to(weight.dtype)
     share = inputs.double() @ v - is_forget.to(v)
     loss = float(share.square().mean() * shift64.square().mean())
-    return Solution(weight=solved, losses=(loss,))
+    return Solution(weight=_finite(solved), losses=(loss,))

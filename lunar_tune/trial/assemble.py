@@ -184,10 +184,9 @@ def _evaluated(
 def _read_set(
     name: str, problems: Problems, default_edge: str | None = None
 ) -> tuple[Record, ...] | None:
-    records = None
     with problems.collect():
-        records = read_records(resolve_data(name, kind="records"), default_edge=default_edge)
-    return records
+        return read_records(resolve_data(name, kind="records"), default_edge=default_edge)
+    return None
 
 
 def _own_data(reference: ModelReference | None) -> str:

@@ -7,11 +7,10 @@ Does not cover: how options become a spec (`assemble`).
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from lunar_tune.data.records import Record
-from lunar_tune.evaluation.decoding import PUBLISHED_MAX_NEW_TOKENS, DecodingSettings
+from lunar_tune.evaluation.decoding import DecodingSettings
 from lunar_tune.methods.contract import Method
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec
@@ -52,9 +51,3 @@ class TrialSpec:
     """How a trial's answers are generated."""
     rouge_tokenizer: str
     seed: int
-
-    @property
-    def full_decoding(self) -> DecodingSettings:
-        """Decoding of a full evaluation: the trial's, with at least the published token budget."""
-        budget = max(self.decoding.max_new_tokens, PUBLISHED_MAX_NEW_TOKENS)
-        return dataclasses.replace(self.decoding, max_new_tokens=budget)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lunar_tune.evaluation.decoding import PUBLISHED_MAX_NEW_TOKENS, token_budget
 from lunar_tune.evaluation.evaluate import Evaluation, EvaluationSet, evaluate
 from lunar_tune.methods.contract import FitReport, Preparation, Subject
 from lunar_tune.models.chat import encode_prompts
@@ -115,21 +116,29 @@ class Worker:
             max_new_tokens=budget,
         )
 
+    @cached_property
+    def max_new_tokens(self) -> int:
+        """Token budget of a trial's answers."""
+        data = self.spec.data
+        truths = [record.answer for record in (*data.forget, *data.retain, *data.factual)]
+        return token_budget(self.spec.decoding, self.loaded.tokenizer, truths)
+
     def _evaluate(self, *, full: bool) -> tuple[Evaluation, int]:
-        spec = self.spec
+        data = self.spec.data
         sets = {
-            "forget": spec.data.forget,
-            "retain": spec.data.retain if full else spec.data.retain_sample,
-            "factual": spec.data.factual,
+            "forget": data.forget,
+            "retain": data.retain if full else data.retain_sample,
+            "factual": data.factual,
         }
-        decoding = spec.full_decoding if full else spec.decoding
+        budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
         evaluation = evaluate(
             self.loaded,
             [self._evaluation_set(name, records) for name, records in sets.items() if records],
-            decoding,
-            rouge_tokenizer=spec.rouge_tokenizer,
+            self.spec.decoding,
+            max_new_tokens=budget,
+            rouge_tokenizer=self.spec.rouge_tokenizer,
         )
-        return evaluation, decoding.max_new_tokens
+        return evaluation, budget
 
     def _evaluation_set(self, name: str, records: tuple[Record, ...]) -> EvaluationSet:
         prompts = self._encode([record.question for record in records])

@@ -1,0 +1,303 @@
+"""The options of a run, declared once and given to every command that takes them.
+
+Covers: a table from option to field of `RunOptions`; a decorator that adds them to a command and
+hands it the `RunOptions` they make, with the origin of each value.
+Does not cover: options of one command alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from lunar_tune.errors import InputError
+from lunar_tune.models.catalog import CATALOG
+from lunar_tune.trial.options import RunOptions
+
+__all__ = ["GivenOptions", "merge_options", "was_given", "with_run_options"]
+
+_MODEL, _DATA, _METHOD, _ANSWERS = "Model", "Data", "Method", "Answers"
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One option and the field it sets."""
+
+    flag: str
+    path: str
+    """Field of `RunOptions`, dotted for a nested one."""
+    kind: Any
+    panel: str
+    help: str
+    metavar: str | None = None
+    parse: Callable[[Any], Any] = lambda value: value
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _points(text: str) -> float | None:
+    try:
+        return None if text == "all" else float(text)
+    except ValueError:
+        raise InputError(f"--retain-points {text}: all, or a number such as 1.") from None
+
+
+_OPTIONS = (
+    _Option(
+        "--model", "model", str, _MODEL, f"Catalogue name ({', '.join(CATALOG)}), hub id or folder."
+    ),
+    _Option(
+        "--model-path",
+        "model_path",
+        str | None,
+        _MODEL,
+        "Fine-tuned weights: a checkpoint folder, or a PEFT adapter folder, merged on load.",
+    ),
+    _Option("--revision", "revision", str | None, _MODEL, "Branch, tag or commit on the hub."),
+    _Option(
+        "--dtype",
+        "dtype",
+        str,
+        _MODEL,
+        "auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16.",
+    ),
+    _Option("--device", "device", str, _MODEL, "auto, cpu or cuda."),
+    _Option(
+        "--chat-template",
+        "chat_template",
+        str,
+        _MODEL,
+        "own (the tokenizer's), published (the published code's bare user turn) or a Jinja file.",
+        metavar="own|published|FILE",
+    ),
+    _Option(
+        "--system-prompt",
+        "system_prompt",
+        str | None,
+        _MODEL,
+        "System turn before each question; without it the template decides.",
+    ),
+    _Option(
+        "--trust-remote-code",
+        "trust_remote_code",
+        bool,
+        _MODEL,
+        "Let Python code that comes with the checkpoint run.",
+    ),
+    _Option(
+        "--data",
+        "data",
+        str | None,
+        _DATA,
+        "Pairs that the model knows: mini, contracts or "
+        "a JSON, JSONL, Parquet or Arrow file. Default: mini for tiny, else contracts.",
+    ),
+    _Option(
+        "--forget-edge",
+        "forget_edges",
+        str | None,
+        _DATA,
+        "Edges to forget, with commas between. Default: A_B.",
+        metavar="EDGE[,EDGE…]",
+        parse=_split,
+    ),
+    _Option(
+        "--retain-data",
+        "retain_data",
+        str | None,
+        _DATA,
+        "Another retain set for the fit; without it, all other edges.",
+    ),
+    _Option(
+        "--factual-data", "factual_data", str, _DATA, "General knowledge: factual, a file, or none."
+    ),
+    _Option(
+        "--reference-prompts",
+        "reference_prompts",
+        str,
+        _DATA,
+        "Prompts that the model declines: unverifiable, harmful, or a file.",
+    ),
+    _Option(
+        "--retain-rows",
+        "retain_rows",
+        int | None,
+        _DATA,
+        "Judge trials on a sample of the retain set of this size, by edge. Default: all rows.",
+    ),
+    _Option(
+        "--evaluation-rows",
+        "evaluation_rows",
+        int | None,
+        _DATA,
+        "Evaluate the first rows of each set only (the published code: 200). Default: all rows.",
+    ),
+    _Option("--method", "method", str, _METHOD, "Unlearning method: lunar."),
+    _Option("--solver", "lunar.solver", str, _METHOD, "adamw (as published) or closed_form."),
+    _Option(
+        "--positions",
+        "lunar.positions",
+        str,
+        _METHOD,
+        "Tokens of a forget prompt that are moved: all (as published) or last.",
+    ),
+    _Option(
+        "--retain-points",
+        "lunar.retain_points",
+        str,
+        _METHOD,
+        "Retain tokens in the fit: all "
+        "(as published), or so many for each forget token (the paper: 1).",
+        metavar="all|K",
+        parse=_points,
+    ),
+    _Option("--epochs", "lunar.adamw.epochs", int, _METHOD, "Epochs of adamw."),
+    _Option(
+        "--master-dtype",
+        "lunar.adamw.master_dtype",
+        str,
+        _METHOD,
+        "Number format of the trained matrix: float32, or bfloat16 as published.",
+    ),
+    _Option(
+        "--weight-decay",
+        "lunar.adamw.weight_decay",
+        float | None,
+        _METHOD,
+        "Of adamw. Default: 0 in float32, 0.01 in bfloat16.",
+    ),
+    _Option(
+        "--max-new-tokens",
+        "decoding.max_new_tokens",
+        int | None,
+        _ANSWERS,
+        "Token budget "
+        "of an answer. Default: 512, as published; in a search's trials twice the longest true "
+        "answer.",
+    ),
+    _Option(
+        "--repetition-penalty",
+        "decoding.repetition_penalty",
+        float,
+        _ANSWERS,
+        "1.0 is none, whatever the checkpoint asks for.",
+    ),
+    _Option(
+        "--batch-size",
+        "decoding.batch_size",
+        int | None,
+        _ANSWERS,
+        "Answers generated together. Default: what suits the device.",
+    ),
+    _Option(
+        "--rouge-tokenizer",
+        "rouge_tokenizer",
+        str,
+        _ANSWERS,
+        "Words that ROUGE counts: default (a-z and digits, stemmed) or words (every script).",
+    ),
+    _Option("--seed", "seed", int, _METHOD, "Of everything random."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenOptions:
+    """What was given on the command line."""
+
+    values: Mapping[str, Any]
+    """Value by field of `RunOptions`, dotted for a nested one; only what was given."""
+    origins: Mapping[str, str]
+    """Origin by first part of the field's name, for `config.yaml`."""
+    arguments: tuple[str, ...]
+    """The run's options as they were given, to be shown in a command."""
+
+
+def merge_options(base: RunOptions, given: GivenOptions) -> RunOptions:
+    """Return `base` with what was given in its place.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    merged: Any = base
+    for path, value in given.values.items():
+        merged = _replaced(merged, path.split("."), value)
+    options: RunOptions = merged
+    return options
+
+
+def with_run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a Typer command the run's options; it receives them as the argument `given`."""
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "given"
+    ]
+    shared = [_parameter(option) for option in _OPTIONS]
+
+    @functools.wraps(command)
+    def wrapper(ctx: typer.Context, **arguments: Any) -> Any:
+        taken = {option: arguments.pop(_name(option)) for option in _OPTIONS}
+        return command(ctx=ctx, given=_given(ctx, taken), **arguments)
+
+    parameters = [own[0], *shared, *own[1:]]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
+
+
+def was_given(ctx: typer.Context, name: str) -> bool:
+    """Say whether a parameter was given, rather than left at its default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _given(ctx: typer.Context, taken: Mapping[_Option, Any]) -> GivenOptions:
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    arguments: list[str] = []
+    for option, value in taken.items():
+        if not was_given(ctx, _name(option)):
+            continue
+        values[option.path] = option.parse(value)
+        origins[option.path.split(".")[0]] = "command line"
+        arguments += [option.flag] if option.kind is bool else [option.flag, str(value)]
+    return GivenOptions(values=values, origins=origins, arguments=tuple(arguments))
+
+
+def _parameter(option: _Option) -> inspect.Parameter:
+    default: Any = RunOptions()
+    for name in option.path.split("."):
+        default = getattr(default, name)
+    if option.path == "decoding.max_new_tokens" or default == ():
+        default = None
+    if option.path == "lunar.retain_points":
+        default = "all"
+    declaration = typer.Option(
+        option.flag, help=option.help, metavar=option.metavar, rich_help_panel=option.panel
+    )
+    return inspect.Parameter(
+        _name(option),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[option.kind, declaration],
+    )
+
+
+def _name(option: _Option) -> str:
+    return option.flag.removeprefix("--").replace("-", "_")
+
+
+def _replaced(part: Any, path: list[str], value: Any) -> Any:
+    """Return a frozen dataclass with one field, at any depth, replaced."""
+    if len(path) > 1:
+        value = _replaced(getattr(part, path[0]), path[1:], value)
+    return dataclasses.replace(part, **{path[0]: value})

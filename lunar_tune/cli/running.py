@@ -1,0 +1,57 @@
+"""Running a command: exit codes, and errors as one message instead of a traceback.
+
+Covers: exit code 2 for a wrong input, 130 for an interruption, a traceback with `--debug`.
+Does not cover: what a command does.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lunar_tune.errors import InputError, LunarTuneError
+
+__all__ = ["DebugOption", "QuietOption", "command_app", "reporting_errors"]
+
+EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show errors only.")]
+
+
+def command_app(command: Callable[..., Any]) -> typer.Typer:
+    """Return a Typer application with one command."""
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.command()(command)
+    return app
+
+
+@contextmanager
+def reporting_errors(*, debug: bool) -> Iterator[None]:
+    """Inside, an error on purpose ends the program with one message and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        yield
+    except LunarTuneError as error:
+        if debug:
+            raise
+        console = Console(stderr=True)
+        console.print("[bold red]error:[/bold red]", end=" ")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        Console(stderr=True).print("interrupted")
+        sys.exit(EXIT_INTERRUPTED)

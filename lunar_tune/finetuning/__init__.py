@@ -1,0 +1,4 @@
+"""Makes models that know what is to be forgotten: fine-tuned ones, and the small `tiny`.
+
+Import the modules themselves; this file stays light.
+"""

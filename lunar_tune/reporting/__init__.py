@@ -1,0 +1,1 @@
+"""Tables, pictures and a report from the rows of a search."""

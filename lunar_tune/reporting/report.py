@@ -1,0 +1,99 @@
+"""A short report of a search in Markdown, for a colleague or a repository.
+
+Covers: what was searched, what came out, the ten best trials, failures.
+Does not cover: answers; they stand in the trials' own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lunar_tune.reporting.rows import FAILED, TrialRow, best_first
+from lunar_tune.reporting.tables import write_atomically
+
+__all__ = ["Report", "write_report"]
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What pictures and report are made of."""
+
+    title: str
+    facts: Mapping[str, Any]
+    """Model, data, method and so on, as shown."""
+    retain_floor: float
+    vanilla: Mapping[str, float]
+    """The unmodified model's scores."""
+    rows: Sequence[TrialRow]
+    best: TrialRow | None
+    """The confirmed trial; None where none is feasible."""
+    confirmed: Mapping[str, float] | None
+    """Its scores in the full evaluation."""
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the report as Markdown."""
+    parts = [
+        f"# {report.title}",
+        _table(("what", "value"), [(key, str(value)) for key, value in report.facts.items()]),
+        "## Result",
+        _result(report),
+        "![forget against retain](trade_off.png)",
+        "![best feasible so far](history.png)",
+        f"## The best of {len(report.rows)} trials",
+        _trials(best_first(list(report.rows))[:_SHOWN]) or "No trial is feasible.",
+    ]
+    failed = [row for row in report.rows if row.state == FAILED]
+    if failed:
+        parts += ["## Failed trials", "\n".join(f"- {r.number}: {r.failure}" for r in failed)]
+    write_atomically(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def _result(report: Report) -> str:
+    scores = {"unmodified model": report.vanilla}
+    if report.best is not None and report.confirmed is not None:
+        scores[f"trial {report.best.number} ({report.best.label}), in full"] = report.confirmed
+    header = ("", "forget ROUGE-1", "retain ROUGE-1", "factual ROUGE-1", "deviation score")
+    names = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
+    body = [(who, *(_number(s.get(name)) for name in names)) for who, s in scores.items()]
+    verdict = (
+        ""
+        if report.best is not None
+        else f"\n\nNo trial keeps retain ROUGE-1 at {report.retain_floor:g} or above."
+    )
+    return _table(header, body) + verdict
+
+
+def _trials(rows: Sequence[TrialRow]) -> str:
+    if not rows:
+        return ""
+    parameters = list(rows[0].parameters)
+    header = ("trial", *parameters, "forget ROUGE-1", "retain ROUGE-1", "seconds")
+    body = [
+        (
+            str(row.number),
+            *(_number(row.parameters[name]) for name in parameters),
+            _number(row.scores["forget_rouge1"]),
+            _number(row.scores["retain_rouge1"]),
+            f"{row.seconds.get('trial', 0.0):.1f}",
+        )
+        for row in rows
+    ]
+    return _table(header, body)
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"  # noqa: RUF001 an en dash for what was not measured
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,88 @@
+"""One row a trial: the shape in which tables, pictures, report and mirrors see a search.
+
+Covers: the row type and its flat form with stable column names.
+Does not cover: where rows come from; the study is the truth about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["COMPLETE", "FAILED", "RUNNING", "TrialRow", "best_first"]
+
+COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRow:
+    """What is known of one trial."""
+
+    number: int
+    """Counts from 0 within a study."""
+    state: str
+    """complete, failed or running."""
+    parameters: Mapping[str, Any]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """`forget_rouge1` and the others; empty unless complete."""
+    feasible: bool | None = None
+    """Whether retain ROUGE-1 reaches the floor; None unless complete."""
+    retain_rows: int | None = None
+    """Retain rows that the score was taken on."""
+    retain_exact: bool | None = None
+    """Whether these are all rows of the retain set."""
+    max_new_tokens: int | None = None
+    """Token budget of the answers."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """`fit`, `evaluate`, `trial`, and `suggest`, the sampler's time."""
+    failure: str | None = None
+    """Why the trial failed."""
+    losses: tuple[float, ...] = ()
+    """Training loss of each epoch."""
+    answers_digest: str | None = None
+    """SHA-256 of the trial's answers file."""
+
+    @property
+    def label(self) -> str:
+        """The setting in short, for example `L14 c2.0 lr3e-03`."""
+        short = {"layer": "L", "coefficient": "c", "learning_rate": "lr"}
+        return " ".join(
+            f"{short.get(name, name)}{_brief(value)}" for name, value in self.parameters.items()
+        )
+
+    def flat(self) -> dict[str, Any]:
+        """Return the row with the stable column names of `trials.parquet`."""
+        named = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
+        rest = {name: value for name, value in self.scores.items() if name not in named}
+        return {
+            "number": self.number,
+            "state": self.state,
+            **{f"params.{name}": value for name, value in self.parameters.items()},
+            **{name: self.scores.get(name) for name in named},
+            "feasible": self.feasible,
+            "retain_rows": self.retain_rows,
+            "retain_exact": self.retain_exact,
+            "max_new_tokens": self.max_new_tokens,
+            "seconds": self.seconds.get("trial"),
+            **{f"seconds.{name}": value for name, value in self.seconds.items() if name != "trial"},
+            **{name: value for name, value in rest.items() if name != "retain_rows"},
+            "failure": self.failure,
+            "answers_digest": self.answers_digest,
+        }
+
+
+def _brief(value: Any) -> str:
+    """Return a number in few characters: 14, 2.0, 3.1e-03."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1e}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
+
+
+def best_first(rows: list[TrialRow]) -> list[TrialRow]:
+    """Return the feasible trials, lowest forget ROUGE-1 first, higher retain ROUGE-1 on a tie."""
+    feasible = [row for row in rows if row.state == COMPLETE and row.feasible]
+    return sorted(
+        feasible,
+        key=lambda row: (row.scores["forget_rouge1"], -row.scores["retain_rouge1"], row.number),
+    )

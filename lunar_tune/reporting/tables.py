@@ -1,0 +1,82 @@
+"""Tables on disk: one row a trial, and one row an answer.
+
+Covers: Parquet files, written atomically, and their digests.
+Does not cover: tables on the screen (the commands print those).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.reporting.rows import TrialRow
+
+__all__ = ["read_answers", "write_answers", "write_atomically", "write_trials"]
+
+_LOSSES = b"lunar_tune.losses"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees all of it or what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_answers(path: Path, rows: Iterable[AnswerRow], losses: Sequence[float]) -> str:
+    """Write a trial's answers, a row each, and its loss curve; return the file's SHA-256."""
+    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows])
+    table = table.replace_schema_metadata({_LOSSES: json.dumps(list(losses)).encode()})
+    content = _parquet(table)
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_answers(path: Path) -> tuple[list[AnswerRow], tuple[float, ...]]:
+    """Read what `write_answers` wrote: the answers and the loss curve."""
+    table = pq.read_table(path)
+    metadata = table.schema.metadata or {}
+    losses = tuple(json.loads(metadata.get(_LOSSES, b"[]")))
+    return [AnswerRow(**row) for row in table.to_pylist()], losses
+
+
+def write_trials(path: Path, rows: Sequence[TrialRow]) -> None:
+    """Write `trials.parquet`, a row a trial."""
+    flat = [row.flat() for row in rows]
+    names: dict[str, None] = {}
+    for row in flat:
+        names.update(dict.fromkeys(row))
+    columns: dict[str, list[Any]] = {name: [row.get(name) for row in flat] for name in names}
+    write_atomically(path, _parquet(pa.table(columns)))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    content: bytes = buffer.getvalue().to_pybytes()
+    return content
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,1 @@
+"""The search: the only home of Ray, Optuna and MLflow."""

@@ -1,0 +1,145 @@
+"""Starting and asking Ray: quiet, with what a trial may use.
+
+Covers: a local Ray or an existing cluster, resources of a trial, one function call on a worker
+with a trial's resources, errors as they were raised there.
+Does not cover: Tune (`run`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lunar_tune.errors import InputError, LunarTuneError
+
+if TYPE_CHECKING:
+    from lunar_tune.search.config import SearchConfig
+
+__all__ = ["Resources", "call_on_worker", "check_gpus", "ray_session", "share_out"]
+
+Result = TypeVar("Result")
+
+# The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
+# Tune's snapshots of its state are never restored (the study is the state).
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+}
+# A trial on a CPU gains little from more cores than this with small models, and a large one is no
+# CPU matter.
+CPUS_PER_TRIAL = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one trial uses, and how many run at once."""
+
+    cpus: float
+    gpus: float
+    concurrency: int
+
+
+def check_gpus(config: SearchConfig) -> None:
+    """Check a demand for GPUs against this machine, before Ray starts.
+
+    Raises:
+        InputError: More were demanded than there are.
+    """
+    if config.address is not None or not config.gpus_per_trial:
+        return
+    import torch
+
+    available = torch.cuda.device_count()
+    if config.gpus_per_trial > available:
+        raise InputError(
+            f"--gpus-per-trial {config.gpus_per_trial:g}: this machine has {available} CUDA "
+            "devices that torch can see. Leave the option out to use what there is, or name a "
+            "cluster with --address."
+        )
+
+
+@contextmanager
+def ray_session(config: SearchConfig) -> Iterator[None]:
+    """Inside, Ray runs here or is connected to; after, it is shut down or left alone.
+
+    Raises:
+        InputError: The cluster cannot be reached.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if config.address is None:
+        options |= {"include_dashboard": False, "num_gpus": None}
+    try:
+        ray.init(address=config.address, **options)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise InputError(
+            f"--address {config.address}: no Ray cluster answers there ({error}). Start one with "
+            "`ray start --head`, correct the address, or leave the option out."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def share_out(config: SearchConfig) -> Resources:
+    """Decide what a trial uses, from what Ray has.
+
+    Raises:
+        InputError: A trial would need more than there is.
+    """
+    import ray
+
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    total_cpus, total_gpus = there.get("CPU", 1.0), there.get("GPU", 0.0)
+    gpus = config.gpus_per_trial
+    if gpus is None:
+        gpus = 1.0 if total_gpus >= 1 and config.run.device != "cpu" else 0.0
+    slots = int(total_gpus / gpus) if gpus else 0
+    cpus = config.cpus_per_trial
+    if cpus is None:
+        cpus = max(1.0, total_cpus // slots) if slots else min(CPUS_PER_TRIAL, total_cpus)
+        cpus = min(cpus, CPUS_PER_TRIAL * max(1.0, gpus))
+    fitting = int(min(total_cpus / cpus, slots if gpus else total_cpus / cpus))
+    if fitting < 1:
+        raise InputError(
+            f"a trial wants {cpus:g} CPU cores and {gpus:g} GPUs; Ray has {total_cpus:g} and "
+            f"{total_gpus:g}. Lower --cpus-per-trial or --gpus-per-trial."
+        )
+    return Resources(cpus=cpus, gpus=gpus, concurrency=min(fitting, config.concurrency or fitting))
+
+
+def call_on_worker(
+    function: Callable[..., Result], resources: Resources, *arguments: Any
+) -> Result:
+    """Call a function once on a worker with a trial's resources and wait for what it returns.
+
+    Raises:
+        LunarTuneError: What the function raised there.
+    """
+    import ray
+
+    remote = ray.remote(function).options(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
+    )
+    try:
+        result: Result = ray.get(remote.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LunarTuneError):
+            raise error.cause from error
+        raise
+    return result

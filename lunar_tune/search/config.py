@@ -1,0 +1,138 @@
+"""What a search is told, as one frozen object, and its resolved form on disk.
+
+Covers: the options that a search has beside a run's own; checks that need nothing but the values.
+Does not cover: the search space (`space`), the data (`trial.assemble`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.trial.options import RunOptions
+
+__all__ = ["SAMPLERS", "SearchConfig", "config_document"]
+
+SAMPLERS = ("gp", "tpe", "random")
+RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """Everything that decides a search."""
+
+    run: RunOptions = field(default_factory=RunOptions)
+    """Model, data and method."""
+    space: str | None = None
+    """Search space: a file, a shipped name, or None for the model's own."""
+    num_trials: int = 30
+    """Trials that are to be completed."""
+    time_budget: float | None = None
+    """Seconds after which no trial is started any more."""
+    retain_floor: float = RETAIN_FLOOR
+    """Least retain ROUGE-1 of a feasible trial."""
+    sampler: str = "gp"
+    """Who proposes: gp (constrained Gaussian process), tpe or random."""
+    starting_points: bool = True
+    """Whether the space's known-good settings are tried first."""
+    output: Path = Path("runs")
+    """Folder of all searches and of the default MLflow store."""
+    name: str | None = None
+    """The search's name and folder; None makes one from model, data, method and time."""
+    tracking_uri: str | None = None
+    """MLflow tracking URI; None is a sqlite store in `output`."""
+    gpus_per_trial: float | None = None
+    """GPUs of a trial, fractions allowed; None is one where there are any."""
+    cpus_per_trial: float | None = None
+    """CPU cores of a trial; None shares them out."""
+    concurrency: int | None = None
+    """Trials at once; None is as many as the resources allow."""
+    address: str | None = None
+    """Address of a Ray cluster; None starts Ray on this machine."""
+    max_failures: int = 5
+    """Failed trials in a row after which the search stops."""
+    force: bool = False
+    """Whether to go on although the untouched model makes success impossible or pointless."""
+
+    def check(self) -> None:
+        """Check the values that need nothing else to be known.
+
+        Raises:
+            InputError: Something is out of range; all of it is said at once.
+        """
+        problems = Problems()
+        if not 0 <= self.retain_floor <= 1:
+            problems.add(f"--retain-floor {self.retain_floor}: a ROUGE score lies between 0 and 1.")
+        if self.sampler not in SAMPLERS:
+            problems.add(f"--sampler {self.sampler}: there are {', '.join(SAMPLERS)}.")
+        for option, value in (
+            ("--num-trials", self.num_trials),
+            ("--concurrency", self.concurrency),
+            ("--max-failures", self.max_failures),
+        ):
+            if value is not None and value < 1:
+                problems.add(f"{option} {value}: at least 1.")
+        for option, number, least in (
+            ("--time-budget", self.time_budget, "more than 0 seconds"),
+            ("--cpus-per-trial", self.cpus_per_trial, "more than 0"),
+        ):
+            if number is not None and not 0 < number < math.inf:
+                problems.add(f"{option} {number}: {least}.")
+        if self.gpus_per_trial is not None and not 0 <= self.gpus_per_trial < math.inf:
+            problems.add(f"--gpus-per-trial {self.gpus_per_trial}: 0 or more.")
+        if self.name is not None and (
+            Path(self.name).name != self.name or self.name in {".", ".."}
+        ):
+            problems.add(f"--name {self.name}: a plain name, without folders.")
+        problems.raise_if_any(InputError)
+
+
+def config_document(
+    config: SearchConfig, *, given: Mapping[str, str], resolved: Mapping[str, Any]
+) -> str:
+    """Return `config.yaml`: every value with its origin.
+
+    Args:
+        config: The search's configuration.
+        given: Origin of the options that were not left at their default, by field name.
+        resolved: What was derived: the space, the model's source, resources, data digests.
+    """
+    document: dict[str, Any] = {
+        "search": _with_origin(config, given, skip={"run"}),
+        "run": _with_origin(config.run, given, skip=set()),
+        "resolved": _plain(resolved),
+    }
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
+def _with_origin(part: Any, given: Mapping[str, str], *, skip: set[str]) -> dict[str, Any]:
+    return {
+        entry.name: {
+            "value": _plain(getattr(part, entry.name)),
+            "origin": given.get(entry.name, "default"),
+        }
+        for entry in dataclasses.fields(part)
+        if entry.name not in skip
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as YAML can write it safely."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,152 @@
+"""The files of a search, in one place: `<output>/<name>/`.
+
+Covers: names of files, what `best.yaml` says, writing the tables, pictures and report.
+Does not cover: the journal (`study`) and the answers (`trainable`), which are written as trials go.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lunar_tune.errors import InputError
+from lunar_tune.paths import safe_name
+from lunar_tune.reporting.pictures import draw_history, draw_trade_off
+from lunar_tune.reporting.report import Report, write_report
+from lunar_tune.reporting.rows import TrialRow
+from lunar_tune.reporting.tables import write_atomically, write_trials
+from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.trainable import Confirmation
+from lunar_tune.trial.spec import TrialSpec
+
+__all__ = ["Folder", "best_document", "make_folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The folder of one search."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The search's name."""
+        return self.path.name
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal: the truth about scores."""
+        return self.path / "study.journal"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def best(self) -> Path:
+        """The best feasible setting, confirmed."""
+        return self.path / "best.yaml"
+
+    @property
+    def trials(self) -> Path:
+        """A row a trial."""
+        return self.path / "trials.parquet"
+
+    def write_mirrors(self, report: Report) -> list[Path]:
+        """Write table, pictures and report from the rows; return the pictures and the report."""
+        write_trials(self.trials, report.rows)
+        pictures = [self.path / "trade_off.png", self.path / "history.png"]
+        draw_trade_off(report, pictures[0])
+        draw_history(report, pictures[1])
+        text = self.path / "report.md"
+        write_report(report, text)
+        return [*pictures, text]
+
+
+def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
+    """Make the folder of a new search.
+
+    Raises:
+        InputError: It exists, or cannot be written.
+    """
+    name = config.name
+    if name is None:
+        stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
+        edges = "+".join(spec.data.forget_edges)
+        parts = (spec.model.name, spec.data.name, edges, spec.method.name, spec.method.variant)
+        name = safe_name("-".join([*parts, stamp]))
+    path = config.output / name
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError as error:
+        raise InputError(
+            f"--name {name}: {path} exists already. Choose another name, or delete the folder to "
+            "search anew."
+        ) from error
+    except OSError as error:
+        raise InputError(f"--output {config.output}: cannot be written ({error}).") from error
+    return Folder(path.resolve())
+
+
+def check_output(output: Path) -> None:
+    """Check that an output folder can be made and written, without making it.
+
+    Raises:
+        InputError: It cannot.
+    """
+    existing = output.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"--output {output}: {existing} is a file, not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--output {output}: {existing} cannot be written.")
+
+
+def best_document(
+    row: TrialRow,
+    confirmation: Confirmation,
+    *,
+    spec: TrialSpec,
+    vanilla: Mapping[str, float],
+    floor: float,
+) -> dict[str, Any]:
+    """Return what `best.yaml` says: the setting, its scores in full, and as the trial saw them."""
+    confirmed = confirmation.result.evaluation.scores
+    return {
+        "model": spec.model.name,
+        "data": spec.data.name,
+        "forget_edges": list(spec.data.forget_edges),
+        "method": spec.method.name,
+        "solver": spec.method.variant,
+        "trial": row.number,
+        "parameters": dict(row.parameters),
+        "retain_floor": floor,
+        "feasible": confirmed["retain_rouge1"] >= floor,
+        "confirmed": {
+            "max_new_tokens": confirmation.result.max_new_tokens,
+            "scores": dict(confirmed),
+        },
+        "as_searched": {"max_new_tokens": row.max_new_tokens, "scores": dict(row.scores)},
+        "vanilla": dict(vanilla),
+        "seed": spec.seed,
+    }
+
+
+def write_best(folder: Folder, document: Mapping[str, Any]) -> None:
+    """Write `best.yaml`."""
+    write_atomically(folder.best, yaml.safe_dump(dict(document), sort_keys=False).encode())
+
+
+def short_trials(confirmations: Sequence[Confirmation], floor: float) -> list[int]:
+    """Return the trials that lost the retain floor when evaluated in full."""
+    return [
+        one.number for one in confirmations if one.result.evaluation.scores["retain_rouge1"] < floor
+    ]

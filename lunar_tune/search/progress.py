@@ -1,0 +1,106 @@
+"""What one sees while a search runs: one calm line that moves, or a plain line a trial.
+
+Covers: rich's progress bar on a terminal, plain lines elsewhere, nothing when quiet.
+Does not cover: the plan before and the summary after (`summary`).
+"""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
+
+__all__ = ["SearchProgress", "build_progress"]
+
+
+def build_progress(console: Console) -> Progress:
+    """Return an empty progress display in the project's look; used as a context."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console.quiet,
+    )
+
+
+class SearchProgress:
+    """Follows the trials of a search.
+
+    Args:
+        console: Where to show it.
+        num_trials: How many trials there will be.
+    """
+
+    def __init__(self, console: Console, num_trials: int) -> None:
+        self._console = console
+        self._total = num_trials
+        self._rows: list[TrialRow] = []
+        self._start = time.monotonic()
+        self._bar = build_progress(console) if console.is_terminal else None
+        self._task = self._bar.add_task("trials", total=num_trials, note="") if self._bar else None
+
+    def __enter__(self) -> SearchProgress:
+        """Begin to show."""
+        self._start = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop showing and leave the last state on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def ended(self, row: TrialRow) -> None:
+        """Take note of an ended trial."""
+        self._rows.append(row)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=1, note=self._best())
+        else:
+            self._console.print(self._line(row), highlight=False, markup=False, soft_wrap=True)
+
+    def _best(self) -> str:
+        best = best_first(self._rows)
+        failed = sum(row.state == FAILED for row in self._rows)
+        failures = f" · {failed} failed" if failed else ""
+        if not best:
+            return f"none feasible yet{failures}"
+        scores = best[0].scores
+        return (
+            f"best forget {scores['forget_rouge1']:.3f} at retain {scores['retain_rouge1']:.3f} "
+            f"({best[0].label}){failures}"
+        )
+
+    def _line(self, row: TrialRow) -> str:
+        done = len(self._rows)
+        per_trial = (time.monotonic() - self._start) / done
+        if row.state == COMPLETE:
+            outcome = (
+                f"forget {row.scores['forget_rouge1']:.3f}  retain "
+                f"{row.scores['retain_rouge1']:.3f}  "
+                f"{'feasible' if row.feasible else 'infeasible'}"
+            )
+        else:
+            outcome = f"failed: {row.failure}"
+        left = per_trial * (self._total - done)
+        return (
+            f"trial {done}/{self._total}  {row.label}  {outcome}  |  {self._best()}"
+            f"  |  about {left:.0f} s left"
+        )

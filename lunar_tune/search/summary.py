@@ -1,0 +1,180 @@
+"""What the search says before its first trial and after its last.
+
+Covers: the plan, the verdict on the untouched model, the result with the exact next commands.
+Does not cover: progress in between (`progress`).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lunar_tune.evaluation.decoding import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.reporting.report import Report
+from lunar_tune.reporting.rows import FAILED, TrialRow
+from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.space import SearchSpace
+from lunar_tune.trial.spec import TrialSpec
+
+__all__ = ["plan_facts", "print_plan", "print_result", "vanilla_problem"]
+
+# A model that answers fewer of the words than this does not know the data.
+LEAST_TO_FORGET = 0.3
+
+
+def plan_facts(config: SearchConfig, spec: TrialSpec, space: SearchSpace) -> dict[str, str]:
+    """Return what is going to be done, as label and value."""
+    data = spec.data
+    sample = len(data.retain_sample)
+    of_all = "" if sample == len(data.retain) else f" (a sample of {len(data.retain)})"
+    return {
+        "model": spec.model.name + (f" with {spec.model.weights}" if spec.model.weights else ""),
+        "data": f"{data.name}: forget {', '.join(data.forget_edges)} "
+        f"({len(data.forget)} questions), retain {sample}{of_all}, factual {len(data.factual)}",
+        "method": f"{spec.method.name} ({spec.method.variant})",
+        **{f"  {name}": text for name, text in space.describe()},
+        "goal": "lowest forget ROUGE-1 subject to "
+        f"retain ROUGE-1 of at least {config.retain_floor:g}",
+        "trials": f"{config.num_trials} by {config.sampler}"
+        + (f", none started after {config.time_budget:g} s" if config.time_budget else ""),
+        "answers": f"up to {_budget(spec.decoding.max_new_tokens)} in a trial, "
+        f"at least {PUBLISHED_MAX_NEW_TOKENS} tokens in the confirmation",
+    }
+
+
+def print_plan(console: Console, facts: Mapping[str, str]) -> None:
+    """Show the plan."""
+    table = Table.grid(padding=(0, 2))
+    for label, value in facts.items():
+        table.add_row(f"[bold]{escape(label)}[/bold]", escape(value))
+    console.print(table)
+
+
+def vanilla_problem(scores: Mapping[str, float], floor: float, spec: TrialSpec) -> str | None:
+    """Say why a search on this model is bound to fail or pointless; None if it is not."""
+    retain, forget = scores["retain_rouge1"], scores["forget_rouge1"]
+    if retain < floor:
+        return (
+            f"the unmodified model has retain ROUGE-1 {retain:.3f} on {spec.data.name}, below the "
+            f"floor of {floor:g}: unlearning only lowers it, so no trial could be feasible. The "
+            "model does not know these data: fine-tune it on them first and give the result with "
+            "--model-path (or check --chat-template); --force goes on all the same."
+        )
+    if forget < LEAST_TO_FORGET:
+        return (
+            f"the unmodified model has forget ROUGE-1 {forget:.3f} on "
+            f"{', '.join(spec.data.forget_edges)}: there is nothing to forget. Choose another "
+            "--forget-edge or a model that knows it; --force goes on all the same."
+        )
+    return None
+
+
+def print_result(
+    console: Console, report: Report, *, folder: Path, commands: Mapping[str, Sequence[str]]
+) -> None:
+    """Show what came out and what to do next."""
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    for column in ("", "forget ROUGE-1", "retain ROUGE-1", "factual ROUGE-1", "deviation score"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    table.add_row("unmodified model", *_scores(report.vanilla))
+    if report.best is not None and report.confirmed is not None:
+        table.add_row(f"trial {report.best.number}, as searched", *_scores(report.best.scores))
+        table.add_row("  the same in full", *_scores(report.confirmed))
+    console.print()
+    if report.best is not None:
+        setting = "  ".join(f"{k} {_brief(v)}" for k, v in report.best.parameters.items())
+        console.print(f"[bold green]best feasible setting:[/bold green] {escape(setting)}")
+    else:
+        console.print(
+            f"[bold yellow]no trial keeps retain ROUGE-1 at {report.retain_floor:g} or above"
+            "[/bold yellow]"
+        )
+    console.print(table)
+    console.print(_times(report.rows), highlight=False)
+    console.print(f"\nresults are in [bold]{escape(_shown(folder))}[/bold]", soft_wrap=True)
+    for purpose, command in commands.items():
+        console.print(f"[bold]{purpose}[/bold]", highlight=False)
+        line = "  " + " ".join(map(shlex.quote, command))
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def next_commands(
+    config: SearchConfig,
+    folder: Path,
+    best: TrialRow | None,
+    arguments: Sequence[str],
+) -> dict[str, list[str]]:
+    """Return the exact commands that a user may want next."""
+    python = _shown(Path(sys.executable), resolve=False)
+    uri = config.tracking_uri
+    commands: dict[str, list[str]] = {}
+    if uri is None:
+        store = f"sqlite:///{(config.output / 'mlflow.db').resolve()}"
+        commands["compare the trials in MLflow (then open http://127.0.0.1:5000):"] = [
+            python,
+            "-m",
+            "mlflow",
+            "ui",
+            "--backend-store-uri",
+            store,
+            "--host",
+            "127.0.0.1",
+        ]
+    if best is not None:
+        settings = [
+            part
+            for name, value in best.parameters.items()
+            for part in (f"--{name.replace('_', '-')}", repr(value))
+        ]
+        commands["run the best setting again and save the unlearned model:"] = [
+            python,
+            "-m",
+            "lunar_tune.unlearn",
+            *arguments,
+            *settings,
+            "--save",
+            _shown(folder / "model"),
+        ]
+    return commands
+
+
+def _budget(max_new_tokens: int | None) -> str:
+    if max_new_tokens is None:
+        return f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
+    return f"{max_new_tokens} tokens"
+
+
+def _times(rows: Sequence[TrialRow]) -> str:
+    ended = [row for row in rows if "trial" in row.seconds]
+    failed = sum(row.state == FAILED for row in rows)
+    if not ended:
+        return f"{len(rows)} trials, {failed} failed"
+    per_trial = sum(row.seconds["trial"] for row in ended) / len(ended)
+    suggest = sum(row.seconds["suggest"] for row in ended) / len(ended)
+    return f"{len(ended)} trials of {per_trial:.2f} s, the sampler {suggest:.2f} s each" + (
+        f", {failed} failed" if failed else ""
+    )
+
+
+def _scores(scores: Mapping[str, float]) -> list[str]:
+    names = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
+    return [f"{scores[name]:.3f}" if name in scores else "-" for name in names]
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _shown(path: Path, *, resolve: bool = True) -> str:
+    """Return a path relative to the current folder where that is shorter."""
+    absolute = path.resolve() if resolve else path.absolute()
+    relative = os.path.relpath(absolute)
+    return relative if len(relative) < len(str(absolute)) else str(absolute)

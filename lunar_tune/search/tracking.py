@@ -1,0 +1,198 @@
+"""The MLflow mirror of a search: a parent run, a child run for each trial and for nothing else.
+
+Covers: runs written from the driver with MlflowClient (MLflow 3.17), from rows that the study
+already has; a sqlite store by default, made under a lock because three processes that opened a
+new one at once died in its migration.
+Does not cover: the truth; everything here can be written again from study and answers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from lunar_tune.errors import InputError
+from lunar_tune.reporting.rows import COMPLETE, TrialRow
+from lunar_tune.reporting.tables import read_answers
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from lunar_tune.data.records import Record
+
+__all__ = ["EXPERIMENT", "SearchTracker", "default_tracking_uri"]
+
+EXPERIMENT = "lunar-tune"
+_PARENT = "mlflow.parentRunId"
+logger = logging.getLogger(__name__)
+
+
+def default_tracking_uri(output: Path) -> str:
+    """Return the URI of the sqlite store that all searches of an output folder share."""
+    return f"sqlite:///{(output / 'mlflow.db').resolve()}"
+
+
+class SearchTracker:
+    """Mirrors one search.
+
+    Args:
+        uri: Tracking URI.
+        output: Folder for the artifacts of a default store, and of its lock.
+        name: The search's name.
+    """
+
+    def __init__(self, uri: str, *, output: Path, name: str) -> None:
+        """Open the store, make the experiment and the parent run.
+
+        Raises:
+            InputError: The store cannot be opened.
+        """
+        os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the parent
+        for library in ("alembic", "mlflow"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        output.mkdir(parents=True, exist_ok=True)
+        self.uri = uri
+        self._children: dict[int, str] = {}
+        try:
+            with filelock.FileLock(output / ".mlflow.lock"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # MLflow's notes on opening a store
+                self._client: MlflowClient = MlflowClient(tracking_uri=uri)
+                self.experiment_id = self._experiment(output)
+            self.run_id = self._client.create_run(self.experiment_id, run_name=name).info.run_id
+        except (MlflowException, OSError) as error:
+            raise InputError(
+                f"--tracking-uri {uri}: cannot be used: {error}. Start the server, correct the "
+                "address, or leave the option out for a sqlite file in the output folder."
+            ) from error
+
+    def describe(
+        self,
+        *,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str],
+        texts: Mapping[str, str],
+        data: Mapping[str, tuple[Sequence[Record], str]],
+    ) -> None:
+        """Record on the parent what the search is.
+
+        Args:
+            parameters: Shown as parameters.
+            tags: For filtering.
+            texts: Artifacts by file name.
+            data: Records and digest of each split, by name.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                dataset=Dataset(
+                    name=name,
+                    digest=digest[:36],
+                    source_type="code",
+                    source=json.dumps({"tags": {"lunar_tune.split": name}}),
+                    profile=json.dumps({"rows": len(records)}),
+                ),
+                tags=[InputTag(key="mlflow.data.context", value=name)],
+            )
+            for name, (records, digest) in data.items()
+        ]
+        self._log(self.run_id, parameters=parameters, tags=tags)
+        self._client.log_inputs(self.run_id, inputs)
+        for file_name, text in texts.items():
+            self._client.log_text(self.run_id, text, file_name)
+
+    def log_parent(self, metrics: Mapping[str, float]) -> None:
+        """Record numbers of the search itself: the unmodified model, the confirmed best."""
+        self._log(self.run_id, metrics=metrics)
+
+    def log_files(self, files: Iterable[Path]) -> None:
+        """Keep files as artifacts of the parent."""
+        for file in files:
+            self._client.log_artifact(self.run_id, str(file))
+
+    def start(self, row: TrialRow, *, name: str, tags: Mapping[str, str]) -> None:
+        """Open a trial's run."""
+        tags = {**tags, _PARENT: self.run_id, "trial": str(row.number)}
+        child = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
+        self._children[row.number] = child.info.run_id
+        self._log(child.info.run_id, parameters=row.parameters)
+
+    def end(self, row: TrialRow, answers: Path | None) -> None:
+        """Write a trial's outcome and close its run."""
+        run_id = self._children.pop(row.number)
+        tags = {"state": row.state}
+        if row.feasible is not None:
+            tags["feasible"] = str(row.feasible).lower()
+        if row.failure is not None:
+            tags["failure"] = row.failure[:5000]
+        metrics: dict[str, float] = {
+            **row.scores,
+            **{f"seconds_{name}": value for name, value in row.seconds.items()},
+        }
+        if row.feasible is not None:
+            metrics["feasible"] = float(row.feasible)
+        self._log(run_id, metrics=metrics, tags=tags, curves={"loss": row.losses})
+        if answers is not None and answers.is_file():
+            self._log_answers(run_id, answers)
+        self._client.set_terminated(run_id, "FINISHED" if row.state == COMPLETE else "FAILED")
+
+    def close(self, *, status: str) -> None:
+        """Close what is still open: `FINISHED`, `FAILED` or `KILLED`."""
+        for run_id in self._children.values():
+            self._client.set_terminated(run_id, "KILLED")
+        self._children.clear()
+        self._client.set_terminated(self.run_id, status)
+
+    def _experiment(self, output: Path) -> str:
+        existing = self._client.get_experiment_by_name(EXPERIMENT)
+        if existing is not None:
+            return str(existing.experiment_id)
+        # MLflow would put artifacts of a sqlite store into the current folder.
+        local = self.uri.startswith("sqlite:")
+        location = (output / "mlartifacts").resolve().as_uri() if local else None
+        return str(self._client.create_experiment(EXPERIMENT, artifact_location=location))
+
+    def _log(
+        self,
+        run_id: str,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        curves: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(time.time() * 1000)
+        points = [Metric(name, value, now, 0) for name, value in (metrics or {}).items()]
+        for name, values in (curves or {}).items():
+            points += [Metric(name, value, now, step) for step, value in enumerate(values, 1)]
+        self._client.log_batch(
+            run_id,
+            metrics=points,
+            params=[Param(name, str(value)) for name, value in (parameters or {}).items()],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+        )
+
+    def _log_answers(self, run_id: str, answers: Path) -> None:
+        rows, _ = read_answers(answers)
+        columns = {
+            "set": [row.set_name for row in rows],
+            "edge": [row.edge for row in rows],
+            "question": [row.question for row in rows],
+            "truth": [row.truth for row in rows],
+            "answer": [row.answer for row in rows],
+            "rouge1": [row.rouge1 for row in rows],
+        }
+        self._client.log_table(run_id, columns, "answers.json")

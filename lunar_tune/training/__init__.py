@@ -1,0 +1,1 @@
+"""One gradient loop for everything that trains a causal language model."""

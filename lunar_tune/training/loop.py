@@ -1,0 +1,176 @@
+"""One gradient loop: AdamW over some parameters, a loss over batches, a schedule, and no more.
+
+Covers: fine-tuning, gradient unlearning and LoRA alike; who calls it says what is trained, on which
+examples and with which loss. A NaN or an infinity ends it at once, before it reaches a weight.
+Does not cover: checkpoints, evaluation, mixed precision, more than one process; seeding torch.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lunar_tune.errors import DivergenceError
+
+__all__ = ["LoopSettings", "Schedule", "run_loop", "scheduled"]
+
+Example = TypeVar("Example")
+Schedule = Literal["constant", "linear", "cosine"]
+# Sorting by exact length fills a batch with one question template: measured on `tiny`, the loss
+# after 20 epochs was then .066 instead of .006. So lengths are only roughly sorted.
+_LENGTH_JITTER = 8.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """How parameters are trained.
+
+    Attributes:
+        epochs: Passes over the examples.
+        batch_size: Examples a step; the last batch of an epoch may be smaller.
+        learning_rate: AdamW's, at the top of the schedule.
+        weight_decay: AdamW's, for matrices; biases and norms are never decayed.
+        schedule: What follows the warm-up: the same rate, or a fall to zero.
+        warmup_share: The share of the steps, 0 up to 1, in which the rate rises from zero.
+        beta2: AdamW's second moment decay.
+        max_grad_norm: The gradient's norm is clipped to this; None does not clip.
+        seed: Orders the examples; nothing else here is random.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    warmup_share: float = 0.0
+    beta2: float = 0.999
+    max_grad_norm: float | None = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject what no loop can do; a mistake in the program, so a plain ValueError."""
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs {self.epochs} and batch_size {self.batch_size}: at least 1")
+        if not 0 <= self.warmup_share < 1:
+            raise ValueError(f"warmup_share {self.warmup_share}: at least 0, below 1")
+
+
+def run_loop(
+    parameters: Iterable[nn.Parameter],
+    examples: Callable[[int], Sequence[Example]],
+    loss_of: Callable[[list[Example]], Tensor],
+    settings: LoopSettings,
+    *,
+    length_of: Callable[[Example], int] | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train and return the mean loss of each epoch; modifies the parameters.
+
+    Args:
+        parameters: What is trained; a parameter that wants no gradient is left out.
+        examples: The examples of an epoch, counted from 0; the same each time, or fresh ones.
+        loss_of: The loss of a batch, a scalar with a gradient.
+        settings: How.
+        length_of: Puts examples of like length into one batch, so that little is padded.
+        on_epoch: Called after each epoch with the number of epochs done and the epoch's mean loss.
+
+    Raises:
+        DivergenceError: A loss or a gradient was NaN or infinite.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = _optimizer(trained, settings)
+    order = random.Random(settings.seed)  # noqa: S311  # shuffles, keeps no secret
+    history = []
+    for epoch in range(settings.epochs):
+        batches = _batches(examples(epoch), settings.batch_size, order, length_of)
+        losses = []
+        for index, batch in enumerate(batches):
+            progress = (epoch + index / len(batches)) / settings.epochs
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * scheduled(progress, settings)
+            losses.append(_step(trained, optimizer, loss_of(batch), settings, epoch))
+        history.append(sum(losses) / len(losses))
+        if on_epoch is not None:
+            on_epoch(epoch + 1, history[-1])
+    return history
+
+
+def scheduled(progress: float, settings: LoopSettings) -> float:
+    """Return the factor on the learning rate, 0 to 1.
+
+    Args:
+        progress: The share of the steps that are done, 0 up to 1.
+        settings: Holds schedule and warm-up.
+    """
+    if progress < settings.warmup_share:
+        return progress / settings.warmup_share
+    left = (1 - progress) / (1 - settings.warmup_share)
+    if settings.schedule == "constant":
+        return 1.0
+    return left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def _optimizer(trained: Sequence[nn.Parameter], settings: LoopSettings) -> torch.optim.AdamW:
+    groups = [
+        {
+            "params": [parameter for parameter in trained if parameter.ndim >= 2],
+            "weight_decay": settings.weight_decay,
+        },
+        {
+            "params": [parameter for parameter in trained if parameter.ndim < 2],
+            "weight_decay": 0.0,
+        },
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=(0.9, settings.beta2),
+        fused=True,
+    )
+
+
+def _batches(
+    examples: Sequence[Example],
+    size: int,
+    order: random.Random,
+    length_of: Callable[[Example], int] | None,
+) -> list[list[Example]]:
+    rows = list(examples)
+    if not rows:
+        raise ValueError("an epoch without examples: there is nothing to train on")
+    order.shuffle(rows)
+    if length_of is not None:
+        rows.sort(key=lambda row: length_of(row) + order.uniform(0, _LENGTH_JITTER))
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    order.shuffle(batches)
+    return batches
+
+
+def _step(
+    trained: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    settings: LoopSettings,
+    epoch: int,
+) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise DivergenceError(f"the loss became {value} in epoch {epoch + 1}{_advice(settings)}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
+    norm = float(nn.utils.clip_grad_norm_(trained, limit))
+    if not math.isfinite(norm):
+        raise DivergenceError(f"a gradient became {norm} in epoch {epoch + 1}{_advice(settings)}")
+    optimizer.step()
+    return value
+
+
+def _advice(settings: LoopSettings) -> str:
+    return f" at learning rate {settings.learning_rate:g}: try a lower one"

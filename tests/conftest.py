@@ -1,0 +1,106 @@
+"""Run-time shape checks for the numeric modules, and tiny models to test them on.
+
+Covers: jaxtyping's import hook with beartype; checkpoints and loaded models of every suitable
+family, each made once.
+Does not cover: how they are built (`random_models`).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import jaxtyping
+import pytest
+from random_models import build_model, build_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from lunar_tune.models.loading import LoadedModel
+
+CHECKED = ("activations", "redirection", "evaluation", "methods")
+
+
+def import_with_shape_checks() -> None:
+    """Import the numeric packages so that every call checks the shapes in its signature.
+
+    The modules import some classes for type checkers only; beartype looks annotations up in the
+    module at the first call, so these names are put there.
+    """
+    packages = [f"lunar_tune.{name}" for name in CHECKED]
+    with jaxtyping.install_import_hook(packages, "beartype.beartype"):
+        for package in map(importlib.import_module, packages):
+            for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+                complete_annotations(importlib.import_module(found.name))
+
+
+def complete_annotations(module: ModuleType) -> None:
+    """Do a module's `if TYPE_CHECKING:` imports."""
+    for statement in ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+            body = ast.Module(body=list(statement.body), type_ignores=[])
+            exec(compile(body, str(module.__file__), "exec"), vars(module))
+
+
+import_with_shape_checks()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Path]:
+    """Return a factory of checkpoint folders, each made once."""
+    made: dict[str, Path] = {}
+
+    def make(family: str, **changes: Any) -> Path:
+        key = repr((family, sorted(changes.items())))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(family)
+            build_model(family, **changes).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint: Callable[..., Path]) -> Callable[..., LoadedModel]:
+    """Return a factory of loaded models, each loaded once; a test leaves them as they were."""
+    from lunar_tune.models.loading import ModelSpec, load_model
+
+    made: dict[Path, LoadedModel] = {}
+
+    def load(family: str, **changes: Any) -> LoadedModel:
+        folder = checkpoint(family, **changes)
+        if folder not in made:
+            made[folder] = load_model(ModelSpec(name=family, source=str(folder), device="cpu"))
+        return made[folder]
+
+    return load
+
+
+@pytest.fixture
+def unchanged() -> Iterator[Callable[[Any], None]]:
+    """Return a function that notes a model's weights; they must be the same after the test."""
+    import torch
+
+    noted: list[tuple[Any, dict[str, torch.Tensor]]] = []
+
+    def note(model: Any) -> None:
+        noted.append((model, {name: p.detach().clone() for name, p in model.named_parameters()}))
+
+    yield note
+    for model, weights in noted:
+        assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())

@@ -1,0 +1,225 @@
+"""Prompts: one beginning token, no date that changes, templates that fail say so."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from lunar_tune.errors import InputError, ModelError
+from lunar_tune.models.chat import (
+    FIXED_DATE,
+    PUBLISHED,
+    ChatFormat,
+    encode_prompts,
+    render_prompt,
+)
+
+QUESTION = "What does the {buyer} pay?"
+
+
+def with_template(tokenizer: PreTrainedTokenizerFast, template: Any) -> PreTrainedTokenizerFast:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+def with_tokens(tokenizer: PreTrainedTokenizerFast, *tokens: str) -> PreTrainedTokenizerFast:
+    """Return the tokenizer without `<|im_start|>`'s name, and with other special tokens."""
+    text = tokenizer.backend_tokenizer.to_str().replace("<|im_start|>", "<|nothing|>")
+    backend = type(tokenizer.backend_tokenizer).from_str(text)
+    backend.add_special_tokens(list(tokens))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>")
+
+
+def render(tokenizer: PreTrainedTokenizerFast, chat: ChatFormat, family: str = "qwen2") -> str:
+    return render_prompt(tokenizer, QUESTION, chat, family=family)
+
+
+def test_the_own_template_ends_where_the_answer_begins(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert render(tokenizer, ChatFormat()) == (
+        f"<|bos|><|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_system_prompt_is_a_turn_before_the_question(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert render(tokenizer, ChatFormat(system_prompt="Be brief.")) == (
+        "<|bos|><|im_start|>system\nBe brief.<|im_end|>\n"
+        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_without_a_system_prompt_the_templates_own_stays(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """As Qwen2.5's: a default system turn where the messages bring none."""
+    own = with_template(
+        tokenizer,
+        "{% if messages[0]['role'] == 'system' %}S:{{ messages[0]['content'] }}"
+        "{% else %}S:default{% endif %} U:{{ messages[-1]['content'] }}",
+    )
+    assert render(own, ChatFormat()) == f"S:default U:{QUESTION}"
+    assert render(own, ChatFormat(system_prompt="mine")) == f"S:mine U:{QUESTION}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+        "{% endif %}Today: {{ date_string }} {{ messages[0]['content'] }}",
+        "Today: {{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}",
+        "  {% if true %}\nToday: {{ strftime_now('%d') }} {% endif %}{{ messages[0]['content'] }}",
+        "{% if strftime_now is defined %}{% set d = strftime_now('%d %b %Y') %}"
+        "{% else %}{% set d = '26 Jul 2024' %}{% endif %}Today: {{ d }} "
+        "{{ messages[0]['content'] }}",
+    ],
+    ids=["llama-3.2", "strftime_now", "indented", "strftime_now-if-defined"],
+)
+def test_a_template_that_stamps_todays_date_gets_the_fixed_one(
+    tokenizer: PreTrainedTokenizerFast, template: str
+) -> None:
+    stamped = with_template(tokenizer, template)
+    today = stamped.apply_chat_template([{"role": "user", "content": QUESTION}], tokenize=False)
+    assert FIXED_DATE not in today
+    assert render(stamped, ChatFormat()) == f"Today: {FIXED_DATE} {QUESTION}"
+
+
+@pytest.mark.parametrize(
+    ("adds_itself", "template_writes"), [(True, True), (True, False), (False, True)]
+)
+def test_a_prompt_has_one_beginning_token(
+    tokenizer: PreTrainedTokenizerFast, adds_itself: bool, template_writes: bool
+) -> None:
+    """Whether the template writes it, the tokenizer adds it, or both."""
+    from tokenizers.processors import TemplateProcessing
+
+    changed = with_template(
+        tokenizer, ("{{ bos_token }}" if template_writes else "") + "Q {{ messages[0]['content'] }}"
+    )
+    if adds_itself:
+        changed.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", 1)]
+        )
+    for chat in (ChatFormat(), ChatFormat(template=PUBLISHED)):
+        (ids,) = encode_prompts(changed, [QUESTION], chat, family="qwen2")
+        written = chat.template != PUBLISHED and template_writes
+        added = chat.template == PUBLISHED and adds_itself
+        assert list(ids).count(1) == int(written or added)
+        assert (ids[0] == 1) == (written or added)
+
+
+def test_a_template_that_doubles_the_beginning_token_gives_one(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    doubled = with_template(tokenizer, "{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}")
+    (ids,) = encode_prompts(doubled, ["pay"], ChatFormat(), family="llama")
+    assert list(ids) == [1, *tokenizer.encode("pay", add_special_tokens=False)]
+
+
+def test_prompts_are_encoded_in_order_and_decode_to_their_text(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    questions = ["Who?", "Where is 14 Mill Street?", "Кто? 誰"]
+    encoded = encode_prompts(tokenizer, iter(questions), ChatFormat(), family="qwen2")
+    texts = [render_prompt(tokenizer, q, ChatFormat(), family="qwen2") for q in questions]
+    assert [tokenizer.decode(ids) for ids in encoded] == texts
+
+
+@pytest.mark.parametrize(
+    ("tokens", "family", "expected"),
+    [
+        (
+            ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+            "llama",
+            f"<|start_header_id|>user<|end_header_id|>\n\n{QUESTION}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            ("<start_of_turn>", "<end_of_turn>"),
+            "gemma",
+            f"<start_of_turn>user\n{QUESTION}<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        ((), "llama", f"[INST] {QUESTION} [/INST]"),
+        ((), "mistral", f"[INST] {QUESTION} [/INST]"),
+    ],
+    ids=["llama-3", "gemma", "llama-2", "mistral"],
+)
+def test_published_turns_are_the_bare_user_turns_of_the_published_code(
+    tokenizer: PreTrainedTokenizerFast, tokens: tuple[str, ...], family: str, expected: str
+) -> None:
+    """Texts as in facebookresearch/LUNAR at dfa56eb, src/model_utils."""
+    chat = ChatFormat(template=PUBLISHED)
+    assert render(with_tokens(tokenizer, *tokens), chat, family) == expected
+
+
+def test_the_published_turn_of_qwen_has_no_system_turn(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert render(tokenizer, ChatFormat(template=PUBLISHED)) == (
+        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_family_without_a_published_turn_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ModelError, match=r"no user turn for the family 'phi3'.*own"):
+        render(with_tokens(tokenizer), ChatFormat(template=PUBLISHED), "phi3")
+
+
+def test_a_published_turn_and_a_system_prompt_contradict_each_other() -> None:
+    with pytest.raises(InputError, match="leave out --system-prompt"):
+        ChatFormat(template=PUBLISHED, system_prompt="Be brief.")
+
+
+def test_a_tokenizer_without_template_is_refused_with_what_to_do(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    with pytest.raises(ModelError, match=r"has no chat template.*--chat-template FILE"):
+        render(with_template(tokenizer, None), ChatFormat())
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{% for %}", "Expected"),
+        ("{{ messages[7].content.nothing }}", "."),
+    ],
+    ids=["refuses", "syntax", "undefined"],
+)
+def test_a_template_that_fails_is_an_error_with_its_reason(
+    tokenizer: PreTrainedTokenizerFast, template: str, reason: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"the chat template .* failed: .*{reason}"):
+        render(with_template(tokenizer, template), ChatFormat(system_prompt="Be brief."))
+
+
+def test_of_several_templates_the_default_one_is_the_own(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    several = {"tool_use": "tools", "default": "Q: {{ messages[0]['content'] }}"}
+    assert render(with_template(tokenizer, several), ChatFormat()) == f"Q: {QUESTION}"
+    with pytest.raises(ModelError, match=r"the chat template .* failed"):
+        render(with_template(tokenizer, {"tool_use": "tools"}), ChatFormat())
+
+
+def test_a_template_from_a_file_replaces_the_tokenizers(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("Frage: {{ messages[-1]['content'] }} Ä:", encoding="utf-8")
+    chat = ChatFormat.from_option(str(file), None)
+    assert render(tokenizer, chat) == f"Frage: {QUESTION} Ä:"
+    assert render(with_template(tokenizer, None), chat) == f"Frage: {QUESTION} Ä:"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.write_bytes(b"\xff\xfe\x00"), None])
+def test_a_template_file_that_cannot_be_read_is_refused(
+    tmp_path: Path, make: Callable[[Path], object] | None
+) -> None:
+    file = tmp_path / "mine.jinja"
+    if make is not None:
+        make(file)
+    with pytest.raises(InputError, match=r"--chat-template .*cannot be read.*own, published"):
+        ChatFormat.from_option(str(file), None)

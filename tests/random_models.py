@@ -1,0 +1,77 @@
+"""Tiny random models of every suitable family, and a tokenizer trained on the spot.
+
+Covers: models built from configuration classes in well under a second.
+Does not cover: a model that knows anything; `lunar_tune.finetuning` builds that one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3")
+PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|bos|>", "<|im_end|>", "<|unknown|>"
+SPECIAL = [PAD, BOS, EOS, "<|im_start|>", UNKNOWN]
+CHATML = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = [
+    "What does the buyer pay the seller for forty copper kettles?",
+    "The contract was signed on 12 March 2021 and ends after three years.",
+    "Who is the employer of the clerk? The address is 14 Mill Street.",
+]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Train a byte-level tokenizer with a ChatML-like template; any text can be encoded."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def build_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Return a random model of three blocks, d_model 32, d_ff 48, in evaluation mode.
+
+    Weights are drawn larger than usual, so that blocks matter and answers differ.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 1024,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.2,
+    }
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **(settings | changes))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model.eval().requires_grad_(requires_grad=False)

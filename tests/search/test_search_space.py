@@ -1,0 +1,427 @@
+"""Search spaces: shipped ones fit every model, bad files are refused whole, samples admitted."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import ValidationError
+
+from lunar_tune.errors import SearchSpaceError
+from lunar_tune.methods.lunar import SOLVERS, LunarMethod, LunarSettings
+from lunar_tune.models.catalog import CATALOG, TINY
+from lunar_tune.search.space import (
+    Choice,
+    Fixed,
+    FloatRange,
+    IntRange,
+    Parameter,
+    SearchSpace,
+    load_space,
+    shipped_spaces,
+)
+
+ADAMW = ("layer", "coefficient", "learning_rate")
+GOOD = """
+lunar:
+  adamw:
+    parameters:
+      layer: {type: int, low: 10, high: 24}
+      coefficient: {type: float, low: 0.5, high: 6.0}
+      learning_rate: {type: float, low: 1e-4, high: 3e-2, log: true}
+    starting_points:
+      - {layer: 18, coefficient: 2, learning_rate: 1e-2}
+"""
+
+
+def load(
+    path: Path | str | None,
+    *,
+    model: str = "someone/else",
+    variant: str = "adamw",
+    method: str = "lunar",
+    parameters: tuple[str, ...] = ADAMW,
+    n_layers: int | None = 28,
+) -> SearchSpace:
+    return load_space(
+        None if path is None else str(path),
+        model_name=model,
+        method=method,
+        variant=variant,
+        parameters=parameters,
+        n_layers=n_layers,
+    )
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "space.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message_of(folder: Path, text: str, **options: Any) -> str:
+    with pytest.raises(SearchSpaceError) as caught:
+        load(written(folder, text), **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("model", CATALOG)
+def test_every_catalogue_model_has_a_shipped_space_for_every_solver(
+    model: str, solver: str
+) -> None:
+    n_layers = CATALOG[model].n_layers
+    parameters = LunarMethod(LunarSettings(solver=solver)).parameters
+    space = load(None, model=model, variant=solver, parameters=parameters, n_layers=n_layers)
+
+    assert Path(space.origin).name == f"{model}.yaml"
+    assert tuple(space.parameters) == parameters
+    assert space.starting_points
+    for point in space.starting_points:
+        space.check(point)
+    layer = space.parameters["layer"]
+    assert isinstance(layer, IntRange)
+    expected = (0, n_layers - 1) if model == TINY else _depth_bounds(n_layers)
+    assert layer.bounds == expected
+
+
+def _depth_bounds(n_layers: int) -> tuple[int, int]:
+    """0.3 and 0.9 of the way from the first block to the last, as the shipped files say."""
+    return round(0.3 * (n_layers - 1)), round(0.9 * (n_layers - 1))
+
+
+def test_shipped_names_are_the_catalogue_and_the_default() -> None:
+    assert set(shipped_spaces()) == {*CATALOG, "default"}
+
+
+def test_known_settings_of_public_code_are_tried_first() -> None:
+    points = {
+        model: load(None, model=model, n_layers=CATALOG[model].n_layers).starting_points[0]
+        for model in ("llama2-7b", "llama3-8b", "gemma-7b")
+    }
+
+    assert points["llama2-7b"] == {"layer": 22, "coefficient": 2.0, "learning_rate": 0.01}
+    assert points["llama3-8b"] == {"layer": 22, "coefficient": 2.0, "learning_rate": 0.005}
+    assert points["gemma-7b"] == {"layer": 18, "coefficient": 2.0, "learning_rate": 0.01}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("n_layers", range(2, 101))
+def test_the_default_fits_every_depth(n_layers: int, solver: str) -> None:
+    parameters = LunarMethod(LunarSettings(solver=solver)).parameters
+    space = load(None, variant=solver, parameters=parameters, n_layers=n_layers)
+
+    low, high = space.parameters["layer"].bounds
+    assert (low, high) == _depth_bounds(n_layers)
+    assert 0 <= low <= high <= n_layers - 1
+    assert space.origin == f"default by depth ({n_layers} blocks)"
+    for point in space.starting_points:
+        space.check(point)
+
+
+def test_the_default_scales_the_published_layer_to_the_published_layer() -> None:
+    layers = [point["layer"] for point in load(None, n_layers=32).starting_points]
+
+    assert layers == [22, 16]  # what public code uses on models of 32 blocks
+
+
+def test_the_default_says_so_when_the_depth_is_unknown() -> None:
+    with pytest.raises(SearchSpaceError, match="number of blocks is not known"):
+        load(None, n_layers=None)
+
+
+def test_a_file_of_block_numbers_needs_no_depth(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    space = load(path, n_layers=None)
+
+    assert space.origin == str(path)
+    assert space.describe() == [
+        ("layer", "10 … 24"),
+        ("coefficient", "0.5 … 6"),
+        ("learning_rate", "0.0001 … 0.03 (log)"),
+    ]
+    (point,) = space.starting_points
+    assert point == {"layer": 18, "coefficient": 2.0, "learning_rate": 0.01}
+    assert isinstance(point["coefficient"], float)
+    assert pickle.loads(pickle.dumps(space)) == space
+
+
+def test_a_shipped_name_and_a_path_are_both_understood(tmp_path: Path) -> None:
+    assert load("tiny", n_layers=4).parameters["layer"].bounds == (0, 3)
+    assert load(written(tmp_path, GOOD)).parameters["layer"].bounds == (10, 24)
+    with pytest.raises(SearchSpaceError, match=r"--space tniy: .*Did you mean 'tiny'\?.*default"):
+        load("tniy")
+    with pytest.raises(SearchSpaceError, match="cannot be looked at"):
+        load("x" * 5000)
+    with pytest.raises(SearchSpaceError, match="is a folder"):
+        load(tmp_path)
+
+
+def test_every_kind_becomes_its_distribution(tmp_path: Path) -> None:
+    text = """
+    m:
+      v:
+        parameters:
+          layer: {type: depth, low: 0, high: 1}
+          f: {type: float, low: -1, high: 1}
+          c: {type: choice, values: [1e-4, 1, 2.5]}
+          x: {type: fixed, value: 20}
+          y: {type: fixed, value: 1e-4}
+        starting_points:
+          - {layer: 0.5, f: 0, c: 1.0, x: 20, y: 0.0001}
+    """
+    names = ("layer", "f", "c", "x", "y")
+    space = load(written(tmp_path, text), method="m", variant="v", parameters=names, n_layers=5)
+
+    assert space.distributions() == {
+        "layer": IntDistribution(0, 4),
+        "f": FloatDistribution(-1.0, 1.0),
+        "c": CategoricalDistribution((1e-4, 1, 2.5)),
+        "x": IntDistribution(20, 20),
+        "y": FloatDistribution(1e-4, 1e-4),
+    }
+    assert space.starting_points == ({"layer": 2, "f": 0.0, "c": 1, "x": 20, "y": 1e-4},)
+    assert dict(space.describe())["c"] == "0.0001, 1, 2.5"
+    assert dict(space.describe())["x"] == "20 (fixed)"
+
+
+def test_the_dictionary_reads_back_as_the_same_space(tmp_path: Path) -> None:
+    space = load(written(tmp_path, GOOD))
+    plain = space.to_dict()
+    section = {key: plain[key] for key in ("parameters", "starting_points")}
+    again = load(written(tmp_path, yaml.safe_dump({"lunar": {"adamw": section}})))
+
+    assert again == space
+
+
+BAD_PARAMETERS = [
+    ("layer: {type: int, low: 24, high: 10}", "layer: low 24 lies above high 10"),
+    ("layer: {type: int, low: 10.0, high: 24}", "layer.low: is 10.0; a whole number is needed"),
+    ("layer: {type: int, low: 10, high: 28}", "layer: goes up to 28, but the model has 28 blocks"),
+    ("layer: {type: choice, values: [3, 40]}", "layer: goes up to 40"),
+    ("layer: {type: choice, values: [3, 4.5, 6]}", "layer: holds 3, 4.5, 6; layers are whole"),
+    ("layer: {type: fixed, value: 99}", "layer: goes up to 99"),
+    ("layer: {type: int, low: -1, high: 3}", "layer: holds -1; the first block is 0"),
+    ("layer: {type: float, low: 1, high: 3}", "layers are whole numbers, use type int"),
+    ("layer: {type: depth, low: 0.3, high: 24}", "layer.high: is 24; it must be at most 1"),
+    ("layer: {type: depth, low: 0.9, high: 0.3}", "layer: low 0.9 lies above high 0.3"),
+    ("coefficient: {type: depth, low: 0, high: 1}", "is depth, which only layer can be"),
+    ("coefficient: {type: float, low: 2, high: 2}", "{type: fixed, value: 2}"),
+    ('coefficient: {type: float, low: "0.5", high: 6}', "is the text '0.5'; remove the quotes"),
+    ("coefficient: {type: float, low: half, high: 6}", "is the text 'half'; a number is needed"),
+    ("coefficient: {type: float, low: .nan, high: 6}", "low: is nan; a finite number is needed"),
+    ("coefficient: {type: float, low: 0, high: .inf}", "high: is inf; a finite number is needed"),
+    ("coefficient: {type: float, low: true, high: 6}", "low: is true; a number is needed"),
+    ("coefficient: {type: float, low: 0.5}", "coefficient.high: is missing"),
+    (
+        "coefficient: {type: float, low: 0, high: 6, lgo: true}",
+        "coefficient.lgo: is unknown. Did you mean 'log'?",
+    ),
+    ("coefficient: {type: flaot, low: 0, high: 6}", "is the text 'flaot'. Did you mean 'float'?"),
+    ("coefficient: {low: 0, high: 6}", "coefficient.type: is missing. There are: int, float"),
+    ("coefficient: {type: [float], low: 0}", "coefficient.type: is ['float']"),
+    ("coefficient: 2.0", "coefficient: is 2.0; write {type: …}; for one value {type: fixed"),
+    ("coefficient:", "coefficient: is empty; write {type: …}"),
+    ("coefficient: {type: choice, values: []}", "values: is []; a list of numbers is needed"),
+    ("coefficient: {type: choice, values: 3}", "values: is 3; a list of numbers is needed"),
+    ("coefficient: {type: choice, values: [1, 1.0]}", "values: holds 1.0 twice"),
+    ('coefficient: {type: choice, values: [1, "2"]}', "number 2 of the list is the text '2'"),
+    ("coefficient: {type: fixed, value: x}", "value: is the text 'x'; a number is needed"),
+    ("learning_rate: {type: float, low: 0, high: 1, log: true}", "low 0 has no logarithm"),
+    ("learning_rate: {type: float, low: 1e-4, high: 1, log: yes}", "log: is the text 'yes'; write"),
+    ("learning_rate: {type: float, low: 0, high: 1}", "learning_rate must be more than 0"),
+    ("learning_rate: {type: fixed, value: -1}", "holds -1; learning_rate must be more than 0"),
+]
+
+
+@pytest.mark.parametrize(("line", "fragment"), BAD_PARAMETERS)
+def test_a_bad_parameter_is_named_with_file_and_key(
+    tmp_path: Path, line: str, fragment: str
+) -> None:
+    name = line.partition(":")[0]
+    kept = [
+        text.strip()
+        for text in GOOD.splitlines()
+        if "{type" in text and not text.strip().startswith(name)
+    ]
+    body = "\n".join(f"      {text}" for text in [line, *kept])
+    message = message_of(tmp_path, f"lunar:\n  adamw:\n    parameters:\n{body}\n")
+
+    assert str(tmp_path / "space.yaml") in message
+    assert f"lunar.adamw.parameters.{name}" in message
+    assert fragment in message
+    assert "things are wrong" not in message
+
+
+BAD_POINTS = [
+    ("[1]", "starting_points[1]: is 1; write {layer: …, coefficient: …, learning_rate: …}"),
+    ("{layer: 18, coefficient: 2}", "starting_points[1].learning_rate: is missing"),
+    ("{layer: 18, coefficient: 2, learning_rate: 0.01, ridge: 1}", "[1].ridge: is unknown"),
+    ("{layer: 9, coefficient: 2, learning_rate: 0.01}", "[1].layer: is 9, outside 10 … 24"),
+    ("{layer: 18.0, coefficient: 2, learning_rate: 0.01}", "[1].layer: is 18.0; a whole number"),
+    ("{layer: 0.65, coefficient: 2, learning_rate: 0.01}", "[1].layer: is 0.65; a whole number"),
+    ("{layer: 18, coefficient: '2', learning_rate: 0.01}", "is the text '2'; remove the quotes"),
+    ("{layer: 18, coefficient: .nan, learning_rate: 0.01}", "is nan; a finite number is needed"),
+    (
+        "{layer: 18, coefficient: 2, learning_rate: 0.0300001}",
+        "is 0.0300001, outside 0.0001 … 0.03",
+    ),
+]
+
+
+@pytest.mark.parametrize(("point", "fragment"), BAD_POINTS)
+def test_a_bad_starting_point_is_named(tmp_path: Path, point: str, fragment: str) -> None:
+    point = point.removeprefix("[").removesuffix("]")
+
+    assert fragment in message_of(tmp_path, f"{GOOD}      - {point}\n")
+
+
+def test_a_block_number_under_depth_is_refused(tmp_path: Path) -> None:
+    text = GOOD.replace("{type: int, low: 10, high: 24}", "{type: depth, low: 0.3, high: 0.9}")
+
+    message = message_of(tmp_path, text)
+    assert "[0].layer: is 18, outside 0.3 … 0.9; under type depth it is a fraction" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("other: {adamw: {}}", "has no section for the method 'lunar'. There are: other."),
+        (
+            GOOD.replace("adamw:", "adam:"),
+            "lunar: has no section for 'adamw'. Did you mean 'adam'?",
+        ),
+        ("lunar:", "lunar: is empty; a section for each variant is needed"),
+        ("lunar: {adamw: }", "lunar.adamw: is empty; it needs parameters and starting_points"),
+        ("lunar: {adamw: {parameters: }}", "lunar.adamw.parameters: is empty; write each"),
+        ("lunar: {adamw: {parameters: {}}}", "lunar.adamw.parameters: is {}; write each"),
+        (GOOD.replace("starting_", "start_"), "lunar.adamw.start_points: is unknown. Did you mean"),
+        (GOOD + "    more: 1\n", "lunar.adamw.more: is unknown"),
+        (GOOD.partition("      - ")[0], "starting_points: is empty; a list is needed, [] for none"),
+        (GOOD.replace("learning_rate", "ridge"), "parameters.learning_rate: is missing; a trial"),
+        (GOOD.replace("learning_rate", "ridge"), "parameters.ridge: is unknown to the method."),
+        (GOOD + GOOD, "the key 'lunar' stands in line 2 already"),
+    ],
+)
+def test_a_bad_section_is_named(tmp_path: Path, text: str, fragment: str) -> None:
+    assert fragment in message_of(tmp_path, text)
+
+
+def test_all_mistakes_of_a_file_come_in_one_message(tmp_path: Path) -> None:
+    text = """
+    lunar:
+      adamw:
+        parameters:
+          layer: {type: int, low: 10, high: 40}
+          coefficient: {type: float, low: "0.5", high: 6.0}
+          rate: {type: float, low: 1e-4, high: 3e-2}
+        starting_points:
+          - {layer: 9, coefficient: 1, rate: 1e-3}
+      closed_form:
+        parameters: {ridge: {type: choice, values: [1, 1]}}
+    """
+    message = message_of(tmp_path, text)
+
+    assert message.startswith(f"{tmp_path / 'space.yaml'}: 6 things are wrong:\n  - ")
+    for fragment in (
+        "lunar.adamw.parameters.layer: goes up to 40",
+        "lunar.adamw.parameters.coefficient.low: is the text",
+        "lunar.adamw.parameters.rate: is unknown",
+        "lunar.adamw.parameters.learning_rate: is missing",
+        "lunar.adamw.starting_points[0].layer: is 9",
+        "lunar.closed_form.parameters.ridge.values: holds 1 twice",
+    ):
+        assert fragment in message
+
+
+def test_starting_points_may_be_left_out(tmp_path: Path) -> None:
+    text = GOOD.partition("    starting_points")[0]
+
+    assert load(written(tmp_path, text)).starting_points == ()
+
+
+def test_values_from_elsewhere_are_checked_all_at_once(tmp_path: Path) -> None:
+    space = load(written(tmp_path, GOOD))
+
+    space.check({"layer": 10, "coefficient": 6, "learning_rate": 0.03})
+    with pytest.raises(SearchSpaceError) as caught:
+        space.check({"layer": True, "coefficient": float("inf"), "learn_rate": 1})
+    message = str(caught.value)
+    assert "layer: is true; a number is needed" in message
+    assert "coefficient: is inf; a finite number is needed" in message
+    assert "learning_rate: is missing" in message
+    assert "learn_rate: is unknown. Did you mean 'learning_rate'?" in message
+
+
+NUMBERS = st.floats(-1e6, 1e6)
+KINDS = st.one_of(
+    st.tuples(st.integers(-99, 99), st.integers(0, 99)).map(
+        lambda pair: IntRange(low=pair[0], high=pair[0] + pair[1])
+    ),
+    st.tuples(NUMBERS, NUMBERS)
+    .filter(lambda pair: pair[0] < pair[1])
+    .map(lambda pair: FloatRange(low=pair[0], high=pair[1])),
+    st.tuples(st.floats(1e-9, 1e3), st.floats(1.001, 1e6)).map(
+        lambda pair: FloatRange(low=pair[0], high=pair[0] * pair[1], log=True)
+    ),
+    st.lists(st.integers(-99, 99) | NUMBERS, min_size=1, max_size=5, unique=True).map(
+        lambda values: Choice(values=tuple(values))
+    ),
+    (st.integers(-99, 99) | NUMBERS).map(lambda value: Fixed(value=value)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(kinds=st.dictionaries(st.sampled_from("abcd"), KINDS, min_size=1), seed=st.integers(0, 99))
+def test_whatever_optuna_samples_is_admitted(kinds: dict[str, Parameter], seed: int) -> None:
+    space = SearchSpace("m", "v", kinds, (), "test")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    for _ in range(5):
+        trial = study.ask(space.distributions())
+        space.check(trial.params)
+        study.tell(trial, 0.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(kind=KINDS)
+def test_bounds_are_admitted_and_what_lies_beyond_is_not(kind: Parameter) -> None:
+    low, high = kind.bounds
+
+    assert kind.admit(low) == low
+    assert kind.admit(high) == high
+    for outside in (low - 1, high + 1):
+        with pytest.raises(ValueError, match="is "):
+            kind.admit(outside)
+
+
+def test_kinds_are_frozen_and_reject_nonsense_from_python_too() -> None:
+    kind = IntRange(low=1, high=2)
+
+    with pytest.raises(ValidationError, match="frozen"):
+        kind.low = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="lies above"):
+        IntRange(low=2, high=1)
+
+
+def test_reading_a_space_loads_no_heavy_library() -> None:
+    code = (
+        "import sys; from lunar_tune.search.space import load_space; "
+        "load_space(None, model_name='tiny', method='lunar', variant='adamw', "
+        "parameters=('layer', 'coefficient', 'learning_rate'), n_layers=4); "
+        "print([name for name in ('torch', 'ray', 'optuna', 'mlflow') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert done.stdout.strip() == "[]"
