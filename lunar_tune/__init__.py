@@ -4,8 +4,8 @@ Covers: the names that a notebook needs, each loaded at first use, so that `impo
 stays light.
 
 Example:
-    >>> from lunar_tune import RunOptions, unlearn  # doctest: +SKIP
-    >>> run = unlearn(RunOptions(model="tiny"), layer=0, coefficient=2.0, learning_rate=0.003)
+    >>> from lunar_tune import unlearn_once  # doctest: +SKIP
+    >>> run = unlearn_once(layer=1, coefficient=2.0, learning_rate=0.003)
     >>> run.scores["forget_rouge1"]
 """
 
@@ -15,13 +15,14 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["LunarSettings", "RunOptions", "TrialResult", "Worker", "__version__"]
+__all__ = ["LunarSettings", "RunOptions", "SingleRun", "Worker", "__version__", "unlearn_once"]
 
 _HOMES = {
-    "LunarSettings": "lunar_tune.methods.lunar",
+    "LunarSettings": "lunar_tune.methods.lunar_settings",
     "RunOptions": "lunar_tune.trial.options",
-    "TrialResult": "lunar_tune.trial.worker",
+    "SingleRun": "lunar_tune.trial.single",
     "Worker": "lunar_tune.trial.worker",
+    "unlearn_once": "lunar_tune.trial.single",
 }
 
 

@@ -42,7 +42,8 @@ def resolve_device(device: str) -> torch.device:
     resolved = torch.device(device)
     if (resolved.index or 0) >= torch.cuda.device_count() and resolved.type == "cuda":
         raise InputError(
-            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices, the first is 0."
+            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices, numbered "
+            "from 0."
         )
     return resolved
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -59,6 +59,7 @@ def test_pyyaml_alone_would_read_the_same_number_as_text() -> None:
     assert yaml.safe_load("key: 1e-4") == {"key": "1e-4"}  # the reason for the loader's existence
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["r", "e", "E", "g"]))
 def test_every_finite_float_survives_however_it_is_written(number: float, style: str) -> None:
     written = repr(number) if style == "r" else format(number, f".17{style}")
@@ -68,11 +69,13 @@ def test_every_finite_float_survives_however_it_is_written(number: float, style:
     assert value == number
 
 
+@settings(deadline=None)
 @given(st.integers())
 def test_every_whole_number_survives_as_a_whole_number(number: int) -> None:
     assert read(f"key: {number}") == {"key": number}
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),

@@ -7,27 +7,22 @@ Does not cover: sampling, beams, scores of tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lunar_tune.errors import InputError
+from lunar_tune.evaluation.settings import LEAST_BUDGET, DecodingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["PUBLISHED_MAX_NEW_TOKENS", "DecodingSettings", "generate_answers", "token_budget"]
+__all__ = ["generate_answers", "token_budget"]
 
-PUBLISHED_MAX_NEW_TOKENS = 512  # config/forget.yaml of the published code at dfa56eb
-
-LEAST_BUDGET = 32
 
 # Rows in a batch. On a CPU larger batches win nothing once the weights are read; on a GPU 256
 # short rows of a 7B model's cache stay below 10 GiB.
@@ -36,35 +31,14 @@ ROWS_PER_BATCH = {"cpu": 192, "cuda": 256}
 STEPS_PER_LOOK = {"cpu": 1, "cuda": 8}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodingSettings:
-    """How answers are generated."""
-
-    max_new_tokens: int | None = PUBLISHED_MAX_NEW_TOKENS
-    """Token budget of an answer; None is twice the longest true answer, and at least 32."""
-    repetition_penalty: float = 1.0
-    """1.0 is none, whatever the checkpoint's generation config says (Qwen ships 1.05)."""
-    batch_size: int | None = None
-    """Rows in a batch; None takes what suits the device."""
-
-    def __post_init__(self) -> None:
-        """Reject values that mean nothing."""
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise InputError(f"--max-new-tokens {self.max_new_tokens}: at least 1.")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise InputError(f"--repetition-penalty {self.repetition_penalty}: a positive number.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"--batch-size {self.batch_size}: at least 1.")
-
-
 def token_budget(
     settings: DecodingSettings, tokenizer: PreTrainedTokenizerBase, truths: Iterable[str]
 ) -> int:
     """Return the token budget: the settings' own, or what the true answers call for."""
     if settings.max_new_tokens is not None:
         return settings.max_new_tokens
-    ids = tokenizer(list(truths), add_special_tokens=False)["input_ids"]
-    return max(LEAST_BUDGET, 2 * max((len(row) for row in ids), default=0))
+    ids = tokenizer(list(truths) or [""], add_special_tokens=False)["input_ids"]
+    return max(LEAST_BUDGET, 2 * max(len(row) for row in ids))
 
 
 @torch.inference_mode()

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lunar_tune.evaluation.decoding import DecodingSettings, generate_answers
+from lunar_tune.evaluation.decoding import generate_answers
 from lunar_tune.evaluation.rouge import rouge_recall
+from lunar_tune.evaluation.settings import DecodingSettings
 
 if TYPE_CHECKING:
     from lunar_tune.data.records import Record

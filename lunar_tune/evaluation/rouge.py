@@ -66,8 +66,9 @@ def rouge_recall(
     scorer = _scorer(tokenizer)
     scored = []
     for truth, answer in zip(truths, answers, strict=True):
-        scores = scorer.score(truth, answer)
-        scored.append(Recall(rouge1=scores["rouge1"].recall, rouge_l=scores["rougeL"].recall))
+        scores = scorer.score(truth, answer)  # an empty answer's ROUGE-L is the integer 0
+        rouge1, rouge_l = float(scores["rouge1"].recall), float(scores["rougeL"].recall)
+        scored.append(Recall(rouge1=rouge1, rouge_l=rouge_l))
     return scored
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,21 +19,19 @@ from torch import Tensor
 from lunar_tune.activations.streams import capture_streams, down_projection_inputs
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS, FitReport, Method, MethodInfo, Preparation, Subject
+from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.models.layout import check_layers
 from lunar_tune.redirection.directions import unlearning_vectors
 from lunar_tune.redirection.editing import edited
 from lunar_tune.redirection.solvers import (
-    AdamWSettings,
     Solution,
     ridge_coefficients,
     solve_adamw,
     solve_closed_form,
 )
 
-__all__ = ["POSITIONS", "SOLVERS", "LunarMethod", "LunarSettings"]
+__all__ = ["LunarMethod"]
 
-SOLVERS = ("adamw", "closed_form")
-POSITIONS = ("all", "last")
 # Down-projection inputs kept on the device between trials. PISTOL on Qwen2.5-7B is 0.7 GB a layer.
 KEPT_INPUT_BYTES = 4 * 2**30
 
@@ -42,31 +39,6 @@ METHODS.register(
     "lunar",
     MethodInfo(summary="redirect the activations of the forgotten questions", variants=SOLVERS),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LunarSettings:
-    """What is fixed over a search."""
-
-    solver: str = "adamw"
-    """adamw (as published) or closed_form (ridge regression)."""
-    positions: str = "all"
-    """Which tokens of a forget prompt are moved: all (as published) or only the last. Tokens that
-    are not moved are kept where they are."""
-    retain_points: float | None = None
-    """Retain tokens in the fit, drawn at random, for each forget token (the paper takes as many,
-    1.0); None takes all of them, as the published code does."""
-    adamw: AdamWSettings = field(default_factory=AdamWSettings)
-    """Settings of the iterative solver."""
-
-    def __post_init__(self) -> None:
-        """Reject values that mean nothing."""
-        if self.solver not in SOLVERS:
-            raise InputError(f"--solver {self.solver}: lunar has {', '.join(SOLVERS)}.")
-        if self.positions not in POSITIONS:
-            raise InputError(f"--positions {self.positions}: there are {', '.join(POSITIONS)}.")
-        if self.retain_points is not None and not 0 < self.retain_points < math.inf:
-            raise InputError(f"--retain-points {self.retain_points}: more than 0, or all.")
 
 
 class LunarMethod(Method):
@@ -144,7 +116,9 @@ class LunarPreparation(Preparation):
             inputs = inputs[chosen]
         shift = (coefficient * self.vectors[layer]).to(inputs.device)
         if settings.solver == "closed_form":
-            v = self._ridge_coefficients(layer, float(parameters["ridge"]), inputs, is_forget, seed)
+            v = self._ridge_coefficients(
+                layer, _positive("ridge", parameters["ridge"]), inputs, is_forget, seed
+            )
             return solve_closed_form(weight, inputs, is_forget, shift, v)
         return solve_adamw(
             weight,
@@ -210,8 +184,10 @@ def _layers_and_coefficients(
     parameters: Mapping[str, Any],
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Read one or several layers, and a coefficient for each or one for all."""
-    layers = _as_tuple(parameters["layer"])
-    coefficients = _as_tuple(parameters["coefficient"])
+    layers = _numbers("layer", parameters["layer"])
+    coefficients = _numbers("coefficient", parameters["coefficient"])
+    if not layers:
+        raise InputError("layer: an empty list. Give at least one layer.")
     if len(coefficients) == 1:
         coefficients *= len(layers)
     if len(layers) != len(coefficients):
@@ -219,19 +195,25 @@ def _layers_and_coefficients(
             f"{len(layers)} layers and {len(coefficients)} coefficients: give one coefficient for "
             "each layer, or one for all."
         )
-    if any(layer != int(layer) for layer in layers):
+    if not all(layer.is_integer() for layer in layers):
         raise InputError(f"layer {parameters['layer']}: whole numbers.")
-    if not all(math.isfinite(coefficient) for coefficient in coefficients):
-        raise InputError(f"coefficient {parameters['coefficient']}: finite numbers.")
-    return tuple(map(int, layers)), tuple(map(float, coefficients))
+    return tuple(map(int, layers)), coefficients
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    """Read one number or a list of them."""
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    try:
+        numbers = tuple(map(float, values))
+    except (TypeError, ValueError):
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{name} {value}: finite numbers.")
+    return numbers
 
 
 def _positive(name: str, value: Any) -> float:
-    number = float(value)
-    if not 0 < number < math.inf:
+    numbers = _numbers(name, value)
+    if len(numbers) != 1 or numbers[0] <= 0:
         raise InputError(f"{name} {value}: a positive number.")
-    return number
+    return numbers[0]

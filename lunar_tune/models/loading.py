@@ -8,10 +8,13 @@ Does not cover: building `tiny` (`finetuning.tiny`), which hands its folder to t
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from lunar_tune.errors import ModelError
 from lunar_tune.models.layout import BlockLayout, layout_of
@@ -234,6 +237,7 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
             source,
             revision=None if local else spec.revision,
             trust_remote_code=spec.trust_remote_code,
+            local_files_only=local or not _hub_resolves(),
             **options,
         )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
@@ -259,6 +263,19 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
                 f"--model tiny. ({str(error).splitlines()[0]})"
             )
         raise ModelError(f"model {source}: {message}") from error
+
+
+def _hub_resolves() -> bool:
+    """Say whether the hub's name resolves; where it does not, waiting for answers is in vain."""
+    from huggingface_hub import constants
+
+    if getproxies():
+        return True  # the proxy resolves names
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _causes(error: BaseException) -> list[BaseException]:

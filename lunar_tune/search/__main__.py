@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lunar_tune.cli.options import GivenOptions, merge_options, was_given, with_run_options
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
-from lunar_tune.evaluation.decoding import DecodingSettings
+from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.search.config import SAMPLERS, SearchConfig
 from lunar_tune.trial.options import RunOptions
 

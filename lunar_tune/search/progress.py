@@ -9,35 +9,11 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from lunar_tune.reporting.progress import build_progress
 from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
 
-__all__ = ["SearchProgress", "build_progress"]
-
-
-def build_progress(console: Console) -> Progress:
-    """Return an empty progress display in the project's look; used as a context."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console.quiet,
-    )
+__all__ = ["SearchProgress"]
 
 
 class SearchProgress:

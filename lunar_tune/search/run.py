@@ -18,6 +18,7 @@ from rich.markup import escape
 from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.loading import load_config
+from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import TrialRow, best_first
 from lunar_tune.search.cluster import Resources, call_on_worker, check_gpus, ray_session, share_out
@@ -30,7 +31,7 @@ from lunar_tune.search.outputs import (
     short_trials,
     write_best,
 )
-from lunar_tune.search.progress import SearchProgress, build_progress
+from lunar_tune.search.progress import SearchProgress
 from lunar_tune.search.space import SearchSpace, load_space
 from lunar_tune.search.study import Study
 from lunar_tune.search.summary import (
@@ -284,13 +285,7 @@ class _Search:
 def _with_model(plan: SearchPlan, console: Console) -> SearchPlan:
     """Build `tiny` if it is asked for and not there yet."""
     with build_progress(console) as bar:
-
-        def on_progress(done: int, total: int) -> None:
-            if not bar.tasks:
-                bar.add_task("building the tiny model (once)", total=total, note="")
-            bar.update(bar.tasks[0].id, completed=done, total=total)
-
-        spec = materialise(plan.spec, on_progress)
+        spec = materialise(plan.spec, epochs_shown(bar, "building the tiny model (once)"))
     return dataclasses.replace(plan, spec=spec)
 
 

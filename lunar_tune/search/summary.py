@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lunar_tune.evaluation.decoding import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.evaluation.settings import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import FAILED, TrialRow
 from lunar_tune.search.config import SearchConfig

@@ -22,8 +22,9 @@ __all__ = ["LoopSettings", "Schedule", "run_loop", "scheduled"]
 
 Example = TypeVar("Example")
 Schedule = Literal["constant", "linear", "cosine"]
-# Sorting by exact length fills a batch with one question template: measured on `tiny`, the loss
-# after 20 epochs was then .066 instead of .006. So lengths are only roughly sorted.
+# Sorting by exact length fills a batch with one question template. Last losses on `tiny`, one seed
+# each: exact .066 after 20 epochs; after 18, a jitter of 4 tokens .042 and no sorting .020. Eight
+# was not compared by itself.
 _LENGTH_JITTER = 8.0
 
 

@@ -15,14 +15,14 @@ from lunar_tune.data.bundled import resolve_data
 from lunar_tune.data.readers import read_prompts, read_records
 from lunar_tune.data.records import Record
 from lunar_tune.data.splits import Split, edges_of, sample_by_edge, split_by_edges
-from lunar_tune.errors import DataError, InputError, Problems
+from lunar_tune.errors import DataError, Problems
 from lunar_tune.evaluation.rouge import check_scorable
 from lunar_tune.methods.contract import METHODS, Method
 from lunar_tune.methods.lunar import LunarMethod
 from lunar_tune.models.catalog import TINY, ModelReference, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec, check_model_path
-from lunar_tune.runtime import resolve_device
+from lunar_tune.runtime import resolve_device, resolve_dtype
 from lunar_tune.trial.options import NONE, RunOptions
 from lunar_tune.trial.spec import DataSets, TrialSpec
 
@@ -48,11 +48,14 @@ def assemble(options: RunOptions) -> TrialSpec:
     with problems.collect():
         resolve_device(options.device)
     with problems.collect():
+        resolve_dtype(options.dtype, resolve_device("cpu"))
+    with problems.collect():
         chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
     with problems.collect():
         method = _method(options)
     with problems.collect():
-        _check_counts(options)
+        check_scorable((), tokenizer=options.rouge_tokenizer)
+    _check_counts(options, problems)
     data = _read_data(options, reference, problems)
     problems.raise_if_any()
     if reference is None or chat is None or method is None or data is None:
@@ -99,17 +102,21 @@ def known_depth(options: RunOptions) -> int | None:
     Raises:
         ModelError: The model's name means nothing.
     """
-    for folder in (options.model_path, options.model):
-        config = Path(folder).expanduser() / "config.json" if folder else None
-        if config is not None and config.is_file():
-            try:
-                depth = json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers")
-            except (OSError, ValueError):
-                depth = None
-            if isinstance(depth, int):
-                return depth
-    entry = resolve_model(options.model).entry
-    return entry.n_layers if entry is not None else None
+    reference = resolve_model(options.model)
+    for folder in (options.model_path, reference.source if reference.is_local else None):
+        if folder is not None and (depth := _configured_depth(Path(folder).expanduser())):
+            return depth
+    return reference.entry.n_layers if reference.entry is not None else None
+
+
+def _configured_depth(folder: Path) -> int | None:
+    """Return what a folder's config.json says; None where there is none that says it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    depth = config.get("num_hidden_layers") if isinstance(config, dict) else None
+    return depth if isinstance(depth, int) else None
 
 
 def _method(options: RunOptions) -> Method:
@@ -117,13 +124,13 @@ def _method(options: RunOptions) -> Method:
     return LunarMethod(options.lunar)
 
 
-def _check_counts(options: RunOptions) -> None:
+def _check_counts(options: RunOptions, problems: Problems) -> None:
     for name, value in (
         ("--retain-rows", options.retain_rows),
         ("--evaluation-rows", options.evaluation_rows),
     ):
         if value is not None and value < 1:
-            raise InputError(f"{name} {value}: at least 1.")
+            problems.add(f"{name} {value}: at least 1.")
 
 
 def _read_data(
@@ -164,11 +171,12 @@ def _evaluated(
     factual: tuple[Record, ...],
 ) -> DataSets:
     """Cut the sets to what is evaluated, and check that it can be scored."""
-    rows = options.evaluation_rows
+    # A count below 1 is a mistake that is noted already; what else is wrong is to be found too.
+    rows = None if options.evaluation_rows is None else max(1, options.evaluation_rows)
     retain = split.retain[:rows]
-    sample = sample_by_edge(retain, options.retain_rows or len(retain), seed=options.seed)
-    for part in (split.forget, retain, factual[:rows]):
-        check_scorable(part, tokenizer=options.rouge_tokenizer)
+    size = len(retain) if options.retain_rows is None else max(1, options.retain_rows)
+    sample = sample_by_edge(retain, size, seed=options.seed)
+    check_scorable((*split.forget, *retain, *factual[:rows]), tokenizer=options.rouge_tokenizer)
     return DataSets(
         name=Path(name).stem,
         forget_edges=split.forget_edges,

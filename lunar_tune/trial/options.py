@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lunar_tune.evaluation.decoding import DecodingSettings
-from lunar_tune.methods.lunar import LunarSettings
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.methods.lunar_settings import LunarSettings
 from lunar_tune.models.catalog import TINY
 from lunar_tune.models.chat import OWN
 

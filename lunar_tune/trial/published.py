@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from lunar_tune.data.bundled import bundled_names
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.evaluation.decoding import DecodingSettings
-from lunar_tune.methods.lunar import LunarSettings
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.methods.lunar_settings import LunarSettings
 from lunar_tune.models.chat import PUBLISHED
-from lunar_tune.redirection.solvers import AdamWSettings
+from lunar_tune.redirection.settings import AdamWSettings
 from lunar_tune.trial.assemble import known_depth
 from lunar_tune.trial.options import NONE, RunOptions
 from lunar_tune.trial.published_model import Places, choose_model
@@ -184,9 +184,7 @@ class _Translation:
         self.became["use_different_retain_dataset"] = (
             "another retain set for the fit; evaluation keeps the data's own, as there"
         )
-        self.became["different_retain_set_path"] = (
-            f"the fit's retain set is {self.options['retain_data']}"
-        )
+        self.became["different_retain_set_path"] = f"--retain-data {self.options['retain_data']}"
 
     def _read_factual(self) -> None:
         name = self.values.factual_data_path
@@ -230,7 +228,7 @@ class _Translation:
         self.options["decoding"] = DecodingSettings(max_new_tokens=budget, batch_size=size)
         self.became["eval_generation_max_new_tokens"] = f"--max-new-tokens {budget}"
         self.became["eval_batch_size"] = (
-            f"{size} rows in a batch" if size else "as many rows in a batch as suit the device"
+            f"--batch-size {size}" if size else "as many rows in a batch as suit the device"
         )
 
     def _check_depth(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lunar_tune.data.records import Record
-from lunar_tune.evaluation.decoding import DecodingSettings
+from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.contract import Method
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lunar_tune.evaluation.decoding import PUBLISHED_MAX_NEW_TOKENS, token_budget
+from lunar_tune.evaluation.decoding import token_budget
 from lunar_tune.evaluation.evaluate import Evaluation, EvaluationSet, evaluate
+from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.methods.contract import FitReport, Preparation, Subject
 from lunar_tune.models.chat import encode_prompts
 from lunar_tune.models.loading import LoadedModel, load_model

@@ -11,7 +11,8 @@ import torch
 
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation import decoding as decoding_module
-from lunar_tune.evaluation.decoding import DecodingSettings, generate_answers, token_budget
+from lunar_tune.evaluation.decoding import generate_answers, token_budget
+from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 

@@ -10,9 +10,9 @@ import pytest
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, InputError
 from lunar_tune.evaluation import evaluate as evaluate_module
-from lunar_tune.evaluation.decoding import DecodingSettings
 from lunar_tune.evaluation.evaluate import EvaluationSet, deviation_score, evaluate
 from lunar_tune.evaluation.rouge import check_scorable, rouge_recall
+from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.models.loading import LoadedModel
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import linear, mse_loss
 
 from lunar_tune.errors import DivergenceError, InputError
+from lunar_tune.redirection.settings import AdamWSettings
 from lunar_tune.redirection.solvers import (
-    AdamWSettings,
     Solution,
     ridge_coefficients,
     solve_adamw,
@@ -70,6 +71,13 @@ def adamw(p: Problem, *, learning_rate: float = 0.01, seed: int = 3, **fixed: ob
         settings=AdamWSettings(**fixed),  # type: ignore[arg-type]
         seed=seed,
     )
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
+def test_tests_check_shapes_and_kinds_at_every_call(kind: torch.dtype) -> None:
+    """Four tokens and a mask for five; whole numbers where real ones belong."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        ridge_coefficients(torch.ones(4, 3, dtype=kind), torch.ones(5).bool(), ridge=1.0)
 
 
 # Closed form

@@ -17,7 +17,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import ValidationError
 
 from lunar_tune.errors import SearchSpaceError
-from lunar_tune.methods.lunar import SOLVERS, LunarMethod, LunarSettings
+from lunar_tune.methods.lunar import LunarMethod
+from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.models.catalog import CATALOG, TINY
 from lunar_tune.search.space import (
     Choice,
@@ -223,8 +224,8 @@ BAD_PARAMETERS = [
     ("coefficient: {type: float, low: true, high: 6}", "low: is true; a number is needed"),
     ("coefficient: {type: float, low: 0.5}", "coefficient.high: is missing"),
     (
-        "coefficient: {type: float, low: 0, high: 6, lgo: true}",
-        "coefficient.lgo: is unknown. Did you mean 'log'?",
+        "coefficient: {type: float, low: 0, high: 6, logs: true}",
+        "coefficient.logs: is unknown. Did you mean 'log'?",
     ),
     ("coefficient: {type: flaot, low: 0, high: 6}", "is the text 'flaot'. Did you mean 'float'?"),
     ("coefficient: {low: 0, high: 6}", "coefficient.type: is missing. There are: int, float"),

@@ -1,4 +1,4 @@
-"""The published code's forget.yaml: every key finds its place or a reason, mistakes come at once."""
+"""The published forget.yaml: every key finds its place or a reason, mistakes come at once."""
 
 from __future__ import annotations
 
@@ -115,11 +115,11 @@ def test_what_the_published_code_always_does_is_done(repository: Path) -> None:
 
 
 def test_the_options_can_be_assembled(repository: Path) -> None:
-    spec = assemble(read(repository, use_different_retain_dataset=True).options)
+    data = assemble(read(repository, use_different_retain_dataset=True).options).data
 
-    assert {record.edge for record in spec.forget} == {"A_B"}
-    assert len(spec.fit_retain) == len(spec.factual)  # the facts are the fit's retain set here
-    assert "A_B" not in {record.edge for record in spec.retain}
+    assert {record.edge for record in data.forget} == {"A_B"}
+    assert len(data.fit_retain) == len(data.factual)  # the facts are the fit's retain set here
+    assert "A_B" not in {record.edge for record in data.retain}
 
 
 def test_every_key_of_the_file_has_one_note_in_its_order(repository: Path) -> None:

@@ -1,0 +1,61 @@
+"""Writing a model, edited or not, as a checkpoint that loads elsewhere and answers the same.
+
+Covers: weights in safetensors, generation config, tokenizer; a check that the written tokenizer
+encodes as the one in memory does (transformers may pick another class on loading, which then
+splits numbers differently, silently).
+Does not cover: adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.models.loading import LoadedModel
+
+__all__ = ["check_save_folder", "save_checkpoint"]
+
+
+def check_save_folder(folder: Path) -> None:
+    """Check that a checkpoint can be written, before anything is computed.
+
+    Raises:
+        InputError: The folder holds something already, or is a file.
+    """
+    if folder.is_file():
+        raise InputError(f"--save {folder}: is a file, not a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"--save {folder}: the folder is not empty; choose another.")
+
+
+def save_checkpoint(loaded: LoadedModel, folder: Path, *, texts: Iterable[str]) -> None:
+    """Write the model as it is now, with its tokenizer.
+
+    Args:
+        loaded: The model.
+        folder: Made if missing.
+        texts: On which the written tokenizer is compared with the one in memory.
+
+    Raises:
+        InputError: The folder is not empty or cannot be written.
+        LunarTuneError: The written tokenizer encodes differently.
+    """
+    from transformers import AutoTokenizer
+
+    check_save_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise InputError(f"--save {folder}: cannot be written ({error}).") from error
+    reloaded = AutoTokenizer.from_pretrained(folder)
+    for text in texts:
+        before = loaded.tokenizer(text)["input_ids"]
+        after = reloaded(text)["input_ids"]
+        if before != after:
+            raise LunarTuneError(
+                f"the tokenizer written to {folder} encodes {text!r} differently after loading: "
+                f"{type(loaded.tokenizer).__name__} came back as {type(reloaded).__name__}."
+            )

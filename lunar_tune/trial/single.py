@@ -1,0 +1,107 @@
+"""One unlearning run from options to scores, without Ray.
+
+Covers: what `python -m lunar_tune.unlearn` and a notebook call.
+Does not cover: printing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lunar_tune.models.catalog import resolve_model
+from lunar_tune.models.layout import check_layers
+from lunar_tune.models.loading import LoadedModel
+from lunar_tune.trial.assemble import assemble, known_depth, materialise
+from lunar_tune.trial.options import RunOptions
+from lunar_tune.trial.saving import check_save_folder, save_checkpoint
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.worker import TrialResult, Worker
+
+__all__ = ["SingleRun", "unlearn_once"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SingleRun:
+    """One run's outcome."""
+
+    spec: TrialSpec
+    result: TrialResult
+    """The unlearned model."""
+    vanilla: TrialResult | None
+    """The unmodified model, if it was asked for."""
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """The unlearned model's scores: `forget_rouge1`, `retain_rouge1` and the others."""
+        return self.result.evaluation.scores
+
+    def document(self) -> dict[str, Any]:
+        """Return scores and circumstances as plain values, for JSON."""
+        spec, result = self.spec, self.result
+        return {
+            **self.scores,
+            "model": spec.model.name,
+            "data": spec.data.name,
+            "forget_edges": list(spec.data.forget_edges),
+            "method": spec.method.name,
+            "solver": spec.method.variant,
+            "parameters": dict(result.parameters),
+            "max_new_tokens": result.max_new_tokens,
+            "seed": spec.seed,
+            "seconds": dict(result.seconds),
+            "losses": list(result.fit.losses) if result.fit is not None else [],
+            "vanilla": dict(self.vanilla.evaluation.scores) if self.vanilla is not None else None,
+        }
+
+
+def unlearn_once(
+    options: RunOptions | None = None,
+    *,
+    layer: int | Sequence[int],
+    coefficient: float | Sequence[float],
+    vanilla: bool = False,
+    save_to: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    **parameters: float,
+) -> SingleRun:
+    """Unlearn once and evaluate.
+
+    Args:
+        options: Model, data and method; None is the tiny model with its own data.
+        layer: Decoder block to edit, or several.
+        coefficient: How far to move, for each layer or one for all.
+        vanilla: Whether to evaluate the unmodified model too.
+        save_to: Folder for the unlearned model as a checkpoint.
+        on_progress: Called with epochs done and in all while `tiny` is being built.
+        **parameters: The solver's own: `learning_rate` for adamw, `ridge` for closed_form.
+
+    Raises:
+        InputError: Something that was asked for cannot be done.
+        TrialError: The fit failed, for example by divergence.
+
+    Example:
+        >>> run = unlearn_once(layer=1, coefficient=2.0, learning_rate=3e-3)  # doctest: +SKIP
+        >>> run.scores["forget_rouge1"], run.scores["retain_rouge1"]
+    """
+    options = options or RunOptions()
+    resolve_model(options.model)
+    spec = assemble(options)
+    setting = {"layer": layer, "coefficient": coefficient, **parameters}
+    spec.method.check_parameters(setting)
+    depth = known_depth(options)
+    if depth is not None:
+        check_layers((layer,) if isinstance(layer, int) else tuple(layer), depth)
+    if save_to is not None:
+        check_save_folder(save_to)
+    worker = Worker(materialise(spec, on_progress))
+    before = worker.vanilla() if vanilla else None
+
+    def save(loaded: LoadedModel) -> None:
+        if save_to is not None:
+            questions = [record.question for record in (*spec.data.forget, *spec.data.retain)]
+            save_checkpoint(loaded, save_to, texts=questions)
+
+    return SingleRun(spec=worker.spec, result=worker.run(setting, inside=save), vanilla=before)

@@ -1,0 +1,201 @@
+"""The command `python -m lunar_tune.unlearn`: one run, without Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lunar_tune.cli.options import GivenOptions, merge_options, with_run_options
+from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
+from lunar_tune.errors import InputError
+from lunar_tune.reporting.progress import build_progress, epochs_shown
+from lunar_tune.trial.options import RunOptions
+
+_RUN = "Setting and results"
+
+
+@with_run_options
+def unlearn(
+    *,
+    ctx: typer.Context,  # noqa: ARG001 taken by the decorator
+    given: GivenOptions,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Decoder block to edit, or several.", metavar="L[,L…]", rich_help_panel=_RUN
+        ),
+    ] = None,
+    coefficient: Annotated[
+        str | None,
+        typer.Option(
+            help="How far to move along the unlearning vector, for each layer or one for all.",
+            metavar="C[,C…]",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of adamw's first epoch.", rich_help_panel=_RUN)
+    ] = None,
+    ridge: Annotated[
+        float | None, typer.Option(help="Strength of closed_form's ridge.", rich_help_panel=_RUN)
+    ] = None,
+    published_config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A forget.yaml of the published code; options given beside it win.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    vanilla: Annotated[
+        bool, typer.Option(help="Evaluate the unmodified model as well.", rich_help_panel=_RUN)
+    ] = True,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the scores as JSON.", rich_help_panel=_RUN),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Write questions and answers as Parquet.", rich_help_panel=_RUN),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Save the unlearned model as a Hugging Face checkpoint in this folder.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Unlearn once, with one setting, and say what was forgotten and what was kept.
+
+    `python -m lunar_tune.unlearn --model tiny --layer 1 --coefficient 2 --learning-rate 0.003`
+
+    Users of the published code keep their file:
+    `python -m lunar_tune.unlearn --published-config config/forget.yaml`
+
+    The same from Python: `lunar_tune.unlearn_once(layer=1, coefficient=2.0, learning_rate=0.003)`
+    """
+    with reporting_errors(debug=debug):
+        console = Console(quiet=quiet)
+        base, save_to = RunOptions(), None
+        setting: dict[str, Any] = {}
+        if published_config is not None:
+            base, setting, save_to = _published(published_config, console)
+        setting |= _setting(layer, coefficient, learning_rate, ridge)
+        for needed in ("layer", "coefficient"):
+            if needed not in setting:
+                raise InputError(f"--{needed} is needed.")
+        _run(
+            merge_options(base, given),
+            setting,
+            console,
+            vanilla=vanilla,
+            json_file=json_file,
+            answers=answers,
+            save_to=save or save_to,
+        )
+
+
+def _run(
+    options: RunOptions,
+    setting: Mapping[str, Any],
+    console: Console,
+    *,
+    vanilla: bool,
+    json_file: Path | None,
+    answers: Path | None,
+    save_to: Path | None,
+) -> None:
+    from lunar_tune.reporting.tables import write_answers, write_atomically
+    from lunar_tune.trial.single import unlearn_once
+
+    with build_progress(console) as bar:
+        run = unlearn_once(
+            options,
+            vanilla=vanilla,
+            save_to=save_to,
+            on_progress=epochs_shown(bar, "building the tiny model (once)"),
+            **setting,
+        )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "forget", "retain", "factual", "deviation score"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    if run.vanilla is not None:
+        table.add_row("unmodified", *_cells(run.vanilla.evaluation.scores))
+    table.add_row("unlearned", *_cells(run.scores))
+    table.add_row("rows", *(str(run.scores.get(f"{s}_rows", "-")) for s in _SETS))
+    console.print("ROUGE-1 recall of the answers")
+    console.print(table)
+    seconds = run.result.seconds
+    console.print(
+        f"fit {seconds['fit']:.1f} s, evaluation {seconds['evaluate']:.1f} s, "
+        f"up to {run.result.max_new_tokens} tokens an answer",
+        highlight=False,
+    )
+    if json_file is not None:
+        write_atomically(json_file, (json.dumps(run.document(), indent=1) + "\n").encode())
+    if answers is not None:
+        losses = run.result.fit.losses if run.result.fit is not None else ()
+        write_answers(answers, run.result.evaluation.rows, losses)
+    for what, where in (("scores", json_file), ("answers", answers), ("model", save_to)):
+        if where is not None:
+            console.print(f"{what} written to {where}", highlight=False, soft_wrap=True)
+
+
+_SETS = ("forget", "retain", "factual")
+
+
+def _cells(scores: Mapping[str, float]) -> list[str]:
+    names = [*(f"{name}_rouge1" for name in _SETS), "deviation_score"]
+    return [f"{scores[name]:.3f}" if name in scores else "-" for name in names]
+
+
+def _setting(
+    layer: str | None, coefficient: str | None, learning_rate: float | None, ridge: float | None
+) -> dict[str, Any]:
+    """Return what was given of the setting; a list where there are commas."""
+    setting: dict[str, Any] = {}
+    if layer is not None:
+        setting["layer"] = _numbers("--layer", layer, int)
+    if coefficient is not None:
+        setting["coefficient"] = _numbers("--coefficient", coefficient, float)
+    if learning_rate is not None:
+        setting["learning_rate"] = learning_rate
+    if ridge is not None:
+        setting["ridge"] = ridge
+    return setting
+
+
+def _numbers(flag: str, text: str, kind: type[int] | type[float]) -> Any:
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{flag} {text}: {what}, with commas between.") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _published(path: Path, console: Console) -> tuple[RunOptions, dict[str, Any], Path | None]:
+    """Read a published configuration and say what was made of each key."""
+    from lunar_tune.trial.published import read_published_config
+
+    published = read_published_config(path)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("key", "value", "became"):
+        table.add_column(column)
+    for note in published.notes:
+        table.add_row(escape(note.key), escape(note.value), escape(note.became))
+    console.print(table)
+    return published.options, dict(published.parameters), published.save_to
+
+
+if __name__ == "__main__":
+    command_app(unlearn)()

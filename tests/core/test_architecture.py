@@ -1,0 +1,155 @@
+"""The law of the design: imports go down, and what is heavy stays where it belongs."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "lunar_tune"
+
+# The design's picture, from the ground up. A module at the top that is not named here is a command.
+LAYERS = (
+    {"errors", "registry", "paths", "runtime", "yaml_files"},
+    {"data", "models"},
+    {"activations", "training"},
+    {"redirection", "evaluation"},
+    {"methods", "finetuning"},
+    {"trial", "reporting"},
+    {"search"},
+)
+COMMANDS = len(LAYERS)
+SEARCH_ONLY = {"ray", "optuna", "mlflow"}
+
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if "_bundled" not in file.parts
+}
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """Yield every module that a file imports, anywhere in it, also for type checkers only."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else str(node.module) for name in names)
+
+
+def home_of(module: str) -> tuple[int, str]:
+    """Return a module's layer and its package; the ground is one, and so are all commands."""
+    parts = module.split(".")
+    name = parts[1] if len(parts) > 1 else ""
+    layers = [number for number, names in enumerate(LAYERS) if name in names]
+    is_command = not layers or parts[-1] == "__main__"
+    if is_command:
+        return COMMANDS, "commands"
+    return layers[0], name if layers[0] else "ground"
+
+
+def test_a_module_imports_from_lower_layers_or_its_own_package() -> None:
+    wrong = [
+        f"{module} imports {imported}"
+        for module, file in MODULES.items()
+        if module != "lunar_tune"
+        for imported in imports_of(file)
+        if imported.split(".")[0] == "lunar_tune" and imported != "lunar_tune"
+        if home_of(imported) != home_of(module)
+        if home_of(imported)[0] >= home_of(module)[0]
+    ]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph = {module: set(imports_of(file)) & set(MODULES) for module, file in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError and names the cycle
+
+
+def test_ray_optuna_and_mlflow_are_imported_in_search_and_commands_only() -> None:
+    users = {
+        module
+        for module, file in MODULES.items()
+        if SEARCH_ONLY & {name.split(".")[0] for name in imports_of(file)}
+    }
+    assert [module for module in users if home_of(module)[0] < LAYERS.index({"search"})] == []
+
+
+def test_data_never_imports_torch() -> None:
+    forbidden = {"torch", "transformers", "jaxtyping", "peft"}
+    for module, file in MODULES.items():
+        if home_of(module)[1] == "data":
+            assert not forbidden & {name.split(".")[0] for name in imports_of(file)}, module
+
+
+def test_the_law_is_broken_by_what_it_forbids() -> None:
+    """Neighbours of one layer, a look upwards and a command's own layer, told apart."""
+    assert home_of("lunar_tune.data.records") != home_of("lunar_tune.models.layout")
+    assert home_of("lunar_tune.data.records")[0] == home_of("lunar_tune.models.layout")[0]
+    assert home_of("lunar_tune.trial.worker")[0] > home_of("lunar_tune.methods.lunar")[0]
+    assert home_of("lunar_tune.search.__main__") == home_of("lunar_tune.unlearn")
+    assert home_of("lunar_tune.search.study")[0] < COMMANDS
+
+
+@pytest.mark.parametrize("folder", ["datasets", "search_spaces"])
+def test_folders_of_data_hold_no_python(folder: str) -> None:
+    """An `__init__.py` in `datasets/` would shadow the package of that name."""
+    assert list((ROOT / folder).rglob("*.py")) == []
+    assert any((ROOT / folder).iterdir())
+
+
+def run(code: str) -> str:
+    """Run code in a fresh interpreter, from the repository's root, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_bare_import_loads_neither_torch_nor_ray() -> None:
+    heavy = ("torch", "transformers", "ray", "optuna", "mlflow", "pyarrow", "numpy")
+    code = f"import lunar_tune, sys; print([name for name in {heavy} if name in sys.modules])"
+    assert run(code).strip() == "[]"
+
+
+def test_the_data_layer_loads_no_torch() -> None:
+    names = [name for name in MODULES if name.startswith("lunar_tune.data.")]
+    code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
+    assert run(code).strip() == "False"
+
+
+def test_a_trial_runs_on_a_machine_without_ray_optuna_and_mlflow() -> None:
+    """`None` in `sys.modules` makes an import fail as if the package were not there."""
+    code = f"""
+import sys
+sys.path.insert(0, "tests")
+for name in {sorted(SEARCH_ONLY)}:
+    sys.modules[name] = None
+import tempfile
+import torch
+torch.set_num_threads(1)
+from random_models import build_model, build_tokenizer
+folder = tempfile.TemporaryDirectory()
+build_model("qwen2").save_pretrained(folder.name)
+build_tokenizer().save_pretrained(folder.name)
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.options import RunOptions
+from lunar_tune.trial.worker import Worker
+options = RunOptions(
+    model=folder.name, data="mini", factual_data="none", evaluation_rows=4, device="cpu",
+    decoding=DecodingSettings(max_new_tokens=2),
+)
+result = Worker(assemble(options)).run({{"layer": 0, "coefficient": 1.0, "learning_rate": 0.01}})
+print(sorted(result.evaluation.scores))
+"""
+    assert "retain_rouge1" in run(code)

@@ -1,0 +1,365 @@
+"""The contract battery, run over every method and variant of the registry, and LUNAR's options.
+
+Does not cover: the fits themselves (`test_core_solvers`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lunar_tune.activations.streams import capture_streams, down_projection_inputs
+from lunar_tune.errors import InputError, TrialError
+from lunar_tune.methods.contract import METHODS, Method, Preparation, Subject
+from lunar_tune.methods.lunar import LunarMethod, LunarPreparation
+from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.models.loading import LoadedModel
+from lunar_tune.redirection.settings import AdamWSettings
+
+Load = Callable[..., LoadedModel]
+
+FORGET = ((1, 17, 40, 11), (1, 9, 8))
+RETAIN = ((1, 60, 61, 62, 63, 64), (5, 6), (1, 70, 71, 72))
+REFERENCE = ((1, 99, 98), (1, 90, 91, 92, 93))
+N_FORGET_TOKENS, N_RETAIN_TOKENS = 7, 12
+QUICK = AdamWSettings(epochs=2)
+
+
+def lunar(**settings: Any) -> LunarMethod:
+    return LunarMethod(LunarSettings(**({"adamw": QUICK} | settings)))
+
+
+# What the battery needs to know of a method: how it is made, and parameters that do something.
+EXAMPLES: dict[tuple[str, str], tuple[Callable[[], Method], dict[str, Any]]] = {
+    ("lunar", "adamw"): (
+        lambda: lunar(solver="adamw"),
+        {"layer": 1, "coefficient": 2.0, "learning_rate": 0.01},
+    ),
+    ("lunar", "closed_form"): (
+        lambda: lunar(solver="closed_form"),
+        {"layer": 1, "coefficient": 2.0, "ridge": 1e-3},
+    ),
+}
+each_method = pytest.mark.parametrize("key", list(EXAMPLES), ids="-".join)
+
+
+@pytest.fixture
+def model(loaded: Load, unchanged: Callable[[Any], None]) -> LoadedModel:
+    """Return a model whose weights must be the same after the test, bit for bit."""
+    one = loaded("qwen2")
+    unchanged(one.model)
+    return one
+
+
+def subject(model: LoadedModel) -> Subject:
+    return Subject(
+        loaded=model, forget_prompts=FORGET, retain_prompts=RETAIN, reference_prompts=REFERENCE
+    )
+
+
+def weights(model: LoadedModel) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.model.named_parameters()}
+
+
+def weights_inside(
+    preparation: Preparation, model: LoadedModel, parameters: dict[str, Any], seed: int = 0
+) -> dict[str, torch.Tensor]:
+    with preparation.unlearned(parameters, seed=seed):
+        return weights(model)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_variant_of_every_method_has_an_example_here() -> None:
+    assert {(name, v) for name, info in METHODS.items() for v in info.variants} == set(EXAMPLES)
+
+
+@each_method
+def test_a_method_says_its_name_variant_and_parameters_and_can_be_pickled(
+    key: tuple[str, str],
+) -> None:
+    make, parameters = EXAMPLES[key]
+    method = pickle.loads(pickle.dumps(make()))
+    assert (method.name, method.variant) == key
+    assert set(method.parameters) == set(parameters)
+    assert METHODS[method.name].summary
+
+
+@each_method
+def test_the_model_is_unlearned_inside_and_what_it_was_after(
+    model: LoadedModel, key: tuple[str, str]
+) -> None:
+    make, parameters = EXAMPLES[key]
+    before = weights(model)
+    preparation = make().prepare(subject(model))
+    assert same(weights(model), before)
+    with preparation.unlearned(parameters, seed=0) as report:
+        assert not same(weights(model), before)
+        assert report.losses
+        assert all(math.isfinite(value) for value in (*report.losses, *report.details.values()))
+    assert same(weights(model), before)
+
+
+@each_method
+def test_the_model_is_what_it_was_when_the_body_raises(
+    model: LoadedModel, key: tuple[str, str]
+) -> None:
+    make, parameters = EXAMPLES[key]
+    before = weights(model)
+    preparation = make().prepare(subject(model))
+    for kind in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(kind), preparation.unlearned(parameters, seed=0):
+            raise kind
+        assert same(weights(model), before)
+
+
+@each_method
+def test_a_trial_gives_the_same_whatever_was_tried_before(
+    model: LoadedModel, key: tuple[str, str]
+) -> None:
+    make, parameters = EXAMPLES[key]
+    other = parameters | {name: parameters[name] * 2 for name in list(parameters)[1:]}
+    preparation = make().prepare(subject(model))
+    first = weights_inside(preparation, model, parameters)
+    assert not same(weights_inside(preparation, model, other, seed=5), first)
+    assert same(weights_inside(preparation, model, parameters), first)
+    assert same(weights_inside(make().prepare(subject(model)), model, parameters), first)
+
+
+@each_method
+def test_missing_and_unknown_parameters_are_refused_before_anything_is_done(
+    model: LoadedModel, key: tuple[str, str]
+) -> None:
+    make, parameters = EXAMPLES[key]
+    preparation = make().prepare(subject(model))
+    for name in parameters:
+        rest = {other: value for other, value in parameters.items() if other != name}
+        with (
+            pytest.raises(InputError, match=f"missing: {name}; unknown: none"),
+            preparation.unlearned(rest, seed=0),
+        ):
+            pytest.fail("the body ran")
+        with (
+            pytest.raises(InputError, match=f"missing: {name}; unknown: batch"),
+            preparation.unlearned(rest | {"batch": 1}, seed=0),
+        ):
+            pytest.fail("the body ran")
+
+
+@each_method
+@pytest.mark.parametrize("value", [math.nan, math.inf, "much", None, [math.nan]])
+def test_values_that_are_no_finite_numbers_are_refused(
+    model: LoadedModel, key: tuple[str, str], value: object
+) -> None:
+    make, parameters = EXAMPLES[key]
+    preparation = make().prepare(subject(model))
+    for name in parameters:
+        with (
+            pytest.raises(InputError, match=name),
+            preparation.unlearned(parameters | {name: value}, seed=0),
+        ):
+            pytest.fail("the body ran")
+
+
+# LUNAR
+
+
+def edit_by_hand(
+    model: LoadedModel, layer: int, coefficient: float, ridge: float, moved: list[int]
+) -> np.ndarray:
+    """Return W₀ + c·r·vᵀ in numpy, from hidden states of single prompts."""
+    norm_inputs: list[torch.Tensor] = []
+    block = model.model.model.layers[layer]
+    handles = [
+        block.mlp.down_proj.register_forward_hook(lambda _m, a, _o: norm_inputs.append(a[0][0])),
+        block.register_forward_hook(lambda _m, _a, output: norm_inputs.append(output[0, -1])),
+    ]
+    h, last = [], []
+    for prompt in (*FORGET, *RETAIN, *REFERENCE):
+        norm_inputs.clear()
+        with torch.no_grad():
+            model.model(input_ids=torch.tensor([prompt]), use_cache=False)
+        h.append(norm_inputs[0].double().numpy())
+        last.append(norm_inputs[1].double().numpy())
+    for handle in handles:
+        handle.remove()
+    r = np.mean(last[5:], axis=0) - np.mean(last[:2], axis=0)
+    rows = np.concatenate(h[:5])
+    indicator = np.isin(np.arange(len(rows)), moved).astype(float)
+    gram = rows.T @ rows
+    strength = ridge * np.trace(gram) / len(gram)
+    v = np.linalg.solve(gram + strength * np.eye(len(gram)), rows.T @ indicator)
+    weight = block.mlp.down_proj.weight.detach().double().numpy()
+    return weight + coefficient * np.outer(r, v)
+
+
+@pytest.mark.parametrize(
+    ("positions", "moved"), [("all", list(range(N_FORGET_TOKENS))), ("last", [3, 6])]
+)
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_the_edit_is_the_papers_formula_computed_by_hand(
+    model: LoadedModel, layer: int, positions: str, moved: list[int]
+) -> None:
+    """With `last`, only the last tokens of the two forget prompts (3 and 6) are moved."""
+    preparation = lunar(solver="closed_form", positions=positions).prepare(subject(model))
+    expected = edit_by_hand(model, layer, 1.5, 1e-2, moved)
+    parameters = {"layer": layer, "coefficient": 1.5, "ridge": 1e-2}
+    with preparation.unlearned(parameters, seed=0):
+        weight = model.model.model.layers[layer].mlp.down_proj.weight.numpy().copy()
+    np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["adamw", "closed_form"])
+def test_several_layers_are_each_fitted_on_the_unmodified_model(
+    model: LoadedModel, solver: str
+) -> None:
+    own = {"adamw": {"learning_rate": 0.01}, "closed_form": {"ridge": 1e-3}}[solver]
+    preparation = lunar(solver=solver).prepare(subject(model))
+    both = weights_inside(preparation, model, {"layer": [2, 0], "coefficient": [1.0, -3.0]} | own)
+    losses = []
+    for layer, coefficient in ((2, 1.0), (0, -3.0)):
+        parameters = {"layer": layer, "coefficient": coefficient} | own
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        with preparation.unlearned(parameters, seed=0) as report:
+            assert torch.equal(both[name], weights(model)[name])
+            losses.append(report.losses)
+    with preparation.unlearned({"layer": [2, 0], "coefficient": [1.0, -3.0]} | own, seed=0) as two:
+        assert two.losses == pytest.approx([sum(epoch) for epoch in zip(*losses, strict=True)])
+        assert set(two.details) == {"vector_norm_0", "vector_norm_2"}
+    shared = weights_inside(preparation, model, {"layer": [2, 0], "coefficient": 1.0} | own)
+    listed = weights_inside(preparation, model, {"layer": [2, 0], "coefficient": [1.0, 1.0]} | own)
+    assert same(shared, listed)
+
+
+@pytest.mark.parametrize(
+    ("layer", "coefficient", "message"),
+    [
+        (3, 1.0, "--layer 3: the model has 3 decoder blocks"),
+        (-1, 1.0, "--layer -1"),
+        ([1, 1], 1.0, "a layer is named twice"),
+        ([0, 1, 2], [1.0, 2.0], "3 layers and 2 coefficients"),
+        (1.5, 1.0, "layer 1.5: whole numbers"),
+        ([], 1.0, "at least one layer"),
+        ([], [], "at least one layer"),
+    ],
+)
+def test_layers_that_are_not_there_or_do_not_match_coefficients_are_refused(
+    model: LoadedModel, layer: Any, coefficient: Any, message: str
+) -> None:
+    preparation = lunar(solver="closed_form").prepare(subject(model))
+    parameters = {"layer": layer, "coefficient": coefficient, "ridge": 1e-3}
+    with (
+        pytest.raises(InputError, match=message),
+        preparation.unlearned(parameters, seed=0),
+    ):
+        pytest.fail("the body ran")
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(1.0, 7), (0.5, 4), (1.6, 11), (2.0, N_RETAIN_TOKENS), (None, 12)]
+)
+def test_retain_points_are_so_many_for_each_forget_token(
+    model: LoadedModel, k: float | None, expected: int
+) -> None:
+    """Seven forget and twelve retain tokens; .5 × 7 = 3.5 is rounded to 4 (to even)."""
+    preparation = lunar(retain_points=k).prepare(subject(model))
+    assert isinstance(preparation, LunarPreparation)
+    chosen, is_forget = preparation._points(seed=0)
+    assert chosen[:N_FORGET_TOKENS].tolist() == list(range(N_FORGET_TOKENS))
+    assert is_forget.tolist() == [True] * N_FORGET_TOKENS + [False] * expected
+    retain = chosen[N_FORGET_TOKENS:].tolist()
+    assert len(set(retain)) == expected
+    assert set(retain) <= set(range(N_FORGET_TOKENS, N_FORGET_TOKENS + N_RETAIN_TOKENS))
+
+
+@pytest.mark.parametrize("solver", ["adamw", "closed_form"])
+def test_drawn_retain_points_follow_the_seed_and_take_part_in_the_fit(
+    model: LoadedModel, solver: str
+) -> None:
+    own = {"adamw": {"learning_rate": 0.01}, "closed_form": {"ridge": 1e-3}}[solver]
+    parameters = {"layer": 0, "coefficient": 1.0} | own
+    preparation = lunar(solver=solver, retain_points=0.5).prepare(subject(model))
+    first = weights_inside(preparation, model, parameters, seed=1)
+    assert not same(weights_inside(preparation, model, parameters, seed=2), first)
+    assert same(weights_inside(preparation, model, parameters, seed=1), first)
+
+
+def test_the_closed_form_fit_moves_the_forget_tokens_and_keeps_the_others(
+    model: LoadedModel,
+) -> None:
+    """Fewer tokens (19) than features (48) and a small ridge: both targets are nearly reached.
+
+    All but where prompts begin: the first token is the same in both sets, and so is its h.
+    """
+    preparation = lunar(solver="closed_form").prepare(subject(model))
+    assert isinstance(preparation, LunarPreparation)
+    streams = capture_streams(model, [*FORGET, *RETAIN])
+    h = down_projection_inputs(model, streams, 1, range(5)).double()
+    projection = model.model.model.layers[1].mlp.down_proj
+    before = h @ projection.weight.double().T
+    with preparation.unlearned({"layer": 1, "coefficient": 2.0, "ridge": 1e-9}, seed=0):
+        moved = h @ projection.weight.double().T - before
+    expected = torch.zeros_like(moved)
+    expected[:N_FORGET_TOKENS] = 2.0 * preparation.vectors[1]
+    distinct = [token for token in range(19) if token not in (0, 4, 7, 15)]
+    torch.testing.assert_close(moved[distinct], expected[distinct], rtol=0.02, atol=0.02)
+
+
+def test_inputs_are_dropped_when_they_no_longer_fit_and_come_back_the_same(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lunar_tune.methods.lunar.KEPT_INPUT_BYTES", 2 * 19 * 48 * 4)
+    preparation = lunar().prepare(subject(model))
+    assert isinstance(preparation, LunarPreparation)
+    first = preparation._inputs_of(0).clone()
+    for layer in (1, 2):
+        preparation._inputs_of(layer)
+    assert set(preparation._inputs) == {1, 2}
+    assert torch.equal(preparation._inputs_of(0), first)
+
+
+def test_a_fit_that_diverges_is_a_failed_trial_and_leaves_the_model(model: LoadedModel) -> None:
+    preparation = lunar().prepare(subject(model))
+    parameters = {"layer": 1, "coefficient": 1.0, "learning_rate": 1e30}
+    with pytest.raises(TrialError), preparation.unlearned(parameters, seed=0):
+        pytest.fail("the body ran")
+
+
+def test_a_bfloat16_model_is_edited_in_its_own_format_and_restored(loaded: Load) -> None:
+    original = loaded("llama")
+    model = dataclasses.replace(original, model=copy.deepcopy(original.model).bfloat16())
+    before = weights(model)
+    for make, parameters in EXAMPLES.values():
+        inside = weights_inside(make().prepare(subject(model)), model, parameters)
+        assert {weight.dtype for weight in inside.values()} == {torch.bfloat16}
+        assert not same(inside, before)
+        assert same(weights(model), before)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"solver": "sgd"}, "--solver sgd: lunar has adamw, closed_form"),
+        ({"positions": "first"}, "--positions first: there are all, last"),
+        ({"retain_points": 0.0}, "--retain-points 0.0"),
+        ({"retain_points": math.nan}, "--retain-points nan"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LunarSettings(**wrong)
+
+
+def test_an_unknown_method_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(InputError, match=r"unknown method 'lunr'. Did you mean 'lunar'\?"):
+        METHODS["lunr"]

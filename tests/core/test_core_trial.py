@@ -1,0 +1,352 @@
+"""Options to a spec, and the same run on every suitable family.
+
+Does not cover: `tiny`, whose own tests build it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lunar_tune.data.records import Record
+from lunar_tune.errors import InputError, ModelError, TrialError
+from lunar_tune.evaluation.rouge import rouge_recall
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.methods.lunar import LunarMethod
+from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.models.layout import LAYOUTS
+from lunar_tune.models.loading import LoadedModel
+from lunar_tune.redirection.settings import AdamWSettings
+from lunar_tune.trial.assemble import assemble, known_depth, materialise
+from lunar_tune.trial.options import RunOptions
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.worker import Worker
+
+
+def write_records(file: Path, edges: dict[str, int], *, answer: str = "Kettles {}.") -> str:
+    rows = [
+        {"edge": edge, "question": f"What of {edge}, {n}?", "answer": answer.format(n)}
+        for edge, count in edges.items()
+        for n in range(count)
+    ]
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return write_records(tmp_path / "pairs.json", {"A_B": 3, "B_C": 4, "C_D": 6})
+
+
+# Assembling
+
+
+def test_without_options_a_run_is_tiny_on_mini_with_the_default_edge() -> None:
+    spec = assemble(RunOptions())
+    assert (spec.model.name, spec.model.source) == ("tiny", "tiny")
+    assert (spec.data.name, spec.data.forget_edges) == ("mini", ("A_B",))
+    assert {record.edge for record in spec.data.forget} == {"A_B"}
+    assert "A_B" not in {record.edge for record in spec.data.retain}
+    assert spec.data.retain == spec.data.fit_retain == spec.data.retain_sample
+    assert spec.data.factual
+    assert spec.data.reference_prompts
+    assert pickle.loads(pickle.dumps(dataclasses.replace(spec, method=None))).data == spec.data
+    assert isinstance(pickle.loads(pickle.dumps(spec.method)), LunarMethod)
+
+
+def test_another_model_takes_the_contracts_and_its_hub_id() -> None:
+    spec = assemble(RunOptions(model="qwen2.5-7b", revision="abc"))
+    assert (spec.model.source, spec.model.revision) == ("Qwen/Qwen2.5-7B-Instruct", "abc")
+    assert spec.data.name == "contracts"
+
+
+def test_a_spec_that_needs_no_building_is_materialised_as_it_is(data: str) -> None:
+    spec = assemble(RunOptions(model="Owner/Model", data=data))
+    assert materialise(spec) is spec
+
+
+def test_edges_are_forgotten_as_asked_and_an_unknown_one_is_refused_with_a_list(data: str) -> None:
+    spec = assemble(RunOptions(data=data, forget_edges=("C_D", "B_C")))
+    assert (len(spec.data.forget), len(spec.data.retain)) == (10, 3)
+    with pytest.raises(InputError, match=r"unknown forget edge 'X_Y'.*There are: A_B, B_C, C_D"):
+        assemble(RunOptions(data=data, forget_edges=("X_Y",)))
+
+
+def test_data_without_the_default_edge_ask_for_one(tmp_path: Path) -> None:
+    other = write_records(tmp_path / "other.json", {"x": 2, "y": 2})
+    with pytest.raises(InputError, match=r"--forget-edge is needed: .*'A_B'.*There are: x, y"):
+        assemble(RunOptions(data=other))
+
+
+def test_a_retain_sample_has_every_edges_share(data: str) -> None:
+    spec = assemble(RunOptions(data=data, retain_rows=5))
+    edges = [record.edge for record in spec.data.retain_sample]
+    assert (edges.count("B_C"), edges.count("C_D")) == (2, 3)  # of 4 and 6
+    assert len(spec.data.retain) == len(spec.data.fit_retain) == 10
+    assert set(spec.data.retain_sample) <= set(spec.data.retain)
+
+
+def test_evaluation_rows_are_the_first_and_leave_the_fit_alone(data: str, tmp_path: Path) -> None:
+    facts = write_records(tmp_path / "facts.json", {"f": 9})
+    options = RunOptions(data=data, factual_data=facts, evaluation_rows=5, retain_rows=2)
+    data_sets = assemble(options).data
+    everything = assemble(RunOptions(data=data, factual_data=facts)).data
+    assert data_sets.retain == everything.retain[:5]
+    assert data_sets.factual == everything.factual[:5]
+    assert set(data_sets.retain_sample) <= set(data_sets.retain)
+    assert len(data_sets.retain_sample) == 2
+    assert data_sets.fit_retain == everything.fit_retain
+
+
+def test_the_factual_set_can_be_left_out(data: str) -> None:
+    assert assemble(RunOptions(data=data, factual_data="none")).data.factual == ()
+
+
+def test_another_retain_set_is_fitted_while_the_datas_own_is_evaluated(
+    data: str, tmp_path: Path
+) -> None:
+    other = write_records(tmp_path / "other.json", {"x": 2})
+    sets = assemble(RunOptions(data=data, retain_data=other)).data
+    assert {record.edge for record in sets.fit_retain} == {"x"}
+    assert {record.edge for record in sets.retain} == {"B_C", "C_D"}
+    with pytest.raises(InputError, match=r"stand in the retain set too"):
+        assemble(RunOptions(data=data, retain_data=data))
+
+
+def test_answers_that_cannot_be_scored_are_refused_unless_words_of_every_script_count(
+    tmp_path: Path,
+) -> None:
+    chinese = write_records(tmp_path / "zh.json", {"A_B": 2, "B_C": 2}, answer="铜壶")
+    with pytest.raises(InputError, match=r"have no word for the ROUGE tokenizer 'default'"):
+        assemble(RunOptions(data=chinese))
+    assert assemble(RunOptions(data=chinese, rouge_tokenizer="words")).rouge_tokenizer == "words"
+
+
+def test_everything_that_is_wrong_is_said_in_one_message(data: str) -> None:
+    options = RunOptions(
+        model="qwen3.5-7b",
+        model_path="/absent/weights",
+        device="gpu",
+        dtype="int8",
+        chat_template="/absent/template",
+        method="lunr",
+        data=data,
+        forget_edges=("A_C",),
+        factual_data="factal",
+        reference_prompts="/absent/prompts.json",
+        retain_data="/absent/retain.json",
+        retain_rows=0,
+        evaluation_rows=-3,
+        rouge_tokenizer="bytes",
+    )
+    with pytest.raises(InputError) as raised:
+        assemble(options)
+    message = str(raised.value)
+    for part in (
+        "'qwen3.5-7b'",
+        "/absent/weights",
+        "--device gpu",
+        "--dtype int8",
+        "/absent/template",
+        "'lunr'. Did you mean 'lunar'",
+        "'A_C'",
+        "'factal'",
+        "/absent/prompts.json",
+        "/absent/retain.json",
+        "--retain-rows 0",
+        "--evaluation-rows -3",
+        "--rouge-tokenizer bytes",
+    ):
+        assert part in message, part
+    assert message.startswith("13 things are wrong:\n")
+
+
+def test_wrong_counts_are_said_together_with_answers_that_cannot_be_scored(tmp_path: Path) -> None:
+    chinese = write_records(tmp_path / "zh.json", {"A_B": 2, "B_C": 2}, answer="铜壶")
+    with pytest.raises(InputError) as raised:
+        assemble(RunOptions(data=chinese, retain_rows=-1, evaluation_rows=0))
+    message = str(raised.value)
+    assert message.startswith("3 things are wrong:\n")
+    for part in ("--retain-rows -1", "--evaluation-rows 0", "have no word"):
+        assert part in message
+
+
+def test_depth_is_known_from_a_configuration_or_the_catalogue(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = str(checkpoint("llama"))
+    assert known_depth(RunOptions()) == 4
+    assert known_depth(RunOptions(model="qwen2.5-7b")) == 28
+    assert known_depth(RunOptions(model=folder)) == 3
+    assert known_depth(RunOptions(model="qwen2.5-7b", model_path=folder)) == 3
+    assert known_depth(RunOptions(model="Owner/Model")) is None
+    with pytest.raises(ModelError, match=r"unknown model 'qwen'"):
+        known_depth(RunOptions(model="qwen"))
+    (tmp_path / "config.json").write_text("{")
+    assert known_depth(RunOptions(model=str(tmp_path))) is None
+    (tmp_path / "config.json").write_text("[]")
+    assert known_depth(RunOptions(model=str(tmp_path))) is None
+
+
+def test_a_folder_named_as_a_catalogue_model_is_not_that_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text('{"num_hidden_layers": 99}')
+    monkeypatch.chdir(tmp_path)
+    assert known_depth(RunOptions()) == 4
+    assert known_depth(RunOptions(model="./tiny")) == 99
+
+
+# A trial
+
+SOLVERS: dict[str, dict[str, Any]] = {
+    "closed_form": {"layer": 1, "coefficient": 20.0, "ridge": 1e-3},
+    "adamw": {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01},
+}
+
+
+def spec_for(folder: Path, data: str, solver: str = "closed_form", **options: Any) -> TrialSpec:
+    lunar = LunarSettings(solver=solver, adamw=AdamWSettings(epochs=2))
+    return assemble(
+        RunOptions(
+            model=str(folder),
+            data=data,
+            device="cpu",
+            factual_data="none",
+            reference_prompts="harmful",
+            lunar=lunar,
+            decoding=DecodingSettings(max_new_tokens=8),
+            **options,
+        )
+    )
+
+
+def weights(loaded: LoadedModel) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+@pytest.mark.parametrize("family", list(LAYOUTS))
+def test_the_same_run_works_on_every_suitable_family_and_restores_it(
+    checkpoint: Callable[..., Path], data: str, family: str, solver: str
+) -> None:
+    worker = Worker(spec_for(checkpoint(family), data, solver))
+    before = weights(worker.loaded)
+    vanilla = worker.vanilla()
+    inside: dict[str, torch.Tensor] = {}
+    result = worker.run(SOLVERS[solver], inside=lambda model: inside.update(weights(model)))
+    changed = [name for name in before if not torch.equal(before[name], inside[name])]
+    assert changed == ["model.layers.1.mlp.down_proj.weight"]
+    after = weights(worker.loaded)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    answers = [[row.answer for row in one.evaluation.rows] for one in (vanilla, result)]
+    assert answers[0] != answers[1]
+    assert [row.answer for row in worker.vanilla().evaluation.rows] == answers[0]
+    assert result.fit is not None
+    assert len(result.fit.losses) == {"adamw": 2, "closed_form": 1}[solver]
+    assert result.seconds["trial"] == pytest.approx(
+        result.seconds["fit"] + result.seconds["evaluate"]
+    )
+    assert result.parameters == SOLVERS[solver]
+
+
+def test_the_scores_of_a_trial_are_those_of_generate_on_the_edited_model(
+    checkpoint: Callable[..., Path], data: str
+) -> None:
+    worker = Worker(spec_for(checkpoint("llama"), data))
+    said: dict[str, str] = {}
+
+    def ask(loaded: LoadedModel) -> None:
+        """Ask one question at a time by transformers' own means."""
+        for record in (*worker.spec.data.forget, *worker.spec.data.retain):
+            prompt = loaded.tokenizer.apply_chat_template(
+                [{"role": "user", "content": record.question}],
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
+            )
+            ids = loaded.model.generate(
+                **prompt, do_sample=False, max_new_tokens=8, pad_token_id=0, eos_token_id=2
+            )
+            new = ids[0, prompt["input_ids"].shape[1] :]
+            said[record.question] = loaded.tokenizer.decode(new, skip_special_tokens=True)
+
+    result = worker.run(SOLVERS["closed_form"], inside=ask)
+    assert {row.question: row.answer for row in result.evaluation.rows} == said
+    for name, records in (("forget", worker.spec.data.forget), ("retain", worker.spec.data.retain)):
+        recalls = rouge_recall([r.answer for r in records], [said[r.question] for r in records])
+        mean = sum(recall.rouge1 for recall in recalls) / len(recalls)
+        assert result.evaluation.scores[f"{name}_rouge1"] == pytest.approx(mean)
+        assert result.evaluation.scores[f"{name}_rows"] == len(records)
+
+
+def test_a_full_evaluation_takes_all_rows_and_the_published_budget(
+    checkpoint: Callable[..., Path], data: str
+) -> None:
+    worker = Worker(spec_for(checkpoint("llama"), data, retain_rows=2, evaluation_rows=7))
+    trial = worker.run(SOLVERS["closed_form"])
+    assert (trial.max_new_tokens, trial.evaluation.scores["retain_rows"]) == (8, 2)
+    full = worker.vanilla(full=True)
+    assert (full.max_new_tokens, full.evaluation.scores["retain_rows"]) == (512, 7)
+
+
+def test_a_failed_trial_leaves_the_worker_ready_for_the_next(
+    checkpoint: Callable[..., Path], data: str
+) -> None:
+    worker = Worker(spec_for(checkpoint("llama"), data, "adamw"))
+    before = weights(worker.loaded)
+    first = worker.run(SOLVERS["adamw"])
+    with pytest.raises(TrialError):
+        worker.run(SOLVERS["adamw"] | {"learning_rate": 1e30})
+    with pytest.raises(InputError):
+        worker.run({"layer": 1})
+
+    def fail(_loaded: LoadedModel) -> None:
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        worker.run(SOLVERS["adamw"], inside=fail)
+    after = weights(worker.loaded)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert worker.run(SOLVERS["adamw"]).evaluation == first.evaluation
+
+
+def test_the_seed_decides_what_is_drawn(checkpoint: Callable[..., Path], data: str) -> None:
+    specs = [spec_for(checkpoint("llama"), data, "adamw", seed=seed) for seed in (0, 0, 1)]
+    losses = [fit.losses for spec in specs if (fit := Worker(spec).run(SOLVERS["adamw"]).fit)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_model_that_is_loaded_already_is_used(
+    loaded: Callable[..., LoadedModel], checkpoint: Callable[..., Path], data: str
+) -> None:
+    model = loaded("llama")
+    assert Worker(spec_for(checkpoint("llama"), data), model).loaded is model
+
+
+def test_each_question_is_encoded_once(
+    checkpoint: Callable[..., Path], data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lunar_tune.trial import worker as worker_module
+
+    asked: list[str] = []
+    original = worker_module.encode_prompts
+
+    def counting(tokenizer: Any, questions: list[str], *args: Any, **options: Any) -> Any:
+        asked.extend(questions)
+        return original(tokenizer, questions, *args, **options)
+
+    monkeypatch.setattr(worker_module, "encode_prompts", counting)
+    worker = Worker(spec_for(checkpoint("llama"), data))
+    worker.run(SOLVERS["closed_form"])
+    worker.vanilla()
+    assert len(asked) == len(set(asked))
+    assert Record("What of A_B, 0?", "Kettles 0.", "A_B").question in asked

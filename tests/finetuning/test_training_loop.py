@@ -1,0 +1,69 @@
+"""The gradient loop: what it minimises, how its rate moves, when it stops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lunar_tune.errors import DivergenceError
+from lunar_tune.training.loop import LoopSettings, run_loop, scheduled
+
+
+def _distance(weight: nn.Parameter, batch: list[float]) -> Tensor:
+    return ((weight - torch.tensor(batch).mean()) ** 2).sum()
+
+
+def test_it_finds_the_minimum_of_a_parabola() -> None:
+    weight = nn.Parameter(torch.zeros(1, 1))
+    settings = LoopSettings(epochs=200, batch_size=2, learning_rate=0.1, schedule="cosine")
+    history = run_loop([weight], lambda _: [3.0, 3.0], lambda b: _distance(weight, b), settings)
+    assert weight.item() == pytest.approx(3.0, abs=1e-2)
+    assert history[-1] < history[0] == pytest.approx(9.0)
+
+
+def test_every_example_is_seen_once_an_epoch() -> None:
+    weight, seen = nn.Parameter(torch.zeros(1, 1)), []
+
+    def loss_of(batch: list[int]) -> Tensor:
+        seen.extend(batch)
+        return weight.sum()
+
+    settings = LoopSettings(epochs=2, batch_size=4, learning_rate=0.1)
+    run_loop([weight], lambda _: range(10), loss_of, settings, length_of=lambda row: row)
+    assert sorted(seen) == sorted([*range(10), *range(10)])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_it_before_a_weight_changes(bad: float) -> None:
+    weight = nn.Parameter(torch.ones(1, 1))
+    settings = LoopSettings(epochs=1, batch_size=1, learning_rate=0.1)
+    with pytest.raises(DivergenceError, match=r"epoch 1 at learning rate 0\.1"):
+        run_loop([weight], lambda _: [bad], lambda batch: weight.sum() * batch[0], settings)
+    assert weight.item() == 1.0
+
+
+def test_a_gradient_that_is_no_number_ends_it_too() -> None:
+    weight = nn.Parameter(torch.zeros(1, 1))
+    settings = LoopSettings(epochs=1, batch_size=1, learning_rate=0.1)
+    with pytest.raises(DivergenceError, match="gradient"):  # d sqrt(w) at 0 is infinite
+        run_loop([weight], lambda _: [1.0], lambda _: weight.sqrt().sum(), settings)
+    assert weight.item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "factor"),
+    [
+        ("constant", 0.05, 0.5),  # half of a warm-up of a tenth
+        ("constant", 0.9, 1.0),
+        ("linear", 0.55, 0.5),  # half of the way from .1 to 1
+        ("cosine", 0.1, 1.0),
+        ("cosine", 0.55, 0.5),
+        ("cosine", 1.0, 0.0),
+    ],
+)
+def test_the_rate_follows_the_schedule(schedule: str, progress: float, factor: float) -> None:
+    settings = LoopSettings(
+        epochs=1, batch_size=1, learning_rate=1.0, schedule=schedule, warmup_share=0.1
+    )
+    assert scheduled(progress, settings) == pytest.approx(factor)
