@@ -74,4 +74,5 @@ def build_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedMode
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **(settings | changes))
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model.eval().requires_grad_(requires_grad=False)
+    model.eval().requires_grad_(requires_grad=False)
+    return model

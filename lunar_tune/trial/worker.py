@@ -75,6 +75,7 @@ class Worker:
         parameters: Mapping[str, Any],
         *,
         full: bool = False,
+        seed: int | None = None,
         inside: Callable[[LoadedModel], None] | None = None,
     ) -> TrialResult:
         """Unlearn, evaluate and put the model back as it was.
@@ -82,6 +83,7 @@ class Worker:
         Args:
             parameters: A value for each of the method's parameters.
             full: Whether to evaluate all rows with the published token budget.
+            seed: Of the fit; None takes the spec's.
             inside: Called with the unlearned model after its evaluation, for example to save it.
 
         Raises:
@@ -90,7 +92,9 @@ class Worker:
         """
         preparation = self.preparation
         start = self._clock()
-        with preparation.unlearned(parameters, seed=self.spec.seed) as fit:
+        with preparation.unlearned(
+            parameters, seed=self.spec.seed if seed is None else seed
+        ) as fit:
             fitted = self._clock()
             evaluation, budget = self._evaluate(full=full)
             ended = self._clock()

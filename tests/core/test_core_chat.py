@@ -126,7 +126,7 @@ def test_prompts_are_encoded_in_order_and_decode_to_their_text(
     questions = ["Who?", "Where is 14 Mill Street?", "Кто? 誰"]
     encoded = encode_prompts(tokenizer, iter(questions), ChatFormat(), family="qwen2")
     texts = [render_prompt(tokenizer, q, ChatFormat(), family="qwen2") for q in questions]
-    assert [tokenizer.decode(ids) for ids in encoded] == texts
+    assert [tokenizer.decode(list(ids)) for ids in encoded] == texts
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,9 @@ def generated(
 ) -> list[list[int]]:
     """Return the new tokens of transformers' own greedy decoding of one left-padded batch."""
     width = max(map(len, prompts))
+    model: Any = loaded.model
     with torch.no_grad():
-        ids = loaded.model.generate(
+        ids = model.generate(
             input_ids=torch.tensor([[0] * (width - len(p)) + p for p in prompts]),
             attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
             do_sample=False,

@@ -53,7 +53,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tenso
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
         logits = model.eval()(input_ids=IDS).logits
     path = tmp_path_factory.mktemp("adapter")
-    model.save_pretrained(path)
+    model.save_pretrained(str(path))
     return path, logits
 
 

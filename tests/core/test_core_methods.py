@@ -200,7 +200,7 @@ def edit_by_hand(
     strength = ridge * np.trace(gram) / len(gram)
     v = np.linalg.solve(gram + strength * np.eye(len(gram)), rows.T @ indicator)
     weight = block.mlp.down_proj.weight.detach().double().numpy()
-    return weight + coefficient * np.outer(r, v)
+    return np.asarray(weight + coefficient * np.outer(r, v))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def numpy_ridge(p: Problem, ridge: float) -> np.ndarray:
     strength = ridge * float(np.trace(h.T @ h)) / D_FF
     stacked = np.vstack([h, math.sqrt(strength) * np.eye(D_FF)])
     target = np.concatenate([p.is_forget.numpy().astype(float), np.zeros(D_FF)])
-    return np.linalg.lstsq(stacked, target, rcond=None)[0]
+    return np.asarray(np.linalg.lstsq(stacked, target, rcond=None)[0])
 
 
 def adamw(p: Problem, *, learning_rate: float = 0.01, seed: int = 3, **fixed: object) -> Solution:

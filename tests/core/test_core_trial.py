@@ -5,7 +5,6 @@ Does not cover: `tiny`, whose own tests build it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from lunar_tune.evaluation.rouge import rouge_recall
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.lunar import LunarMethod
 from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.models.chat import encode_prompts
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.redirection.settings import AdamWSettings
@@ -57,8 +57,9 @@ def test_without_options_a_run_is_tiny_on_mini_with_the_default_edge() -> None:
     assert spec.data.retain == spec.data.fit_retain == spec.data.retain_sample
     assert spec.data.factual
     assert spec.data.reference_prompts
-    assert pickle.loads(pickle.dumps(dataclasses.replace(spec, method=None))).data == spec.data
-    assert isinstance(pickle.loads(pickle.dumps(spec.method)), LunarMethod)
+    sent = pickle.loads(pickle.dumps(spec))
+    assert isinstance(sent.method, LunarMethod)
+    assert (sent.data, sent.model, sent.chat) == (spec.data, spec.model, spec.chat)
 
 
 def test_another_model_takes_the_contracts_and_its_hub_id() -> None:
@@ -266,18 +267,20 @@ def test_the_scores_of_a_trial_are_those_of_generate_on_the_edited_model(
 
     def ask(loaded: LoadedModel) -> None:
         """Ask one question at a time by transformers' own means."""
+        model: Any = loaded.model
+        tokenizer: Any = loaded.tokenizer
         for record in (*worker.spec.data.forget, *worker.spec.data.retain):
-            prompt = loaded.tokenizer.apply_chat_template(
+            prompt = tokenizer.apply_chat_template(
                 [{"role": "user", "content": record.question}],
                 add_generation_prompt=True,
                 return_tensors="pt",
                 return_dict=True,
             )
-            ids = loaded.model.generate(
+            ids = model.generate(
                 **prompt, do_sample=False, max_new_tokens=8, pad_token_id=0, eos_token_id=2
             )
             new = ids[0, prompt["input_ids"].shape[1] :]
-            said[record.question] = loaded.tokenizer.decode(new, skip_special_tokens=True)
+            said[record.question] = tokenizer.decode(new, skip_special_tokens=True)
 
     result = worker.run(SOLVERS["closed_form"], inside=ask)
     assert {row.question: row.answer for row in result.evaluation.rows} == said
@@ -338,7 +341,7 @@ def test_each_question_is_encoded_once(
     from lunar_tune.trial import worker as worker_module
 
     asked: list[str] = []
-    original = worker_module.encode_prompts
+    original = encode_prompts
 
     def counting(tokenizer: Any, questions: list[str], *args: Any, **options: Any) -> Any:
         asked.extend(questions)
