@@ -27,6 +27,9 @@ class LunarTuneError(Exception):
 class InputError(LunarTuneError):
     """What the user asked for cannot be done; the message says what exists and what to do."""
 
+    messages: tuple[str, ...] = ()
+    """Each of several mistakes; empty where the error is about one."""
+
 
 class DataError(InputError):
     """A data file, a record or a split is unusable."""
@@ -64,7 +67,8 @@ class _Collecting:
         traceback: TracebackType | None,
     ) -> bool:
         if isinstance(error, InputError):
-            self._problems.add(str(error))
+            for message in error.messages or (str(error),):
+                self._problems.add(message)
             return True
         return False
 
@@ -102,5 +106,7 @@ class Problems:
         if len(self.messages) == 1:
             raise error_class(self.messages[0])
         if self.messages:
-            listed = "\n".join(f"  - {message}" for message in self.messages)
-            raise error_class(f"{len(self.messages)} things are wrong:\n{listed}")
+            listed = "\n".join(f"  - {m}".replace("\n", "\n    ") for m in self.messages)
+            error = error_class(f"{len(self.messages)} things are wrong:\n{listed}")
+            error.messages = tuple(self.messages)
+            raise error

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lunar_tune.cli.options import GivenOptions, merge_options, with_run_options
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.trial.options import RunOptions
 
@@ -89,12 +89,23 @@ def unlearn(
         setting: dict[str, Any] = {}
         if published_config is not None:
             base, setting, save_to = _published(published_config, console)
-        setting |= _setting(layer, coefficient, learning_rate, ridge)
-        for needed in ("layer", "coefficient"):
-            if needed not in setting:
-                raise InputError(f"--{needed} is needed.")
+        problems = Problems()
+        options = merge_options(base, given, problems)
+        for needed, value in (("layer", layer), ("coefficient", coefficient)):
+            if value is None and needed not in setting:
+                problems.add(f"--{needed} is needed.")
+        setting |= _setting(layer, coefficient, learning_rate, ridge, problems)
+        for flag, file in (("--json", json_file), ("--answers", answers)):
+            if file is not None and file.is_dir():
+                problems.add(f"{flag} {file}: is a folder, not a file.")
+        if problems.messages:
+            from lunar_tune.trial.assemble import assemble
+
+            with problems.collect():
+                assemble(options)  # to say all that is wrong
+        problems.raise_if_any()
         _run(
-            merge_options(base, given),
+            options,
             setting,
             console,
             vanilla=vanilla,
@@ -159,14 +170,20 @@ def _cells(scores: Mapping[str, float]) -> list[str]:
 
 
 def _setting(
-    layer: str | None, coefficient: str | None, learning_rate: float | None, ridge: float | None
+    layer: str | None,
+    coefficient: str | None,
+    learning_rate: float | None,
+    ridge: float | None,
+    problems: Problems,
 ) -> dict[str, Any]:
     """Return what was given of the setting; a list where there are commas."""
     setting: dict[str, Any] = {}
     if layer is not None:
-        setting["layer"] = _numbers("--layer", layer, int)
+        with problems.collect():
+            setting["layer"] = _numbers("--layer", layer, int)
     if coefficient is not None:
-        setting["coefficient"] = _numbers("--coefficient", coefficient, float)
+        with problems.collect():
+            setting["coefficient"] = _numbers("--coefficient", coefficient, float)
     if learning_rate is not None:
         setting["learning_rate"] = learning_rate
     if ridge is not None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.trial.options import RunOptions
 
@@ -212,23 +212,20 @@ _OPTIONS = (
 class GivenOptions:
     """What was given on the command line."""
 
-    values: Mapping[str, Any]
-    """Value by field of `RunOptions`, dotted for a nested one; only what was given."""
+    values: Mapping[_Option, Any]
+    """Value by option, as Typer read it; only what was given."""
     origins: Mapping[str, str]
     """Origin by first part of the field's name, for `config.yaml`."""
     arguments: tuple[str, ...]
     """The run's options as they were given, to be shown in a command."""
 
 
-def merge_options(base: RunOptions, given: GivenOptions) -> RunOptions:
-    """Return `base` with what was given in its place.
-
-    Raises:
-        InputError: A value is out of range.
-    """
+def merge_options(base: RunOptions, given: GivenOptions, problems: Problems) -> RunOptions:
+    """Return `base` with what was given in its place; a value out of range is noted."""
     merged: Any = base
-    for path, value in given.values.items():
-        merged = _replaced(merged, path.split("."), value)
+    for option, value in given.values.items():
+        with problems.collect():
+            merged = _replaced(merged, option.path.split("."), option.parse(value))
     options: RunOptions = merged
     return options
 
@@ -261,13 +258,13 @@ def was_given(ctx: typer.Context, name: str) -> bool:
 
 
 def _given(ctx: typer.Context, taken: Mapping[_Option, Any]) -> GivenOptions:
-    values: dict[str, Any] = {}
+    values: dict[_Option, Any] = {}
     origins: dict[str, str] = {}
     arguments: list[str] = []
     for option, value in taken.items():
         if not was_given(ctx, _name(option)):
             continue
-        values[option.path] = option.parse(value)
+        values[option] = value
         origins[option.path.split(".")[0]] = "command line"
         arguments += [option.flag] if option.kind is bool else [option.flag, str(value)]
     return GivenOptions(values=values, origins=origins, arguments=tuple(arguments))

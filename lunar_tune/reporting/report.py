@@ -14,7 +14,7 @@ from typing import Any
 from lunar_tune.reporting.rows import FAILED, TrialRow, best_first
 from lunar_tune.reporting.tables import write_atomically
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Report", "verdict", "write_report"]
 
 _SHOWN = 10
 
@@ -54,6 +54,18 @@ def write_report(report: Report, path: Path) -> None:
     write_atomically(path, ("\n\n".join(parts) + "\n").encode())
 
 
+def verdict(report: Report) -> str:
+    """Say why there is no confirmed best setting."""
+    candidates = best_first(list(report.rows))
+    if not candidates:
+        return f"No trial keeps retain ROUGE-1 at {report.retain_floor:g} or above."
+    first = candidates[0]
+    return (
+        f"No setting is confirmed by a full evaluation; the best as searched is trial "
+        f"{first.number} ({first.label})."
+    )
+
+
 def _result(report: Report) -> str:
     scores = {"unmodified model": report.vanilla}
     if report.best is not None and report.confirmed is not None:
@@ -61,12 +73,7 @@ def _result(report: Report) -> str:
     header = ("", "forget ROUGE-1", "retain ROUGE-1", "factual ROUGE-1", "deviation score")
     names = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
     body = [(who, *(_number(s.get(name)) for name in names)) for who, s in scores.items()]
-    verdict = (
-        ""
-        if report.best is not None
-        else f"\n\nNo trial keeps retain ROUGE-1 at {report.retain_floor:g} or above."
-    )
-    return _table(header, body) + verdict
+    return _table(header, body) + ("" if report.best is not None else f"\n\n{verdict(report)}")
 
 
 def _trials(rows: Sequence[TrialRow]) -> str:

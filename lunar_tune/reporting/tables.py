@@ -13,7 +13,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +23,22 @@ from lunar_tune.reporting.rows import TrialRow
 __all__ = ["read_answers", "write_answers", "write_atomically", "write_trials"]
 
 _LOSSES = b"lunar_tune.losses"
+# Columns that every trials.parquet has, with these types, also where no trial was completed.
+_COLUMNS = {
+    "number": pa.int64(),
+    "state": pa.string(),
+    "forget_rouge1": pa.float64(),
+    "retain_rouge1": pa.float64(),
+    "factual_rouge1": pa.float64(),
+    "deviation_score": pa.float64(),
+    "feasible": pa.bool_(),
+    "retain_rows": pa.int64(),
+    "retain_exact": pa.bool_(),
+    "max_new_tokens": pa.int64(),
+    "seconds": pa.float64(),
+    "failure": pa.string(),
+    "answers_digest": pa.string(),
+}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -62,10 +77,12 @@ def read_answers(path: Path) -> tuple[list[AnswerRow], tuple[float, ...]]:
 def write_trials(path: Path, rows: Sequence[TrialRow]) -> None:
     """Write `trials.parquet`, a row a trial."""
     flat = [row.flat() for row in rows]
-    names: dict[str, None] = {}
-    for row in flat:
-        names.update(dict.fromkeys(row))
-    columns: dict[str, list[Any]] = {name: [row.get(name) for row in flat] for name in names}
+    # The fullest row knows the best order; what it lacks follows.
+    names = dict.fromkeys(name for row in sorted(flat, key=len, reverse=True) for name in row)
+    columns = {
+        name: pa.array([row.get(name) for row in flat], _COLUMNS.get(name))
+        for name in (names | dict.fromkeys(_COLUMNS))
+    }
     write_atomically(path, _parquet(pa.table(columns)))
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lunar_tune.cli.options import GivenOptions, merge_options, was_given, with_run_options
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
+from lunar_tune.errors import Problems
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.search.config import SAMPLERS, SearchConfig
 from lunar_tune.trial.options import RunOptions
@@ -134,16 +135,18 @@ def search(
             for key, value in locals().items()
             if key in {entry.name for entry in dataclasses.fields(SearchConfig)}
         }
-        config = SearchConfig(run=merge_options(base, given), **local)
+        problems = Problems()
+        config = SearchConfig(run=merge_options(base, given, problems), **local)
         origins = {key: "command line" for key in local if was_given(ctx, key)} | dict(
             given.origins
         )
-        code = _run(config, origins, given.arguments, dry_run=dry_run, quiet=quiet)
+        code = _run(config, problems, origins, given.arguments, dry_run=dry_run, quiet=quiet)
     sys.exit(code)
 
 
 def _run(
     config: SearchConfig,
+    problems: Problems,
     origins: dict[str, str],
     arguments: tuple[str, ...],
     *,
@@ -154,7 +157,7 @@ def _run(
     from lunar_tune.search.summary import print_plan
 
     console = Console(quiet=quiet)
-    plan = plan_search(config)
+    plan = plan_search(config, problems)
     if dry_run:
         print_plan(console, plan.facts)
         console.print("all that needs no weights has been checked; nothing was run")

@@ -82,10 +82,13 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
 
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address is None:
-        options |= {"include_dashboard": False, "num_gpus": None}
+        # Without an address Ray would join the cluster of RAY_ADDRESS or of the last `ray start`.
+        options |= {"address": "local", "include_dashboard": False}
     try:
-        ray.init(address=config.address, **options)
+        ray.init(**({"address": config.address} | options))
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        if config.address is None:
+            raise
         raise InputError(
             f"--address {config.address}: no Ray cluster answers there ({error}). Start one with "
             "`ray start --head`, correct the address, or leave the option out."
@@ -112,8 +115,8 @@ def share_out(config: SearchConfig) -> Resources:
     slots = int(total_gpus / gpus) if gpus else 0
     cpus = config.cpus_per_trial
     if cpus is None:
-        cpus = max(1.0, total_cpus // slots) if slots else min(CPUS_PER_TRIAL, total_cpus)
-        cpus = min(cpus, CPUS_PER_TRIAL * max(1.0, gpus))
+        most = CPUS_PER_TRIAL * max(1.0, gpus)
+        cpus = min(most, max(1.0, total_cpus // (slots or config.concurrency or 1)))
     fitting = int(min(total_cpus / cpus, slots if gpus else total_cpus / cpus))
     if fitting < 1:
         raise InputError(

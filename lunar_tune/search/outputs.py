@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,10 +22,19 @@ from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import TrialRow
 from lunar_tune.reporting.tables import write_atomically, write_trials
 from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.trainable import Confirmation
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["Folder", "best_document", "make_folder"]
+if TYPE_CHECKING:
+    from lunar_tune.search.trainable import Confirmation  # loads Ray
+
+__all__ = [
+    "Folder",
+    "best_document",
+    "check_output",
+    "make_folder",
+    "short_trials",
+    "write_best",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +95,27 @@ def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
     try:
         path.mkdir(parents=True)
     except FileExistsError as error:
-        raise InputError(
-            f"--name {name}: {path} exists already. Choose another name, or delete the folder to "
-            "search anew."
-        ) from error
+        raise InputError(_taken(name, path)) from error
     except OSError as error:
         raise InputError(f"--output {config.output}: cannot be written ({error}).") from error
     return Folder(path.resolve())
 
 
-def check_output(output: Path) -> None:
-    """Check that an output folder can be made and written, without making it.
+def _taken(name: str, path: Path) -> str:
+    return (
+        f"--name {name}: {path} exists already. Choose another name, or delete the folder to "
+        "search anew."
+    )
+
+
+def check_output(output: Path, name: str | None) -> None:
+    """Check that a search's folder can be made, without making it.
 
     Raises:
-        InputError: It cannot.
+        InputError: It exists already, or cannot be written.
     """
+    if name is not None and (output / name).exists():
+        raise InputError(_taken(name, output / name))
     existing = output.resolve()
     while not existing.exists():
         existing = existing.parent

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -71,27 +71,37 @@ class SearchPlan:
     """What is going to be done, to show."""
 
 
-def plan_search(config: SearchConfig) -> SearchPlan:
+def plan_search(config: SearchConfig, problems: Problems | None = None) -> SearchPlan:
     """Check everything that needs no weights.
+
+    Args:
+        config: What is asked for.
+        problems: What is known to be wrong already.
 
     Raises:
         InputError: Something is wrong; all of it is said at once.
     """
-    problems = Problems()
-    spec = None
+    problems = problems or Problems()
+    spec = space = None
     with problems.collect():
         config.check()
     with problems.collect():
         check_gpus(config)
     with problems.collect():
-        check_output(config.output)
+        check_output(config.output, config.name)
     with problems.collect():
         spec = assemble(config.run)
+        space = _space(config, spec)
     problems.raise_if_any()
-    if spec is None:
-        raise AssertionError("a missing spec comes with a noted problem")
+    if spec is None or space is None:
+        raise AssertionError("what is missing comes with a noted problem")
+    return SearchPlan(config=config, spec=spec, space=space, facts=plan_facts(config, spec, space))
+
+
+def _space(config: SearchConfig, spec: TrialSpec) -> SearchSpace:
+    """Read the space that fits the model's depth."""
     depth = known_depth(config.run)
-    space = load_space(
+    return load_space(
         config.space,
         model_name=spec.model.name,
         method=spec.method.name,
@@ -99,7 +109,6 @@ def plan_search(config: SearchConfig) -> SearchPlan:
         parameters=spec.method.parameters,
         n_layers=depth if depth is not None else load_config(spec.model).num_hidden_layers,
     )
-    return SearchPlan(config=config, spec=spec, space=space, facts=plan_facts(config, spec, space))
 
 
 def run_search(
@@ -119,17 +128,17 @@ def run_search(
     print_plan(console, plan.facts)
     plan = _with_model(plan, console)
     folder = make_folder(plan.config, plan.spec)
-    uri = plan.config.tracking_uri or default_tracking_uri(plan.config.output)
-    with ThreadPoolExecutor(1) as background:
-        opening = background.submit(SearchTracker, uri, output=plan.config.output, name=folder.name)
-        with ray_session(plan.config):
-            resources = share_out(plan.config)
-            with console.status("evaluating the unmodified model"):
-                vanilla = _preflight(plan, resources, console)
-            with _closing(opening.result()) as tracker:
-                search = _Search(plan, folder, resources, tracker, vanilla)
-                search.describe(given)
-                return search.run(console, arguments)
+    with (
+        _given_back_if_unused(folder),
+        _tracking(plan.config, folder.name) as opened,
+        ray_session(plan.config),
+    ):
+        resources = share_out(plan.config)
+        with console.status("evaluating the unmodified model"):
+            vanilla = _preflight(plan, resources, console)
+        search = _Search(plan, folder, resources, opened(), vanilla)
+        search.describe(given)
+        return search.run(console, arguments)
 
 
 class _Search:
@@ -178,15 +187,14 @@ class _Search:
     def run(self, console: Console, arguments: Sequence[str]) -> int:
         """Run the trials, confirm the best, write and show everything."""
         interrupted = gave_up = False
+        best = confirmed = None
         try:
             gave_up = self._trials(console)
-        except KeyboardInterrupt:
-            interrupted = True
-            self._fail_running("interrupted")
-        best, confirmed = (None, None)
-        if not interrupted:
             with console.status("evaluating the best setting in full"):
                 best, confirmed = self._confirm(console)
+        except KeyboardInterrupt:
+            interrupted = True
+            self._end_running("interrupted")
         report = Report(
             title=f"{self.plan.spec.model.name}, {self.plan.spec.data.name}: "
             f"forget {', '.join(self.plan.spec.data.forget_edges)}",
@@ -266,9 +274,11 @@ class _Search:
         self.tracker.log_files([self.folder.best])
         return best, scores
 
-    def _fail_running(self, reason: str) -> None:
+    def _end_running(self, reason: str) -> None:
+        """Fail what has no result, and mirror that and what was about to be mirrored."""
         for number in self.study.running():
             self.study.fail(number, reason)
+        for number in self.tracker.running():
             self._mirror(self.study.row(number))
 
     def _tags(self) -> dict[str, str]:
@@ -309,10 +319,28 @@ def _preflight(plan: SearchPlan, resources: Resources, console: Console) -> Mapp
 
 
 @contextlib.contextmanager
-def _closing(tracker: SearchTracker) -> Iterator[SearchTracker]:
-    """Close the parent run as failed when something unexpected ends the search."""
+def _given_back_if_unused(folder: Folder) -> Iterator[None]:
+    """Remove the folder if the search ends before it wrote anything, so that its name is free."""
     try:
-        yield tracker
+        yield
     except BaseException:
-        tracker.close(status="FAILED")
+        with contextlib.suppress(OSError):
+            folder.path.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _tracking(config: SearchConfig, name: str) -> Iterator[Callable[[], SearchTracker]]:
+    """Open the tracker while Ray starts; close its runs when something else ends the search."""
+    uri = config.tracking_uri or default_tracking_uri(config.output)
+    with ThreadPoolExecutor(1) as background:
+        opening = background.submit(SearchTracker, uri, output=config.output, name=name)
+        if config.tracking_uri is not None:
+            opening.result()  # an address may be wrong: that is said before Ray starts
+        try:
+            yield opening.result
+        except BaseException as error:
+            if opening.exception() is None:
+                interrupted = isinstance(error, KeyboardInterrupt)
+                opening.result().close(status="KILLED" if interrupted else "FAILED")
+            raise

@@ -78,7 +78,7 @@ class Study:
         if not all(map(math.isfinite, (scores["forget_rouge1"], scores["retain_rouge1"]))):
             self.fail(number, "a score is not a finite number")
             return
-        trial = self._open.pop(number)
+        trial = self._open[number]
         trial.set_constraint(CONSTRAINT, self._floor - scores["retain_rouge1"])
         for key in (
             "scores",
@@ -91,13 +91,15 @@ class Study:
         ):
             trial.set_user_attr(key, result[key])
         self._study.tell(trial, scores["forget_rouge1"])
+        del self._open[number]
 
     def fail(self, number: int, reason: str) -> None:
         """Tell that a trial failed, and why; a trial that has ended is left as it is."""
-        trial = self._open.pop(number, None)
+        trial = self._open.get(number)
         if trial is not None:
             trial.set_user_attr("failure", reason)
             self._study.tell(trial, state=TrialState.FAIL)
+            del self._open[number]
 
     def running(self) -> list[int]:
         """Return the numbers of trials that were asked for here and have not ended."""

@@ -18,13 +18,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lunar_tune.evaluation.settings import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
-from lunar_tune.reporting.report import Report
+from lunar_tune.reporting.report import Report, verdict
 from lunar_tune.reporting.rows import FAILED, TrialRow
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.space import SearchSpace
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["plan_facts", "print_plan", "print_result", "vanilla_problem"]
+__all__ = ["next_commands", "plan_facts", "print_plan", "print_result", "vanilla_problem"]
 
 # A model that answers fewer of the words than this does not know the data.
 LEAST_TO_FORGET = 0.3
@@ -82,7 +82,7 @@ def print_result(
 ) -> None:
     """Show what came out and what to do next."""
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    for column in ("", "forget ROUGE-1", "retain ROUGE-1", "factual ROUGE-1", "deviation score"):
+    for column in ("", "forget", "retain", "factual", "deviation score"):
         table.add_column(column, justify="left" if column == "" else "right")
     table.add_row("unmodified model", *_scores(report.vanilla))
     if report.best is not None and report.confirmed is not None:
@@ -93,10 +93,8 @@ def print_result(
         setting = "  ".join(f"{k} {_brief(v)}" for k, v in report.best.parameters.items())
         console.print(f"[bold green]best feasible setting:[/bold green] {escape(setting)}")
     else:
-        console.print(
-            f"[bold yellow]no trial keeps retain ROUGE-1 at {report.retain_floor:g} or above"
-            "[/bold yellow]"
-        )
+        console.print(f"[bold yellow]{escape(verdict(report))}[/bold yellow]", soft_wrap=True)
+    console.print("ROUGE-1 recall of the answers")
     console.print(table)
     console.print(_times(report.rows), highlight=False)
     console.print(f"\nresults are in [bold]{escape(_shown(folder))}[/bold]", soft_wrap=True)

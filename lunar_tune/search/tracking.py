@@ -13,7 +13,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,25 @@ __all__ = ["EXPERIMENT", "SearchTracker", "default_tracking_uri"]
 
 EXPERIMENT = "lunar-tune"
 _PARENT = "mlflow.parentRunId"
-logger = logging.getLogger(__name__)
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
 def default_tracking_uri(output: Path) -> str:
     """Return the URI of the sqlite store that all searches of an output folder share."""
     return f"sqlite:///{(output / 'mlflow.db').resolve()}"
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Inside, a server that does not answer is given up after seconds instead of four minutes."""
+    if _RETRIES in os.environ:
+        yield
+        return
+    os.environ[_RETRIES] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_RETRIES]
 
 
 class SearchTracker:
@@ -56,21 +70,26 @@ class SearchTracker:
             InputError: The store cannot be opened.
         """
         os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the parent
-        for library in ("alembic", "mlflow"):
-            logging.getLogger(library).setLevel(logging.WARNING)
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
+        for library in ("alembic", "mlflow"):  # after the import, which sets them to INFO
+            logging.getLogger(library).setLevel(logging.WARNING)
         output.mkdir(parents=True, exist_ok=True)
         self.uri = uri
         self._children: dict[int, str] = {}
         try:
-            with filelock.FileLock(output / ".mlflow.lock"), warnings.catch_warnings():
+            with (
+                filelock.FileLock(output / ".mlflow.lock"),
+                warnings.catch_warnings(),
+                _few_retries(),
+            ):
                 warnings.simplefilter("ignore")  # MLflow's notes on opening a store
                 self._client: MlflowClient = MlflowClient(tracking_uri=uri)
                 self.experiment_id = self._experiment(output)
             self.run_id = self._client.create_run(self.experiment_id, run_name=name).info.run_id
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
             raise InputError(
                 f"--tracking-uri {uri}: cannot be used: {error}. Start the server, correct the "
                 "address, or leave the option out for a sqlite file in the output folder."
@@ -130,7 +149,7 @@ class SearchTracker:
 
     def end(self, row: TrialRow, answers: Path | None) -> None:
         """Write a trial's outcome and close its run."""
-        run_id = self._children.pop(row.number)
+        run_id = self._children[row.number]
         tags = {"state": row.state}
         if row.feasible is not None:
             tags["feasible"] = str(row.feasible).lower()
@@ -146,6 +165,11 @@ class SearchTracker:
         if answers is not None and answers.is_file():
             self._log_answers(run_id, answers)
         self._client.set_terminated(run_id, "FINISHED" if row.state == COMPLETE else "FAILED")
+        del self._children[row.number]
+
+    def running(self) -> list[int]:
+        """Return the numbers of trials whose runs are open."""
+        return list(self._children)
 
     def close(self, *, status: str) -> None:
         """Close what is still open: `FINISHED`, `FAILED` or `KILLED`."""

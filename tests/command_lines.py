@@ -1,0 +1,110 @@
+"""Commands as a user starts them, in a process of their own.
+
+Covers: an environment without this machine's peculiarities, a time limit that ends the command's
+own processes and no others, a small data set and search space for models that know nothing.
+Does not cover: commands called inside the test process (typer's runner does that).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+TIMEOUT = 300
+
+SMALL_SPACE = """
+lunar:
+  adamw:
+    parameters:
+      layer: {type: int, low: 0, high: 2}
+      coefficient: {type: float, low: 0.5, high: 4.0}
+      learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
+  closed_form:
+    parameters:
+      layer: {type: int, low: 0, high: 2}
+      coefficient: {type: float, low: 0.5, high: 4.0}
+      ridge: {type: choice, values: [1e-2, 1e-1]}
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return this process's environment with two threads, a wide screen and a stray Ray address."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return kept | {
+        "OMP_NUM_THREADS": "2",
+        "COLUMNS": "160",
+        "RAY_ADDRESS": "127.0.0.1:1",  # a search without --address is not to look there
+        "HF_HUB_OFFLINE": "1",
+        **more,
+    }
+
+
+def start(arguments: Sequence[str], *, cwd: Path, **more: str) -> subprocess.Popen[str]:
+    """Start a program in a session of its own."""
+    return subprocess.Popen(
+        list(arguments),
+        cwd=cwd,
+        env=environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for a started program; one that takes too long is ended with all it started."""
+    try:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        raise AssertionError(f"{process.args} took too long\n{output}\n{errors}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    """Return the command line of one of the project's commands."""
+    return [sys.executable, "-m", f"lunar_tune.{name}", *arguments]
+
+
+def run_command(
+    name: str, *arguments: str, cwd: Path, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the project's commands to its end."""
+    return finish(start(command(name, *arguments), cwd=cwd, **more))
+
+
+def small_data(folder: Path) -> Path:
+    """Write three edges of three pairs each."""
+    pairs = [
+        {"edge": edge, "question": f"What is item {n} of {edge}?", "answer": f"Kettle {n} of {edge}"}
+        for edge in ("A_B", "B_C", "C_D")
+        for n in range(3)
+    ]
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(pairs), encoding="utf-8")
+    return path
+
+
+def small_options(model: Path, folder: Path) -> list[str]:
+    """Return options of a run on a random model that is over in no time."""
+    space = folder / "space.yaml"
+    space.write_text(SMALL_SPACE, encoding="utf-8")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
+    options = {
+        "--model": model,
+        "--data": small_data(folder),
+        "--factual-data": "none",
+        "--reference-prompts": prompts,
+        "--max-new-tokens": 4,
+        "--device": "cpu",
+        "--epochs": 2,
+    }
+    return [str(part) for pair in options.items() for part in pair]
