@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,7 +80,7 @@ def random_model(size: str, device: torch.device, dtype: torch.dtype) -> LoadedM
     )
 
 
-def timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float, float]:
+def timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float, float | None]:
     """Return what the work returns, its seconds, and the peak of device memory in GiB."""
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -89,7 +90,7 @@ def timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float, fl
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     return result, seconds, peak
 
 
@@ -121,7 +122,7 @@ def bench(
             decoding=DecodingSettings(max_new_tokens=NEW_TOKENS),
         )
         worker = Worker(assemble(options), loaded)
-        stage(f"capture ({solver})", lambda worker=worker: worker.preparation)
+        stage(f"capture ({solver})", partial(getattr, worker, "preparation"))
         for run in ("first", "second"):
             parameters = {"layer": chosen, **SETTINGS[solver]}
             result = stage(f"{run} trial ({solver})", lambda w=worker, p=parameters: w.run(p))
@@ -129,7 +130,7 @@ def bench(
     table = Table("stage", "seconds", "fit", "evaluate", "peak GiB", box=None, pad_edge=False)
     for row in rows:
         cells = (row["seconds"], row.get("fit"), row.get("evaluate"), row["peak_gib"])
-        table.add_row(row["stage"], *("-" if c is None or c != c else f"{c:.2f}" for c in cells))
+        table.add_row(row["stage"], *("-" if c is None else f"{c:.2f}" for c in cells))
     console = Console()
     name = torch.cuda.get_device_name() if place.type == "cuda" else "CPU"
     console.print(

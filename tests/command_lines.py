@@ -83,7 +83,11 @@ def run_command(
 def small_data(folder: Path) -> Path:
     """Write three edges of three pairs each."""
     pairs = [
-        {"edge": edge, "question": f"What is item {n} of {edge}?", "answer": f"Kettle {n} of {edge}"}
+        {
+            "edge": edge,
+            "question": f"What is item {n} of {edge}?",
+            "answer": f"Kettle {n} of {edge}",
+        }
         for edge in ("A_B", "B_C", "C_D")
         for n in range(3)
     ]

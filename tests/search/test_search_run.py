@@ -30,6 +30,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 TRIALS = 6
 NAME = "six"
+BUDGET = 40  # enough for every answer of the tiny model that ends at all
 SETS = ("forget", "retain", "factual")
 
 
@@ -242,19 +243,21 @@ def test_the_saved_model_answers_the_same_in_plain_transformers(
     tokenizer = AutoTokenizer.from_pretrained(search.folder / "model")
     model = AutoModelForCausalLM.from_pretrained(search.folder / "model").eval()
     rows = pq.read_table(again / "again.parquet").to_pylist()
-    for row in [*rows[:12], *rows[12:96:7], *rows[96::9]]:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["question"]}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        with torch.inference_mode():
-            out = model.generate(**ids, max_new_tokens=48, do_sample=False)
-        new = out[0, ids["input_ids"].shape[1] :]
+    batch = tokenizer.apply_chat_template(
+        [[{"role": "user", "content": row["question"]}] for row in rows],
+        add_generation_prompt=True,
+        padding=True,
+        tokenizer_kwargs={"padding_side": "left"},
+        return_tensors="pt",
+        return_dict=True,
+    )
+    with torch.inference_mode():
+        generated = model.generate(**batch, max_new_tokens=BUDGET, do_sample=False)
+    for row, new in zip(rows, generated[:, batch["input_ids"].shape[1] :], strict=True):
         text = tokenizer.decode(new, skip_special_tokens=True)
-        ended = len(new) < 48
-        assert row["answer"] == text if ended else row["answer"].startswith(text.rstrip("\ufffd"))
+        assert row["answer"].startswith(text.rstrip("\ufffd"))
+        if tokenizer.eos_token_id in new:
+            assert row["answer"] == text
 
 
 @pytest.mark.parametrize("name", ["trade_off.png", "history.png"])
@@ -341,9 +344,7 @@ def test_the_parent_has_vanilla_and_confirmed_scores_data_and_configuration(
     assert tracked.artifacts(parent.info.run_id) == expected
 
 
-def test_children_agree_with_the_study(
-    search: Finished, tracked: Tracked, tmp_path: Path
-) -> None:
+def test_children_agree_with_the_study(search: Finished, tracked: Tracked, tmp_path: Path) -> None:
     for trial, run in zip(search.trials(), tracked.children, strict=True):
         assert {k: float(v) for k, v in run.data.params.items()} == trial.params
         scores = trial.user_attrs["scores"]

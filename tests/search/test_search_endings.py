@@ -1,0 +1,138 @@
+"""Searches that do not end well: each ends with its own exit code and leaves everything closed.
+
+Covers: a model that does not know the data, with and without `--force`; trials that all fail; an
+interruption in the middle. A random model of three blocks stands for the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from command_lines import SMALL_SPACE, command, finish, run_command, start
+
+DIVERGING = """
+lunar:
+  adamw:
+    parameters:
+      layer: {type: int, low: 0, high: 2}
+      coefficient: {type: float, low: 0.5, high: 4.0}
+      learning_rate: {type: fixed, value: 1e30}
+"""
+
+
+def space(folder: Path, text: str) -> list[str]:
+    path = folder / "space.yaml"
+    path.write_text(text, encoding="utf-8")
+    return ["--space", str(path)]
+
+
+def place(folder: Path) -> list[str]:
+    return ["--output", str(folder / "runs"), "--name", "n"]
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "runs/n/trials.parquet").to_pylist()
+
+
+def statuses(folder: Path) -> tuple[list[str], list[str]]:
+    """Return how the parents and how the children of a store ended."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{folder / 'runs/mlflow.db'}")
+        experiment = client.get_experiment_by_name("lunar-tune")
+        runs = client.search_runs([experiment.experiment_id])
+    is_child = ["mlflow.parentRunId" in run.data.tags for run in runs]
+    return (
+        sorted(run.info.status for run, child in zip(runs, is_child, strict=True) if not child),
+        sorted(run.info.status for run, child in zip(runs, is_child, strict=True) if child),
+    )
+
+
+def journal_events(folder: Path) -> Sequence[dict[str, Any]]:
+    lines = (folder / "runs/n/study.journal").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_model_that_does_not_know_the_data_is_refused_unless_forced(
+    small: list[str], tmp_path: Path
+) -> None:
+    options = [*small, *place(tmp_path), *space(tmp_path, SMALL_SPACE), "--num-trials", "2"]
+    refused = run_command("search", *options, cwd=tmp_path)
+
+    assert refused.returncode == 2, refused.stderr
+    assert "below the floor of 0.8" in refused.stderr
+    assert "fine-tune it" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "runs/n").exists(), "the name stays free"
+    assert statuses(tmp_path) == (["FAILED"], [])
+
+    forced = run_command("search", *options, "--force", cwd=tmp_path)
+
+    assert forced.returncode == 3, forced.stderr
+    assert "going on as told" in forced.stdout
+    assert [(row["state"], row["feasible"]) for row in rows_of(tmp_path)] == [
+        ("complete", False),
+        ("complete", False),
+    ]
+    assert not (tmp_path / "runs/n/best.yaml").exists()
+    assert "No trial keeps retain ROUGE-1 at 0.8 or above" in forced.stdout
+    assert "No trial keeps retain" in (tmp_path / "runs/n/report.md").read_text()
+    assert "lunar_tune.unlearn" not in forced.stdout, "there is no best setting to run again"
+    assert statuses(tmp_path) == (["FAILED", "FINISHED"], ["FINISHED", "FINISHED"])
+
+
+def test_a_search_whose_trials_all_fail_gives_up(small: list[str], tmp_path: Path) -> None:
+    options = [*small, *place(tmp_path), *space(tmp_path, DIVERGING), "--force"]
+    done = run_command("search", *options, "--num-trials", "6", "--max-failures", "2", cwd=tmp_path)
+
+    assert done.returncode == 4, done.stderr
+    rows = rows_of(tmp_path)
+    assert [row["state"] for row in rows] == ["failed", "failed"]
+    for row in rows:
+        assert row["failure"]
+        assert row["forget_rouge1"] is row["feasible"] is None
+        assert f"- {row['number']}: {row['failure']}" in (tmp_path / "runs/n/report.md").read_text()
+    assert done.stdout.count("failed: ") == 2
+    assert statuses(tmp_path) == (["FINISHED"], ["FAILED", "FAILED"])
+    assert list((tmp_path / "runs/n").glob("trials/*")) == []
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
+    small: list[str], tmp_path: Path, whole_group: bool
+) -> None:
+    """A signal to the command alone, or, as Ctrl-C in a terminal, to all that it started."""
+    options = [*small, *place(tmp_path), *space(tmp_path, SMALL_SPACE), "--force"]
+    process = start(command("search", *options, "--num-trials", "5000"), cwd=tmp_path)
+    assert process.stdout is not None
+    seen = next(line for line in process.stdout if line.startswith("trial 2/"))
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+    done = finish(process)
+
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    rows = rows_of(tmp_path)
+    assert len(rows) >= 2
+    assert seen
+    assert {row["state"] for row in rows} <= {"complete", "failed"}
+    failures = [row["failure"] for row in rows if row["state"] == "failed"]
+    assert failures in ([], ["interrupted"])
+    parents, children = statuses(tmp_path)
+    assert parents == ["KILLED"]
+    assert len(children) == len(rows)
+    assert set(children) <= {"FINISHED", "FAILED"}
+    for name in ("config.yaml", "report.md", "trade_off.png", "history.png"):
+        assert (tmp_path / "runs/n" / name).stat().st_size > 0
+    assert yaml.safe_load((tmp_path / "runs/n/config.yaml").read_text())["search"]
+    assert journal_events(tmp_path), "every line of the journal can be read"

@@ -1,0 +1,243 @@
+"""The study: what it is told is what it says, for every sampler and after opening it again."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, best_first
+from lunar_tune.search.config import SAMPLERS, SearchConfig
+from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
+from lunar_tune.search.study import CONSTRAINT, Study
+from lunar_tune.trial.options import RunOptions
+
+POINTS = ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.003},)
+SPACE = SearchSpace(
+    method="lunar",
+    variant="adamw",
+    parameters={
+        "layer": IntRange(type="int", low=0, high=3),
+        "coefficient": FloatRange(type="float", low=0.5, high=8.0),
+        "learning_rate": FloatRange(type="float", low=1e-4, high=3e-2, log=True),
+    },
+    starting_points=POINTS,
+    origin="a test",
+)
+
+
+def study_in(folder: Path, *, space: SearchSpace = SPACE, seed: int = 0, **options: Any) -> Study:
+    config = SearchConfig(run=RunOptions(seed=seed), **options)
+    return Study(folder / "study.journal", name="s", space=space, config=config)
+
+
+def result(forget: float, retain: float) -> dict[str, Any]:
+    return {
+        "scores": {
+            "forget_rouge1": forget,
+            "retain_rouge1": retain,
+            "deviation_score": 100 * math.hypot(forget, 1 - retain),
+        },
+        "seconds": {"fit": 0.5, "evaluate": 0.25, "trial": 0.75},
+        "retain_rows": 84,
+        "retain_exact": True,
+        "max_new_tokens": 32,
+        "losses": [2.0, 1.0],
+        "answers_digest": "ab",
+    }
+
+
+def frozen(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    """Read the journal without the class under test."""
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    storage = optuna.storages.JournalStorage(backend)
+    return optuna.load_study(study_name="s", storage=storage).get_trials()
+
+
+def landscape(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Forget falls and retain falls as the model is moved further."""
+    moved = parameters["coefficient"] / 8 * (1 + parameters["layer"]) / 4
+    return result(forget=1 - moved, retain=1 - moved / 2)
+
+
+def test_a_trial_is_running_until_it_is_told(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    number, parameters = study.ask()
+    assert (number, study.running()) == (0, [0])
+    row = study.row(0)
+    assert (row.state, row.parameters, row.scores, row.feasible) == (RUNNING, parameters, {}, None)
+
+    study.complete(0, result(0.2, 0.9))
+
+    row = study.row(0)
+    assert study.running() == []
+    assert (row.state, row.feasible, row.failure) == (COMPLETE, True, None)
+    assert row.scores == result(0.2, 0.9)["scores"]
+    assert row.losses == (2.0, 1.0)
+    assert row.seconds["trial"] == 0.75
+    assert row.seconds["suggest"] >= 0
+    assert (row.retain_rows, row.retain_exact, row.max_new_tokens) == (84, True, 32)
+    assert row.answers_digest == "ab"
+
+
+@pytest.mark.parametrize(
+    ("retain", "feasible"),
+    [(0.9, True), (0.8, True), (math.nextafter(0.8, 0), False), (0.0, False)],
+)
+def test_feasible_is_a_constraint_of_at_most_zero(
+    tmp_path: Path, retain: float, feasible: bool
+) -> None:
+    study = study_in(tmp_path)
+    study.ask()
+    study.complete(0, result(0.5, retain))
+
+    constraints = frozen(tmp_path)[0].constraints
+    assert set(constraints) == {CONSTRAINT}
+    assert constraints[CONSTRAINT] == 0.8 - retain
+    assert (constraints[CONSTRAINT] <= 0) is feasible is study.row(0).feasible
+
+
+@pytest.mark.parametrize("scores", [(math.nan, 0.9), (0.1, math.nan), (math.inf, 0.9)])
+def test_scores_that_are_not_finite_fail_the_trial(
+    tmp_path: Path, scores: tuple[float, float]
+) -> None:
+    study = study_in(tmp_path)
+    study.ask()
+    study.complete(0, result(*scores))
+
+    row = study.row(0)
+    assert (row.state, row.failure) == (FAILED, "a score is not a finite number")
+    assert (row.scores, row.feasible, study.running()) == ({}, None, [])
+    assert frozen(tmp_path)[0].state == TrialState.FAIL
+
+
+def test_a_failure_keeps_its_first_reason(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    study.ask()
+    study.fail(0, "the loss became NaN")
+    study.fail(0, "something later")
+
+    assert (study.row(0).state, study.row(0).failure) == (FAILED, "the loss became NaN")
+
+
+def test_failing_a_trial_that_is_complete_changes_nothing(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    study.ask()
+    study.complete(0, result(0.2, 0.9))
+    study.fail(0, "too late")
+
+    assert (study.row(0).state, study.row(0).failure) == (COMPLETE, None)
+
+
+def test_starting_points_come_first_unless_they_are_switched_off(tmp_path: Path) -> None:
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    assert study_in(tmp_path / "with").ask() == (0, POINTS[0])
+    assert study_in(tmp_path / "without", starting_points=False).ask()[1] != POINTS[0]
+
+
+def test_a_starting_point_that_waits_is_not_a_row(tmp_path: Path) -> None:
+    assert study_in(tmp_path).rows() == []
+
+
+def test_opening_the_journal_again_shows_the_same_rows(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    for forget, retain in ((0.5, 0.9), (0.1, 0.5), (0.3, 0.85)):
+        number, _ = study.ask()
+        study.complete(number, result(forget, retain))
+    failed, _ = study.ask()
+    study.fail(failed, "diverged")
+
+    again = study_in(tmp_path)
+
+    assert again.rows() == study.rows()
+    assert [row.number for row in best_first(again.rows())] == [2, 0]
+    assert again.ask()[0] == 4, "starting points are not queued a second time"
+    assert again.row(4).parameters != POINTS[0]
+
+
+def test_on_a_tie_the_trial_that_keeps_more_is_better(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    for retain in (0.85, 0.95, 0.9, 0.95):
+        number, _ = study.ask()
+        study.complete(number, result(0.1, retain))
+
+    assert [row.number for row in best_first(study.rows())] == [1, 3, 2, 0]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_proposes_what_the_space_admits(tmp_path: Path, sampler: str) -> None:
+    """Ten trials: the model-based samplers propose the last two themselves."""
+    study = study_in(tmp_path, sampler=sampler, starting_points=False)
+    for _ in range(10):
+        number, parameters = study.ask()
+        SPACE.check(parameters)
+        study.complete(number, landscape(parameters))
+
+    assert len(study.rows()) == 10
+    assert all(trial.constraints for trial in frozen(tmp_path))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_seed_decides_the_suggestions(tmp_path: Path, sampler: str) -> None:
+    def suggestions(name: str, seed: int) -> list[dict[str, Any]]:
+        (tmp_path / name).mkdir()
+        study = study_in(tmp_path / name, seed=seed, sampler=sampler, starting_points=False)
+        proposed = []
+        for _ in range(8):
+            number, parameters = study.ask()
+            study.complete(number, landscape(parameters))
+            proposed.append(parameters)
+        return proposed
+
+    first = suggestions("first", 1)
+    assert suggestions("second", 1) == first
+    assert suggestions("other", 2) != first
+
+
+def test_the_default_sampler_finds_the_feasible_optimum(tmp_path: Path) -> None:
+    """The floor of 0.8 allows to move by 0.4, where forget is 0.6."""
+    study = study_in(tmp_path, starting_points=False)
+    for _ in range(16):
+        number, parameters = study.ask()
+        study.complete(number, landscape(parameters))
+
+    best = best_first(study.rows())[0]
+    assert best.scores["forget_rouge1"] == pytest.approx(0.6, abs=0.03)
+    assert best.scores["retain_rouge1"] >= 0.8
+
+
+def test_fixed_values_and_choices_are_proposed_as_they_are(tmp_path: Path) -> None:
+    space = SearchSpace(
+        method="lunar",
+        variant="closed_form",
+        parameters={
+            "layer": Fixed(type="fixed", value=2),
+            "coefficient": FloatRange(type="float", low=0.5, high=8.0),
+            "ridge": Choice(type="choice", values=(0.01, 0.1)),
+        },
+        starting_points=({"layer": 2, "coefficient": 2.0, "ridge": 0.1},),
+        origin="a test",
+    )
+    study = study_in(tmp_path, space=space)
+    for _ in range(10):
+        number, parameters = study.ask()
+        space.check(parameters)
+        assert (parameters["layer"], type(parameters["layer"])) == (2, int)
+        study.complete(number, result(parameters["coefficient"] / 8, 0.9))
+
+
+def test_a_trial_that_failed_does_not_stop_the_sampler(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    for count in range(10):
+        number, parameters = study.ask()
+        if count % 2:
+            study.fail(number, "diverged")
+        else:
+            study.complete(number, landscape(parameters))
+
+    assert [row.state for row in study.rows()] == [COMPLETE, FAILED] * 5

@@ -1,0 +1,270 @@
+"""The MLflow mirror against sqlite stores: what is opened is closed, and says how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from command_lines import finish, start
+
+from lunar_tune.data.records import Record
+from lunar_tune.errors import InputError
+from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
+from lunar_tune.reporting.tables import write_answers
+from lunar_tune.search.tracking import EXPERIMENT, SearchTracker, default_tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+# MLflow and SQLAlchemy leave a store's connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+PARAMETERS = {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}
+RUNNING_ROW = TrialRow(number=0, state=RUNNING, parameters=PARAMETERS)
+COMPLETE_ROW = TrialRow(
+    number=0,
+    state=COMPLETE,
+    parameters=PARAMETERS,
+    scores={"forget_rouge1": 0.25, "retain_rouge1": 0.75},
+    feasible=False,
+    seconds={"fit": 0.5, "suggest": 0.125},
+    losses=tuple(float(n) for n in range(1500, 0, -1)),
+)
+FAILED_ROW = TrialRow(
+    number=0, state=FAILED, parameters=PARAMETERS, failure="the loss became NaN" * 1000
+)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of one store, made once: making it takes seconds."""
+    folder = tmp_path_factory.mktemp("runs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        SearchTracker(default_tracking_uri(folder), output=folder, name="first").close(
+            status="FINISHED"
+        )
+    return folder
+
+
+@pytest.fixture
+def tracker(output: Path) -> Iterator[SearchTracker]:
+    yield SearchTracker(default_tracking_uri(output), output=output, name="search")
+
+
+@pytest.fixture
+def client(output: Path) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(default_tracking_uri(output))
+
+
+def children(client: MlflowClient, tracker: SearchTracker) -> list[Run]:
+    runs = client.search_runs(
+        [tracker.experiment_id], f"tags.mlflow.parentRunId = '{tracker.run_id}'"
+    )
+    return list(runs)
+
+
+def test_searches_of_one_folder_share_the_experiment(
+    output: Path, tracker: SearchTracker, client: MlflowClient
+) -> None:
+    experiment = client.get_experiment(tracker.experiment_id)
+    assert experiment.name == EXPERIMENT
+    assert experiment.artifact_location == (output / "mlartifacts").as_uri()
+    names = {run.info.run_name for run in client.search_runs([tracker.experiment_id])}
+    assert {"first", "search"} <= names
+
+
+def test_a_complete_trial_is_finished_and_says_that_it_is_infeasible(
+    tracker: SearchTracker, client: MlflowClient, tmp_path: Path
+) -> None:
+    answers = [
+        AnswerRow(
+            set_name="forget",
+            edge="A_B",
+            question="Où?",
+            truth="Là",
+            answer="„–“",
+            rouge1=0.0,
+            rouge_l=0.0,
+        )
+    ]
+    write_answers(tmp_path / "a.parquet", answers, ())
+    tracker.start(RUNNING_ROW, name="a trial", tags={"model": "tiny"})
+    tracker.end(COMPLETE_ROW, tmp_path / "a.parquet")
+
+    (run,) = children(client, tracker)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "a trial")
+    assert run.data.params == {"layer": "1", "coefficient": "2.0", "learning_rate": "0.003"}
+    assert run.data.metrics == {
+        "forget_rouge1": 0.25,
+        "retain_rouge1": 0.75,
+        "feasible": 0.0,
+        "seconds_fit": 0.5,
+        "seconds_suggest": 0.125,
+        "loss": 1.0,
+    }
+    assert {"model": "tiny", "trial": "0", "state": "complete", "feasible": "false"}.items() <= (
+        run.data.tags.items()
+    )
+    assert "failure" not in run.data.tags
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = client.download_artifacts(run.info.run_id, "answers.json", str(tmp_path))
+    table = json.loads(Path(path).read_text(encoding="utf-8"))
+    assert table["data"] == [["forget", "A_B", "Où?", "Là", "„–“", 0.0]]
+
+
+def test_a_loss_curve_of_more_epochs_than_mlflow_takes_at_once_is_whole(
+    tracker: SearchTracker, client: MlflowClient
+) -> None:
+    tracker.start(RUNNING_ROW, name="a trial", tags={})
+    tracker.end(COMPLETE_ROW, None)
+
+    (run,) = children(client, tracker)
+    history = client.get_metric_history(run.info.run_id, "loss")
+    by_step = {point.step: point.value for point in history}
+    assert by_step == {n: 1501.0 - n for n in range(1, 1501)}
+
+
+def test_a_failed_trial_is_marked_failed_with_its_reason(
+    tracker: SearchTracker, client: MlflowClient, tmp_path: Path
+) -> None:
+    tracker.start(RUNNING_ROW, name="a trial", tags={})
+    tracker.end(FAILED_ROW, tmp_path / "never-written.parquet")
+
+    (run,) = children(client, tracker)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure"].startswith("the loss became NaN")
+    assert run.data.tags["state"] == "failed"
+    assert "feasible" not in run.data.tags
+    assert client.list_artifacts(run.info.run_id) == []
+
+
+def test_closing_ends_what_is_still_open(tracker: SearchTracker, client: MlflowClient) -> None:
+    tracker.start(RUNNING_ROW, name="a trial", tags={})
+    assert tracker.running() == [0]
+    tracker.close(status="KILLED")
+
+    assert tracker.running() == []
+    assert [run.info.status for run in children(client, tracker)] == ["KILLED"]
+    assert client.get_run(tracker.run_id).info.status == "KILLED"
+
+
+def test_a_trial_stays_open_until_all_of_it_is_written(
+    tracker: SearchTracker, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interruption in the middle leaves a run that can still be ended."""
+
+    def interrupted(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    tracker.start(RUNNING_ROW, name="a trial", tags={})
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker, "_log", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tracker.end(COMPLETE_ROW, None)
+    assert tracker.running() == [0]
+    tracker.end(COMPLETE_ROW, None)
+
+    assert tracker.running() == []
+    assert [run.info.status for run in children(client, tracker)] == ["FINISHED"]
+
+
+def test_the_parent_says_what_the_search_is(tracker: SearchTracker, client: MlflowClient) -> None:
+    records = (Record(question="Who?", answer="He", edge="A_B"),)
+    tracker.describe(
+        parameters={"model": "tiny", "seed": 3},
+        tags={"forget_edge": "A_B"},
+        texts={"config.yaml": "a: 1\n"},
+        data={"forget": (records, "f" * 64), "retain": (records * 2, "e" * 64)},
+    )
+    tracker.log_parent({"vanilla_forget_rouge1": 1.0})
+
+    run = client.get_run(tracker.run_id)
+    assert run.data.params == {"model": "tiny", "seed": "3"}
+    assert run.data.tags["forget_edge"] == "A_B"
+    assert run.data.metrics == {"vanilla_forget_rouge1": 1.0}
+    inputs = {one.dataset.name: one.dataset for one in run.inputs.dataset_inputs}
+    assert {name: one.profile for name, one in inputs.items()} == {
+        "forget": '{"rows": 1}',
+        "retain": '{"rows": 2}',
+    }
+    assert inputs["forget"].digest == "f" * 36
+    assert [one.path for one in client.list_artifacts(tracker.run_id)] == ["config.yaml"]
+
+
+def test_a_run_id_in_the_environment_does_not_become_the_parent(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    tracker = SearchTracker(default_tracking_uri(output), output=output, name="search")
+    assert tracker.run_id != "0" * 32
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://127.0.0.1:9",  # the discard port: refused at once, and MLflow would ask 7 times
+        "nosuchscheme://x",
+        "postgresql://127.0.0.1:9/x",
+        "sqlite:///{folder}/text.db",
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_an_input_error(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is no database " * 100)
+    uri = uri.format(folder=tmp_path)
+
+    with pytest.raises(InputError, match="--tracking-uri") as caught:
+        SearchTracker(uri, output=tmp_path, name="x")
+
+    assert uri in str(caught.value)
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_retries_that_the_user_has_set_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError):
+        SearchTracker("http://127.0.0.1:9", output=tmp_path, name="x")
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+
+
+def test_three_processes_can_open_a_new_store_at_once(tmp_path: Path) -> None:
+    """Without the lock two of three died in the store's migration."""
+    code = f"""
+import multiprocessing, sys
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store
+from lunar_tune.search.tracking import SearchTracker, default_tracking_uri
+output = Path({str(tmp_path)!r})
+def open_and_close(barrier):
+    barrier.wait()
+    SearchTracker(default_tracking_uri(output), output=output, name="x").close(status="FINISHED")
+fork = multiprocessing.get_context("fork")
+barrier = fork.Barrier(3)
+processes = [fork.Process(target=open_and_close, args=(barrier,)) for _ in range(3)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+sys.exit(max(abs(process.exitcode) for process in processes))
+"""
+    done = finish(start([sys.executable, "-c", code], cwd=tmp_path))
+    assert done.returncode == 0, done.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+
+        client = MlflowClient(default_tracking_uri(tmp_path))
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        assert len(client.search_runs([experiment.experiment_id])) == 3
