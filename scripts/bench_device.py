@@ -125,7 +125,7 @@ def bench(
         stage(f"capture ({solver})", partial(getattr, worker, "preparation"))
         for run in ("first", "second"):
             parameters = {"layer": chosen, **SETTINGS[solver]}
-            result = stage(f"{run} trial ({solver})", lambda w=worker, p=parameters: w.run(p))
+            result = stage(f"{run} trial ({solver})", partial(worker.run, parameters))
             rows[-1] |= {name: result.seconds[name] for name in ("fit", "evaluate")}
     table = Table("stage", "seconds", "fit", "evaluate", "peak GiB", box=None, pad_edge=False)
     for row in rows:

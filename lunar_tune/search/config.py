@@ -88,7 +88,7 @@ class SearchConfig:
         if self.gpus_per_trial is not None and not 0 <= self.gpus_per_trial < math.inf:
             problems.add(f"--gpus-per-trial {self.gpus_per_trial}: 0 or more.")
         if self.name is not None and (
-            Path(self.name).name != self.name or self.name in {".", ".."}
+            Path(self.name).name != self.name or self.name in {"", ".", ".."}
         ):
             problems.add(f"--name {self.name}: a plain name, without folders.")
         problems.raise_if_any(InputError)

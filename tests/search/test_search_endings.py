@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import pytest
 import yaml
 from command_lines import SMALL_SPACE, command, finish, run_command, start
 
@@ -108,23 +107,21 @@ def test_a_search_whose_trials_all_fail_gives_up(small: list[str], tmp_path: Pat
     assert list((tmp_path / "runs/n").glob("trials/*")) == []
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
 def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
-    small: list[str], tmp_path: Path, whole_group: bool
+    small: list[str], tmp_path: Path
 ) -> None:
-    """A signal to the command alone, or, as Ctrl-C in a terminal, to all that it started."""
+    """The signal goes to all that the command started, as that of Ctrl-C in a terminal."""
     options = [*small, *place(tmp_path), *space(tmp_path, SMALL_SPACE), "--force"]
     process = start(command("search", *options, "--num-trials", "5000"), cwd=tmp_path)
     assert process.stdout is not None
-    seen = next(line for line in process.stdout if line.startswith("trial 2/"))
-    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+    assert any(line.startswith("trial 2/") for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)
     done = finish(process)
 
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     rows = rows_of(tmp_path)
     assert len(rows) >= 2
-    assert seen
     assert {row["state"] for row in rows} <= {"complete", "failed"}
     failures = [row["failure"] for row in rows if row["state"] == "failed"]
     assert failures in ([], ["interrupted"])

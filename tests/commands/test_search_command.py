@@ -1,0 +1,194 @@
+"""The search's command line: help, dry run, and wrong inputs that end in one message.
+
+Covers: what needs no weights, in this process. Does not cover: real searches (`tests/search`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from command_lines import finish, start
+from typer.testing import CliRunner
+
+from lunar_tune.cli.running import command_app
+from lunar_tune.search.__main__ import search
+
+OPTIONS = """--model --model-path --method --solver --data --forget-edge --factual-data
+--reference-prompts --retain-rows --space --num-trials --time-budget --retain-floor --sampler
+--output --name --tracking-uri --gpus-per-trial --cpus-per-trial --concurrency --address --seed
+--dry-run --force""".split()
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def invoke(*arguments: str) -> Result:
+    environment = {"COLUMNS": "160", "TERM": "dumb"}
+    return CliRunner().invoke(command_app(search), list(arguments), env=environment)
+
+
+def refused(*arguments: str) -> str:
+    """Return the one message of a refused search."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("error: ") == 1
+    assert list(Path.cwd().glob("runs*")) == []
+    return result.stderr
+
+
+def test_help_names_every_option() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    words = result.output.replace("│", " ").replace(",", " ").split()
+    assert [option for option in OPTIONS if option not in words] == []
+    assert "Exit codes: 0" in result.output
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing() -> None:
+    result = invoke("--dry-run", "--model", "qwen2.5-7b", "--num-trials", "7", "--seed", "1")
+    assert result.exit_code == 0, result.output
+    for part in ("qwen2.5-7b", "contracts: forget A_B", "7 by gp", "lunar (adamw)"):
+        assert part in result.output
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_dry_run_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
+    code = """
+import sys
+for name in ("ray", "mlflow"):
+    sys.modules[name] = None
+import runpy
+sys.argv = ["search", "--dry-run"]
+runpy.run_module("lunar_tune.search", run_name="__main__")
+"""
+    done = finish(start([sys.executable, "-c", code], cwd=tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "nothing was run" in done.stdout
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--model", "qwen3.5-7b"), "qwen3.5-7b"),
+        (("--model-path", "/no/such/folder"), "/no/such/folder"),
+        (("--retain-floor", "7"), "--retain-floor 7.0: a ROUGE score lies between 0 and 1."),
+        (("--data", "nosuch.json"), "nosuch.json"),
+        (("--factual-data", "nosuch.json"), "nosuch.json"),
+        (("--reference-prompts", "nosuch.json"), "nosuch.json"),
+        (("--forget-edge", "X_Y"), "A_B"),
+        (("--sampler", "grid"), "--sampler grid: there are gp, tpe, random."),
+        (("--solver", "sgd"), "--solver sgd: lunar has adamw, closed_form."),
+        (("--method", "npo"), "unknown method 'npo'"),
+        (("--space", "nosuch"), "--space nosuch: neither a file nor a shipped name."),
+        (("--retain-points", "many"), "--retain-points many: all, or a number such as 1."),
+        (("--retain-rows", "0"), "--retain-rows 0: at least 1."),
+        (("--num-trials", "0"), "--num-trials 0: at least 1."),
+        (("--device", "tpu"), "--device tpu: unknown."),
+        (("--rouge-tokenizer", "mecab"), "--rouge-tokenizer mecab: there are default, words."),
+        (("--name", "../x"), "--name ../x: a plain name"),
+        (("--chat-template", "nosuch.jinja"), "nosuch.jinja"),
+    ],
+)
+@pytest.mark.parametrize("mode", [(), ("--dry-run",)], ids=["run", "dry"])
+def test_a_wrong_input_ends_in_one_message(
+    arguments: tuple[str, ...], expected: str, mode: tuple[str, ...]
+) -> None:
+    assert expected in refused(*arguments, *mode)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_is_not_demanded_where_there_is_none() -> None:
+    assert "--gpus-per-trial 1: this machine has 0 CUDA" in refused("--gpus-per-trial", "1")
+    assert "sees no CUDA device here" in refused("--device", "cuda")
+
+
+def test_a_layer_beyond_the_model_names_file_and_depth(tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(
+        "lunar: {adamw: {parameters: {layer: {type: int, low: 0, high: 40}, coefficient: "
+        "{type: fixed, value: 2.0}, learning_rate: {type: fixed, value: 0.01}}}}"
+    )
+    message = refused("--space", str(path))
+    assert str(path) in message
+    assert "4 blocks" in message
+
+
+def test_a_name_that_is_taken_is_refused_even_by_a_dry_run(tmp_path: Path) -> None:
+    (tmp_path / "out/n").mkdir(parents=True)
+    for mode in ((), ("--dry-run",)):
+        assert "--name n: out/n exists already" in refused(
+            "--output", "out", "--name", "n", *mode
+        )
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "is a file, not a folder" in refused("--output", "file")
+
+
+def test_everything_that_is_wrong_is_said_in_one_message() -> None:
+    message = refused(
+        *("--retain-floor", "7", "--sampler", "grid", "--solver", "sgd", "--epochs", "0"),
+        *("--retain-points", "many", "--forget-edge", "X_Y", "--space", "nosuch"),
+        *("--reference-prompts", "nosuch.json", "--num-trials", "0", "--max-new-tokens", "0"),
+    )
+    assert message.count("things are wrong") == 1
+    listed = [line for line in message.splitlines() if line.startswith("  - ")]
+    for part in (
+        "--retain-floor 7",
+        "--sampler grid",
+        "--solver sgd",
+        "--epochs 0",
+        "--retain-points many",
+        "X_Y",
+        "nosuch.json",
+        "--num-trials 0",
+        "--max-new-tokens 0",
+    ):
+        assert sum(part in line for line in listed) == 1, part
+    assert message.startswith(f"error: {len(listed)} things are wrong:")
+
+
+def test_a_number_that_is_none_is_refused_by_name() -> None:
+    result = invoke("--num-trials", "many")
+    assert result.exit_code == 2
+    assert "--num-trials" in result.output
+
+
+def test_answers_without_a_word_for_rouge_are_named(tmp_path: Path) -> None:
+    pairs = [
+        {"edge": "A_B", "question": "Кто?", "answer": "Иван Петров"},
+        {"edge": "A_B", "question": "Who?", "answer": "Peter"},
+        {"edge": "B_C", "question": "Where?", "answer": "Mill Street"},
+    ]
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps(pairs), encoding="utf-8")
+    message = refused("--data", str(path), "--dry-run")
+    assert "1 true answers" in message
+    assert "A_B: 'Иван Петров'" in message
+    assert "--rouge-tokenizer words" in message
+
+    chosen = invoke("--data", str(path), "--dry-run", "--rouge-tokenizer", "words")
+    assert chosen.exit_code == 0, chosen.output
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = invoke("--debug", "--retain-floor", "7")
+    assert type(result.exception).__name__ == "InputError"
+
+
+def test_quiet_shows_errors_only() -> None:
+    assert invoke("--quiet", "--dry-run").output == ""
+    assert "--retain-floor" in refused("--quiet", "--retain-floor", "7")

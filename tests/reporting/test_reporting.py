@@ -1,0 +1,224 @@
+"""Tables, pictures and report: whole on disk, and the same shape whatever came out."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from matplotlib.image import imread
+
+from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.reporting import tables
+from lunar_tune.reporting.pictures import draw_history, draw_trade_off
+from lunar_tune.reporting.report import Report, write_report
+from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.reporting.tables import (
+    read_answers,
+    write_answers,
+    write_atomically,
+    write_trials,
+)
+
+ANSWERS = [
+    AnswerRow(
+        set_name="forget",
+        edge="A_B",
+        question="Où?\n",
+        truth='a "b" | c',
+        answer="\ufffd 日本語",
+        rouge1=1 / 3,
+        rouge_l=0.0,
+    ),
+    AnswerRow(
+        set_name="retain", edge="B_C", question="?", truth="t", answer="", rouge1=1.0, rouge_l=1.0
+    ),
+]
+
+
+def complete(number: int, forget: float, retain: float) -> TrialRow:
+    return TrialRow(
+        number=number,
+        state=COMPLETE,
+        parameters={"layer": number, "coefficient": 2.0, "learning_rate": 0.003},
+        scores={
+            "forget_rouge1": forget,
+            "retain_rouge1": retain,
+            "deviation_score": 10.0,
+            "forget_rows": 12,
+            "retain_rows": 84,
+        },
+        feasible=retain >= 0.8,
+        retain_rows=84,
+        retain_exact=True,
+        max_new_tokens=32,
+        seconds={"fit": 1.0, "trial": 1.5, "suggest": 0.1},
+        answers_digest="ab",
+    )
+
+
+def failed(number: int) -> TrialRow:
+    return TrialRow(
+        number=number,
+        state=FAILED,
+        parameters={"layer": number, "coefficient": 2.0, "learning_rate": 1e30},
+        seconds={"suggest": 0.1},
+        failure="the loss became NaN",
+    )
+
+
+def report(*rows: TrialRow, confirmed: bool = True) -> Report:
+    best = best_first(list(rows))[:1] if confirmed else []
+    return Report(
+        title="tiny, mini: forget A_B",
+        facts={"model": "tiny", "data": "a | b"},
+        retain_floor=0.8,
+        vanilla={"forget_rouge1": 1.0, "retain_rouge1": 0.99},
+        rows=rows,
+        best=best[0] if best else None,
+        confirmed=best[0].scores if best else None,
+    )
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new/file"
+    write_atomically(path, b"first")
+    assert path.read_bytes() == b"first"
+    assert stat.S_IMODE(path.stat().st_mode) & 0o400
+
+    def full_disk(_descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tables.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("losses", [(), (2.0, 1 / 3)])
+def test_answers_and_losses_come_back_as_they_were(
+    tmp_path: Path, losses: tuple[float, ...]
+) -> None:
+    path = tmp_path / "a.parquet"
+    digest = write_answers(path, ANSWERS, losses)
+    assert read_answers(path) == (ANSWERS, losses)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [(), (failed(0),), (complete(0, 0.1, 0.9),), (failed(0), complete(1, 0.1, 0.9))],
+    ids=["none", "failed", "complete", "mixed"],
+)
+def test_documented_columns_and_their_types_are_always_there(
+    tmp_path: Path, rows: tuple[TrialRow, ...]
+) -> None:
+    path = tmp_path / "trials.parquet"
+    write_trials(path, rows)
+    table = pq.read_table(path)
+    types = {
+        "number": pa.int64(),
+        "state": pa.string(),
+        "forget_rouge1": pa.float64(),
+        "retain_rouge1": pa.float64(),
+        "factual_rouge1": pa.float64(),
+        "deviation_score": pa.float64(),
+        "feasible": pa.bool_(),
+        "retain_rows": pa.int64(),
+        "retain_exact": pa.bool_(),
+        "seconds": pa.float64(),
+        "failure": pa.string(),
+    }
+    assert {name: table.schema.field(name).type for name in types} == types
+    assert table["number"].to_pylist() == [row.number for row in rows]
+    assert table["failure"].to_pylist() == [row.failure for row in rows]
+    if rows:
+        assert table["params.layer"].to_pylist() == [row.number for row in rows]
+
+
+def test_columns_stand_in_the_documented_order(tmp_path: Path) -> None:
+    path = tmp_path / "trials.parquet"
+    write_trials(path, [failed(0), complete(1, 0.1, 0.9)])
+    names = pq.read_schema(path).names
+    assert names[:9] == [
+        *("number", "state", "params.layer", "params.coefficient", "params.learning_rate"),
+        *("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score"),
+    ]
+    assert len(names) == len(set(names))
+
+
+def test_a_label_is_the_setting_in_short() -> None:
+    assert complete(14, 0.1, 0.9).label == "L14 c2.00 lr3.0e-03"
+    assert failed(2).label == "L2 c2.00 lr1000000000000000019884624838656.00"
+
+
+ROWS = {
+    "nothing": (),
+    "failures": (failed(0), failed(1)),
+    "infeasible": (complete(0, 0.1, 0.3), complete(1, 0.3, 0.7)),
+    "found": (complete(0, 0.1, 0.3), failed(1), complete(2, 0.3, 0.85), complete(3, 0.2, 0.9)),
+}
+
+
+@pytest.mark.parametrize("draw", [draw_trade_off, draw_history])
+@pytest.mark.parametrize("case", ROWS)
+def test_pictures_can_be_drawn_whatever_came_out(
+    tmp_path: Path, draw: Callable[[Report, Path], None], case: str
+) -> None:
+    path = tmp_path / "picture.png"
+    draw(report(*ROWS[case]), path)
+    assert imread(path)[..., :3].std() > 0.03
+
+
+def test_a_feasible_trial_changes_the_pictures(tmp_path: Path) -> None:
+    for draw in (draw_trade_off, draw_history):
+        draw(report(complete(0, 0.5, 0.3)), tmp_path / "without.png")
+        draw(report(complete(0, 0.5, 0.9)), tmp_path / "with.png")
+        without, with_one = (imread(tmp_path / f"{name}.png") for name in ("without", "with"))
+        assert (without != with_one).mean() > 0.001
+
+
+def text_of(tmp_path: Path, one: Report) -> str:
+    write_report(one, tmp_path / "report.md")
+    return (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
+    text = text_of(tmp_path, report(*ROWS["found"]))
+    assert "trial 3 (L3 c2.00 lr3.0e-03), in full" in text
+    assert "## The best of 4 trials" in text
+    lines = text.splitlines()
+    ranked = [line.split("|")[1].strip() for line in lines if "| 0.003 |" in line]
+    assert ranked == ["3", "2"]
+    assert "- 1: the loss became NaN" in lines
+    assert "| data | a \\| b |" in lines
+
+
+def test_tables_of_a_report_have_as_many_cells_in_every_row(tmp_path: Path) -> None:
+    for block in text_of(tmp_path, report(*ROWS["found"])).split("\n\n"):
+        rows = [line.replace("\\|", "") for line in block.splitlines() if line.startswith("|")]
+        assert len({row.count("|") for row in rows}) <= 1
+
+
+@pytest.mark.parametrize("case", ["nothing", "failures", "infeasible"])
+def test_a_report_without_a_feasible_trial_says_so(tmp_path: Path, case: str) -> None:
+    text = text_of(tmp_path, report(*ROWS[case]))
+    assert "No trial keeps retain ROUGE-1 at 0.8 or above." in text
+    assert "No trial is feasible." in text
+    assert "in full" not in text
+
+
+def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasible(
+    tmp_path: Path,
+) -> None:
+    """As after an interruption."""
+    text = text_of(tmp_path, report(*ROWS["found"], confirmed=False))
+    assert "No trial keeps" not in text
+    assert "the best as searched is trial 3 (L3 c2.00 lr3.0e-03)" in text

@@ -1,0 +1,353 @@
+"""What a search decides before and after its trials, each piece alone, without Ray.
+
+Covers: checks of the configuration, the folder, the plan, the verdict on the unmodified model,
+sharing out of resources, the confirmation, next commands, `best.yaml` and `config.yaml`.
+Does not cover: whole searches (`test_search_run`, `test_search_endings`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_lines import small_data
+
+from lunar_tune.errors import DivergenceError, InputError
+from lunar_tune.evaluation.evaluate import Evaluation
+from lunar_tune.reporting.rows import COMPLETE, TrialRow
+from lunar_tune.search import cluster, trainable
+from lunar_tune.search.config import SearchConfig, config_document
+from lunar_tune.search.outputs import check_output, make_folder, short_trials
+from lunar_tune.search.run import plan_search
+from lunar_tune.search.summary import next_commands, vanilla_problem
+from lunar_tune.search.trainable import Confirmation, answers_path, confirm
+from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.options import RunOptions
+from lunar_tune.trial.worker import TrialResult
+
+BEST = TrialRow(
+    number=3,
+    state=COMPLETE,
+    parameters={"layer": 1, "coefficient": 2.5, "learning_rate": 0.003},
+    scores={"forget_rouge1": 0.1, "retain_rouge1": 0.9},
+    feasible=True,
+)
+
+
+def message_of(config: SearchConfig) -> str:
+    with pytest.raises(InputError) as caught:
+        config.check()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"retain_floor": 7.0}, "--retain-floor 7.0: a ROUGE score lies between 0 and 1."),
+        ({"retain_floor": float("nan")}, "--retain-floor nan"),
+        ({"sampler": "grid"}, "--sampler grid: there are gp, tpe, random."),
+        ({"num_trials": 0}, "--num-trials 0: at least 1."),
+        ({"concurrency": 0}, "--concurrency 0: at least 1."),
+        ({"max_failures": 0}, "--max-failures 0: at least 1."),
+        ({"time_budget": 0.0}, "--time-budget 0.0: more than 0 seconds."),
+        ({"time_budget": float("nan")}, "--time-budget nan"),
+        ({"cpus_per_trial": -1.0}, "--cpus-per-trial -1.0: more than 0."),
+        ({"gpus_per_trial": -1.0}, "--gpus-per-trial -1.0: 0 or more."),
+        ({"name": "a/b"}, "--name a/b: a plain name, without folders."),
+        ({"name": ".."}, "--name ..: a plain name"),
+        ({"name": ""}, "--name : a plain name"),
+    ],
+)
+def test_a_value_out_of_range_is_named(options: Mapping[str, Any], expected: str) -> None:
+    assert message_of(SearchConfig(**options)).startswith(expected)
+
+
+def test_all_values_out_of_range_are_named_in_one_message() -> None:
+    message = message_of(SearchConfig(retain_floor=-1, sampler="x", num_trials=0, name="a/b"))
+    assert message.startswith("4 things are wrong:")
+    for option in ("--retain-floor", "--sampler", "--num-trials", "--name"):
+        assert message.count(option) == 1
+
+
+def test_the_bounds_themselves_are_allowed() -> None:
+    SearchConfig(retain_floor=0, num_trials=1, gpus_per_trial=0, name="a.b-c").check()
+    SearchConfig(retain_floor=1).check()
+
+
+def test_a_plan_says_all_that_is_wrong_with_options_space_and_data(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("lunar: {adamw: {parameters: {layer: 3}}}")
+    (tmp_path / "taken").mkdir()
+    config = SearchConfig(
+        run=RunOptions(data="mini", forget_edges=("X_Y",), reference_prompts="nosuch"),
+        retain_floor=7,
+        output=tmp_path,
+        name="taken",
+    )
+    with pytest.raises(InputError) as caught:
+        plan_search(config)
+
+    message = str(caught.value)
+    assert message.startswith("4 things are wrong:")
+    for part in ("--retain-floor 7", "exists already", "X_Y", "nosuch"):
+        assert part in message
+    assert message.count("things are wrong") == 1
+
+
+def test_a_bad_space_is_said_together_with_bad_options(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("lunar: {adamw: {parameters: {layer: 3}}}")
+    config = SearchConfig(space=str(tmp_path / "space.yaml"), retain_floor=7, output=tmp_path)
+    with pytest.raises(InputError) as caught:
+        plan_search(config)
+
+    assert "--retain-floor 7" in str(caught.value)
+    assert "space.yaml" in str(caught.value)
+
+
+def test_a_layer_beyond_the_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "lunar: {adamw: {parameters: {layer: {type: int, low: 0, high: 9}, coefficient: "
+        "{type: fixed, value: 2.0}, learning_rate: {type: fixed, value: 0.01}}}}"
+    )
+    with pytest.raises(InputError, match="4 blocks") as caught:
+        plan_search(SearchConfig(space=str(path), output=tmp_path))
+
+    assert str(path) in str(caught.value)
+
+
+def test_the_plan_says_what_is_going_to_be_done(tmp_path: Path) -> None:
+    run = RunOptions(retain_rows=20)
+    facts = plan_search(SearchConfig(run=run, output=tmp_path, time_budget=60)).facts
+    text = "\n".join(f"{key}: {value}" for key, value in facts.items())
+
+    for part in (
+        "tiny",
+        "forget A_B (12 questions)",
+        "retain 20 (a sample of 84)",
+        "factual 81",
+        "lunar (adamw)",
+        "30 by gp, none started after 60 s",
+        "retain ROUGE-1 of at least 0.8",
+    ):
+        assert part in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_made_once(tmp_path: Path) -> None:
+    spec = assemble(RunOptions())
+    config = SearchConfig(output=tmp_path / "deep/runs", name="n")
+    folder = make_folder(config, spec)
+    assert (folder.path, folder.name) == ((tmp_path / "deep/runs/n").resolve(), "n")
+
+    with pytest.raises(InputError, match="--name n: .* exists already"):
+        make_folder(config, spec)
+    with pytest.raises(InputError, match="--name n: .* exists already"):
+        check_output(config.output, "n")
+    check_output(config.output, "other")
+
+
+def test_a_name_is_made_from_what_is_searched(tmp_path: Path) -> None:
+    spec = assemble(RunOptions(data=str(small_data(tmp_path)), forget_edges=("A_B", "C_D")))
+    name = make_folder(SearchConfig(output=tmp_path / "runs"), spec).name
+    assert name.startswith("tiny-pairs-A_B-C_D-lunar-adamw-2")
+
+
+def test_an_output_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        check_output(tmp_path / "file/below", None)
+    with pytest.raises(InputError, match="--output .*: cannot be written"):
+        make_folder(SearchConfig(output=tmp_path / "file", name="n"), assemble(RunOptions()))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(InputError, match="cannot be written"):
+        check_output(tmp_path, None)
+
+
+def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None:
+    spec = assemble(RunOptions())
+
+    def problem(forget: float, retain: float) -> str | None:
+        return vanilla_problem({"forget_rouge1": forget, "retain_rouge1": retain}, 0.8, spec)
+
+    assert problem(0.9, 0.8) is None
+    low_retain, low_forget = problem(0.9, 0.44), problem(0.05, 0.95)
+    assert low_retain is not None
+    assert low_forget is not None
+    for part in ("0.440", "floor of 0.8", "fine-tune", "--model-path", "--force"):
+        assert part in low_retain
+    for part in ("0.050", "nothing to forget", "A_B", "--forget-edge", "--force"):
+        assert part in low_forget
+
+
+@pytest.mark.parametrize(
+    ("there", "options", "expected"),
+    [
+        ({"CPU": 2.0}, {}, (2, 0, 1)),
+        ({"CPU": 16.0}, {}, (4, 0, 4)),
+        ({"CPU": 16.0}, {"concurrency": 2}, (4, 0, 2)),
+        ({"CPU": 2.0}, {"concurrency": 2}, (1, 0, 2)),
+        ({"CPU": 2.0}, {"cpus_per_trial": 0.5}, (0.5, 0, 4)),
+        ({"CPU": 16.0, "GPU": 4.0}, {}, (4, 1, 4)),
+        ({"CPU": 4.0, "GPU": 8.0}, {}, (1, 1, 4)),
+        ({"CPU": 16.0, "GPU": 1.0}, {"gpus_per_trial": 0.5}, (4, 0.5, 2)),
+        ({"CPU": 16.0, "GPU": 4.0}, {"gpus_per_trial": 2.0}, (8, 2, 2)),
+        ({"CPU": 16.0, "GPU": 4.0}, {"run": RunOptions(device="cpu")}, (4, 0, 4)),
+        ({"CPU": 16.0, "GPU": 4.0}, {"concurrency": 1}, (4, 1, 1)),
+    ],
+)
+def test_resources_are_shared_out(
+    monkeypatch: pytest.MonkeyPatch,
+    there: dict[str, float],
+    options: dict[str, Any],
+    expected: tuple[float, float, int],
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    shared = cluster.share_out(SearchConfig(**options))
+    assert (shared.cpus, shared.gpus, shared.concurrency) == expected
+
+
+@pytest.mark.parametrize("options", [{"cpus_per_trial": 3.0}, {"gpus_per_trial": 1.0}])
+def test_more_than_there_is_is_refused(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(InputError, match="Ray has 2 and 0"):
+        cluster.share_out(SearchConfig(**options))
+
+
+def test_a_demand_for_gpus_is_checked_where_the_trials_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(InputError, match="--gpus-per-trial 1: this machine has 0 CUDA"):
+        cluster.check_gpus(SearchConfig(gpus_per_trial=1))
+    cluster.check_gpus(SearchConfig(gpus_per_trial=1, address="10.0.0.1:6379"))
+    cluster.check_gpus(SearchConfig(gpus_per_trial=0))
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_ray_is_started_here_unless_an_address_is_given(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    """`ray.init` without an address would join whatever RAY_ADDRESS or `ray start` left."""
+    asked: dict[str, Any] = {}
+    for name in cluster._QUIET:
+        monkeypatch.setenv(name, cluster._QUIET[name])
+    monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
+    monkeypatch.setattr("ray.shutdown", lambda: asked.update(shut_down=True))
+    with cluster.ray_session(SearchConfig(address=address)):
+        assert asked["address"] == (address or "local")
+    assert asked["shut_down"] is True
+
+
+def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_options: Any) -> None:
+        raise ConnectionError("ray start first")
+
+    for name in cluster._QUIET:
+        monkeypatch.setenv(name, cluster._QUIET[name])
+    monkeypatch.setattr("ray.init", refuse)
+    with (
+        pytest.raises(InputError, match="--address 10.0.0.1:1: no Ray cluster answers"),
+        cluster.ray_session(SearchConfig(address="10.0.0.1:1")),
+    ):
+        raise AssertionError("the session must not begin")
+
+
+def confirmation(number: int, retain: float) -> Confirmation:
+    return Confirmation(number=number, result=result_of({"number": number}, retain))
+
+
+def result_of(parameters: Mapping[str, Any], retain: float) -> TrialResult:
+    return TrialResult(
+        parameters=parameters,
+        evaluation=Evaluation(rows=(), scores={"forget_rouge1": 0.1, "retain_rouge1": retain}),
+        fit=None,
+        seconds={},
+        max_new_tokens=512,
+    )
+
+
+class Loaded:
+    """Stands for a worker: its retain score is its parameter; None diverges."""
+
+    def __init__(self, spec: Any) -> None:
+        self.asked: list[Any] = []
+
+    def run(self, parameters: Mapping[str, Any], *, full: bool) -> TrialResult:
+        assert full
+        if parameters["retain"] is None:
+            raise DivergenceError("NaN")
+        return result_of(parameters, parameters["retain"])
+
+
+@pytest.mark.parametrize(
+    ("retains", "evaluated"),
+    [
+        ([0.9, 0.95], [0]),
+        ([0.79, 0.8, 0.9], [0, 1]),
+        ([0.7, 0.75], [0, 1]),
+        ([None, 0.85], [1]),
+        ([], []),
+    ],
+)
+def test_candidates_are_confirmed_until_one_keeps_the_floor(
+    monkeypatch: pytest.MonkeyPatch, retains: list[float | None], evaluated: list[int]
+) -> None:
+    monkeypatch.setattr(trainable, "Worker", Loaded)
+    monkeypatch.setattr(trainable, "_own_threads", lambda: None)
+    candidates = [(number, {"retain": retain}) for number, retain in enumerate(retains)]
+
+    confirmed = confirm(None, candidates, 0.8)  # type: ignore[arg-type]
+
+    assert [one.number for one in confirmed] == evaluated
+    below = [n for n in evaluated if retains[n] is not None and retains[n] < 0.8]  # type: ignore[operator]
+    assert short_trials(confirmed, 0.8) == below
+
+
+def test_answers_of_trials_sort_by_name(tmp_path: Path) -> None:
+    names = [answers_path(tmp_path, number).name for number in (2, 10, 99999)]
+    assert names == sorted(names)
+
+
+def test_next_commands_are_those_for_a_shell_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = SearchConfig(output=Path("runs"))
+    commands = list(
+        next_commands(config, tmp_path / "runs/n", BEST, ("--data", "my file.json")).values()
+    )
+    assert commands[0][1:4] == ["-m", "mlflow", "ui"]
+    assert f"sqlite:///{tmp_path.resolve() / 'runs/mlflow.db'}" in commands[0]
+    assert commands[1][1:] == [
+        *("-m", "lunar_tune.unlearn", "--data", "my file.json"),
+        *("--layer", "1", "--coefficient", "2.5", "--learning-rate", "0.003"),
+        *("--save", os.path.join("runs", "n", "model")),
+    ]
+    assert Path(commands[0][0]).absolute() == Path(sys.executable).absolute()
+
+
+def test_without_a_best_setting_or_with_a_server_fewer_commands_are_shown(tmp_path: Path) -> None:
+    server = SearchConfig(output=tmp_path, tracking_uri="http://127.0.0.1:5000")
+    assert next_commands(server, tmp_path / "n", None, ()) == {}
+    assert len(next_commands(SearchConfig(output=tmp_path), tmp_path / "n", None, ())) == 1
+
+
+def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None:
+    config = SearchConfig(output=tmp_path, run=RunOptions(forget_edges=("Ä_B",)))
+    text = config_document(
+        config, given={"forget_edges": "command line"}, resolved={"digests": {"forget": "ab"}}
+    )
+    document = yaml.safe_load(text)
+    assert document["run"]["forget_edges"] == {"value": ["Ä_B"], "origin": "command line"}
+    assert document["search"]["output"] == {"value": str(tmp_path), "origin": "default"}
+    assert document["run"]["lunar"]["value"]["adamw"]["epochs"] == 20
+    assert "run" not in document["search"]
