@@ -94,6 +94,8 @@ def unlearn(
         for needed, value in (("layer", layer), ("coefficient", coefficient)):
             if value is None and needed not in setting:
                 problems.add(f"--{needed} is needed.")
+        if options.lunar.solver != base.lunar.solver:
+            setting.pop("learning_rate", None)  # the file's, for the solver that was not chosen
         setting |= _setting(layer, coefficient, learning_rate, ridge, problems)
         for flag, file in (("--json", json_file), ("--answers", answers)):
             if file is not None and file.is_dir():
@@ -207,7 +209,7 @@ def _published(path: Path, console: Console) -> tuple[RunOptions, dict[str, Any]
     published = read_published_config(path)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("key", "value", "became"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for note in published.notes:
         table.add_row(escape(note.key), escape(note.value), escape(note.became))
     console.print(table)

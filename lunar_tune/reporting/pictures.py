@@ -43,7 +43,7 @@ def draw_trade_off(report: Report, path: Path) -> None:
                 clip_on=False,
             )
         _mark(axes, report)
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), title=report.title)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=report.title)
         axes.set_xlabel("forget ROUGE-1 recall (lower is better)")
         axes.set_ylabel("retain ROUGE-1 recall (higher is better)")
         axes.legend(loc="lower right", fontsize=8, frameon=False)
@@ -75,7 +75,7 @@ def draw_history(report: Report, path: Path) -> None:
             numbers.append(complete[-1].number + 1)
             best.append(best[-1])
         axes.step(numbers, best, where="post", color=_BEST, lw=2, label="best feasible so far")
-        axes.set(ylim=(0, 1.02), title=report.title)
+        axes.set(ylim=(-0.02, 1.02), title=report.title)
         axes.set_xlabel("trial")
         axes.set_ylabel("forget ROUGE-1 recall")
         axes.locator_params(axis="x", integer=True)

@@ -45,7 +45,7 @@ class TrialRow:
 
     @property
     def label(self) -> str:
-        """The setting in short, for example `L14 c2.0 lr3e-03`."""
+        """The setting in short, for example `L14 c2.00 lr3.0e-03`."""
         short = {"layer": "L", "coefficient": "c", "learning_rate": "lr"}
         return " ".join(
             f"{short.get(name, name)}{_brief(value)}" for name, value in self.parameters.items()
@@ -73,10 +73,10 @@ class TrialRow:
 
 
 def _brief(value: Any) -> str:
-    """Return a number in few characters: 14, 2.0, 3.1e-03."""
+    """Return a number in few characters: 14, 2.00, 3.1e-03."""
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.1e}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
+    return f"{value:.2f}" if value == 0 or 0.1 <= abs(value) < 1000 else f"{value:.1e}"
 
 
 def best_first(rows: list[TrialRow]) -> list[TrialRow]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,32 +95,44 @@ class SearchConfig:
 
 
 def config_document(
-    config: SearchConfig, *, given: Mapping[str, str], resolved: Mapping[str, Any]
+    config: SearchConfig,
+    *,
+    given: Mapping[str, str],
+    derived: Mapping[str, Any],
+    resolved: Mapping[str, Any],
 ) -> str:
     """Return `config.yaml`: every value with its origin.
 
     Args:
         config: The search's configuration.
         given: Origin of the options that were not left at their default, by field name.
-        resolved: What was derived: the space, the model's source, resources, data digests.
+        derived: Values that stand for an option left open, by field name.
+        resolved: What there is beside options: the space, the model's source, data digests.
     """
     document: dict[str, Any] = {
-        "search": _with_origin(config, given, skip={"run"}),
-        "run": _with_origin(config.run, given, skip=set()),
+        "search": _with_origin(config, given, derived, skip={"run"}),
+        "run": _with_origin(config.run, given, derived),
         "resolved": _plain(resolved),
     }
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
-def _with_origin(part: Any, given: Mapping[str, str], *, skip: set[str]) -> dict[str, Any]:
-    return {
-        entry.name: {
-            "value": _plain(getattr(part, entry.name)),
-            "origin": given.get(entry.name, "default"),
-        }
-        for entry in dataclasses.fields(part)
-        if entry.name not in skip
-    }
+def _with_origin(
+    part: Any,
+    given: Mapping[str, str],
+    derived: Mapping[str, Any],
+    *,
+    skip: Collection[str] = (),
+) -> dict[str, Any]:
+    document = {}
+    for entry in dataclasses.fields(part):
+        if entry.name in skip:
+            continue
+        value, origin = getattr(part, entry.name), given.get(entry.name, "default")
+        if value in (None, ()) and entry.name in derived:
+            value, origin = derived[entry.name], "derived"
+        document[entry.name] = {"value": _plain(value), "origin": origin}
+    return document
 
 
 def _plain(value: Any) -> Any:

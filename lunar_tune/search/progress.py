@@ -28,13 +28,12 @@ class SearchProgress:
         self._console = console
         self._total = num_trials
         self._rows: list[TrialRow] = []
-        self._start = time.monotonic()
+        self._after_first = time.monotonic()
         self._bar = build_progress(console) if console.is_terminal else None
         self._task = self._bar.add_task("trials", total=num_trials, note="") if self._bar else None
 
     def __enter__(self) -> SearchProgress:
         """Begin to show."""
-        self._start = time.monotonic()
         if self._bar is not None:
             self._bar.start()
         return self
@@ -66,7 +65,9 @@ class SearchProgress:
 
     def _line(self, row: TrialRow) -> str:
         done = len(self._rows)
-        per_trial = (time.monotonic() - self._start) / done
+        if done == 1:
+            self._after_first = time.monotonic()  # the first trial's time holds the model's loading
+        per_trial = (time.monotonic() - self._after_first) / max(1, done - 1)
         if row.state == COMPLETE:
             outcome = (
                 f"forget {row.scores['forget_rouge1']:.3f}  retain "
@@ -76,7 +77,5 @@ class SearchProgress:
         else:
             outcome = f"failed: {row.failure}"
         left = per_trial * (self._total - done)
-        return (
-            f"trial {done}/{self._total}  {row.label}  {outcome}  |  {self._best()}"
-            f"  |  about {left:.0f} s left"
-        )
+        time_left = f"  |  about {left:.0f} s left" if done > 1 else ""
+        return f"trial {done}/{self._total}  {row.label}  {outcome}  |  {self._best()}{time_left}"

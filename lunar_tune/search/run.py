@@ -164,11 +164,19 @@ class _Search:
         document = config_document(
             config,
             given=given,
+            derived={
+                "name": self.folder.name,
+                "tracking_uri": self.tracker.uri,
+                "cpus_per_trial": self.resources.cpus,
+                "gpus_per_trial": self.resources.gpus,
+                "concurrency": self.resources.concurrency,
+                "space": self.plan.space.origin,
+                "data": data.name,
+                "forget_edges": data.forget_edges,
+            },
             resolved={
                 "space": self.plan.space.to_dict(),
-                "space_origin": self.plan.space.origin,
                 "model_source": spec.model.checkpoint,
-                "resources": dataclasses.asdict(self.resources),
                 "rows": {name: len(records) for name, records in splits.items()},
                 "digests": digests,
                 "vanilla": dict(self.vanilla),

@@ -18,10 +18,32 @@ from typer.testing import CliRunner
 from lunar_tune.cli.running import command_app
 from lunar_tune.search.__main__ import search
 
-OPTIONS = """--model --model-path --method --solver --data --forget-edge --factual-data
---reference-prompts --retain-rows --space --num-trials --time-budget --retain-floor --sampler
---output --name --tracking-uri --gpus-per-trial --cpus-per-trial --concurrency --address --seed
---dry-run --force""".split()
+OPTIONS = (
+    "--model",
+    "--model-path",
+    "--method",
+    "--solver",
+    "--data",
+    "--forget-edge",
+    "--factual-data",
+    "--reference-prompts",
+    "--retain-rows",
+    "--space",
+    "--num-trials",
+    "--time-budget",
+    "--retain-floor",
+    "--sampler",
+    "--output",
+    "--name",
+    "--tracking-uri",
+    "--gpus-per-trial",
+    "--cpus-per-trial",
+    "--concurrency",
+    "--address",
+    "--seed",
+    "--dry-run",
+    "--force",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -128,9 +150,7 @@ def test_a_layer_beyond_the_model_names_file_and_depth(tmp_path: Path) -> None:
 def test_a_name_that_is_taken_is_refused_even_by_a_dry_run(tmp_path: Path) -> None:
     (tmp_path / "out/n").mkdir(parents=True)
     for mode in ((), ("--dry-run",)):
-        assert "--name n: out/n exists already" in refused(
-            "--output", "out", "--name", "n", *mode
-        )
+        assert "--name n: out/n exists already" in refused("--output", "out", "--name", "n", *mode)
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:

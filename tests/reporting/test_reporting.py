@@ -156,7 +156,7 @@ def test_columns_stand_in_the_documented_order(tmp_path: Path) -> None:
 
 def test_a_label_is_the_setting_in_short() -> None:
     assert complete(14, 0.1, 0.9).label == "L14 c2.00 lr3.0e-03"
-    assert failed(2).label == "L2 c2.00 lr1000000000000000019884624838656.00"
+    assert failed(2).label == "L2 c2.00 lr1.0e+30"
 
 
 ROWS = {
@@ -179,8 +179,9 @@ def test_pictures_can_be_drawn_whatever_came_out(
 
 def test_a_feasible_trial_changes_the_pictures(tmp_path: Path) -> None:
     for draw in (draw_trade_off, draw_history):
-        draw(report(complete(0, 0.5, 0.3)), tmp_path / "without.png")
-        draw(report(complete(0, 0.5, 0.9)), tmp_path / "with.png")
+        others = (complete(1, 0.9, 0.9), complete(2, 0.8, 0.3))
+        draw(report(complete(0, 0.5, 0.3), *others), tmp_path / "without.png")
+        draw(report(complete(0, 0.5, 0.9), *others), tmp_path / "with.png")
         without, with_one = (imread(tmp_path / f"{name}.png") for name in ("without", "with"))
         assert (without != with_one).mean() > 0.001
 

@@ -144,9 +144,9 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     folder = make_folder(config, spec)
     assert (folder.path, folder.name) == ((tmp_path / "deep/runs/n").resolve(), "n")
 
-    with pytest.raises(InputError, match="--name n: .* exists already"):
+    with pytest.raises(InputError, match=r"--name n: .* exists already"):
         make_folder(config, spec)
-    with pytest.raises(InputError, match="--name n: .* exists already"):
+    with pytest.raises(InputError, match=r"--name n: .* exists already"):
         check_output(config.output, "n")
     check_output(config.output, "other")
 
@@ -163,7 +163,7 @@ def test_an_output_that_cannot_be_written_is_refused(
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file, not a folder"):
         check_output(tmp_path / "file/below", None)
-    with pytest.raises(InputError, match="--output .*: cannot be written"):
+    with pytest.raises(InputError, match=r"--output .*: cannot be written"):
         make_folder(SearchConfig(output=tmp_path / "file", name="n"), assemble(RunOptions()))
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(InputError, match="cannot be written"):
@@ -255,7 +255,7 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.Mo
         monkeypatch.setenv(name, cluster._QUIET[name])
     monkeypatch.setattr("ray.init", refuse)
     with (
-        pytest.raises(InputError, match="--address 10.0.0.1:1: no Ray cluster answers"),
+        pytest.raises(InputError, match=r"--address 10\.0\.0\.1:1: no Ray cluster answers"),
         cluster.ray_session(SearchConfig(address="10.0.0.1:1")),
     ):
         raise AssertionError("the session must not begin")
@@ -279,7 +279,7 @@ class Loaded:
     """Stands for a worker: its retain score is its parameter; None diverges."""
 
     def __init__(self, spec: Any) -> None:
-        self.asked: list[Any] = []
+        self.spec = spec
 
     def run(self, parameters: Mapping[str, Any], *, full: bool) -> TrialResult:
         assert full
@@ -330,7 +330,7 @@ def test_next_commands_are_those_for_a_shell_here(
     assert commands[1][1:] == [
         *("-m", "lunar_tune.unlearn", "--data", "my file.json"),
         *("--layer", "1", "--coefficient", "2.5", "--learning-rate", "0.003"),
-        *("--save", os.path.join("runs", "n", "model")),
+        *("--save", str(Path("runs/n/model"))),
     ]
     assert Path(commands[0][0]).absolute() == Path(sys.executable).absolute()
 

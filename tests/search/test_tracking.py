@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +54,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tracker(output: Path) -> Iterator[SearchTracker]:
-    yield SearchTracker(default_tracking_uri(output), output=output, name="search")
+def tracker(output: Path) -> SearchTracker:
+    return SearchTracker(default_tracking_uri(output), output=output, name="search")
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ def test_a_complete_trial_is_finished_and_says_that_it_is_infeasible(
             edge="A_B",
             question="Où?",
             truth="Là",
-            answer="„–“",
+            answer="„x“",
             rouge1=0.0,
             rouge_l=0.0,
         )
@@ -120,7 +119,7 @@ def test_a_complete_trial_is_finished_and_says_that_it_is_infeasible(
         warnings.simplefilter("ignore")
         path = client.download_artifacts(run.info.run_id, "answers.json", str(tmp_path))
     table = json.loads(Path(path).read_text(encoding="utf-8"))
-    assert table["data"] == [["forget", "A_B", "Où?", "Là", "„–“", 0.0]]
+    assert table["data"] == [["forget", "A_B", "Où?", "Là", "„x“", 0.0]]
 
 
 def test_a_loss_curve_of_more_epochs_than_mlflow_takes_at_once_is_whole(

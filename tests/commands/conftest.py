@@ -1,0 +1,24 @@
+"""A random model for commands that run to their end in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from command_lines import small_options
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Path]) -> list[str]:
+    """Return options of a run on a random model, over in no time."""
+    return small_options(checkpoint("qwen2"), tmp_path_factory.mktemp("small"))

@@ -1,0 +1,256 @@
+"""The command line of a single run: results, files, saved model, published configuration.
+
+Covers: a random model in this process. The tiny model's own command, as a search prints it, is
+run in `tests/search/test_search_run.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import Result
+from command_lines import small_data
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from lunar_tune.cli.running import command_app
+from lunar_tune.unlearn import unlearn
+
+SETTING = ("--layer", "1", "--coefficient", "2.0", "--learning-rate", "0.01")
+KEYS = {
+    *("forget_rouge1", "retain_rouge1", "forget_rougeL", "retain_rougeL", "deviation_score"),
+    *("forget_rows", "retain_rows", "model", "data", "forget_edges", "method", "solver"),
+    *("parameters", "max_new_tokens", "seed", "seconds", "losses", "vanilla"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def invoke(*arguments: str) -> Result:
+    environment = {"COLUMNS": "160", "TERM": "dumb"}
+    return CliRunner().invoke(command_app(unlearn), list(arguments), env=environment)
+
+
+def refused(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def succeeded(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_help_names_the_options() -> None:
+    words = succeeded("--help").replace("│", " ").split()
+    wanted = "--model --layer --coefficient --learning-rate --ridge --json --answers --save "
+    wanted += "--published-config --data --forget-edge --factual-data --reference-prompts --solver "
+    wanted += "--epochs --seed --master-dtype --positions --retain-points"
+    assert [option for option in wanted.split() if option not in words] == []
+
+
+def test_a_run_writes_its_scores_and_answers(small: list[str]) -> None:
+    output = succeeded(*small, *SETTING, "--json", "s.json", "--answers", "a.parquet")
+    document = json.loads(Path("s.json").read_text())
+    rows = pq.read_table("a.parquet").to_pylist()
+
+    assert set(document) >= KEYS
+    assert document["parameters"] == {"layer": 1, "coefficient": 2.0, "learning_rate": 0.01}
+    assert (document["forget_rows"], document["retain_rows"]) == (3, 6)
+    assert (document["max_new_tokens"], document["seed"]) == (4, 0)
+    assert len(document["losses"]) == 2, "an epoch each"
+    assert set(document["vanilla"]) >= {"forget_rouge1", "retain_rouge1"}
+    assert [row["set_name"] for row in rows] == ["forget"] * 3 + ["retain"] * 6
+    recalls = [row["rouge1"] for row in rows[:3]]
+    assert document["forget_rouge1"] == pytest.approx(sum(recalls) / 3)
+    for line in ("unmodified", "unlearned", "scores written to s.json"):
+        assert line in output
+
+
+def test_several_layers_take_a_coefficient_each(small: list[str]) -> None:
+    arguments = ("--layer", "1,2", "--coefficient", "2,1", "--learning-rate", "0.01")
+    succeeded(*small, *arguments, "--json", "s.json", "--no-vanilla", "--quiet")
+    document = json.loads(Path("s.json").read_text())
+    assert document["parameters"]["layer"] == [1, 2]
+    assert document["parameters"]["coefficient"] == [2.0, 1.0]
+    assert document["vanilla"] is None
+
+
+def test_the_closed_form_takes_a_ridge(small: list[str]) -> None:
+    arguments = ("--solver", "closed_form", "--layer", "0", "--coefficient", "2", "--ridge", "0.1")
+    succeeded(*small, *arguments, "--json", "s.json", "--no-vanilla")
+    document = json.loads(Path("s.json").read_text())
+    assert (document["solver"], len(document["losses"])) == ("closed_form", 1)
+
+
+def test_nothing_is_shown_when_quiet(small: list[str]) -> None:
+    assert succeeded(*small, *SETTING, "--quiet", "--no-vanilla") == ""
+
+
+def test_a_saved_model_loads_elsewhere_and_answers_the_same(small: list[str]) -> None:
+    arguments = ("--save", "model", "--answers", "a.parquet", "--no-vanilla")
+    succeeded(*small, *SETTING, *arguments)
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    model = AutoModelForCausalLM.from_pretrained("model").eval()
+
+    for row in pq.read_table("a.parquet").to_pylist():
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["question"]}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        with torch.inference_mode():
+            output = model.generate(**ids, max_new_tokens=4, do_sample=False)
+        text = tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert text == row["answer"]
+
+
+def test_the_saved_model_differs_from_the_original_in_one_matrix(small: list[str]) -> None:
+    succeeded(*small, *SETTING, "--save", "model", "--no-vanilla")
+    original = AutoModelForCausalLM.from_pretrained(small[small.index("--model") + 1])
+    saved = AutoModelForCausalLM.from_pretrained("model").state_dict()
+    changed = [name for name, p in original.state_dict().items() if not torch.equal(p, saved[name])]
+    assert changed == ["model.layers.1.mlp.down_proj.weight"]
+
+
+def test_a_folder_with_something_in_it_is_not_saved_to(
+    small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused before the model is loaded."""
+
+    def load(*_arguments: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    Path("full").mkdir()
+    Path("full/notes.txt").touch()
+    monkeypatch.setattr("lunar_tune.trial.worker.load_model", load)
+    assert "--save full: the folder is not empty" in refused(*small, *SETTING, "--save", "full")
+    assert "is a file" in refused(*small, *SETTING, "--save", "full/notes.txt")
+    assert "--json full: is a folder" in refused(*small, *SETTING, "--json", "full")
+    assert "--answers full: is a folder" in refused(*small, *SETTING, "--answers", "full")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--coefficient", "2", "--learning-rate", "0.01"), "--layer is needed"),
+        (("--layer", "1", "--learning-rate", "0.01"), "--coefficient is needed"),
+        (("--layer", "1", "--coefficient", "2"), "missing: learning_rate"),
+        ((*SETTING, "--ridge", "0.1"), "unknown: ridge"),
+        (("--layer", "x", *SETTING[2:]), "--layer x: whole numbers"),
+        (("--layer", "1.5", *SETTING[2:]), "--layer 1.5: whole numbers"),
+        (("--layer", "3", *SETTING[2:]), "3 decoder blocks"),
+        (("--layer=-1", *SETTING[2:]), "3 decoder blocks"),
+        (("--layer", "1,1", *SETTING[2:]), "--layer 1, 1"),
+        (("--layer", "1,2", "--coefficient", "1,2,3", *SETTING[4:]), "3 coefficients"),
+        ((*SETTING[:4], "--learning-rate", "-1"), "learning_rate -1.0: a positive number"),
+        ((*SETTING[:2], "--coefficient", "nan", *SETTING[4:]), "coefficient nan: finite"),
+        ((*SETTING, "--forget-edge", "X_Y"), "A_B"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(
+    small: list[str], arguments: tuple[str, ...], expected: str
+) -> None:
+    assert expected in refused(*small, *arguments)
+
+
+def test_everything_that_is_wrong_is_said_in_one_message(small: list[str]) -> None:
+    message = refused(*small, "--layer", "x", "--retain-points", "many", "--data", "nosuch.json")
+    for part in ("--layer x", "--coefficient is needed", "--retain-points many", "nosuch.json"):
+        assert message.count(part) == 1
+    assert message.startswith("error: 4 things are wrong:")
+
+
+def test_a_divergence_is_an_error_and_no_score(small: list[str]) -> None:
+    result = invoke(*small, *SETTING[:4], "--learning-rate", "1e30", "--json", "s.json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert not Path("s.json").exists()
+
+
+@pytest.fixture
+def published(tmp_path: Path, small: list[str]) -> Path:
+    """Return a configuration file in a repository of the published code's layout."""
+    repository = tmp_path / "repository"
+    for folder in ("config", "dataset/unlearning", "dataset/splits"):
+        (repository / folder).mkdir(parents=True)
+    small_data(repository).rename(repository / "dataset/unlearning/pairs.json")
+    prompts = [{"instruction": f"Where is nowhere {n}?"} for n in range(3)]
+    (repository / "dataset/splits/harmful.json").write_text(json.dumps(prompts))
+    path = repository / "config/forget.yaml"
+    path.write_text(f"""
+model_family: Qwen2.5-7B-Instruct
+model_path: {small[small.index("--model") + 1]}
+base_model_path: {small[small.index("--model") + 1]}
+data_name: pairs
+forget_edge: ['A_B']
+layer_modified: [1, 2]
+coeff_list: [2.0, 1.0]
+positions: -1
+num_epochs: 3
+lr: 0.01
+use_harmful: true
+use_unverified: false
+use_different_retain_dataset: false
+if_eval_factual: false
+save_unlearned_model: true
+save_unlearned_model_path: saved
+eval_batch_size: 4
+eval_generation_max_new_tokens: 3
+""")
+    return path
+
+
+def test_a_published_configuration_runs_as_it_is(published: Path) -> None:
+    output = succeeded("--published-config", str(published), "--json", "s.json", "--device", "cpu")
+    document = json.loads(Path("s.json").read_text())
+
+    assert document["parameters"] == {
+        "layer": [1, 2],
+        "coefficient": [2.0, 1.0],
+        "learning_rate": 0.01,
+    }
+    assert (len(document["losses"]), document["max_new_tokens"]) == (3, 3)
+    assert (document["data"], document["forget_edges"]) == ("pairs", ["A_B"])
+    for key in ("layer_modified", "coeff_list", "use_harmful", "num_epochs", "data_name"):
+        assert key in output
+    AutoModelForCausalLM.from_pretrained("saved")
+
+
+def test_options_beside_a_published_configuration_win(published: Path) -> None:
+    options = ("--layer", "0", "--coefficient", "3", "--epochs", "1", "--save", "other")
+    succeeded("--published-config", str(published), "--json", "s.json", "--device", "cpu", *options)
+    document = json.loads(Path("s.json").read_text())
+
+    assert document["parameters"] == {"layer": 0, "coefficient": 3.0, "learning_rate": 0.01}
+    assert len(document["losses"]) == 1
+    assert Path("other/config.json").exists()
+    assert not Path("saved").exists()
+
+
+def test_another_solver_can_be_tried_on_a_published_configuration(published: Path) -> None:
+    options = ("--solver", "closed_form", "--ridge", "0.1", "--json", "s.json", "--device", "cpu")
+    succeeded("--published-config", str(published), *options)
+    document = json.loads(Path("s.json").read_text())
+    assert set(document["parameters"]) == {"layer", "coefficient", "ridge"}
+
+
+def test_a_published_configuration_that_is_wrong_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "forget.yaml"
+    path.write_text("lr: fast\n")
+    assert str(path) in refused("--published-config", str(path))
+    assert "nosuch.yaml" in refused("--published-config", "nosuch.yaml")
