@@ -307,6 +307,14 @@ def _with_model(plan: SearchPlan, console: Console) -> SearchPlan:
     return dataclasses.replace(plan, spec=spec)
 
 
+def _on_device(plan: SearchPlan, resources: Resources) -> SearchPlan:
+    """Keep trials that were given no GPU off the GPUs, which Ray leaves visible to them."""
+    if resources.gpus or plan.spec.model.device != "auto":
+        return plan
+    model = dataclasses.replace(plan.spec.model, device="cpu")
+    return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, model=model))
+
+
 def _preflight(plan: SearchPlan, resources: Resources, console: Console) -> Mapping[str, float]:
     """Evaluate the unmodified model; refuse to go on where that is bound to fail."""
     from lunar_tune.search.trainable import preflight

@@ -344,9 +344,13 @@ def test_without_a_best_setting_or_with_a_server_fewer_commands_are_shown(tmp_pa
 def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None:
     config = SearchConfig(output=tmp_path, run=RunOptions(forget_edges=("Ä_B",)))
     text = config_document(
-        config, given={"forget_edges": "command line"}, resolved={"digests": {"forget": "ab"}}
+        config,
+        given={"forget_edges": "command line"},
+        derived={"forget_edges": ("not taken",), "data": "mini"},
+        resolved={"digests": {"forget": "ab"}},
     )
     document = yaml.safe_load(text)
+    assert document["run"]["data"] == {"value": "mini", "origin": "derived"}
     assert document["run"]["forget_edges"] == {"value": ["Ä_B"], "origin": "command line"}
     assert document["search"]["output"] == {"value": str(tmp_path), "origin": "default"}
     assert document["run"]["lunar"]["value"]["adamw"]["epochs"] == 20

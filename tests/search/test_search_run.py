@@ -127,8 +127,21 @@ def test_the_configuration_names_the_origin_of_every_value(search: Finished) -> 
 
     assert {key for key, entry in values.items() if entry["origin"] == "command line"} == set(given)
     assert {key: values[key]["value"] for key in given} == given
-    assert {e["origin"] for k, e in values.items() if k not in given} == {"default"}
+    derived = {
+        "space",
+        "tracking_uri",
+        "gpus_per_trial",
+        "cpus_per_trial",
+        "concurrency",
+        "data",
+        "forget_edges",
+    }
+    assert {key for key, entry in values.items() if entry["origin"] == "derived"} == derived
+    assert {e["origin"] for k, e in values.items() if k not in derived | set(given)} == {"default"}
     assert values["model"]["value"] == "tiny"
+    assert values["data"]["value"] == "mini"
+    assert values["forget_edges"]["value"] == ["A_B"]
+    assert values["tracking_uri"]["value"] == f"sqlite:///{search.output / 'mlflow.db'}"
     assert config["resolved"]["rows"] == {"forget": 12, "retain": 84, "factual": 81}
     assert set(config["resolved"]["space"]["parameters"]) == {
         "layer",
