@@ -38,6 +38,7 @@ from lunar_tune.trial.worker import Worker
 LEAST_COSINE = 0.999
 TOLERANCE = {"forget": 0.06, "retain": 0.03, "factual": 0.03}  # forget has 20 rows
 EVALUATED_ROWS = 200  # the published code's first rows of each set
+MASTERS = ("published", "bfloat16", "fp32")
 REFERENCE_FILES = {"harmful": "harmful.json", "unverified": "unverified.json"}
 
 
@@ -142,9 +143,8 @@ def check(
     settings = sorted(golden)
     conforms = _check_directions(console, folder, settings)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ("reference", "edge", "layer", "c", "lr", "set", "published", "bfloat16", "fp32", "")
-    for column in columns:
-        table.add_column(column, justify="left" if column in columns[:2] else "right")
+    for column in ("setting", "set", "published", "bfloat16", "fp32", ""):
+        table.add_column(column, justify="right" if column in MASTERS else "left", no_wrap=True)
     ours: dict[str, dict[Setting, dict[str, float]]] = {}
     for master_dtype in ("bfloat16", "float32"):
         ours[master_dtype] = {
@@ -158,16 +158,17 @@ def check(
             within = abs(mine - published) <= tolerance
             conforms &= within
             table.add_row(
-                *(str(value) for value in setting),
+                f"{setting.reference} {setting.forget_edge} L{setting.layer} "
+                f"c{setting.coefficient:g} lr{setting.learning_rate:g}",
                 name,
                 f"{published:.3f}",
                 f"{mine:.3f}",
                 f"{ours['float32'][setting][name]:.3f}",
-                f"within {tolerance}"
-                if within
-                else f"[red]off by {abs(mine - published):.3f}[/red]",
+                "ok" if within else f"[red]off by {abs(mine - published):.3f}[/red]",
             )
     console.print(table)
+    bars = ", ".join(f"{name} {tolerance}" for name, tolerance in TOLERANCE.items())
+    console.print(f"ROUGE-1, means of {seeds} seeds; bfloat16 is judged, within: {bars}")
     console.print("[green]conforms[/green]" if conforms else "[red]does not conform[/red]")
     sys.exit(0 if conforms else 1)
 

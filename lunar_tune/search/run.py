@@ -134,6 +134,7 @@ def run_search(
         ray_session(plan.config),
     ):
         resources = share_out(plan.config)
+        plan = _on_device(plan, resources)
         with console.status("evaluating the unmodified model"):
             vanilla = _preflight(plan, resources, console)
         search = _Search(plan, folder, resources, opened(), vanilla)

@@ -67,9 +67,8 @@ def test_an_installed_search_runs_from_another_folder(
     installed: Path, small: list[str], tmp_path: Path
 ) -> None:
     """The model knows nothing; told to go on, the search ends with exit code 3."""
-    model = small[small.index("--model") + 1]
-    options = ["--model", model, "--device", "cpu", "--data", "mini", "--epochs", "1"]
-    options += ["--evaluation-rows", "4", "--max-new-tokens", "2", "--force", "--name", "n"]
+    shipped = ["--data", "mini", "--factual-data", "factual", "--evaluation-rows", "4"]
+    options = [*small, *shipped, "--force", "--name", "n"]
     done = run_command(
         "search", *options, "--num-trials", "2", cwd=tmp_path, PYTHONPATH=str(installed)
     )

@@ -256,6 +256,7 @@ def test_the_saved_model_answers_the_same_in_plain_transformers(
     tokenizer = AutoTokenizer.from_pretrained(search.folder / "model")
     model = AutoModelForCausalLM.from_pretrained(search.folder / "model").eval()
     rows = pq.read_table(again / "again.parquet").to_pylist()
+    rows = [*rows[:12], *rows[12::5]]  # all of the forget set, some of the others
     batch = tokenizer.apply_chat_template(
         [[{"role": "user", "content": row["question"]}] for row in rows],
         add_generation_prompt=True,
