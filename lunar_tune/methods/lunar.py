@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lunar_tune.activations.streams import capture_streams, down_projection_inputs
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import METHODS, FitReport, Method, MethodInfo, Preparation, Subject
 from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.models.layout import check_layers
@@ -62,6 +62,16 @@ class LunarMethod(Method):
         """Layer and coefficient (a list each for several layers) and the solver's own."""
         own = {"adamw": "learning_rate", "closed_form": "ridge"}[self.settings.solver]
         return ("layer", "coefficient", own)
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Check names and values; whether the model has the layers is checked with the model."""
+        super().check_parameters(parameters)
+        problems = Problems()
+        with problems.collect():
+            _layers_and_coefficients(parameters)
+        with problems.collect():
+            _positive(self.parameters[-1], parameters[self.parameters[-1]])
+        problems.raise_if_any()
 
     def prepare(self, subject: Subject) -> LunarPreparation:
         """Sweep all prompts once."""

@@ -153,7 +153,8 @@ def _run(
     dry_run: bool,
     quiet: bool,
 ) -> int:
-    from lunar_tune.search.run import plan_search, run_search
+    from lunar_tune.search.plan import plan_search
+    from lunar_tune.search.run import run_search
     from lunar_tune.search.summary import print_plan
 
     console = Console(quiet=quiet)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from lunar_tune.data.records import Record
 
-__all__ = ["EXPERIMENT", "SearchTracker", "default_tracking_uri"]
+__all__ = ["EXPERIMENT", "SearchTracker", "default_tracking_uri", "without_password"]
 
 EXPERIMENT = "lunar-tune"
 _PARENT = "mlflow.parentRunId"
@@ -52,6 +53,11 @@ def _few_retries() -> Iterator[None]:
         yield
     finally:
         del os.environ[_RETRIES]
+
+
+def without_password(uri: str | None) -> str | None:
+    """Return a tracking URI as it may be shown and kept."""
+    return None if uri is None else re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", uri)
 
 
 class SearchTracker:
@@ -91,7 +97,7 @@ class SearchTracker:
             self.run_id = self._client.create_run(self.experiment_id, run_name=name).info.run_id
         except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
             raise InputError(
-                f"--tracking-uri {uri}: cannot be used: {error}. Start the server, correct the "
+                f"--tracking-uri {without_password(uri)}: cannot be used: {error}. Start the server, correct the "
                 "address, or leave the option out for a sqlite file in the output folder."
             ) from error
 

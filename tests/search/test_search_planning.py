@@ -23,7 +23,7 @@ from lunar_tune.reporting.rows import COMPLETE, TrialRow
 from lunar_tune.search import cluster, trainable
 from lunar_tune.search.config import SearchConfig, config_document
 from lunar_tune.search.outputs import check_output, make_folder, short_trials
-from lunar_tune.search.run import plan_search
+from lunar_tune.search.plan import plan_search
 from lunar_tune.search.summary import next_commands, vanilla_problem
 from lunar_tune.search.trainable import Confirmation, answers_path, confirm
 from lunar_tune.trial.assemble import assemble

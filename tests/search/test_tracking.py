@@ -267,3 +267,19 @@ sys.exit(max(abs(process.exitcode) for process in processes))
         client = MlflowClient(default_tracking_uri(tmp_path))
         experiment = client.get_experiment_by_name(EXPERIMENT)
         assert len(client.search_runs([experiment.experiment_id])) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("http://me:secret@host:5000/a", "http://me:***@host:5000/a"),
+        ("https://host:5000", "https://host:5000"),
+        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
+        ("postgresql+psycopg2://u:p%40ss@db/x", "postgresql+psycopg2://u:***@db/x"),
+        (None, None),
+    ],
+)
+def test_a_password_in_the_address_is_neither_shown_nor_kept(
+    given: str | None, kept: str | None
+) -> None:
+    assert without_password(given) == kept

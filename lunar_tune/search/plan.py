@@ -1,0 +1,73 @@
+"""A search before it runs: everything checked that needs no weights.
+
+Covers: the values, the data, the output folder, the GPUs, the space; every mistake in one message.
+Does not cover: the model's own scores (`run`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lunar_tune.errors import Problems
+from lunar_tune.models.loading import load_config
+from lunar_tune.search.cluster import check_gpus
+from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.outputs import check_output
+from lunar_tune.search.space import SearchSpace, load_space
+from lunar_tune.search.summary import plan_facts
+from lunar_tune.trial.assemble import assemble, known_depth
+from lunar_tune.trial.spec import TrialSpec
+
+__all__ = ["SearchPlan", "plan_search"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPlan:
+    """A checked search, ready to be run."""
+
+    config: SearchConfig
+    spec: TrialSpec
+    space: SearchSpace
+    facts: Mapping[str, str]
+    """What is going to be done, to show."""
+
+
+def plan_search(config: SearchConfig, problems: Problems | None = None) -> SearchPlan:
+    """Check everything that needs no weights.
+
+    Args:
+        config: What is asked for.
+        problems: What is known to be wrong already.
+
+    Raises:
+        InputError: Something is wrong; all of it is said at once.
+    """
+    problems = problems or Problems()
+    spec = space = None
+    with problems.collect():
+        config.check()
+    with problems.collect():
+        check_gpus(config)
+    with problems.collect():
+        check_output(config.output, config.name)
+    with problems.collect():
+        spec = assemble(config.run)
+        space = _space(config, spec)
+    problems.raise_if_any()
+    if spec is None or space is None:
+        raise AssertionError("what is missing comes with a noted problem")
+    return SearchPlan(config=config, spec=spec, space=space, facts=plan_facts(config, spec, space))
+
+
+def _space(config: SearchConfig, spec: TrialSpec) -> SearchSpace:
+    """Read the space that fits the model's depth."""
+    depth = known_depth(config.run)
+    return load_space(
+        config.space,
+        model_name=spec.model.name,
+        method=spec.method.name,
+        variant=spec.method.variant,
+        parameters=spec.method.parameters,
+        n_layers=depth if depth is not None else load_config(spec.model).num_hidden_layers,
+    )
