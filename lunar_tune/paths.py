@@ -12,7 +12,9 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["cache_dir", "datasets_dir", "safe_name", "search_spaces_dir"]
+from lunar_tune.errors import InputError
+
+__all__ = ["cache_dir", "check_writable", "datasets_dir", "safe_name", "search_spaces_dir"]
 
 CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
 _PACKAGE = Path(__file__).resolve().parent
@@ -43,6 +45,21 @@ def cache_dir() -> Path:
     folder = Path(moved).expanduser() if moved else platformdirs.user_cache_path("lunar-tune")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Check that a folder can be made, or written into if it exists, without making it.
+
+    Raises:
+        InputError: It cannot; the message names the option.
+    """
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"{option}: {existing} is a file, not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: {existing} cannot be written.")
 
 
 def safe_name(text: str) -> str:

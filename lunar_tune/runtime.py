@@ -1,4 +1,4 @@
-"""Device, number format, threads and seeds, each resolved in this one place.
+"""Device, number format, threads, each resolved in this one place.
 
 Covers: what `auto` means, and a clear refusal where a device was demanded that is not there.
 Does not cover: memory estimates. torch is imported inside the functions, so that importing this
@@ -16,7 +16,7 @@ from lunar_tune.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEVICES", "DTYPES", "limit_threads", "resolve_device", "resolve_dtype", "seed_all"]
+__all__ = ["DEVICES", "DTYPES", "limit_threads", "resolve_device", "resolve_dtype"]
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -72,10 +72,3 @@ def limit_threads(count: int | None = None) -> int:
     threads = max(1, min(count or available or 1, available or 1))
     torch.set_num_threads(threads)
     return threads
-
-
-def seed_all(seed: int) -> None:
-    """Seed torch's global generators (CPU and, where present, CUDA)."""
-    import torch
-
-    torch.manual_seed(seed)

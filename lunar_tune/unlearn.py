@@ -15,6 +15,7 @@ from rich.table import Table
 from lunar_tune.cli.options import GivenOptions, merge_options, with_run_options
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.paths import check_writable
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.trial.options import RunOptions
 
@@ -100,6 +101,9 @@ def unlearn(
         for flag, file in (("--json", json_file), ("--answers", answers)):
             if file is not None and file.is_dir():
                 problems.add(f"{flag} {file}: is a folder, not a file.")
+            elif file is not None:
+                with problems.collect():
+                    check_writable(file.parent, f"{flag} {file}")
         if problems.messages:
             from lunar_tune.trial.assemble import assemble
 
@@ -160,7 +164,9 @@ def _run(
         write_answers(answers, run.result.evaluation.rows, losses)
     for what, where in (("scores", json_file), ("answers", answers), ("model", save_to)):
         if where is not None:
-            console.print(f"{what} written to {where}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{what} written to {where}", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 _SETS = ("forget", "retain", "factual")

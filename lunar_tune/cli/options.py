@@ -40,7 +40,10 @@ class _Option:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    edges = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not edges:
+        raise InputError("--forget-edge is empty: name at least one edge, or leave it out for A_B.")
+    return edges
 
 
 def _points(text: str) -> float | None:
@@ -227,6 +230,9 @@ def merge_options(base: RunOptions, given: GivenOptions, problems: Problems) -> 
         with problems.collect():
             merged = _replaced(merged, option.path.split("."), option.parse(value))
     options: RunOptions = merged
+    for option in given.values:
+        if option.path.startswith("lunar.adamw.") and options.lunar.solver != "adamw":
+            problems.add(f"{option.flag} has no meaning with --solver {options.lunar.solver}.")
     return options
 
 

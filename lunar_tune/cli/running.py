@@ -6,6 +6,7 @@ Does not cover: what a command does.
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,9 @@ def command_app(command: Callable[..., Any]) -> typer.Typer:
 @contextmanager
 def reporting_errors(*, debug: bool) -> Iterator[None]:
     """Inside, an error on purpose ends the program with one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         yield

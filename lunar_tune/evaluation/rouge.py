@@ -81,7 +81,9 @@ def check_scorable(records: Iterable[Record], *, tokenizer: str = "default") -> 
     tokenize = _scorer(tokenizer)._tokenizer.tokenize
     empty = [record for record in records if not tokenize(record.answer)]
     if empty:
-        shown = "; ".join(f"{record.edge}: {record.answer!r}" for record in empty[:5])
+        shown = "; ".join(
+            f"{record.edge}: {record.question!r} -> {record.answer!r}" for record in empty[:5]
+        )
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         advice = (
             "Use --rouge-tokenizer words, which knows every script, or correct the answers."

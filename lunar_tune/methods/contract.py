@@ -9,7 +9,7 @@ Does not cover: evaluation; whoever holds the context evaluates inside it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,8 +42,6 @@ class FitReport:
 
     losses: tuple[float, ...]
     """Training loss of each epoch; one value for a closed form."""
-    details: Mapping[str, float]
-    """Further numbers by name, for example the norm of the unlearning vector."""
 
 
 class Preparation(ABC):
@@ -97,12 +95,17 @@ class Method(ABC):
         """
         wanted, given = set(self.parameters), set(parameters)
         if wanted != given:
-            missing = ", ".join(sorted(wanted - given)) or "none"
-            unknown = ", ".join(sorted(given - wanted)) or "none"
+            missing = _flags(wanted - given) or "none"
+            unknown = _flags(given - wanted) or "none"
             raise InputError(
-                f"{self.name} ({self.variant}) takes {', '.join(self.parameters)}; "
+                f"--method {self.name} --solver {self.variant} takes {_flags(self.parameters)}; "
                 f"missing: {missing}; unknown: {unknown}."
             )
+
+
+def _flags(names: Collection[str]) -> str:
+    """Return parameters as a user writes them."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 @dataclass(frozen=True, slots=True)

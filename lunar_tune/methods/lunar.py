@@ -109,9 +109,8 @@ class LunarPreparation(Preparation):
         }
         # The published code sums the layers' losses; they share no parameter.
         losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
-        details = {f"vector_norm_{layer}": float(self.vectors[layer].norm()) for layer in solutions}
         with edited(self._loaded, {layer: s.weight for layer, s in solutions.items()}):
-            yield FitReport(losses=losses, details=details)
+            yield FitReport(losses=losses)
 
     @torch.inference_mode()
     def _solve(
@@ -218,12 +217,12 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{name} {value}: finite numbers.")
+        raise InputError(f"--{name} {value}: finite numbers.")
     return numbers
 
 
 def _positive(name: str, value: Any) -> float:
     numbers = _numbers(name, value)
     if len(numbers) != 1 or numbers[0] <= 0:
-        raise InputError(f"{name} {value}: a positive number.")
+        raise InputError(f"--{name.replace('_', '-')} {value}: a positive number.")
     return numbers[0]

@@ -23,7 +23,7 @@ OWN = "own"
 PUBLISHED = "published"
 
 # Llama 3.2's template prints today's date unless it is given one; this is its own fallback, so
-# prompts (and every cache keyed by them) are the same tomorrow.
+# prompts are the same tomorrow.
 FIXED_DATE = "26 Jul 2024"
 # For templates that call transformers' function without asking for a date first. A function handed
 # to `apply_chat_template` does not arrive (5.23 replaces it by a text), a macro shadows theirs.
@@ -46,7 +46,7 @@ _INST_FAMILIES = ("llama", "mistral")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatFormat:
-    """How questions become prompts; part of every cache key."""
+    """How questions become prompts."""
 
     template: str = OWN
     """`own` (the tokenizer's), `published` (the published code's user turn), or Jinja source."""

@@ -231,7 +231,13 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
 
 def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any:
     """Call `factory.from_pretrained`, turning the hub's errors into messages to act on."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
     from safetensors import SafetensorError
 
     local = Path(source).is_dir()
@@ -247,11 +253,18 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
         )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         causes = _causes(error)
-        if any(isinstance(cause, GatedRepoError) for cause in causes):
+        if "OutOfMemory" in type(error).__name__:
+            message = (
+                "its weights do not fit into the device's memory. Use --dtype bfloat16, a smaller "
+                "model, or a larger device."
+            )
+        elif any(isinstance(cause, GatedRepoError) for cause in causes):
             message = (
                 "the hub asks for an accepted licence. Accept it on the model's page, then run "
                 "`hf auth login` or set HF_TOKEN."
             )
+        elif any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+            message = f"the hub has no revision {spec.revision!r} of it (--revision)."
         elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
             message = "the hub has no such model, or it is private (`hf auth login`)."
         elif "trust_remote_code" in str(error):
@@ -259,8 +272,10 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
                 "it wants to run Python code that comes with it. If you trust its authors, "
                 "repeat the command with --trust-remote-code."
             )
-        elif local:
-            message = f"the folder cannot be loaded: {error}"
+        elif local or not any(
+            isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for cause in causes
+        ):
+            message = f"it cannot be loaded: {error}"
         else:
             message = (
                 "it is not in the local cache and the hub could not be reached. Connect, download "

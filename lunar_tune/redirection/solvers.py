@@ -76,7 +76,7 @@ def solve_adamw(
         losses = _train(
             trained, inputs, targets.__getitem__, learning_rate, settings=settings, seed=seed
         )
-        return Solution(weight=trained.to(weight.dtype), losses=losses)
+        return Solution(weight=_finite(trained.to(weight.dtype)), losses=losses)
     # W − W₀ is trained in float32 from zero, so that retain tokens start exactly on target.
     difference = torch.zeros_like(weight, dtype=torch.float32)
     target = shift.to(difference)

@@ -43,7 +43,8 @@ def draw_trade_off(report: Report, path: Path) -> None:
                 clip_on=False,
             )
         _mark(axes, report)
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=report.title)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set_title(report.title, parse_math=False, fontsize=10)
         axes.set_xlabel("forget ROUGE-1 recall (lower is better)")
         axes.set_ylabel("retain ROUGE-1 recall (higher is better)")
         axes.legend(loc="lower right", fontsize=8, frameon=False)
@@ -75,7 +76,8 @@ def draw_history(report: Report, path: Path) -> None:
             numbers.append(complete[-1].number + 1)
             best.append(best[-1])
         axes.step(numbers, best, where="post", color=_BEST, lw=2, label="best feasible so far")
-        axes.set(ylim=(-0.02, 1.02), title=report.title)
+        axes.set(ylim=(-0.02, 1.02))
+        axes.set_title(report.title, parse_math=False, fontsize=10)
         axes.set_xlabel("trial")
         axes.set_ylabel("forget ROUGE-1 recall")
         axes.locator_params(axis="x", integer=True)
@@ -122,7 +124,6 @@ class _picture:
         FigureCanvasAgg(self._figure)
         axes: Axes = self._figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        axes.title.set_fontsize(10)
         return axes
 
     def __exit__(self, kind: type[BaseException] | None, *_rest: Any) -> None:

@@ -20,6 +20,8 @@ from rich.progress import (
 
 __all__ = ["build_progress", "epochs_shown"]
 
+A_DAY = 24 * 3600.0
+
 
 def build_progress(console: Console) -> Progress:
     """Return an empty progress display; used as a context."""
@@ -31,6 +33,7 @@ def build_progress(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        speed_estimate_period=A_DAY,  # rich forgets steps older than that, and trials are slow
         console=console,
         disable=console.quiet,
     )

@@ -6,6 +6,7 @@ Does not cover: answers; they stand in the trials' own files.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ class Report:
     """The confirmed trial; None where none is feasible."""
     confirmed: Mapping[str, float] | None
     """Its scores in the full evaluation."""
+    ending: str | None = None
+    """Why the search ended before its time; None if it did not."""
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -56,14 +59,20 @@ def write_report(report: Report, path: Path) -> None:
 
 def verdict(report: Report) -> str:
     """Say why there is no confirmed best setting."""
+    ending = f"{report.ending} " if report.ending else ""
     candidates = best_first(list(report.rows))
-    if not candidates:
-        return f"No trial keeps retain ROUGE-1 at {report.retain_floor:g} or above."
-    first = candidates[0]
-    return (
-        f"No setting is confirmed by a full evaluation; the best as searched is trial "
-        f"{first.number} ({first.label})."
-    )
+    failures = Counter(row.failure for row in report.rows if row.state == FAILED)
+    if candidates:
+        first = candidates[0]
+        return (
+            f"{ending}No setting is confirmed by a full evaluation; the best as searched is trial "
+            f"{first.number} ({first.label})."
+        )
+    if not report.rows:
+        return f"{ending}No trial was run."
+    if failures.total() == len(report.rows):
+        return f"{ending}Every trial failed, most of them with: {failures.most_common(1)[0][0]}"
+    return f"{ending}No trial keeps retain ROUGE-1 at {report.retain_floor:g} or above."
 
 
 def _result(report: Report) -> str:

@@ -19,7 +19,7 @@ from lunar_tune.errors import InputError, LunarTuneError
 if TYPE_CHECKING:
     from lunar_tune.search.config import SearchConfig
 
-__all__ = ["Resources", "call_on_worker", "check_gpus", "ray_session", "share_out"]
+__all__ = ["Resources", "call_on_worker", "check_gpus", "described", "ray_session", "share_out"]
 
 Result = TypeVar("Result")
 
@@ -99,28 +99,39 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
 
 
 def share_out(config: SearchConfig) -> Resources:
-    """Decide what a trial uses, from what Ray has.
+    """Decide what a trial uses, from what Ray has; a trial runs on one node.
 
     Raises:
-        InputError: A trial would need more than there is.
+        InputError: A trial would need more than any node has.
     """
     import ray
 
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    total_cpus, total_gpus = there.get("CPU", 1.0), there.get("GPU", 0.0)
+    nodes = [
+        (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+    most_cpus, most_gpus = max(cpus for cpus, _ in nodes), max(gpus for _, gpus in nodes)
     gpus = config.gpus_per_trial
     if gpus is None:
-        gpus = 1.0 if total_gpus >= 1 and config.run.device != "cpu" else 0.0
-    slots = int(total_gpus / gpus) if gpus else 0
+        gpus = 1.0 if most_gpus >= 1 and config.run.device != "cpu" else 0.0
+    if config.run.device.startswith("cuda") and not gpus:
+        raise InputError(
+            f"--device {config.run.device}: Ray has no GPU for a trial ({most_gpus:g} on a node). "
+            "Leave the option out, or start Ray where there are GPUs."
+        )
     cpus = config.cpus_per_trial
     if cpus is None:
-        most = CPUS_PER_TRIAL * max(1.0, gpus)
-        cpus = min(most, max(1.0, total_cpus // (slots or config.concurrency or 1)))
-    fitting = int(min(total_cpus / cpus, slots if gpus else total_cpus / cpus))
+        at_once = int(most_gpus / gpus) if gpus else config.concurrency
+        cpus = min(CPUS_PER_TRIAL * max(1.0, gpus), max(1.0, most_cpus // (at_once or 1)))
+    fitting = sum(
+        min(int(node_cpus / cpus), int(node_gpus / gpus) if gpus else int(node_cpus / cpus))
+        for node_cpus, node_gpus in nodes
+    )
     if fitting < 1:
         raise InputError(
-            f"a trial wants {cpus:g} CPU cores and {gpus:g} GPUs; Ray has {total_cpus:g} and "
-            f"{total_gpus:g}. Lower --cpus-per-trial or --gpus-per-trial."
+            f"a trial wants {cpus:g} CPU cores and {gpus:g} GPUs on one machine; Ray has "
+            f"{most_cpus:g} and {most_gpus:g}. Lower --cpus-per-trial or --gpus-per-trial."
         )
     return Resources(cpus=cpus, gpus=gpus, concurrency=min(fitting, config.concurrency or fitting))
 
@@ -131,17 +142,27 @@ def call_on_worker(
     """Call a function once on a worker with a trial's resources and wait for what it returns.
 
     Raises:
-        LunarTuneError: What the function raised there.
+        LunarTuneError: What the function raised there, or that the worker was lost.
     """
     import ray
 
-    remote = ray.remote(function).options(
-        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
-    )
+    # Named here and not in `.options`: only so Ray ends the process of a GPU task after its one
+    # call, which gives the GPU's memory back before the trials load the model again.
+    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(function)
     try:
         result: Result = ray.get(remote.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, LunarTuneError):
             raise error.cause from error
-        raise
+        raise LunarTuneError(f"a worker failed: {described(error.cause)}") from error
+    except ray.exceptions.RayError as error:
+        raise LunarTuneError(f"a worker was lost: {described(error)}") from error
     return result
+
+
+def described(error: BaseException) -> str:
+    """Return an error in one line, with advice where memory ran out."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    if "OutOfMemory" in type(error).__name__:
+        text += " (lower --batch-size, or give a trial a larger share with --gpus-per-trial)"
+    return text

@@ -21,6 +21,7 @@ from lunar_tune.trial.options import RunOptions
 __all__ = ["SAMPLERS", "SearchConfig", "config_document"]
 
 SAMPLERS = ("gp", "tpe", "random")
+LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
 
 
@@ -91,7 +92,27 @@ class SearchConfig:
             Path(self.name).name != self.name or self.name in {"", ".", ".."}
         ):
             problems.add(f"--name {self.name}: a plain name, without folders.")
+        elif self.name is not None and len(self.name) > LONGEST_NAME:
+            problems.add(f"--name {self.name[:20]}…: at most {LONGEST_NAME} characters.")
+        self._check_place(problems)
         problems.raise_if_any(InputError)
+
+    def _check_place(self, problems: Problems) -> None:
+        """Note demands for devices that contradict each other or that Ray cannot meet."""
+        gpus = self.gpus_per_trial or 0.0
+        if gpus > 1 and gpus != int(gpus):
+            problems.add(f"--gpus-per-trial {gpus:g}: above 1 a whole number of GPUs.")
+        if self.run.device == "cpu" and gpus:
+            problems.add(f"--device cpu contradicts --gpus-per-trial {gpus:g}: leave one out.")
+        if self.run.device.startswith("cuda:"):
+            problems.add(
+                f"--device {self.run.device}: Ray hands out the GPUs; write --device cuda."
+            )
+        if self.address is not None and self.address.startswith("ray://"):
+            problems.add(
+                f"--address {self.address}: a search cannot run through Ray Client. Start it on a "
+                "machine of the cluster with --address auto."
+            )
 
 
 def config_document(

@@ -6,7 +6,6 @@ Does not cover: the journal (`study`) and the answers (`trainable`), which are w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lunar_tune.errors import InputError
-from lunar_tune.paths import safe_name
+from lunar_tune.paths import check_writable, safe_name
 from lunar_tune.reporting.pictures import draw_history, draw_trade_off
 from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import TrialRow
@@ -116,13 +115,7 @@ def check_output(output: Path, name: str | None) -> None:
     """
     if name is not None and (output / name).exists():
         raise InputError(_taken(name, output / name))
-    existing = output.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"--output {output}: {existing} is a file, not a folder.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"--output {output}: {existing} cannot be written.")
+    check_writable(output, f"--output {output}")
 
 
 def best_document(

@@ -52,7 +52,7 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     with problems.collect():
         check_output(config.output, config.name)
     with problems.collect():
-        spec = assemble(config.run)
+        spec = assemble(config.run, device_is_here=config.address is None)
         space = _space(config, spec)
     problems.raise_if_any()
     if spec is None or space is None:

@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow
+from lunar_tune.search.cluster import described
 from lunar_tune.search.study import Study
 
 __all__ = ["Conductor", "NewsCallback", "StudySearcher"]
@@ -145,7 +146,7 @@ class NewsCallback(tune.Callback):
         """Pass on that a trial crashed, with the last line of its traceback."""
         error = trial.get_error()
         cause = getattr(error, "cause", None) or error
-        self._conductor.ended(trial.trial_id, f"{type(cause).__name__}: {cause}".splitlines()[0])
+        self._conductor.ended(trial.trial_id, described(cause))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing; see `StudySearcher`."""

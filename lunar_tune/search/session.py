@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from lunar_tune.data.records import records_digest
+from lunar_tune.errors import LunarTuneError
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import TrialRow, best_first
+from lunar_tune.reporting.rows import RUNNING, TrialRow, best_first
 from lunar_tune.search.cluster import Resources, call_on_worker
 from lunar_tune.search.config import config_document
 from lunar_tune.search.outputs import Folder, best_document, short_trials, write_best
@@ -98,15 +100,19 @@ class SearchSession:
 
     def run(self, console: Console, arguments: Sequence[str]) -> int:
         """Run the trials, confirm the best, write and show everything."""
-        interrupted = gave_up = False
+        code, ending, problem = EXIT_INFEASIBLE, None, None
         best = confirmed = None
         try:
-            gave_up = self._trials(console)
+            if self._trials(console):
+                failures = self.plan.config.max_failures
+                code, ending = EXIT_FAILURES, f"Stopped after {failures} failed trials in a row."
             with console.status("evaluating the best setting in full"):
                 best, confirmed = self._confirm(console)
         except KeyboardInterrupt:
-            interrupted = True
+            code, ending = EXIT_INTERRUPTED, "Interrupted."
             self._end_running("interrupted")
+        except LunarTuneError as error:
+            problem, ending = error, f"The confirmation failed ({error})."
         report = Report(
             title=f"{self.plan.spec.model.name}, {self.plan.spec.data.name}: "
             f"forget {', '.join(self.plan.spec.data.forget_edges)}",
@@ -116,16 +122,15 @@ class SearchSession:
             rows=self.study.rows(),
             best=best,
             confirmed=confirmed,
+            ending=ending,
         )
-        self.tracker.log_files(self.folder.write_mirrors(report))
+        files = self.folder.write_mirrors(report)
+        self._close_mirror(files, status="KILLED" if code == EXIT_INTERRUPTED else "FINISHED")
         commands = next_commands(self.plan.config, self.folder.path, best, arguments)
         print_result(console, report, folder=self.folder.path, commands=commands)
-        self.tracker.close(status="KILLED" if interrupted else "FINISHED")
-        if interrupted:
-            return EXIT_INTERRUPTED
-        if gave_up:
-            return EXIT_FAILURES
-        return EXIT_FOUND if best is not None else EXIT_INFEASIBLE
+        if problem is not None:
+            raise problem
+        return EXIT_FOUND if best is not None and code == EXIT_INFEASIBLE else code
 
     def _trials(self, console: Console) -> bool:
         """Run all trials; return whether too many failed in a row."""
@@ -144,16 +149,32 @@ class SearchSession:
                 self.folder.path,
                 config=config,
                 resources=self.resources,
-                on_start=lambda row: self.tracker.start(
-                    row, name=f"{self.plan.spec.method.name} {row.label}", tags=self._tags()
-                ),
+                on_start=self._mirror_start,
                 on_end=on_end,
             )
+
+    def _mirror_start(self, row: TrialRow) -> None:
+        """Open a trial's run; a mirror that fails is caught up with at the end."""
+        with self.tracker.tolerating():
+            name = f"{self.plan.spec.method.name} {row.label}"
+            self.tracker.start(row, name=name, tags=self._tags())
 
     def _mirror(self, row: TrialRow) -> None:
         from lunar_tune.search.trainable import answers_path
 
-        self.tracker.end(row, answers_path(self.folder.path, row.number))
+        if row.number not in self.tracker.running():
+            self._mirror_start(row)
+        with self.tracker.tolerating():
+            self.tracker.end(row, answers_path(self.folder.path, row.number))
+
+    def _close_mirror(self, files: Sequence[Path], *, status: str) -> None:
+        """Mirror what could not be mirrored so far, and close the search's run."""
+        for row in self.study.rows():
+            if row.state != RUNNING and row.number not in self.tracker.mirrored:
+                self._mirror(row)
+        with self.tracker.tolerating():
+            self.tracker.log_files(files)
+            self.tracker.close(status=status)
 
     def _confirm(self, console: Console) -> tuple[TrialRow | None, Mapping[str, float] | None]:
         """Evaluate the best feasible trials in full until one keeps the floor."""
@@ -182,8 +203,9 @@ class SearchSession:
         document = best_document(best, last, spec=self.plan.spec, vanilla=self.vanilla, floor=floor)
         write_best(self.folder, document)
         scores = last.result.evaluation.scores
-        self.tracker.log_parent({f"best_{name}": value for name, value in scores.items()})
-        self.tracker.log_files([self.folder.best])
+        with self.tracker.tolerating():
+            self.tracker.log_parent({f"best_{name}": value for name, value in scores.items()})
+            self.tracker.log_files([self.folder.best])
         return best, scores
 
     def _end_running(self, reason: str) -> None:

@@ -110,22 +110,20 @@ def next_commands(
     best: TrialRow | None,
     arguments: Sequence[str],
 ) -> dict[str, list[str]]:
-    """Return the exact commands that a user may want next."""
+    """Return the exact commands that a user may want next.
+
+    Args:
+        config: Of the search that has ended.
+        folder: Of that search.
+        best: The confirmed trial, if there is one.
+        arguments: The run's options as they were given.
+    """
     python = _shown(Path(sys.executable), resolve=False)
-    uri = config.tracking_uri
-    commands: dict[str, list[str]] = {}
-    if uri is None:
-        store = f"sqlite:///{(config.output / 'mlflow.db').resolve()}"
-        commands["compare the trials in MLflow (then open http://127.0.0.1:5000):"] = [
-            python,
-            "-m",
-            "mlflow",
-            "ui",
-            "--backend-store-uri",
-            store,
-            "--host",
-            "127.0.0.1",
-        ]
+    uri = config.tracking_uri or f"sqlite:///{(config.output / 'mlflow.db').resolve()}"
+    ui = [python, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    commands = {}
+    if "://" in uri and not uri.startswith("http"):
+        commands["compare the trials in MLflow (then open http://127.0.0.1:5000):"] = ui
     if best is not None:
         settings = [
             part
@@ -136,12 +134,27 @@ def next_commands(
             python,
             "-m",
             "lunar_tune.unlearn",
-            *arguments,
+            *_in_full(arguments),
             *settings,
             "--save",
             _shown(folder / "model"),
         ]
+    again = [python, "-m", "lunar_tune.search", *_without(arguments, "--seed")]
+    commands["search again with another seed:"] = [*again, "--seed", str(config.run.seed + 1)]
     return commands
+
+
+def _in_full(arguments: Sequence[str]) -> list[str]:
+    """Return a run's options without those that shorten a trial's evaluation."""
+    return _without(_without(arguments, "--retain-rows"), "--max-new-tokens")
+
+
+def _without(arguments: Sequence[str], flag: str) -> list[str]:
+    """Return options without one that takes a value."""
+    if flag not in arguments:
+        return list(arguments)
+    place = list(arguments).index(flag)
+    return [*arguments[:place], *arguments[place + 2 :]]
 
 
 def _budget(max_new_tokens: int | None) -> str:

@@ -34,6 +34,7 @@ __all__ = ["EXPERIMENT", "SearchTracker", "default_tracking_uri", "without_passw
 
 EXPERIMENT = "lunar-tune"
 _PARENT = "mlflow.parentRunId"
+logger = logging.getLogger(__name__)
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
@@ -84,6 +85,8 @@ class SearchTracker:
             logging.getLogger(library).setLevel(logging.WARNING)
         output.mkdir(parents=True, exist_ok=True)
         self.uri = uri
+        self._warned = False
+        self.mirrored: set[int] = set()
         self._children: dict[int, str] = {}
         try:
             with (
@@ -97,8 +100,9 @@ class SearchTracker:
             self.run_id = self._client.create_run(self.experiment_id, run_name=name).info.run_id
         except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
             raise InputError(
-                f"--tracking-uri {without_password(uri)}: cannot be used: {error}. Start the server, correct the "
-                "address, or leave the option out for a sqlite file in the output folder."
+                f"--tracking-uri {without_password(uri)}: cannot be used: {error}. Start the "
+                "server, correct the address, or leave the option out for a sqlite file in the "
+                "output folder."
             ) from error
 
     def describe(
@@ -172,6 +176,20 @@ class SearchTracker:
             self._log_answers(run_id, answers)
         self._client.set_terminated(run_id, "FINISHED" if row.state == COMPLETE else "FAILED")
         del self._children[row.number]
+        self.mirrored.add(row.number)
+
+    @contextmanager
+    def tolerating(self) -> Iterator[None]:
+        """Inside, a store that fails is warned of once and does not end the search."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            if not self._warned:
+                logger.warning("MLflow cannot be written, the search goes on: %s", error)
+            self._warned = True
 
     def running(self) -> list[int]:
         """Return the numbers of trials whose runs are open."""

@@ -45,7 +45,7 @@ def report(result: TrialResult, spec: TrialSpec, digest: str) -> str:
         "scores": dict(result.evaluation.scores),
         "seconds": dict(result.seconds),
         "retain_rows": retain_rows,
-        "retain_exact": retain_rows == len(spec.data.retain),
+        "retain_exact": retain_rows == spec.data.n_retain,
         "max_new_tokens": result.max_new_tokens,
         "losses": list(result.fit.losses) if result.fit is not None else [],
         "answers_digest": digest,

@@ -21,7 +21,7 @@ from lunar_tune.methods.contract import METHODS, Method
 from lunar_tune.methods.lunar import LunarMethod
 from lunar_tune.models.catalog import TINY, ModelReference, resolve_model
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.loading import ModelSpec, check_model_path
+from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
 from lunar_tune.runtime import resolve_device, resolve_dtype
 from lunar_tune.trial.options import NONE, RunOptions
 from lunar_tune.trial.spec import DataSets, TrialSpec
@@ -31,10 +31,15 @@ __all__ = ["assemble", "known_depth", "materialise"]
 DEFAULT_EDGE = "A_B"
 
 
-def assemble(options: RunOptions) -> TrialSpec:
+def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
     """Resolve and check everything that needs no weights.
 
     For `tiny` the spec's model source is its name until `materialise` has built it.
+
+    Args:
+        options: What was asked for.
+        device_is_here: Whether the model will run on this machine, so that a device that is not
+            here is a mistake.
 
     Raises:
         InputError: Something is wrong; all of it is said at once.
@@ -46,7 +51,7 @@ def assemble(options: RunOptions) -> TrialSpec:
     with problems.collect():
         model_path = str(check_model_path(options.model_path)) if options.model_path else None
     with problems.collect():
-        resolve_device(options.device)
+        resolve_device(options.device if device_is_here else "cpu")
     with problems.collect():
         resolve_dtype(options.dtype, resolve_device("cpu"))
     with problems.collect():
@@ -60,7 +65,7 @@ def assemble(options: RunOptions) -> TrialSpec:
     problems.raise_if_any()
     if reference is None or chat is None or method is None or data is None:
         raise AssertionError("every None above comes with a noted problem")
-    return TrialSpec(
+    spec = TrialSpec(
         model=ModelSpec(
             name=reference.name,
             source=reference.source or TINY,
@@ -77,6 +82,9 @@ def assemble(options: RunOptions) -> TrialSpec:
         seed=options.seed,
         data=data,
     )
+    if Path(spec.model.checkpoint).is_dir():
+        load_config(spec.model)  # refuses an unsuitable family
+    return spec
 
 
 def materialise(
@@ -149,7 +157,10 @@ def _read_data(
     split = None
     if records is not None:
         with problems.collect():
-            split = split_by_edges(records, options.forget_edges or _default_edge(records))
+            edges = options.forget_edges or _default_edge(records)
+            # A file of nothing but what is to be forgotten is judged on the other retain set.
+            nothing_left = other is not None and set(edges) >= set(edges_of(records))
+            split = split_by_edges(records, edges, retain=other if nothing_left else None)
     if split is None or factual is None or prompts is None:
         return None
     if other is not None:
@@ -180,9 +191,11 @@ def _evaluated(
     return DataSets(
         name=Path(name).stem,
         forget_edges=split.forget_edges,
-        forget=split.forget,
+        forget=split.forget[:rows],
+        fit_forget=split.forget,
         fit_retain=split.retain,
         retain=retain,
+        n_retain=len(split.retain),
         retain_sample=sample,
         factual=factual[:rows],
         reference_prompts=(),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.models.loading import LoadedModel
+from lunar_tune.paths import check_writable
 
 __all__ = ["check_save_folder", "save_checkpoint"]
 
@@ -27,6 +28,7 @@ def check_save_folder(folder: Path) -> None:
         raise InputError(f"--save {folder}: is a file, not a folder.")
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"--save {folder}: the folder is not empty; choose another.")
+    check_writable(folder, f"--save {folder}")
 
 
 def save_checkpoint(loaded: LoadedModel, folder: Path, *, texts: Iterable[str]) -> None:

@@ -25,14 +25,18 @@ class DataSets:
     name: str
     """The data set's name or file name, to show."""
     forget_edges: tuple[str, ...]
-    forget: tuple[Record, ...]
-    """Questions to forget; all of them are fitted and evaluated."""
+    fit_forget: tuple[Record, ...]
+    """Questions to forget."""
     fit_retain: tuple[Record, ...]
     """Questions that the fit keeps where they are."""
+    forget: tuple[Record, ...]
+    """Questions on which forgetting is judged."""
     retain: tuple[Record, ...]
     """Questions on which keeping is judged in a full evaluation."""
     retain_sample: tuple[Record, ...]
     """The part of `retain` that a trial is judged on."""
+    n_retain: int
+    """Rows of the whole retain set, of which `retain` may be the first."""
     factual: tuple[Record, ...]
     """General knowledge; may be empty."""
     reference_prompts: tuple[str, ...]

@@ -74,7 +74,7 @@ class Worker:
         return spec.method.prepare(
             Subject(
                 loaded=self.loaded,
-                forget_prompts=self._encode([record.question for record in spec.data.forget]),
+                forget_prompts=self._encode([record.question for record in spec.data.fit_forget]),
                 retain_prompts=self._encode([record.question for record in spec.data.fit_retain]),
                 reference_prompts=self._encode(spec.data.reference_prompts),
             )

@@ -208,7 +208,7 @@ def test_resources_are_shared_out(
     options: dict[str, Any],
     expected: tuple[float, float, int],
 ) -> None:
-    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
     shared = cluster.share_out(SearchConfig(**options))
     assert (shared.cpus, shared.gpus, shared.concurrency) == expected
 
@@ -217,7 +217,7 @@ def test_resources_are_shared_out(
 def test_more_than_there_is_is_refused(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     with pytest.raises(InputError, match="Ray has 2 and 0"):
         cluster.share_out(SearchConfig(**options))
 

@@ -17,7 +17,12 @@ from lunar_tune.errors import InputError
 from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.reporting.tables import write_answers
-from lunar_tune.search.tracking import EXPERIMENT, SearchTracker, default_tracking_uri
+from lunar_tune.search.tracking import (
+    EXPERIMENT,
+    SearchTracker,
+    default_tracking_uri,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
