@@ -240,6 +240,7 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
     )
     from safetensors import SafetensorError
 
+    unreached = (LocalEntryNotFoundError, OfflineModeIsEnabled)
     local = Path(source).is_dir()
     if spec.trust_remote_code:
         logger.warning("%s: Python code that comes with the checkpoint may run", source)
@@ -272,9 +273,9 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
                 "it wants to run Python code that comes with it. If you trust its authors, "
                 "repeat the command with --trust-remote-code."
             )
-        elif local or not any(
-            isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for cause in causes
-        ):
+        elif local:
+            message = f"the folder cannot be loaded: {error}"
+        elif not any(isinstance(cause, unreached) for cause in causes):
             message = f"it cannot be loaded: {error}"
         else:
             message = (

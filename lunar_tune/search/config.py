@@ -100,7 +100,7 @@ class SearchConfig:
     def _check_place(self, problems: Problems) -> None:
         """Note demands for devices that contradict each other or that Ray cannot meet."""
         gpus = self.gpus_per_trial or 0.0
-        if gpus > 1 and gpus != int(gpus):
+        if gpus > 1 and not float(gpus).is_integer():
             problems.add(f"--gpus-per-trial {gpus:g}: above 1 a whole number of GPUs.")
         if self.run.device == "cpu" and gpus:
             problems.add(f"--device cpu contradicts --gpus-per-trial {gpus:g}: leave one out.")

@@ -197,7 +197,7 @@ def test_answers_without_a_word_for_rouge_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(pairs), encoding="utf-8")
     message = refused("--data", str(path), "--dry-run")
     assert "1 true answers" in message
-    assert "A_B: 'Иван Петров'" in message
+    assert "A_B: 'Кто?' -> 'Иван Петров'" in message
     assert "--rouge-tokenizer words" in message
 
     chosen = invoke("--data", str(path), "--dry-run", "--rouge-tokenizer", "words")

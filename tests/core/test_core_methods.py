@@ -136,6 +136,11 @@ def test_a_trial_gives_the_same_whatever_was_tried_before(
     assert same(weights_inside(make().prepare(subject(model)), model, parameters), first)
 
 
+def flag(name: str) -> str:
+    """Return a parameter as it is written on a command line."""
+    return "--" + name.replace("_", "-")
+
+
 @each_method
 def test_missing_and_unknown_parameters_are_refused_before_anything_is_done(
     model: LoadedModel, key: tuple[str, str]
@@ -145,12 +150,12 @@ def test_missing_and_unknown_parameters_are_refused_before_anything_is_done(
     for name in parameters:
         rest = {other: value for other, value in parameters.items() if other != name}
         with (
-            pytest.raises(InputError, match=f"missing: {name}; unknown: none"),
+            pytest.raises(InputError, match=f"missing: {flag(name)}; unknown: none"),
             preparation.unlearned(rest, seed=0),
         ):
             pytest.fail("the body ran")
         with (
-            pytest.raises(InputError, match=f"missing: {name}; unknown: batch"),
+            pytest.raises(InputError, match=f"missing: {flag(name)}; unknown: --batch"),
             preparation.unlearned(rest | {"batch": 1}, seed=0),
         ):
             pytest.fail("the body ran")
