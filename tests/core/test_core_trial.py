@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from lunar_tune.data.records import Record
-from lunar_tune.errors import InputError, ModelError, TrialError
+from lunar_tune.errors import DataError, InputError, ModelError, TrialError
 from lunar_tune.evaluation.rouge import rouge_recall
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.lunar import LunarMethod
@@ -104,6 +105,37 @@ def test_evaluation_rows_are_the_first_and_leave_the_fit_alone(data: str, tmp_pa
     assert set(data_sets.retain_sample) <= set(data_sets.retain)
     assert len(data_sets.retain_sample) == 2
     assert data_sets.fit_retain == everything.fit_retain
+
+
+def test_a_file_of_nothing_but_what_is_forgotten_is_judged_on_the_other_retain_set(
+    tmp_path: Path,
+) -> None:
+    """As TOFU has it: one file to forget, another to retain."""
+    forget = write_records(tmp_path / "forget.json", {"A_B": 2})
+    retain = write_records(tmp_path / "retain.json", {"B_C": 3}, answer="Buckets {}.")
+    with pytest.raises(DataError, match="every edge is to be forgotten"):
+        assemble(RunOptions(data=forget))
+    sets = assemble(RunOptions(data=forget, retain_data=retain)).data
+    assert [len(part) for part in (sets.fit_forget, sets.fit_retain, sets.retain)] == [2, 3, 3]
+    assert {record.edge for record in sets.retain} == {"B_C"}
+
+
+def test_the_first_rows_are_evaluated_of_the_forget_set_too(data: str) -> None:
+    everything = assemble(RunOptions(data=data)).data
+    cut = assemble(RunOptions(data=data, evaluation_rows=1)).data
+    assert cut.forget == everything.forget[:1]
+    assert cut.fit_forget == everything.forget
+    assert (len(cut.retain), cut.n_retain) == (1, len(everything.retain))
+
+
+def test_an_unsuitable_family_is_refused_before_anything_is_loaded(
+    checkpoint: Callable[..., Path], data: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("llama"), tmp_path / "gemma2"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gemma2"}))
+    with pytest.raises(ModelError, match="'gemma2' is unsuitable for LUNAR"):
+        assemble(RunOptions(model=str(folder), data=data))
 
 
 def test_the_factual_set_can_be_left_out(data: str) -> None:

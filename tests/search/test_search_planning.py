@@ -58,6 +58,11 @@ def message_of(config: SearchConfig) -> str:
         ({"time_budget": float("nan")}, "--time-budget nan"),
         ({"cpus_per_trial": -1.0}, "--cpus-per-trial -1.0: more than 0."),
         ({"gpus_per_trial": -1.0}, "--gpus-per-trial -1.0: 0 or more."),
+        ({"gpus_per_trial": 1.5}, "--gpus-per-trial 1.5: above 1 a whole number"),
+        ({"gpus_per_trial": 1.0, "run": RunOptions(device="cpu")}, "--device cpu contradicts"),
+        ({"run": RunOptions(device="cuda:1")}, "--device cuda:1: Ray hands out the GPUs"),
+        ({"address": "ray://head:10001"}, "--address ray://head:10001: a search cannot run"),
+        ({"name": "n" * 121}, "--name nnnnnnnnnnnnnnnnnnnn…: at most 120 characters"),
         ({"name": "a/b"}, "--name a/b: a plain name, without folders."),
         ({"name": ".."}, "--name ..: a plain name"),
         ({"name": ""}, "--name : a plain name"),
@@ -220,6 +225,31 @@ def test_more_than_there_is_is_refused(
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     with pytest.raises(InputError, match="Ray has 2 and 0"):
         cluster.share_out(SearchConfig(**options))
+
+
+def test_a_trial_has_to_fit_on_one_node_and_every_node_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two nodes of 2 cores and 3 GPUs: a node takes one trial of 2 GPUs, not one and a half."""
+    node = {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 3.0}}
+    lost = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [node, node, lost])
+    shared = cluster.share_out(SearchConfig(gpus_per_trial=2.0))
+    assert (shared.cpus, shared.concurrency) == (2.0, 2)
+    with pytest.raises(InputError, match="on one machine; Ray has 2 and 3"):
+        cluster.share_out(SearchConfig(gpus_per_trial=4.0))
+
+
+def test_a_cuda_device_without_a_gpu_in_the_cluster_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    with pytest.raises(InputError, match="--device cuda: Ray has no GPU for a trial"):
+        cluster.share_out(SearchConfig(run=RunOptions(device="cuda")))
+
+
+def test_a_device_of_a_cluster_is_not_looked_for_here() -> None:
+    assemble(RunOptions(device="cuda"), device_is_here=False)
 
 
 def test_a_demand_for_gpus_is_checked_where_the_trials_run(

@@ -274,6 +274,19 @@ sys.exit(max(abs(process.exitcode) for process in processes))
         assert len(client.search_runs([experiment.experiment_id])) == 3
 
 
+def test_a_store_that_fails_in_the_middle_is_warned_of_once_and_ends_nothing(
+    tracker: SearchTracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        with tracker.tolerating():
+            raise OSError("the disk is full")
+    assert [record.message for record in caplog.records] == [
+        "MLflow cannot be written, the search goes on: the disk is full"
+    ]
+    with pytest.raises(KeyError), tracker.tolerating():
+        raise KeyError("a mistake in the program")
+
+
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
