@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lunar_tune.data.records import Record
-from lunar_tune.errors import DataError, InputError, ModelError, TrialError
+from lunar_tune.errors import InputError, ModelError, TrialError
 from lunar_tune.evaluation.rouge import rouge_recall
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.lunar import LunarMethod
@@ -113,7 +113,7 @@ def test_a_file_of_nothing_but_what_is_forgotten_is_judged_on_the_other_retain_s
     """As TOFU has it: one file to forget, another to retain."""
     forget = write_records(tmp_path / "forget.json", {"A_B": 2})
     retain = write_records(tmp_path / "retain.json", {"B_C": 3}, answer="Buckets {}.")
-    with pytest.raises(DataError, match="every edge is to be forgotten"):
+    with pytest.raises(InputError, match="every edge is to be forgotten"):
         assemble(RunOptions(data=forget))
     sets = assemble(RunOptions(data=forget, retain_data=retain)).data
     assert [len(part) for part in (sets.fit_forget, sets.fit_retain, sets.retain)] == [2, 3, 3]
