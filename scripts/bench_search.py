@@ -28,6 +28,9 @@ from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 from rich.table import Table
 
+from lunar_tune.search.config import RETAIN_FLOOR
+
+GOOD_FORGET = 0.15
 COLUMNS = ("seed", "wall s", "trial s", "sampler s", "ray+mlflow s", "feasible", "forget", "retain")
 
 
@@ -103,6 +106,15 @@ def bench(
                 ),
             )
     console.print(table)
+    found = sum(
+        row["forget"] is not None and row["forget"] <= GOOD_FORGET and row["retain"] >= RETAIN_FLOOR
+        for row in figures
+    )
+    console.print(
+        f"forget <= {GOOD_FORGET} at retain >= {RETAIN_FLOOR}: {found} of {seeds} seeds; longest "
+        f"search {max(row['wall'] for row in figures):.0f} s; Ray and MLflow at most "
+        f"{max(row['overhead'] or 0.0 for row in figures):.2f} s a trial (medians)"
+    )
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=1) + "\n")
 
