@@ -105,7 +105,9 @@ def _check_edges(
         if count > 1:
             problems.add(f"forget edge {edge!r} is given {count} times: give it once")
     if existing and not has_other_retain and set(asked) >= set(existing):
-        problems.add("every edge is to be forgotten: leave one to retain, or give another retain set")
+        problems.add(
+            "every edge is to be forgotten: leave one to retain, or give another retain set"
+        )
     problems.raise_if_any(DataError)
 
 
