@@ -76,7 +76,7 @@ def test_an_installed_search_runs_from_another_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     config = yaml.safe_load((tmp_path / "runs/n/config.yaml").read_text())
     assert config["search"]["space"]["value"] == "default by depth (3 blocks)"
-    assert config["resolved"]["rows"] == {"forget": 12, "retain": 4, "factual": 4}
+    assert config["resolved"]["rows"] == {"forget": 4, "retain": 4, "factual": 4}
     trials = [(row["state"], row["feasible"]) for row in rows_of(tmp_path / "runs/n")]
     assert trials == [("complete", False)] * 2
     assert "going on as told: the unmodified model" in done.stdout
