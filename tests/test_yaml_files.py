@@ -77,9 +77,11 @@ def test_every_whole_number_survives_as_a_whole_number(number: int) -> None:
 
 
 # YAML 1.2 core schema, section 10.3.2. PyYAML follows YAML 1.1 and writes the text 0E0 without
-# quotes, which is a number in YAML 1.2.
+# quotes, which is a number in YAML 1.2. Line breaks other than \n it changes by itself.
 NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|0o[0-7]+|0x[0-9a-fA-F]+")
-TEXTS = st.text().filter(lambda text: not NUMBER.fullmatch(text))
+TEXTS = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"))).filter(
+    lambda text: not NUMBER.fullmatch(text)
+)
 
 
 @settings(deadline=None)
