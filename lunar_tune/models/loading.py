@@ -231,16 +231,8 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
 
 def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any:
     """Call `factory.from_pretrained`, turning the hub's errors into messages to act on."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
     from safetensors import SafetensorError
 
-    unreached = (LocalEntryNotFoundError, OfflineModeIsEnabled)
     local = Path(source).is_dir()
     if spec.trust_remote_code:
         logger.warning("%s: Python code that comes with the checkpoint may run", source)
@@ -253,37 +245,53 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
             **options,
         )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        causes = _causes(error)
-        if "OutOfMemory" in type(error).__name__:
-            message = (
-                "its weights do not fit into the device's memory. Use --dtype bfloat16, a smaller "
-                "model, or a larger device."
-            )
-        elif any(isinstance(cause, GatedRepoError) for cause in causes):
-            message = (
-                "the hub asks for an accepted licence. Accept it on the model's page, then run "
-                "`hf auth login` or set HF_TOKEN."
-            )
-        elif any(isinstance(cause, RevisionNotFoundError) for cause in causes):
-            message = f"the hub has no revision {spec.revision!r} of it (--revision)."
-        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            message = "the hub has no such model, or it is private (`hf auth login`)."
-        elif "trust_remote_code" in str(error):
-            message = (
-                "it wants to run Python code that comes with it. If you trust its authors, "
-                "repeat the command with --trust-remote-code."
-            )
-        elif local:
-            message = f"the folder cannot be loaded: {error}"
-        elif not any(isinstance(cause, unreached) for cause in causes):
-            message = f"it cannot be loaded: {error}"
-        else:
-            message = (
-                "it is not in the local cache and the hub could not be reached. Connect, download "
-                "it elsewhere and give the folder with --model or --model-path, or use "
-                f"--model tiny. ({str(error).splitlines()[0]})"
-            )
-        raise ModelError(f"model {source}: {message}") from error
+        raise ModelError(f"model {source}: {_why_not_loaded(error, spec, local)}") from error
+
+
+def _why_not_loaded(error: Exception, spec: ModelSpec, local: bool) -> str:
+    """Say why a model could not be loaded and what to do, by what led to the error."""
+    from huggingface_hub import errors
+
+    causes = tuple(type(cause) for cause in _causes(error))
+
+    def led(*kinds: type[Exception]) -> bool:
+        return any(issubclass(cause, kinds) for cause in causes)
+
+    unreached = led(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    cases = (
+        (
+            "OutOfMemory" in type(error).__name__,
+            "its weights do not fit into the device's memory. Use --dtype bfloat16, a smaller "
+            "model, or a larger device.",
+        ),
+        (
+            led(errors.GatedRepoError),
+            "the hub asks for an accepted licence. Accept it on the model's page, then run "
+            "`hf auth login` or set HF_TOKEN.",
+        ),
+        (
+            led(errors.RevisionNotFoundError),
+            f"the hub has no revision {spec.revision!r} of it (--revision).",
+        ),
+        (
+            led(errors.RepositoryNotFoundError),
+            "the hub has no such model, or it is private (`hf auth login`).",
+        ),
+        (
+            "trust_remote_code" in str(error),
+            "it wants to run Python code that comes with it. If you trust its authors, repeat the "
+            "command with --trust-remote-code.",
+        ),
+        (local, f"the folder cannot be loaded: {error}"),
+        (
+            unreached,
+            "it is not in the local cache and the hub could not be reached. Connect, download it "
+            "elsewhere and give the folder with --model or --model-path, or use --model tiny. "
+            f"({str(error).partition(chr(10))[0]})",
+        ),
+        (True, f"it cannot be loaded: {error}"),
+    )
+    return next(message for applies, message in cases if applies)
 
 
 def _hub_resolves() -> bool:
