@@ -82,7 +82,7 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         seed=options.seed,
         data=data,
     )
-    if Path(spec.model.checkpoint).is_dir():
+    if spec.model.checkpoint != TINY and Path(spec.model.checkpoint).is_dir():
         load_config(spec.model)  # refuses an unsuitable family
     return spec
 

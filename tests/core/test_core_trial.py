@@ -236,6 +236,7 @@ def test_a_folder_named_as_a_catalogue_model_is_not_that_model(
     monkeypatch.chdir(tmp_path)
     assert known_depth(RunOptions()) == 4
     assert known_depth(RunOptions(model="./tiny")) == 99
+    assert assemble(RunOptions()).model.source == "tiny"  # to be built, not that folder
 
 
 # A trial
