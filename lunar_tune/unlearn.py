@@ -17,6 +17,7 @@ from lunar_tune.cli.running import DebugOption, QuietOption, command_app, report
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.paths import check_writable
 from lunar_tune.reporting.progress import build_progress, epochs_shown
+from lunar_tune.reporting.rows import score_cells
 from lunar_tune.trial.options import RunOptions
 
 _RUN = "Setting and results"
@@ -146,8 +147,8 @@ def _run(
     for column in ("", "forget", "retain", "factual", "deviation score"):
         table.add_column(column, justify="left" if column == "" else "right")
     if run.vanilla is not None:
-        table.add_row("unmodified", *_cells(run.vanilla.evaluation.scores))
-    table.add_row("unlearned", *_cells(run.scores))
+        table.add_row("unmodified", *score_cells(run.vanilla.evaluation.scores))
+    table.add_row("unlearned", *score_cells(run.scores))
     table.add_row("rows", *(str(run.scores.get(f"{s}_rows", "-")) for s in _SETS))
     console.print("ROUGE-1 recall of the answers")
     console.print(table)
@@ -170,11 +171,6 @@ def _run(
 
 
 _SETS = ("forget", "retain", "factual")
-
-
-def _cells(scores: Mapping[str, float]) -> list[str]:
-    names = [*(f"{name}_rouge1" for name in _SETS), "deviation_score"]
-    return [f"{scores[name]:.3f}" if name in scores else "-" for name in names]
 
 
 def _setting(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.reporting.rows import FAILED, TrialRow, best_first
+from lunar_tune.reporting.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first
 from lunar_tune.reporting.tables import write_atomically
 
 __all__ = ["Report", "verdict", "write_report"]
@@ -80,8 +80,7 @@ def _result(report: Report) -> str:
     if report.best is not None and report.confirmed is not None:
         scores[f"trial {report.best.number} ({report.best.label}), in full"] = report.confirmed
     header = ("", "forget ROUGE-1", "retain ROUGE-1", "factual ROUGE-1", "deviation score")
-    names = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
-    body = [(who, *(_number(s.get(name)) for name in names)) for who, s in scores.items()]
+    body = [(who, *(_number(s.get(name)) for name in HEADLINE_SCORES)) for who, s in scores.items()]
     return _table(header, body) + ("" if report.best is not None else f"\n\n{verdict(report)}")
 
 

@@ -10,9 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["COMPLETE", "FAILED", "RUNNING", "TrialRow", "best_first"]
+__all__ = [
+    "COMPLETE",
+    "FAILED",
+    "HEADLINE_SCORES",
+    "RUNNING",
+    "TrialRow",
+    "best_first",
+    "score_cells",
+]
 
 COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
+
+HEADLINE_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
+"""The scores that every table shows, in this order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +64,12 @@ class TrialRow:
 
     def flat(self) -> dict[str, Any]:
         """Return the row with the stable column names of `trials.parquet`."""
-        named = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
-        rest = {name: value for name, value in self.scores.items() if name not in named}
+        rest = {name: value for name, value in self.scores.items() if name not in HEADLINE_SCORES}
         return {
             "number": self.number,
             "state": self.state,
             **{f"params.{name}": value for name, value in self.parameters.items()},
-            **{name: self.scores.get(name) for name in named},
+            **{name: self.scores.get(name) for name in HEADLINE_SCORES},
             "feasible": self.feasible,
             "retain_rows": self.retain_rows,
             "retain_exact": self.retain_exact,
@@ -70,6 +80,11 @@ class TrialRow:
             "failure": self.failure,
             "answers_digest": self.answers_digest,
         }
+
+
+def score_cells(scores: Mapping[str, float]) -> list[str]:
+    """Return the headline scores as cells of a table on the screen, a dash where there is none."""
+    return [f"{scores[name]:.3f}" if name in scores else "-" for name in HEADLINE_SCORES]
 
 
 def _brief(value: Any) -> str:

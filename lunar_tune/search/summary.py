@@ -19,7 +19,7 @@ from rich.table import Table
 
 from lunar_tune.evaluation.settings import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.reporting.report import Report, verdict
-from lunar_tune.reporting.rows import FAILED, TrialRow
+from lunar_tune.reporting.rows import FAILED, TrialRow, score_cells
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.space import SearchSpace
 from lunar_tune.trial.spec import TrialSpec
@@ -84,10 +84,10 @@ def print_result(
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     for column in ("", "forget", "retain", "factual", "deviation score"):
         table.add_column(column, justify="left" if column == "" else "right")
-    table.add_row("unmodified model", *_scores(report.vanilla))
+    table.add_row("unmodified model", *score_cells(report.vanilla))
     if report.best is not None and report.confirmed is not None:
-        table.add_row(f"trial {report.best.number}, as searched", *_scores(report.best.scores))
-        table.add_row("  the same in full", *_scores(report.confirmed))
+        table.add_row(f"trial {report.best.number}, as searched", *score_cells(report.best.scores))
+        table.add_row("  the same in full", *score_cells(report.confirmed))
     console.print()
     if report.best is not None:
         setting = "  ".join(f"{k} {_brief(v)}" for k, v in report.best.parameters.items())
@@ -173,11 +173,6 @@ def _times(rows: Sequence[TrialRow]) -> str:
     return f"{len(ended)} trials of {per_trial:.2f} s, the sampler {suggest:.2f} s each" + (
         f", {failed} failed" if failed else ""
     )
-
-
-def _scores(scores: Mapping[str, float]) -> list[str]:
-    names = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
-    return [f"{scores[name]:.3f}" if name in scores else "-" for name in names]
 
 
 def _brief(value: Any) -> str:

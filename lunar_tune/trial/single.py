@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.models.catalog import resolve_model
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
@@ -87,7 +86,6 @@ def unlearn_once(
         >>> run.scores["forget_rouge1"], run.scores["retain_rouge1"]
     """
     options = options or RunOptions()
-    resolve_model(options.model)
     spec = assemble(options)
     setting = {"layer": layer, "coefficient": coefficient, **parameters}
     spec.method.check_parameters(setting)
