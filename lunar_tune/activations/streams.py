@@ -1,152 +1,273 @@
-"""Residual streams of all prompts at every block, in one batched sweep, and a block's MLP input.
+"""What the unmodified model computes on prompts, in batched sweeps: streams and what follows.
 
-Covers: capture by forward hooks (prompt tokens only, padding removed), the last-token rows that
-directions need, and the input of a block's down-projection recomputed from that block's kept
-input, which is the same in a full forward: a block is a function of its input, positions and mask.
-Does not cover: keeping streams on disk, or decoding.
+Covers: sweeps by forward hooks (real tokens only, each distinct prefix kept once), the last-token
+rows that directions need, and what a block's MLP reads, recomputed from that block's kept input,
+which is the same in a full forward: a block is a function of its input, positions and mask.
+Does not cover: where streams are kept (`cache`, `prompts`), decoding.
 
-Shapes: `tokens` is all prompts' tokens one after the other; `n_points` = n_layers + 1, point l
-being the input of block l and point n_layers the output of the last block, before the final norm.
+Shapes: `nodes` counts the distinct prefixes of a `PrefixTree`; point l is the input of block l and
+point n_layers the output of the last block, before the final norm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lunar_tune.activations.prefixes import PrefixTree
+from lunar_tune.memory import BatchSize, DeviceMemory
 from lunar_tune.models.layout import decoder_slice
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["ResidualStreams", "capture_streams", "down_projection_inputs"]
+__all__ = [
+    "BlockReads",
+    "KeptKeys",
+    "block_reads",
+    "capture_keys",
+    "capture_last_tokens",
+    "capture_streams",
+    "sweep_batch",
+]
 
 # Padded tokens in one batch of a sweep. On a CPU small batches stay in cache; on a GPU the sweep
 # of a 7B model is compute-bound from a few thousand tokens on.
-TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
 
 
-@dataclass(frozen=True, slots=True)
-class ResidualStreams:
-    """The residual stream of every prompt token at every point, kept in host memory."""
+class BlockReads(NamedTuple):
+    """What a block's MLP works on, at every distinct prefix; on the model's device."""
 
-    values: Float[Tensor, "n_points tokens d_model"]
-    offsets: Int[Tensor, " rows_and_one"]
-    """Row i's tokens are `offsets[i]` to `offsets[i + 1] - 1`."""
+    inputs: Float[Tensor, "nodes d_ff"]
+    """h: what the down-projection reads."""
+    residual: Float[Tensor, "nodes d_model"]
+    """The stream to which the down-projection's output is added."""
 
-    @property
-    def n_rows(self) -> int:
-        """Number of prompts."""
-        return len(self.offsets) - 1
 
-    def last_tokens(self, rows: Sequence[int], point: int) -> Float[Tensor, "rows d_model"]:
-        """Return the stream of the last prompt token of some rows at one point."""
-        return self.values[point, self.offsets[torch.as_tensor(rows) + 1] - 1]
+class KeptKeys(NamedTuple):
+    """Every block's attention keys and values at every distinct prefix."""
 
-    def token_rows(self, rows: Sequence[int]) -> Int[Tensor, " tokens_of_rows"]:
-        """Return the indices of all tokens of some rows, row after row."""
-        pieces = [torch.arange(int(self.offsets[row]), int(self.offsets[row + 1])) for row in rows]
-        return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64)
+    keys: tuple[Float[Tensor, "nodes kv_heads head_dim"], ...]
+    values: tuple[Float[Tensor, "nodes kv_heads head_dim"], ...]
+
+
+def sweep_batch(loaded: LoadedModel, memory: DeviceMemory, points: int) -> BatchSize:
+    """Return the tokens of a sweep's batch, estimated from what a block holds for a token.
+
+    Args:
+        loaded: The model.
+        memory: What may be used.
+        points: Streams that are held until the batch ends.
+    """
+    config = loaded.model.config
+    width = 4 * config.intermediate_size + (12 + points) * config.hidden_size
+    affordable = memory.free_bytes() // (width * loaded.model.dtype.itemsize)
+    most = TOKENS_PER_BATCH.get(loaded.device.type, TOKENS_PER_BATCH["cpu"])
+    return BatchSize(min(most, affordable), "the prompts' tokens")
 
 
 @torch.inference_mode()
-def capture_streams(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> ResidualStreams:
-    """Sweep all prompts once and keep the residual stream at every point.
+def capture_streams(
+    loaded: LoadedModel, tree: PrefixTree, points: Sequence[int], batch: BatchSize
+) -> dict[int, Float[Tensor, "nodes d_model"]]:
+    """Sweep all rows once and keep the residual stream at some points.
+
+    Args:
+        loaded: The unmodified model.
+        tree: The rows.
+        points: Which points, each from 0 to n_layers.
+        batch: Padded tokens of a batch.
+
+    Returns:
+        Streams by point, in the model's number format, in host memory.
+    """
+    shape = (tree.n_nodes, loaded.model.config.hidden_size)
+    values = {point: torch.empty(shape, dtype=loaded.model.dtype) for point in points}
+    if not points:
+        return values
+
+    def sweep(budget: int) -> None:
+        with decoder_slice(loaded.model, loaded.layout, 0, max(1, *points)) as decoder:
+            for rows in _batches(tree.lengths, budget):
+                ids, mask = _right_padded([tree.sequences[row] for row in rows], loaded.pad_id)
+                index = _token_index(tree.offsets, rows)
+                first = tree.first[index]
+                keep = mask.masked_scatter(mask, first).to(loaded.device)
+                with _recording(loaded, points) as seen:
+                    decoder(input_ids=ids.to(loaded.device), use_cache=False)
+                for point, x in seen.items():
+                    values[point][tree.nodes[index[first]]] = x[keep].cpu()
+
+    batch.fit(sweep)
+    return values
+
+
+@torch.inference_mode()
+def capture_last_tokens(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], batch: BatchSize
+) -> Float[Tensor, "n_points rows d_model"]:
+    """Return the stream of each prompt's last token at every point, in host memory.
 
     Args:
         loaded: The unmodified model.
         prompts: Token ids of each prompt.
-
-    Returns:
-        Streams in the model's number format, in host memory, rows in the order of `prompts`.
+        batch: Padded tokens of a batch.
     """
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    config = loaded.model.config
-    values = torch.empty(
-        (loaded.n_layers + 1, int(offsets[-1]), config.hidden_size), dtype=loaded.model.dtype
-    )
-    streams = ResidualStreams(values=values, offsets=offsets)
-    decoder = loaded.layout.decoder_of(loaded.model)
-    for rows in _batches(lengths, loaded.device):
-        ids, mask = _right_padded([prompts[row] for row in rows], loaded.pad_id)
-        index = streams.token_rows(rows)
-        keep = mask.to(loaded.device)
-        with _recording(loaded) as points:
-            decoder(input_ids=ids.to(loaded.device), use_cache=False)
-        for point, x in enumerate(points):
-            values[point, index] = x[keep].cpu()
-    return streams
+    lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
+    points = range(loaded.n_layers + 1)
+    shape = (len(points), len(prompts), loaded.model.config.hidden_size)
+    values = torch.empty(shape, dtype=loaded.model.dtype)
+
+    def sweep(budget: int) -> None:
+        decoder = loaded.layout.decoder_of(loaded.model)
+        for rows in _batches(lengths, budget):
+            ids, _ = _right_padded([prompts[row] for row in rows], loaded.pad_id)
+            with _recording(loaded, points) as seen:
+                decoder(input_ids=ids.to(loaded.device), use_cache=False)
+            last = (torch.arange(len(rows)), lengths[rows] - 1)
+            for point, x in seen.items():
+                values[point, rows] = x[last].cpu()
+
+    batch.fit(sweep)
+    return values
 
 
 @torch.inference_mode()
-def down_projection_inputs(
-    loaded: LoadedModel, streams: ResidualStreams, layer: int, rows: Sequence[int]
-) -> Float[Tensor, "tokens_of_rows d_ff"]:
-    """Return what block `layer`'s down-projection reads at every prompt token of some rows.
+def capture_keys(
+    loaded: LoadedModel, tree: PrefixTree, n_blocks: int, batch: BatchSize, device: torch.device
+) -> KeptKeys:
+    """Sweep all rows once and keep the attention keys and values of the first blocks.
 
-    One forward of that block alone, from its kept input. The result is on the model's device in
-    the model's number format, row after row.
+    Args:
+        loaded: The unmodified model.
+        tree: The rows.
+        n_blocks: Of how many blocks, from the first on.
+        batch: Padded tokens of a batch.
+        device: Where they are kept.
     """
-    lengths = streams.offsets.diff()[torch.as_tensor(rows)]
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    from transformers import DynamicCache
+
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+
+    def sweep(budget: int) -> None:
+        keys.clear()
+        values.clear()
+        with decoder_slice(loaded.model, loaded.layout, 0, n_blocks) as decoder:
+            for rows in _batches(tree.lengths, budget):
+                ids, mask = _right_padded([tree.sequences[row] for row in rows], loaded.pad_id)
+                index = _token_index(tree.offsets, rows)
+                first = tree.first[index]
+                keep = mask.masked_scatter(mask, first).to(loaded.device)
+                there = tree.nodes[index[first]].to(device)
+                cache = DynamicCache()
+                decoder(input_ids=ids.to(loaded.device), past_key_values=cache, use_cache=True)
+                for block, layer in enumerate(cache.layers):
+                    for kept, new in ((keys, layer.keys), (values, layer.values)):
+                        if block == len(kept):
+                            shape = (tree.n_nodes, new.shape[1], new.shape[3])
+                            kept.append(torch.empty(shape, dtype=new.dtype, device=device))
+                        kept[block][there] = new.transpose(1, 2)[keep].to(device)
+
+    if n_blocks:
+        batch.fit(sweep)
+    return KeptKeys(keys=tuple(keys), values=tuple(values))
+
+
+@torch.inference_mode()
+def block_reads(
+    loaded: LoadedModel,
+    tree: PrefixTree,
+    stream: Float[Tensor, "nodes d_model"],
+    layer: int,
+    batch: BatchSize,
+) -> BlockReads:
+    """Return what block `layer`'s MLP works on at every distinct prefix.
+
+    One forward of that block alone, from its kept input.
+
+    Args:
+        loaded: The unmodified model.
+        tree: The rows.
+        stream: The block's input.
+        layer: Which block.
+        batch: Padded tokens of a batch.
+    """
     projection = loaded.layout.down_projection_of(loaded.model, layer)
-    result = torch.empty(
-        (int(starts[-1]), projection.in_features), dtype=loaded.model.dtype, device=loaded.device
+    norm = loaded.layout.mlp_norm_of(loaded.model, layer)
+    place = {"dtype": loaded.model.dtype, "device": loaded.device}
+    reads = BlockReads(
+        inputs=torch.empty((tree.n_nodes, projection.in_features), **place),
+        residual=torch.empty((tree.n_nodes, projection.out_features), **place),
     )
-    with decoder_slice(loaded.model, loaded.layout, layer, layer + 1) as decoder:
-        for batch in _batches(lengths, loaded.device):
-            embeds, mask = _padded_streams(streams, layer, [rows[i] for i in batch])
-            index = torch.cat([torch.arange(int(starts[i]), int(starts[i + 1])) for i in batch])
-            with _input_of(projection) as seen:
-                decoder(inputs_embeds=embeds.to(loaded.device), use_cache=False)
-            result[index.to(loaded.device)] = seen[0][mask.to(loaded.device)]
-    return result
+
+    def sweep(budget: int) -> None:
+        with decoder_slice(loaded.model, loaded.layout, layer, layer + 1) as decoder:
+            for rows in _batches(tree.lengths, budget):
+                index = _token_index(tree.offsets, rows)
+                nodes, first = tree.nodes[index], tree.first[index]
+                mask = _mask(tree.lengths[rows])
+                embeds = torch.zeros((*mask.shape, stream.shape[1]), dtype=stream.dtype)
+                embeds[mask] = stream[nodes]
+                keep = mask.masked_scatter(mask, first).to(loaded.device)
+                with _inputs_of(projection, norm) as seen:
+                    decoder(inputs_embeds=embeds.to(loaded.device), use_cache=False)
+                there = nodes[first].to(loaded.device)
+                reads.inputs[there] = seen[projection][keep]
+                reads.residual[there] = seen[norm][keep]
+
+    batch.fit(sweep)
+    return reads
 
 
 @contextmanager
-def _recording(loaded: LoadedModel) -> Iterator[list[Tensor]]:
-    """Inside, a forward appends every block's input and the last block's output, in this order."""
-    points: list[Tensor] = []
+def _recording(loaded: LoadedModel, points: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Inside, a forward keeps its streams at some points by their number."""
+    seen: dict[int, Tensor] = {}
+    blocks = loaded.layout.blocks_of(loaded.model)
 
     def on_input(_module: Any, args: tuple[Tensor, ...]) -> None:
-        points.append(args[0])
+        seen[0] = args[0]
 
-    def on_output(_module: Any, _args: Any, output: Tensor | tuple[Tensor, ...]) -> None:
-        points.append(output[0] if isinstance(output, tuple) else output)
+    def on_output(point: int) -> Any:
+        def hook(_module: Any, _args: Any, output: Tensor | tuple[Tensor, ...]) -> None:
+            seen[point] = output[0] if isinstance(output, tuple) else output
 
-    blocks = loaded.layout.blocks_of(loaded.model)
+        return hook
+
     with ExitStack() as stack:
-        for block in blocks:
-            stack.callback(block.register_forward_pre_hook(on_input).remove)
-        stack.callback(blocks[-1].register_forward_hook(on_output).remove)
-        yield points
+        for point in points:
+            handle = (
+                blocks[point - 1].register_forward_hook(on_output(point))
+                if point
+                else blocks[0].register_forward_pre_hook(on_input)
+            )
+            stack.callback(handle.remove)
+        yield seen
 
 
 @contextmanager
-def _input_of(module: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, the module's inputs are appended to the list that is yielded."""
-    seen: list[Tensor] = []
+def _inputs_of(*modules: torch.nn.Module) -> Iterator[dict[torch.nn.Module, Tensor]]:
+    """Inside, what each module read last stands in the dictionary."""
+    seen: dict[torch.nn.Module, Tensor] = {}
 
-    def hook(_module: Any, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0])
+    def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[module] = args[0]
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(hook).remove)
         yield seen
-    finally:
-        handle.remove()
 
 
-def _batches(lengths: Int[Tensor, " rows"], device: torch.device) -> Iterator[list[int]]:
+def _batches(lengths: Int[Tensor, " rows"], budget: int) -> Iterator[list[int]]:
     """Yield row indices in batches of similar length, bounded in padded tokens."""
-    budget = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cpu"])
     batch: list[int] = []
     for row in torch.argsort(lengths, stable=True).tolist():
         if batch and (len(batch) + 1) * int(lengths[row]) > budget:
@@ -157,24 +278,25 @@ def _batches(lengths: Int[Tensor, " rows"], device: torch.device) -> Iterator[li
         yield batch
 
 
+def _token_index(
+    offsets: Int[Tensor, " rows_and_one"], rows: Sequence[int]
+) -> Int[Tensor, " tokens_of_rows"]:
+    """Return where the tokens of some rows stand among all tokens."""
+    return torch.cat([torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in rows])
+
+
+def _mask(lengths: Int[Tensor, " batch"]) -> Bool[Tensor, "batch seq"]:
+    """Return which places of a right-padded batch hold a token."""
+    return torch.arange(int(lengths.max())) < lengths[:, None]
+
+
 def _right_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Return ids and a mask of real tokens, both `[batch, seq]`.
 
     Padding on the right needs no attention mask: a causal model's real tokens never see it, and
     their positions count from 0 as in an unpadded prompt.
     """
-    width = max(len(prompt) for prompt in prompts)
+    mask = _mask(torch.tensor([len(prompt) for prompt in prompts]))
+    width = mask.shape[1]
     ids = torch.tensor([[*prompt, *[pad_id] * (width - len(prompt))] for prompt in prompts])
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    return ids, torch.arange(width) < lengths[:, None]
-
-
-def _padded_streams(
-    streams: ResidualStreams, point: int, rows: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Return one point's streams as `[batch, seq, d_model]`, right-padded, and the mask."""
-    lengths = streams.offsets.diff()[torch.as_tensor(rows)]
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    embeds = torch.zeros((*mask.shape, streams.values.shape[-1]), dtype=streams.values.dtype)
-    embeds[mask] = streams.values[point, streams.token_rows(rows)]
-    return embeds, mask
+    return ids, mask

@@ -1,7 +1,8 @@
-"""Greedy answers to many prompts in few batches.
+"""Greedy answers to prompts, computed from the first token on and for any causal model.
 
 Covers: left-padded batches with explicit positions, key-value cache, rows leaving the batch when
-they end, all end-of-sequence ids, an optional repetition penalty.
+they end, all end-of-sequence ids, an optional repetition penalty; the answerer for models whose
+attention `answering` cannot go on from.
 Does not cover: sampling, beams, scores of tokens.
 """
 
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lunar_tune.evaluation.answering import AnswerRules, OpenRows
 from lunar_tune.evaluation.settings import LEAST_BUDGET, DecodingSettings
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["generate_answers", "token_budget"]
+__all__ = ["PlainAnswerer", "generate_tokens", "token_budget"]
 
 
 # Rows in a batch. On a CPU larger batches win nothing once the weights are read; on a GPU 256
@@ -41,15 +43,51 @@ def token_budget(
     return max(LEAST_BUDGET, 2 * max(len(row) for row in ids))
 
 
+class PlainAnswerer:
+    """Answers rows of prompts plainly, behind the interface of `answering.Answerer`.
+
+    Args:
+        loaded: The model, edited or not.
+        prompts: Token ids by row.
+        settings: Penalty and batch size.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[Sequence[int]],
+        settings: DecodingSettings,
+    ) -> None:
+        self._loaded, self._prompts, self._settings = loaded, prompts, settings
+
+    def prepare(self) -> None:
+        """Keep nothing."""
+
+    def open(self, rows: Sequence[int], rules: AnswerRules) -> OpenRows:  # noqa: ARG002
+        """Note what is asked; nothing is known of an answer before it is decoded."""
+        return OpenRows(unasked=list(rows))
+
+    def close(self, opened: Sequence[OpenRows], rules: AnswerRules) -> dict[int, list[int]]:
+        """Decode all rows; return their tokens."""
+        rows = [row for one in opened for row in one.unasked]
+        tokens = generate_tokens(
+            self._loaded,
+            [self._prompts[row] for row in rows],
+            self._settings,
+            max_new_tokens=rules.max_new_tokens,
+        )
+        return dict(zip(rows, tokens, strict=True))
+
+
 @torch.inference_mode()
-def generate_answers(
+def generate_tokens(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
     settings: DecodingSettings,
     *,
     max_new_tokens: int,
-) -> list[str]:
-    """Return the greedy answer to each prompt as text, special tokens left out.
+) -> list[list[int]]:
+    """Return the greedy answer to each prompt, cut before its first end-of-sequence token.
 
     Prompts of similar length share a batch; the answers come in the order of `prompts`.
 
@@ -59,8 +97,6 @@ def generate_answers(
         settings: Penalty and batch size.
         max_new_tokens: Token budget of an answer; `token_budget` resolves the settings' own.
     """
-    if not prompts:  # `batch_decode` of nothing is one empty text
-        return []
     size = settings.batch_size or ROWS_PER_BATCH.get(loaded.device.type, ROWS_PER_BATCH["cpu"])
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     tokens: list[list[int]] = [[] for _ in prompts]
@@ -69,7 +105,7 @@ def generate_answers(
         batch = _Batch(loaded, [prompts[row] for row in rows], settings, max_new_tokens)
         for row, answer in zip(rows, batch.run(), strict=True):
             tokens[row] = answer
-    return loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return tokens
 
 
 class _Batch:

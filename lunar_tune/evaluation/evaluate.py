@@ -1,25 +1,56 @@
 """Scores of a model on the forget, retain and factual sets.
 
-Covers: which questions are asked, their answers row by row, ROUGE means, the deviation score.
-Does not cover: unlearning; the model is judged as it is.
+Covers: which questions are asked and in which order, stopping where the retain floor is missed for
+certain, answers row by row, ROUGE means, the deviation score.
+Does not cover: unlearning; the model is judged as it is. Generating answers: an answerer does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
-from lunar_tune.evaluation.decoding import generate_answers
-from lunar_tune.evaluation.rouge import rouge_recall
-from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.evaluation.answering import AnswerRules, OpenRows
+from lunar_tune.evaluation.finished import RecallStop
+from lunar_tune.evaluation.rouge import Recall, rouge_recall
 
 if TYPE_CHECKING:
-    from lunar_tune.data.records import Record
-    from lunar_tune.models.loading import LoadedModel
+    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["AnswerRow", "Evaluation", "EvaluationSet", "deviation_score", "evaluate"]
+    from lunar_tune.data.records import Record
+
+__all__ = [
+    "AnswerRow",
+    "AnswerSource",
+    "Evaluation",
+    "EvaluationSet",
+    "Evaluator",
+    "deviation_score",
+]
+
+# Below this, a sum of recalls and the floor may differ by rounding alone.
+ROUNDING = 1e-9
+# Retain rows in a chunk at least: fewer cost as much.
+LEAST_CHUNK = 16
+# The sets that decide whether a trial is feasible and good.
+JUDGED = ("forget", "retain")
+
+
+class AnswerSource(Protocol):
+    """Who answers: in two steps, since the first may show that the second is not needed."""
+
+    def prepare(self) -> None:
+        """Compute what is kept of the unmodified model."""
+
+    def open(self, rows: Sequence[int], rules: AnswerRules) -> OpenRows:
+        """Begin to answer some rows."""
+
+    def close(self, opened: Sequence[OpenRows], rules: AnswerRules) -> dict[int, list[int]]:
+        """Return the tokens of the answers to all rows that were begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +60,8 @@ class EvaluationSet:
     name: str
     """forget, retain or factual."""
     records: tuple[Record, ...]
-    prompts: tuple[tuple[int, ...], ...]
-    """Token ids of each record's prompt."""
+    rows: tuple[int, ...]
+    """The answerer's row of each record's prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +83,13 @@ class Evaluation:
 
     rows: tuple[AnswerRow, ...]
     scores: Mapping[str, float]
-    """`<set>_rouge1`, `<set>_rougeL`, `<set>_rows` for each set, and `deviation_score`."""
+    """`<set>_rouge1`, `<set>_rougeL`, `<set>_rows` for each set, and `deviation_score`; only of
+    what was asked."""
+    complete: bool = True
+    """Whether every question was asked. Where not, the retain floor is missed for certain, and the
+    retain scores are means over the rows that were asked."""
+    tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Tokens of the answers by the answerer's row."""
 
 
 def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:
@@ -60,37 +97,182 @@ def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:
     return 100.0 * math.hypot(forget_rouge1, 1.0 - retain_rouge1)
 
 
-def evaluate(
-    loaded: LoadedModel,
-    sets: Sequence[EvaluationSet],
-    settings: DecodingSettings,
-    *,
-    max_new_tokens: int,
-    rouge_tokenizer: str = "default",
-) -> Evaluation:
-    """Ask all questions, greedily, and score the answers.
+class Evaluator:
+    """Asks the questions of a study, evaluation after evaluation.
 
-    The sets share batches: a row's answer does not depend on its neighbours.
+    Args:
+        answers: Who answers.
+        tokenizer: Of the model.
+        sets: Questions; forget, retain and factual.
+        rouge_tokenizer: Which words ROUGE counts.
+        early_exit: Whether an answer may end when it has said every word of the truth.
+        seed: Of the order in which retain rows are asked.
     """
-    questions = [(one.name, record) for one in sets for record in one.records]
-    prompts = [prompt for one in sets for prompt in one.prompts]
-    answers = generate_answers(loaded, prompts, settings, max_new_tokens=max_new_tokens)
-    recalls = rouge_recall(
-        [record.answer for _, record in questions], answers, tokenizer=rouge_tokenizer
-    )
-    rows = tuple(
-        AnswerRow(
-            set_name=name,
-            edge=record.edge,
-            question=record.question,
-            truth=record.answer,
-            answer=answer,
-            rouge1=recall.rouge1,
-            rouge_l=recall.rouge_l,
+
+    def __init__(
+        self,
+        answers: AnswerSource,
+        tokenizer: PreTrainedTokenizerBase,
+        sets: Sequence[EvaluationSet],
+        *,
+        rouge_tokenizer: str = "default",
+        early_exit: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self._answers, self._tokenizer, self._sets = answers, tokenizer, tuple(sets)
+        self._rouge_tokenizer, self._early_exit, self._seed = rouge_tokenizer, early_exit, seed
+
+    def evaluate(
+        self, *, edited_layer: int | None, max_new_tokens: int, floor: float | None = None
+    ) -> Evaluation:
+        """Ask, greedily, and score the answers.
+
+        Args:
+            edited_layer: See `AnswerRules`.
+            max_new_tokens: Token budget of an answer.
+            floor: Least retain ROUGE-1. Once no answer to the retain rows that are left could lift
+                the mean to it, nothing more is asked. None asks everything.
+        """
+        rules = AnswerRules(
+            edited_layer=edited_layer,
+            max_new_tokens=max_new_tokens,
+            stop=self._stop if self._early_exit else None,
         )
-        for (name, record), answer, recall in zip(questions, answers, recalls, strict=True)
-    )
-    return Evaluation(rows=rows, scores=_means(rows, [one.name for one in sets]))
+        tokens: dict[int, list[int]] = {}
+        asked = [list(range(len(one.records))) for one in self._sets]
+        complete = True
+        if floor is None or not self._retain.records:
+            rows = _new([row for one in self._sets for row in one.rows], ())
+            tokens = self._answers.close([self._answers.open(rows, rules)], rules)
+        else:
+            tokens, seen = self._in_chunks(rules, floor)
+            complete = len(seen) == len(self._retain.records)
+            asked = [
+                sorted(seen) if one.name == "retain" else places
+                for one, places in zip(self._sets, asked, strict=True)
+            ]
+        scored = self._score(tokens, asked, complete=complete)
+        names = [one.name for one in self._sets if complete or one.name in JUDGED]
+        return Evaluation(
+            rows=scored,
+            scores=_means(scored, names),
+            complete=complete,
+            tokens={row: tuple(answer) for row, answer in tokens.items()},
+        )
+
+    def _in_chunks(
+        self, rules: AnswerRules, floor: float
+    ) -> tuple[dict[int, list[int]], list[int]]:
+        """Ask the forget set, then retain rows until the floor is missed for certain.
+
+        A chunk whose first round leaves the floor within reach is not decoded to its end: if the
+        answers that are known by then alone hold the floor, all that is left is asked at once.
+
+        Returns:
+            Tokens by row, and the places of the retain rows that were asked.
+        """
+        retain, total = self._retain, len(self._retain.records)
+        allowed = total * (1 - floor)  # recall that may be missing in the whole set
+        tokens: dict[int, list[int]] = {}
+        seen: list[int] = []
+        going_on: list[OpenRows] = []
+        before = [row for one in self._sets if one.name == "forget" for row in one.rows]
+        for chunk in self._chunks(max(LEAST_CHUNK, math.ceil(2 * allowed))):
+            rows = [*before, *(retain.rows[i] for i in chunk)]
+            opened = self._answers.open(_new(rows, tokens), rules)
+            before, seen = [], [*seen, *chunk]
+            if self._missing(chunk, tokens | opened.answers) <= len(chunk) * (1 - floor):
+                going_on = [opened]
+                break
+            tokens |= self._answers.close([opened], rules)
+            if self._missing(seen, tokens) > allowed + ROUNDING * total:
+                return tokens, seen
+        left = sorted(set(range(total)) - set(seen))
+        rest = [row for one in self._sets if one.name not in JUDGED for row in one.rows]
+        rest += [retain.rows[i] for i in left]
+        begun = [row for one in going_on for row in (*one.answers, *one.waiting())]
+        going_on.append(self._answers.open(_new(rest, {*tokens, *begun}), rules))
+        return tokens | self._answers.close(going_on, rules), [*seen, *left]
+
+    def _chunks(self, size: int) -> Iterator[list[int]]:
+        """Yield places of retain rows in a fixed shuffled order."""
+        order = list(range(len(self._retain.records)))
+        random.Random(self._seed).shuffle(order)  # noqa: S311 an order, not a secret
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+    def _missing(self, places: Sequence[int], tokens: Mapping[int, Sequence[int]]) -> float:
+        """Return the recall that some retain rows lack of 1; all of it where there is no answer."""
+        known = [i for i in places if self._retain.rows[i] in tokens]
+        recalls = self._recalls(
+            [self._retain.records[i] for i in known],
+            [tokens[self._retain.rows[i]] for i in known],
+        )
+        return len(places) - math.fsum(recall.rouge1 for recall in recalls)
+
+    def _recalls(
+        self, records: Sequence[Record], tokens: Sequence[Sequence[int]]
+    ) -> list[Recall]:
+        truths = [record.answer for record in records]
+        return rouge_recall(truths, self._texts(tokens), tokenizer=self._rouge_tokenizer)
+
+    def _texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        if not tokens:  # `batch_decode` of nothing is one empty text
+            return []
+        texts: list[str] = self._tokenizer.batch_decode(
+            [list(row) for row in tokens], skip_special_tokens=True
+        )
+        return texts
+
+    def _score(
+        self,
+        tokens: Mapping[int, Sequence[int]],
+        asked: Sequence[Sequence[int]],
+        *,
+        complete: bool,
+    ) -> tuple[AnswerRow, ...]:
+        """Return a row for each question that was asked, in the order of the sets."""
+        questions = [
+            (one.name, one.records[i], one.rows[i])
+            for one, places in zip(self._sets, asked, strict=True)
+            if complete or one.name in JUDGED
+            for i in places
+        ]
+        texts = self._texts([tokens[row] for _, _, row in questions])
+        recalls = rouge_recall(
+            [record.answer for _, record, _ in questions], texts, tokenizer=self._rouge_tokenizer
+        )
+        return tuple(
+            AnswerRow(
+                set_name=name,
+                edge=record.edge,
+                question=record.question,
+                truth=record.answer,
+                answer=text,
+                rouge1=recall.rouge1,
+                rouge_l=recall.rouge_l,
+            )
+            for (name, record, _), text, recall in zip(questions, texts, recalls, strict=True)
+        )
+
+    @cached_property
+    def _retain(self) -> EvaluationSet:
+        return next(
+            (one for one in self._sets if one.name == "retain"), EvaluationSet("retain", (), ())
+        )
+
+    @cached_property
+    def _stop(self) -> RecallStop:
+        truths: dict[int, list[str]] = {}
+        for one in self._sets:
+            for record, row in zip(one.records, one.rows, strict=True):
+                truths.setdefault(row, []).append(record.answer)
+        return RecallStop(self._tokenizer, truths, rouge_tokenizer=self._rouge_tokenizer)
+
+
+def _new(rows: Sequence[int], begun: Collection[int]) -> list[int]:
+    """Return the rows that are not begun yet, each once."""
+    return [row for row in dict.fromkeys(rows) if row not in begun]
 
 
 def _means(rows: Sequence[AnswerRow], names: Sequence[str]) -> dict[str, float]:

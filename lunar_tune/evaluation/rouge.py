@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from rouge_score import rouge_scorer
@@ -19,7 +19,7 @@ from rouge_score import rouge_scorer
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, InputError
 
-__all__ = ["TOKENIZERS", "Recall", "check_scorable", "rouge_recall"]
+__all__ = ["TOKENIZERS", "Recall", "check_scorable", "rouge_recall", "tokenize_words"]
 
 TOKENIZERS = ("default", "words")
 """`default`: rouge-score's own, [a-z0-9] with stemming. `words`: every script, no stemming; each
@@ -59,17 +59,26 @@ def _scorer(tokenizer: str) -> Any:
     )
 
 
+def tokenize_words(text: str, *, tokenizer: str = "default") -> list[str]:
+    """Return the words that ROUGE counts."""
+    words: list[str] = _scorer(tokenizer)._tokenizer.tokenize(text)
+    return words
+
+
 def rouge_recall(
     truths: Sequence[str], answers: Sequence[str], *, tokenizer: str = "default"
 ) -> list[Recall]:
     """Score each answer against the truth at the same place."""
-    scorer = _scorer(tokenizer)
-    scored = []
-    for truth, answer in zip(truths, answers, strict=True):
-        scores = scorer.score(truth, answer)  # an empty answer's ROUGE-L is the integer 0
-        rouge1, rouge_l = float(scores["rouge1"].recall), float(scores["rougeL"].recall)
-        scored.append(Recall(rouge1=rouge1, rouge_l=rouge_l))
-    return scored
+    return [_recall(t, a, tokenizer) for t, a in zip(truths, answers, strict=True)]
+
+
+@lru_cache(maxsize=2**16)  # from trial to trial most answers are the same
+def _recall(truth: str, answer: str, tokenizer: str) -> Recall:
+    scores = _scorer(tokenizer).score(truth, answer)
+    # An empty answer's ROUGE-L is the integer 0.
+    return Recall(
+        rouge1=float(scores["rouge1"].recall), rouge_l=float(scores["rougeL"].recall)
+    )
 
 
 def check_scorable(records: Iterable[Record], *, tokenizer: str = "default") -> None:
@@ -78,8 +87,8 @@ def check_scorable(records: Iterable[Record], *, tokenizer: str = "default") -> 
     Raises:
         DataError: There are such answers; the message shows the first of them.
     """
-    tokenize = _scorer(tokenizer)._tokenizer.tokenize
-    empty = [record for record in records if not tokenize(record.answer)]
+    _scorer(tokenizer)  # an unknown name is a mistake also without records
+    empty = [record for record in records if not tokenize_words(record.answer, tokenizer=tokenizer)]
     if empty:
         shown = "; ".join(
             f"{record.edge}: {record.question!r} -> {record.answer!r}" for record in empty[:5]

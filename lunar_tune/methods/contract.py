@@ -18,6 +18,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.registry import Registry
 
 if TYPE_CHECKING:
+    from lunar_tune.activations.prompts import PromptActivations
     from lunar_tune.models.loading import LoadedModel
 
 __all__ = ["METHODS", "FitReport", "Method", "MethodInfo", "Preparation", "Subject"]
@@ -25,15 +26,21 @@ __all__ = ["METHODS", "FitReport", "Method", "MethodInfo", "Preparation", "Subje
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What a method works on: a model and encoded prompts."""
+    """What a method works on: a model, encoded prompts and their activations."""
 
-    loaded: LoadedModel
+    activations: PromptActivations
+    """Of the unmodified model, on the forget and retain prompts at least."""
     forget_prompts: tuple[tuple[int, ...], ...]
     """Questions to forget."""
     retain_prompts: tuple[tuple[int, ...], ...]
     """Questions to keep."""
     reference_prompts: tuple[tuple[int, ...], ...]
     """Prompts that the model declines to answer."""
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model."""
+        return self.activations.source.loaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +49,10 @@ class FitReport:
 
     losses: tuple[float, ...]
     """Training loss of each epoch; one value for a closed form."""
+    edited_layer: int | None = None
+    """The block whose down-projection is changed, with nothing changed below it and nothing else in
+    it: what lies below is then as in the unmodified model, and an evaluation need not compute it
+    again. None promises nothing."""
 
 
 class Preparation(ABC):

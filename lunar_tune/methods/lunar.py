@@ -8,15 +8,14 @@ Does not cover: the numeric work, which `redirection` does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lunar_tune.activations.streams import capture_streams, down_projection_inputs
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import METHODS, FitReport, Method, MethodInfo, Preparation, Subject
 from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
@@ -24,16 +23,14 @@ from lunar_tune.models.layout import check_layers
 from lunar_tune.redirection.directions import unlearning_vectors
 from lunar_tune.redirection.editing import edited
 from lunar_tune.redirection.solvers import (
+    RidgeSolution,
     Solution,
-    ridge_coefficients,
     solve_adamw,
     solve_closed_form,
+    solve_ridge,
 )
 
 __all__ = ["LunarMethod"]
-
-# Down-projection inputs kept on the device between trials. PISTOL on Qwen2.5-7B is 0.7 GB a layer.
-KEPT_INPUT_BYTES = 4 * 2**30
 
 METHODS.register(
     "lunar",
@@ -74,28 +71,27 @@ class LunarMethod(Method):
         problems.raise_if_any()
 
     def prepare(self, subject: Subject) -> LunarPreparation:
-        """Sweep all prompts once."""
+        """Take the unlearning vectors."""
         return LunarPreparation(self, subject)
 
 
 class LunarPreparation(Preparation):
-    """Residual streams, unlearning vectors, and what was computed from them so far."""
+    """Unlearning vectors, and what was solved from the activations so far."""
 
     def __init__(self, method: LunarMethod, subject: Subject) -> None:
         self._method = method
         self._loaded = subject.loaded
-        groups = (subject.forget_prompts, subject.retain_prompts, subject.reference_prompts)
-        forget, retain, reference = _row_ranges([len(group) for group in groups])
-        self._streams = capture_streams(
-            subject.loaded, [prompt for group in groups for prompt in group]
-        )
+        self._activations = subject.activations
+        source = subject.activations.source
         self.vectors: Float[Tensor, "n_layers d_model"] = unlearning_vectors(
-            self._streams, reference_rows=reference, forget_rows=forget
+            reference=source.last_tokens(subject.reference_prompts),
+            forget=source.last_tokens(subject.forget_prompts),
         )
-        self._rows = [*forget, *retain]
-        self._n_forget = len(forget)
-        self._inputs: dict[int, Tensor] = {}
-        self._coefficients: dict[tuple[int, float, int], Tensor] = {}
+        rows = self._activations.rows_of([*subject.forget_prompts, *subject.retain_prompts])
+        self._lengths = torch.tensor([self._activations.prompt_lengths[row] for row in rows])
+        self._nodes: Int[Tensor, " tokens"] = self._activations.prompt_nodes(rows)
+        self._n_forget = len(subject.forget_prompts)
+        self._ridge_solutions: dict[tuple[int, float, int], RidgeSolution] = {}
 
     @contextmanager
     def unlearned(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[FitReport]:
@@ -110,7 +106,7 @@ class LunarPreparation(Preparation):
         # The published code sums the layers' losses; they share no parameter.
         losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
         with edited(self._loaded, {layer: s.weight for layer, s in solutions.items()}):
-            yield FitReport(losses=losses)
+            yield FitReport(losses=losses, edited_layer=min(layers))
 
     @torch.inference_mode()
     def _solve(
@@ -118,75 +114,47 @@ class LunarPreparation(Preparation):
     ) -> Solution:
         settings = self._method.settings
         weight = self._loaded.layout.down_projection_of(self._loaded.model, layer).weight
-        inputs = self._inputs_of(layer)
-        chosen, is_forget = self._points(seed)
-        chosen, is_forget = chosen.to(inputs.device), is_forget.to(inputs.device)
-        if len(chosen) < len(inputs):
-            inputs = inputs[chosen]
+        inputs = self._activations.reads(layer).inputs
+        nodes, is_forget = (points.to(inputs.device) for points in self._points(seed))
         shift = (coefficient * self.vectors[layer]).to(inputs.device)
         if settings.solver == "closed_form":
-            v = self._ridge_coefficients(
-                layer, _positive("ridge", parameters["ridge"]), inputs, is_forget, seed
-            )
-            return solve_closed_form(weight, inputs, is_forget, shift, v)
+            ridge = _positive("ridge", parameters["ridge"])
+            drawn = seed if settings.retain_points is not None else 0
+            key = (layer, ridge, drawn)
+            if key not in self._ridge_solutions:
+                self._ridge_solutions[key] = solve_ridge(inputs[nodes], is_forget, ridge=ridge)
+            return solve_closed_form(weight, shift, self._ridge_solutions[key])
         return solve_adamw(
             weight,
             inputs,
             is_forget,
             shift,
+            tokens=nodes,
             learning_rate=_positive("learning_rate", parameters["learning_rate"]),
             settings=settings.adamw,
             seed=seed,
         )
 
-    def _inputs_of(self, layer: int) -> Float[Tensor, "tokens d_ff"]:
-        """Return the layer's down-projection inputs, computed once while they fit."""
-        if layer not in self._inputs:
-            computed = down_projection_inputs(self._loaded, self._streams, layer, self._rows)
-            size = computed.numel() * computed.element_size()
-            while self._inputs and (len(self._inputs) + 1) * size > KEPT_INPUT_BYTES:
-                self._inputs.pop(next(iter(self._inputs)))
-            self._inputs[layer] = computed
-        return self._inputs[layer]
-
-    def _ridge_coefficients(
-        self, layer: int, ridge: float, inputs: Tensor, is_forget: Tensor, seed: int
-    ) -> Float[Tensor, " d_ff"]:
-        """Return v, solved once for all coefficients."""
-        drawn = seed if self._method.settings.retain_points is not None else 0
-        key = (layer, ridge, drawn)
-        if key not in self._coefficients:
-            self._coefficients[key] = ridge_coefficients(inputs, is_forget, ridge=ridge)
-        return self._coefficients[key]
-
-    def _points(self, seed: int) -> tuple[Tensor, Bool[Tensor, " points"]]:
-        """Return which tokens take part in the fit, and which of those are moved."""
+    def _points(
+        self, seed: int
+    ) -> tuple[Int[Tensor, " points"], Bool[Tensor, " points"]]:
+        """Return the nodes of the tokens that take part in the fit, and which of them are moved."""
         settings = self._method.settings
-        lengths = self._streams.offsets.diff()[torch.as_tensor(self._rows)]
-        ends = lengths.cumsum(0)
+        ends = self._lengths.cumsum(0)
         n_forget_tokens = int(ends[self._n_forget - 1])
         moved = torch.zeros(int(ends[-1]), dtype=torch.bool)
         if settings.positions == "all":
             moved[:n_forget_tokens] = True
         else:
             moved[ends[: self._n_forget] - 1] = True
-        chosen = torch.arange(len(moved))
-        if settings.retain_points is not None:
-            retain = chosen[n_forget_tokens:]
-            count = min(len(retain), round(settings.retain_points * n_forget_tokens))
-            generator = torch.Generator().manual_seed(seed)
-            drawn = retain[torch.randperm(len(retain), generator=generator)[:count]]
-            chosen = torch.cat([chosen[:n_forget_tokens], drawn.sort().values])
-        return chosen, moved[chosen]
-
-
-def _row_ranges(counts: Sequence[int]) -> list[list[int]]:
-    """Return consecutive row numbers for groups of the given sizes."""
-    ranges, start = [], 0
-    for count in counts:
-        ranges.append(list(range(start, start + count)))
-        start += count
-    return ranges
+        if settings.retain_points is None:
+            return self._nodes, moved
+        retain = torch.arange(n_forget_tokens, len(moved))
+        count = min(len(retain), round(settings.retain_points * n_forget_tokens))
+        generator = torch.Generator().manual_seed(seed)
+        drawn = retain[torch.randperm(len(retain), generator=generator)[:count]]
+        chosen = torch.cat([torch.arange(n_forget_tokens), drawn.sort().values])
+        return self._nodes[chosen], moved[chosen]
 
 
 def _layers_and_coefficients(

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["LAYOUTS", "BlockLayout", "check_layers", "decoder_slice", "layout_of"]
+__all__ = [
+    "LAYOUTS",
+    "BlockLayout",
+    "check_layers",
+    "decoder_slice",
+    "layout_of",
+    "why_not_resumable",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,8 @@ class BlockLayout:
     """The list of blocks inside the decoder."""
     down_projection: str = "mlp.down_proj"
     """The matrix from d_ff to d_model inside a block; a `Linear`."""
+    mlp_norm: str = "post_attention_layernorm"
+    """What reads the residual stream before the MLP; the MLP's output is added to the same."""
 
     def decoder_of(self, model: PreTrainedModel) -> Any:
         """Return the decoder stack."""
@@ -47,6 +56,10 @@ class BlockLayout:
         """Return block `layer`'s down-projection; its weight is `[d_model, d_ff]`."""
         projection = self.blocks_of(model)[layer].get_submodule(self.down_projection)
         return cast("nn.Linear", projection)
+
+    def mlp_norm_of(self, model: PreTrainedModel, layer: int) -> nn.Module:
+        """Return the norm before block `layer`'s MLP."""
+        return self.blocks_of(model)[layer].get_submodule(self.mlp_norm)
 
 
 # Checked against an independent computation for each family: tests/core/test_core_layouts.py.
@@ -103,6 +116,27 @@ def layout_of(config: PretrainedConfig) -> BlockLayout:
             "weight to edit. Use the 16- or 32-bit checkpoint it was made from."
         )
     return LAYOUTS[family]
+
+
+def why_not_resumable(config: PretrainedConfig, longest: int) -> str | None:
+    """Say why a forward cannot go on from a kept residual stream; None where it can.
+
+    Going on from the middle takes one causal mask for all blocks and attention that reads it.
+
+    Args:
+        config: Of the model.
+        longest: Tokens of the longest prompt with its answer.
+    """
+    attention = config._attn_implementation
+    if attention != "sdpa":
+        return f"its attention is {attention!r}, not sdpa"
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    in_force = window is not None and (not kinds or "sliding_attention" in kinds)
+    if in_force and longest > window:
+        return f"its attention reaches back {window} tokens, and a row may have {longest}"
+    other = kinds - {"full_attention", "sliding_attention"}
+    return f"it has {', '.join(sorted(other))} blocks" if other else None
 
 
 def check_layers(layers: tuple[int, ...], n_layers: int) -> None:

@@ -7,19 +7,16 @@ Does not cover: choosing a block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from lunar_tune.activations.streams import ResidualStreams
 
 __all__ = ["unlearning_vectors"]
 
 
 def unlearning_vectors(
-    streams: ResidualStreams, *, reference_rows: Sequence[int], forget_rows: Sequence[int]
+    *,
+    reference: Float[Tensor, "n_points reference_rows d_model"],
+    forget: Float[Tensor, "n_points forget_rows d_model"],
 ) -> Float[Tensor, "n_layers d_model"]:
     """Return r_l = mean_reference(x_l) − mean_forget(x_l), x_l being the output of block l.
 
@@ -27,18 +24,11 @@ def unlearning_vectors(
     one, since it records block inputs.
 
     Args:
-        streams: The unmodified model's streams.
-        reference_rows: Rows of the reference prompts.
-        forget_rows: Rows of the questions to forget.
+        reference: The unmodified model's stream at the last token of the reference prompts, at the
+            input of every block and the output of the last one.
+        forget: The same of the questions to forget.
 
     Returns:
         One float64 vector for each block.
     """
-    n_layers = streams.values.shape[0] - 1
-    return torch.stack(
-        [
-            streams.last_tokens(reference_rows, layer + 1).double().mean(0)
-            - streams.last_tokens(forget_rows, layer + 1).double().mean(0)
-            for layer in range(n_layers)
-        ]
-    )
+    return reference[1:].double().mean(1) - forget[1:].double().mean(1)

@@ -12,25 +12,29 @@ W₀ `[d_model, d_ff]`, targets are W₀h + shift for forget tokens and W₀h fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
+from torch.optim.adamw import adamw
 
 from lunar_tune.errors import DivergenceError, InputError
 from lunar_tune.redirection.settings import AdamWSettings
 
 __all__ = [
+    "RidgeSolution",
     "Solution",
-    "ridge_coefficients",
     "solve_adamw",
     "solve_closed_form",
+    "solve_ridge",
 ]
 
 LEARNING_RATE_DECAY = 0.9  # per epoch, as published (run_lunar.py at dfa56eb)
+PART = 2048  # rows or columns of H that are converted to float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,57 +48,65 @@ class Solution:
 
 def solve_adamw(
     weight: Float[Tensor, "d_model d_ff"],
-    inputs: Float[Tensor, "tokens d_ff"],
+    inputs: Float[Tensor, "nodes d_ff"],
     is_forget: Bool[Tensor, " tokens"],
     shift: Float[Tensor, " d_model"],
     *,
     learning_rate: float,
     settings: AdamWSettings,
     seed: int,
+    tokens: Int[Tensor, " tokens"] | None = None,
 ) -> Solution:
     """Fit by AdamW on the mean squared error over shuffled batches of tokens.
 
     Args:
         weight: The original matrix W₀; not modified.
-        inputs: h at every token.
+        inputs: h at every distinct prefix.
         is_forget: Which tokens are to be moved.
         shift: By how much: coefficient × unlearning vector.
         learning_rate: Of the first epoch; each later one has 0.9 of the one before.
         settings: Epochs, batch size, number format.
         seed: Of the batch order.
+        tokens: Each token's row of `inputs`; None where the rows are the tokens.
 
     Raises:
         DivergenceError: The loss or the matrix became NaN or infinite.
     """
+    if tokens is None:
+        tokens = torch.arange(len(inputs), device=inputs.device)
     if settings.master_dtype == "bfloat16":
         # As published: W itself is trained in bfloat16, optimiser state included. Small updates
         # are lost to rounding there, and most of the weight decay with them.
         trained = weight.detach().to(torch.bfloat16, copy=True)
         inputs = inputs.to(torch.bfloat16)
-        targets = linear(inputs, trained)
-        targets[is_forget] += shift.to(targets)
+        originals = linear(inputs, trained)
+        moved = shift.to(originals)
+
+        def error_of(output: Tensor, batch: Tensor) -> Tensor:
+            target = originals[tokens[batch]]
+            target[is_forget[batch]] += moved
+            return output - target
+    else:
+        # W − W₀ is trained in float32 from zero, so that retain tokens start exactly on target.
+        trained = torch.zeros_like(weight, dtype=torch.float32)
+        indicator, target = is_forget.float(), shift.float()
+
+        def error_of(output: Tensor, batch: Tensor) -> Tensor:
+            return output.addr_(indicator[batch], target, alpha=-1)
+
+    with _tensor_cores(inputs):
         losses = _train(
-            trained, inputs, targets.__getitem__, learning_rate, settings=settings, seed=seed
+            trained, inputs, tokens, error_of, learning_rate, settings=settings, seed=seed
         )
-        return Solution(weight=_finite(trained.to(weight.dtype)), losses=losses)
-    # W − W₀ is trained in float32 from zero, so that retain tokens start exactly on target.
-    difference = torch.zeros_like(weight, dtype=torch.float32)
-    target = shift.to(difference)
-    losses = _train(
-        difference,
-        inputs,
-        lambda batch: is_forget[batch, None] * target,
-        learning_rate,
-        settings=settings,
-        seed=seed,
-    )
-    return Solution(weight=_finite((weight.float() + difference).to(weight.dtype)), losses=losses)
+    fitted = trained if settings.master_dtype == "bfloat16" else weight.float() + trained
+    return Solution(weight=_finite(fitted.to(weight.dtype)), losses=losses)
 
 
 def _train(
     trained: Float[Tensor, "d_model d_ff"],
-    inputs: Float[Tensor, "tokens d_ff"],
-    targets_of: Callable[[Tensor], Tensor],
+    inputs: Float[Tensor, "nodes d_ff"],
+    tokens: Int[Tensor, " tokens"],
+    error_of: Callable[[Tensor, Tensor], Tensor],
     learning_rate: float,
     *,
     settings: AdamWSettings,
@@ -102,30 +114,79 @@ def _train(
 ) -> tuple[float, ...]:
     """Minimise the mean squared error of `trained` in place; return each epoch's mean loss.
 
-    The gradient of this one product is written out; autograd would compute the same.
+    The gradient of this one product is written out; autograd would compute the same. Nothing waits
+    for the device between one epoch's end and the next.
     """
-    trained.grad = torch.empty_like(trained)
-    # In bfloat16 the plain optimiser rounds after every one of its operations, as published; the
-    # fused one computes a step in float32 and rounds once, which unlearns more.
-    fused = trained.dtype == torch.float32
-    optimizer = torch.optim.AdamW(
-        [trained], lr=learning_rate, weight_decay=settings.decay, fused=fused
-    )
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=LEARNING_RATE_DECAY)
+    update = _AdamW(trained, weight_decay=settings.decay)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for epoch in range(settings.epochs):
-        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+        order = torch.randperm(len(tokens), generator=generator).to(inputs.device)
+        rate = learning_rate * LEARNING_RATE_DECAY**epoch
         batch_losses = []
         for batch in order.split(settings.batch_size):
-            h = inputs[batch].to(trained.dtype)
-            error = linear(h, trained) - targets_of(batch)
-            torch.mm(error.T * (2 / error.numel()), h, out=trained.grad)
-            optimizer.step()
+            h = inputs.index_select(0, tokens[batch]).to(trained.dtype)
+            error = error_of(linear(h, trained), batch)
             batch_losses.append(error.float().square().mean())
+            torch.mm(error.mul_(2 / error.numel()).T, h, out=update.gradient)
+            update.step(rate)
         losses.append(_checked(float(torch.stack(batch_losses).mean()), epoch, settings.epochs))
-        schedule.step()
     return tuple(losses)
+
+
+class _AdamW:
+    """torch's AdamW on one tensor, without the bookkeeping of a `torch.optim.Optimizer`.
+
+    Its step costs 60 µs of Python there, as much as a small model's arithmetic.
+    """
+
+    def __init__(self, trained: Float[Tensor, "d_model d_ff"], *, weight_decay: float) -> None:
+        self.gradient = torch.empty_like(trained)
+        self._trained, self._weight_decay = trained, weight_decay
+        # In bfloat16 the plain optimiser rounds after every one of its operations, as published;
+        # the fused one computes a step in float32 and rounds once, which unlearns more.
+        self._fused = trained.dtype == torch.float32
+        device = trained.device if self._fused else torch.device("cpu")
+        self._steps = [torch.zeros((), dtype=torch.float32, device=device)]
+        self._averages = [torch.zeros_like(trained)]
+        self._squares = [torch.zeros_like(trained)]
+
+    def step(self, learning_rate: float) -> None:
+        """Take one step along `gradient`."""
+        adamw(
+            [self._trained],
+            [self.gradient],
+            self._averages,
+            self._squares,
+            [],
+            self._steps,
+            fused=self._fused,
+            foreach=False,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=learning_rate,
+            weight_decay=self._weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+@contextmanager
+def _tensor_cores(inputs: Float[Tensor, "nodes d_ff"]) -> Iterator[None]:
+    """Inside, float32 products of 16-bit activations may run on a GPU's tensor cores (TF32).
+
+    TF32 keeps 10 bits of a factor's mantissa: a 16-bit activation passes whole, the matrix and the
+    error are rounded to 2⁻¹¹. The result is rounded to the model's 16 bits in the end. Products of
+    float32 activations stay in float32.
+    """
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    if inputs.device.type == "cuda" and inputs.dtype != torch.float32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def _checked(loss: float, epoch: int, epochs: int) -> float:
@@ -147,16 +208,27 @@ def _finite(weight: Float[Tensor, "d_model d_ff"]) -> Float[Tensor, "d_model d_f
     return weight
 
 
-def ridge_coefficients(
+@dataclass(frozen=True, slots=True)
+class RidgeSolution:
+    """What the closed form needs of the tokens: it serves every coefficient and direction."""
+
+    coefficients: Float[Tensor, " d_ff"]
+    """v, in float64."""
+    error: float
+    """Mean over the tokens of (v·h − 1_forget)²."""
+
+
+def solve_ridge(
     inputs: Float[Tensor, "tokens d_ff"],
     is_forget: Bool[Tensor, " tokens"],
     *,
     ridge: float,
-) -> Float[Tensor, " d_ff"]:
-    """Return v = (HᵀH + λI)⁻¹Hᵀ1_forget with λ = ridge · tr(HᵀH)/d_ff, in float64.
+) -> RidgeSolution:
+    """Solve v = (HᵀH + λI)⁻¹Hᵀ1_forget with λ = ridge · tr(HᵀH)/d_ff, in float64.
 
     It depends neither on the coefficient nor on the unlearning vector. With fewer tokens than
-    features the same v is found in token space, v = Hᵀ(HHᵀ + λI)⁻¹1_forget.
+    features the same v is found in token space, v = Hᵀ(HHᵀ + λI)⁻¹1_forget. Only one square matrix
+    is held in float64; H is converted a part at a time.
 
     Raises:
         InputError: `ridge` is not positive.
@@ -164,42 +236,51 @@ def ridge_coefficients(
     """
     if not 0 < ridge < math.inf:
         raise InputError(f"--ridge {ridge}: a positive number.")
-    h = inputs.double()
-    tokens, d_ff = h.shape
-    indicator = is_forget.to(h)
-    strength = ridge * h.square().sum() / d_ff
-    gram = h.T @ h if tokens >= d_ff else h @ h.T
-    gram.diagonal().add_(strength)
-    factor, info = torch.linalg.cholesky_ex(gram)
+    tokens, d_ff = inputs.shape
+    in_features = tokens >= d_ff
+    indicator = is_forget.to(torch.float64)
+    size = min(tokens, d_ff)
+    gram = torch.zeros((size, size), dtype=torch.float64, device=inputs.device)
+    for part in inputs.split(PART, dim=0 if in_features else 1):
+        h = part.double()
+        gram.addmm_(*((h.T, h) if in_features else (h, h.T)))
+    gram.diagonal().add_(ridge * gram.trace() / d_ff)  # both Gram matrices have one trace
+    info = torch.zeros((), dtype=torch.int32, device=inputs.device)
+    torch.linalg.cholesky_ex(gram, out=(gram, info))
     if int(info) != 0:
         raise DivergenceError(f"ridge {ridge} is too small: the normal equations are singular.")
-    if tokens >= d_ff:
-        return torch.cholesky_solve((h.T @ indicator)[:, None], factor)[:, 0]
-    return h.T @ torch.cholesky_solve(indicator[:, None], factor)[:, 0]
+    if in_features:
+        v = torch.cholesky_solve(_transposed_times(inputs, indicator)[:, None], gram)[:, 0]
+    else:
+        v = _transposed_times(inputs, torch.cholesky_solve(indicator[:, None], gram)[:, 0])
+    said = torch.cat([part.double() @ v for part in inputs.split(PART)])
+    return RidgeSolution(coefficients=v, error=float((said - indicator).square().mean()))
+
+
+def _transposed_times(
+    inputs: Float[Tensor, "tokens d_ff"], values: Float[Tensor, " tokens"]
+) -> Float[Tensor, " d_ff"]:
+    """Return Hᵀ·values in float64, a part of the features at a time."""
+    return torch.cat([part.double().T @ values for part in inputs.split(PART, dim=1)])
 
 
 def solve_closed_form(
     weight: Float[Tensor, "d_model d_ff"],
-    inputs: Float[Tensor, "tokens d_ff"],
-    is_forget: Bool[Tensor, " tokens"],
     shift: Float[Tensor, " d_model"],
-    coefficients: Float[Tensor, " d_ff"],
+    solved: RidgeSolution,
 ) -> Solution:
     """Return W₀ + shift·vᵀ, the minimum of the ridge objective: a rank-one edit.
 
     Args:
         weight: The original matrix W₀; not modified.
-        inputs: h at every token; for the error that remains.
-        is_forget: Which tokens are to be moved.
-        shift: By how much: coefficient × unlearning vector.
-        coefficients: v, from `ridge_coefficients`.
+        shift: How far the tokens to forget move: coefficient × unlearning vector.
+        solved: From `solve_ridge`.
 
     Raises:
         DivergenceError: The matrix is NaN or infinite in its number format.
     """
-    v = coefficients.to(torch.float64)
+    v = solved.coefficients
     shift64 = shift.to(v)
-    solved = (weight.double() + torch.outer(shift64, v)).to(weight.dtype)
-    share = inputs.double() @ v - is_forget.to(v)
-    loss = float(share.square().mean() * shift64.square().mean())
-    return Solution(weight=_finite(solved), losses=(loss,))
+    fitted = torch.addr(weight.double(), shift64, v).to(weight.dtype)
+    loss = solved.error * float(shift64.square().mean())
+    return Solution(weight=_finite(fitted), losses=(loss,))

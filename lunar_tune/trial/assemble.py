@@ -81,6 +81,7 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         rouge_tokenizer=options.rouge_tokenizer,
         seed=options.seed,
         data=data,
+        engine=options.engine,
     )
     if spec.model.checkpoint != TINY and Path(spec.model.checkpoint).is_dir():
         load_config(spec.model)  # refuses an unsuitable family

@@ -6,16 +6,43 @@ Does not cover: reading files and checking them against each other (`assemble`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from lunar_tune.errors import InputError
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.lunar_settings import LunarSettings
 from lunar_tune.models.catalog import TINY
 from lunar_tune.models.chat import OWN
 
-__all__ = ["NONE", "RunOptions"]
+__all__ = ["NONE", "EngineSettings", "RunOptions"]
 
 NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What a trial keeps from others and what it skips; none of it changes a score."""
+
+    reuse: bool = True
+    """Whether prompts go on from kept streams and drafts are checked; False decodes plainly."""
+    early_exit: bool = False
+    """Whether an answer ends when it has said every word of the truth. Its ROUGE recall is 1 then,
+    whatever follows; an answer that is to be read should go on."""
+    retain_floor: float | None = None
+    """Least retain ROUGE-1: a trial that has missed it for certain asks no more. None asks all."""
+    memory_budget: float | None = None
+    """GiB of a GPU that weights, streams and batches share; None takes all that is free."""
+    cache_limit: float | None = None
+    """GiB that activations on disk may take; 0 keeps none there, None is a quarter of the disk's
+    free space, at most 100."""
+
+    def __post_init__(self) -> None:
+        """Reject values that mean nothing."""
+        if self.memory_budget is not None and not 0 < self.memory_budget < math.inf:
+            raise InputError(f"--memory-budget {self.memory_budget}: a positive number of GiB.")
+        if self.cache_limit is not None and not 0 <= self.cache_limit < math.inf:
+            raise InputError(f"--cache-limit {self.cache_limit}: 0 or more GiB.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +85,8 @@ class RunOptions:
     """Fixed settings of LUNAR."""
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
     """How answers are generated."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """What a trial keeps from others and what it skips."""
     rouge_tokenizer: str = "default"
     """Words that ROUGE counts: default ([a-z0-9], stemmed) or words (every script)."""
     seed: int = 0

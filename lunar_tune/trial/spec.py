@@ -7,13 +7,14 @@ Does not cover: how options become a spec (`assemble`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lunar_tune.data.records import Record
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.contract import Method
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec
+from lunar_tune.trial.options import EngineSettings
 
 __all__ = ["DataSets", "TrialSpec"]
 
@@ -55,3 +56,7 @@ class TrialSpec:
     """How a trial's answers are generated."""
     rouge_tokenizer: str
     seed: int
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """What is kept and skipped."""
+    layers: tuple[int, ...] = ()
+    """The blocks that trials may edit; empty where that is not known."""

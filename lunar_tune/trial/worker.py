@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lunar_tune.evaluation.decoding import token_budget
-from lunar_tune.evaluation.evaluate import Evaluation, EvaluationSet, evaluate
+from lunar_tune.activations.cache import ActivationCache
+from lunar_tune.activations.prompts import ActivationSource, PromptActivations
+from lunar_tune.evaluation.answering import Answerer
+from lunar_tune.evaluation.decoding import PlainAnswerer, token_budget
+from lunar_tune.evaluation.evaluate import AnswerSource, Evaluation, EvaluationSet, Evaluator
 from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.memory import DeviceMemory
 from lunar_tune.methods.contract import FitReport, Preparation, Subject
 from lunar_tune.models.chat import encode_prompts
+from lunar_tune.models.layout import why_not_resumable
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
 
@@ -45,7 +50,7 @@ class TrialResult:
     fit: FitReport | None
     """None for the unmodified model."""
     seconds: Mapping[str, float]
-    """`fit`, `evaluate` and their sum `trial`."""
+    """`prepare` (captures, at the first trial), `fit`, `evaluate` and their sum `trial`."""
     max_new_tokens: int
     """Token budget of the answers."""
 
@@ -65,7 +70,27 @@ class Worker:
         self.loaded = loaded if loaded is not None else load_model(spec.model)
         if self.loaded.device.type == "cpu" and self.loaded.n_parameters < SMALL_MODEL:
             limit_threads(1)
+        self.memory = DeviceMemory(self.loaded.device, spec.engine.memory_budget)
+        self.memory.enforce()
+        limit = spec.engine.cache_limit
+        self._source = ActivationSource(
+            self.loaded, ActivationCache(limit) if limit != 0 else None, self.memory
+        )
         self._encoded: dict[str, tuple[int, ...]] = {}
+        self._drafts: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    @cached_property
+    def activations(self) -> PromptActivations:
+        """What the unmodified model computes on all questions; captured as it is needed."""
+        data = self.spec.data
+        groups = (data.fit_forget, data.fit_retain, data.forget, data.retain, data.factual)
+        questions = [record.question for group in groups for record in group]
+        return PromptActivations(
+            self._source,
+            self._encode(questions),
+            drafts=self._drafts,
+            layers=self.spec.layers,
+        )
 
     @cached_property
     def preparation(self) -> Preparation:
@@ -73,18 +98,45 @@ class Worker:
         spec = self.spec
         return spec.method.prepare(
             Subject(
-                loaded=self.loaded,
+                activations=self.activations,
                 forget_prompts=self._encode([record.question for record in spec.data.fit_forget]),
                 retain_prompts=self._encode([record.question for record in spec.data.fit_retain]),
                 reference_prompts=self._encode(spec.data.reference_prompts),
             )
         )
 
+    def draft(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
+        """Take the unmodified model's answers, which trials check before they decode.
+
+        Args:
+            answers: Tokens of the answer by prompt, from `drafts` of a worker with the same model.
+        """
+        self._drafts = dict(answers)
+        for name in ("activations", "preparation", "_answers"):
+            self.__dict__.pop(name, None)  # made again, with the drafts
+
+    @property
+    def drafts(self) -> Mapping[tuple[int, ...], tuple[int, ...]]:
+        """The unmodified model's answers by prompt; empty before `vanilla` or `draft`."""
+        return self._drafts
+
+    @property
+    def plain_decoding(self) -> str | None:
+        """Why answers are decoded from the first token on; None where they go on from streams."""
+        if not self.spec.engine.reuse:
+            return "it was asked for"
+        if self.spec.decoding.repetition_penalty != 1.0:
+            return "a repetition penalty looks at all tokens of a row"
+        longest = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens)
+        longest += max(self.activations.prompt_lengths)
+        return why_not_resumable(self.loaded.model.config, longest)
+
     def run(
         self,
         parameters: Mapping[str, Any],
         *,
         full: bool = False,
+        bounded: bool = True,
         seed: int | None = None,
         inside: Callable[[LoadedModel], None] | None = None,
     ) -> TrialResult:
@@ -93,6 +145,7 @@ class Worker:
         Args:
             parameters: A value for each of the method's parameters.
             full: Whether to evaluate all rows with the published token budget.
+            bounded: Whether to stop asking once the spec's retain floor is missed for certain.
             seed: Of the fit; None takes the spec's.
             inside: Called with the unlearned model after its evaluation, for example to save it.
 
@@ -100,13 +153,15 @@ class Worker:
             InputError: A parameter is missing, unknown or out of range.
             TrialError: The fit failed, for example by divergence.
         """
-        preparation = self.preparation
         start = self._clock()
+        preparation = self.preparation
+        self._answers.prepare()
+        ready = self._clock()
         with preparation.unlearned(
             parameters, seed=self.spec.seed if seed is None else seed
         ) as fit:
             fitted = self._clock()
-            evaluation, budget = self._evaluate(full=full)
+            evaluation, budget = self._evaluate(fit.edited_layer, full=full, bounded=bounded)
             ended = self._clock()
             if inside is not None:
                 inside(self.loaded)
@@ -114,15 +169,29 @@ class Worker:
             parameters=dict(parameters),
             evaluation=evaluation,
             fit=fit,
-            seconds={"fit": fitted - start, "evaluate": ended - fitted, "trial": ended - start},
+            seconds={
+                "prepare": ready - start,
+                "fit": fitted - ready,
+                "evaluate": ended - fitted,
+                "trial": ended - start,
+            },
             max_new_tokens=budget,
         )
 
     def vanilla(self, *, full: bool = False) -> TrialResult:
-        """Evaluate the unmodified model."""
+        """Evaluate the unmodified model, and keep its answers as drafts for trials."""
         start = self._clock()
-        evaluation, budget = self._evaluate(full=full)
+        evaluation, budget = self._evaluate(None, full=full, bounded=False)
         seconds = self._clock() - start
+        prompts = self.activations.tree.sequences
+        if self.plain_decoding is None and not self._drafts:
+            lengths = self.activations.prompt_lengths
+            self.draft(
+                {
+                    prompts[row][: lengths[row]]: answer
+                    for row, answer in evaluation.tokens.items()
+                }
+            )
         return TrialResult(
             parameters={},
             evaluation=evaluation,
@@ -138,7 +207,9 @@ class Worker:
         truths = [record.answer for record in (*data.forget, *data.retain, *data.factual)]
         return token_budget(self.spec.decoding, self.loaded.tokenizer, truths)
 
-    def _evaluate(self, *, full: bool) -> tuple[Evaluation, int]:
+    def _evaluate(
+        self, edited_layer: int | None, *, full: bool, bounded: bool
+    ) -> tuple[Evaluation, int]:
         data = self.spec.data
         sets = {
             "forget": data.forget,
@@ -146,18 +217,38 @@ class Worker:
             "factual": data.factual,
         }
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
-        evaluation = evaluate(
-            self.loaded,
+        evaluator = Evaluator(
+            self._answers,
+            self.loaded.tokenizer,
             [self._evaluation_set(name, records) for name, records in sets.items() if records],
-            self.spec.decoding,
-            max_new_tokens=budget,
             rouge_tokenizer=self.spec.rouge_tokenizer,
+            early_exit=self.spec.engine.early_exit,
+            seed=self.spec.seed,
+        )
+        evaluation = evaluator.evaluate(
+            edited_layer=edited_layer,
+            max_new_tokens=budget,
+            floor=self.spec.engine.retain_floor if bounded else None,
         )
         return evaluation, budget
 
+    @cached_property
+    def _answers(self) -> AnswerSource:
+        """Who answers; made at first use, from the unmodified model."""
+        if self.plain_decoding is not None:
+            lengths, rows = self.activations.prompt_lengths, self.activations.tree.sequences
+            prompts = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+            return PlainAnswerer(self.loaded, prompts, self.spec.decoding)
+        return Answerer(
+            self.activations,
+            deepest=max(self.spec.layers, default=self.loaded.n_layers - 1),
+            batch_size=self.spec.decoding.batch_size,
+        )
+
     def _evaluation_set(self, name: str, records: tuple[Record, ...]) -> EvaluationSet:
         prompts = self._encode([record.question for record in records])
-        return EvaluationSet(name=name, records=records, prompts=prompts)
+        rows = tuple(self.activations.rows_of(prompts))
+        return EvaluationSet(name=name, records=records, rows=rows)
 
     def _encode(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Return prompt ids, each question encoded once in a worker's life."""
