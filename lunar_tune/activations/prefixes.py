@@ -4,22 +4,20 @@ What a decoder computes at a token depends on that token and those before it. Qu
 one chat template share its beginning, and questions of one kind share more: on PISTOL 40 % of all
 prompt tokens repeat a prefix that stands in another row too.
 
-Covers: numbering distinct prefixes ("nodes"), from rows to nodes and back; choosing groups of rows
-whose common beginning is worth computing apart.
-Does not cover: computing anything (`streams`, `evaluation.answering`).
+Covers: numbering distinct prefixes ("nodes"), from rows to nodes and back.
+Does not cover: computing anything (`streams`, `tree_forward`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["PrefixGroup", "PrefixTree", "group_rows"]
+__all__ = ["PrefixTree"]
 
 
 class PrefixTree:
@@ -42,6 +40,7 @@ class PrefixTree:
                 nodes.append(node)
                 first.append(node == new)
         self.n_nodes = len(numbers)
+        """Number of distinct prefixes."""
         self.lengths: Int[Tensor, " rows"] = torch.tensor(
             [len(sequence) for sequence in self.sequences], dtype=torch.int64
         )
@@ -80,57 +79,3 @@ class PrefixTree:
             self.nodes[starts[row] : end] for row, end in zip(rows, ends, strict=True)
         ]
         return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixGroup:
-    """Rows that begin alike."""
-
-    rows: tuple[int, ...]
-    shared: int
-    """Tokens at the beginning that all of them have in common; 0 for rows on their own."""
-
-
-def group_rows(sequences: Sequence[Sequence[int]], most: Sequence[int]) -> list[PrefixGroup]:
-    """Group rows so that computing each group's common beginning once saves most tokens.
-
-    Sorted rows that share a beginning stand together. A stretch of n rows with a common beginning
-    of p tokens saves (n − 1)·p as one group; cut where its neighbours have least in common, the
-    parts may save more. The better of the two is taken, from the whole set downwards.
-
-    Args:
-        sequences: Token ids of each row.
-        most: Tokens at each row's beginning that may be shared at most.
-
-    Returns:
-        Groups of indices into `sequences`; every row is in one.
-    """
-    order = sorted(range(len(sequences)), key=lambda row: tuple(sequences[row][: most[row]]))
-    common = [0] + [
-        _common(sequences[a][: most[a]], sequences[b][: most[b]])
-        for a, b in zip(order, order[1:], strict=False)
-    ]
-
-    def best(low: int, high: int) -> tuple[int, list[PrefixGroup]]:
-        """Return tokens saved and groups for the sorted rows low to high − 1."""
-        if high - low == 1:
-            return 0, [PrefixGroup((order[low],), 0)]
-        least = min(common[low + 1 : high])
-        cuts = [low, *(i for i in range(low + 1, high) if common[i] == least), high]
-        parts = [best(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
-        apart = sum(saved for saved, _ in parts)
-        together = (high - low - 1) * least
-        if together > apart:
-            return together, [PrefixGroup(tuple(order[low:high]), least)]
-        return apart, [group for _, groups in parts for group in groups]
-
-    return best(0, len(order))[1] if order else []
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    length = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        length += 1
-    return length

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockReads",
-    "KeptKeys",
     "block_reads",
-    "capture_keys",
     "capture_last_tokens",
     "capture_streams",
     "sweep_batch",
@@ -48,13 +46,6 @@ class BlockReads(NamedTuple):
     """h: what the down-projection reads."""
     residual: Float[Tensor, "nodes d_model"]
     """The stream to which the down-projection's output is added."""
-
-
-class KeptKeys(NamedTuple):
-    """Every block's attention keys and values at every distinct prefix."""
-
-    keys: tuple[Float[Tensor, "nodes kv_heads head_dim"], ...]
-    values: tuple[Float[Tensor, "nodes kv_heads head_dim"], ...]
 
 
 def sweep_batch(loaded: LoadedModel, memory: DeviceMemory, points: int) -> BatchSize:
@@ -136,48 +127,6 @@ def capture_last_tokens(
 
     batch.fit(sweep)
     return values
-
-
-@torch.inference_mode()
-def capture_keys(
-    loaded: LoadedModel, tree: PrefixTree, n_blocks: int, batch: BatchSize, device: torch.device
-) -> KeptKeys:
-    """Sweep all rows once and keep the attention keys and values of the first blocks.
-
-    Args:
-        loaded: The unmodified model.
-        tree: The rows.
-        n_blocks: Of how many blocks, from the first on.
-        batch: Padded tokens of a batch.
-        device: Where they are kept.
-    """
-    from transformers import DynamicCache
-
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
-
-    def sweep(budget: int) -> None:
-        keys.clear()
-        values.clear()
-        with decoder_slice(loaded.model, loaded.layout, 0, n_blocks) as decoder:
-            for rows in _batches(tree.lengths, budget):
-                ids, mask = _right_padded([tree.sequences[row] for row in rows], loaded.pad_id)
-                index = _token_index(tree.offsets, rows)
-                first = tree.first[index]
-                keep = mask.masked_scatter(mask, first).to(loaded.device)
-                there = tree.nodes[index[first]].to(device)
-                cache = DynamicCache()
-                decoder(input_ids=ids.to(loaded.device), past_key_values=cache, use_cache=True)
-                for block, layer in enumerate(cache.layers):
-                    for kept, new in ((keys, layer.keys), (values, layer.values)):
-                        if block == len(kept):
-                            shape = (tree.n_nodes, new.shape[1], new.shape[3])
-                            kept.append(torch.empty(shape, dtype=new.dtype, device=device))
-                        kept[block][there] = new.transpose(1, 2)[keep].to(device)
-
-    if n_blocks:
-        batch.fit(sweep)
-    return KeptKeys(keys=tuple(keys), values=tuple(values))
 
 
 @torch.inference_mode()

@@ -8,15 +8,15 @@ Does not cover: sampling, beams, scores of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lunar_tune.evaluation.answering import AnswerRules, OpenRows
-from lunar_tune.evaluation.settings import LEAST_BUDGET, DecodingSettings
+from lunar_tune.evaluation.settings import LEAST_BUDGET, AnswerRules, DecodingSettings
+from lunar_tune.evaluation.slot_decoding import until_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,20 +63,40 @@ class PlainAnswerer:
     def prepare(self) -> None:
         """Keep nothing."""
 
-    def open(self, rows: Sequence[int], rules: AnswerRules) -> OpenRows:  # noqa: ARG002
-        """Note what is asked; nothing is known of an answer before it is decoded."""
-        return OpenRows(unasked=list(rows))
+    def begin(self, rules: AnswerRules) -> PlainRun:
+        """Begin to answer with the model as it is now."""
+        return PlainRun(self._loaded, self._prompts, self._settings, rules.max_new_tokens)
 
-    def close(self, opened: Sequence[OpenRows], rules: AnswerRules) -> dict[int, list[int]]:
-        """Decode all rows; return their tokens."""
-        rows = [row for one in opened for row in one.unasked]
+
+class PlainRun:
+    """Answers of the model as it is now; nothing is known of an answer before it is decoded."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[Sequence[int]],
+        settings: DecodingSettings,
+        max_new_tokens: int,
+    ) -> None:
+        self._loaded, self._prompts, self._settings = loaded, prompts, settings
+        self._max_new_tokens = max_new_tokens
+        self._pending: list[int] = []
+        self._answers: dict[int, list[int]] = {}
+
+    def open(self, rows: Sequence[int]) -> Mapping[int, list[int]]:
+        """Note what is asked."""
+        self._pending += rows
+        return {}
+
+    def close(self) -> Mapping[int, list[int]]:
+        """Decode what is open; return the answers to all rows opened so far."""
+        prompts = [self._prompts[row] for row in self._pending]
         tokens = generate_tokens(
-            self._loaded,
-            [self._prompts[row] for row in rows],
-            self._settings,
-            max_new_tokens=rules.max_new_tokens,
+            self._loaded, prompts, self._settings, max_new_tokens=self._max_new_tokens
         )
-        return dict(zip(rows, tokens, strict=True))
+        self._answers |= dict(zip(self._pending, tokens, strict=True))
+        self._pending = []
+        return dict(self._answers)
 
 
 @torch.inference_mode()
@@ -130,8 +150,8 @@ class _Batch:
             (len(prompts), max_new_tokens), loaded.eos_ids[0], device=loaded.device
         )
 
-    def run(self) -> Iterator[list[int]]:
-        """Generate until every row has ended or the budget is spent; yield each row's tokens."""
+    def run(self) -> list[list[int]]:
+        """Generate until every row has ended or the budget is spent; return each row's tokens."""
         look = STEPS_PER_LOOK.get(self.loaded.device.type, 1)
         cache = None
         inputs = self.ids
@@ -155,7 +175,7 @@ class _Batch:
                 cache.batch_select_indices(keep)
                 inputs, positions = inputs[keep], positions[keep]
                 self._keep(keep)
-        return _until(self.answers.tolist(), set(self.loaded.eos_ids))
+        return [until_end(row, self.loaded.eos_ids) for row in self.answers.tolist()]
 
     def _record(self, logits: Tensor, step: int) -> Int[Tensor, "batch 1"]:
         """Choose and keep each row's next token; return the tokens as the next step's input."""
@@ -195,10 +215,3 @@ def _penalised(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
 
     penalised: Tensor = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
     return penalised
-
-
-def _until(rows: list[list[int]], eos: set[int]) -> Iterator[list[int]]:
-    """Cut each row before its first end-of-sequence token."""
-    for row in rows:
-        end = next((place for place, token in enumerate(row) if token in eos), len(row))
-        yield row[:end]

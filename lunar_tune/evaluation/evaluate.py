@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from lunar_tune.evaluation.answering import AnswerRules, OpenRows
 from lunar_tune.evaluation.finished import RecallStop
 from lunar_tune.evaluation.rouge import Recall, rouge_recall
+from lunar_tune.evaluation.settings import AnswerRules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,17 +40,24 @@ LEAST_CHUNK = 16
 JUDGED = ("forget", "retain")
 
 
+class AnswerRun(Protocol):
+    """Answers of one evaluation, in two steps: the first may show that the second is not needed."""
+
+    def open(self, rows: Sequence[int]) -> Mapping[int, list[int]]:
+        """Begin to answer some rows; return the answers that are known already."""
+
+    def close(self) -> Mapping[int, list[int]]:
+        """Return the tokens of the answers to all rows that were begun."""
+
+
 class AnswerSource(Protocol):
-    """Who answers: in two steps, since the first may show that the second is not needed."""
+    """Who answers."""
 
     def prepare(self) -> None:
         """Compute what is kept of the unmodified model."""
 
-    def open(self, rows: Sequence[int], rules: AnswerRules) -> OpenRows:
-        """Begin to answer some rows."""
-
-    def close(self, opened: Sequence[OpenRows], rules: AnswerRules) -> dict[int, list[int]]:
-        """Return the tokens of the answers to all rows that were begun."""
+    def begin(self, rules: AnswerRules) -> AnswerRun:
+        """Begin an evaluation of the model as it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +145,19 @@ class Evaluator:
             max_new_tokens=max_new_tokens,
             stop=self._stop if self._early_exit else None,
         )
-        tokens: dict[int, list[int]] = {}
+        run = self._answers.begin(rules)
         asked = [list(range(len(one.records))) for one in self._sets]
         complete = True
         if floor is None or not self._retain.records:
-            rows = _new([row for one in self._sets for row in one.rows], ())
-            tokens = self._answers.close([self._answers.open(rows, rules)], rules)
+            run.open(_new([row for one in self._sets for row in one.rows], ()))
         else:
-            tokens, seen = self._in_chunks(rules, floor)
+            seen = self._in_chunks(run, floor)
             complete = len(seen) == len(self._retain.records)
             asked = [
-                sorted(seen) if one.name == "retain" else places
+                seen if one.name == "retain" else places
                 for one, places in zip(self._sets, asked, strict=True)
             ]
+        tokens = run.close()
         scored = self._score(tokens, asked, complete=complete)
         names = [one.name for one in self._sets if complete or one.name in JUDGED]
         return Evaluation(
@@ -160,39 +167,34 @@ class Evaluator:
             tokens={row: tuple(answer) for row, answer in tokens.items()},
         )
 
-    def _in_chunks(
-        self, rules: AnswerRules, floor: float
-    ) -> tuple[dict[int, list[int]], list[int]]:
+    def _in_chunks(self, run: AnswerRun, floor: float) -> list[int]:
         """Ask the forget set, then retain rows until the floor is missed for certain.
 
-        A chunk whose first round leaves the floor within reach is not decoded to its end: if the
-        answers that are known by then alone hold the floor, all that is left is asked at once.
+        If what is known of a chunk after the first round holds the floor already, all that is left
+        is asked at once; if not, the chunk is decoded to its end before the next one is begun.
 
         Returns:
-            Tokens by row, and the places of the retain rows that were asked.
+            The places of the retain rows that were asked, in their order.
         """
         retain, total = self._retain, len(self._retain.records)
         allowed = total * (1 - floor)  # recall that may be missing in the whole set
-        tokens: dict[int, list[int]] = {}
         seen: list[int] = []
-        going_on: list[OpenRows] = []
-        before = [row for one in self._sets if one.name == "forget" for row in one.rows]
+        begun = [row for one in self._sets if one.name == "forget" for row in one.rows]
+        begun = _new(begun, ())
+        known = dict(run.open(begun))
         for chunk in self._chunks(max(LEAST_CHUNK, math.ceil(2 * allowed))):
-            rows = [*before, *(retain.rows[i] for i in chunk)]
-            opened = self._answers.open(_new(rows, tokens), rules)
-            before, seen = [], [*seen, *chunk]
-            if self._missing(chunk, tokens | opened.answers) <= len(chunk) * (1 - floor):
-                going_on = [opened]
+            rows = _new([retain.rows[i] for i in chunk], begun)
+            known |= run.open(rows)
+            begun += rows
+            seen += chunk
+            if self._missing(chunk, known) <= len(chunk) * (1 - floor):
                 break
-            tokens |= self._answers.close([opened], rules)
-            if self._missing(seen, tokens) > allowed + ROUNDING * total:
-                return tokens, seen
-        left = sorted(set(range(total)) - set(seen))
-        rest = [row for one in self._sets if one.name not in JUDGED for row in one.rows]
-        rest += [retain.rows[i] for i in left]
-        begun = [row for one in going_on for row in (*one.answers, *one.waiting())]
-        going_on.append(self._answers.open(_new(rest, {*tokens, *begun}), rules))
-        return tokens | self._answers.close(going_on, rules), [*seen, *left]
+            known |= run.close()
+            if self._missing(seen, known) > allowed + ROUNDING * total:
+                return sorted(seen)
+        rest = [row for one in self._sets if one.name != "forget" for row in one.rows]
+        run.open(_new(rest, begun))
+        return list(range(total))
 
     def _chunks(self, size: int) -> Iterator[list[int]]:
         """Yield places of retain rows in a fixed shuffled order."""

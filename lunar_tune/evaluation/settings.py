@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lunar_tune.errors import InputError
 
-__all__ = ["LEAST_BUDGET", "PUBLISHED_MAX_NEW_TOKENS", "DecodingSettings"]
+if TYPE_CHECKING:
+    from lunar_tune.evaluation.finished import RecallStop
+
+__all__ = ["LEAST_BUDGET", "PUBLISHED_MAX_NEW_TOKENS", "AnswerRules", "DecodingSettings"]
 
 PUBLISHED_MAX_NEW_TOKENS = 512  # config/forget.yaml of the published code at dfa56eb
 LEAST_BUDGET = 32
@@ -36,3 +40,16 @@ class DecodingSettings:
             raise InputError(f"--repetition-penalty {self.repetition_penalty}: a positive number.")
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size}: at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRules:
+    """What holds for all answers of one evaluation."""
+
+    edited_layer: int | None
+    """The block whose down-projection is changed, with nothing below it and nothing else in it;
+    None computes everything anew."""
+    max_new_tokens: int
+    """Token budget of an answer."""
+    stop: RecallStop | None = None
+    """Tells which rows need not go on; None lets all of them go on."""

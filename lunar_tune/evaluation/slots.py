@@ -5,8 +5,7 @@ padding in between, rows that leave, growth.
 Does not cover: which tokens are computed (`answering`).
 
 A token's slot is its position, so what was written for a rejected draft is simply overwritten, and
-one mask serves every block: a query at position p sees slots 0 to p. The last slot of a row takes
-what padding writes; no query looks there.
+one mask serves every block: a query at position p sees slots 0 to p.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ __all__ = ["SlotCache"]
 
 
 class SlotCache:
-    """Keys and values `[rows, slots + 1, kv_heads, head_dim]` of some blocks.
+    """Keys and values `[rows, slots, kv_heads, head_dim]` of every block.
 
     Args:
         rows: How many rows.
@@ -35,44 +34,37 @@ class SlotCache:
         self.values: dict[int, Tensor] = {}
         self._positions: Tensor | None = None
         self._row_index: Tensor | None = None
-        self._first_row = 0
         self._width = slots
 
     def at(
-        self, positions: Int[Tensor, "batch seq"], *, width: int, first_row: int = 0
+        self, positions: Int[Tensor, "batch seq"], *, width: int
     ) -> Bool[Tensor, "batch 1 seq width"]:
         """Say which tokens the next forward computes, and return its attention mask.
 
         Args:
-            positions: Of each token; `slots` for padding.
+            positions: Of each token; each row of the cache has a line.
             width: Slots that any query looks at.
-            first_row: The row of the batch's first one.
         """
-        self._positions = positions
-        count = len(positions)
-        self._row_index = torch.arange(first_row, first_row + count, device=positions.device)
-        self._first_row, self._width = first_row, width
+        self._positions, self._width = positions, width
+        self._row_index = torch.arange(len(positions), device=positions.device)[:, None]
         return torch.arange(width, device=positions.device) <= positions[:, None, :, None]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write a block's new keys and values; return all that its queries may look at."""
-        if self._positions is None or self._row_index is None:
+        if self._positions is None:
             raise AssertionError("`at` comes first")
-        rows = slice(self._first_row, self._first_row + len(self._row_index))
         seen = []
         for kept, new in ((self.keys, key_states), (self.values, value_states)):
-            new = new.transpose(1, 2)
-            if layer_idx not in kept:
-                self.allocate(kept, layer_idx, new)
-            kept[layer_idx][self._row_index[:, None], self._positions] = new
-            seen.append(kept[layer_idx][rows, : self._width].transpose(1, 2))
+            slots = kept[layer_idx]
+            slots[self._row_index, self._positions] = new.transpose(1, 2)
+            seen.append(slots[: len(new), : self._width].transpose(1, 2))
         return seen[0], seen[1]
 
     def allocate(self, kept: dict[int, Tensor], layer: int, like: Tensor) -> None:
         """Make room for a block; zeros, since what is masked is still multiplied by 0."""
-        kept[layer] = like.new_zeros((self.rows, self.slots + 1, *like.shape[-2:]))
+        kept[layer] = like.new_zeros((self.rows, self.slots, *like.shape[-2:]))
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
         """Return the width; positions are given, so nothing is derived from it."""
@@ -92,15 +84,6 @@ class SlotCache:
                 self.allocate(kept, layer, new)
             kept[layer][rows, positions] = new.to(kept[layer].device)
 
-    def take(self, rows: Sequence[int], other: SlotCache, index: Sequence[int]) -> None:
-        """Copy rows `index` of another cache, which may be shorter or longer, into `rows`."""
-        width = min(self.slots, other.slots)
-        for kept, source in ((self.keys, other.keys), (self.values, other.values)):
-            for layer, tensor in source.items():
-                if layer not in kept:
-                    self.allocate(kept, layer, tensor)
-                kept[layer][list(rows), :width] = tensor[list(index), :width]
-
     def keep(self, holes: Sequence[int], movers: Sequence[int], rows: int) -> None:
         """Let rows leave: `movers` take the places of `holes`, and `rows` of them stay."""
         for kept in (self.keys, self.values):
@@ -113,7 +96,7 @@ class SlotCache:
         """Make rows longer; what is beyond `rows` is given up."""
         for kept in (self.keys, self.values):
             for layer, tensor in kept.items():
-                longer = tensor.new_zeros((self.rows, slots + 1, *tensor.shape[2:]))
+                longer = tensor.new_zeros((self.rows, slots, *tensor.shape[2:]))
                 longer[:, :self.slots] = tensor[: self.rows, :self.slots]
                 kept[layer] = longer
         self.slots = slots
