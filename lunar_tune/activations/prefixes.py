@@ -75,7 +75,5 @@ class PrefixTree:
         ends = [starts[row + 1] for row in rows]
         if lengths is not None:
             ends = [starts[row] + length for row, length in zip(rows, lengths, strict=True)]
-        pieces = [
-            self.nodes[starts[row] : end] for row, end in zip(rows, ends, strict=True)
-        ]
+        pieces = [self.nodes[starts[row] : end] for row, end in zip(rows, ends, strict=True)]
         return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64)

@@ -200,5 +200,3 @@ class PromptActivations:
 
 def _file_name(point: int) -> str:
     return f"point-{point:03d}"
-
-

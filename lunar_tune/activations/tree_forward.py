@@ -190,9 +190,7 @@ def tree_forward(
         The stream after the final norm, where it is asked for.
     """
     given = (
-        {"input_ids": batch.ids}
-        if stream is None
-        else {"inputs_embeds": stream[batch.nodes][None]}
+        {"input_ids": batch.ids} if stream is None else {"inputs_embeds": stream[batch.nodes][None]}
     )
     with (
         decoder_slice(loaded.model, loaded.layout, start, stop or loaded.n_layers) as decoder,

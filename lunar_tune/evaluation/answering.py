@@ -26,6 +26,7 @@ from torch.nn.functional import linear
 from lunar_tune.activations.prompts import PromptActivations
 from lunar_tune.activations.streams import sweep_batch
 from lunar_tune.activations.tree_forward import NodeKeys, TreeBatch, arrange, tree_forward
+from lunar_tune.evaluation.guessing import Guesser
 from lunar_tune.evaluation.settings import AnswerRules
 from lunar_tune.evaluation.slot_decoding import SlotDecoding, until_end
 from lunar_tune.evaluation.slots import SlotCache
@@ -71,6 +72,7 @@ class Answerer:
         self.loaded: LoadedModel = activations.source.loaded
         self.trial_keys = NodeKeys(activations.tree.n_nodes, self.loaded.device)
         """Of the blocks above the edit; each trial writes its own."""
+        self.guesser = Guesser(activations.drafts)
         self._deepest = deepest
         self._asked_size = batch_size
         self._openings: dict[object, _Opening] = {}
@@ -275,11 +277,11 @@ class AnsweringRun:
             tokens = [self._pending[row] for row in rows]
             lengths = self._activations.prompt_lengths
             held = [lengths[row] + len(said) - 1 for row, said in zip(rows, tokens, strict=True)]
-            cache = SlotCache(
-                len(rows), max(held) + min(self._rules.max_new_tokens, FIRST_SLOTS)
-            )
+            cache = SlotCache(len(rows), max(held) + min(self._rules.max_new_tokens, FIRST_SLOTS))
             self._fill(cache, rows, held)
-            decoding = SlotDecoding(self._loaded, cache, rows, tokens, held, self._rules)
+            decoding = SlotDecoding(
+                self._loaded, cache, rows, tokens, held, self._rules, self._answerer.guesser
+            )
             answers |= decoding.run()
         return answers
 

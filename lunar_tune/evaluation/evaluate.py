@@ -179,11 +179,11 @@ class Evaluator:
         retain, total = self._retain, len(self._retain.records)
         allowed = total * (1 - floor)  # recall that may be missing in the whole set
         seen: list[int] = []
-        begun = [row for one in self._sets if one.name == "forget" for row in one.rows]
-        begun = _new(begun, ())
-        known = dict(run.open(begun))
+        known: dict[int, list[int]] = {}
+        begun: list[int] = []
+        first = [row for one in self._sets if one.name == "forget" for row in one.rows]
         for chunk in self._chunks(max(LEAST_CHUNK, math.ceil(2 * allowed))):
-            rows = _new([retain.rows[i] for i in chunk], begun)
+            rows = _new([*first, *(retain.rows[i] for i in chunk)], begun)
             known |= run.open(rows)
             begun += rows
             seen += chunk
@@ -212,9 +212,7 @@ class Evaluator:
         )
         return len(places) - math.fsum(recall.rouge1 for recall in recalls)
 
-    def _recalls(
-        self, records: Sequence[Record], tokens: Sequence[Sequence[int]]
-    ) -> list[Recall]:
+    def _recalls(self, records: Sequence[Record], tokens: Sequence[Sequence[int]]) -> list[Recall]:
         truths = [record.answer for record in records]
         return rouge_recall(truths, self._texts(tokens), tokenizer=self._rouge_tokenizer)
 

@@ -76,9 +76,7 @@ def rouge_recall(
 def _recall(truth: str, answer: str, tokenizer: str) -> Recall:
     scores = _scorer(tokenizer).score(truth, answer)
     # An empty answer's ROUGE-L is the integer 0.
-    return Recall(
-        rouge1=float(scores["rouge1"].recall), rouge_l=float(scores["rougeL"].recall)
-    )
+    return Recall(rouge1=float(scores["rouge1"].recall), rouge_l=float(scores["rougeL"].recall))
 
 
 def check_scorable(records: Iterable[Record], *, tokenizer: str = "default") -> None:

@@ -1,12 +1,11 @@
-"""Rows decoded to their end, in one batch: several tokens at a time where a row repeats itself.
+"""Rows decoded to their end, in one batch: several tokens at a time where the next can be guessed.
 
-Covers: greedy steps with keys and values in slots, rows that leave as they are done, runs of
-repeated tokens checked several at a time.
-Does not cover: prompts (`answering` fills the slots).
+Covers: greedy steps with keys and values in slots, rows that leave as they are done, guesses that
+are checked several tokens at a time.
+Does not cover: prompts (`answering` fills the slots), where guesses come from (`guessing`).
 
-A model that has lost its thread often repeats itself to the end of its budget. What a row said last
-is then a good guess at what it says next: the guess is computed in one forward and taken as far as
-the model would have chosen it, so the tokens are those of decoding one by one.
+A guess at what a row says next is computed in one forward and taken as far as the model would have
+chosen it, so the tokens are those of decoding one by one.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lunar_tune.evaluation.guessing import Guesser
 from lunar_tune.evaluation.settings import AnswerRules
 from lunar_tune.evaluation.slots import SlotCache
 
@@ -29,13 +29,13 @@ __all__ = ["SlotDecoding", "until_end"]
 # Steps between looks at which rows have ended: a look is a synchronisation on a GPU.
 STEPS_PER_LOOK = {"cpu": 1, "cuda": 8}
 # Steps between looks at what rows have said, which is text and lists on the host.
-STEPS_PER_READING = 8
-# A repetition has at most so many tokens, and is seen when it comes twice.
-LONGEST_PERIOD = 16
+STEPS_PER_READING = 4
 # Tokens that are guessed at once: few at first, more while the guesses hold.
 FEWEST_GUESSED, MOST_GUESSED = 8, 64
+# The share of rows that must have a guess: the others' places in the forward are wasted.
+SHARE_WITH_GUESS = 0.5
 # Tokens in one forward above which guessing costs more than it saves.
-TOKENS_PER_GUESS = {"cpu": 256, "cuda": 4096}
+TOKENS_PER_GUESS = {"cpu": 128, "cuda": 4096}
 
 
 class SlotDecoding:
@@ -48,6 +48,7 @@ class SlotDecoding:
         tokens: What each has said so far, at least one token.
         held: Tokens of each row in the cache: its prompt and all it has said but the last token.
         rules: Of this run.
+        guesser: Guesses at what a row says next.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class SlotDecoding:
         tokens: Sequence[Sequence[int]],
         held: Sequence[int],
         rules: AnswerRules,
+        guesser: Guesser,
     ) -> None:
         self._loaded, self._cache, self._rules = loaded, cache, rules
+        self._guesser = guesser
         self._rows = list(rows)
         device, budget = loaded.device, rules.max_new_tokens
         self._eos = torch.tensor(loaded.eos_ids, device=device)
@@ -78,13 +81,15 @@ class SlotDecoding:
         answers: dict[int, list[int]] = {}
         step, guessed = 0, 0
         while self._rows:
-            reads = step % STEPS_PER_READING == 0 and step > 0 or guessed > 0
+            reads = step % STEPS_PER_READING == 0 or guessed > 0
             if reads or step % look == 0:
                 answers |= self._let_go(asks=reads)
             guesses = self._guesses(guessed) if reads and self._rows else []
             guessed = len(guesses[0]) if guesses else 0
             if self._rows:
-                self._advance(torch.tensor(guesses, device=self._tokens.device) if guesses else None)
+                self._advance(
+                    torch.tensor(guesses, device=self._tokens.device) if guesses else None
+                )
             step += 1
         return answers
 
@@ -149,22 +154,22 @@ class SlotDecoding:
         return answers
 
     def _guesses(self, before: int) -> list[list[int]]:
-        """Return guesses at what the rows say next, where at least half of them repeat themselves.
+        """Return guesses at what the rows say next, all of one length, or none.
 
         Args:
             before: How many tokens were guessed in the last step; 0 for none.
         """
         said = self._said(range(len(self._rows)))
-        periods = [_period(row) for row in said]
-        if 2 * sum(period > 0 for period in periods) < len(periods):
-            return []
         most = TOKENS_PER_GUESS.get(self._loaded.device.type, TOKENS_PER_GUESS["cpu"])
         length = min(max(FEWEST_GUESSED, 2 * before), MOST_GUESSED, most // len(said))
-        length = min(length, self._rules.max_new_tokens - min(map(len, said)))
-        return [
-            [row[len(row) - (period or 1) + i % (period or 1)] for i in range(length)]
-            for row, period in zip(said, periods, strict=True)
-        ]
+        length = min(length, self._rules.max_new_tokens - min(map(len, said)) - 1)
+        if length < 1:
+            return []
+        guesses = [self._guesser.guess(row, length) for row in said]
+        if sum(map(bool, guesses)) < SHARE_WITH_GUESS * len(guesses):
+            return []
+        longest = max(map(len, guesses))
+        return [[*guess, *[0] * (longest - len(guess))] for guess in guesses]
 
     def _said(self, places: Sequence[int]) -> list[list[int]]:
         """Return the tokens of some rows, cut before the first end-of-sequence token."""
@@ -175,18 +180,6 @@ class SlotDecoding:
         rows = self._tokens[index, : max(counts)].tolist()
         pairs = zip(rows, counts, strict=True)
         return [until_end(row[:length], self._loaded.eos_ids) for row, length in pairs]
-
-
-def _period(tokens: Sequence[int]) -> int:
-    """Return after how many tokens a row repeats itself at its end; 0 where it does not."""
-    for period in range(1, min(LONGEST_PERIOD, len(tokens) // 2) + 1):
-        repeats = max(2, -(-4 // period))  # at least four tokens are compared
-        length = period * repeats
-        if len(tokens) >= length and all(
-            tokens[-i] == tokens[-i - period] for i in range(1, length - period + 1)
-        ):
-            return period
-    return 0
 
 
 def until_end(row: Sequence[int], eos_ids: Sequence[int]) -> list[int]:

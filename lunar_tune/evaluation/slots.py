@@ -97,6 +97,6 @@ class SlotCache:
         for kept in (self.keys, self.values):
             for layer, tensor in kept.items():
                 longer = tensor.new_zeros((self.rows, slots, *tensor.shape[2:]))
-                longer[:, :self.slots] = tensor[: self.rows, :self.slots]
+                longer[:, : self.slots] = tensor[: self.rows, : self.slots]
                 kept[layer] = longer
         self.slots = slots

@@ -135,9 +135,7 @@ class LunarPreparation(Preparation):
             seed=seed,
         )
 
-    def _points(
-        self, seed: int
-    ) -> tuple[Int[Tensor, " points"], Bool[Tensor, " points"]]:
+    def _points(self, seed: int) -> tuple[Int[Tensor, " points"], Bool[Tensor, " points"]]:
         """Return the nodes of the tokens that take part in the fit, and which of them are moved."""
         settings = self._method.settings
         ends = self._lengths.cumsum(0)

@@ -127,8 +127,9 @@ def _train(
         for batch in order.split(settings.batch_size):
             h = inputs.index_select(0, tokens[batch]).to(trained.dtype)
             error = error_of(linear(h, trained), batch)
-            batch_losses.append(error.float().square().mean())
-            torch.mm(error.mul_(2 / error.numel()).T, h, out=update.gradient)
+            flat = error.float().flatten()
+            batch_losses.append(flat.dot(flat) / len(flat))
+            torch.mm(error.mul_(2 / len(flat)).T, h, out=update.gradient)
             update.step(rate)
         losses.append(_checked(float(torch.stack(batch_losses).mean()), epoch, settings.epochs))
     return tuple(losses)

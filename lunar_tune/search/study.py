@@ -25,7 +25,7 @@ from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.space import SearchSpace
 
-__all__ = ["Study"]
+__all__ = ["Study", "make_sampler"]
 
 # Measured on recorded surfaces of a small checkpoint: with 8 random trials first the constrained
 # GP found the grid's optimum within 20 to 30 trials (docs/benchmarks.md).
@@ -56,7 +56,7 @@ class Study:
         self._study = optuna.create_study(
             storage=storage,
             study_name=name,
-            sampler=_sampler(config.sampler, config.run.seed),
+            sampler=make_sampler(config.sampler, config.run.seed),
             direction="minimize",
             load_if_exists=True,
         )
@@ -135,7 +135,8 @@ class Study:
         )
 
 
-def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """Return a sampler by its name on the command line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name == "gp":

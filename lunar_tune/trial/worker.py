@@ -187,10 +187,7 @@ class Worker:
         if self.plain_decoding is None and not self._drafts:
             lengths = self.activations.prompt_lengths
             self.draft(
-                {
-                    prompts[row][: lengths[row]]: answer
-                    for row, answer in evaluation.tokens.items()
-                }
+                {prompts[row][: lengths[row]]: answer for row, answer in evaluation.tokens.items()}
             )
         return TrialResult(
             parameters={},
