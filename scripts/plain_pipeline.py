@@ -1,9 +1,10 @@
-"""One trial as the published pipeline runs it: nothing kept, nothing shared, nothing batched early.
+"""One trial as the published pipeline runs it: nothing kept, nothing shared.
 
-Covers: a fresh load, directions, six sweeps at batch size 1 for one layer, a deep copy of the model,
-a data loader over single tokens, an autograd AdamW (or a ridge solution in float64), generation by
-transformers in batches of 16, ROUGE; stage by stage with seconds. Written on transformers and torch
-alone, so that it is also an independent computation to hold the engine against.
+Covers: a fresh load, directions, six sweeps at batch size 1 for one layer, a deep copy of the
+model, a data loader over single tokens, an autograd AdamW (or a ridge solution in float64),
+generation by transformers set by set in batches of 16, ROUGE; stage by stage with seconds. Written
+on transformers and torch alone, so that it is also an independent computation to hold the engine
+against.
 Does not cover: rank metrics; anything that the engine does.
 
 The order of things follows facebookresearch/LUNAR at dfa56eb; the fitted difference from the
@@ -53,8 +54,10 @@ class Questions:
     forget: Sequence[Sequence[int]]
     retain: Sequence[Sequence[int]]
     reference: Sequence[Sequence[int]]
-    evaluated: Sequence[Sequence[int]]
+    evaluated: Sequence[Sequence[Sequence[int]]]
+    """Prompts of each set: forget, retain, factual."""
     truths: Sequence[str]
+    """Of all sets, one after the other."""
 
 
 @dataclass(kw_only=True)
@@ -129,7 +132,8 @@ def plain_trial(
             weight = projection.weight
             weight.copy_((weight.to(difference.dtype) + difference).to(weight.dtype))
     with result.stage("generate", device):
-        result.tokens = _generate(edited, model, questions.evaluated, max_new_tokens, end_at_eos)
+        for prompts in questions.evaluated:
+            result.tokens += _generate(edited, model, prompts, max_new_tokens, end_at_eos)
     with result.stage("score", device):
         answers = model.tokenizer.batch_decode(result.tokens, skip_special_tokens=True)
         result.rouge1, result.rouge_l = recalls(questions.truths, answers)
@@ -150,7 +154,7 @@ def recalls(truths: Sequence[str], answers: Sequence[str]) -> tuple[list[float],
 def _load(model: PlainModel) -> Any:
     if model.build is not None:
         return model.build()
-    loaded = AutoModelForCausalLM.from_pretrained(model.folder, dtype=model.dtype)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model.folder, dtype=model.dtype)
     return loaded.to(model.device).eval()
 
 

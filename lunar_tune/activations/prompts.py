@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.activations.cache import ActivationCache, content_key
+from lunar_tune.activations.cache import ActivationCache, CacheEntry, content_key
 from lunar_tune.activations.prefixes import PrefixTree
 from lunar_tune.activations.streams import (
     BlockReads,
@@ -64,7 +64,7 @@ class ActivationSource:
         """The model's fingerprint, taken before anything is edited."""
         return fingerprint(self.loaded)
 
-    def entry(self, kind: str, sequences: Sequence[Sequence[int]]) -> Any:
+    def entry(self, kind: str, sequences: Sequence[Sequence[int]]) -> CacheEntry | None:
         """Return the cache's entry for something captured on sequences; None without a cache."""
         if self.cache is None:
             return None
@@ -170,10 +170,10 @@ class PromptActivations:
             self._streams.update(self._capture(point))
             return self._streams[point]
         if (kept := entry.load(_file_name(point))) is not None:
-            return kept  # type: ignore[no-any-return]
+            return kept
         with entry.locked():
             if (kept := entry.load(_file_name(point))) is not None:
-                return kept  # type: ignore[no-any-return]  # another process was faster
+                return kept  # another process was faster
             for captured, stream in self._capture(point).items():
                 if not entry.save(_file_name(captured), stream):
                     self._streams = {captured: stream} | self._streams

@@ -150,11 +150,11 @@ def block_reads(
     """
     projection = loaded.layout.down_projection_of(loaded.model, layer)
     norm = loaded.layout.mlp_norm_of(loaded.model, layer)
-    place = {"dtype": loaded.model.dtype, "device": loaded.device}
-    reads = BlockReads(
-        inputs=torch.empty((tree.n_nodes, projection.in_features), **place),
-        residual=torch.empty((tree.n_nodes, projection.out_features), **place),
-    )
+
+    def empty(width: int) -> Tensor:
+        return torch.empty((tree.n_nodes, width), dtype=loaded.model.dtype, device=loaded.device)
+
+    reads = BlockReads(empty(projection.in_features), empty(projection.out_features))
 
     def sweep(budget: int) -> None:
         with decoder_slice(loaded.model, loaded.layout, layer, layer + 1) as decoder:

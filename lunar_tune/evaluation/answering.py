@@ -280,7 +280,13 @@ class AnsweringRun:
             cache = SlotCache(len(rows), max(held) + min(self._rules.max_new_tokens, FIRST_SLOTS))
             self._fill(cache, rows, held)
             decoding = SlotDecoding(
-                self._loaded, cache, rows, tokens, held, self._rules, self._answerer.guesser
+                self._loaded,
+                cache,
+                rows=rows,
+                tokens=tokens,
+                held=held,
+                rules=self._rules,
+                guesser=self._answerer.guesser,
             )
             answers |= decoding.run()
         return answers

@@ -1,4 +1,4 @@
-"""Guesses at what an answer says next, from what was said before: cheap, often right, never trusted.
+"""Guesses at what an answer says next: cheap, often right, never trusted.
 
 Covers: answers that repeat themselves, and answers that go on as one of the unmodified model's does
 (a refusal that the redirected model gives to other questions, for example).

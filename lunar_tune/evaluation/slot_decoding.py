@@ -55,6 +55,7 @@ class SlotDecoding:
         self,
         loaded: LoadedModel,
         cache: SlotCache,
+        *,
         rows: Sequence[int],
         tokens: Sequence[Sequence[int]],
         held: Sequence[int],

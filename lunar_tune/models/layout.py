@@ -138,8 +138,8 @@ def why_not_resumable(config: PretrainedConfig, longest: int) -> str | None:
         return f"its attention is {attention!r}, not sdpa"
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
-    in_force = window is not None and (not kinds or "sliding_attention" in kinds)
-    if in_force and longest > window:
+    in_force = not kinds or "sliding_attention" in kinds
+    if window is not None and in_force and longest > window:
         return f"its attention reaches back {window} tokens, and a row may have {longest}"
     other = kinds - {"full_attention", "sliding_attention"}
     return f"it has {', '.join(sorted(other))} blocks" if other else None

@@ -216,7 +216,7 @@ class RidgeSolution:
     coefficients: Float[Tensor, " d_ff"]
     """v, in float64."""
     error: float
-    """Mean over the tokens of (v·h − 1_forget)²."""
+    """Mean over the tokens of the squared difference between v·h and 1_forget."""
 
 
 def solve_ridge(
