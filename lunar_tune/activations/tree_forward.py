@@ -221,7 +221,7 @@ def _tree_attention(config: Any, batch: TreeBatch, keys: NodeKeys) -> Iterator[N
         _current.reset(token)
 
 
-def _attend(
+def _attend(  # noqa: PLR0917 as transformers calls it
     module: nn.Module,
     query: Float[Tensor, "1 heads new head_dim"],
     key: Float[Tensor, "1 kv_heads new head_dim"],

@@ -23,6 +23,7 @@ from lunar_tune.trial.options import RunOptions
 __all__ = ["GivenOptions", "merge_options", "was_given", "with_run_options"]
 
 _MODEL, _DATA, _METHOD, _ANSWERS = "Model", "Data", "Method", "Answers"
+_ENGINE = "Memory and reuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,39 @@ _OPTIONS = (
         "Words that ROUGE counts: default (a-z and digits, stemmed) or words (every script).",
     ),
     _Option("--seed", "seed", int, _METHOD, "Of everything random."),
+    _Option(
+        "--early-exit/--whole-answers",
+        "engine.early_exit",
+        bool,
+        _ANSWERS,
+        "End an answer that has said every word of the truth: its ROUGE recall is 1 whatever "
+        "follows. Default: in searches.",
+    ),
+    _Option(
+        "--reuse/--no-reuse",
+        "engine.reuse",
+        bool,
+        _ENGINE,
+        "Compute prompts once and check the unmodified model's answers first. Gives the same "
+        "answers, up to rounding.",
+    ),
+    _Option(
+        "--memory-budget",
+        "engine.memory_budget",
+        float | None,
+        _ENGINE,
+        "GiB of the GPU that weights, streams and batches share. Default: all that is free.",
+        metavar="GIB",
+    ),
+    _Option(
+        "--cache-limit",
+        "engine.cache_limit",
+        float | None,
+        _ENGINE,
+        "GiB that activations on disk may take; 0 keeps none there. Default: a quarter of the "
+        "disk's free space, at most 100. See python -m lunar_tune.cache.",
+        metavar="GIB",
+    ),
 )
 
 
@@ -272,8 +306,16 @@ def _given(ctx: typer.Context, taken: Mapping[_Option, Any]) -> GivenOptions:
             continue
         values[option] = value
         origins[option.path.split(".")[0]] = "command line"
-        arguments += [option.flag] if option.kind is bool else [option.flag, str(value)]
+        arguments += _as_given(option, value)
     return GivenOptions(values=values, origins=origins, arguments=tuple(arguments))
+
+
+def _as_given(option: _Option, value: Any) -> list[str]:
+    """Return an option as it is written in a command."""
+    if option.kind is not bool:
+        return [option.flag, str(value)]
+    on, _, off = option.flag.partition("/")
+    return [on if value or not off else off]
 
 
 def _parameter(option: _Option) -> inspect.Parameter:
@@ -296,7 +338,7 @@ def _parameter(option: _Option) -> inspect.Parameter:
 
 
 def _name(option: _Option) -> str:
-    return option.flag.removeprefix("--").replace("-", "_")
+    return option.flag.partition("/")[0].removeprefix("--").replace("-", "_")
 
 
 def _replaced(part: Any, path: list[str], value: Any) -> Any:

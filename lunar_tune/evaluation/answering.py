@@ -53,7 +53,7 @@ class _Opening:
     asked: Int[Tensor, "rows draft_and_one"]
     """Nodes after which a row's new tokens are chosen: its prompt's end, then its draft's."""
     draft: Int[Tensor, "rows draft"]
-    """Tokens of the draft; −1 where it is shorter."""
+    """Tokens of the draft; minus one where it is shorter."""
 
 
 class Answerer:

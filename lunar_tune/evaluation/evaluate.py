@@ -151,8 +151,7 @@ class Evaluator:
         if floor is None or not self._retain.records:
             run.open(_new([row for one in self._sets for row in one.rows], ()))
         else:
-            seen = self._in_chunks(run, floor)
-            complete = len(seen) == len(self._retain.records)
+            seen, complete = self._in_chunks(run, floor)
             asked = [
                 seen if one.name == "retain" else places
                 for one, places in zip(self._sets, asked, strict=True)
@@ -167,14 +166,15 @@ class Evaluator:
             tokens={row: tuple(answer) for row, answer in tokens.items()},
         )
 
-    def _in_chunks(self, run: AnswerRun, floor: float) -> list[int]:
+    def _in_chunks(self, run: AnswerRun, floor: float) -> tuple[list[int], bool]:
         """Ask the forget set, then retain rows until the floor is missed for certain.
 
         If what is known of a chunk after the first round holds the floor already, all that is left
         is asked at once; if not, the chunk is decoded to its end before the next one is begun.
 
         Returns:
-            The places of the retain rows that were asked, in their order.
+            The places of the retain rows that were asked, in their order, and whether everything
+            else was asked too.
         """
         retain, total = self._retain, len(self._retain.records)
         allowed = total * (1 - floor)  # recall that may be missing in the whole set
@@ -191,10 +191,10 @@ class Evaluator:
                 break
             known |= run.close()
             if self._missing(seen, known) > allowed + ROUNDING * total:
-                return sorted(seen)
+                return sorted(seen), False
         rest = [row for one in self._sets if one.name != "forget" for row in one.rows]
         run.open(_new(rest, begun))
-        return list(range(total))
+        return list(range(total)), True
 
     def _chunks(self, size: int) -> Iterator[list[int]]:
         """Yield places of retain rows in a fixed shuffled order."""

@@ -15,7 +15,7 @@ from lunar_tune.cli.running import DebugOption, QuietOption, command_app, report
 from lunar_tune.errors import Problems
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.search.config import SAMPLERS, SearchConfig
-from lunar_tune.trial.options import RunOptions
+from lunar_tune.trial.options import EngineSettings, RunOptions
 
 _SEARCH, _PLACE = "Search", "Resources and results"
 _DEFAULT = SearchConfig()
@@ -44,6 +44,14 @@ def search(
         float,
         typer.Option(help="Least retain ROUGE-1 of a feasible trial.", rich_help_panel=_SEARCH),
     ] = _DEFAULT.retain_floor,
+    bounded: Annotated[
+        bool,
+        typer.Option(
+            help="Ask no more of a trial that has missed the floor for certain; its retain "
+            "score is then the mean of the rows that were asked.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.bounded,
     sampler: Annotated[
         str,
         typer.Option(help=f"Who proposes: {', '.join(SAMPLERS)}.", rich_help_panel=_SEARCH),
@@ -129,7 +137,10 @@ def search(
     130 interrupted, 2 the input was wrong.
     """
     with reporting_errors(debug=debug):
-        base = RunOptions(decoding=DecodingSettings(max_new_tokens=None))
+        base = RunOptions(
+            decoding=DecodingSettings(max_new_tokens=None),
+            engine=EngineSettings(early_exit=True),
+        )
         local: dict[str, Any] = {
             key: value
             for key, value in locals().items()

@@ -1,27 +1,24 @@
 """Starting and asking Ray: quiet, with what a trial may use.
 
-Covers: a local Ray or an existing cluster, resources of a trial, one function call on a worker
-with a trial's resources, errors as they were raised there.
-Does not cover: Tune (`run`).
+Covers: a local Ray or an existing cluster, resources of a trial, errors in one line.
+Does not cover: Tune (`tuning`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.errors import InputError
 
 if TYPE_CHECKING:
     from lunar_tune.search.config import SearchConfig
 
-__all__ = ["Resources", "call_on_worker", "check_gpus", "described", "ray_session", "share_out"]
-
-Result = TypeVar("Result")
+__all__ = ["Resources", "check_gpus", "described", "ray_session", "share_out"]
 
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
 # Tune's snapshots of its state are never restored (the study is the state).
@@ -79,6 +76,8 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
+    # A crash is told once, as the trial's reason of failure, and not as Tune's traceback.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address is None:
         # Without an address Ray would join the cluster of RAY_ADDRESS or of the last `ray start`.
@@ -134,30 +133,6 @@ def share_out(config: SearchConfig) -> Resources:
             f"{most_cpus:g} and {most_gpus:g}. Lower --cpus-per-trial or --gpus-per-trial."
         )
     return Resources(cpus=cpus, gpus=gpus, concurrency=min(fitting, config.concurrency or fitting))
-
-
-def call_on_worker(
-    function: Callable[..., Result], resources: Resources, *arguments: Any
-) -> Result:
-    """Call a function once on a worker with a trial's resources and wait for what it returns.
-
-    Raises:
-        LunarTuneError: What the function raised there, or that the worker was lost.
-    """
-    import ray
-
-    # Named here and not in `.options`: only so Ray ends the process of a GPU task after its one
-    # call, which gives the GPU's memory back before the trials load the model again.
-    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(function)
-    try:
-        result: Result = ray.get(remote.remote(*arguments))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, LunarTuneError):
-            raise error.cause from error
-        raise LunarTuneError(f"a worker failed: {described(error.cause)}") from error
-    except ray.exceptions.RayError as error:
-        raise LunarTuneError(f"a worker was lost: {described(error)}") from error
-    return result
 
 
 def described(error: BaseException) -> str:

@@ -39,6 +39,8 @@ class SearchConfig:
     """Seconds after which no trial is started any more."""
     retain_floor: float = RETAIN_FLOOR
     """Least retain ROUGE-1 of a feasible trial."""
+    bounded: bool = True
+    """Whether a trial asks no more once it has missed the floor for certain."""
     sampler: str = "gp"
     """Who proposes: gp (constrained Gaussian process), tpe or random."""
     starting_points: bool = True

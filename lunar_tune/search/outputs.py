@@ -6,7 +6,7 @@ Does not cover: the journal (`study`) and the answers (`trainable`), which are w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,14 +24,13 @@ from lunar_tune.search.config import SearchConfig
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
-    from lunar_tune.search.trainable import Confirmation  # loads Ray
+    from lunar_tune.search.course import Confirmation  # loads Optuna
 
 __all__ = [
     "Folder",
     "best_document",
     "check_output",
     "make_folder",
-    "short_trials",
     "write_best",
 ]
 
@@ -127,7 +126,7 @@ def best_document(
     floor: float,
 ) -> dict[str, Any]:
     """Return what `best.yaml` says: the setting, its scores in full, and as the trial saw them."""
-    confirmed = confirmation.result.evaluation.scores
+    confirmed = confirmation.scores
     return {
         "model": spec.model.name,
         "data": spec.data.name,
@@ -139,7 +138,7 @@ def best_document(
         "retain_floor": floor,
         "feasible": confirmed["retain_rouge1"] >= floor,
         "confirmed": {
-            "max_new_tokens": confirmation.result.max_new_tokens,
+            "max_new_tokens": confirmation.max_new_tokens,
             "scores": dict(confirmed),
         },
         "as_searched": {"max_new_tokens": row.max_new_tokens, "scores": dict(row.scores)},
@@ -151,10 +150,3 @@ def best_document(
 def write_best(folder: Folder, document: Mapping[str, Any]) -> None:
     """Write `best.yaml`."""
     write_atomically(folder.best, yaml.safe_dump(dict(document), sort_keys=False).encode())
-
-
-def short_trials(confirmations: Sequence[Confirmation], floor: float) -> list[int]:
-    """Return the trials that lost the retain floor when evaluated in full."""
-    return [
-        one.number for one in confirmations if one.result.evaluation.scores["retain_rouge1"] < floor
-    ]

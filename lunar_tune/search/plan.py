@@ -6,6 +6,7 @@ Does not cover: the model's own scores (`run`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,6 +58,12 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     problems.raise_if_any()
     if spec is None or space is None:
         raise AssertionError("what is missing comes with a noted problem")
+    floor = config.retain_floor if config.bounded else None
+    spec = dataclasses.replace(
+        spec,
+        engine=dataclasses.replace(spec.engine, retain_floor=floor),
+        layers=space.values_of("layer"),
+    )
     return SearchPlan(config=config, spec=spec, space=space, facts=plan_facts(config, spec, space))
 
 

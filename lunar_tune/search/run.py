@@ -1,7 +1,7 @@
 """A whole search, from its configuration to its outputs and exit code.
 
-Covers: the order of things: check, plan, preflight, trials, confirmation, outputs.
-Does not cover: each of these; the modules beside this one do.
+Covers: the order of things before the first task: plan, model, folder, tracking, Ray.
+Does not cover: each of these, and what comes then; the modules beside this one do.
 """
 
 from __future__ import annotations
@@ -12,22 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
-from rich.markup import escape
 
-from lunar_tune.errors import InputError
 from lunar_tune.reporting.progress import build_progress, epochs_shown
-from lunar_tune.search.cluster import Resources, call_on_worker, ray_session, share_out
+from lunar_tune.search.cluster import Resources, ray_session, share_out
 from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.outputs import (
-    Folder,
-    make_folder,
-)
+from lunar_tune.search.outputs import Folder, make_folder
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.session import SearchSession
-from lunar_tune.search.summary import (
-    print_plan,
-    vanilla_problem,
-)
+from lunar_tune.search.summary import print_plan
 from lunar_tune.search.tracking import SearchTracker, default_tracking_uri
 from lunar_tune.trial.assemble import materialise
 
@@ -58,11 +50,8 @@ def run_search(
     ):
         resources = share_out(plan.config)
         plan = _on_device(plan, resources)
-        with console.status("evaluating the unmodified model"):
-            vanilla = _preflight(plan, resources, console)
-        search = SearchSession(plan, folder, resources, opened(), vanilla)
-        search.describe(given)
-        return search.run(console, arguments)
+        search = SearchSession(plan, folder, resources, opened, console=console, given=given)
+        return search.run(arguments)
 
 
 def _with_model(plan: SearchPlan, console: Console) -> SearchPlan:
@@ -78,25 +67,6 @@ def _on_device(plan: SearchPlan, resources: Resources) -> SearchPlan:
         return plan
     model = dataclasses.replace(plan.spec.model, device="cpu")
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, model=model))
-
-
-def _preflight(plan: SearchPlan, resources: Resources, console: Console) -> Mapping[str, float]:
-    """Evaluate the unmodified model; refuse to go on where that is bound to fail."""
-    from lunar_tune.search.trainable import preflight
-
-    scores = call_on_worker(preflight, resources, plan.spec).evaluation.scores
-    factual = f", factual {scores['factual_rouge1']:.3f}" if "factual_rouge1" in scores else ""
-    console.print(
-        f"unmodified model: forget ROUGE-1 {scores['forget_rouge1']:.3f}, "
-        f"retain {scores['retain_rouge1']:.3f}{factual}",
-        highlight=False,
-    )
-    problem = vanilla_problem(scores, plan.config.retain_floor, plan.spec)
-    if problem is not None and not plan.config.force:
-        raise InputError(problem)
-    if problem is not None:
-        console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
-    return scores
 
 
 @contextlib.contextmanager

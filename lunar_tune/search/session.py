@@ -1,29 +1,33 @@
-"""A search under way: its trials, its confirmation, its records.
+"""A search under way: its records, its display, its ending.
 
-Covers: describing the search here and in MLflow, running and mirroring trials, confirming the best
-feasible ones in full until one keeps the floor, ending cleanly after an interruption.
-Does not cover: what comes before the first trial (`run`).
+Covers: judging the unmodified model, describing the search here and in MLflow, mirroring trials,
+showing progress, keeping the confirmed best, ending cleanly after an interruption.
+Does not cover: which task comes next (`course`), what comes before the first one (`run`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
 
 from lunar_tune.data.records import records_digest
-from lunar_tune.errors import LunarTuneError
+from lunar_tune.errors import InputError
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import RUNNING, TrialRow, best_first
-from lunar_tune.search.cluster import Resources, call_on_worker
+from lunar_tune.reporting.rows import RUNNING, TrialRow
+from lunar_tune.search.cluster import Resources
 from lunar_tune.search.config import config_document
-from lunar_tune.search.outputs import Folder, best_document, short_trials, write_best
+from lunar_tune.search.course import Confirmation, Course
+from lunar_tune.search.outputs import Folder, best_document, write_best
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.progress import SearchProgress
 from lunar_tune.search.study import Study
-from lunar_tune.search.summary import next_commands, print_result
+from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
 from lunar_tune.search.tracking import SearchTracker, without_password
 
 __all__ = [
@@ -35,34 +39,147 @@ __all__ = [
 ]
 
 EXIT_FOUND, EXIT_INFEASIBLE, EXIT_FAILURES, EXIT_INTERRUPTED = 0, 3, 4, 130
-# Candidates whose full evaluation is tried before the search is called infeasible.
-CONFIRMATIONS = 5
 
 
 class SearchSession:
-    """A search under way: what its stages share.
+    """A search under way; it hears from its course what happens.
 
     Args:
         plan: What is searched, checked and with a model that can be loaded.
         folder: Where everything is written.
         resources: Of a trial.
-        tracker: The MLflow mirror, open.
-        vanilla: The unmodified model's scores.
+        opened: Gives the MLflow mirror, which may still be opening.
+        console: Where to show what happens.
+        given: Origin of options that were not left at their default.
     """
+
+    tracker: SearchTracker
+    study: Study
+    vanilla: Mapping[str, float]
 
     def __init__(
         self,
         plan: SearchPlan,
         folder: Folder,
         resources: Resources,
-        tracker: SearchTracker,
-        vanilla: Mapping[str, float],
+        opened: Callable[[], SearchTracker],
+        *,
+        console: Console,
+        given: Mapping[str, str],
     ) -> None:
         self.plan, self.folder, self.resources = plan, folder, resources
-        self.tracker, self.vanilla = tracker, vanilla
-        self.study = Study(folder.journal, name=folder.name, space=plan.space, config=plan.config)
+        self._opened, self._console, self._given = opened, console, given
+        self._display = ExitStack()
+        self._progress: SearchProgress | None = None
+        self._status: Status | None = None
+        self._best: tuple[TrialRow, Mapping[str, float]] | None = None
 
-    def describe(self, given: Mapping[str, str]) -> None:
+    def run(self, arguments: Sequence[str]) -> int:
+        """Run everything, then write and show what came out; return the exit code.
+
+        Args:
+            arguments: The run's options as given, for the commands that are shown at the end.
+
+        Raises:
+            LunarTuneError: The unmodified model cannot be evaluated, or makes success impossible.
+        """
+        from lunar_tune.search.tuning import run_course
+
+        config = self.plan.config
+        course = Course(
+            self,
+            num_trials=config.num_trials,
+            retain_floor=config.retain_floor,
+            time_budget=config.time_budget,
+            max_failures=config.max_failures,
+        )
+        code, ending = EXIT_INFEASIBLE, None
+        try:
+            with self._display:
+                self._show("evaluating the unmodified model")
+                run_course(course, self.plan.spec, self.folder.path, self.resources)
+        except KeyboardInterrupt:
+            if course.study is None:
+                raise
+            code, ending = EXIT_INTERRUPTED, "Interrupted."
+            self._end_running("interrupted")
+        if course.error is not None:
+            raise course.error
+        if course.gave_up:
+            failures = config.max_failures
+            code, ending = EXIT_FAILURES, f"Stopped after {failures} failed trials in a row."
+        self._conclude(ending, arguments, killed=code == EXIT_INTERRUPTED)
+        return EXIT_FOUND if self._best is not None and code == EXIT_INFEASIBLE else code
+
+    def on_vanilla(self, scores: Mapping[str, float], note: str | None) -> Study:
+        """Judge the unmodified model; open the study and describe the search."""
+        self._show(None)
+        print_vanilla(self._console, scores, note)
+        problem = vanilla_problem(scores, self.plan.config.retain_floor, self.plan.spec)
+        if problem is not None and not self.plan.config.force:
+            raise InputError(problem)
+        if problem is not None:
+            self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
+        self.vanilla, self.tracker = scores, self._opened()
+        self.study = Study(
+            self.folder.journal,
+            name=self.folder.name,
+            space=self.plan.space,
+            config=self.plan.config,
+        )
+        self._describe(self._given)
+        progress = SearchProgress(self._console, self.plan.config.num_trials)
+        self._progress = self._display.enter_context(progress)
+        return self.study
+
+    def on_start(self, row: TrialRow) -> None:
+        """Open a trial's run; a mirror that fails is caught up with at the end."""
+        with self.tracker.tolerating():
+            name = f"{self.plan.spec.method.name} {row.label}"
+            self.tracker.start(row, name=name, tags=self._tags())
+
+    def on_end(self, row: TrialRow) -> None:
+        """Show and mirror a trial that has ended."""
+        if self._progress is not None:
+            self._progress.ended(row)
+        self._mirror(row)
+
+    def on_confirming(self, row: TrialRow) -> None:
+        """Show that a setting is evaluated in full."""
+        self._display.close()  # the trials' bar keeps its last state
+        self._show(f"evaluating trial {row.number} in full")
+
+    def on_confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
+        """Keep the best setting, or say why it is not the best."""
+        self._show(None)
+        if not holds:
+            self._console.print(
+                f"trial {row.number} loses the retain floor when evaluated in full; the next best "
+                "is confirmed instead"
+            )
+            return
+        self._best = row, confirmation.scores
+        document = best_document(
+            row,
+            confirmation,
+            spec=self.plan.spec,
+            vanilla=self.vanilla,
+            floor=self.plan.config.retain_floor,
+        )
+        write_best(self.folder, document)
+        with self.tracker.tolerating():
+            self.tracker.log_parent({f"best_{k}": v for k, v in confirmation.scores.items()})
+            self.tracker.log_files([self.folder.best])
+
+    def _show(self, text: str | None) -> None:
+        """Show what is being done beside the trials; None ends it."""
+        if self._status is not None:
+            self._status.stop()
+        self._status = None
+        if text is not None:
+            self._status = self._display.enter_context(self._console.status(text))
+
+    def _describe(self, given: Mapping[str, str]) -> None:
         """Write the configuration, here and on the parent run."""
         config, spec, data = self.plan.config, self.plan.spec, self.plan.spec.data
         splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
@@ -98,21 +215,9 @@ class SearchSession:
         )
         self.tracker.log_parent({f"vanilla_{name}": v for name, v in self.vanilla.items()})
 
-    def run(self, console: Console, arguments: Sequence[str]) -> int:
-        """Run the trials, confirm the best, write and show everything."""
-        code, ending, problem = EXIT_INFEASIBLE, None, None
-        best = confirmed = None
-        try:
-            if self._trials(console):
-                failures = self.plan.config.max_failures
-                code, ending = EXIT_FAILURES, f"Stopped after {failures} failed trials in a row."
-            with console.status("evaluating the best setting in full"):
-                best, confirmed = self._confirm(console)
-        except KeyboardInterrupt:
-            code, ending = EXIT_INTERRUPTED, "Interrupted."
-            self._end_running("interrupted")
-        except LunarTuneError as error:
-            problem, ending = error, f"The confirmation failed ({error})."
+    def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
+        """Write the mirrors, close MLflow's run and show the result."""
+        best, confirmed = self._best if self._best is not None else (None, None)
         report = Report(
             title=f"{self.plan.spec.model.name}, {self.plan.spec.data.name}: "
             f"forget {', '.join(self.plan.spec.data.forget_edges)}",
@@ -125,45 +230,15 @@ class SearchSession:
             ending=ending,
         )
         files = self.folder.write_mirrors(report)
-        self._close_mirror(files, status="KILLED" if code == EXIT_INTERRUPTED else "FINISHED")
+        self._close_mirror(files, status="KILLED" if killed else "FINISHED")
         commands = next_commands(self.plan.config, self.folder.path, best, arguments)
-        print_result(console, report, folder=self.folder.path, commands=commands)
-        if problem is not None:
-            raise problem
-        return EXIT_FOUND if best is not None and code == EXIT_INFEASIBLE else code
-
-    def _trials(self, console: Console) -> bool:
-        """Run all trials; return whether too many failed in a row."""
-        from lunar_tune.search.tuning import tune_trials
-
-        config = self.plan.config
-        with SearchProgress(console, config.num_trials) as progress:
-
-            def on_end(row: TrialRow) -> None:
-                progress.ended(row)
-                self._mirror(row)
-
-            return tune_trials(
-                self.study,
-                self.plan.spec,
-                self.folder.path,
-                config=config,
-                resources=self.resources,
-                on_start=self._mirror_start,
-                on_end=on_end,
-            )
-
-    def _mirror_start(self, row: TrialRow) -> None:
-        """Open a trial's run; a mirror that fails is caught up with at the end."""
-        with self.tracker.tolerating():
-            name = f"{self.plan.spec.method.name} {row.label}"
-            self.tracker.start(row, name=name, tags=self._tags())
+        print_result(self._console, report, folder=self.folder.path, commands=commands)
 
     def _mirror(self, row: TrialRow) -> None:
         from lunar_tune.search.trainable import answers_path
 
         if row.number not in self.tracker.running():
-            self._mirror_start(row)
+            self.on_start(row)
         with self.tracker.tolerating():
             self.tracker.end(row, answers_path(self.folder.path, row.number))
 
@@ -175,38 +250,6 @@ class SearchSession:
         with self.tracker.tolerating():
             self.tracker.log_files(files)
             self.tracker.close(status=status)
-
-    def _confirm(self, console: Console) -> tuple[TrialRow | None, Mapping[str, float] | None]:
-        """Evaluate the best feasible trials in full until one keeps the floor."""
-        from lunar_tune.search.trainable import confirm
-
-        floor = self.plan.config.retain_floor
-        candidates = best_first(self.study.rows())[:CONFIRMATIONS]
-        if not candidates:
-            return None, None
-        confirmations = call_on_worker(
-            confirm,
-            self.resources,
-            self.plan.spec,
-            [(row.number, row.parameters) for row in candidates],
-            floor,
-        )
-        for number in short_trials(confirmations, floor):
-            console.print(
-                f"trial {number} loses the retain floor when evaluated in full; the next best is "
-                "confirmed instead"
-            )
-        last = confirmations[-1] if confirmations else None
-        if last is None or last.result.evaluation.scores["retain_rouge1"] < floor:
-            return None, None
-        best = next(row for row in candidates if row.number == last.number)
-        document = best_document(best, last, spec=self.plan.spec, vanilla=self.vanilla, floor=floor)
-        write_best(self.folder, document)
-        scores = last.result.evaluation.scores
-        with self.tracker.tolerating():
-            self.tracker.log_parent({f"best_{name}": value for name, value in scores.items()})
-            self.tracker.log_files([self.folder.best])
-        return best, scores
 
     def _end_running(self, reason: str) -> None:
         """Fail what has no result, and mirror that and what was about to be mirrored."""

@@ -86,6 +86,16 @@ class SearchSpace:
             "starting_points": [dict(point) for point in self.starting_points],
         }
 
+    def values_of(self, name: str) -> tuple[int, ...]:
+        """Return the whole numbers that a parameter may take; none for one that is not searched."""
+        kind = self.parameters.get(name)
+        if isinstance(kind, IntRange):
+            low, high = kind.bounds
+            return tuple(range(low, high + 1))
+        if isinstance(kind, Choice):
+            return tuple(int(value) for value in kind.values)
+        return (int(kind.value),) if isinstance(kind, Fixed) else ()
+
     def check(self, parameters: Mapping[str, object]) -> None:
         """Check a value for each parameter.
 

@@ -24,7 +24,14 @@ from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.space import SearchSpace
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["next_commands", "plan_facts", "print_plan", "print_result", "vanilla_problem"]
+__all__ = [
+    "next_commands",
+    "plan_facts",
+    "print_plan",
+    "print_result",
+    "print_vanilla",
+    "vanilla_problem",
+]
 
 # A model that answers fewer of the words than this does not know the data.
 LEAST_TO_FORGET = 0.3
@@ -56,6 +63,24 @@ def print_plan(console: Console, facts: Mapping[str, str]) -> None:
     for label, value in facts.items():
         table.add_row(f"[bold]{escape(label)}[/bold]", escape(value))
     console.print(table)
+
+
+def print_vanilla(console: Console, scores: Mapping[str, float], note: str | None) -> None:
+    """Show the unmodified model's scores.
+
+    Args:
+        console: Where.
+        scores: Its scores.
+        note: Why answers are decoded plainly; None where they are not.
+    """
+    factual = f", factual {scores['factual_rouge1']:.3f}" if "factual_rouge1" in scores else ""
+    console.print(
+        f"unmodified model: forget ROUGE-1 {scores['forget_rouge1']:.3f}, "
+        f"retain {scores['retain_rouge1']:.3f}{factual}",
+        highlight=False,
+    )
+    if note is not None:
+        console.print(f"answers are decoded from their first token on: {escape(note)}")
 
 
 def vanilla_problem(scores: Mapping[str, float], floor: float, spec: TrialSpec) -> str | None:

@@ -1,36 +1,28 @@
-"""What runs on a worker: the Ray Tune trainable, and the two tasks around the trials.
+"""What runs on a worker: the Ray Tune trainable.
 
-Covers: a thin actor that loads the model once and is reused from trial to trial, answers written
-before scores are reported; preflight (the unmodified model) and confirmation (full evaluation).
-Does not cover: the trial itself (`trial.worker`), scheduling (`run`).
+Covers: a thin actor that loads the model once and is reused from task to task: the unmodified
+model, trials, full evaluations; answers written before scores are reported.
+Does not cover: the trial itself (`trial.worker`), which task comes next (`course`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from lunar_tune.errors import LunarTuneError, TrialError
+from lunar_tune.errors import InputError, LunarTuneError, TrialError
 from lunar_tune.reporting.tables import write_answers
 from lunar_tune.runtime import limit_threads
+from lunar_tune.search.course import CONFIRMATION, VANILLA
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
 
-__all__ = ["Confirmation", "UnlearningTrainable", "answers_path", "confirm", "preflight", "report"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confirmation:
-    """A full evaluation of one setting."""
-
-    number: int
-    result: TrialResult
+__all__ = ["UnlearningTrainable", "answers_path", "report"]
 
 
 def answers_path(folder: Path, number: int) -> Path:
@@ -54,74 +46,61 @@ def report(result: TrialResult, spec: TrialSpec, digest: str) -> str:
 
 
 class UnlearningTrainable(tune.Trainable):
-    """One complete unlearning run for each trial; the actor and its model outlive the trial."""
+    """One task after another on one model; the actor and its model outlive the task."""
 
     def setup(  # type: ignore[override]  # Ray passes with_parameters' values by keyword
         self, config: dict[str, Any], spec: TrialSpec, folder: Path
     ) -> None:
-        """Load the model, once per actor."""
+        """Note what will be loaded; it is loaded in the first step, where an error can be told."""
         _own_threads()
-        self._parameters = config
-        self._folder = folder
-        self._worker = Worker(spec)
+        self._task = config
+        self._spec, self._folder = spec, folder
+        self._worker: Worker | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial's parameters; nothing else changes."""
-        self._parameters = new_config
+        """Take the next task; nothing else changes."""
+        self._task = new_config
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the trial, write its answers, report its scores or why there are none."""
-        number, parameters = self._parameters["number"], self._parameters["parameters"]
+        """Run the task; report what it gives, or why it gives nothing."""
+        kind, number = self._task["task"], self._task["number"]
+        outcome: dict[str, Any]
         try:
-            result = self._worker.run(parameters)
+            outcome = {"report": self._run(kind, number, self._task["parameters"])}
         except TrialError as error:
-            return {"number": number, "failure": str(error), "done": True}
-        digest = write_answers(
-            answers_path(self._folder, number),
-            result.evaluation.rows,
-            result.fit.losses if result.fit is not None else (),
-        )
-        return {"number": number, "report": report(result, self._worker.spec, digest), "done": True}
+            outcome = {"failure": str(error)}
+        except LunarTuneError as error:
+            if kind not in {VANILLA, CONFIRMATION}:
+                raise
+            outcome = {"failure": str(error), "wrong_input": isinstance(error, InputError)}
+        return {"number": number, "done": True, **outcome}
+
+    def _run(self, kind: str, number: int, parameters: Mapping[str, Any]) -> str:
+        if self._worker is None:
+            self._worker = Worker(self._spec)
+        worker = self._worker
+        if kind == VANILLA:
+            vanilla = worker.vanilla()
+            scores = dict(vanilla.evaluation.scores)
+            return json.dumps({"scores": scores, "note": worker.plain_decoding})
+        if not worker.drafts:
+            worker.vanilla()  # a worker that began later: its trials check these answers
+        if kind == CONFIRMATION:
+            full = worker.run(parameters, full=True)
+            scores = dict(full.evaluation.scores)
+            return json.dumps({"scores": scores, "max_new_tokens": full.max_new_tokens})
+        result = worker.run(parameters)
+        losses = result.fit.losses if result.fit is not None else ()
+        path = answers_path(self._folder, number)
+        digest = write_answers(path, result.evaluation.rows, losses)
+        return report(result, worker.spec, digest)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Keep nothing: the study holds the result, and a trial is not continued."""
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Restore nothing; see `save_checkpoint`."""
-
-
-def preflight(spec: TrialSpec) -> TrialResult:
-    """Load the model and evaluate it unmodified, as a trial would be."""
-    _own_threads()
-    return Worker(spec).vanilla()
-
-
-def confirm(
-    spec: TrialSpec, candidates: Sequence[tuple[int, Mapping[str, Any]]], floor: float
-) -> list[Confirmation]:
-    """Evaluate candidates in full, best first, until one keeps the retain floor.
-
-    Args:
-        spec: The study's spec.
-        candidates: Trial numbers and parameters, best first.
-        floor: Least retain ROUGE-1.
-
-    Returns:
-        What was evaluated; only the last one may keep the floor.
-    """
-    _own_threads()
-    worker = Worker(spec)
-    confirmed: list[Confirmation] = []
-    for number, parameters in candidates:
-        try:
-            result = worker.run(parameters, full=True)
-        except LunarTuneError:
-            continue
-        confirmed.append(Confirmation(number=number, result=result))
-        if result.evaluation.scores["retain_rouge1"] >= floor:
-            break
-    return confirmed
 
 
 def _own_threads() -> None:

@@ -1,60 +1,34 @@
-"""The trials of a study under Ray Tune.
+"""The tasks of a search under Ray Tune.
 
-Covers: one Tuner with reused actors whose searcher is the study.
+Covers: one Tuner with reused actors whose searcher is the course.
 Does not cover: what Tune would keep or print: that is switched off or thrown away (`cluster`).
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ray import tune
 
-from lunar_tune.reporting.rows import TrialRow
 from lunar_tune.search.cluster import Resources
-from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.searcher import Conductor, NewsCallback, StudySearcher
-from lunar_tune.search.study import Study
+from lunar_tune.search.course import Course
+from lunar_tune.search.searcher import CourseSearcher, NewsCallback
 from lunar_tune.search.trainable import UnlearningTrainable
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["tune_trials"]
+__all__ = ["run_course"]
 
 
-def tune_trials(
-    study: Study,
-    spec: TrialSpec,
-    folder: Path,
-    *,
-    config: SearchConfig,
-    resources: Resources,
-    on_start: Callable[[TrialRow], None],
-    on_end: Callable[[TrialRow], None],
-) -> bool:
-    """Run trials until their number, the time or the patience is used up.
+def run_course(course: Course, spec: TrialSpec, folder: Path, resources: Resources) -> None:
+    """Run tasks until the course is over.
 
     Args:
-        study: Asked for parameters and told results.
+        course: Says what to run and is told what came out.
         spec: What the workers load.
         folder: Where workers write answers.
-        config: Number of trials, time budget, patience.
-        resources: Of a trial.
-        on_start: Called with a trial's row when it begins.
-        on_end: Called with a trial's row when the study has its result.
-
-    Returns:
-        Whether the search gave up because too many trials failed in a row.
+        resources: Of a task.
     """
-    conductor = Conductor(
-        study,
-        deadline=None if config.time_budget is None else time.monotonic() + config.time_budget,
-        max_failures=config.max_failures,
-        on_start=on_start,
-        on_end=on_end,
-    )
     trainable = tune.with_resources(
         tune.with_parameters(UnlearningTrainable, spec=spec, folder=folder),
         {"cpu": resources.cpus, "gpu": resources.gpus},
@@ -63,17 +37,16 @@ def tune_trials(
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(conductor),
-                num_samples=config.num_trials,
+                search_alg=CourseSearcher(course),
+                num_samples=-1,  # the course says when it is over
                 max_concurrent_trials=resources.concurrency,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name=folder.name,
                 storage_path=scratch,
-                callbacks=[NewsCallback(conductor)],
+                callbacks=[NewsCallback(course)],
                 verbose=0,
                 log_to_file=False,
             ),
         ).fit()
-    return conductor.gave_up

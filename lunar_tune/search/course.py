@@ -1,0 +1,202 @@
+"""What a search runs, task after task: the unmodified model, the trials, the best ones in full.
+
+Covers: which task comes next and when to wait, deadline and patience, what an outcome means.
+Does not cover: who runs a task (`trainable`), Ray (`searcher`), what is shown (`session`).
+
+All tasks run on the same workers, so that a model is loaded once from the first task to the last.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.search.study import Study
+
+__all__ = ["CONFIRMATION", "OVER", "TRIAL", "VANILLA", "Confirmation", "Course", "SearchEvents"]
+
+VANILLA, TRIAL, CONFIRMATION = "vanilla", "trial", "confirmation"
+OVER: Final = "over"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """A full evaluation of one setting."""
+
+    number: int
+    scores: Mapping[str, float]
+    max_new_tokens: int
+
+
+class SearchEvents(Protocol):
+    """Who hears of what happens."""
+
+    def on_vanilla(self, scores: Mapping[str, float], note: str | None) -> Study:
+        """Judge the unmodified model's scores; return the study, or raise to go no further."""
+
+    def on_start(self, row: TrialRow) -> None:
+        """Hear that a trial begins."""
+
+    def on_end(self, row: TrialRow) -> None:
+        """Hear that a trial has ended and the study has it."""
+
+    def on_confirming(self, row: TrialRow) -> None:
+        """Hear that a trial is evaluated in full."""
+
+    def on_confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
+        """Hear what came out, and whether the retain floor holds."""
+
+
+class Course:
+    """The tasks of one search.
+
+    Args:
+        events: Who hears of what happens.
+        num_trials: Trials to start.
+        retain_floor: Least retain ROUGE-1 of a confirmed setting.
+        time_budget: Seconds after the first trial's start after which no trial starts.
+        max_failures: Failed trials in a row after which no trial starts.
+    """
+
+    def __init__(
+        self,
+        events: SearchEvents,
+        *,
+        num_trials: int,
+        retain_floor: float,
+        time_budget: float | None = None,
+        max_failures: int = 5,
+    ) -> None:
+        self.study: Study | None = None
+        self.error: LunarTuneError | None = None
+        """Why the search cannot go on; to be raised when the last task has ended."""
+        self._events = events
+        self._num_trials, self._floor = num_trials, retain_floor
+        self._time_budget = time_budget
+        self._deadline: float | None = None
+        self._max_failures, self._failures_in_row = max_failures, 0
+        self._tasks: dict[str, tuple[str, int]] = {}
+        self._waiting_for_vanilla = False
+        self._running: set[int] = set()
+        self._started = 0
+        self._candidates: list[TrialRow] | None = None
+        self._confirming = self._over = False
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether too many trials failed in a row."""
+        return self._failures_in_row >= self._max_failures
+
+    def next(self, task_id: str) -> dict[str, Any] | str | None:
+        """Return what to run now; None to wait for what is running; `OVER` at the end.
+
+        Args:
+            task_id: Under which the outcome will be told.
+        """
+        if self._over or self.error is not None:
+            return OVER
+        if self.study is None:
+            first = not self._waiting_for_vanilla
+            self._waiting_for_vanilla = True
+            return self._task(task_id, VANILLA, -1, {}) if first else None
+        if self._may_start():
+            return self._trial(task_id, self.study)
+        if self._running or self._confirming:
+            return None
+        if self._candidates is None:
+            self._candidates = best_first(self.study.rows())
+        return self._confirmation(task_id) if self._candidates else OVER
+
+    def _trial(self, task_id: str, study: Study) -> dict[str, Any]:
+        number, parameters = study.ask()
+        self._running.add(number)
+        self._started += 1
+        self._events.on_start(study.row(number))
+        return self._task(task_id, TRIAL, number, parameters)
+
+    def _confirmation(self, task_id: str) -> dict[str, Any]:
+        row = (self._candidates or [])[0]
+        self._confirming = True
+        self._events.on_confirming(row)
+        return self._task(task_id, CONFIRMATION, row.number, row.parameters)
+
+    def finished(self, task_id: str, outcome: Mapping[str, Any]) -> None:
+        """Take a task's outcome; a trial's listeners hear of it in `ended`."""
+        kind, number = self._tasks[task_id]
+        report = json.loads(outcome["report"]) if "report" in outcome else None
+        failure = outcome.get("failure")
+        if kind == TRIAL and self.study is not None:
+            if failure is not None:
+                self.study.fail(number, failure)
+            elif report is not None:
+                self.study.complete(number, report)
+        elif kind == VANILLA:
+            self._take_vanilla(report, failure, wrong_input=bool(outcome.get("wrong_input")))
+        else:
+            self._take_confirmation(number, report)
+
+    def ended(self, task_id: str, error: str | None) -> None:
+        """Take that a task has ended, and tell listeners of a trial.
+
+        Args:
+            task_id: As in `next`.
+            error: What crashed it; None if it ended by itself. A trial without a result fails.
+        """
+        kind, number = self._tasks[task_id]
+        if kind == VANILLA and self.study is None and self.error is None:
+            self._take_vanilla(None, error, wrong_input=False)
+        if kind == CONFIRMATION and self._confirming:
+            self._take_confirmation(number, None)
+        if kind != TRIAL or self.study is None:
+            return
+        self.study.fail(number, error or "the trial ended without a result")
+        self._running.discard(number)
+        row = self.study.row(number)
+        if row.state == FAILED:
+            self._failures_in_row += 1
+        elif row.state == COMPLETE:
+            self._failures_in_row = 0
+        self._events.on_end(row)
+
+    def _task(
+        self, task_id: str, kind: str, number: int, parameters: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        self._tasks[task_id] = (kind, number)
+        return {"task": kind, "number": number, "parameters": dict(parameters)}
+
+    def _may_start(self) -> bool:
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        return self._started < self._num_trials and not late and not self.gave_up
+
+    def _take_vanilla(
+        self, report: Mapping[str, Any] | None, failure: str | None, *, wrong_input: bool
+    ) -> None:
+        """Take the unmodified model's scores, or why there are none."""
+        if report is None:
+            reason = failure or "the evaluation of the unmodified model ended without a result"
+            self.error = InputError(reason) if wrong_input else LunarTuneError(reason)
+            return
+        try:
+            self.study = self._events.on_vanilla(report["scores"], report["note"])
+        except LunarTuneError as error:
+            self.error = error
+            return
+        if self._time_budget is not None:
+            self._deadline = time.monotonic() + self._time_budget
+
+    def _take_confirmation(self, number: int, report: Mapping[str, Any] | None) -> None:
+        """Take a full evaluation; one that failed leaves the turn to the next candidate."""
+        self._confirming = False
+        if not self._candidates or self.study is None:
+            return
+        row = self._candidates.pop(0)
+        if report is None:
+            return
+        confirmation = Confirmation(number=number, **report)
+        self._over = confirmation.scores["retain_rouge1"] >= self._floor
+        self._events.on_confirmed(row, confirmation, holds=self._over)
