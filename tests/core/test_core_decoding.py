@@ -11,7 +11,7 @@ import torch
 
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation import decoding as decoding_module
-from lunar_tune.evaluation.decoding import generate_answers, token_budget
+from lunar_tune.evaluation.decoding import generate_tokens, token_budget
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
@@ -61,7 +61,8 @@ def text_of(loaded: LoadedModel, rows: list[list[int]]) -> list[str]:
 def answers_to(
     loaded: LoadedModel, prompts: list[list[int]], budget: int = 12, **settings: Any
 ) -> list[str]:
-    return generate_answers(loaded, prompts, DecodingSettings(**settings), max_new_tokens=budget)
+    tokens = generate_tokens(loaded, prompts, DecodingSettings(**settings), max_new_tokens=budget)
+    return text_of(loaded, tokens)
 
 
 def stopping_early(loaded: LoadedModel, budget: int = 12) -> LoadedModel:
@@ -121,7 +122,8 @@ def test_every_end_of_sequence_id_ends_an_answer_and_is_not_part_of_it(loaded: L
 
 
 def test_no_prompts_give_no_answers(loaded: Load) -> None:
-    assert answers_to(loaded("llama"), []) == []
+    settings = DecodingSettings()
+    assert generate_tokens(loaded("llama"), [], settings, max_new_tokens=4) == []
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.7])

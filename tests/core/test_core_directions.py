@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lunar_tune.activations.streams import ResidualStreams, capture_streams
+from lunar_tune.activations.streams import capture_last_tokens
+from lunar_tune.memory import BatchSize
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.redirection.directions import unlearning_vectors
@@ -41,10 +42,13 @@ def test_vectors_are_differences_of_block_outputs_at_the_last_token(
         expected = mean_of(REFERENCE) - mean_of(FORGET)
         for handle in handles:
             handle.remove()
-        streams = capture_streams(model, [*FORGET, *REFERENCE])
+        forget, reference = (
+            capture_last_tokens(model, prompts, BatchSize(2048, "tokens"))
+            for prompts in (FORGET, REFERENCE)
+        )
     finally:
         original.model.float()
-    vectors = unlearning_vectors(streams, reference_rows=[3, 4], forget_rows=[0, 1, 2])
+    vectors = unlearning_vectors(reference=reference, forget=forget)
     assert vectors.dtype == torch.float64
     torch.testing.assert_close(vectors, expected, rtol=1e-9, atol=1e-9)
 
@@ -52,7 +56,6 @@ def test_vectors_are_differences_of_block_outputs_at_the_last_token(
 def test_means_are_taken_in_float64_also_of_half_precision_streams() -> None:
     """In bfloat16, 256 + 1 is 256: a sum in that format would lose every small row."""
     rows = torch.tensor([256.0] + [1.0] * 300, dtype=torch.bfloat16)
-    values = torch.stack([rows, rows])[..., None]
-    streams = ResidualStreams(values=values, offsets=torch.arange(302))
-    vectors = unlearning_vectors(streams, reference_rows=range(301), forget_rows=[1])
+    reference = torch.stack([rows, rows])[..., None]
+    vectors = unlearning_vectors(reference=reference, forget=reference[:, 1:2])
     assert vectors.item() == pytest.approx((256 + 300) / 301 - 1, abs=1e-12)

@@ -16,8 +16,10 @@ import torch
 from transformers import AutoConfig
 
 from lunar_tune.activations import streams as streams_module
-from lunar_tune.activations.streams import capture_streams, down_projection_inputs
+from lunar_tune.activations.prefixes import PrefixTree
+from lunar_tune.activations.streams import block_reads, capture_last_tokens, capture_streams
 from lunar_tune.errors import ModelError
+from lunar_tune.memory import BatchSize
 from lunar_tune.models.layout import LAYOUTS, UNSUITABLE, check_layers, decoder_slice, layout_of
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.redirection.editing import edited
@@ -31,6 +33,7 @@ PROMPTS = [
     [5],
     [1, 200, 17, 17, 250, 31],
 ]
+TREE = PrefixTree(PROMPTS)
 # Windows of four tokens, on all blocks or on some: cutting must keep a block's kind of attention.
 SLIDING = {"sliding_window": 4}
 MIXED = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}
@@ -54,17 +57,37 @@ def forward(loaded: LoadedModel, prompt: list[int], **options: Any) -> Any:
         return loaded.model(input_ids=torch.tensor([prompt]), use_cache=False, **options)
 
 
+def captured(loaded: LoadedModel, budget: int = 2048) -> dict[int, torch.Tensor]:
+    """Return the streams of all prompts at every point, by node."""
+    return capture_streams(
+        loaded, TREE, range(loaded.n_layers + 1), BatchSize(budget, "the prompts' tokens")
+    )
+
+
+def inputs_of(
+    loaded: LoadedModel,
+    streams: dict[int, torch.Tensor],
+    layer: int,
+    rows: list[int],
+    budget: int = 2048,
+) -> torch.Tensor:
+    """Return what block `layer`'s down-projection reads at the tokens of some rows."""
+    batch = BatchSize(budget, "the prompts' tokens")
+    return block_reads(loaded, TREE, streams[layer], layer, batch).inputs[TREE.nodes_of(rows)]
+
+
 @each_variant
 def test_captured_streams_are_the_hidden_states_of_unpadded_prompts(
     loaded: Load, family: str, changes: dict[str, Any]
 ) -> None:
     model = loaded(family, **changes)
-    streams = capture_streams(model, PROMPTS)
-    assert streams.n_rows == len(PROMPTS)
+    streams = captured(model)
+    assert TREE.n_rows == len(PROMPTS)
     norm = model.layout.decoder_of(model.model).norm
     for row, prompt in enumerate(PROMPTS):
         states = forward(model, prompt, output_hidden_states=True).hidden_states
-        mine = streams.values[:, streams.token_rows([row])]
+        nodes = TREE.nodes_of([row])
+        mine = torch.stack([streams[point][nodes] for point in range(model.n_layers + 1)])
         torch.testing.assert_close(mine[:-1], torch.stack(states[:-1])[:, 0], rtol=1e-4, atol=1e-4)
         # transformers gives the last entry after the final norm; ours is before it.
         torch.testing.assert_close(norm(mine[-1]), states[-1][0], rtol=1e-4, atol=1e-4)
@@ -75,7 +98,7 @@ def test_inputs_of_the_down_projection_are_those_of_a_full_forward(
     loaded: Load, family: str, changes: dict[str, Any]
 ) -> None:
     model = loaded(family, **changes)
-    streams = capture_streams(model, PROMPTS)
+    streams = captured(model)
     rows = [3, 0, 2]
     for layer in range(model.n_layers):
         seen: list[torch.Tensor] = []
@@ -85,43 +108,55 @@ def test_inputs_of_the_down_projection_are_those_of_a_full_forward(
         for row in rows:
             forward(model, PROMPTS[row])
         handle.remove()
-        mine = down_projection_inputs(model, streams, layer, rows)
+        mine = inputs_of(model, streams, layer, rows)
         torch.testing.assert_close(mine, torch.cat(seen), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("budget", [1, 9, 14, 2048])
-def test_capture_does_not_depend_on_batching(
-    loaded: Load, monkeypatch: pytest.MonkeyPatch, budget: int
+@each_variant
+def test_a_blocks_output_is_its_residual_and_what_the_down_projection_adds(
+    loaded: Load, family: str, changes: dict[str, Any]
 ) -> None:
+    model = loaded(family, **changes)
+    streams = captured(model)
+    for layer in range(model.n_layers):
+        reads = block_reads(model, TREE, streams[layer], layer, BatchSize(2048, "tokens"))
+        down_projection = model.layout.down_projection_of(model.model, layer)
+        output = reads.residual + down_projection(reads.inputs)
+        torch.testing.assert_close(output, streams[layer + 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 9, 14, 2048])
+def test_capture_does_not_depend_on_batching(loaded: Load, budget: int) -> None:
     model = loaded("qwen2")
-    together = capture_streams(model, PROMPTS)
-    inputs = down_projection_inputs(model, together, 1, [4, 2, 0])
-    monkeypatch.setitem(streams_module.TOKENS_PER_BATCH, "cpu", budget)
-    apart = capture_streams(model, PROMPTS)
-    assert torch.equal(apart.offsets, together.offsets)
-    torch.testing.assert_close(apart.values, together.values, rtol=1e-4, atol=1e-5)
+    together = captured(model)
+    inputs = inputs_of(model, together, 1, [4, 2, 0])
+    apart = captured(model, budget)
+    assert apart.keys() == together.keys()
+    for point, stream in apart.items():
+        torch.testing.assert_close(stream, together[point], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        down_projection_inputs(model, together, 1, [4, 2, 0]), inputs, rtol=1e-4, atol=1e-5
+        inputs_of(model, together, 1, [4, 2, 0], budget), inputs, rtol=1e-4, atol=1e-5
     )
 
 
-def test_a_batch_never_holds_more_padded_tokens_than_its_budget_unless_one_row_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(streams_module.TOKENS_PER_BATCH, "cpu", 10)
+def test_a_batch_never_holds_more_padded_tokens_than_its_budget_unless_one_row_does() -> None:
     lengths = torch.tensor([3, 1, 12, 3, 3, 5, 2])
-    batches = list(streams_module._batches(lengths, torch.device("cpu")))
+    batches = list(streams_module._batches(lengths, 10))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(int(lengths[row]) for row in batch) <= 10
 
 
-def test_streams_know_each_rows_tokens_and_its_last_one(loaded: Load) -> None:
-    streams = capture_streams(loaded("llama"), PROMPTS)
-    assert streams.token_rows([1, 0]).tolist() == [4, 5, 0, 1, 2, 3]
-    assert streams.token_rows([]).tolist() == []
-    expected = streams.values[2][[5, 3, 14]]
-    assert torch.equal(streams.last_tokens([1, 0, 2], 2), expected)
+def test_each_rows_tokens_and_its_last_one_are_known(loaded: Load) -> None:
+    model = loaded("llama")
+    assert streams_module._token_index(TREE.offsets, [1, 0]).tolist() == [4, 5, 0, 1, 2, 3]
+    assert TREE.nodes_of([]).tolist() == []
+    streams = captured(model)
+    prompts = [PROMPTS[row] for row in (1, 0, 2)]
+    last = capture_last_tokens(model, prompts, BatchSize(2048, "the prompts' tokens"))
+    nodes = TREE.nodes[[5, 3, 14]]
+    for point, stream in streams.items():
+        torch.testing.assert_close(last[point], stream[nodes], rtol=1e-5, atol=1e-5)
 
 
 @each_variant

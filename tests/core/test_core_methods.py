@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import math
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from lunar_tune.activations.streams import capture_streams, down_projection_inputs
+from lunar_tune.activations import prompts as prompts_module
+from lunar_tune.activations.prompts import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError, TrialError
+from lunar_tune.memory import DeviceMemory
 from lunar_tune.methods.contract import METHODS, Method, Preparation, Subject
 from lunar_tune.methods.lunar import LunarMethod, LunarPreparation
 from lunar_tune.methods.lunar_settings import LunarSettings
@@ -59,9 +62,16 @@ def model(loaded: Load, unchanged: Callable[[Any], None]) -> LoadedModel:
     return one
 
 
+def activations(model: LoadedModel) -> PromptActivations:
+    return PromptActivations(ActivationSource(model), [*FORGET, *RETAIN])
+
+
 def subject(model: LoadedModel) -> Subject:
     return Subject(
-        loaded=model, forget_prompts=FORGET, retain_prompts=RETAIN, reference_prompts=REFERENCE
+        activations=activations(model),
+        forget_prompts=FORGET,
+        retain_prompts=RETAIN,
+        reference_prompts=REFERENCE,
     )
 
 
@@ -279,11 +289,13 @@ def test_retain_points_are_so_many_for_each_forget_token(
     preparation = lunar(retain_points=k).prepare(subject(model))
     assert isinstance(preparation, LunarPreparation)
     chosen, is_forget = preparation._points(seed=0)
-    assert chosen[:N_FORGET_TOKENS].tolist() == list(range(N_FORGET_TOKENS))
+    tree = preparation._activations.tree
+    assert chosen[:N_FORGET_TOKENS].tolist() == tree.nodes_of([0, 1]).tolist()
     assert is_forget.tolist() == [True] * N_FORGET_TOKENS + [False] * expected
-    retain = chosen[N_FORGET_TOKENS:].tolist()
-    assert len(set(retain)) == expected
-    assert set(retain) <= set(range(N_FORGET_TOKENS, N_FORGET_TOKENS + N_RETAIN_TOKENS))
+    # Each retain token at most once; several tokens may have one node.
+    retain = Counter(chosen[N_FORGET_TOKENS:].tolist())
+    assert retain.total() == expected
+    assert retain <= Counter(tree.nodes_of([2, 3, 4]).tolist())
 
 
 @pytest.mark.parametrize("solver", ["adamw", "closed_form"])
@@ -307,8 +319,8 @@ def test_the_closed_form_fit_moves_the_forget_tokens_and_keeps_the_others(
     """
     preparation = lunar(solver="closed_form").prepare(subject(model))
     assert isinstance(preparation, LunarPreparation)
-    streams = capture_streams(model, [*FORGET, *RETAIN])
-    h = down_projection_inputs(model, streams, 1, range(5)).double()
+    known = activations(model)
+    h = known.reads(1).inputs[known.tree.nodes_of(range(5))].double()
     projection = model.model.model.layers[1].mlp.down_proj
     before = h @ projection.weight.double().T
     with preparation.unlearned({"layer": 1, "coefficient": 2.0, "ridge": 1e-9}, seed=0):
@@ -319,17 +331,27 @@ def test_the_closed_form_fit_moves_the_forget_tokens_and_keeps_the_others(
     torch.testing.assert_close(moved[distinct], expected[distinct], rtol=0.02, atol=0.02)
 
 
-def test_inputs_are_dropped_when_they_no_longer_fit_and_come_back_the_same(
+def test_reads_are_dropped_when_they_no_longer_fit_and_come_back_the_same(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lunar_tune.methods.lunar.KEPT_INPUT_BYTES", 2 * 19 * 48 * 4)
-    preparation = lunar().prepare(subject(model))
-    assert isinstance(preparation, LunarPreparation)
-    first = preparation._inputs_of(0).clone()
+    """A block's reads are 48 + 32 numbers of 4 bytes for each of 16 distinct prefixes.
+
+    There is room for two blocks: what is held is no longer free. Reads get a millionth of what is
+    free, so that the batches of a sweep have room always and round alike.
+    """
+    known = activations(model)
+    assert known.tree.n_nodes == 16
+    size = 16 * (48 + 32) * 4
+    monkeypatch.setattr(prompts_module, "READS_SHARE", 1e-6)
+    monkeypatch.setattr(
+        DeviceMemory, "free_bytes", lambda _: (2 - len(known._reads)) * size * 10**6 + 10**9
+    )
+    first = known.reads(0).inputs.clone()
     for layer in (1, 2):
-        preparation._inputs_of(layer)
-    assert set(preparation._inputs) == {1, 2}
-    assert torch.equal(preparation._inputs_of(0), first)
+        known.reads(layer)
+    assert set(known._reads) == {1, 2}
+    assert torch.equal(known.reads(0).inputs, first)
+    assert set(known._reads) == {2, 0}
 
 
 def test_a_fit_that_diverges_is_a_failed_trial_and_leaves_the_model(model: LoadedModel) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+from lunar_tune.activations.prompts import ActivationSource, PromptActivations
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, InputError
-from lunar_tune.evaluation import evaluate as evaluate_module
-from lunar_tune.evaluation.evaluate import EvaluationSet, deviation_score, evaluate
+from lunar_tune.evaluation.answering import Answerer
+from lunar_tune.evaluation.evaluate import EvaluationSet, Evaluator, deviation_score
 from lunar_tune.evaluation.rouge import check_scorable, rouge_recall
-from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.evaluation.settings import AnswerRules
 from lunar_tune.models.loading import LoadedModel
 
 
@@ -125,33 +127,48 @@ def test_the_deviation_score_of_the_papers_row_is_the_papers() -> None:
 
 
 def sets_of(**answers: list[str]) -> list[EvaluationSet]:
-    """Return a set for each name, whose prompts are numbered from 0 over all sets."""
+    """Return a set for each name, whose rows are numbered from 0 over all sets."""
     sets, number = [], 0
     for name, truths in answers.items():
         records = tuple(Record(f"{name} {i}?", truth, f"E{i}") for i, truth in enumerate(truths))
-        prompts = tuple((number + i,) for i in range(len(truths)))
-        sets.append(EvaluationSet(name=name, records=records, prompts=prompts))
+        rows = tuple(range(number, number + len(truths)))
+        sets.append(EvaluationSet(name=name, records=records, rows=rows))
         number += len(truths)
     return sets
 
 
+class Says:
+    """Answers row n with the n-th of these texts; both of an answerer's parts."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *texts: str) -> None:
+        self._tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        self._opened: list[int] = []
+
+    def prepare(self) -> None:
+        """Keep nothing."""
+
+    def begin(self, rules: AnswerRules) -> Says:
+        assert rules.max_new_tokens == 4
+        return self
+
+    def open(self, rows: Sequence[int]) -> Mapping[int, list[int]]:
+        self._opened += rows
+        return {}
+
+    def close(self) -> Mapping[int, list[int]]:
+        return {row: self._tokens[row] for row in self._opened}
+
+
 @pytest.fixture
-def _says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the model answer prompt n with the n-th of these texts."""
-    says = ["nothing", "a b", "c d e f", "x y", "g"]
-    monkeypatch.setattr(
-        evaluate_module,
-        "generate_answers",
-        lambda _loaded, prompts, _settings, **_: [says[prompt[0]] for prompt in prompts],
-    )
+def says(tokenizer: PreTrainedTokenizerFast) -> Says:
+    return Says(tokenizer, "nothing", "a b", "c d e f", "x y", "g")
 
 
-@pytest.mark.usefixtures("_says")
 def test_scores_are_means_over_each_set_and_rows_keep_their_place(
-    loaded: Callable[..., LoadedModel],
+    tokenizer: PreTrainedTokenizerFast, says: Says
 ) -> None:
     sets = sets_of(forget=["a b", "a c"], retain=["c d f e", "x z"], factual=["h"])
-    result = evaluate(loaded("llama"), sets, DecodingSettings(), max_new_tokens=4)
+    result = Evaluator(says, tokenizer, sets).evaluate(edited_layer=None, max_new_tokens=4)
     # forget: 0 and 1/2. retain: all four words, three in order; one of two. factual: none.
     assert result.scores == pytest.approx(
         {
@@ -173,13 +190,11 @@ def test_scores_are_means_over_each_set_and_rows_keep_their_place(
     assert [row.set_name for row in result.rows] == ["forget"] * 2 + ["retain"] * 2 + ["factual"]
 
 
-@pytest.mark.usefixtures("_says")
 def test_without_a_retain_set_there_is_no_deviation_score(
-    loaded: Callable[..., LoadedModel],
+    tokenizer: PreTrainedTokenizerFast, says: Says
 ) -> None:
-    result = evaluate(
-        loaded("llama"), sets_of(forget=["nothing"]), DecodingSettings(), max_new_tokens=4
-    )
+    evaluator = Evaluator(says, tokenizer, sets_of(forget=["nothing"]))
+    result = evaluator.evaluate(edited_layer=None, max_new_tokens=4)
     assert result.scores == {"forget_rouge1": 1.0, "forget_rougeL": 1.0, "forget_rows": 1}
 
 
@@ -188,15 +203,22 @@ def test_sets_that_share_batches_score_as_sets_that_do_not(
 ) -> None:
     model = loaded("qwen2")
     prompts = {"forget": ((1, 17, 40), (1, 9)), "retain": ((5,), (1, 60, 61, 62, 63))}
+    activations = PromptActivations(
+        ActivationSource(model), [prompt for some in prompts.values() for prompt in some]
+    )
     records = {
         name: tuple(Record(f"{name}{i}", "a b c", "E") for i in range(2)) for name in prompts
     }
     sets = [
-        EvaluationSet(name=name, records=records[name], prompts=prompts[name]) for name in prompts
+        EvaluationSet(
+            name=name, records=records[name], rows=tuple(activations.rows_of(prompts[name]))
+        )
+        for name in prompts
     ]
 
     def answers(*some: EvaluationSet) -> list[str]:
-        result = evaluate(model, some, DecodingSettings(), max_new_tokens=6)
+        evaluator = Evaluator(Answerer(activations, deepest=2), model.tokenizer, some)
+        result = evaluator.evaluate(edited_layer=None, max_new_tokens=6)
         return [row.answer for row in result.rows]
 
     assert answers(*sets) == answers(sets[0]) + answers(sets[1])

@@ -19,9 +19,9 @@ from lunar_tune.errors import DivergenceError, InputError
 from lunar_tune.redirection.settings import AdamWSettings
 from lunar_tune.redirection.solvers import (
     Solution,
-    ridge_coefficients,
     solve_adamw,
     solve_closed_form,
+    solve_ridge,
 )
 
 D_MODEL, D_FF = 7, 12
@@ -77,7 +77,7 @@ def adamw(p: Problem, *, learning_rate: float = 0.01, seed: int = 3, **fixed: ob
 def test_tests_check_shapes_and_kinds_at_every_call(kind: torch.dtype) -> None:
     """Four tokens and a mask for five; whole numbers where real ones belong."""
     with pytest.raises(jaxtyping.TypeCheckError):
-        ridge_coefficients(torch.ones(4, 3, dtype=kind), torch.ones(5).bool(), ridge=1.0)
+        solve_ridge(torch.ones(4, 3, dtype=kind), torch.ones(5).bool(), ridge=1.0)
 
 
 # Closed form
@@ -94,7 +94,7 @@ def test_ridge_coefficients_are_numpys_least_squares_with_few_and_with_many_toke
     tokens: int, ridge: float, repeated: int, seed: int
 ) -> None:
     p = problem(tokens=tokens, seed=seed, repeated=repeated)
-    v = ridge_coefficients(p.inputs, p.is_forget, ridge=ridge)
+    v = solve_ridge(p.inputs, p.is_forget, ridge=ridge).coefficients
     np.testing.assert_allclose(v.numpy(), numpy_ridge(p, ridge), rtol=1e-6, atol=1e-8)
 
 
@@ -106,7 +106,7 @@ def test_feature_space_and_token_space_give_the_same_coefficients(tokens: int) -
     strength = 1e-2 * float((h.T @ h).trace()) / D_FF
     primal = torch.linalg.solve(h.T @ h + strength * torch.eye(D_FF).double(), h.T @ one)
     dual = h.T @ torch.linalg.solve(h @ h.T + strength * torch.eye(tokens).double(), one)
-    v = ridge_coefficients(p.inputs, p.is_forget, ridge=1e-2)
+    v = solve_ridge(p.inputs, p.is_forget, ridge=1e-2).coefficients
     torch.testing.assert_close(v, primal, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(v, dual, rtol=1e-9, atol=1e-11)
 
@@ -115,8 +115,8 @@ def test_feature_space_and_token_space_give_the_same_coefficients(tokens: int) -
 def test_the_closed_form_is_where_the_ridge_objectives_gradient_is_zero(tokens: int) -> None:
     p = problem(tokens=tokens)
     h, w0 = p.inputs.double(), p.weight.double()
-    v = ridge_coefficients(p.inputs, p.is_forget, ridge=1e-3)
-    solved = solve_closed_form(w0, h, p.is_forget, p.shift.double(), v).weight
+    ridge = solve_ridge(p.inputs, p.is_forget, ridge=1e-3)
+    solved = solve_closed_form(w0, p.shift.double(), ridge).weight
     targets = h @ w0.T + p.is_forget[:, None] * p.shift.double()
     strength = 1e-3 * h.square().sum() / D_FF
 
@@ -132,29 +132,27 @@ def test_the_closed_form_is_where_the_ridge_objectives_gradient_is_zero(tokens: 
 
 def test_the_closed_form_edit_has_rank_one_and_is_linear_in_the_coefficient() -> None:
     p = problem()
-    v = ridge_coefficients(p.inputs, p.is_forget, ridge=1e-2)
+    ridge = solve_ridge(p.inputs, p.is_forget, ridge=1e-2)
     w0 = p.weight.double()
-    once, thrice = (
-        solve_closed_form(w0, p.inputs, p.is_forget, c * p.shift, v).weight - w0 for c in (1, 3)
-    )
+    once, thrice = (solve_closed_form(w0, c * p.shift, ridge).weight - w0 for c in (1, 3))
     assert torch.linalg.matrix_rank(once, rtol=1e-10) == 1
     torch.testing.assert_close(thrice, 3 * once)
 
 
 def test_a_zero_coefficient_leaves_the_matrix_bit_for_bit_in_closed_form() -> None:
     p = problem()
-    v = ridge_coefficients(p.inputs, p.is_forget, ridge=1e-2)
+    ridge = solve_ridge(p.inputs, p.is_forget, ridge=1e-2)
     for dtype in (torch.float32, torch.bfloat16):
         w0 = p.weight.to(dtype)
-        solution = solve_closed_form(w0, p.inputs, p.is_forget, 0 * p.shift, v)
+        solution = solve_closed_form(w0, 0 * p.shift, ridge)
         assert torch.equal(solution.weight, w0)
         assert solution.losses == (0.0,)
 
 
 def test_the_loss_of_the_closed_form_is_the_mean_squared_error_that_remains() -> None:
     p = problem()
-    v = ridge_coefficients(p.inputs, p.is_forget, ridge=1e-2)
-    solution = solve_closed_form(p.weight.double(), p.inputs, p.is_forget, p.shift, v)
+    ridge = solve_ridge(p.inputs, p.is_forget, ridge=1e-2)
+    solution = solve_closed_form(p.weight.double(), p.shift, ridge)
     h = p.inputs.double()
     targets = h @ p.weight.double().T + p.is_forget[:, None] * p.shift
     expected = mse_loss(h @ solution.weight.T, targets)
@@ -165,20 +163,20 @@ def test_the_loss_of_the_closed_form_is_the_mean_squared_error_that_remains() ->
 def test_a_ridge_that_is_not_positive_is_refused(ridge: float) -> None:
     p = problem()
     with pytest.raises(InputError, match=r"--ridge .*a positive number"):
-        ridge_coefficients(p.inputs, p.is_forget, ridge=ridge)
+        solve_ridge(p.inputs, p.is_forget, ridge=ridge)
 
 
 def test_inputs_that_are_all_zero_are_singular_not_nan() -> None:
     p = problem()
     with pytest.raises(DivergenceError, match="singular"):
-        ridge_coefficients(0 * p.inputs, p.is_forget, ridge=1e-3)
+        solve_ridge(0 * p.inputs, p.is_forget, ridge=1e-3)
 
 
 def test_an_edit_too_large_for_the_number_format_is_a_divergence() -> None:
     p = problem()
-    v = ridge_coefficients(p.inputs, p.is_forget, ridge=1e-3)
+    ridge = solve_ridge(p.inputs, p.is_forget, ridge=1e-3)
     with pytest.raises(DivergenceError, match="infinite"):
-        solve_closed_form(p.weight.half(), p.inputs, p.is_forget, 1e9 * p.shift, v)
+        solve_closed_form(p.weight.half(), 1e9 * p.shift, ridge)
 
 
 # AdamW

@@ -287,7 +287,7 @@ def test_the_same_run_works_on_every_suitable_family_and_restores_it(
     assert result.fit is not None
     assert len(result.fit.losses) == {"adamw": 2, "closed_form": 1}[solver]
     assert result.seconds["trial"] == pytest.approx(
-        result.seconds["fit"] + result.seconds["evaluate"]
+        result.seconds["prepare"] + result.seconds["fit"] + result.seconds["evaluate"]
     )
     assert result.parameters == SOLVERS[solver]
 
