@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from rouge_score import rouge_scorer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForCausalLM
 
 __all__ = ["PlainModel", "PlainResult", "Questions", "plain_trial"]
@@ -203,12 +203,12 @@ def _adamw(
     targets = moved[:, None] * shift.to(inputs)
     difference = nn.Parameter(torch.zeros(len(shift), inputs.shape[1], device=inputs.device))
     data = TensorDataset(inputs, targets)
-    sampler = RandomSampler(data, generator=torch.Generator().manual_seed(seed))
-    loader = DataLoader(data, batch_size=TOKENS_PER_STEP, sampler=sampler)
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW([difference], lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=LEARNING_RATE_DECAY)
     for _ in range(epochs):
-        for h, target in loader:
+        order = torch.randperm(len(data), generator=generator).tolist()
+        for h, target in DataLoader(data, batch_size=TOKENS_PER_STEP, sampler=order):
             optimizer.zero_grad()
             nn.functional.mse_loss(nn.functional.linear(h, difference), target).backward()
             optimizer.step()

@@ -34,8 +34,8 @@ __all__ = [
     "sweep_batch",
 ]
 
-# Tokens in one batch of a sweep. On a CPU it matters little (on a small model a trial's prompts took
-# .38 s in batches of 256 and .30 s in batches of 2,048); on a GPU the sweep of a 7B model is
+# Tokens in one batch of a sweep. On a CPU it matters little (a trial on a small model spent
+# .38 s on prompts in batches of 256, .30 s in 2,048); on a GPU the sweep of a 7B model is
 # compute-bound from a few thousand tokens on.
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
 

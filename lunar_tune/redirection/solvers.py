@@ -122,7 +122,6 @@ def _train(
     losses = []
     for epoch in range(settings.epochs):
         order = torch.randperm(len(tokens), generator=generator).to(inputs.device)
-        rate = learning_rate * LEARNING_RATE_DECAY**epoch
         batch_losses = []
         for batch in order.split(settings.batch_size):
             h = inputs.index_select(0, tokens[batch]).to(trained.dtype)
@@ -130,8 +129,9 @@ def _train(
             flat = error.float().flatten()
             batch_losses.append(flat.dot(flat) / len(flat))
             torch.mm(error.mul_(2 / len(flat)).T, h, out=update.gradient)
-            update.step(rate)
+            update.step(learning_rate)
         losses.append(_checked(float(torch.stack(batch_losses).mean()), epoch, settings.epochs))
+        learning_rate *= LEARNING_RATE_DECAY
     return tuple(losses)
 
 

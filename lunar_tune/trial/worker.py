@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,9 +64,16 @@ class Worker:
     Args:
         spec: Model, data and method.
         loaded: The model, if it is loaded already.
+        cache_root: Folder of activations on disk; None is the user's cache.
     """
 
-    def __init__(self, spec: TrialSpec, loaded: LoadedModel | None = None) -> None:
+    def __init__(
+        self,
+        spec: TrialSpec,
+        loaded: LoadedModel | None = None,
+        *,
+        cache_root: Path | None = None,
+    ) -> None:
         self.spec = spec
         self.loaded = loaded if loaded is not None else load_model(spec.model)
         if self.loaded.device.type == "cpu" and self.loaded.n_parameters < SMALL_MODEL:
@@ -74,7 +82,7 @@ class Worker:
         self.memory.enforce()
         limit = spec.engine.cache_limit
         self._source = ActivationSource(
-            self.loaded, ActivationCache(limit) if limit != 0 else None, self.memory
+            self.loaded, ActivationCache(limit, cache_root) if limit != 0 else None, self.memory
         )
         self._encoded: dict[str, tuple[int, ...]] = {}
         self._drafts: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -87,7 +95,7 @@ class Worker:
         questions = [record.question for group in groups for record in group]
         return PromptActivations(
             self._source,
-            self._encode(questions),
+            self.encode(questions),
             drafts=self._drafts,
             layers=self.spec.layers,
         )
@@ -99,9 +107,9 @@ class Worker:
         return spec.method.prepare(
             Subject(
                 activations=self.activations,
-                forget_prompts=self._encode([record.question for record in spec.data.fit_forget]),
-                retain_prompts=self._encode([record.question for record in spec.data.fit_retain]),
-                reference_prompts=self._encode(spec.data.reference_prompts),
+                forget_prompts=self.encode([record.question for record in spec.data.fit_forget]),
+                retain_prompts=self.encode([record.question for record in spec.data.fit_retain]),
+                reference_prompts=self.encode(spec.data.reference_prompts),
             )
         )
 
@@ -243,11 +251,11 @@ class Worker:
         )
 
     def _evaluation_set(self, name: str, records: tuple[Record, ...]) -> EvaluationSet:
-        prompts = self._encode([record.question for record in records])
+        prompts = self.encode([record.question for record in records])
         rows = tuple(self.activations.rows_of(prompts))
         return EvaluationSet(name=name, records=records, rows=rows)
 
-    def _encode(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    def encode(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Return prompt ids, each question encoded once in a worker's life."""
         new = [question for question in dict.fromkeys(questions) if question not in self._encoded]
         encoded = encode_prompts(

@@ -1,0 +1,426 @@
+"""How fast each sampler finds the best setting: replays on an exhaustively recorded grid.
+
+Covers: one trial a grid point, recorded once into a file (saved point by point, an unfinished file
+is gone on with); samplers replayed on it with many seeds, one trial at a time and four at a time,
+starting points off. A replayed trial gets the scores of the grid point nearest to what was proposed
+(logarithms where the space is logarithmic), and the constraint as a search sets it.
+Does not cover: scores between grid points, factual questions, Ray, the journal file (replays keep
+their study in memory), two processes that record into one file. A recorded file is used as it is:
+delete it when the trial's code or the model has changed.
+
+    scripts/bench_samplers.py --json FILE
+    scripts/bench_samplers.py --model FOLDER --data FILE --space tiny --grid FILE
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, NamedTuple
+
+import optuna
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lunar_tune.cli.running import reporting_errors
+from lunar_tune.errors import InputError, TrialError
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.paths import cache_dir, safe_name
+from lunar_tune.reporting.progress import build_progress, epochs_shown
+from lunar_tune.search.config import RETAIN_FLOOR, SAMPLERS, SearchConfig
+from lunar_tune.search.space import Choice, FloatRange, IntRange, Parameter, SearchSpace, load_space
+from lunar_tune.search.study import CONSTRAINT, make_sampler
+from lunar_tune.trial.assemble import assemble, known_depth, materialise
+from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.worker import Worker
+
+AFTER = (10, 20, 30, 50)  # trials after which the best is looked at
+JUDGED = 30  # of them; a search's default number of trials
+AT_ONCE = (1, 4)
+NEAR = 0.02  # from the grid's optimum; forget ROUGE-1
+Point = tuple[int | float, ...]
+
+
+class Axis(NamedTuple):
+    """One parameter's values on the grid."""
+
+    name: str
+    values: tuple[int | float, ...]
+    log: bool
+
+    def nearest(self, value: float) -> int | float:
+        """Return the grid's value next to a proposed one."""
+        scale: Callable[[float], float] = math.log if self.log else float
+        return min(self.values, key=lambda candidate: abs(scale(candidate) - scale(value)))
+
+
+@dataclass
+class Grid:
+    """What one trial at each point scored; a view of a file."""
+
+    file: Path
+    surface: Mapping[str, str]
+    """Model, data and method, as they were asked for."""
+    axes: tuple[Axis, ...]
+    points: dict[Point, dict[str, Any]] = field(default_factory=dict)
+    """`forget` and `retain` ROUGE-1 and `seconds`, or the `failure`."""
+
+    def missing(self) -> list[Point]:
+        """Return the points that are not recorded yet."""
+        return [p for p in product(*(axis.values for axis in self.axes)) if p not in self.points]
+
+    def at(self, parameters: Mapping[str, float]) -> dict[str, Any]:
+        """Return the record of the point nearest to a setting."""
+        return self.points[tuple(axis.nearest(parameters[axis.name]) for axis in self.axes)]
+
+    def parameters(self, point: Point) -> dict[str, int | float]:
+        """Return a point as a setting."""
+        return {axis.name: value for axis, value in zip(self.axes, point, strict=True)}
+
+    def feasible(self, floor: float) -> dict[Point, float]:
+        """Return the forget score of each point that keeps the floor."""
+        done = {point: scores for point, scores in self.points.items() if "failure" not in scores}
+        return {point: s["forget"] for point, s in done.items() if s["retain"] >= floor}
+
+    def read(self) -> None:
+        """Take the points of the file, if it exists.
+
+        Raises:
+            InputError: It was recorded for something else.
+        """
+        if not self.file.exists():
+            return
+        content = json.loads(self.file.read_text(encoding="utf-8"))
+        expected = self._header()
+        wrong = [
+            f"{part}: {content.get(part)}, not {expected[part]}"
+            for part in expected
+            if content.get(part) != expected[part]
+        ]
+        if wrong:
+            raise InputError(f"--grid {self.file} holds another grid. " + "; ".join(wrong))
+        for record in content["points"]:
+            parameters = record.pop("parameters")
+            self.points[tuple(parameters[axis.name] for axis in self.axes)] = record
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        points = [{"parameters": self.parameters(p), **self.points[p]} for p in self.points]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.file.with_name(f"{self.file.name}.unfinished")
+        text = json.dumps({**self._header(), "points": points}, indent=1)
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.replace(self.file)
+
+    def _header(self) -> dict[str, Any]:
+        axes = {axis.name: list(axis.values) for axis in self.axes}
+        return {"surface": dict(self.surface), "axes": axes}
+
+
+def axis_of(name: str, kind: Parameter, steps: Mapping[str, int]) -> Axis:
+    """Return the grid's values of a parameter: all that there are, or evenly spaced ones."""
+    if isinstance(kind, FloatRange):
+        count, (low, high) = steps[name], kind.bounds
+        shares = [index / (count - 1) for index in range(count)]
+        if kind.log:
+            spaced = [low * (high / low) ** share for share in shares]
+        else:
+            spaced = [low + (high - low) * share for share in shares]
+        return Axis(name, tuple(float(f"{value:.6g}") for value in spaced), kind.log)
+    if isinstance(kind, IntRange):
+        return Axis(name, tuple(range(kind.low, kind.high + 1)), log=False)
+    return Axis(name, kind.values if isinstance(kind, Choice) else (kind.value,), log=False)
+
+
+def record(grid: Grid, spec: TrialSpec, console: Console) -> None:
+    """Run a trial at each point that is missing, and save the file after each."""
+    layers = next(axis.values for axis in grid.axes if axis.name == "layer")
+    with build_progress(console) as bar:
+        spec = materialise(spec, epochs_shown(bar, "building tiny"))
+    worker = Worker(dataclasses.replace(spec, layers=tuple(map(int, layers))))
+    scores = worker.vanilla().evaluation.scores  # its answers are the trials' drafts
+    console.print(
+        f"unmodified: forget {scores['forget_rouge1']:.3f}, retain {scores['retain_rouge1']:.3f}"
+    )
+    missing = grid.missing()
+    with build_progress(console) as bar:
+        task = bar.add_task("recording", total=len(grid.points) + len(missing), note="")
+        bar.update(task, completed=len(grid.points))
+        for point in missing:
+            grid.points[point] = measured(worker, grid.parameters(point))
+            grid.save()
+            bar.advance(task)
+
+
+def measured(worker: Worker, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a trial's exact scores and seconds, or why it failed."""
+    try:
+        result = worker.run(parameters)
+    except TrialError as error:
+        return {"failure": str(error)}
+    scores = result.evaluation.scores
+    return {
+        "forget": scores["forget_rouge1"],
+        "retain": scores["retain_rouge1"],
+        "seconds": round(result.seconds["trial"], 3),
+    }
+
+
+class Replay(NamedTuple):
+    """One sampler with one seed on a grid."""
+
+    best: list[float]
+    """Best feasible forget score after each number of `AFTER`; infinite where there is none."""
+    seconds: list[float]
+    """Of each suggestion."""
+
+
+def replay(
+    grid: Grid, space: SearchSpace, sampler: optuna.samplers.BaseSampler, at_once: int, floor: float
+) -> Replay:
+    """Search the grid; `at_once` trials are asked for before any of them is told, in order."""
+    study = optuna.create_study(sampler=sampler, direction="minimize")
+    distributions = space.distributions()
+    told: list[float] = []
+    seconds: list[float] = []
+    while len(told) < AFTER[-1]:
+        trials = []
+        for _ in range(min(at_once, AFTER[-1] - len(told))):
+            start = time.perf_counter()
+            trials.append(study.ask(distributions))
+            seconds.append(time.perf_counter() - start)
+        told += [tell(study, trial, grid.at(trial.params), floor) for trial in trials]
+    return Replay([min(told[:count]) for count in AFTER], seconds)
+
+
+def tell(
+    study: optuna.Study, trial: optuna.Trial, scores: Mapping[str, Any], floor: float
+) -> float:
+    """Tell a trial as a search does; return its forget score, infinite if it is not feasible."""
+    if "failure" in scores:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return math.inf
+    trial.set_constraint(CONSTRAINT, floor - scores["retain"])
+    study.tell(trial, scores["forget"])
+    return float(scores["forget"]) if scores["retain"] >= floor else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One sampler over all seeds."""
+
+    sampler: str
+    at_once: int
+    best: dict[int, list[float]]
+    """Best feasible forget score of each seed, by number of trials."""
+    near: float
+    """Share of seeds near the grid's optimum after `JUDGED` trials."""
+    seconds: float
+    """Of a suggestion, median."""
+
+    def rank(self) -> tuple[float, ...]:
+        """Return what decides, smaller is better: seeds near, then medians and worst."""
+        counts = (JUDGED, *(count for count in reversed(AFTER) if count < JUDGED))
+        scores = [(median(self.best[n]), max(self.best[n])) for n in counts]
+        return (-self.near, *(round(score, 3) for pair in scores for score in pair))
+
+    def cells(self) -> list[str]:
+        """Return the table's cells."""
+        best = [f"{shown(median(self.best[n]))} {shown(max(self.best[n]))}" for n in AFTER]
+        return [self.sampler, str(self.at_once), *best, f"{self.near:.0%}", f"{self.seconds:.3f}"]
+
+
+def shown(score: float) -> str:
+    """Return a score in few characters."""
+    return f"{score:.3f}".removeprefix("0") if math.isfinite(score) else "none"
+
+
+def rows_of(
+    grid: Grid,
+    space: SearchSpace,
+    samplers: Sequence[str],
+    *,
+    seeds: int,
+    floor: float,
+    console: Console,
+) -> Iterator[Row]:
+    """Yield a row for each sampler and number of trials at once."""
+    optimum = min(grid.feasible(floor).values())
+    with build_progress(console) as bar:
+        task = bar.add_task("replaying", total=len(samplers) * len(AT_ONCE) * seeds, note="")
+        for name, at_once in product(samplers, AT_ONCE):
+            replays = []
+            for seed in range(seeds):
+                replays.append(replay(grid, space, make_sampler(name, seed), at_once, floor))
+                bar.update(task, advance=1, note=f"{name}, {at_once} at a time")
+            best = {count: [r.best[i] for r in replays] for i, count in enumerate(AFTER)}
+            yield Row(
+                sampler=name,
+                at_once=at_once,
+                best=best,
+                near=sum(score <= optimum + NEAR for score in best[JUDGED]) / seeds,
+                seconds=median(second for r in replays for second in r.seconds),
+            )
+
+
+def facts_of(grid: Grid, floor: float) -> dict[str, Any]:
+    """Return what is to be found on the grid.
+
+    Raises:
+        InputError: Nothing on it keeps the floor.
+    """
+    feasible = grid.feasible(floor)
+    if not feasible:
+        raise InputError(f"--retain-floor {floor}: none of {len(grid.points)} points keeps it.")
+    best = min(feasible, key=lambda point: feasible[point])
+    return {
+        "points": len(grid.points),
+        "failed": sum("failure" in scores for scores in grid.points.values()),
+        "feasible": len(feasible),
+        "near": sum(score <= feasible[best] + NEAR for score in feasible.values()),
+        "optimum": {"parameters": grid.parameters(best), **grid.points[best]},
+        "floor": floor,
+    }
+
+
+def facts_line(facts: Mapping[str, Any]) -> str:
+    """Return the grid in words."""
+    best = facts["optimum"]
+    setting = ", ".join(f"{name} {value:g}" for name, value in best["parameters"].items())
+    return (
+        f"{facts['points']} points, {facts['failed']} failed, {facts['feasible']} feasible (retain "
+        f">= {facts['floor']:g}); optimum forget {best['forget']:.3f} at retain "
+        f"{best['retain']:.3f} ({setting}); {facts['near']} feasible points within {NEAR} of it"
+    )
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    """Return the rows as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("sampler", "at once", *(f"after {count}" for count in AFTER), "near", "s"):
+        table.add_column(header, justify="left" if header == "sampler" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.cells())
+    return table
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Return which sampler wins, and whether it is the shipped default."""
+    default = SearchConfig().sampler
+    winners = {}
+    for at_once in AT_ONCE:
+        group = [row for row in rows if row.at_once == at_once]
+        least = min(row.rank() for row in group)
+        winners[at_once] = [row.sampler for row in group if row.rank() == least]
+    wins = ", ".join(f"{at_once} at once {' and '.join(w)}" for at_once, w in winners.items())
+    share = ("neither", "one of the two", "both")[sum(default in w for w in winners.values())]
+    return f"wins after {JUDGED} trials: {wins}; the shipped default, {default}, wins {share}"
+
+
+def figures_of(surface: Mapping[str, str], facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Return all figures as JSON; null where a seed had nothing feasible."""
+    plain = [dataclasses.asdict(row) for row in rows]
+    for row in plain:
+        row["best"] = {
+            count: [score if math.isfinite(score) else None for score in scores]
+            for count, scores in row["best"].items()
+        }
+    return json.dumps({"surface": dict(surface), "grid": dict(facts), "rows": plain}, indent=1)
+
+
+def bench(
+    *,
+    model: Annotated[str, typer.Option(help="Model: a name or a folder.")] = "tiny",
+    data: Annotated[str | None, typer.Option(help="Data; default: the model's own.")] = None,
+    forget_edge: Annotated[str, typer.Option(help="Edge to forget.")] = "A_B",
+    reference_prompts: Annotated[
+        str, typer.Option(help="Prompts that the model declines.")
+    ] = "unverifiable",
+    space: Annotated[str | None, typer.Option(help="Search space; default: the model's.")] = None,
+    solver: Annotated[str, typer.Option(help=f"Solver: {', '.join(SOLVERS)}.")] = "adamw",
+    samplers: Annotated[str, typer.Option(help="Samplers, by comma.")] = ",".join(SAMPLERS),
+    seeds: Annotated[int, typer.Option(min=1, help="Replays of each.")] = 20,
+    coefficients: Annotated[int, typer.Option(min=2, help="Grid values.")] = 11,
+    learning_rates: Annotated[int, typer.Option(min=2, help="Grid values, also of ridge.")] = 9,
+    retain_floor: Annotated[float, typer.Option(help="Least retain ROUGE-1.")] = RETAIN_FLOOR,
+    grid_file: Annotated[Path | None, typer.Option("--grid", help="Recorded grid.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
+) -> None:
+    """Replay samplers on a grid, which is recorded first if there is none."""
+    console = Console(highlight=False, soft_wrap=True)
+    names = samplers.split(",")
+    if unknown := [name for name in names if name not in SAMPLERS]:
+        raise InputError(f"--samplers {','.join(unknown)}: there are {', '.join(SAMPLERS)}.")
+    options = RunOptions(
+        model=model,
+        data=data,
+        forget_edges=(forget_edge,),
+        factual_data=NONE,
+        reference_prompts=reference_prompts,
+        lunar=LunarSettings(solver=solver),
+        decoding=DecodingSettings(max_new_tokens=None),  # as a search's trials
+        engine=EngineSettings(early_exit=True),
+    )
+    spec = assemble(options)
+    searched = space_of(options, spec, space)
+    steps = {"coefficient": coefficients, "learning_rate": learning_rates, "ridge": learning_rates}
+    grid = grid_of(options, spec, searched, steps, grid_file)
+    grid.read()
+    if grid.missing():
+        record(grid, spec, console)
+    facts = facts_of(grid, retain_floor)
+    console.print(f"{', '.join(grid.surface.values())}: {facts_line(facts)}")
+    rows = list(rows_of(grid, searched, names, seeds=seeds, floor=retain_floor, console=console))
+    console.print(table_of(rows))
+    console.print(f"after: best feasible forget ROUGE-1, median and worst of {seeds} seeds")
+    console.print(f"near: seeds within {NEAR} of the optimum after {JUDGED}; s: for a suggestion")
+    console.print(verdict(rows))
+    if json_file is not None:
+        json_file.write_text(figures_of(grid.surface, facts, rows) + "\n", encoding="utf-8")
+
+
+def space_of(options: RunOptions, spec: TrialSpec, space: str | None) -> SearchSpace:
+    """Return what a search with these options would search."""
+    return load_space(
+        space,
+        model_name=spec.model.name,
+        method=spec.method.name,
+        variant=spec.method.variant,
+        parameters=spec.method.parameters,
+        n_layers=known_depth(options),
+    )
+
+
+def grid_of(
+    options: RunOptions,
+    spec: TrialSpec,
+    space: SearchSpace,
+    steps: Mapping[str, int],
+    file: Path | None,
+) -> Grid:
+    """Return the grid over a space, empty; its file is in the user's cache if none is named."""
+    axes = tuple(axis_of(name, kind, steps) for name, kind in space.parameters.items())
+    surface = {
+        "model": options.model,
+        "data": options.data or spec.data.name,
+        "forget_edge": ",".join(options.forget_edges),
+        "reference_prompts": options.reference_prompts,
+        "solver": spec.method.variant,
+    }
+    name = safe_name("-".join([*surface.values(), *(str(len(axis.values)) for axis in axes)]))
+    return Grid(file or cache_dir() / "grids" / f"{name}.json", surface, axes)
+
+
+if __name__ == "__main__":
+    with reporting_errors(debug=False):
+        typer.run(bench)

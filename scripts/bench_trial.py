@@ -1,0 +1,364 @@
+"""One trial, stage by stage: as the published pipeline runs it, and as the engine does.
+
+Covers: tiny, any model folder, or random weights of a named size; CPU or CUDA; both solvers; the
+first trial with its captures and warm ones; scores compared row by row at equal token budgets; peak
+memory; on CUDA the distance to the floor that operations and memory traffic set, both measured on
+the spot. Plain and engine take turns in one process. No Ray.
+Does not cover: whole searches (`bench_search`); quality of random weights, which know nothing.
+
+    scripts/bench_trial.py --model FOLDER --data FILE --forget-edge A_B --json FILE
+    scripts/bench_trial.py --size qwen2.5-7b --device cuda --memory-budget auto
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from device_floor import Floor, measure_device, trial_floor
+from plain_pipeline import PlainModel, PlainResult, Questions, plain_trial, recalls
+from random_weights import NEW_TOKENS, SIZES, random_model, random_options
+from rich.console import Console
+from rich.table import Table
+
+from lunar_tune.cli.running import reporting_errors
+from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS, DecodingSettings
+from lunar_tune.memory import GIB
+from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.models.loading import LoadedModel, load_model
+from lunar_tune.trial.assemble import assemble, materialise
+from lunar_tune.trial.options import EngineSettings, RunOptions
+from lunar_tune.trial.worker import TrialResult, Worker
+
+OWN = {"adamw": "learning_rate", "closed_form": "ridge"}
+NEAR = 1.1  # a warm trial follows one with this much more of the coefficient
+AUTO_BUDGET = 1.25  # of the weights
+
+
+@dataclasses.dataclass(kw_only=True)
+class Figures:
+    """What was measured with one solver."""
+
+    plain: list[PlainResult] = dataclasses.field(default_factory=list)
+    vanilla: float = 0.0
+    """Seconds of the unmodified model's evaluation, once per worker."""
+    first: dict[str, float] = dataclasses.field(default_factory=dict)
+    warm: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    full: float | None = None
+    """Seconds of a full evaluation after a fit, with the published token budget."""
+    peak_gib: float | None = None
+    budget: int = 0
+    differing: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Share of rows whose ROUGE differs from the plain pipeline's, by token budget."""
+    floor: Floor | None = None
+
+    def seconds(self, stage: str) -> float:
+        """Return the median of a warm trial's stage."""
+        return median(trial[stage] for trial in self.warm)
+
+    @property
+    def plain_seconds(self) -> float | None:
+        """Seconds of a plain trial, median."""
+        return median(one.seconds["total"] for one in self.plain) if self.plain else None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many warm trials fit into a plain one."""
+        plain = self.plain_seconds
+        return None if plain is None else plain / self.seconds("trial")
+
+
+class Bench:
+    """One solver on one model.
+
+    Args:
+        options: Model and data.
+        solver: adamw or closed_form.
+        setting: Layer, coefficient and the solver's parameter.
+        loaded: Random weights; None loads what the options name.
+        build: Makes such weights anew, for the plain pipeline.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        solver: str,
+        setting: Mapping[str, Any],
+        *,
+        loaded: LoadedModel | None,
+        build: Callable[[], Any] | None,
+    ) -> None:
+        options = dataclasses.replace(options, lunar=LunarSettings(solver=solver))
+        spec = materialise(assemble(options))
+        self._spec = dataclasses.replace(spec, layers=(setting["layer"],))
+        self._solver, self._setting = solver, dict(setting)
+        self._loaded = loaded if loaded is not None else load_model(spec.model)
+        self._build, self._random = build, loaded is not None
+        self.figures = Figures()
+
+    def engine(self, repeats: int) -> TrialResult:
+        """Run the first trial and warm ones; return the last."""
+        with tempfile.TemporaryDirectory() as folder:
+            worker = Worker(self._spec, self._loaded, cache_root=Path(folder))
+            device = self._loaded.device
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            self.figures.vanilla = worker.vanilla().seconds["trial"]
+            self.figures.first = dict(worker.run(self._setting, bounded=False).seconds)
+            near = {**self._setting, "coefficient": NEAR * self._setting["coefficient"]}
+            for _ in range(repeats):
+                worker.run(near, bounded=False)
+                result = worker.run(self._setting, bounded=False)
+                self.figures.warm.append(dict(result.seconds))
+            self.figures.budget = result.max_new_tokens
+            if device.type == "cuda":
+                self.figures.peak_gib = torch.cuda.max_memory_allocated() / GIB
+            self._worker = worker
+            if not self._random:
+                full = worker.run(self._setting, full=True, bounded=False)
+                self.figures.full = full.seconds["evaluate"]
+                self._full = full
+        return result
+
+    def plain(self) -> None:
+        """Run one plain trial."""
+        self.figures.plain.append(
+            plain_trial(
+                self._plain_model(),
+                self._questions(),
+                self._setting,
+                solver=self._solver,
+                max_new_tokens=NEW_TOKENS if self._random else PUBLISHED_MAX_NEW_TOKENS,
+                end_at_eos=not self._random,
+            )
+        )
+
+    def compare(self, result: TrialResult) -> None:
+        """Compare rows with the plain pipeline's, cut to the budget that the engine had."""
+        if not self.figures.plain:
+            return
+        self._differing(result)
+        if not self._random:
+            self._differing(self._full)
+
+    def distance(self) -> None:
+        """Compute the floor of a trial on this device."""
+        if self._loaded.device.type == "cuda":
+            device = measure_device(self._loaded.model.dtype)
+            self.figures.floor = trial_floor(
+                device, self._worker, self._setting["layer"], self._solver, self.figures.budget
+            )
+
+    def _differing(self, result: TrialResult) -> None:
+        budget, rows = result.max_new_tokens, result.evaluation.rows
+        tokens = [row[:budget] for row in self.figures.plain[-1].tokens]
+        texts = self._loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        rouge1, rouge_l = recalls([row.truth for row in rows], texts)
+        differ = [
+            (row.rouge1, row.rouge_l) != pair
+            for row, pair in zip(rows, zip(rouge1, rouge_l, strict=True), strict=True)
+        ]
+        self.figures.differing[f"{budget} tokens"] = sum(differ) / len(differ)
+
+    def _plain_model(self) -> PlainModel:
+        return PlainModel(
+            folder=self._spec.model.checkpoint,
+            tokenizer=self._loaded.tokenizer,
+            eos_ids=self._loaded.eos_ids if not self._random else (0,),
+            dtype=self._loaded.model.dtype,
+            device=self._loaded.device,
+            build=self._build,
+        )
+
+    def _questions(self) -> Questions:
+        data, encode = self._spec.data, self._worker.encode
+        sets = [one for one in (data.forget, data.retain, data.factual) if one]
+        return Questions(
+            forget=encode([record.question for record in data.fit_forget]),
+            retain=encode([record.question for record in data.fit_retain]),
+            reference=encode(data.reference_prompts),
+            evaluated=[encode([record.question for record in one]) for one in sets],
+            truths=[record.answer for one in sets for record in one],
+        )
+
+
+def bench(  # noqa: PLR0917 options of a command
+    model: Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")] = "tiny",
+    size: Annotated[
+        str | None, typer.Option(help=f"Random weights instead: {', '.join(SIZES)}.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="As in the search.")] = None,
+    forget_edge: Annotated[str, typer.Option(help="As in the search.")] = "A_B",
+    factual_data: Annotated[str, typer.Option(help="As in the search.")] = "factual",
+    reference_prompts: Annotated[str, typer.Option(help="As in the search.")] = "unverifiable",
+    layer: Annotated[int | None, typer.Option(help="Default: 0; random weights: middle.")] = None,
+    coefficient: Annotated[float, typer.Option(help="Of both solvers.")] = 2.0,
+    learning_rate: Annotated[float, typer.Option(help="Of adamw.")] = 0.003,
+    ridge: Annotated[float, typer.Option(help="Of closed_form.")] = 0.1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    repeats: Annotated[int, typer.Option(min=1, help="Warm trials that are timed.")] = 5,
+    plain_repeats: Annotated[int, typer.Option(min=0, help="Plain trials; 0 for none.")] = 2,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="GiB, or auto: weights and a quarter; runs once more.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
+) -> None:
+    """Time one trial, plain against engine."""
+    if size is not None and size not in SIZES:
+        raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
+    console = Console()
+    options = RunOptions(
+        model=model,
+        data=data,
+        forget_edges=(forget_edge,),
+        factual_data=factual_data,
+        reference_prompts=reference_prompts,
+        device=device,
+        dtype=dtype,
+        decoding=DecodingSettings(max_new_tokens=None if size is None else NEW_TOKENS),
+        engine=EngineSettings(early_exit=size is None),
+    )
+    loaded = build = None
+    if size is not None:
+        options = random_options(options)
+        loaded, build = random_model(size, options)
+    chosen = layer if layer is not None else 0 if loaded is None else loaded.n_layers // 2
+    results = {}
+    for solver, value in zip(SOLVERS, (learning_rate, ridge), strict=True):
+        setting = {"layer": chosen, "coefficient": coefficient, OWN[solver]: value}
+        one = Bench(options, solver, setting, loaded=loaded, build=build)
+        result = _in_turns(one, repeats, plain_repeats)
+        one.compare(result)
+        one.distance()
+        results[solver] = one.figures
+        _print(console, solver, setting, one.figures)
+    under = None
+    if memory_budget is not None and loaded is not None:
+        setting = {"layer": chosen, "coefficient": coefficient, "ridge": ridge}
+        under = _under_budget(options, loaded, setting, memory_budget)
+        console.print(f"under a memory budget: {json.dumps(under)}", highlight=False)
+    document = _document(results, under)
+    console.print(
+        f"identical scores: {document['identical_scores']}; "
+        + ", ".join(f"{s} {document[f'ratio_{s}']}" for s in SOLVERS),
+        highlight=False,
+    )
+    if json_file is not None:
+        json_file.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _in_turns(one: Bench, repeats: int, plain_repeats: int) -> TrialResult:
+    """Let engine and plain pipeline take turns, so that a busy machine is busy for both."""
+    threads = torch.get_num_threads()
+    result = one.engine(repeats)  # a small model makes it one thread, for both
+    for _ in range(plain_repeats):
+        one.plain()
+        warm, vanilla, first = one.figures.warm, one.figures.vanilla, one.figures.first
+        result = one.engine(repeats)
+        one.figures.warm = [*warm, *one.figures.warm[len(warm) :]]
+        one.figures.vanilla, one.figures.first = vanilla, first
+    torch.set_num_threads(threads)
+    return result
+
+
+def _under_budget(
+    options: RunOptions, loaded: LoadedModel, setting: Mapping[str, Any], budget: str
+) -> dict[str, Any]:
+    """Run the closed form once more with less memory; return seconds and the peak."""
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters()) / GIB
+    gib = AUTO_BUDGET * weights if budget == "auto" else float(budget)
+    engine = dataclasses.replace(options.engine, memory_budget=gib)
+    limited = dataclasses.replace(options, engine=engine)
+    one = Bench(limited, "closed_form", setting, loaded=loaded, build=None)
+    one.engine(1)
+    return {
+        "budget_gib": round(gib, 2),
+        "weights_gib": round(weights, 2),
+        "peak_gib": one.figures.peak_gib,
+        "trial": one.figures.seconds("trial"),
+    }
+
+
+STAGES: Sequence[tuple[str, tuple[str, ...], str]] = (
+    ("load", ("load",), ""),
+    ("directions, activations", ("directions", "activations"), "prepare"),
+    ("copy of the model", ("copy",), ""),
+    ("fit", ("fit",), "fit"),
+    ("answers, scores", ("generate", "score"), "evaluate"),
+    ("trial", ("total",), "trial"),
+)
+
+
+def _print(console: Console, solver: str, setting: Mapping[str, Any], figures: Figures) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (f"{solver}, seconds", "plain", "first", "warm", "plain / warm"):
+        table.add_column(column, justify="left" if "," in column else "right")
+    for name, plain, engine in STAGES:
+        before = (
+            median(sum(one.seconds[stage] for stage in plain) for one in figures.plain)
+            if figures.plain
+            else None
+        )
+        first = figures.first.get(engine) if engine else None
+        warm = figures.seconds(engine) if engine else None
+        ratio = before / warm if before and warm and warm > 1e-3 else None
+        cells = (before, first, warm, ratio)
+        table.add_row(name, *("-" if cell is None else f"{cell:.3g}" for cell in cells))
+    where = ", ".join(f"{name} {value:g}" for name, value in setting.items())
+    console.print(f"\n{where}; answers of up to {figures.budget} tokens", highlight=False)
+    console.print(table)
+    console.print(
+        f"once per worker: the unmodified model {figures.vanilla:.2f} s"
+        + (f"; full evaluation {figures.full:.2f} s" if figures.full is not None else "")
+        + (f"; peak {figures.peak_gib:.1f} GiB" if figures.peak_gib is not None else ""),
+        highlight=False,
+    )
+    for budget, share in figures.differing.items():
+        console.print(f"rows that differ from plain at {budget}: {share:.1%}", highlight=False)
+    if figures.floor is not None:
+        floor = figures.floor
+        console.print(
+            f"floor {floor.seconds:.2f} s ({floor.describe()}); the trial takes "
+            f"{figures.seconds('trial') / floor.seconds:.2f} times that",
+            highlight=False,
+        )
+
+
+def _document(results: Mapping[str, Figures], under: dict[str, Any] | None) -> dict[str, Any]:
+    shares = [share for figures in results.values() for share in figures.differing.values()]
+    document: dict[str, Any] = {
+        "identical_scores": not any(shares) if shares else None,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "time": time.strftime("%Y-%m-%d"),
+        "under_memory_budget": under,
+    }
+    for solver, figures in results.items():
+        ratio = figures.ratio
+        document[f"ratio_{solver}"] = None if ratio is None else math.floor(ratio * 10) / 10
+        document[solver] = {
+            "plain": [one.seconds for one in figures.plain],
+            "vanilla": figures.vanilla,
+            "first": figures.first,
+            "warm": figures.warm,
+            "full_evaluation": figures.full,
+            "differing": figures.differing,
+            "peak_gib": figures.peak_gib,
+            "floor": dataclasses.asdict(figures.floor) if figures.floor else None,
+        }
+    return document
+
+
+if __name__ == "__main__":
+    with reporting_errors(debug=False):
+        typer.run(bench)
