@@ -1,37 +1,59 @@
 """Whole searches on a model, seed by seed: what they find, and where their time goes.
 
 Covers: for each seed one `python -m lunar_tune.search` in a process of its own, with starting
-points off; the best feasible setting, confirmed; wall time split into the trial itself, the
-sampler, and what Ray and MLflow add; all from the search's own outputs.
-Does not cover: a single trial's stages.
+points off; the best feasible setting, confirmed; wall time split into start-up, the trials, the
+sampler, what Ray and MLflow add, and the end; how that grows from the first trials to the last; the
+memory of the driver and of its workers over time; all from the search's own outputs and its
+processes.
+Does not cover: a single trial's stages (`bench_trial`), samplers (`bench_samplers`).
 
     scripts/bench_search.py --seeds 10 --num-trials 30 --json FILE
+    scripts/bench_search.py --seeds 1 --num-trials 300 --options "--model tiny --solver closed_form"
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import optuna
+import psutil
 import typer
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.search.config import RETAIN_FLOOR
 
 GOOD_FORGET = 0.15
-COLUMNS = ("seed", "wall s", "trial s", "sampler s", "ray+mlflow s", "feasible", "forget", "retain")
+COLUMNS = (
+    "seed",
+    "wall s",
+    "to first trial s",
+    "trial s",
+    "sampler s",
+    "ray+mlflow s",
+    "after last s",
+    "feasible",
+    "forget",
+    "retain",
+)
+WINDOW = 30  # trials at the beginning and at the end that are held against each other
+MIB = 2**20
+SECONDS_PER_LOOK = 1.0
 
 
 def one_search(output: Path, seed: int, num_trials: int, options: list[str]) -> dict[str, Any]:
@@ -40,11 +62,15 @@ def one_search(output: Path, seed: int, num_trials: int, options: list[str]) -> 
     command = [sys.executable, "-m", "lunar_tune.search", "--no-starting-points", "--quiet"]
     command += ["--seed", str(seed), "--num-trials", str(num_trials), *options]
     command += ["--output", str(output), "--name", name]
-    start = time.perf_counter()
-    code = subprocess.run(command, check=False).returncode
-    wall = time.perf_counter() - start
-    if code not in {0, 3}:
-        raise SystemExit(f"the search with seed {seed} ended with exit code {code}")
+    begun, start = datetime.now(), time.perf_counter()
+    with tempfile.TemporaryFile() as said:  # what it says is read only where it fails
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+        memory = _watched(process)
+        wall = time.perf_counter() - start
+        said.seek(0)
+        text = said.read().decode(errors="replace")
+    if process.returncode not in {0, 3}:
+        raise SystemExit(f"seed {seed}: exit code {process.returncode}\n{text}")
     best = output / name / "best.yaml"
     scores = yaml.safe_load(best.read_text())["confirmed"]["scores"] if best.exists() else {}
     return {
@@ -52,28 +78,71 @@ def one_search(output: Path, seed: int, num_trials: int, options: list[str]) -> 
         "wall": wall,
         "forget": scores.get("forget_rouge1"),
         "retain": scores.get("retain_rouge1"),
-        **_trial_times(output / name / "study.journal", name),
+        **_times(output / name / "study.journal", name, begun, wall),
+        "memory_mib": memory,
     }
 
 
-def _trial_times(journal: Path, name: str) -> dict[str, Any]:
-    """Split the time from one trial's start to the next; the first trial loads the model."""
+def _watched(process: subprocess.Popen[bytes]) -> dict[str, list[float]]:
+    """Wait for a process; return the memory of it and of its children over time, in MiB."""
+    seen: dict[str, list[float]] = {"driver": [], "children": []}
+    driver = psutil.Process(process.pid)
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            children = driver.children(recursive=True)
+            seen["driver"].append(driver.memory_info().rss / MIB)
+            seen["children"].append(sum(map(_own_memory, children)) / MIB)
+        time.sleep(SECONDS_PER_LOOK)
+    return {who: _in_quarters(values) for who, values in seen.items()}
+
+
+def _own_memory(process: psutil.Process) -> float:
+    """Return the memory that only this process holds, in bytes; 0 for one that is gone."""
+    try:
+        return float(process.memory_full_info().uss)
+    except psutil.Error:
+        return 0.0
+
+
+def _in_quarters(values: Sequence[float]) -> list[float]:
+    """Return the medians of the second to the fourth quarter: the first one is start-up."""
+    quarter = max(1, len(values) // 4)
+    parts = [values[i * quarter : (i + 1) * quarter] for i in range(1, 4)]
+    return [round(median(part), 1) for part in parts if part]
+
+
+def _times(journal: Path, name: str, begun: datetime, wall: float) -> dict[str, Any]:
+    """Split the time from one trial's start to the next; the first trial captures activations."""
     storage = JournalStorage(JournalFileBackend(str(journal)))
     trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state.is_finished()]
+    feasible = [trial for trial in done if all(c <= 0 for c in trial.constraints.values())]
+    first, last = done[0].datetime_start, done[-1].datetime_complete
+    if first is None or last is None:
+        raise SystemExit("a trial has no time")
+    windows = {"first": done[1 : WINDOW + 1], "last": done[-WINDOW:], "all": done[1:]}
+    return {
+        "trials": len(done),
+        "feasible": len(feasible),
+        "to_first_trial": (first - begun).total_seconds(),
+        "first_trial": done[0].user_attrs["seconds"]["trial"],
+        "after_last_trial": wall - (last - begun).total_seconds(),
+        **{name: _split(part) for name, part in windows.items()},
+    }
+
+
+def _split(trials: Sequence[FrozenTrial]) -> dict[str, float | None]:
+    """Return medians of some consecutive trials: the trial, the sampler, and all else."""
     overheads = []
-    for this, following in pairwise(done[1:]):
+    for this, following in pairwise(trials):
         if this.datetime_start is None or following.datetime_start is None:
             continue
         period = (following.datetime_start - this.datetime_start).total_seconds()
         sampler = this.user_attrs["seconds_suggest"]
         overheads.append(period - this.user_attrs["seconds"]["trial"] - sampler)
-    feasible = [trial for trial in done if all(c <= 0 for c in trial.constraints.values())]
     return {
-        "trials": len(done),
-        "feasible": len(feasible),
-        "trial": median(trial.user_attrs["seconds"]["trial"] for trial in done),
-        "sampler": median(trial.user_attrs["seconds_suggest"] for trial in done),
+        "trial": median(trial.user_attrs["seconds"]["trial"] for trial in trials),
+        "sampler": median(trial.user_attrs["seconds_suggest"] for trial in trials),
         "overhead": median(overheads) if overheads else None,
     }
 
@@ -92,13 +161,15 @@ def bench(
         for seed in range(seeds):
             row = one_search(Path(folder), seed, num_trials, options.split())
             figures.append(row)
-            console.print(row)
+            whole = row["all"]
             table.add_row(
                 str(seed),
                 f"{row['wall']:.0f}",
-                f"{row['trial']:.2f}",
-                f"{row['sampler']:.2f}",
-                "-" if row["overhead"] is None else f"{row['overhead']:.2f}",
+                f"{row['to_first_trial']:.1f}",
+                f"{whole['trial']:.2f}",
+                f"{whole['sampler']:.2f}",
+                f"{whole['overhead'] or 0.0:.2f}",
+                f"{row['after_last_trial']:.1f}",
                 f"{row['feasible']}/{row['trials']}",
                 *(
                     "-" if row[name] is None else f"{row[name]:.3f}"
@@ -113,10 +184,25 @@ def bench(
     console.print(
         f"forget <= {GOOD_FORGET} at retain >= {RETAIN_FLOOR}: {found} of {seeds} seeds; longest "
         f"search {max(row['wall'] for row in figures):.0f} s; Ray and MLflow at most "
-        f"{max(row['overhead'] or 0.0 for row in figures):.2f} s a trial (medians)"
+        f"{max(row['all']['overhead'] or 0.0 for row in figures):.2f} s a trial (medians)"
     )
+    _print_growth(console, figures[-1])
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _print_growth(console: Console, row: dict[str, Any]) -> None:
+    """Show how a search's trials and memory changed from its beginning to its end."""
+    table = Table("seconds a trial", "first", "last", "ratio", box=None, header_style="bold")
+    for part in ("trial", "sampler", "overhead"):
+        first, last = row["first"][part] or 0.0, row["last"][part] or 0.0
+        ratio = f"{last / first:.2f}" if first else "-"
+        table.add_row(part, f"{first:.3f}", f"{last:.3f}", ratio)
+    console.print(f"seed {row['seed']}: the first {WINDOW} trials after the first, and the last")
+    console.print(table)
+    for who, values in row["memory_mib"].items():
+        shown = ", ".join(f"{value:.0f}" for value in values)
+        console.print(f"memory of the {who} in its second to fourth quarter: {shown} MiB")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def trial_floor(
     loaded, tree = worker.loaded, worker.activations.tree
     model = loaded.model
     projection = loaded.layout.down_projection_of(model, layer).weight
-    embeddings: torch.Tensor = model.get_input_embeddings().weight
+    embeddings = torch.as_tensor(model.get_input_embeddings().weight)
     total = loaded.n_parameters - embeddings.numel()
     blocks = loaded.layout.blocks_of(model)
     block = sum(parameter.numel() for parameter in blocks[0].parameters())

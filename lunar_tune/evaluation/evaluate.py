@@ -12,7 +12,7 @@ import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lunar_tune.evaluation.finished import RecallStop
 from lunar_tune.evaluation.rouge import Recall, rouge_recall
@@ -40,6 +40,7 @@ LEAST_CHUNK = 16
 JUDGED = ("forget", "retain")
 
 
+@runtime_checkable
 class AnswerRun(Protocol):
     """Answers of one evaluation, in two steps: the first may show that the second is not needed."""
 
@@ -50,6 +51,7 @@ class AnswerRun(Protocol):
         """Return the tokens of the answers to all rows that were begun."""
 
 
+@runtime_checkable
 class AnswerSource(Protocol):
     """Who answers."""
 

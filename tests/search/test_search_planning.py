@@ -1,7 +1,7 @@
 """What a search decides before and after its trials, each piece alone, without Ray.
 
 Covers: checks of the configuration, the folder, the plan, the verdict on the unmodified model,
-sharing out of resources, the confirmation, next commands, `best.yaml` and `config.yaml`.
+sharing out of resources, next commands, `best.yaml` and `config.yaml`.
 Does not cover: whole searches (`test_search_run`, `test_search_endings`).
 """
 
@@ -17,18 +17,16 @@ import pytest
 import yaml
 from command_lines import small_data
 
-from lunar_tune.errors import DivergenceError, InputError
-from lunar_tune.evaluation.evaluate import Evaluation
+from lunar_tune.errors import InputError
 from lunar_tune.reporting.rows import COMPLETE, TrialRow
-from lunar_tune.search import cluster, trainable
+from lunar_tune.search import cluster
 from lunar_tune.search.config import SearchConfig, config_document
-from lunar_tune.search.outputs import check_output, make_folder, short_trials
+from lunar_tune.search.outputs import check_output, make_folder
 from lunar_tune.search.plan import plan_search
 from lunar_tune.search.summary import next_commands, vanilla_problem
-from lunar_tune.search.trainable import Confirmation, answers_path, confirm
+from lunar_tune.search.trainable import answers_path
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.options import RunOptions
-from lunar_tune.trial.worker import TrialResult
 
 BEST = TrialRow(
     number=3,
@@ -289,57 +287,6 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.Mo
         cluster.ray_session(SearchConfig(address="10.0.0.1:1")),
     ):
         raise AssertionError("the session must not begin")
-
-
-def confirmation(number: int, retain: float) -> Confirmation:
-    return Confirmation(number=number, result=result_of({"number": number}, retain))
-
-
-def result_of(parameters: Mapping[str, Any], retain: float) -> TrialResult:
-    return TrialResult(
-        parameters=parameters,
-        evaluation=Evaluation(rows=(), scores={"forget_rouge1": 0.1, "retain_rouge1": retain}),
-        fit=None,
-        seconds={},
-        max_new_tokens=512,
-    )
-
-
-class Loaded:
-    """Stands for a worker: its retain score is its parameter; None diverges."""
-
-    def __init__(self, spec: Any) -> None:
-        self.spec = spec
-
-    def run(self, parameters: Mapping[str, Any], *, full: bool) -> TrialResult:
-        assert full
-        if parameters["retain"] is None:
-            raise DivergenceError("NaN")
-        return result_of(parameters, parameters["retain"])
-
-
-@pytest.mark.parametrize(
-    ("retains", "evaluated"),
-    [
-        ([0.9, 0.95], [0]),
-        ([0.79, 0.8, 0.9], [0, 1]),
-        ([0.7, 0.75], [0, 1]),
-        ([None, 0.85], [1]),
-        ([], []),
-    ],
-)
-def test_candidates_are_confirmed_until_one_keeps_the_floor(
-    monkeypatch: pytest.MonkeyPatch, retains: list[float | None], evaluated: list[int]
-) -> None:
-    monkeypatch.setattr(trainable, "Worker", Loaded)
-    monkeypatch.setattr(trainable, "_own_threads", lambda: None)
-    candidates = [(number, {"retain": retain}) for number, retain in enumerate(retains)]
-
-    confirmed = confirm(None, candidates, 0.8)  # type: ignore[arg-type]
-
-    assert [one.number for one in confirmed] == evaluated
-    below = [n for n in evaluated if retains[n] is not None and retains[n] < 0.8]  # type: ignore[operator]
-    assert short_trials(confirmed, 0.8) == below
 
 
 def test_answers_of_trials_sort_by_name(tmp_path: Path) -> None:
