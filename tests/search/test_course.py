@@ -1,4 +1,4 @@
-"""The course of a search and Ray's view of it, without Ray: what runs next, and who is told what."""
+"""The course of a search and Ray's view of it, without Ray: what runs next, who is told what."""
 
 from __future__ import annotations
 

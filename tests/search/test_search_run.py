@@ -184,14 +184,20 @@ def test_the_table_has_the_documented_columns(search: Finished) -> None:
 def test_scores_are_means_over_the_answers(search: Finished) -> None:
     for row in search.rows:
         answers = search.answers(row["number"])
-        for name in SETS:
-            assert row[f"{name}_rouge1"] == pytest.approx(mean_recall(answers, name), abs=1e-12)
-            assert row[f"{name}_rougeL"] == pytest.approx(
-                mean_recall(answers, name, "rougeL"), abs=1e-12
-            )
         counts = {name: sum(a["set_name"] == name for a in answers) for name in SETS}
-        assert counts == {"forget": 12, "retain": 84, "factual": 81}
-        assert (row["retain_rows"], row["retain_exact"]) == (84, True)
+        stopped = counts["factual"] == 0
+        for name in SETS[: 2 if stopped else 3]:
+            for kind in ("rouge1", "rougeL"):
+                mean = mean_recall(answers, name, kind)
+                assert row[f"{name}_{kind}"] == pytest.approx(mean, abs=1e-12)
+        assert row["retain_rows"] == counts["retain"]
+        assert row["retain_exact"] is (counts["retain"] == 84)
+        if stopped:
+            assert row["factual_rouge1"] is None
+            said = row["retain_rouge1"] * counts["retain"]
+            assert (said + 84 - counts["retain"]) / 84 < 0.8, "no answer left could lift it"
+        else:
+            assert counts == {"forget": 12, "retain": 84, "factual": 81}
 
 
 def test_deviation_and_feasibility_follow_from_the_scores(search: Finished) -> None:
