@@ -174,21 +174,20 @@ class PromptActivations:
         with entry.locked():
             if (kept := entry.load(_file_name(point))) is not None:
                 return kept  # another process was faster
-            for captured, stream in self._capture(point).items():
-                if not entry.save(_file_name(captured), stream):
-                    self._streams = {captured: stream} | self._streams
-            if point in self._streams:
-                return self._streams[point]
-        kept = entry.load(_file_name(point))
-        return kept if kept is not None else self._capture(point)[point]
+            captured = self._capture(point)
+            for where, stream in captured.items():
+                if not entry.save(_file_name(where), stream):
+                    self._streams[where] = stream
+        return captured[point]
 
     def _capture(self, point: int) -> dict[int, Tensor]:
-        """Sweep for a stream and for as many of the others as memory and disk hold."""
-        loaded, cache = self.source.loaded, self.source.cache
+        """Sweep for a stream and for as many of the others as host memory holds.
+
+        What finds no room on disk afterwards stays in memory, oldest out first.
+        """
+        loaded = self.source.loaded
         size = self.tree.n_nodes * loaded.model.config.hidden_size * loaded.model.dtype.itemsize
         room = host_free_bytes() * SWEEP_SHARE
-        if cache is not None:
-            room = min(room, cache.limit_bytes)
         while self._streams and size > room:
             self._streams.pop(next(iter(self._streams)))
         others = [layer for layer in self._layers if layer not in (point, *self._streams)]

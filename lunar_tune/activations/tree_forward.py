@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,10 +76,22 @@ class TreeBatch:
     """Places in `nodes` whose final stream is wanted."""
     path: Int[Tensor, "rows length"]
     """Nodes of each row from its first token; node 0 beyond its end."""
-    queries: Int[Tensor, "rows end"]
-    """Places in `nodes` of each row's new end; 0 beyond it."""
-    is_query: Bool[Tensor, "rows end"]
-    mask: Bool[Tensor, "rows 1 end length"]
+    every: TreeQueries
+    """Every new prefix, for all blocks but the last."""
+    wanted: TreeQueries
+    """Those that are asked, for the last block: its attention elsewhere nobody reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeQueries:
+    """Prefixes that look at those before them, row by row; tensors on the device."""
+
+    places: Int[Tensor, "rows most"]
+    """Places among the batch's new prefixes; 0 beyond a row's last."""
+    is_query: Bool[Tensor, "rows most"]
+    into: Int[Tensor, " queries"]
+    """The places without those beyond, row after row."""
+    mask: Bool[Tensor, "rows 1 most length"]
 
 
 def arrange(
@@ -135,34 +148,45 @@ def _batch(
 ) -> TreeBatch:
     """Return a batch of (row, first new place, path)."""
     length = max(len(path) for _, _, path in parts)
-    end = max(len(path) - low for _, low, path in parts)
     nodes: list[int] = []
     ids: list[int] = []
     positions: list[int] = []
-    paths, queries = [], []
+    paths, every, wanted = [], [], []
     for row, low, path in parts:
         first = len(nodes)
         nodes += path[low:]
         ids += tree.sequences[row][low : len(path)]
         positions += range(low, len(path))
         paths.append([*path, *[0] * (length - len(path))])
-        queries.append([*range(first, len(nodes)), *[0] * (end - len(nodes) + first)])
-
-    def tensor(values: Any) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
-    lows = tensor([low for _, low, _ in parts])[:, None, None, None]
-    ends = tensor([len(path) - low for _, low, path in parts])[:, None]
-    places = torch.arange(end, device=device)
+        every.append(list(range(first, len(nodes))))
+        wanted.append([place for place in every[-1] if nodes[place] in asked])
+    place_of = torch.tensor(positions, dtype=torch.int64, device=device)
     return TreeBatch(
-        nodes=tensor(nodes),
-        ids=tensor([ids]),
-        positions=tensor([positions]),
-        asked=tensor([i for i, node in enumerate(nodes) if node in asked]),
-        path=tensor(paths),
-        queries=tensor(queries),
-        is_query=places < ends,
-        mask=torch.arange(length, device=device) <= lows + places[:, None],
+        nodes=torch.tensor(nodes, dtype=torch.int64, device=device),
+        ids=torch.tensor([ids], dtype=torch.int64, device=device),
+        positions=place_of[None],
+        asked=torch.tensor(list(chain.from_iterable(wanted)), dtype=torch.int64, device=device),
+        path=torch.tensor(paths, dtype=torch.int64, device=device),
+        every=_queries(every, place_of, length),
+        wanted=_queries(wanted, place_of, length),
+    )
+
+
+def _queries(
+    rows: Sequence[Sequence[int]], positions: Int[Tensor, " new"], length: int
+) -> TreeQueries:
+    """Return queries of some places in each row."""
+    most = max(map(len, rows))
+    padded = [[*row, *[0] * (most - len(row))] for row in rows]
+    device = positions.device
+    places = torch.tensor(padded, dtype=torch.int64, device=device).reshape(len(rows), most)
+    counts = torch.tensor([len(row) for row in rows], device=device)
+    is_query = torch.arange(most, device=device) < counts[:, None]
+    return TreeQueries(
+        places=places,
+        is_query=is_query,
+        into=places[is_query],
+        mask=torch.arange(length, device=device) <= positions[places][:, None, :, None],
     )
 
 
@@ -192,9 +216,10 @@ def tree_forward(
     given = (
         {"input_ids": batch.ids} if stream is None else {"inputs_embeds": stream[batch.nodes][None]}
     )
+    end = stop or loaded.n_layers
     with (
-        decoder_slice(loaded.model, loaded.layout, start, stop or loaded.n_layers) as decoder,
-        _tree_attention(decoder.config, batch, keys),
+        decoder_slice(loaded.model, loaded.layout, start, end) as decoder,
+        _tree_attention(decoder.config, _Attention(batch, keys, end - 1)),
         _last_mlp_only_at(loaded, batch.asked),
     ):
         output = decoder(**given, position_ids=batch.positions, use_cache=False)
@@ -202,17 +227,27 @@ def tree_forward(
     return hidden
 
 
-_current: ContextVar[tuple[TreeBatch, NodeKeys]] = ContextVar("lunar_tune_tree")
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """What the attention of a forward needs to know."""
+
+    batch: TreeBatch
+    keys: NodeKeys
+    last: int
+    """The last block that is run."""
+
+
+_current: ContextVar[_Attention] = ContextVar("lunar_tune_tree")
 
 
 @contextmanager
-def _tree_attention(config: Any, batch: TreeBatch, keys: NodeKeys) -> Iterator[None]:
+def _tree_attention(config: Any, attention: _Attention) -> Iterator[None]:
     """Inside, the blocks' attention follows the paths of a batch."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _attend)
     usual = config._attn_implementation
-    token = _current.set((batch, keys))
+    token = _current.set(attention)
     try:
         config._attn_implementation = _NAME
         yield
@@ -234,22 +269,30 @@ def _attend(  # noqa: PLR0917 as transformers calls it
 
     Query heads that share a key head are put side by side, so that nothing is repeated.
     """
-    batch, kept = _current.get()
+    attention = _current.get()
+    batch, kept = attention.batch, attention.keys
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     kept.put(layer, batch.nodes, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    kv_heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
-    rows, end = batch.queries.shape
-    q = query[0].transpose(0, 1)[batch.queries]
+    asking = batch.wanted if layer == attention.last else batch.every
+    heads, new, head_dim = query.shape[1:]
+    kv_heads = key.shape[1]
+    repeats = heads // kv_heads
+    rows, most = asking.places.shape
+    output = query.new_zeros((1, new, heads, head_dim))
+    if not most:
+        return output, None
+    q = query[0].transpose(0, 1)[asking.places]
     q = q.unflatten(2, (kv_heads, repeats)).permute(0, 2, 1, 3, 4).flatten(2, 3)
     attended = scaled_dot_product_attention(
         q,
         kept.keys[layer][batch.path].transpose(1, 2),
         kept.values[layer][batch.path].transpose(1, 2),
-        attn_mask=batch.mask.repeat_interleave(repeats, dim=2),
+        attn_mask=asking.mask.repeat_interleave(repeats, dim=2),
         scale=scaling,
     )
-    by_head = attended.reshape(rows, kv_heads, end, repeats, -1).permute(0, 2, 1, 3, 4)
-    return by_head.flatten(2, 3)[batch.is_query][None], None
+    by_head = attended.reshape(rows, kv_heads, most, repeats, head_dim).permute(0, 2, 1, 3, 4)
+    output[0, asking.into] = by_head.flatten(2, 3)[asking.is_query]
+    return output, None
 
 
 @contextmanager
