@@ -143,11 +143,11 @@ build_model("qwen2").save_pretrained(folder.name)
 build_tokenizer().save_pretrained(folder.name)
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import RunOptions
+from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import Worker
 options = RunOptions(
     model=folder.name, data="mini", factual_data="none", evaluation_rows=4, device="cpu",
-    decoding=DecodingSettings(max_new_tokens=2),
+    decoding=DecodingSettings(max_new_tokens=2), engine=EngineSettings(cache_limit=0),
 )
 result = Worker(assemble(options)).run({{"layer": 0, "coefficient": 1.0, "learning_rate": 0.01}})
 print(sorted(result.evaluation.scores))

@@ -26,7 +26,7 @@ from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.redirection.settings import AdamWSettings
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
-from lunar_tune.trial.options import RunOptions
+from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
@@ -258,6 +258,7 @@ def spec_for(folder: Path, data: str, solver: str = "closed_form", **options: An
             reference_prompts="harmful",
             lunar=lunar,
             decoding=DecodingSettings(max_new_tokens=8),
+            engine=EngineSettings(cache_limit=0),
             **options,
         )
     )
