@@ -35,6 +35,7 @@ from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS, DecodingSet
 from lunar_tune.memory import GIB
 from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.models.loading import LoadedModel, load_model
+from lunar_tune.runtime import limit_threads
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import TrialResult, Worker
@@ -105,29 +106,33 @@ class Bench:
         self._build, self._random = build, loaded is not None
         self.figures = Figures()
 
-    def engine(self, repeats: int) -> TrialResult:
-        """Run the first trial and warm ones; return the last."""
-        with tempfile.TemporaryDirectory() as folder:
-            worker = Worker(self._spec, self._loaded, cache_root=Path(folder))
-            device = self._loaded.device
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            self.figures.vanilla = worker.vanilla().seconds["trial"]
-            self.figures.first = dict(worker.run(self._setting, bounded=False).seconds)
-            near = {**self._setting, "coefficient": NEAR * self._setting["coefficient"]}
-            for _ in range(repeats):
-                worker.run(near, bounded=False)
-                result = worker.run(self._setting, bounded=False)
-                self.figures.warm.append(dict(result.seconds))
-            self.figures.budget = result.max_new_tokens
-            if device.type == "cuda":
-                self.figures.peak_gib = torch.cuda.max_memory_allocated() / GIB
-            self._worker = worker
-            if not self._random:
-                full = worker.run(self._setting, full=True, bounded=False)
-                self.figures.full = full.seconds["evaluate"]
-                self._full = full
+    def begin(self) -> None:
+        """Make the worker, evaluate the unmodified model, run the first trial with its captures."""
+        self._folder = tempfile.TemporaryDirectory()
+        self._worker = Worker(self._spec, self._loaded, cache_root=Path(self._folder.name))
+        if self._loaded.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.figures.vanilla = self._worker.vanilla().seconds["trial"]
+        self.figures.first = dict(self._worker.run(self._setting, bounded=False).seconds)
+
+    def warm(self, repeats: int) -> TrialResult:
+        """Time warm trials, each after one with another coefficient; return the last."""
+        near = {**self._setting, "coefficient": NEAR * self._setting["coefficient"]}
+        for _ in range(repeats):
+            self._worker.run(near, bounded=False)
+            result = self._worker.run(self._setting, bounded=False)
+            self.figures.warm.append(dict(result.seconds))
+        self.figures.budget = result.max_new_tokens
         return result
+
+    def end(self) -> None:
+        """Note the peak of memory; evaluate in full where that means something."""
+        if self._loaded.device.type == "cuda":
+            self.figures.peak_gib = torch.cuda.max_memory_allocated() / GIB
+        if not self._random:
+            self._full = self._worker.run(self._setting, full=True, bounded=False)
+            self.figures.full = self._full.seconds["evaluate"]
+        self._folder.cleanup()
 
     def plain(self) -> None:
         """Run one plain trial."""
@@ -206,6 +211,9 @@ def bench(  # noqa: PLR0917 options of a command
     ridge: Annotated[float, typer.Option(help="Of closed_form.")] = 0.1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="Of torch, for both. Default: all cores.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Warm trials that are timed.")] = 5,
     plain_repeats: Annotated[int, typer.Option(min=0, help="Plain trials; 0 for none.")] = 2,
     memory_budget: Annotated[
@@ -237,7 +245,7 @@ def bench(  # noqa: PLR0917 options of a command
     for solver, value in zip(SOLVERS, (learning_rate, ridge), strict=True):
         setting = {"layer": chosen, "coefficient": coefficient, OWN[solver]: value}
         one = Bench(options, solver, setting, loaded=loaded, build=build)
-        result = _in_turns(one, repeats, plain_repeats)
+        result = _in_turns(one, repeats, plain_repeats, threads)
         one.compare(result)
         one.distance()
         results[solver] = one.figures
@@ -257,17 +265,15 @@ def bench(  # noqa: PLR0917 options of a command
         json_file.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _in_turns(one: Bench, repeats: int, plain_repeats: int) -> TrialResult:
+def _in_turns(one: Bench, repeats: int, plain_repeats: int, threads: int | None) -> TrialResult:
     """Let engine and plain pipeline take turns, so that a busy machine is busy for both."""
-    threads = torch.get_num_threads()
-    result = one.engine(repeats)  # a small model makes it one thread, for both
+    one.begin()
+    limit_threads(threads)  # a worker makes it one for a small model
+    result = one.warm(repeats)
     for _ in range(plain_repeats):
         one.plain()
-        warm, vanilla, first = one.figures.warm, one.figures.vanilla, one.figures.first
-        result = one.engine(repeats)
-        one.figures.warm = [*warm, *one.figures.warm[len(warm) :]]
-        one.figures.vanilla, one.figures.first = vanilla, first
-    torch.set_num_threads(threads)
+        result = one.warm(repeats)
+    one.end()
     return result
 
 
@@ -280,7 +286,9 @@ def _under_budget(
     engine = dataclasses.replace(options.engine, memory_budget=gib)
     limited = dataclasses.replace(options, engine=engine)
     one = Bench(limited, "closed_form", setting, loaded=loaded, build=None)
-    one.engine(1)
+    one.begin()
+    one.warm(1)
+    one.end()
     return {
         "budget_gib": round(gib, 2),
         "weights_gib": round(weights, 2),

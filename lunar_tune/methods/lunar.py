@@ -99,10 +99,10 @@ class LunarPreparation(Preparation):
         self._method.check_parameters(parameters)
         layers, coefficients = _layers_and_coefficients(parameters)
         check_layers(layers, self._loaded.n_layers)
-        solutions = {
-            layer: self._solve(layer, coefficient, parameters, seed)
-            for layer, coefficient in zip(layers, coefficients, strict=True)
-        }
+        # The lowest layer last: an evaluation starts from what its MLP reads, which is then the last
+        # to be given up, and nothing must be captured from an edited model.
+        chosen = sorted(zip(layers, coefficients, strict=True), reverse=True)
+        solutions = {layer: self._solve(layer, c, parameters, seed) for layer, c in chosen}
         # The published code sums the layers' losses; they share no parameter.
         losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
         with edited(self._loaded, {layer: s.weight for layer, s in solutions.items()}):

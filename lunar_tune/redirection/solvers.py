@@ -123,8 +123,13 @@ def _train(
     for epoch in range(settings.epochs):
         order = torch.randperm(len(tokens), generator=generator).to(inputs.device)
         batch_losses = []
-        for batch in order.split(settings.batch_size):
-            h = inputs.index_select(0, tokens[batch]).to(trained.dtype)
+        batches = zip(
+            order.split(settings.batch_size),
+            tokens[order].split(settings.batch_size),
+            strict=True,
+        )
+        for batch, nodes in batches:
+            h = inputs.index_select(0, nodes).to(trained.dtype)
             error = error_of(linear(h, trained), batch)
             flat = error.float().flatten()
             batch_losses.append(flat.dot(flat) / len(flat))
