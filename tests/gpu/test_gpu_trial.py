@@ -13,7 +13,7 @@ import torch
 
 from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.trial.assemble import assemble, materialise
-from lunar_tune.trial.options import RunOptions
+from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import Worker
 
 pytestmark = [
@@ -28,7 +28,11 @@ PARAMETERS = {
 
 def worker_on(device: str, solver: str, dtype: str) -> Worker:
     options = RunOptions(
-        model="tiny", device=device, dtype=dtype, lunar=LunarSettings(solver=solver)
+        model="tiny",
+        device=device,
+        dtype=dtype,
+        lunar=LunarSettings(solver=solver),
+        engine=EngineSettings(cache_limit=0),
     )
     return Worker(materialise(assemble(options)))
 
@@ -64,7 +68,11 @@ def test_vectors_on_the_device_equal_those_on_the_cpu(
     vectors = []
     for device in ("cuda", "cpu"):
         options = RunOptions(
-            model=str(checkpoint("llama")), device=device, dtype="float32", data="mini"
+            model=str(checkpoint("llama")),
+            device=device,
+            dtype="float32",
+            data="mini",
+            engine=EngineSettings(cache_limit=0),
         )
         vectors.append(worker_on_options(options).preparation.vectors)  # type: ignore[attr-defined]
     assert torch.allclose(vectors[0].cpu(), vectors[1], atol=1e-4)
