@@ -99,8 +99,8 @@ class LunarPreparation(Preparation):
         self._method.check_parameters(parameters)
         layers, coefficients = _layers_and_coefficients(parameters)
         check_layers(layers, self._loaded.n_layers)
-        # The lowest layer last: an evaluation starts from what its MLP reads, which is then the last
-        # to be given up, and nothing must be captured from an edited model.
+        # The lowest layer last: an evaluation starts from what its MLP reads, which is then
+        # held, and nothing must be captured from an edited model.
         chosen = sorted(zip(layers, coefficients, strict=True), reverse=True)
         solutions = {layer: self._solve(layer, c, parameters, seed) for layer, c in chosen}
         # The published code sums the layers' losses; they share no parameter.

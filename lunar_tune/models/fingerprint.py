@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["fingerprint"]
 
 _WORDS = 2**20  # of 8 bytes in one sum
+_SPREAD = 0x1B873593CC9E2D51  # any odd number with as many ones as zeros, more or less
 _SEED = 20250207  # of the multipliers; another one gives other fingerprints
 
 
@@ -29,8 +30,8 @@ def fingerprint(loaded: LoadedModel) -> str:
     """Return a SHA-256 in hexadecimal of everything that a model's activations depend on.
 
     Each parameter is read once where it is: its bytes as 64-bit words, multiplied by fixed random
-    odd numbers and summed modulo 2⁶⁴, a sum for each mebiword. So 15 GB on a GPU cost one pass over
-    its memory and a few kilobytes of traffic.
+    odd numbers, mixed and summed modulo 2⁶⁴, a sum for each mebiword. So 15 GB on a GPU cost a few
+    passes over its memory and a few kilobytes of traffic.
     """
     model = loaded.model
     digest = hashlib.sha256()
@@ -60,7 +61,16 @@ def _sums(tensor: Tensor, multipliers: Tensor) -> Tensor:
     raw = tensor.detach().contiguous().flatten().view(torch.uint8)
     whole = len(raw) // 8 * 8
     words = raw[:whole].view(torch.int64)
-    sums = [(part * multipliers[: len(part)]).sum() for part in words.split(_WORDS)]
-    rest = raw[whole:].to(torch.int64)
-    sums.append((rest * multipliers[: len(rest)]).sum())
-    return torch.stack(sums)
+    parts = (*words.split(_WORDS), raw[whole:].to(torch.int64))
+    return torch.stack([_mixed(part, multipliers[: len(part)]).sum() for part in parts])
+
+
+def _mixed(words: Tensor, multipliers: Tensor) -> Tensor:
+    """Return each word spread over all 64 bits.
+
+    A product alone leaves a word's highest bit at the highest place, where two of them cancel.
+    """
+    product = words * multipliers
+    product ^= product >> 29
+    product *= _SPREAD
+    return product ^ (product >> 32)
