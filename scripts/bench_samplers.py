@@ -179,10 +179,18 @@ def measured(worker: Worker, parameters: Mapping[str, Any]) -> dict[str, Any]:
 class Replay(NamedTuple):
     """One sampler with one seed on a grid."""
 
-    best: list[float]
-    """Best feasible forget score after each number of `AFTER`; infinite where there is none."""
+    told: list[float]
+    """Forget score of each trial, infinite where it was not feasible."""
     seconds: list[float]
     """Of each suggestion."""
+
+    def best(self, count: int) -> float:
+        """Return the best feasible forget score of the first trials; infinite without one."""
+        return min(self.told[:count])
+
+    def trials_to(self, score: float) -> float:
+        """Return after how many trials a score was reached; infinite if it was not."""
+        return next((float(n) for n, told in enumerate(self.told, 1) if told <= score), math.inf)
 
 
 def replay(
@@ -200,7 +208,7 @@ def replay(
             trials.append(study.ask(distributions))
             seconds.append(time.perf_counter() - start)
         told += [tell(study, trial, grid.at(trial.params), floor) for trial in trials]
-    return Replay([min(told[:count]) for count in AFTER], seconds)
+    return Replay(told, seconds)
 
 
 def tell(
@@ -223,26 +231,38 @@ class Row:
     at_once: int
     best: dict[int, list[float]]
     """Best feasible forget score of each seed, by number of trials."""
-    near: float
-    """Share of seeds near the grid's optimum after `JUDGED` trials."""
+    trials: list[float]
+    """Trials until a seed was near the grid's optimum."""
     seconds: float
     """Of a suggestion, median."""
 
+    @property
+    def near(self) -> float:
+        """Share of seeds that are near the grid's optimum after `JUDGED` trials."""
+        return sum(count <= JUDGED for count in self.trials) / len(self.trials)
+
     def rank(self) -> tuple[float, ...]:
-        """Return what decides, smaller is better: seeds near, then medians and worst."""
-        counts = (JUDGED, *(count for count in reversed(AFTER) if count < JUDGED))
-        scores = [(median(self.best[n]), max(self.best[n])) for n in counts]
-        return (-self.near, *(round(score, 3) for pair in scores for score in pair))
+        """Return what decides, smaller is better: seeds near, scores after `JUDGED`, trials."""
+        best = self.best[JUDGED]
+        return (-self.near, *middle_and_worst(best), *middle_and_worst(self.trials))
 
     def cells(self) -> list[str]:
         """Return the table's cells."""
-        best = [f"{shown(median(self.best[n]))} {shown(max(self.best[n]))}" for n in AFTER]
-        return [self.sampler, str(self.at_once), *best, f"{self.near:.0%}", f"{self.seconds:.3f}"]
+        pairs = [middle_and_worst(self.best[count]) for count in AFTER]
+        best = [" ".join(f"{x:.3f}".removeprefix("0") for x in pair) for pair in pairs]
+        trials = " ".join(f"{count:g}" for count in middle_and_worst(self.trials))
+        return [
+            self.sampler,
+            str(self.at_once),
+            *(cell.replace("inf", "none") for cell in (*best, trials)),
+            f"{self.near:.0%}",
+            f"{self.seconds:.3f}",
+        ]
 
 
-def shown(score: float) -> str:
-    """Return a score in few characters."""
-    return f"{score:.3f}".removeprefix("0") if math.isfinite(score) else "none"
+def middle_and_worst(values: Sequence[float]) -> tuple[float, float]:
+    """Return the median and the largest, rounded."""
+    return round(median(values), 3), round(max(values), 3)
 
 
 def rows_of(
@@ -262,13 +282,12 @@ def rows_of(
             replays = []
             for seed in range(seeds):
                 replays.append(replay(grid, space, make_sampler(name, seed), at_once, floor))
-                bar.update(task, advance=1, note=f"{name}, {at_once} at a time")
-            best = {count: [r.best[i] for r in replays] for i, count in enumerate(AFTER)}
+                bar.update(task, advance=1, note=f"{name}, {at_once} at once")
             yield Row(
                 sampler=name,
                 at_once=at_once,
-                best=best,
-                near=sum(score <= optimum + NEAR for score in best[JUDGED]) / seeds,
+                best={count: [r.best(count) for r in replays] for count in AFTER},
+                trials=[r.trials_to(optimum + NEAR) for r in replays],
                 seconds=median(second for r in replays for second in r.seconds),
             )
 
@@ -307,7 +326,14 @@ def facts_line(facts: Mapping[str, Any]) -> str:
 def table_of(rows: Sequence[Row]) -> Table:
     """Return the rows as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("sampler", "at once", *(f"after {count}" for count in AFTER), "near", "s"):
+    for header in (
+        "sampler",
+        "at once",
+        *(f"after {count}" for count in AFTER),
+        "trials",
+        "near",
+        "s",
+    ):
         table.add_column(header, justify="left" if header == "sampler" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row.cells())
@@ -316,26 +342,30 @@ def table_of(rows: Sequence[Row]) -> Table:
 
 def verdict(rows: Sequence[Row]) -> str:
     """Return which sampler wins, and whether it is the shipped default."""
-    default = SearchConfig().sampler
-    winners = {}
+    default, said, ways = SearchConfig().sampler, [], 0
     for at_once in AT_ONCE:
         group = [row for row in rows if row.at_once == at_once]
         least = min(row.rank() for row in group)
-        winners[at_once] = [row.sampler for row in group if row.rank() == least]
-    wins = ", ".join(f"{at_once} at once {' and '.join(w)}" for at_once, w in winners.items())
-    share = ("neither", "one of the two", "both")[sum(default in w for w in winners.values())]
-    return f"wins after {JUDGED} trials: {wins}; the shipped default, {default}, wins {share}"
+        first = [row.sampler for row in group if row.rank() == least]
+        said.append(
+            f"{', '.join(first)} {'tie' if len(first) > 1 else 'wins'} at {at_once} at once"
+        )
+        ways += default in first
+    share = ("in neither", "in one of them", "in both")[ways]
+    return f"{'; '.join(said)}; the shipped default, {default}, is first {share}"
 
 
 def figures_of(surface: Mapping[str, str], facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """Return all figures as JSON; null where a seed had nothing feasible."""
-    plain = [dataclasses.asdict(row) for row in rows]
+    """Return all figures as JSON; null where a seed found nothing."""
+    plain = [{**dataclasses.asdict(row), "near": row.near} for row in rows]
     for row in plain:
-        row["best"] = {
-            count: [score if math.isfinite(score) else None for score in scores]
-            for count, scores in row["best"].items()
-        }
+        row["best"] = {count: _finite(scores) for count, scores in row["best"].items()}
+        row["trials"] = _finite(row["trials"])
     return json.dumps({"surface": dict(surface), "grid": dict(facts), "rows": plain}, indent=1)
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def bench(
@@ -383,7 +413,8 @@ def bench(
     rows = list(rows_of(grid, searched, names, seeds=seeds, floor=retain_floor, console=console))
     console.print(table_of(rows))
     console.print(f"after: best feasible forget ROUGE-1, median and worst of {seeds} seeds")
-    console.print(f"near: seeds within {NEAR} of the optimum after {JUDGED}; s: for a suggestion")
+    console.print(f"trials: until within {NEAR} of the optimum, median and worst seed")
+    console.print(f"near: seeds that are there after {JUDGED}; s: seconds of a suggestion, median")
     console.print(verdict(rows))
     if json_file is not None:
         json_file.write_text(figures_of(grid.surface, facts, rows) + "\n", encoding="utf-8")

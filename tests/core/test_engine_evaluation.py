@@ -140,7 +140,7 @@ floors = st.one_of(
     floor=floors,
     seed=st.integers(0, 3),
 )
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_whatever_the_recalls_an_evaluation_that_stops_has_missed_the_floor(
     exam: Callable[..., Exam], right: list[int], data: st.DataObject, floor: float, seed: int
 ) -> None:
@@ -153,7 +153,7 @@ def test_whatever_the_recalls_an_evaluation_that_stops_has_missed_the_floor(
     more=st.sampled_from([-1, 0, 1]),
     seed=st.integers(0, 3),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_floor_that_is_met_exactly_is_not_missed(
     exam: Callable[..., Exam], right: list[int], more: int, seed: int
 ) -> None:

@@ -61,7 +61,7 @@ def recalls(truth: str, answer: str, kind: str) -> tuple[float, float]:
 
 @each_tokenizer
 @given(text=texts, more=texts, replaced=st.integers(0, 3))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_finished_words_stay_what_and_where_they_are_whatever_follows(
     kind: str, text: str, more: str, replaced: int
 ) -> None:
@@ -226,7 +226,7 @@ def test_rows_without_a_truth_go_on_and_rows_keep_their_places(
 
 @each_tokenizer
 @given(data=st.data())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_once_an_answer_may_stop_its_recall_is_1_whatever_tokens_follow(
     tokenizer: PreTrainedTokenizerFast, kind: str, data: st.DataObject
 ) -> None:

@@ -6,7 +6,6 @@ Does not cover: what needs how much.
 
 from __future__ import annotations
 
-import gc
 import weakref
 from types import SimpleNamespace
 
@@ -44,21 +43,32 @@ class Work:
         return f"done with {size}"
 
 
+@pytest.fixture
+def given_back(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Note when memory is given back instead of doing it, which takes a while."""
+    noted: list[None] = []
+    monkeypatch.setattr(memory_module, "_give_back", lambda: noted.append(None))
+    return noted
+
+
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_a_batch_is_halved_until_it_fits_and_the_size_is_remembered(error: Exception) -> None:
+def test_a_batch_is_halved_until_it_fits_and_the_size_is_remembered(
+    error: Exception, given_back: list[None]
+) -> None:
     size, work = BatchSize(100, "rows"), Work(13, error)
     assert size.fit(work) == "done with 12"
     assert work.tried == [100, 50, 25, 12]
+    assert len(given_back) == 3
     assert size.fit(work) == "done with 12"
     assert work.tried[4:] == [12]
     assert size.size == 12
 
 
-def test_what_fits_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_module, "_give_back", lambda: pytest.fail("nothing to give back"))
+def test_what_fits_is_done_once(given_back: list[None]) -> None:
     work = Work(7, MemoryError())
     assert BatchSize(7, "rows").fit(work) == "done with 7"
     assert work.tried == [7]
+    assert given_back == []
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=lambda error: type(error).__name__)
@@ -78,6 +88,7 @@ def test_an_interruption_passes() -> None:
     assert work.tried == [4]
 
 
+@pytest.mark.usefixtures("given_back")
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_a_batch_of_one_that_does_not_fit_is_an_error_that_says_what_to_do(
     error: Exception,
@@ -103,7 +114,6 @@ def test_what_a_failed_try_held_is_free_before_the_next_try() -> None:
     alive: list[weakref.ref[Held]] = []
 
     def work(size: int) -> int:
-        gc.collect()
         assert [one for one in alive if one() is not None] == []
         large = Held()
         alive.append(weakref.ref(large))
