@@ -62,14 +62,14 @@ def new_weights(loaded: LoadedModel, *layers: int) -> dict[int, Tensor]:
     return weights
 
 
-_generated: dict[tuple[str, tuple[int, ...]], list[list[int]]] = {}
+_generated: dict[tuple[str, tuple[int, ...], int], list[list[int]]] = {}
 
 
-def said(loaded: LoadedModel, *layers: int) -> list[list[int]]:
-    """Return `LONGEST` tokens of each answer of the model with `new_weights`, as generated."""
-    key = (loaded.spec.source, layers)
+def said(loaded: LoadedModel, *layers: int, budget: int = LONGEST) -> list[list[int]]:
+    """Return each answer of the model with `new_weights`, as generated, once for all tests."""
+    key = (loaded.spec.source, layers, budget)
     if key not in _generated:
-        _generated[key] = generated(loaded, new_weights(loaded, *layers))
+        _generated[key] = generated(loaded, new_weights(loaded, *layers), budget=budget)
     return _generated[key]
 
 
@@ -176,11 +176,11 @@ def test_answers_are_those_of_generate_on_the_edited_model(
     model = loaded(family, **changes)
     unchanged(model.model)
     layers = [] if layer is None else [layer]
-    weights, expected = new_weights(model, *layers), said(model, *layers)
+    weights, expected = new_weights(model, *layers), said(model, *layers, budget=BUDGET)
     whole = answers_of(answerer(with_eos(model, NEVER)), weights)
     assert whole == cut_all(expected, NEVER, BUDGET)
     eos = ends_of(expected)
-    drafts = cut_all(said(model), eos, 10)
+    drafts = cut_all(said(model, budget=BUDGET), eos, 10)
     short = answers_of(answerer(with_eos(model, eos), drafts=drafts), weights)
     assert short == cut_all(expected, eos, BUDGET)
     assert len({len(row) for row in short}) >= 4

@@ -81,7 +81,7 @@ def test_one_bit_anywhere_makes_another(copied: LoadedModel) -> None:
     assert fingerprint(copied) == before
 
 
-@pytest.mark.parametrize("length", [1, 3, 4, 5, 11])
+@pytest.mark.parametrize("length", [1, 3, 5])
 def test_the_last_bytes_count_where_they_fill_no_word(copied: LoadedModel, length: int) -> None:
     """In bfloat16 an odd number of elements leaves two, four or six bytes over."""
     copied.model.bfloat16()
