@@ -159,6 +159,16 @@ def test_drafts_of_another_worker_are_used_and_change_nothing(
     assert second.vanilla().evaluation == first.vanilla().evaluation
 
 
+def test_a_block_above_those_that_were_announced_is_answered_as_by_generate(
+    spec: Callable[..., TrialSpec],
+) -> None:
+    """What is kept reaches to the last announced block; a caller may try one beyond it."""
+    worker = Worker(dataclasses.replace(spec(), layers=(0,)))
+    worker.vanilla()
+    result, said = trial_and_generate(worker, parameters(2))
+    assert tokens_of(result) == said
+
+
 def test_with_reuse_and_without_it_a_trial_says_the_same(spec: Callable[..., TrialSpec]) -> None:
     kept, plain = Worker(spec()), Worker(spec(engine={"reuse": False}))
     assert (kept.plain_decoding, plain.plain_decoding) == (None, "it was asked for")
