@@ -294,6 +294,8 @@ class AnsweringRun:
     def _fill(self, cache: SlotCache, rows: Sequence[int], held: Sequence[int]) -> None:
         """Give rows the keys and values of their prompts and of what they have said so far."""
         device, kept = self._loaded.device, self._answerer.kept_keys
+        if kept is not None and self._start > len(kept.keys):
+            kept = None  # the edit lies above what is kept
         nodes = self._activations.tree.nodes_of(rows, held).to(device)
         counts = torch.tensor(held)
         row_index = torch.arange(len(rows)).repeat_interleave(counts).to(device)
