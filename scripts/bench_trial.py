@@ -41,7 +41,7 @@ from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import TrialResult, Worker
 
 OWN = {"adamw": "learning_rate", "closed_form": "ridge"}
-NEAR = 1.1  # a warm trial follows one with this much more of the coefficient
+BEFORE = (1.2, 0.8, 1.1)  # a warm trial follows others, with so many times its coefficient
 AUTO_BUDGET = 1.25  # of the weights
 
 
@@ -109,21 +109,34 @@ class Bench:
     def begin(self) -> None:
         """Make the worker, evaluate the unmodified model, run the first trial with its captures."""
         self._folder = tempfile.TemporaryDirectory()
-        self._worker = Worker(self._spec, self._loaded, cache_root=Path(self._folder.name))
+        self._worker = self._new_worker()
         if self._loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.figures.vanilla = self._worker.vanilla().seconds["trial"]
         self.figures.first = dict(self._worker.run(self._setting, bounded=False).seconds)
 
     def warm(self, repeats: int) -> TrialResult:
-        """Time warm trials, each after one with another coefficient; return the last."""
-        near = {**self._setting, "coefficient": NEAR * self._setting["coefficient"]}
+        """Time warm trials, each after some with other coefficients; return the last.
+
+        A worker remembers what trials answered, so none is timed on a setting that it has seen.
+        """
         for _ in range(repeats):
-            self._worker.run(near, bounded=False)
+            drafts = self._worker.drafts
+            self._worker = self._new_worker()
+            self._worker.draft(drafts)
+            for factor in BEFORE:
+                coefficient = factor * self._setting["coefficient"]
+                self._worker.run({**self._setting, "coefficient": coefficient}, bounded=False)
             result = self._worker.run(self._setting, bounded=False)
             self.figures.warm.append(dict(result.seconds))
         self.figures.budget = result.max_new_tokens
         return result
+
+    def _new_worker(self) -> Worker:
+        threads = torch.get_num_threads()
+        worker = Worker(self._spec, self._loaded, cache_root=Path(self._folder.name))
+        torch.set_num_threads(threads)  # it makes them one for a small model
+        return worker
 
     def end(self) -> None:
         """Note the peak of memory; evaluate in full where that means something."""
@@ -267,8 +280,8 @@ def bench(  # noqa: PLR0917 options of a command
 
 def _in_turns(one: Bench, repeats: int, plain_repeats: int, threads: int | None) -> TrialResult:
     """Let engine and plain pipeline take turns, so that a busy machine is busy for both."""
+    limit_threads(threads)
     one.begin()
-    limit_threads(threads)  # a worker makes it one for a small model
     result = one.warm(repeats)
     for _ in range(plain_repeats):
         one.plain()

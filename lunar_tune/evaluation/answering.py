@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear
 
 from lunar_tune.activations.prompts import PromptActivations
 from lunar_tune.activations.streams import sweep_batch
 from lunar_tune.activations.tree_forward import NodeKeys, TreeBatch, arrange, tree_forward
 from lunar_tune.evaluation.guessing import Guesser
 from lunar_tune.evaluation.settings import AnswerRules
-from lunar_tune.evaluation.slot_decoding import SlotDecoding, until_end
+from lunar_tune.evaluation.slot_decoding import SlotDecoding, likeliest, until_end
 from lunar_tune.evaluation.slots import SlotCache
 from lunar_tune.memory import BatchSize
 
@@ -171,7 +170,7 @@ class Answerer:
         """Return the stream above the edited block: only what its MLP adds is computed."""
         reads = self.activations.reads(layer)
         weight = self.loaded.layout.down_projection_of(self.loaded.model, layer).weight
-        return reads.residual + linear(reads.inputs, weight)
+        return torch.addmm(reads.residual, reads.inputs, weight.T)
 
     def decode_size(self, max_new_tokens: int) -> BatchSize:
         """Return how many rows are decoded together: what was asked for, or what fits.
@@ -235,7 +234,10 @@ class AnsweringRun:
             # Rows of one length leave together; long ones do not make short ones wait.
             order = sorted(self._pending, key=lambda row: self._activations.prompt_lengths[row])
             size = self._answerer.decode_size(self._rules.max_new_tokens)
-            self._answers |= size.fit(lambda most: self._decode(order, most))
+            answers = size.fit(lambda most: self._decode(order, most))
+            for row, answer in answers.items():
+                self._answerer.guesser.remember(row, answer)
+            self._answers |= answers
             self._pending = {}
         return dict(self._answers)
 
@@ -326,7 +328,7 @@ def choose_tokens(
     """Return the likeliest next token at each place, a bounded number of logits at a time."""
     head = loaded.model.get_output_embeddings()
     step = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    return torch.cat([head(part).argmax(-1) for part in hidden.split(step)])
+    return torch.cat([likeliest(head(part)) for part in hidden.split(step)])
 
 
 def _key_width(loaded: LoadedModel) -> int:

@@ -1,26 +1,28 @@
 """Guesses at what an answer says next: cheap, often right, never trusted.
 
-Covers: answers that repeat themselves, and answers that go on as one of the unmodified model's does
-(a refusal that the redirected model gives to other questions, for example).
+Covers: answers that were given to the same question in an earlier trial, that repeat themselves, or
+that go on as one of the unmodified model's does (a refusal that it gives to other questions, say).
 Does not cover: checking a guess (`slot_decoding`); a wrong one costs time and nothing else.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 
 __all__ = ["Guesser"]
 
 # A repetition has at most so many tokens; at least so many tokens in a row must repeat.
 LONGEST_PERIOD, LEAST_REPEATED = 16, 4
+# Different answers to one question that are remembered, the latest ones.
+REMEMBERED = 8
 
 
 class Guesser:
     """Guesses from known answers.
 
     Args:
-        answers: Tokens of answers that were given before.
+        answers: Tokens of the unmodified model's answers.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]]) -> None:
@@ -35,13 +37,33 @@ class Guesser:
             said: counts.most_common(1)[0][0] for said, counts in followers.items()
         }
 
-    def guess(self, said: Sequence[int], length: int) -> list[int]:
+        self._remembered: dict[int, deque[tuple[int, ...]]] = {}
+
+    def remember(self, row: int, answer: Sequence[int]) -> None:
+        """Note what was answered to a question: another trial may well say the same.
+
+        Args:
+            row: The question's number.
+            answer: Its tokens.
+        """
+        latest = self._remembered.setdefault(row, deque(maxlen=REMEMBERED))
+        said = tuple(answer)
+        if said in latest:
+            latest.remove(said)
+        latest.appendleft(said)
+
+    def guess(self, row: int, said: Sequence[int], length: int) -> list[int]:
         """Return at most `length` tokens that may come next; none where there is no guess.
 
         Args:
+            row: The question's number.
             said: Tokens of an answer so far.
             length: How many tokens may be of use.
         """
+        begun = tuple(said)
+        for answer in self._remembered.get(row, ()):
+            if len(answer) > len(begun) and answer[: len(begun)] == begun:
+                return list(answer[len(begun) : len(begun) + length])
         if period := _period(said):
             return [said[len(said) - period + i % period] for i in range(length)]
         last = (-1, said[0]) if len(said) == 1 else tuple(said[-2:])

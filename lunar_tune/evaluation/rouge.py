@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
+from nltk.stem.porter import PorterStemmer
 from rouge_score import rouge_scorer
+from rouge_score.tokenize import tokenize
 
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, InputError
@@ -49,14 +51,35 @@ class _WordTokenizer:
         return _SYLLABLE.sub(r" \g<0> ", kept).split()
 
 
+class _Stemmer(PorterStemmer):  # type: ignore[misc]  # nltk has no types
+    """rouge-score's stemmer; answers say the same words over and over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known = lru_cache(maxsize=2**16)(super().stem)
+
+    def stem(self, word: str, to_lowercase: bool = True) -> str:
+        stemmed: str = self._known(word, to_lowercase)
+        return stemmed
+
+
+class _DefaultTokenizer:
+    """Splits text into stemmed words of [a-z0-9], as rouge-score does by default."""
+
+    def __init__(self) -> None:
+        self._stemmer = _Stemmer()
+
+    def tokenize(self, text: str) -> list[str]:
+        words: list[str] = tokenize(text, self._stemmer)
+        return words
+
+
 @cache
 def _scorer(tokenizer: str) -> Any:
     if tokenizer not in TOKENIZERS:
         raise InputError(f"--rouge-tokenizer {tokenizer}: there are {', '.join(TOKENIZERS)}.")
-    chosen = _WordTokenizer() if tokenizer == "words" else None
-    return rouge_scorer.RougeScorer(
-        ["rouge1", "rougeL"], use_stemmer=chosen is None, tokenizer=chosen
-    )
+    chosen = _WordTokenizer() if tokenizer == "words" else _DefaultTokenizer()
+    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], tokenizer=chosen)
 
 
 def tokenize_words(text: str, *, tokenizer: str = "default") -> list[str]:

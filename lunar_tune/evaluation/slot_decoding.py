@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lunar_tune.evaluation.guessing import Guesser
@@ -24,7 +24,7 @@ from lunar_tune.evaluation.slots import SlotCache
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["SlotDecoding", "until_end"]
+__all__ = ["SlotDecoding", "likeliest", "until_end"]
 
 # Steps between looks at which rows have ended: a look is a synchronisation on a GPU.
 STEPS_PER_LOOK = {"cpu": 1, "cuda": 8}
@@ -112,7 +112,7 @@ class SlotDecoding:
             past_key_values=self._cache,
             use_cache=True,
         )
-        chosen = output.logits.argmax(-1)
+        chosen = likeliest(output.logits)
         holds = (chosen[:, :-1] == inputs[:, 1:]).long().cumprod(1).sum(1)
         taken = ahead <= holds[:, None]
         places = self._counts[:count, None] + ahead
@@ -166,7 +166,10 @@ class SlotDecoding:
         length = min(length, self._rules.max_new_tokens - min(map(len, said)) - 1)
         if length < 1:
             return []
-        guesses = [self._guesser.guess(row, length) for row in said]
+        guesses = [
+            self._guesser.guess(row, tokens, length)
+            for row, tokens in zip(self._rows, said, strict=True)
+        ]
         if sum(map(bool, guesses)) < SHARE_WITH_GUESS * len(guesses):
             return []
         longest = max(map(len, guesses))
@@ -181,6 +184,11 @@ class SlotDecoding:
         rows = self._tokens[index, : max(counts)].tolist()
         pairs = zip(rows, counts, strict=True)
         return [until_end(row[:length], self._loaded.eos_ids) for row, length in pairs]
+
+
+def likeliest(logits: Float[Tensor, "*places vocabulary"]) -> Int[Tensor, "*places"]:
+    """Return the first of the likeliest tokens; on a CPU `max` takes a third of `argmax`'s time."""
+    return logits.max(-1).indices
 
 
 def until_end(row: Sequence[int], eos_ids: Sequence[int]) -> list[int]:

@@ -12,14 +12,15 @@ W₀ `[d_model, d_ff]`, targets are W₀h + shift for forget tokens and W₀h fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import linear
 from torch.optim.adamw import adamw
 
 from lunar_tune.errors import DivergenceError, InputError
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 LEARNING_RATE_DECAY = 0.9  # per epoch, as published (run_lunar.py at dfa56eb)
+STEPS_AHEAD = 64  # whose targets are made together
 PART = 2048  # rows or columns of H that are converted to float64 at a time
 
 
@@ -74,68 +76,137 @@ def solve_adamw(
     """
     if tokens is None:
         tokens = torch.arange(len(inputs), device=inputs.device)
-    if settings.master_dtype == "bfloat16":
-        # As published: W itself is trained in bfloat16, optimiser state included. Small updates
-        # are lost to rounding there, and most of the weight decay with them.
-        trained = weight.detach().to(torch.bfloat16, copy=True)
-        inputs = inputs.to(torch.bfloat16)
-        originals = linear(inputs, trained)
-        moved = shift.to(originals)
-
-        def error_of(output: Tensor, batch: Tensor) -> Tensor:
-            target = originals[tokens[batch]]
-            target[is_forget[batch]] += moved
-            return output - target
-    else:
-        # W − W₀ is trained in float32 from zero, so that retain tokens start exactly on target.
-        trained = torch.zeros_like(weight, dtype=torch.float32)
-        indicator, target = is_forget.float(), shift.float()
-
-        def error_of(output: Tensor, batch: Tensor) -> Tensor:
-            return output.addr_(indicator[batch], target, alpha=-1)
-
+    kind = _Matrix if settings.master_dtype == "bfloat16" else _Difference
+    problem = kind(weight, inputs, is_forget, shift, tokens)
     with _tensor_cores(inputs):
-        losses = _train(
-            trained, inputs, tokens, error_of, learning_rate, settings=settings, seed=seed
-        )
-    fitted = trained if settings.master_dtype == "bfloat16" else weight.float() + trained
-    return Solution(weight=_finite(fitted.to(weight.dtype)), losses=losses)
+        losses = _train(problem, learning_rate, settings=settings, seed=seed)
+    return Solution(weight=_finite(problem.fitted()), losses=losses)
+
+
+class _Problem(ABC):
+    """Least squares over tokens; the matrix is held transposed, where its products are fastest.
+
+    Args:
+        trained: What is trained.
+        inputs: h at every distinct prefix.
+        is_forget: Which tokens are to be moved.
+        tokens: Each token's row of `inputs`.
+    """
+
+    def __init__(
+        self,
+        trained: Float[Tensor, "d_ff d_model"],
+        inputs: Float[Tensor, "nodes d_ff"],
+        is_forget: Bool[Tensor, " tokens"],
+        tokens: Int[Tensor, " tokens"],
+    ) -> None:
+        self.trained, self.inputs, self.tokens = trained, inputs, tokens
+        self.indicator = is_forget.to(trained)
+        self.gradient = torch.empty_like(trained)
+
+    @abstractmethod
+    def targets(self, batch: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_model"]:
+        """Return where the outputs of some tokens are to go."""
+
+    @abstractmethod
+    def differentiate(
+        self, h: Float[Tensor, "batch d_ff"], target: Float[Tensor, "batch d_model"]
+    ) -> None:
+        """Set `gradient` to the mean squared error's, and `target` to output less target.
+
+        The gradient of this one product is written out; autograd would compute the same.
+        """
+
+    @abstractmethod
+    def fitted(self) -> Float[Tensor, "d_model d_ff"]:
+        """Return the down-projection."""
+
+
+class _Difference(_Problem):
+    """W less W₀ in float32, from zero, so that retain tokens start exactly on target."""
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "d_model d_ff"],
+        inputs: Float[Tensor, "nodes d_ff"],
+        is_forget: Bool[Tensor, " tokens"],
+        shift: Float[Tensor, " d_model"],
+        tokens: Int[Tensor, " tokens"],
+    ) -> None:
+        trained = torch.zeros(weight.T.shape, dtype=torch.float32, device=weight.device)
+        super().__init__(trained, inputs, is_forget, tokens)
+        self._weight, self._shift = weight, shift.to(trained)
+
+    def targets(self, batch: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_model"]:
+        return torch.outer(self.indicator[batch], self._shift)
+
+    def differentiate(
+        self, h: Float[Tensor, "batch d_ff"], target: Float[Tensor, "batch d_model"]
+    ) -> None:
+        error = target.addmm_(h, self.trained, beta=-1)
+        scale = 2 / error.numel()
+        torch.addmm(self.gradient, h.T, error, beta=0, alpha=scale, out=self.gradient)
+
+    def fitted(self) -> Float[Tensor, "d_model d_ff"]:
+        return (self._weight.float() + self.trained.T).to(self._weight.dtype)
+
+
+class _Matrix(_Problem):
+    """W itself in bfloat16, as published, optimiser state included.
+
+    Small updates are lost to rounding there, and most of the weight decay with them.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "d_model d_ff"],
+        inputs: Float[Tensor, "nodes d_ff"],
+        is_forget: Bool[Tensor, " tokens"],
+        shift: Float[Tensor, " d_model"],
+        tokens: Int[Tensor, " tokens"],
+    ) -> None:
+        trained = weight.detach().T.to(torch.bfloat16).contiguous()
+        super().__init__(trained, inputs.to(trained), is_forget, tokens)
+        self._dtype, self._shift = weight.dtype, shift.to(trained)
+        self._originals = self.inputs @ trained
+
+    def targets(self, batch: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_model"]:
+        original = self._originals[self.tokens[batch]]
+        return original.addr_(self.indicator[batch], self._shift)
+
+    def differentiate(
+        self, h: Float[Tensor, "batch d_ff"], target: Float[Tensor, "batch d_model"]
+    ) -> None:
+        error = torch.sub(h @ self.trained, target, out=target)  # rounded twice, as published
+        torch.mm(h.T, error * (2 / error.numel()), out=self.gradient)
+
+    def fitted(self) -> Float[Tensor, "d_model d_ff"]:
+        return self.trained.T.to(self._dtype, memory_format=torch.contiguous_format)
 
 
 def _train(
-    trained: Float[Tensor, "d_model d_ff"],
-    inputs: Float[Tensor, "nodes d_ff"],
-    tokens: Int[Tensor, " tokens"],
-    error_of: Callable[[Tensor, Tensor], Tensor],
-    learning_rate: float,
-    *,
-    settings: AdamWSettings,
-    seed: int,
+    problem: _Problem, learning_rate: float, *, settings: AdamWSettings, seed: int
 ) -> tuple[float, ...]:
-    """Minimise the mean squared error of `trained` in place; return each epoch's mean loss.
+    """Minimise the mean squared error in place; return each epoch's mean loss.
 
-    The gradient of this one product is written out; autograd would compute the same. Nothing waits
-    for the device between one epoch's end and the next.
+    Nothing waits for the device between one epoch's end and the next.
     """
-    update = _AdamW(trained, weight_decay=settings.decay)
+    tokens, size = problem.tokens, settings.batch_size
+    update = _AdamW(problem.trained, problem.gradient, weight_decay=settings.decay)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for epoch in range(settings.epochs):
-        order = torch.randperm(len(tokens), generator=generator).to(inputs.device)
-        batch_losses = []
-        batches = zip(
-            order.split(settings.batch_size),
-            tokens[order].split(settings.batch_size),
-            strict=True,
-        )
-        for batch, nodes in batches:
-            h = inputs.index_select(0, nodes).to(trained.dtype)
-            error = error_of(linear(h, trained), batch)
-            flat = error.float().flatten()
-            batch_losses.append(flat.dot(flat) / len(flat))
-            torch.mm(error.mul_(2 / len(flat)).T, h, out=update.gradient)
-            update.step(learning_rate)
-        losses.append(_checked(float(torch.stack(batch_losses).mean()), epoch, settings.epochs))
+        order = torch.randperm(len(tokens), generator=generator).to(tokens.device)
+        squares = []
+        for group in order.split(size * STEPS_AHEAD):
+            targets = problem.targets(group)
+            for nodes, target in zip(tokens[group].split(size), targets.split(size), strict=True):
+                h = problem.inputs.index_select(0, nodes).to(problem.trained.dtype)
+                problem.differentiate(h, target)
+                update.step(learning_rate)
+            squares.append(targets.float().square_().mean(1))  # they hold the errors now
+        of_steps = [batch.mean() for batch in torch.cat(squares).split(size)]
+        losses.append(_checked(float(torch.stack(of_steps).mean()), epoch, settings.epochs))
         learning_rate *= LEARNING_RATE_DECAY
     return tuple(losses)
 
@@ -146,36 +217,42 @@ class _AdamW:
     Its step costs 60 µs of Python there, as much as a small model's arithmetic.
     """
 
-    def __init__(self, trained: Float[Tensor, "d_model d_ff"], *, weight_decay: float) -> None:
-        self.gradient = torch.empty_like(trained)
-        self._trained, self._weight_decay = trained, weight_decay
+    def __init__(
+        self,
+        trained: Float[Tensor, "d_ff d_model"],
+        gradient: Float[Tensor, "d_ff d_model"],
+        *,
+        weight_decay: float,
+    ) -> None:
         # In bfloat16 the plain optimiser rounds after every one of its operations, as published;
         # the fused one computes a step in float32 and rounds once, which unlearns more.
         self._fused = trained.dtype == torch.float32
-        device = trained.device if self._fused else torch.device("cpu")
-        self._steps = [torch.zeros((), dtype=torch.float32, device=device)]
-        self._averages = [torch.zeros_like(trained)]
-        self._squares = [torch.zeros_like(trained)]
+        steps = torch.zeros((), device=trained.device if self._fused else "cpu")
+        self._state = (
+            [trained],
+            [gradient],
+            [torch.zeros_like(trained)],
+            [torch.zeros_like(trained)],
+            list[Tensor](),
+            [steps],
+        )
+        self._steps = steps
+        self._constants: dict[str, Any] = {
+            "amsgrad": False,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "weight_decay": weight_decay,
+            "eps": 1e-8,
+            "maximize": False,
+        }
 
     def step(self, learning_rate: float) -> None:
-        """Take one step along `gradient`."""
-        adamw(
-            [self._trained],
-            [self.gradient],
-            self._averages,
-            self._squares,
-            [],
-            self._steps,
-            fused=self._fused,
-            foreach=False,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=learning_rate,
-            weight_decay=self._weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )
+        """Take one step along the gradient."""
+        if self._fused:  # the kernel alone; what torch.optim puts around it is a tenth of a step
+            self._steps += 1
+            torch._fused_adamw_(*self._state, lr=learning_rate, **self._constants)
+        else:
+            adamw(*self._state, foreach=False, fused=False, lr=learning_rate, **self._constants)
 
 
 @contextmanager

@@ -120,7 +120,7 @@ class Worker:
             answers: Tokens of the answer by prompt, from `drafts` of a worker with the same model.
         """
         self._drafts = dict(answers)
-        for name in ("activations", "preparation", "_answers"):
+        for name in ("activations", "preparation", "_answers", "_evaluator", "_full_evaluator"):
             self.__dict__.pop(name, None)  # made again, with the drafts
 
     @property
@@ -215,14 +215,28 @@ class Worker:
     def _evaluate(
         self, edited_layer: int | None, *, full: bool, bounded: bool
     ) -> tuple[Evaluation, int]:
-        data = self.spec.data
-        sets = {
-            "forget": data.forget,
-            "retain": data.retain if full else data.retain_sample,
-            "factual": data.factual,
-        }
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
-        evaluator = Evaluator(
+        evaluation = (self._full_evaluator if full else self._evaluator).evaluate(
+            edited_layer=edited_layer,
+            max_new_tokens=budget,
+            floor=self.spec.engine.retain_floor if bounded else None,
+        )
+        return evaluation, budget
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        """Asks what a trial asks."""
+        return self._evaluator_of(self.spec.data.retain_sample)
+
+    @cached_property
+    def _full_evaluator(self) -> Evaluator:
+        """Asks everything."""
+        return self._evaluator_of(self.spec.data.retain)
+
+    def _evaluator_of(self, retain: tuple[Record, ...]) -> Evaluator:
+        data = self.spec.data
+        sets = {"forget": data.forget, "retain": retain, "factual": data.factual}
+        return Evaluator(
             self._answers,
             self.loaded.tokenizer,
             [self._evaluation_set(name, records) for name, records in sets.items() if records],
@@ -230,12 +244,6 @@ class Worker:
             early_exit=self.spec.engine.early_exit,
             seed=self.spec.seed,
         )
-        evaluation = evaluator.evaluate(
-            edited_layer=edited_layer,
-            max_new_tokens=budget,
-            floor=self.spec.engine.retain_floor if bounded else None,
-        )
-        return evaluation, budget
 
     @cached_property
     def _answers(self) -> AnswerSource:

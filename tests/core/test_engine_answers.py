@@ -22,7 +22,7 @@ from lunar_tune.activations.prompts import ActivationSource, PromptActivations
 from lunar_tune.evaluation import answering as answering_module
 from lunar_tune.evaluation import slot_decoding as decoding_module
 from lunar_tune.evaluation.answering import Answerer, choose_tokens
-from lunar_tune.evaluation.guessing import Guesser
+from lunar_tune.evaluation.guessing import REMEMBERED, Guesser
 from lunar_tune.evaluation.settings import AnswerRules
 from lunar_tune.evaluation.slots import SlotCache
 from lunar_tune.models.layout import LAYOUTS
@@ -399,42 +399,58 @@ def test_tokens_are_chosen_alike_whatever_number_of_logits_is_held(
 
 def test_a_guess_goes_on_as_most_known_answers_that_said_the_same_did() -> None:
     guesser = Guesser([(5, 6, 7, 8), (5, 6, 7, 8), (5, 6, 9), (4, 6, 1)])
-    assert guesser.guess([5, 6], 10) == [7, 8]
-    assert guesser.guess([5, 6], 1) == [7]
-    assert guesser.guess([1, 2, 5, 6], 10) == [7, 8]
-    assert guesser.guess([6, 7], 10) == [8]
+    assert guesser.guess(0, [5, 6], 10) == [7, 8]
+    assert guesser.guess(0, [5, 6], 1) == [7]
+    assert guesser.guess(0, [1, 2, 5, 6], 10) == [7, 8]
+    assert guesser.guess(0, [6, 7], 10) == [8]
 
 
 def test_at_an_answers_beginning_one_token_says_enough() -> None:
     guesser = Guesser([(5, 6, 7), (4, 6, 1), (4, 6, 1)])
-    assert guesser.guess([5], 10) == [6, 7]
-    assert guesser.guess([4], 10) == [6, 1]
-    assert guesser.guess([6], 10) == []  # stands in answers, but not at the beginning
+    assert guesser.guess(0, [5], 10) == [6, 7]
+    assert guesser.guess(0, [4], 10) == [6, 1]
+    assert guesser.guess(0, [6], 10) == []  # stands in answers, but not at the beginning
 
 
 def test_what_was_never_said_gives_no_guess() -> None:
     guesser = Guesser([(5, 6, 7)])
-    assert guesser.guess([6, 5], 10) == []
-    assert guesser.guess([9], 10) == []
-    assert Guesser([]).guess([5, 6], 10) == []
-    assert Guesser([(), (5,)]).guess([5], 10) == []
+    assert guesser.guess(0, [6, 5], 10) == []
+    assert guesser.guess(0, [9], 10) == []
+    assert Guesser([]).guess(0, [5, 6], 10) == []
+    assert Guesser([(), (5,)]).guess(0, [5], 10) == []
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 7, 16])
 def test_a_repetition_is_guessed_to_go_on(period: int) -> None:
     unit = list(range(30, 30 + period))
     said = [1, 2, *unit, *unit, *unit, *unit]
-    assert Guesser([]).guess(said, 40) == (unit * 40)[:40]
+    assert Guesser([]).guess(0, said, 40) == (unit * 40)[:40]
     started = [*said, *unit[: period // 2]]
-    assert Guesser([]).guess(started, 5) == (unit[period // 2 :] + unit * 5)[:5]
+    assert Guesser([]).guess(0, started, 5) == (unit[period // 2 :] + unit * 5)[:5]
 
 
 def test_a_few_equal_tokens_and_long_periods_are_no_repetition() -> None:
     guesser = Guesser([])
-    assert guesser.guess([3, 3, 3], 5) == []  # three: the fourth may end it
-    assert guesser.guess([3, 3, 3, 3], 5) == [3] * 5
-    assert guesser.guess(list(range(17)) * 3, 5) == []
-    assert guesser.guess([7, 8, 7], 5) == []
+    assert guesser.guess(0, [3, 3, 3], 5) == []  # three: the fourth may end it
+    assert guesser.guess(0, [3, 3, 3, 3], 5) == [3] * 5
+    assert guesser.guess(0, list(range(17)) * 3, 5) == []
+    assert guesser.guess(0, [7, 8, 7], 5) == []
+
+
+def test_what_a_question_was_answered_before_is_guessed_first_the_latest_before_all() -> None:
+    guesser = Guesser([(1, 2, 3, 4)])
+    assert guesser.guess(5, [1, 2], 9) == [3, 4]
+    for answer in ([1, 2, 7, 7], [1, 2, 8], [9, 9]):
+        guesser.remember(5, answer)
+    assert guesser.guess(5, [1, 2], 9) == [8]
+    assert guesser.guess(5, [1, 2, 7], 9) == [7]
+    assert guesser.guess(5, [1, 2, 8], 9) == []  # it ended there, and there is no third token
+    assert guesser.guess(6, [1, 2], 9) == [3, 4]  # another question
+    guesser.remember(5, [1, 2, 7, 7])
+    assert guesser.guess(5, [1, 2], 1) == [7]
+    for token in range(20, 20 + REMEMBERED):
+        guesser.remember(5, [token, token])
+    assert guesser.guess(5, [1, 2], 9) == [3, 4]  # forgotten again
 
 
 class Oracle(Guesser):
@@ -445,7 +461,7 @@ class Oracle(Guesser):
         self._kind, self._known = kind, answers
         self.asked = 0
 
-    def guess(self, said: Sequence[int], length: int) -> list[int]:
+    def guess(self, row: int, said: Sequence[int], length: int) -> list[int]:  # noqa: ARG002
         """Return what follows `said` in the known answer that begins with it."""
         self.asked += 1
         rest = next(row[len(said) :] for row in self._known if row[: len(said)] == list(said))
@@ -514,7 +530,7 @@ def test_answers_that_loop_are_those_of_generate(loaded: Load) -> None:
     expected = generated(model, weights, budget=70)
     made = answerer(model)
     right = [
-        any(made.guesser.guess(row[:n], 10) == row[n : n + 10] for n in range(4, 60))
+        any(made.guesser.guess(0, row[:n], 10) == row[n : n + 10] for n in range(4, 60))
         for row in expected
     ]
     assert sum(right) >= 3
