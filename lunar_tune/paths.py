@@ -40,10 +40,19 @@ def cache_dir() -> Path:
     """Return the user's cache folder, made if missing and readable by its owner alone.
 
     The environment variable `LUNAR_TUNE_CACHE` moves it.
+
+    Raises:
+        InputError: It cannot be made.
     """
     moved = os.environ.get(CACHE_VARIABLE)
     folder = Path(moved).expanduser() if moved else platformdirs.user_cache_path("lunar-tune")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InputError(
+            f"The cache folder {folder} cannot be made: {error.strerror}. Set {CACHE_VARIABLE} to "
+            "a folder that you can write."
+        ) from error
     return folder
 
 

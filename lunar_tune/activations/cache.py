@@ -35,9 +35,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
-from lunar_tune.errors import InputError
 from lunar_tune.memory import GIB
-from lunar_tune.paths import CACHE_VARIABLE, cache_dir
+from lunar_tune.paths import cache_dir
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +65,7 @@ def default_limit_gib(folder: Path | None = None) -> float:
     Args:
         folder: Where the cache is, or is going to be; None is the user's cache.
     """
-    return min(100.0, _free_bytes(folder or _user_folder()) / 4 / GIB)
+    return min(100.0, _free_bytes(folder or cache_dir() / "activations") / 4 / GIB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class ActivationCache:
     """
 
     def __init__(self, limit_gib: float | None = None, root: Path | None = None) -> None:
-        self.root = root if root is not None else _user_folder()
+        self.root = root if root is not None else cache_dir() / "activations"
         self._limit_gib = limit_gib
 
     @property
@@ -269,16 +268,6 @@ class CacheEntry:
             with contextlib.suppress(OSError):
                 if time.time() - left.stat().st_mtime > _STALE_SECONDS:
                     left.unlink()
-
-
-def _user_folder() -> Path:
-    try:
-        return cache_dir() / "activations"
-    except OSError as error:
-        raise InputError(
-            f"the folder of cached files cannot be made: {error}. Set {CACHE_VARIABLE} to a folder "
-            "that can be written."
-        ) from error
 
 
 def _free_bytes(folder: Path) -> int:

@@ -59,6 +59,8 @@ def fingerprint(loaded: LoadedModel) -> str:
 def _sums(tensor: Tensor, multipliers: Tensor) -> Tensor:
     """Return one sum for each stretch of a tensor's bytes."""
     raw = tensor.detach().contiguous().flatten().view(torch.uint8)
+    if raw.storage_offset() % 8:  # a view of another tensor; words of 8 bytes must be aligned
+        raw = raw.clone()
     whole = len(raw) // 8 * 8
     words = raw[:whole].view(torch.int64)
     parts = (*words.split(_WORDS), raw[whole:].to(torch.int64))

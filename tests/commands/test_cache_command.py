@@ -251,8 +251,10 @@ def test_a_folder_that_cannot_be_made_is_refused_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("LUNAR_TUNE_CACHE", str(tmp_path / "file"))
-    assert "Set LUNAR_TUNE_CACHE to a folder that can be written" in refused()
+    monkeypatch.setenv("LUNAR_TUNE_CACHE", str(tmp_path / "file" / "cache"))
+    message = refused()
+    assert f"{tmp_path / 'file' / 'cache'} cannot be made: Not a directory" in message
+    assert "Set LUNAR_TUNE_CACHE to a folder that you can write" in message
 
 
 def test_help_names_the_options_and_says_what_removal_means() -> None:

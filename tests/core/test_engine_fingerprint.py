@@ -167,12 +167,14 @@ def test_two_parameters_that_change_names_make_another(copied: LoadedModel) -> N
     assert fingerprint(copied) != before
 
 
-def test_how_a_weight_lies_in_memory_does_not_count(copied: LoadedModel) -> None:
+@pytest.mark.parametrize("offset", [3, 4])
+def test_how_a_weight_lies_in_memory_does_not_count(copied: LoadedModel, offset: int) -> None:
+    """Float32 at an odd offset stands across words of 8 bytes."""
     before = fingerprint(copied)
     norm = copied.model.model.norm.weight
     large = torch.zeros(len(norm) + 7)
-    large[4 : 4 + len(norm)] = norm.data
-    norm.data = large[4 : 4 + len(norm)]
+    large[offset : offset + len(norm)] = norm.data
+    norm.data = large[offset : offset + len(norm)]
     assert fingerprint(copied) == before
     transposed = copied.model.model.layers[0].mlp.down_proj.weight
     transposed.data = transposed.data.T.contiguous().T
