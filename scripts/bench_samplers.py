@@ -4,6 +4,8 @@ Covers: one trial a grid point, recorded once into a file (saved point by point,
 is gone on with); samplers replayed on it with many seeds, one trial at a time and four at a time,
 starting points off. A replayed trial gets the scores of the grid point nearest to what was proposed
 (logarithms where the space is logarithmic), and the constraint as a search sets it.
+A sampler that returns to one grid point again and again learns nothing there, which a search, whose
+scores change between grid points, need not suffer from.
 Does not cover: scores between grid points, factual questions, Ray, the journal file (replays keep
 their study in memory), two processes that record into one file. A recorded file is used as it is:
 delete it when the trial's code or the model has changed.
@@ -17,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -387,7 +390,7 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
 ) -> None:
     """Replay samplers on a grid, which is recorded first if there is none."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     names = samplers.split(",")
     if unknown := [name for name in names if name not in SAMPLERS]:
         raise InputError(f"--samplers {','.join(unknown)}: there are {', '.join(SAMPLERS)}.")

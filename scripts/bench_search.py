@@ -154,7 +154,7 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
 ) -> None:
     """Run searches with several seeds and print what they found and where their time went."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table(*COLUMNS, box=None, pad_edge=False, header_style="bold")
     figures = []
     with tempfile.TemporaryDirectory() as folder:

@@ -45,16 +45,23 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def start(arguments: Sequence[str], *, cwd: Path, **more: str) -> subprocess.Popen[str]:
-    """Start a program in a session of its own."""
-    return subprocess.Popen(
-        list(arguments),
-        cwd=cwd,
-        env=environment(**more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    """Start a program in a session of its own, which heeds an interrupt.
+
+    What a shell starts in the background ignores interrupts, and so does all that it starts.
+    """
+    here = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            list(arguments),
+            cwd=cwd,
+            env=environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, here)
 
 
 def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:

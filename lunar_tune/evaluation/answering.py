@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import linear
 
 from lunar_tune.activations.prompts import PromptActivations
 from lunar_tune.activations.streams import sweep_batch
@@ -170,7 +171,7 @@ class Answerer:
         """Return the stream above the edited block: only what its MLP adds is computed."""
         reads = self.activations.reads(layer)
         weight = self.loaded.layout.down_projection_of(self.loaded.model, layer).weight
-        return torch.addmm(reads.residual, reads.inputs, weight.T)
+        return reads.residual + linear(reads.inputs, weight)  # rounded twice, as in the block
 
     def decode_size(self, max_new_tokens: int) -> BatchSize:
         """Return how many rows are decoded together: what was asked for, or what fits.

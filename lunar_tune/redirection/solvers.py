@@ -165,7 +165,8 @@ class _Matrix(_Problem):
         shift: Float[Tensor, " d_model"],
         tokens: Int[Tensor, " tokens"],
     ) -> None:
-        trained = weight.detach().T.to(torch.bfloat16).contiguous()
+        own = torch.contiguous_format
+        trained = weight.detach().T.to(torch.bfloat16, copy=True, memory_format=own)
         super().__init__(trained, inputs.to(trained), is_forget, tokens)
         self._dtype, self._shift = weight.dtype, shift.to(trained)
         self._originals = self.inputs @ trained
