@@ -23,7 +23,8 @@ from lunar_tune.trial.options import RunOptions
 __all__ = ["GivenOptions", "merge_options", "was_given", "with_run_options"]
 
 _MODEL, _DATA, _METHOD, _ANSWERS = "Model", "Data", "Method", "Answers"
-_ENGINE = "Memory and reuse"
+_GRADIENT, _ENGINE = "Gradient methods", "Memory and reuse"
+LUNAR = "lunar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,12 @@ class _Option:
     help: str
     metavar: str | None = None
     parse: Callable[[Any], Any] = lambda value: value
+    gradient_path: str | None = None
+    """The field instead, where the method is a gradient method."""
+
+    def path_for(self, method: str) -> str:
+        """Return the field that it sets for a method."""
+        return self.path if method == LUNAR or self.gradient_path is None else self.gradient_path
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -144,8 +151,52 @@ _OPTIONS = (
         _DATA,
         "Evaluate the first rows of each set only (the published code: 200). Default: all rows.",
     ),
-    _Option("--method", "method", str, _METHOD, "Unlearning method: lunar."),
+    _Option(
+        "--refusals",
+        "refusals",
+        str,
+        _DATA,
+        "Answers that decline, which dpo prefers: refusals, or a file with one a line.",
+    ),
+    _Option(
+        "--method",
+        "method",
+        str,
+        _METHOD,
+        "lunar, or a gradient method: ga, gd, ukl, dpo, npo, simnpo.",
+    ),
     _Option("--solver", "lunar.solver", str, _METHOD, "adamw (as published) or closed_form."),
+    _Option(
+        "--train",
+        "gradient.trained",
+        str,
+        _GRADIENT,
+        "lora (an adapter on every linear map) or full (all weights).",
+    ),
+    _Option("--rank", "gradient.rank", int, _GRADIENT, "Of the adapter."),
+    _Option("--alpha", "gradient.alpha", float, _GRADIENT, "The adapter's scale times its rank."),
+    _Option(
+        "--dropout", "gradient.dropout", float, _GRADIENT, "Of the adapter's inputs, in training."
+    ),
+    _Option(
+        "--train-batch-size", "gradient.batch_size", int, _GRADIENT, "Answers to forget in a step."
+    ),
+    _Option("--beta", "gradient.beta", float, _GRADIENT, "Of dpo, npo and simnpo."),
+    _Option("--gamma", "gradient.gamma", float, _GRADIENT, "Margin of simnpo."),
+    _Option(
+        "--retain-weight",
+        "gradient.retain_weight",
+        float,
+        _GRADIENT,
+        "Weight of the usual loss on answers to keep, in npo and simnpo.",
+    ),
+    _Option(
+        "--checkpointing",
+        "gradient.checkpointing",
+        bool,
+        _GRADIENT,
+        "Compute activations again in the backward pass, which takes less memory.",
+    ),
     _Option(
         "--positions",
         "lunar.positions",
@@ -163,7 +214,14 @@ _OPTIONS = (
         metavar="all|K",
         parse=_points,
     ),
-    _Option("--epochs", "lunar.adamw.epochs", int, _METHOD, "Epochs of adamw."),
+    _Option(
+        "--epochs",
+        "lunar.adamw.epochs",
+        int,
+        _METHOD,
+        "Epochs of adamw and of the gradient methods.",
+        gradient_path="gradient.epochs",
+    ),
     _Option(
         "--master-dtype",
         "lunar.adamw.master_dtype",
@@ -176,7 +234,8 @@ _OPTIONS = (
         "lunar.adamw.weight_decay",
         float | None,
         _METHOD,
-        "Of adamw. Default: 0 in float32, 0.01 in bfloat16.",
+        "Default: 0 (lunar in float32), 0.01 (lunar in bfloat16, gradient methods).",
+        gradient_path="gradient.weight_decay",
     ),
     _Option(
         "--max-new-tokens",
@@ -260,12 +319,17 @@ class GivenOptions:
 def merge_options(base: RunOptions, given: GivenOptions, problems: Problems) -> RunOptions:
     """Return `base` with what was given in its place; a value out of range is noted."""
     merged: Any = base
+    method = next((v for o, v in given.values.items() if o.path == "method"), base.method)
+    paths = {option: option.path_for(method) for option in given.values}
     for option, value in given.values.items():
         with problems.collect():
-            merged = _replaced(merged, option.path.split("."), option.parse(value))
+            merged = _replaced(merged, paths[option].split("."), option.parse(value))
     options: RunOptions = merged
-    for option in given.values:
-        if option.path.startswith("lunar.adamw.") and options.lunar.solver != "adamw":
+    others = "gradient." if method == LUNAR else "lunar."
+    for option, path in paths.items():
+        if path.startswith(others):
+            problems.add(f"{option.flag} has no meaning with --method {method}.")
+        elif path.startswith("lunar.adamw.") and options.lunar.solver != "adamw":
             problems.add(f"{option.flag} has no meaning with --solver {options.lunar.solver}.")
     return options
 

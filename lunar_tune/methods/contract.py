@@ -20,13 +20,14 @@ from lunar_tune.registry import Registry
 if TYPE_CHECKING:
     from lunar_tune.activations.prompts import PromptActivations
     from lunar_tune.models.loading import LoadedModel
+    from lunar_tune.training.likelihood import Pair
 
 __all__ = ["METHODS", "FitReport", "Method", "MethodInfo", "Preparation", "Subject"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What a method works on: a model, encoded prompts and their activations."""
+    """What a method works on: a model, encoded questions and answers, and activations."""
 
     activations: PromptActivations
     """Of the unmodified model, on the forget and retain prompts at least."""
@@ -36,6 +37,12 @@ class Subject:
     """Questions to keep."""
     reference_prompts: tuple[tuple[int, ...], ...]
     """Prompts that the model declines to answer."""
+    forget_pairs: tuple[Pair, ...] = ()
+    """The questions to forget with their true answers."""
+    retain_pairs: tuple[Pair, ...] = ()
+    """The questions to keep with theirs."""
+    refusals: tuple[tuple[int, ...], ...] = ()
+    """Answers that decline, each with the token that ends it."""
 
     @property
     def loaded(self) -> LoadedModel:
@@ -94,22 +101,28 @@ class Method(ABC):
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters that a trial sets."""
 
+    @property
+    def optional_parameters(self) -> tuple[str, ...]:
+        """Names of fixed settings that a trial may set as well."""
+        return ()
+
     @abstractmethod
     def prepare(self, subject: Subject) -> Preparation:
         """Do what depends on model and data alone."""
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Check that exactly the method's parameters are there.
+        """Check that the method's parameters are there and nothing that it does not know.
 
         Raises:
             InputError: One is missing or unknown.
         """
         wanted, given = set(self.parameters), set(parameters)
-        if wanted != given:
+        known = wanted.union(self.optional_parameters)
+        if not wanted <= given <= known:
             missing = _flags(wanted - given) or "none"
-            unknown = _flags(given - wanted) or "none"
+            unknown = _flags(given - known) or "none"
             raise InputError(
-                f"--method {self.name} --solver {self.variant} takes {_flags(self.parameters)}; "
+                f"--method {self.name} ({self.variant}) takes {_flags(self.parameters)}; "
                 f"missing: {missing}; unknown: {unknown}."
             )
 
@@ -126,7 +139,7 @@ class MethodInfo:
     summary: str
     """One line for `--help` and tables."""
     variants: tuple[str, ...]
-    """What `--solver` may say."""
+    """What `--solver` (LUNAR) or `--train` (gradient methods) may say."""
 
 
 METHODS: Registry[MethodInfo] = Registry("method")

@@ -7,7 +7,7 @@ Does not cover: batching and padding (`evaluation.decoding`, `activations.stream
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from lunar_tune.errors import InputError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["OWN", "PUBLISHED", "ChatFormat", "encode_prompts", "render_prompt"]
+__all__ = ["OWN", "PUBLISHED", "ChatFormat", "encode_prompts", "end_of_turn", "render_prompt"]
 
 OWN = "own"
 PUBLISHED = "published"
@@ -146,6 +146,40 @@ def encode_prompts(
             ids = ids[1:]
         encoded.append(tuple(ids))
     return tuple(encoded)
+
+
+def end_of_turn(
+    tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, eos_ids: Sequence[int]
+) -> int:
+    """Return the token that ends an answer.
+
+    It is the first end-of-sequence token that the chat template writes after an assistant's turn;
+    where it writes none, the tokenizer's own.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        chat: The format.
+        eos_ids: The tokens at which the model stops.
+    """
+    answer = "lunar tune marker"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    after = ""
+    if chat.template != PUBLISHED:
+        try:
+            source = tokenizer.get_chat_template() if chat.template == OWN else chat.template
+            rendered = tokenizer.apply_chat_template(
+                messages,
+                chat_template=_FIXED_CLOCK + source if "strftime_now" in source else source,
+                tokenize=False,
+                date_string=FIXED_DATE,
+            )
+            after = str(rendered).rpartition(answer)[2]
+        except Exception:  # Jinja's are unrelated; a template need not know assistants
+            after = ""
+    written = tokenizer(after, add_special_tokens=False)["input_ids"]
+    own = tokenizer.eos_token_id
+    fallback = own if own in eos_ids else eos_ids[0]
+    return next((token for token in written if token in eos_ids), fallback)
 
 
 def _published_turn(tokenizer: PreTrainedTokenizerBase, family: str) -> str:

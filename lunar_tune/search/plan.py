@@ -76,5 +76,6 @@ def _space(config: SearchConfig, spec: TrialSpec) -> SearchSpace:
         method=spec.method.name,
         variant=spec.method.variant,
         parameters=spec.method.parameters,
+        optional=spec.method.optional_parameters,
         n_layers=depth if depth is not None else load_config(spec.model).num_hidden_layers,
     )

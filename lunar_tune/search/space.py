@@ -120,6 +120,7 @@ def load_space(
     variant: str,
     parameters: tuple[str, ...],
     n_layers: int | None,
+    optional: tuple[str, ...] = (),
 ) -> SearchSpace:
     """Read and check the search space of one method and variant.
 
@@ -130,24 +131,31 @@ def load_space(
         variant: Which section of the method's.
         parameters: Names of the parameters that a trial sets.
         n_layers: Number of the model's decoder blocks; None where it is not known.
+        optional: Names of settings that the space may search as well.
 
     Raises:
         SearchSpaceError: There is no such file, or something in it is wrong; all of it is said.
     """
     path = _find(space, model_name)
     content = read_yaml_mapping(path, error_class=SearchSpaceError)
+    if space is None and method not in content:  # a model's file need not know every method
+        path = _find(DEFAULT, model_name)
+        content = read_yaml_mapping(path, error_class=SearchSpaceError)
     problems = Problems()
     sections = read_sections(content, n_layers, problems)
     section = choose_section(sections, method, variant, problems)
-    found = resolve_section(section, f"{method}.{variant}", parameters, n_layers, problems)
+    found = resolve_section(
+        section, f"{method}.{variant}", parameters, n_layers, problems, optional=optional
+    )
     if problems.messages:
         raise SearchSpaceError(_one_message(path, problems.messages))
-    by_depth = space is None and path.stem == DEFAULT
+    by_depth = space is None and path.stem == DEFAULT and "layer" in parameters
+    searched = (*parameters, *(name for name in optional if name in found.parameters))
     return SearchSpace(
         method=method,
         variant=variant,
-        parameters={name: found.parameters[name] for name in parameters},
-        starting_points=tuple({name: point[name] for name in parameters} for point in found.points),
+        parameters={name: found.parameters[name] for name in searched},
+        starting_points=tuple({name: point[name] for name in searched} for point in found.points),
         origin=f"default by depth ({n_layers} blocks)" if by_depth else str(path),
     )
 

@@ -205,6 +205,8 @@ def resolve_section(
     parameters: tuple[str, ...],
     n_layers: int | None,
     problems: Problems,
+    *,
+    optional: tuple[str, ...] = (),
 ) -> Resolved:
     """Turn depths into blocks, and check that the parameters are the method's."""
     for name in parameters:
@@ -213,8 +215,8 @@ def resolve_section(
     resolved: dict[str, Parameter] = {}
     points = [dict(point) for point in section.points]
     for name, kind in section.kinds.items():
-        if name not in parameters:
-            near = suggestion(name, parameters)
+        if name not in (*parameters, *optional):
+            near = suggestion(name, (*parameters, *optional))
             problems.add(f"{place}.parameters.{name}: is unknown to the method.{near}")
         if isinstance(kind, Depth):
             if n_layers is None:

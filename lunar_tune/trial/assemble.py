@@ -18,6 +18,7 @@ from lunar_tune.data.splits import Split, edges_of, sample_by_edge, split_by_edg
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.evaluation.rouge import check_scorable
 from lunar_tune.methods.contract import METHODS, Method
+from lunar_tune.methods.gradient import GRADIENT_METHODS, GradientMethod
 from lunar_tune.methods.lunar import LunarMethod
 from lunar_tune.models.catalog import TINY, ModelReference, resolve_model
 from lunar_tune.models.chat import ChatFormat
@@ -130,6 +131,8 @@ def _configured_depth(folder: Path) -> int | None:
 
 def _method(options: RunOptions) -> Method:
     METHODS[options.method]
+    if options.method in GRADIENT_METHODS:
+        return GradientMethod(options.method, options.gradient)
     return LunarMethod(options.lunar)
 
 
@@ -152,9 +155,11 @@ def _read_data(
         () if options.factual_data == NONE else _read_set(options.factual_data, problems, NONE)
     )
     other = _read_set(options.retain_data, problems, "retain") if options.retain_data else None
-    prompts = None
+    prompts = refusals = None
     with problems.collect():
         prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
+    with problems.collect():
+        refusals = read_prompts(resolve_data(options.refusals, kind="prompts"))
     split = None
     if records is not None:
         with problems.collect():
@@ -162,7 +167,7 @@ def _read_data(
             # A file of nothing but what is to be forgotten is judged on the other retain set.
             nothing_left = other is not None and set(edges) >= set(edges_of(records))
             split = split_by_edges(records, edges, retain=other if nothing_left else None)
-    if split is None or factual is None or prompts is None:
+    if split is None or factual is None or prompts is None or refusals is None:
         return None
     if other is not None:
         with problems.collect():
@@ -173,7 +178,9 @@ def _read_data(
     if sets is None:
         return None
     fit_retain = split.retain if other is None else other
-    return dataclasses.replace(sets, fit_retain=fit_retain, reference_prompts=prompts)
+    return dataclasses.replace(
+        sets, fit_retain=fit_retain, reference_prompts=prompts, refusals=refusals
+    )
 
 
 def _evaluated(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.methods.gradient_settings import GradientSettings
 from lunar_tune.methods.lunar_settings import LunarSettings
 from lunar_tune.models.catalog import TINY
 from lunar_tune.models.chat import OWN
@@ -75,6 +76,8 @@ class RunOptions:
     """Shipped name or file of general knowledge, or none."""
     reference_prompts: str = "unverifiable"
     """Shipped name (unverifiable, harmful) or file of prompts that the model declines."""
+    refusals: str = "refusals"
+    """Shipped name or file of answers that decline; dpo prefers them."""
     retain_rows: int | None = None
     """Size of the retain sample that trials are judged on, by edge; None takes all rows."""
     evaluation_rows: int | None = None
@@ -83,6 +86,8 @@ class RunOptions:
     """Unlearning method."""
     lunar: LunarSettings = field(default_factory=LunarSettings)
     """Fixed settings of LUNAR."""
+    gradient: GradientSettings = field(default_factory=GradientSettings)
+    """Fixed settings of the gradient methods."""
     decoding: DecodingSettings = field(default_factory=DecodingSettings)
     """How answers are generated."""
     engine: EngineSettings = field(default_factory=EngineSettings)

@@ -42,6 +42,8 @@ class DataSets:
     """General knowledge; may be empty."""
     reference_prompts: tuple[str, ...]
     """Prompts that the model declines."""
+    refusals: tuple[str, ...] = ()
+    """Answers that decline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,10 +24,11 @@ from lunar_tune.evaluation.evaluate import AnswerSource, Evaluation, EvaluationS
 from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.memory import DeviceMemory
 from lunar_tune.methods.contract import FitReport, Preparation, Subject
-from lunar_tune.models.chat import encode_prompts
+from lunar_tune.models.chat import encode_prompts, end_of_turn
 from lunar_tune.models.layout import why_not_resumable
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
+from lunar_tune.training.likelihood import Pair, encode_answers
 
 if TYPE_CHECKING:
     from lunar_tune.data.records import Record
@@ -103,13 +104,17 @@ class Worker:
     @cached_property
     def preparation(self) -> Preparation:
         """The method made ready for this model and split; done at first use."""
-        spec = self.spec
+        spec, data = self.spec, self.spec.data
+        forget, retain = (self._pairs(records) for records in (data.fit_forget, data.fit_retain))
         return spec.method.prepare(
             Subject(
                 activations=self.activations,
-                forget_prompts=self.encode([record.question for record in spec.data.fit_forget]),
-                retain_prompts=self.encode([record.question for record in spec.data.fit_retain]),
-                reference_prompts=self.encode(spec.data.reference_prompts),
+                forget_prompts=tuple(pair.prompt for pair in forget),
+                retain_prompts=tuple(pair.prompt for pair in retain),
+                reference_prompts=self.encode(data.reference_prompts),
+                forget_pairs=forget,
+                retain_pairs=retain,
+                refusals=self._answers_ids(data.refusals),
             )
         )
 
@@ -262,6 +267,15 @@ class Worker:
         prompts = self.encode([record.question for record in records])
         rows = tuple(self.activations.rows_of(prompts))
         return EvaluationSet(name=name, records=records, rows=rows)
+
+    def _pairs(self, records: Sequence[Record]) -> tuple[Pair, ...]:
+        prompts = self.encode([record.question for record in records])
+        answers = self._answers_ids([record.answer for record in records])
+        return tuple(Pair(*pair) for pair in zip(prompts, answers, strict=True))
+
+    def _answers_ids(self, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        end = end_of_turn(self.loaded.tokenizer, self.spec.chat, self.loaded.eos_ids)
+        return encode_answers(self.loaded.tokenizer, answers, end=end)
 
     def encode(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Return prompt ids, each question encoded once in a worker's life."""

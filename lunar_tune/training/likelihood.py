@@ -1,0 +1,98 @@
+"""How likely a model finds an answer: log-probabilities of its tokens, with gradients.
+
+Covers: encoding an answer with its end, one forward of a few question-answer pairs, logits at the
+places that choose an answer's tokens and nowhere else.
+Does not cover: what is done with them (`methods.losses`), reading prompts (`models.chat`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["AnswerStates", "Pair", "answer_states", "encode_answers", "token_log_probs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question and an answer as token ids."""
+
+    prompt: tuple[int, ...]
+    """Up to where the answer begins."""
+    answer: tuple[int, ...]
+    """With the token that ends it."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStates:
+    """What a model's last block says where an answer's token is chosen next, pair after pair."""
+
+    hidden: Float[Tensor, "tokens d_model"]
+    """After the final norm."""
+    targets: Int[Tensor, " tokens"]
+    """The answers' tokens."""
+    rows: Int[Tensor, " tokens"]
+    """Which pair of the batch each belongs to."""
+
+    def sums(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, " answers"]:
+        """Return the sum of some values over each answer's tokens."""
+        count = int(self.rows[-1]) + 1
+        return values.new_zeros(count).index_add(0, self.rows, values)
+
+    @property
+    def lengths(self) -> Float[Tensor, " answers"]:
+        """Tokens of each answer."""
+        return self.sums(torch.ones_like(self.rows, dtype=torch.float32))
+
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase, answers: Iterable[str], *, end: int
+) -> tuple[tuple[int, ...], ...]:
+    """Return each answer's token ids and the token that ends it."""
+    return tuple(
+        (*tokenizer(answer, add_special_tokens=False)["input_ids"], end) for answer in answers
+    )
+
+
+def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> AnswerStates:
+    """Run a decoder on question-answer pairs.
+
+    Padding stands on the right, where no causal position sees it: no mask is needed.
+
+    Args:
+        model: The causal language model, for its device.
+        decoder: Its decoder stack.
+        pairs: At least one.
+    """
+    device = model.device
+    width = max(map(len, pairs))
+    ids = torch.tensor(
+        [[*p.prompt, *p.answer, *[0] * (width - len(p))] for p in pairs], device=device
+    )
+    starts = [len(p.prompt) - 1 for p in pairs]
+    rows = torch.tensor([i for i, p in enumerate(pairs) for _ in p.answer], device=device)
+    places = [
+        start + i for start, p in zip(starts, pairs, strict=True) for i in range(len(p.answer))
+    ]
+    positions = torch.tensor(places, device=device)
+    hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+    return AnswerStates(hidden[rows, positions], ids[rows, positions + 1], rows)
+
+
+def token_log_probs(
+    logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
+) -> Float[Tensor, " tokens"]:
+    """Return log π of each token, in float32."""
+    return -cross_entropy(logits.float(), targets, reduction="none")
