@@ -171,7 +171,7 @@ class SearchTracker:
         }
         if row.feasible is not None:
             metrics["feasible"] = float(row.feasible)
-        self._log(run_id, metrics=metrics, tags=tags, curves={"loss": row.losses})
+        self._log(run_id, metrics=metrics, tags=tags, curves=_curves(row))
         if answers is not None and answers.is_file():
             self._log_answers(run_id, answers)
         self._client.set_terminated(run_id, "FINISHED" if row.state == COMPLETE else "FAILED")
@@ -218,14 +218,14 @@ class SearchTracker:
         parameters: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
-        curves: Mapping[str, Sequence[float]] | None = None,
+        curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
     ) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
         points = [Metric(name, value, now, 0) for name, value in (metrics or {}).items()]
         for name, values in (curves or {}).items():
-            points += [Metric(name, value, now, step) for step, value in enumerate(values, 1)]
+            points += [Metric(name, value, now, step) for step, value in values]
         self._client.log_batch(
             run_id,
             metrics=points,
@@ -244,3 +244,11 @@ class SearchTracker:
             "rouge1": [row.rouge1 for row in rows],
         }
         self._client.log_table(run_id, columns, "answers.json")
+
+
+def _curves(row: TrialRow) -> dict[str, list[tuple[int, float]]]:
+    """Return what was seen of a trial's fit by epoch."""
+    curves = {"loss": list(enumerate(row.losses, 1))}
+    for name in ("forget_rouge1", "retain_rouge1"):
+        curves[f"check_{name}"] = [(int(check["epochs"]), check[name]) for check in row.checks]
+    return curves

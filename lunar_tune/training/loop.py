@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lunar_tune.errors import DivergenceError
 
-__all__ = ["LoopSettings", "Schedule", "run_loop", "scheduled"]
+__all__ = ["LoopSettings", "Schedule", "run_loop", "scheduled", "train_epochs"]
 
 Example = TypeVar("Example")
 Schedule = Literal["constant", "linear", "cosine"]
@@ -71,7 +71,38 @@ def run_loop(
     length_of: Callable[[Example], int] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Train and return the mean loss of each epoch; modifies the parameters.
+    """Train to the end and return the mean loss of each epoch; see `train_epochs`.
+
+    Args:
+        parameters: As there.
+        examples: As there.
+        loss_of: As there.
+        settings: As there.
+        length_of: As there.
+        on_epoch: Called after each epoch with the number of epochs done and the epoch's mean loss.
+
+    Raises:
+        DivergenceError: A loss or a gradient was NaN or infinite.
+    """
+    history = []
+    for loss in train_epochs(parameters, examples, loss_of, settings, length_of=length_of):
+        history.append(loss)
+        if on_epoch is not None:
+            on_epoch(len(history), loss)
+    return history
+
+
+def train_epochs(
+    parameters: Iterable[nn.Parameter],
+    examples: Callable[[int], Sequence[Example]],
+    loss_of: Callable[[list[Example]], Tensor],
+    settings: LoopSettings,
+    *,
+    length_of: Callable[[Example], int] | None = None,
+) -> Iterator[float]:
+    """Train epoch by epoch, as far as it is driven; yield each epoch's mean loss.
+
+    Modifies the parameters.
 
     Args:
         parameters: What is trained; a parameter that wants no gradient is left out.
@@ -79,7 +110,6 @@ def run_loop(
         loss_of: The loss of a batch, a scalar with a gradient.
         settings: How.
         length_of: Puts examples of like length into one batch, so that little is padded.
-        on_epoch: Called after each epoch with the number of epochs done and the epoch's mean loss.
 
     Raises:
         DivergenceError: A loss or a gradient was NaN or infinite.
@@ -87,7 +117,6 @@ def run_loop(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = _optimizer(trained, settings)
     order = random.Random(settings.seed)  # noqa: S311  # shuffles, keeps no secret
-    history = []
     for epoch in range(settings.epochs):
         batches = _batches(examples(epoch), settings.batch_size, order, length_of)
         losses = []
@@ -96,10 +125,7 @@ def run_loop(
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * scheduled(progress, settings)
             losses.append(_step(trained, optimizer, loss_of(batch), settings, epoch))
-        history.append(sum(losses) / len(losses))
-        if on_epoch is not None:
-            on_epoch(epoch + 1, history[-1])
-    return history
+        yield sum(losses) / len(losses)
 
 
 def scheduled(progress: float, settings: LoopSettings) -> float:
