@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,10 +99,15 @@ def unlearn(
         if options.lunar.solver != base.lunar.solver or options.method != base.method:
             setting.pop("learning_rate", None)  # the file's, for the solver that was not chosen
         setting |= _setting(layer, coefficient, learning_rate, ridge, problems)
+        named = {
+            "layer": layer,
+            "coefficient": coefficient,
+            "learning_rate": learning_rate,
+            "ridge": ridge,
+        }
+        given_names = {name for name, value in named.items() if value is not None} | set(setting)
         with problems.collect():
-            from lunar_tune.trial.assemble import assemble, method_of
-
-            method_of(options).check_parameters(setting)
+            _check_names(options, given_names, problems)
         for flag, file in (("--json", json_file), ("--answers", answers)):
             if file is not None and file.is_dir():
                 problems.add(f"{flag} {file}: is a folder, not a file.")
@@ -110,6 +115,8 @@ def unlearn(
                 with problems.collect():
                     check_writable(file.parent, f"{flag} {file}")
         if problems.messages:
+            from lunar_tune.trial.assemble import assemble
+
             with problems.collect():
                 assemble(options)  # to say all that is wrong
         problems.raise_if_any()
@@ -195,6 +202,21 @@ def _setting(
     if ridge is not None:
         setting["ridge"] = ridge
     return setting
+
+
+def _check_names(options: RunOptions, given: Collection[str], problems: Problems) -> None:
+    """Note which of the method's parameters are missing, and what it has no use for."""
+    from lunar_tune.trial.assemble import method_of
+
+    method = method_of(options)
+    for name in method.parameters:
+        if name not in given:
+            problems.add(f"--{name.replace('_', '-')} is needed.")
+    for name in sorted(set(given) - {*method.parameters, *method.optional_parameters}):
+        problems.add(
+            f"--{name.replace('_', '-')} has no meaning with --method {method.name} "
+            f"({method.variant})."
+        )
 
 
 def _numbers(flag: str, text: str, kind: type[int] | type[float]) -> Any:

@@ -47,6 +47,7 @@ def result(forget: float, retain: float) -> dict[str, Any]:
         "retain_exact": True,
         "max_new_tokens": 32,
         "losses": [2.0, 1.0],
+        "checks": [{"epochs": 1, "forget_rouge1": 0.9, "retain_rouge1": 0.8}],
         "answers_digest": "ab",
     }
 
