@@ -29,6 +29,7 @@ from lunar_tune.models.layout import why_not_resumable
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
 from lunar_tune.training.likelihood import Pair, encode_answers
+from lunar_tune.trial.further_scores import FurtherScores
 
 if TYPE_CHECKING:
     from lunar_tune.data.records import Record
@@ -226,21 +227,29 @@ class Worker:
             max_new_tokens=budget,
             floor=self.spec.engine.retain_floor if bounded else None,
         )
-        return evaluation, budget
+        return self._further.added_to(evaluation, self._sets(full=full)), budget
 
     @cached_property
     def _evaluator(self) -> Evaluator:
         """Asks what a trial asks."""
-        return self._evaluator_of(self.spec.data.retain_sample)
+        return self._evaluator_of(self._sets(full=False))
 
     @cached_property
     def _full_evaluator(self) -> Evaluator:
         """Asks everything."""
-        return self._evaluator_of(self.spec.data.retain)
+        return self._evaluator_of(self._sets(full=True))
 
-    def _evaluator_of(self, retain: tuple[Record, ...]) -> Evaluator:
+    @cached_property
+    def _further(self) -> FurtherScores:
+        """Adds the scores beyond ROUGE that were asked for."""
+        return FurtherScores(self.spec.metrics, self._pairs, self.loaded, self.memory)
+
+    def _sets(self, *, full: bool) -> dict[str, tuple[Record, ...]]:
         data = self.spec.data
-        sets = {"forget": data.forget, "retain": retain, "factual": data.factual}
+        retain = data.retain if full else data.retain_sample
+        return {"forget": data.forget, "retain": retain, "factual": data.factual}
+
+    def _evaluator_of(self, sets: Mapping[str, tuple[Record, ...]]) -> Evaluator:
         return Evaluator(
             self._answers,
             self.loaded.tokenizer,
