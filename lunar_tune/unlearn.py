@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,10 +15,14 @@ from rich.table import Table
 from lunar_tune.cli.options import GivenOptions, merge_options, with_run_options
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.evaluation.metrics import METRICS
 from lunar_tune.paths import check_writable
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.reporting.rows import score_cells
 from lunar_tune.trial.options import RunOptions
+
+if TYPE_CHECKING:
+    from lunar_tune.trial.single import SingleRun
 
 _RUN = "Setting and results"
 
@@ -161,6 +165,8 @@ def _run(
     table.add_row("rows", *(str(run.scores.get(f"{s}_rows", "-")) for s in _SETS))
     console.print("ROUGE-1 recall of the answers")
     console.print(table)
+    if run.spec.metrics:
+        console.print(_further_scores(run))
     seconds = run.result.seconds
     console.print(
         f"fit {seconds['fit']:.1f} s, evaluation {seconds['evaluate']:.1f} s, "
@@ -180,6 +186,18 @@ def _run(
 
 
 _SETS = ("forget", "retain", "factual")
+
+
+def _further_scores(run: SingleRun) -> Table:
+    """Return the scores that were asked for beside ROUGE-1 as a table."""
+    before = run.vanilla.evaluation.scores if run.vanilla is not None else {}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "unmodified", "unlearned", "better"):
+        table.add_column(column, justify="right" if column.startswith("un") else "left")
+    for name in run.spec.metrics:
+        values = (f"{s[name]:.4g}" if name in s else "-" for s in (before, run.scores))
+        table.add_row(name, *values, "lower" if METRICS[name].lower_is_better else "higher")
+    return table
 
 
 def _setting(

@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.evaluation.metrics import LIKELIHOODS, METRICS
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.trial.options import RunOptions
 
@@ -25,6 +26,7 @@ __all__ = ["GivenOptions", "merge_options", "was_given", "with_run_options"]
 _MODEL, _DATA, _METHOD, _ANSWERS = "Model", "Data", "Method", "Answers"
 _GRADIENT, _ENGINE = "Gradient methods", "Memory and reuse"
 LUNAR = "lunar"
+_FURTHER = dict.fromkeys(m.quantity for m in METRICS.values() if LIKELIHOODS in m.needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,18 @@ class _Option:
         return self.path if method == LUNAR or self.gradient_path is None else self.gradient_path
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _metrics(text: str) -> tuple[str, ...]:
+    if not (metrics := _names(text)):
+        raise InputError("--metrics is empty: name at least one, for example forget_mrr.")
+    return metrics
+
+
 def _split(text: str) -> tuple[str, ...]:
-    edges = tuple(part.strip() for part in text.split(",") if part.strip())
+    edges = _names(text)
     if not edges:
         raise InputError("--forget-edge is empty: name at least one edge, or leave it out for A_B.")
     return edges
@@ -280,6 +292,16 @@ _OPTIONS = (
         str,
         _ANSWERS,
         "Words that ROUGE counts: default (a-z and digits, stemmed) or words (every script).",
+    ),
+    _Option(
+        "--metrics",
+        "metrics",
+        str | None,
+        _ANSWERS,
+        "Scores to report beside ROUGE, with commas between, for example forget_mrr,retain_mrr: "
+        f"{{forget,retain,factual}}_{{{','.join(_FURTHER)}}}.",
+        metavar="METRIC[,METRIC…]",
+        parse=_metrics,
     ),
     _Option("--seed", "seed", int, _METHOD, "Of everything random."),
     _Option(

@@ -16,6 +16,13 @@ from lunar_tune.data.readers import read_prompts, read_records
 from lunar_tune.data.records import Record
 from lunar_tune.data.splits import Split, edges_of, sample_by_edge, split_by_edges
 from lunar_tune.errors import DataError, Problems
+from lunar_tune.evaluation.metrics import (
+    EMBEDDINGS,
+    WHOLE_ANSWERS,
+    check_metrics,
+    find_metric,
+    need_of,
+)
 from lunar_tune.evaluation.rouge import check_scorable
 from lunar_tune.methods.contract import METHODS, Method
 from lunar_tune.methods.gradient import GradientMethod
@@ -26,7 +33,7 @@ from lunar_tune.models.catalog import TINY, ModelReference, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
 from lunar_tune.runtime import resolve_device, resolve_dtype
-from lunar_tune.trial.options import NONE, RunOptions
+from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
 from lunar_tune.trial.spec import DataSets, TrialSpec
 
 __all__ = ["assemble", "known_depth", "materialise", "method_of"]
@@ -49,6 +56,7 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
     """
     problems = Problems()
     reference = model_path = method = chat = None
+    metrics: tuple[str, ...] = ()
     with problems.collect():
         reference = resolve_model(options.model)
     with problems.collect():
@@ -64,6 +72,8 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
     with problems.collect():
         check_scorable((), tokenizer=options.rouge_tokenizer)
     _check_counts(options, problems)
+    with problems.collect():
+        metrics = _metrics(options)
     data = _read_data(options, reference, problems)
     problems.raise_if_any()
     if reference is None or chat is None or method is None or data is None:
@@ -84,7 +94,8 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         rouge_tokenizer=options.rouge_tokenizer,
         seed=options.seed,
         data=data,
-        engine=options.engine,
+        engine=_engine(options.engine, metrics),
+        metrics=metrics,
     )
     if spec.model.checkpoint != TINY and Path(spec.model.checkpoint).is_dir():
         load_config(spec.model)  # refuses an unsuitable family
@@ -141,6 +152,27 @@ def method_of(options: RunOptions) -> Method:
     if options.method in OBJECTIVES:
         return GradientMethod(options.method, options.gradient)
     return RmuMethod(options.gradient) if options.method == "rmu" else LunarMethod(options.lunar)
+
+
+def _metrics(options: RunOptions) -> tuple[str, ...]:
+    """Return the further scores that are wanted, after checking that they can be had."""
+    names, problems = check_metrics(options.metrics), Problems()
+    for metric in map(find_metric, names):
+        if "factual" in metric.sets and options.factual_data == NONE:
+            problems.add(
+                f"--metrics {metric.name}: there are no questions with --factual-data none."
+            )
+        if EMBEDDINGS in metric.needs:
+            problems.add(f"--metrics {metric.name}: {EMBEDDINGS} cannot be computed yet.")
+    problems.raise_if_any()
+    return names
+
+
+def _engine(settings: EngineSettings, metrics: tuple[str, ...]) -> EngineSettings:
+    """Let answers go on where a metric reads them to their end."""
+    if WHOLE_ANSWERS not in need_of(metrics):
+        return settings
+    return dataclasses.replace(settings, early_exit=False)
 
 
 def _check_counts(options: RunOptions, problems: Problems) -> None:

@@ -99,5 +99,7 @@ class RunOptions:
     """What a trial keeps from others and what it skips."""
     rouge_tokenizer: str = "default"
     """Words that ROUGE counts: default ([a-z0-9], stemmed) or words (every script)."""
+    metrics: tuple[str, ...] = ()
+    """Scores to report beside ROUGE, by name (`evaluation.metrics`)."""
     seed: int = 0
     """Of everything random."""

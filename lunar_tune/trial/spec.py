@@ -62,3 +62,5 @@ class TrialSpec:
     """What is kept and skipped."""
     layers: tuple[int, ...] = ()
     """The blocks that trials may edit; empty where that is not known."""
+    metrics: tuple[str, ...] = ()
+    """Scores that are wanted beside ROUGE, by name (`evaluation.metrics`)."""

@@ -21,7 +21,13 @@ from lunar_tune.activations.prompts import ActivationSource, PromptActivations
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.evaluation.answering import Answerer
 from lunar_tune.evaluation.decoding import PlainAnswerer, token_budget
-from lunar_tune.evaluation.evaluate import AnswerSource, Evaluation, EvaluationSet, Evaluator
+from lunar_tune.evaluation.evaluate import (
+    JUDGED,
+    AnswerSource,
+    Evaluation,
+    EvaluationSet,
+    Evaluator,
+)
 from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.memory import DeviceMemory
 from lunar_tune.methods.contract import Fit, FitReport, Preparation, Subject
@@ -31,6 +37,7 @@ from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
 from lunar_tune.training.likelihood import Pair, encode_answers
 from lunar_tune.trial.checks import CHECKED_ROWS, Check, Watch
+from lunar_tune.trial.further_scores import FurtherScores
 
 if TYPE_CHECKING:
     from lunar_tune.data.records import Record
@@ -276,34 +283,41 @@ class Worker:
             max_new_tokens=budget,
             floor=self.spec.engine.retain_floor if bounded else None,
         )
-        return evaluation, budget
+        return self._further.added_to(evaluation, self._sets(full=full)), budget
 
     @cached_property
     def _evaluator(self) -> Evaluator:
         """Asks what a trial asks."""
-        return self._evaluator_of(self.spec.data.retain_sample)
+        return self._evaluator_of(self._sets(full=False))
 
     @cached_property
     def _full_evaluator(self) -> Evaluator:
         """Asks everything."""
-        return self._evaluator_of(self.spec.data.retain)
+        return self._evaluator_of(self._sets(full=True))
 
     @cached_property
     def _checker(self) -> Evaluator:
         """Asks a few questions, by edge."""
-        data, seed = self.spec.data, self.spec.seed
-        sets = {"forget": data.forget, "retain": data.retain_sample}
-        return self._evaluator_of_sets(
-            {name: sample_by_edge(all_of, CHECKED_ROWS, seed=seed) for name, all_of in sets.items()}
+        seed = self.spec.seed
+        return self._evaluator_of(
+            {
+                name: sample_by_edge(records, CHECKED_ROWS, seed=seed)
+                for name, records in self._sets(full=False).items()
+                if name in JUDGED
+            }
         )
 
-    def _evaluator_of(self, retain: tuple[Record, ...]) -> Evaluator:
+    @cached_property
+    def _further(self) -> FurtherScores:
+        """Adds the scores beyond ROUGE that were asked for."""
+        return FurtherScores(self.spec.metrics, self._pairs, self.loaded, self.memory)
+
+    def _sets(self, *, full: bool) -> dict[str, tuple[Record, ...]]:
         data = self.spec.data
-        return self._evaluator_of_sets(
-            {"forget": data.forget, "retain": retain, "factual": data.factual}
-        )
+        retain = data.retain if full else data.retain_sample
+        return {"forget": data.forget, "retain": retain, "factual": data.factual}
 
-    def _evaluator_of_sets(self, sets: Mapping[str, tuple[Record, ...]]) -> Evaluator:
+    def _evaluator_of(self, sets: Mapping[str, tuple[Record, ...]]) -> Evaluator:
         return Evaluator(
             self._answers,
             self.loaded.tokenizer,

@@ -80,6 +80,25 @@ def test_a_run_writes_its_scores_and_answers(small: list[str]) -> None:
         assert line in output
 
 
+def test_further_scores_are_shown_below_rouge_and_written_as_json(small: list[str]) -> None:
+    metrics = ("--metrics", "forget_mrr, retain_mrr,retain_perplexity")
+    output = succeeded(*small, *SETTING, *metrics, "--json", "s.json")
+    document = json.loads(Path("s.json").read_text())
+    for name in ("forget_mrr", "retain_mrr", "retain_perplexity"):
+        (line,) = [line.split() for line in output.splitlines() if line.startswith(name)]
+        better = "higher" if name == "retain_mrr" else "lower"
+        scores = (document["vanilla"][name], document[name])
+        assert line == [name, *(f"{score:.4g}" for score in scores), better]
+    assert "forget_hit_ratio" not in document
+
+
+def test_an_unknown_metric_is_refused_with_what_else_is_wrong(small: list[str]) -> None:
+    message = refused(*small, *SETTING, "--metrics", "forget_mmr", "--evaluation-rows", "0")
+    assert "unknown metric 'forget_mmr'. Did you mean 'forget_mrr'?" in message
+    assert "--evaluation-rows 0" in message
+    assert "--metrics is empty" in refused(*small, *SETTING, "--metrics", " , ")
+
+
 def test_several_layers_take_a_coefficient_each(small: list[str]) -> None:
     arguments = ("--layer", "1,2", "--coefficient", "2,1", "--learning-rate", "0.01")
     succeeded(*small, *arguments, "--json", "s.json", "--no-vanilla", "--quiet")
