@@ -23,6 +23,7 @@ __all__ = [
     "GITHUB",
     "HUB",
     "PUBLISHED",
+    "ROWS_OF_AUTHOR",
     "DataKind",
     "Host",
     "PublishedSet",
