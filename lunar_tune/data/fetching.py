@@ -106,7 +106,7 @@ def fetch(published: PublishedSet, folder: Path, *, servers: Servers | None = No
         servers: Other servers than the hosts.
 
     Raises:
-        DataError: The server cannot be reached, has no such file, sends something else than what
+        InputError: The server cannot be reached, has no such file, sends something else than what
             is known or was recorded; or the folder cannot be written.
     """
     check_writable(folder, f"{DATA_VARIABLE} {folder}")
@@ -155,7 +155,8 @@ def _downloaded(published: PublishedSet, url: str) -> bytes:
 
     pooch.get_logger().setLevel(logging.ERROR)  # it logs every address and advises on its own API
     known = f"sha256:{published.sha256}" if published.sha256 else None
-    downloader = pooch.HTTPDownloader(timeout=TIMEOUT)
+    # Without streaming the connection is closed also where the transfer fails; files are small.
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT, stream=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = pooch.retrieve(url, known, fname="file", path=folder, downloader=downloader)
