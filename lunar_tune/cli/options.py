@@ -120,7 +120,7 @@ _OPTIONS = (
         "data",
         str | None,
         _DATA,
-        "Pairs that the model knows: mini, contracts or "
+        "Pairs that the model knows: mini, contracts, a fetched name (scripts/fetch_datasets) or "
         "a JSON, JSONL, Parquet or Arrow file. Default: mini for tiny, else contracts.",
     ),
     _Option(
@@ -128,7 +128,7 @@ _OPTIONS = (
         "forget_edges",
         str | None,
         _DATA,
-        "Edges to forget, with commas between. Default: A_B.",
+        "Edges, or groups of them, to forget, with commas between. Default: A_B.",
         metavar="EDGE[,EDGE…]",
         parse=_split,
     ),

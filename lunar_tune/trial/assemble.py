@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lunar_tune.data.bundled import resolve_data
+from lunar_tune.data.groups import expand_edges, read_groups
 from lunar_tune.data.readers import read_prompts, read_records
 from lunar_tune.data.records import Record
 from lunar_tune.data.splits import Split, edges_of, sample_by_edge, split_by_edges
@@ -202,10 +203,13 @@ def _read_data(
     split = None
     if records is not None:
         with problems.collect():
-            edges = options.forget_edges or _default_edge(records)
+            existing = edges_of(records)
+            groups = read_groups(resolve_data(name, kind="records"))
+            edges = options.forget_edges or _default_edge(existing, groups)
             # A file of nothing but what is to be forgotten is judged on the other retain set.
-            nothing_left = other is not None and set(edges) >= set(edges_of(records))
-            split = split_by_edges(records, edges, retain=other if nothing_left else None)
+            chosen = expand_edges(edges, existing, groups)
+            other_retain = other if set(chosen) >= set(existing) else None
+            split = split_by_edges(records, edges, retain=other_retain, groups=groups)
     if split is None or factual is None or prompts is None or refusals is None:
         return None
     if other is not None:
@@ -262,11 +266,13 @@ def _own_data(reference: ModelReference | None) -> str:
     return "mini" if is_tiny else "contracts"
 
 
-def _default_edge(records: tuple[Record, ...]) -> tuple[str, ...]:
-    edges = edges_of(records)
-    if DEFAULT_EDGE not in edges:
+def _default_edge(
+    edges: Mapping[str, int], groups: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    if DEFAULT_EDGE not in edges and DEFAULT_EDGE not in groups:
+        among = f" Groups of edges: {', '.join(groups)}." if groups else ""
         raise DataError(
             f"--forget-edge is needed: the data have no edge {DEFAULT_EDGE!r}, the default. "
-            f"There are: {', '.join(list(edges)[:40])}."
+            f"There are: {', '.join(list(edges)[:40])}.{among}"
         )
     return (DEFAULT_EDGE,)
