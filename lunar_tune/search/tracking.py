@@ -97,6 +97,7 @@ class SearchTracker:
                 warnings.simplefilter("ignore")  # MLflow's notes on opening a store
                 self._client: MlflowClient = MlflowClient(tracking_uri=uri)
                 self.experiment_id = self._experiment(output)
+            self._end_earlier(name)
             self.run_id = self._client.create_run(self.experiment_id, run_name=name).info.run_id
         except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
             raise InputError(
@@ -201,6 +202,15 @@ class SearchTracker:
             self._client.set_terminated(run_id, "KILLED")
         self._children.clear()
         self._client.set_terminated(self.run_id, status)
+
+    def _end_earlier(self, name: str) -> None:
+        """Close the runs of a search of that name that was killed and is gone on with."""
+        running = "attributes.status = 'RUNNING'"
+        where = f"{running} and attributes.run_name = '{name}'"
+        for parent in self._client.search_runs([self.experiment_id], where):
+            children = f"{running} and tags.`{_PARENT}` = '{parent.info.run_id}'"
+            for run in [*self._client.search_runs([self.experiment_id], children), parent]:
+                self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _experiment(self, output: Path) -> str:
         existing = self._client.get_experiment_by_name(EXPERIMENT)
