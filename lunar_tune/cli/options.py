@@ -164,6 +164,14 @@ _OPTIONS = (
         "Evaluate the first rows of each set only (the published code: 200). Default: all rows.",
     ),
     _Option(
+        "--holdout",
+        "holdout",
+        bool,
+        _DATA,
+        "Judge trials on one half of every edge and report on the other, which nothing was tuned "
+        "on.",
+    ),
+    _Option(
         "--refusals",
         "refusals",
         str,

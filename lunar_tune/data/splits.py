@@ -22,7 +22,14 @@ from lunar_tune.data.invented import seeded
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.errors import DataError, Problems
 
-__all__ = ["Split", "edges_of", "normalised", "sample_by_edge", "split_by_edges"]
+__all__ = [
+    "Split",
+    "edges_of",
+    "halves_by_edge",
+    "normalised",
+    "sample_by_edge",
+    "split_by_edges",
+]
 
 _SHOWN = 5
 _SHOWN_EDGES = 40
@@ -184,6 +191,33 @@ def sample_by_edge(records: Sequence[Record], count: int, *, seed: int) -> tuple
         indices = [index for index, record in enumerate(records) if record.edge == edge]
         chosen += generator.sample(indices, places[edge])
     return tuple(records[index] for index in sorted(chosen))
+
+
+def halves_by_edge(
+    records: Sequence[Record], *, seed: int
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Return two random halves of every edge, in the original order.
+
+    Of an edge with an odd number of records the first half has one more.
+
+    Args:
+        records: What to halve.
+        seed: The same seed gives the same halves.
+
+    Raises:
+        DataError: An edge has one record, which cannot be halved.
+    """
+    generator = seeded("halves_by_edge", seed)
+    first: set[int] = set()
+    for edge, size in edges_of(records).items():
+        if size < 2:
+            raise DataError(f"edge {edge!r} has one record: half of it cannot be held out")
+        places = [i for i, record in enumerate(records) if record.edge == edge]
+        first.update(generator.sample(places, (size + 1) // 2))
+    return (
+        tuple(record for i, record in enumerate(records) if i in first),
+        tuple(record for i, record in enumerate(records) if i not in first),
+    )
 
 
 def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:

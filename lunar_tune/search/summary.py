@@ -41,11 +41,18 @@ def plan_facts(config: SearchConfig, spec: TrialSpec, space: SearchSpace) -> dic
     """Return what is going to be done, as label and value."""
     data = spec.data
     sample = len(data.retain_sample)
+    held = data.held_out
+    reported = (
+        f"; reported on as many others: {len(held.forget)}, {len(held.retain)}, {len(held.factual)}"
+        if held is not None
+        else ""
+    )
     of_all = "" if sample == len(data.retain) else f" (a sample of {len(data.retain)})"
     return {
         "model": spec.model.name + (f" with {spec.model.weights}" if spec.model.weights else ""),
         "data": f"{data.name}: forget {', '.join(data.forget_edges)} "
-        f"({len(data.forget)} questions), retain {sample}{of_all}, factual {len(data.factual)}",
+        f"({len(data.forget)} questions), retain {sample}{of_all}, factual {len(data.factual)}"
+        + reported,
         "method": f"{spec.method.name} ({spec.method.variant})",
         **{f"  {name}": text for name, text in space.describe()},
         "goal": str(config.goal),

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from lunar_tune.data.bundled import resolve_data
-from lunar_tune.data.groups import expand_edges, read_groups
-from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.data.records import Record
-from lunar_tune.data.splits import Split, edges_of, sample_by_edge, split_by_edges
-from lunar_tune.errors import DataError, Problems
+from lunar_tune.errors import Problems
 from lunar_tune.evaluation.metrics import (
     EMBEDDINGS,
     WHOLE_ANSWERS,
@@ -30,16 +25,15 @@ from lunar_tune.methods.gradient import GradientMethod
 from lunar_tune.methods.lunar import LunarMethod
 from lunar_tune.methods.objectives import OBJECTIVES
 from lunar_tune.methods.rmu import RmuMethod
-from lunar_tune.models.catalog import TINY, ModelReference, resolve_model
+from lunar_tune.models.catalog import TINY, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
 from lunar_tune.runtime import resolve_device, resolve_dtype
 from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
-from lunar_tune.trial.spec import DataSets, TrialSpec
+from lunar_tune.trial.sets import read_sets
+from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["assemble", "known_depth", "materialise", "method_of"]
-
-DEFAULT_EDGE = "A_B"
 
 
 def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
@@ -75,7 +69,7 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
     _check_counts(options, problems)
     with problems.collect():
         metrics = _metrics(options)
-    data = _read_data(options, reference, problems)
+    data = read_sets(options, reference, problems)
     problems.raise_if_any()
     if reference is None or chat is None or method is None or data is None:
         raise AssertionError("every None above comes with a noted problem")
@@ -183,96 +177,3 @@ def _check_counts(options: RunOptions, problems: Problems) -> None:
     ):
         if value is not None and value < 1:
             problems.add(f"{name} {value}: at least 1.")
-
-
-def _read_data(
-    options: RunOptions, reference: ModelReference | None, problems: Problems
-) -> DataSets | None:
-    """Read and split all sets; None where something is wrong, which is then noted."""
-    name = options.data or _own_data(reference)
-    records = _read_set(name, problems)
-    factual = (
-        () if options.factual_data == NONE else _read_set(options.factual_data, problems, NONE)
-    )
-    other = _read_set(options.retain_data, problems, "retain") if options.retain_data else None
-    prompts = refusals = None
-    with problems.collect():
-        prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
-    with problems.collect():
-        refusals = read_prompts(resolve_data(options.refusals, kind="prompts"))
-    split = None
-    if records is not None:
-        with problems.collect():
-            existing = edges_of(records)
-            groups = read_groups(resolve_data(name, kind="records"))
-            edges = options.forget_edges or _default_edge(existing, groups)
-            # A file of nothing but what is to be forgotten is judged on the other retain set.
-            chosen = expand_edges(edges, existing, groups)
-            other_retain = other if set(chosen) >= set(existing) else None
-            split = split_by_edges(records, edges, retain=other_retain, groups=groups)
-    if split is None or factual is None or prompts is None or refusals is None:
-        return None
-    if other is not None:
-        with problems.collect():
-            Split(forget=split.forget, retain=other, forget_edges=split.forget_edges)
-    sets = None
-    with problems.collect():
-        sets = _evaluated(options, name, split, factual)
-    if sets is None:
-        return None
-    fit_retain = split.retain if other is None else other
-    return dataclasses.replace(
-        sets, fit_retain=fit_retain, reference_prompts=prompts, refusals=refusals
-    )
-
-
-def _evaluated(
-    options: RunOptions,
-    name: str,
-    split: Split,
-    factual: tuple[Record, ...],
-) -> DataSets:
-    """Cut the sets to what is evaluated, and check that it can be scored."""
-    # A count below 1 is a mistake that is noted already; what else is wrong is to be found too.
-    rows = None if options.evaluation_rows is None else max(1, options.evaluation_rows)
-    retain = split.retain[:rows]
-    size = len(retain) if options.retain_rows is None else max(1, options.retain_rows)
-    sample = sample_by_edge(retain, size, seed=options.seed)
-    check_scorable((*split.forget, *retain, *factual[:rows]), tokenizer=options.rouge_tokenizer)
-    return DataSets(
-        name=Path(name).stem,
-        forget_edges=split.forget_edges,
-        forget=split.forget[:rows],
-        fit_forget=split.forget,
-        fit_retain=split.retain,
-        retain=retain,
-        n_retain=len(split.retain),
-        retain_sample=sample,
-        factual=factual[:rows],
-        reference_prompts=(),
-    )
-
-
-def _read_set(
-    name: str, problems: Problems, default_edge: str | None = None
-) -> tuple[Record, ...] | None:
-    with problems.collect():
-        return read_records(resolve_data(name, kind="records"), default_edge=default_edge)
-    return None
-
-
-def _own_data(reference: ModelReference | None) -> str:
-    is_tiny = reference is not None and reference.name == TINY
-    return "mini" if is_tiny else "contracts"
-
-
-def _default_edge(
-    edges: Mapping[str, int], groups: Mapping[str, tuple[str, ...]]
-) -> tuple[str, ...]:
-    if DEFAULT_EDGE not in edges and DEFAULT_EDGE not in groups:
-        among = f" Groups of edges: {', '.join(groups)}." if groups else ""
-        raise DataError(
-            f"--forget-edge is needed: the data have no edge {DEFAULT_EDGE!r}, the default. "
-            f"There are: {', '.join(list(edges)[:40])}.{among}"
-        )
-    return (DEFAULT_EDGE,)

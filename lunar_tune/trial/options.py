@@ -87,6 +87,8 @@ class RunOptions:
     """Size of the retain sample that trials are judged on, by edge; None takes all rows."""
     evaluation_rows: int | None = None
     """First rows of each set that are evaluated (the published code takes 200); None takes all."""
+    holdout: bool = False
+    """Whether trials are judged on one half of every edge, and full evaluations on the other."""
     method: str = "lunar"
     """Unlearning method."""
     lunar: LunarSettings = field(default_factory=LunarSettings)

@@ -388,13 +388,13 @@ def test_true_answers_are_encoded_once_in_a_workers_life(
     worker = Worker(spec(metrics=("forget_mrr", "forget_hit_ratio", "retain_mrr")))
     _ = worker.preparation
     encoded: list[int] = []
-    plain = worker._answers_ids
+    plain = worker.encoder.answers
 
     def count(answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         encoded.append(len(answers))
         return plain(answers)
 
-    monkeypatch.setattr(worker, "_answers_ids", count)
+    monkeypatch.setattr(worker.encoder, "answers", count)
     for _ in range(2):
         worker.run(SETTING)
     data = worker.spec.data
