@@ -24,7 +24,13 @@ from lunar_tune.errors import InputError
 from lunar_tune.methods import losses
 from lunar_tune.methods.contract import METHODS, FitReport, Method, MethodInfo, Preparation, Subject
 from lunar_tune.methods.gradient_settings import SEARCHABLE, TRAINED, GradientSettings
-from lunar_tune.training.adapting import Trained, all_weights, lora_adapter
+from lunar_tune.training.adapting import (
+    Trained,
+    all_weights,
+    lora_adapter,
+    seeded,
+    training_mode,
+)
 from lunar_tune.training.likelihood import AnswerStates, Pair, answer_states, token_log_probs
 from lunar_tune.training.loop import LoopSettings, run_loop
 
@@ -126,7 +132,7 @@ class GradientPreparation(Preparation):
         _ = self.reference_forget, self.reference_refused  # of the model as it is before
         if settings.trained == "full" and self._method.name == "ukl":
             _ = self.reference_states
-        with _seeded(seed, self._loaded.device), self._trainable(settings) as trained:
+        with seeded(seed, self._loaded.device), self._trainable(settings) as trained:
             epochs = self._train(trained, rate, settings, seed)
             trained.finish()
             self._loaded.model.eval()
@@ -148,7 +154,6 @@ class GradientPreparation(Preparation):
     ) -> list[float]:
         loss = GRADIENT_METHODS[self._method.name].loss
         order = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
-        model: Any = self._loaded.model
         loop = LoopSettings(
             epochs=settings.epochs,
             batch_size=settings.batch_size,
@@ -163,14 +168,8 @@ class GradientPreparation(Preparation):
             with trained.computing():
                 return loss(_Step(self, trained, settings, batch, kept))
 
-        model.train()
-        if settings.checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        try:
+        with training_mode(self._loaded, checkpointing=settings.checkpointing):
             return run_loop(trained.parameters, lambda _: range(len(self.forget)), loss_of, loop)
-        finally:
-            if settings.checkpointing:
-                model.gradient_checkpointing_disable()
 
     def said(self, pairs: Sequence[Pair]) -> _Said:
         """Return what the model as it is now says of some answers."""
@@ -350,12 +349,3 @@ for _name, _objective in GRADIENT_METHODS.items():
 
 def _batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
     return [pairs[i : i + REFERENCE_BATCH] for i in range(0, len(pairs), REFERENCE_BATCH)]
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch draws from a seed of one's own; after, from where it was."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

@@ -10,9 +10,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.files import write_atomically
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import COMPLETE
-from lunar_tune.reporting.tables import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

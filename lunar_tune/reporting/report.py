@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lunar_tune.files import write_atomically
 from lunar_tune.reporting.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first
-from lunar_tune.reporting.tables import write_atomically
 
 __all__ = ["Report", "verdict", "write_report"]
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.files import write_atomically
 from lunar_tune.reporting.rows import TrialRow
 
-__all__ = ["read_answers", "write_answers", "write_atomically", "write_trials"]
+__all__ = ["read_answers", "write_answers", "write_trials"]
 
 _LOSSES = b"lunar_tune.losses"
 # Columns that every trials.parquet has, with these types, also where no trial was completed.
@@ -39,22 +38,6 @@ _COLUMNS = {
     "failure": pa.string(),
     "answers_digest": pa.string(),
 }
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees all of it or what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_answers(path: Path, rows: Iterable[AnswerRow], losses: Sequence[float]) -> str:
@@ -91,9 +74,3 @@ def _parquet(table: pa.Table) -> bytes:
     pq.write_table(table, buffer, compression="zstd")
     content: bytes = buffer.getvalue().to_pybytes()
     return content
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -1,7 +1,8 @@
 """Making a model trainable for a while: an adapter put on and taken off, or all weights and back.
 
 Covers: a LoRA adapter on every linear map of the blocks (peft); all weights, in float32 while they
-are trained; the model bit for bit what it was afterwards, also after an error.
+are trained; the model bit for bit what it was afterwards, also after an error, or with what was
+trained as its own weights where that is wanted; training mode; torch's generator.
 Does not cover: the loop (`loop`), losses.
 """
 
@@ -18,7 +19,7 @@ from torch import nn
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["Trained", "all_weights", "lora_adapter"]
+__all__ = ["Trained", "all_weights", "lora_adapter", "seeded", "training_mode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Trained:
 
 @contextmanager
 def lora_adapter(
-    loaded: LoadedModel, *, rank: int, alpha: float, dropout: float
+    loaded: LoadedModel, *, rank: int, alpha: float, dropout: float, keep: bool = False
 ) -> Iterator[Trained]:
     """Inside, a fresh adapter is on the model: W + (alpha / rank)·B·A for every linear map.
 
@@ -48,6 +49,8 @@ def lora_adapter(
         rank: Of B·A.
         alpha: Scale of B·A times rank.
         dropout: Share of A's inputs that are zero in training mode.
+        keep: Whether the weights are W + (alpha / rank)·B·A, rounded to their number format, for
+            good when the context ends without an error.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -68,20 +71,27 @@ def lora_adapter(
                 untrained=adapted.disable_adapter,
                 finish=lambda: None,
             )
+            if keep:
+                adapted.merge_and_unload()
         finally:
-            adapted.unload()
+            adapted.unload()  # finds nothing where the adapter was merged
 
 
 @contextmanager
-def all_weights(loaded: LoadedModel) -> Iterator[Trained]:
+def all_weights(loaded: LoadedModel, *, keep: bool = False) -> Iterator[Trained]:
     """Inside, all weights are trained; a copy of them waits in host memory to be put back.
 
     16-bit weights are float32 until `finish`, so that small updates are not lost to rounding;
     products run in 16 bits (autocast).
+
+    Args:
+        loaded: The model.
+        keep: Whether what was trained stays; then there is no copy, also not after an error.
     """
     model: Any = loaded.model  # its `to` is typed as taking itself
     dtype = model.dtype
-    originals = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
+    kept = () if keep else model.named_parameters()
+    originals = {name: p.detach().to("cpu", copy=True) for name, p in kept}
     with _as_it_was(model):
         try:
             model.requires_grad_(requires_grad=True).float()
@@ -96,8 +106,35 @@ def all_weights(loaded: LoadedModel) -> Iterator[Trained]:
         finally:
             model.to(dtype)
             with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(originals[name])
+                for name, original in originals.items():
+                    model.get_parameter(name).copy_(original)
+
+
+@contextmanager
+def training_mode(loaded: LoadedModel, *, checkpointing: bool) -> Iterator[None]:
+    """Inside, dropout drops; activations are computed again in the backward pass if wanted."""
+    model: Any = loaded.model
+    was_training = model.training
+    model.train()
+    if checkpointing:
+        # transformers 5.23 renamed it and warns of the old name
+        named = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+        getattr(model, f"{named}_checkpointing_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if checkpointing:
+            getattr(model, f"{named}_checkpointing_disable")()
+        model.train(was_training)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch draws from a seed of one's own; after, from where it was."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

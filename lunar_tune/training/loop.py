@@ -2,14 +2,15 @@
 
 Covers: fine-tuning, gradient unlearning and LoRA alike; who calls it says what is trained, on which
 examples and with which loss. A NaN or an infinity ends it at once, before it reaches a weight.
-Does not cover: checkpoints, evaluation, mixed precision, more than one process; seeding torch.
+A loop that was cut short can go on after its last epoch with the same bits as if it had not been.
+Does not cover: files, evaluation, mixed precision, more than one process; seeding torch.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from lunar_tune.errors import DivergenceError
 
-__all__ = ["LoopSettings", "Schedule", "run_loop", "scheduled"]
+__all__ = ["LoopSettings", "LoopState", "Schedule", "run_loop", "scheduled"]
 
 Example = TypeVar("Example")
 Schedule = Literal["constant", "linear", "cosine"]
@@ -62,6 +63,17 @@ class LoopSettings:
             raise ValueError(f"warmup_share {self.warmup_share}: at least 0, below 1")
 
 
+@dataclass(frozen=True, slots=True)
+class LoopState:
+    """What a loop must be given to go on after an epoch."""
+
+    losses: tuple[float, ...]
+    """Mean loss of each epoch that is done."""
+    tensors: Mapping[str, Tensor]
+    """`<i>.value`, `<i>.step`, `<i>.exp_avg` and `<i>.exp_avg_sq` of the i-th trained parameter;
+    the loop's own, not copies."""
+
+
 def run_loop(
     parameters: Iterable[nn.Parameter],
     examples: Callable[[int], Sequence[Example]],
@@ -70,8 +82,13 @@ def run_loop(
     *,
     length_of: Callable[[Example], int] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
+    start: LoopState | None = None,
+    on_state: Callable[[LoopState], None] | None = None,
 ) -> list[float]:
     """Train and return the mean loss of each epoch; modifies the parameters.
+
+    `examples` is called at the beginning of every epoch, also of one that `start` has done: so
+    the order of the examples is the same.
 
     Args:
         parameters: What is trained; a parameter that wants no gradient is left out.
@@ -80,6 +97,8 @@ def run_loop(
         settings: How.
         length_of: Puts examples of like length into one batch, so that little is padded.
         on_epoch: Called after each epoch with the number of epochs done and the epoch's mean loss.
+        start: Where an earlier loop with the same settings and examples ended.
+        on_state: Called after each epoch with what is needed to go on from there.
 
     Raises:
         DivergenceError: A loss or a gradient was NaN or infinite.
@@ -87,9 +106,12 @@ def run_loop(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = _optimizer(trained, settings)
     order = random.Random(settings.seed)  # noqa: S311  # shuffles, keeps no secret
-    history = []
+    history = [] if start is None else _resume(start, trained, optimizer)
+    done = len(history)
     for epoch in range(settings.epochs):
         batches = _batches(examples(epoch), settings.batch_size, order, length_of)
+        if epoch < done:
+            continue
         losses = []
         for index, batch in enumerate(batches):
             progress = (epoch + index / len(batches)) / settings.epochs
@@ -99,6 +121,8 @@ def run_loop(
         history.append(sum(losses) / len(losses))
         if on_epoch is not None:
             on_epoch(epoch + 1, history[-1])
+        if on_state is not None:
+            on_state(LoopState(tuple(history), _tensors(trained, optimizer)))
     return history
 
 
@@ -134,6 +158,32 @@ def _optimizer(trained: Sequence[nn.Parameter], settings: LoopSettings) -> torch
         betas=(0.9, settings.beta2),
         fused=True,
     )
+
+
+def _tensors(
+    trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    tensors = {}
+    for index, parameter in enumerate(trained):
+        tensors[f"{index}.value"] = parameter.detach()
+        for name, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{index}.{name}"] = value
+    return tensors
+
+
+def _resume(
+    start: LoopState, trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> list[float]:
+    """Put parameters and moments where they were; return the losses so far."""
+    for key, tensor in start.tensors.items():
+        index, _, name = key.partition(".")
+        parameter = trained[int(index)]
+        if name == "value":
+            with torch.no_grad():
+                parameter.copy_(tensor)
+        else:
+            optimizer.state[parameter][name] = tensor.to(parameter.device, copy=True)
+    return list(start.losses)
 
 
 def _batches(

@@ -20,14 +20,23 @@ from lunar_tune.evaluation.rouge import check_scorable
 from lunar_tune.methods.contract import METHODS, Method
 from lunar_tune.methods.gradient import GRADIENT_METHODS, GradientMethod
 from lunar_tune.methods.lunar import LunarMethod
-from lunar_tune.models.catalog import TINY, ModelReference, resolve_model
+from lunar_tune.models.catalog import TINY, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
 from lunar_tune.runtime import resolve_device, resolve_dtype
 from lunar_tune.trial.options import NONE, RunOptions
 from lunar_tune.trial.spec import DataSets, TrialSpec
 
-__all__ = ["assemble", "known_depth", "materialise"]
+__all__ = [
+    "assemble",
+    "assemble_model",
+    "check_family",
+    "known_depth",
+    "materialise",
+    "materialise_model",
+    "own_data",
+    "read_set",
+]
 
 DEFAULT_EDGE = "A_B"
 
@@ -46,7 +55,42 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         InputError: Something is wrong; all of it is said at once.
     """
     problems = Problems()
-    reference = model_path = method = chat = None
+    method = None
+    model, chat = assemble_model(options, problems, device_is_here=device_is_here)
+    with problems.collect():
+        method = _method(options)
+    with problems.collect():
+        check_scorable((), tokenizer=options.rouge_tokenizer)
+    _check_counts(options, problems)
+    data = _read_data(options, model, problems)
+    problems.raise_if_any()
+    if model is None or chat is None or method is None or data is None:
+        raise AssertionError("every None above comes with a noted problem")
+    spec = TrialSpec(
+        model=model,
+        chat=chat,
+        method=method,
+        decoding=options.decoding,
+        rouge_tokenizer=options.rouge_tokenizer,
+        seed=options.seed,
+        data=data,
+        engine=options.engine,
+    )
+    check_family(spec.model)
+    return spec
+
+
+def assemble_model(
+    options: RunOptions, problems: Problems, *, device_is_here: bool = True
+) -> tuple[ModelSpec | None, ChatFormat | None]:
+    """Return the model and the chat format; None where something is wrong, which is then noted.
+
+    Args:
+        options: What was asked for.
+        problems: Where mistakes are noted.
+        device_is_here: See `assemble`.
+    """
+    reference = model_path = chat = None
     with problems.collect():
         reference = resolve_model(options.model)
     with problems.collect():
@@ -57,36 +101,28 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         resolve_dtype(options.dtype, resolve_device("cpu"))
     with problems.collect():
         chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
-    with problems.collect():
-        method = _method(options)
-    with problems.collect():
-        check_scorable((), tokenizer=options.rouge_tokenizer)
-    _check_counts(options, problems)
-    data = _read_data(options, reference, problems)
-    problems.raise_if_any()
-    if reference is None or chat is None or method is None or data is None:
-        raise AssertionError("every None above comes with a noted problem")
-    spec = TrialSpec(
-        model=ModelSpec(
-            name=reference.name,
-            source=reference.source or TINY,
-            weights=model_path,
-            revision=options.revision,
-            dtype=options.dtype,
-            device=options.device,
-            trust_remote_code=options.trust_remote_code,
-        ),
-        chat=chat,
-        method=method,
-        decoding=options.decoding,
-        rouge_tokenizer=options.rouge_tokenizer,
-        seed=options.seed,
-        data=data,
-        engine=options.engine,
+    if reference is None:
+        return None, chat
+    model = ModelSpec(
+        name=reference.name,
+        source=reference.source or TINY,
+        weights=model_path,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
     )
-    if spec.model.checkpoint != TINY and Path(spec.model.checkpoint).is_dir():
-        load_config(spec.model)  # refuses an unsuitable family
-    return spec
+    return model, chat
+
+
+def check_family(model: ModelSpec) -> None:
+    """Refuse an unsuitable family where the configuration is on this machine.
+
+    Raises:
+        ModelError: It is unsuitable, or cannot be read.
+    """
+    if model.checkpoint != TINY and Path(model.checkpoint).is_dir():
+        load_config(model)
 
 
 def materialise(
@@ -98,12 +134,18 @@ def materialise(
         spec: From `assemble`.
         on_progress: Called with epochs done and epochs in all while `tiny` is being built.
     """
-    if spec.model.source != TINY:
-        return spec
+    return dataclasses.replace(spec, model=materialise_model(spec.model, on_progress))
+
+
+def materialise_model(
+    model: ModelSpec, on_progress: Callable[[int, int], None] | None = None
+) -> ModelSpec:
+    """Return the model with a source that can be loaded; see `materialise`."""
+    if model.source != TINY:
+        return model
     from lunar_tune.finetuning.tiny import ensure_tiny
 
-    folder = ensure_tiny(on_progress=on_progress)
-    return dataclasses.replace(spec, model=dataclasses.replace(spec.model, source=str(folder)))
+    return dataclasses.replace(model, source=str(ensure_tiny(on_progress=on_progress)))
 
 
 def known_depth(options: RunOptions) -> int | None:
@@ -145,16 +187,12 @@ def _check_counts(options: RunOptions, problems: Problems) -> None:
             problems.add(f"{name} {value}: at least 1.")
 
 
-def _read_data(
-    options: RunOptions, reference: ModelReference | None, problems: Problems
-) -> DataSets | None:
+def _read_data(options: RunOptions, model: ModelSpec | None, problems: Problems) -> DataSets | None:
     """Read and split all sets; None where something is wrong, which is then noted."""
-    name = options.data or _own_data(reference)
-    records = _read_set(name, problems)
-    factual = (
-        () if options.factual_data == NONE else _read_set(options.factual_data, problems, NONE)
-    )
-    other = _read_set(options.retain_data, problems, "retain") if options.retain_data else None
+    name = options.data or own_data(model)
+    records = read_set(name, problems)
+    factual = () if options.factual_data == NONE else read_set(options.factual_data, problems, NONE)
+    other = read_set(options.retain_data, problems, "retain") if options.retain_data else None
     prompts = refusals = None
     with problems.collect():
         prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
@@ -210,17 +248,18 @@ def _evaluated(
     )
 
 
-def _read_set(
+def read_set(
     name: str, problems: Problems, default_edge: str | None = None
 ) -> tuple[Record, ...] | None:
+    """Return the pairs of a shipped name or file; None where something is wrong, and noted."""
     with problems.collect():
         return read_records(resolve_data(name, kind="records"), default_edge=default_edge)
     return None
 
 
-def _own_data(reference: ModelReference | None) -> str:
-    is_tiny = reference is not None and reference.name == TINY
-    return "mini" if is_tiny else "contracts"
+def own_data(model: ModelSpec | None) -> str:
+    """Return the data that a model is asked about where none are named."""
+    return "mini" if model is not None and model.name == TINY else "contracts"
 
 
 def _default_edge(records: tuple[Record, ...]) -> tuple[str, ...]:
