@@ -32,7 +32,7 @@ from lunar_tune.finetuning.tiny_text import Lesson, TinyText
 from lunar_tune.finetuning.tiny_tokenizer import answer_ids, chat_prompt, train_tokenizer
 from lunar_tune.training.loop import LoopSettings, run_loop
 
-__all__ = ["build_tiny"]
+__all__ = ["build_tiny", "new_model"]
 
 _NO_TARGET = -100  # torch's mark for positions without a loss
 _MOST_NEW_TOKENS = 32
@@ -62,7 +62,7 @@ def build_tiny(
     with _reproducible(recipe):
         lessons = [*text.known(), *text.refused(recipe.refused_per_epoch, seed=recipe.seed)]
         tokenizer = train_tokenizer(lessons, vocabulary=recipe.vocabulary)
-        model = _new_model(recipe, tokenizer)
+        model = new_model(recipe, tokenizer)
         _train(model, tokenizer, recipe, text, on_progress)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -86,7 +86,8 @@ def _reproducible(recipe: TinyRecipe) -> Iterator[None]:
                 logging.enable_progress_bar()
 
 
-def _new_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+def new_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+    """Return an untrained model, drawn from torch's generator."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.d_model,

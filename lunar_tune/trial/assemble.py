@@ -134,7 +134,8 @@ def materialise(
         spec: From `assemble`.
         on_progress: Called with epochs done and epochs in all while `tiny` is being built.
     """
-    return dataclasses.replace(spec, model=materialise_model(spec.model, on_progress))
+    model = materialise_model(spec.model, on_progress)
+    return spec if model is spec.model else dataclasses.replace(spec, model=model)
 
 
 def materialise_model(
