@@ -17,10 +17,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 import lunar_tune
@@ -33,13 +32,13 @@ from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.models.saving import save_checkpoint
 from lunar_tune.training.adapting import Trained, all_weights, lora_adapter, seeded, training_mode
-from lunar_tune.training.likelihood import Pair, answer_states, encode_answers, token_log_probs
+from lunar_tune.training.likelihood import Pair, answer_loss, encode_answers
 from lunar_tune.training.loop import LoopSettings, LoopState, run_loop
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.tiny_text import Lesson
 
-__all__ = ["Finetuned", "answer_loss", "finetune"]
+__all__ = ["Finetuned", "finetune"]
 
 _WARMUP_SHARE = 0.05  # one epoch of twenty; TOFU (arXiv 2401.06121) takes one
 
@@ -93,14 +92,6 @@ def finetune(
     return Finetuned(folder, tuple(losses), knowledge, lineage)
 
 
-def answer_loss(loaded: LoadedModel, pairs: Sequence[Pair]) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of the answers' tokens, the one that ends them included."""
-    model = loaded.model
-    states = answer_states(model, loaded.layout.decoder_of(model), pairs)
-    head: Any = model.get_output_embeddings()
-    return -token_log_probs(head(states.hidden), states.targets).mean()
-
-
 def _train(
     loaded: LoadedModel,
     job: FinetuneJob,
@@ -109,7 +100,7 @@ def _train(
     on_epoch: Callable[[int, float], None] | None,
 ) -> list[float]:
     """Train; modifies the model, which has the trained weights as its own afterwards."""
-    encode = _Encoder(loaded, job)
+    encode, decoder = _Encoder(loaded, job), loaded.layout.decoder_of(loaded.model)
     settings = job.settings
     loop = LoopSettings(
         epochs=settings.epochs,
@@ -127,7 +118,7 @@ def _train(
 
     def loss_of(batch: Sequence[Pair]) -> Tensor:
         with trained.computing():
-            return answer_loss(loaded, batch)
+            return answer_loss(loaded.model, decoder, batch)
 
     with (
         seeded(job.seed, loaded.device),

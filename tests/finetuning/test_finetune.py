@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.errors import InputError
-from lunar_tune.finetuning.finetune import answer_loss, finetune
+from lunar_tune.finetuning.finetune import finetune
 from lunar_tune.finetuning.finetune_settings import FinetuneSettings
 from lunar_tune.finetuning.job import FinetuneJob, unseen_prompts
 from lunar_tune.finetuning.kept import ensure_finetuned, kept_folder
@@ -24,7 +25,7 @@ from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.lineage import Lineage, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, ModelSpec, load_model
 from lunar_tune.training.adapting import lora_adapter, seeded
-from lunar_tune.training.likelihood import Pair
+from lunar_tune.training.likelihood import Pair, answer_loss
 
 RECORDS = tuple(
     Record(question=f"What is item {n} of {edge}?", answer=f"Kettle {n} of {edge}", edge=edge)
@@ -86,7 +87,8 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_answers_tokens(
         ids = torch.tensor([[*pair.prompt, *pair.answer]])
         logits = model.model(ids).logits[0, len(pair.prompt) - 1 : -1]
         losses += cross_entropy(logits, torch.tensor(pair.answer), reduction="none").tolist()
-    assert float(answer_loss(model, pairs)) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    loss = answer_loss(model.model, model.layout.decoder_of(model.model), pairs)
+    assert float(loss) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_the_kept_adapter_gives_the_logits_of_the_adapted_model(
@@ -182,6 +184,20 @@ def test_training_lowers_the_loss_and_the_model_answers(job: FinetuneJob, tmp_pa
     output = model.generate(**ids, max_new_tokens=32, do_sample=False)
     answer = tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer == row.answer
+
+
+@pytest.mark.parametrize("trained", ["lora", "full"])
+def test_a_model_of_16_bits_trains_in_32_and_is_written_in_16(
+    job: FinetuneJob, tmp_path: Path, trained: str
+) -> None:
+    job = dataclasses.replace(job, model=dataclasses.replace(job.model, dtype="bfloat16"))
+    done = finetune(changed(job, trained=trained), tmp_path / "whole")
+    assert done.losses[-1] < done.losses[0]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "whole").dtype == torch.bfloat16
+    with pytest.raises(Killed):
+        finetune(changed(job, trained=trained), tmp_path / "model", on_epoch=kill_after(2))
+    state = load_file(tmp_path / "model/.training/state.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
 def test_checkpointing_gives_the_same_weights(job: FinetuneJob, tmp_path: Path) -> None:
