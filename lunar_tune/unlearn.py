@@ -43,7 +43,8 @@ def unlearn(
         ),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of adamw's first epoch.", rich_help_panel=_RUN)
+        float | None,
+        typer.Option(help="Of the first epoch; not for closed_form.", rich_help_panel=_RUN),
     ] = None,
     ridge: Annotated[
         float | None, typer.Option(help="Strength of closed_form's ridge.", rich_help_panel=_RUN)
@@ -80,6 +81,8 @@ def unlearn(
 
     `python -m lunar_tune.unlearn --model tiny --layer 1 --coefficient 2 --learning-rate 0.003`
 
+    `python -m lunar_tune.unlearn --model tiny --method npo --learning-rate 0.001`
+
     Users of the published code keep their file:
     `python -m lunar_tune.unlearn --published-config config/forget.yaml`
 
@@ -93,12 +96,13 @@ def unlearn(
             base, setting, save_to = _published(published_config, console)
         problems = Problems()
         options = merge_options(base, given, problems)
-        for needed, value in (("layer", layer), ("coefficient", coefficient)):
-            if value is None and needed not in setting:
-                problems.add(f"--{needed} is needed.")
-        if options.lunar.solver != base.lunar.solver:
+        if options.lunar.solver != base.lunar.solver or options.method != base.method:
             setting.pop("learning_rate", None)  # the file's, for the solver that was not chosen
         setting |= _setting(layer, coefficient, learning_rate, ridge, problems)
+        with problems.collect():
+            from lunar_tune.trial.assemble import assemble, method_of
+
+            method_of(options).check_parameters(setting)
         for flag, file in (("--json", json_file), ("--answers", answers)):
             if file is not None and file.is_dir():
                 problems.add(f"{flag} {file}: is a folder, not a file.")
@@ -106,8 +110,6 @@ def unlearn(
                 with problems.collect():
                     check_writable(file.parent, f"{flag} {file}")
         if problems.messages:
-            from lunar_tune.trial.assemble import assemble
-
             with problems.collect():
                 assemble(options)  # to say all that is wrong
         problems.raise_if_any()

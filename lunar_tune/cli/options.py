@@ -171,9 +171,9 @@ _OPTIONS = (
         "method",
         str,
         _METHOD,
-        "lunar, or a gradient method: ga, gd, ukl, dpo, npo, simnpo.",
+        "lunar, or a gradient method: ga, gd, ukl, dpo, npo, simnpo, rmu.",
     ),
-    _Option("--solver", "lunar.solver", str, _METHOD, "adamw (as published) or closed_form."),
+    _Option("--solver", "lunar.solver", str, _METHOD, "adamw (as published), closed_form or lora."),
     _Option(
         "--train",
         "gradient.trained",
@@ -181,7 +181,14 @@ _OPTIONS = (
         _GRADIENT,
         "lora (an adapter on every linear map) or full (all weights).",
     ),
-    _Option("--rank", "gradient.rank", int, _GRADIENT, "Of the adapter."),
+    _Option(
+        "--rank",
+        "lunar.rank",
+        int,
+        _METHOD,
+        "Of the lora solver, and of the gradient methods' adapter.",
+        gradient_path="gradient.rank",
+    ),
     _Option("--alpha", "gradient.alpha", float, _GRADIENT, "The adapter's scale times its rank."),
     _Option(
         "--dropout", "gradient.dropout", float, _GRADIENT, "Of the adapter's inputs, in training."
@@ -197,6 +204,13 @@ _OPTIONS = (
         float,
         _GRADIENT,
         "Weight of the usual loss on answers to keep, in npo and simnpo.",
+    ),
+    _Option(
+        "--steering-alpha",
+        "gradient.steering_alpha",
+        float,
+        _GRADIENT,
+        "Weight of keeping retained activations, in rmu.",
     ),
     _Option(
         "--checkpointing",
@@ -293,6 +307,14 @@ _OPTIONS = (
         "answers, up to rounding.",
     ),
     _Option(
+        "--checks",
+        "engine.checks",
+        int,
+        _ENGINE,
+        "Looks at a search's gradient fit while it goes on; one that has lost the retain set ends. "
+        "0: none.",
+    ),
+    _Option(
         "--memory-budget",
         "engine.memory_budget",
         float | None,
@@ -337,9 +359,16 @@ def merge_options(base: RunOptions, given: GivenOptions, problems: Problems) -> 
     for option, path in paths.items():
         if path.startswith(others):
             problems.add(f"{option.flag} has no meaning with --method {method}.")
-        elif path.startswith("lunar.adamw.") and options.lunar.solver != "adamw":
+        elif not _concerns(path, options.lunar.solver):
             problems.add(f"{option.flag} has no meaning with --solver {options.lunar.solver}.")
     return options
+
+
+def _concerns(path: str, solver: str) -> bool:
+    """Say whether a field has a meaning with LUNAR's solver."""
+    if path == "lunar.rank":
+        return solver == "lora"
+    return not path.startswith("lunar.adamw.") or solver != "closed_form"
 
 
 def with_run_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -61,7 +61,8 @@ class Answerer:
 
     Args:
         activations: Of the unmodified model on these rows.
-        deepest: The last block that may be edited: so many blocks' keys and values are kept.
+        deepest: The last block that may be edited: so many blocks' keys and values are kept; -1
+            where the whole model may be another one.
         batch_size: Rows decoded together; None takes as many as fit.
     """
 
@@ -89,6 +90,8 @@ class Answerer:
     @cached_property
     def kept_keys(self) -> NodeKeys | None:
         """Keys and values of the blocks that may lie below an edit, where they fit."""
+        if self._deepest < 0:
+            return None
         memory, tree = self.activations.source.memory, self.activations.tree
         size = 2 * tree.n_nodes * _key_width(self.loaded) * (self._deepest + 1)
         if size * self.loaded.model.dtype.itemsize > memory.free_bytes() * KEYS_SHARE:

@@ -30,10 +30,10 @@ from lunar_tune.models.chat import encode_prompts, end_of_turn
 from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.models.saving import save_checkpoint
-from lunar_tune.training.adapting import Trained, all_weights, lora_adapter, seeded, training_mode
+from lunar_tune.training.adapting import Trained, full_weights, lora_adapter, recomputing, seeded
 from lunar_tune.training.likelihood import Pair, answer_loss, encode_answers
 from lunar_tune.training.loop import LoopSettings, LoopState, run_loop
+from lunar_tune.training.saving import save_checkpoint
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.tiny_text import Lesson
@@ -123,8 +123,9 @@ def _train(
     with (
         seeded(job.seed, loaded.device),
         _trainable(loaded, job) as trained,
-        training_mode(loaded, checkpointing=settings.checkpointing),
+        recomputing(loaded.model, on=settings.checkpointing),
     ):
+        loaded.model.train()
         losses = run_loop(
             trained.parameters,
             examples,
@@ -142,7 +143,7 @@ def _train(
 def _trainable(loaded: LoadedModel, job: FinetuneJob) -> AbstractContextManager[Trained]:
     settings = job.settings
     if settings.trained == "full":
-        return all_weights(loaded, keep=True)
+        return full_weights(loaded, keep=True)
     return lora_adapter(
         loaded, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, keep=True
     )

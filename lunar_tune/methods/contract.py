@@ -9,8 +9,8 @@ Does not cover: evaluation; whoever holds the context evaluates inside it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
     from lunar_tune.training.likelihood import Pair
 
-__all__ = ["METHODS", "FitReport", "Method", "MethodInfo", "Preparation", "Subject"]
+__all__ = ["METHODS", "Fit", "FitReport", "Method", "MethodInfo", "Preparation", "Subject"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +62,54 @@ class FitReport:
     again. None promises nothing."""
 
 
+class Fit:
+    """A fit under way: whoever holds it drives it epoch by epoch and may end it early.
+
+    Between two epochs the model may be evaluated as it is.
+
+    Args:
+        losses: Training losses that are known already, for a fit that has no epochs to watch.
+        epochs: Trains an epoch for each loss that it yields, and leaves the model to be evaluated.
+        n_epochs: How many.
+        evaluating: Inside, the model may be evaluated between two epochs.
+        finish: Called once after the last epoch that is wanted.
+        edited_layer: See `FitReport`.
+    """
+
+    def __init__(
+        self,
+        *,
+        losses: Sequence[float] = (),
+        epochs: Iterable[float] = (),
+        n_epochs: int = 0,
+        evaluating: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        finish: Callable[[], object] = lambda: None,
+        edited_layer: int | None = None,
+    ) -> None:
+        self.n_epochs, self.evaluating = n_epochs, evaluating
+        self._losses = list(losses)
+        self._epochs, self._finish, self._edited_layer = epochs, finish, edited_layer
+
+    def __iter__(self) -> Iterator[int]:
+        """Train; yield the number of epochs done after each."""
+        for loss in self._epochs:
+            self._losses.append(loss)
+            yield len(self._losses)
+
+    def finished(self) -> FitReport:
+        """End the fit where it is: the model is then unlearned."""
+        self._finish()
+        return FitReport(losses=tuple(self._losses), edited_layer=self._edited_layer)
+
+
 class Preparation(ABC):
     """A method made ready for one model and one data split."""
 
     @abstractmethod
-    def unlearned(
+    def unlearning(
         self, parameters: Mapping[str, Any], *, seed: int
-    ) -> AbstractContextManager[FitReport]:
-        """Return a context in which the model is unlearned.
+    ) -> AbstractContextManager[Fit]:
+        """Return a context in which the model is being unlearned, as far as its fit is driven.
 
         After it the model is bit for bit what it was, also when the body raises.
 
@@ -81,6 +121,14 @@ class Preparation(ABC):
             InputError: A parameter is missing, unknown or out of range.
             TrialError: The fit failed, for example by divergence.
         """
+
+    @contextmanager
+    def unlearned(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[FitReport]:
+        """Return a context in which the model is unlearned; see `unlearning`."""
+        with self.unlearning(parameters, seed=seed) as fit:
+            for _ in fit:
+                pass
+            yield fit.finished()
 
 
 class Method(ABC):
@@ -105,6 +153,11 @@ class Method(ABC):
     def optional_parameters(self) -> tuple[str, ...]:
         """Names of fixed settings that a trial may set as well."""
         return ()
+
+    @property
+    def edits_one_layer(self) -> bool:
+        """Whether a fit says above which block alone the model is another one."""
+        return False
 
     @abstractmethod
     def prepare(self, subject: Subject) -> Preparation:

@@ -1,18 +1,14 @@
-"""Unlearning by gradients: one loop, an adapter or all weights, and a loss for each method.
+"""Unlearning by gradients: an adapter or all weights, and a loss for each method.
 
-Covers: gradient ascent (ga), gradient difference (gd), ascent with KL (ukl), DPO with refusals, NPO
-and SimNPO; what the reference model says, from the one model there is.
-Does not cover: the losses themselves (`losses`), making a model trainable (`training.adapting`).
+Covers: the methods of `objectives` under the contract; what the reference model says, from the one
+model that there is.
+Does not cover: the losses (`losses`), the fit (`gradient_fit`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,30 +17,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods import losses
-from lunar_tune.methods.contract import METHODS, FitReport, Method, MethodInfo, Preparation, Subject
+from lunar_tune.methods.contract import METHODS, Fit, Method, MethodInfo, Preparation, Subject
+from lunar_tune.methods.gradient_fit import gradient_fit, numbers_of, with_settings
 from lunar_tune.methods.gradient_settings import SEARCHABLE, TRAINED, GradientSettings
-from lunar_tune.training.adapting import (
-    Trained,
-    all_weights,
-    lora_adapter,
-    seeded,
-    training_mode,
-)
-from lunar_tune.training.likelihood import AnswerStates, Pair, answer_states, token_log_probs
-from lunar_tune.training.loop import LoopSettings, run_loop
+from lunar_tune.methods.objectives import OBJECTIVES
+from lunar_tune.methods.steps import Said, Source, Step
+from lunar_tune.training.adapting import Trained
+from lunar_tune.training.likelihood import Pair, answer_states
 
-__all__ = ["GRADIENT_METHODS", "GradientMethod"]
+__all__ = ["GradientMethod"]
 
 # Pairs in a forward whose results are kept and need no gradient.
 REFERENCE_BATCH = 16
+
+for _name, _objective in OBJECTIVES.items():
+    METHODS.register(_name, MethodInfo(summary=_objective.summary, variants=TRAINED))
 
 
 class GradientMethod(Method):
     """A gradient method with its fixed settings.
 
     Args:
-        name: One of `GRADIENT_METHODS`.
+        name: One of `OBJECTIVES`.
         settings: Fixed settings.
     """
 
@@ -83,20 +77,9 @@ class GradientMethod(Method):
         Raises:
             InputError: A value is no number, or out of range.
         """
-        values: dict[str, Any] = {}
-        for name, value in parameters.items():
-            try:
-                values[name] = float(value)
-            except (TypeError, ValueError):
-                raise InputError(f"--{name.replace('_', '-')} {value}: a number.") from None
-        rate = values.pop("learning_rate")
-        if not 0 < rate < math.inf:
-            raise InputError(f"--learning-rate {rate}: a positive number.")
-        settings = dataclasses.replace(self.settings, **values)
-        whole: dict[str, Any] = {
-            name: int(getattr(settings, name)) for name in ("epochs", "batch_size", "rank")
-        }
-        return rate, dataclasses.replace(settings, **whole)
+        numbers = numbers_of(parameters)
+        rate = numbers.pop("learning_rate")
+        return rate, with_settings(self.settings, numbers)
 
     def prepare(self, subject: Subject) -> GradientPreparation:
         """Check that there is what the loss needs.
@@ -104,77 +87,64 @@ class GradientMethod(Method):
         Raises:
             InputError: There are no answers to keep, or no refusals.
         """
-        objective = GRADIENT_METHODS[self._name]
+        objective = OBJECTIVES[self._name]
         keeps = objective.keeps or self.settings.retain_weight > 0
         if keeps and not subject.retain_pairs:
             raise InputError(f"--method {self._name} needs answers to keep: there are none.")
+        if objective.refuses and not subject.refusals:
+            raise InputError(f"--method {self._name} needs --refusals: there are none.")
         return GradientPreparation(self, subject)
 
 
-class GradientPreparation(Preparation):
+class GradientPreparation(Preparation, Source):
     """Encoded pairs, and what the model said of them before unlearning."""
 
     def __init__(self, method: GradientMethod, subject: Subject) -> None:
+        forget, refusals = subject.forget_pairs, subject.refusals
+        refused = [
+            Pair(pair.prompt, refusals[i % len(refusals)])
+            for i, pair in enumerate(forget if refusals else ())
+        ]
+        super().__init__(forget, refused, subject.retain_pairs)
         self._method, self._loaded = method, subject.loaded
-        self.forget = subject.forget_pairs
-        self.retain = subject.retain_pairs
-        refusals = subject.refusals
-        self.refused = tuple(
-            Pair(pair.prompt, refusals[i % len(refusals)]) for i, pair in enumerate(self.forget)
-        )
         self._decoder = self._loaded.layout.decoder_of(self._loaded.model)
 
     @contextmanager
-    def unlearned(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[FitReport]:
-        """Return a context in which the model is unlearned; see the contract."""
+    def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
+        """Return a context in which the model is trained; see the contract."""
         self._method.check_parameters(parameters)
         rate, settings = self._method.resolved(parameters)
-        _ = self.reference_forget, self.reference_refused  # of the model as it is before
-        if settings.trained == "full" and self._method.name == "ukl":
-            _ = self.reference_states
-        with seeded(seed, self._loaded.device), self._trainable(settings) as trained:
-            epochs = self._train(trained, rate, settings, seed)
-            trained.finish()
-            self._loaded.model.eval()
-            yield FitReport(losses=tuple(epochs))
+        objective = OBJECTIVES[self._method.name]
+        self._ask_reference(settings)
 
-    @contextmanager
-    def _trainable(self, settings: GradientSettings) -> Iterator[Trained]:
-        with (
-            all_weights(self._loaded)
-            if settings.trained == "full"
-            else lora_adapter(
-                self._loaded, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout
-            )
-        ) as trained:
-            yield trained
+        def loss(trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
+            return objective.loss(Step(self, trained, settings, batch, kept))
 
-    def _train(
-        self, trained: Trained, rate: float, settings: GradientSettings, seed: int
-    ) -> list[float]:
-        loss = GRADIENT_METHODS[self._method.name].loss
-        order = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
-        loop = LoopSettings(
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
+        with gradient_fit(
+            self._loaded,
+            settings,
+            loss,
+            n_forget=len(self.forget),
+            n_retain=len(self.retain),
             learning_rate=rate,
-            weight_decay=settings.weight_decay,
-            schedule="linear",
             seed=seed,
-        )
+        ) as fit:
+            yield fit
 
-        def loss_of(batch: Sequence[int]) -> Tensor:
-            kept = order.sample(range(len(self.retain)), min(len(batch), len(self.retain)))
-            with trained.computing():
-                return loss(_Step(self, trained, settings, batch, kept))
+    def _ask_reference(self, settings: GradientSettings) -> None:
+        """Compute, while the model is what it was, what the loss compares with."""
+        name = self._method.name
+        if name in {"dpo", "npo"}:
+            _ = self.reference_forget
+        if name == "dpo":
+            _ = self.reference_refused
+        if name == "ukl" and settings.trained == "full":
+            _ = self.reference_states
 
-        with training_mode(self._loaded, checkpointing=settings.checkpointing):
-            return run_loop(trained.parameters, lambda _: range(len(self.forget)), loss_of, loop)
-
-    def said(self, pairs: Sequence[Pair]) -> _Said:
+    def said(self, pairs: Sequence[Pair]) -> Said:
         """Return what the model as it is now says of some answers."""
         states = answer_states(self._loaded.model, self._decoder, pairs)
-        return _Said(states, self._loaded.model.get_output_embeddings())
+        return Said(states, self._loaded.model.get_output_embeddings())
 
     @cached_property
     def reference_forget(self) -> Float[Tensor, " answers"]:
@@ -217,134 +187,6 @@ class GradientPreparation(Preparation):
     def _sums(self, pairs: Sequence[Pair]) -> Float[Tensor, " answers"]:
         with torch.no_grad():
             return torch.cat([self.said(batch).answers for batch in _batches(pairs)])
-
-
-class _Said:
-    """Logits of a few answers' tokens, and what follows from them."""
-
-    def __init__(self, states: AnswerStates, head: Any) -> None:
-        self.states = states
-        self.logits: Float[Tensor, "tokens vocabulary"] = head(states.hidden)
-
-    @cached_property
-    def tokens(self) -> Float[Tensor, " tokens"]:
-        """Log π of each token."""
-        return token_log_probs(self.logits, self.states.targets)
-
-    @cached_property
-    def answers(self) -> Float[Tensor, " answers"]:
-        """Log π of each answer."""
-        return self.states.sums(self.tokens)
-
-
-class _Step:
-    """What a loss may ask for in one step; only what it asks for is computed."""
-
-    def __init__(
-        self,
-        made: GradientPreparation,
-        trained: Trained,
-        settings: GradientSettings,
-        batch: Sequence[int],
-        kept: Sequence[int],
-    ) -> None:
-        self._made, self._trained, self.settings = made, trained, settings
-        self._batch, self._kept = list(batch), list(kept)
-
-    @cached_property
-    def forget(self) -> _Said:
-        """Answers to forget."""
-        return self._made.said([self._made.forget[i] for i in self._batch])
-
-    @cached_property
-    def refused(self) -> _Said:
-        """The same questions, refused."""
-        return self._made.said([self._made.refused[i] for i in self._batch])
-
-    @cached_property
-    def retain(self) -> _Said:
-        """Answers to keep."""
-        return self._made.said([self._made.retain[i] for i in self._kept])
-
-    @property
-    def reference_forget(self) -> Float[Tensor, " answers"]:
-        """Log π of the answers to forget, before unlearning."""
-        return self._made.reference_forget[self._batch]
-
-    @property
-    def reference_refused(self) -> Float[Tensor, " answers"]:
-        """Log π of the refusals, before unlearning."""
-        return self._made.reference_refused[self._batch]
-
-    @property
-    def reference_retain_logits(self) -> Float[Tensor, "tokens vocabulary"]:
-        """Logits of the answers to keep, before unlearning."""
-        return self._made.reference_logits(self._trained, self._kept)
-
-
-def _ga(step: _Step) -> Tensor:
-    return losses.gradient_ascent(step.forget.tokens)
-
-
-def _gd(step: _Step) -> Tensor:
-    return losses.gradient_difference(step.forget.tokens, step.retain.tokens)
-
-
-def _ukl(step: _Step) -> Tensor:
-    kept = losses.kl_to_reference(step.reference_retain_logits, step.retain.logits)
-    return losses.gradient_ascent(step.forget.tokens) + kept
-
-
-def _dpo(step: _Step) -> Tensor:
-    return losses.dpo(
-        step.refused.answers,
-        step.forget.answers,
-        step.reference_refused,
-        step.reference_forget,
-        beta=step.settings.beta,
-    )
-
-
-def _npo(step: _Step) -> Tensor:
-    forgotten = losses.npo(step.forget.answers, step.reference_forget, beta=step.settings.beta)
-    return forgotten + _kept(step)
-
-
-def _simnpo(step: _Step) -> Tensor:
-    forgotten = losses.simnpo(
-        step.forget.answers,
-        step.forget.states.lengths,
-        beta=step.settings.beta,
-        gamma=step.settings.gamma,
-    )
-    return forgotten + _kept(step)
-
-
-def _kept(step: _Step) -> Tensor | float:
-    weight = step.settings.retain_weight
-    return -weight * step.retain.tokens.mean() if weight else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Objective:
-    """A gradient method's loss."""
-
-    summary: str
-    loss: Callable[[_Step], Tensor]
-    keeps: bool = False
-    """Whether it needs answers to keep."""
-
-
-GRADIENT_METHODS: Mapping[str, _Objective] = {
-    "ga": _Objective("gradient ascent on the answers to forget", _ga),
-    "gd": _Objective("gradient difference: ascent, and descent on answers to keep", _gd, True),
-    "ukl": _Objective("gradient ascent with KL to the original on answers to keep", _ukl, True),
-    "dpo": _Objective("direct preference optimisation of refusals over the answers", _dpo),
-    "npo": _Objective("negative preference optimisation", _npo),
-    "simnpo": _Objective("negative preference optimisation without a reference", _simnpo),
-}
-for _name, _objective in GRADIENT_METHODS.items():
-    METHODS.register(_name, MethodInfo(summary=_objective.summary, variants=TRAINED))
 
 
 def _batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:

@@ -40,6 +40,8 @@ class GradientSettings:
     """Of simnpo: the margin."""
     retain_weight: float = 0.0
     """Of npo and simnpo: how much the usual loss on answers to keep counts; 0 leaves it out."""
+    steering_alpha: float = 100.0
+    """Of rmu: weight of keeping retained activations; the paper's code has 100 and 1,200."""
     checkpointing: bool = False
     """Whether activations are computed again in the backward pass, which takes less memory."""
 
@@ -50,12 +52,12 @@ class GradientSettings:
             problems.add(f"--train {self.trained}: there are {', '.join(TRAINED)}.")
         for name in ("epochs", "batch_size", "rank"):
             value = getattr(self, name)
-            if not float(value).is_integer() or value < 1:
-                problems.add(f"{_flag(name)} {value}: a whole number of at least 1.")
+            if value < 1:
+                problems.add(f"{_flag(name)} {value}: at least 1.")
         for name in ("alpha", "beta"):
             if not 0 < getattr(self, name) < math.inf:
                 problems.add(f"{_flag(name)} {getattr(self, name)}: a positive number.")
-        for name in ("weight_decay", "gamma", "retain_weight"):
+        for name in ("weight_decay", "gamma", "retain_weight", "steering_alpha"):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.add(f"{_flag(name)} {getattr(self, name)}: 0 or more.")
         if not 0 <= self.dropout < 1:

@@ -1,11 +1,12 @@
-"""What the gradient methods minimise: pure functions of log-probabilities.
+"""What the gradient methods minimise: pure functions of log-probabilities, or of activations.
 
-Covers: gradient ascent, gradient difference, KL to a reference, DPO, NPO, SimNPO, each with its
-paper, equation and sign.
-Does not cover: how log-probabilities are computed (`likelihood`), what is trained (`gradient`).
+Covers: gradient ascent, gradient difference, KL to a reference, DPO, NPO, SimNPO, RMU, each with
+its paper, equation and sign.
+Does not cover: how log-probabilities are computed (`training.likelihood`), what is trained
+(`gradient_fit`).
 
-log π is the logarithm of the probability of an answer's tokens given the question: of one token
-(`token_log_probs`) or the sum over an answer (`answer_log_probs`). The reference is the model as it
+log π is the logarithm of the probability of an answer's tokens given the question: of one token, or
+the sum over an answer. The reference is the model as it
 was before unlearning. Every function returns what is to be made small.
 """
 
@@ -21,6 +22,7 @@ __all__ = [
     "gradient_difference",
     "kl_to_reference",
     "npo",
+    "rmu",
     "simnpo",
 ]
 
@@ -35,7 +37,7 @@ def gradient_ascent(forget: Float[Tensor, " tokens"]) -> Float[Tensor, ""]:
 
 
 def gradient_difference(
-    forget: Float[Tensor, " tokens"], retain: Float[Tensor, " tokens"]
+    forget: Float[Tensor, " forget_tokens"], retain: Float[Tensor, " retain_tokens"]
 ) -> Float[Tensor, ""]:
     """Return gradient ascent on the tokens to forget and the usual loss on those to keep.
 
@@ -98,3 +100,21 @@ def simnpo(
     Source: Fan et al., arXiv 2410.07163; lengths are in tokens, γ is the margin.
     """
     return -2 / beta * logsigmoid(-beta * forget / lengths - gamma).mean()
+
+
+def rmu(
+    forget: Float[Tensor, "forget_tokens d_model"],
+    control: Float[Tensor, " d_model"],
+    retain: Float[Tensor, "retain_tokens d_model"],
+    reference: Float[Tensor, "retain_tokens d_model"],
+    *,
+    alpha: float,
+) -> Float[Tensor, ""]:
+    """Return mean (x_f − control)² + α mean (x_r − ref_r)² over tokens and dimensions.
+
+    x are a block's outputs; `control` is a random unit vector times a coefficient.
+    Source: Li et al., arXiv 2403.03218, equations 1 and 2; they write sums over dimensions, their
+    published code takes means, and α belongs to means.
+    """
+    moved = (forget.float() - control.float()).square().mean()
+    return moved + alpha * (retain.float() - reference.float()).square().mean()

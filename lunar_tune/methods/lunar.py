@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.methods.contract import METHODS, FitReport, Method, MethodInfo, Preparation, Subject
+from lunar_tune.methods.contract import METHODS, Fit, Method, MethodInfo, Preparation, Subject
 from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.models.layout import check_layers
 from lunar_tune.redirection.directions import unlearning_vectors
@@ -57,8 +57,13 @@ class LunarMethod(Method):
     @property
     def parameters(self) -> tuple[str, ...]:
         """Layer and coefficient (a list each for several layers) and the solver's own."""
-        own = {"adamw": "learning_rate", "closed_form": "ridge"}[self.settings.solver]
+        own = "ridge" if self.settings.solver == "closed_form" else "learning_rate"
         return ("layer", "coefficient", own)
+
+    @property
+    def edits_one_layer(self) -> bool:
+        """The lowest edited block's down-projection is all that changes there and below."""
+        return True
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Check names and values; whether the model has the layers is checked with the model."""
@@ -94,8 +99,8 @@ class LunarPreparation(Preparation):
         self._ridge_solutions: dict[tuple[int, float, int], RidgeSolution] = {}
 
     @contextmanager
-    def unlearned(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[FitReport]:
-        """Return a context in which the model is unlearned; see the contract."""
+    def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
+        """Return a context in which the model is unlearned at once; see the contract."""
         self._method.check_parameters(parameters)
         layers, coefficients = _layers_and_coefficients(parameters)
         check_layers(layers, self._loaded.n_layers)
@@ -106,7 +111,7 @@ class LunarPreparation(Preparation):
         # The published code sums the layers' losses; they share no parameter.
         losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
         with edited(self._loaded, {layer: s.weight for layer, s in solutions.items()}):
-            yield FitReport(losses=losses, edited_layer=min(layers))
+            yield Fit(losses=losses, edited_layer=min(layers))
 
     @torch.inference_mode()
     def _solve(
@@ -124,6 +129,7 @@ class LunarPreparation(Preparation):
             if key not in self._ridge_solutions:
                 self._ridge_solutions[key] = solve_ridge(inputs[nodes], is_forget, ridge=ridge)
             return solve_closed_form(weight, shift, self._ridge_solutions[key])
+        rank = settings.rank if settings.solver == "lora" else None
         return solve_adamw(
             weight,
             inputs,
@@ -133,6 +139,7 @@ class LunarPreparation(Preparation):
             learning_rate=_positive("learning_rate", parameters["learning_rate"]),
             settings=settings.adamw,
             seed=seed,
+            rank=rank,
         )
 
     def _points(self, seed: int) -> tuple[Int[Tensor, " points"], Bool[Tensor, " points"]]:
@@ -183,7 +190,7 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
-        raise InputError(f"--{name} {value}: finite numbers.")
+        raise InputError(f"--{name.replace('_', '-')} {value}: finite numbers.")
     return numbers
 
 

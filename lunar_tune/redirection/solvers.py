@@ -1,9 +1,9 @@
 """Fitting one down-projection so that forget tokens move by a shift and retain tokens stay.
 
-Covers: AdamW as published (batches of 64 tokens, learning rate decaying by 0.9 an epoch) with an
-fp32 master of the difference or on a bfloat16 matrix; the closed-form ridge solution, in the
-space of features or of tokens.
-Does not cover: which tokens count as forget or retain (`methods.lunar`), the edit (`editing`).
+Covers: AdamW as published (batches of 64 tokens, learning rate decaying by 0.9 an epoch); the
+closed-form ridge solution, in the space of features or of tokens.
+Does not cover: what AdamW trains (`problems`), which tokens count as forget or retain
+(`methods.lunar`), the edit (`editing`).
 
 Notation (LUNAR, arXiv 2502.07218, equation 4): h is the input of the down-projection
 W₀ `[d_model, d_ff]`, targets are W₀h + shift for forget tokens and W₀h for the others.
@@ -12,7 +12,6 @@ W₀ `[d_model, d_ff]`, targets are W₀h + shift for forget tokens and W₀h fo
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lunar_tune.errors import DivergenceError, InputError
+from lunar_tune.redirection.problems import Difference, LowRank, Matrix, Problem, Tokens
 from lunar_tune.redirection.settings import AdamWSettings
 
 __all__ = [
@@ -58,6 +58,7 @@ def solve_adamw(
     settings: AdamWSettings,
     seed: int,
     tokens: Int[Tensor, " tokens"] | None = None,
+    rank: int | None = None,
 ) -> Solution:
     """Fit by AdamW on the mean squared error over shuffled batches of tokens.
 
@@ -68,131 +69,34 @@ def solve_adamw(
         shift: By how much: coefficient × unlearning vector.
         learning_rate: Of the first epoch; each later one has 0.9 of the one before.
         settings: Epochs, batch size, number format.
-        seed: Of the batch order.
+        seed: Of the batch order, and of a low-rank product's start.
         tokens: Each token's row of `inputs`; None where the rows are the tokens.
+        rank: Of the product that is added to W₀; None trains all of the matrix.
 
     Raises:
         DivergenceError: The loss or the matrix became NaN or infinite.
     """
     if tokens is None:
         tokens = torch.arange(len(inputs), device=inputs.device)
-    kind = _Matrix if settings.master_dtype == "bfloat16" else _Difference
-    problem = kind(weight, inputs, is_forget, shift, tokens)
+    given = Tokens(weight, inputs, is_forget, shift, tokens)
+    problem: Problem
+    if rank is not None:
+        problem = LowRank(given, rank=rank, seed=seed)
+    else:
+        problem = (Matrix if settings.master_dtype == "bfloat16" else Difference)(given)
     with _tensor_cores(inputs):
         losses = _train(problem, learning_rate, settings=settings, seed=seed)
     return Solution(weight=_finite(problem.fitted()), losses=losses)
 
 
-class _Problem(ABC):
-    """Least squares over tokens; the matrix is held transposed, where its products are fastest.
-
-    Args:
-        trained: What is trained.
-        inputs: h at every distinct prefix.
-        is_forget: Which tokens are to be moved.
-        tokens: Each token's row of `inputs`.
-    """
-
-    def __init__(
-        self,
-        trained: Float[Tensor, "d_ff d_model"],
-        inputs: Float[Tensor, "nodes d_ff"],
-        is_forget: Bool[Tensor, " tokens"],
-        tokens: Int[Tensor, " tokens"],
-    ) -> None:
-        self.trained, self.inputs, self.tokens = trained, inputs, tokens
-        self.indicator = is_forget.to(trained)
-        self.gradient = torch.empty_like(trained)
-
-    @abstractmethod
-    def targets(self, batch: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_model"]:
-        """Return where the outputs of some tokens are to go."""
-
-    @abstractmethod
-    def differentiate(
-        self, h: Float[Tensor, "batch d_ff"], target: Float[Tensor, "batch d_model"]
-    ) -> None:
-        """Set `gradient` to the mean squared error's, and `target` to output less target.
-
-        The gradient of this one product is written out; autograd would compute the same.
-        """
-
-    @abstractmethod
-    def fitted(self) -> Float[Tensor, "d_model d_ff"]:
-        """Return the down-projection."""
-
-
-class _Difference(_Problem):
-    """W less W₀ in float32, from zero, so that retain tokens start exactly on target."""
-
-    def __init__(
-        self,
-        weight: Float[Tensor, "d_model d_ff"],
-        inputs: Float[Tensor, "nodes d_ff"],
-        is_forget: Bool[Tensor, " tokens"],
-        shift: Float[Tensor, " d_model"],
-        tokens: Int[Tensor, " tokens"],
-    ) -> None:
-        trained = torch.zeros(weight.T.shape, dtype=torch.float32, device=weight.device)
-        super().__init__(trained, inputs, is_forget, tokens)
-        self._weight, self._shift = weight, shift.to(trained)
-
-    def targets(self, batch: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_model"]:
-        return torch.outer(self.indicator[batch], self._shift)
-
-    def differentiate(
-        self, h: Float[Tensor, "batch d_ff"], target: Float[Tensor, "batch d_model"]
-    ) -> None:
-        error = target.addmm_(h, self.trained, beta=-1)
-        scale = 2 / error.numel()
-        torch.addmm(self.gradient, h.T, error, beta=0, alpha=scale, out=self.gradient)
-
-    def fitted(self) -> Float[Tensor, "d_model d_ff"]:
-        return (self._weight.float() + self.trained.T).to(self._weight.dtype)
-
-
-class _Matrix(_Problem):
-    """W itself in bfloat16, as published, optimiser state included.
-
-    Small updates are lost to rounding there, and most of the weight decay with them.
-    """
-
-    def __init__(
-        self,
-        weight: Float[Tensor, "d_model d_ff"],
-        inputs: Float[Tensor, "nodes d_ff"],
-        is_forget: Bool[Tensor, " tokens"],
-        shift: Float[Tensor, " d_model"],
-        tokens: Int[Tensor, " tokens"],
-    ) -> None:
-        own = torch.contiguous_format
-        trained = weight.detach().T.to(torch.bfloat16, copy=True, memory_format=own)
-        super().__init__(trained, inputs.to(trained), is_forget, tokens)
-        self._dtype, self._shift = weight.dtype, shift.to(trained)
-        self._originals = self.inputs @ trained
-
-    def targets(self, batch: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_model"]:
-        original = self._originals[self.tokens[batch]]
-        return original.addr_(self.indicator[batch], self._shift)
-
-    def differentiate(
-        self, h: Float[Tensor, "batch d_ff"], target: Float[Tensor, "batch d_model"]
-    ) -> None:
-        error = torch.sub(h @ self.trained, target, out=target)  # rounded twice, as published
-        torch.mm(h.T, error * (2 / error.numel()), out=self.gradient)
-
-    def fitted(self) -> Float[Tensor, "d_model d_ff"]:
-        return self.trained.T.to(self._dtype, memory_format=torch.contiguous_format)
-
-
 def _train(
-    problem: _Problem, learning_rate: float, *, settings: AdamWSettings, seed: int
+    problem: Problem, learning_rate: float, *, settings: AdamWSettings, seed: int
 ) -> tuple[float, ...]:
     """Minimise the mean squared error in place; return each epoch's mean loss.
 
     Nothing waits for the device between one epoch's end and the next.
     """
-    tokens, size = problem.tokens, settings.batch_size
+    tokens, size = problem.tokens.nodes, settings.batch_size
     update = _AdamW(problem.trained, problem.gradient, weight_decay=settings.decay)
     generator = torch.Generator().manual_seed(seed)
     losses = []
@@ -220,8 +124,8 @@ class _AdamW:
 
     def __init__(
         self,
-        trained: Float[Tensor, "d_ff d_model"],
-        gradient: Float[Tensor, "d_ff d_model"],
+        trained: Float[Tensor, "rows columns"],
+        gradient: Float[Tensor, "rows columns"],
         *,
         weight_decay: float,
     ) -> None:

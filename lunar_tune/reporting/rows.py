@@ -14,13 +14,14 @@ __all__ = [
     "COMPLETE",
     "FAILED",
     "HEADLINE_SCORES",
+    "PRUNED",
     "RUNNING",
     "TrialRow",
     "best_first",
     "score_cells",
 ]
 
-COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
+COMPLETE, FAILED, PRUNED, RUNNING = "complete", "failed", "pruned", "running"
 
 HEADLINE_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
 """The scores that every table shows, in this order."""
@@ -33,7 +34,7 @@ class TrialRow:
     number: int
     """Counts from 0 within a study."""
     state: str
-    """complete, failed or running."""
+    """complete, failed, pruned (ended by a scheduler while its fit went on) or running."""
     parameters: Mapping[str, Any]
     scores: Mapping[str, float] = field(default_factory=dict)
     """`forget_rouge1` and the others; empty unless complete."""
@@ -48,9 +49,11 @@ class TrialRow:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`fit`, `evaluate`, `trial`, and `suggest`, the sampler's time."""
     failure: str | None = None
-    """Why the trial failed."""
+    """Why the trial failed, or what was seen last of one that was pruned."""
     losses: tuple[float, ...] = ()
     """Training loss of each epoch."""
+    checks: tuple[Mapping[str, float], ...] = ()
+    """Looks at the fit while it went on: `epochs`, `forget_rouge1`, `retain_rouge1` of samples."""
     answers_digest: str | None = None
     """SHA-256 of the trial's answers file."""
 

@@ -14,7 +14,7 @@ from lunar_tune.cli.options import GivenOptions, merge_options, was_given, with_
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
 from lunar_tune.errors import Problems
 from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.search.config import SAMPLERS, SearchConfig
+from lunar_tune.search.config import SAMPLERS, SCHEDULERS, SearchConfig
 from lunar_tune.trial.options import EngineSettings, RunOptions
 
 _SEARCH, _PLACE = "Search", "Resources and results"
@@ -56,6 +56,13 @@ def search(
         str,
         typer.Option(help=f"Who proposes: {', '.join(SAMPLERS)}.", rich_help_panel=_SEARCH),
     ] = _DEFAULT.sampler,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            help=f"Who ends gradient fits early by comparing them: {', '.join(SCHEDULERS)}.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.scheduler,
     starting_points: Annotated[
         bool,
         typer.Option(help="Try the space's known-good settings first.", rich_help_panel=_SEARCH),

@@ -18,9 +18,10 @@ import yaml
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.trial.options import RunOptions
 
-__all__ = ["SAMPLERS", "SearchConfig", "config_document"]
+__all__ = ["SAMPLERS", "SCHEDULERS", "SearchConfig", "config_document"]
 
 SAMPLERS = ("gp", "tpe", "random")
+SCHEDULERS = ("none", "asha", "median")
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
 
@@ -43,6 +44,8 @@ class SearchConfig:
     """Whether a trial asks no more once it has missed the floor for certain."""
     sampler: str = "gp"
     """Who proposes: gp (constrained Gaussian process), tpe or random."""
+    scheduler: str = "none"
+    """Who ends gradient fits early by comparing them: none, asha or median."""
     starting_points: bool = True
     """Whether the space's known-good settings are tried first."""
     output: Path = Path("runs")
@@ -75,6 +78,13 @@ class SearchConfig:
             problems.add(f"--retain-floor {self.retain_floor}: a ROUGE score lies between 0 and 1.")
         if self.sampler not in SAMPLERS:
             problems.add(f"--sampler {self.sampler}: there are {', '.join(SAMPLERS)}.")
+        if self.scheduler not in SCHEDULERS:
+            problems.add(f"--scheduler {self.scheduler}: there are {', '.join(SCHEDULERS)}.")
+        elif self.scheduler != "none" and not (self.bounded and self.run.engine.checks):
+            problems.add(
+                f"--scheduler {self.scheduler} compares looks at fits: leave --bounded on and "
+                "--checks above 0."
+            )
         for option, value in (
             ("--num-trials", self.num_trials),
             ("--concurrency", self.concurrency),

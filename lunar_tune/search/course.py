@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, TrialRow, best_first
 from lunar_tune.search.study import Study
 
 __all__ = ["CONFIRMATION", "OVER", "TRIAL", "VANILLA", "Confirmation", "Course", "SearchEvents"]
@@ -135,6 +135,8 @@ class Course:
                 self.study.fail(number, failure)
             elif report is not None:
                 self.study.complete(number, report)
+            elif "epochs" in outcome:
+                self.study.prune(number, outcome)
         elif kind == VANILLA:
             self._take_vanilla(report, failure, wrong_input=bool(outcome.get("wrong_input")))
         else:
@@ -159,7 +161,7 @@ class Course:
         row = self.study.row(number)
         if row.state == FAILED:
             self._failures_in_row += 1
-        elif row.state == COMPLETE:
+        elif row.state in {COMPLETE, PRUNED}:
             self._failures_in_row = 0
         self._events.on_end(row)
 

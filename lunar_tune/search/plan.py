@@ -62,7 +62,7 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     spec = dataclasses.replace(
         spec,
         engine=dataclasses.replace(spec.engine, retain_floor=floor),
-        layers=space.values_of("layer"),
+        layers=space.values_of("layer") if spec.method.edits_one_layer else (),
     )
     return SearchPlan(config=config, spec=spec, space=space, facts=plan_facts(config, spec, space))
 

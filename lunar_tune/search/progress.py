@@ -75,7 +75,7 @@ class SearchProgress:
                 f"{'feasible' if row.feasible else 'infeasible'}"
             )
         else:
-            outcome = f"failed: {row.failure}"
+            outcome = f"{row.state}: {row.failure}"
         left = per_trial * (self._total - done)
         time_left = f"  |  about {left:.0f} s left" if done > 1 else ""
         return f"trial {done}/{self._total}  {row.label}  {outcome}  |  {self._best()}{time_left}"

@@ -97,7 +97,13 @@ class SearchSession:
         try:
             with self._display:
                 self._show("evaluating the unmodified model")
-                run_course(course, self.plan.spec, self.folder.path, self.resources)
+                run_course(
+                    course,
+                    self.plan.spec,
+                    self.folder.path,
+                    self.resources,
+                    scheduler=config.scheduler,
+                )
         except KeyboardInterrupt:
             if course.study is None:
                 raise

@@ -138,7 +138,9 @@ def load_space(
     """
     path = _find(space, model_name)
     content = read_yaml_mapping(path, error_class=SearchSpaceError)
-    if space is None and method not in content:  # a model's file need not know every method
+    known = content.get(method)
+    if space is None and not (isinstance(known, dict) and variant in known):
+        # a model's file need not know every method and variant
         path = _find(DEFAULT, model_name)
         content = read_yaml_mapping(path, error_class=SearchSpaceError)
     problems = Problems()

@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
+from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, RUNNING, TrialRow
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.space import SearchSpace
 
@@ -87,6 +87,7 @@ class Study:
             "retain_exact",
             "max_new_tokens",
             "losses",
+            "checks",
             "answers_digest",
         ):
             trial.set_user_attr(key, result[key])
@@ -100,6 +101,21 @@ class Study:
             trial.set_user_attr("failure", reason)
             self._study.tell(trial, state=TrialState.FAIL)
             del self._open[number]
+
+    def prune(self, number: int, seen: Mapping[str, Any]) -> None:
+        """Tell that a scheduler ended a trial while its fit went on.
+
+        Args:
+            number: Of the trial.
+            seen: The last look at it: `epochs`, `forget_rouge1`, `retain_rouge1`.
+        """
+        trial = self._open.pop(number)
+        trial.set_user_attr(
+            "failure",
+            f"pruned after {seen['epochs']} epochs: forget {seen['forget_rouge1']:.3f}, retain "
+            f"{seen['retain_rouge1']:.3f} on samples",
+        )
+        self._study.tell(trial, state=TrialState.PRUNED)
 
     def running(self) -> list[int]:
         """Return the numbers of trials that were asked for here and have not ended."""
@@ -118,10 +134,10 @@ class Study:
         attrs = trial.user_attrs
         scores = attrs.get("scores", {})
         complete = trial.state == TrialState.COMPLETE
-        failed = trial.state == TrialState.FAIL
+        ended = {TrialState.FAIL: FAILED, TrialState.PRUNED: PRUNED, TrialState.COMPLETE: COMPLETE}
         return TrialRow(
             number=trial.number,
-            state=COMPLETE if complete else FAILED if failed else RUNNING,
+            state=ended.get(trial.state, RUNNING),
             parameters=dict(trial.params),
             scores=scores if complete else {},
             feasible=scores["retain_rouge1"] >= self._floor if complete else None,
@@ -131,6 +147,7 @@ class Study:
             seconds={**attrs.get("seconds", {}), "suggest": attrs.get("seconds_suggest", 0.0)},
             failure=attrs.get("failure"),
             losses=tuple(attrs.get("losses", ())),
+            checks=tuple(attrs.get("checks", ())),
             answers_digest=attrs.get("answers_digest"),
         )
 

@@ -182,7 +182,7 @@ class TrackedRun:
         parameters: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
-        curves: Mapping[str, Sequence[float]] | None = None,
+        curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
         step: int = 0,
     ) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -190,7 +190,7 @@ class TrackedRun:
         now = int(time.time() * 1000)
         points = [Metric(name, value, now, step) for name, value in (metrics or {}).items()]
         for name, values in (curves or {}).items():
-            points += [Metric(name, value, now, place) for place, value in enumerate(values, 1)]
+            points += [Metric(name, value, now, place) for place, value in values]
         self._client.log_batch(
             run_id,
             metrics=points,

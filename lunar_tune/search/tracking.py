@@ -57,7 +57,7 @@ class SearchTracker(TrackedRun):
         }
         if row.feasible is not None:
             metrics["feasible"] = float(row.feasible)
-        self._log(run_id, metrics=metrics, tags=tags, curves={"loss": row.losses})
+        self._log(run_id, metrics=metrics, tags=tags, curves=_curves(row))
         if answers is not None and answers.is_file():
             self._log_answers(run_id, answers)
         self._client.set_terminated(run_id, "FINISHED" if row.state == COMPLETE else "FAILED")
@@ -86,3 +86,11 @@ class SearchTracker(TrackedRun):
             "rouge1": [row.rouge1 for row in rows],
         }
         self._client.log_table(run_id, columns, "answers.json")
+
+
+def _curves(row: TrialRow) -> dict[str, list[tuple[int, float]]]:
+    """Return what was seen of a trial's fit by epoch."""
+    curves = {"loss": list(enumerate(row.losses, 1))}
+    for name in ("forget_rouge1", "retain_rouge1"):
+        curves[f"check_{name}"] = [(int(check["epochs"]), check[name]) for check in row.checks]
+    return curves

@@ -1,15 +1,17 @@
 """What runs on a worker: the Ray Tune trainable.
 
 Covers: a thin actor that loads the model once and is reused from task to task: the unmodified
-model, trials, full evaluations; answers written before scores are reported.
+model, trials, full evaluations; a step for each look at a fit that goes on, so that a scheduler can
+end it; answers written before scores are reported.
 Does not cover: the trial itself (`trial.worker`), which task comes next (`course`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,17 @@ from ray import tune
 from lunar_tune.errors import InputError, LunarTuneError, TrialError
 from lunar_tune.reporting.tables import write_answers
 from lunar_tune.runtime import limit_threads
-from lunar_tune.search.course import CONFIRMATION, VANILLA
+from lunar_tune.search.course import CONFIRMATION, TRIAL, VANILLA
+from lunar_tune.trial.checks import Check
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
 
-__all__ = ["UnlearningTrainable", "answers_path", "report"]
+__all__ = ["PENALISED", "UnlearningTrainable", "answers_path", "report"]
+
+PENALISED = "penalised_forget_rouge1"
+"""What schedulers compare: forget ROUGE-1, and what retain ROUGE-1 lacks of the floor, weighted so
+that a fit which loses half of the floor is worse than one that forgets nothing."""
+PENALTY = 3.0
 
 
 def answers_path(folder: Path, number: int) -> Path:
@@ -40,6 +48,7 @@ def report(result: TrialResult, spec: TrialSpec, digest: str) -> str:
         "retain_exact": retain_rows == spec.data.n_retain,
         "max_new_tokens": result.max_new_tokens,
         "losses": list(result.fit.losses) if result.fit is not None else [],
+        "checks": [dataclasses.asdict(check) for check in result.checks],
         "answers_digest": digest,
     }
     return json.dumps(kept)
@@ -56,18 +65,24 @@ class UnlearningTrainable(tune.Trainable):
         self._task = config
         self._spec, self._folder = spec, folder
         self._worker: Worker | None = None
+        self._trial: Generator[Check, None, TrialResult] | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next task; nothing else changes."""
+        self._end_trial()
         self._task = new_config
         return True
 
+    def cleanup(self) -> None:
+        """Put the model back if a trial was ended from outside."""
+        self._end_trial()
+
     def step(self) -> dict[str, Any]:
-        """Run the task; report what it gives, or why it gives nothing."""
+        """Run the task, or a trial to its next look; report what it gives, or why nothing."""
         kind, number = self._task["task"], self._task["number"]
         outcome: dict[str, Any]
         try:
-            outcome = {"report": self._run(kind, number, self._task["parameters"])}
+            outcome = self._advance() if kind == TRIAL else {"report": self._run(kind)}
         except TrialError as error:
             outcome = {"failure": str(error)}
         except LunarTuneError as error:
@@ -76,25 +91,54 @@ class UnlearningTrainable(tune.Trainable):
             outcome = {"failure": str(error), "wrong_input": isinstance(error, InputError)}
         return {"number": number, "done": True, **outcome}
 
-    def _run(self, kind: str, number: int, parameters: Mapping[str, Any]) -> str:
-        if self._worker is None:
-            self._worker = Worker(self._spec)
-        worker = self._worker
+    def _run(self, kind: str) -> str:
+        """Evaluate the unmodified model, or a setting in full."""
+        worker = self._ready()
         if kind == VANILLA:
             vanilla = worker.vanilla()
             scores = dict(vanilla.evaluation.scores)
             return json.dumps({"scores": scores, "note": worker.plain_decoding})
         if not worker.drafts:
             worker.vanilla()  # a worker that began later: its trials check these answers
-        if kind == CONFIRMATION:
-            full = worker.run(parameters, full=True)
-            scores = dict(full.evaluation.scores)
-            return json.dumps({"scores": scores, "max_new_tokens": full.max_new_tokens})
-        result = worker.run(parameters)
+        full = worker.run(self._task["parameters"], full=True)
+        scores = dict(full.evaluation.scores)
+        return json.dumps({"scores": scores, "max_new_tokens": full.max_new_tokens})
+
+    def _advance(self) -> dict[str, Any]:
+        """Run a trial to the next look at its fit, or to its end."""
+        worker = self._ready()
+        if self._trial is None:
+            if not worker.drafts:
+                worker.vanilla()
+            self._trial = worker.trial(self._task["parameters"])
+        try:
+            check = next(self._trial)
+        except StopIteration as end:
+            self._trial = None
+            return {"report": self._kept(end.value)}
+        except BaseException:
+            self._trial = None
+            raise
+        missed = max(0.0, (self._spec.engine.retain_floor or 0.0) - check.retain_rouge1)
+        penalised = check.forget_rouge1 + PENALTY * missed
+        return {"done": False, PENALISED: penalised, **dataclasses.asdict(check)}
+
+    def _ready(self) -> Worker:
+        if self._worker is None:
+            self._worker = Worker(self._spec)
+        return self._worker
+
+    def _kept(self, result: TrialResult) -> str:
+        """Write a trial's answers; return what the study keeps."""
         losses = result.fit.losses if result.fit is not None else ()
-        path = answers_path(self._folder, number)
+        path = answers_path(self._folder, self._task["number"])
         digest = write_answers(path, result.evaluation.rows, losses)
-        return report(result, worker.spec, digest)
+        return report(result, self._ready().spec, digest)
+
+    def _end_trial(self) -> None:
+        if self._trial is not None:
+            self._trial.close()
+            self._trial = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Keep nothing: the study holds the result, and a trial is not continued."""

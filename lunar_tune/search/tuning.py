@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from lunar_tune.search.cluster import Resources
 from lunar_tune.search.course import Course
 from lunar_tune.search.searcher import CourseSearcher, NewsCallback
-from lunar_tune.search.trainable import UnlearningTrainable
+from lunar_tune.search.trainable import PENALISED, UnlearningTrainable
 from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["run_course"]
 
 
-def run_course(course: Course, spec: TrialSpec, folder: Path, resources: Resources) -> None:
+def run_course(
+    course: Course,
+    spec: TrialSpec,
+    folder: Path,
+    resources: Resources,
+    *,
+    scheduler: str = "none",
+) -> None:
     """Run tasks until the course is over.
 
     Args:
@@ -28,6 +37,7 @@ def run_course(course: Course, spec: TrialSpec, folder: Path, resources: Resourc
         spec: What the workers load.
         folder: Where workers write answers.
         resources: Of a task.
+        scheduler: Who may end a fit early; one of `config.SCHEDULERS`.
     """
     trainable = tune.with_resources(
         tune.with_parameters(UnlearningTrainable, spec=spec, folder=folder),
@@ -38,6 +48,7 @@ def run_course(course: Course, spec: TrialSpec, folder: Path, resources: Resourc
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=CourseSearcher(course),
+                scheduler=_scheduler(scheduler),
                 num_samples=-1,  # the course says when it is over
                 max_concurrent_trials=resources.concurrency,
                 reuse_actors=True,
@@ -50,3 +61,11 @@ def run_course(course: Course, spec: TrialSpec, folder: Path, resources: Resourc
                 log_to_file=False,
             ),
         ).fit()
+
+
+def _scheduler(name: str) -> TrialScheduler | None:
+    """Return Tune's scheduler by name; it compares looks at fits by epochs and penalised score."""
+    common: dict[str, Any] = {"time_attr": "epochs", "metric": PENALISED, "mode": "min"}
+    if name == "asha":
+        return AsyncHyperBandScheduler(**common, max_t=10**6, reduction_factor=2)
+    return MedianStoppingRule(**common, grace_period=1) if name == "median" else None

@@ -1,25 +1,26 @@
 """Making a model trainable for a while: an adapter put on and taken off, or all weights and back.
 
-Covers: a LoRA adapter on every linear map of the blocks (peft); all weights, in float32 while they
-are trained; the model bit for bit what it was afterwards, also after an error, or with what was
-trained as its own weights where that is wanted; training mode; torch's generator.
+Covers: a LoRA adapter on the linear maps of the blocks (peft); all weights or some matrices, in
+float32 while they are trained; the model bit for bit what it was afterwards, also after an error,
+or, where that is wanted, with what was trained as its own weights; torch's generator.
 Does not cover: the loop (`loop`), losses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["Trained", "all_weights", "lora_adapter", "seeded", "training_mode"]
+__all__ = ["Trained", "full_weights", "lora_adapter", "plain_weights", "recomputing", "seeded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,15 @@ class Trained:
 
 @contextmanager
 def lora_adapter(
-    loaded: LoadedModel, *, rank: int, alpha: float, dropout: float, keep: bool = False
+    loaded: LoadedModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    modules: Sequence[str] | None = None,
+    keep: bool = False,
 ) -> Iterator[Trained]:
-    """Inside, a fresh adapter is on the model: W + (alpha / rank)·B·A for every linear map.
+    """Inside, a fresh adapter is on the model: W + (alpha / rank)·B·A for each linear map.
 
     A is drawn from torch's generator, B is zero, both in float32; the head is left alone.
     Source: Hu et al., arXiv 2106.09685.
@@ -49,6 +56,7 @@ def lora_adapter(
         rank: Of B·A.
         alpha: Scale of B·A times rank.
         dropout: Share of A's inputs that are zero in training mode.
+        modules: Names of the linear maps; None takes all in the blocks.
         keep: Whether the weights are W + (alpha / rank)·B·A, rounded to their number format, for
             good when the context ends without an error.
     """
@@ -58,12 +66,17 @@ def lora_adapter(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it, and takes any number
         lora_dropout=dropout,
-        target_modules="all-linear",
+        target_modules="all-linear" if modules is None else list(modules),
         task_type="CAUSAL_LM",
     )
     model: Any = loaded.model
     with _as_it_was(model):
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft 0.21 reads a name that transformers 5.23 deprecates
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            training = model.training
+            adapted = get_peft_model(model, config)
+            model.train(training)  # peft's own modules are made for training
         try:
             yield Trained(
                 parameters=tuple(p for p in model.parameters() if p.requires_grad),
@@ -78,54 +91,48 @@ def lora_adapter(
 
 
 @contextmanager
-def all_weights(loaded: LoadedModel, *, keep: bool = False) -> Iterator[Trained]:
-    """Inside, all weights are trained; a copy of them waits in host memory to be put back.
+def full_weights(
+    loaded: LoadedModel, *, modules: Sequence[str] | None = None, keep: bool = False
+) -> Iterator[Trained]:
+    """Inside, weights are trained; a copy of them waits in host memory to be put back.
 
     16-bit weights are float32 until `finish`, so that small updates are not lost to rounding;
     products run in 16 bits (autocast).
 
     Args:
         loaded: The model.
+        modules: Names of the modules whose parameters are trained; None trains all.
         keep: Whether what was trained stays; then there is no copy, also not after an error.
     """
-    model: Any = loaded.model  # its `to` is typed as taking itself
+    model: Any = loaded.model
     dtype = model.dtype
-    kept = () if keep else model.named_parameters()
-    originals = {name: p.detach().to("cpu", copy=True) for name, p in kept}
+    chosen = [model] if modules is None else [model.get_submodule(name) for name in modules]
+    trained = list(dict.fromkeys(p for module in chosen for p in module.parameters()))
+    originals = [] if keep else [p.detach().to("cpu", copy=True) for p in trained]
+
+    def rounded() -> None:
+        for parameter in trained:
+            parameter.data = parameter.data.to(dtype)
+
     with _as_it_was(model):
         try:
-            model.requires_grad_(requires_grad=True).float()
+            model.requires_grad_(requires_grad=False)
+            for parameter in trained:
+                parameter.requires_grad_(requires_grad=True)
+                parameter.data = parameter.data.float()
             yield Trained(
-                parameters=tuple(model.parameters()),
+                parameters=tuple(trained),
                 computing=lambda: torch.autocast(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),
                 untrained=None,
-                finish=lambda: model.to(dtype),
+                finish=rounded,
             )
         finally:
-            model.to(dtype)
+            rounded()
             with torch.no_grad():
-                for name, original in originals.items():
-                    model.get_parameter(name).copy_(original)
-
-
-@contextmanager
-def training_mode(loaded: LoadedModel, *, checkpointing: bool) -> Iterator[None]:
-    """Inside, dropout drops; activations are computed again in the backward pass if wanted."""
-    model: Any = loaded.model
-    was_training = model.training
-    model.train()
-    if checkpointing:
-        # transformers 5.23 renamed it and warns of the old name
-        named = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-        getattr(model, f"{named}_checkpointing_enable")({"use_reentrant": False})
-    try:
-        yield
-    finally:
-        if checkpointing:
-            getattr(model, f"{named}_checkpointing_disable")()
-        model.train(was_training)
+                for parameter, original in zip(trained, originals, strict=not keep):
+                    parameter.copy_(original)
 
 
 @contextmanager
@@ -138,6 +145,48 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def recomputing(model: Any, *, on: bool) -> Iterator[None]:
+    """Inside, a training forward keeps no activations but computes them again (checkpointing).
+
+    transformers 5.23 has a new name for it; 5.17 does not know that one. Its hook on the embedding
+    would stay.
+
+    Args:
+        model: The model.
+        on: Whether at all.
+    """
+    if not on:
+        yield
+        return
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        getattr(model, f"{kind}_checkpointing_disable")()
+        model.disable_input_require_grads()
+
+
+def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's weights by the names they have without an adapter, which is added to them.
+
+    The sum is rounded to the weight's number format, which an adapter that is on does not do.
+    """
+    from peft.tuners.lora import Linear
+
+    plain = {name: t for name, t in model.state_dict().items() if ".lora_" not in name}
+    for path, module in model.named_modules():
+        if isinstance(module, Linear):
+            weight = plain[f"{path}.base_layer.weight"]
+            for adapter in module.active_adapters:
+                weight = (weight.float() + module.get_delta_weight(adapter).float()).to(
+                    weight.dtype
+                )
+            plain[f"{path}.base_layer.weight"] = weight
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in plain.items()}
+
+
+@contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Put back, at the end, which parameters want a gradient, and drop what they have of one."""
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -147,5 +196,5 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     finally:
         model.train(training)
         for name, parameter in model.named_parameters():
+            parameter.grad = None  # of another number format, perhaps
             parameter.requires_grad_(wanted[name])
-            parameter.grad = None

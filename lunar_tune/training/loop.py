@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lunar_tune.errors import DivergenceError
 
-__all__ = ["LoopSettings", "LoopState", "Schedule", "run_loop", "scheduled"]
+__all__ = ["LoopSettings", "LoopState", "Schedule", "run_loop", "scheduled", "train_epochs"]
 
 Example = TypeVar("Example")
 Schedule = Literal["constant", "linear", "cosine"]
@@ -85,10 +85,52 @@ def run_loop(
     start: LoopState | None = None,
     on_state: Callable[[LoopState], None] | None = None,
 ) -> list[float]:
-    """Train and return the mean loss of each epoch; modifies the parameters.
+    """Train to the end and return the mean loss of each epoch; see `train_epochs`.
 
-    `examples` is called at the beginning of every epoch, also of one that `start` has done: so
-    the order of the examples is the same.
+    Args:
+        parameters: As there.
+        examples: As there.
+        loss_of: As there.
+        settings: As there.
+        length_of: As there.
+        on_epoch: Called after each epoch with the number of epochs done and the epoch's mean loss.
+        start: As there.
+        on_state: As there.
+
+    Raises:
+        DivergenceError: A loss or a gradient was NaN or infinite.
+    """
+    history = [] if start is None else list(start.losses)
+    epochs = train_epochs(
+        parameters,
+        examples,
+        loss_of,
+        settings,
+        length_of=length_of,
+        start=start,
+        on_state=on_state,
+    )
+    for loss in epochs:
+        history.append(loss)
+        if on_epoch is not None:
+            on_epoch(len(history), loss)
+    return history
+
+
+def train_epochs(
+    parameters: Iterable[nn.Parameter],
+    examples: Callable[[int], Sequence[Example]],
+    loss_of: Callable[[list[Example]], Tensor],
+    settings: LoopSettings,
+    *,
+    length_of: Callable[[Example], int] | None = None,
+    start: LoopState | None = None,
+    on_state: Callable[[LoopState], None] | None = None,
+) -> Iterator[float]:
+    """Train epoch by epoch, as far as it is driven; yield each epoch's mean loss.
+
+    Modifies the parameters. `examples` is called at the beginning of every epoch, also of one that
+    `start` has done, so that their order is the same.
 
     Args:
         parameters: What is trained; a parameter that wants no gradient is left out.
@@ -96,7 +138,6 @@ def run_loop(
         loss_of: The loss of a batch, a scalar with a gradient.
         settings: How.
         length_of: Puts examples of like length into one batch, so that little is padded.
-        on_epoch: Called after each epoch with the number of epochs done and the epoch's mean loss.
         start: Where an earlier loop with the same settings and examples ended.
         on_state: Called after each epoch with what is needed to go on from there.
 
@@ -119,11 +160,9 @@ def run_loop(
                 group["lr"] = settings.learning_rate * scheduled(progress, settings)
             losses.append(_step(trained, optimizer, loss_of(batch), settings, epoch))
         history.append(sum(losses) / len(losses))
-        if on_epoch is not None:
-            on_epoch(epoch + 1, history[-1])
         if on_state is not None:
             on_state(LoopState(tuple(history), _tensors(trained, optimizer)))
-    return history
+        yield history[-1]
 
 
 def scheduled(progress: float, settings: LoopSettings) -> float:

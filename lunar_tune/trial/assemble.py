@@ -18,8 +18,10 @@ from lunar_tune.data.splits import Split, edges_of, sample_by_edge, split_by_edg
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.evaluation.rouge import check_scorable
 from lunar_tune.methods.contract import METHODS, Method
-from lunar_tune.methods.gradient import GRADIENT_METHODS, GradientMethod
+from lunar_tune.methods.gradient import GradientMethod
 from lunar_tune.methods.lunar import LunarMethod
+from lunar_tune.methods.objectives import OBJECTIVES
+from lunar_tune.methods.rmu import RmuMethod
 from lunar_tune.models.catalog import TINY, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
@@ -34,6 +36,7 @@ __all__ = [
     "known_depth",
     "materialise",
     "materialise_model",
+    "method_of",
     "own_data",
     "read_set",
 ]
@@ -58,7 +61,7 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
     method = None
     model, chat = assemble_model(options, problems, device_is_here=device_is_here)
     with problems.collect():
-        method = _method(options)
+        method = method_of(options)
     with problems.collect():
         check_scorable((), tokenizer=options.rouge_tokenizer)
     _check_counts(options, problems)
@@ -172,11 +175,16 @@ def _configured_depth(folder: Path) -> int | None:
     return depth if isinstance(depth, int) else None
 
 
-def _method(options: RunOptions) -> Method:
+def method_of(options: RunOptions) -> Method:
+    """Return the method that was asked for, with its settings.
+
+    Raises:
+        InputError: There is no such method.
+    """
     METHODS[options.method]
-    if options.method in GRADIENT_METHODS:
+    if options.method in OBJECTIVES:
         return GradientMethod(options.method, options.gradient)
-    return LunarMethod(options.lunar)
+    return RmuMethod(options.gradient) if options.method == "rmu" else LunarMethod(options.lunar)
 
 
 def _check_counts(options: RunOptions, problems: Problems) -> None:

@@ -23,7 +23,7 @@ NONE = "none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """What a trial keeps from others and what it skips; none of it changes a score."""
+    """What a trial keeps from others and what it skips; none of it changes a feasible score."""
 
     reuse: bool = True
     """Whether prompts go on from kept streams and drafts are checked; False decodes plainly."""
@@ -32,6 +32,9 @@ class EngineSettings:
     whatever follows; an answer that is to be read should go on."""
     retain_floor: float | None = None
     """Least retain ROUGE-1: a trial that has missed it for certain asks no more. None asks all."""
+    checks: int = 4
+    """Looks at a gradient fit while it goes on, where there is a floor; one that has lost the
+    retain set ends early. 0 never looks."""
     memory_budget: float | None = None
     """GiB of a GPU that weights, streams and batches share; None takes all that is free."""
     cache_limit: float | None = None
@@ -40,6 +43,8 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         """Reject values that mean nothing."""
+        if self.checks < 0:
+            raise InputError(f"--checks {self.checks}: 0 or more.")
         if self.memory_budget is not None and not 0 < self.memory_budget < math.inf:
             raise InputError(f"--memory-budget {self.memory_budget}: a positive number of GiB.")
         if self.cache_limit is not None and not 0 <= self.cache_limit < math.inf:

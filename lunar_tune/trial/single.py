@@ -13,7 +13,7 @@ from typing import Any
 
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.models.saving import check_save_folder, save_checkpoint
+from lunar_tune.training.saving import check_save_folder, save_checkpoint
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
 from lunar_tune.trial.options import RunOptions
 from lunar_tune.trial.spec import TrialSpec
@@ -59,8 +59,8 @@ class SingleRun:
 def unlearn_once(
     options: RunOptions | None = None,
     *,
-    layer: int | Sequence[int],
-    coefficient: float | Sequence[float],
+    layer: int | Sequence[int] | None = None,
+    coefficient: float | Sequence[float] | None = None,
     vanilla: bool = False,
     save_to: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -70,12 +70,13 @@ def unlearn_once(
 
     Args:
         options: Model, data and method; None is the tiny model with its own data.
-        layer: Decoder block to edit, or several.
-        coefficient: How far to move, for each layer or one for all.
+        layer: Decoder block to edit, or several; None for a method that has no such parameter.
+        coefficient: How far to move, for each layer or one for all; None as for the layer.
         vanilla: Whether to evaluate the unmodified model too.
         save_to: Folder for the unlearned model as a checkpoint.
         on_progress: Called with epochs done and in all while `tiny` is being built.
-        **parameters: The solver's own: `learning_rate` for adamw, `ridge` for closed_form.
+        **parameters: What else the method takes: `ridge` for closed_form, `learning_rate` for the
+            others.
 
     Raises:
         InputError: Something that was asked for cannot be done.
@@ -87,10 +88,11 @@ def unlearn_once(
     """
     options = options or RunOptions()
     spec = assemble(options)
-    setting = {"layer": layer, "coefficient": coefficient, **parameters}
+    given = {"layer": layer, "coefficient": coefficient}
+    setting = {name: value for name, value in given.items() if value is not None} | parameters
     spec.method.check_parameters(setting)
     depth = known_depth(options)
-    if depth is not None:
+    if depth is not None and layer is not None:
         check_layers((layer,) if isinstance(layer, int) else tuple(layer), depth)
     if save_to is not None:
         check_save_folder(save_to)

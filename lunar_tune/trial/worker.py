@@ -8,7 +8,7 @@ Does not cover: who decides on parameters; a search, a single run and a proof ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,17 +18,19 @@ import torch
 
 from lunar_tune.activations.cache import ActivationCache
 from lunar_tune.activations.prompts import ActivationSource, PromptActivations
+from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.evaluation.answering import Answerer
 from lunar_tune.evaluation.decoding import PlainAnswerer, token_budget
 from lunar_tune.evaluation.evaluate import AnswerSource, Evaluation, EvaluationSet, Evaluator
 from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.memory import DeviceMemory
-from lunar_tune.methods.contract import FitReport, Preparation, Subject
+from lunar_tune.methods.contract import Fit, FitReport, Preparation, Subject
 from lunar_tune.models.chat import encode_prompts, end_of_turn
 from lunar_tune.models.layout import why_not_resumable
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
 from lunar_tune.training.likelihood import Pair, encode_answers
+from lunar_tune.trial.checks import CHECKED_ROWS, Check, Watch
 
 if TYPE_CHECKING:
     from lunar_tune.data.records import Record
@@ -55,6 +57,11 @@ class TrialResult:
     """`prepare` (captures, at the first trial), `fit`, `evaluate` and their sum `trial`."""
     max_new_tokens: int
     """Token budget of the answers."""
+    checks: tuple[Check, ...] = ()
+    """What was seen while the fit went on."""
+
+
+_EVALUATORS = ("_evaluator", "_full_evaluator", "_checker")
 
 
 class Worker:
@@ -125,7 +132,7 @@ class Worker:
             answers: Tokens of the answer by prompt, from `drafts` of a worker with the same model.
         """
         self._drafts = dict(answers)
-        for name in ("activations", "preparation", "_answers", "_evaluator", "_full_evaluator"):
+        for name in ("activations", "preparation", "_answers", *_EVALUATORS):
             self.__dict__.pop(name, None)  # made again, with the drafts
 
     @property
@@ -166,22 +173,52 @@ class Worker:
             InputError: A parameter is missing, unknown or out of range.
             TrialError: The fit failed, for example by divergence.
         """
+        trial = self.trial(parameters, full=full, bounded=bounded, seed=seed, inside=inside)
+        while True:
+            try:
+                next(trial)
+            except StopIteration as end:
+                result: TrialResult = end.value
+                return result
+
+    def trial(
+        self,
+        parameters: Mapping[str, Any],
+        *,
+        full: bool = False,
+        bounded: bool = True,
+        seed: int | None = None,
+        inside: Callable[[LoadedModel], None] | None = None,
+    ) -> Generator[Check, None, TrialResult]:
+        """Do what `run` does, and stop at each look at the model while its fit goes on.
+
+        Closing the generator ends the trial there and puts the model back.
+        """
         start = self._clock()
         preparation = self.preparation
         self._answers.prepare()
         ready = self._clock()
-        with preparation.unlearned(
+        floor = self.spec.engine.retain_floor if bounded and not full else None
+        with preparation.unlearning(
             parameters, seed=self.spec.seed if seed is None else seed
         ) as fit:
+            watch = Watch(fit.n_epochs, self.spec.engine.checks, floor)
+            for epochs in fit:
+                if watch.is_due(epochs):
+                    watch.checks.append(self._check(fit, epochs))
+                    yield watch.checks[-1]
+                if watch.is_lost:
+                    break
+            report = fit.finished()
             fitted = self._clock()
-            evaluation, budget = self._evaluate(fit.edited_layer, full=full, bounded=bounded)
+            evaluation, budget = self._evaluate(report.edited_layer, full=full, bounded=bounded)
             ended = self._clock()
             if inside is not None:
                 inside(self.loaded)
         return TrialResult(
             parameters=dict(parameters),
             evaluation=evaluation,
-            fit=fit,
+            fit=report,
             seconds={
                 "prepare": ready - start,
                 "fit": fitted - ready,
@@ -189,6 +226,19 @@ class Worker:
                 "trial": ended - start,
             },
             max_new_tokens=budget,
+            checks=tuple(watch.checks),
+        )
+
+    def _check(self, fit: Fit, epochs: int) -> Check:
+        """Look at the model between two epochs."""
+        with fit.evaluating():
+            evaluation = self._checker.evaluate(
+                edited_layer=None, max_new_tokens=self.max_new_tokens
+            )
+        return Check(
+            epochs=epochs,
+            forget_rouge1=evaluation.scores["forget_rouge1"],
+            retain_rouge1=evaluation.scores["retain_rouge1"],
         )
 
     def vanilla(self, *, full: bool = False) -> TrialResult:
@@ -238,9 +288,22 @@ class Worker:
         """Asks everything."""
         return self._evaluator_of(self.spec.data.retain)
 
+    @cached_property
+    def _checker(self) -> Evaluator:
+        """Asks a few questions, by edge."""
+        data, seed = self.spec.data, self.spec.seed
+        sets = {"forget": data.forget, "retain": data.retain_sample}
+        return self._evaluator_of_sets(
+            {name: sample_by_edge(all_of, CHECKED_ROWS, seed=seed) for name, all_of in sets.items()}
+        )
+
     def _evaluator_of(self, retain: tuple[Record, ...]) -> Evaluator:
         data = self.spec.data
-        sets = {"forget": data.forget, "retain": retain, "factual": data.factual}
+        return self._evaluator_of_sets(
+            {"forget": data.forget, "retain": retain, "factual": data.factual}
+        )
+
+    def _evaluator_of_sets(self, sets: Mapping[str, tuple[Record, ...]]) -> Evaluator:
         return Evaluator(
             self._answers,
             self.loaded.tokenizer,
@@ -257,9 +320,10 @@ class Worker:
             lengths, rows = self.activations.prompt_lengths, self.activations.tree.sequences
             prompts = [row[:length] for row, length in zip(rows, lengths, strict=True)]
             return PlainAnswerer(self.loaded, prompts, self.spec.decoding)
+        deepest = max(self.spec.layers, default=self.loaded.n_layers - 1)
         return Answerer(
             self.activations,
-            deepest=max(self.spec.layers, default=self.loaded.n_layers - 1),
+            deepest=deepest if self.spec.method.edits_one_layer else -1,
             batch_size=self.spec.decoding.batch_size,
         )
 

@@ -22,10 +22,16 @@ from lunar_tune.activations.prompts import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.memory import DeviceMemory
 from lunar_tune.methods.contract import METHODS, Method, Preparation, Subject
+from lunar_tune.methods.gradient import GradientMethod
+from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.methods.lunar import LunarMethod, LunarPreparation
 from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.methods.objectives import OBJECTIVES
+from lunar_tune.methods.rmu import RmuMethod
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.redirection.settings import AdamWSettings
+from lunar_tune.training.adapting import plain_weights
+from lunar_tune.training.likelihood import Pair
 
 Load = Callable[..., LoadedModel]
 
@@ -36,8 +42,23 @@ N_FORGET_TOKENS, N_RETAIN_TOKENS = 7, 12
 QUICK = AdamWSettings(epochs=2)
 
 
+ENDED = 2
+FORGET_PAIRS = (Pair(FORGET[0], (50, 51, ENDED)), Pair(FORGET[1], (52, ENDED)))
+RETAIN_PAIRS = (
+    Pair(RETAIN[0], (53, 54, 55, ENDED)),
+    Pair(RETAIN[1], (56, ENDED)),
+    Pair(RETAIN[2], (57, 58, ENDED)),
+)
+REFUSALS = ((80, 81, 82, ENDED), (83, ENDED))
+
+
 def lunar(**settings: Any) -> LunarMethod:
     return LunarMethod(LunarSettings(**({"adamw": QUICK} | settings)))
+
+
+def gradient(name: str, trained: str, **settings: Any) -> Method:
+    fixed = GradientSettings(**({"trained": trained, "epochs": 2, "batch_size": 1} | settings))
+    return RmuMethod(fixed) if name == "rmu" else GradientMethod(name, fixed)
 
 
 # What the battery needs to know of a method: how it is made, and parameters that do something.
@@ -50,6 +71,25 @@ EXAMPLES: dict[tuple[str, str], tuple[Callable[[], Method], dict[str, Any]]] = {
         lambda: lunar(solver="closed_form"),
         {"layer": 1, "coefficient": 2.0, "ridge": 1e-3},
     ),
+    ("lunar", "lora"): (
+        lambda: lunar(solver="lora"),
+        {"layer": 1, "coefficient": 2.0, "learning_rate": 0.01},
+    ),
+    **{
+        ("rmu", trained): (
+            lambda trained=trained: gradient("rmu", trained),
+            {"layer": 1, "coefficient": 5.0, "learning_rate": 0.01},
+        )
+        for trained in TRAINED
+    },
+    **{
+        (name, trained): (
+            lambda name=name, trained=trained: gradient(name, trained),
+            {"learning_rate": 0.01},
+        )
+        for name in OBJECTIVES
+        for trained in TRAINED
+    },
 }
 each_method = pytest.mark.parametrize("key", list(EXAMPLES), ids="-".join)
 
@@ -72,11 +112,17 @@ def subject(model: LoadedModel) -> Subject:
         forget_prompts=FORGET,
         retain_prompts=RETAIN,
         reference_prompts=REFERENCE,
+        forget_pairs=FORGET_PAIRS,
+        retain_pairs=RETAIN_PAIRS,
+        refusals=REFUSALS,
     )
 
 
 def weights(model: LoadedModel) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.model.named_parameters()}
+    """Return parameters and buffers by their names without an adapter, with what it adds."""
+    named = {name: tensor.detach().clone() for name, tensor in plain_weights(model.model).items()}
+    buffers = {name: b.clone() for name, b in model.model.named_buffers() if ".lora_" not in name}
+    return named | buffers
 
 
 def weights_inside(
@@ -138,7 +184,7 @@ def test_a_trial_gives_the_same_whatever_was_tried_before(
     model: LoadedModel, key: tuple[str, str]
 ) -> None:
     make, parameters = EXAMPLES[key]
-    other = parameters | {name: parameters[name] * 2 for name in list(parameters)[1:]}
+    other = parameters | {name: parameters[name] * 2 for name in parameters if name != "layer"}
     preparation = make().prepare(subject(model))
     first = weights_inside(preparation, model, parameters)
     assert not same(weights_inside(preparation, model, other, seed=5), first)
@@ -149,6 +195,54 @@ def test_a_trial_gives_the_same_whatever_was_tried_before(
 def flag(name: str) -> str:
     """Return a parameter as it is written on a command line."""
     return "--" + name.replace("_", "-")
+
+
+@each_method
+def test_a_fit_can_be_looked_at_between_epochs_ended_early_and_abandoned(
+    model: LoadedModel, key: tuple[str, str]
+) -> None:
+    """After the last look the weights are those of an undisturbed fit: looking changes nothing."""
+    make, parameters = EXAMPLES[key]
+    before = weights(model)
+    preparation = make().prepare(subject(model))
+    expected = weights_inside(preparation, model, parameters)
+    ids = torch.tensor([FORGET[0]])
+    with preparation.unlearning(parameters, seed=0) as fit:
+        for epochs in fit:
+            assert not model.model.training
+            with fit.evaluating(), torch.inference_mode():
+                assert bool(model.model(input_ids=ids).logits.isfinite().all())
+            assert 1 <= epochs <= fit.n_epochs
+        fit.finished()
+        assert same(weights(model), expected)
+    assert same(weights(model), before)
+    with preparation.unlearning(parameters, seed=0) as fit:
+        done = next(iter(fit), 0)
+        assert len(fit.finished().losses) >= done
+    assert same(weights(model), before)
+    with preparation.unlearning(parameters, seed=0) as fit:
+        next(iter(fit), 0)
+    assert same(weights(model), before)
+
+
+@each_method
+def test_the_model_is_left_as_it_was_in_every_other_respect_too(
+    model: LoadedModel, key: tuple[str, str]
+) -> None:
+    """No adapter's module, gradient, hook or mode stays; torch draws on from where it was."""
+    make, parameters = EXAMPLES[key]
+    modules = [(name, type(module)) for name, module in model.model.named_modules()]
+    state = torch.get_rng_state()
+    weights_inside(make().prepare(subject(model)), model, parameters)
+    assert [(name, type(module)) for name, module in model.model.named_modules()] == modules
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.model.training
+    for parameter in model.model.parameters():
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+    for module in model.model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
 
 
 @each_method
@@ -180,7 +274,7 @@ def test_values_that_are_no_finite_numbers_are_refused(
     preparation = make().prepare(subject(model))
     for name in parameters:
         with (
-            pytest.raises(InputError, match=name),
+            pytest.raises(InputError, match=flag(name)),
             preparation.unlearned(parameters | {name: value}, seed=0),
         ):
             pytest.fail("the body ran")
@@ -367,7 +461,9 @@ def test_a_bfloat16_model_is_edited_in_its_own_format_and_restored(loaded: Load)
     before = weights(model)
     for make, parameters in EXAMPLES.values():
         inside = weights_inside(make().prepare(subject(model)), model, parameters)
-        assert {weight.dtype for weight in inside.values()} == {torch.bfloat16}
+        assert {name: w.dtype for name, w in inside.items()} == {
+            name: w.dtype for name, w in before.items()
+        }
         assert not same(inside, before)
         assert same(weights(model), before)
 

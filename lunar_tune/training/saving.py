@@ -14,6 +14,7 @@ from pathlib import Path
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.paths import check_writable
+from lunar_tune.training.adapting import plain_weights
 
 __all__ = ["check_save_folder", "save_checkpoint"]
 
@@ -34,7 +35,7 @@ def check_save_folder(folder: Path, option: str = "--save") -> None:
 def save_checkpoint(
     loaded: LoadedModel, folder: Path, *, texts: Iterable[str], option: str = "--save"
 ) -> None:
-    """Write the model as it is now, with its tokenizer.
+    """Write the model as it is now, with its tokenizer; an adapter that is on becomes part of it.
 
     Args:
         loaded: The model.
@@ -51,7 +52,7 @@ def save_checkpoint(
     check_save_folder(folder, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        loaded.model.save_pretrained(folder)
+        loaded.model.save_pretrained(folder, state_dict=plain_weights(loaded.model))
         loaded.tokenizer.save_pretrained(folder)
     except OSError as error:
         raise InputError(f"{option} {folder}: cannot be written ({error}).") from error

@@ -1,0 +1,144 @@
+"""One gradient fit, whatever its loss: made trainable, trained epoch by epoch, taken back.
+
+Covers: what all gradient methods share once they have a loss; their searched parameters as numbers.
+Does not cover: the losses (`objectives`, `rmu`), making a model trainable (`training.adapting`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lunar_tune.errors import InputError
+from lunar_tune.methods.contract import Fit
+from lunar_tune.methods.gradient_settings import GradientSettings
+from lunar_tune.training.adapting import Trained, full_weights, lora_adapter, recomputing, seeded
+from lunar_tune.training.loop import LoopSettings, train_epochs
+
+if TYPE_CHECKING:
+    from lunar_tune.models.loading import LoadedModel
+
+__all__ = ["BatchLoss", "gradient_fit", "numbers_of", "with_settings"]
+
+BatchLoss = Callable[[Trained, list[int], list[int]], Tensor]
+"""The loss of a step: what is trained, answers to forget and answers to keep by their places."""
+WHOLE = ("epochs", "batch_size", "rank")
+
+
+def numbers_of(parameters: Mapping[str, Any]) -> dict[str, float]:
+    """Return parameters as finite numbers.
+
+    Raises:
+        InputError: One is no number, or the learning rate is not positive.
+    """
+    numbers: dict[str, float] = {}
+    for name, value in parameters.items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError):
+            numbers[name] = math.nan
+        positive = name != "learning_rate" or numbers[name] > 0
+        if not math.isfinite(numbers[name]) or not positive:
+            kind = "a positive number" if name == "learning_rate" else "a finite number"
+            raise InputError(f"--{name.replace('_', '-')} {value}: {kind}.")
+    return numbers
+
+
+def with_settings(settings: GradientSettings, numbers: Mapping[str, float]) -> GradientSettings:
+    """Return the settings with what a trial sets of them.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    values: dict[str, Any] = {
+        name: int(value) if name in WHOLE and value.is_integer() else value
+        for name, value in numbers.items()
+    }
+    for name in WHOLE:
+        if name in values and not isinstance(values[name], int):
+            raise InputError(f"--{name.replace('_', '-')} {values[name]}: a whole number.")
+    return dataclasses.replace(settings, **values)
+
+
+@contextmanager
+def gradient_fit(
+    loaded: LoadedModel,
+    settings: GradientSettings,
+    loss: BatchLoss,
+    *,
+    n_forget: int,
+    n_retain: int,
+    learning_rate: float,
+    seed: int,
+    modules: Sequence[str] | None = None,
+) -> Iterator[Fit]:
+    """Return a context in which the model can be trained; after it, it is what it was.
+
+    Args:
+        loaded: The model.
+        settings: How it is trained.
+        loss: Of a step.
+        n_forget: Answers to forget; an epoch takes each once.
+        n_retain: Answers to keep, of which a step draws as many as it forgets.
+        learning_rate: Falls linearly to zero.
+        seed: Of adapter, dropout, order and draws.
+        modules: Names of what is trained; None trains everything.
+    """
+    context: AbstractContextManager[Trained] = (
+        full_weights(loaded, modules=modules)
+        if settings.trained == "full"
+        else lora_adapter(
+            loaded,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            modules=modules,
+        )
+    )
+    draws = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
+    loop = LoopSettings(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=learning_rate,
+        weight_decay=settings.weight_decay,
+        schedule="linear",
+        seed=seed,
+    )
+    with seeded(seed, loaded.device), context as trained:
+
+        def loss_of(batch: list[int]) -> Tensor:
+            kept = draws.sample(range(n_retain), min(len(batch), n_retain))
+            with trained.computing():
+                return loss(trained, batch, kept)
+
+        losses = train_epochs(trained.parameters, lambda _: range(n_forget), loss_of, loop)
+        with (
+            recomputing(loaded.model, on=settings.checkpointing),
+            closing(_driven(loaded.model, losses)) as epochs,
+        ):
+            yield Fit(
+                epochs=epochs,
+                n_epochs=settings.epochs,
+                evaluating=trained.computing,
+                finish=trained.finish,
+            )
+
+
+def _driven(model: nn.Module, losses: Iterator[float]) -> Generator[float, None, None]:
+    """Yield each epoch's loss with the model ready to be evaluated."""
+    try:
+        while True:
+            model.train()
+            loss = next(losses, None)
+            model.eval()
+            if loss is None:
+                return
+            yield loss
+    finally:
+        model.eval()

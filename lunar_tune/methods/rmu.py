@@ -1,0 +1,197 @@
+"""RMU (arXiv 2403.03218) as a method: a block's outputs are steered to a random direction.
+
+Covers: the fit of three down-projections, block l and the two below it, on block l's outputs; what
+these were before unlearning.
+Does not cover: the loss (`losses`), the fit (`gradient_fit`).
+
+Differences from the paper: the coefficient counts in mean norms of the outputs to forget (as in
+Adaptive RMU, arXiv 2408.06223), so that one range serves all models; its own 6.5 is absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lunar_tune.errors import InputError
+from lunar_tune.methods import losses
+from lunar_tune.methods.contract import METHODS, Fit, Method, MethodInfo, Preparation, Subject
+from lunar_tune.methods.gradient_fit import gradient_fit, numbers_of, with_settings
+from lunar_tune.methods.gradient_settings import SEARCHABLE, TRAINED, GradientSettings
+from lunar_tune.models.layout import check_layers, decoder_slice
+from lunar_tune.training.adapting import Trained
+from lunar_tune.training.likelihood import Pair
+
+__all__ = ["RmuMethod"]
+
+METHODS.register(
+    "rmu", MethodInfo(summary="steer a block's outputs to a random direction", variants=TRAINED)
+)
+# Pairs in a forward whose results are kept and need no gradient.
+REFERENCE_BATCH = 16
+BLOCKS = 3  # whose down-projections are trained: l and those below it, as in the paper
+
+
+class RmuMethod(Method):
+    """RMU with its fixed settings."""
+
+    def __init__(self, settings: GradientSettings | None = None) -> None:
+        self.settings = settings or GradientSettings()
+
+    @property
+    def name(self) -> str:
+        """Name in the registry."""
+        return "rmu"
+
+    @property
+    def variant(self) -> str:
+        """What is trained."""
+        return self.settings.trained
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Block, how far, and the learning rate."""
+        return ("layer", "coefficient", "learning_rate")
+
+    @property
+    def optional_parameters(self) -> tuple[str, ...]:
+        """Settings that a space may search as well."""
+        return SEARCHABLE
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Check names and values; whether the model has the block is checked with the model."""
+        super().check_parameters(parameters)
+        self.resolved(parameters)
+
+    def resolved(self, parameters: Mapping[str, Any]) -> tuple[int, float, float, GradientSettings]:
+        """Return block, coefficient, learning rate, and the settings with what a trial sets.
+
+        Raises:
+            InputError: A value is no number, or out of range.
+        """
+        numbers = numbers_of(parameters)
+        layer, coefficient, rate = (numbers.pop(name) for name in self.parameters)
+        if not layer.is_integer():
+            raise InputError(f"--layer {layer:g}: a whole number.")
+        return int(layer), coefficient, rate, with_settings(self.settings, numbers)
+
+    def prepare(self, subject: Subject) -> RmuPreparation:
+        """Check that there is what the loss needs.
+
+        Raises:
+            InputError: There are no answers to keep.
+        """
+        if not subject.retain_pairs:
+            raise InputError("--method rmu needs answers to keep: there are none.")
+        return RmuPreparation(self, subject)
+
+
+class RmuPreparation(Preparation):
+    """Encoded pairs, and a block's outputs on them before unlearning."""
+
+    def __init__(self, method: RmuMethod, subject: Subject) -> None:
+        self._method, self._loaded = method, subject.loaded
+        self._forget, self._retain = subject.forget_pairs, subject.retain_pairs
+        self._references: dict[int, tuple[list[Tensor], float]] = {}
+
+    @contextmanager
+    def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
+        """Return a context in which the model is trained; see the contract."""
+        self._method.check_parameters(parameters)
+        layer, coefficient, rate, settings = self._method.resolved(parameters)
+        check_layers((layer,), self._loaded.n_layers)
+        references, norm = self._reference(layer)
+        control = coefficient * norm * self._direction(seed)
+
+        def loss(_trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
+            return losses.rmu(
+                self._outputs([self._forget[i] for i in batch], layer),
+                control,
+                self._outputs([self._retain[i] for i in kept], layer),
+                torch.cat([references[i] for i in kept]).to(control.device),
+                alpha=settings.steering_alpha,
+            )
+
+        with gradient_fit(
+            self._loaded,
+            settings,
+            loss,
+            n_forget=len(self._forget),
+            n_retain=len(self._retain),
+            learning_rate=rate,
+            seed=seed,
+            modules=self._modules(layer),
+        ) as fit:
+            yield fit
+
+    def _direction(self, seed: int) -> Float[Tensor, " d_model"]:
+        """Return a random unit vector with positive entries, as in the paper's code."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand(self._loaded.model.config.hidden_size, generator=generator)
+        direction: Tensor = drawn / drawn.norm()
+        return direction.to(self._loaded.device)
+
+    def _modules(self, layer: int) -> list[str]:
+        """Return the names of the down-projections that are trained."""
+        names: dict[Any, str] = {m: name for name, m in self._loaded.model.named_modules()}
+        layout, model = self._loaded.layout, self._loaded.model
+        return [
+            names[layout.down_projection_of(model, block)]
+            for block in range(max(0, layer - BLOCKS + 1), layer + 1)
+        ]
+
+    def _reference(self, layer: int) -> tuple[list[Tensor], float]:
+        """Return what block `layer` gave before unlearning, of one block, the last asked for.
+
+        Returns:
+            Its outputs on each pair to keep, in host memory, and the mean norm of its outputs on
+            the pairs to forget.
+        """
+        if layer not in self._references:
+            self._references.clear()
+            with torch.no_grad():
+                kept = [
+                    output
+                    for pairs in _batches(self._retain)
+                    for output in self._outputs(pairs, layer).cpu().split([len(p) for p in pairs])
+                ]
+                norms = [
+                    self._outputs(pairs, layer).float().norm(dim=1)
+                    for pairs in _batches(self._forget)
+                ]
+            self._references[layer] = kept, float(torch.cat(norms).mean())
+        return self._references[layer]
+
+    def _outputs(self, pairs: Sequence[Pair], layer: int) -> Float[Tensor, "tokens d_model"]:
+        """Return block `layer`'s outputs at all tokens of questions and answers.
+
+        Padding stands on the right, where no causal position sees it: no mask is needed.
+        """
+        device = self._loaded.device
+        width = max(map(len, pairs))
+        ids = torch.tensor(
+            [[*p.prompt, *p.answer, *[0] * (width - len(p))] for p in pairs], device=device
+        )
+        real = torch.arange(width) < torch.tensor([len(p) for p in pairs])[:, None]
+        seen: list[Tensor] = []
+
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            seen.append(output[0] if isinstance(output, tuple) else output)
+
+        blocks = self._loaded.layout.blocks_of(self._loaded.model)
+        handle = blocks[layer].register_forward_hook(hook)
+        try:
+            with decoder_slice(self._loaded.model, self._loaded.layout, 0, layer + 1) as decoder:
+                decoder(input_ids=ids, use_cache=False)
+        finally:
+            handle.remove()
+        return seen[-1][real.to(device)]
+
+
+def _batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
+    return [pairs[i : i + REFERENCE_BATCH] for i in range(0, len(pairs), REFERENCE_BATCH)]

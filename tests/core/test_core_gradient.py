@@ -1,0 +1,316 @@
+"""What a gradient method trains on is what another, plain computation gives.
+
+Covers: likelihoods of answers, a whole fit against a loop written out with full logits and a second
+model as reference, adapters, RMU's activations.
+Does not cover: the contract (`test_core_methods`), the losses (`test_core_losses`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_core_methods import (
+    FORGET_PAIRS,
+    REFUSALS,
+    RETAIN_PAIRS,
+    gradient,
+    same,
+    subject,
+    weights,
+    weights_inside,
+)
+from torch.nn.functional import kl_div, log_softmax
+
+from lunar_tune.errors import InputError, TrialError
+from lunar_tune.methods import losses
+from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
+from lunar_tune.methods.objectives import OBJECTIVES
+from lunar_tune.models.layout import LAYOUTS
+from lunar_tune.models.loading import LoadedModel
+from lunar_tune.training.adapting import full_weights, lora_adapter, plain_weights
+from lunar_tune.training.likelihood import Pair, answer_states, encode_answers, token_log_probs
+
+Load = Callable[..., LoadedModel]
+PAIRS = [*FORGET_PAIRS, *RETAIN_PAIRS]
+
+
+def plain_log_probs(model: Any, pair: Pair) -> torch.Tensor:
+    """Return log π of an answer's tokens from the full logits of one unpadded row."""
+    row = torch.tensor([[*pair.prompt, *pair.answer]])
+    said = log_softmax(model(input_ids=row, use_cache=False).logits[0], dim=-1)
+    first = len(pair.prompt)
+    return torch.stack([said[first - 1 + i, token] for i, token in enumerate(pair.answer)])
+
+
+# Likelihoods
+
+
+@pytest.mark.parametrize("family", sorted(LAYOUTS))
+def test_log_probabilities_in_a_padded_batch_are_those_of_single_rows(
+    loaded: Load, family: str
+) -> None:
+    one = loaded(family)
+    decoder = one.layout.decoder_of(one.model)
+    with torch.no_grad():
+        states = answer_states(one.model, decoder, PAIRS)
+        tokens = token_log_probs(one.model.get_output_embeddings()(states.hidden), states.targets)
+        expected = [plain_log_probs(one.model, pair) for pair in PAIRS]
+    torch.testing.assert_close(tokens, torch.cat(expected), rtol=1e-4, atol=1e-4)
+    sums = torch.stack([row.sum() for row in expected])
+    torch.testing.assert_close(states.sums(tokens), sums, rtol=1e-4, atol=1e-4)
+    assert states.lengths.tolist() == [len(pair.answer) for pair in PAIRS]
+
+
+def test_an_answer_is_encoded_without_special_tokens_and_ends_with_the_end(tokenizer: Any) -> None:
+    (first, second) = encode_answers(tokenizer, ["forty kettles", ""], end=2)
+    assert first[-1] == 2
+    assert tokenizer.decode(first[:-1]) == "forty kettles"
+    assert second == (2,)
+
+
+# Fits
+
+
+def plain_loss(name: str, model: Any, reference: Any, forget: list[int], kept: list[int]) -> Any:
+    """Return a method's loss from single rows and a second model."""
+    said = [plain_log_probs(model, FORGET_PAIRS[i]) for i in forget]
+    sums = torch.stack([row.sum() for row in said])
+    keep = [RETAIN_PAIRS[i] for i in kept]
+    refused = [Pair(FORGET_PAIRS[i].prompt, REFUSALS[i % len(REFUSALS)]) for i in forget]
+    with torch.no_grad():
+        was = torch.stack([plain_log_probs(reference, FORGET_PAIRS[i]).sum() for i in forget])
+        ref_refused = torch.stack([plain_log_probs(reference, pair).sum() for pair in refused])
+    if name == "ga":
+        return torch.cat(said).mean()
+    if name == "gd":
+        retained = torch.cat([plain_log_probs(model, pair) for pair in keep])
+        return torch.cat(said).mean() - retained.mean()
+    if name == "ukl":
+        with torch.no_grad():
+            before = torch.cat([answer_logits(reference, pair) for pair in keep])
+        now = torch.cat([answer_logits(model, pair) for pair in keep])
+        divergence = kl_div(
+            log_softmax(now, -1), log_softmax(before, -1), log_target=True, reduction="batchmean"
+        )
+        return torch.cat(said).mean() + divergence
+    if name == "dpo":
+        now_refused = torch.stack([plain_log_probs(model, pair).sum() for pair in refused])
+        return losses.dpo(now_refused, sums, ref_refused, was, beta=0.1)
+    if name == "npo":
+        return losses.npo(sums, was, beta=0.1)
+    lengths = torch.tensor([float(len(row)) for row in said])
+    return losses.simnpo(sums, lengths, beta=0.1, gamma=0.0)
+
+
+def answer_logits(model: Any, pair: Pair) -> torch.Tensor:
+    row = torch.tensor([[*pair.prompt, *pair.answer]])
+    logits: torch.Tensor = model(input_ids=row, use_cache=False).logits[0]
+    return logits[len(pair.prompt) - 1 : -1]
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, name: str) -> None:
+    """Two answers to forget and two to keep in each step, so that neither order nor draw matters.
+
+    The rate falls linearly; biases and norms are not decayed; the gradient's norm is cut to 1.
+    """
+    one = loaded("llama")
+    rate, epochs, decay = 0.003, 3, 0.01
+    by_hand = copy.deepcopy(one.model).requires_grad_(requires_grad=True)
+    matrices = [p for p in by_hand.parameters() if p.ndim >= 2]
+    others = [p for p in by_hand.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    )
+    expected = []
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - epoch / epochs)
+        optimizer.zero_grad()
+        loss = plain_loss(name, by_hand, one.model, [0, 1], [0, 1])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+        optimizer.step()
+        expected.append(float(loss.detach()))
+    two = dataclasses.replace(subject(one), retain_pairs=RETAIN_PAIRS[:2])
+    preparation = gradient(name, "full", epochs=epochs, batch_size=2).prepare(two)
+    with preparation.unlearned({"learning_rate": rate}, seed=0) as report:
+        assert report.losses == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        for label, hand in by_hand.named_parameters():
+            now = one.model.get_parameter(label)
+            torch.testing.assert_close(now, hand.detach(), rtol=1e-3, atol=2e-4, msg=label)
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_an_adapters_first_loss_is_the_unmodified_models(loaded: Load, name: str) -> None:
+    """B is zero at first, and without dropout the adapter says what the model said."""
+    one = loaded("qwen2")
+    two = dataclasses.replace(subject(one), retain_pairs=RETAIN_PAIRS[:2])
+    with torch.no_grad():
+        expected = plain_loss(name, one.model, one.model, [0, 1], [0, 1])
+    method = gradient(name, "lora", epochs=1, batch_size=2, dropout=0.0)
+    with method.prepare(two).unlearned({"learning_rate": 1e-3}, seed=0) as report:
+        assert report.losses[0] == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_gradient_checkpointing_changes_no_loss_and_no_weight(loaded: Load, trained: str) -> None:
+    one = loaded("qwen2")
+    inside = []
+    for checkpointing in (False, True):
+        method = gradient("gd", trained, dropout=0.0, checkpointing=checkpointing)
+        with method.prepare(subject(one)).unlearned({"learning_rate": 0.01}, seed=0) as report:
+            inside.append((report.losses, weights(one)))
+        assert not one.model.is_gradient_checkpointing
+    assert inside[0][0] == inside[1][0]
+    assert same(inside[0][1], inside[1][1])
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_npo_with_a_retain_weight_adds_the_usual_loss_on_answers_to_keep(
+    loaded: Load, trained: str
+) -> None:
+    one = loaded("qwen2")
+    two = dataclasses.replace(subject(one), retain_pairs=RETAIN_PAIRS[:2])
+    with torch.no_grad():
+        npo = plain_loss("npo", one.model, one.model, [0, 1], [0, 1])
+        kept = torch.cat([plain_log_probs(one.model, pair) for pair in RETAIN_PAIRS[:2]])
+    method = gradient("npo", trained, epochs=1, batch_size=2, dropout=0.0, retain_weight=3.0)
+    with method.prepare(two).unlearned({"learning_rate": 1e-4}, seed=0) as report:
+        assert report.losses[0] == pytest.approx(float(npo - 3 * kept.mean()), rel=1e-3)
+
+
+def test_rmu_starts_from_the_distance_to_a_random_direction_and_trains_three_matrices(
+    loaded: Load,
+) -> None:
+    """At first the kept outputs are where they were; the control is c mean norms long."""
+    one = loaded("llama")
+    layer, coefficient = 2, 3.0
+    outputs: list[torch.Tensor] = []
+    handle = one.model.model.layers[layer].register_forward_hook(
+        lambda _m, _a, output: outputs.append(output[0])
+    )
+    with torch.no_grad():
+        for pair in FORGET_PAIRS:
+            one.model(input_ids=torch.tensor([[*pair.prompt, *pair.answer]]), use_cache=False)
+    handle.remove()
+    x = torch.cat(outputs)
+    drawn = torch.rand(32, generator=torch.Generator().manual_seed(7))
+    control = coefficient * x.norm(dim=1).mean() * drawn / drawn.norm()
+    expected = float((x - control).square().mean())
+    before = weights(one)
+    method = gradient("rmu", "full", epochs=1, batch_size=2)
+    parameters = {"layer": layer, "coefficient": coefficient, "learning_rate": 0.01}
+    with method.prepare(subject(one)).unlearned(parameters, seed=7) as report:
+        assert report.losses[0] == pytest.approx(expected, rel=1e-4)
+        changed = {name for name, now in weights(one).items() if not torch.equal(now, before[name])}
+    assert changed == {f"model.layers.{block}.mlp.down_proj.weight" for block in (0, 1, 2)}
+    with method.prepare(subject(one)).unlearned(parameters | {"layer": 0}, seed=7):
+        changed = {name for name, now in weights(one).items() if not torch.equal(now, before[name])}
+    assert changed == {"model.layers.0.mlp.down_proj.weight"}
+
+
+# Adapters and weights
+
+
+def test_an_adapters_plain_weights_are_the_product_added_and_say_what_it_says(
+    loaded: Load,
+) -> None:
+    one = loaded("mistral")
+    ids = torch.tensor([FORGET_PAIRS[0].prompt])
+    with lora_adapter(one, rank=2, alpha=6.0, dropout=0.5) as trained, torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in trained.parameters:
+            parameter.normal_(std=0.3)
+        said = one.model(input_ids=ids).logits
+        plain = plain_weights(one.model)
+        module: Any = one.model.model.layers[1].mlp.down_proj
+        first, second = module.lora_A["default"].weight, module.lora_B["default"].weight
+        expected = module.base_layer.weight + 6.0 / 2 * second @ first
+    torch.testing.assert_close(plain["model.layers.1.mlp.down_proj.weight"], expected)
+    assert set(plain) == set(one.model.state_dict())
+    merged = copy.deepcopy(one.model)
+    merged.load_state_dict(plain)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=ids).logits, said, rtol=1e-4, atol=1e-4)
+
+
+def test_16_bit_weights_are_float32_while_they_are_trained_and_come_back_bit_for_bit(
+    loaded: Load,
+) -> None:
+    original = loaded("qwen2")
+    one = dataclasses.replace(original, model=copy.deepcopy(original.model).bfloat16())
+    before = weights(one)
+    with full_weights(one) as trained, torch.no_grad():
+        assert {p.dtype for p in one.model.parameters()} == {torch.float32}
+        for parameter in trained.parameters:
+            parameter.mul_(1.0001)  # a step that bfloat16 would lose
+        trained.finish()
+        assert {p.dtype for p in one.model.parameters()} == {torch.bfloat16}
+    assert same(weights(one), before)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("trained", TRAINED)
+def test_a_rate_that_breaks_the_model_is_a_failed_trial_and_leaves_it(
+    loaded: Load, unchanged: Callable[[Any], None], name: str, trained: str
+) -> None:
+    one = loaded("qwen2")
+    unchanged(one.model)
+    preparation = gradient(name, trained, epochs=4).prepare(subject(one))
+    with (
+        pytest.raises(TrialError, match="learning rate"),
+        preparation.unlearned({"learning_rate": 1e38}, seed=0),
+    ):
+        pytest.fail("the body ran")
+
+
+@pytest.mark.parametrize(
+    ("name", "lacks", "message"),
+    [
+        ("gd", {"retain_pairs": ()}, "--method gd needs answers to keep"),
+        ("ukl", {"retain_pairs": ()}, "--method ukl needs answers to keep"),
+        ("rmu", {"retain_pairs": ()}, "--method rmu needs answers to keep"),
+        ("dpo", {"refusals": ()}, "--method dpo needs --refusals"),
+    ],
+)
+def test_what_a_loss_needs_and_is_not_there_is_said_before_anything(
+    loaded: Load, name: str, lacks: dict[str, Any], message: str
+) -> None:
+    without = dataclasses.replace(subject(loaded("qwen2")), **lacks)
+    with pytest.raises(InputError, match=message):
+        gradient(name, "lora").prepare(without)
+
+
+def test_a_trial_may_set_what_is_searchable_and_nothing_else(loaded: Load) -> None:
+    one = loaded("qwen2")
+    preparation = gradient("npo", "lora").prepare(subject(one))
+    plain = weights_inside(preparation, one, {"learning_rate": 0.01})
+    ranked = weights_inside(preparation, one, {"learning_rate": 0.01, "rank": 2.0, "epochs": 1.0})
+    assert not same(plain, ranked)
+    for wrong, message in (
+        ({"rank": 1.5}, "--rank 1.5: a whole number"),
+        ({"beta": 0.0}, "--beta 0.0: a positive number"),
+        ({"checkpointing": 1}, "unknown: --checkpointing"),
+    ):
+        with (
+            pytest.raises(InputError, match=message),
+            preparation.unlearned({"learning_rate": 0.01} | wrong, seed=0),
+        ):
+            pytest.fail("the body ran")
+
+
+def test_settings_that_mean_nothing_are_said_all_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        GradientSettings(trained="some", epochs=0, dropout=1.0, steering_alpha=-1.0)
+    message = str(caught.value)
+    for part in ("--train some", "--epochs 0", "--dropout 1.0", "--steering-alpha -1.0"):
+        assert part in message
