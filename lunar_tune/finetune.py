@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -154,6 +153,7 @@ def _run(
 ) -> int:
     from lunar_tune.finetuning.finetune import finetune as train_model
     from lunar_tune.finetuning.resuming import check_output
+    from lunar_tune.search.tracked_finetuning import TrackedFinetuning
     from lunar_tune.trial.assemble import materialise_model
     from lunar_tune.trial.learning import assemble_finetuning
 
@@ -171,7 +171,7 @@ def _run(
     _print_plan(console, job, output)
     with ExitStack() as stack:
         bar = stack.enter_context(build_progress(console))
-        tracking = _Tracking(job, output, tracking_uri)
+        tracking = TrackedFinetuning(job, output, tracking_uri)
 
         def on_start(done: int) -> None:
             if done:
@@ -205,78 +205,6 @@ def _print_plan(console: Console, job: FinetuneJob, output: Path) -> None:
     ):
         table.add_row(f"[bold]{label}[/bold]", escape(value))
     console.print(table)
-
-
-class _Tracking:
-    """The MLflow run of a fine-tuning; there is none before the training begins."""
-
-    def __init__(self, job: FinetuneJob, output: Path, uri: str | None) -> None:
-        self._job, self._output, self._uri = job, output, uri
-        self._logged: set[int] = set()
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Inside, there is a run that says what is done; it is closed as it ended."""
-        from lunar_tune.search.tracked_run import TrackedRun, default_tracking_uri
-
-        folder, name = self._output.resolve().parent, self._output.resolve().name
-        uri = self._uri or default_tracking_uri(folder)
-        self._run = TrackedRun(uri, output=folder, name=f"finetune {name}")
-        status = "FAILED"
-        try:
-            self._describe()
-            yield
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            with self._run.tolerating():
-                self._run.close(status=status)
-
-    def _describe(self) -> None:
-        job, document = self._job, self._job.document()
-        with self._run.tolerating():
-            self._run.describe(
-                parameters=document,
-                tags={"command": "finetune", "model": job.model.name, "data": job.data_name},
-                texts={},
-                data={"learned": (job.records, document["data_digest"])},
-            )
-
-    def epoch(self, done: int, loss: float) -> None:
-        """Record an epoch's loss."""
-        self._logged.add(done)
-        with self._run.tolerating():
-            self._run.log_metrics({"loss": loss}, step=done)
-
-    def finished(self, result: Finetuned) -> None:
-        """Record what the model knows, and the losses of an earlier attempt's epochs."""
-        knowledge = result.knowledge
-        edges = knowledge.by_edge
-        for epoch, loss in enumerate(result.losses, 1):
-            if epoch not in self._logged:
-                self.epoch(epoch, loss)
-        with self._run.tolerating():
-            self._run.log_metrics({"rouge1": knowledge.rouge1, "refused": knowledge.refused})
-            self._run.log_table(
-                {
-                    "edge": list(edges),
-                    "questions": [count for _, count in edges.values()],
-                    "rouge1": [score for score, _ in edges.values()],
-                },
-                "rouge1_by_edge.json",
-            )
-            self._run.log_table(
-                {
-                    "edge": [row.record.edge for row in knowledge.rows],
-                    "question": [row.record.question for row in knowledge.rows],
-                    "truth": [row.record.answer for row in knowledge.rows],
-                    "answer": [row.answer for row in knowledge.rows],
-                    "rouge1": [row.rouge1 for row in knowledge.rows],
-                },
-                "answers.json",
-            )
 
 
 def _conclude(console: Console, job: FinetuneJob, done: Finetuned) -> int:
