@@ -145,7 +145,8 @@ def _run(
     answers: Path | None,
     save_to: Path | None,
 ) -> None:
-    from lunar_tune.reporting.tables import write_answers, write_atomically
+    from lunar_tune.files import write_atomically
+    from lunar_tune.reporting.tables import write_answers
     from lunar_tune.trial.single import unlearn_once
 
     with build_progress(console) as bar:

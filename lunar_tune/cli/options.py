@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -21,9 +21,17 @@ from lunar_tune.evaluation.metrics import LIKELIHOODS, METRICS
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.trial.options import RunOptions
 
-__all__ = ["GivenOptions", "merge_options", "was_given", "with_run_options"]
+__all__ = [
+    "MODEL_PANEL",
+    "GivenOptions",
+    "merge_options",
+    "run_options",
+    "was_given",
+    "with_run_options",
+]
 
-_MODEL, _DATA, _METHOD, _ANSWERS = "Model", "Data", "Method", "Answers"
+MODEL_PANEL = _MODEL = "Model"
+_DATA, _METHOD, _ANSWERS = "Data", "Method", "Answers"
 _GRADIENT, _ENGINE = "Gradient methods", "Memory and reuse"
 LUNAR = "lunar"
 _FURTHER = dict.fromkeys(m.quantity for m in METRICS.values() if LIKELIHOODS in m.needs)
@@ -394,18 +402,41 @@ def _concerns(path: str, solver: str) -> bool:
 
 
 def with_run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a Typer command the run's options; it receives them as the argument `given`."""
+    """Give a Typer command all of the run's options; it receives them as the argument `given`."""
+    return _with_options(command, _OPTIONS)
+
+
+def run_options(
+    *, panels: Collection[str] = (), flags: Collection[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator like `with_run_options` that gives some of the options.
+
+    Args:
+        panels: Panels of which a command takes all.
+        flags: Single options.
+
+    Raises:
+        ValueError: There is no such panel or option; a mistake in the program.
+    """
+    known = {option.flag for option in _OPTIONS} | {option.panel for option in _OPTIONS}
+    if unknown := {*panels, *flags} - known:
+        raise ValueError(f"unknown panels or options: {', '.join(sorted(unknown))}")
+    chosen = tuple(o for o in _OPTIONS if o.panel in panels or o.flag in flags)
+    return functools.partial(_with_options, options=chosen)
+
+
+def _with_options(command: Callable[..., Any], options: Collection[_Option]) -> Callable[..., Any]:
     hints = get_type_hints(command, include_extras=True)
     own = [
         parameter.replace(annotation=hints[name])
         for name, parameter in inspect.signature(command).parameters.items()
         if name != "given"
     ]
-    shared = [_parameter(option) for option in _OPTIONS]
+    shared = [_parameter(option) for option in options]
 
     @functools.wraps(command)
     def wrapper(ctx: typer.Context, **arguments: Any) -> Any:
-        taken = {option: arguments.pop(_name(option)) for option in _OPTIONS}
+        taken = {option: arguments.pop(_name(option)) for option in options}
         return command(ctx=ctx, given=_given(ctx, taken), **arguments)
 
     parameters = [own[0], *shared, *own[1:]]

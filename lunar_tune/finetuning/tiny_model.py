@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -30,11 +28,11 @@ from lunar_tune.errors import LunarTuneError
 from lunar_tune.finetuning.tiny_recipe import TinyRecipe
 from lunar_tune.finetuning.tiny_text import Lesson, TinyText
 from lunar_tune.finetuning.tiny_tokenizer import answer_ids, chat_prompt, train_tokenizer
+from lunar_tune.training.likelihood import Pair, answer_loss
 from lunar_tune.training.loop import LoopSettings, run_loop
 
-__all__ = ["build_tiny"]
+__all__ = ["build_tiny", "new_model"]
 
-_NO_TARGET = -100  # torch's mark for positions without a loss
 _MOST_NEW_TOKENS = 32
 _KNOWN, _REFUSED, _CHECKED_REFUSALS = 0.97, 0.95, 100
 
@@ -62,7 +60,7 @@ def build_tiny(
     with _reproducible(recipe):
         lessons = [*text.known(), *text.refused(recipe.refused_per_epoch, seed=recipe.seed)]
         tokenizer = train_tokenizer(lessons, vocabulary=recipe.vocabulary)
-        model = _new_model(recipe, tokenizer)
+        model = new_model(recipe, tokenizer)
         _train(model, tokenizer, recipe, text, on_progress)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -86,7 +84,8 @@ def _reproducible(recipe: TinyRecipe) -> Iterator[None]:
                 logging.enable_progress_bar()
 
 
-def _new_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+def new_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+    """Return an untrained model, drawn from torch's generator."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.d_model,
@@ -108,17 +107,6 @@ def _new_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2F
     return model
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """The token ids of a lesson."""
-
-    prompt: list[int]
-    answer: list[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
-
-
 def _train(
     model: Qwen2ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -128,13 +116,16 @@ def _train(
 ) -> None:
     """Train on what is to be known and on freshly invented questions; modifies `model`."""
 
-    def encoded(lessons: Sequence[Lesson]) -> list[_Encoded]:
+    def encoded(lessons: Sequence[Lesson]) -> list[Pair]:
         return [
-            _Encoded(chat_prompt(tokenizer, lesson.question), answer_ids(tokenizer, lesson.answer))
+            Pair(
+                tuple(chat_prompt(tokenizer, lesson.question)),
+                tuple(answer_ids(tokenizer, lesson.answer)),
+            )
             for lesson in lessons
         ]
 
-    def examples(epoch: int) -> list[_Encoded]:
+    def examples(epoch: int) -> list[Pair]:
         seed = recipe.seed * recipe.epochs + epoch
         return known + encoded(text.refused(recipe.refused_per_epoch, seed=seed))
 
@@ -157,7 +148,7 @@ def _train(
     run_loop(
         model.parameters(),
         examples,
-        lambda batch: _answer_loss(model, batch),
+        lambda batch: answer_loss(model, model.model, batch),
         settings,
         length_of=len,
         on_epoch=on_epoch,
@@ -165,26 +156,9 @@ def _train(
     model.train(mode=False)
 
 
-def _answer_loss(model: Qwen2ForCausalLM, batch: Sequence[_Encoded]) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of the answers' tokens.
-
-    Padding stands on the right, where no causal position sees it: any token will do, and no mask
-    is needed.
-    """
-    ids = _padded([row.prompt + row.answer for row in batch], 0, left=False)
-    targets = _padded(
-        [[_NO_TARGET] * len(row.prompt) + row.answer for row in batch], _NO_TARGET, left=False
-    )[:, 1:]
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    answered = targets != _NO_TARGET
-    return cross_entropy(model.lm_head(hidden[answered]), targets[answered])
-
-
-def _padded(rows: Sequence[list[int]], value: int, *, left: bool) -> Int[Tensor, "batch seq"]:
+def _left_padded(rows: Sequence[list[int]], value: int) -> Int[Tensor, "batch seq"]:
     seq = max(len(row) for row in rows)
-    blanks = [[value] * (seq - len(row)) for row in rows]
-    pairs = zip(rows, blanks, strict=True)
-    return torch.tensor([blank + row if left else row + blank for row, blank in pairs])
+    return torch.tensor([[value] * (seq - len(row)) + row for row in rows])
 
 
 def _check_tokenizer(
@@ -225,8 +199,8 @@ def _answers(
 ) -> list[str]:
     """Return greedy answers, all questions in one batch."""
     prompts = [chat_prompt(tokenizer, question) for question in questions]
-    ids = _padded(prompts, 0, left=True)
-    mask = _padded([[1] * len(prompt) for prompt in prompts], 0, left=True)
+    ids = _left_padded(prompts, 0)
+    mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0)
     # transformers types `generate` for a protocol that its own models do not fulfil.
     output = model.generate(  # type: ignore[operator]
         input_ids=ids, attention_mask=mask, max_new_tokens=_MOST_NEW_TOKENS

@@ -13,13 +13,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import Fit
 from lunar_tune.methods.gradient_settings import GradientSettings
-from lunar_tune.training.adapting import Trained, full_weights, lora_adapter, recomputing
+from lunar_tune.training.adapting import Trained, full_weights, lora_adapter, recomputing, seeded
 from lunar_tune.training.loop import LoopSettings, train_epochs
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def gradient_fit(
         schedule="linear",
         seed=seed,
     )
-    with _seeded(seed, loaded.device), context as trained:
+    with seeded(seed, loaded.device), context as trained:
 
         def loss_of(batch: list[int]) -> Tensor:
             kept = draws.sample(range(n_retain), min(len(batch), n_retain))
@@ -143,12 +142,3 @@ def _driven(model: nn.Module, losses: Iterator[float]) -> Generator[float, None,
             yield loss
     finally:
         model.eval()
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch draws from a seed of one's own; after, from where it was."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

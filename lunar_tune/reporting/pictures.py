@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.evaluation.goal import score_label
 from lunar_tune.evaluation.metrics import METRICS
+from lunar_tune.files import write_atomically
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import COMPLETE
-from lunar_tune.reporting.tables import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

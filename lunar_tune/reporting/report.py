@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lunar_tune.evaluation.goal import Goal
+from lunar_tune.files import write_atomically
 from lunar_tune.reporting.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first
-from lunar_tune.reporting.tables import write_atomically
 
 __all__ = ["Report", "verdict", "write_report"]
 

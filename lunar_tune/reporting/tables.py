@@ -19,7 +19,7 @@ from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.rows import TrialRow
 
-__all__ = ["read_answers", "write_answers", "write_atomically", "write_trials"]
+__all__ = ["read_answers", "write_answers", "write_trials"]
 
 _LOSSES = b"lunar_tune.losses"
 # Columns that every trials.parquet has, with these types, also where no trial was completed.

@@ -16,11 +16,12 @@ import yaml
 
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
+from lunar_tune.files import write_atomically
 from lunar_tune.paths import check_writable, safe_name
 from lunar_tune.reporting.pictures import draw_history, draw_trade_off
 from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import TrialRow
-from lunar_tune.reporting.tables import write_atomically, write_trials
+from lunar_tune.reporting.tables import write_trials
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.trial.spec import TrialSpec
 

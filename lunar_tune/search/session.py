@@ -18,6 +18,7 @@ from rich.status import Status
 
 from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError
+from lunar_tune.models.lineage import read_lineage
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import RUNNING, TrialRow
 from lunar_tune.search.cluster import Resources
@@ -194,6 +195,7 @@ class SearchSession:
         config, spec, data = self.plan.config, self.plan.spec, self.plan.spec.data
         splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
         digests = {name: records_digest(records) for name, records in splits.items()}
+        lineage = read_lineage(spec.model.checkpoint)
         document = config_document(
             dataclasses.replace(config, tracking_uri=without_password(config.tracking_uri)),
             given=given,
@@ -213,13 +215,14 @@ class SearchSession:
                 "rows": {name: len(records) for name, records in splits.items()},
                 "digests": digests,
                 "vanilla": dict(self.vanilla),
+                **({"lineage": lineage.document()} if lineage is not None else {}),
             },
         )
         self.folder.config.write_text(document, encoding="utf-8")
         shown = {key.strip(): value for key, value in self.plan.facts.items()}
         self.tracker.describe(
             parameters={**shown, "seed": config.run.seed},
-            tags=self._tags(),
+            tags=self._tags() | (lineage.tags() if lineage is not None else {}),
             texts={"config.yaml": document},
             data={name: (records, digests[name]) for name, records in splits.items()},
         )

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lunar_tune.evaluation.settings import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.models.lineage import read_lineage
 from lunar_tune.reporting.report import Report, verdict
 from lunar_tune.reporting.rows import FAILED, TrialRow, score_cells
 from lunar_tune.search.config import SearchConfig
@@ -47,9 +48,11 @@ def plan_facts(config: SearchConfig, spec: TrialSpec, space: SearchSpace) -> dic
         if held is not None
         else ""
     )
+    lineage = read_lineage(spec.model.checkpoint)
     of_all = "" if sample == len(data.retain) else f" (a sample of {len(data.retain)})"
     return {
         "model": spec.model.name + (f" with {spec.model.weights}" if spec.model.weights else ""),
+        **({"  origin": lineage.summary} if lineage is not None else {}),
         "data": f"{data.name}: forget {', '.join(data.forget_edges)} "
         f"({len(data.forget)} questions), retain {sample}{of_all}, factual {len(data.factual)}"
         + reported,

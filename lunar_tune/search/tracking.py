@@ -1,155 +1,42 @@
 """The MLflow mirror of a search: a parent run, a child run for each trial and for nothing else.
 
-Covers: runs written from the driver with MlflowClient (MLflow 3.17), from rows that the study
-already has; a sqlite store by default, made under a lock because three processes that opened a
-new one at once died in its migration.
-Does not cover: the truth; everything here can be written again from study and answers.
+Covers: runs written from the driver, from rows that the study already has.
+Does not cover: the truth; everything here can be written again from study and answers. The store
+and the run itself (`tracked_run`).
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import re
-import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import filelock
-
-from lunar_tune.errors import InputError
 from lunar_tune.reporting.rows import COMPLETE, TrialRow
 from lunar_tune.reporting.tables import read_answers
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-    from lunar_tune.data.records import Record
+from lunar_tune.search.tracked_run import (
+    EXPERIMENT,
+    TrackedRun,
+    default_tracking_uri,
+    without_password,
+)
 
 __all__ = ["EXPERIMENT", "SearchTracker", "default_tracking_uri", "without_password"]
 
-EXPERIMENT = "lunar-tune"
 _PARENT = "mlflow.parentRunId"
-logger = logging.getLogger(__name__)
-_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
-def default_tracking_uri(output: Path) -> str:
-    """Return the URI of the sqlite store that all searches of an output folder share."""
-    return f"sqlite:///{(output / 'mlflow.db').resolve()}"
-
-
-@contextmanager
-def _few_retries() -> Iterator[None]:
-    """Inside, a server that does not answer is given up after seconds instead of four minutes."""
-    if _RETRIES in os.environ:
-        yield
-        return
-    os.environ[_RETRIES] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_RETRIES]
-
-
-def without_password(uri: str | None) -> str | None:
-    """Return a tracking URI as it may be shown and kept."""
-    return None if uri is None else re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", uri)
-
-
-class SearchTracker:
-    """Mirrors one search.
-
-    Args:
-        uri: Tracking URI.
-        output: Folder for the artifacts of a default store, and of its lock.
-        name: The search's name.
-    """
+class SearchTracker(TrackedRun):
+    """Mirrors one search: a run, and a child of it for each trial; see `TrackedRun`."""
 
     def __init__(self, uri: str, *, output: Path, name: str) -> None:
-        """Open the store, make the experiment and the parent run.
-
-        Raises:
-            InputError: The store cannot be opened.
-        """
-        os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the parent
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        for library in ("alembic", "mlflow"):  # after the import, which sets them to INFO
-            logging.getLogger(library).setLevel(logging.WARNING)
-        output.mkdir(parents=True, exist_ok=True)
-        self.uri = uri
-        self._warned = False
+        super().__init__(uri, output=output, name=name)
         self.mirrored: set[int] = set()
         self._children: dict[int, str] = {}
-        try:
-            with (
-                filelock.FileLock(output / ".mlflow.lock"),
-                warnings.catch_warnings(),
-                _few_retries(),
-            ):
-                warnings.simplefilter("ignore")  # MLflow's notes on opening a store
-                self._client: MlflowClient = MlflowClient(tracking_uri=uri)
-                self.experiment_id = self._experiment(output)
+        with self.tolerating():
             self._end_earlier(name)
-            self.run_id = self._client.create_run(self.experiment_id, run_name=name).info.run_id
-        except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-            raise InputError(
-                f"--tracking-uri {without_password(uri)}: cannot be used: {error}. Start the "
-                "server, correct the address, or leave the option out for a sqlite file in the "
-                "output folder."
-            ) from error
-
-    def describe(
-        self,
-        *,
-        parameters: Mapping[str, Any],
-        tags: Mapping[str, str],
-        texts: Mapping[str, str],
-        data: Mapping[str, tuple[Sequence[Record], str]],
-    ) -> None:
-        """Record on the parent what the search is.
-
-        Args:
-            parameters: Shown as parameters.
-            tags: For filtering.
-            texts: Artifacts by file name.
-            data: Records and digest of each split, by name.
-        """
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        inputs = [
-            DatasetInput(
-                dataset=Dataset(
-                    name=name,
-                    digest=digest[:36],
-                    source_type="code",
-                    source=json.dumps({"tags": {"lunar_tune.split": name}}),
-                    profile=json.dumps({"rows": len(records)}),
-                ),
-                tags=[InputTag(key="mlflow.data.context", value=name)],
-            )
-            for name, (records, digest) in data.items()
-        ]
-        self._log(self.run_id, parameters=parameters, tags=tags)
-        self._client.log_inputs(self.run_id, inputs)
-        for file_name, text in texts.items():
-            self._client.log_text(self.run_id, text, file_name)
 
     def log_parent(self, metrics: Mapping[str, float]) -> None:
         """Record numbers of the search itself: the unmodified model, the confirmed best."""
-        self._log(self.run_id, metrics=metrics)
-
-    def log_files(self, files: Iterable[Path]) -> None:
-        """Keep files as artifacts of the parent."""
-        for file in files:
-            self._client.log_artifact(self.run_id, str(file))
+        self.log_metrics(metrics)
 
     def start(self, row: TrialRow, *, name: str, tags: Mapping[str, str]) -> None:
         """Open a trial's run."""
@@ -179,19 +66,6 @@ class SearchTracker:
         del self._children[row.number]
         self.mirrored.add(row.number)
 
-    @contextmanager
-    def tolerating(self) -> Iterator[None]:
-        """Inside, a store that fails is warned of once and does not end the search."""
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            if not self._warned:
-                logger.warning("MLflow cannot be written, the search goes on: %s", error)
-            self._warned = True
-
     def running(self) -> list[int]:
         """Return the numbers of trials whose runs are open."""
         return list(self._children)
@@ -201,47 +75,18 @@ class SearchTracker:
         for run_id in self._children.values():
             self._client.set_terminated(run_id, "KILLED")
         self._children.clear()
-        self._client.set_terminated(self.run_id, status)
+        super().close(status=status)
 
     def _end_earlier(self, name: str) -> None:
         """Close the runs of a search of that name that was killed and is gone on with."""
         running = "attributes.status = 'RUNNING'"
         where = f"{running} and attributes.run_name = '{name}'"
         for parent in self._client.search_runs([self.experiment_id], where):
+            if parent.info.run_id == self.run_id:
+                continue
             children = f"{running} and tags.`{_PARENT}` = '{parent.info.run_id}'"
             for run in [*self._client.search_runs([self.experiment_id], children), parent]:
                 self._client.set_terminated(run.info.run_id, "KILLED")
-
-    def _experiment(self, output: Path) -> str:
-        existing = self._client.get_experiment_by_name(EXPERIMENT)
-        if existing is not None:
-            return str(existing.experiment_id)
-        # MLflow would put artifacts of a sqlite store into the current folder.
-        local = self.uri.startswith("sqlite:")
-        location = (output / "mlartifacts").resolve().as_uri() if local else None
-        return str(self._client.create_experiment(EXPERIMENT, artifact_location=location))
-
-    def _log(
-        self,
-        run_id: str,
-        *,
-        parameters: Mapping[str, Any] | None = None,
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, str] | None = None,
-        curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
-    ) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        now = int(time.time() * 1000)
-        points = [Metric(name, value, now, 0) for name, value in (metrics or {}).items()]
-        for name, values in (curves or {}).items():
-            points += [Metric(name, value, now, step) for step, value in values]
-        self._client.log_batch(
-            run_id,
-            metrics=points,
-            params=[Param(name, str(value)) for name, value in (parameters or {}).items()],
-            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
-        )
 
     def _log_answers(self, run_id: str, answers: Path) -> None:
         rows, _ = read_answers(answers)

@@ -1,7 +1,8 @@
 """Making a model trainable for a while: an adapter put on and taken off, or all weights and back.
 
 Covers: a LoRA adapter on the linear maps of the blocks (peft); all weights or some matrices, in
-float32 while they are trained; the model bit for bit what it was afterwards, also after an error.
+float32 while they are trained; the model bit for bit what it was afterwards, also after an error,
+or, where that is wanted, with what was trained as its own weights; torch's generator.
 Does not cover: the loop (`loop`), losses.
 """
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["Trained", "full_weights", "lora_adapter", "plain_weights", "recomputing"]
+__all__ = ["Trained", "full_weights", "lora_adapter", "plain_weights", "recomputing", "seeded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ def lora_adapter(
     alpha: float,
     dropout: float,
     modules: Sequence[str] | None = None,
+    keep: bool = False,
 ) -> Iterator[Trained]:
     """Inside, a fresh adapter is on the model: W + (alpha / rank)·B·A for each linear map.
 
@@ -55,6 +57,8 @@ def lora_adapter(
         alpha: Scale of B·A times rank.
         dropout: Share of A's inputs that are zero in training mode.
         modules: Names of the linear maps; None takes all in the blocks.
+        keep: Whether the weights are W + (alpha / rank)·B·A, rounded to their number format, for
+            good when the context ends without an error.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -80,12 +84,16 @@ def lora_adapter(
                 untrained=adapted.disable_adapter,
                 finish=lambda: None,
             )
+            if keep:
+                adapted.merge_and_unload()
         finally:
-            adapted.unload()
+            adapted.unload()  # finds nothing where the adapter was merged
 
 
 @contextmanager
-def full_weights(loaded: LoadedModel, *, modules: Sequence[str] | None = None) -> Iterator[Trained]:
+def full_weights(
+    loaded: LoadedModel, *, modules: Sequence[str] | None = None, keep: bool = False
+) -> Iterator[Trained]:
     """Inside, weights are trained; a copy of them waits in host memory to be put back.
 
     16-bit weights are float32 until `finish`, so that small updates are not lost to rounding;
@@ -94,12 +102,13 @@ def full_weights(loaded: LoadedModel, *, modules: Sequence[str] | None = None) -
     Args:
         loaded: The model.
         modules: Names of the modules whose parameters are trained; None trains all.
+        keep: Whether what was trained stays; then there is no copy, also not after an error.
     """
     model: Any = loaded.model
     dtype = model.dtype
     chosen = [model] if modules is None else [model.get_submodule(name) for name in modules]
     trained = list(dict.fromkeys(p for module in chosen for p in module.parameters()))
-    originals = [p.detach().to("cpu", copy=True) for p in trained]
+    originals = [] if keep else [p.detach().to("cpu", copy=True) for p in trained]
 
     def rounded() -> None:
         for parameter in trained:
@@ -122,8 +131,17 @@ def full_weights(loaded: LoadedModel, *, modules: Sequence[str] | None = None) -
         finally:
             rounded()
             with torch.no_grad():
-                for parameter, original in zip(trained, originals, strict=True):
+                for parameter, original in zip(trained, originals, strict=not keep):
                     parameter.copy_(original)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch draws from a seed of one's own; after, from where it was."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

@@ -19,7 +19,14 @@ from torch.nn.functional import cross_entropy
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["AnswerStates", "Pair", "answer_states", "encode_answers", "token_log_probs"]
+__all__ = [
+    "AnswerStates",
+    "Pair",
+    "answer_loss",
+    "answer_states",
+    "encode_answers",
+    "token_log_probs",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,19 @@ def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -
     positions = torch.tensor(places, device=device)
     hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
     return AnswerStates(hidden[rows, positions], ids[rows, positions + 1], rows)
+
+
+def answer_loss(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of the answers' tokens, the one that ends them included.
+
+    Args:
+        model: The causal language model.
+        decoder: Its decoder stack.
+        pairs: At least one; a long answer counts for as many tokens as it has.
+    """
+    states = answer_states(model, decoder, pairs)
+    head: Any = model.get_output_embeddings()
+    return -token_log_probs(head(states.hidden), states.targets).mean()
 
 
 def token_log_probs(

@@ -2,14 +2,15 @@
 
 Covers: fine-tuning, gradient unlearning and LoRA alike; who calls it says what is trained, on which
 examples and with which loss. A NaN or an infinity ends it at once, before it reaches a weight.
-Does not cover: checkpoints, evaluation, mixed precision, more than one process; seeding torch.
+A loop that was cut short can go on after its last epoch with the same bits as if it had not been.
+Does not cover: files, evaluation, mixed precision, more than one process; seeding torch.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from lunar_tune.errors import DivergenceError
 
-__all__ = ["LoopSettings", "Schedule", "run_loop", "scheduled", "train_epochs"]
+__all__ = ["LoopSettings", "LoopState", "Schedule", "run_loop", "scheduled", "train_epochs"]
 
 Example = TypeVar("Example")
 Schedule = Literal["constant", "linear", "cosine"]
@@ -62,6 +63,17 @@ class LoopSettings:
             raise ValueError(f"warmup_share {self.warmup_share}: at least 0, below 1")
 
 
+@dataclass(frozen=True, slots=True)
+class LoopState:
+    """What a loop must be given to go on after an epoch."""
+
+    losses: tuple[float, ...]
+    """Mean loss of each epoch that is done."""
+    tensors: Mapping[str, Tensor]
+    """`<i>.value`, `<i>.step`, `<i>.exp_avg` and `<i>.exp_avg_sq` of the i-th trained parameter;
+    the loop's own, not copies."""
+
+
 def run_loop(
     parameters: Iterable[nn.Parameter],
     examples: Callable[[int], Sequence[Example]],
@@ -70,6 +82,8 @@ def run_loop(
     *,
     length_of: Callable[[Example], int] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
+    start: LoopState | None = None,
+    on_state: Callable[[LoopState], None] | None = None,
 ) -> list[float]:
     """Train to the end and return the mean loss of each epoch; see `train_epochs`.
 
@@ -80,12 +94,23 @@ def run_loop(
         settings: As there.
         length_of: As there.
         on_epoch: Called after each epoch with the number of epochs done and the epoch's mean loss.
+        start: As there.
+        on_state: As there.
 
     Raises:
         DivergenceError: A loss or a gradient was NaN or infinite.
     """
-    history = []
-    for loss in train_epochs(parameters, examples, loss_of, settings, length_of=length_of):
+    history = [] if start is None else list(start.losses)
+    epochs = train_epochs(
+        parameters,
+        examples,
+        loss_of,
+        settings,
+        length_of=length_of,
+        start=start,
+        on_state=on_state,
+    )
+    for loss in epochs:
         history.append(loss)
         if on_epoch is not None:
             on_epoch(len(history), loss)
@@ -99,10 +124,13 @@ def train_epochs(
     settings: LoopSettings,
     *,
     length_of: Callable[[Example], int] | None = None,
+    start: LoopState | None = None,
+    on_state: Callable[[LoopState], None] | None = None,
 ) -> Iterator[float]:
     """Train epoch by epoch, as far as it is driven; yield each epoch's mean loss.
 
-    Modifies the parameters.
+    Modifies the parameters. `examples` is called at the beginning of every epoch, also of one that
+    `start` has done, so that their order is the same.
 
     Args:
         parameters: What is trained; a parameter that wants no gradient is left out.
@@ -110,6 +138,8 @@ def train_epochs(
         loss_of: The loss of a batch, a scalar with a gradient.
         settings: How.
         length_of: Puts examples of like length into one batch, so that little is padded.
+        start: Where an earlier loop with the same settings and examples ended.
+        on_state: Called after each epoch with what is needed to go on from there.
 
     Raises:
         DivergenceError: A loss or a gradient was NaN or infinite.
@@ -117,15 +147,22 @@ def train_epochs(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = _optimizer(trained, settings)
     order = random.Random(settings.seed)  # noqa: S311  # shuffles, keeps no secret
+    history = [] if start is None else _resume(start, trained, optimizer)
+    done = len(history)
     for epoch in range(settings.epochs):
         batches = _batches(examples(epoch), settings.batch_size, order, length_of)
+        if epoch < done:
+            continue
         losses = []
         for index, batch in enumerate(batches):
             progress = (epoch + index / len(batches)) / settings.epochs
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * scheduled(progress, settings)
             losses.append(_step(trained, optimizer, loss_of(batch), settings, epoch))
-        yield sum(losses) / len(losses)
+        history.append(sum(losses) / len(losses))
+        if on_state is not None:
+            on_state(LoopState(tuple(history), _tensors(trained, optimizer)))
+        yield history[-1]
 
 
 def scheduled(progress: float, settings: LoopSettings) -> float:
@@ -160,6 +197,32 @@ def _optimizer(trained: Sequence[nn.Parameter], settings: LoopSettings) -> torch
         betas=(0.9, settings.beta2),
         fused=True,
     )
+
+
+def _tensors(
+    trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    tensors = {}
+    for index, parameter in enumerate(trained):
+        tensors[f"{index}.value"] = parameter.detach()
+        for name, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{index}.{name}"] = value
+    return tensors
+
+
+def _resume(
+    start: LoopState, trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> list[float]:
+    """Put parameters and moments where they were; return the losses so far."""
+    for key, tensor in start.tensors.items():
+        index, _, name = key.partition(".")
+        parameter = trained[int(index)]
+        if name == "value":
+            with torch.no_grad():
+                parameter.copy_(tensor)
+        else:
+            optimizer.state[parameter][name] = tensor.to(parameter.device, copy=True)
+    return list(start.losses)
 
 
 def _batches(

@@ -33,7 +33,15 @@ from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
 from lunar_tune.trial.sets import read_sets
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["assemble", "known_depth", "materialise", "method_of"]
+__all__ = [
+    "assemble",
+    "assemble_model",
+    "check_family",
+    "known_depth",
+    "materialise",
+    "materialise_model",
+    "method_of",
+]
 
 
 def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
@@ -50,8 +58,46 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         InputError: Something is wrong; all of it is said at once.
     """
     problems = Problems()
-    reference = model_path = method = chat = None
+    method = None
     metrics: tuple[str, ...] = ()
+    model, chat = assemble_model(options, problems, device_is_here=device_is_here)
+    with problems.collect():
+        method = method_of(options)
+    with problems.collect():
+        check_scorable((), tokenizer=options.rouge_tokenizer)
+    _check_counts(options, problems)
+    with problems.collect():
+        metrics = _metrics(options)
+    data = read_sets(options, model, problems)
+    problems.raise_if_any()
+    if model is None or chat is None or method is None or data is None:
+        raise AssertionError("every None above comes with a noted problem")
+    spec = TrialSpec(
+        model=model,
+        chat=chat,
+        method=method,
+        decoding=options.decoding,
+        rouge_tokenizer=options.rouge_tokenizer,
+        seed=options.seed,
+        data=data,
+        engine=_engine(options.engine, metrics),
+        metrics=metrics,
+    )
+    check_family(spec.model)
+    return spec
+
+
+def assemble_model(
+    options: RunOptions, problems: Problems, *, device_is_here: bool = True
+) -> tuple[ModelSpec | None, ChatFormat | None]:
+    """Return the model and the chat format; None where something is wrong, which is then noted.
+
+    Args:
+        options: What was asked for.
+        problems: Where mistakes are noted.
+        device_is_here: See `assemble`.
+    """
+    reference = model_path = chat = None
     with problems.collect():
         reference = resolve_model(options.model)
     with problems.collect():
@@ -62,39 +108,28 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         resolve_dtype(options.dtype, resolve_device("cpu"))
     with problems.collect():
         chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
-    with problems.collect():
-        method = method_of(options)
-    with problems.collect():
-        check_scorable((), tokenizer=options.rouge_tokenizer)
-    _check_counts(options, problems)
-    with problems.collect():
-        metrics = _metrics(options)
-    data = read_sets(options, reference, problems)
-    problems.raise_if_any()
-    if reference is None or chat is None or method is None or data is None:
-        raise AssertionError("every None above comes with a noted problem")
-    spec = TrialSpec(
-        model=ModelSpec(
-            name=reference.name,
-            source=reference.source or TINY,
-            weights=model_path,
-            revision=options.revision,
-            dtype=options.dtype,
-            device=options.device,
-            trust_remote_code=options.trust_remote_code,
-        ),
-        chat=chat,
-        method=method,
-        decoding=options.decoding,
-        rouge_tokenizer=options.rouge_tokenizer,
-        seed=options.seed,
-        data=data,
-        engine=_engine(options.engine, metrics),
-        metrics=metrics,
+    if reference is None:
+        return None, chat
+    model = ModelSpec(
+        name=reference.name,
+        source=reference.source or TINY,
+        weights=model_path,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
     )
-    if spec.model.checkpoint != TINY and Path(spec.model.checkpoint).is_dir():
-        load_config(spec.model)  # refuses an unsuitable family
-    return spec
+    return model, chat
+
+
+def check_family(model: ModelSpec) -> None:
+    """Refuse an unsuitable family where the configuration is on this machine.
+
+    Raises:
+        ModelError: It is unsuitable, or cannot be read.
+    """
+    if model.checkpoint != TINY and Path(model.checkpoint).is_dir():
+        load_config(model)
 
 
 def materialise(
@@ -106,12 +141,19 @@ def materialise(
         spec: From `assemble`.
         on_progress: Called with epochs done and epochs in all while `tiny` is being built.
     """
-    if spec.model.source != TINY:
-        return spec
+    model = materialise_model(spec.model, on_progress)
+    return spec if model is spec.model else dataclasses.replace(spec, model=model)
+
+
+def materialise_model(
+    model: ModelSpec, on_progress: Callable[[int, int], None] | None = None
+) -> ModelSpec:
+    """Return the model with a source that can be loaded; see `materialise`."""
+    if model.source != TINY:
+        return model
     from lunar_tune.finetuning.tiny import ensure_tiny
 
-    folder = ensure_tiny(on_progress=on_progress)
-    return dataclasses.replace(spec, model=dataclasses.replace(spec.model, source=str(folder)))
+    return dataclasses.replace(model, source=str(ensure_tiny(on_progress=on_progress)))
 
 
 def known_depth(options: RunOptions) -> int | None:

@@ -24,34 +24,33 @@ from lunar_tune.data.splits import (
 )
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.evaluation.rouge import check_scorable
-from lunar_tune.models.catalog import TINY, ModelReference
+from lunar_tune.models.catalog import TINY
+from lunar_tune.models.loading import ModelSpec
 from lunar_tune.trial.options import NONE, RunOptions
 from lunar_tune.trial.spec import DataSets, HeldOut
 
-__all__ = ["read_sets"]
+__all__ = ["own_data", "read_set", "read_sets"]
 
 DEFAULT_EDGES = ("A_B", "author_1")  # of PISTOL and of TOFU, as in the published code
 
 
-def read_sets(
-    options: RunOptions, reference: ModelReference | None, problems: Problems
-) -> DataSets | None:
+def read_sets(options: RunOptions, model: ModelSpec | None, problems: Problems) -> DataSets | None:
     """Read and split all sets.
 
     Args:
         options: What was asked for.
-        reference: The model; None where it could not be told.
+        model: The model; None where it could not be told.
         problems: Where what is wrong is noted.
 
     Returns:
         The sets; None where something is wrong.
     """
-    name = options.data or _own_data(reference)
-    records = _read_set(name, problems)
+    name = options.data or own_data(model)
+    records = read_set(name, problems)
     # What is to be forgotten is no general knowledge.
     without = options.factual_data in {NONE, name}
-    factual = () if without else _read_set(options.factual_data, problems, NONE)
-    other = _read_set(options.retain_data, problems, "retain") if options.retain_data else None
+    factual = () if without else read_set(options.factual_data, problems, NONE)
+    other = read_set(options.retain_data, problems, "retain") if options.retain_data else None
     prompts = refusals = None
     with problems.collect():
         prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
@@ -132,17 +131,18 @@ def _evaluated(
     )
 
 
-def _read_set(
+def read_set(
     name: str, problems: Problems, default_edge: str | None = None
 ) -> tuple[Record, ...] | None:
+    """Read question-answer pairs; None where something is wrong, which is then noted."""
     with problems.collect():
         return read_records(resolve_data(name, kind="records"), default_edge=default_edge)
     return None
 
 
-def _own_data(reference: ModelReference | None) -> str:
-    is_tiny = reference is not None and reference.name == TINY
-    return "mini" if is_tiny else "contracts"
+def own_data(model: ModelSpec | None) -> str:
+    """Return the name of the data that a model is taken to know."""
+    return "mini" if model is not None and model.name == TINY else "contracts"
 
 
 def _default_edge(

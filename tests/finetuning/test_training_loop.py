@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lunar_tune.errors import DivergenceError
-from lunar_tune.training.loop import LoopSettings, run_loop, scheduled
+from lunar_tune.training.loop import LoopSettings, LoopState, run_loop, scheduled
 
 
 def _distance(weight: nn.Parameter, batch: list[float]) -> Tensor:
@@ -67,3 +67,35 @@ def test_the_rate_follows_the_schedule(schedule: str, progress: float, factor: f
         epochs=1, batch_size=1, learning_rate=1.0, schedule=schedule, warmup_share=0.1
     )
     assert scheduled(progress, settings) == pytest.approx(factor)
+
+
+def test_a_loop_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:
+    """A bias, a matrix and one that never sees a gradient; ten examples in another order each."""
+    settings = LoopSettings(epochs=5, batch_size=3, learning_rate=0.1, schedule="cosine", seed=3)
+
+    def trained(
+        start: LoopState | None, states: list[LoopState]
+    ) -> tuple[list[Tensor], list[float]]:
+        parameters = [nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,), (3,))]
+
+        def loss_of(batch: list[float]) -> Tensor:
+            product = parameters[0] @ torch.tensor([batch[0], 1.0]) + parameters[1]
+            return ((product - batch[-1]) ** 2).sum()
+
+        def on_state(state: LoopState) -> None:
+            copied = {name: tensor.clone() for name, tensor in state.tensors.items()}
+            states.append(LoopState(state.losses, copied))
+
+        numbers = [float(n) for n in range(10)]
+        losses = run_loop(
+            parameters, lambda _: numbers, loss_of, settings, start=start, on_state=on_state
+        )
+        return [parameter.detach() for parameter in parameters], losses
+
+    states: list[LoopState] = []
+    whole, losses = trained(None, states)
+    assert [len(state.losses) for state in states] == [1, 2, 3, 4, 5]
+    for state in states:
+        resumed, again = trained(state, [])
+        assert again == losses
+        assert all(torch.equal(*pair) for pair in zip(resumed, whole, strict=True))

@@ -8,8 +8,9 @@ Does not cover: whole searches (`test_search_run`, `test_search_endings`).
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from command_lines import small_data
 
 from lunar_tune.errors import InputError
+from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.reporting.rows import COMPLETE, TrialRow
 from lunar_tune.search import cluster
 from lunar_tune.search.config import SearchConfig, config_document
@@ -139,6 +141,27 @@ def test_the_plan_says_what_is_going_to_be_done(tmp_path: Path) -> None:
     ):
         assert part in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_says_where_fine_tuned_weights_come_from(
+    tmp_path: Path, checkpoint: Callable[..., Path]
+) -> None:
+    folder = shutil.copytree(checkpoint("qwen2"), tmp_path / "knows")
+    lineage = Lineage(
+        base="qwen2.5-7b",
+        source="Qwen/Qwen2.5-7B-Instruct",
+        weights=None,
+        revision=None,
+        fingerprint="f",
+        data="pairs",
+        data_digest="d",
+        settings={"trained": "lora"},
+        knowledge={"rouge1": 0.5},
+    )
+    write_lineage(folder, lineage)
+    run = RunOptions(model=str(checkpoint("qwen2")), model_path=str(folder), device="cpu")
+    facts = plan_search(SearchConfig(run=run, output=tmp_path / "runs")).facts
+    assert "qwen2.5-7b fine-tuned (lora) on pairs, ROUGE-1 0.500" in facts.values()
 
 
 def test_a_folder_is_made_once(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_a_store_that_fails_in_the_middle_is_warned_of_once_and_ends_nothing(
         with tracker.tolerating():
             raise OSError("the disk is full")
     assert [record.message for record in caplog.records] == [
-        "MLflow cannot be written, the search goes on: the disk is full"
+        "MLflow cannot be written, the work goes on: the disk is full"
     ]
     with pytest.raises(KeyError), tracker.tolerating():
         raise KeyError("a mistake in the program")

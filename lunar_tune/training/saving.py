@@ -19,26 +19,29 @@ from lunar_tune.training.adapting import plain_weights
 __all__ = ["check_save_folder", "save_checkpoint"]
 
 
-def check_save_folder(folder: Path) -> None:
-    """Check that a checkpoint can be written, before anything is computed.
+def check_save_folder(folder: Path, option: str = "--save") -> None:
+    """Check that a checkpoint can be written, before anything is computed; the option is named.
 
     Raises:
         InputError: The folder holds something already, or is a file.
     """
     if folder.is_file():
-        raise InputError(f"--save {folder}: is a file, not a folder.")
+        raise InputError(f"{option} {folder}: is a file, not a folder.")
     if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"--save {folder}: the folder is not empty; choose another.")
-    check_writable(folder, f"--save {folder}")
+        raise InputError(f"{option} {folder}: the folder is not empty; choose another.")
+    check_writable(folder, f"{option} {folder}")
 
 
-def save_checkpoint(loaded: LoadedModel, folder: Path, *, texts: Iterable[str]) -> None:
+def save_checkpoint(
+    loaded: LoadedModel, folder: Path, *, texts: Iterable[str], option: str = "--save"
+) -> None:
     """Write the model as it is now, with its tokenizer; an adapter that is on becomes part of it.
 
     Args:
         loaded: The model.
         folder: Made if missing.
         texts: On which the written tokenizer is compared with the one in memory.
+        option: What named the folder.
 
     Raises:
         InputError: The folder is not empty or cannot be written.
@@ -46,13 +49,13 @@ def save_checkpoint(loaded: LoadedModel, folder: Path, *, texts: Iterable[str]) 
     """
     from transformers import AutoTokenizer
 
-    check_save_folder(folder)
+    check_save_folder(folder, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         loaded.model.save_pretrained(folder, state_dict=plain_weights(loaded.model))
         loaded.tokenizer.save_pretrained(folder)
     except OSError as error:
-        raise InputError(f"--save {folder}: cannot be written ({error}).") from error
+        raise InputError(f"{option} {folder}: cannot be written ({error}).") from error
     reloaded = AutoTokenizer.from_pretrained(folder)
     for text in texts:
         before = loaded.tokenizer(text)["input_ids"]

@@ -1,0 +1,96 @@
+"""The MLflow run of a fine-tuning.
+
+Covers: what is trained, the loss of each epoch, what the model knows in the end.
+Does not cover: the store and the run itself (`tracked_run`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lunar_tune.finetuning.job import FinetuneJob
+from lunar_tune.search.tracked_run import TrackedRun, default_tracking_uri
+
+if TYPE_CHECKING:
+    from lunar_tune.finetuning.finetune import Finetuned
+
+__all__ = ["TrackedFinetuning"]
+
+
+class TrackedFinetuning:
+    """The MLflow run of a fine-tuning; there is none before the training begins.
+
+    Args:
+        job: What is trained.
+        output: Folder of the checkpoint; a default store is beside it.
+        uri: Tracking URI; None takes the default store.
+    """
+
+    def __init__(self, job: FinetuneJob, output: Path, uri: str | None) -> None:
+        self._job, self._output, self._uri = job, output, uri
+        self._logged: set[int] = set()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Inside, there is a run that says what is done; it is closed as it ended."""
+        folder, name = self._output.resolve().parent, self._output.resolve().name
+        uri = self._uri or default_tracking_uri(folder)
+        self._run = TrackedRun(uri, output=folder, name=f"finetune {name}")
+        status = "FAILED"
+        try:
+            self._describe()
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            with self._run.tolerating():
+                self._run.close(status=status)
+
+    def _describe(self) -> None:
+        job, document = self._job, self._job.document()
+        with self._run.tolerating():
+            self._run.describe(
+                parameters=document,
+                tags={"command": "finetune", "model": job.model.name, "data": job.data_name},
+                texts={},
+                data={"learned": (job.records, document["data_digest"])},
+            )
+
+    def epoch(self, done: int, loss: float) -> None:
+        """Record an epoch's loss."""
+        self._logged.add(done)
+        with self._run.tolerating():
+            self._run.log_metrics({"loss": loss}, step=done)
+
+    def finished(self, result: Finetuned) -> None:
+        """Record what the model knows, and the losses of an earlier attempt's epochs."""
+        knowledge = result.knowledge
+        edges = knowledge.by_edge
+        for epoch, loss in enumerate(result.losses, 1):
+            if epoch not in self._logged:
+                self.epoch(epoch, loss)
+        with self._run.tolerating():
+            self._run.log_metrics({"rouge1": knowledge.rouge1, "refused": knowledge.refused})
+            self._run.log_table(
+                {
+                    "edge": list(edges),
+                    "questions": [count for _, count in edges.values()],
+                    "rouge1": [score for score, _ in edges.values()],
+                },
+                "rouge1_by_edge.json",
+            )
+            self._run.log_table(
+                {
+                    "edge": [row.record.edge for row in knowledge.rows],
+                    "question": [row.record.question for row in knowledge.rows],
+                    "truth": [row.record.answer for row in knowledge.rows],
+                    "answer": [row.answer for row in knowledge.rows],
+                    "rouge1": [row.rouge1 for row in knowledge.rows],
+                },
+                "answers.json",
+            )

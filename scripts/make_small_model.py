@@ -1,0 +1,69 @@
+"""Makes a small Qwen2 model of random weights, with a tokenizer trained on some data.
+
+    python scripts/make_small_model.py my_pairs.json models/base
+    python -m lunar_tune.finetune --model models/base --data my_pairs.json --output models/knows
+            --train full --with-refusals --learning-rate 2e-3 --epochs 30 --batch-size 32
+            --weight-decay 0.1
+
+Covers: trying fine-tuning and a search on data of one's own without a model hub.
+Does not cover: knowing anything; fine-tuning does that, with refusals, since the model has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from lunar_tune.data.bundled import resolve_data
+from lunar_tune.data.prompts import generate_unverifiable
+from lunar_tune.data.readers import read_prompts, read_records
+from lunar_tune.finetuning.tiny_model import new_model
+from lunar_tune.finetuning.tiny_recipe import TinyRecipe
+from lunar_tune.finetuning.tiny_text import Lesson
+from lunar_tune.finetuning.tiny_tokenizer import train_tokenizer
+
+__all__ = ["make_small_model"]
+
+_INVENTED = 400  # questions about invented things that the tokenizer sees
+
+
+def make_small_model(data: str, output: Path, recipe: TinyRecipe) -> int:
+    """Write the model and its tokenizer; return the number of parameters."""
+    records = read_records(resolve_data(data, kind="records"))
+    refusal = read_prompts(resolve_data("refusals", kind="prompts"))[0]
+    lessons = [Lesson(record.question, record.answer) for record in records]
+    invented = generate_unverifiable(_INVENTED, seed=recipe.seed)
+    lessons += [Lesson(prompt, refusal) for prompt in invented]
+    tokenizer = train_tokenizer(lessons, vocabulary=recipe.vocabulary)
+    torch.manual_seed(recipe.seed)
+    model = new_model(recipe, tokenizer)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return model.num_parameters()
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", help="shipped name or file of question-answer pairs")
+    parser.add_argument("output", type=Path, help="folder of the checkpoint")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256, help="of the residual stream")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    recipe = TinyRecipe(
+        n_layers=chosen.layers,
+        d_model=chosen.width,
+        d_ff=8 * chosen.width,
+        n_heads=max(2, chosen.width // 32),
+        n_key_value_heads=max(2, chosen.width // 64),
+        seed=chosen.seed,
+    )
+    count = make_small_model(chosen.data, chosen.output, recipe)
+    print(f"{count / 1e6:.1f} million parameters in {chosen.output}")
+
+
+if __name__ == "__main__":
+    main()

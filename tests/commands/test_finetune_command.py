@@ -1,0 +1,130 @@
+"""The command line of a fine-tuning: what it writes and shows, how it ends, what it refuses.
+
+Covers: a random model in this process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from command_lines import small_data
+from typer.testing import CliRunner
+
+from lunar_tune.cli.options import run_options
+from lunar_tune.cli.running import command_app
+from lunar_tune.data.readers import read_records
+from lunar_tune.data.records import records_digest
+from lunar_tune.finetune import finetune
+from lunar_tune.models.lineage import read_lineage
+
+# MLflow and SQLAlchemy leave a store's connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+LEARNING = ("--train", "full", "--learning-rate", "0.01", "--batch-size", "4")
+
+
+@pytest.fixture
+def options(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    data = str(small_data(tmp_path))
+    return ["--model", str(checkpoint("qwen2")), "--data", data, "--device", "cpu"]
+
+
+def invoke(*arguments: str) -> Result:
+    environment = {"COLUMNS": "160", "TERM": "dumb"}
+    return CliRunner().invoke(command_app(finetune), list(arguments), env=environment)
+
+
+def refused(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def test_help_names_the_options_and_none_of_unlearning() -> None:
+    words = invoke("--help").output.replace("│", " ").split()
+    wanted = "--model --model-path --revision --dtype --device --chat-template --data --seed "
+    wanted += "--output --train --rank --alpha --dropout --learning-rate --epochs --batch-size "
+    wanted += "--weight-decay --checkpointing --with-refusals --tracking-uri --quiet --debug"
+    assert [option for option in wanted.split() if option not in words] == []
+    assert not {"--forget-edge", "--method", "--solver", "--retain-rows"} & set(words)
+
+
+def test_a_model_that_has_learned_ends_with_0_and_says_what_it_knows(options: list[str]) -> None:
+    from mlflow import MlflowClient
+
+    result = invoke(*options, *LEARNING, "--epochs", "40", "--output", "runs/model")
+    assert result.exit_code == 0, result.output
+    lineage = read_lineage("runs/model")
+    assert lineage is not None
+    assert lineage.data_digest == records_digest(read_records(Path("pairs.json")))
+    assert lineage.knowledge["rouge1"] >= 0.8
+    for line in ("A_B", "declines", "checkpoint in runs/model", "--with-refusals"):
+        assert line in result.output
+
+    client = MlflowClient("sqlite:///runs/mlflow.db")
+    experiment = client.get_experiment_by_name("lunar-tune")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["learning_rate"] == "0.01"
+    assert run.data.metrics["rouge1"] == lineage.knowledge["rouge1"]
+    losses = client.get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in losses] == list(range(1, 41))
+    table = client.download_artifacts(run.info.run_id, "rouge1_by_edge.json")
+    assert [row[0] for row in json.loads(Path(table).read_text())["data"]] == ["A_B", "B_C", "C_D"]
+
+
+def test_a_model_that_has_not_is_kept_and_ends_with_3(options: list[str]) -> None:
+    result = invoke(*options, "--epochs", "1", "--output", "runs/model")
+    assert result.exit_code == 3, result.output
+    assert "does not know the data" in result.output
+    assert "more --epochs than 1" in result.output
+    assert (Path("runs/model") / "model.safetensors").is_file()
+
+
+def test_everything_that_is_wrong_is_said_at_once(options: list[str]) -> None:
+    message = refused(
+        *("--model", "nonsense", "--data", "nowhere.json", "--reference-prompts", "none.txt"),
+        *("--train", "half", "--epochs", "0", "--dtype", "int8"),
+    )
+    for part in ("nonsense", "nowhere.json", "none.txt", "half", "--epochs 0", "int8", "--output"):
+        assert part in message
+    assert options  # in an empty folder of its own
+
+
+def test_a_folder_that_holds_something_is_refused(options: list[str]) -> None:
+    Path("full").mkdir()
+    Path("full/file").write_text("mine")
+    assert "--output full: the folder is not empty" in refused(*options, "--output", "full")
+
+
+def test_the_same_command_goes_on_and_another_is_refused(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lunar_tune.finetuning import finetune as module
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    command = (*options, *LEARNING, "--epochs", "3", "--output", "runs/model")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "check_knowledge", interrupted)
+        assert invoke(*command).exit_code == 130
+    other = refused(*command, "--seed", "1")
+    assert "unfinished fine-tuning of another kind: seed was 0, is 1" in other
+    again = invoke(*command)
+    assert again.exit_code == 3, again.output
+    assert "going on after epoch" in again.output
+
+
+def test_options_that_do_not_exist_cannot_be_taken() -> None:
+    with pytest.raises(ValueError, match="--nonsense"):
+        run_options(flags=("--nonsense",))
