@@ -11,7 +11,7 @@ Shapes: `texts` counts the texts of a call, `d` is the embedder's width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,9 +175,9 @@ def load_sentence_embedder(name: str, *, device: str = "auto") -> SentenceEmbedd
         ModelError: It cannot be loaded, lacks weights, or is no encoder that pads.
     """
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
-    disable_progress_bar()  # the commands show their own
+    logging.disable_progress_bar()  # the commands show their own
     folder = Path(name).expanduser()
     if not folder.is_dir() and name.startswith((".", "/", "~")):
         raise ModelError(f"--embedding-model {name}: no such folder.")
@@ -186,7 +186,10 @@ def load_sentence_embedder(name: str, *, device: str = "auto") -> SentenceEmbedd
         "trust_remote_code": False,
         "local_files_only": folder.is_dir() or not hub_resolves(),
     }
+    verbosity = logging.get_verbosity()
     try:
+        # What is unexpected in the weights, such as a head, has no part; what lacks is checked.
+        logging.set_verbosity_error()
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model, report = AutoModel.from_pretrained(
             source,
@@ -202,12 +205,14 @@ def load_sentence_embedder(name: str, *, device: str = "auto") -> SentenceEmbedd
             "a folder with its config.json, tokenizer and safetensors weights; without the option "
             "the model's own states are used."
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     _check_encoder(name, model, tokenizer, report["missing_keys"])
     model.eval().requires_grad_(requires_grad=False).to(resolve_device(device))
     return SentenceEmbedder(name, model, tokenizer)
 
 
-def _check_encoder(name: str, model: Any, tokenizer: Any, missing: Sequence[str]) -> None:
+def _check_encoder(name: str, model: Any, tokenizer: Any, missing: Collection[str]) -> None:
     """Refuse what would give numbers without a meaning."""
     lacking = sorted(key for key in missing if not key.startswith("pooler."))  # not used here
     if lacking:
