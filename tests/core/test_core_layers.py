@@ -1,8 +1,7 @@
-"""Layer scores equal a plain loop, and the file they are kept in says what is wrong with it.
+"""Layer scores equal a plain loop, and what is recommended follows from them.
 
-Covers: scores against single prompts, `generate` with a hook written here and cosines in numpy;
-what is recommended; the prior's file.
-Does not cover: the command (`tests/commands/test_layers_command.py`).
+Covers: scores against single prompts, `generate` with a hook written here and cosines in numpy.
+Does not cover: the file (`test_core_layer_prior`), the command (`commands/test_layers_command`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import torch
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.layer_prior import LayerPrior, read_layer_prior
 from lunar_tune.trial.layers import Answers, LayerScore, LayerScores, layer_scores
 from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
@@ -259,77 +257,3 @@ def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended(
 ) -> None:
     scores = scores_of(unmodified, *layers)
     assert (scores.best, scores.recommended) == (best, recommended)
-
-
-# The file
-
-
-@pytest.fixture(scope="module")
-def prior(spec: Callable[..., TrialSpec]) -> LayerPrior:
-    made = spec()
-    scores = layer_scores(Worker(made), coefficient=COEFFICIENT, rows=3)
-    return LayerPrior.of(scores, made, n_layers=3)
-
-
-def test_a_prior_comes_back_as_it_was(prior: LayerPrior, tmp_path: Path) -> None:
-    path = tmp_path / "prior.json"
-    path.write_text(prior.document(), encoding="utf-8")
-    assert read_layer_prior(path) == prior
-    document = json.loads(path.read_text())
-    assert (document["format"], document["version"]) == ("lunar-tune layer prior", 1)
-    assert (document["rows"], document["n_layers"], document["coefficient"]) == (3, 3, COEFFICIENT)
-    assert document["forget_edges"] == ["A_B", "C_D"]
-    for one in document["layers"]:
-        assert one["score"] == pytest.approx(one["s1"] - one["s2"])
-    best = max(document["layers"], key=lambda one: one["score"])
-    assert document["best"] == best["layer"]
-    assert "Kettles" not in path.read_text(), "nothing of what is to be forgotten"
-
-
-def test_keys_of_a_later_version_are_read_over(prior: LayerPrior, tmp_path: Path) -> None:
-    path = tmp_path / "prior.json"
-    path.write_text(json.dumps(json.loads(prior.document()) | {"new": [1]}), encoding="utf-8")
-    assert read_layer_prior(path) == prior
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"version": 2}, "version"),
-        ({"format": "other"}, "format"),
-        ({"best": 7}, "layer 7 stands not among layers"),
-        ({"recommended": []}, "recommended: "),
-        ({"recommended": [5]}, "layer 5 stands not among layers"),
-        ({"n_layers": 2}, "numbers from 0 to 1"),
-        ({"coefficient": "2"}, "coefficient: "),
-        ({"layers": [{"layer": 0, "s1": 0.5, "unfinished": 0}]}, r"layers\[0\].s2: is missing"),
-    ],
-)
-def test_a_file_that_is_no_prior_is_refused_with_the_reason(
-    prior: LayerPrior, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    path = tmp_path / "prior.json"
-    path.write_text(json.dumps(json.loads(prior.document()) | changes), encoding="utf-8")
-    with pytest.raises(InputError, match=message) as caught:
-        read_layer_prior(path)
-    assert str(path) in str(caught.value)
-
-
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nosuch\.json: cannot be read"):
-        read_layer_prior(tmp_path / "nosuch.json")
-    for content in ("[1]", "{", "\ufeff{}", ""):
-        (tmp_path / "prior.json").write_text(content, encoding="utf-8")
-        with pytest.raises(InputError, match="is no layer prior"):
-            read_layer_prior(tmp_path / "prior.json")
-
-
-def test_a_prior_fits_its_model_alone(prior: LayerPrior) -> None:
-    """The name is known before the weights are; the depth may not be."""
-    source = "--layer-prior p.json"
-    prior.check_fits(model=prior.model, n_layers=3, source=source)
-    prior.check_fits(model=prior.model, n_layers=None, source=source)
-    for model, n_layers in (("other", 3), (prior.model, 4), ("other", None)):
-        with pytest.raises(InputError, match=rf"--layer-prior p\.json: .*{model!r}") as caught:
-            prior.check_fits(model=model, n_layers=n_layers, source=source)
-        assert f"python -m lunar_tune.layers --model {model}" in str(caught.value)
