@@ -145,8 +145,13 @@ def why_not_resumable(config: PretrainedConfig, longest: int) -> str | None:
     return f"it has {', '.join(sorted(other))} blocks" if other else None
 
 
-def check_layers(layers: tuple[int, ...], n_layers: int) -> None:
+def check_layers(layers: tuple[int, ...], n_layers: int, *, option: str = "--layer") -> None:
     """Check layer indices.
+
+    Args:
+        layers: Which blocks are meant.
+        n_layers: How many the model has.
+        option: What named them, for the message.
 
     Raises:
         ModelError: One lies outside the model, or one is named twice.
@@ -155,11 +160,11 @@ def check_layers(layers: tuple[int, ...], n_layers: int) -> None:
     if outside:
         listed = ", ".join(map(str, outside))
         raise ModelError(
-            f"--layer {listed}: the model has {n_layers} decoder blocks, numbered 0 to "
+            f"{option} {listed}: the model has {n_layers} decoder blocks, numbered 0 to "
             f"{n_layers - 1}."
         )
     if len(set(layers)) != len(layers):
-        raise ModelError(f"--layer {', '.join(map(str, layers))}: a layer is named twice.")
+        raise ModelError(f"{option} {', '.join(map(str, layers))}: a layer is named twice.")
 
 
 @contextmanager

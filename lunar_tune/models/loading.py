@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LoadedModel", "ModelSpec", "check_model_path", "load_config", "load_model"]
+__all__ = [
+    "LoadedModel",
+    "ModelSpec",
+    "check_model_path",
+    "hub_resolves",
+    "load_config",
+    "load_model",
+]
 
 _ADAPTER_FILE = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -241,7 +248,7 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
             source,
             revision=None if local else spec.revision,
             trust_remote_code=spec.trust_remote_code,
-            local_files_only=local or not _hub_resolves(),
+            local_files_only=local or not hub_resolves(),
             **options,
         )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
@@ -294,7 +301,7 @@ def _why_not_loaded(error: Exception, spec: ModelSpec, local: bool) -> str:
     return next(message for applies, message in cases if applies)
 
 
-def _hub_resolves() -> bool:
+def hub_resolves() -> bool:
     """Say whether the hub's name resolves; where it does not, waiting for answers is in vain."""
     from huggingface_hub import constants
 

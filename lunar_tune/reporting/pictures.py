@@ -1,12 +1,14 @@
 """Pictures of a search, drawn with matplotlib.
 
-Covers: forget against retain with the floor, and the best feasible score over the trials.
+Covers: forget against retain with the floor, the best feasible score over the trials, and the
+similarities that choose a layer; PNG, or SVG where the file's name says so.
 Does not cover: interactive pictures.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,9 @@ from lunar_tune.reporting.rows import COMPLETE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_history", "draw_trade_off"]
+__all__ = ["PICTURE_SUFFIXES", "draw_history", "draw_layers", "draw_trade_off"]
+
+PICTURE_SUFFIXES = (".png", ".svg")
 
 # Okabe and Ito's palette: told apart by the colour-blind; markers tell apart in grey.
 _FEASIBLE, _INFEASIBLE, _BEST = "#0072B2", "#D55E00", "#009E73"
@@ -91,6 +95,63 @@ def draw_history(report: Report, path: Path) -> None:
         axes.legend(loc="upper right", fontsize=8, frameon=False)
 
 
+def draw_layers(
+    path: Path,
+    *,
+    title: str,
+    layers: Sequence[int],
+    refusal: Sequence[float],
+    truth: Sequence[float],
+    unmodified: float,
+    best: int,
+    recommended: Collection[int],
+) -> None:
+    """Draw how alike answers are to refusals and to the truth, layer by layer.
+
+    Args:
+        path: PNG, or SVG by its suffix.
+        title: Over the picture.
+        layers: Which, ascending.
+        refusal: s1 of each.
+        truth: s2 of each.
+        unmodified: s1 − s2 of the unmodified model.
+        best: The layer to mark.
+        recommended: The layers to shade.
+    """
+    score = [s1 - s2 for s1, s2 in zip(refusal, truth, strict=True)]
+    with _picture(path) as axes:
+        for layer in recommended:
+            axes.axvspan(layer - 0.5, layer + 0.5, color="0.9", lw=0, zorder=0)
+        axes.axhline(unmodified, color="0.4", lw=1, ls=":")
+        # Line, marker and colour each tell the curves apart.
+        for values, colour, line, marker, width, label in (
+            (refusal, _FEASIBLE, "--", "o", 1.3, "s1: like refusals"),
+            (truth, _INFEASIBLE, "-.", "s", 1.3, "s2: like the true answers"),
+            (score, _BEST, "-", "D", 2.2, "s1 − s2"),  # noqa: RUF001 a minus sign
+        ):
+            axes.plot(
+                layers, values, color=colour, ls=line, marker=marker, lw=width, ms=5, label=label
+            )
+        axes.scatter(
+            [best],
+            [score[list(layers).index(best)]],
+            s=200,
+            marker="*",
+            c=_BEST,
+            edgecolors="black",
+            label=f"best: layer {best}",
+            zorder=3,
+        )
+        axes.plot([], [], color="0.4", lw=1, ls=":", label="s1 − s2, nothing added")  # noqa: RUF001
+        axes.fill_between([], [], [], color="0.9", label="recommended")
+        axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
+        axes.set_title(title, parse_math=False, fontsize=10)
+        axes.set_xlabel("layer (decoder block, from 0)")
+        axes.set_ylabel("mean cosine similarity")
+        axes.locator_params(axis="x", integer=True)
+        axes.figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+
+
 def _mark(axes: Axes, report: Report) -> None:
     """Mark the unmodified model and the confirmed best."""
     axes.scatter(
@@ -136,5 +197,6 @@ class _picture:
     def __exit__(self, kind: type[BaseException] | None, *_rest: Any) -> None:
         if kind is None:
             buffer = io.BytesIO()
-            self._figure.savefig(buffer, dpi=_DPI, format="png")
+            kind_of_file = "svg" if self._path.suffix.lower() == ".svg" else "png"
+            self._figure.savefig(buffer, dpi=_DPI, format=kind_of_file)
             write_atomically(self._path, buffer.getvalue())

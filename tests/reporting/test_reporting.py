@@ -6,6 +6,8 @@ import hashlib
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +18,7 @@ from lunar_tune import files
 from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
-from lunar_tune.reporting.pictures import draw_history, draw_trade_off
+from lunar_tune.reporting.pictures import draw_history, draw_layers, draw_trade_off
 from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
 from lunar_tune.reporting.tables import (
@@ -186,6 +188,42 @@ def test_a_feasible_trial_changes_the_pictures(tmp_path: Path) -> None:
         draw(report(complete(0, 0.5, 0.9), *others), tmp_path / "with.png")
         without, with_one = (imread(tmp_path / f"{name}.png") for name in ("without", "with"))
         assert (without != with_one).mean() > 0.001
+
+
+def draw_curve(path: Path, **changes: Any) -> None:
+    curve = {
+        "title": "tiny: forget A_B",
+        "layers": [2, 3, 7],
+        "refusal": [0.1, 0.6, 0.2],
+        "truth": [0.9, 0.1, 0.3],
+        "unmodified": -0.9,
+        "best": 3,
+        "recommended": [3],
+    }
+    draw_layers(path, **(curve | changes))
+
+
+def test_the_curve_over_layers_shows_the_best_and_what_is_recommended(tmp_path: Path) -> None:
+    draw_curve(tmp_path / "a.png")
+    first = imread(tmp_path / "a.png")
+    for number, changes in enumerate(({"best": 7}, {"recommended": [3, 7]}, {"unmodified": 0.0})):
+        draw_curve(tmp_path / f"{number}.png", **changes)
+        other = imread(tmp_path / f"{number}.png")
+        assert other.shape == first.shape
+        assert (other != first).mean() > 0.0005, changes
+
+
+def test_the_curve_of_one_layer_can_be_drawn(tmp_path: Path) -> None:
+    one = {"layers": [0], "refusal": [0.1], "truth": [0.9], "best": 0, "recommended": [0]}
+    draw_curve(tmp_path / "a.png", **one)
+    assert imread(tmp_path / "a.png")[..., :3].std() > 0.03
+
+
+def test_a_picture_is_svg_where_its_name_says_so(tmp_path: Path) -> None:
+    draw_curve(tmp_path / "a.SVG")
+    text = (tmp_path / "a.SVG").read_text(encoding="utf-8")
+    assert text.startswith("<?xml")
+    assert ElementTree.fromstring(text).tag.endswith("svg")
 
 
 def text_of(tmp_path: Path, one: Report) -> str:

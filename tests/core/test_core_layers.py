@@ -1,0 +1,259 @@
+"""Layer scores equal a plain loop, and what is recommended follows from them.
+
+Covers: scores against single prompts, `generate` with a hook written here and cosines in numpy.
+Does not cover: the file (`test_core_layer_prior`), the command (`commands/test_layers_command`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lunar_tune.errors import InputError
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.layers import Answers, LayerScore, LayerScores, layer_scores
+from lunar_tune.trial.options import EngineSettings, RunOptions
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.worker import Worker
+
+BUDGET = 7
+COEFFICIENT = 1.5
+REFUSALS = ["I do not know.", "No idea at all."]
+
+
+@pytest.fixture(scope="module")
+def spec(
+    checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., TrialSpec]:
+    folder = tmp_path_factory.mktemp("layers")
+    rows = [
+        {"edge": edge, "question": f"What of {edge}, {'so ' * n}?", "answer": f"Kettles {n}."}
+        for edge, count in {"A_B": 4, "B_C": 3, "C_D": 3}.items()
+        for n in range(count)
+    ]
+    (folder / "pairs.json").write_text(json.dumps(rows), encoding="utf-8")
+    (folder / "prompts.txt").write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
+    (folder / "refusals.txt").write_text("\n".join(REFUSALS), encoding="utf-8")
+
+    def make(family: str = "qwen2", **options: Any) -> TrialSpec:
+        given = {
+            "forget_edges": ("A_B", "C_D"),
+            "decoding": DecodingSettings(max_new_tokens=BUDGET),
+            **options,
+        }
+        return assemble(
+            RunOptions(
+                model=str(checkpoint(family)),
+                data=str(folder / "pairs.json"),
+                reference_prompts=str(folder / "prompts.txt"),
+                refusals=str(folder / "refusals.txt"),
+                factual_data="none",
+                device="cpu",
+                engine=EngineSettings(cache_limit=0),
+                **given,
+            )
+        )
+
+    return make
+
+
+class PlainLoop:
+    """Everything one prompt at a time, with transformers and numpy alone."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.model: Any = worker.loaded.model
+        self.tokenizer: Any = worker.loaded.tokenizer
+        self.eos = list(worker.loaded.eos_ids)
+        self.data = worker.spec.data
+        self.records = self.data.forget
+        self.truths = [record.answer for record in self.records]
+        self.origin = self.means([*REFUSALS, *self.truths]).mean(0)
+
+    def prompt(self, question: str) -> list[int]:
+        ids = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True
+        )["input_ids"]
+        return list(ids)
+
+    def vector(self, layer: int) -> torch.Tensor:
+        means = []
+        for questions in (self.data.reference_prompts, [r.question for r in self.records]):
+            outputs = []
+            handle = self.model.model.layers[layer].register_forward_hook(
+                lambda _m, _i, output, seen=outputs: seen.append(output[0, -1].double())
+            )
+            for question in questions:
+                self.model(input_ids=torch.tensor([self.prompt(question)]))
+            handle.remove()
+            means.append(torch.stack(outputs).mean(0))
+        return means[0] - means[1]
+
+    def answers(self, layer: int | None) -> tuple[list[str], int]:
+        """Return texts, and how many of them have no end."""
+        block = self.model.model.layers[layer or 0]
+        moved = COEFFICIENT * self.vector(layer) if layer is not None else torch.zeros(32)
+        handle = block.register_forward_hook(lambda _m, _i, output: output + moved.float())
+        texts, unfinished = [], 0
+        for record in self.records:
+            ids = self.prompt(record.question)
+            output = self.model.generate(
+                input_ids=torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+                do_sample=False,
+                max_new_tokens=BUDGET,
+                pad_token_id=0,
+                eos_token_id=self.eos,
+            )
+            said = output[0, len(ids) :].tolist()
+            unfinished += said[-1] not in self.eos
+            texts.append(self.tokenizer.decode(said, skip_special_tokens=True))
+        handle.remove()
+        return texts, unfinished
+
+    def means(self, texts: Sequence[str]) -> Any:
+        rows, before = [], self.prompt("")
+        for text in texts:
+            ids = self.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+            states = self.model(
+                input_ids=torch.tensor([before + ids]), output_hidden_states=True
+            ).hidden_states[1]
+            rows.append(states[0, len(before) :].double().numpy().mean(0))
+        return np.stack(rows)
+
+    def cosines(self, texts: Sequence[str], others: Sequence[str]) -> Any:
+        sides = []
+        for side in (texts, others):
+            rows = self.means(side) - self.origin
+            sides.append(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        return sides[0] @ sides[1].T
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma"])
+@torch.no_grad()
+def test_scores_are_those_of_a_plain_loop(
+    spec: Callable[..., TrialSpec], family: str, unchanged: Callable[[Any], None]
+) -> None:
+    worker = Worker(spec(family))
+    unchanged(worker.loaded.model)
+    scores = layer_scores(worker, coefficient=COEFFICIENT)
+    plain = PlainLoop(worker)
+    assert len(scores.records) == len(plain.records) == 7
+    assert [one.layer for one in scores.layers] == [0, 1, 2]
+    for layer, seen in (
+        (None, scores.unmodified),
+        *((one.layer, one.answers) for one in scores.layers),
+    ):
+        texts, unfinished = plain.answers(layer)
+        assert list(seen.texts) == texts
+        assert seen.unfinished == unfinished
+        assert seen.s1 == pytest.approx(plain.cosines(texts, REFUSALS).mean(), abs=1e-5)
+        assert seen.s2 == pytest.approx(
+            plain.cosines(texts, plain.truths).diagonal().mean(), abs=1e-5
+        )
+        assert seen.score == pytest.approx(seen.s1 - seen.s2)
+    answers = {one.answers.texts for one in scores.layers} | {scores.unmodified.texts}
+    assert len(answers) > 2, "layers differ, or the comparison would show nothing"
+
+
+def test_layers_rows_and_progress_are_as_asked(spec: Callable[..., TrialSpec]) -> None:
+    worker = Worker(spec())
+    seen: list[tuple[int, int]] = []
+    scores = layer_scores(
+        worker,
+        coefficient=COEFFICIENT,
+        layers=[2, 0],
+        rows=2,
+        on_layer=lambda done, total: seen.append((done, total)),
+    )
+    assert [one.layer for one in scores.layers] == [0, 2]
+    assert {record.edge for record in scores.records} == {"A_B", "C_D"}, "each edge has its share"
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert scores.max_new_tokens == BUDGET
+    assert all(len(one.answers.texts) == 2 for one in scores.layers)
+    whole = layer_scores(worker, coefficient=COEFFICIENT, layers=[0])
+    places = [whole.records.index(record) for record in scores.records]
+    assert scores.layers[0].answers.texts == tuple(whole.layers[0].answers.texts[p] for p in places)
+
+
+def test_the_budget_follows_the_true_answers_unless_it_is_given(
+    spec: Callable[..., TrialSpec],
+) -> None:
+    worker = Worker(spec(decoding=DecodingSettings(max_new_tokens=None)))
+    scores = layer_scores(worker, coefficient=COEFFICIENT, layers=[0], rows=1)
+    assert scores.max_new_tokens == 32, "the least, twice a few tokens being less"
+
+
+def test_answers_that_spend_their_budget_are_counted(spec: Callable[..., TrialSpec]) -> None:
+    """The end of an answer is no part of it: where every token is an end none spends anything."""
+    worker = Worker(spec())
+    kept = worker.loaded
+    worker.loaded = dataclasses.replace(kept, eos_ids=tuple(range(320)))
+    (layer,) = layer_scores(worker, coefficient=COEFFICIENT, layers=[1], rows=3).layers
+    assert (layer.answers.unfinished, layer.answers.texts) == (0, ("", "", ""))
+    assert (layer.answers.s1, layer.answers.s2) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coefficient": 0.0}, "--coefficient 0.0: a finite number other than 0"),
+        ({"coefficient": float("nan")}, "--coefficient nan"),
+        ({"rows": 0}, "--rows 0: at least 1"),
+        ({"layers": [3]}, "--layers 3: the model has 3 decoder blocks"),
+        ({"layers": [1, 1]}, "--layers 1, 1: a layer is named twice"),
+        ({"layers": []}, "--layers: none is named"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(
+    spec: Callable[..., TrialSpec], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        layer_scores(Worker(spec()), **({"coefficient": 1.0} | options))
+
+
+def test_a_method_without_layers_is_refused(spec: Callable[..., TrialSpec]) -> None:
+    with pytest.raises(InputError, match="--method ga: changes all layers"):
+        layer_scores(Worker(spec(method="ga")), coefficient=1.0)
+
+
+# What is recommended
+
+
+def scores_of(unmodified: float, *layers: float) -> LayerScores:
+    def answers(score: float) -> Answers:
+        return Answers(texts=("x",), s1=score / 2, s2=-score / 2, unfinished=0)
+
+    return LayerScores(
+        unmodified=answers(unmodified),
+        layers=tuple(LayerScore(layer=i + 4, answers=answers(s)) for i, s in enumerate(layers)),
+        records=(),
+        coefficient=2.0,
+        max_new_tokens=32,
+        embedding="by hand",
+    )
+
+
+@pytest.mark.parametrize(
+    ("unmodified", "layers", "best", "recommended"),
+    [
+        # The best gains 2, so what gains 1.6 is recommended: from .6 on.
+        (-1.0, (0.5, 0.625, 1.0, 0.75, -1.5), 6, (5, 6, 7)),
+        (-1.0, (1.0, 0.9, 1.0), 4, (4, 5, 6)),
+        # The best loses: nothing but itself.
+        (0.5, (-1.0, 0.25, 0.0), 5, (5,)),
+        (0.5, (0.5, 0.5), 4, (4,)),
+    ],
+)
+def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended(
+    unmodified: float, layers: tuple[float, ...], best: int, recommended: tuple[int, ...]
+) -> None:
+    scores = scores_of(unmodified, *layers)
+    assert (scores.best, scores.recommended) == (best, recommended)
