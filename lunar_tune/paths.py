@@ -1,4 +1,4 @@
-"""Where things are: shipped data and search spaces, the user's cache, safe names for files.
+"""Where things are: shipped data and search spaces, the user's cache and data, safe file names.
 
 Covers: a source checkout, an editable install and an installed wheel alike.
 Does not cover: what the files mean; readers of the layers above do.
@@ -14,9 +14,17 @@ import platformdirs
 
 from lunar_tune.errors import InputError
 
-__all__ = ["cache_dir", "check_writable", "datasets_dir", "safe_name", "search_spaces_dir"]
+__all__ = [
+    "cache_dir",
+    "check_writable",
+    "data_dir",
+    "datasets_dir",
+    "safe_name",
+    "search_spaces_dir",
+]
 
 CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
+DATA_VARIABLE = "LUNAR_TUNE_DATA"
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -54,6 +62,15 @@ def cache_dir() -> Path:
             "a folder that you can write."
         ) from error
     return folder
+
+
+def data_dir() -> Path:
+    """Return the user's folder of fetched data, which need not exist.
+
+    The environment variable `LUNAR_TUNE_DATA` moves it.
+    """
+    moved = os.environ.get(DATA_VARIABLE)
+    return Path(moved).expanduser() if moved else platformdirs.user_data_path("lunar-tune")
 
 
 def check_writable(folder: Path, option: str) -> None:

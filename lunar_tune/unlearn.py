@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,10 +15,14 @@ from rich.table import Table
 from lunar_tune.cli.options import GivenOptions, merge_options, with_run_options
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.evaluation.metrics import METRICS
 from lunar_tune.paths import check_writable
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.reporting.rows import score_cells
 from lunar_tune.trial.options import RunOptions
+
+if TYPE_CHECKING:
+    from lunar_tune.trial.single import SingleRun
 
 _RUN = "Setting and results"
 
@@ -99,10 +103,15 @@ def unlearn(
         if options.lunar.solver != base.lunar.solver or options.method != base.method:
             setting.pop("learning_rate", None)  # the file's, for the solver that was not chosen
         setting |= _setting(layer, coefficient, learning_rate, ridge, problems)
+        named = {
+            "layer": layer,
+            "coefficient": coefficient,
+            "learning_rate": learning_rate,
+            "ridge": ridge,
+        }
+        given_names = {name for name, value in named.items() if value is not None} | set(setting)
         with problems.collect():
-            from lunar_tune.trial.assemble import assemble, method_of
-
-            method_of(options).check_parameters(setting)
+            _check_names(options, given_names, problems)
         for flag, file in (("--json", json_file), ("--answers", answers)):
             if file is not None and file.is_dir():
                 problems.add(f"{flag} {file}: is a folder, not a file.")
@@ -110,6 +119,8 @@ def unlearn(
                 with problems.collect():
                     check_writable(file.parent, f"{flag} {file}")
         if problems.messages:
+            from lunar_tune.trial.assemble import assemble
+
             with problems.collect():
                 assemble(options)  # to say all that is wrong
         problems.raise_if_any()
@@ -155,6 +166,8 @@ def _run(
     table.add_row("rows", *(str(run.scores.get(f"{s}_rows", "-")) for s in _SETS))
     console.print("ROUGE-1 recall of the answers")
     console.print(table)
+    if run.spec.metrics:
+        console.print(_further_scores(run))
     seconds = run.result.seconds
     console.print(
         f"fit {seconds['fit']:.1f} s, evaluation {seconds['evaluate']:.1f} s, "
@@ -174,6 +187,18 @@ def _run(
 
 
 _SETS = ("forget", "retain", "factual")
+
+
+def _further_scores(run: SingleRun) -> Table:
+    """Return the scores that were asked for beside ROUGE-1 as a table."""
+    before = run.vanilla.evaluation.scores if run.vanilla is not None else {}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "unmodified", "unlearned", "better"):
+        table.add_column(column, justify="right" if column.startswith("un") else "left")
+    for name in run.spec.metrics:
+        values = (f"{s[name]:.4g}" if name in s else "-" for s in (before, run.scores))
+        table.add_row(name, *values, "lower" if METRICS[name].lower_is_better else "higher")
+    return table
 
 
 def _setting(
@@ -196,6 +221,21 @@ def _setting(
     if ridge is not None:
         setting["ridge"] = ridge
     return setting
+
+
+def _check_names(options: RunOptions, given: Collection[str], problems: Problems) -> None:
+    """Note which of the method's parameters are missing, and what it has no use for."""
+    from lunar_tune.trial.assemble import method_of
+
+    method = method_of(options)
+    for name in method.parameters:
+        if name not in given:
+            problems.add(f"--{name.replace('_', '-')} is needed.")
+    for name in sorted(set(given) - {*method.parameters, *method.optional_parameters}):
+        problems.add(
+            f"--{name.replace('_', '-')} has no meaning with --method {method.name} "
+            f"({method.variant})."
+        )
 
 
 def _numbers(flag: str, text: str, kind: type[int] | type[float]) -> Any:

@@ -41,7 +41,7 @@ from lunar_tune.paths import cache_dir, safe_name
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.search.config import RETAIN_FLOOR, SAMPLERS, SearchConfig
 from lunar_tune.search.space import Choice, FloatRange, IntRange, Parameter, SearchSpace, load_space
-from lunar_tune.search.study import CONSTRAINT, make_sampler
+from lunar_tune.search.study import make_sampler
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
 from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
@@ -221,7 +221,7 @@ def tell(
     if "failure" in scores:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return math.inf
-    trial.set_constraint(CONSTRAINT, floor - scores["retain"])
+    trial.set_constraint("retain_rouge1", floor - scores["retain"])
     study.tell(trial, scores["forget"])
     return float(scores["forget"]) if scores["retain"] >= floor else math.inf
 

@@ -198,7 +198,7 @@ class Bench:
         )
 
     def _questions(self) -> Questions:
-        data, encode = self._spec.data, self._worker.encode
+        data, encode = self._spec.data, self._worker.encoder.prompts
         sets = [one for one in (data.forget, data.retain, data.factual) if one]
         return Questions(
             forget=encode([record.question for record in data.fit_forget]),

@@ -98,7 +98,7 @@ def trial_floor(
         settings = worker.spec.method.settings.adamw  # type: ignore[attr-defined]
         data = worker.spec.data
         questions = [record.question for record in (*data.fit_forget, *data.fit_retain)]
-        tokens = sum(map(len, worker.encode(questions)))
+        tokens = sum(map(len, worker.encoder.prompts(questions)))
         steps = settings.epochs * -(-tokens // settings.batch_size)
         fit = settings.epochs * 4 * tokens * projection.numel() / peaks.fit_operations
         fit += steps * ADAMW_PASSES * 4 * projection.numel() / peaks.bytes

@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.evaluation.metrics import LIKELIHOODS, METRICS
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.trial.options import RunOptions
 
@@ -33,6 +34,7 @@ MODEL_PANEL = _MODEL = "Model"
 _DATA, _METHOD, _ANSWERS = "Data", "Method", "Answers"
 _GRADIENT, _ENGINE = "Gradient methods", "Memory and reuse"
 LUNAR = "lunar"
+_FURTHER = dict.fromkeys(m.quantity for m in METRICS.values() if LIKELIHOODS in m.needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,18 @@ class _Option:
         return self.path if method == LUNAR or self.gradient_path is None else self.gradient_path
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _metrics(text: str) -> tuple[str, ...]:
+    if not (metrics := _names(text)):
+        raise InputError("--metrics is empty: name at least one, for example forget_mrr.")
+    return metrics
+
+
 def _split(text: str) -> tuple[str, ...]:
-    edges = tuple(part.strip() for part in text.split(",") if part.strip())
+    edges = _names(text)
     if not edges:
         raise InputError("--forget-edge is empty: name at least one edge, or leave it out for A_B.")
     return edges
@@ -116,7 +128,7 @@ _OPTIONS = (
         "data",
         str | None,
         _DATA,
-        "Pairs that the model knows: mini, contracts or "
+        "Pairs that the model knows: mini, contracts, a fetched name (scripts/fetch_datasets) or "
         "a JSON, JSONL, Parquet or Arrow file. Default: mini for tiny, else contracts.",
     ),
     _Option(
@@ -124,7 +136,7 @@ _OPTIONS = (
         "forget_edges",
         str | None,
         _DATA,
-        "Edges to forget, with commas between. Default: A_B.",
+        "Edges, or groups of them, to forget, with commas between. Default: A_B.",
         metavar="EDGE[,EDGE…]",
         parse=_split,
     ),
@@ -158,6 +170,14 @@ _OPTIONS = (
         int | None,
         _DATA,
         "Evaluate the first rows of each set only (the published code: 200). Default: all rows.",
+    ),
+    _Option(
+        "--holdout",
+        "holdout",
+        bool,
+        _DATA,
+        "Judge trials on one half of every edge and report on the other, which nothing was tuned "
+        "on.",
     ),
     _Option(
         "--refusals",
@@ -288,6 +308,16 @@ _OPTIONS = (
         str,
         _ANSWERS,
         "Words that ROUGE counts: default (a-z and digits, stemmed) or words (every script).",
+    ),
+    _Option(
+        "--metrics",
+        "metrics",
+        str | None,
+        _ANSWERS,
+        "Scores to report beside ROUGE, with commas between, for example forget_mrr,retain_mrr: "
+        f"{{forget,retain,factual}}_{{{','.join(_FURTHER)}}}.",
+        metavar="METRIC[,METRIC…]",
+        parse=_metrics,
     ),
     _Option("--seed", "seed", int, _METHOD, "Of everything random."),
     _Option(

@@ -22,7 +22,7 @@ import pyarrow.parquet
 
 from lunar_tune.errors import DataError
 
-__all__ = ["ROW_SUFFIXES", "Row", "Unreadable", "read_lines", "read_rows"]
+__all__ = ["ROW_SUFFIXES", "Row", "Unreadable", "read_json", "read_lines", "read_rows"]
 
 OpenTable = Callable[[bytes, Sequence[str]], tuple[pa.Table, list[str]]]
 
@@ -137,15 +137,25 @@ def _json_problem(error: ValueError | RecursionError) -> str:
     return f"is not valid JSON ({error})"
 
 
-def _json_rows(path: Path, _columns: Sequence[str]) -> list[Row]:
+def read_json(path: Path) -> object:
+    """Return what a JSON file holds, whatever it is.
+
+    Raises:
+        DataError: The file is missing, empty, not UTF-8 or not JSON.
+    """
     try:
-        content = json.loads(_read_text(path))
+        content: object = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         hint = "; if each line is an object, name it .jsonl" if error.msg == "Extra data" else ""
         place = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{path}: {place}: {_json_problem(error)}{hint}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: {_json_problem(error)}") from error
+    return content
+
+
+def _json_rows(path: Path, _columns: Sequence[str]) -> list[Row]:
+    content = read_json(path)
     if not isinstance(content, list):
         kind = "an object" if isinstance(content, dict) else type(content).__name__
         raise DataError(f"{path}: holds {kind}; it must be a list of objects: [{{…}}, {{…}}]")

@@ -22,7 +22,7 @@ from lunar_tune.data.formats import Row, Unreadable, read_lines, read_rows
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError
 
-__all__ = ["read_prompts", "read_records"]
+__all__ = ["holds_prompts", "read_prompts", "read_records"]
 
 _SHOWN_PROBLEMS = 20
 # A chat prompt of a megabyte is a file read into the wrong field, and no model's context holds it.
@@ -64,6 +64,21 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         rows = read_rows(path, ("instruction",), also=(".txt",))
     rows = [Row(row.place, _as_object(row.content)) for row in rows]
     return tuple(text for (text,) in _checked(path, rows, {"instruction": None}))
+
+
+def holds_prompts(path: Path) -> bool:
+    """Say whether a file looks like prompts rather than pairs, by its suffix and first row.
+
+    Raises:
+        DataError: The file cannot be opened, as in `read_records`.
+    """
+    if Path(path).suffix.lower() == ".txt":
+        return True
+    rows = read_rows(path, ("question", "instruction"), also=(".txt",))
+    first = rows[0].content if rows else None
+    if isinstance(first, Mapping):
+        return "instruction" in first and "question" not in first
+    return isinstance(first, str)
 
 
 def _as_object(content: object) -> object:

@@ -15,12 +15,21 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from lunar_tune.data.groups import expand_edges
 from lunar_tune.data.invented import seeded
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.errors import DataError, Problems
 
-__all__ = ["Split", "edges_of", "sample_by_edge", "split_by_edges"]
+__all__ = [
+    "Split",
+    "edges_of",
+    "halves_by_edge",
+    "normalised",
+    "sample_by_edge",
+    "split_by_edges",
+]
 
 _SHOWN = 5
 _SHOWN_EDGES = 40
@@ -33,7 +42,7 @@ class Split:
     Attributes:
         forget: The records to be forgotten, in the order of the data.
         retain: The records to be kept.
-        forget_edges: The edges that `forget` consists of, in the order asked.
+        forget_edges: The edges, or groups of them, that `forget` consists of, as asked.
 
     Raises:
         DataError: A side is empty, or a question stands in both.
@@ -68,20 +77,26 @@ def split_by_edges(
     forget_edges: Sequence[str],
     *,
     retain: Sequence[Record] | None = None,
+    groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Split:
     """Split records into those of some edges and the others.
 
     Args:
         records: The data set that the model knows.
-        forget_edges: The edges to be forgotten.
+        forget_edges: The edges to be forgotten, or names of groups.
         retain: What to keep instead of all other edges of `records`.
+        groups: Edges by the name of a group.
 
     Raises:
         DataError: No edge, an unknown or a repeated one; nothing to retain; a question on both
             sides. All mistakes in the edges are said at once.
     """
-    _check_edges(forget_edges, edges_of(records), has_other_retain=retain is not None)
-    chosen = frozenset(forget_edges)
+    existing = edges_of(records)
+    if isinstance(forget_edges, str):
+        raise DataError(f"forget edges are the text {forget_edges!r}: give a list of edges")
+    edges = expand_edges(forget_edges, existing, groups)
+    _check_edges(edges, existing, tuple(groups), has_other_retain=retain is not None)
+    chosen = frozenset(edges)
     others = [record for record in records if record.edge not in chosen]
     return Split(
         forget=tuple(record for record in records if record.edge in chosen),
@@ -91,17 +106,20 @@ def split_by_edges(
 
 
 def _check_edges(
-    asked: Sequence[str], existing: Mapping[str, int], *, has_other_retain: bool
+    asked: Sequence[str],
+    existing: Mapping[str, int],
+    groups: Sequence[str],
+    *,
+    has_other_retain: bool,
 ) -> None:
     problems = Problems()
-    there_are = _listing(existing)
-    if isinstance(asked, str):
-        raise DataError(f"forget edges are the text {asked!r}: give a list of edges")
+    there_are = _listing(existing, groups)
     if not asked:
         problems.add(f"no forget edge was given. {there_are}")
     for edge, count in Counter(asked).items():
         if edge not in existing:
-            problems.add(f"unknown forget edge {edge!r}.{_suggestion(edge, existing)} {there_are}")
+            meant = _suggestion(edge, [*existing, *groups])
+            problems.add(f"unknown forget edge {edge!r}.{meant} {there_are}")
         if count > 1:
             problems.add(f"forget edge {edge!r} is given {count} times: give it once")
     if existing and not has_other_retain and set(asked) >= set(existing):
@@ -111,28 +129,30 @@ def _check_edges(
     problems.raise_if_any(DataError)
 
 
-def _listing(existing: Mapping[str, int]) -> str:
+def _listing(existing: Mapping[str, int], groups: Sequence[str]) -> str:
     shown = ", ".join(list(existing)[:_SHOWN_EDGES]) or "none, the data set is empty"
     more = len(existing) - _SHOWN_EDGES
-    return f"There are: {shown}" + (f" and {more} more." if more > 0 else ".")
+    listed = f"There are: {shown}" + (f" and {more} more." if more > 0 else ".")
+    return listed + (f" Groups of edges: {', '.join(groups)}." if groups else "")
 
 
-def _suggestion(edge: str, existing: Mapping[str, int]) -> str:
+def _suggestion(edge: str, existing: Sequence[str]) -> str:
     close = difflib.get_close_matches(edge, existing, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _normalised(question: str) -> str:
+def normalised(question: str) -> str:
+    """Return a text without differences of white space and case."""
     return " ".join(question.split()).casefold()
 
 
 def _check_disjoint(forget: Sequence[Record], retain: Sequence[Record]) -> None:
     """Refuse questions that differ in white space and case at most and stand on both sides."""
-    kept = {_normalised(record.question) for record in retain}
+    kept = {normalised(record.question) for record in retain}
     both = {
-        _normalised(record.question): record.question
+        normalised(record.question): record.question
         for record in forget
-        if _normalised(record.question) in kept
+        if normalised(record.question) in kept
     }
     if both:
         shown = "".join(f"\n  - {question}" for question in list(both.values())[:_SHOWN])
@@ -171,6 +191,33 @@ def sample_by_edge(records: Sequence[Record], count: int, *, seed: int) -> tuple
         indices = [index for index, record in enumerate(records) if record.edge == edge]
         chosen += generator.sample(indices, places[edge])
     return tuple(records[index] for index in sorted(chosen))
+
+
+def halves_by_edge(
+    records: Sequence[Record], *, seed: int
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Return two random halves of every edge, in the original order.
+
+    Of an edge with an odd number of records the first half has one more.
+
+    Args:
+        records: What to halve.
+        seed: The same seed gives the same halves.
+
+    Raises:
+        DataError: An edge has one record, which cannot be halved.
+    """
+    generator = seeded("halves_by_edge", seed)
+    first: set[int] = set()
+    for edge, size in edges_of(records).items():
+        if size < 2:
+            raise DataError(f"edge {edge!r} has one record: half of it cannot be held out")
+        places = [i for i, record in enumerate(records) if record.edge == edge]
+        first.update(generator.sample(places, (size + 1) // 2))
+    return (
+        tuple(record for i, record in enumerate(records) if i in first),
+        tuple(record for i, record in enumerate(records) if i not in first),
+    )
 
 
 def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:

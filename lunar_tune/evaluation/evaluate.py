@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lunar_tune.data.records import Record
 
 __all__ = [
+    "JUDGED",
     "AnswerRow",
     "AnswerSource",
     "Evaluation",

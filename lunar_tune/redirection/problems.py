@@ -141,9 +141,9 @@ class LowRank(Problem):
     def __init__(self, tokens: Tokens, *, rank: int, seed: int) -> None:
         d_model, self._d_ff = tokens.weight.shape
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.zeros(rank, self._d_ff + d_model)
-        drawn[:, : self._d_ff].normal_(std=LOW_RANK_DEVIATION, generator=generator)
-        super().__init__(tokens, drawn.to(tokens.weight.device))
+        drawn = torch.empty(rank, self._d_ff).normal_(std=LOW_RANK_DEVIATION, generator=generator)
+        both = torch.cat([drawn, torch.zeros(rank, d_model)], dim=1)
+        super().__init__(tokens, both.to(tokens.weight.device))
 
     @property
     def factors(self) -> tuple[Float[Tensor, "rank d_ff"], Float[Tensor, "rank d_model"]]:

@@ -10,6 +10,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.evaluation.goal import score_label
+from lunar_tune.evaluation.metrics import METRICS
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import COMPLETE
@@ -27,9 +29,11 @@ _WIDTH, _HEIGHT, _DPI = 6.4, 4.4, 120
 def draw_trade_off(report: Report, path: Path) -> None:
     """Draw every trial's forget against retain ROUGE-1, with the floor and the best."""
     with _picture(path) as axes:
-        axes.axhspan(report.retain_floor, 1.02, color=_FEASIBLE, alpha=0.08, lw=0)
-        axes.axhline(report.retain_floor, color="0.4", lw=1, ls="--")
-        axes.text(0.01, report.retain_floor + 0.01, "feasible", color="0.35", fontsize=8)
+        floor = report.goal.floor
+        if floor is not None:
+            axes.axhspan(floor, 1.02, color=_FEASIBLE, alpha=0.08, lw=0)
+            axes.axhline(floor, color="0.4", lw=1, ls="--")
+            axes.text(0.01, floor + 0.01, "feasible", color="0.35", fontsize=8)
         complete = [row for row in report.rows if row.state == COMPLETE]
         for feasible, colour, marker in ((True, _FEASIBLE, "o"), (False, _INFEASIBLE, "x")):
             mine = [row for row in complete if row.feasible is feasible]
@@ -51,14 +55,16 @@ def draw_trade_off(report: Report, path: Path) -> None:
 
 
 def draw_history(report: Report, path: Path) -> None:
-    """Draw the lowest feasible forget ROUGE-1 so far over the trials."""
+    """Draw the best feasible score so far over the trials."""
+    metric = METRICS[report.goal.objective.metric]
+    better = min if metric.lower_is_better else max
     with _picture(path) as axes:
         complete = [row for row in report.rows if row.state == COMPLETE]
         for feasible, colour, marker in ((True, _FEASIBLE, "o"), (False, _INFEASIBLE, "x")):
             mine = [row for row in complete if row.feasible is feasible]
             axes.scatter(
                 [row.number + 1 for row in mine],
-                [row.scores["forget_rouge1"] for row in mine],
+                [row.scores[metric.name] for row in mine],
                 s=24,
                 c=colour,
                 marker=marker,
@@ -69,17 +75,18 @@ def draw_history(report: Report, path: Path) -> None:
         best: list[float] = []
         for row in complete:
             if row.feasible:
-                score = row.scores["forget_rouge1"]
+                score = row.scores[metric.name]
                 numbers.append(row.number + 1)
-                best.append(min(score, best[-1]) if best else score)
+                best.append(better(score, best[-1]) if best else score)
         if complete and best:
             numbers.append(complete[-1].number + 1)
             best.append(best[-1])
         axes.step(numbers, best, where="post", color=_BEST, lw=2, label="best feasible so far")
-        axes.set(ylim=(-0.02, 1.02))
+        if (metric.low, metric.high) == (0.0, 1.0):
+            axes.set(ylim=(-0.02, 1.02))
         axes.set_title(report.title, parse_math=False, fontsize=10)
         axes.set_xlabel("trial")
-        axes.set_ylabel("forget ROUGE-1 recall")
+        axes.set_ylabel(score_label(metric.name))
         axes.locator_params(axis="x", integer=True)
         axes.legend(loc="upper right", fontsize=8, frameon=False)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first
 
@@ -27,7 +28,7 @@ class Report:
     title: str
     facts: Mapping[str, Any]
     """Model, data, method and so on, as shown."""
-    retain_floor: float
+    goal: Goal
     vanilla: Mapping[str, float]
     """The unmodified model's scores."""
     rows: Sequence[TrialRow]
@@ -72,7 +73,7 @@ def verdict(report: Report) -> str:
         return f"{ending}No trial was run."
     if failures.total() == len(report.rows):
         return f"{ending}Every trial failed, most of them with: {failures.most_common(1)[0][0]}"
-    return f"{ending}No trial keeps retain ROUGE-1 at {report.retain_floor:g} or above."
+    return f"{ending}No trial keeps {report.goal.bounds}."
 
 
 def _result(report: Report) -> str:

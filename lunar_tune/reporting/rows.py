@@ -38,8 +38,10 @@ class TrialRow:
     parameters: Mapping[str, Any]
     scores: Mapping[str, float] = field(default_factory=dict)
     """`forget_rouge1` and the others; empty unless complete."""
+    objective: float | None = None
+    """What the search makes small; None unless complete."""
     feasible: bool | None = None
-    """Whether retain ROUGE-1 reaches the floor; None unless complete."""
+    """Whether every bound is kept; None unless complete."""
     retain_rows: int | None = None
     """Retain rows that the score was taken on."""
     retain_exact: bool | None = None
@@ -73,6 +75,7 @@ class TrialRow:
             "state": self.state,
             **{f"params.{name}": value for name, value in self.parameters.items()},
             **{name: self.scores.get(name) for name in HEADLINE_SCORES},
+            "objective": self.objective,
             "feasible": self.feasible,
             "retain_rows": self.retain_rows,
             "retain_exact": self.retain_exact,
@@ -98,9 +101,9 @@ def _brief(value: Any) -> str:
 
 
 def best_first(rows: list[TrialRow]) -> list[TrialRow]:
-    """Return the feasible trials, lowest forget ROUGE-1 first, higher retain ROUGE-1 on a tie."""
+    """Return the feasible trials, lowest objective first, higher retain ROUGE-1 on a tie."""
     feasible = [row for row in rows if row.state == COMPLETE and row.feasible]
     return sorted(
         feasible,
-        key=lambda row: (row.scores["forget_rouge1"], -row.scores["retain_rouge1"], row.number),
+        key=lambda row: (row.objective, -row.scores["retain_rouge1"], row.number),
     )

@@ -30,6 +30,7 @@ _COLUMNS = {
     "retain_rouge1": pa.float64(),
     "factual_rouge1": pa.float64(),
     "deviation_score": pa.float64(),
+    "objective": pa.float64(),
     "feasible": pa.bool_(),
     "retain_rows": pa.int64(),
     "retain_exact": pa.bool_(),

@@ -40,9 +40,32 @@ def search(
         float | None,
         typer.Option(help="Start no trial after so many seconds.", rich_help_panel=_SEARCH),
     ] = _DEFAULT.time_budget,
+    minimise: Annotated[
+        str,
+        typer.Option(
+            "--minimise",
+            "--minimize",
+            help="Metric to make as good as possible; one for which higher is better is "
+            "maximised. See the README for their names.",
+            metavar="METRIC",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.minimise,
+    constrain: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Bound that a feasible trial keeps; may be given several times. Default: "
+            "'retain_rouge1>=0.8'.",
+            metavar="'METRIC>=VALUE'",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
     retain_floor: Annotated[
-        float,
-        typer.Option(help="Least retain ROUGE-1 of a feasible trial.", rich_help_panel=_SEARCH),
+        float | None,
+        typer.Option(
+            help="Least retain ROUGE-1 of a feasible trial: a short form of --constrain.",
+            rich_help_panel=_SEARCH,
+        ),
     ] = _DEFAULT.retain_floor,
     bounded: Annotated[
         bool,
@@ -153,6 +176,7 @@ def search(
             for key, value in locals().items()
             if key in {entry.name for entry in dataclasses.fields(SearchConfig)}
         }
+        local["constrain"] = tuple(constrain or ())
         problems = Problems()
         config = SearchConfig(run=merge_options(base, given, problems), **local)
         origins = {key: "command line" for key in local if was_given(ctx, key)} | dict(

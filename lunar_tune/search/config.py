@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.evaluation.goal import Goal
 from lunar_tune.trial.options import RunOptions
 
 __all__ = ["SAMPLERS", "SCHEDULERS", "SearchConfig", "config_document"]
@@ -38,8 +39,12 @@ class SearchConfig:
     """Trials that are to be completed."""
     time_budget: float | None = None
     """Seconds after which no trial is started any more."""
-    retain_floor: float = RETAIN_FLOOR
-    """Least retain ROUGE-1 of a feasible trial."""
+    minimise: str = "forget_rouge1"
+    """The metric that is made as good as possible; one for which higher is better is maximised."""
+    constrain: tuple[str, ...] = ()
+    """Bounds that a feasible trial keeps, such as `retain_mrr>=0.5`; none is the retain floor."""
+    retain_floor: float | None = None
+    """Least retain ROUGE-1 of a feasible trial; None is 0.8 where nothing else is a bound."""
     bounded: bool = True
     """Whether a trial asks no more once it has missed the floor for certain."""
     sampler: str = "gp"
@@ -52,6 +57,8 @@ class SearchConfig:
     """Folder of all searches and of the default MLflow store."""
     name: str | None = None
     """The search's name and folder; None makes one from model, data, method and time."""
+    resume: bool = False
+    """Whether a search of that name is gone on with if there is one."""
     tracking_uri: str | None = None
     """MLflow tracking URI; None is a sqlite store in `output`."""
     gpus_per_trial: float | None = None
@@ -67,6 +74,19 @@ class SearchConfig:
     force: bool = False
     """Whether to go on although the untouched model makes success impossible or pointless."""
 
+    @property
+    def goal(self) -> Goal:
+        """What the search is after.
+
+        Raises:
+            InputError: A metric or a bound means nothing.
+        """
+        floor = self.retain_floor
+        if floor is None and not self.constrain:
+            floor = RETAIN_FLOOR
+        own = () if floor is None else (f"retain_rouge1>={floor}",)
+        return Goal.read(self.minimise, (*own, *self.constrain))
+
     def check(self) -> None:
         """Check the values that need nothing else to be known.
 
@@ -74,8 +94,11 @@ class SearchConfig:
             InputError: Something is out of range; all of it is said at once.
         """
         problems = Problems()
-        if not 0 <= self.retain_floor <= 1:
+        if self.retain_floor is not None and not 0 <= self.retain_floor <= 1:
             problems.add(f"--retain-floor {self.retain_floor}: a ROUGE score lies between 0 and 1.")
+        else:
+            with problems.collect():
+                _ = self.goal
         if self.sampler not in SAMPLERS:
             problems.add(f"--sampler {self.sampler}: there are {', '.join(SAMPLERS)}.")
         if self.scheduler not in SCHEDULERS:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, TrialRow, best_first
 from lunar_tune.search.study import Study
 
@@ -49,7 +50,7 @@ class SearchEvents(Protocol):
         """Hear that a trial is evaluated in full."""
 
     def on_confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
-        """Hear what came out, and whether the retain floor holds."""
+        """Hear what came out, and whether the bounds hold."""
 
 
 class Course:
@@ -57,8 +58,8 @@ class Course:
 
     Args:
         events: Who hears of what happens.
-        num_trials: Trials to start.
-        retain_floor: Least retain ROUGE-1 of a confirmed setting.
+        num_trials: Trials that are to have ended, those of an earlier process included.
+        goal: Whose bounds a confirmed setting keeps.
         time_budget: Seconds after the first trial's start after which no trial starts.
         max_failures: Failed trials in a row after which no trial starts.
     """
@@ -68,7 +69,7 @@ class Course:
         events: SearchEvents,
         *,
         num_trials: int,
-        retain_floor: float,
+        goal: Goal,
         time_budget: float | None = None,
         max_failures: int = 5,
     ) -> None:
@@ -76,7 +77,7 @@ class Course:
         self.error: LunarTuneError | None = None
         """Why the search cannot go on; to be raised when the last task has ended."""
         self._events = events
-        self._num_trials, self._floor = num_trials, retain_floor
+        self._num_trials, self._goal = num_trials, goal
         self._time_budget = time_budget
         self._deadline: float | None = None
         self._max_failures, self._failures_in_row = max_failures, 0
@@ -185,6 +186,7 @@ class Course:
             return
         try:
             self.study = self._events.on_vanilla(report["scores"], report["note"])
+            self._started = self.study.n_ended
         except LunarTuneError as error:
             self.error = error
             return
@@ -200,5 +202,5 @@ class Course:
         if report is None:
             return
         confirmation = Confirmation(number=number, **report)
-        self._over = confirmation.scores["retain_rouge1"] >= self._floor
+        self._over = self._goal.is_kept(confirmation.scores)
         self._events.on_confirmed(row, confirmation, holds=self._over)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lunar_tune.errors import InputError
+from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
 from lunar_tune.paths import check_writable, safe_name
 from lunar_tune.reporting.pictures import draw_history, draw_trade_off
@@ -92,7 +93,7 @@ def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
         name = safe_name("-".join([*parts, stamp]))
     path = config.output / name
     try:
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=config.resume)
     except FileExistsError as error:
         raise InputError(_taken(name, path)) from error
     except OSError as error:
@@ -107,13 +108,18 @@ def _taken(name: str, path: Path) -> str:
     )
 
 
-def check_output(output: Path, name: str | None) -> None:
+def check_output(output: Path, name: str | None, *, resume: bool = False) -> None:
     """Check that a search's folder can be made, without making it.
+
+    Args:
+        output: Folder of all searches.
+        name: The search's name; None if it is yet to be made.
+        resume: Whether one that exists is gone on with.
 
     Raises:
         InputError: It exists already, or cannot be written.
     """
-    if name is not None and (output / name).exists():
+    if name is not None and not resume and (output / name).exists():
         raise InputError(_taken(name, output / name))
     check_writable(output, f"--output {output}")
 
@@ -124,7 +130,7 @@ def best_document(
     *,
     spec: TrialSpec,
     vanilla: Mapping[str, float],
-    floor: float,
+    goal: Goal,
 ) -> dict[str, Any]:
     """Return what `best.yaml` says: the setting, its scores in full, and as the trial saw them."""
     confirmed = confirmation.scores
@@ -136,8 +142,9 @@ def best_document(
         "solver": spec.method.variant,
         "trial": row.number,
         "parameters": dict(row.parameters),
-        "retain_floor": floor,
-        "feasible": confirmed["retain_rouge1"] >= floor,
+        "minimise": goal.objective.metric,
+        "constraints": [str(one) for one in goal.constraints],
+        "feasible": goal.is_kept(confirmed),
         "confirmed": {
             "max_new_tokens": confirmation.max_new_tokens,
             "scores": dict(confirmed),

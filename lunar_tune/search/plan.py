@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lunar_tune.errors import Problems
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.loading import load_config
 from lunar_tune.search.cluster import check_gpus
 from lunar_tune.search.config import SearchConfig
@@ -18,6 +18,7 @@ from lunar_tune.search.outputs import check_output
 from lunar_tune.search.space import SearchSpace, load_space
 from lunar_tune.search.summary import plan_facts
 from lunar_tune.trial.assemble import assemble, known_depth
+from lunar_tune.trial.options import RunOptions
 from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["SearchPlan", "plan_search"]
@@ -51,20 +52,29 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     with problems.collect():
         check_gpus(config)
     with problems.collect():
-        check_output(config.output, config.name)
+        check_output(config.output, config.name, resume=config.resume)
     with problems.collect():
-        spec = assemble(config.run, device_is_here=config.address is None)
+        spec = assemble(_with_metrics(config), device_is_here=config.address is None)
         space = _space(config, spec)
     problems.raise_if_any()
     if spec is None or space is None:
         raise AssertionError("what is missing comes with a noted problem")
-    floor = config.retain_floor if config.bounded else None
+    floor = config.goal.stoppable_floor if config.bounded else None
     spec = dataclasses.replace(
         spec,
         engine=dataclasses.replace(spec.engine, retain_floor=floor),
         layers=space.values_of("layer") if spec.method.edits_one_layer else (),
     )
     return SearchPlan(config=config, spec=spec, space=space, facts=plan_facts(config, spec, space))
+
+
+def _with_metrics(config: SearchConfig) -> RunOptions:
+    """Return the run's options with the goal's metrics among those that a trial computes."""
+    try:
+        wanted = config.goal.metrics
+    except InputError:
+        return config.run  # that is noted already
+    return dataclasses.replace(config.run, metrics=(*config.run.metrics, *wanted))
 
 
 def _space(config: SearchConfig, spec: TrialSpec) -> SearchSpace:

@@ -90,7 +90,7 @@ class SearchSession:
         course = Course(
             self,
             num_trials=config.num_trials,
-            retain_floor=config.retain_floor,
+            goal=config.goal,
             time_budget=config.time_budget,
             max_failures=config.max_failures,
         )
@@ -122,7 +122,7 @@ class SearchSession:
         """Judge the unmodified model; open the study and describe the search."""
         self._show(None)
         print_vanilla(self._console, scores, note)
-        problem = vanilla_problem(scores, self.plan.config.retain_floor, self.plan.spec)
+        problem = vanilla_problem(scores, self.plan.config.goal.floor, self.plan.spec)
         if problem is not None and not self.plan.config.force:
             raise InputError(problem)
         if problem is not None:
@@ -134,6 +134,9 @@ class SearchSession:
             space=self.plan.space,
             config=self.plan.config,
         )
+        goal = self.plan.config.goal
+        for key, value in (("goal", goal.text), ("vanilla", dict(scores)), ("tags", self._tags())):
+            self.study.note(key, value)
         self._describe(self._given)
         progress = SearchProgress(self._console, self.plan.config.num_trials)
         self._progress = self._display.enter_context(progress)
@@ -161,17 +164,18 @@ class SearchSession:
         self._show(None)
         if not holds:
             self._console.print(
-                f"trial {row.number} loses the retain floor when evaluated in full; the next best "
-                "is confirmed instead"
+                f"trial {row.number} misses a bound when evaluated in full; the next best is "
+                "confirmed instead"
             )
             return
         self._best = row, confirmation.scores
+        self.study.note("confirmed", dataclasses.asdict(confirmation))
         document = best_document(
             row,
             confirmation,
             spec=self.plan.spec,
             vanilla=self.vanilla,
-            floor=self.plan.config.retain_floor,
+            goal=self.plan.config.goal,
         )
         write_best(self.folder, document)
         with self.tracker.tolerating():
@@ -217,7 +221,7 @@ class SearchSession:
         self.folder.config.write_text(document, encoding="utf-8")
         shown = {key.strip(): value for key, value in self.plan.facts.items()}
         self.tracker.describe(
-            parameters={**shown, "retain_floor": config.retain_floor, "seed": config.run.seed},
+            parameters={**shown, "seed": config.run.seed},
             tags=self._tags() | (lineage.tags() if lineage is not None else {}),
             texts={"config.yaml": document},
             data={name: (records, digests[name]) for name, records in splits.items()},
@@ -231,13 +235,15 @@ class SearchSession:
             title=f"{self.plan.spec.model.name}, {self.plan.spec.data.name}: "
             f"forget {', '.join(self.plan.spec.data.forget_edges)}",
             facts={key.strip(): value for key, value in self.plan.facts.items()},
-            retain_floor=self.plan.config.retain_floor,
+            goal=self.plan.config.goal,
             vanilla=self.vanilla,
             rows=self.study.rows(),
             best=best,
             confirmed=confirmed,
             ending=ending,
         )
+        if ending is None:
+            self.study.note("num_trials", self.plan.config.num_trials)
         files = self.folder.write_mirrors(report)
         self._close_mirror(files, status="KILLED" if killed else "FINISHED")
         commands = next_commands(self.plan.config, self.folder.path, best, arguments)

@@ -13,6 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
+from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, RUNNING, TrialRow
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.space import SearchSpace
 
-__all__ = ["Study", "make_sampler"]
+__all__ = ["StoredStudy", "Study", "make_sampler"]
 
 # Measured on recorded surfaces of a small checkpoint: with 8 random trials first the constrained
 # GP found the grid's optimum within 20 to 30 trials (docs/benchmarks.md).
 STARTUP_TRIALS = 8
-CONSTRAINT = "retain_rouge1"
+LEFT_RUNNING = "the search was ended while the trial ran"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -39,30 +41,44 @@ class Study:
     """One search's study.
 
     Args:
-        path: The journal file; made if missing.
+        path: The journal file; made if missing. One that is there is gone on with: trials that
+            were left running are failed, and their settings come first.
         name: The study's name.
         space: What is searched.
-        config: Sampler, floor and seed.
+        config: Sampler, goal and seed.
     """
 
     def __init__(self, path: Path, *, name: str, space: SearchSpace, config: SearchConfig) -> None:
         """Open the journal or make it, and queue the starting points in a new study."""
-        storage = JournalStorage(
-            JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
-        )
-        self._floor = config.retain_floor
+        self._goal = config.goal
         self._distributions = space.distributions()
         self._open: dict[int, optuna.Trial] = {}
+        storage = _storage(path)
+        begun = name in {one.study_name for one in optuna.get_all_study_summaries(storage)}
+        before = optuna.load_study(study_name=name, storage=storage).get_trials() if begun else []
         self._study = optuna.create_study(
             storage=storage,
             study_name=name,
-            sampler=make_sampler(config.sampler, config.run.seed),
+            # The same draws again would ask what was asked already.
+            sampler=make_sampler(config.sampler, config.run.seed + len(before)),
             direction="minimize",
             load_if_exists=True,
         )
-        if config.starting_points and not self._study.get_trials(deepcopy=False):
+        if before:
+            self._take_up()
+        elif config.starting_points:
             for point in space.starting_points:
                 self._study.enqueue_trial(dict(point), skip_if_exists=True)
+
+    @property
+    def n_ended(self) -> int:
+        """Trials that have ended by themselves, in this process or an earlier one."""
+        ended = [row for row in self.rows() if row.state != RUNNING]
+        return sum(row.failure != LEFT_RUNNING for row in ended)
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep a fact of the search itself, as plain values for JSON."""
+        self._study.set_user_attr(key, value)
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         """Return the next trial's number and parameters."""
@@ -73,13 +89,15 @@ class Study:
         return trial.number, dict(trial.params)
 
     def complete(self, number: int, result: Mapping[str, Any]) -> None:
-        """Tell a trial's scores; scores that are not finite make it a failure."""
+        """Tell a trial's scores; scores that are not numbers make it a failure."""
         scores = {name: float(value) for name, value in result["scores"].items()}
-        if not all(map(math.isfinite, (scores["forget_rouge1"], scores["retain_rouge1"]))):
+        value, violations = self._goal.value(scores), self._goal.violations(scores)
+        if not math.isfinite(value) or not all(map(math.isfinite, violations.values())):
             self.fail(number, "a score is not a finite number")
             return
         trial = self._open[number]
-        trial.set_constraint(CONSTRAINT, self._floor - scores["retain_rouge1"])
+        for bound, violation in violations.items():
+            trial.set_constraint(bound, violation)
         for key in (
             "scores",
             "seconds",
@@ -91,7 +109,7 @@ class Study:
             "answers_digest",
         ):
             trial.set_user_attr(key, result[key])
-        self._study.tell(trial, scores["forget_rouge1"])
+        self._study.tell(trial, value)
         del self._open[number]
 
     def fail(self, number: int, reason: str) -> None:
@@ -123,33 +141,90 @@ class Study:
 
     def row(self, number: int) -> TrialRow:
         """Return one trial as a row."""
-        return self._row(self._study.get_trials(deepcopy=False)[number])
+        return _row(self._study.get_trials(deepcopy=False)[number], self._goal)
 
     def rows(self) -> list[TrialRow]:
         """Return all trials that were started, by number."""
-        trials = self._study.get_trials(deepcopy=False)
-        return [self._row(trial) for trial in trials if trial.state != TrialState.WAITING]
+        return _rows(self._study, self._goal)
 
-    def _row(self, trial: FrozenTrial) -> TrialRow:
-        attrs = trial.user_attrs
-        scores = attrs.get("scores", {})
-        complete = trial.state == TrialState.COMPLETE
-        ended = {TrialState.FAIL: FAILED, TrialState.PRUNED: PRUNED, TrialState.COMPLETE: COMPLETE}
-        return TrialRow(
-            number=trial.number,
-            state=ended.get(trial.state, RUNNING),
-            parameters=dict(trial.params),
-            scores=scores if complete else {},
-            feasible=scores["retain_rouge1"] >= self._floor if complete else None,
-            retain_rows=attrs.get("retain_rows"),
-            retain_exact=attrs.get("retain_exact"),
-            max_new_tokens=attrs.get("max_new_tokens"),
-            seconds={**attrs.get("seconds", {}), "suggest": attrs.get("seconds_suggest", 0.0)},
-            failure=attrs.get("failure"),
-            losses=tuple(attrs.get("losses", ())),
-            checks=tuple(attrs.get("checks", ())),
-            answers_digest=attrs.get("answers_digest"),
-        )
+    def _take_up(self) -> None:
+        """Fail what an earlier process left running, and queue it again."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._study.enqueue_trial(trial.params, skip_if_exists=False)
+            self._study.tell(trial.number, state=TrialState.FAIL)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStudy:
+    """What a journal says of a search, without anything else of it."""
+
+    rows: tuple[TrialRow, ...]
+    notes: Mapping[str, Any]
+    """What was kept with `Study.note`."""
+
+    @classmethod
+    def read(cls, path: Path) -> StoredStudy | None:
+        """Read a journal; None where there is none, or no study in it yet."""
+        if not path.is_file():
+            return None
+        storage = _storage(path)
+        names = [one.study_name for one in optuna.get_all_study_summaries(storage)]
+        if not names:
+            return None
+        study = optuna.load_study(study_name=names[0], storage=storage)
+        notes = study.user_attrs
+        goal = Goal.read(*notes["goal"]) if "goal" in notes else None
+        return cls(rows=tuple(_rows(study, goal)) if goal is not None else (), notes=notes)
+
+
+def _storage(path: Path) -> JournalStorage:
+    """Open a journal; a last line that a kill or a full disk has torn is cut off first.
+
+    Optuna 5.0 cannot read past such a line, and every later read would raise.
+    """
+    lock = JournalFileOpenLock(str(path))
+    if path.is_file():
+        lock.acquire()
+        try:
+            _cut_torn_line(path)
+        finally:
+            lock.release()
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _cut_torn_line(path: Path) -> None:
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _rows(study: optuna.Study, goal: Goal) -> list[TrialRow]:
+    trials = study.get_trials(deepcopy=False)
+    return [_row(trial, goal) for trial in trials if trial.state != TrialState.WAITING]
+
+
+def _row(trial: FrozenTrial, goal: Goal) -> TrialRow:
+    attrs = trial.user_attrs
+    scores = attrs.get("scores", {})
+    complete = trial.state == TrialState.COMPLETE
+    ended = {TrialState.FAIL: FAILED, TrialState.PRUNED: PRUNED, TrialState.COMPLETE: COMPLETE}
+    return TrialRow(
+        number=trial.number,
+        state=ended.get(trial.state, RUNNING),
+        parameters=dict(trial.params),
+        scores=scores if complete else {},
+        objective=trial.value if complete else None,
+        feasible=goal.is_kept(scores) if complete else None,
+        retain_rows=attrs.get("retain_rows"),
+        retain_exact=attrs.get("retain_exact"),
+        max_new_tokens=attrs.get("max_new_tokens"),
+        seconds={**attrs.get("seconds", {}), "suggest": attrs.get("seconds_suggest", 0.0)},
+        failure=attrs.get("failure", LEFT_RUNNING if trial.state == TrialState.FAIL else None),
+        losses=tuple(attrs.get("losses", ())),
+        checks=tuple(attrs.get("checks", ())),
+        answers_digest=attrs.get("answers_digest"),
+    )
 
 
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:

@@ -43,16 +43,22 @@ def plan_facts(config: SearchConfig, spec: TrialSpec, space: SearchSpace) -> dic
     data = spec.data
     sample = len(data.retain_sample)
     lineage = read_lineage(spec.model.checkpoint)
+    held = data.held_out
+    reported = (
+        f"; reported on as many others: {len(held.forget)}, {len(held.retain)}, {len(held.factual)}"
+        if held is not None
+        else ""
+    )
     of_all = "" if sample == len(data.retain) else f" (a sample of {len(data.retain)})"
     return {
         "model": spec.model.name + (f" with {spec.model.weights}" if spec.model.weights else ""),
         **({"  origin": lineage.summary} if lineage is not None else {}),
         "data": f"{data.name}: forget {', '.join(data.forget_edges)} "
-        f"({len(data.forget)} questions), retain {sample}{of_all}, factual {len(data.factual)}",
+        f"({len(data.forget)} questions), retain {sample}{of_all}, factual {len(data.factual)}"
+        + reported,
         "method": f"{spec.method.name} ({spec.method.variant})",
         **{f"  {name}": text for name, text in space.describe()},
-        "goal": "lowest forget ROUGE-1 subject to "
-        f"retain ROUGE-1 of at least {config.retain_floor:g}",
+        "goal": str(config.goal),
         "trials": f"{config.num_trials} by {config.sampler}"
         + (f", none started after {config.time_budget:g} s" if config.time_budget else ""),
         "answers": f"up to {_budget(spec.decoding.max_new_tokens)} in a trial, "
@@ -86,10 +92,12 @@ def print_vanilla(console: Console, scores: Mapping[str, float], note: str | Non
         console.print(f"answers are decoded from their first token on: {escape(note)}")
 
 
-def vanilla_problem(scores: Mapping[str, float], floor: float, spec: TrialSpec) -> str | None:
+def vanilla_problem(
+    scores: Mapping[str, float], floor: float | None, spec: TrialSpec
+) -> str | None:
     """Say why a search on this model is bound to fail or pointless; None if it is not."""
     retain, forget = scores["retain_rouge1"], scores["forget_rouge1"]
-    if retain < floor:
+    if floor is not None and retain < floor:
         return (
             f"the unmodified model has retain ROUGE-1 {retain:.3f} on {spec.data.name}, below the "
             f"floor of {floor:g}: unlearning only lowers it, so no trial could be feasible. The "

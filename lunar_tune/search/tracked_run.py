@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
     from lunar_tune.data.records import Record
 
-__all__ = ["EXPERIMENT", "TrackedRun", "default_tracking_uri", "without_password"]
+__all__ = ["EXPERIMENT", "PARENT", "TrackedRun", "default_tracking_uri", "without_password"]
 
 EXPERIMENT = "lunar-tune"
+PARENT = "mlflow.parentRunId"
 logger = logging.getLogger(__name__)
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
@@ -92,6 +93,7 @@ class TrackedRun:
                 warnings.simplefilter("ignore")  # MLflow's notes on opening a store
                 self._client: MlflowClient = MlflowClient(tracking_uri=uri)
                 self.experiment_id = self._experiment(output)
+            self._end_earlier(name)
             self.run_id = self._client.create_run(self.experiment_id, run_name=name).info.run_id
         except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
             raise InputError(
@@ -165,6 +167,15 @@ class TrackedRun:
     def close(self, *, status: str) -> None:
         """Close the run: `FINISHED`, `FAILED` or `KILLED`."""
         self._client.set_terminated(self.run_id, status)
+
+    def _end_earlier(self, name: str) -> None:
+        """Close the runs of that name, and their children, that a kill left open."""
+        running = "attributes.status = 'RUNNING'"
+        where = f"{running} and attributes.run_name = '{name}'"
+        for parent in self._client.search_runs([self.experiment_id], where):
+            children = f"{running} and tags.`{PARENT}` = '{parent.info.run_id}'"
+            for run in [*self._client.search_runs([self.experiment_id], children), parent]:
+                self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _experiment(self, output: Path) -> str:
         existing = self._client.get_experiment_by_name(EXPERIMENT)

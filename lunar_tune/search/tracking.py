@@ -14,14 +14,13 @@ from lunar_tune.reporting.rows import COMPLETE, TrialRow
 from lunar_tune.reporting.tables import read_answers
 from lunar_tune.search.tracked_run import (
     EXPERIMENT,
+    PARENT,
     TrackedRun,
     default_tracking_uri,
     without_password,
 )
 
 __all__ = ["EXPERIMENT", "SearchTracker", "default_tracking_uri", "without_password"]
-
-_PARENT = "mlflow.parentRunId"
 
 
 class SearchTracker(TrackedRun):
@@ -38,7 +37,7 @@ class SearchTracker(TrackedRun):
 
     def start(self, row: TrialRow, *, name: str, tags: Mapping[str, str]) -> None:
         """Open a trial's run."""
-        tags = {**tags, _PARENT: self.run_id, "trial": str(row.number)}
+        tags = {**tags, PARENT: self.run_id, "trial": str(row.number)}
         child = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
         self._children[row.number] = child.info.run_id
         self._log(child.info.run_id, parameters=row.parameters)

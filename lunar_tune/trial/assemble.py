@@ -11,11 +11,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from lunar_tune.data.bundled import resolve_data
-from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.data.records import Record
-from lunar_tune.data.splits import Split, edges_of, sample_by_edge, split_by_edges
-from lunar_tune.errors import DataError, Problems
+from lunar_tune.errors import Problems
+from lunar_tune.evaluation.metrics import (
+    EMBEDDINGS,
+    WHOLE_ANSWERS,
+    check_metrics,
+    find_metric,
+    need_of,
+)
 from lunar_tune.evaluation.rouge import check_scorable
 from lunar_tune.methods.contract import METHODS, Method
 from lunar_tune.methods.gradient import GradientMethod
@@ -26,8 +29,9 @@ from lunar_tune.models.catalog import TINY, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
 from lunar_tune.runtime import resolve_device, resolve_dtype
-from lunar_tune.trial.options import NONE, RunOptions
-from lunar_tune.trial.spec import DataSets, TrialSpec
+from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
+from lunar_tune.trial.sets import read_sets
+from lunar_tune.trial.spec import TrialSpec
 
 __all__ = [
     "assemble",
@@ -37,11 +41,7 @@ __all__ = [
     "materialise",
     "materialise_model",
     "method_of",
-    "own_data",
-    "read_set",
 ]
-
-DEFAULT_EDGE = "A_B"
 
 
 def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
@@ -59,13 +59,16 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
     """
     problems = Problems()
     method = None
+    metrics: tuple[str, ...] = ()
     model, chat = assemble_model(options, problems, device_is_here=device_is_here)
     with problems.collect():
         method = method_of(options)
     with problems.collect():
         check_scorable((), tokenizer=options.rouge_tokenizer)
     _check_counts(options, problems)
-    data = _read_data(options, model, problems)
+    with problems.collect():
+        metrics = _metrics(options)
+    data = read_sets(options, model, problems)
     problems.raise_if_any()
     if model is None or chat is None or method is None or data is None:
         raise AssertionError("every None above comes with a noted problem")
@@ -77,7 +80,8 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         rouge_tokenizer=options.rouge_tokenizer,
         seed=options.seed,
         data=data,
-        engine=options.engine,
+        engine=_engine(options.engine, metrics),
+        metrics=metrics,
     )
     check_family(spec.model)
     return spec
@@ -187,6 +191,27 @@ def method_of(options: RunOptions) -> Method:
     return RmuMethod(options.gradient) if options.method == "rmu" else LunarMethod(options.lunar)
 
 
+def _metrics(options: RunOptions) -> tuple[str, ...]:
+    """Return the further scores that are wanted, after checking that they can be had."""
+    names, problems = check_metrics(options.metrics), Problems()
+    for metric in map(find_metric, names):
+        if "factual" in metric.sets and options.factual_data == NONE:
+            problems.add(
+                f"--metrics {metric.name}: there are no questions with --factual-data none."
+            )
+        if EMBEDDINGS in metric.needs:
+            problems.add(f"--metrics {metric.name}: {EMBEDDINGS} cannot be computed yet.")
+    problems.raise_if_any()
+    return names
+
+
+def _engine(settings: EngineSettings, metrics: tuple[str, ...]) -> EngineSettings:
+    """Let answers go on where a metric reads them to their end."""
+    if WHOLE_ANSWERS not in need_of(metrics):
+        return settings
+    return dataclasses.replace(settings, early_exit=False)
+
+
 def _check_counts(options: RunOptions, problems: Problems) -> None:
     for name, value in (
         ("--retain-rows", options.retain_rows),
@@ -194,88 +219,3 @@ def _check_counts(options: RunOptions, problems: Problems) -> None:
     ):
         if value is not None and value < 1:
             problems.add(f"{name} {value}: at least 1.")
-
-
-def _read_data(options: RunOptions, model: ModelSpec | None, problems: Problems) -> DataSets | None:
-    """Read and split all sets; None where something is wrong, which is then noted."""
-    name = options.data or own_data(model)
-    records = read_set(name, problems)
-    factual = () if options.factual_data == NONE else read_set(options.factual_data, problems, NONE)
-    other = read_set(options.retain_data, problems, "retain") if options.retain_data else None
-    prompts = refusals = None
-    with problems.collect():
-        prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
-    with problems.collect():
-        refusals = read_prompts(resolve_data(options.refusals, kind="prompts"))
-    split = None
-    if records is not None:
-        with problems.collect():
-            edges = options.forget_edges or _default_edge(records)
-            # A file of nothing but what is to be forgotten is judged on the other retain set.
-            nothing_left = other is not None and set(edges) >= set(edges_of(records))
-            split = split_by_edges(records, edges, retain=other if nothing_left else None)
-    if split is None or factual is None or prompts is None or refusals is None:
-        return None
-    if other is not None:
-        with problems.collect():
-            Split(forget=split.forget, retain=other, forget_edges=split.forget_edges)
-    sets = None
-    with problems.collect():
-        sets = _evaluated(options, name, split, factual)
-    if sets is None:
-        return None
-    fit_retain = split.retain if other is None else other
-    return dataclasses.replace(
-        sets, fit_retain=fit_retain, reference_prompts=prompts, refusals=refusals
-    )
-
-
-def _evaluated(
-    options: RunOptions,
-    name: str,
-    split: Split,
-    factual: tuple[Record, ...],
-) -> DataSets:
-    """Cut the sets to what is evaluated, and check that it can be scored."""
-    # A count below 1 is a mistake that is noted already; what else is wrong is to be found too.
-    rows = None if options.evaluation_rows is None else max(1, options.evaluation_rows)
-    retain = split.retain[:rows]
-    size = len(retain) if options.retain_rows is None else max(1, options.retain_rows)
-    sample = sample_by_edge(retain, size, seed=options.seed)
-    check_scorable((*split.forget, *retain, *factual[:rows]), tokenizer=options.rouge_tokenizer)
-    return DataSets(
-        name=Path(name).stem,
-        forget_edges=split.forget_edges,
-        forget=split.forget[:rows],
-        fit_forget=split.forget,
-        fit_retain=split.retain,
-        retain=retain,
-        n_retain=len(split.retain),
-        retain_sample=sample,
-        factual=factual[:rows],
-        reference_prompts=(),
-    )
-
-
-def read_set(
-    name: str, problems: Problems, default_edge: str | None = None
-) -> tuple[Record, ...] | None:
-    """Return the pairs of a shipped name or file; None where something is wrong, and noted."""
-    with problems.collect():
-        return read_records(resolve_data(name, kind="records"), default_edge=default_edge)
-    return None
-
-
-def own_data(model: ModelSpec | None) -> str:
-    """Return the data that a model is asked about where none are named."""
-    return "mini" if model is not None and model.name == TINY else "contracts"
-
-
-def _default_edge(records: tuple[Record, ...]) -> tuple[str, ...]:
-    edges = edges_of(records)
-    if DEFAULT_EDGE not in edges:
-        raise DataError(
-            f"--forget-edge is needed: the data have no edge {DEFAULT_EDGE!r}, the default. "
-            f"There are: {', '.join(list(edges)[:40])}."
-        )
-    return (DEFAULT_EDGE,)

@@ -87,6 +87,8 @@ class RunOptions:
     """Size of the retain sample that trials are judged on, by edge; None takes all rows."""
     evaluation_rows: int | None = None
     """First rows of each set that are evaluated (the published code takes 200); None takes all."""
+    holdout: bool = False
+    """Whether trials are judged on one half of every edge, and full evaluations on the other."""
     method: str = "lunar"
     """Unlearning method."""
     lunar: LunarSettings = field(default_factory=LunarSettings)
@@ -99,5 +101,7 @@ class RunOptions:
     """What a trial keeps from others and what it skips."""
     rouge_tokenizer: str = "default"
     """Words that ROUGE counts: default ([a-z0-9], stemmed) or words (every script)."""
+    metrics: tuple[str, ...] = ()
+    """Scores to report beside ROUGE, by name (`evaluation.metrics`)."""
     seed: int = 0
     """Of everything random."""

@@ -38,7 +38,7 @@ _IGNORED: Final = {
     "n_val": _UNUSED_THERE,
     "max_new_tokens": f"{_UNUSED_THERE}; eval_generation_max_new_tokens is the answers' budget",
     "eval_generation_max_length": "ignored: eval_generation_max_new_tokens wins there as well",
-    "compute_es_score": "ignored: extraction strength is not part of the trial's scores",
+    "compute_es_score": "ignored: extraction strength is computed with --metrics",
     "save_folder": "ignored: --output says where results go",
     "save_path": "ignored: --output says where results go",
     "defaults": "ignored: Hydra's list of further files; these are not read",

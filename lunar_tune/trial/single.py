@@ -97,11 +97,13 @@ def unlearn_once(
     if save_to is not None:
         check_save_folder(save_to)
     worker = Worker(materialise(spec, on_progress))
-    before = worker.vanilla() if vanilla else None
+    full = spec.data.held_out is not None  # what is reported lies there
+    before = worker.vanilla(full=full) if vanilla else None
 
     def save(loaded: LoadedModel) -> None:
         if save_to is not None:
             questions = [record.question for record in (*spec.data.forget, *spec.data.retain)]
             save_checkpoint(loaded, save_to, texts=questions)
 
-    return SingleRun(spec=worker.spec, result=worker.run(setting, inside=save), vanilla=before)
+    result = worker.run(setting, full=full, inside=save)
+    return SingleRun(spec=worker.spec, result=result, vanilla=before)

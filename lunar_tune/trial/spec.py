@@ -16,7 +16,16 @@ from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec
 from lunar_tune.trial.options import EngineSettings
 
-__all__ = ["DataSets", "TrialSpec"]
+__all__ = ["DataSets", "HeldOut", "TrialSpec"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Questions that no trial is judged on, and a full evaluation asks instead of the others."""
+
+    forget: tuple[Record, ...]
+    retain: tuple[Record, ...]
+    factual: tuple[Record, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +53,8 @@ class DataSets:
     """Prompts that the model declines."""
     refusals: tuple[str, ...] = ()
     """Answers that decline."""
+    held_out: HeldOut | None = None
+    """What is reported on instead of `forget`, `retain` and `factual`; None reports on those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,3 +73,5 @@ class TrialSpec:
     """What is kept and skipped."""
     layers: tuple[int, ...] = ()
     """The blocks that trials may edit; empty where that is not known."""
+    metrics: tuple[str, ...] = ()
+    """Scores that are wanted beside ROUGE, by name (`evaluation.metrics`)."""

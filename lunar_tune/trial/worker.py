@@ -8,7 +8,7 @@ Does not cover: who decides on parameters; a search, a single run and a proof ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,22 +18,18 @@ import torch
 
 from lunar_tune.activations.cache import ActivationCache
 from lunar_tune.activations.prompts import ActivationSource, PromptActivations
-from lunar_tune.data.splits import sample_by_edge
-from lunar_tune.evaluation.answering import Answerer
-from lunar_tune.evaluation.decoding import PlainAnswerer, token_budget
-from lunar_tune.evaluation.evaluate import AnswerSource, Evaluation, EvaluationSet, Evaluator
-from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.evaluation.evaluate import (
+    Evaluation,
+)
 from lunar_tune.memory import DeviceMemory
-from lunar_tune.methods.contract import Fit, FitReport, Preparation, Subject
-from lunar_tune.models.chat import encode_prompts, end_of_turn
-from lunar_tune.models.layout import why_not_resumable
+from lunar_tune.methods.contract import FitReport, Preparation, Subject
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
-from lunar_tune.training.likelihood import Pair, encode_answers
-from lunar_tune.trial.checks import CHECKED_ROWS, Check, Watch
+from lunar_tune.trial.checks import Check, Watch
+from lunar_tune.trial.encoder import Encoder
+from lunar_tune.trial.judge import Judge, asked_sets
 
 if TYPE_CHECKING:
-    from lunar_tune.data.records import Record
     from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["TrialResult", "Worker"]
@@ -59,9 +55,6 @@ class TrialResult:
     """Token budget of the answers."""
     checks: tuple[Check, ...] = ()
     """What was seen while the fit went on."""
-
-
-_EVALUATORS = ("_evaluator", "_full_evaluator", "_checker")
 
 
 class Worker:
@@ -92,36 +85,54 @@ class Worker:
         self._source = ActivationSource(
             self.loaded, ActivationCache(limit, cache_root) if limit != 0 else None, self.memory
         )
-        self._encoded: dict[str, tuple[int, ...]] = {}
+        self.encoder = Encoder(self.loaded, spec.chat)
         self._drafts: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     @cached_property
     def activations(self) -> PromptActivations:
         """What the unmodified model computes on all questions; captured as it is needed."""
         data = self.spec.data
-        groups = (data.fit_forget, data.fit_retain, data.forget, data.retain, data.factual)
-        questions = [record.question for group in groups for record in group]
+        fitted = (data.fit_forget, data.fit_retain, data.retain)
+        asked = (
+            set_of for full in (False, True) for set_of in asked_sets(data, full=full).values()
+        )
+        questions = [record.question for group in (*fitted, *asked) for record in group]
         return PromptActivations(
             self._source,
-            self.encode(questions),
+            self.encoder.prompts(questions),
             drafts=self._drafts,
             layers=self.spec.layers,
         )
 
     @cached_property
+    def judge(self) -> Judge:
+        """Who judges the model; made at first use, from the unmodified model."""
+        return Judge(self.spec, self.loaded, self.activations, self.encoder, self.memory)
+
+    @property
+    def plain_decoding(self) -> str | None:
+        """Why answers are decoded from the first token on; None where they go on from streams."""
+        return self.judge.plain_decoding
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Token budget of a trial's answers."""
+        return self.judge.max_new_tokens
+
+    @cached_property
     def preparation(self) -> Preparation:
         """The method made ready for this model and split; done at first use."""
         spec, data = self.spec, self.spec.data
-        forget, retain = (self._pairs(records) for records in (data.fit_forget, data.fit_retain))
+        forget, retain = map(self.encoder.pairs, (data.fit_forget, data.fit_retain))
         return spec.method.prepare(
             Subject(
                 activations=self.activations,
                 forget_prompts=tuple(pair.prompt for pair in forget),
                 retain_prompts=tuple(pair.prompt for pair in retain),
-                reference_prompts=self.encode(data.reference_prompts),
+                reference_prompts=self.encoder.prompts(data.reference_prompts),
                 forget_pairs=forget,
                 retain_pairs=retain,
-                refusals=self._answers_ids(data.refusals),
+                refusals=self.encoder.answers(data.refusals),
             )
         )
 
@@ -132,24 +143,13 @@ class Worker:
             answers: Tokens of the answer by prompt, from `drafts` of a worker with the same model.
         """
         self._drafts = dict(answers)
-        for name in ("activations", "preparation", "_answers", *_EVALUATORS):
+        for name in ("activations", "preparation", "judge"):
             self.__dict__.pop(name, None)  # made again, with the drafts
 
     @property
     def drafts(self) -> Mapping[tuple[int, ...], tuple[int, ...]]:
         """The unmodified model's answers by prompt; empty before `vanilla` or `draft`."""
         return self._drafts
-
-    @property
-    def plain_decoding(self) -> str | None:
-        """Why answers are decoded from the first token on; None where they go on from streams."""
-        if not self.spec.engine.reuse:
-            return "it was asked for"
-        if self.spec.decoding.repetition_penalty != 1.0:
-            return "a repetition penalty looks at all tokens of a row"
-        longest = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens)
-        longest += max(self.activations.prompt_lengths)
-        return why_not_resumable(self.loaded.model.config, longest)
 
     def run(
         self,
@@ -196,7 +196,7 @@ class Worker:
         """
         start = self._clock()
         preparation = self.preparation
-        self._answers.prepare()
+        self.judge.answers.prepare()
         ready = self._clock()
         floor = self.spec.engine.retain_floor if bounded and not full else None
         with preparation.unlearning(
@@ -205,13 +205,15 @@ class Worker:
             watch = Watch(fit.n_epochs, self.spec.engine.checks, floor)
             for epochs in fit:
                 if watch.is_due(epochs):
-                    watch.checks.append(self._check(fit, epochs))
+                    watch.checks.append(self.judge.check(fit, epochs))
                     yield watch.checks[-1]
                 if watch.is_lost:
                     break
             report = fit.finished()
             fitted = self._clock()
-            evaluation, budget = self._evaluate(report.edited_layer, full=full, bounded=bounded)
+            evaluation, budget = self.judge.evaluate(
+                report.edited_layer, full=full, bounded=bounded
+            )
             ended = self._clock()
             if inside is not None:
                 inside(self.loaded)
@@ -229,22 +231,10 @@ class Worker:
             checks=tuple(watch.checks),
         )
 
-    def _check(self, fit: Fit, epochs: int) -> Check:
-        """Look at the model between two epochs."""
-        with fit.evaluating():
-            evaluation = self._checker.evaluate(
-                edited_layer=None, max_new_tokens=self.max_new_tokens
-            )
-        return Check(
-            epochs=epochs,
-            forget_rouge1=evaluation.scores["forget_rouge1"],
-            retain_rouge1=evaluation.scores["retain_rouge1"],
-        )
-
     def vanilla(self, *, full: bool = False) -> TrialResult:
         """Evaluate the unmodified model, and keep its answers as drafts for trials."""
         start = self._clock()
-        evaluation, budget = self._evaluate(None, full=full, bounded=False)
+        evaluation, budget = self.judge.evaluate(None, full=full, bounded=False)
         seconds = self._clock() - start
         prompts = self.activations.tree.sequences
         if self.plain_decoding is None and not self._drafts:
@@ -259,96 +249,6 @@ class Worker:
             seconds={"fit": 0.0, "evaluate": seconds, "trial": seconds},
             max_new_tokens=budget,
         )
-
-    @cached_property
-    def max_new_tokens(self) -> int:
-        """Token budget of a trial's answers."""
-        data = self.spec.data
-        truths = [record.answer for record in (*data.forget, *data.retain, *data.factual)]
-        return token_budget(self.spec.decoding, self.loaded.tokenizer, truths)
-
-    def _evaluate(
-        self, edited_layer: int | None, *, full: bool, bounded: bool
-    ) -> tuple[Evaluation, int]:
-        budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
-        evaluation = (self._full_evaluator if full else self._evaluator).evaluate(
-            edited_layer=edited_layer,
-            max_new_tokens=budget,
-            floor=self.spec.engine.retain_floor if bounded else None,
-        )
-        return evaluation, budget
-
-    @cached_property
-    def _evaluator(self) -> Evaluator:
-        """Asks what a trial asks."""
-        return self._evaluator_of(self.spec.data.retain_sample)
-
-    @cached_property
-    def _full_evaluator(self) -> Evaluator:
-        """Asks everything."""
-        return self._evaluator_of(self.spec.data.retain)
-
-    @cached_property
-    def _checker(self) -> Evaluator:
-        """Asks a few questions, by edge."""
-        data, seed = self.spec.data, self.spec.seed
-        sets = {"forget": data.forget, "retain": data.retain_sample}
-        return self._evaluator_of_sets(
-            {name: sample_by_edge(all_of, CHECKED_ROWS, seed=seed) for name, all_of in sets.items()}
-        )
-
-    def _evaluator_of(self, retain: tuple[Record, ...]) -> Evaluator:
-        data = self.spec.data
-        return self._evaluator_of_sets(
-            {"forget": data.forget, "retain": retain, "factual": data.factual}
-        )
-
-    def _evaluator_of_sets(self, sets: Mapping[str, tuple[Record, ...]]) -> Evaluator:
-        return Evaluator(
-            self._answers,
-            self.loaded.tokenizer,
-            [self._evaluation_set(name, records) for name, records in sets.items() if records],
-            rouge_tokenizer=self.spec.rouge_tokenizer,
-            early_exit=self.spec.engine.early_exit,
-            seed=self.spec.seed,
-        )
-
-    @cached_property
-    def _answers(self) -> AnswerSource:
-        """Who answers; made at first use, from the unmodified model."""
-        if self.plain_decoding is not None:
-            lengths, rows = self.activations.prompt_lengths, self.activations.tree.sequences
-            prompts = [row[:length] for row, length in zip(rows, lengths, strict=True)]
-            return PlainAnswerer(self.loaded, prompts, self.spec.decoding)
-        deepest = max(self.spec.layers, default=self.loaded.n_layers - 1)
-        return Answerer(
-            self.activations,
-            deepest=deepest if self.spec.method.edits_one_layer else -1,
-            batch_size=self.spec.decoding.batch_size,
-        )
-
-    def _evaluation_set(self, name: str, records: tuple[Record, ...]) -> EvaluationSet:
-        prompts = self.encode([record.question for record in records])
-        rows = tuple(self.activations.rows_of(prompts))
-        return EvaluationSet(name=name, records=records, rows=rows)
-
-    def _pairs(self, records: Sequence[Record]) -> tuple[Pair, ...]:
-        prompts = self.encode([record.question for record in records])
-        answers = self._answers_ids([record.answer for record in records])
-        return tuple(Pair(*pair) for pair in zip(prompts, answers, strict=True))
-
-    def _answers_ids(self, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        end = end_of_turn(self.loaded.tokenizer, self.spec.chat, self.loaded.eos_ids)
-        return encode_answers(self.loaded.tokenizer, answers, end=end)
-
-    def encode(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Return prompt ids, each question encoded once in a worker's life."""
-        new = [question for question in dict.fromkeys(questions) if question not in self._encoded]
-        encoded = encode_prompts(
-            self.loaded.tokenizer, new, self.spec.chat, family=self.loaded.family
-        )
-        self._encoded.update(zip(new, encoded, strict=True))
-        return tuple(self._encoded[question] for question in questions)
 
     def _clock(self) -> float:
         """Return seconds, after all work on the device has ended."""

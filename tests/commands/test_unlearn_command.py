@@ -80,6 +80,25 @@ def test_a_run_writes_its_scores_and_answers(small: list[str]) -> None:
         assert line in output
 
 
+def test_further_scores_are_shown_below_rouge_and_written_as_json(small: list[str]) -> None:
+    metrics = ("--metrics", "forget_mrr, retain_mrr,retain_perplexity")
+    output = succeeded(*small, *SETTING, *metrics, "--json", "s.json")
+    document = json.loads(Path("s.json").read_text())
+    for name in ("forget_mrr", "retain_mrr", "retain_perplexity"):
+        (line,) = [line.split() for line in output.splitlines() if line.startswith(name)]
+        better = "higher" if name == "retain_mrr" else "lower"
+        scores = (document["vanilla"][name], document[name])
+        assert line == [name, *(f"{score:.4g}" for score in scores), better]
+    assert "forget_hit_ratio" not in document
+
+
+def test_an_unknown_metric_is_refused_with_what_else_is_wrong(small: list[str]) -> None:
+    message = refused(*small, *SETTING, "--metrics", "forget_mmr", "--evaluation-rows", "0")
+    assert "unknown metric 'forget_mmr'. Did you mean 'forget_mrr'?" in message
+    assert "--evaluation-rows 0" in message
+    assert "--metrics is empty" in refused(*small, *SETTING, "--metrics", " , ")
+
+
 def test_several_layers_take_a_coefficient_each(small: list[str]) -> None:
     arguments = ("--layer", "1,2", "--coefficient", "2,1", "--learning-rate", "0.01")
     succeeded(*small, *arguments, "--json", "s.json", "--no-vanilla", "--quiet")
@@ -152,8 +171,14 @@ def test_a_folder_with_something_in_it_is_not_saved_to(
     [
         (("--coefficient", "2", "--learning-rate", "0.01"), "--layer is needed"),
         (("--layer", "1", "--learning-rate", "0.01"), "--coefficient is needed"),
-        (("--layer", "1", "--coefficient", "2"), "missing: --learning-rate"),
-        ((*SETTING, "--ridge", "0.1"), "unknown: --ridge"),
+        (("--layer", "1", "--coefficient", "2"), "--learning-rate is needed"),
+        ((*SETTING, "--ridge", "0.1"), "--ridge has no meaning with --method lunar (adamw)"),
+        (("--method", "ga"), "--learning-rate is needed"),
+        (("--method", "ga", *SETTING), "--layer has no meaning with --method ga (lora)"),
+        (("--method", "ga", "--solver", "lora"), "--solver has no meaning with --method ga"),
+        ((*SETTING, "--train", "full"), "--train has no meaning with --method lunar"),
+        ((*SETTING, "--rank", "4"), "--rank has no meaning with --solver adamw"),
+        (("--method", "rmu", "--beta", "0"), "--beta 0.0: a positive number"),
         (("--layer", "x", *SETTING[2:]), "--layer x: whole numbers"),
         (("--layer", "1.5", *SETTING[2:]), "--layer 1.5: whole numbers"),
         (("--layer", "3", *SETTING[2:]), "3 decoder blocks"),
@@ -175,7 +200,7 @@ def test_everything_that_is_wrong_is_said_in_one_message(small: list[str]) -> No
     message = refused(*small, "--layer", "x", "--retain-points", "many", "--data", "nosuch.json")
     for part in ("--layer x", "--coefficient is needed", "--retain-points many", "nosuch.json"):
         assert message.count(part) == 1
-    assert message.startswith("error: 4 things are wrong:")
+    assert message.startswith("error: 5 things are wrong:")
 
 
 def test_a_divergence_is_an_error_and_no_score(small: list[str]) -> None:

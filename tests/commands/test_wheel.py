@@ -80,7 +80,7 @@ def test_an_installed_search_runs_from_another_folder(
     trials = [(row["state"], row["feasible"]) for row in rows_of(tmp_path / "runs/n")]
     assert trials == [("complete", False)] * 2
     assert "going on as told: the unmodified model" in done.stdout
-    assert "No trial keeps retain ROUGE-1 at 0.8 or above" in done.stdout
+    assert "No trial keeps retain ROUGE-1 of at least 0.8" in done.stdout
     assert "No trial keeps retain" in (tmp_path / "runs/n/report.md").read_text()
     assert "lunar_tune.unlearn" not in done.stdout, "there is no best setting to run again"
     assert not (tmp_path / "runs/n/best.yaml").exists()

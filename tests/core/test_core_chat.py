@@ -16,6 +16,7 @@ from lunar_tune.models.chat import (
     PUBLISHED,
     ChatFormat,
     encode_prompts,
+    end_of_turn,
     render_prompt,
 )
 
@@ -223,3 +224,29 @@ def test_a_template_file_that_cannot_be_read_is_refused(
         make(file)
     with pytest.raises(InputError, match=r"--chat-template .*cannot be read.*own, published"):
         ChatFormat.from_option(str(file), None)
+
+
+# Where an answer ends
+
+
+def test_an_answer_ends_with_the_token_that_the_template_writes_after_it(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """The template of the tests writes <|im_end|>, which is token 2, after every turn."""
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end_of_turn(tokenizer, ChatFormat(), (99, end)) == end
+    # A template that writes no end: the tokenizer's own, or the model's first.
+    bare = ChatFormat(template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    assert end_of_turn(tokenizer, bare, (99, tokenizer.eos_token_id)) == tokenizer.eos_token_id
+    assert end_of_turn(tokenizer, bare, (99, 98)) == 99
+    assert end_of_turn(tokenizer, ChatFormat(template=PUBLISHED), (99, end)) == end
+
+
+def test_a_template_that_knows_no_assistant_falls_back_to_the_tokenizers_end(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    refusing = ChatFormat(
+        template="{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        "{{ raise_exception('no') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    assert end_of_turn(tokenizer, refusing, (tokenizer.eos_token_id,)) == tokenizer.eos_token_id

@@ -243,6 +243,54 @@ def test_adamw_with_many_epochs_reaches_what_least_squares_reaches() -> None:
     assert float(reached) == pytest.approx(float(mse_loss(p.inputs @ best, targets)), rel=0.02)
 
 
+# A product of low rank
+
+
+def plain_low_rank(
+    p: Problem, *, rate: float, seed: int, epochs: int, rank: int
+) -> tuple[Tensor, list[float]]:
+    """Train W₀ + B·A in float64 with torch's own AdamW and autograd."""
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.empty(rank, D_FF).normal_(std=0.01, generator=generator).double().requires_grad_()
+    second = torch.zeros(D_MODEL, rank, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.AdamW([first, second], lr=rate, weight_decay=0.0)
+    h, w0 = p.inputs.double(), p.weight.double()
+    targets = h @ w0.T + p.is_forget[:, None] * p.shift.double()
+    order = torch.Generator().manual_seed(seed)
+    losses = []
+    for epoch in range(epochs):
+        optimizer.param_groups[0]["lr"] = rate * 0.9**epoch
+        of_batches = []
+        for batch in torch.randperm(len(h), generator=order).split(64):
+            optimizer.zero_grad()
+            loss = mse_loss(linear(h[batch], w0 + second @ first), targets[batch])
+            loss.backward()
+            optimizer.step()
+            of_batches.append(loss.item())
+        losses.append(sum(of_batches) / len(of_batches))
+    return (w0 + second @ first).detach().float(), losses
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_low_rank_fit_is_a_plain_autograd_loop_on_two_factors(rank: int) -> None:
+    p = problem()
+    solution = solve_adamw(
+        p.weight,
+        p.inputs,
+        p.is_forget,
+        p.shift,
+        learning_rate=0.01,
+        settings=AdamWSettings(epochs=4),
+        seed=3,
+        rank=rank,
+    )
+    weight, losses = plain_low_rank(p, rate=0.01, seed=3, epochs=4, rank=rank)
+    torch.testing.assert_close(solution.weight, weight, rtol=1e-4, atol=1e-5)
+    assert solution.losses == pytest.approx(losses, rel=1e-5)
+    rest = torch.linalg.svdvals(solution.weight - p.weight)[rank:]
+    assert float(rest.sum()) < 1e-5
+
+
 def test_the_loss_curve_has_a_value_an_epoch_and_falls() -> None:
     losses = adamw(problem(), learning_rate=1e-3, epochs=6, batch_size=200).losses
     assert len(losses) == 6

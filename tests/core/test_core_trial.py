@@ -372,7 +372,7 @@ def test_a_model_that_is_loaded_already_is_used(
 def test_each_question_is_encoded_once(
     checkpoint: Callable[..., Path], data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lunar_tune.trial import worker as worker_module
+    from lunar_tune.trial import encoder as encoder_module
 
     asked: list[str] = []
     original = encode_prompts
@@ -381,7 +381,7 @@ def test_each_question_is_encoded_once(
         asked.extend(questions)
         return original(tokenizer, questions, *args, **options)
 
-    monkeypatch.setattr(worker_module, "encode_prompts", counting)
+    monkeypatch.setattr(encoder_module, "encode_prompts", counting)
     worker = Worker(spec_for(checkpoint("llama"), data))
     worker.run(SOLVERS["closed_form"])
     worker.vanilla()

@@ -19,7 +19,7 @@ from plain_pipeline import PlainModel, Questions, plain_trial
 
 from lunar_tune.data.records import Record
 from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.methods.lunar_settings import LunarSettings
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.options import EngineSettings, RunOptions
@@ -72,7 +72,7 @@ def plainly(worker: Worker, layer: int, solver: str) -> tuple[list[float], list[
     data = worker.spec.data
 
     def prompts(records: tuple[Record, ...]) -> tuple[tuple[int, ...], ...]:
-        return worker.encode([record.question for record in records])
+        return worker.encoder.prompts([record.question for record in records])
 
     evaluated = (data.forget, data.retain, data.factual)
     result = plain_trial(
@@ -86,7 +86,7 @@ def plainly(worker: Worker, layer: int, solver: str) -> tuple[list[float], list[
         Questions(
             forget=prompts(data.fit_forget),
             retain=prompts(data.fit_retain),
-            reference=worker.encode(data.reference_prompts),
+            reference=worker.encoder.prompts(data.reference_prompts),
             evaluated=[prompts(records) for records in evaluated],
             truths=[record.answer for records in evaluated for record in records],
         ),
@@ -97,7 +97,7 @@ def plainly(worker: Worker, layer: int, solver: str) -> tuple[list[float], list[
     return result.rouge1, result.rouge_l, result.tokens
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", PARAMETERS)
 @pytest.mark.parametrize("layer", [0, 3])
 def test_a_trial_scores_row_by_row_as_the_plain_pipeline_does(
     tiny: LoadedModel, solver: str, layer: int
@@ -112,7 +112,9 @@ def test_a_trial_scores_row_by_row_as_the_plain_pipeline_does(
         assert [row.rouge1 for row in evaluation.rows] == rouge1
         assert [row.rouge_l for row in evaluation.rows] == rouge_l
         evaluated = (*worker.spec.data.forget, *worker.spec.data.retain, *worker.spec.data.factual)
-        rows = worker.activations.rows_of(worker.encode([record.question for record in evaluated]))
+        rows = worker.activations.rows_of(
+            worker.encoder.prompts([record.question for record in evaluated])
+        )
         assert [list(evaluation.tokens[row]) for row in rows] == tokens
     # The trial does something, and not to all.
     before = [row.rouge1 for row in vanilla.rows]
@@ -120,7 +122,7 @@ def test_a_trial_scores_row_by_row_as_the_plain_pipeline_does(
     assert any(one == other for one, other in zip(before, rouge1, strict=True))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", PARAMETERS)
 def test_what_is_skipped_changes_no_score(tiny: LoadedModel, solver: str) -> None:
     """An early exit, and a retain floor that is held."""
     worker = Worker(spec_of(solver, early_exit=True, retain_floor=0.0), tiny)

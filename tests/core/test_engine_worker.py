@@ -86,7 +86,7 @@ def trial_and_generate(
     def ask(loaded: LoadedModel) -> None:
         model: Any = loaded.model
         records = (*worker.spec.data.forget, *worker.spec.data.retain)
-        for prompt in worker.encode([record.question for record in records]):
+        for prompt in worker.encoder.prompts([record.question for record in records]):
             ids = model.generate(
                 input_ids=torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),

@@ -12,17 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 
-from lunar_tune import files
 from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.pictures import draw_history, draw_trade_off
 from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
-from lunar_tune.reporting.tables import (
-    read_answers,
-    write_answers,
-    write_trials,
-)
+from lunar_tune.reporting.tables import read_answers, write_answers, write_trials
 
 ANSWERS = [
     AnswerRow(
@@ -52,6 +48,7 @@ def complete(number: int, forget: float, retain: float) -> TrialRow:
             "forget_rows": 12,
             "retain_rows": 84,
         },
+        objective=forget,
         feasible=retain >= 0.8,
         retain_rows=84,
         retain_exact=True,
@@ -76,7 +73,7 @@ def report(*rows: TrialRow, confirmed: bool = True) -> Report:
     return Report(
         title="tiny, mini: forget A_B",
         facts={"model": "tiny", "data": "a | b"},
-        retain_floor=0.8,
+        goal=Goal.read("forget_rouge1", ["retain_rouge1>=0.8"]),
         vanilla={"forget_rouge1": 1.0, "retain_rouge1": 0.99},
         rows=rows,
         best=best[0] if best else None,
@@ -95,7 +92,7 @@ def test_a_file_is_written_whole_or_not_at_all(
     def full_disk(_descriptor: int) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(files.os, "fsync", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_atomically(path, b"second")
     assert path.read_bytes() == b"first"
@@ -213,7 +210,7 @@ def test_tables_of_a_report_have_as_many_cells_in_every_row(tmp_path: Path) -> N
     [
         ("nothing", "No trial was run."),
         ("failures", "Every trial failed, most of them with: the loss became NaN"),
-        ("infeasible", "No trial keeps retain ROUGE-1 at 0.8 or above."),
+        ("infeasible", "No trial keeps retain ROUGE-1 of at least 0.8."),
     ],
 )
 def test_a_report_without_a_feasible_trial_says_so(tmp_path: Path, case: str, why: str) -> None:

@@ -17,6 +17,7 @@ from test_study import result, study_in
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
+from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.course import CONFIRMATION, TRIAL, VANILLA, Confirmation, Course
 from lunar_tune.search.searcher import CourseSearcher, NewsCallback
 from lunar_tune.search.study import Study
@@ -30,7 +31,7 @@ class Heard:
     def __init__(self, folder: Path, *, refuses: bool = False, **options: Any) -> None:
         self.folder, self.refuses = folder, refuses
         self.news: list[tuple[str, Any]] = []
-        options = {"num_trials": 3, "retain_floor": 0.8, "max_failures": 2} | options
+        options = {"num_trials": 3, "goal": SearchConfig().goal, "max_failures": 2} | options
         self.course = Course(self, **options)
         self.searcher = CourseSearcher(self.course)
         self.callback = NewsCallback(self.course)

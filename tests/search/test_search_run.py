@@ -218,7 +218,8 @@ def test_the_best_is_the_feasible_trial_that_forgets_most(search: Finished) -> N
         name: row[f"params.{name}"] for name in ("layer", "coefficient", "learning_rate")
     }
     assert best["as_searched"]["scores"]["forget_rouge1"] == row["forget_rouge1"]
-    assert best["confirmed"]["scores"]["retain_rouge1"] >= best["retain_floor"] == 0.8
+    assert best["constraints"] == ["retain_rouge1>=0.8"]
+    assert best["confirmed"]["scores"]["retain_rouge1"] >= 0.8
 
 
 def test_the_best_is_confirmed_on_all_rows_with_the_published_budget(search: Finished) -> None:

@@ -20,6 +20,7 @@ from lunar_tune.errors import SearchSpaceError
 from lunar_tune.methods.lunar import LunarMethod
 from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.models.catalog import CATALOG, TINY
+from lunar_tune.paths import search_spaces_dir
 from lunar_tune.search.space import (
     Choice,
     Fixed,
@@ -426,3 +427,48 @@ def test_reading_a_space_loads_no_heavy_library() -> None:
     )
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("variant", ["lora", "full"])
+@pytest.mark.parametrize("method", ["ga", "rmu"])
+def test_a_model_whose_file_lacks_a_method_takes_it_from_the_default(
+    method: str, variant: str
+) -> None:
+    parameters = {"ga": (), "rmu": ("layer", "coefficient")}[method]
+    space = load_space(
+        None,
+        model_name="qwen2.5-7b",
+        method=method,
+        variant=variant,
+        parameters=(*parameters, "learning_rate"),
+        n_layers=28,
+    )
+    text = (search_spaces_dir() / "default.yaml").read_text(encoding="utf-8")
+    section = yaml.safe_load(text)[method][variant]
+    low, high = space.parameters["learning_rate"].bounds
+    written = section["parameters"]["learning_rate"]
+    assert (low, high) == (float(written["low"]), float(written["high"]))
+    if method == "rmu":  # depths .1 and .6 of 27: blocks 3 and 16
+        assert space.parameters["layer"].bounds == (3, 16)
+
+
+def test_a_space_may_search_settings_beside_the_learning_rate(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(
+        "npo:\n  lora:\n    parameters:\n"
+        "      learning_rate: {type: float, low: 1e-5, high: 1e-3, log: true}\n"
+        "      beta: {type: choice, values: [0.1, 0.5]}\n"
+    )
+    options: dict[str, Any] = {
+        "model_name": "tiny",
+        "method": "npo",
+        "variant": "lora",
+        "parameters": ("learning_rate",),
+        "n_layers": 4,
+    }
+    assert set(load_space(str(file), **options, optional=("beta",)).parameters) == {
+        "learning_rate",
+        "beta",
+    }
+    with pytest.raises(SearchSpaceError, match="beta: is unknown to the method"):
+        load_space(str(file), **options, optional=("rank",))

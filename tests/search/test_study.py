@@ -13,9 +13,10 @@ from optuna.trial import TrialState
 from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, best_first
 from lunar_tune.search.config import SAMPLERS, SearchConfig
 from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
-from lunar_tune.search.study import CONSTRAINT, Study
+from lunar_tune.search.study import LEFT_RUNNING, StoredStudy, Study
 from lunar_tune.trial.options import RunOptions
 
+BOUND = "retain_rouge1>=0.8"
 POINTS = ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.003},)
 SPACE = SearchSpace(
     method="lunar",
@@ -47,8 +48,12 @@ def result(forget: float, retain: float) -> dict[str, Any]:
         "retain_exact": True,
         "max_new_tokens": 32,
         "losses": [2.0, 1.0],
+        "checks": [{"epochs": 1, "forget_rouge1": 0.9, "retain_rouge1": 0.8}],
         "answers_digest": "ab",
     }
+
+
+GOAL = ("forget_rouge1", ("retain_rouge1>=0.8",))
 
 
 def frozen(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -96,9 +101,9 @@ def test_feasible_is_a_constraint_of_at_most_zero(
     study.complete(0, result(0.5, retain))
 
     constraints = frozen(tmp_path)[0].constraints
-    assert set(constraints) == {CONSTRAINT}
-    assert constraints[CONSTRAINT] == 0.8 - retain
-    assert (constraints[CONSTRAINT] <= 0) is feasible is study.row(0).feasible
+    assert set(constraints) == {BOUND}
+    assert constraints[BOUND] == 0.8 - retain
+    assert (constraints[BOUND] <= 0) is feasible is study.row(0).feasible
 
 
 @pytest.mark.parametrize("scores", [(math.nan, 0.9), (0.1, math.nan), (math.inf, 0.9)])
@@ -241,3 +246,84 @@ def test_a_trial_that_failed_does_not_stop_the_sampler(tmp_path: Path) -> None:
             study.complete(number, landscape(parameters))
 
     assert [row.state for row in study.rows()] == [COMPLETE, FAILED] * 5
+
+
+# Other goals
+
+
+def test_a_metric_for_which_higher_is_better_is_maximised_under_several_bounds(
+    tmp_path: Path,
+) -> None:
+    bounds = ("forget_rouge1<=0.3", "retain_mrr>=0.5")
+    study = study_in(tmp_path, minimise="retain_rouge1", constrain=bounds)
+    for forget, retain, mrr in ((0.2, 0.9, 0.6), (0.2, 0.95, 0.4), (0.1, 0.7, 0.9)):
+        number, _ = study.ask()
+        scored = result(forget, retain)
+        scored["scores"]["retain_mrr"] = mrr
+        study.complete(number, scored)
+    trials = frozen(tmp_path)
+    assert [trial.value for trial in trials] == [-0.9, -0.95, -0.7]
+    assert [row.feasible for row in study.rows()] == [True, False, True]
+    assert [row.number for row in best_first(study.rows())] == [0, 2]
+    for trial in trials:
+        assert set(trial.constraints) == set(bounds)
+
+
+def test_a_score_that_a_goal_needs_and_is_not_there_fails_the_trial(tmp_path: Path) -> None:
+    for goal in ({"minimise": "forget_mrr"}, {"constrain": ("retain_perplexity<=3",)}):
+        folder = tmp_path / next(iter(goal))
+        folder.mkdir()
+        study = study_in(folder, **goal)
+        number, _ = study.ask()
+        study.complete(number, result(0.1, 0.9))
+        assert study.row(number).state == FAILED
+
+
+# Going on
+
+
+def test_a_study_that_is_opened_again_fails_what_was_left_and_runs_it_first(
+    tmp_path: Path,
+) -> None:
+    first = study_in(tmp_path)
+    for _ in range(3):
+        number, parameters = first.ask()
+        if number < 2:
+            first.complete(number, landscape(parameters))
+    again = study_in(tmp_path)
+    assert [row.state for row in again.rows()] == [COMPLETE, COMPLETE, FAILED]
+    assert again.row(2).failure == LEFT_RUNNING
+    assert again.n_ended == 2
+    assert again.ask() == (3, parameters)
+    again.complete(3, landscape(parameters))
+    _, fresh = again.ask()
+    assert fresh not in [row.parameters for row in again.rows()[:4]]
+
+
+def test_a_torn_last_line_is_cut_and_all_before_it_is_kept(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    number, parameters = study.ask()
+    study.complete(number, landscape(parameters))
+    study.note("goal", GOAL)
+    path = tmp_path / "study.journal"
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.splitlines(keepends=True)[-1][:-9])
+    stored = StoredStudy.read(path)
+    assert path.read_bytes() == whole
+    assert stored is not None
+    assert [row.scores for row in stored.rows] == [study.row(0).scores]
+
+
+def test_a_journal_alone_says_what_the_study_says(tmp_path: Path) -> None:
+    assert StoredStudy.read(tmp_path / "study.journal") is None
+    study = study_in(tmp_path)
+    study.note("goal", GOAL)
+    study.note("vanilla", {"retain_rouge1": 1.0})
+    for _ in range(3):
+        number, parameters = study.ask()
+        study.complete(number, landscape(parameters))
+    study.ask()
+    stored = StoredStudy.read(tmp_path / "study.journal")
+    assert stored is not None
+    assert list(stored.rows) == study.rows()
+    assert stored.notes["vanilla"] == {"retain_rouge1": 1.0}

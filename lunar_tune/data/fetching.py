@@ -1,0 +1,262 @@
+"""Fetches published data sets into the user's folder of data.
+
+Beside `tofu.json` lies `tofu.lock.json`, which says where it came from:
+
+    {"url": "https://…/full.json", "source_sha256": "…", "sha256": "…", "rows": 4000}
+
+Covers: download with checksum, rows and edges checked, conversion to our own fields, writing in
+one step, the lock: what came at the first fetch must come at every later one.
+Does not cover: which data sets there are (`published`), finding them again (`bundled`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lunar_tune.data.formats import read_json
+from lunar_tune.data.groups import groups_file, groups_text
+from lunar_tune.data.published import ROWS_OF_AUTHOR, PublishedSet, author_edge
+from lunar_tune.data.readers import read_prompts, read_records
+from lunar_tune.data.records import Record, records_digest
+from lunar_tune.data.splits import edges_of
+from lunar_tune.errors import DataError
+from lunar_tune.files import write_atomically
+from lunar_tune.paths import DATA_VARIABLE, check_writable
+
+__all__ = ["Lock", "Servers", "State", "fetch", "lock_file", "read_lock", "state_of"]
+
+State = Literal["not fetched", "fetched", "changed"]
+TIMEOUT = 30  # seconds without a byte
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servers:
+    """Where files are asked for, if not at the hosts themselves."""
+
+    github: str | None = None
+    """Answers as raw.githubusercontent.com does."""
+    hub: str | None = None
+    """Answers as huggingface.co does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """What a fetched file is and where it came from."""
+
+    url: str
+    source_sha256: str
+    """Of the file as it came."""
+    sha256: str
+    """Of the file as it lies in the folder; the same where nothing had to be converted."""
+    rows: int
+
+
+class _NotThere(Exception):
+    """The server has no file of that name."""
+
+
+def lock_file(published: PublishedSet, folder: Path) -> Path:
+    """Return where a data set's lock lies."""
+    return folder / f"{published.name}.lock.json"
+
+
+def read_lock(published: PublishedSet, folder: Path) -> Lock | None:
+    """Return what was recorded at the first fetch; None before it.
+
+    Raises:
+        DataError: The lock is there but is none.
+    """
+    path = lock_file(published, folder)
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    try:
+        return Lock(**content)  # type: ignore[arg-type]  # whatever is wrong with it, it raises
+    except TypeError as error:
+        raise DataError(
+            f"{path} is not a lock of this program: delete it and fetch {published.name} again."
+        ) from error
+
+
+def state_of(published: PublishedSet, folder: Path) -> State:
+    """Say whether a data set lies in the folder, and whether it is still what was fetched."""
+    path = folder / published.file_name
+    if not path.is_file():
+        return "not fetched"
+    lock = read_lock(published, folder)
+    is_same = lock is not None and lock.sha256 == _sha256(path.read_bytes())
+    return "fetched" if is_same else "changed"
+
+
+def fetch(published: PublishedSet, folder: Path, *, servers: Servers | None = None) -> Lock:
+    """Fetch a data set and write it into the folder, replacing what is there.
+
+    Nothing is written before everything has been checked; the data file is written last.
+
+    Args:
+        published: What to fetch.
+        folder: Made if it does not exist.
+        servers: Other servers than the hosts.
+
+    Raises:
+        InputError: The server cannot be reached, has no such file, sends something else than what
+            is known or was recorded; or the folder cannot be written.
+    """
+    check_writable(folder, f"{DATA_VARIABLE} {folder}")
+    lock = read_lock(published, folder)
+    url, source = _download(published, servers or Servers())
+    came = _sha256(source)
+    if lock is not None and lock.source_sha256 != came:
+        raise DataError(
+            f"{published.name}: {url} now has SHA-256 {came}, the first fetch recorded "
+            f"{lock.source_sha256}. Nothing was replaced. If you trust what is there now, delete "
+            f"{lock_file(published, folder)} and fetch again."
+        )
+    content = _checked(published, url, source, folder)
+    new = Lock(url=url, source_sha256=came, sha256=_sha256(content), rows=published.rows)
+    try:
+        if published.groups:
+            path = groups_file(folder / published.file_name)
+            write_atomically(path, groups_text(published.groups).encode())
+        lock_text = json.dumps(asdict(new), indent=1) + "\n"
+        write_atomically(lock_file(published, folder), lock_text.encode())
+        write_atomically(folder / published.file_name, content)
+    except OSError as error:
+        raise DataError(
+            f"{published.name}: {folder} cannot be written ({error.strerror}). Set "
+            f"{DATA_VARIABLE} to a folder that you can write."
+        ) from error
+    return new
+
+
+def _download(published: PublishedSet, servers: Servers) -> tuple[str, bytes]:
+    """Return the address and content of the first of a data set's files that exists."""
+    base = servers.github if published.repository.host == "github" else servers.hub
+    urls = [published.repository.url(file, base=base) for file in published.files]
+    for url in urls:
+        try:
+            return url, _downloaded(published, url)
+        except _NotThere:
+            continue
+    tried = " and ".join(urls)
+    raise DataError(f"{published.name}: the server has no {tried} (404). Was it moved or renamed?")
+
+
+def _downloaded(published: PublishedSet, url: str) -> bytes:
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel(logging.ERROR)  # it logs every address and advises on its own API
+    known = f"sha256:{published.sha256}" if published.sha256 else None
+    # Without streaming the connection is closed also where the transfer fails; files are small.
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT, stream=False)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = pooch.retrieve(url, known, fname="file", path=folder, downloader=downloader)
+            return Path(file).read_bytes()
+    except requests.HTTPError as error:
+        status = error.response.status_code if error.response is not None else "?"
+        if status == requests.codes.not_found:
+            raise _NotThere from error
+        raise DataError(f"{published.name}: {url} answered with HTTP status {status}.") from error
+    except requests.RequestException as error:
+        raise DataError(
+            f"{published.name}: {url} cannot be fetched ({_reason(error)}). Without a network, "
+            "fetch on another machine and copy its folder of data; --github-url and --hub-url name "
+            "other servers."
+        ) from error
+    except ValueError as error:  # pooch's word for another checksum
+        raise DataError(
+            f"{published.name}: what {url} sent is not the published file: its SHA-256 is not "
+            f"{published.sha256}. Nothing was written; try again, or ask for it elsewhere."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost reason of a chain that mostly repeats the address."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _checked(published: PublishedSet, url: str, source: bytes, folder: Path) -> bytes:
+    """Return the file to be written, if what came is what was to come."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / f"{published.name}{_suffix(published, source)}"
+        path.write_bytes(source)
+        try:
+            return _converted(published, path, source, folder)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{path}: ").replace(str(path), "the file")
+            raise DataError(
+                f"{published.name}: what {url} sent is not what is expected: {reason}"
+            ) from error
+
+
+def _converted(published: PublishedSet, path: Path, source: bytes, folder: Path) -> bytes:
+    if published.kind == "prompts":
+        _check_count(published, len(read_prompts(path)))
+        return source
+    records: Sequence[Record] = read_records(
+        path, default_edge=None if published.first_author is None else ""
+    )
+    _check_count(published, len(records))
+    if published.first_author is not None:
+        records = _by_author(records, published.first_author)
+    sizes = edges_of(records)
+    if published.n_edges is not None and len(sizes) != published.n_edges:
+        raise DataError(f"{len(sizes)} edges, {published.n_edges} were expected")
+    if published.n_edges is not None and len(set(sizes.values())) > 1:
+        raise DataError("the edges have different numbers of rows")
+    _check_tail(published, records, folder)
+    return source if published.first_author is None else _records_text(records)
+
+
+def _check_count(published: PublishedSet, count: int) -> None:
+    if count != published.rows:
+        raise DataError(f"{count} rows, {published.rows} were expected")
+
+
+def _by_author(records: Sequence[Record], first: int) -> list[Record]:
+    edges = [author_edge(first + number // ROWS_OF_AUTHOR) for number in range(len(records))]
+    return [
+        Record(question=record.question, answer=record.answer, edge=edge)
+        for record, edge in zip(records, edges, strict=True)
+    ]
+
+
+def _check_tail(published: PublishedSet, records: Sequence[Record], folder: Path) -> None:
+    """Check a split against the whole, where that was fetched: it must be its last rows."""
+    if published.tail_of is None:
+        return
+    whole = folder / f"{published.tail_of}.json"
+    if whole.is_file() and records_digest(read_records(whole)[-len(records) :]) != records_digest(
+        records
+    ):
+        raise DataError(f"these are not the last {len(records)} rows of {whole}")
+
+
+def _records_text(records: Sequence[Record]) -> bytes:
+    rows: list[dict[str, Any]] = [
+        {"edge": record.edge, "question": record.question, "answer": record.answer}
+        for record in records
+    ]
+    return (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _suffix(published: PublishedSet, source: bytes) -> str:
+    """Return the suffix of the format; the hub's JSON files hold an object a line."""
+    if published.file_name.endswith(".txt"):
+        return ".txt"
+    return ".json" if source.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") else ".jsonl"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

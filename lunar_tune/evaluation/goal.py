@@ -1,0 +1,109 @@
+"""What a search is after: a score to make as good as possible, and bounds to keep.
+
+Covers: how good scores are, which bounds they miss, the goal in words; no torch, so that options
+can be read and checked without it.
+Does not cover: reading demands from text (`demands`), which scores there are (`metrics`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lunar_tune.evaluation.demands import (
+    Constraint,
+    Objective,
+    parse_constraints,
+    parse_objective,
+)
+from lunar_tune.evaluation.metrics import METRICS
+
+__all__ = ["Goal", "score_label"]
+
+# What is known of a trial that was stopped because it had missed the retain floor for certain.
+KNOWN_AT_A_STOP = {
+    "forget_rouge1",
+    "forget_rougeL",
+    "retain_rouge1",
+    "retain_rougeL",
+    "deviation_score",
+}
+FLOORED = "retain_rouge1"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A score to make as good as possible subject to bounds on others."""
+
+    objective: Objective
+    constraints: tuple[Constraint, ...]
+
+    @classmethod
+    def read(cls, objective: str, constraints: Iterable[str]) -> Goal:
+        """Return a goal from text, as it is written on the command line.
+
+        Raises:
+            InputError: A metric or a bound means nothing.
+        """
+        return cls(parse_objective(objective), parse_constraints(constraints))
+
+    def value(self, scores: Mapping[str, float]) -> float:
+        """Return what is to be made small; NaN where it is not known."""
+        value = scores.get(self.objective.metric, math.nan)
+        return value if self.objective.direction == "minimize" else -value
+
+    def violations(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Return by how much each bound is missed; 0 or less where it is kept."""
+        return {str(one): one.violation(scores) for one in self.constraints}
+
+    def is_kept(self, scores: Mapping[str, float]) -> bool:
+        """Say whether every bound is kept."""
+        return all(violation <= 0 for violation in self.violations(scores).values())
+
+    @property
+    def text(self) -> tuple[str, tuple[str, ...]]:
+        """Objective and bounds as `read` takes them."""
+        return self.objective.metric, tuple(map(str, self.constraints))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the scores that it takes, each once."""
+        names = (self.objective.metric, *(one.metric for one in self.constraints))
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def floor(self) -> float | None:
+        """Least retain ROUGE-1, if that is bounded."""
+        floors = [c.bound for c in self.constraints if (c.metric, c.sense) == (FLOORED, ">=")]
+        return floors[0] if floors else None
+
+    @property
+    def stoppable_floor(self) -> float | None:
+        """The floor at which a trial may be stopped: where all that counts is known then."""
+        return self.floor if set(self.metrics) <= KNOWN_AT_A_STOP else None
+
+    def __str__(self) -> str:
+        best = "lowest" if self.objective.direction == "minimize" else "highest"
+        text = f"{best} {score_label(self.objective.metric)}"
+        return text + (f" subject to {self.bounds}" if self.constraints else "")
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words."""
+        return ", ".join(
+            f"{score_label(one.metric)} of at {'least' if one.sense == '>=' else 'most'} "
+            f"{one.bound:g}"
+            for one in self.constraints
+        )
+
+
+def score_label(name: str) -> str:
+    """Return a metric's name as it is written in a sentence: forget ROUGE-1."""
+    metric = METRICS[name]
+    if metric.quantity == name:
+        return name.replace("_", " ")
+    quantity = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "mrr": "MRR"}.get(
+        metric.quantity, metric.quantity.replace("_", " ")
+    )
+    return f"{metric.sets[0]} {quantity}"
