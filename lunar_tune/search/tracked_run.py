@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
     from lunar_tune.data.records import Record
 
-__all__ = ["EXPERIMENT", "TrackedRun", "default_tracking_uri", "without_password"]
+__all__ = ["EXPERIMENT", "PARENT", "TrackedRun", "default_tracking_uri", "without_password"]
 
 EXPERIMENT = "lunar-tune"
+PARENT = "mlflow.parentRunId"
 logger = logging.getLogger(__name__)
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 

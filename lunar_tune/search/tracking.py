@@ -14,6 +14,7 @@ from lunar_tune.reporting.rows import COMPLETE, TrialRow
 from lunar_tune.reporting.tables import read_answers
 from lunar_tune.search.tracked_run import (
     EXPERIMENT,
+    PARENT,
     TrackedRun,
     default_tracking_uri,
     without_password,
@@ -21,18 +22,17 @@ from lunar_tune.search.tracked_run import (
 
 __all__ = ["EXPERIMENT", "SearchTracker", "default_tracking_uri", "without_password"]
 
-_PARENT = "mlflow.parentRunId"
-
 
 class SearchTracker(TrackedRun):
     """Mirrors one search: a run, and a child of it for each trial; see `TrackedRun`."""
 
-    def __init__(self, uri: str, *, output: Path, name: str) -> None:
+    def __init__(self, uri: str, *, output: Path, name: str, resume: bool = False) -> None:
         super().__init__(uri, output=output, name=name)
         self.mirrored: set[int] = set()
         self._children: dict[int, str] = {}
-        with self.tolerating():
-            self._end_earlier(name)
+        if resume:
+            with self.tolerating():
+                self._end_earlier(name)
 
     def log_parent(self, metrics: Mapping[str, float]) -> None:
         """Record numbers of the search itself: the unmodified model, the confirmed best."""
@@ -40,7 +40,7 @@ class SearchTracker(TrackedRun):
 
     def start(self, row: TrialRow, *, name: str, tags: Mapping[str, str]) -> None:
         """Open a trial's run."""
-        tags = {**tags, _PARENT: self.run_id, "trial": str(row.number)}
+        tags = {**tags, PARENT: self.run_id, "trial": str(row.number)}
         child = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
         self._children[row.number] = child.info.run_id
         self._log(child.info.run_id, parameters=row.parameters)
@@ -84,7 +84,7 @@ class SearchTracker(TrackedRun):
         for parent in self._client.search_runs([self.experiment_id], where):
             if parent.info.run_id == self.run_id:
                 continue
-            children = f"{running} and tags.`{_PARENT}` = '{parent.info.run_id}'"
+            children = f"{running} and tags.`{PARENT}` = '{parent.info.run_id}'"
             for run in [*self._client.search_runs([self.experiment_id], children), parent]:
                 self._client.set_terminated(run.info.run_id, "KILLED")
 

@@ -14,18 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 
-from lunar_tune import files
 from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.pictures import draw_history, draw_layers, draw_trade_off
 from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
-from lunar_tune.reporting.tables import (
-    read_answers,
-    write_answers,
-    write_trials,
-)
+from lunar_tune.reporting.tables import read_answers, write_answers, write_trials
 
 ANSWERS = [
     AnswerRow(
@@ -99,7 +94,7 @@ def test_a_file_is_written_whole_or_not_at_all(
     def full_disk(_descriptor: int) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(files.os, "fsync", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_atomically(path, b"second")
     assert path.read_bytes() == b"first"
