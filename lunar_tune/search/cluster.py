@@ -70,6 +70,8 @@ def check_gpus(config: SearchConfig) -> None:
 def ray_session(config: SearchConfig) -> Iterator[None]:
     """Inside, Ray runs here or is connected to; after, it is shut down or left alone.
 
+    Where Ray is there already, in a session around this one, it is used.
+
     Raises:
         InputError: The cluster cannot be reached.
     """
@@ -77,6 +79,9 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     # A crash is told once, as the trial's reason of failure, and not as Tune's traceback.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

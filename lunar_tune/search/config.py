@@ -19,7 +19,7 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.trial.options import RunOptions
 
-__all__ = ["SAMPLERS", "SCHEDULERS", "SearchConfig", "config_document"]
+__all__ = ["SAMPLERS", "SCHEDULERS", "SearchConfig", "config_document", "plain"]
 
 SAMPLERS = ("gp", "tpe", "random")
 SCHEDULERS = ("none", "asha", "median")
@@ -168,7 +168,7 @@ def config_document(
     document: dict[str, Any] = {
         "search": _with_origin(config, given, derived, skip={"run"}),
         "run": _with_origin(config.run, given, derived),
-        "resolved": _plain(resolved),
+        "resolved": plain(resolved),
     }
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
@@ -187,20 +187,20 @@ def _with_origin(
         value, origin = getattr(part, entry.name), given.get(entry.name, "default")
         if value in (None, ()) and entry.name in derived:
             value, origin = derived[entry.name], "derived"
-        document[entry.name] = {"value": _plain(value), "origin": origin}
+        document[entry.name] = {"value": plain(value), "origin": origin}
     return document
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value as YAML can write it safely."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)
+            entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)
         }
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     return value

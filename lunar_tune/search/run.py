@@ -27,7 +27,13 @@ __all__ = ["run_search"]
 
 
 def run_search(
-    plan: SearchPlan, console: Console, *, given: Mapping[str, str], arguments: Sequence[str]
+    plan: SearchPlan,
+    console: Console,
+    *,
+    given: Mapping[str, str],
+    arguments: Sequence[str],
+    signature: str | None = None,
+    brief: bool = False,
 ) -> int:
     """Run a planned search and return its exit code.
 
@@ -36,11 +42,14 @@ def run_search(
         console: Where to show what happens.
         given: Origin of options that were not left at their default.
         arguments: The run's options as given, for the commands that are shown at the end.
+        signature: Of what decides the trials, to be kept with the study.
+        brief: Whether to leave out the plan and the commands that may come next.
 
     Raises:
         InputError: The untouched model makes success impossible, or something cannot be reached.
     """
-    print_plan(console, plan.facts)
+    if not brief:
+        print_plan(console, plan.facts)
     plan = _with_model(plan, console)
     folder = make_folder(plan.config, plan.spec)
     with (
@@ -50,7 +59,16 @@ def run_search(
     ):
         resources = share_out(plan.config)
         plan = _on_device(plan, resources)
-        search = SearchSession(plan, folder, resources, opened, console=console, given=given)
+        search = SearchSession(
+            plan,
+            folder,
+            resources,
+            opened,
+            console=console,
+            given=given,
+            signature=signature,
+            brief=brief,
+        )
         return search.run(arguments)
 
 

@@ -52,6 +52,8 @@ class SearchSession:
         opened: Gives the MLflow mirror, which may still be opening.
         console: Where to show what happens.
         given: Origin of options that were not left at their default.
+        signature: Of what decides the trials, to be kept with the study.
+        brief: Whether to leave out the commands that may come next.
     """
 
     tracker: SearchTracker
@@ -67,9 +69,12 @@ class SearchSession:
         *,
         console: Console,
         given: Mapping[str, str],
+        signature: str | None = None,
+        brief: bool = False,
     ) -> None:
         self.plan, self.folder, self.resources = plan, folder, resources
         self._opened, self._console, self._given = opened, console, given
+        self._signature, self._brief = signature, brief
         self._display = ExitStack()
         self._progress: SearchProgress | None = None
         self._status: Status | None = None
@@ -135,7 +140,14 @@ class SearchSession:
             config=self.plan.config,
         )
         goal = self.plan.config.goal
-        for key, value in (("goal", goal.text), ("vanilla", dict(scores)), ("tags", self._tags())):
+        notes = {
+            "goal": goal.text,
+            "vanilla": dict(scores),
+            "tags": self._tags(),
+            "signature": self._signature,
+            "refused": None,  # by an earlier attempt, perhaps
+        }
+        for key, value in notes.items():
             self.study.note(key, value)
         self._describe(self._given)
         progress = SearchProgress(self._console, self.plan.config.num_trials)
@@ -246,7 +258,11 @@ class SearchSession:
             self.study.note("num_trials", self.plan.config.num_trials)
         files = self.folder.write_mirrors(report)
         self._close_mirror(files, status="KILLED" if killed else "FINISHED")
-        commands = next_commands(self.plan.config, self.folder.path, best, arguments)
+        commands = (
+            {}
+            if self._brief
+            else next_commands(self.plan.config, self.folder.path, best, arguments)
+        )
         print_result(self._console, report, folder=self.folder.path, commands=commands)
 
     def _mirror(self, row: TrialRow) -> None:

@@ -1,0 +1,193 @@
+"""The table of methods, cell by cell: what is missing is run, what is there is read.
+
+Covers: checking all cells before the first one runs, going on after an interruption, writing the
+table from the studies after every cell, one MLflow run for the table.
+Does not cover: which cells there are (`table_cells`), what a cell says (`table_results`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.reporting.methods_table import (
+    FEASIBLE,
+    INFEASIBLE,
+    CellResult,
+    write_methods_table,
+)
+from lunar_tune.reporting.rows import score_cells
+from lunar_tune.search.cluster import ray_session
+from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.outputs import Folder
+from lunar_tune.search.plan import SearchPlan, plan_search
+from lunar_tune.search.run import run_search
+from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
+from lunar_tune.search.study import StoredStudy, Study
+from lunar_tune.search.table_cells import Cell, signature_of
+from lunar_tune.search.table_results import is_finished, result_of
+from lunar_tune.search.tracked_run import TrackedRun, default_tracking_uri
+
+__all__ = ["TableRun"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A cell that has been checked."""
+
+    cell: Cell
+    plan: SearchPlan
+
+    @property
+    def folder(self) -> Folder:
+        return Folder((self.plan.config.output / self.cell.name).resolve())
+
+    def stored(self) -> StoredStudy | None:
+        return StoredStudy.read(self.folder.journal)
+
+    @property
+    def num_trials(self) -> int:
+        return self.plan.config.num_trials
+
+
+class TableRun:
+    """A table whose cells are checked.
+
+    Args:
+        cells: Its cells, in the order of the table.
+        shared: What all searches have in common.
+        console: Where to show what happens.
+    """
+
+    def __init__(self, cells: Sequence[Cell], shared: SearchConfig, console: Console) -> None:
+        """Check everything that needs no weights, of every cell.
+
+        Raises:
+            InputError: Something is wrong, or a cell's study was made with other settings; all of
+                it is said at once.
+        """
+        self._shared, self._console = shared, console
+        self._planned: list[_Planned] = []
+        problems = Problems()
+        for cell in cells:
+            with problems.collect():
+                planned = _Planned(cell, plan_search(cell.config(shared)))
+                self._planned.append(planned)
+                _check_signature(planned)
+        problems.raise_if_any()
+
+    def results(self) -> list[CellResult]:
+        """Return what the studies say."""
+        return [result_of(one.cell, one.stored(), one.num_trials) for one in self._planned]
+
+    def write(self) -> list[Path]:
+        """Write the table from the studies; return its files."""
+        return write_methods_table(self.results(), self._shared.output)
+
+    def missing(self) -> int:
+        """Return how many cells are not finished."""
+        return sum(not is_finished(one.stored(), one.num_trials) for one in self._planned)
+
+    def run(self) -> int:
+        """Run what is missing; return the exit code.
+
+        An interruption ends the table after the cell's own search has been ended; what is finished
+        is kept.
+        """
+        missing, total = self.missing(), len(self._planned)
+        self._console.print(f"{total} cells, {total - missing} finished, {missing} to run")
+        code = EXIT_FOUND
+        if missing:
+            with ray_session(self._shared):
+                code = self._run_cells()
+        files = self.write()
+        if code != EXIT_INTERRUPTED:
+            self._track(files)
+        self._show(files)
+        states = {result.state for result in self.results()}
+        if code == EXIT_INTERRUPTED:
+            return code
+        return EXIT_FOUND if states <= {FEASIBLE, INFEASIBLE} else EXIT_INFEASIBLE
+
+    def _run_cells(self) -> int:
+        for place, planned in enumerate(self._planned, 1):
+            if is_finished(planned.stored(), planned.num_trials):
+                continue
+            title = f"cell {place}/{len(self._planned)}: {planned.cell.name}"
+            self._console.rule(f"[bold]{escape(title)}[/bold]", align="left")
+            if self._run(planned) == EXIT_INTERRUPTED:
+                return EXIT_INTERRUPTED
+            self.write()
+        return EXIT_FOUND
+
+    def _run(self, planned: _Planned) -> int:
+        """Run or go on with one cell; one that cannot be run says why and ends no other."""
+        try:
+            return run_search(
+                planned.plan,
+                self._console,
+                given={},
+                arguments=(),
+                signature=signature_of(planned.plan),
+                brief=True,
+            )
+        except InputError as error:
+            self._console.print(f"[yellow]not run:[/yellow] {escape(str(error))}", soft_wrap=True)
+            planned.folder.path.mkdir(parents=True, exist_ok=True)
+            study = Study(
+                planned.folder.journal,
+                name=planned.folder.name,
+                space=planned.plan.space,
+                config=planned.plan.config,
+            )
+            study.note("refused", str(error))
+            return EXIT_INFEASIBLE
+
+    def _track(self, files: Sequence[Path]) -> None:
+        """Keep the table in MLflow: the files, and every cell's scores as metrics."""
+        uri = self._shared.tracking_uri or default_tracking_uri(self._shared.output)
+        run = TrackedRun(uri, output=self._shared.output, name=f"table {self._shared.output.name}")
+        with run.tolerating():
+            for planned, result in zip(self._planned, self.results(), strict=True):
+                scores = result.scores or {}
+                run.log_metrics({f"{planned.cell.name}.{k}": v for k, v in scores.items()})
+            run.log_files(files)
+            run.close(status="FINISHED")
+
+    def _show(self, files: Sequence[Path]) -> None:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("model", "data", "method", "", "forget", "retain", "factual", "deviation"):
+            numeric = column in {"forget", "retain", "factual", "deviation"}
+            table.add_column(column, justify="right" if numeric else "left")
+        for result in self.results():
+            seed = f" seed {result.seed}" if self._seeds() else ""
+            table.add_row(
+                escape(result.model),
+                escape(result.data or "own"),
+                f"{result.method} ({result.variant}){seed}",
+                result.state,
+                *score_cells(result.scores or {}),
+            )
+        self._console.print(table)
+        self._console.print(f"written to {', '.join(map(str, files))}", highlight=False)
+
+    def _seeds(self) -> bool:
+        return any(one.cell.several_seeds for one in self._planned)
+
+
+def _check_signature(planned: _Planned) -> None:
+    """Refuse a study that was made with other settings: its trials do not compare."""
+    stored = planned.stored()
+    before = stored.notes.get("signature") if stored is not None else None
+    if before is not None and before != signature_of(planned.plan):
+        raise InputError(
+            f"{planned.folder.path} was searched with other settings or data. Give another "
+            "--output, or delete the folder to search that cell anew."
+        )
