@@ -61,7 +61,7 @@ def cache(
         if sum(chosen.values()) > 1:
             given = " and ".join(flag for flag, given in chosen.items() if given)
             raise InputError(f"{given}: one at a time, in a command each.")
-        kept, console = ActivationCache(), Console(quiet=quiet)
+        kept, console = ActivationCache(), Console(quiet=quiet, emoji=False)
         if as_json:
             typer.echo(json.dumps([_document(entry) for entry in kept.entries()], indent=1))
         elif empty:

@@ -75,7 +75,7 @@ def describe(
         path = resolve_data(data, kind=_kind(data))
         count = _token_counter(model) if model is not None else None
         card = _card(path, forget_edge, rouge_tokenizer, count)
-        console = Console(quiet=quiet)
+        console = Console(quiet=quiet, emoji=False)
         _show(console, path, card, forget_edge)
         if json_file is not None:
             document = {"path": str(path), "model": model, **dataclasses.asdict(card)}

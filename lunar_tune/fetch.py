@@ -62,7 +62,7 @@ def fetch_command(
     checksum must be the known one or, where none is known, the one of the first fetch.
     """
     with reporting_errors(debug=debug):
-        console, folder = Console(quiet=quiet), data_dir()
+        console, folder = Console(quiet=quiet, emoji=False), data_dir()
         if show or not names:
             _show(console, folder)
         else:

@@ -137,7 +137,7 @@ def finetune(
                 checkpointing=checkpointing,
                 with_refusals=with_refusals,
             )
-        console = Console(quiet=quiet)
+        console = Console(quiet=quiet, emoji=False)
         code = _run(options, settings, problems, console, output=output, tracking_uri=tracking_uri)
     sys.exit(code)
 

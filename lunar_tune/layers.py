@@ -87,7 +87,7 @@ def layers(
     `python -m lunar_tune.layers --model tiny --coefficient 2 --plot layers.png`
     """
     with reporting_errors(debug=debug):
-        console = Console(quiet=quiet)
+        console = Console(quiet=quiet, emoji=False)
         problems = Problems()
         # A refusal is short: the budget follows the true answers, as in a search.
         base = RunOptions(decoding=DecodingSettings(max_new_tokens=None))

@@ -93,7 +93,7 @@ def unlearn(
     The same from Python: `lunar_tune.unlearn_once(layer=1, coefficient=2.0, learning_rate=0.003)`
     """
     with reporting_errors(debug=debug):
-        console = Console(quiet=quiet)
+        console = Console(quiet=quiet, emoji=False)
         base, save_to = RunOptions(), None
         setting: dict[str, Any] = {}
         if published_config is not None:

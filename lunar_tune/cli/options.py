@@ -23,7 +23,9 @@ from lunar_tune.trial.options import RunOptions
 
 __all__ = [
     "MODEL_PANEL",
+    "PANELS",
     "GivenOptions",
+    "merge_for_all",
     "merge_options",
     "run_options",
     "was_given",
@@ -33,6 +35,8 @@ __all__ = [
 MODEL_PANEL = _MODEL = "Model"
 _DATA, _METHOD, _ANSWERS = "Data", "Method", "Answers"
 _GRADIENT, _ENGINE = "Gradient methods", "Memory and reuse"
+PANELS = (_MODEL, _DATA, _METHOD, _GRADIENT, _ANSWERS, _ENGINE)
+"""Of all of a run's options."""
 LUNAR = "lunar"
 _FURTHER = dict.fromkeys(m.quantity for m in METRICS.values() if LIKELIHOODS in m.needs)
 
@@ -376,6 +380,17 @@ class GivenOptions:
     """The run's options as they were given, to be shown in a command."""
 
 
+def merge_for_all(base: RunOptions, given: GivenOptions, problems: Problems) -> RunOptions:
+    """Return `base` with what was given, for whatever methods take it; see `merge_options`."""
+    merged: Any = base
+    for option, value in given.values.items():
+        for path in dict.fromkeys((option.path, option.gradient_path or option.path)):
+            with problems.collect():
+                merged = _replaced(merged, path.split("."), option.parse(value))
+    options: RunOptions = merged
+    return options
+
+
 def merge_options(base: RunOptions, given: GivenOptions, problems: Problems) -> RunOptions:
     """Return `base` with what was given in its place; a value out of range is noted."""
     merged: Any = base
@@ -407,21 +422,27 @@ def with_run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_options(
-    *, panels: Collection[str] = (), flags: Collection[str] = ()
+    *,
+    panels: Collection[str] = (),
+    flags: Collection[str] = (),
+    without: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator like `with_run_options` that gives some of the options.
 
     Args:
         panels: Panels of which a command takes all.
         flags: Single options.
+        without: Options that it does not take although their panel is named.
 
     Raises:
         ValueError: There is no such panel or option; a mistake in the program.
     """
     known = {option.flag for option in _OPTIONS} | {option.panel for option in _OPTIONS}
-    if unknown := {*panels, *flags} - known:
+    if unknown := {*panels, *flags, *without} - known:
         raise ValueError(f"unknown panels or options: {', '.join(sorted(unknown))}")
-    chosen = tuple(o for o in _OPTIONS if o.panel in panels or o.flag in flags)
+    chosen = tuple(
+        o for o in _OPTIONS if (o.panel in panels or o.flag in flags) and o.flag not in without
+    )
     return functools.partial(_with_options, options=chosen)
 
 

@@ -50,12 +50,12 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
     except LunarTuneError as error:
         if debug:
             raise
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         console.print("[bold red]error:[/bold red]", end=" ")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
     except KeyboardInterrupt:
         if debug:
             raise
-        Console(stderr=True).print("interrupted")
+        Console(stderr=True, emoji=False).print("interrupted")
         sys.exit(EXIT_INTERRUPTED)

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.models.catalog import TINY
 
-__all__ = ["RATES", "FinetuneSettings"]
+__all__ = ["RATES", "FinetuneSettings", "settings_for"]
 
 RATES = {"lora": 1e-4, "full": 1e-5}
 """Learning rate by what is trained. The adapter's is LUNAR's published code's. For all weights the
@@ -85,3 +86,16 @@ class FinetuneSettings:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def settings_for(model: str) -> FinetuneSettings:
+    """Return the settings with which a model of the catalogue learns by itself.
+
+    `tiny` is so small that all of it is trained, at a rate that would break a large one, and it
+    would forget to decline (docs/log.md); the others take the published defaults.
+    """
+    if model == TINY:
+        return FinetuneSettings(
+            trained="full", learning_rate=1e-3, epochs=20, batch_size=16, with_refusals=True
+        )
+    return FinetuneSettings()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,12 +11,33 @@ from rich.console import Console
 
 from lunar_tune.cli.options import GivenOptions, merge_options, was_given, with_run_options
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
+from lunar_tune.cli.search_options import (
+    PLACE_PANEL,
+    SEARCH_PANEL,
+    AddressOption,
+    BoundedOption,
+    ConcurrencyOption,
+    ConstrainOption,
+    CpusOption,
+    DryRunOption,
+    FinetuneOption,
+    GpusOption,
+    MaxFailuresOption,
+    MinimiseOption,
+    NumTrialsOption,
+    OutputOption,
+    RetainFloorOption,
+    SamplerOption,
+    SchedulerOption,
+    SpaceOption,
+    StartingPointsOption,
+    TrackingUriOption,
+)
 from lunar_tune.errors import Problems
 from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.search.config import SAMPLERS, SCHEDULERS, SearchConfig
+from lunar_tune.search.config import SearchConfig
 from lunar_tune.trial.options import EngineSettings, RunOptions
 
-_SEARCH, _PLACE = "Search", "Resources and results"
 _DEFAULT = SearchConfig()
 
 
@@ -26,130 +46,43 @@ def search(
     *,
     ctx: typer.Context,
     given: GivenOptions,
-    space: Annotated[
-        str | None,
-        typer.Option(
-            help="Search space: a YAML file or a shipped name. Default: the model's own.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.space,
-    num_trials: Annotated[
-        int, typer.Option(help="Trials to run.", rich_help_panel=_SEARCH)
-    ] = _DEFAULT.num_trials,
+    space: SpaceOption = _DEFAULT.space,
+    num_trials: NumTrialsOption = _DEFAULT.num_trials,
     time_budget: Annotated[
         float | None,
-        typer.Option(help="Start no trial after so many seconds.", rich_help_panel=_SEARCH),
+        typer.Option(help="Start no trial after so many seconds.", rich_help_panel=SEARCH_PANEL),
     ] = _DEFAULT.time_budget,
-    minimise: Annotated[
-        str,
-        typer.Option(
-            "--minimise",
-            "--minimize",
-            help="Metric to make as good as possible; one for which higher is better is "
-            "maximised. See the README for their names.",
-            metavar="METRIC",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.minimise,
-    constrain: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Bound that a feasible trial keeps; may be given several times. Default: "
-            "'retain_rouge1>=0.8'.",
-            metavar="'METRIC>=VALUE'",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None,
-    retain_floor: Annotated[
-        float | None,
-        typer.Option(
-            help="Least retain ROUGE-1 of a feasible trial: a short form of --constrain.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.retain_floor,
-    bounded: Annotated[
-        bool,
-        typer.Option(
-            help="Ask no more of a trial that has missed the floor for certain; its retain "
-            "score is then the mean of the rows that were asked.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.bounded,
-    sampler: Annotated[
-        str,
-        typer.Option(help=f"Who proposes: {', '.join(SAMPLERS)}.", rich_help_panel=_SEARCH),
-    ] = _DEFAULT.sampler,
-    scheduler: Annotated[
-        str,
-        typer.Option(
-            help=f"Who ends gradient fits early by comparing them: {', '.join(SCHEDULERS)}.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.scheduler,
-    starting_points: Annotated[
-        bool,
-        typer.Option(help="Try the space's known-good settings first.", rich_help_panel=_SEARCH),
-    ] = _DEFAULT.starting_points,
-    max_failures: Annotated[
-        int,
-        typer.Option(help="Stop after so many failed trials in a row.", rich_help_panel=_SEARCH),
-    ] = _DEFAULT.max_failures,
+    minimise: MinimiseOption = _DEFAULT.minimise,
+    constrain: ConstrainOption = None,
+    retain_floor: RetainFloorOption = _DEFAULT.retain_floor,
+    bounded: BoundedOption = _DEFAULT.bounded,
+    sampler: SamplerOption = _DEFAULT.sampler,
+    scheduler: SchedulerOption = _DEFAULT.scheduler,
+    starting_points: StartingPointsOption = _DEFAULT.starting_points,
+    max_failures: MaxFailuresOption = _DEFAULT.max_failures,
+    finetune: FinetuneOption = _DEFAULT.finetune,
     force: Annotated[
         bool,
         typer.Option(
             "--force",
             help="Go on although the unmodified model speaks against it.",
-            rich_help_panel=_SEARCH,
+            rich_help_panel=SEARCH_PANEL,
         ),
     ] = _DEFAULT.force,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check everything that needs no weights, show the plan, and stop.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = False,
-    output: Annotated[
-        Path, typer.Option(help="Folder of all searches.", rich_help_panel=_PLACE)
-    ] = _DEFAULT.output,
+    dry_run: DryRunOption = False,
+    output: OutputOption = _DEFAULT.output,
     name: Annotated[
         str | None,
         typer.Option(
             help="The search's name. Default: made from model, data, method and time.",
-            rich_help_panel=_PLACE,
+            rich_help_panel=PLACE_PANEL,
         ),
     ] = _DEFAULT.name,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            help="MLflow tracking URI. Default: a sqlite file in the output folder.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = _DEFAULT.tracking_uri,
-    gpus_per_trial: Annotated[
-        float | None,
-        typer.Option(
-            help="GPUs of a trial, fractions allowed. Default: 1 where there are any.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = _DEFAULT.gpus_per_trial,
-    cpus_per_trial: Annotated[
-        float | None,
-        typer.Option(
-            help="CPU cores of a trial. Default: shared out, at most 4.", rich_help_panel=_PLACE
-        ),
-    ] = _DEFAULT.cpus_per_trial,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(help="Trials at once. Default: as many as fit.", rich_help_panel=_PLACE),
-    ] = _DEFAULT.concurrency,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a Ray cluster. Default: Ray is started here.", rich_help_panel=_PLACE
-        ),
-    ] = _DEFAULT.address,
+    tracking_uri: TrackingUriOption = _DEFAULT.tracking_uri,
+    gpus_per_trial: GpusOption = _DEFAULT.gpus_per_trial,
+    cpus_per_trial: CpusOption = _DEFAULT.cpus_per_trial,
+    concurrency: ConcurrencyOption = _DEFAULT.concurrency,
+    address: AddressOption = _DEFAULT.address,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -199,7 +132,7 @@ def _run(
     from lunar_tune.search.run import run_search
     from lunar_tune.search.summary import print_plan
 
-    console = Console(quiet=quiet)
+    console = Console(quiet=quiet, emoji=False)
     plan = plan_search(config, problems)
     if dry_run:
         print_plan(console, plan.facts)

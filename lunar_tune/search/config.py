@@ -23,6 +23,7 @@ __all__ = ["SAMPLERS", "SCHEDULERS", "SearchConfig", "config_document", "plain"]
 
 SAMPLERS = ("gp", "tpe", "random")
 SCHEDULERS = ("none", "asha", "median")
+FINETUNE = ("auto", "never")
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
 
@@ -71,6 +72,8 @@ class SearchConfig:
     """Address of a Ray cluster; None starts Ray on this machine."""
     max_failures: int = 5
     """Failed trials in a row after which the search stops."""
+    finetune: str = "auto"
+    """auto (a model of the catalogue that does not know the data is fine-tuned first) or never."""
     force: bool = False
     """Whether to go on although the untouched model makes success impossible or pointless."""
 
@@ -99,11 +102,14 @@ class SearchConfig:
         else:
             with problems.collect():
                 _ = self.goal
-        if self.sampler not in SAMPLERS:
-            problems.add(f"--sampler {self.sampler}: there are {', '.join(SAMPLERS)}.")
-        if self.scheduler not in SCHEDULERS:
-            problems.add(f"--scheduler {self.scheduler}: there are {', '.join(SCHEDULERS)}.")
-        elif self.scheduler != "none" and not (self.bounded and self.run.engine.checks):
+        for option, chosen, known in (
+            ("--sampler", self.sampler, SAMPLERS),
+            ("--scheduler", self.scheduler, SCHEDULERS),
+            ("--finetune", self.finetune, FINETUNE),
+        ):
+            if chosen not in known:
+                problems.add(f"{option} {chosen}: there are {', '.join(known)}.")
+        if self.scheduler in SCHEDULERS[1:] and not (self.bounded and self.run.engine.checks):
             problems.add(
                 f"--scheduler {self.scheduler} compares looks at fits: leave --bounded on and "
                 "--checks above 0."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +19,8 @@ from lunar_tune.search.cluster import Resources, ray_session, share_out
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.outputs import Folder, make_folder
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.session import SearchSession
+from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
+from lunar_tune.search.session import SearchSession, UnknowingModelError
 from lunar_tune.search.summary import print_plan
 from lunar_tune.search.tracking import SearchTracker, default_tracking_uri
 from lunar_tune.trial.assemble import materialise
@@ -49,7 +51,7 @@ def run_search(
         InputError: The untouched model makes success impossible, or something cannot be reached.
     """
     if not brief:
-        print_plan(console, plan.facts)
+        print_plan(console, {**plan.facts, **finetuning_fact(plan.config, plan.spec)})
     plan = _with_model(plan, console)
     folder = make_folder(plan.config, plan.spec)
     with (
@@ -59,17 +61,29 @@ def run_search(
     ):
         resources = share_out(plan.config)
         plan = _on_device(plan, resources)
-        search = SearchSession(
-            plan,
-            folder,
-            resources,
-            opened,
+        start = functools.partial(
+            SearchSession,
+            folder=folder,
+            resources=resources,
+            opened=opened,
             console=console,
             given=given,
             signature=signature,
             brief=brief,
         )
-        return search.run(arguments)
+        first = Prerequisite.of(plan)
+        if first is None:
+            return start(plan).run(arguments)
+        if not first.is_kept:
+            try:
+                return start(plan).run(arguments)
+            except UnknowingModelError as error:
+                console.print(f"{str(error).partition(':')[0]}: it learns them first")
+                first.fulfil(console, plan.config, opened())
+        plan = first.applied(plan)
+        weights = str(plan.spec.model.weights)
+        console.print(f"the model has learned the data: {weights}", soft_wrap=True)
+        return start(plan).run([*arguments, "--model-path", weights])
 
 
 def _with_model(plan: SearchPlan, console: Console) -> SearchPlan:

@@ -37,9 +37,14 @@ __all__ = [
     "EXIT_INFEASIBLE",
     "EXIT_INTERRUPTED",
     "SearchSession",
+    "UnknowingModelError",
 ]
 
 EXIT_FOUND, EXIT_INFEASIBLE, EXIT_FAILURES, EXIT_INTERRUPTED = 0, 3, 4, 130
+
+
+class UnknowingModelError(InputError):
+    """The unmodified model does not know the data, so nothing could be found."""
 
 
 class SearchSession:
@@ -129,7 +134,7 @@ class SearchSession:
         print_vanilla(self._console, scores, note)
         problem = vanilla_problem(scores, self.plan.config.goal.floor, self.plan.spec)
         if problem is not None and not self.plan.config.force:
-            raise InputError(problem)
+            raise UnknowingModelError(problem)
         if problem is not None:
             self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
         self.vanilla, self.tracker = scores, self._opened()

@@ -17,6 +17,7 @@ from typing import Any
 
 from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.models.catalog import resolve_model
 from lunar_tune.paths import safe_name
 from lunar_tune.search.config import SearchConfig, plain
 from lunar_tune.search.plan import SearchPlan
@@ -101,6 +102,9 @@ def cells_of(
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
             problems.add(f"{flag}: {', '.join(twice)} is named twice.")
+    for model in models:
+        with problems.collect():
+            resolve_model(model)
     variants = []
     for method in methods:
         with problems.collect():

@@ -93,6 +93,16 @@ class TableRun:
         """Return how many cells are not finished."""
         return sum(not is_finished(one.stored(), one.num_trials) for one in self._planned)
 
+    def show_plan(self) -> None:
+        """Show which cells there are and what is missing of them."""
+        for one in self._planned:
+            stored = one.stored()
+            n_rows = len(stored.rows) if stored is not None else 0
+            done = is_finished(stored, one.num_trials)
+            state = "finished" if done else f"{n_rows} of {one.num_trials} trials"
+            self._console.print(f"{escape(one.cell.name)}: {state}", highlight=False)
+        self._console.print("all that needs no weights has been checked; nothing was run")
+
     def run(self) -> int:
         """Run what is missing; return the exit code.
 

@@ -6,7 +6,7 @@ Does not cover: the store and the run itself (`tracked_run`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ class TrackedFinetuning:
     def __init__(self, job: FinetuneJob, output: Path, uri: str | None) -> None:
         self._job, self._output, self._uri = job, output, uri
         self._logged: set[int] = set()
+        self._is_opened = False
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -39,6 +40,7 @@ class TrackedFinetuning:
         folder, name = self._output.resolve().parent, self._output.resolve().name
         uri = self._uri or default_tracking_uri(folder)
         self._run = TrackedRun(uri, output=folder, name=f"finetune {name}")
+        self._is_opened = True
         status = "FAILED"
         try:
             self._describe()
@@ -67,6 +69,13 @@ class TrackedFinetuning:
         with self._run.tolerating():
             self._run.log_metrics({"loss": loss}, step=done)
 
+    def known(self, knowledge: Mapping[str, float]) -> None:
+        """Record what the model knows; nothing where no run was opened."""
+        if self._is_opened:
+            with self._run.tolerating():
+                names = ("rouge1", "refused")
+                self._run.log_metrics({name: float(knowledge[name]) for name in names})
+
     def finished(self, result: Finetuned) -> None:
         """Record what the model knows, and the losses of an earlier attempt's epochs."""
         knowledge = result.knowledge
@@ -74,8 +83,8 @@ class TrackedFinetuning:
         for epoch, loss in enumerate(result.losses, 1):
             if epoch not in self._logged:
                 self.epoch(epoch, loss)
+        self.known({"rouge1": knowledge.rouge1, "refused": knowledge.refused})
         with self._run.tolerating():
-            self._run.log_metrics({"rouge1": knowledge.rouge1, "refused": knowledge.refused})
             self._run.log_table(
                 {
                     "edge": list(edges),
