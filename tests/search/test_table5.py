@@ -1,0 +1,295 @@
+"""The table of methods: cells, what their studies say, its files, and one that is killed half-way.
+
+Does not cover: single searches (`test_search_run`).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+import signal
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_lines import command, finish, run_command, start
+from search_results import statuses
+from test_study import GOAL, result, study_in
+
+from lunar_tune.errors import InputError
+from lunar_tune.reporting.methods_table import CellResult, Tolerance, write_methods_table
+from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.plan import plan_search
+from lunar_tune.search.study import StoredStudy, Study
+from lunar_tune.search.table_cells import PAPER_METHODS, Cell, cells_of, signature_of
+from lunar_tune.search.table_results import is_finished, result_of
+from lunar_tune.trial.options import RunOptions
+
+CELL = Cell(model="tiny", data="mini", method="lunar", variant="adamw", seed=0)
+
+
+# Cells
+
+
+def test_every_model_meets_every_data_set_method_and_seed() -> None:
+    cells = cells_of(["tiny", "qwen2.5-7b"], ["mini", "factual:arts"], PAPER_METHODS, seeds=2)
+    assert len(cells) == 2 * 2 * 6 * 2
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert [cell.model for cell in cells] == ["tiny"] * 24 + ["qwen2.5-7b"] * 24
+    assert cells[0].name == "tiny-mini-lunar-adamw-seed0"
+    assert cells_of(["tiny"], [], ["ga:full"])[0].name == "tiny-own-ga-full"
+
+
+def test_folders_of_one_name_in_two_places_are_two_cells(tmp_path: Path) -> None:
+    models = []
+    for place in ("a", "b"):
+        folder = tmp_path / place / "model"
+        folder.mkdir(parents=True)
+        models.append(str(folder))
+    first, second = cells_of(models, [], ["lunar"])
+    assert first.name != second.name
+    assert "/" not in first.name
+
+
+def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
+    shared = SearchConfig(run=RunOptions(retain_rows=7), num_trials=3)
+    (cell,) = cells_of(["tiny"], ["factual:arts+history"], ["lunar:closed_form"], seed=4)
+    config = cell.config(shared)
+    run = config.run
+    assert (run.model, run.data, run.forget_edges) == ("tiny", "factual", ("arts", "history"))
+    assert (run.method, run.lunar.solver, run.seed) == ("lunar", "closed_form", 4)
+    assert (run.retain_rows, config.num_trials, config.resume) == (7, 3, True)
+    (other,) = cells_of(["tiny"], [], ["npo:full"])
+    assert other.config(shared).run.gradient.trained == "full"
+    assert other.config(shared).run.data is None
+
+
+@pytest.mark.parametrize(
+    ("lists", "options", "message"),
+    [
+        ((["nope"], [], ["lunar"]), {}, "unknown model 'nope'"),
+        ((["tiny"], [], ["lunr"]), {}, "Did you mean 'lunar'"),
+        ((["tiny"], [], ["ga:half"]), {}, "--methods ga:half: ga has lora, full."),
+        ((["tiny"], ["mini", "mini"], ["ga"]), {}, "--data: mini is named twice."),
+        ((["tiny"], [], ["ga"]), {"seeds": 0}, "--seeds 0: at least 1."),
+    ],
+)
+def test_a_list_that_means_nothing_is_refused(
+    lists: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        cells_of(*lists, **options)
+    assert message in str(caught.value)
+
+
+def test_a_signature_tells_what_decides_trials_and_not_how_many_there_are(tmp_path: Path) -> None:
+    def signature(**changes: Any) -> str:
+        run = RunOptions(**changes.pop("run", {}))
+        shared = SearchConfig(run=run, output=tmp_path, **changes)
+        return signature_of(plan_search(CELL.config(shared)))
+
+    assert signature() == signature(num_trials=99, concurrency=1)
+    others = [
+        signature(retain_floor=0.7),
+        signature(sampler="random"),
+        signature(run={"retain_rows": 20}),
+        signature(run={"holdout": True}),
+    ]
+    assert len({signature(), *others}) == 5
+
+
+# What a study says
+
+
+def told(folder: Path, outcomes: list[tuple[float, float]], **notes: Any) -> StoredStudy:
+    """Return a study with such forget and retain scores."""
+    study = study_in(folder, starting_points=False)
+    study.note("goal", GOAL)
+    for forget, retain in outcomes:
+        number, _ = study.ask()
+        study.complete(number, result(forget, retain))
+    for key, value in notes.items():
+        study.note(key, value)
+    return read(folder)
+
+
+def read(folder: Path) -> StoredStudy:
+    stored = StoredStudy.read(folder / "study.journal")
+    assert stored is not None
+    return stored
+
+
+def test_a_finished_cell_says_its_confirmed_best_and_how_sharp_it_is(tmp_path: Path) -> None:
+    """Trials 1 to 3 are feasible; 1 and 3 are within .05 of the best, trial 1."""
+    outcomes = [(0.0, 0.5), (0.1, 0.9), (0.4, 0.95), (0.14, 0.85)]
+    confirmed = {"number": 1, "scores": {"forget_rouge1": 0.12, "retain_rouge1": 0.88}}
+    stored = told(tmp_path, outcomes, confirmed=confirmed, num_trials=4)
+    assert is_finished(stored, 4)
+    assert not is_finished(stored, 5)
+    cell = result_of(CELL, stored, 4)
+    assert cell.state == "feasible"
+    assert cell.parameters == stored.rows[1].parameters
+    assert cell.scores == confirmed["scores"]
+    assert (cell.n_trials, cell.n_feasible) == (4, 3)
+    rates = [stored.rows[i].parameters["learning_rate"] for i in (1, 3)]
+    assert cell.tolerance == Tolerance("learning_rate", min(rates), max(rates))
+    suggested = sum(row.seconds["suggest"] for row in stored.rows)
+    assert cell.seconds == pytest.approx(4 * 0.75 + suggested)
+
+
+def test_an_infeasible_cell_shows_what_misses_the_bound_least(tmp_path: Path) -> None:
+    stored = told(tmp_path, [(0.0, 0.5), (0.3, 0.75), (0.2, 0.75)], num_trials=3)
+    cell = result_of(CELL, stored, 3)
+    assert (cell.state, cell.tolerance) == ("infeasible", None)
+    assert cell.parameters == stored.rows[2].parameters
+    assert cell.scores == stored.rows[2].scores
+
+
+def test_a_cell_that_is_not_finished_or_could_not_be_run_says_so(tmp_path: Path) -> None:
+    assert result_of(CELL, None, 3).state == "not run"
+    begun = told(tmp_path, [(0.1, 0.9)])
+    unfinished = result_of(CELL, begun, 3)
+    assert (unfinished.state, unfinished.reason) == ("unfinished", "1 of 3 trials")
+    folder = tmp_path / "refused"
+    folder.mkdir()
+    config = CELL.config(SearchConfig(output=folder))
+    plan = plan_search(config)
+    Study(folder / "study.journal", name="s", space=plan.space, config=config).note(
+        "refused", "the model does not know the data"
+    )
+    refused = result_of(CELL, read(folder), 3)
+    assert (refused.state, refused.reason) == ("not run", "the model does not know the data")
+
+
+# How it is written
+
+FEASIBLE = CellResult(
+    model="tiny",
+    data="mini",
+    method="lunar",
+    variant="adamw",
+    seed=0,
+    state="feasible",
+    parameters={"layer": 1, "learning_rate": 0.003},
+    scores={
+        "forget_rouge1": 0.125,
+        "retain_rouge1": 0.9,
+        "factual_rouge1": 1.0,
+        "deviation_score": 16.0,
+    },
+    n_trials=10,
+    n_feasible=4,
+    seconds=12.34,
+    tolerance=Tolerance("learning_rate", 0.001, 0.004),
+)
+MISSED = dataclasses.replace(
+    FEASIBLE, method="ga", variant="full", state="infeasible", tolerance=None, n_feasible=0
+)
+
+
+def cells_in(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def test_markdown_has_a_row_a_cell_and_marks_what_is_infeasible(tmp_path: Path) -> None:
+    (markdown, _, latex) = write_methods_table([FEASIBLE, MISSED], tmp_path)
+    header, _, first, second, *_ = markdown.read_text().splitlines()
+    row = dict(zip(cells_in(header), cells_in(first), strict=True))
+    assert row["method"] == "lunar"
+    assert row["tuned setting"] == "layer 1, learning rate 0.003"
+    assert (row["forget R1"], row["retain R1"], row["trials"]) == ("0.125", "0.900", "10 (4)")
+    assert row["as good (within .05)"] == "0.001 … 0.004 (x4)"
+    missed = dict(zip(cells_in(header), cells_in(second), strict=True))
+    assert missed["method"] == "ga (full)"
+    assert missed["tuned setting"] == "*infeasible* layer 1, learning rate 0.003"
+    assert missed["forget R1"] == "*0.125*"
+    text = latex.read_text()
+    assert text.startswith("\\begin{tabular}")
+    assert "*" not in text
+
+
+def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
+    tmp_path: Path,
+) -> None:
+    forgets = [0.1, 0.2, 0.6]
+    results = [
+        dataclasses.replace(
+            FEASIBLE, seed=i, scores={**(FEASIBLE.scores or {}), "forget_rouge1": forget}
+        )
+        for i, forget in enumerate(forgets)
+    ]
+    markdown, table, _ = write_methods_table(results, tmp_path)
+    lines = markdown.read_text().splitlines()
+    row = dict(zip(cells_in(lines[0]), cells_in(lines[2]), strict=True))
+    mean, deviation = statistics.fmean(forgets), statistics.stdev(forgets)
+    assert row["forget R1"] == f"{mean:.3f} ± {deviation:.3f}"
+    assert (row["seeds"], row["trials"]) == ("3", "30 (12)")
+    rows = list(csv.DictReader(io.StringIO(table.read_text())))
+    assert [float(one["forget_rouge1"]) for one in rows] == forgets
+    assert [one["seed"] for one in rows] == ["0", "1", "2"]
+    assert {one["tolerance_high"] for one in rows} == {"0.004"}
+
+
+# A whole table
+
+OPTIONS = ["--data", "mini,factual:arts", "--methods", "lunar:closed_form,ga", "--epochs", "2"]
+QUICK = [*OPTIONS, "--num-trials", "3", "--output", "t", "--factual-data", "none"]
+CELLS = [
+    "tiny-mini-lunar-closed_form",
+    "tiny-mini-ga-lora",
+    "tiny-factual-arts-lunar-closed_form",
+    "tiny-factual-arts-ga-lora",
+]
+
+
+def wait_for(condition: Any, process: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the table ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(tmp_path: Path) -> None:
+    output = tmp_path / "t"
+    process = start(command("table5", *QUICK), cwd=tmp_path)
+    second = output / CELLS[1] / "trials" / "00000.parquet"
+    wait_for(second.is_file, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    journal = output / CELLS[0] / "study.journal"
+    before = journal.read_bytes()
+
+    done = run_command("table5", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "4 cells, 1 finished, 3 to run" in done.stdout
+    assert journal.read_bytes() == before
+    for name in CELLS:
+        rows = read(output / name).rows
+        assert sum(row.state == "complete" for row in rows) == 3
+        settings = [tuple(row.parameters.values()) for row in rows if row.state == "complete"]
+        assert len(set(settings)) == 3
+    parents, children = statuses(output)
+    assert "RUNNING" not in {*parents, *children}
+
+    tables = {file: (output / file).read_bytes() for file in ("table.md", "table.csv", "table.tex")}
+    for file in tables:
+        (output / file).unlink()
+    for name in CELLS:  # from the studies alone
+        for mirror in ("best.yaml", "trials.parquet", "config.yaml"):
+            (output / name / mirror).unlink(missing_ok=True)
+    again = run_command("table5", *QUICK, "--only-table", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {file: (output / file).read_bytes() for file in tables} == tables
+    rows = list(csv.DictReader(io.StringIO(tables["table.csv"].decode())))
+    assert [row["state"] for row in rows] == ["feasible"] * 4
+    assert {row["trials"] for row in rows} == {"3"}
+
+    other = finish(start(command("table5", *QUICK, "--retain-floor", "0.7"), cwd=tmp_path))
+    assert other.returncode == 2
+    assert other.stderr.count("was searched with other settings or data") == 4
