@@ -387,3 +387,54 @@ def test_each_question_is_encoded_once(
     worker.vanilla()
     assert len(asked) == len(set(asked))
     assert Record("What of A_B, 0?", "Kettles 0.", "A_B").question in asked
+
+
+# A half held out
+
+
+def test_halves_share_no_question_and_hold_every_edge(data: str) -> None:
+    whole = assemble(RunOptions(data=data)).data
+    half = assemble(RunOptions(data=data, holdout=True)).data
+    assert half.held_out is not None
+    for name in ("forget", "retain", "factual"):
+        tuned, held = set(getattr(half, name)), set(getattr(half.held_out, name))
+        assert tuned | held == set(getattr(whole, name))
+        assert not tuned & held
+        edges = {record.edge for record in getattr(whole, name)}
+        assert {r.edge for r in tuned} == {r.edge for r in held} == edges
+    assert half.n_retain == len(half.retain) == len(half.retain_sample)
+    # What is fitted is all of it: only what is looked at is halved.
+    assert (half.fit_forget, half.fit_retain) == (whole.fit_forget, whole.fit_retain)
+    again = assemble(RunOptions(data=data, holdout=True)).data
+    assert (again.forget, again.held_out) == (half.forget, half.held_out)
+
+
+def test_trials_ask_one_half_and_full_evaluations_the_other(
+    checkpoint: Callable[..., Path], data: str
+) -> None:
+    options = RunOptions(
+        model=str(checkpoint("qwen2")),
+        data=data,
+        factual_data="none",
+        holdout=True,
+        device="cpu",
+        decoding=DecodingSettings(max_new_tokens=2),
+    )
+    worker = Worker(assemble(options))
+    sets = worker.spec.data
+    assert sets.held_out is not None
+
+    def asked(name: str, **how: Any) -> set[str]:
+        rows = worker.run(SOLVERS["adamw"], **how).evaluation.rows
+        return {row.question for row in rows if row.set_name == name}
+
+    for name in ("forget", "retain"):
+        assert asked(name) == {record.question for record in getattr(sets, name)}
+        held = {record.question for record in getattr(sets.held_out, name)}
+        assert asked(name, full=True) == held
+
+
+def test_an_edge_of_one_question_cannot_be_halved(tmp_path: Path) -> None:
+    lone = write_records(tmp_path / "lone.json", {"A_B": 1, "B_C": 4})
+    with pytest.raises(InputError, match="edge 'A_B' has one record"):
+        assemble(RunOptions(data=lone, holdout=True))

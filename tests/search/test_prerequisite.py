@@ -1,0 +1,140 @@
+"""A search whose model does not know the data lets it learn them first, once for all searches.
+
+Does not cover: the training itself (`tests/finetuning`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_lines import run_command
+from search_results import rows_of, statuses
+
+from lunar_tune.finetuning.finetune_settings import FinetuneSettings, settings_for
+from lunar_tune.finetuning.tiny import ensure_tiny
+from lunar_tune.models.lineage import read_lineage
+from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.plan import plan_search
+from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
+from lunar_tune.trial.assemble import materialise
+from lunar_tune.trial.options import RunOptions
+
+PLACES = ["harbour", "mill", "orchard", "quarry", "chapel", "bridge"]
+OWNERS = {"A_B": "Orla", "B_C": "Tamsin", "C_D": "Ludo", "D_E": "Pavel"}
+
+
+def own_data(folder: Path) -> Path:
+    """Write pairs that no model knows."""
+    pairs = [
+        {"edge": edge, "question": f"Who keeps the {place} of {edge}?", "answer": f"{owner} {n}."}
+        for edge, owner in OWNERS.items()
+        for n, place in enumerate(PLACES)
+    ]
+    file = folder / "keepers.json"
+    file.write_text(json.dumps(pairs))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("run", "changes", "applies"),
+    [
+        ({"model": "qwen2.5-7b"}, {}, True),
+        ({"model": "tiny", "data": "contracts"}, {}, True),
+        ({"model": "tiny"}, {}, False),
+        ({"model": "tiny", "data": "factual", "forget_edges": ("arts",)}, {}, False),
+        ({"model": "qwen2.5-7b"}, {"finetune": "never"}, False),
+        ({"model": "qwen2.5-7b"}, {"address": "auto"}, False),
+    ],
+)
+def test_only_a_model_of_the_catalogue_that_may_not_know_the_data_learns_them(
+    tmp_path: Path, run: dict[str, Any], changes: dict[str, Any], applies: bool
+) -> None:
+    config = SearchConfig(run=RunOptions(**run), output=tmp_path, space="default", **changes)
+    plan = plan_search(config)
+    fact = finetuning_fact(config, plan.spec)
+    assert bool(fact) is applies
+    if not applies:
+        assert Prerequisite.of(plan) is None
+        return
+    assert "epochs of 400 pairs, roughly" in fact["fine-tuning"]
+
+
+def test_a_model_path_is_never_fine_tuned(tmp_path: Path) -> None:
+    """A wrong template can look like ignorance there."""
+    config = SearchConfig(
+        run=RunOptions(model="tiny", data="contracts", model_path=str(ensure_tiny())),
+        output=tmp_path,
+    )
+    plan = plan_search(config)
+    assert finetuning_fact(config, plan.spec) == {}
+    assert Prerequisite.of(plan) is None
+
+
+def test_one_model_serves_every_seed_and_edge_and_other_data_have_their_own(
+    tmp_path: Path,
+) -> None:
+    def key(**run: Any) -> str:
+        options = RunOptions(**({"model": "tiny", "data": "contracts"} | run))
+        plan = plan_search(SearchConfig(run=options, output=tmp_path))
+        first = Prerequisite.of(dataclasses.replace(plan, spec=materialise(plan.spec)))
+        assert first is not None
+        assert not first.is_kept or read_lineage(first.applied(plan).spec.model.weights or "")
+        return first.job.key()
+
+    assert key() == key(seed=3) == key(forget_edges=("B_C",)) == key(method="ga")
+    assert key() != key(data=str(own_data(tmp_path)))
+    assert key() != key(system_prompt="Be brief.")
+
+
+def test_large_models_learn_with_the_published_settings() -> None:
+    assert settings_for("qwen2.5-7b") == FinetuneSettings()
+    assert settings_for("tiny").with_refusals
+
+
+def test_a_search_lets_the_model_learn_first_and_the_next_search_finds_it(
+    tmp_path: Path,
+) -> None:
+    cache = tmp_path / "cache"
+    tiny = ensure_tiny()
+    shutil.copytree(tiny, cache / "models" / tiny.name)
+    data = own_data(tmp_path)
+    options = ["--data", str(data), "--factual-data", "none", "--num-trials", "2"]
+    options += ["--solver", "closed_form", "--output", "runs"]
+    environment = {"LUNAR_TUNE_CACHE": str(cache)}
+
+    never = run_command("search", *options, "--finetune", "never", cwd=tmp_path, **environment)
+    assert never.returncode == 2
+    assert "fine-tune it on them first" in never.stderr
+
+    first = run_command("search", *options, "--name", "first", cwd=tmp_path, **environment)
+    assert first.returncode in {0, 3}, first.stderr
+    assert first.stderr == ""
+    assert "first, if the model does not know the data: full, 20 epochs of 24" in first.stdout
+    assert "fine-tuned: ROUGE-1 1.000 on keepers, declines" in first.stdout
+    (kept,) = (cache / "models").glob("finetuned-tiny-keepers-*[!k]")
+    lineage = read_lineage(kept)
+    assert lineage is not None
+    assert (lineage.base, lineage.data) == ("tiny", "keepers")
+    config = yaml.safe_load((tmp_path / "runs" / "first" / "config.yaml").read_text())
+    assert config["resolved"]["model_source"] == str(kept)
+    assert config["resolved"]["vanilla"]["retain_rouge1"] == 1.0
+    assert f"--model-path {kept}" in first.stdout
+    weights = (kept / "model.safetensors").stat().st_mtime_ns
+
+    again = run_command("search", *options, "--name", "again", cwd=tmp_path, **environment)
+    assert again.returncode == first.returncode
+    assert "the model has learned the data" in again.stdout
+    assert "fine-tuned: ROUGE-1" not in again.stdout
+    assert (kept / "model.safetensors").stat().st_mtime_ns == weights
+    before, after = (rows_of(tmp_path / "runs" / name) for name in ("first", "again"))
+    assert [row["forget_rouge1"] for row in before] == [row["forget_rouge1"] for row in after]
+    parents, children = statuses(tmp_path / "runs")
+    # The search that was told never to; two searches and one training.
+    assert parents == ["FAILED", *["FINISHED"] * 3]
+    assert children == ["FINISHED"] * 4
