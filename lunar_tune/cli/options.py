@@ -315,9 +315,18 @@ _OPTIONS = (
         str | None,
         _ANSWERS,
         "Scores to report beside ROUGE, with commas between, for example forget_mrr,retain_mrr: "
-        f"{{forget,retain,factual}}_{{{','.join(_FURTHER)}}}.",
+        f"{{forget,retain,factual}}_{{{','.join(_FURTHER)}}}, refusal_quality.",
         metavar="METRIC[,METRIC…]",
         parse=_metrics,
+    ),
+    _Option(
+        "--embedding-model",
+        "embedding_model",
+        str | None,
+        _ANSWERS,
+        "Sentence-embedding model, hub id or folder, in which answers are compared with refusals. "
+        "Default: the model's own states.",
+        metavar="NAME",
     ),
     _Option("--seed", "seed", int, _METHOD, "Of everything random."),
     _Option(
