@@ -69,12 +69,12 @@ def truth_similarity(embedder: Embedder, answers: Sequence[str], truths: Sequenc
     Raises:
         ValueError: There are not as many truths as answers.
     """
-    _check(answers)
+    _check(answers, truths)
     if len(answers) != len(truths):
         raise ValueError(f"{len(answers)} answers and {len(truths)} true answers")
     return float((embedder.embed(answers) * embedder.embed(truths)).sum(1).mean())
 
 
-def _check(texts: Sequence[str]) -> None:
-    if not texts:
+def _check(*groups: Sequence[str]) -> None:
+    if not all(groups):
         raise ValueError("a mean similarity of no texts was asked for")
