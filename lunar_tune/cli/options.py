@@ -184,7 +184,8 @@ _OPTIONS = (
         "refusals",
         str,
         _DATA,
-        "Answers that decline, which dpo prefers: refusals, or a file with one a line.",
+        "Answers that decline, which dpo prefers and refusal_quality compares with: refusals, or a "
+        "file with one a line.",
     ),
     _Option(
         "--method",
