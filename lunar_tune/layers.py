@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +31,7 @@ _LAYERS = "Layers and results"
 # asked, and nothing is scored by ROUGE.
 _UNUSED = (
     *("lunar", "gradient", "engine.early_exit", "engine.reuse", "retain_data", "factual_data"),
-    *("retain_rows", "rouge_tokenizer"),
+    *("retain_rows", "rouge_tokenizer", "metrics"),
 )
 _ANSWER_WIDTH, _LEAST_ANSWER, _OTHER_COLUMNS = 60, 12, 60
 
@@ -57,14 +58,6 @@ def layers(
         int,
         typer.Option(help="Questions to forget that are asked, by edge.", rich_help_panel=_LAYERS),
     ] = 20,
-    embedding_model: Annotated[
-        str | None,
-        typer.Option(
-            help="Sentence-embedding model, hub id or folder. Default: the model's own states.",
-            metavar="NAME",
-            rich_help_panel=_LAYERS,
-        ),
-    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option(
@@ -98,14 +91,7 @@ def layers(
         spec, chosen = _checked(options, layer_range, coefficient, rows, problems)
         if unused := _unused(given):
             console.print(f"not used here: {', '.join(unused)}", style="dim", highlight=False)
-        scores, prior = _score(
-            spec,
-            chosen,
-            console,
-            coefficient=coefficient,
-            rows=rows,
-            embedding_model=embedding_model,
-        )
+        scores, prior = _score(spec, chosen, console, coefficient=coefficient, rows=rows)
         _show(scores, console)
         _write(prior, json_file, plot, console)
 
@@ -150,7 +136,6 @@ def _score(
     *,
     coefficient: float,
     rows: int,
-    embedding_model: str | None,
 ) -> tuple[LayerScores, LayerPrior]:
     from lunar_tune.evaluation.embedding import load_sentence_embedder
     from lunar_tune.trial.assemble import materialise
@@ -159,8 +144,8 @@ def _score(
     from lunar_tune.trial.worker import Worker
 
     embedder = None
-    if embedding_model is not None:  # before the large model is loaded
-        embedder = load_sentence_embedder(embedding_model, device=spec.model.device)
+    if spec.embedding_model is not None:  # before the large model is loaded
+        embedder = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
     with build_progress(console) as bar:
         building = bar.add_task("building the tiny model (once)", visible=False, note="")
         ready = materialise(
@@ -168,7 +153,7 @@ def _score(
             lambda done, total: bar.update(building, completed=done, total=total, visible=True),
         )
         asking = bar.add_task("asking, layer by layer", total=None, note="")
-        worker = Worker(ready)
+        worker = Worker(dataclasses.replace(ready, metrics=()))  # it judges no trial
         scores = layer_scores(
             worker,
             coefficient=coefficient,

@@ -6,9 +6,12 @@ Does not cover: a model that knows anything; `lunar_tune.finetuning` builds that
 
 from __future__ import annotations
 
+from string import ascii_lowercase, digits
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3")
@@ -76,3 +79,26 @@ def build_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedMode
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     model.eval().requires_grad_(requires_grad=False)
     return model
+
+
+def build_encoder(folder: Path) -> Path:
+    """Fill a folder with a random BERT of two blocks that reads 24 letters at most; return it."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?"]
+    words += [f"{before}{sign}" for sign in ascii_lowercase + digits for before in ("", "##")]
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        initializer_range=0.5,
+        pad_token_id=0,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder

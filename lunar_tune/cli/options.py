@@ -188,7 +188,8 @@ _OPTIONS = (
         "refusals",
         str,
         _DATA,
-        "Answers that decline, which dpo prefers: refusals, or a file with one a line.",
+        "Answers that decline, which dpo prefers and refusal_quality compares with: refusals, or a "
+        "file with one a line.",
     ),
     _Option(
         "--method",
@@ -319,9 +320,18 @@ _OPTIONS = (
         str | None,
         _ANSWERS,
         "Scores to report beside ROUGE, with commas between, for example forget_mrr,retain_mrr: "
-        f"{{forget,retain,factual}}_{{{','.join(_FURTHER)}}}.",
+        f"{{forget,retain,factual}}_{{{','.join(_FURTHER)}}}, refusal_quality.",
         metavar="METRIC[,METRIC…]",
         parse=_metrics,
+    ),
+    _Option(
+        "--embedding-model",
+        "embedding_model",
+        str | None,
+        _ANSWERS,
+        "Sentence-embedding model, hub id or folder, in which answers are compared with refusals. "
+        "Default: the model's own states.",
+        metavar="NAME",
     ),
     _Option("--seed", "seed", int, _METHOD, "Of everything random."),
     _Option(

@@ -29,7 +29,13 @@ from lunar_tune.runtime import resolve_device
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["Embedder", "SentenceEmbedder", "StateEmbedder", "load_sentence_embedder"]
+__all__ = [
+    "Embedder",
+    "SentenceEmbedder",
+    "StateEmbedder",
+    "check_embedding_model",
+    "load_sentence_embedder",
+]
 
 # Texts in a forward of a sentence-embedding model; such models are small.
 TEXTS_PER_BATCH = 64
@@ -94,13 +100,19 @@ class StateEmbedder(Embedder):
         loaded: The unmodified model.
         context: Token ids of a prompt with an empty question.
         centre: Texts whose mean is taken as the origin: what answers are compared with.
+        memory: What may be used; None takes what is free.
     """
 
     def __init__(
-        self, loaded: LoadedModel, *, context: Sequence[int], centre: Sequence[str]
+        self,
+        loaded: LoadedModel,
+        *,
+        context: Sequence[int],
+        centre: Sequence[str],
+        memory: DeviceMemory | None = None,
     ) -> None:
         self._loaded, self._context = loaded, tuple(context)
-        self._memory = DeviceMemory(loaded.device)
+        self._memory = memory or DeviceMemory(loaded.device)
         self._point = max(1, loaded.n_layers // 2)
         texts = [text.strip() for text in centre if text.strip()]
         self._origin = self._states(texts).mean(0) if texts else torch.zeros(1, self.width)
@@ -168,6 +180,26 @@ class SentenceEmbedder(Embedder):
         return torch.cat(pooled)
 
 
+def check_embedding_model(name: str) -> str:
+    """Return a sentence-embedding model's hub id, or its folder from the root, without loading it.
+
+    Raises:
+        ModelError: The folder does not exist, or holds no checkpoint.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~")):
+            raise ModelError(f"--embedding-model {name}: no such folder.")
+        return name
+    for wanted in ("config.json", "*.safetensors"):
+        if not any(folder.glob(wanted)):
+            raise ModelError(
+                f"--embedding-model {name}: holds no {wanted} file. Give the folder of a "
+                "sentence-embedding model with its config.json, tokenizer and safetensors weights."
+            )
+    return str(folder.resolve())
+
+
 def load_sentence_embedder(name: str, *, device: str = "auto") -> SentenceEmbedder:
     """Load a sentence-embedding model by hub id or folder.
 
@@ -178,13 +210,10 @@ def load_sentence_embedder(name: str, *, device: str = "auto") -> SentenceEmbedd
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # the commands show their own
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and name.startswith((".", "/", "~")):
-        raise ModelError(f"--embedding-model {name}: no such folder.")
-    source = str(folder) if folder.is_dir() else name
+    source = check_embedding_model(name)
     options: dict[str, Any] = {
         "trust_remote_code": False,
-        "local_files_only": folder.is_dir() or not hub_resolves(),
+        "local_files_only": Path(source).is_dir() or not hub_resolves(),
     }
     verbosity = logging.get_verbosity()
     try:

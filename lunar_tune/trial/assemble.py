@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lunar_tune.errors import Problems
+from lunar_tune.evaluation.embedding import check_embedding_model
 from lunar_tune.evaluation.metrics import (
-    EMBEDDINGS,
     WHOLE_ANSWERS,
     check_metrics,
     find_metric,
@@ -58,7 +58,7 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         InputError: Something is wrong; all of it is said at once.
     """
     problems = Problems()
-    method = None
+    method = embedding_model = None
     metrics: tuple[str, ...] = ()
     model, chat = assemble_model(options, problems, device_is_here=device_is_here)
     with problems.collect():
@@ -68,6 +68,9 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
     _check_counts(options, problems)
     with problems.collect():
         metrics = _metrics(options)
+    with problems.collect():
+        if options.embedding_model is not None:
+            embedding_model = check_embedding_model(options.embedding_model)
     data = read_sets(options, model, problems)
     problems.raise_if_any()
     if model is None or chat is None or method is None or data is None:
@@ -82,6 +85,7 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         data=data,
         engine=_engine(options.engine, metrics),
         metrics=metrics,
+        embedding_model=embedding_model,
     )
     check_family(spec.model)
     return spec
@@ -199,8 +203,6 @@ def _metrics(options: RunOptions) -> tuple[str, ...]:
             problems.add(
                 f"--metrics {metric.name}: there are no questions with --factual-data none."
             )
-        if EMBEDDINGS in metric.needs:
-            problems.add(f"--metrics {metric.name}: {EMBEDDINGS} cannot be computed yet.")
     problems.raise_if_any()
     return names
 

@@ -24,7 +24,7 @@ from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.decoding import generate_tokens, token_budget
 from lunar_tune.evaluation.embedding import Embedder, StateEmbedder
-from lunar_tune.evaluation.refusal import refusal_quality, truth_similarity
+from lunar_tune.evaluation.refusal import Refusals, truth_similarity
 from lunar_tune.memory import BatchSize
 from lunar_tune.methods.contract import Method
 from lunar_tune.models.layout import check_layers
@@ -54,7 +54,7 @@ class Answers:
 
     texts: tuple[str, ...]
     s1: float
-    """Mean similarity to the refusals; see `refusal_quality`."""
+    """Mean similarity to the refusals; see `Refusals.quality`."""
     s2: float
     """Mean similarity to the true answers; see `truth_similarity`."""
     unfinished: int
@@ -199,7 +199,6 @@ class _Asking:
         if not spec.data.refusals:
             raise InputError("--refusals: there is none, and answers are compared with them.")
         self.records = sample_by_edge(spec.data.forget, rows, seed=spec.seed)
-        self._refusals = spec.data.refusals
         self._truths = [record.answer for record in self.records]
         self._prompts = worker.encoder.prompts([record.question for record in self.records])
         self._loaded, self._decoding = worker.loaded, spec.decoding
@@ -208,8 +207,9 @@ class _Asking:
         self.embedder = embedder or StateEmbedder(
             self._loaded,
             context=worker.encoder.prompts([""])[0],
-            centre=(*self._refusals, *self._truths),
+            centre=(*spec.data.refusals, *self._truths),
         )
+        self._refusals = Refusals(self.embedder, spec.data.refusals)
 
     def ask(self, changed: AbstractContextManager[None]) -> Answers:
         """Answer inside a context; score outside it, with the model as it was."""
@@ -219,7 +219,7 @@ class _Asking:
         texts = tuple(decode(tokens, skip_special_tokens=True))
         return Answers(
             texts=texts,
-            s1=refusal_quality(self.embedder, texts, self._refusals),
+            s1=self._refusals.quality(texts),
             s2=truth_similarity(self.embedder, texts, self._truths),
             unfinished=sum(len(answer) == self.max_new_tokens for answer in tokens),
         )

@@ -103,5 +103,7 @@ class RunOptions:
     """Words that ROUGE counts: default ([a-z0-9], stemmed) or words (every script)."""
     metrics: tuple[str, ...] = ()
     """Scores to report beside ROUGE, by name (`evaluation.metrics`)."""
+    embedding_model: str | None = None
+    """Hub id or folder of a sentence-embedding model; None takes the model's own states."""
     seed: int = 0
     """Of everything random."""

@@ -49,6 +49,7 @@ class SingleRun:
             "solver": spec.method.variant,
             "parameters": dict(result.parameters),
             "max_new_tokens": result.max_new_tokens,
+            "embedding_model": spec.embedding_model,
             "seed": spec.seed,
             "seconds": dict(result.seconds),
             "losses": list(result.fit.losses) if result.fit is not None else [],

@@ -75,3 +75,6 @@ class TrialSpec:
     """The blocks that trials may edit; empty where that is not known."""
     metrics: tuple[str, ...] = ()
     """Scores that are wanted beside ROUGE, by name (`evaluation.metrics`)."""
+    embedding_model: str | None = None
+    """Hub id or folder of the sentence-embedding model for the scores that need one; None takes
+    the model's own states."""

@@ -18,14 +18,13 @@ import torch
 
 from lunar_tune.activations.cache import ActivationCache
 from lunar_tune.activations.prompts import ActivationSource, PromptActivations
-from lunar_tune.evaluation.evaluate import (
-    Evaluation,
-)
+from lunar_tune.evaluation.evaluate import Evaluation
 from lunar_tune.memory import DeviceMemory
 from lunar_tune.methods.contract import FitReport, Preparation, Subject
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
 from lunar_tune.trial.checks import Check, Watch
+from lunar_tune.trial.embedded_scores import EmbeddedScores, sentence_embedder
 from lunar_tune.trial.encoder import Encoder
 from lunar_tune.trial.judge import Judge, asked_sets
 
@@ -76,6 +75,7 @@ class Worker:
         cache_root: Path | None = None,
     ) -> None:
         self.spec = spec
+        sentences = sentence_embedder(spec)  # what is wrong with it is said before the long load
         self.loaded = loaded if loaded is not None else load_model(spec.model)
         if self.loaded.device.type == "cpu" and self.loaded.n_parameters < SMALL_MODEL:
             limit_threads(1)
@@ -86,6 +86,7 @@ class Worker:
             self.loaded, ActivationCache(limit, cache_root) if limit != 0 else None, self.memory
         )
         self.encoder = Encoder(self.loaded, spec.chat)
+        self._embedded = EmbeddedScores(spec, self.loaded, self.encoder, self.memory, sentences)
         self._drafts: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     @cached_property
@@ -217,6 +218,9 @@ class Worker:
             ended = self._clock()
             if inside is not None:
                 inside(self.loaded)
+        restored = self._clock()
+        evaluation = self._embedded.added_to(evaluation)
+        embedded = self._clock() - restored
         return TrialResult(
             parameters=dict(parameters),
             evaluation=evaluation,
@@ -224,8 +228,8 @@ class Worker:
             seconds={
                 "prepare": ready - start,
                 "fit": fitted - ready,
-                "evaluate": ended - fitted,
-                "trial": ended - start,
+                "evaluate": ended - fitted + embedded,
+                "trial": ended - start + embedded,
             },
             max_new_tokens=budget,
             checks=tuple(watch.checks),
@@ -235,6 +239,7 @@ class Worker:
         """Evaluate the unmodified model, and keep its answers as drafts for trials."""
         start = self._clock()
         evaluation, budget = self.judge.evaluate(None, full=full, bounded=False)
+        evaluation = self._embedded.added_to(evaluation)
         seconds = self._clock() - start
         prompts = self.activations.tree.sequences
         if self.plain_decoding is None and not self._drafts:

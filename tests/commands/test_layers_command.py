@@ -12,6 +12,7 @@ import pytest
 from click.testing import Result
 from command_lines import run_command
 from matplotlib.image import imread
+from random_models import build_encoder
 from typer.testing import CliRunner
 
 from lunar_tune.cli.layer_lists import read_layers, show_layers
@@ -75,10 +76,11 @@ def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str])
 
 
 def test_options_without_a_part_in_it_are_named(small: list[str]) -> None:
-    output = succeeded(*small, "--layers", "0", "--rows", "1", "--retain-rows", "2")
+    metrics = ("--metrics", "refusal_quality")
+    output = succeeded(*small, "--layers", "0", "--rows", "1", "--retain-rows", "2", *metrics)
     (line,) = [line for line in output.splitlines() if line.startswith("not used here")]
     assert set(line.removeprefix("not used here: ").split(", ")) == {
-        *("--factual-data", "--epochs", "--retain-rows")
+        *("--factual-data", "--epochs", "--retain-rows", "--metrics")
     }
 
 
@@ -116,10 +118,23 @@ def test_methods_that_have_no_layers_are_refused(small: list[str]) -> None:
     assert "unknown" in refused(*without, "--method", "nosuch")
 
 
-def test_a_sentence_model_that_is_not_there_is_refused(small: list[str]) -> None:
-    assert "--embedding-model ./nosuch: no such folder" in refused(
-        *small, "--embedding-model", "./nosuch"
-    )
+def test_a_sentence_model_that_is_not_there_is_refused_with_what_else_is_wrong(
+    small: list[str],
+) -> None:
+    message = refused(*small, "--embedding-model", "./nosuch", "--rows", "0")
+    assert "--embedding-model ./nosuch: no such folder" in message
+    assert "--rows 0" in message
+
+
+def test_a_sentence_model_compares_the_answers_instead(small: list[str], tmp_path: Path) -> None:
+    (tmp_path / "encoder").mkdir()
+    encoder = str(build_encoder(tmp_path / "encoder"))
+    output = succeeded(*small, "--embedding-model", encoder, "--json", "l.json")
+    prior = read_layer_prior(Path("l.json"))
+    assert f"in: {encoder}" in output.replace("\n", "")
+    assert json.loads(Path("l.json").read_text())["embedding"] == encoder
+    succeeded(*small, "--json", "own.json")
+    assert prior.unmodified.s1 != read_layer_prior(Path("own.json")).unmodified.s1
 
 
 @pytest.mark.parametrize(

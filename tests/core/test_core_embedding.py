@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from string import ascii_lowercase, digits
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
+from random_models import build_encoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -89,26 +89,7 @@ def test_a_text_of_nothing_is_like_no_other(loaded: Load) -> None:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a random BERT of two blocks that reads 24 letters at most."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("encoder")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?"]
-    words += [f"{before}{sign}" for sign in ascii_lowercase + digits for before in ("", "##")]
-    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
-    torch.manual_seed(3)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=24,
-        initializer_range=0.5,
-        pad_token_id=0,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return build_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def test_a_sentence_model_is_pooled_over_real_tokens(

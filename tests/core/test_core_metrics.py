@@ -262,5 +262,9 @@ def test_metrics_that_cannot_be_had_are_refused_before_anything_is_loaded() -> N
     assert "--evaluation-rows 0" in str(raised.value)
     with pytest.raises(InputError, match="--metrics: unknown metric 'forget'"):
         assemble(RunOptions(metrics=("forget",)))
-    with pytest.raises(InputError, match="refusal_quality: sentence embeddings cannot be computed"):
-        assemble(RunOptions(metrics=("refusal_quality",)))
+
+
+def test_a_metric_that_reads_answers_to_their_end_lets_none_end_early() -> None:
+    engine = EngineSettings(early_exit=True)
+    spec = assemble(RunOptions(metrics=("forget_mrr", "refusal_quality"), engine=engine))
+    assert spec.engine == EngineSettings(early_exit=False)

@@ -1,0 +1,48 @@
+"""Refusal quality in plain transformers and numpy, one text at a time.
+
+Covers: states of a model that stands in a folder and was never unlearned, by a hook of its own.
+Does not cover: the package's embedders, which are under test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["cosine_mean", "states_behind_an_empty_question"]
+
+
+def states_behind_an_empty_question(model: Any, tokenizer: Any, texts: Sequence[str]) -> Any:
+    """Return the mean over each text's tokens of what the first of three blocks gives.
+
+    A text of nothing but white space has a row of NaN.
+    """
+    question = [{"role": "user", "content": ""}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    context = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    seen: list[torch.Tensor] = []
+    handle = model.model.layers[0].register_forward_hook(lambda _m, _a, out: seen.append(out))
+    means = []
+    try:
+        for text in texts:
+            ids = tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                model(input_ids=torch.tensor([[*context, *ids]]))
+            stream = seen.pop()[0, len(context) :].double().numpy()
+            means.append(stream.mean(0) if ids else np.full(stream.shape[1], np.nan))
+    finally:
+        handle.remove()
+    return np.stack(means)
+
+
+def cosine_mean(answers: Any, refusals: Any) -> float:
+    """Return the mean of all cosines; those of a row of NaN are 0."""
+    cosines = [
+        0.0 if np.isnan(a).any() else a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        for a in answers
+        for b in refusals
+    ]
+    return float(np.mean(cosines))
