@@ -33,7 +33,7 @@ from rich.table import Table
 from lunar_tune.cli.running import reporting_errors
 from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS, DecodingSettings
 from lunar_tune.memory import GIB
-from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.methods.lunar_settings import LunarSettings
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
 from lunar_tune.trial.assemble import assemble, materialise
@@ -41,6 +41,7 @@ from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import TrialResult, Worker
 
 OWN = {"adamw": "learning_rate", "closed_form": "ridge"}
+SOLVERS = tuple(OWN)  # the plain pipeline has these
 BEFORE = (1.2, 0.8, 1.1)  # a warm trial follows others, with so many times its coefficient
 AUTO_BUDGET = 1.25  # of the weights
 
