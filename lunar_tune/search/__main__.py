@@ -129,13 +129,14 @@ def _run(
     quiet: bool,
 ) -> int:
     from lunar_tune.search.plan import plan_search
+    from lunar_tune.search.prerequisite import finetuning_fact
     from lunar_tune.search.run import run_search
     from lunar_tune.search.summary import print_plan
 
     console = Console(quiet=quiet, emoji=False)
     plan = plan_search(config, problems)
     if dry_run:
-        print_plan(console, plan.facts)
+        print_plan(console, {**plan.facts, **finetuning_fact(config, plan.spec)})
         console.print("all that needs no weights has been checked; nothing was run")
         return 0
     return run_search(plan, console, given=origins, arguments=arguments)
