@@ -88,8 +88,20 @@ def search(
     ] = _DEFAULT.scheduler,
     starting_points: Annotated[
         bool,
-        typer.Option(help="Try the space's known-good settings first.", rich_help_panel=_SEARCH),
+        typer.Option(
+            help="Try the space's known-good settings and tuned ones first.",
+            rich_help_panel=_SEARCH,
+        ),
     ] = _DEFAULT.starting_points,
+    layer_prior: Annotated[
+        str | None,
+        typer.Option(
+            help="Search the layers that s1 - s2 recommends: a file of python -m "
+            "lunar_tune.layers --json, or auto to score them first.",
+            metavar="FILE|auto",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.layer_prior,
     max_failures: Annotated[
         int,
         typer.Option(help="Stop after so many failed trials in a row.", rich_help_panel=_SEARCH),
@@ -150,6 +162,14 @@ def search(
             help="Address of a Ray cluster. Default: Ray is started here.", rich_help_panel=_PLACE
         ),
     ] = _DEFAULT.address,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep the best setting as a starting point of later searches.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = _DEFAULT.keep,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -18,8 +18,8 @@ from lunar_tune.search.cluster import Resources, ray_session, share_out
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.outputs import Folder, make_folder
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.session import SearchSession
-from lunar_tune.search.summary import print_plan
+from lunar_tune.search.session import EXIT_FOUND, SearchSession
+from lunar_tune.search.summary import keep_best, print_plan
 from lunar_tune.search.tracking import SearchTracker, default_tracking_uri
 from lunar_tune.trial.assemble import materialise
 
@@ -69,7 +69,10 @@ def run_search(
             signature=signature,
             brief=brief,
         )
-        return search.run(arguments)
+        code = search.run(arguments)
+        if plan.config.keep and code == EXIT_FOUND:
+            keep_best(folder.path, console)
+        return code
 
 
 def _with_model(plan: SearchPlan, console: Console) -> SearchPlan:

@@ -75,3 +75,14 @@ class TrialSpec:
     """The blocks that trials may edit; empty where that is not known."""
     metrics: tuple[str, ...] = ()
     """Scores that are wanted beside ROUGE, by name (`evaluation.metrics`)."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What it is about, flat, for a tracking server."""
+        return {
+            "model": self.model.name,
+            "data": self.data.name,
+            "forget_edge": ",".join(self.data.forget_edges),
+            "method": self.method.name,
+            "solver": self.method.variant,
+        }

@@ -36,8 +36,11 @@ class Heard:
         self.searcher = CourseSearcher(self.course)
         self.callback = NewsCallback(self.course)
 
-    def on_vanilla(self, scores: Mapping[str, float], note: str | None) -> Study:
+    def on_vanilla(
+        self, scores: Mapping[str, float], note: str | None, layer_prior: str | None
+    ) -> Study:
         self.news.append(("vanilla", (scores, note)))
+        self.layer_prior = layer_prior
         if self.refuses:
             raise InputError("nothing to forget")
         return study_in(self.folder)
