@@ -78,7 +78,7 @@ def _show(kept: Sequence[KeptSetting], console: Console) -> None:
         _say(console, f"Nothing is kept in {folders}.")
         return
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    columns = ("model", "data", "forget", "method", "setting", *_SCORES, "trials", "found")
+    columns = ("model", "data", "edges", "method", "setting", *_SCORES, "trials", "found")
     for column in columns:
         number = column in (*_SCORES, "trials")
         name = column.removesuffix("_rouge1")

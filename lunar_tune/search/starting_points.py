@@ -102,9 +102,9 @@ def tuned_points(
     # Stable: what is newest comes first among equals, and the rest is by key.
     usable.sort(key=lambda one: one.key)
     usable.sort(key=lambda one: one.provenance.date, reverse=True)
-    wanted = (data, tuple(forget_edges))
-    same = [one for one in usable if (one.data, one.forget_edges) == wanted]
-    others = [one for one in usable if (one.data, one.forget_edges) != wanted]
+    wanted = (data, tuple(sorted(forget_edges)), method, variant)
+    same = [one for one in usable if one.key == wanted]
+    others = [one for one in usable if one.key != wanted]
     others.sort(key=lambda one: one.data != data)
     return [
         StartingPoint(one.parameters, f"tuned on {one.data} {'+'.join(one.forget_edges)}")

@@ -110,8 +110,8 @@ class TunedSetting(BaseModel):
 
     @property
     def key(self) -> Key:
-        """What it was tuned for; a file has one entry for each."""
-        return self.data, self.forget_edges, self.method, self.variant
+        """What it was tuned for, whatever the order of edges; a file has one entry for each."""
+        return self.data, tuple(sorted(self.forget_edges)), self.method, self.variant
 
     @property
     def about(self) -> str:
