@@ -72,7 +72,7 @@ def test_tuned_settings_come_along_and_new_ones_are_the_users(
     places = {"PYTHONPATH": str(installed), "LUNAR_TUNE_DATA": str(tmp_path / "data")}
     done = run_command("search", "--dry-run", cwd=tmp_path, LUNAR_TUNE_TUNED="", **places)
     assert done.returncode == 0, done.stderr
-    assert "1 (tuned on mini A_B)" in done.stdout, "it is the space's own point as well"
+    assert "(tuned on mini A_B" in done.stdout
     code = "from lunar_tune.paths import tuned_dir_to_write; print(tuned_dir_to_write())"
     done = finish(start([sys.executable, "-c", code], cwd=tmp_path, LUNAR_TUNE_TUNED="", **places))
     assert done.stdout.strip() == str(tmp_path / "data/tuned"), done.stderr

@@ -11,15 +11,21 @@ import dataclasses
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import yaml
 from priors import prior_of
+from rich.console import Console
 from tuned import tuned_setting
 
 from lunar_tune.errors import InputError
 from lunar_tune.methods.gradient_settings import GradientSettings
+from lunar_tune.search.cluster import Resources
 from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.outputs import make_folder
 from lunar_tune.search.plan import SearchPlan, plan_search, resolved_values
+from lunar_tune.search.session import SearchSession
 from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
 from lunar_tune.search.starting_points import (
     StartingPoint,
@@ -169,6 +175,28 @@ def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -
     assert scored.spec.layers == (0, 1, 2, 3), "the worker has captured them"
     assert scored.facts["  layer"] == "2 … 3 by s1 - s2 (auto, coefficient 0.5)"
     assert first_trials(scored, tmp_path, 1) == [OWN | {"layer": 3}]
+
+
+def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Path) -> None:
+    """Scores of another machine may differ in the last digits, and so may what they recommend."""
+    plan = planned(tmp_path, layer_prior="auto", name="n", resume=True)
+    folder = make_folder(plan.config, plan.spec)
+    vanilla = {"forget_rouge1": 1.0, "retain_rouge1": 1.0}
+    for recommended in ([2, 3], [3]):
+        session = SearchSession(
+            plan,
+            folder,
+            Resources(cpus=1, gpus=0, concurrency=1),
+            lambda: MagicMock(uri="sqlite:///x.db"),
+            console=Console(quiet=True),
+            given={},
+        )
+        study = session.on_vanilla(vanilla, None, prior_of(CURVE, recommended).document())
+        assert session.plan.space.parameters["layer"] == IntRange(low=2, high=3)
+        assert study.ask()[1]["layer"] == 3
+        session._display.close()
+    config = yaml.safe_load(folder.config.read_text())
+    assert config["resolved"]["layer_prior"]["recommended"] == [2, 3]
 
 
 def test_scores_that_tell_nothing_leave_space_and_points(tmp_path: Path) -> None:
