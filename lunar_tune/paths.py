@@ -21,10 +21,13 @@ __all__ = [
     "datasets_dir",
     "safe_name",
     "search_spaces_dir",
+    "tuned_dir_to_write",
+    "tuned_dirs",
 ]
 
 CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
 DATA_VARIABLE = "LUNAR_TUNE_DATA"
+TUNED_VARIABLE = "LUNAR_TUNE_TUNED"
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -71,6 +74,25 @@ def data_dir() -> Path:
     """
     moved = os.environ.get(DATA_VARIABLE)
     return Path(moved).expanduser() if moved else platformdirs.user_data_path("lunar-tune")
+
+
+def tuned_dirs() -> tuple[Path, ...]:
+    """Return the folders of tuned settings, shipped then the user's own; neither need exist.
+
+    The environment variable `LUNAR_TUNE_TUNED` puts one folder in the place of both.
+    """
+    moved = os.environ.get(TUNED_VARIABLE)
+    if moved:
+        return (Path(moved).expanduser(),)
+    return search_spaces_dir() / "tuned", data_dir() / "tuned"
+
+
+def tuned_dir_to_write() -> Path:
+    """Return the folder for new tuned settings: that of a checkout, else the user's own."""
+    first, last = tuned_dirs()[0], tuned_dirs()[-1]
+    existing = first if first.is_dir() else first.parent
+    installed = first.is_relative_to(_PACKAGE)  # an update would remove what is kept there
+    return first if not installed and os.access(existing, os.W_OK | os.X_OK) else last
 
 
 def check_writable(folder: Path, option: str) -> None:

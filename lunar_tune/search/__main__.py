@@ -59,6 +59,15 @@ def search(
     sampler: SamplerOption = _DEFAULT.sampler,
     scheduler: SchedulerOption = _DEFAULT.scheduler,
     starting_points: StartingPointsOption = _DEFAULT.starting_points,
+    layer_prior: Annotated[
+        str | None,
+        typer.Option(
+            help="Search the layers that s1 - s2 recommends: a file of python -m "
+            "lunar_tune.layers --json, or auto to score them first.",
+            metavar="FILE|auto",
+            rich_help_panel=SEARCH_PANEL,
+        ),
+    ] = _DEFAULT.layer_prior,
     max_failures: MaxFailuresOption = _DEFAULT.max_failures,
     finetune: FinetuneOption = _DEFAULT.finetune,
     force: Annotated[
@@ -83,6 +92,14 @@ def search(
     cpus_per_trial: CpusOption = _DEFAULT.cpus_per_trial,
     concurrency: ConcurrencyOption = _DEFAULT.concurrency,
     address: AddressOption = _DEFAULT.address,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep the best setting as a starting point of later searches.",
+            rich_help_panel=PLACE_PANEL,
+        ),
+    ] = _DEFAULT.keep,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:

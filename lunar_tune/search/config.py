@@ -53,7 +53,13 @@ class SearchConfig:
     scheduler: str = "none"
     """Who ends gradient fits early by comparing them: none, asha or median."""
     starting_points: bool = True
-    """Whether the space's known-good settings are tried first."""
+    """Whether the space's known-good settings and tuned ones are tried first."""
+    tuned: bool = True
+    """Whether tuned settings of the model are among those; a comparison of methods is without."""
+    layer_prior: str | None = None
+    """Scored layers that narrow the space: a file, `auto` to score them first, or None."""
+    keep: bool = False
+    """Whether the best setting is kept for later searches."""
     output: Path = Path("runs")
     """Folder of all searches and of the default MLflow store."""
     name: str | None = None

@@ -37,7 +37,9 @@ class Confirmation:
 class SearchEvents(Protocol):
     """Who hears of what happens."""
 
-    def on_vanilla(self, scores: Mapping[str, float], note: str | None) -> Study:
+    def on_vanilla(
+        self, scores: Mapping[str, float], note: str | None, layer_prior: str | None
+    ) -> Study:
         """Judge the unmodified model's scores; return the study, or raise to go no further."""
 
     def on_start(self, row: TrialRow) -> None:
@@ -62,6 +64,8 @@ class Course:
         goal: Whose bounds a confirmed setting keeps.
         time_budget: Seconds after the first trial's start after which no trial starts.
         max_failures: Failed trials in a row after which no trial starts.
+        layer_coefficient: Coefficient with which layers are scored before the first trial; None
+            scores none.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Course:
         goal: Goal,
         time_budget: float | None = None,
         max_failures: int = 5,
+        layer_coefficient: float | None = None,
     ) -> None:
         self.study: Study | None = None
         self.error: LunarTuneError | None = None
@@ -80,6 +85,7 @@ class Course:
         self._num_trials, self._goal = num_trials, goal
         self._time_budget = time_budget
         self._deadline: float | None = None
+        self._layer_coefficient = layer_coefficient
         self._max_failures, self._failures_in_row = max_failures, 0
         self._tasks: dict[str, tuple[str, int]] = {}
         self._waiting_for_vanilla = False
@@ -104,7 +110,9 @@ class Course:
         if self.study is None:
             first = not self._waiting_for_vanilla
             self._waiting_for_vanilla = True
-            return self._task(task_id, VANILLA, -1, {}) if first else None
+            scored = self._layer_coefficient
+            given = {} if scored is None else {"coefficient": scored}
+            return self._task(task_id, VANILLA, -1, given) if first else None
         if self._may_start():
             return self._trial(task_id, self.study)
         if self._running or self._confirming:
@@ -185,7 +193,9 @@ class Course:
             self.error = InputError(reason) if wrong_input else LunarTuneError(reason)
             return
         try:
-            self.study = self._events.on_vanilla(report["scores"], report["note"])
+            self.study = self._events.on_vanilla(
+                report["scores"], report["note"], report.get("layer_prior")
+            )
             self._started = self.study.n_ended
         except LunarTuneError as error:
             self.error = error

@@ -1,6 +1,7 @@
 """A search before it runs: everything checked that needs no weights.
 
-Covers: the values, the data, the output folder, the GPUs, the space; every mistake in one message.
+Covers: the values, the data, the output folder, the GPUs, the space, scored layers and tuned
+settings; every mistake in one message; narrowing the space once a search has scored its layers.
 Does not cover: the model's own scores (`run`).
 """
 
@@ -9,19 +10,36 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from lunar_tune import __version__
+from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
+from lunar_tune.paths import check_writable, tuned_dir_to_write
 from lunar_tune.search.cluster import check_gpus
 from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.layer_choice import AUTO, LAYER_PRIOR, check_has_choice, choose_layers
 from lunar_tune.search.outputs import check_output
 from lunar_tune.search.space import SearchSpace, load_space
+from lunar_tune.search.starting_points import (
+    StartingPoint,
+    StartingPoints,
+    fitting,
+    own_points,
+    tuned_points,
+    usual_point,
+)
 from lunar_tune.search.summary import plan_facts
+from lunar_tune.search.tuned_store import tuned_settings
 from lunar_tune.trial.assemble import assemble, known_depth
+from lunar_tune.trial.layer_prior import LayerPrior, read_layer_prior
 from lunar_tune.trial.options import RunOptions
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["SearchPlan", "plan_search"]
+__all__ = ["SearchPlan", "plan_search", "resolved_values"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +49,69 @@ class SearchPlan:
     config: SearchConfig
     spec: TrialSpec
     space: SearchSpace
-    facts: Mapping[str, str]
-    """What is going to be done, to show."""
+    usual: Mapping[str, int | float]
+    """The setting that the space itself names first, or the middle of its ranges."""
+    starts: StartingPoints
+    """What is tried first; the space has the settings as well."""
+    prior: LayerPrior | None = None
+    """Scored layers, once they are known."""
+    layers: str | None = None
+    """What scored layers made of the space, to show."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What is going to be done, to show."""
+        starts = self.starts if self.config.starting_points else None
+        return plan_facts(
+            self.config,
+            self.spec,
+            self.space,
+            layers=self.layers,
+            starts=starts.text if starts is not None else None,
+        )
+
+    @property
+    def layer_coefficient(self) -> float | None:
+        """With which coefficient layers are to be scored before the first trial, if they are."""
+        scored = self.config.layer_prior == AUTO and self.prior is None
+        return float(self.usual["coefficient"]) if scored else None
+
+    def with_prior(self, prior: LayerPrior, *, origin: str) -> SearchPlan:
+        """Return the plan with the layers that a prior recommends, and a setting of the best first.
+
+        Args:
+            prior: Of the plan's model.
+            origin: Where it comes from, to show.
+
+        Raises:
+            InputError: It recommends no layer of the space.
+        """
+        choice = choose_layers(self.space, prior, origin=origin)
+        points = list(self.starts.kept)
+        if choice.best is not None:
+            best = {**self.usual, "layer": choice.best}
+            points.insert(0, StartingPoint(best, "the best layer by s1 - s2"))
+        starts = fitting(points, choice.space)
+        left_out = (*self.starts.left_out, *starts.left_out)
+        return dataclasses.replace(
+            self,
+            space=dataclasses.replace(choice.space, starting_points=starts.values),
+            starts=dataclasses.replace(starts, left_out=left_out),
+            prior=prior,
+            layers=choice.text,
+        )
+
+    def with_own_prior(self, text: str) -> SearchPlan:
+        """Return the plan with what the search itself has scored; see `with_prior`."""
+        prior = LayerPrior.model_validate_json(text)
+        return self.with_prior(prior, origin=f"{AUTO}, coefficient {prior.coefficient:g}")
+
+    @property
+    def prior_document(self) -> dict[str, Any]:
+        """What `config.yaml` says of scored layers."""
+        if self.prior is None:
+            return {}
+        return {"layer_prior": {"made_of_it": self.layers, **self.prior.model_dump(mode="json")}}
 
 
 def plan_search(config: SearchConfig, problems: Problems | None = None) -> SearchPlan:
@@ -46,7 +125,7 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
         InputError: Something is wrong; all of it is said at once.
     """
     problems = problems or Problems()
-    spec = space = None
+    plan = prior = None
     with problems.collect():
         config.check()
     with problems.collect():
@@ -54,18 +133,88 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     with problems.collect():
         check_output(config.output, config.name, resume=config.resume)
     with problems.collect():
+        if config.keep:
+            check_writable(tuned_dir_to_write(), "--keep")
+    with problems.collect():
+        prior = _read_prior(config)
+    with problems.collect():
         spec = assemble(_with_metrics(config), device_is_here=config.address is None)
-        space = _space(config, spec)
+        plan = _plan(config, spec)
+        plan = _with_layers(plan, prior)
     problems.raise_if_any()
-    if spec is None or space is None:
+    if plan is None:
         raise AssertionError("what is missing comes with a noted problem")
     floor = config.goal.stoppable_floor if config.bounded else None
-    spec = dataclasses.replace(
-        spec,
-        engine=dataclasses.replace(spec.engine, retain_floor=floor),
-        layers=space.values_of("layer") if spec.method.edits_one_layer else (),
+    engine = dataclasses.replace(plan.spec.engine, retain_floor=floor)
+    return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, engine=engine))
+
+
+def _plan(config: SearchConfig, spec: TrialSpec) -> SearchPlan:
+    """Read space and starting points; scored layers are not looked at yet."""
+    space = _space(config, spec)
+    starts = fitting([*_tuned(config, spec), *own_points(space)], space)
+    return SearchPlan(
+        config=config,
+        spec=spec,
+        space=dataclasses.replace(space, starting_points=starts.values),
+        usual=usual_point(space),
+        starts=starts,
     )
-    return SearchPlan(config=config, spec=spec, space=space, facts=plan_facts(config, spec, space))
+
+
+def _tuned(config: SearchConfig, spec: TrialSpec) -> list[StartingPoint]:
+    """Return what was tuned for the model, if that is wanted."""
+    if not (config.tuned and config.starting_points):
+        return []
+    try:
+        settings = tuned_settings(spec.model.name)
+    except InputError as error:
+        raise InputError(f"{error} --no-starting-points goes without.") from error
+    return tuned_points(
+        settings,
+        data=spec.data.name,
+        forget_edges=spec.data.forget_edges,
+        method=spec.method.name,
+        variant=spec.method.variant,
+    )
+
+
+def _read_prior(config: SearchConfig) -> LayerPrior | None:
+    """Read the file of scored layers, if one is named."""
+    named = config.layer_prior
+    return None if named in (None, AUTO) else read_layer_prior(Path(str(named)).expanduser())
+
+
+def _with_layers(plan: SearchPlan, prior: LayerPrior | None) -> SearchPlan:
+    """Check that scored layers fit, take those of a file, and say which layers trials may edit."""
+    option = f"{LAYER_PRIOR} {plan.config.layer_prior}"
+    if plan.config.layer_prior is not None:
+        check_has_choice(plan.space, option=option)
+    if plan.layer_coefficient == 0:
+        raise InputError(
+            f"{option}: the middle of the space's coefficients is 0, which moves nothing. Name a "
+            "starting point in the space."
+        )
+    if plan.layer_coefficient is not None:
+        kind = plan.space.parameters["layer"].describe()
+        scored = f"coefficient {plan.layer_coefficient:g}"
+        text = f"{kind}, to be narrowed by s1 - s2 ({AUTO}, {scored})"
+        plan = dataclasses.replace(plan, layers=text)
+    if prior is not None:
+        prior.check_fits(
+            model=plan.spec.model.name, n_layers=_depth(plan.config, plan.spec), source=option
+        )
+        plan = plan.with_prior(prior, origin=_origin(plan, prior))
+    edited = plan.space.values_of("layer") if plan.spec.method.edits_one_layer else ()
+    return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, layers=edited))
+
+
+def _origin(plan: SearchPlan, prior: LayerPrior) -> str:
+    """Return a file's name, and what its layers were scored on where that is something else."""
+    name, data = Path(str(plan.config.layer_prior)).name, plan.spec.data
+    if (prior.data, prior.forget_edges) == (data.name, data.forget_edges):
+        return name
+    return f"{name}, scored on {prior.data} {'+'.join(prior.forget_edges)}"
 
 
 def _with_metrics(config: SearchConfig) -> RunOptions:
@@ -79,7 +228,6 @@ def _with_metrics(config: SearchConfig) -> RunOptions:
 
 def _space(config: SearchConfig, spec: TrialSpec) -> SearchSpace:
     """Read the space that fits the model's depth."""
-    depth = known_depth(config.run)
     return load_space(
         config.space,
         model_name=spec.model.name,
@@ -87,5 +235,33 @@ def _space(config: SearchConfig, spec: TrialSpec) -> SearchSpace:
         variant=spec.method.variant,
         parameters=spec.method.parameters,
         optional=spec.method.optional_parameters,
-        n_layers=depth if depth is not None else load_config(spec.model).num_hidden_layers,
+        n_layers=_depth(config, spec),
     )
+
+
+def _depth(config: SearchConfig, spec: TrialSpec) -> int:
+    """Return the number of the model's decoder blocks."""
+    depth = known_depth(config.run)
+    return depth if depth is not None else int(load_config(spec.model).num_hidden_layers)
+
+
+def resolved_values(plan: SearchPlan, vanilla: Mapping[str, float]) -> dict[str, Any]:
+    """Return what `config.yaml` says beside options.
+
+    Args:
+        plan: Of the search.
+        vanilla: Scores of the unmodified model.
+    """
+    data = plan.spec.data
+    splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
+    lineage = read_lineage(plan.spec.model.checkpoint)
+    return {
+        "space": plan.space.to_dict(),
+        "model_source": plan.spec.model.checkpoint,
+        "rows": {name: len(records) for name, records in splits.items()},
+        "digests": {name: records_digest(records) for name, records in splits.items()},
+        "vanilla": dict(vanilla),
+        "version": __version__,
+        **plan.prior_document,
+        **({"lineage": lineage.document()} if lineage is not None else {}),
+    }

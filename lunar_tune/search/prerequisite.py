@@ -24,7 +24,6 @@ from lunar_tune.models.lineage import read_lineage
 from lunar_tune.reporting.progress import build_progress
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.summary import plan_facts
 from lunar_tune.search.tracked_finetuning import TrackedFinetuning
 from lunar_tune.search.tracking import SearchTracker
 from lunar_tune.trial.learning import assemble_finetuning
@@ -103,9 +102,7 @@ class Prerequisite:
     def applied(self, plan: SearchPlan) -> SearchPlan:
         """Return the plan with the fine-tuned weights."""
         model = dataclasses.replace(plan.spec.model, weights=str(kept_folder(self.job)))
-        spec = dataclasses.replace(plan.spec, model=model)
-        facts = plan_facts(plan.config, spec, plan.space)
-        return dataclasses.replace(plan, spec=spec, facts=facts)
+        return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, model=model))
 
     def fulfil(self, console: Console, config: SearchConfig, tracker: SearchTracker) -> Path:
         """Fine-tune, and show and record it.

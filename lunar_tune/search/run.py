@@ -20,8 +20,8 @@ from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.outputs import Folder, make_folder
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
-from lunar_tune.search.session import SearchSession, UnknowingModelError
-from lunar_tune.search.summary import print_plan
+from lunar_tune.search.session import EXIT_FOUND, SearchSession, UnknowingModelError
+from lunar_tune.search.summary import keep_best, print_plan
 from lunar_tune.search.tracking import SearchTracker, default_tracking_uri
 from lunar_tune.trial.assemble import materialise
 
@@ -71,19 +71,33 @@ def run_search(
             signature=signature,
             brief=brief,
         )
-        first = Prerequisite.of(plan)
-        if first is None:
+        code = _run_knowing(plan, start, console, arguments, opened)
+        if plan.config.keep and code == EXIT_FOUND:
+            keep_best(folder.path, console)
+        return code
+
+
+def _run_knowing(
+    plan: SearchPlan,
+    start: Callable[[SearchPlan], SearchSession],
+    console: Console,
+    arguments: Sequence[str],
+    opened: Callable[[], SearchTracker],
+) -> int:
+    """Run the search, after the model has learned the data if it has to and may."""
+    first = Prerequisite.of(plan)
+    if first is None:
+        return start(plan).run(arguments)
+    if not first.is_kept:
+        try:
             return start(plan).run(arguments)
-        if not first.is_kept:
-            try:
-                return start(plan).run(arguments)
-            except UnknowingModelError as error:
-                console.print(f"{str(error).partition(':')[0]}: it learns them first")
-                first.fulfil(console, plan.config, opened())
-        plan = first.applied(plan)
-        weights = str(plan.spec.model.weights)
-        console.print(f"the model has learned the data: {weights}", soft_wrap=True)
-        return start(plan).run([*arguments, "--model-path", weights])
+        except UnknowingModelError as error:
+            console.print(f"{str(error).partition(':')[0]}: it learns them first")
+            first.fulfil(console, plan.config, opened())
+    plan = first.applied(plan)
+    weights = str(plan.spec.model.weights)
+    console.print(f"the model has learned the data: {weights}", soft_wrap=True)
+    return start(plan).run([*arguments, "--model-path", weights])
 
 
 def _with_model(plan: SearchPlan, console: Console) -> SearchPlan:

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.reporting.report import Report
@@ -25,9 +24,9 @@ from lunar_tune.search.cluster import Resources
 from lunar_tune.search.config import config_document
 from lunar_tune.search.course import Confirmation, Course
 from lunar_tune.search.outputs import Folder, best_document, write_best
-from lunar_tune.search.plan import SearchPlan
+from lunar_tune.search.plan import SearchPlan, resolved_values
 from lunar_tune.search.progress import SearchProgress
-from lunar_tune.search.study import Study
+from lunar_tune.search.study import StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
 from lunar_tune.search.tracking import SearchTracker, without_password
 
@@ -103,6 +102,7 @@ class SearchSession:
             goal=config.goal,
             time_budget=config.time_budget,
             max_failures=config.max_failures,
+            layer_coefficient=self.plan.layer_coefficient,
         )
         code, ending = EXIT_INFEASIBLE, None
         try:
@@ -128,7 +128,9 @@ class SearchSession:
         self._conclude(ending, arguments, killed=code == EXIT_INTERRUPTED)
         return EXIT_FOUND if self._best is not None and code == EXIT_INFEASIBLE else code
 
-    def on_vanilla(self, scores: Mapping[str, float], note: str | None) -> Study:
+    def on_vanilla(
+        self, scores: Mapping[str, float], note: str | None, layer_prior: str | None
+    ) -> Study:
         """Judge the unmodified model; open the study and describe the search."""
         self._show(None)
         print_vanilla(self._console, scores, note)
@@ -137,6 +139,7 @@ class SearchSession:
             raise UnknowingModelError(problem)
         if problem is not None:
             self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
+        layer_prior = self._narrow(layer_prior)
         self.vanilla, self.tracker = scores, self._opened()
         self.study = Study(
             self.folder.journal,
@@ -148,8 +151,9 @@ class SearchSession:
         notes = {
             "goal": goal.text,
             "vanilla": dict(scores),
-            "tags": self._tags(),
+            "tags": self.plan.spec.tags,
             "signature": self._signature,
+            "layer_prior": layer_prior,
             "refused": None,  # by an earlier attempt, perhaps
         }
         for key, value in notes.items():
@@ -163,7 +167,7 @@ class SearchSession:
         """Open a trial's run; a mirror that fails is caught up with at the end."""
         with self.tracker.tolerating():
             name = f"{self.plan.spec.method.name} {row.label}"
-            self.tracker.start(row, name=name, tags=self._tags())
+            self.tracker.start(row, name=name, tags=self.plan.spec.tags)
 
     def on_end(self, row: TrialRow) -> None:
         """Show and mirror a trial that has ended."""
@@ -207,11 +211,20 @@ class SearchSession:
         if text is not None:
             self._status = self._display.enter_context(self._console.status(text))
 
+    def _narrow(self, layer_prior: str | None) -> str | None:
+        """Take layers that were scored; a study that has begun keeps those that it began with."""
+        stored = StoredStudy.read(self.folder.journal) if layer_prior is not None else None
+        kept = stored.notes.get("layer_prior") if stored is not None else None
+        if (text := kept or layer_prior) is not None:
+            self.plan = self.plan.with_own_prior(text)
+            self._console.print(f"layer {escape(str(self.plan.layers))}", highlight=False)
+        return text
+
     def _describe(self, given: Mapping[str, str]) -> None:
         """Write the configuration, here and on the parent run."""
         config, spec, data = self.plan.config, self.plan.spec, self.plan.spec.data
         splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
-        digests = {name: records_digest(records) for name, records in splits.items()}
+        resolved = resolved_values(self.plan, self.vanilla)
         lineage = read_lineage(spec.model.checkpoint)
         document = config_document(
             dataclasses.replace(config, tracking_uri=without_password(config.tracking_uri)),
@@ -226,22 +239,15 @@ class SearchSession:
                 "data": data.name,
                 "forget_edges": data.forget_edges,
             },
-            resolved={
-                "space": self.plan.space.to_dict(),
-                "model_source": spec.model.checkpoint,
-                "rows": {name: len(records) for name, records in splits.items()},
-                "digests": digests,
-                "vanilla": dict(self.vanilla),
-                **({"lineage": lineage.document()} if lineage is not None else {}),
-            },
+            resolved=resolved,
         )
         self.folder.config.write_text(document, encoding="utf-8")
         shown = {key.strip(): value for key, value in self.plan.facts.items()}
         self.tracker.describe(
             parameters={**shown, "seed": config.run.seed},
-            tags=self._tags() | (lineage.tags() if lineage is not None else {}),
+            tags=self.plan.spec.tags | (lineage.tags() if lineage is not None else {}),
             texts={"config.yaml": document},
-            data={name: (records, digests[name]) for name, records in splits.items()},
+            data={name: (records, resolved["digests"][name]) for name, records in splits.items()},
         )
         self.tracker.log_parent({f"vanilla_{name}": v for name, v in self.vanilla.items()})
 
@@ -293,13 +299,3 @@ class SearchSession:
             self.study.fail(number, reason)
         for number in self.tracker.running():
             self._mirror(self.study.row(number))
-
-    def _tags(self) -> dict[str, str]:
-        spec = self.plan.spec
-        return {
-            "model": spec.model.name,
-            "data": spec.data.name,
-            "forget_edge": ",".join(spec.data.forget_edges),
-            "method": spec.method.name,
-            "solver": spec.method.variant,
-        }

@@ -17,15 +17,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lunar_tune.errors import LunarTuneError
 from lunar_tune.evaluation.settings import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.reporting.report import Report, verdict
 from lunar_tune.reporting.rows import FAILED, TrialRow, score_cells
 from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.finished_search import keep_finished
 from lunar_tune.search.space import SearchSpace
 from lunar_tune.trial.spec import TrialSpec
 
 __all__ = [
+    "keep_best",
     "next_commands",
     "plan_facts",
     "print_plan",
@@ -38,8 +41,23 @@ __all__ = [
 LEAST_TO_FORGET = 0.3
 
 
-def plan_facts(config: SearchConfig, spec: TrialSpec, space: SearchSpace) -> dict[str, str]:
-    """Return what is going to be done, as label and value."""
+def plan_facts(
+    config: SearchConfig,
+    spec: TrialSpec,
+    space: SearchSpace,
+    *,
+    layers: str | None = None,
+    starts: str | None = None,
+) -> dict[str, str]:
+    """Return what is going to be done, as label and value.
+
+    Args:
+        config: What was asked for.
+        spec: What trials share.
+        space: What is searched.
+        layers: What scored layers made of the space's layer; None where there are none.
+        starts: What is tried first; None where nothing is.
+    """
     data = spec.data
     sample = len(data.retain_sample)
     held = data.held_out
@@ -58,6 +76,8 @@ def plan_facts(config: SearchConfig, spec: TrialSpec, space: SearchSpace) -> dic
         + reported,
         "method": f"{spec.method.name} ({spec.method.variant})",
         **{f"  {name}": text for name, text in space.describe()},
+        **({"  layer": layers} if layers is not None else {}),
+        **({"starting points": starts} if starts is not None else {}),
         "goal": str(config.goal),
         "trials": f"{config.num_trials} by {config.sampler}"
         + (f", none started after {config.time_budget:g} s" if config.time_budget else ""),
@@ -138,6 +158,16 @@ def print_result(
         console.print(f"[bold]{purpose}[/bold]", highlight=False)
         line = "  " + " ".join(map(shlex.quote, command))
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def keep_best(folder: Path, console: Console) -> None:
+    """Keep a search's best setting; say where, or why not, for the search itself has ended well."""
+    try:
+        _, path = keep_finished(folder)
+    except LunarTuneError as error:
+        console.print(f"[yellow]not kept:[/yellow] {escape(str(error))}", soft_wrap=True)
+    else:
+        console.print(f"kept for later searches in [bold]{escape(_shown(path))}[/bold]")
 
 
 def next_commands(

@@ -72,7 +72,8 @@ class Cell:
         else:
             gradient = dataclasses.replace(run.gradient, trained=self.variant)
             run = dataclasses.replace(run, gradient=gradient)
-        return dataclasses.replace(shared, run=run, name=self.name, resume=True)
+        # What was tuned before would give one method a better start than another.
+        return dataclasses.replace(shared, run=run, name=self.name, resume=True, tuned=False)
 
 
 def cells_of(

@@ -97,12 +97,25 @@ class UnlearningTrainable(tune.Trainable):
         if kind == VANILLA:
             vanilla = worker.vanilla()
             scores = dict(vanilla.evaluation.scores)
-            return json.dumps({"scores": scores, "note": worker.plain_decoding})
+            told = {"scores": scores, "note": worker.plain_decoding}
+            if "coefficient" in self._task["parameters"]:
+                told["layer_prior"] = self._layer_prior(worker)
+            return json.dumps(told)
         if not worker.drafts:
             worker.vanilla()  # a worker that began later: its trials check these answers
         full = worker.run(self._task["parameters"], full=True)
         scores = dict(full.evaluation.scores)
         return json.dumps({"scores": scores, "max_new_tokens": full.max_new_tokens})
+
+    def _layer_prior(self, worker: Worker) -> str:
+        """Score the layers of the space on the model that is loaded; return the prior's text."""
+        from lunar_tune.trial.layer_prior import LayerPrior
+        from lunar_tune.trial.layers import layer_scores
+
+        coefficient = self._task["parameters"]["coefficient"]
+        scores = layer_scores(worker, coefficient=coefficient, layers=self._spec.layers)
+        n_layers = worker.loaded.n_layers
+        return LayerPrior.of(scores, self._spec, n_layers=n_layers).document()
 
     def _advance(self) -> dict[str, Any]:
         """Run a trial to the next look at its fit, or to its end."""

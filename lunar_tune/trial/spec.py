@@ -78,3 +78,14 @@ class TrialSpec:
     embedding_model: str | None = None
     """Hub id or folder of the sentence-embedding model for the scores that need one; None takes
     the model's own states."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What it is about, flat, for a tracking server."""
+        return {
+            "model": self.model.name,
+            "data": self.data.name,
+            "forget_edge": ",".join(self.data.forget_edges),
+            "method": self.method.name,
+            "solver": self.method.variant,
+        }

@@ -38,9 +38,11 @@ def test_the_wheel_holds_the_data_and_one_top_level_package(wheel: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"lunar_tune"}
     for folder in ("datasets", "search_spaces"):
-        expected = {path.name for path in (ROOT / folder).iterdir()}
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+        expected = {path.relative_to(ROOT / folder).as_posix() for path in files}
         prefix = f"lunar_tune/_bundled/{folder}/"
         assert {name.removeprefix(prefix) for name in names if name.startswith(prefix)} == expected
+    assert "lunar_tune/_bundled/search_spaces/tuned/tiny.yaml" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -61,6 +63,19 @@ def test_a_dry_run_finds_spaces_and_data(installed: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "contracts: forget A_B (20 questions)" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tuned_settings_come_along_and_new_ones_are_the_users(
+    installed: Path, tmp_path: Path
+) -> None:
+    """An update would remove what is written into the package."""
+    places = {"PYTHONPATH": str(installed), "LUNAR_TUNE_DATA": str(tmp_path / "data")}
+    done = run_command("search", "--dry-run", cwd=tmp_path, LUNAR_TUNE_TUNED="", **places)
+    assert done.returncode == 0, done.stderr
+    assert "(tuned on mini A_B" in done.stdout
+    code = "from lunar_tune.paths import tuned_dir_to_write; print(tuned_dir_to_write())"
+    done = finish(start([sys.executable, "-c", code], cwd=tmp_path, LUNAR_TUNE_TUNED="", **places))
+    assert done.stdout.strip() == str(tmp_path / "data/tuned"), done.stderr
 
 
 def test_an_installed_search_runs_from_another_folder(

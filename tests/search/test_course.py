@@ -36,8 +36,11 @@ class Heard:
         self.searcher = CourseSearcher(self.course)
         self.callback = NewsCallback(self.course)
 
-    def on_vanilla(self, scores: Mapping[str, float], note: str | None) -> Study:
+    def on_vanilla(
+        self, scores: Mapping[str, float], note: str | None, layer_prior: str | None
+    ) -> Study:
         self.news.append(("vanilla", (scores, note)))
+        self.layer_prior = layer_prior
         if self.refuses:
             raise InputError("nothing to forget")
         return study_in(self.folder)
@@ -112,6 +115,20 @@ def test_the_unmodified_model_comes_first_and_everything_waits_for_it(tmp_path: 
     heard.end("1", {"report": json.dumps({"scores": GOOD, "note": "a window"})})
     assert heard.news == [("vanilla", (GOOD, "a window"))]
     assert heard.searcher.suggest("2")["task"] == TRIAL
+
+
+def test_layers_are_scored_with_the_unmodified_model_where_that_is_wanted(tmp_path: Path) -> None:
+    heard = Heard(tmp_path, layer_coefficient=0.5)
+    assert heard.searcher.suggest("1")["parameters"] == {"coefficient": 0.5}
+    told = {"scores": GOOD, "note": None, "layer_prior": "the prior"}
+    heard.end("1", {"report": json.dumps(told)})
+    assert heard.layer_prior == "the prior"
+
+    (tmp_path / "other").mkdir()
+    heard = Heard(tmp_path / "other")
+    assert heard.searcher.suggest("1")["parameters"] == {}
+    heard.end("1", {"report": json.dumps({"scores": GOOD, "note": None})})
+    assert heard.layer_prior is None
 
 
 def test_a_model_that_is_refused_ends_the_course_with_the_reason(tmp_path: Path) -> None:

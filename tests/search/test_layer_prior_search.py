@@ -1,0 +1,158 @@
+"""Searches of the tiny model that begin with scored layers, and what one keeps for the next.
+
+Covers: `--layer-prior FILE` and `auto`, `--keep`, through the command line.
+Does not cover: narrowing in detail (`test_layer_choice`), the plan (`test_starting_points`).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_lines import run_command
+from priors import prior_of
+from search_results import rows_of
+
+# 0.5: with a coefficient of 2 the tiny model repeats itself whichever layer is steered.
+SPACE = """
+lunar:
+  adamw:
+    parameters:
+      layer: {type: int, low: 0, high: 3}
+      coefficient: {type: float, low: 0.5, high: 8.0}
+      learning_rate: {type: float, low: 1e-4, high: 3e-2, log: true}
+    starting_points:
+      - {layer: 1, coefficient: 0.5, learning_rate: 0.003}
+"""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search that has ended, and the folder of tuned settings."""
+
+    done: subprocess.CompletedProcess[str]
+    folder: Path
+    tuned: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load((self.folder / "config.yaml").read_text())
+
+    @property
+    def parameters(self) -> list[dict[str, Any]]:
+        names = ("layer", "coefficient", "learning_rate")
+        return [{name: row[f"params.{name}"] for name in names} for row in rows_of(self.folder)]
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        return yaml.safe_load((self.tuned / "tiny.yaml").read_text())["entries"][0]
+
+
+def run_search(cwd: Path, name: str, *options: str) -> Searched:
+    done = run_command(
+        "search", "--output", "runs", "--name", name, *options, cwd=cwd, LUNAR_TUNE_TUNED="tuned"
+    )
+    assert done.returncode == 0, done.stderr
+    return Searched(done, cwd / "runs" / name, cwd / "tuned")
+
+
+@pytest.fixture(scope="module")
+def by_file(tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """Search two layers of four, of which 2 is the best, and keep what is found."""
+    cwd = tmp_path_factory.mktemp("priors")
+    prior = prior_of({0: 0.0, 1: 0.8, 2: 0.9, 3: 0.0}, [1, 2])
+    (cwd / "layers.json").write_text(prior.document(), encoding="utf-8")
+    options = ("--layer-prior", "layers.json", "--num-trials", "4", "--keep")
+    return run_search(cwd, "file", *options)
+
+
+@pytest.fixture(scope="module")
+def by_itself(by_file: Searched) -> Searched:
+    """Search again in the same place, with layers that the search scores itself."""
+    cwd = by_file.folder.parents[1]
+    (cwd / "space.yaml").write_text(SPACE, encoding="utf-8")
+    options = ("--space", "space.yaml", "--layer-prior", "auto", "--num-trials", "3")
+    return run_search(cwd, "auto", *options)
+
+
+def test_the_layers_of_a_file_are_searched_and_no_others(by_file: Searched) -> None:
+    assert by_file.parameters[0] == {"layer": 2, "coefficient": 2.0, "learning_rate": 0.003}
+    assert by_file.parameters[1] == {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}
+    assert {one["layer"] for one in by_file.parameters} <= {1, 2}
+    assert by_file.done.stderr == ""
+    assert "1 … 2 by s1 - s2 (layers.json)" in by_file.done.stdout
+    assert "2 (the best layer by s1 - s2, the space's own)" in by_file.done.stdout
+
+
+def test_the_configuration_has_the_file_and_its_curve(by_file: Searched) -> None:
+    config = by_file.config
+    assert config["search"]["layer_prior"] == {"value": "layers.json", "origin": "command line"}
+    kept = config["resolved"]["layer_prior"]
+    assert kept["made_of_it"] == "1 … 2 by s1 - s2 (layers.json)"
+    assert [one["score"] for one in kept["layers"]] == [0.0, 0.8, 0.9, 0.0]
+    layer = config["resolved"]["space"]["parameters"]["layer"]
+    assert layer == {"type": "int", "low": 1, "high": 2}
+
+
+def test_the_best_setting_is_kept_at_the_end(by_file: Searched) -> None:
+    best = yaml.safe_load((by_file.folder / "best.yaml").read_text())
+    assert by_file.kept["parameters"] == best["parameters"]
+    assert by_file.kept["scores"] == best["confirmed"]["scores"]
+    provenance = by_file.kept["provenance"]
+    assert (provenance["search"], provenance["trials"]) == ("file", 4)
+    assert provenance["confirmed_in_full"] is True
+    assert provenance["digests"] == by_file.config["resolved"]["digests"]
+    assert "kept for later searches in tuned/tiny.yaml" in by_file.done.stdout
+
+
+def test_a_search_scores_layers_as_the_command_does(by_itself: Searched, tmp_path: Path) -> None:
+    """In the worker that then runs the trials, before the first one."""
+    arguments = ("--model", "tiny", "--coefficient", "0.5", "--json", "l.json")
+    done = run_command("layers", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = json.loads((tmp_path / "l.json").read_text())
+    found = by_itself.config["resolved"]["layer_prior"]
+    assert found["best"] == expected["best"]
+    assert found["recommended"] == expected["recommended"]
+    for one, other in zip(found["layers"], expected["layers"], strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_search_keeps_to_the_layers_that_it_has_scored(by_itself: Searched) -> None:
+    prior = by_itself.config["resolved"]["layer_prior"]
+    gains = {one["layer"]: one["score"] - prior["unmodified"]["score"] for one in prior["layers"]}
+    good = [layer for layer, gain in gains.items() if gain >= 0.8 * max(gains.values())]
+    best = max(gains, key=lambda layer: gains[layer])
+    assert len(good) < 4, "else this would show nothing"
+    assert {one["layer"] for one in by_itself.parameters} <= set(range(min(good), max(good) + 1))
+    assert by_itself.parameters[0] == {
+        "layer": best,
+        "coefficient": 0.5,
+        "learning_rate": 0.003,
+    }
+    assert "to be narrowed by s1 - s2 (auto, coefficient 0.5)" in by_itself.done.stdout
+    shown = f"by s1 - s2 (auto, coefficient {0.5:g})"
+    assert any(
+        line.startswith("layer ") and shown in line for line in by_itself.done.stdout.splitlines()
+    )
+    assert by_itself.done.stderr == ""
+
+
+def test_what_was_kept_is_tried_where_the_layers_still_hold_it(
+    by_file: Searched, by_itself: Searched
+) -> None:
+    """The plan has it; once layers are scored, one outside of them is left out and named."""
+    assert "2 (tuned on mini A_B, the space's own)" in by_itself.done.stdout
+    points = by_itself.config["resolved"]["space"]["starting_points"]
+    low, high = (
+        by_itself.config["resolved"]["space"]["parameters"]["layer"][key] for key in ("low", "high")
+    )
+    inside = low <= by_file.kept["parameters"]["layer"] <= high
+    assert (by_file.kept["parameters"] in points) is inside
+    report = (by_itself.folder / "report.md").read_text()
+    assert ("left out: tuned on mini A_B" in report) is not inside
