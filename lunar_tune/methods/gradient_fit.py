@@ -125,7 +125,7 @@ def gradient_fit(
             yield Fit(
                 epochs=epochs,
                 n_epochs=settings.epochs,
-                evaluating=trained.computing,
+                evaluating=trained.evaluating,
                 finish=trained.finish,
             )
 

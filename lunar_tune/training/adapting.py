@@ -32,6 +32,8 @@ class Trained:
     """Inside, a forward pass for training runs in the model's own number format."""
     untrained: Callable[[], AbstractContextManager[Any]] | None
     """Inside, the model is what it was; None where that would take a second model."""
+    evaluating: Callable[[], AbstractContextManager[Any]]
+    """Inside, the model can be evaluated; training goes on after it as if nothing had been."""
     finish: Callable[[], object]
     """To be called between training and evaluation."""
 
@@ -82,6 +84,7 @@ def lora_adapter(
                 parameters=tuple(p for p in model.parameters() if p.requires_grad),
                 computing=nullcontext,
                 untrained=adapted.disable_adapter,
+                evaluating=nullcontext,
                 finish=lambda: None,
             )
             if keep:
@@ -114,6 +117,16 @@ def full_weights(
         for parameter in trained:
             parameter.data = parameter.data.to(dtype)
 
+    @contextmanager
+    def rounded_for_a_while() -> Iterator[None]:
+        exact = [parameter.data for parameter in trained]
+        try:
+            rounded()
+            yield
+        finally:
+            for parameter, data in zip(trained, exact, strict=True):
+                parameter.data = data
+
     with _as_it_was(model):
         try:
             model.requires_grad_(requires_grad=False)
@@ -126,6 +139,7 @@ def full_weights(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),
                 untrained=None,
+                evaluating=rounded_for_a_while,
                 finish=rounded,
             )
         finally:

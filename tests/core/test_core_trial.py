@@ -19,6 +19,7 @@ from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError, ModelError, TrialError
 from lunar_tune.evaluation.rouge import rouge_recall
 from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.methods.gradient_settings import GradientSettings
 from lunar_tune.methods.lunar import LunarMethod
 from lunar_tune.methods.lunar_settings import LunarSettings
 from lunar_tune.models.chat import encode_prompts
@@ -438,3 +439,37 @@ def test_an_edge_of_one_question_cannot_be_halved(tmp_path: Path) -> None:
     lone = write_records(tmp_path / "lone.json", {"A_B": 1, "B_C": 4})
     with pytest.raises(InputError, match="edge 'A_B' has one record"):
         assemble(RunOptions(data=lone, holdout=True))
+
+
+@pytest.mark.parametrize("trained", ["lora", "full"])
+@pytest.mark.parametrize("method", ["ga", "rmu"])
+def test_a_16_bit_fit_is_looked_at_as_it_would_be_evaluated(
+    checkpoint: Callable[..., Path], data: str, method: str, trained: str
+) -> None:
+    """All rows are asked in a look here, so that its scores are those of a trial of that length."""
+
+    def run(epochs: int, checks: int) -> Any:
+        options = RunOptions(
+            model=str(checkpoint("qwen2")),
+            dtype="bfloat16",
+            data=data,
+            factual_data="none",
+            device="cpu",
+            method=method,
+            gradient=GradientSettings(trained=trained, epochs=epochs, dropout=0.0),
+            decoding=DecodingSettings(max_new_tokens=4),
+            engine=EngineSettings(retain_floor=0.0, checks=checks),
+        )
+        worker = Worker(assemble(options))
+        before = {name: p.clone() for name, p in worker.loaded.model.state_dict().items()}
+        own = {"layer": 1, "coefficient": 5.0} if method == "rmu" else {}
+        result = worker.run({**own, "learning_rate": 1e-6})
+        after = worker.loaded.model.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        return result
+
+    (look,) = run(2, 1).checks
+    # The rate falls over the whole fit; this small it changes no answer, looked at or not.
+    scores = run(1, 0).evaluation.scores
+    assert (look.epochs, look.forget_rouge1) == (1, scores["forget_rouge1"])
+    assert look.retain_rouge1 == scores["retain_rouge1"]

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lunar_tune.methods.contract import METHODS
+from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.options import EngineSettings, RunOptions
@@ -22,6 +24,7 @@ pytestmark = [
 ]
 PARAMETERS = {
     "adamw": {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003},
+    "lora": {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003},
     "closed_form": {"layer": 1, "coefficient": 2.0, "ridge": 0.1},
 }
 
@@ -60,6 +63,32 @@ def test_a_trial_in_bfloat16_forgets_and_keeps(solver: str) -> None:
     assert vanilla["forget_rouge1"] > 0.9
     assert scores["forget_rouge1"] < 0.3
     assert scores["retain_rouge1"] > 0.8
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "lunar"])
+def test_a_gradient_method_in_bfloat16_trains_and_leaves_the_weights_as_they_were(
+    method: str, trained: str
+) -> None:
+    options = RunOptions(
+        model="tiny",
+        device="cuda",
+        dtype="bfloat16",
+        method=method,
+        gradient=GradientSettings(trained=trained, epochs=2),
+        engine=EngineSettings(cache_limit=0, retain_floor=0.0, checks=1),
+        evaluation_rows=8,
+    )
+    worker = Worker(materialise(assemble(options)))
+    before = {name: value.clone() for name, value in worker.loaded.model.state_dict().items()}
+    own = {"layer": 1, "coefficient": 6.5} if method == "rmu" else {}
+    result = worker.run({**own, "learning_rate": 1e-3})
+    assert result.fit is not None
+    assert len(result.fit.losses) == 2
+    assert len(result.checks) == 1
+    after = worker.loaded.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_vectors_on_the_device_equal_those_on_the_cpu(
