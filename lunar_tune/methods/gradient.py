@@ -17,24 +17,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import METHODS, Fit, Method, MethodInfo, Preparation, Subject
-from lunar_tune.methods.gradient_fit import gradient_fit, numbers_of, with_settings
-from lunar_tune.methods.gradient_settings import SEARCHABLE, TRAINED, GradientSettings
+from lunar_tune.methods.contract import METHODS, Fit, MethodInfo, Preparation, Subject
+from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit, numbers_of, with_settings
+from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.methods.objectives import OBJECTIVES
 from lunar_tune.methods.steps import Said, Source, Step
 from lunar_tune.training.adapting import Trained
-from lunar_tune.training.likelihood import Pair, answer_states
+from lunar_tune.training.likelihood import Pair, answer_states, reference_batches
 
 __all__ = ["GradientMethod"]
-
-# Pairs in a forward whose results are kept and need no gradient.
-REFERENCE_BATCH = 16
 
 for _name, _objective in OBJECTIVES.items():
     METHODS.register(_name, MethodInfo(summary=_objective.summary, variants=TRAINED))
 
 
-class GradientMethod(Method):
+class GradientMethod(TrainedMethod):
     """A gradient method with its fixed settings.
 
     Args:
@@ -43,8 +40,8 @@ class GradientMethod(Method):
     """
 
     def __init__(self, name: str, settings: GradientSettings | None = None) -> None:
+        super().__init__(settings)
         self._name = name
-        self.settings = settings or GradientSettings()
 
     @property
     def name(self) -> str:
@@ -52,24 +49,9 @@ class GradientMethod(Method):
         return self._name
 
     @property
-    def variant(self) -> str:
-        """What is trained."""
-        return self.settings.trained
-
-    @property
     def parameters(self) -> tuple[str, ...]:
         """The learning rate."""
         return ("learning_rate",)
-
-    @property
-    def optional_parameters(self) -> tuple[str, ...]:
-        """Settings that a space may search as well."""
-        return SEARCHABLE
-
-    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Check names and values."""
-        super().check_parameters(parameters)
-        self.resolved(parameters)
 
     def resolved(self, parameters: Mapping[str, Any]) -> tuple[float, GradientSettings]:
         """Return the learning rate, and the settings with what a trial sets of them.
@@ -178,7 +160,7 @@ class GradientPreparation(Preparation, Source):
     def reference_states(self) -> tuple[list[Tensor], Tensor]:
         """The unmodified model's final hidden states of each answer to keep, and its head."""
         states = []
-        for batch in _batches(self.retain):
+        for batch in reference_batches(self.retain):
             with torch.no_grad():
                 said = answer_states(self._loaded.model, self._decoder, batch)
             states += [said.hidden[said.rows == row] for row in range(len(batch))]
@@ -186,8 +168,4 @@ class GradientPreparation(Preparation, Source):
 
     def _sums(self, pairs: Sequence[Pair]) -> Float[Tensor, " answers"]:
         with torch.no_grad():
-            return torch.cat([self.said(batch).answers for batch in _batches(pairs)])
-
-
-def _batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
-    return [pairs[i : i + REFERENCE_BATCH] for i in range(0, len(pairs), REFERENCE_BATCH)]
+            return torch.cat([self.said(batch).answers for batch in reference_batches(pairs)])

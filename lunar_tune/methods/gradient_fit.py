@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,19 +17,53 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import Fit
-from lunar_tune.methods.gradient_settings import GradientSettings
+from lunar_tune.methods.contract import Fit, Method
+from lunar_tune.methods.gradient_settings import SEARCHABLE, GradientSettings
 from lunar_tune.training.adapting import Trained, full_weights, lora_adapter, recomputing, seeded
 from lunar_tune.training.loop import LoopSettings, train_epochs
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["BatchLoss", "gradient_fit", "numbers_of", "with_settings"]
+__all__ = ["BatchLoss", "TrainedMethod", "gradient_fit", "numbers_of", "with_settings"]
 
 BatchLoss = Callable[[Trained, list[int], list[int]], Tensor]
 """The loss of a step: what is trained, answers to forget and answers to keep by their places."""
 WHOLE = ("epochs", "batch_size", "rank")
+
+
+class TrainedMethod(Method):
+    """What methods share that train an adapter or weights with a loss of their own.
+
+    Args:
+        settings: Fixed settings.
+    """
+
+    def __init__(self, settings: GradientSettings | None = None) -> None:
+        self.settings = settings or GradientSettings()
+
+    @property
+    def variant(self) -> str:
+        """What is trained."""
+        return self.settings.trained
+
+    @property
+    def optional_parameters(self) -> tuple[str, ...]:
+        """Settings that a space may search as well."""
+        return SEARCHABLE
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Check names and values; what depends on the model is checked with it."""
+        super().check_parameters(parameters)
+        self.resolved(parameters)
+
+    @abstractmethod
+    def resolved(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the parameters as numbers, and the settings with what a trial sets of them.
+
+        Raises:
+            InputError: A value is no number, or out of range.
+        """
 
 
 def numbers_of(parameters: Mapping[str, Any]) -> dict[str, float]:

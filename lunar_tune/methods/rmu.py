@@ -20,28 +20,23 @@ from torch import Tensor
 
 from lunar_tune.errors import InputError
 from lunar_tune.methods import losses
-from lunar_tune.methods.contract import METHODS, Fit, Method, MethodInfo, Preparation, Subject
-from lunar_tune.methods.gradient_fit import gradient_fit, numbers_of, with_settings
-from lunar_tune.methods.gradient_settings import SEARCHABLE, TRAINED, GradientSettings
+from lunar_tune.methods.contract import METHODS, Fit, MethodInfo, Preparation, Subject
+from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit, numbers_of, with_settings
+from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.models.layout import check_layers, decoder_slice
 from lunar_tune.training.adapting import Trained
-from lunar_tune.training.likelihood import Pair
+from lunar_tune.training.likelihood import Pair, padded_ids, reference_batches
 
 __all__ = ["RmuMethod"]
 
 METHODS.register(
     "rmu", MethodInfo(summary="steer a block's outputs to a random direction", variants=TRAINED)
 )
-# Pairs in a forward whose results are kept and need no gradient.
-REFERENCE_BATCH = 16
 BLOCKS = 3  # whose down-projections are trained: l and those below it, as in the paper
 
 
-class RmuMethod(Method):
+class RmuMethod(TrainedMethod):
     """RMU with its fixed settings."""
-
-    def __init__(self, settings: GradientSettings | None = None) -> None:
-        self.settings = settings or GradientSettings()
 
     @property
     def name(self) -> str:
@@ -49,24 +44,9 @@ class RmuMethod(Method):
         return "rmu"
 
     @property
-    def variant(self) -> str:
-        """What is trained."""
-        return self.settings.trained
-
-    @property
     def parameters(self) -> tuple[str, ...]:
         """Block, how far, and the learning rate."""
         return ("layer", "coefficient", "learning_rate")
-
-    @property
-    def optional_parameters(self) -> tuple[str, ...]:
-        """Settings that a space may search as well."""
-        return SEARCHABLE
-
-    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Check names and values; whether the model has the block is checked with the model."""
-        super().check_parameters(parameters)
-        self.resolved(parameters)
 
     def resolved(self, parameters: Mapping[str, Any]) -> tuple[int, float, float, GradientSettings]:
         """Return block, coefficient, learning rate, and the settings with what a trial sets.
@@ -157,27 +137,20 @@ class RmuPreparation(Preparation):
             with torch.no_grad():
                 kept = [
                     output
-                    for pairs in _batches(self._retain)
+                    for pairs in reference_batches(self._retain)
                     for output in self._outputs(pairs, layer).cpu().split([len(p) for p in pairs])
                 ]
                 norms = [
                     self._outputs(pairs, layer).float().norm(dim=1)
-                    for pairs in _batches(self._forget)
+                    for pairs in reference_batches(self._forget)
                 ]
             self._references[layer] = kept, float(torch.cat(norms).mean())
         return self._references[layer]
 
     def _outputs(self, pairs: Sequence[Pair], layer: int) -> Float[Tensor, "tokens d_model"]:
-        """Return block `layer`'s outputs at all tokens of questions and answers.
-
-        Padding stands on the right, where no causal position sees it: no mask is needed.
-        """
-        device = self._loaded.device
-        width = max(map(len, pairs))
-        ids = torch.tensor(
-            [[*p.prompt, *p.answer, *[0] * (width - len(p))] for p in pairs], device=device
-        )
-        real = torch.arange(width) < torch.tensor([len(p) for p in pairs])[:, None]
+        """Return block `layer`'s outputs at all tokens of questions and answers."""
+        ids = padded_ids(pairs, self._loaded.device)
+        real = torch.arange(ids.shape[1]) < torch.tensor([len(p) for p in pairs])[:, None]
         seen: list[Tensor] = []
 
         def hook(_module: Any, _args: Any, output: Any) -> None:
@@ -190,8 +163,4 @@ class RmuPreparation(Preparation):
                 decoder(input_ids=ids, use_cache=False)
         finally:
             handle.remove()
-        return seen[-1][real.to(device)]
-
-
-def _batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
-    return [pairs[i : i + REFERENCE_BATCH] for i in range(0, len(pairs), REFERENCE_BATCH)]
+        return seen[-1][real.to(ids.device)]

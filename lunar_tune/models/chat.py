@@ -108,19 +108,30 @@ def render_prompt(
     if chat.system_prompt is not None:
         messages.insert(0, {"role": "system", "content": chat.system_prompt})
     try:
-        source = tokenizer.get_chat_template() if chat.template == OWN else chat.template
-        rendered = tokenizer.apply_chat_template(
-            messages,
-            chat_template=_FIXED_CLOCK + source if "strftime_now" in source else source,
-            tokenize=False,
-            add_generation_prompt=True,
-            date_string=FIXED_DATE,
-            enable_thinking=False,  # Qwen3's switch; other templates do not read it
-        )
+        return _rendered(tokenizer, messages, chat, prompt=True)
     except Exception as error:  # Jinja raises several unrelated classes
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path} failed: {error}"
         ) from error
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, str]],
+    chat: ChatFormat,
+    *,
+    prompt: bool,
+) -> str:
+    """Apply the chat template, up to where an answer begins if it is to be a prompt."""
+    source = tokenizer.get_chat_template() if chat.template == OWN else chat.template
+    rendered = tokenizer.apply_chat_template(
+        messages,
+        chat_template=_FIXED_CLOCK + source if "strftime_now" in source else source,
+        tokenize=False,
+        add_generation_prompt=prompt,
+        date_string=FIXED_DATE,
+        enable_thinking=False,  # Qwen3's switch; other templates do not read it
+    )
     return str(rendered)
 
 
@@ -166,14 +177,8 @@ def end_of_turn(
     after = ""
     if chat.template != PUBLISHED:
         try:
-            source = tokenizer.get_chat_template() if chat.template == OWN else chat.template
-            rendered = tokenizer.apply_chat_template(
-                messages,
-                chat_template=_FIXED_CLOCK + source if "strftime_now" in source else source,
-                tokenize=False,
-                date_string=FIXED_DATE,
-            )
-            after = str(rendered).rpartition(answer)[2]
+            rendered = _rendered(tokenizer, messages, chat, prompt=False)
+            after = rendered.rpartition(answer)[2]
         except Exception:  # Jinja's are unrelated; a template need not know assistants
             after = ""
     written = tokenizer(after, add_special_tokens=False)["input_ids"]

@@ -25,8 +25,13 @@ __all__ = [
     "answer_loss",
     "answer_states",
     "encode_answers",
+    "padded_ids",
+    "reference_batches",
     "token_log_probs",
 ]
+
+
+REFERENCE_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +78,24 @@ def encode_answers(
     )
 
 
-def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> AnswerStates:
-    """Run a decoder on question-answer pairs.
+def reference_batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
+    """Return pairs in batches for a forward whose results are kept and need no gradient."""
+    return [pairs[i : i + REFERENCE_BATCH] for i in range(0, len(pairs), REFERENCE_BATCH)]
+
+
+def padded_ids(pairs: Sequence[Pair], device: torch.device) -> Int[Tensor, "batch seq"]:
+    """Return questions with their answers as rows of token ids.
 
     Padding stands on the right, where no causal position sees it: no mask is needed.
+    """
+    width = max(map(len, pairs))
+    return torch.tensor(
+        [[*p.prompt, *p.answer, *[0] * (width - len(p))] for p in pairs], device=device
+    )
+
+
+def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> AnswerStates:
+    """Run a decoder on question-answer pairs.
 
     Args:
         model: The causal language model, for its device.
@@ -84,10 +103,7 @@ def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -
         pairs: At least one.
     """
     device = model.device
-    width = max(map(len, pairs))
-    ids = torch.tensor(
-        [[*p.prompt, *p.answer, *[0] * (width - len(p))] for p in pairs], device=device
-    )
+    ids = padded_ids(pairs, device)
     starts = [len(p.prompt) - 1 for p in pairs]
     rows = torch.tensor([i for i, p in enumerate(pairs) for _ in p.answer], device=device)
     places = [
