@@ -19,7 +19,7 @@ from lunar_tune.errors import InputError, LunarTuneError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BatchSize", "DeviceMemory", "host_free_bytes", "is_out_of_memory"]
+__all__ = ["BatchSize", "DeviceMemory", "give_back", "host_free_bytes", "is_out_of_memory"]
 
 Result = TypeVar("Result")
 
@@ -121,10 +121,11 @@ class BatchSize:
                     ) from error
             # Outside the handler, where the error no longer holds the tensors of the failed try.
             self.size //= 2
-            _give_back()
+            give_back()
 
 
-def _give_back() -> None:
+def give_back() -> None:
+    """Return what torch keeps of a GPU's memory without a use."""
     import torch
 
     gc.collect()

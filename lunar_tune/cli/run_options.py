@@ -208,7 +208,9 @@ RUN_OPTIONS = (
     RunOption(
         "--train-batch-size", "gradient.batch_size", int, _GRADIENT, "Answers to forget in a step."
     ),
-    RunOption("--beta", "gradient.beta", float, _GRADIENT, "Of dpo, npo and simnpo."),
+    RunOption(
+        "--beta", "gradient.beta", float | None, _GRADIENT, "Default: 0.1 (dpo, npo), 2.5 (simnpo)."
+    ),
     RunOption("--gamma", "gradient.gamma", float, _GRADIENT, "Margin of simnpo."),
     RunOption(
         "--retain-weight",

@@ -45,7 +45,7 @@ class Constraint:
     bound: float
 
     def __str__(self) -> str:
-        return f"{self.metric}{self.sense}{self.bound:g}"
+        return f"{self.metric}{self.sense}{self.bound!r}".removesuffix(".0")
 
     def violation(self, scores: Mapping[str, float]) -> float:
         """Return by how much the bound is missed: 0 or less where it is kept.

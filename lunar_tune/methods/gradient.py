@@ -148,7 +148,7 @@ class GradientPreparation(Preparation, Source):
         """
         if trained.untrained is None:
             states, head = self.reference_states
-            return torch.cat([states[i] for i in kept]) @ head.T
+            return torch.cat([states[i] for i in kept]).to(head.device) @ head.T
         was_training = self._loaded.model.training
         with torch.no_grad(), trained.untrained():
             self._loaded.model.eval()
@@ -163,7 +163,7 @@ class GradientPreparation(Preparation, Source):
         for batch in reference_batches(self.retain):
             with torch.no_grad():
                 said = answer_states(self._loaded.model, self._decoder, batch)
-            states += [said.hidden[said.rows == row] for row in range(len(batch))]
+            states += [said.hidden[said.rows == row].cpu() for row in range(len(batch))]
         return states, self._loaded.model.get_output_embeddings().weight.detach().clone()
 
     def _sums(self, pairs: Sequence[Pair]) -> Float[Tensor, " answers"]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, TrialError
+from lunar_tune.memory import is_out_of_memory
 from lunar_tune.methods.contract import Fit, Method
 from lunar_tune.methods.gradient_settings import SEARCHABLE, GradientSettings
 from lunar_tune.training.adapting import Trained, full_weights, lora_adapter, recomputing, seeded
@@ -152,21 +153,30 @@ def gradient_fit(
             with trained.computing():
                 return loss(trained, batch, kept)
 
-        losses = train_epochs(trained.parameters, lambda _: range(n_forget), loss_of, loop)
+        losses: Any = train_epochs(trained.parameters, lambda _: range(n_forget), loss_of, loop)
         with (
             recomputing(loaded.model, on=settings.checkpointing),
             closing(_driven(loaded.model, losses)) as epochs,
         ):
+
+            def finish() -> None:
+                epochs.close()
+                trained.finish()
+
             yield Fit(
                 epochs=epochs,
                 n_epochs=settings.epochs,
                 evaluating=trained.evaluating,
-                finish=trained.finish,
+                finish=finish,
             )
 
 
-def _driven(model: nn.Module, losses: Iterator[float]) -> Generator[float, None, None]:
-    """Yield each epoch's loss with the model ready to be evaluated."""
+def _driven(model: nn.Module, losses: Generator[float, None, None]) -> Generator[float, None, None]:
+    """Yield each epoch's loss with the model ready to be evaluated.
+
+    Raises:
+        TrialError: Memory ran out.
+    """
     try:
         while True:
             model.train()
@@ -175,5 +185,13 @@ def _driven(model: nn.Module, losses: Iterator[float]) -> Generator[float, None,
             if loss is None:
                 return
             yield loss
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrialError(
+            "out of memory while training: use --checkpointing, a smaller --train-batch-size or "
+            "--rank, or --train lora"
+        ) from error
     finally:
+        losses.close()  # and with it the optimiser's state
         model.eval()

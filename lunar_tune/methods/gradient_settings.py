@@ -34,8 +34,9 @@ class GradientSettings:
     """Share of the adapter's inputs that are left out in training."""
     weight_decay: float = 0.01
     """AdamW's."""
-    beta: float = 0.1
-    """Of dpo, npo and simnpo: how far from the reference an answer may go before it counts less."""
+    beta: float | None = None
+    """Of dpo, npo and simnpo: how far an answer may go before it counts less. None is 0.1, for
+    simnpo 2.5: there it multiplies a mean over tokens, and 0.1 would hardly ever count less."""
     gamma: float = 0.0
     """Of simnpo: the margin."""
     retain_weight: float = 0.0
@@ -55,8 +56,9 @@ class GradientSettings:
             if value < 1:
                 problems.add(f"{_flag(name)} {value}: at least 1.")
         for name in ("alpha", "beta"):
-            if not 0 < getattr(self, name) < math.inf:
-                problems.add(f"{_flag(name)} {getattr(self, name)}: a positive number.")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                problems.add(f"{_flag(name)} {value}: a positive number.")
         for name in ("weight_decay", "gamma", "retain_weight", "steering_alpha"):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.add(f"{_flag(name)} {getattr(self, name)}: 0 or more.")
@@ -74,4 +76,4 @@ SEARCHABLE = tuple(
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return "--train-batch-size" if name == "batch_size" else f"--{name.replace('_', '-')}"

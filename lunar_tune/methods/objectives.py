@@ -37,12 +37,12 @@ def _dpo(step: Step) -> Tensor:
         step.forget.answers,
         step.reference_refused,
         step.reference_forget,
-        beta=step.settings.beta,
+        beta=_beta(step, 0.1),
     )
 
 
 def _npo(step: Step) -> Tensor:
-    forgotten = losses.npo(step.forget.answers, step.reference_forget, beta=step.settings.beta)
+    forgotten = losses.npo(step.forget.answers, step.reference_forget, beta=_beta(step, 0.1))
     return forgotten + _kept(step)
 
 
@@ -50,10 +50,14 @@ def _simnpo(step: Step) -> Tensor:
     forgotten = losses.simnpo(
         step.forget.answers,
         step.forget.lengths,
-        beta=step.settings.beta,
+        beta=_beta(step, 2.5),
         gamma=step.settings.gamma,
     )
     return forgotten + _kept(step)
+
+
+def _beta(step: Step, usual: float) -> float:
+    return usual if step.settings.beta is None else step.settings.beta
 
 
 def _kept(step: Step) -> Tensor | float:

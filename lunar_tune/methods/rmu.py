@@ -4,8 +4,9 @@ Covers: the fit of three down-projections, block l and the two below it, on bloc
 these were before unlearning.
 Does not cover: the loss (`losses`), the fit (`gradient_fit`).
 
-Differences from the paper: the coefficient counts in mean norms of the outputs to forget (as in
-Adaptive RMU, arXiv 2408.06223), so that one range serves all models; its own 6.5 is absolute.
+Differences from the paper: the coefficient counts in median norms of the outputs to forget
+(Adaptive RMU, arXiv 2408.06223, scales by norms), so that one range serves all models; its own 6.5
+is absolute. A median, since a prompt's first token may have a norm of quite another size.
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ class RmuPreparation(Preparation):
         """Return what block `layer` gave before unlearning, of one block, the last asked for.
 
         Returns:
-            Its outputs on each pair to keep, in host memory, and the mean norm of its outputs on
-            the pairs to forget.
+            Its outputs on each pair to keep, in host memory, and the median norm of its outputs
+            on the pairs to forget.
         """
         if layer not in self._references:
             self._references.clear()
@@ -144,7 +145,7 @@ class RmuPreparation(Preparation):
                     self._outputs(pairs, layer).float().norm(dim=1)
                     for pairs in reference_batches(self._forget)
                 ]
-            self._references[layer] = kept, float(torch.cat(norms).mean())
+            self._references[layer] = kept, float(torch.cat(norms).median())
         return self._references[layer]
 
     def _outputs(self, pairs: Sequence[Pair], layer: int) -> Float[Tensor, "tokens d_model"]:

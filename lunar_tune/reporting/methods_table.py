@@ -127,24 +127,30 @@ def _table(groups: Sequence[Sequence[CellResult]], form: str, *, italic: str) ->
 def _row(cells: Sequence[CellResult], italic: str) -> list[str]:
     """Return one row of the readable tables; the setting is the best seed's."""
     best = min(cells, key=_goodness)
-    scores = [_spread([c.scores.get(name) for c in cells if c.scores]) for name in HEADLINE_SCORES]
+    alike = [cell for cell in cells if cell.state == best.state]
+    scores = [_spread([c.scores.get(name) for c in alike if c.scores]) for name in HEADLINE_SCORES]
     setting = _setting(best.parameters)
     if best.state != FEASIBLE:
-        said = best.state + (f": {best.reason}" if best.reason else "")
+        said = best.state + (f": {' '.join(best.reason.split())}" if best.reason else "")
         setting = italic.format(said) + (f" {setting}" if setting else "")
         scores = [italic.format(score) if score else "" for score in scores]
     feasible = sum(cell.n_feasible for cell in cells)
     return [
         best.model,
         best.data,
-        best.method if best.variant in {"adamw", "lora"} else f"{best.method} ({best.variant})",
+        best.method if best.variant == _usual(best) else f"{best.method} ({best.variant})",
         setting,
         *scores,
         f"{sum(cell.n_trials for cell in cells)} ({feasible})",
         f"{sum(cell.seconds for cell in cells):.1f}",
         str(best.tolerance or ""),
-        str(len(cells)),
+        str(len(cells)) if len(alike) == len(cells) else f"{len(alike)} of {len(cells)}",
     ]
+
+
+def _usual(cell: CellResult) -> str:
+    """Return the variant that needs no name."""
+    return "adamw" if cell.method == "lunar" else "lora"
 
 
 def _goodness(cell: CellResult) -> tuple[int, float, int]:

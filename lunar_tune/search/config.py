@@ -115,10 +115,11 @@ class SearchConfig:
         ):
             if chosen not in known:
                 problems.add(f"{option} {chosen}: there are {', '.join(known)}.")
-        if self.scheduler in SCHEDULERS[1:] and not (self.bounded and self.run.engine.checks):
+        if self.scheduler in SCHEDULERS[1:] and not self._looks():
             problems.add(
-                f"--scheduler {self.scheduler} compares looks at fits: leave --bounded on and "
-                "--checks above 0."
+                f"--scheduler {self.scheduler} compares looks at fits: use a gradient method, "
+                "leave --bounded on and --checks above 0, and search for ROUGE on forget and "
+                "retain."
             )
         for option, value in (
             ("--num-trials", self.num_trials),
@@ -143,6 +144,15 @@ class SearchConfig:
             problems.add(f"--name {self.name[:20]}…: at most {LONGEST_NAME} characters.")
         self._check_place(problems)
         problems.raise_if_any(InputError)
+
+    def _looks(self) -> bool:
+        """Say whether trials are looked at while their fits go on."""
+        try:
+            floor = self.goal.stoppable_floor
+        except InputError:
+            return True  # that is noted already
+        looked_at = self.run.method != "lunar" and self.run.engine.checks > 0
+        return self.bounded and looked_at and floor is not None
 
     def _check_place(self, problems: Problems) -> None:
         """Note demands for devices that contradict each other or that Ray cannot meet."""

@@ -62,6 +62,7 @@ class Course:
         events: Who hears of what happens.
         num_trials: Trials that are to have ended, those of an earlier process included.
         goal: Whose bounds a confirmed setting keeps.
+        confirm_once: Whether the best as searched is reported whatever its full evaluation says.
         time_budget: Seconds after the first trial's start after which no trial starts.
         max_failures: Failed trials in a row after which no trial starts.
         layer_coefficient: Coefficient with which layers are scored before the first trial; None
@@ -74,6 +75,7 @@ class Course:
         *,
         num_trials: int,
         goal: Goal,
+        confirm_once: bool = False,
         time_budget: float | None = None,
         max_failures: int = 5,
         layer_coefficient: float | None = None,
@@ -81,8 +83,10 @@ class Course:
         self.study: Study | None = None
         self.error: LunarTuneError | None = None
         """Why the search cannot go on; to be raised when the last task has ended."""
+        self.unconfirmed: str | None = None
+        """Why the last full evaluation without an answer gave none."""
         self._events = events
-        self._num_trials, self._goal = num_trials, goal
+        self._num_trials, self._goal, self._confirm_once = num_trials, goal, confirm_once
         self._time_budget = time_budget
         self._deadline: float | None = None
         self._layer_coefficient = layer_coefficient
@@ -149,7 +153,7 @@ class Course:
         elif kind == VANILLA:
             self._take_vanilla(report, failure, wrong_input=bool(outcome.get("wrong_input")))
         else:
-            self._take_confirmation(number, report)
+            self._take_confirmation(number, report, failure)
 
     def ended(self, task_id: str, error: str | None) -> None:
         """Take that a task has ended, and tell listeners of a trial.
@@ -162,7 +166,7 @@ class Course:
         if kind == VANILLA and self.study is None and self.error is None:
             self._take_vanilla(None, error, wrong_input=False)
         if kind == CONFIRMATION and self._confirming:
-            self._take_confirmation(number, None)
+            self._take_confirmation(number, None, error)
         if kind != TRIAL or self.study is None:
             return
         self.study.fail(number, error or "the trial ended without a result")
@@ -203,14 +207,18 @@ class Course:
         if self._time_budget is not None:
             self._deadline = time.monotonic() + self._time_budget
 
-    def _take_confirmation(self, number: int, report: Mapping[str, Any] | None) -> None:
+    def _take_confirmation(
+        self, number: int, report: Mapping[str, Any] | None, failure: str | None
+    ) -> None:
         """Take a full evaluation; one that failed leaves the turn to the next candidate."""
         self._confirming = False
         if not self._candidates or self.study is None:
             return
         row = self._candidates.pop(0)
         if report is None:
+            self.unconfirmed = failure or "a worker was lost"
             return
         confirmation = Confirmation(number=number, **report)
-        self._over = self._goal.is_kept(confirmation.scores)
+        # What nothing was tuned on must not choose between settings either.
+        self._over = self._confirm_once or self._goal.is_kept(confirmation.scores)
         self._events.on_confirmed(row, confirmation, holds=self._over)

@@ -19,6 +19,7 @@ from rich.console import Console
 from lunar_tune.finetuning.finetune_settings import settings_for
 from lunar_tune.finetuning.job import FinetuneJob
 from lunar_tune.finetuning.kept import ensure_finetuned, kept_folder
+from lunar_tune.memory import give_back
 from lunar_tune.models.catalog import CATALOG, TINY
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.reporting.progress import build_progress
@@ -121,6 +122,7 @@ class Prerequisite:
             bar = stack.enter_context(build_progress(console))
             on_start, on_epoch = self._shown(stack, tracking, bar.add_task, bar.update, epochs)
             ensure_finetuned(self.job, on_start=on_start, on_epoch=on_epoch)
+            give_back()  # the workers are about to use the same GPU
             lineage = read_lineage(folder)
             if lineage is None:
                 raise AssertionError("a finished fine-tuning has a lineage")

@@ -85,7 +85,7 @@ def _run_knowing(
     opened: Callable[[], SearchTracker],
 ) -> int:
     """Run the search, after the model has learned the data if it has to and may."""
-    first = Prerequisite.of(plan)
+    first = None if plan.config.force else Prerequisite.of(plan)
     if first is None:
         return start(plan).run(arguments)
     if not first.is_kept:
@@ -97,7 +97,15 @@ def _run_knowing(
     plan = first.applied(plan)
     weights = str(plan.spec.model.weights)
     console.print(f"the model has learned the data: {weights}", soft_wrap=True)
-    return start(plan).run([*arguments, "--model-path", weights])
+    try:
+        return start(plan).run([*arguments, "--model-path", weights])
+    except UnknowingModelError as error:
+        found = str(error).partition(":")[0]
+        raise UnknowingModelError(
+            f"the model was fine-tuned and still does not know the data ({found}). Train it longer "
+            "with python -m lunar_tune.finetune and give the result with --model-path, or remove "
+            f"{weights} to train anew."
+        ) from error
 
 
 def _with_model(plan: SearchPlan, console: Console) -> SearchPlan:
@@ -141,5 +149,6 @@ def _tracking(config: SearchConfig, name: str) -> Iterator[Callable[[], SearchTr
         except BaseException as error:
             if opening.exception() is None:
                 interrupted = isinstance(error, KeyboardInterrupt)
-                opening.result().close(status="KILLED" if interrupted else "FAILED")
+                with opening.result().tolerating():
+                    opening.result().close(status="KILLED" if interrupted else "FAILED")
             raise

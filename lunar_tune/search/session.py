@@ -26,7 +26,7 @@ from lunar_tune.search.course import Confirmation, Course
 from lunar_tune.search.outputs import Folder, best_document, write_best
 from lunar_tune.search.plan import SearchPlan, resolved_values
 from lunar_tune.search.progress import SearchProgress
-from lunar_tune.search.study import StoredStudy, Study
+from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
 from lunar_tune.search.tracking import SearchTracker, without_password
 
@@ -100,6 +100,7 @@ class SearchSession:
             self,
             num_trials=config.num_trials,
             goal=config.goal,
+            confirm_once=config.run.holdout,
             time_budget=config.time_budget,
             max_failures=config.max_failures,
             layer_coefficient=self.plan.layer_coefficient,
@@ -119,12 +120,14 @@ class SearchSession:
             if course.study is None:
                 raise
             code, ending = EXIT_INTERRUPTED, "Interrupted."
-            self._end_running("interrupted")
+            self._end_running(INTERRUPTED)
         if course.error is not None:
             raise course.error
-        if course.gave_up:
+        if course.gave_up and code != EXIT_INTERRUPTED:
             failures = config.max_failures
             code, ending = EXIT_FAILURES, f"Stopped after {failures} failed trials in a row."
+        if ending is None and self._best is None and course.unconfirmed is not None:
+            ending = f"No full evaluation gave an answer ({course.unconfirmed})."
         self._conclude(ending, arguments, killed=code == EXIT_INTERRUPTED)
         return EXIT_FOUND if self._best is not None and code == EXIT_INFEASIBLE else code
 
@@ -243,13 +246,15 @@ class SearchSession:
         )
         self.folder.config.write_text(document, encoding="utf-8")
         shown = {key.strip(): value for key, value in self.plan.facts.items()}
-        self.tracker.describe(
-            parameters={**shown, "seed": config.run.seed},
-            tags=self.plan.spec.tags | (lineage.tags() if lineage is not None else {}),
-            texts={"config.yaml": document},
-            data={name: (records, resolved["digests"][name]) for name, records in splits.items()},
-        )
-        self.tracker.log_parent({f"vanilla_{name}": v for name, v in self.vanilla.items()})
+        inputs = {name: (records, resolved["digests"][name]) for name, records in splits.items()}
+        with self.tracker.tolerating():
+            self.tracker.describe(
+                parameters={**shown, "seed": config.run.seed},
+                tags=self.plan.spec.tags | (lineage.tags() if lineage is not None else {}),
+                texts={"config.yaml": document},
+                data=inputs,
+            )
+            self.tracker.log_parent({f"vanilla_{name}": v for name, v in self.vanilla.items()})
 
     def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
         """Write the mirrors, close MLflow's run and show the result."""
@@ -265,10 +270,10 @@ class SearchSession:
             confirmed=confirmed,
             ending=ending,
         )
-        if ending is None:
-            self.study.note("num_trials", self.plan.config.num_trials)
         files = self.folder.write_mirrors(report)
         self._close_mirror(files, status="KILLED" if killed else "FINISHED")
+        if ending is None:  # the last word: nothing of a search that has it is done again
+            self.study.note("num_trials", self.plan.config.num_trials)
         commands = (
             {}
             if self._brief
@@ -281,6 +286,8 @@ class SearchSession:
 
         if row.number not in self.tracker.running():
             self.on_start(row)
+        if row.number not in self.tracker.running():
+            return  # the store fails still
         with self.tracker.tolerating():
             self.tracker.end(row, answers_path(self.folder.path, row.number))
 

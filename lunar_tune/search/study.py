@@ -9,6 +9,7 @@ Only public calls of Optuna 5 are used: ask, set_constraint, set_user_attr, tell
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 import warnings
@@ -33,6 +34,7 @@ __all__ = ["StoredStudy", "Study", "make_sampler"]
 # GP found the grid's optimum within 20 to 30 trials (docs/benchmarks.md).
 STARTUP_TRIALS = 8
 LEFT_RUNNING = "the search was ended while the trial ran"
+INTERRUPTED = "interrupted"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -60,7 +62,7 @@ class Study:
             storage=storage,
             study_name=name,
             # The same draws again would ask what was asked already.
-            sampler=make_sampler(config.sampler, config.run.seed + len(before)),
+            sampler=make_sampler(config.sampler, _seed(config.run.seed, len(before))),
             direction="minimize",
             load_if_exists=True,
         )
@@ -74,7 +76,7 @@ class Study:
     def n_ended(self) -> int:
         """Trials that have ended by themselves, in this process or an earlier one."""
         ended = [row for row in self.rows() if row.state != RUNNING]
-        return sum(row.failure != LEFT_RUNNING for row in ended)
+        return sum(row.failure not in {LEFT_RUNNING, INTERRUPTED} for row in ended)
 
     def note(self, key: str, value: Any) -> None:
         """Keep a fact of the search itself, as plain values for JSON."""
@@ -113,9 +115,14 @@ class Study:
         del self._open[number]
 
     def fail(self, number: int, reason: str) -> None:
-        """Tell that a trial failed, and why; a trial that has ended is left as it is."""
+        """Tell that a trial failed, and why; a trial that has ended is left as it is.
+
+        One that was interrupted is queued, for a search that goes on.
+        """
         trial = self._open.get(number)
         if trial is not None:
+            if reason == INTERRUPTED:
+                self._study.enqueue_trial(trial.params, skip_if_exists=False)
             trial.set_user_attr("failure", reason)
             self._study.tell(trial, state=TrialState.FAIL)
             del self._open[number]
@@ -225,6 +232,13 @@ def _row(trial: FrozenTrial, goal: Goal) -> TrialRow:
         checks=tuple(attrs.get("checks", ())),
         answers_digest=attrs.get("answers_digest"),
     )
+
+
+def _seed(seed: int, n_before: int) -> int:
+    """Return the sampler's seed: the search's own, after trials one that none begins with."""
+    if not n_before:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{n_before}".encode()).digest()[:4])
 
 
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:

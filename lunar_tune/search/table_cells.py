@@ -19,7 +19,7 @@ from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.catalog import resolve_model
 from lunar_tune.paths import safe_name
-from lunar_tune.search.config import SearchConfig, plain
+from lunar_tune.search.config import LONGEST_NAME, SearchConfig, plain
 from lunar_tune.search.plan import SearchPlan
 
 __all__ = ["PAPER_METHODS", "Cell", "cells_of", "signature_of"]
@@ -40,14 +40,19 @@ class Cell:
     variant: str
     seed: int
     several_seeds: bool = False
-    """Whether its name says the seed."""
+    """Whether it is one of several that differ in their seed."""
 
     @property
     def name(self) -> str:
         """The search's name and folder."""
         model, data = _short(self.model), _short(self.data or "own")
-        seed = f"-seed{self.seed}" if self.several_seeds else ""
-        return safe_name(f"{model}-{data}-{self.method}-{self.variant}{seed}")
+        seed = f"-seed{self.seed}" if self.seed else ""
+        text = f"{model}-{data}-{self.method}-{self.variant}{seed}"
+        name = safe_name(text)
+        if name == text and len(name) <= LONGEST_NAME:
+            return name
+        # Characters were left out, or are too many: other text may look the same.
+        return f"{name[: LONGEST_NAME - 8]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
     def config(self, shared: SearchConfig) -> SearchConfig:
         """Return the cell's search.
@@ -73,7 +78,15 @@ class Cell:
             gradient = dataclasses.replace(run.gradient, trained=self.variant)
             run = dataclasses.replace(run, gradient=gradient)
         # What was tuned before would give one method a better start than another.
-        return dataclasses.replace(shared, run=run, name=self.name, resume=True, tuned=False)
+        return dataclasses.replace(
+            shared,
+            run=run,
+            name=self.name,
+            resume=True,
+            tuned=False,
+            # LUNAR's fits are over before they could be looked at.
+            scheduler="none" if self.method == "lunar" else shared.scheduler,
+        )
 
 
 def cells_of(
@@ -110,6 +123,8 @@ def cells_of(
     for method in methods:
         with problems.collect():
             variants.append(_variant_of(method))
+    if len(set(variants)) < len(variants):
+        problems.add("--methods: a method and variant are named twice.")
     problems.raise_if_any()
     return [
         Cell(
@@ -146,12 +161,27 @@ def _short(text: str) -> str:
 
 def signature_of(plan: SearchPlan) -> str:
     """Return a digest of all that decides a cell's trials, but for how many there are."""
-    config, data = plan.config, plan.spec.data
+    config, spec, data = plan.config, plan.spec, plan.spec.data
+    settings = config.run.lunar if config.run.method == "lunar" else config.run.gradient
+    held = data.held_out
+    records = (
+        *(data.fit_forget, data.fit_retain, data.forget, data.retain),
+        *(data.retain_sample, data.factual),
+        *((held.forget, held.retain, held.factual) if held is not None else ()),
+    )
+    # Of the space what is tried, not the file that says so; resources decide no score.
+    space = {key: value for key, value in plan.space.to_dict().items() if key != "origin"}
     parts: list[Any] = [
-        plain(config.run),
-        config.goal.text,
+        [spec.model.name, config.run.revision, config.run.model_path, config.run.dtype],
+        [spec.chat.template, spec.chat.system_prompt],
+        {**plain(settings), "checkpointing": None},
+        [config.run.decoding.max_new_tokens, config.run.decoding.repetition_penalty],
+        [config.run.engine.early_exit, config.run.engine.checks, config.run.rouge_tokenizer],
+        [list(spec.metrics), spec.embedding_model, config.run.seed],
+        plain(config.goal.text),
         [config.sampler, config.scheduler, config.starting_points, config.bounded],
-        plan.space.to_dict(),
-        [records_digest(records) for records in (data.fit_forget, data.fit_retain, data.factual)],
+        space,
+        [records_digest(one) for one in records],
+        [list(data.reference_prompts), list(data.refusals)],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ Does not cover: running cells (`table_run`), how the table looks (`reporting.met
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from lunar_tune.evaluation.goal import Goal
@@ -17,7 +18,7 @@ from lunar_tune.reporting.methods_table import (
     CellResult,
     Tolerance,
 )
-from lunar_tune.reporting.rows import COMPLETE, TrialRow, best_first
+from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, TrialRow, best_first
 from lunar_tune.search.study import StoredStudy
 from lunar_tune.search.table_cells import Cell
 
@@ -41,18 +42,22 @@ def result_of(cell: Cell, stored: StoredStudy | None, num_trials: int) -> CellRe
         stored: Its study; None where there is none yet.
         num_trials: Trials that a finished cell has.
     """
-    refused = stored.notes.get("refused") if stored is not None else None
-    if stored is None or refused is not None:
-        return _result(cell, REFUSED, reason=refused or "")
+    if stored is None:
+        return _result(cell, REFUSED)
+    if not is_finished(stored, num_trials):
+        refused = stored.notes.get("refused")
+        if refused is not None:
+            return _result(cell, REFUSED, reason=refused, rows=stored.rows)
+        ended = sum(row.state in {COMPLETE, PRUNED} for row in stored.rows)
+        reason = f"{ended} of {num_trials} trials{_failures(stored.rows)}"
+        return _result(cell, UNFINISHED, reason=reason, rows=stored.rows)
     complete = [row for row in stored.rows if row.state == COMPLETE]
     goal = Goal.read(*stored.notes["goal"])
     confirmed = stored.notes.get("confirmed")
-    if not is_finished(stored, num_trials):
-        reason = f"{len(stored.rows)} of {num_trials} trials"
-        return _result(cell, UNFINISHED, reason=reason, rows=stored.rows)
     if confirmed is None:
         nearest = _nearest(complete, goal)
-        return _result(cell, INFEASIBLE, row=nearest, rows=stored.rows)
+        reason = "" if complete else _failures(stored.rows).removeprefix("; ")
+        return _result(cell, INFEASIBLE, reason=reason, row=nearest, rows=stored.rows)
     row = next(row for row in complete if row.number == confirmed["number"])
     return _result(
         cell,
@@ -92,6 +97,12 @@ def _result(
         ),
         tolerance=tolerance,
     )
+
+
+def _failures(rows: Sequence[TrialRow]) -> str:
+    """Return why most trials failed that did."""
+    failures = Counter(row.failure for row in rows if row.state == FAILED)
+    return f"; {failures.total()} failed: {failures.most_common(1)[0][0]}" if failures else ""
 
 
 def _nearest(complete: Sequence[TrialRow], goal: Goal) -> TrialRow | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.errors import InputError, LunarTuneError, Problems
 from lunar_tune.reporting.methods_table import (
     FEASIBLE,
     INFEASIBLE,
@@ -146,7 +146,7 @@ class TableRun:
                 signature=signature_of(planned.plan),
                 brief=True,
             )
-        except InputError as error:
+        except LunarTuneError as error:
             self._console.print(f"[yellow]not run:[/yellow] {escape(str(error))}", soft_wrap=True)
             planned.folder.path.mkdir(parents=True, exist_ok=True)
             study = Study(
@@ -161,7 +161,12 @@ class TableRun:
     def _track(self, files: Sequence[Path]) -> None:
         """Keep the table in MLflow: the files, and every cell's scores as metrics."""
         uri = self._shared.tracking_uri or default_tracking_uri(self._shared.output)
-        run = TrackedRun(uri, output=self._shared.output, name=f"table {self._shared.output.name}")
+        name = f"table {self._shared.output.name}"
+        try:
+            run = TrackedRun(uri, output=self._shared.output, name=name)
+        except InputError as error:
+            self._console.print(f"[yellow]not in MLflow:[/yellow] {escape(str(error))}")
+            return
         with run.tolerating():
             for planned, result in zip(self._planned, self.results(), strict=True):
                 scores = result.scores or {}

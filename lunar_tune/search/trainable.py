@@ -103,7 +103,8 @@ class UnlearningTrainable(tune.Trainable):
             return json.dumps(told)
         if not worker.drafts:
             worker.vanilla()  # a worker that began later: its trials check these answers
-        full = worker.run(self._task["parameters"], full=True)
+        bounded = self._spec.data.held_out is None  # there the answer is reported, not judged
+        full = worker.run(self._task["parameters"], full=True, bounded=bounded)
         scores = dict(full.evaluation.scores)
         return json.dumps({"scores": scores, "max_new_tokens": full.max_new_tokens})
 

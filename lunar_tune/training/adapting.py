@@ -73,12 +73,19 @@ def lora_adapter(
     )
     model: Any = loaded.model
     with _as_it_was(model):
-        with warnings.catch_warnings():
-            # peft 0.21 reads a name that transformers 5.23 deprecates
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            training = model.training
-            adapted = get_peft_model(model, config)
-            model.train(training)  # peft's own modules are made for training
+        training, modules_before = model.training, dict(model.named_modules())
+        try:
+            with warnings.catch_warnings():
+                # peft 0.21 reads a name that transformers 5.23 deprecates
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+                adapted = get_peft_model(model, config)
+        except BaseException:  # half an adapter may be on, and there is nothing to take it off with
+            for name, module in modules_before.items():
+                if isinstance(module, nn.Linear):
+                    model.set_submodule(name, module)
+            vars(model).pop("peft_config", None)
+            raise
+        model.train(training)  # peft's own modules are made for training
         try:
             yield Trained(
                 parameters=tuple(p for p in model.parameters() if p.requires_grad),
@@ -193,9 +200,8 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, Linear):
             weight = plain[f"{path}.base_layer.weight"]
             for adapter in module.active_adapters:
-                weight = (weight.float() + module.get_delta_weight(adapter).float()).to(
-                    weight.dtype
-                )
+                delta = module.get_delta_weight(adapter).float()
+                weight = (weight.float() + delta).to(weight.dtype).cpu()  # no second model there
             plain[f"{path}.base_layer.weight"] = weight
     return {name.replace(".base_layer.", "."): tensor for name, tensor in plain.items()}
 
@@ -203,12 +209,12 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Put back, at the end, which parameters want a gradient, and drop what they have of one."""
-    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = model.training
     try:
         yield
     finally:
         model.train(training)
-        for name, parameter in model.named_parameters():
+        for parameter, wants in wanted:
             parameter.grad = None  # of another number format, perhaps
-            parameter.requires_grad_(wanted[name])
+            parameter.requires_grad_(wants)

@@ -259,6 +259,7 @@ def _step(
     if not math.isfinite(norm):
         raise DivergenceError(f"a gradient became {norm} in epoch {epoch + 1}{_advice(settings)}")
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)  # not to be held while the model is evaluated
     return value
 
 

@@ -172,10 +172,10 @@ def check_has_layers(method: Method) -> None:
     Raises:
         InputError: It is not LUNAR.
     """
-    if "layer" not in method.parameters:
+    if method.name != "lunar":
         raise InputError(
-            f"--method {method.name}: changes all layers, so there is none to choose. Layers are "
-            "scored for --method lunar."
+            f"--method {method.name}: has no unlearning vector whose layer could be chosen. Layers "
+            "are scored for --method lunar."
         )
 
 

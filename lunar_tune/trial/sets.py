@@ -101,6 +101,8 @@ def _tuned_on_half(sets: DataSets, options: RunOptions) -> DataSets:
         n_retain=len(retain[0]),
         retain_sample=sample_by_edge(retain[0], size, seed=options.seed),
         held_out=HeldOut(forget=forget[1], retain=retain[1], factual=factual[1]),
+        # What is kept in the fit would be kept in the report as well.
+        fit_retain=tuple(record for record in sets.fit_retain if record not in set(retain[1])),
     )
 
 

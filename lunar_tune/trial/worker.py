@@ -93,7 +93,9 @@ class Worker:
     def activations(self) -> PromptActivations:
         """What the unmodified model computes on all questions; captured as it is needed."""
         data = self.spec.data
-        fitted = (data.fit_forget, data.fit_retain, data.retain)
+        # Other methods encode their own pairs; what is asked is all that is kept for them.
+        by_edit = self.spec.method.edits_one_layer
+        fitted = (data.fit_forget, data.fit_retain, data.retain) if by_edit else ()
         asked = (
             set_of for full in (False, True) for set_of in asked_sets(data, full=full).values()
         )

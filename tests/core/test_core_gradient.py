@@ -104,7 +104,7 @@ def plain_loss(name: str, model: Any, reference: Any, forget: list[int], kept: l
     if name == "npo":
         return losses.npo(sums, was, beta=0.1)
     lengths = torch.tensor([float(len(row)) for row in said])
-    return losses.simnpo(sums, lengths, beta=0.1, gamma=0.0)
+    return losses.simnpo(sums, lengths, beta=2.5, gamma=0.0)
 
 
 def answer_logits(model: Any, pair: Pair) -> torch.Tensor:
@@ -188,7 +188,7 @@ def test_npo_with_a_retain_weight_adds_the_usual_loss_on_answers_to_keep(
 def test_rmu_starts_from_the_distance_to_a_random_direction_and_trains_three_matrices(
     loaded: Load,
 ) -> None:
-    """At first the kept outputs are where they were; the control is c mean norms long."""
+    """At first the kept outputs are where they were; the control is c median norms long."""
     one = loaded("llama")
     layer, coefficient = 2, 3.0
     outputs: list[torch.Tensor] = []
@@ -201,7 +201,7 @@ def test_rmu_starts_from_the_distance_to_a_random_direction_and_trains_three_mat
     handle.remove()
     x = torch.cat(outputs)
     drawn = torch.rand(32, generator=torch.Generator().manual_seed(7))
-    control = coefficient * x.norm(dim=1).mean() * drawn / drawn.norm()
+    control = coefficient * x.norm(dim=1).median() * drawn / drawn.norm()
     expected = float((x - control).square().mean())
     before = weights(one)
     method = gradient("rmu", "full", epochs=1, batch_size=2)

@@ -21,6 +21,7 @@ from search_results import statuses
 from test_study import GOAL, result, study_in
 
 from lunar_tune.errors import InputError
+from lunar_tune.methods.gradient_settings import GradientSettings
 from lunar_tune.reporting.methods_table import CellResult, Tolerance, write_methods_table
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.plan import plan_search
@@ -40,7 +41,10 @@ def test_every_model_meets_every_data_set_method_and_seed() -> None:
     assert len(cells) == 2 * 2 * 6 * 2
     assert len({cell.name for cell in cells}) == len(cells)
     assert [cell.model for cell in cells] == ["tiny"] * 24 + ["qwen2.5-7b"] * 24
-    assert cells[0].name == "tiny-mini-lunar-adamw-seed0"
+    assert [cell.name for cell in cells[:2]] == [
+        "tiny-mini-lunar-adamw",
+        "tiny-mini-lunar-adamw-seed1",
+    ]
     assert cells_of(["tiny"], [], ["ga:full"])[0].name == "tiny-own-ga-full"
 
 
@@ -53,6 +57,13 @@ def test_folders_of_one_name_in_two_places_are_two_cells(tmp_path: Path) -> None
     first, second = cells_of(models, [], ["lunar"])
     assert first.name != second.name
     assert "/" not in first.name
+
+
+def test_names_that_look_alike_are_different_folders() -> None:
+    texts = ["d:\u4f5c\u4e00", "d:\u4f5c\u4e8c", "my pairs", "my-pairs", "d:" + "+".join("ab" * 99)]
+    names = [dataclasses.replace(CELL, data=text).name for text in texts]
+    assert len(set(names)) == len(texts)
+    assert all(len(name) <= 120 for name in names)
 
 
 def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
@@ -75,6 +86,7 @@ def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
         ((["tiny"], [], ["lunr"]), {}, "Did you mean 'lunar'"),
         ((["tiny"], [], ["ga:half"]), {}, "--methods ga:half: ga has lora, full."),
         ((["tiny"], ["mini", "mini"], ["ga"]), {}, "--data: mini is named twice."),
+        ((["tiny"], [], ["lunar", "lunar:adamw"]), {}, "a method and variant are named twice"),
         ((["tiny"], [], ["ga"]), {"seeds": 0}, "--seeds 0: at least 1."),
     ],
 )
@@ -93,6 +105,7 @@ def test_a_signature_tells_what_decides_trials_and_not_how_many_there_are(tmp_pa
         return signature_of(plan_search(CELL.config(shared)))
 
     assert signature() == signature(num_trials=99, concurrency=1)
+    assert signature() == signature(run={"device": "cpu", "gradient": GradientSettings(beta=0.5)})
     others = [
         signature(retain_floor=0.7),
         signature(sampler="random"),
