@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import Linear, LoraLayer
 from test_core_methods import (
     FORGET_PAIRS,
     REFUSALS,
@@ -238,6 +239,55 @@ def test_an_adapters_plain_weights_are_the_product_added_and_say_what_it_says(
     merged.load_state_dict(plain)
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=ids).logits, said, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_that_cannot_be_put_on_leaves_nothing_of_it_and_tells_why(
+    loaded: Load, unchanged: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out at the fifth of its modules."""
+    one = loaded("qwen2")
+    unchanged(one.model)
+    modules = [(name, module) for name, module in one.model.named_modules()]
+    plain, made = LoraLayer.update_layer, []
+
+    def failing(self: Any, *args: Any, **options: Any) -> Any:
+        made.append(self)
+        if len(made) == 5:
+            raise torch.OutOfMemoryError("no memory left")
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(LoraLayer, "update_layer", failing)
+    monkeypatch.setattr(Linear, "update_layer", failing)
+    with (
+        pytest.raises(torch.OutOfMemoryError, match="no memory left"),
+        lora_adapter(one, rank=2, alpha=4.0, dropout=0.0),
+    ):
+        pytest.fail("the body ran")
+    monkeypatch.undo()
+    assert [(name, module) for name, module in one.model.named_modules()] == modules
+    assert not any(parameter.requires_grad for parameter in one.model.parameters())
+    method = gradient("ga", "lora")
+    with method.prepare(subject(one)).unlearned({"learning_rate": 0.01}, seed=0) as report:
+        assert report.losses
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_memory_that_runs_out_in_a_fit_fails_the_trial_with_what_to_do(
+    loaded: Load, unchanged: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch, trained: str
+) -> None:
+    one = loaded("qwen2")
+    unchanged(one.model)
+
+    def out_of_memory(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(losses, "gradient_ascent", out_of_memory)
+    preparation = gradient("ga", trained).prepare(subject(one))
+    with (
+        pytest.raises(TrialError, match="out of memory while training: use --checkpointing"),
+        preparation.unlearned({"learning_rate": 0.01}, seed=0),
+    ):
+        pytest.fail("the body ran")
 
 
 def test_16_bit_weights_are_float32_while_they_are_trained_and_come_back_bit_for_bit(

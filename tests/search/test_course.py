@@ -315,3 +315,25 @@ def test_ray_can_pickle_both_without_the_study(heard: Heard) -> None:
 
 def test_metric_and_space_are_not_rays_affair(heard: Heard) -> None:
     assert heard.searcher.set_search_properties("loss", "min", {"x": 1}) is True
+
+
+def test_full_evaluations_that_all_crash_are_told_apart_from_bounds_that_are_missed(
+    heard: Heard,
+) -> None:
+    for name in ("1", "2", "3"):
+        heard.trial(name, report())
+    for name in ("4", "5", "6"):
+        assert heard.searcher.suggest(name)["task"] == CONFIRMATION
+        heard.end(name, {"failure": "out of memory"})
+    assert heard.searcher.suggest("7") == Searcher.FINISHED
+    assert heard.course.unconfirmed == "out of memory"
+
+
+def test_what_was_held_out_does_not_choose_between_settings(tmp_path: Path) -> None:
+    heard = Heard(tmp_path, confirm_once=True)
+    heard.vanilla()
+    for name in ("1", "2", "3"):
+        heard.trial(name, report())
+    heard.confirm("4", retain=0.1)
+    assert heard.searcher.suggest("5") == Searcher.FINISHED
+    assert heard.news[-1][0] == "holds"

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, best_first
 from lunar_tune.search.config import SAMPLERS, SearchConfig
 from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
-from lunar_tune.search.study import LEFT_RUNNING, StoredStudy, Study
+from lunar_tune.search.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
 from lunar_tune.trial.options import RunOptions
 
 BOUND = "retain_rouge1>=0.8"
@@ -298,6 +298,16 @@ def test_a_study_that_is_opened_again_fails_what_was_left_and_runs_it_first(
     again.complete(3, landscape(parameters))
     _, fresh = again.ask()
     assert fresh not in [row.parameters for row in again.rows()[:4]]
+
+
+def test_a_trial_that_was_interrupted_counts_for_nothing_and_runs_first(tmp_path: Path) -> None:
+    first = study_in(tmp_path)
+    number, parameters = first.ask()
+    first.fail(number, INTERRUPTED)
+    again = study_in(tmp_path)
+    assert again.n_ended == 0
+    assert again.row(0).failure == INTERRUPTED
+    assert again.ask() == (1, parameters)
 
 
 def test_a_torn_last_line_is_cut_and_all_before_it_is_kept(tmp_path: Path) -> None:
