@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -248,6 +249,7 @@ def test_three_processes_can_open_a_new_store_at_once(tmp_path: Path) -> None:
     code = f"""
 import multiprocessing, sys
 from pathlib import Path
+from types import SimpleNamespace
 import mlflow.store.tracking.sqlalchemy_store
 from lunar_tune.search.tracking import SearchTracker, default_tracking_uri
 output = Path({str(tmp_path)!r})
@@ -301,3 +303,36 @@ def test_a_password_in_the_address_is_neither_shown_nor_kept(
     given: str | None, kept: str | None
 ) -> None:
     assert without_password(given) == kept
+
+
+def test_a_trial_whose_run_cannot_be_opened_is_mirrored_when_the_store_is_back(
+    tracker: SearchTracker,
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from lunar_tune.search.session import SearchSession
+
+    session = SearchSession.__new__(SearchSession)
+    session.tracker = tracker
+    method = SimpleNamespace(name="lunar")
+    session.plan = SimpleNamespace(spec=SimpleNamespace(method=method, tags={}))  # type: ignore[assignment]
+    session.folder = SimpleNamespace(path=tmp_path)  # type: ignore[assignment]
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise MlflowException("the server is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._client, "create_run", away)
+        session.on_start(RUNNING_ROW)
+        session._mirror(COMPLETE_ROW)
+    assert children(client, tracker) == []
+    assert caplog.text.count("MLflow cannot be written") == 1
+    session._mirror(COMPLETE_ROW)
+    (run,) = children(client, tracker)
+    assert run.data.metrics["forget_rouge1"] == 0.25
+    assert run.info.status == "FINISHED"
+    tracker.close(status="FINISHED")
