@@ -7,10 +7,12 @@ Does not cover: which cells there are (`table_cells`), what a cell says (`table_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -26,6 +28,7 @@ from lunar_tune.search.cluster import ray_session
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.outputs import Folder
 from lunar_tune.search.plan import SearchPlan, plan_search
+from lunar_tune.search.prerequisite import finetuning_fact
 from lunar_tune.search.run import run_search
 from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
 from lunar_tune.search.study import StoredStudy, Study
@@ -109,6 +112,23 @@ class TableRun:
         An interruption ends the table after the cell's own search has been ended; what is finished
         is kept.
         """
+        with self._alone():
+            return self._run_missing()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Inside, no other process works on the same table; a dead one holds no lock."""
+        self._shared.output.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self._shared.output / ".table.lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise InputError(
+                f"--output {self._shared.output}: another process works on this table. Wait for "
+                "it, or give another folder."
+            ) from error
+
+    def _run_missing(self) -> int:
         missing, total = self.missing(), len(self._planned)
         self._console.print(f"{total} cells, {total - missing} finished, {missing} to run")
         code = EXIT_FOUND
@@ -130,6 +150,8 @@ class TableRun:
                 continue
             title = f"cell {place}/{len(self._planned)}: {planned.cell.name}"
             self._console.rule(f"[bold]{escape(title)}[/bold]", align="left")
+            for label, text in finetuning_fact(planned.plan.config, planned.plan.spec).items():
+                self._console.print(f"{label} {text}", highlight=False, soft_wrap=True)
             if self._run(planned) == EXIT_INTERRUPTED:
                 return EXIT_INTERRUPTED
             self.write()

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 from command_lines import command, finish, run_command, start
+from filelock import FileLock
+from rich.console import Console
 from search_results import statuses
 from test_study import GOAL, result, study_in
 
@@ -28,6 +30,7 @@ from lunar_tune.search.plan import plan_search
 from lunar_tune.search.study import StoredStudy, Study
 from lunar_tune.search.table_cells import PAPER_METHODS, Cell, cells_of, signature_of
 from lunar_tune.search.table_results import is_finished, result_of
+from lunar_tune.search.table_run import TableRun
 from lunar_tune.trial.options import RunOptions
 
 CELL = Cell(model="tiny", data="mini", method="lunar", variant="adamw", seed=0)
@@ -265,6 +268,15 @@ def wait_for(condition: Any, process: Any) -> None:
         assert process.poll() is None, "the table ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_two_processes_do_not_work_on_one_table(tmp_path: Path) -> None:
+    table = TableRun([], SearchConfig(output=tmp_path), Console(quiet=True))
+    with (
+        FileLock(tmp_path / ".table.lock"),
+        pytest.raises(InputError, match="another process works on this table"),
+    ):
+        table.run()
 
 
 def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(tmp_path: Path) -> None:
