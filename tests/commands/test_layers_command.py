@@ -114,7 +114,7 @@ def test_everything_that_is_wrong_is_said_in_one_message(
 def test_methods_that_have_no_layers_are_refused(small: list[str]) -> None:
     place = small.index("--epochs")
     without = (*small[:place], *small[place + 2 :])
-    assert "--method npo: changes all layers" in refused(*without, "--method", "npo")
+    assert "--method npo: has no unlearning vector" in refused(*without, "--method", "npo")
     assert "unknown" in refused(*without, "--method", "nosuch")
 
 

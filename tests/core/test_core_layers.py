@@ -220,7 +220,7 @@ def test_what_cannot_be_scored_is_refused(
 
 
 def test_a_method_without_layers_is_refused(spec: Callable[..., TrialSpec]) -> None:
-    with pytest.raises(InputError, match="--method ga: changes all layers"):
+    with pytest.raises(InputError, match="--method ga: has no unlearning vector"):
         layer_scores(Worker(spec(method="ga")), coefficient=1.0)
 
 

@@ -47,7 +47,7 @@ class Work:
 def given_back(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """Note when memory is given back instead of doing it, which takes a while."""
     noted: list[None] = []
-    monkeypatch.setattr(memory_module, "_give_back", lambda: noted.append(None))
+    monkeypatch.setattr(memory_module, "give_back", lambda: noted.append(None))
     return noted
 
 
