@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
+from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
 from lunar_tune.data.bundled import BUNDLED, resolve_data
 from lunar_tune.data.card import Card, Lengths, describe_prompts, describe_records
 from lunar_tune.data.groups import read_groups
@@ -26,7 +26,7 @@ from lunar_tune.data.splits import edges_of
 from lunar_tune.errors import InputError, ModelError
 from lunar_tune.evaluation.rouge import tokenize_words
 from lunar_tune.files import write_atomically
-from lunar_tune.paths import check_writable
+from lunar_tune.paths import check_writable_file
 
 _DEFAULT_EDGE = "A_B"
 _SHOWN_EDGES, _SHOWN_TEXTS = 12, 5
@@ -68,10 +68,7 @@ def describe(
     that is right elsewhere as well cannot be seen to be forgotten.
     """
     with reporting_errors(debug=debug):
-        if json_file is not None:
-            if json_file.is_dir():
-                raise InputError(f"--json {json_file}: is a folder, not a file.")
-            check_writable(json_file.parent, f"--json {json_file}")
+        check_writable_file(json_file, "--json")
         path = resolve_data(data, kind=_kind(data))
         count = _token_counter(model) if model is not None else None
         card = _card(path, forget_edge, rouge_tokenizer, count)
@@ -80,7 +77,7 @@ def describe(
         if json_file is not None:
             document = {"path": str(path), "model": model, **dataclasses.asdict(card)}
             write_atomically(json_file, (json.dumps(document, indent=1) + "\n").encode())
-            _say(console, f"written to {json_file}")
+            say(console, f"written to {json_file}")
 
 
 def _kind(data: str) -> DataKind:
@@ -137,23 +134,23 @@ def _token_counter(model: str) -> Callable[[str], int]:
 
 
 def _show(console: Console, path: Path, card: Card, forget_edge: str | None) -> None:
-    _say(console, str(path))
+    say(console, str(path))
     what = f"{card.rows} {'pairs' if card.kind == 'records' else 'prompts'}"
     edges = f", {_count(len(card.edges), 'edge')}" if card.edges else ""
-    _say(console, f"{what}{edges}, SHA-256 of the content {card.digest[:16]}…\n")
+    say(console, f"{what}{edges}, SHA-256 of the content {card.digest[:16]}…\n")
     console.print(_length_table(card))
     if card.edges:
-        _say(console, f"\nrows by edge: {_cut_edges(card.edges)}")
+        say(console, f"\nrows by edge: {_cut_edges(card.edges)}")
     for name, members in card.groups.items():
-        _say(console, f"group {name}: {_count(len(members), 'edge')}, {_ends(members)}")
+        say(console, f"group {name}: {_count(len(members), 'edge')}, {_ends(members)}")
     _show_repeated(console, card)
     if card.forget:
-        _say(console, "\nto forget, and what of it stands in what is to be kept too")
+        say(console, "\nto forget, and what of it stands in what is to be kept too")
         console.print(_overlap_table(card))
     elif card.edges and forget_edge is None:
-        _say(console, f"no edge {_DEFAULT_EDGE}: name what is to be forgotten with --forget-edge")
+        say(console, f"no edge {_DEFAULT_EDGE}: name what is to be forgotten with --forget-edge")
     for record in card.unscorable[:_SHOWN_TEXTS]:
-        _say(console, f"no word for ROUGE: {record.edge}: {record.question!r} -> {record.answer!r}")
+        say(console, f"no word for ROUGE: {record.edge}: {record.question!r} -> {record.answer!r}")
     console.print()
     for finding in card.findings or ("Nothing that stands in the way was found.",):
         console.print(f"- {finding}", markup=False, highlight=False)
@@ -187,18 +184,18 @@ def _overlap_table(card: Card) -> Table:
 
 def _show_repeated(console: Console, card: Card) -> None:
     if card.repeated_questions:
-        _say(console, f"asked more than once: {len(card.repeated_questions)}")
+        say(console, f"asked more than once: {len(card.repeated_questions)}")
         for question in card.repeated_questions[:_SHOWN_TEXTS]:
             answers = f", {_count(question.answers, 'answer')}" if card.edges else ""
-            _say(console, f"  {question.rows} times{answers}: {question.text}")
+            say(console, f"  {question.rows} times{answers}: {question.text}")
     if card.shared_answers:
         rows = sum(answer.rows for answer in card.shared_answers)
-        _say(
+        say(
             console,
             f"answers of several edges: {len(card.shared_answers)}, in {rows} of {card.rows} rows",
         )
         for answer in card.shared_answers[:_SHOWN_TEXTS]:
-            _say(console, f"  {_count(len(answer.edges), 'edge')}: {answer.text}")
+            say(console, f"  {_count(len(answer.edges), 'edge')}: {answer.text}")
 
 
 def _cut_edges(edges: Mapping[str, int]) -> str:
@@ -213,10 +210,6 @@ def _ends(members: tuple[str, ...]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

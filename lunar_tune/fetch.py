@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
+from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
 from lunar_tune.data.fetching import Servers, fetch, state_of
 from lunar_tune.data.published import PUBLISHED, PublishedSet
 from lunar_tune.errors import DataError, Problems
@@ -84,8 +84,8 @@ def _show(console: Console, folder: Path) -> None:
         table.add_row(name, str(published.rows), licence, here, published.about)
     console.print(table, highlight=False)
     for page in dict.fromkeys(entry.repository.page for entry in PUBLISHED.values()):
-        _say(console, f"from {page}")
-    _say(console, f"kept in {folder}")
+        say(console, f"from {page}")
+    say(console, f"kept in {folder}")
 
 
 def _fetch(
@@ -101,7 +101,7 @@ def _fetch(
         with problems.collect():
             path, state = folder / published.file_name, state_of(published, folder)
             if state == "fetched" and not force:
-                _say(console, f"{name}: is there already, {path}")
+                say(console, f"{name}: is there already, {path}")
                 continue
             if state == "changed" and not force:
                 raise DataError(
@@ -109,12 +109,8 @@ def _fetch(
                 )
             lock = fetch(published, folder, servers=servers)
             how = "the known checksum" if published.sha256 else "checksum recorded"
-            _say(console, f"{name}: {lock.rows} rows, {how}, {path}")
+            say(console, f"{name}: {lock.rows} rows, {how}, {path}")
     problems.raise_if_any(DataError)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

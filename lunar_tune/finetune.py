@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,7 @@ from lunar_tune.cli.running import DebugOption, QuietOption, command_app, report
 from lunar_tune.errors import Problems
 from lunar_tune.finetuning.finetune_settings import RATES, FinetuneSettings
 from lunar_tune.reporting.progress import build_progress, epochs_shown
+from lunar_tune.search.config import RETAIN_FLOOR
 from lunar_tune.trial.options import RunOptions
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 _TRAINING, _PLACE = "Training", "Results"
 _DEFAULT = FinetuneSettings()
-# A search needs a retain ROUGE-1 of 0.8 after unlearning, which only lowers it.
-FLOOR = 0.8
 # Most of what the model cannot know should be declined: LUNAR redirects to where it declines.
 LEAST_REFUSED = 0.5
 EXIT_UNKNOWN = 3
@@ -169,20 +167,8 @@ def _run(
         model = materialise_model(job.model, epochs_shown(bar, "building the tiny model (once)"))
     job = dataclasses.replace(job, model=model)
     _print_plan(console, job, output)
-    with ExitStack() as stack:
-        bar = stack.enter_context(build_progress(console))
-        tracking = TrackedFinetuning(job, output, tracking_uri)
-
-        def on_start(done: int) -> None:
-            if done:
-                console.print(f"going on after epoch {done}, which was kept in {output}")
-            stack.enter_context(tracking.opened())
-            bar.add_task("fine-tuning", total=settings.epochs, completed=done, note="")
-
-        def on_epoch(done: int, loss: float) -> None:
-            bar.update(bar.task_ids[0], completed=done, note=f"loss {loss:.4f}")
-            tracking.epoch(done, loss)
-
+    tracking = TrackedFinetuning(job, output, tracking_uri)
+    with tracking.followed(console, kept_in=output) as (on_start, on_epoch):
         finished = train_model(job, output, on_start=on_start, on_epoch=on_epoch)
         tracking.finished(finished)
     return _conclude(console, job, finished)
@@ -231,13 +217,13 @@ def _conclude(console: Console, job: FinetuneJob, done: Finetuned) -> int:
             "the model does not decline what it cannot know, and LUNAR redirects to where it "
             f"declines. {advice}",
         )
-    if knowledge.rouge1 >= FLOOR:
+    if knowledge.rouge1 >= RETAIN_FLOOR:
         return 0
     _warn(
         console,
         f"the model does not know the data: ROUGE-1 {knowledge.rouge1:.3f}, a search needs "
-        f"{FLOOR:g}. The last epoch's loss was {done.losses[-1]:.3f}. Try more --epochs than "
-        f"{settings.epochs}, a --learning-rate above {settings.rate:g}, or --train full.",
+        f"{RETAIN_FLOOR:g}. The last epoch's loss was {done.losses[-1]:.3f}. Try more --epochs "
+        f"than {settings.epochs}, a --learning-rate above {settings.rate:g}, or --train full.",
     )
     return EXIT_UNKNOWN
 

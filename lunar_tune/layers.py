@@ -14,10 +14,10 @@ from rich.table import Table
 
 from lunar_tune.cli.layer_lists import read_layers, show_layers
 from lunar_tune.cli.options import GivenOptions, merge_options, with_run_options
-from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
+from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.paths import check_writable
+from lunar_tune.paths import check_writable_file
 from lunar_tune.reporting.progress import build_progress
 from lunar_tune.trial.options import RunOptions
 
@@ -228,22 +228,16 @@ def _write(prior: LayerPrior, json_file: Path | None, plot: Path | None, console
         )
     for what, where in (("scores", json_file), ("picture", plot)):
         if where is not None:
-            console.print(
-                f"{what} written to {where}", highlight=False, markup=False, soft_wrap=True
-            )
+            say(console, f"{what} written to {where}")
 
 
 def _check_file(flag: str, file: Path | None) -> None:
     """Refuse a file that cannot be written."""
     from lunar_tune.reporting.pictures import PICTURE_SUFFIXES
 
-    if file is None:
-        return
-    if file.is_dir():
-        raise InputError(f"{flag} {file}: is a folder, not a file.")
-    if flag == "--plot" and file.suffix.lower() not in PICTURE_SUFFIXES:
+    check_writable_file(file, flag)
+    if file is not None and flag == "--plot" and file.suffix.lower() not in PICTURE_SUFFIXES:
         raise InputError(f"{flag} {file}: a name that ends in {' or '.join(PICTURE_SUFFIXES)}.")
-    check_writable(file.parent, f"{flag} {file}")
 
 
 def _unused(given: GivenOptions) -> list[str]:

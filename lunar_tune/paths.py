@@ -17,6 +17,7 @@ from lunar_tune.errors import InputError
 __all__ = [
     "cache_dir",
     "check_writable",
+    "check_writable_file",
     "data_dir",
     "datasets_dir",
     "safe_name",
@@ -108,6 +109,19 @@ def check_writable(folder: Path, option: str) -> None:
         raise InputError(f"{option}: {existing} is a file, not a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{option}: {existing} cannot be written.")
+
+
+def check_writable_file(file: Path | None, option: str) -> None:
+    """Check that a file that a command is to write can be, without making it.
+
+    Raises:
+        InputError: It is a folder, or its folder cannot be written; the message names the option.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise InputError(f"{option} {file}: is a folder, not a file.")
+    check_writable(file.parent, f"{option} {file}")
 
 
 def safe_name(text: str) -> str:

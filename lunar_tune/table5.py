@@ -30,15 +30,14 @@ from lunar_tune.cli.search_options import (
     StartingPointsOption,
     TrackingUriOption,
 )
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.errors import Problems
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.models.catalog import TINY
-from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.config import PAPER_METHODS, SearchConfig
 from lunar_tune.trial.options import EngineSettings, RunOptions
 
 _TABLE = "Table"
 _DEFAULT = SearchConfig()
-_PAPER = "lunar,ga,gd,ukl,dpo,npo"
 
 
 @run_options(
@@ -73,7 +72,7 @@ def table5(
             metavar="METHOD[:VARIANT][,…]",
             rich_help_panel=_TABLE,
         ),
-    ] = _PAPER,
+    ] = ",".join(PAPER_METHODS),
     num_trials: NumTrialsOption = _DEFAULT.num_trials,
     seeds: Annotated[
         int,
@@ -155,7 +154,8 @@ def table5(
             concurrency=concurrency,
             address=address,
         )
-        lists = [_listed(flag, text, problems) for flag, text in _lists(models, data, methods)]
+        named = (("--models", models), ("--data", data), ("--methods", methods))
+        lists = [_listed(flag, text, problems) for flag, text in named]
         code = _run(
             shared,
             lists,
@@ -167,10 +167,6 @@ def table5(
             only_table=only_table,
         )
     sys.exit(code)
-
-
-def _lists(models: str, data: str | None, methods: str) -> list[tuple[str, str | None]]:
-    return [("--models", models), ("--data", data), ("--methods", methods)]
 
 
 def _listed(flag: str, text: str | None, problems: Problems) -> list[str]:
@@ -201,11 +197,8 @@ def _run(
     with problems.collect():
         cells = cells_of(models, data, methods, seed=seed, seeds=seeds)
     table = None
-    try:
+    with problems.collect():
         table = TableRun(cells, shared, console)
-    except InputError as error:
-        for message in error.messages or (str(error),):
-            problems.add(message)
     problems.raise_if_any()
     if table is None:
         raise AssertionError("what is missing comes with a noted problem")

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
-from lunar_tune.errors import InputError, Problems
-from lunar_tune.paths import check_writable, tuned_dirs
+from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
+from lunar_tune.errors import Problems
+from lunar_tune.paths import check_writable_file, tuned_dirs
 
 if TYPE_CHECKING:
     from lunar_tune.search.tuned_store import KeptSetting
@@ -59,15 +59,15 @@ def tuned(
         if replace and keep is None:
             problems.add("--replace: says what --keep FOLDER may do; name the folder of a search.")
         with problems.collect():
-            _check_file(json_file)
+            check_writable_file(json_file, "--json")
         problems.raise_if_any()
         if keep is not None:
             setting, path = keep_finished(keep, replace=replace)
-            _say(console, f"{setting.about} kept in {path}")
+            say(console, f"{setting.about} kept in {path}")
         kept = kept_settings()
         if json_file is not None:
             _write(kept, json_file)
-            _say(console, f"{_count(kept)} written to {json_file}")
+            say(console, f"{_count(kept)} written to {json_file}")
         elif keep is None:
             _show(kept, console)
 
@@ -75,7 +75,7 @@ def tuned(
 def _show(kept: Sequence[KeptSetting], console: Console) -> None:
     folders = " and ".join(map(str, tuned_dirs()))
     if not kept:
-        _say(console, f"Nothing is kept in {folders}.")
+        say(console, f"Nothing is kept in {folders}.")
         return
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     columns = ("model", "data", "edges", "method", "setting", *_SCORES, "trials", "found")
@@ -92,7 +92,7 @@ def _show(kept: Sequence[KeptSetting], console: Console) -> None:
         cells = (one.model, setting.data, edges, method, values, *scores, str(found.trials))
         table.add_row(*map(escape, cells), f"{found.date}{partly}")
     console.print(table)
-    _say(console, f"{_count(kept)} in {folders}")
+    say(console, f"{_count(kept)} in {folders}")
 
 
 def _write(kept: Sequence[KeptSetting], path: Path) -> None:
@@ -106,25 +106,12 @@ def _write(kept: Sequence[KeptSetting], path: Path) -> None:
     write_atomically(path, text.encode())
 
 
-def _check_file(path: Path | None) -> None:
-    """Refuse a file that cannot be written."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise InputError(f"--json {path}: is a folder, not a file.")
-    check_writable(path.parent, f"--json {path}")
-
-
 def _count(kept: Sequence[Any]) -> str:
     return "1 setting" if len(kept) == 1 else f"{len(kept)} settings"
 
 
 def _brief(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from lunar_tune.cli.options import GivenOptions, merge_options, with_run_options
-from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
+from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.evaluation.metrics import METRICS
-from lunar_tune.paths import check_writable
+from lunar_tune.methods.flags import flag_of
+from lunar_tune.paths import check_writable_file
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.reporting.rows import score_cells
 from lunar_tune.trial.options import RunOptions
@@ -113,11 +114,8 @@ def unlearn(
         with problems.collect():
             _check_names(options, given_names, problems)
         for flag, file in (("--json", json_file), ("--answers", answers)):
-            if file is not None and file.is_dir():
-                problems.add(f"{flag} {file}: is a folder, not a file.")
-            elif file is not None:
-                with problems.collect():
-                    check_writable(file.parent, f"{flag} {file}")
+            with problems.collect():
+                check_writable_file(file, flag)
         if problems.messages:
             from lunar_tune.trial.assemble import assemble
 
@@ -181,9 +179,7 @@ def _run(
         write_answers(answers, run.result.evaluation.rows, losses)
     for what, where in (("scores", json_file), ("answers", answers), ("model", save_to)):
         if where is not None:
-            console.print(
-                f"{what} written to {where}", highlight=False, markup=False, soft_wrap=True
-            )
+            say(console, f"{what} written to {where}")
 
 
 _SETS = ("forget", "retain", "factual")
@@ -230,11 +226,10 @@ def _check_names(options: RunOptions, given: Collection[str], problems: Problems
     method = method_of(options)
     for name in method.parameters:
         if name not in given:
-            problems.add(f"--{name.replace('_', '-')} is needed.")
+            problems.add(f"{flag_of(name)} is needed.")
     for name in sorted(set(given) - {*method.parameters, *method.optional_parameters}):
         problems.add(
-            f"--{name.replace('_', '-')} has no meaning with --method {method.name} "
-            f"({method.variant})."
+            f"{flag_of(name)} has no meaning with --method {method.name} ({method.variant})."
         )
 
 

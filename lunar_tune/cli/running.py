@@ -18,7 +18,7 @@ from rich.console import Console
 
 from lunar_tune.errors import InputError, LunarTuneError
 
-__all__ = ["DebugOption", "QuietOption", "command_app", "reporting_errors"]
+__all__ = ["DebugOption", "QuietOption", "command_app", "reporting_errors", "say"]
 
 EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 
@@ -36,6 +36,11 @@ def command_app(command: Callable[..., Any]) -> typer.Typer:
     )
     app.command()(command)
     return app
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it stands, however long it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

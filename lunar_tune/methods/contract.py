@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
+from lunar_tune.methods.flags import flag_of
 from lunar_tune.registry import Registry
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class Method(ABC):
 
 def _flags(names: Collection[str]) -> str:
     """Return parameters as a user writes them."""
-    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+    return ", ".join(map(flag_of, sorted(names)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.memory import is_out_of_memory
 from lunar_tune.methods.contract import Fit, Method
+from lunar_tune.methods.flags import flag_of
 from lunar_tune.methods.gradient_settings import SEARCHABLE, GradientSettings
 from lunar_tune.training.adapting import Trained, full_weights, lora_adapter, recomputing, seeded
 from lunar_tune.training.loop import LoopSettings, train_epochs
@@ -82,7 +83,7 @@ def numbers_of(parameters: Mapping[str, Any]) -> dict[str, float]:
         positive = name != "learning_rate" or numbers[name] > 0
         if not math.isfinite(numbers[name]) or not positive:
             kind = "a positive number" if name == "learning_rate" else "a finite number"
-            raise InputError(f"--{name.replace('_', '-')} {value}: {kind}.")
+            raise InputError(f"{flag_of(name)} {value}: {kind}.")
     return numbers
 
 
@@ -98,7 +99,7 @@ def with_settings(settings: GradientSettings, numbers: Mapping[str, float]) -> G
     }
     for name in WHOLE:
         if name in values and not isinstance(values[name], int):
-            raise InputError(f"--{name.replace('_', '-')} {values[name]}: a whole number.")
+            raise InputError(f"{flag_of(name)} {values[name]}: a whole number.")
     return dataclasses.replace(settings, **values)
 
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, fields
 
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.methods.flags import flag_of
 
 __all__ = ["SEARCHABLE", "TRAINED", "GradientSettings"]
 
@@ -54,14 +55,14 @@ class GradientSettings:
         for name in ("epochs", "batch_size", "rank"):
             value = getattr(self, name)
             if value < 1:
-                problems.add(f"{_flag(name)} {value}: at least 1.")
+                problems.add(f"{flag_of(name)} {value}: at least 1.")
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                problems.add(f"{_flag(name)} {value}: a positive number.")
+                problems.add(f"{flag_of(name)} {value}: a positive number.")
         for name in ("weight_decay", "gamma", "retain_weight", "steering_alpha"):
             if not 0 <= getattr(self, name) < math.inf:
-                problems.add(f"{_flag(name)} {getattr(self, name)}: 0 or more.")
+                problems.add(f"{flag_of(name)} {getattr(self, name)}: 0 or more.")
         if not 0 <= self.dropout < 1:
             problems.add(f"--dropout {self.dropout}: at least 0, below 1.")
         problems.raise_if_any(InputError)
@@ -73,7 +74,3 @@ SEARCHABLE = tuple(
     if field.name not in {"trained", "checkpointing"}
 )
 """Settings that a search space may search beside the learning rate."""
-
-
-def _flag(name: str) -> str:
-    return "--train-batch-size" if name == "batch_size" else f"--{name.replace('_', '-')}"

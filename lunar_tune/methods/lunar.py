@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import METHODS, Fit, Method, MethodInfo, Preparation, Subject
+from lunar_tune.methods.flags import flag_of
 from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.models.layout import check_layers
 from lunar_tune.redirection.directions import unlearning_vectors
@@ -190,12 +191,12 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
-        raise InputError(f"--{name.replace('_', '-')} {value}: finite numbers.")
+        raise InputError(f"{flag_of(name)} {value}: finite numbers.")
     return numbers
 
 
 def _positive(name: str, value: Any) -> float:
     numbers = _numbers(name, value)
     if len(numbers) != 1 or numbers[0] <= 0:
-        raise InputError(f"--{name.replace('_', '-')} {value}: a positive number.")
+        raise InputError(f"{flag_of(name)} {value}: a positive number.")
     return numbers[0]

@@ -19,11 +19,21 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.trial.options import RunOptions
 
-__all__ = ["SAMPLERS", "SCHEDULERS", "SearchConfig", "config_document", "plain"]
+__all__ = [
+    "PAPER_METHODS",
+    "RETAIN_FLOOR",
+    "SAMPLERS",
+    "SCHEDULERS",
+    "SearchConfig",
+    "config_document",
+    "plain",
+]
 
 SAMPLERS = ("gp", "tpe", "random")
 SCHEDULERS = ("none", "asha", "median")
 FINETUNE = ("auto", "never")
+PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
+"""The methods of the paper's Table 5."""
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
 

@@ -8,10 +8,7 @@ Does not cover: the training (`finetuning`), judging the unmodified model (`sess
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -22,7 +19,6 @@ from lunar_tune.finetuning.kept import ensure_finetuned, kept_folder
 from lunar_tune.memory import give_back
 from lunar_tune.models.catalog import CATALOG, TINY
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.reporting.progress import build_progress
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.tracked_finetuning import TrackedFinetuning
@@ -105,7 +101,7 @@ class Prerequisite:
         model = dataclasses.replace(plan.spec.model, weights=str(kept_folder(self.job)))
         return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, model=model))
 
-    def fulfil(self, console: Console, config: SearchConfig, tracker: SearchTracker) -> Path:
+    def fulfil(self, console: Console, config: SearchConfig, tracker: SearchTracker) -> None:
         """Fine-tune, and show and record it.
 
         Args:
@@ -116,11 +112,9 @@ class Prerequisite:
         Raises:
             DivergenceError: The training diverged.
         """
-        folder, epochs = kept_folder(self.job), self.job.settings.epochs
+        folder = kept_folder(self.job)
         tracking = TrackedFinetuning(self.job, config.output / folder.name, tracker.uri)
-        with ExitStack() as stack:
-            bar = stack.enter_context(build_progress(console))
-            on_start, on_epoch = self._shown(stack, tracking, bar.add_task, bar.update, epochs)
+        with tracking.followed(console, kept_in=folder) as (on_start, on_epoch):
             ensure_finetuned(self.job, on_start=on_start, on_epoch=on_epoch)
             give_back()  # the workers are about to use the same GPU
             lineage = read_lineage(folder)
@@ -134,25 +128,3 @@ class Prerequisite:
             highlight=False,
             soft_wrap=True,
         )
-        return folder
-
-    @staticmethod
-    def _shown(
-        stack: ExitStack,
-        tracking: TrackedFinetuning,
-        add_task: Callable[..., object],
-        update: Callable[..., object],
-        epochs: int,
-    ) -> tuple[Callable[[int], None], Callable[[int, float], None]]:
-        """Return callbacks that show and record the training."""
-        tasks: list[object] = []
-
-        def on_start(done: int) -> None:
-            stack.enter_context(tracking.opened())
-            tasks.append(add_task("fine-tuning", total=epochs, completed=done, note=""))
-
-        def on_epoch(done: int, loss: float) -> None:
-            update(tasks[0], completed=done, note=f"loss {loss:.4f}")
-            tracking.epoch(done, loss)
-
-        return on_start, on_epoch

@@ -203,7 +203,7 @@ class SearchSession:
         )
         write_best(self.folder, document)
         with self.tracker.tolerating():
-            self.tracker.log_parent({f"best_{k}": v for k, v in confirmation.scores.items()})
+            self.tracker.log_metrics({f"best_{k}": v for k, v in confirmation.scores.items()})
             self.tracker.log_files([self.folder.best])
 
     def _show(self, text: str | None) -> None:
@@ -254,7 +254,7 @@ class SearchSession:
                 texts={"config.yaml": document},
                 data=inputs,
             )
-            self.tracker.log_parent({f"vanilla_{name}": v for name, v in self.vanilla.items()})
+            self.tracker.log_metrics({f"vanilla_{name}": v for name, v in self.vanilla.items()})
 
     def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
         """Write the mirrors, close MLflow's run and show the result."""

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.evaluation.settings import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.methods.flags import flag_of
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.reporting.report import Report, verdict
 from lunar_tune.reporting.rows import FAILED, TrialRow, score_cells
@@ -192,7 +193,7 @@ def next_commands(
         commands["compare the trials in MLflow (then open http://127.0.0.1:5000):"] = ui
     if best is not None:
         settings = [
-            part for name, value in best.parameters.items() for part in (_flag(name), repr(value))
+            part for name, value in best.parameters.items() for part in (flag_of(name), repr(value))
         ]
         commands["run the best setting again and save the unlearned model:"] = [
             python,
@@ -206,11 +207,6 @@ def next_commands(
     again = [python, "-m", "lunar_tune.search", *_without(arguments, "--seed")]
     commands["search again with another seed:"] = [*again, "--seed", str(config.run.seed + 1)]
     return commands
-
-
-def _flag(name: str) -> str:
-    """Return the option of a searched parameter; a batch size without more is that of answers."""
-    return "--train-batch-size" if name == "batch_size" else f"--{name.replace('_', '-')}"
 
 
 def _in_full(arguments: Sequence[str]) -> list[str]:

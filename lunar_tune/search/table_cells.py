@@ -22,10 +22,8 @@ from lunar_tune.paths import safe_name
 from lunar_tune.search.config import LONGEST_NAME, SearchConfig, plain
 from lunar_tune.search.plan import SearchPlan
 
-__all__ = ["PAPER_METHODS", "Cell", "cells_of", "signature_of"]
+__all__ = ["Cell", "cells_of", "signature_of"]
 
-PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
-"""The methods of the paper's Table 5."""
 OWN_DATA = ""
 
 

@@ -135,13 +135,14 @@ class TableRun:
         if missing:
             with ray_session(self._shared):
                 code = self._run_cells()
-        files = self.write()
+        results = self.results()
+        files = write_methods_table(results, self._shared.output)
         if code != EXIT_INTERRUPTED:
-            self._track(files)
-        self._show(files)
-        states = {result.state for result in self.results()}
+            self._track(results, files)
+        self._show(results, files)
         if code == EXIT_INTERRUPTED:
             return code
+        states = {result.state for result in results}
         return EXIT_FOUND if states <= {FEASIBLE, INFEASIBLE} else EXIT_INFEASIBLE
 
     def _run_cells(self) -> int:
@@ -180,7 +181,7 @@ class TableRun:
             study.note("refused", str(error))
             return EXIT_INFEASIBLE
 
-    def _track(self, files: Sequence[Path]) -> None:
+    def _track(self, results: Sequence[CellResult], files: Sequence[Path]) -> None:
         """Keep the table in MLflow: the files, and every cell's scores as metrics."""
         uri = self._shared.tracking_uri or default_tracking_uri(self._shared.output)
         name = f"table {self._shared.output.name}"
@@ -190,20 +191,20 @@ class TableRun:
             self._console.print(f"[yellow]not in MLflow:[/yellow] {escape(str(error))}")
             return
         with run.tolerating():
-            for planned, result in zip(self._planned, self.results(), strict=True):
+            for planned, result in zip(self._planned, results, strict=True):
                 scores = result.scores or {}
                 run.log_metrics({f"{planned.cell.name}.{k}": v for k, v in scores.items()})
             run.log_files(files)
             run.close(status="FINISHED")
 
-    def _show(self, files: Sequence[Path]) -> None:
+    def _show(self, results: Sequence[CellResult], files: Sequence[Path]) -> None:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("model", "data", "method", "", "forget", "retain", "factual", "deviation"):
             numeric = column in {"forget", "retain", "factual", "deviation"}
             table.add_column(column, justify="right" if numeric else "left")
-        for result in self.results():
+        for result in results:
             seed = f" seed {result.seed}" if self._seeds() else ""
             table.add_row(
                 escape(result.model),

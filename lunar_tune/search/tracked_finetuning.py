@@ -6,18 +6,26 @@ Does not cover: the store and the run itself (`tracked_run`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from lunar_tune.finetuning.job import FinetuneJob
+from lunar_tune.reporting.progress import build_progress
 from lunar_tune.search.tracked_run import TrackedRun, default_tracking_uri
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
 
 __all__ = ["TrackedFinetuning"]
+
+OnStart = Callable[[int], None]
+"""Called before the training with the epochs that an earlier attempt has done."""
+OnEpoch = Callable[[int, float], None]
+"""Called after each epoch with the epochs done and the mean loss."""
 
 
 class TrackedFinetuning:
@@ -52,6 +60,30 @@ class TrackedFinetuning:
         finally:
             with self._run.tolerating():
                 self._run.close(status=status)
+
+    @contextmanager
+    def followed(self, console: Console, *, kept_in: Path) -> Iterator[tuple[OnStart, OnEpoch]]:
+        """Give what a training calls as it goes on: it is shown, and recorded once it begins.
+
+        Args:
+            console: Where to show progress.
+            kept_in: Folder in which an unfinished training is kept, to show.
+        """
+        with ExitStack() as stack:
+            bar = stack.enter_context(build_progress(console))
+            epochs = self._job.settings.epochs
+
+            def on_start(done: int) -> None:
+                if done:
+                    console.print(f"going on after epoch {done}, which was kept in {kept_in}")
+                stack.enter_context(self.opened())
+                bar.add_task("fine-tuning", total=epochs, completed=done, note="")
+
+            def on_epoch(done: int, loss: float) -> None:
+                bar.update(bar.task_ids[0], completed=done, note=f"loss {loss:.4f}")
+                self.epoch(done, loss)
+
+            yield on_start, on_epoch
 
     def _describe(self) -> None:
         job, document = self._job, self._job.document()

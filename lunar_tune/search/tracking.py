@@ -34,10 +34,6 @@ class SearchTracker(TrackedRun):
             with self.tolerating():
                 self._end_earlier(name)
 
-    def log_parent(self, metrics: Mapping[str, float]) -> None:
-        """Record numbers of the search itself: the unmodified model, the confirmed best."""
-        self.log_metrics(metrics)
-
     def start(self, row: TrialRow, *, name: str, tags: Mapping[str, str]) -> None:
         """Open a trial's run."""
         tags = {**tags, PARENT: self.run_id, "trial": str(row.number)}

@@ -192,7 +192,7 @@ def test_the_parent_says_what_the_search_is(tracker: SearchTracker, client: Mlfl
         texts={"config.yaml": "a: 1\n"},
         data={"forget": (records, "f" * 64), "retain": (records * 2, "e" * 64)},
     )
-    tracker.log_parent({"vanilla_forget_rouge1": 1.0})
+    tracker.log_metrics({"vanilla_forget_rouge1": 1.0})
 
     run = client.get_run(tracker.run_id)
     assert run.data.params == {"model": "tiny", "seed": "3"}
