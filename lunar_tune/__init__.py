@@ -15,13 +15,24 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["LunarSettings", "RunOptions", "SingleRun", "Worker", "__version__", "unlearn_once"]
+__all__ = [
+    "LunarSettings",
+    "RunOptions",
+    "SearchResults",
+    "SingleRun",
+    "Worker",
+    "__version__",
+    "load_search",
+    "unlearn_once",
+]
 
 _HOMES = {
     "LunarSettings": "lunar_tune.methods.lunar_settings",
     "RunOptions": "lunar_tune.trial.options",
+    "SearchResults": "lunar_tune.search.results",
     "SingleRun": "lunar_tune.trial.single",
     "Worker": "lunar_tune.trial.worker",
+    "load_search": "lunar_tune.search.results",
     "unlearn_once": "lunar_tune.trial.single",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 __all__ = [
@@ -58,6 +59,10 @@ class TrialRow:
     """Looks at the fit while it went on: `epochs`, `forget_rouge1`, `retain_rouge1` of samples."""
     answers_digest: str | None = None
     """SHA-256 of the trial's answers file."""
+    started: datetime | None = None
+    """When it was asked for, in local time."""
+    ended: datetime | None = None
+    """When its result was told; None while it runs."""
 
     @property
     def label(self) -> str:
@@ -83,6 +88,8 @@ class TrialRow:
             "seconds": self.seconds.get("trial"),
             **{f"seconds.{name}": value for name, value in self.seconds.items() if name != "trial"},
             **{name: value for name, value in rest.items() if name != "retain_rows"},
+            "started": self.started,
+            "ended": self.ended,
             "failure": self.failure,
             "answers_digest": self.answers_digest,
         }

@@ -36,6 +36,8 @@ _COLUMNS = {
     "retain_exact": pa.bool_(),
     "max_new_tokens": pa.int64(),
     "seconds": pa.float64(),
+    "started": pa.timestamp("us"),
+    "ended": pa.timestamp("us"),
     "failure": pa.string(),
     "answers_digest": pa.string(),
 }

@@ -1,13 +1,13 @@
 """The files of a search, in one place: `<output>/<name>/`.
 
-Covers: names of files, what `best.yaml` says, writing the tables, pictures and report.
-Does not cover: the journal (`study`) and the answers (`trainable`), which are written as trials go.
+Covers: making the folder, what `best.yaml` says, writing the tables, pictures and report.
+Does not cover: names of files (`folder`), the journal (`study`) and the answers (`trainable`),
+which are written as trials go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,60 +23,30 @@ from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import TrialRow
 from lunar_tune.reporting.tables import write_trials
 from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
     from lunar_tune.search.course import Confirmation  # loads Optuna
 
 __all__ = [
-    "Folder",
     "best_document",
     "check_output",
     "make_folder",
     "write_best",
+    "write_mirrors",
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """The folder of one search."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The search's name."""
-        return self.path.name
-
-    @property
-    def journal(self) -> Path:
-        """Optuna's journal: the truth about scores."""
-        return self.path / "study.journal"
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def best(self) -> Path:
-        """The best feasible setting, confirmed."""
-        return self.path / "best.yaml"
-
-    @property
-    def trials(self) -> Path:
-        """A row a trial."""
-        return self.path / "trials.parquet"
-
-    def write_mirrors(self, report: Report) -> list[Path]:
-        """Write table, pictures and report from the rows; return the pictures and the report."""
-        write_trials(self.trials, report.rows)
-        pictures = [self.path / "trade_off.png", self.path / "history.png"]
-        draw_trade_off(report, pictures[0])
-        draw_history(report, pictures[1])
-        text = self.path / "report.md"
-        write_report(report, text)
-        return [*pictures, text]
+def write_mirrors(folder: Folder, report: Report) -> list[Path]:
+    """Write table, pictures and report from the rows; return the pictures and the report."""
+    write_trials(folder.trials, report.rows)
+    pictures = [folder.path / "trade_off.png", folder.path / "history.png"]
+    draw_trade_off(report, pictures[0])
+    draw_history(report, pictures[1])
+    text = folder.path / "report.md"
+    write_report(report, text)
+    return [*pictures, text]
 
 
 def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:

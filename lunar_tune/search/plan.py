@@ -258,6 +258,8 @@ def resolved_values(plan: SearchPlan, vanilla: Mapping[str, float]) -> dict[str,
     return {
         "space": plan.space.to_dict(),
         "model_source": plan.spec.model.checkpoint,
+        "weights": plan.spec.model.weights,
+        "working_folder": str(Path.cwd()),
         "rows": {name: len(records) for name, records in splits.items()},
         "digests": {name: records_digest(records) for name, records in splits.items()},
         "vanilla": dict(vanilla),

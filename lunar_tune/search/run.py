@@ -17,7 +17,8 @@ from rich.console import Console
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.search.cluster import Resources, ray_session, share_out
 from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.outputs import Folder, make_folder
+from lunar_tune.search.folder import Folder
+from lunar_tune.search.outputs import make_folder
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
 from lunar_tune.search.session import EXIT_FOUND, SearchSession, UnknowingModelError

@@ -17,15 +17,17 @@ from rich.markup import escape
 from rich.status import Status
 
 from lunar_tune.errors import InputError
+from lunar_tune.files import write_atomically
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import RUNNING, TrialRow
 from lunar_tune.search.cluster import Resources
 from lunar_tune.search.config import config_document
 from lunar_tune.search.course import Confirmation, Course
-from lunar_tune.search.outputs import Folder, best_document, write_best
+from lunar_tune.search.folder import Folder
+from lunar_tune.search.outputs import best_document, write_best, write_mirrors
 from lunar_tune.search.plan import SearchPlan, resolved_values
 from lunar_tune.search.progress import SearchProgress
+from lunar_tune.search.results import load_search
 from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
 from lunar_tune.search.tracking import SearchTracker, without_password
@@ -157,7 +159,9 @@ class SearchSession:
             "tags": self.plan.spec.tags,
             "signature": self._signature,
             "layer_prior": layer_prior,
-            "refused": None,  # by an earlier attempt, perhaps
+            "facts": self._facts,
+            "confirmed": None,  # by an earlier attempt, perhaps, with fewer trials
+            "refused": None,
         }
         for key, value in notes.items():
             self.study.note(key, value)
@@ -214,6 +218,11 @@ class SearchSession:
         if text is not None:
             self._status = self._display.enter_context(self._console.status(text))
 
+    @property
+    def _facts(self) -> dict[str, str]:
+        """What is done, as label and value."""
+        return {key.strip(): value for key, value in self.plan.facts.items()}
+
     def _narrow(self, layer_prior: str | None) -> str | None:
         """Take layers that were scored; a study that has begun keeps those that it began with."""
         stored = StoredStudy.read(self.folder.journal) if layer_prior is not None else None
@@ -244,12 +253,11 @@ class SearchSession:
             },
             resolved=resolved,
         )
-        self.folder.config.write_text(document, encoding="utf-8")
-        shown = {key.strip(): value for key, value in self.plan.facts.items()}
+        write_atomically(self.folder.config, document.encode())
         inputs = {name: (records, resolved["digests"][name]) for name, records in splits.items()}
         with self.tracker.tolerating():
             self.tracker.describe(
-                parameters={**shown, "seed": config.run.seed},
+                parameters={**self._facts, "seed": config.run.seed},
                 tags=self.plan.spec.tags | (lineage.tags() if lineage is not None else {}),
                 texts={"config.yaml": document},
                 data=inputs,
@@ -258,38 +266,26 @@ class SearchSession:
 
     def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
         """Write the mirrors, close MLflow's run and show the result."""
-        best, confirmed = self._best if self._best is not None else (None, None)
-        report = Report(
-            title=f"{self.plan.spec.model.name}, {self.plan.spec.data.name}: "
-            f"forget {', '.join(self.plan.spec.data.forget_edges)}",
-            facts={key.strip(): value for key, value in self.plan.facts.items()},
-            goal=self.plan.config.goal,
-            vanilla=self.vanilla,
-            rows=self.study.rows(),
-            best=best,
-            confirmed=confirmed,
-            ending=ending,
-        )
-        files = self.folder.write_mirrors(report)
+        self.study.note("ending", ending)
+        report = load_search(self.folder.path).report
+        files = write_mirrors(self.folder, report)
         self._close_mirror(files, status="KILLED" if killed else "FINISHED")
         if ending is None:  # the last word: nothing of a search that has it is done again
             self.study.note("num_trials", self.plan.config.num_trials)
         commands = (
             {}
             if self._brief
-            else next_commands(self.plan.config, self.folder.path, best, arguments)
+            else next_commands(self.plan.config, self.folder.path, report.best, arguments)
         )
         print_result(self._console, report, folder=self.folder.path, commands=commands)
 
     def _mirror(self, row: TrialRow) -> None:
-        from lunar_tune.search.trainable import answers_path
-
         if row.number not in self.tracker.running():
             self.on_start(row)
         if row.number not in self.tracker.running():
             return  # the store fails still
         with self.tracker.tolerating():
-            self.tracker.end(row, answers_path(self.folder.path, row.number))
+            self.tracker.end(row, self.folder.answers(row.number))
 
     def _close_mirror(self, files: Sequence[Path], *, status: str) -> None:
         """Mirror what could not be mirrored so far, and close the search's run."""

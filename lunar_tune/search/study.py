@@ -168,6 +168,8 @@ class StoredStudy:
     rows: tuple[TrialRow, ...]
     notes: Mapping[str, Any]
     """What was kept with `Study.note`."""
+    goal: Goal | None
+    """What the search is after; None where it had not begun."""
 
     @classmethod
     def read(cls, path: Path) -> StoredStudy | None:
@@ -181,7 +183,8 @@ class StoredStudy:
         study = optuna.load_study(study_name=names[0], storage=storage)
         notes = study.user_attrs
         goal = Goal.read(*notes["goal"]) if "goal" in notes else None
-        return cls(rows=tuple(_rows(study, goal)) if goal is not None else (), notes=notes)
+        rows = tuple(_rows(study, goal)) if goal is not None else ()
+        return cls(rows=rows, notes=notes, goal=goal)
 
 
 def _storage(path: Path) -> JournalStorage:
@@ -231,6 +234,8 @@ def _row(trial: FrozenTrial, goal: Goal) -> TrialRow:
         losses=tuple(attrs.get("losses", ())),
         checks=tuple(attrs.get("checks", ())),
         answers_digest=attrs.get("answers_digest"),
+        started=trial.datetime_start,
+        ended=trial.datetime_complete,
     )
 
 

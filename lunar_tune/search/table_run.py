@@ -26,7 +26,7 @@ from lunar_tune.reporting.methods_table import (
 from lunar_tune.reporting.rows import score_cells
 from lunar_tune.search.cluster import ray_session
 from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.outputs import Folder
+from lunar_tune.search.folder import Folder
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.prerequisite import finetuning_fact
 from lunar_tune.search.run import run_search

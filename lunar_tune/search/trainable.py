@@ -21,21 +21,17 @@ from lunar_tune.errors import InputError, LunarTuneError, TrialError
 from lunar_tune.reporting.tables import write_answers
 from lunar_tune.runtime import limit_threads
 from lunar_tune.search.course import CONFIRMATION, TRIAL, VANILLA
+from lunar_tune.search.folder import Folder
 from lunar_tune.trial.checks import Check
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
 
-__all__ = ["PENALISED", "UnlearningTrainable", "answers_path", "report"]
+__all__ = ["PENALISED", "UnlearningTrainable", "report"]
 
 PENALISED = "penalised_forget_rouge1"
 """What schedulers compare: forget ROUGE-1, and what retain ROUGE-1 lacks of the floor, weighted so
 that a fit which loses half of the floor is worse than one that forgets nothing."""
 PENALTY = 3.0
-
-
-def answers_path(folder: Path, number: int) -> Path:
-    """Return the file of a trial's answers."""
-    return folder / "trials" / f"{number:05d}.parquet"
 
 
 def report(result: TrialResult, spec: TrialSpec, digest: str) -> str:
@@ -63,7 +59,7 @@ class UnlearningTrainable(tune.Trainable):
         """Note what will be loaded; it is loaded in the first step, where an error can be told."""
         _own_threads()
         self._task = config
-        self._spec, self._folder = spec, folder
+        self._spec, self._folder = spec, Folder(folder)
         self._worker: Worker | None = None
         self._trial: Generator[Check, None, TrialResult] | None = None
 
@@ -96,6 +92,7 @@ class UnlearningTrainable(tune.Trainable):
         worker = self._ready()
         if kind == VANILLA:
             vanilla = worker.vanilla()
+            write_answers(self._folder.vanilla_answers, vanilla.evaluation.rows, ())
             scores = dict(vanilla.evaluation.scores)
             told = {"scores": scores, "note": worker.plain_decoding}
             if "coefficient" in self._task["parameters"]:
@@ -105,6 +102,8 @@ class UnlearningTrainable(tune.Trainable):
             worker.vanilla()  # a worker that began later: its trials check these answers
         bounded = self._spec.data.held_out is None  # there the answer is reported, not judged
         full = worker.run(self._task["parameters"], full=True, bounded=bounded)
+        path = self._folder.full_answers(self._task["number"])
+        write_answers(path, full.evaluation.rows, full.fit.losses if full.fit is not None else ())
         scores = dict(full.evaluation.scores)
         return json.dumps({"scores": scores, "max_new_tokens": full.max_new_tokens})
 
@@ -145,7 +144,7 @@ class UnlearningTrainable(tune.Trainable):
     def _kept(self, result: TrialResult) -> str:
         """Write a trial's answers; return what the study keeps."""
         losses = result.fit.losses if result.fit is not None else ()
-        path = answers_path(self._folder, self._task["number"])
+        path = self._folder.answers(self._task["number"])
         digest = write_answers(path, result.evaluation.rows, losses)
         return report(result, self._ready().spec, digest)
 

@@ -27,7 +27,8 @@ from lunar_tune.reporting.rows import COMPLETE, TrialRow
 from lunar_tune.reporting.tables import write_trials
 from lunar_tune.search.config import SearchConfig, config_document
 from lunar_tune.search.course import Confirmation
-from lunar_tune.search.outputs import Folder, best_document, write_best
+from lunar_tune.search.folder import Folder
+from lunar_tune.search.outputs import best_document, write_best
 from lunar_tune.search.plan import plan_search, resolved_values
 from lunar_tune.trial.options import RunOptions
 from lunar_tune.tuned import tuned

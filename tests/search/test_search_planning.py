@@ -23,10 +23,10 @@ from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.reporting.rows import COMPLETE, TrialRow
 from lunar_tune.search import cluster
 from lunar_tune.search.config import SearchConfig, config_document
+from lunar_tune.search.folder import Folder
 from lunar_tune.search.outputs import check_output, make_folder
 from lunar_tune.search.plan import plan_search
 from lunar_tune.search.summary import next_commands, vanilla_problem
-from lunar_tune.search.trainable import answers_path
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.options import RunOptions
 
@@ -313,7 +313,7 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.Mo
 
 
 def test_answers_of_trials_sort_by_name(tmp_path: Path) -> None:
-    names = [answers_path(tmp_path, number).name for number in (2, 10, 99999)]
+    names = [Folder(tmp_path).answers(number).name for number in (2, 10, 99999)]
     assert names == sorted(names)
 
 

@@ -1,0 +1,100 @@
+"""A search's folder: which file is where, and finding the folder by what a user calls the search.
+
+    runs/NAME/  config.yaml  study.journal  trials/00007.parquet  trials.parquet  best.yaml  …
+
+Covers: names of files; a folder or a name under the folder of all searches.
+Does not cover: what is in the files (`study`, `outputs`, `stored_config`, `results`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lunar_tune.errors import InputError
+
+__all__ = ["RUNS", "Folder", "find_search", "searches_in"]
+
+RUNS = Path("runs")
+"""Where searches are kept unless another folder is named."""
+_LISTED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The folder of one search."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The search's name."""
+        return self.path.name
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal: the truth about scores."""
+        return self.path / "study.journal"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def best(self) -> Path:
+        """The best feasible setting, confirmed."""
+        return self.path / "best.yaml"
+
+    @property
+    def trials(self) -> Path:
+        """A row a trial."""
+        return self.path / "trials.parquet"
+
+    def answers(self, number: int) -> Path:
+        """A trial's answers, as it was searched."""
+        return self.path / "trials" / f"{number:05d}.parquet"
+
+    def full_answers(self, number: int) -> Path:
+        """A trial's answers in the full evaluation that confirms the best."""
+        return self.path / "trials" / f"{number:05d}-full.parquet"
+
+    @property
+    def vanilla_answers(self) -> Path:
+        """The unmodified model's answers."""
+        return self.path / "trials" / "vanilla.parquet"
+
+
+def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
+    """Return the folder of a search that was begun.
+
+    Args:
+        search: Its folder, or its name.
+        runs: Where names are looked up.
+
+    Raises:
+        InputError: There is no such search; those that there are, are named.
+    """
+    given = Path(search).expanduser()
+    for path in (given, runs / given):
+        if (path / "study.journal").is_file():
+            return Folder(path.resolve())
+    if given.is_dir():
+        raise InputError(f"{search}: is not the folder of a search (it has no study.journal).")
+    raise InputError(f"{search}: there is no such search. {_listed(runs)}")
+
+
+def searches_in(runs: Path) -> list[Folder]:
+    """Return the searches of a folder, those that were written to last first."""
+    journals = sorted(
+        runs.glob("*/study.journal"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    return [Folder(path.parent.resolve()) for path in journals]
+
+
+def _listed(runs: Path) -> str:
+    names = [folder.name for folder in searches_in(runs)]
+    if not names:
+        return f"{runs} has none; name a search's folder, or start one with lunar_tune.search."
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{runs} has {', '.join(names[:_LISTED])}{more}."

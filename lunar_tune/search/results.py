@@ -1,0 +1,159 @@
+"""What a search has found so far, read from its folder: for commands, reports and notebooks.
+
+Covers: rows, scores and answers from the study and the trials' own files; the report that tables,
+pictures and pages are made of. Nothing of it needs the search's mirrors.
+Does not cover: running anything, drawing (`reporting`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lunar_tune.errors import InputError
+from lunar_tune.evaluation.goal import Goal
+from lunar_tune.reporting.report import Report
+from lunar_tune.reporting.rows import COMPLETE, TrialRow
+from lunar_tune.reporting.tables import read_answers
+from lunar_tune.search.folder import RUNS, Folder, find_search
+from lunar_tune.search.stored_config import StoredConfig
+from lunar_tune.search.study import StoredStudy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lunar_tune.evaluation.evaluate import AnswerRow
+
+__all__ = ["SearchResults", "load_search"]
+
+
+def load_search(search: str | Path, *, runs: str | Path = RUNS) -> SearchResults:
+    """Read a search, finished or still running.
+
+    Args:
+        search: Its folder, or its name.
+        runs: Where names are looked up.
+
+    Raises:
+        InputError: There is no such search, or it has not judged the unmodified model yet.
+
+    Example:
+        >>> results = load_search("runs/NAME")  # doctest: +SKIP
+        >>> results.trials.sort_values("forget_rouge1")
+    """
+    folder = find_search(search, Path(runs))
+    stored = StoredStudy.read(folder.journal)
+    if stored is None or stored.goal is None:
+        raise InputError(f"{folder.path}: the search has not begun its first trial.")
+    return SearchResults(folder=folder, study=stored, goal=stored.goal)
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """A search as it stands on disk."""
+
+    folder: Folder
+    study: StoredStudy
+    goal: Goal
+    """What it is after."""
+
+    @property
+    def rows(self) -> tuple[TrialRow, ...]:
+        """All trials that were started, by number."""
+        return self.study.rows
+
+    @property
+    def vanilla(self) -> Mapping[str, float]:
+        """The unmodified model's scores."""
+        scores: Mapping[str, float] = self.study.notes["vanilla"]
+        return scores
+
+    @property
+    def confirmed(self) -> Mapping[str, float] | None:
+        """The best trial's scores in the full evaluation; None where there is none."""
+        note = self.study.notes.get("confirmed")
+        return note["scores"] if note is not None else None
+
+    @property
+    def best(self) -> TrialRow | None:
+        """The confirmed best trial; None where there is none."""
+        note = self.study.notes.get("confirmed")
+        return self.rows[note["number"]] if note is not None else None
+
+    @cached_property
+    def config(self) -> StoredConfig:
+        """What it was told.
+
+        Raises:
+            InputError: `config.yaml` is not there or cannot be read.
+        """
+        return StoredConfig.read(self.folder)
+
+    @cached_property
+    def report(self) -> Report:
+        """What tables, pictures and pages are made of."""
+        notes = self.study.notes
+        tags = notes["tags"]
+        edges = tags["forget_edge"].replace(",", ", ")
+        return Report(
+            title=f"{tags['model']}, {tags['data']}: forget {edges}",
+            facts=notes.get("facts", tags),
+            goal=self.goal,
+            vanilla=self.vanilla,
+            rows=self.rows,
+            best=self.best,
+            confirmed=self.confirmed,
+            ending=notes.get("ending"),
+        )
+
+    def trial(self, number: int | None = None) -> TrialRow:
+        """Return a completed trial: the best, or one by its number.
+
+        Raises:
+            InputError: There is none, or it was not completed.
+        """
+        if number is None:
+            if self.best is None:
+                raise InputError(
+                    f"{self.folder.name}: has no confirmed best setting; name a trial by its "
+                    f"number ({self._numbers()})."
+                )
+            return self.best
+        row = self.rows[number] if 0 <= number < len(self.rows) else None
+        if row is None or row.state != COMPLETE:
+            state = "there is no such trial" if row is None else f"the trial is {row.state}"
+            raise InputError(
+                f"{self.folder.name}, trial {number}: {state}; completed are {self._numbers()}."
+            )
+        return row
+
+    def answers(self, number: int | None = None, *, full: bool = False) -> list[AnswerRow]:
+        """Return a trial's answers, or the unmodified model's, in the order in which they are kept.
+
+        Args:
+            number: Of the trial; None for the unmodified model.
+            full: Those of the full evaluation, which the best trial has.
+
+        Raises:
+            InputError: They are not there.
+        """
+        path = self.folder.vanilla_answers
+        if number is not None:
+            path = (self.folder.full_answers if full else self.folder.answers)(number)
+        if not path.is_file():
+            raise InputError(f"{self.folder.name}: there are no answers in {path}.")
+        return read_answers(path)[0]
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A row a trial, with the columns of `trials.parquet`."""
+        import pandas as pd
+
+        return pd.DataFrame([row.flat() for row in self.rows])
+
+    def _numbers(self) -> str:
+        numbers = [str(row.number) for row in self.rows if row.state == COMPLETE]
+        return ", ".join(numbers) or "none"
