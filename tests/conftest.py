@@ -1,7 +1,7 @@
 """Run-time shape checks for the numeric modules, and tiny models to test them on.
 
 Covers: jaxtyping's import hook with beartype; checkpoints and loaded models of every suitable
-family, each made once.
+family, each made once; saying which tests were left out.
 Does not cover: how they are built (`random_models`).
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import pkgutil
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +51,32 @@ def complete_annotations(module: ModuleType) -> None:
 
 
 import_with_shape_checks()
+
+
+def chromium() -> str | None:
+    """Return the browser that the tests drive: Debian's, or what CHROMIUM names."""
+    return (
+        os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out browser tests where there is no browser, unless they are asked for."""
+    if chromium() is not None or config.option.markexpr == "browser":
+        return
+    left_out = [item for item in items if item.get_closest_marker("browser")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say which kinds of tests were left out, which parallel runs do not count."""
+    if "not gpu" in config.option.markexpr:
+        terminalreporter.write_line("deselected: tests marked gpu (run them with -m gpu)")
+    if chromium() is None:
+        terminalreporter.write_line("deselected: tests marked browser (no Chromium was found)")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from lunar_tune.evaluation.goal import Goal
@@ -192,14 +193,34 @@ def _storage(path: Path) -> JournalStorage:
 
     Optuna 5.0 cannot read past such a line, and every later read would raise.
     """
-    lock = JournalFileOpenLock(str(path))
+    lock = _JournalLock(path)
     if path.is_file():
         lock.acquire()
         try:
             _cut_torn_line(path)
         finally:
             lock.release()
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    # Optuna asks a lock for no more than these two methods; its base class is not public.
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type]
+
+
+class _JournalLock:
+    """A journal's lock, which the system takes back from a process that dies.
+
+    Optuna's own are files that a killed process leaves; they are waited for 30 seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = filelock.FileLock(f"{path}.lock")
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        """Give it to who waits."""
+        self._lock.release()
 
 
 def _cut_torn_line(path: Path) -> None:
