@@ -39,6 +39,7 @@ _COLUMNS = {
     "started": pa.timestamp("us"),
     "ended": pa.timestamp("us"),
     "failure": pa.string(),
+    "again": pa.bool_(),
     "answers_digest": pa.string(),
 }
 

@@ -32,6 +32,7 @@ from lunar_tune.cli.search_options import (
     SpaceOption,
     StartingPointsOption,
     TrackingUriOption,
+    TrialTimeoutOption,
 )
 from lunar_tune.errors import Problems
 from lunar_tune.evaluation.settings import DecodingSettings
@@ -69,6 +70,7 @@ def search(
         ),
     ] = _DEFAULT.layer_prior,
     max_failures: MaxFailuresOption = _DEFAULT.max_failures,
+    trial_timeout: TrialTimeoutOption = _DEFAULT.trial_timeout,
     finetune: FinetuneOption = _DEFAULT.finetune,
     force: Annotated[
         bool,

@@ -59,6 +59,10 @@ class Folder:
         """A trial's answers in the full evaluation that confirms the best."""
         return self.path / "trials" / f"{number:05d}-full.parquet"
 
+    def stack(self, number: int) -> Path:
+        """What a worker was doing when a trial took too long."""
+        return self.path / "trials" / f"{number:05d}-stack.txt"
+
     @property
     def vanilla_answers(self) -> Path:
         """The unmodified model's answers."""

@@ -8,6 +8,7 @@ Does not cover: which task comes next (`course`), what comes before the first on
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +32,7 @@ from lunar_tune.search.results import load_search
 from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
 from lunar_tune.search.tracking import SearchTracker, without_password
+from lunar_tune.search.watchdog import crash_reason
 
 __all__ = [
     "EXIT_FAILURES",
@@ -106,6 +108,7 @@ class SearchSession:
             time_budget=config.time_budget,
             max_failures=config.max_failures,
             layer_coefficient=self.plan.layer_coefficient,
+            crash_reason=functools.partial(crash_reason, self.folder),
         )
         code, ending = EXIT_INFEASIBLE, None
         try:
@@ -117,6 +120,7 @@ class SearchSession:
                     self.folder.path,
                     self.resources,
                     scheduler=config.scheduler,
+                    timeout=config.trial_timeout,
                 )
         except KeyboardInterrupt:
             if course.study is None:
@@ -299,6 +303,6 @@ class SearchSession:
     def _end_running(self, reason: str) -> None:
         """Fail what has no result, and mirror that and what was about to be mirrored."""
         for number in self.study.running():
-            self.study.fail(number, reason)
+            self.study.fail(number, reason, again=True)
         for number in self.tracker.running():
             self._mirror(self.study.row(number))
