@@ -47,6 +47,11 @@ class Folder:
         return self.path / "best.yaml"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that works on the search."""
+        return self.path / ".lock"
+
+    @property
     def trials(self) -> Path:
         """A row a trial."""
         return self.path / "trials.parquet"

@@ -73,8 +73,8 @@ def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
 
 def _taken(name: str, path: Path) -> str:
     return (
-        f"--name {name}: {path} exists already. Choose another name, or delete the folder to "
-        "search anew."
+        f"--name {name}: {path} exists already. Go on with it (python -m lunar_tune.search "
+        f"--resume {path}), choose another name, or delete the folder to search anew."
     )
 
 

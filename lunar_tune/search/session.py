@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -111,6 +112,7 @@ class SearchSession:
             crash_reason=functools.partial(crash_reason, self.folder),
         )
         code, ending = EXIT_INFEASIBLE, None
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away
         try:
             with self._display:
                 self._show("evaluating the unmodified model")
