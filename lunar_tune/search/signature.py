@@ -29,8 +29,10 @@ def signature_of(plan: SearchPlan) -> str:
         *(data.retain_sample, data.factual),
         *((held.forget, held.retain, held.factual) if held is not None else ()),
     )
-    # Of the space what is tried, not the file that says so; resources decide no score.
-    space = {key: value for key, value in plan.space.to_dict().items() if key != "origin"}
+    # Of the space what is tried, not the file that says so, and not what comes first: settings
+    # that were tuned meanwhile are nothing to a search that has begun.
+    left_out = {"origin", "starting_points"}
+    space = {key: value for key, value in plan.space.to_dict().items() if key not in left_out}
     parts: list[Any] = [
         [spec.model.name, config.run.revision, _last(config.run.model_path), config.run.dtype],
         [spec.chat.template, spec.chat.system_prompt],
