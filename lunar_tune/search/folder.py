@@ -18,6 +18,7 @@ __all__ = ["RUNS", "Folder", "find_search", "searches_in"]
 RUNS = Path("runs")
 """Where searches are kept unless another folder is named."""
 _LISTED = 8
+_BEFORE_THE_FIRST_TRIAL = {".lock", "config.yaml", "search.log", "trials"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,15 @@ class Folder:
     def best(self) -> Path:
         """The best feasible setting, confirmed."""
         return self.path / "best.yaml"
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether there is more in it than a search leaves that was killed before it began."""
+        if not self.path.exists():
+            return False
+        return not self.path.is_dir() or any(
+            entry.name not in _BEFORE_THE_FIRST_TRIAL for entry in self.path.iterdir()
+        )
 
     @property
     def lock(self) -> Path:

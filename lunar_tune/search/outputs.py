@@ -62,10 +62,10 @@ def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
         parts = (spec.model.name, spec.data.name, edges, spec.method.name, spec.method.variant)
         name = safe_name("-".join([*parts, stamp]))
     path = config.output / name
+    if not config.resume and Folder(path).is_taken:
+        raise InputError(_taken(name, path))
     try:
-        path.mkdir(parents=True, exist_ok=config.resume)
-    except FileExistsError as error:
-        raise InputError(_taken(name, path)) from error
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output {config.output}: cannot be written ({error}).") from error
     return Folder(path.resolve())
@@ -89,7 +89,7 @@ def check_output(output: Path, name: str | None, *, resume: bool = False) -> Non
     Raises:
         InputError: It exists already, or cannot be written.
     """
-    if name is not None and not resume and (output / name).exists():
+    if name is not None and not resume and Folder(output / name).is_taken:
         raise InputError(_taken(name, output / name))
     check_writable(output, f"--output {output}")
 
