@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -162,14 +163,12 @@ def _on_device(plan: SearchPlan, resources: Resources) -> SearchPlan:
 
 @contextlib.contextmanager
 def _given_back_if_unused(folder: Folder) -> Iterator[None]:
-    """Remove the folder if the search ends before it wrote anything, so that its name is free."""
+    """Remove the folder if the search ends before its first trial, so that its name is free."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):
-            if set(folder.path.iterdir()) <= {folder.lock}:
-                folder.lock.unlink(missing_ok=True)
-                folder.path.rmdir()
+        if not folder.is_taken:
+            shutil.rmtree(folder.path, ignore_errors=True)
         raise
 
 
