@@ -19,6 +19,7 @@ in the parameter's place.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,9 +66,11 @@ def parameter_importance(
         return None
     study = optuna.create_study()
     study.add_trials(trials)
-    shares = get_param_importances(
-        study, evaluator=FanovaImportanceEvaluator(seed=0), normalize=False
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `normalize`
+        shares = get_param_importances(
+            study, evaluator=FanovaImportanceEvaluator(seed=0), normalize=False
+        )
     return {name: float(share) for name, share in shares.items()}
 
 

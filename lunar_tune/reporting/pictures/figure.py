@@ -45,9 +45,9 @@ REGION = "#E4EEF5"
 SMALL, DPI = 8, 120  # points; dots an inch
 _TITLE = 10  # points
 _TITLE_LINES = 3
-_TITLE_CHARACTERS, _LEGEND_CHARACTERS = 10, 15  # an inch holds as many, of text that runs wide
+_TITLE_CHARACTERS, _LEGEND_CHARACTERS = 10, 17  # an inch holds as many, of text that runs wide
 _LEGEND_KEY = 0.5  # inches beside each entry's text
-_MOST_COLUMNS = 3
+_MOST_COLUMNS, _LABEL = 3, 42  # characters of a line; two columns fit the narrowest figure
 
 
 class Canvas(Figure):
@@ -87,7 +87,7 @@ def show_legend(figure: Figure) -> None:
     found: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(str(label), handle)
+            found.setdefault(textwrap.fill(str(label), _LABEL), handle)
     if not found:
         return
     longest = max(len(line) for label in found for line in label.splitlines())

@@ -35,11 +35,12 @@ def history(report: Report) -> Canvas:
     if failed:
         by_number.plot(
             failed,
-            [0.02] * len(failed),
+            [0.0] * len(failed),
             transform=by_number.get_xaxis_transform(),
             ls="",
-            marker="|",
-            ms=9,
+            marker="^",
+            ms=5,
+            clip_on=False,
             color="black",
             label=f"failed or pruned ({len(failed)})",
         )

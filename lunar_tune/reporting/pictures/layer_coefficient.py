@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
 
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.metrics import Metric
 from lunar_tune.reporting.pictures.figure import SMALL, Canvas, make_figure, show_legend
 from lunar_tune.reporting.pictures.marks import (
     axis_label,
+    is_log,
     metrics_of,
     parameter_place,
     show_parameter,
@@ -64,6 +67,8 @@ def layer_coefficient(report: Report) -> Canvas:
     for axes, metric in zip(panels, metrics, strict=True):
         _draw(axes, report, shown_rows(report, metric.name), metric, places)
     panels[1].set_ylabel("")
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
+        engine.set(wspace=0.06)  # keeps the first bar's label off the second panel
     show_legend(figure)
     return figure
 
@@ -93,25 +98,26 @@ def _draw(
     places: Mapping[int, tuple[float, float]],
 ) -> None:
     scores = [row.scores[metric.name] for row in rows]
-    unit = (metric.low, metric.high) == (0.0, 1.0)
-    low, high = (0.0, 1.0) if unit or not scores else (min(scores), max(scores))
-    norm = Normalize(low, high if high > low else low + 1.0)
-    for feasible, marker, size in ((True, "o", 46), (False, "X", 46)):
+    low, high = min(scores, default=0.0), max(scores, default=1.0)
+    kind = LogNorm if is_log(metric) else Normalize
+    norm = kind(low, high if high > low else low + 1.0)
+    for feasible, marker in ((True, "o"), (False, "X")):
         mine = [row for row in rows if row.feasible is feasible]
         if mine:
             axes.scatter(
                 [places[row.number][0] for row in mine],
                 [places[row.number][1] for row in mine],
-                s=size,
+                s=46,
                 c=[row.scores[metric.name] for row in mine],
                 cmap=_COLOURS,
                 norm=norm,
                 marker=marker,
                 edgecolors="black",
                 linewidths=0.6,
-                label=f"{'feasible' if feasible else 'infeasible'} ({len(mine)})",
                 zorder=2,
             )
+            label = f"{'feasible' if feasible else 'infeasible'} ({len(mine)})"
+            axes.scatter([], [], s=46, marker=marker, c="0.8", edgecolors="black", label=label)
     if report.best is not None:
         x, y = places[report.best.number]
         axes.scatter(
@@ -122,6 +128,7 @@ def _draw(
             facecolors="none",
             edgecolors="black",
             linewidths=1.6,
+            path_effects=[withStroke(linewidth=4, foreground="white")],
             label=f"best: trial {report.best.number}",
             zorder=3,
         )

@@ -8,12 +8,12 @@ Does not cover: the figure itself (`figure`), what is set against what (a module
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from lunar_tune.evaluation.goal import score_label
 from lunar_tune.evaluation.metrics import METRICS, Metric
@@ -27,6 +27,7 @@ __all__ = [
     "draw_best",
     "draw_bounds",
     "draw_trials",
+    "is_log",
     "metric_of",
     "metrics_of",
     "parameter_label",
@@ -46,7 +47,7 @@ _UNITS = {
     "refusal_quality": "[cosine]",
 }
 _PAD = 0.03  # of the axis, beyond its outermost value
-_LEGEND_WIDTH = 46  # characters
+_LEAST_SPAN = 3.0  # of a logarithmic axis: from its end to its beginning
 
 
 def shown_rows(report: Report, *metrics: str) -> list[TrialRow]:
@@ -96,7 +97,7 @@ def best_label(row: TrialRow, how: str) -> str:
         row: The trial.
         how: Of which evaluation its scores are.
     """
-    return textwrap.fill(f"best, {how}: trial {row.number}, {row.label}", _LEGEND_WIDTH)
+    return f"best, {how}: trial {row.number}, {row.label}"
 
 
 def draw_bounds(axes: Axes, report: Report, metric: str, *, along: Literal["x", "y"]) -> None:
@@ -119,10 +120,9 @@ def score_limits(metric: Metric, values: Sequence[float]) -> tuple[float, float]
     if (metric.low, metric.high) == (0.0, 1.0):
         return -_PAD, 1 + _PAD
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if _is_log(metric):
+    if is_log(metric):
         low, high = max(low, metric.low), max(high, metric.low)
-        factor = max(high / low, 2.0) ** _PAD
-        return low / factor, high * factor
+        return _log_limits(low, high)
     pad = _PAD * (high - low) or max(abs(low), 1.0) * _PAD
     return low - pad, high + pad
 
@@ -134,13 +134,15 @@ def show_scores(
     better = "lower is better" if metric.lower_is_better else "higher is better"
     label = f"{axis_label(metric)}\n({better})"
     limits = score_limits(metric, values)
-    scale: Literal["log", "linear"] = "log" if _is_log(metric) else "linear"
+    scale: Literal["log", "linear"] = "log" if is_log(metric) else "linear"
     if along == "x":
         axes.set(xscale=scale, xlim=limits)
         axes.set_xlabel(label, fontsize=9)
     else:
         axes.set(yscale=scale, ylim=limits)
         axes.set_ylabel(label, fontsize=9)
+    if scale == "log":
+        _label_logs(axes.xaxis if along == "x" else axes.yaxis, limits)
 
 
 def parameter_label(name: str) -> str:
@@ -171,18 +173,36 @@ def show_parameter(
         set_limits(-0.5, len(ascending) - 0.5)
     elif name in report.log_scale:
         (axes.set_xscale if along == "x" else axes.set_yscale)("log")
-        low, high = min(values), max(values)
-        factor = max(high / low, 10.0) ** 0.05
-        set_limits(low / factor, high * factor)
-        if high / low > 30:  # a decade holds few labels, and several hold too many
-            axis.set_minor_formatter(NullFormatter())
+        limits = _log_limits(min(values), max(values))
+        set_limits(limits)
+        _label_logs(axis, limits)
     elif all(isinstance(value, int) for value in values):
         axis.set_major_locator(MaxNLocator(integer=True))
         set_limits(min(values) - 0.6, max(values) + 0.6)
     axis.set_tick_params(which="both", labelsize=SMALL)
 
 
-def _is_log(metric: Metric) -> bool:
+def _log_limits(low: float, high: float) -> tuple[float, float]:
+    """Return limits beyond two values, far enough apart for two of the ticks between decades."""
+    factor = max((high / low) ** _PAD, math.sqrt(_LEAST_SPAN * low / high))
+    return low / factor, high * factor
+
+
+def _label_logs(axis: Axis, limits: tuple[float, float]) -> None:
+    """Label as many ticks of a logarithmic axis as there is room for, as plain numbers."""
+    span = limits[1] / limits[0]
+    shown = range(1, 10) if span < 5 else (1, 2, 5) if span < 50 else ()
+
+    def label(value: float, _place: int | None) -> str:
+        return f"{value:g}" if round(value / 10 ** math.floor(math.log10(value))) in shown else ""
+
+    axis.set_minor_formatter(FuncFormatter(label) if shown else NullFormatter())
+    if shown:
+        axis.set_major_formatter(FuncFormatter(label))
+    axis.set_tick_params(which="both", labelsize=SMALL)
+
+
+def is_log(metric: Metric) -> bool:
     """Say whether a score runs over orders of magnitude, as perplexity does."""
     return metric.low > 0 and math.isinf(metric.high)
 
