@@ -231,11 +231,12 @@ def test_the_trade_off_has_every_trial_the_floor_and_the_confirmed_best() -> Non
             if row.feasible is feasible
         ]
         assert expected
-        assert points_of(axes, name) == pytest.approx(expected)
+        assert np.array(points_of(axes, name)) == pytest.approx(np.array(expected))
     assert list(labelled(axes, "bound").get_ydata()) == [0.8, 0.8]
     region = labelled(axes, "feasible region").get_bbox()
-    assert region.y0 == 0.8
-    assert (region.x0, region.x1, region.y1) == (*axes.get_xlim(), axes.get_ylim()[1])
+    assert region.y0 == pytest.approx(0.8)
+    corner = (*axes.get_xlim(), axes.get_ylim()[1])
+    assert (region.x0, region.x1, region.y1) == pytest.approx(corner)
     assert report.confirmed is not None
     confirmed = report.confirmed["forget_rouge1"], report.confirmed["retain_rouge1"]
     assert points_of(axes, "best, in full") == [pytest.approx(confirmed)]
@@ -249,15 +250,16 @@ def test_the_trade_off_follows_the_goal() -> None:
     assert "forget log prob [nats]" in axes.get_xlabel()
     assert "retain perplexity" in axes.get_ylabel()
     region = labelled(axes, "feasible region").get_bbox()
-    assert region.y1 == 3
-    assert (region.x0, region.x1, region.y0) == (*axes.get_xlim(), axes.get_ylim()[0])
+    assert region.y1 == pytest.approx(3)
+    corner = (*axes.get_xlim(), axes.get_ylim()[0])
+    assert (region.x0, region.x1, region.y0) == pytest.approx(corner)
 
 
 def test_a_bound_on_what_is_raised_shades_its_side() -> None:
     (axes,) = trade_off(SEARCHES["to raise what is kept"]).axes
     assert "retain ROUGE-1" in axes.get_xlabel()
     assert list(labelled(axes, "bound").get_ydata()) == [0.2, 0.2]
-    assert labelled(axes, "feasible region").get_bbox().y1 == 0.2
+    assert labelled(axes, "feasible region").get_bbox().y1 == pytest.approx(0.2)
 
 
 def test_nothing_is_shaded_where_nothing_is_bounded() -> None:
@@ -301,7 +303,8 @@ def test_the_map_has_every_trial_apart_in_its_layers_column_with_its_score() -> 
             for place, value in zip(one.get_offsets().tolist(), one.get_array(), strict=True)
         ]
         expected = sorted((row.parameters["layer"], row.scores[metric]) for row in spread)
-        assert sorted((round(x), value) for (x, _), value in marks) == pytest.approx(expected)
+        found = sorted((round(x), float(value)) for (x, _), value in marks)
+        assert np.array(found) == pytest.approx(np.array(expected))
         assert len({place for place, _ in marks}) == len(spread)
         assert {y for (_, y), _ in marks} == {2.0, 4.0}
     assert [axes.get_ylabel() for axes in figure.axes[2:]] == [
@@ -338,9 +341,9 @@ def test_sensitivity_shades_what_is_near_the_best_and_marks_it() -> None:
     for axes in (forget, retain):
         assert axes.get_xscale() == "log"
         span = labelled(axes, "feasible within 0.05").get_bbox()
-        assert (span.x0, span.x1) == (1e-3, 1e-2)
+        assert (span.x0, span.x1) == pytest.approx((1e-3, 1e-2))
     assert points_of(forget, "best, as searched") == [(3e-3, 0.1)]
-    assert points_of(forget, "feasible (") == pytest.approx(list(scores.items()))
+    assert points_of(forget, "feasible (") == list(scores.items())
     assert points_of(retain, "infeasible (") == [(5e-2, 0.1)]
     assert list(labelled(retain, "bound").get_ydata()) == [0.8, 0.8]
     assert not has(forget, "bound")

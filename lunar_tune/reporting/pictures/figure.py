@@ -44,7 +44,7 @@ FEASIBLE, INFEASIBLE, BEST = "#0072B2", "#D55E00", "#009E73"
 REGION = "#E4EEF5"
 SMALL, DPI = 8, 120  # points; dots an inch
 _TITLE = 10  # points
-_TITLE_LINES = 3
+_TITLE_LINES, _TITLE_SHARE = 3, 0.96  # of the width, where letters are wide
 _TITLE_CHARACTERS, _LEGEND_CHARACTERS = 10, 17  # an inch holds as many, of text that runs wide
 _LEGEND_KEY = 0.5  # inches beside each entry's text
 _MOST_COLUMNS, _LABEL = 3, 42  # characters of a line; two columns fit the narrowest figure
@@ -73,7 +73,9 @@ def make_figure(
     lines = textwrap.wrap(
         title, int(width * _TITLE_CHARACTERS), max_lines=_TITLE_LINES, placeholder=" …"
     )
-    figure.suptitle("\n".join(lines), fontsize=_TITLE, parse_math=False)
+    text = figure.suptitle("\n".join(lines), fontsize=_TITLE, parse_math=False)
+    share = text.get_window_extent().width / figure.bbox.width
+    text.set_fontsize(_TITLE * min(1.0, _TITLE_SHARE / share) if share else _TITLE)
     grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
     axes: list[Axes] = list(grid.flat)
     for one in axes:
