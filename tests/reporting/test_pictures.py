@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -68,14 +68,21 @@ SEARCHES = {
         listed={"ridge": (1e-2, 1e-3, 1e-4, 1.0, 1e-1)},
     ),
 }
-searches = pytest.mark.parametrize("report", list(SEARCHES.values()), ids=list(SEARCHES))
+searches = pytest.mark.parametrize("case", list(SEARCHES))
 
 
-def figures_of(report: Report) -> Iterator[tuple[str, Figure]]:
-    """Yield every picture that a search has."""
-    for name, picture in PICTURES.items():
-        if picture.why_not(report) is None:
-            yield name, picture.draw(report)
+@functools.cache
+def figures_of(case: str) -> dict[str, Figure]:
+    """Return every picture that a search has, laid out, for tests that look and change nothing."""
+    report = SEARCHES[case]
+    figures = {
+        name: picture.draw(report)
+        for name, picture in PICTURES.items()
+        if picture.why_not(report) is None
+    }
+    for figure in figures.values():
+        figure.draw_without_rendering()
+    return figures
 
 
 def complete(report: Report) -> list[TrialRow]:
@@ -101,7 +108,6 @@ def points_of(axes: Axes, beginning: str) -> list[tuple[float, float]]:
 
 def written(figure: Figure) -> list[tuple[str, Bbox]]:
     """Return the texts that a figure shows, with their boxes in pixels."""
-    figure.draw_without_rendering()
     ticks: set[Artist] = set()
     shown: list[Text] = []
     for axes in figure.axes:
@@ -120,8 +126,8 @@ def written(figure: Figure) -> list[tuple[str, Bbox]]:
 
 
 @searches
-def test_no_text_covers_another_or_leaves_the_picture(report: Report) -> None:
-    for name, figure in figures_of(report):
+def test_no_text_covers_another_or_leaves_the_picture(case: str) -> None:
+    for name, figure in figures_of(case).items():
         texts = written(figure)
         assert len(texts) > 5
         for (first, one), (second, other) in itertools.combinations(texts, 2):
@@ -137,9 +143,8 @@ def test_no_text_covers_another_or_leaves_the_picture(report: Report) -> None:
 
 
 @searches
-def test_legends_lie_outside_the_axes(report: Report) -> None:
-    for name, figure in figures_of(report):
-        figure.draw_without_rendering()
+def test_legends_lie_outside_the_axes(case: str) -> None:
+    for name, figure in figures_of(case).items():
         for legend in figure.legends:
             box = legend.get_window_extent()
             for axes in figure.axes:
@@ -148,8 +153,8 @@ def test_legends_lie_outside_the_axes(report: Report) -> None:
 
 
 @searches
-def test_axes_say_what_they_show_and_end_at_numbers(report: Report) -> None:
-    for name, figure in figures_of(report):
+def test_axes_say_what_they_show_and_end_at_numbers(case: str) -> None:
+    for name, figure in figures_of(case).items():
         for axes in figure.axes:
             assert np.isfinite([*axes.get_xlim(), *axes.get_ylim()]).all(), name
         labels = [axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes]
@@ -173,7 +178,8 @@ def test_every_picture_that_applies_is_written_as_png_and_svg(tmp_path: Path, ca
 
 
 @searches
-def test_a_picture_that_does_not_apply_says_why(report: Report) -> None:
+def test_a_picture_that_does_not_apply_says_why(case: str) -> None:
+    report = SEARCHES[case]
     for picture in PICTURES.values():
         reason = picture.why_not(report)
         if reason is not None:
