@@ -114,9 +114,7 @@ def test_nothing_is_written_outside_the_output_folder(search: Finished) -> None:
         "trials",
         "trials.parquet",
         "best.yaml",
-        "pictures/trade_off.png",
-        "pictures/trade_off.svg",
-        "pictures/history.png",
+        "pictures",
         "report.md",
     }
 

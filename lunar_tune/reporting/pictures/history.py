@@ -76,7 +76,7 @@ def _draw_over_time(axes: Axes, report: Report, rows: Sequence[TrialRow], metric
             ((float(u), n) for least, u, n in _UNITS if span >= least), (1.0, "seconds")
         )
         _draw(axes, [row for _, row in timed], metric, lambda row: seconds[row.number] / unit)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, span / unit * 1.03 if span > 0 else 1.0)
     axes.set_xlabel(f"{name} since the first trial began", fontsize=9)
 
 
