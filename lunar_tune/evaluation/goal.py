@@ -100,6 +100,13 @@ class Goal:
         return tuple(dict.fromkeys(names))
 
     @property
+    def shown(self) -> tuple[str, str]:
+        """The two scores that pictures show: what is made good, and what else is kept."""
+        first = self.objective.metric
+        others = [name for name in (*self.metrics, FLOORED, "forget_rouge1") if name != first]
+        return first, others[0]
+
+    @property
     def floor(self) -> float | None:
         """Least retain ROUGE-1, if that is bounded."""
         floors = [c.bound for c in self.constraints if (c.metric, c.sense) == (FLOORED, ">=")]

@@ -66,6 +66,11 @@ class Folder:
         """A row a trial."""
         return self.path / "trials.parquet"
 
+    @property
+    def pictures(self) -> Path:
+        """Every picture, as PNG and SVG."""
+        return self.path / "pictures"
+
     def answers(self, number: int) -> Path:
         """A trial's answers, as it was searched."""
         return self.path / "trials" / f"{number:05d}.parquet"

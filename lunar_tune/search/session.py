@@ -299,7 +299,7 @@ class SearchSession:
             if row.state != RUNNING and row.number not in self.tracker.mirrored:
                 self._mirror(row)
         with self.tracker.tolerating():
-            self.tracker.log_files(files)
+            self.tracker.log_files(files, folder=self.folder.path)
             self.tracker.close(status=status)
 
     def _end_running(self, reason: str) -> None:

@@ -14,12 +14,13 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -199,6 +200,23 @@ class StoredStudy:
     """What was kept with `Study.note`."""
     goal: Goal | None
     """What the search is after; None where it had not begun."""
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    """What the last trial's parameters were drawn from."""
+
+    @property
+    def log_scale(self) -> frozenset[str]:
+        """The parameters that are searched on a logarithmic scale."""
+        kinds = self.distributions.items()
+        return frozenset(name for name, kind in kinds if getattr(kind, "log", False))
+
+    @property
+    def listed(self) -> dict[str, tuple[float, ...]]:
+        """The values of the parameters that are chosen from a list of numbers."""
+        return {
+            name: tuple(value for value in kind.choices if isinstance(value, (int, float)))
+            for name, kind in self.distributions.items()
+            if isinstance(kind, CategoricalDistribution)
+        }
 
     @classmethod
     def read(cls, path: Path) -> StoredStudy | None:
@@ -213,7 +231,9 @@ class StoredStudy:
         notes = study.user_attrs
         goal = Goal.read(*notes["goal"]) if "goal" in notes else None
         rows = tuple(_rows(study, goal)) if goal is not None else ()
-        return cls(rows=rows, notes=notes, goal=goal)
+        drawn = [one.distributions for one in study.get_trials(deepcopy=False)]
+        last = next((one for one in reversed(drawn) if one), {})  # one that waits has none
+        return cls(rows=rows, notes=notes, goal=goal, distributions=last)
 
 
 def _storage(path: Path) -> JournalStorage:

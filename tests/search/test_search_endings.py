@@ -94,7 +94,7 @@ def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
     assert parents == ["KILLED"]
     assert len(children) == len(rows)
     assert set(children) <= {"FINISHED", "FAILED"}
-    for name in ("config.yaml", "report.md", "trade_off.png", "history.png"):
+    for name in ("config.yaml", "report.md", "pictures/trade_off.png", "pictures/history.svg"):
         assert (tmp_path / "runs/n" / name).stat().st_size > 0
     assert yaml.safe_load((tmp_path / "runs/n/config.yaml").read_text())["search"]
     assert journal_events(tmp_path), "every line of the journal can be read"
