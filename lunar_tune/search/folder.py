@@ -18,7 +18,7 @@ __all__ = ["RUNS", "Folder", "find_search", "searches_in"]
 RUNS = Path("runs")
 """Where searches are kept unless another folder is named."""
 _LISTED = 8
-_BEFORE_THE_FIRST_TRIAL = {".lock", "config.yaml", "search.log", "trials"}
+_BEFORE_THE_FIRST_TRIAL = {".lock", ".study.journal.lock", "config.yaml", "search.log", "trials"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,8 @@ def test_nothing_is_written_outside_the_output_folder(search: Finished) -> None:
         "mlartifacts",
     }
     assert {path.name for path in search.folder.iterdir()} - {"model"} == {
+        ".lock",
+        ".study.journal.lock",
         "config.yaml",
         "study.journal",
         "trials",
