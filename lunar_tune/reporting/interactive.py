@@ -153,7 +153,8 @@ def _history(goal: Goal, rows: Sequence[TrialRow]) -> Interactive:
         mine = [row for row in known if row.feasible is feasible]
         add_trials(figure, mine, None, score, name=label, colour=colour, symbol=symbol)
     better = min if METRICS[score].lower_is_better else max
-    numbers, best = [], []
+    numbers: list[int] = []
+    best: list[float] = []
     for row in known:
         if row.feasible or best:
             numbers.append(row.number)
