@@ -44,7 +44,7 @@ def interactive_pictures(report: Report) -> list[Interactive]:
         parameter_map(rows),
         sensitivity(rows),
         _history(report.goal, rows),
-        side_by_side(report.goal, rows),
+        side_by_side(report, rows),
     )
     return [picture for picture in drawn if picture is not None]
 
@@ -149,9 +149,6 @@ def _history(goal: Goal, rows: Sequence[TrialRow]) -> Interactive:
     """Draw the objective over the trials, with the best feasible so far."""
     score, figure = goal.objective.metric, new_figure()
     known = [row for row in rows if are_known(row.scores, score)]
-    for feasible, label, colour, symbol in GROUPS:
-        mine = [row for row in known if row.feasible is feasible]
-        add_trials(figure, mine, None, score, name=label, colour=colour, symbol=symbol)
     better = min if METRICS[score].lower_is_better else max
     numbers: list[int] = []
     best: list[float] = []
@@ -168,6 +165,9 @@ def _history(goal: Goal, rows: Sequence[TrialRow]) -> Interactive:
         hoverinfo="skip",
         name="best feasible so far",
     )
+    for feasible, label, colour, symbol in GROUPS:
+        mine = [row for row in known if row.feasible is feasible]
+        add_trials(figure, mine, None, score, name=label, colour=colour, symbol=symbol)
     figure.update_xaxes(title_text="trial", dtick=whole_step([row.number for row in rows]))
     figure.update_yaxes(
         title_text=score_axis(score), **range_of(score, [row.scores[score] for row in known])

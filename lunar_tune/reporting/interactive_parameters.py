@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
 
-from lunar_tune.evaluation.goal import Goal, score_label
+from lunar_tune.evaluation.goal import score_label
 from lunar_tune.reporting.interactive_style import (
     BLACK,
     BLUE,
+    GREEN,
     VERMILION,
     Interactive,
     are_known,
@@ -25,6 +27,7 @@ from lunar_tune.reporting.interactive_style import (
     new_figure,
     whole_step,
 )
+from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import HEADLINE_SCORES, TrialRow
 
 __all__ = ["parameter_map", "sensitivity", "side_by_side"]
@@ -111,49 +114,129 @@ def sensitivity(rows: Sequence[TrialRow]) -> Interactive | None:
     return Interactive("sensitivity", f"Sensitivity to the {label}", caption, figure)
 
 
-def side_by_side(goal: Goal, rows: Sequence[TrialRow]) -> Interactive:
-    """Draw a line a trial across all parameters and scores."""
+def side_by_side(report: Report, rows: Sequence[TrialRow]) -> Interactive:
+    """Draw a line a trial across all parameters and scores.
+
+    Plotly has such a picture, on WebGL, whose library makes code out of text: a page that forbids
+    that cannot show it, and paper shows it badly.
+    """
     names = [name for name in rows[0].parameters if all(name in r.parameters for r in rows)]
-    wanted = dict.fromkeys((*HEADLINE_SCORES, *goal.metrics))
-    scores = [name for name in wanted if all(are_known(row.scores, name) for row in rows)]
-    dimensions = [
-        *(_dimension(name.replace("_", " "), [r.parameters[name] for r in rows]) for name in names),
-        *(_dimension(score_label(name), [r.scores[name] for r in rows]) for name in scores),
+    scores = [
+        name
+        for name in dict.fromkeys((*HEADLINE_SCORES, *report.goal.metrics))
+        if any(are_known(row.scores, name) for row in rows)
     ]
-    colour = goal.objective.metric if goal.objective.metric in scores else scores[0]
+    axes = [
+        *(_axis(name.replace("_", " "), [row.parameters[name] for row in rows]) for name in names),
+        *(_axis(score_label(name), [_finite(row, name) for row in rows]) for name in scores),
+    ]
     figure = new_figure()
-    figure.add_parcoords(
-        dimensions=dimensions,
-        line={
-            "color": [row.scores[colour] for row in rows],
-            "colorscale": "Cividis",
-            "showscale": True,
-            "colorbar": {"title": {"text": score_label(colour).replace(" ", "<br>", 1)}},
-        },
-        labelangle=-20,
-        labelside="top",
+    best = report.best.number if report.best is not None else None
+    for style, label, members in (
+        (("#8a8a8a", 1, "dot", "x"), "infeasible", [r for r in rows if r.feasible is False]),
+        ((BLUE, 1.5, "solid", "circle"), "feasible", [r for r in rows if r.feasible]),
+        ((GREEN, 4, "solid", "star"), "best", [r for r in rows if r.number == best]),
+    ):
+        if members:
+            _lines(figure, rows, axes, members, style=style, name=f"{label} ({len(members)})")
+    _ends(figure, axes)
+    figure.update_xaxes(
+        tickvals=[*range(len(axes))],
+        ticktext=[axis.label.replace(" ", "<br>") for axis in axes],
+        range=[-0.4, len(axes) - 0.6],
+        showgrid=True,
+        gridcolor="#444",
+        showline=False,
+        ticks="",
     )
-    figure.update_layout(margin={"l": 60, "r": 40, "t": 110, "b": 30})
-    caption = "A line is a trial. Drag along an axis to keep the trials that pass there."
+    figure.update_yaxes(visible=False, range=[-0.1, 1.1])
+    caption = "A line is a trial; every axis has its own scale, with its ends written at it."
     return Interactive("parallel", "Parameters and scores side by side", caption, figure)
 
 
-def _dimension(label: str, values: Sequence[Any]) -> dict[str, Any]:
-    """Return an axis of parallel coordinates; names become places in their sorted order."""
-    label = html.escape(label)
-    if not all(is_number(value) for value in values):
-        names = sorted({str(value) for value in values})
-        texts = [html.escape(name) for name in names]
-        places = [names.index(str(value)) for value in values]
-        return {"label": label, "values": places, "tickvals": [*range(len(names))]} | {
-            "ticktext": texts
-        }
-    if is_wide(values):
-        logs = [math.log10(value) for value in values]
-        ticks = list(range(math.floor(min(logs)), math.ceil(max(logs)) + 1))
-        texts = [f"1e{tick}" for tick in ticks]
-        return {"label": label, "values": logs, "tickvals": ticks, "ticktext": texts} | {
-            "range": [ticks[0], ticks[-1]]
-        }
-    whole = all(isinstance(value, int) for value in values)
-    return {"label": label, "values": list(values), "tickformat": "d" if whole else ".3~g"}
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """One of several axes side by side."""
+
+    label: str
+    places: Sequence[float | None]
+    """Of each trial, between 0 and 1; None where nothing was measured."""
+    marks: Mapping[float, str]
+    """What is written at which place."""
+
+
+def _axis(label: str, values: Sequence[Any]) -> _Axis:
+    """Return an axis for values; names become places in their sorted order."""
+    known = [value for value in values if value is not None]
+    if not all(is_number(value) for value in known):
+        names = sorted({str(value) for value in known})
+        at = {name: _share(place, 0, len(names) - 1) for place, name in enumerate(names)}
+        marks = {at[name]: html.escape(name) for name in names}
+        return _Axis(html.escape(label), [at[str(value)] for value in values], marks)
+    low, high = min(known), max(known)
+    marks = {0.0: f"{low:.3g}", 1.0: f"{high:.3g}"} if low < high else {0.5: f"{low:.3g}"}
+    if is_wide(known):
+        logs = [None if value is None else math.log10(value) for value in values]
+        ends = math.log10(low), math.log10(high)
+        return _Axis(f"{html.escape(label)} (log)", [_share(v, *ends) for v in logs], marks)
+    return _Axis(html.escape(label), [_share(value, low, high) for value in values], marks)
+
+
+@overload
+def _share(value: float, low: float, high: float) -> float: ...
+@overload
+def _share(value: float | None, low: float, high: float) -> float | None: ...
+def _share(value: float | None, low: float, high: float) -> float | None:
+    """Return where a value lies between two others; in the middle where they are one."""
+    if value is None:
+        return None
+    return (value - low) / (high - low) if low < high else 0.5
+
+
+def _finite(row: TrialRow, score: str) -> float | None:
+    return row.scores[score] if are_known(row.scores, score) else None
+
+
+def _lines(
+    figure: Any,
+    rows: Sequence[TrialRow],
+    axes: Sequence[_Axis],
+    members: Sequence[TrialRow],
+    *,
+    style: tuple[str, float, str, str],
+    name: str,
+) -> None:
+    """Add the lines of some trials as one trace: a gap ends a line."""
+    colour, width, dash, symbol = style
+    place_of = {row.number: place for place, row in enumerate(rows)}
+    gap = [None]
+    ys: list[float | None] = []
+    for row in members:
+        ys += [*(axis.places[place_of[row.number]] for axis in axes), *gap]
+    figure.add_scatter(
+        x=[*range(len(axes)), *gap] * len(members),
+        y=ys,
+        mode="lines+markers",
+        line={"color": colour, "width": width, "dash": dash},
+        marker={"symbol": symbol, "size": 7},
+        customdata=[row.number for row in members for _ in range(len(axes) + 1)],
+        hovertext=[text for row in members for text in [hover_text(row)] * (len(axes) + 1)],
+        hoverinfo="text",
+        name=name,
+    )
+
+
+def _ends(figure: Any, axes: Sequence[_Axis]) -> None:
+    """Write what stands at an axis' ends, outside of where lines run."""
+    marks = [(x, y, text) for x, axis in enumerate(axes) for y, text in axis.marks.items()]
+    figure.add_scatter(
+        x=[x for x, _, _ in marks],
+        y=[y for _, y, _ in marks],
+        text=[text for _, _, text in marks],
+        textposition=[
+            {0.0: "bottom center", 1.0: "top center"}.get(y, "middle right") for _, y, _ in marks
+        ],
+        mode="text",
+        hoverinfo="skip",
+        showlegend=False,
+    )

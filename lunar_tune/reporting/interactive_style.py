@@ -72,7 +72,7 @@ def new_figure(figure: Any = None) -> Any:
     figure = figure or go.Figure()
     figure.update_layout(
         template="simple_white",
-        height=430,
+        height=480,
         margin={"l": 60, "r": 20, "t": 30, "b": 50},
         font={"size": 13, "color": "#222"},
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},

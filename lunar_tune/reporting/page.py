@@ -56,13 +56,14 @@ def write_page(searches: Sequence[PageSearch], path: Path) -> None:
         path: The file, usually `.html`.
     """
     anchors = [f"search-{place}" for place in range(1, len(searches) + 1)]
-    reports = {one.name: one.report for one in searches}
-    shown = zip(searches, anchors, strict=True)
+    anchored = list(zip(anchors, searches, strict=True))
     scripts = {"plotly": _plotly(), "page": _text("page.js")}
     page = _template().render(
         title=searches[0].report.title if len(searches) == 1 else f"{len(searches)} searches",
-        several=searches_table(reports, anchors) if len(searches) > 1 else None,
-        searches=[_shown(one, anchor) for one, anchor in shown],
+        several=searches_table([(anchor, one.name, one.report) for anchor, one in anchored])
+        if len(searches) > 1
+        else None,
+        searches=[_shown(anchor, one) for anchor, one in anchored],
         limit=SHOWN,
         scripts=scripts,
         digests=[_digest(script) for script in scripts.values()],
@@ -72,7 +73,7 @@ def write_page(searches: Sequence[PageSearch], path: Path) -> None:
     write_atomically(path, page.encode())
 
 
-def _shown(one: PageSearch, anchor: str) -> Mapping[str, Any]:
+def _shown(anchor: str, one: PageSearch) -> Mapping[str, Any]:
     """Return what the template asks of a search."""
     report = one.report
     pictures = interactive_pictures(report)

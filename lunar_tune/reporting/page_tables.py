@@ -7,7 +7,7 @@ Does not cover: HTML, which the template writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,12 +96,11 @@ def scores_table(report: Report) -> Table:
     return Table(columns, lines)
 
 
-def searches_table(reports: Mapping[str, Report], anchors: Sequence[str]) -> Table:
+def searches_table(searches: Sequence[tuple[str, str, Report]]) -> Table:
     """Return a row a search: its best setting, confirmed, beside the unmodified model.
 
     Args:
-        reports: By the search's name.
-        anchors: Where each search stands on the page.
+        searches: Anchor on the page, name and report of each.
     """
     columns = [
         *(Column(title, numeric=False) for title in ("search", "what", "method", "best setting")),
@@ -109,14 +108,11 @@ def searches_table(reports: Mapping[str, Report], anchors: Sequence[str]) -> Tab
         *(Column(f"unmodified {_title(name)}") for name in HEADLINE_SCORES[:2]),
         *(Column(title) for title in ("trials", "feasible", "time (s)")),
     ]
-    lines = [
-        Line(cells=_search_cells(name, report, anchor))
-        for (name, report), anchor in zip(reports.items(), anchors, strict=True)
-    ]
+    lines = [Line(cells=_search_cells(*search)) for search in searches]
     return Table(columns, lines)
 
 
-def _search_cells(name: str, report: Report, anchor: str) -> list[Cell]:
+def _search_cells(anchor: str, name: str, report: Report) -> list[Cell]:
     confirmed = report.confirmed or {}
     feasible = sum(row.feasible is True for row in report.rows)
     seconds = sum(row.seconds.get("trial", 0.0) for row in report.rows)
