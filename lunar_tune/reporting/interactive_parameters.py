@@ -131,6 +131,7 @@ def side_by_side(report: Report, rows: Sequence[TrialRow]) -> Interactive:
         *(_axis(score_label(name), [_finite(row, name) for row in rows]) for name in scores),
     ]
     figure = new_figure()
+    _draw_axes(figure, axes)
     best = report.best.number if report.best is not None else None
     for style, label, members in (
         (("#8a8a8a", 1, "dot", "x"), "infeasible", [r for r in rows if r.feasible is False]),
@@ -139,18 +140,15 @@ def side_by_side(report: Report, rows: Sequence[TrialRow]) -> Interactive:
     ):
         if members:
             _lines(figure, rows, axes, members, style=style, name=f"{label} ({len(members)})")
-    _ends(figure, axes)
     figure.update_xaxes(
         tickvals=[*range(len(axes))],
         ticktext=[axis.label.replace(" ", "<br>") for axis in axes],
         range=[-0.4, len(axes) - 0.6],
-        showgrid=True,
-        gridcolor="#444",
         showline=False,
         ticks="",
     )
-    figure.update_yaxes(visible=False, range=[-0.1, 1.1])
-    caption = "A line is a trial; every axis has its own scale, with its ends written at it."
+    figure.update_yaxes(visible=False, range=[-0.12, 1.12])
+    caption = "A line is a trial. Least and greatest value stand at the ends of each axis."
     return Interactive("parallel", "Parameters and scores side by side", caption, figure)
 
 
@@ -226,16 +224,23 @@ def _lines(
     )
 
 
-def _ends(figure: Any, axes: Sequence[_Axis]) -> None:
-    """Write what stands at an axis' ends, outside of where lines run."""
+def _draw_axes(figure: Any, axes: Sequence[_Axis]) -> None:
+    """Draw the axes, and write what stands at their ends outside of where lines run."""
+    figure.add_scatter(
+        x=[x for place in range(len(axes)) for x in (place, place, None)],
+        y=[0, 1, None] * len(axes),
+        mode="lines",
+        line={"color": "#444", "width": 1},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    outside = {0.0: -0.06, 1.0: 1.06}
     marks = [(x, y, text) for x, axis in enumerate(axes) for y, text in axis.marks.items()]
     figure.add_scatter(
         x=[x for x, _, _ in marks],
-        y=[y for _, y, _ in marks],
-        text=[text for _, _, text in marks],
-        textposition=[
-            {0.0: "bottom center", 1.0: "top center"}.get(y, "middle right") for _, y, _ in marks
-        ],
+        y=[outside.get(y, y) for _, y, _ in marks],
+        text=[text if y in outside else f"  {text}" for _, y, text in marks],
+        textposition=["middle center" if y in outside else "middle right" for _, y, _ in marks],
         mode="text",
         hoverinfo="skip",
         showlegend=False,
