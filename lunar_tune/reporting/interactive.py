@@ -25,7 +25,7 @@ from lunar_tune.reporting.interactive_style import (
     new_figure,
     range_of,
     score_axis,
-    whole_step,
+    whole_axis,
 )
 from lunar_tune.reporting.pareto import pareto_front
 from lunar_tune.reporting.report import Report
@@ -168,7 +168,7 @@ def _history(goal: Goal, rows: Sequence[TrialRow]) -> Interactive:
     for feasible, label, colour, symbol in GROUPS:
         mine = [row for row in known if row.feasible is feasible]
         add_trials(figure, mine, None, score, name=label, colour=colour, symbol=symbol)
-    figure.update_xaxes(title_text="trial", dtick=whole_step([row.number for row in rows]))
+    figure.update_xaxes(title_text="trial", **whole_axis([row.number for row in rows]))
     figure.update_yaxes(
         title_text=score_axis(score), **range_of(score, [row.scores[score] for row in known])
     )

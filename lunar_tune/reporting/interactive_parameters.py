@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from lunar_tune.evaluation.goal import score_label
+from lunar_tune.evaluation.metrics import METRICS
 from lunar_tune.reporting.interactive_style import (
     BLACK,
     BLUE,
@@ -25,12 +26,15 @@ from lunar_tune.reporting.interactive_style import (
     is_number,
     is_wide,
     new_figure,
-    whole_step,
+    whole_axis,
 )
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import HEADLINE_SCORES, TrialRow
 
 __all__ = ["parameter_map", "sensitivity", "side_by_side"]
+
+# More lines than this are drawn thinner.
+_MANY = 60
 
 
 def parameter_map(rows: Sequence[TrialRow]) -> Interactive | None:
@@ -68,7 +72,7 @@ def parameter_map(rows: Sequence[TrialRow]) -> Interactive | None:
         coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar},
     )
     figure.update_xaxes(title_text="coefficient")
-    figure.update_yaxes(dtick=whole_step([row.parameters["layer"] for row in rows]))
+    figure.update_yaxes(**whole_axis([row.parameters["layer"] for row in rows]))
     figure.update_yaxes(title_text="layer (decoder block, from 0)", col=1)
     caption = "Circles are feasible, crosses are not. Dark is low, light is high."
     return Interactive("map", "Layer and coefficient", caption, figure)
@@ -128,7 +132,7 @@ def side_by_side(report: Report, rows: Sequence[TrialRow]) -> Interactive:
     ]
     axes = [
         *(_axis(name.replace("_", " "), [row.parameters[name] for row in rows]) for name in names),
-        *(_axis(score_label(name), [_finite(row, name) for row in rows]) for name in scores),
+        *(_score_axis(name, [_finite(row, name) for row in rows]) for name in scores),
     ]
     figure = new_figure()
     _draw_axes(figure, axes)
@@ -169,15 +173,29 @@ def _axis(label: str, values: Sequence[Any]) -> _Axis:
     if not all(is_number(value) for value in known):
         names = sorted({str(value) for value in known})
         at = {name: _share(place, 0, len(names) - 1) for place, name in enumerate(names)}
-        marks = {at[name]: html.escape(name) for name in names}
+        marks = {at[n] if len(names) > 1 else 0.0: html.escape(n) for n in names}
         return _Axis(html.escape(label), [at[str(value)] for value in values], marks)
     low, high = min(known), max(known)
-    marks = {0.0: f"{low:.3g}", 1.0: f"{high:.3g}"} if low < high else {0.5: f"{low:.3g}"}
     if is_wide(known):
         logs = [None if value is None else math.log10(value) for value in values]
-        ends = math.log10(low), math.log10(high)
-        return _Axis(f"{html.escape(label)} (log)", [_share(v, *ends) for v in logs], marks)
-    return _Axis(html.escape(label), [_share(value, low, high) for value in values], marks)
+        shares = [_share(value, math.log10(low), math.log10(high)) for value in logs]
+        return _Axis(f"{html.escape(label)} (log)", shares, _ends(low, high))
+    shares = [_share(value, low, high) for value in values]
+    return _Axis(html.escape(label), shares, _ends(low, high))
+
+
+def _score_axis(name: str, values: Sequence[float | None]) -> _Axis:
+    """Return an axis for a score: all that it can be where that is from 0 to 1."""
+    metric, label = METRICS[name], score_label(name)
+    if (metric.low, metric.high) != (0.0, 1.0):
+        return _axis(label, values)
+    return _Axis(label, values, {0.0: "0", 1.0: "1"})
+
+
+def _ends(low: float, high: float) -> dict[float, str]:
+    """Return what is written at an axis' ends; a lone value stands below its axis."""
+    ends = {0.0: f"{low:.3g}"}
+    return ends | ({1.0: f"{high:.3g}"} if low < high else {})
 
 
 @overload
@@ -206,6 +224,7 @@ def _lines(
 ) -> None:
     """Add the lines of some trials as one trace: a gap ends a line."""
     colour, width, dash, symbol = style
+    thinner = 0.5 if len(members) > _MANY else 1.0
     place_of = {row.number: place for place, row in enumerate(rows)}
     gap = [None]
     ys: list[float | None] = []
@@ -215,8 +234,8 @@ def _lines(
         x=[*range(len(axes)), *gap] * len(members),
         y=ys,
         mode="lines+markers",
-        line={"color": colour, "width": width, "dash": dash},
-        marker={"symbol": symbol, "size": 7},
+        line={"color": colour, "width": width * thinner, "dash": dash},
+        marker={"symbol": symbol, "size": 7 * thinner},
         customdata=[row.number for row in members for _ in range(len(axes) + 1)],
         hovertext=[text for row in members for text in [hover_text(row)] * (len(axes) + 1)],
         hoverinfo="text",

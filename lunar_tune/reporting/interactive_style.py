@@ -35,7 +35,7 @@ __all__ = [
     "new_figure",
     "range_of",
     "score_axis",
-    "whole_step",
+    "whole_axis",
 ]
 
 BLUE, VERMILION, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
@@ -148,9 +148,10 @@ def is_wide(values: Sequence[float]) -> bool:
     return bool(values) and min(values) > 0 and max(values) / min(values) >= _LOG_FROM
 
 
-def whole_step(values: Sequence[float]) -> int:
-    """Return a step of whole numbers that gives at most about ten ticks."""
-    return max(1, math.ceil((max(values) - min(values)) / 10))
+def whole_axis(values: Sequence[int]) -> dict[str, Any]:
+    """Return an axis of whole numbers with at most about ten ticks."""
+    low, high = min(values), max(values)
+    return {"range": [low - 0.5, high + 0.5], "dtick": max(1, math.ceil((high - low) / 10))}
 
 
 def is_number(value: Any) -> bool:
