@@ -7,8 +7,8 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from pages_by_hand import HOSTILE, hostile, many, page_of
-from playwright.sync_api import ConsoleMessage, Page
+from pages_by_hand import HOSTILE, failure, hostile, many, page_of, trial
+from playwright.sync_api import ConsoleMessage, Page, expect
 
 from lunar_tune.reporting.page import PageSearch, write_page
 
@@ -66,8 +66,10 @@ def test_a_click_on_a_title_sorts_by_number_and_puts_what_failed_last(
     opened(page, tmp_path, page_of(*ROWS))
     title = page.locator("table.trials thead th", has_text="forget")
     scored = [row for row in ROWS if row.scores]
-    for sign in (1, -1):
+    for sign, direction in ((1, "ascending"), (-1, "descending")):
         title.click()
+        # DataTables sorts a moment after the click.
+        expect(title).to_have_attribute("aria-sort", direction)
         ordered = sorted(scored, key=lambda row: sign * row.scores["forget_rouge1"])
         assert numbers(page)[: len(scored)] == [row.number for row in ordered]
         assert len(numbers(page)) == len(ROWS)
@@ -78,6 +80,7 @@ def test_titles_sort_from_the_keyboard(page: Page, tmp_path: Path) -> None:
     title = page.locator("table.trials thead th", has_text="retain")
     title.locator("[role=button], .dt-column-order").first.focus()
     page.keyboard.press("Enter")
+    expect(title).to_have_attribute("aria-sort", "ascending")
     first = min((row for row in ROWS if row.scores), key=lambda row: row.scores["retain_rouge1"])
     assert numbers(page)[0] == first.number
 
@@ -107,21 +110,21 @@ def test_pictures_have_something_on_them(page: Page, tmp_path: Path) -> None:
 
 
 def test_a_click_on_a_point_shows_its_row_and_its_answers(page: Page, tmp_path: Path) -> None:
-    search = page_of(*ROWS)
-    second = search.answers[1].number
-    opened(page, tmp_path, search)
+    opened(page, tmp_path, page_of(trial(0, 0.1, 0.9), trial(1, 0.6, 0.95), failure(2)))
     page.get_by_label("failed").check()
-    page.evaluate(
-        """number => {
-            const plot = document.querySelector(".picture-trade-off .plot");
-            plot.emit("plotly_click", { points: [{ customdata: number }] });
-        }""",
-        second,
-    )
-    page.wait_for_selector("tr.chosen")
-    assert page.locator("tr.chosen").get_attribute("data-number") == str(second)
-    assert page.locator("tr.chosen").is_visible()
-    assert page.locator(".answers:visible").get_attribute("data-number") == str(second)
+    assert numbers(page) == [2]
+    point = page.locator(".picture-trade-off .points path").nth(1)
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.locator(".picture-trade-off .hovertext")).to_contain_text("trial 1")
+    page.mouse.down()
+    page.mouse.up()
+    chosen = page.locator("tr.chosen")
+    expect(chosen).to_have_attribute("data-number", "1")
+    expect(chosen).to_be_in_viewport()
+    assert page.locator(".answers:visible").get_attribute("data-number") == "1"
 
 
 def test_the_chosen_trials_answers_are_the_ones_that_are_shown(page: Page, tmp_path: Path) -> None:
@@ -144,8 +147,11 @@ def test_texts_of_others_do_nothing_and_are_shown_as_they_are(
     opened(page, tmp_path, hostile(), hostile())
     page.locator("table.trials thead th").first.click()
     page.get_by_role("searchbox").first.fill("alert")
+    alerts = [text for text in HOSTILE if "alert" in text]
+    # A failure for each, and the trial that has one as a parameter.
+    expect(page.locator("output.count").first).to_have_text(f"{len(alerts) + 1} of 7 trials")
     cells = page.locator("table.trials tbody").first.inner_text()
-    for text in (text for text in HOSTILE if "alert" in text):
+    for text in alerts:
         assert text in cells
     assert page.locator("article script:not([type])").count() == 0
     point = page.locator(".picture-trade-off .points path").first
