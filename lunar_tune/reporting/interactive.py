@@ -112,8 +112,10 @@ def _front(
     figure: Any, rows: Sequence[TrialRow], x: str, y: str, *, higher_is_better: bool
 ) -> None:
     """Join the trials that no other beats in both scores."""
-    signs = 1 if METRICS[x].lower_is_better else -1, -1 if higher_is_better else 1
-    front = pareto_front([(signs[0] * r.scores[x], signs[1] * r.scores[y]) for r in rows])
+    front = pareto_front(
+        [(r.scores[x], r.scores[y]) for r in rows],
+        lower_is_better=(METRICS[x].lower_is_better, not higher_is_better),
+    )
     figure.add_scatter(
         x=[rows[place].scores[x] for place in front],
         y=[rows[place].scores[y] for place in front],

@@ -1,7 +1,7 @@
-"""Which of several points no other point beats in both of two scores.
+"""The Pareto front of points in the plane.
 
-Covers: two scores of which lower is better.
-Does not cover: which scores these are; whoever has a score to make large gives its negative.
+Covers: which points no other point beats.
+Does not cover: drawing it (`pictures`, `interactive`).
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from collections.abc import Sequence
 __all__ = ["pareto_front"]
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the places of points that none dominates, by their first score.
+def pareto_front(
+    points: Sequence[tuple[float, float]], *, lower_is_better: tuple[bool, bool]
+) -> list[int]:
+    """Return the indices of the points that no other beats, best first coordinate first.
 
-    A point dominates another if it is at least as good in both scores and better in one; so equal
-    points stay together.
+    A point beats another if it is as good in both coordinates and better in one; equal points are
+    all kept.
 
-    Example:
-        >>> pareto_front([(0.2, 0.2), (0.1, 0.9), (0.3, 0.3)])
-        [1, 0]
+    Args:
+        points: Finite coordinates.
+        lower_is_better: Of each coordinate.
     """
+    signs = [1.0 if low else -1.0 for low in lower_is_better]
+    signed = [(signs[0] * x, signs[1] * y) for x, y in points]
     front: list[int] = []
-    for place in sorted(range(len(points)), key=lambda i: (points[i], i)):
-        # Points come by their first score: whoever dominates this one has been seen.
-        if not front or points[place][1] < points[front[-1]][1] or _equals(points, place, front):
-            front.append(place)
+    for index in sorted(range(len(points)), key=lambda index: signed[index]):
+        last = signed[front[-1]] if front else None
+        if last is None or signed[index][1] < last[1] or signed[index] == last:
+            front.append(index)
     return front
-
-
-def _equals(points: Sequence[tuple[float, float]], place: int, front: Sequence[int]) -> bool:
-    return points[place] == points[front[-1]]

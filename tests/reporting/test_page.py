@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import itertools
 import json
-import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +16,6 @@ from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.interactive import interactive_pictures
 from lunar_tune.reporting.page import PageSearch, write_page
 from lunar_tune.reporting.page_answers import forgotten, got_worse
-from lunar_tune.reporting.pareto import pareto_front
 from lunar_tune.reporting.rows import COMPLETE, TrialRow
 
 LOADING = {"src", "href", "data", "poster", "srcset", "action", "background"}
@@ -254,19 +251,3 @@ def test_answers_come_worst_first_beside_the_unmodified_models() -> None:
     compared = forgotten([*asked, *rows], vanilla)
     assert [one.unlearned.answer for one in compared] == ["f1", "f2", "f0"]
     assert [one.vanilla for one in compared] == [None] * 3
-
-
-def test_a_front_is_what_no_other_point_dominates() -> None:
-    draw = random.Random(1)
-    for size in (0, 1, 2, 30, 200):
-        points = [(draw.randrange(12) / 4, draw.randrange(12) / 4) for _ in range(size)]
-        front = pareto_front(points)
-        beaten = {
-            b
-            for a, b in itertools.permutations(range(size), 2)
-            if points[a] != points[b]
-            and points[a][0] <= points[b][0]
-            and points[a][1] <= points[b][1]
-        }
-        assert sorted(front) == sorted(set(range(size)) - beaten)
-        assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)

@@ -23,13 +23,13 @@ from matplotlib.transforms import Bbox
 
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
+from lunar_tune.reporting.pareto import pareto_front
 from lunar_tune.reporting.pictures.figure import PICTURE_SUFFIXES
 from lunar_tune.reporting.pictures.gallery import PICTURES, write_pictures
 from lunar_tune.reporting.pictures.history import history
 from lunar_tune.reporting.pictures.importance import importance
 from lunar_tune.reporting.pictures.layer_coefficient import layer_coefficient
 from lunar_tune.reporting.pictures.layers import draw_layers, layers
-from lunar_tune.reporting.pictures.pareto import pareto_front
 from lunar_tune.reporting.pictures.sensitivity import sensitivity, swept_parameter
 from lunar_tune.reporting.pictures.trade_off import trade_off
 from lunar_tune.reporting.report import Report

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from lunar_tune.evaluation.metrics import Metric
+from lunar_tune.reporting.pareto import pareto_front
 from lunar_tune.reporting.pictures.figure import REGION, Canvas, make_figure, show_legend
 from lunar_tune.reporting.pictures.marks import (
     best_label,
@@ -22,7 +23,6 @@ from lunar_tune.reporting.pictures.marks import (
     show_scores,
     shown_rows,
 )
-from lunar_tune.reporting.pictures.pareto import pareto_front
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import TrialRow
 
