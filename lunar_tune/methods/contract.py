@@ -70,8 +70,8 @@ class Fit:
 
     Args:
         losses: Training losses that are known already, for a fit that has no epochs to watch.
-        unmodified: Inside, the model is bit for bit the unmodified one again; after, bit for bit what
-            the fit had made of it. May be entered as often as is wanted.
+        unmodified: Inside, the model is the unmodified one again; after, what the fit had made of
+            it; both bit for bit, and as often as is wanted.
         epochs: Trains an epoch for each loss that it yields, and leaves the model to be evaluated.
         n_epochs: How many.
         evaluating: Inside, the model may be evaluated between two epochs.

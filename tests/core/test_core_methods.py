@@ -514,7 +514,17 @@ def test_a_bfloat16_model_is_edited_in_its_own_format_and_restored(loaded: Load)
     model = dataclasses.replace(original, model=copy.deepcopy(original.model).bfloat16())
     before = weights(model)
     for make, parameters in EXAMPLES.values():
-        inside = weights_inside(make().prepare(subject(model)), model, parameters)
+        preparation = make().prepare(subject(model))
+        inside = weights_inside(preparation, model, parameters)
+        with preparation.unlearning(parameters, seed=0) as fit:
+            for _ in fit:
+                with fit.unmodified():
+                    assert {p.dtype for p in model.model.parameters()} <= {
+                        torch.bfloat16,
+                        torch.float32,  # of an adapter, which is off
+                    }
+            fit.finished()
+            assert same(weights(model), inside)
         assert {name: w.dtype for name, w in inside.items()} == {
             name: w.dtype for name, w in before.items()
         }
