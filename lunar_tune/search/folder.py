@@ -51,6 +51,11 @@ class Folder:
         """A row a trial."""
         return self.path / "trials.parquet"
 
+    @property
+    def log(self) -> Path:
+        """What happened, with the time."""
+        return self.path / "search.log"
+
     def answers(self, number: int) -> Path:
         """A trial's answers, as it was searched."""
         return self.path / "trials" / f"{number:05d}.parquet"

@@ -14,10 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 
+from lunar_tune import __version__
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.search.cluster import Resources, ray_session, share_out
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.log_file import RECORD, search_log
 from lunar_tune.search.outputs import make_folder
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
@@ -51,17 +53,22 @@ def run_search(
     Raises:
         InputError: The untouched model makes success impossible, or something cannot be reached.
     """
+    facts = {**plan.facts, **finetuning_fact(plan.config, plan.spec)}
     if not brief:
-        print_plan(console, {**plan.facts, **finetuning_fact(plan.config, plan.spec)})
+        print_plan(console, facts)
     plan = _with_model(plan, console)
     folder = make_folder(plan.config, plan.spec)
     with (
         _given_back_if_unused(folder),
+        search_log(folder.log, console),
         _tracking(plan.config, folder.name) as opened,
         ray_session(plan.config),
     ):
         resources = share_out(plan.config)
         plan = _on_device(plan, resources)
+        RECORD.info("search %s, lunar-tune %s", folder.name, __version__)
+        for label, value in facts.items():
+            RECORD.info("%s: %s", label.strip(), value)
         start = functools.partial(
             SearchSession,
             folder=folder,
@@ -126,12 +133,16 @@ def _on_device(plan: SearchPlan, resources: Resources) -> SearchPlan:
 
 @contextlib.contextmanager
 def _given_back_if_unused(folder: Folder) -> Iterator[None]:
-    """Remove the folder if the search ends before it wrote anything, so that its name is free."""
+    """Remove the folder if the search ends before its first trial, so that its name is free."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):
-            folder.path.rmdir()
+        if not folder.journal.exists():
+            for file in (folder.log, folder.vanilla_answers):
+                file.unlink(missing_ok=True)
+            for path in (folder.vanilla_answers.parent, folder.path):
+                with contextlib.suppress(OSError):  # there is something else in it
+                    path.rmdir()
         raise
 
 

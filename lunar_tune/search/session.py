@@ -19,11 +19,12 @@ from rich.status import Status
 from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.reporting.rows import RUNNING, TrialRow
+from lunar_tune.reporting.rows import HEADLINE_SCORES, RUNNING, TrialRow
 from lunar_tune.search.cluster import Resources
 from lunar_tune.search.config import config_document
 from lunar_tune.search.course import Confirmation, Course
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.log_file import RECORD
 from lunar_tune.search.outputs import best_document, write_best, write_mirrors
 from lunar_tune.search.plan import SearchPlan, resolved_values
 from lunar_tune.search.progress import SearchProgress
@@ -166,7 +167,15 @@ class SearchSession:
         for key, value in notes.items():
             self.study.note(key, value)
         self._describe(self._given)
-        progress = SearchProgress(self._console, self.plan.config.num_trials)
+        earlier = self.study.ended
+        if earlier:
+            self._console.print(f"going on after {len(earlier)} trials", highlight=False)
+        progress = SearchProgress(
+            self._console,
+            self.plan.config.num_trials,
+            earlier=earlier,
+            time_budget=self.plan.config.time_budget,
+        )
         self._progress = self._display.enter_context(progress)
         return self.study
 
@@ -197,6 +206,10 @@ class SearchSession:
             )
             return
         self._best = row, confirmation.scores
+        scores = ", ".join(
+            f"{k} {v:.3f}" for k, v in confirmation.scores.items() if k in HEADLINE_SCORES
+        )
+        RECORD.info("trial %d is the best, confirmed: %s", row.number, scores)
         self.study.note("confirmed", dataclasses.asdict(confirmation))
         document = best_document(
             row,
@@ -216,6 +229,7 @@ class SearchSession:
             self._status.stop()
         self._status = None
         if text is not None:
+            RECORD.info("%s", text)
             self._status = self._display.enter_context(self._console.status(text))
 
     @property

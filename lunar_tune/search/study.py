@@ -74,10 +74,15 @@ class Study:
                 self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
     @property
-    def n_ended(self) -> int:
+    def ended(self) -> list[TrialRow]:
         """Trials that have ended by themselves, in this process or an earlier one."""
-        ended = [row for row in self.rows() if row.state != RUNNING]
-        return sum(row.failure not in {LEFT_RUNNING, INTERRUPTED} for row in ended)
+        cut_short = {LEFT_RUNNING, INTERRUPTED}
+        return [r for r in self.rows() if r.state != RUNNING and r.failure not in cut_short]
+
+    @property
+    def n_ended(self) -> int:
+        """How many."""
+        return len(self.ended)
 
     def note(self, key: str, value: Any) -> None:
         """Keep a fact of the search itself, as plain values for JSON."""
