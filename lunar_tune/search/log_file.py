@@ -15,8 +15,8 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -55,12 +55,13 @@ def without_secrets(text: str, environment: Mapping[str, str] | None = None) -> 
 
 
 @contextmanager
-def search_log(path: Path, console: Console) -> Iterator[None]:
+def search_log(path: Path, console: Console, opening: Sequence[str] = ()) -> Iterator[None]:
     """Inside, a log is written; one that is there is gone on with.
 
     Args:
         path: The file.
         console: What is printed there is logged too, also when it is quiet.
+        opening: Its first lines.
 
     Raises:
         BaseException: Whatever ended the search; it is in the log with its traceback.
@@ -70,6 +71,8 @@ def search_log(path: Path, console: Console) -> Iterator[None]:
     console.push_render_hook(_Printed())  # below those of displays, which come and go
     try:
         with _listening(handler), _warnings_too():
+            for line in opening:
+                RECORD.info("%s", line)
             yield
     except KeyboardInterrupt:
         _end(handler, logging.WARNING, "interrupted", None)
@@ -79,7 +82,8 @@ def search_log(path: Path, console: Console) -> Iterator[None]:
         raise
     finally:
         console.pop_render_hook()
-        handler.close()
+        with suppress(OSError):  # what could not be written cannot be now
+            handler.close()
 
 
 class _FileHandler(logging.FileHandler):
@@ -113,7 +117,7 @@ def _plain(renderables: list[ConsoleRenderable]) -> str:
     text = io.StringIO()
     plain = Console(file=text, width=_WIDE, color_system=None, force_terminal=False, emoji=False)
     for one in renderables:
-        plain.print(one, soft_wrap=True, markup=False, highlight=False)
+        plain.print(one, soft_wrap=True, highlight=False)
     return text.getvalue()
 
 

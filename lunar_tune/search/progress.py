@@ -1,7 +1,7 @@
 """What one sees while a search runs: one calm line that moves, or a plain line a trial.
 
 Covers: rich's progress bar on a terminal, plain lines elsewhere and in the log, nothing when quiet;
-how long it will still take; a search that goes on.
+how long it will still take; a search that goes on; what is done beside trials.
 Does not cover: the plan before and the summary after (`summary`), the log itself (`log_file`).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from rich.console import Console
 
@@ -16,10 +17,53 @@ from lunar_tune.reporting.progress import build_progress, shown_duration
 from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
 from lunar_tune.search.log_file import RECORD
 
-__all__ = ["SearchProgress", "TimeLeft"]
+__all__ = ["SearchDisplay", "SearchProgress", "TimeLeft"]
 
 # Columns from which on a bar has room for whole words.
 _ROOMY = 110
+
+
+class SearchDisplay:
+    """Shows a search from its first task to its last; used as a context.
+
+    Args:
+        console: Where.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._shown = console, ExitStack()
+        self._trials: SearchProgress | None = None
+
+    def __enter__(self) -> SearchDisplay:
+        """Begin with nothing."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the last state on the screen."""
+        self._shown.close()
+
+    def doing(self, text: str | None) -> None:
+        """Show what is being done beside trials, in the place of what was shown; None ends it."""
+        self._shown.close()
+        if text is not None:
+            RECORD.info("%s", text)
+            self._shown.enter_context(self._console.status(text))
+
+    def follow(
+        self, num_trials: int, earlier: Sequence[TrialRow], time_budget: float | None
+    ) -> None:
+        """Begin to show trials; see `SearchProgress`."""
+        if earlier:
+            self._console.print(f"going on after {len(earlier)} trials", highlight=False)
+        self._trials = SearchProgress(
+            self._console, num_trials, earlier=earlier, time_budget=time_budget
+        )
+        self._shown.enter_context(self._trials)
+
+    def ended(self, row: TrialRow) -> None:
+        """Take note of an ended trial."""
+        if self._trials is not None:
+            self._trials.ended(row)
 
 
 class TimeLeft:

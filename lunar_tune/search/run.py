@@ -58,17 +58,16 @@ def run_search(
         print_plan(console, facts)
     plan = _with_model(plan, console)
     folder = make_folder(plan.config, plan.spec)
+    opening = [f"search {folder.name}, lunar-tune {__version__}"]
+    opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
         _given_back_if_unused(folder),
-        search_log(folder.log, console),
+        search_log(folder.log, console, opening),
         _tracking(plan.config, folder.name) as opened,
         ray_session(plan.config),
     ):
         resources = share_out(plan.config)
         plan = _on_device(plan, resources)
-        RECORD.info("search %s, lunar-tune %s", folder.name, __version__)
-        for label, value in facts.items():
-            RECORD.info("%s: %s", label.strip(), value)
         start = functools.partial(
             SearchSession,
             folder=folder,
@@ -82,6 +81,7 @@ def run_search(
         code = _run_knowing(plan, start, console, arguments, opened)
         if plan.config.keep and code == EXIT_FOUND:
             keep_best(folder.path, console)
+        RECORD.info("ended with exit code %d", code)
         return code
 
 

@@ -19,7 +19,7 @@ from click.testing import Result
 from command_lines import small_data
 from typer.testing import CliRunner
 
-from lunar_tune.ask import ask
+from lunar_tune.ask import _shown, ask
 from lunar_tune.cli.running import command_app
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.methods.lunar_settings import LunarSettings
@@ -172,8 +172,6 @@ class _Sys:
 
 
 def test_control_characters_of_an_answer_do_not_reach_the_terminal() -> None:
-    from lunar_tune.ask import _shown
-
     assert _shown("a\x1b[2J\tb\nc[red]").plain == "a\\x1b[2J\\tb\nc[red]"
 
 
