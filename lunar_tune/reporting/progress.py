@@ -1,7 +1,7 @@
 """The look of a progress bar, the same in every command.
 
 Covers: rich's bar with what is done, elapsed and left, on one line however narrow the terminal is;
-hidden when quiet.
+hidden when quiet and where nothing can move.
 Does not cover: what is counted.
 """
 
@@ -54,7 +54,7 @@ def build_progress(console: Console) -> Progress:
         expand=True,
         refresh_per_second=2,  # for days, perhaps over a slow line
         console=console,
-        disable=console.quiet,
+        disable=console.quiet or not console.is_terminal,  # it would leave an empty line
     )
 
 
