@@ -34,6 +34,7 @@ __all__ = [
     "SpaceOption",
     "StartingPointsOption",
     "TrackingUriOption",
+    "TrialTimeoutOption",
 ]
 
 SEARCH_PANEL, PLACE_PANEL = "Search", "Resources and results"
@@ -99,6 +100,14 @@ StartingPointsOption = Annotated[
 MaxFailuresOption = Annotated[
     int,
     typer.Option(help="Stop after so many failed trials in a row.", rich_help_panel=SEARCH_PANEL),
+]
+TrialTimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds after which a trial counts as hanging: its worker is replaced, and the trial "
+        "runs again, three times at most.",
+        rich_help_panel=SEARCH_PANEL,
+    ),
 ]
 FinetuneOption = Annotated[
     str,

@@ -53,6 +53,8 @@ class TrialRow:
     """`fit`, `evaluate`, `trial`, and `suggest`, the sampler's time."""
     failure: str | None = None
     """Why the trial failed, or what was seen last of one that was pruned."""
+    again: bool = False
+    """Whether that had nothing to do with its setting, which is run again under another number."""
     losses: tuple[float, ...] = ()
     """Training loss of each epoch."""
     checks: tuple[Mapping[str, float], ...] = ()
@@ -91,6 +93,7 @@ class TrialRow:
             "started": self.started,
             "ended": self.ended,
             "failure": self.failure,
+            "again": self.again,
             "answers_digest": self.answers_digest,
         }
 

@@ -86,6 +86,8 @@ class SearchConfig:
     """Trials at once; None is as many as the resources allow."""
     address: str | None = None
     """Address of a Ray cluster; None starts Ray on this machine."""
+    trial_timeout: float | None = None
+    """Seconds after which a trial counts as hanging: its worker is replaced and it runs again."""
     max_failures: int = 5
     """Failed trials in a row after which the search stops."""
     finetune: str = "auto"
@@ -140,6 +142,7 @@ class SearchConfig:
                 problems.add(f"{option} {value}: at least 1.")
         for option, number, least in (
             ("--time-budget", self.time_budget, "more than 0 seconds"),
+            ("--trial-timeout", self.trial_timeout, "more than 0 seconds"),
             ("--cpus-per-trial", self.cpus_per_trial, "more than 0"),
         ):
             if number is not None and not 0 < number < math.inf:

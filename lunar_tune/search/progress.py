@@ -121,6 +121,7 @@ class SearchProgress:
         time_budget: float | None = None,
     ) -> None:
         self._console, self._total, self._rows = console, num_trials, list(earlier)
+        self._done = len(earlier)
         self._left = TimeLeft(num_trials, done=len(earlier), budget=time_budget)
         self._bar = build_progress(console) if console.is_terminal else None
         if self._bar is not None:
@@ -146,11 +147,13 @@ class SearchProgress:
     def ended(self, row: TrialRow) -> None:
         """Take note of an ended trial."""
         self._rows.append(row)
-        self._left.ended()
+        if not row.again:
+            self._done += 1
+            self._left.ended()
         if self._bar is None:
             self._console.print(self._line(row), highlight=False, markup=False, soft_wrap=True)
         else:
-            self._bar.update(self._task, advance=1, note=self._note())
+            self._bar.update(self._task, completed=self._done, note=self._note())
             RECORD.info("%s", self._line(row))
 
     def _best(self) -> str:
@@ -182,9 +185,9 @@ class SearchProgress:
                 f"{'feasible' if row.feasible else 'infeasible'}"
             )
         else:
-            outcome = f"{row.state}: {row.failure}"
+            outcome = f"{row.state}{', runs again' if row.again else ''}: {row.failure}"
         best = " · ".join(filter(None, (self._best(), self._failures())))
         left = self._left()
         time_left = f"  |  about {shown_duration(left)} left" if left is not None else ""
-        done = f"trial {len(self._rows)}/{self._total}"
+        done = f"trial {self._done}/{self._total}"
         return f"{done}  {row.label}  {outcome}  |  {best}{time_left}"

@@ -8,6 +8,8 @@ Does not cover: which task comes next (`course`), what comes before the first on
 from __future__ import annotations
 
 import dataclasses
+import functools
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from rich.markup import escape
 from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.reporting.rows import HEADLINE_SCORES, RUNNING, TrialRow
+from lunar_tune.reporting.rows import RUNNING, TrialRow
 from lunar_tune.search.cluster import Resources
 from lunar_tune.search.config import config_document
 from lunar_tune.search.course import Confirmation, Course
@@ -30,6 +32,7 @@ from lunar_tune.search.results import load_search
 from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
 from lunar_tune.search.tracking import SearchTracker, without_password
+from lunar_tune.search.watchdog import crash_reason
 
 __all__ = [
     "EXIT_FAILURES",
@@ -103,8 +106,10 @@ class SearchSession:
             time_budget=config.time_budget,
             max_failures=config.max_failures,
             layer_coefficient=self.plan.layer_coefficient,
+            crash_reason=functools.partial(crash_reason, self.folder),
         )
         code, ending = EXIT_INFEASIBLE, None
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away
         try:
             with self._display:
                 self._display.doing("evaluating the unmodified model")
@@ -114,6 +119,7 @@ class SearchSession:
                     self.folder.path,
                     self.resources,
                     scheduler=config.scheduler,
+                    timeout=config.trial_timeout,
                 )
         except KeyboardInterrupt:
             if course.study is None:
@@ -193,10 +199,6 @@ class SearchSession:
             )
             return
         self._best = row, confirmation.scores
-        scores = ", ".join(
-            f"{k} {v:.3f}" for k, v in confirmation.scores.items() if k in HEADLINE_SCORES
-        )
-        RECORD.info("trial %d is the best, confirmed: %s", row.number, scores)
         self.study.note("confirmed", dataclasses.asdict(confirmation))
         document = best_document(
             row,
@@ -285,12 +287,12 @@ class SearchSession:
             if row.state != RUNNING and row.number not in self.tracker.mirrored:
                 self._mirror(row)
         with self.tracker.tolerating():
-            self.tracker.log_files(files)
+            self.tracker.log_files(files, folder=self.folder.path)
             self.tracker.close(status=status)
 
     def _end_running(self, reason: str) -> None:
         """Fail what has no result, and mirror that and what was about to be mirrored."""
         for number in self.study.running():
-            self.study.fail(number, reason)
+            self.study.fail(number, reason, again=True)
         for number in self.tracker.running():
             self._mirror(self.study.row(number))

@@ -31,8 +31,9 @@ from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.prerequisite import finetuning_fact
 from lunar_tune.search.run import run_search
 from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
+from lunar_tune.search.signature import signature_of
 from lunar_tune.search.study import StoredStudy, Study
-from lunar_tune.search.table_cells import Cell, signature_of
+from lunar_tune.search.table_cells import Cell
 from lunar_tune.search.table_results import is_finished, result_of
 from lunar_tune.search.tracked_run import TrackedRun, default_tracking_uri
 
@@ -166,7 +167,6 @@ class TableRun:
                 self._console,
                 given={},
                 arguments=(),
-                signature=signature_of(planned.plan),
                 brief=True,
             )
         except LunarTuneError as error:

@@ -141,10 +141,16 @@ class TrackedRun:
         """Record numbers of the run itself."""
         self._log(self.run_id, metrics=metrics, step=step)
 
-    def log_files(self, files: Iterable[Path]) -> None:
-        """Keep files as artifacts."""
+    def log_files(self, files: Iterable[Path], *, folder: Path | None = None) -> None:
+        """Keep files as artifacts.
+
+        Args:
+            files: Which.
+            folder: They lie under it, and keep their place there; None to put all side by side.
+        """
         for file in files:
-            self._client.log_artifact(self.run_id, str(file))
+            place = file.parent.relative_to(folder).as_posix() if folder is not None else "."
+            self._client.log_artifact(self.run_id, str(file), None if place == "." else place)
 
     def log_table(self, columns: Mapping[str, Sequence[Any]], file_name: str) -> None:
         """Keep a table as an artifact."""

@@ -8,7 +8,8 @@ Does not cover: who decides on parameters; a search, a single run and a proof ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,11 @@ import torch
 
 from lunar_tune.activations.cache import ActivationCache
 from lunar_tune.activations.prompts import ActivationSource, PromptActivations
+from lunar_tune.errors import EditedModelError
 from lunar_tune.evaluation.evaluate import Evaluation
 from lunar_tune.memory import DeviceMemory
 from lunar_tune.methods.contract import FitReport, Preparation, Subject
+from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
 from lunar_tune.trial.checks import Check, Watch
@@ -202,9 +205,8 @@ class Worker:
         self.judge.answers.prepare()
         ready = self._clock()
         floor = self.spec.engine.retain_floor if bounded and not full else None
-        with preparation.unlearning(
-            parameters, seed=self.spec.seed if seed is None else seed
-        ) as fit:
+        seed = self.spec.seed if seed is None else seed
+        with self._left_as_it_was(), preparation.unlearning(parameters, seed=seed) as fit:
             watch = Watch(fit.n_epochs, self.spec.engine.checks, floor)
             for epochs in fit:
                 if watch.is_due(epochs):
@@ -256,6 +258,27 @@ class Worker:
             seconds={"fit": 0.0, "evaluate": seconds, "trial": seconds},
             max_new_tokens=budget,
         )
+
+    @contextmanager
+    def _left_as_it_was(self) -> Iterator[None]:
+        """Check after a trial, where that is wanted, that every weight is what it was.
+
+        Raises:
+            EditedModelError: One is not.
+        """
+        if not self.spec.engine.verify_weights:
+            yield
+            return
+        before = self._untouched
+        try:
+            yield
+        finally:
+            if fingerprint(self.loaded) != before:
+                raise EditedModelError("a trial has left the model's weights changed")
+
+    @cached_property
+    def _untouched(self) -> str:
+        return fingerprint(self.loaded)
 
     def _clock(self) -> float:
         """Return seconds, after all work on the device has ended."""

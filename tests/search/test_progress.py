@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import re
@@ -115,6 +116,18 @@ def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
     assert "2/3" in nothing_new
     assert "left …" in nothing_new
     assert "best forget 0.500" in nothing_new
+
+
+def test_a_trial_that_runs_again_is_a_failure_and_not_a_step() -> None:
+    lost = dataclasses.replace(FAILURE, again=True, failure="a worker was lost")
+    text = shown(row(0, 0.5, 0.9), lost, row(1, 0.1, 0.4), terminal=False).splitlines()
+
+    assert [line.split("  ")[0] for line in text] == ["trial 1/3", "trial 1/3", "trial 2/3"]
+    assert "failed, runs again: a worker was lost" in text[1]
+    assert "1 failed" in text[2]
+    bar = last_line(shown(row(0, 0.5, 0.9), lost, terminal=True))
+    assert "1/3" in bar
+    assert "1 failed" in bar
 
 
 class Clock:

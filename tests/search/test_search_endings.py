@@ -70,7 +70,8 @@ def test_a_search_whose_trials_all_fail_gives_up(small: list[str], tmp_path: Pat
         assert f"- {row['number']}: {row['failure']}" in (tmp_path / "runs/n/report.md").read_text()
     assert done.stdout.count("failed: ") == 2
     assert statuses(tmp_path / "runs") == (["FINISHED"], ["FAILED", "FAILED"])
-    assert [path.name for path in (tmp_path / "runs/n/trials").iterdir()] == ["vanilla.parquet"]
+    kept = [path.name for path in (tmp_path / "runs/n").glob("trials/*")]
+    assert kept == ["vanilla.parquet"]
 
 
 def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
@@ -102,7 +103,42 @@ def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
     assert parents == ["KILLED"]
     assert len(children) == len(rows)
     assert set(children) <= {"FINISHED", "FAILED"}
-    for name in ("config.yaml", "report.md", "trade_off.png", "history.png"):
+    for name in ("config.yaml", "report.md", "pictures/trade_off.png", "pictures/history.svg"):
         assert (tmp_path / "runs/n" / name).stat().st_size > 0
     assert yaml.safe_load((tmp_path / "runs/n/config.yaml").read_text())["search"]
     assert journal_events(tmp_path), "every line of the journal can be read"
+
+    again = run_command("search", *options, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already. Go on with it (python -m lunar_tune.search --resume" in again.stderr
+
+    wanted = sum(row["state"] == "complete" for row in rows) + 2
+    resume = ["--resume", "n", "--output", "runs", "--num-trials", str(wanted)]
+    done = run_command("search", *resume, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    after = rows_of(tmp_path / "runs/n")
+    assert after[: len(rows)] == rows, "what was computed is kept"
+    new = after[len(rows) :]
+    assert [row["state"] for row in new] == ["complete"] * 2
+    if failures:
+        interrupted = next(row for row in rows if row["again"])
+        for name in ("params.layer", "params.coefficient", "params.learning_rate"):
+            assert new[0][name] == interrupted[name], "the interrupted setting comes first"
+    finished = run_command("search", *resume, cwd=tmp_path)
+    assert finished.returncode == 3
+    assert "n is finished" in finished.stdout
+
+
+def test_the_same_seed_gives_the_same_trials_and_scores(small: list[str], tmp_path: Path) -> None:
+    """On one worker and a CPU; times and dates differ."""
+    found = []
+    for name in ("one", "two"):
+        options = [*small, *space(tmp_path, SMALL_SPACE), "--force", "--num-trials", "11"]
+        options += ["--output", "runs", "--name", name, "--concurrency", "1", "--seed", "5"]
+        done = run_command("search", *options, cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        timed = ("seconds", "started", "ended")
+        rows = rows_of(tmp_path / "runs" / name)
+        found.append([{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows])
+    assert found[0] == found[1]
+    assert len({row["answers_digest"] for row in found[0]}) > 1

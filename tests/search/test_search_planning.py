@@ -87,6 +87,7 @@ def test_the_bounds_themselves_are_allowed() -> None:
 def test_a_plan_says_all_that_is_wrong_with_options_space_and_data(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("lunar: {adamw: {parameters: {layer: 3}}}")
     (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/study.journal").touch()
     config = SearchConfig(
         run=RunOptions(data="mini", forget_edges=("X_Y",), reference_prompts="nosuch"),
         retain_floor=7,
@@ -170,7 +171,12 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     folder = make_folder(config, spec)
     assert (folder.path, folder.name) == ((tmp_path / "deep/runs/n").resolve(), "n")
 
-    with pytest.raises(InputError, match=r"--name n: .* exists already"):
+    folder.lock.touch()
+    folder.vanilla_answers.parent.mkdir()
+    folder.vanilla_answers.touch()
+    make_folder(config, spec)  # of a search that was killed before its first trial
+    folder.journal.touch()
+    with pytest.raises(InputError, match=r"--name n: .* exists already.*--resume"):
         make_folder(config, spec)
     with pytest.raises(InputError, match=r"--name n: .* exists already"):
         check_output(config.output, "n")

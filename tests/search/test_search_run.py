@@ -109,13 +109,14 @@ def test_nothing_is_written_outside_the_output_folder(search: Finished) -> None:
         "mlartifacts",
     }
     assert {path.name for path in search.folder.iterdir()} - {"model"} == {
+        ".lock",
+        ".study.journal.lock",
         "config.yaml",
         "study.journal",
         "trials",
         "trials.parquet",
         "best.yaml",
-        "trade_off.png",
-        "history.png",
+        "pictures",
         "report.md",
     }
 
@@ -281,7 +282,7 @@ def test_the_saved_model_answers_the_same_in_plain_transformers(
             assert row["answer"] == text
 
 
-@pytest.mark.parametrize("name", ["trade_off.png", "history.png"])
+@pytest.mark.parametrize("name", ["pictures/trade_off.png", "pictures/history.png"])
 def test_pictures_show_something(search: Finished, name: str) -> None:
     from matplotlib.image import imread
 
@@ -298,7 +299,8 @@ def test_the_report_names_the_best_trial_and_its_scores(search: Finished) -> Non
     assert f"trial {best['trial']} (" in text
     assert f"{best['confirmed']['scores']['retain_rouge1']:.4g}" in text
     assert "| unmodified model |" in text
-    for picture in ("trade_off.png", "history.png"):
+    for picture in ("pictures/trade_off.png", "pictures/history.png"):
+        assert (search.folder / picture).is_file()
         assert f"({picture})" in text
 
 
@@ -361,8 +363,10 @@ def test_the_parent_has_vanilla_and_confirmed_scores_data_and_configuration(
         84,
         81,
     }
-    expected = {"config.yaml", "best.yaml", "report.md", "trade_off.png", "history.png"}
+    expected = {"config.yaml", "best.yaml", "report.md", "pictures"}
     assert tracked.artifacts(parent.info.run_id) == expected
+    pictures = {one.path for one in tracked.client.list_artifacts(parent.info.run_id, "pictures")}
+    assert pictures == {f"pictures/{path.name}" for path in search.folder.glob("pictures/*")}
 
 
 def test_children_agree_with_the_study(search: Finished, tracked: Tracked, tmp_path: Path) -> None:
