@@ -70,6 +70,8 @@ class Fit:
 
     Args:
         losses: Training losses that are known already, for a fit that has no epochs to watch.
+        unmodified: Inside, the model is the unmodified one again; after, what the fit had made of
+            it; both bit for bit, and as often as is wanted.
         epochs: Trains an epoch for each loss that it yields, and leaves the model to be evaluated.
         n_epochs: How many.
         evaluating: Inside, the model may be evaluated between two epochs.
@@ -80,6 +82,7 @@ class Fit:
     def __init__(
         self,
         *,
+        unmodified: Callable[[], AbstractContextManager[Any]],
         losses: Sequence[float] = (),
         epochs: Iterable[float] = (),
         n_epochs: int = 0,
@@ -87,7 +90,7 @@ class Fit:
         finish: Callable[[], object] = lambda: None,
         edited_layer: int | None = None,
     ) -> None:
-        self.n_epochs, self.evaluating = n_epochs, evaluating
+        self.n_epochs, self.evaluating, self.unmodified = n_epochs, evaluating, unmodified
         self._losses = list(losses)
         self._epochs, self._finish, self._edited_layer = epochs, finish, edited_layer
 

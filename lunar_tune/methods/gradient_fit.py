@@ -165,6 +165,7 @@ def gradient_fit(
                 trained.finish()
 
             yield Fit(
+                unmodified=trained.unmodified,
                 epochs=epochs,
                 n_epochs=settings.epochs,
                 evaluating=trained.evaluating,

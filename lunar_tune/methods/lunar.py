@@ -111,8 +111,9 @@ class LunarPreparation(Preparation):
         solutions = {layer: self._solve(layer, c, parameters, seed) for layer, c in chosen}
         # The published code sums the layers' losses; they share no parameter.
         losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
-        with edited(self._loaded, {layer: s.weight for layer, s in solutions.items()}):
-            yield Fit(losses=losses, edited_layer=min(layers))
+        weights = {layer: s.weight for layer, s in solutions.items()}
+        with edited(self._loaded, weights) as unmodified:
+            yield Fit(unmodified=unmodified, losses=losses, edited_layer=min(layers))
 
     @torch.inference_mode()
     def _solve(

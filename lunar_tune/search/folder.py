@@ -67,6 +67,11 @@ class Folder:
         return self.path / "trials.parquet"
 
     @property
+    def log(self) -> Path:
+        """What happened, with the time."""
+        return self.path / "search.log"
+
+    @property
     def pictures(self) -> Path:
         """Every picture, as PNG and SVG."""
         return self.path / "pictures"

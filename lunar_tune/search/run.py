@@ -16,10 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.console import Console
 from rich.markup import escape
 
+from lunar_tune import __version__
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.search.cluster import Resources, ray_session, share_out
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.log_file import RECORD, search_log
 from lunar_tune.search.outputs import make_folder
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
@@ -59,16 +61,20 @@ def run_search(
     Raises:
         InputError: The untouched model makes success impossible, or something cannot be reached.
     """
+    facts = {**plan.facts, **finetuning_fact(plan.config, plan.spec)}
     if not brief:
-        print_plan(console, {**plan.facts, **finetuning_fact(plan.config, plan.spec)})
+        print_plan(console, facts)
     signature = signature_of(plan)
     if plan.config.name is None:
         _point_out(unfinished_like(signature, plan.config.output), console)
     plan = _with_model(plan, console)
     folder = make_folder(plan.config, plan.spec)
+    opening = [f"search {folder.name}, lunar-tune {__version__}"]
+    opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
         _given_back_if_unused(folder),
         alone(folder),
+        search_log(folder.log, console, opening),
         _tracking(plan.config, folder.name) as opened,
         ray_session(plan.config),
     ):
@@ -87,6 +93,7 @@ def run_search(
         code = _run_knowing(plan, start, console, arguments, opened)
         if plan.config.keep and code == EXIT_FOUND:
             keep_best(folder.path, console)
+        RECORD.info("ended with exit code %d", code)
         return code
 
 

@@ -11,12 +11,10 @@ import dataclasses
 import functools
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 
 from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
@@ -26,9 +24,10 @@ from lunar_tune.search.cluster import Resources
 from lunar_tune.search.config import config_document
 from lunar_tune.search.course import Confirmation, Course
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.log_file import RECORD
 from lunar_tune.search.outputs import best_document, write_best, write_mirrors
 from lunar_tune.search.plan import SearchPlan, resolved_values
-from lunar_tune.search.progress import SearchProgress
+from lunar_tune.search.progress import SearchDisplay
 from lunar_tune.search.results import load_search
 from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
@@ -84,9 +83,7 @@ class SearchSession:
         self.plan, self.folder, self.resources = plan, folder, resources
         self._opened, self._console, self._given = opened, console, given
         self._signature, self._brief = signature, brief
-        self._display = ExitStack()
-        self._progress: SearchProgress | None = None
-        self._status: Status | None = None
+        self._display = SearchDisplay(console)
         self._best: tuple[TrialRow, Mapping[str, float]] | None = None
 
     def run(self, arguments: Sequence[str]) -> int:
@@ -115,7 +112,7 @@ class SearchSession:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away
         try:
             with self._display:
-                self._show("evaluating the unmodified model")
+                self._display.doing("evaluating the unmodified model")
                 run_course(
                     course,
                     self.plan.spec,
@@ -127,6 +124,7 @@ class SearchSession:
         except KeyboardInterrupt:
             if course.study is None:
                 raise
+            RECORD.warning("interrupted")
             code, ending = EXIT_INTERRUPTED, "Interrupted."
             self._end_running(INTERRUPTED)
         if course.error is not None:
@@ -143,7 +141,7 @@ class SearchSession:
         self, scores: Mapping[str, float], note: str | None, layer_prior: str | None
     ) -> Study:
         """Judge the unmodified model; open the study and describe the search."""
-        self._show(None)
+        self._display.doing(None)
         print_vanilla(self._console, scores, note)
         problem = vanilla_problem(scores, self.plan.config.goal.floor, self.plan.spec)
         if problem is not None and not self.plan.config.force:
@@ -172,8 +170,8 @@ class SearchSession:
         for key, value in notes.items():
             self.study.note(key, value)
         self._describe(self._given)
-        progress = SearchProgress(self._console, self.plan.config.num_trials)
-        self._progress = self._display.enter_context(progress)
+        config = self.plan.config
+        self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
 
     def on_start(self, row: TrialRow) -> None:
@@ -184,18 +182,16 @@ class SearchSession:
 
     def on_end(self, row: TrialRow) -> None:
         """Show and mirror a trial that has ended."""
-        if self._progress is not None:
-            self._progress.ended(row)
+        self._display.ended(row)
         self._mirror(row)
 
     def on_confirming(self, row: TrialRow) -> None:
         """Show that a setting is evaluated in full."""
-        self._display.close()  # the trials' bar keeps its last state
-        self._show(f"evaluating trial {row.number} in full")
+        self._display.doing(f"evaluating trial {row.number} in full")
 
     def on_confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
         """Keep the best setting, or say why it is not the best."""
-        self._show(None)
+        self._display.doing(None)
         if not holds:
             self._console.print(
                 f"trial {row.number} misses a bound when evaluated in full; the next best is "
@@ -215,14 +211,6 @@ class SearchSession:
         with self.tracker.tolerating():
             self.tracker.log_metrics({f"best_{k}": v for k, v in confirmation.scores.items()})
             self.tracker.log_files([self.folder.best])
-
-    def _show(self, text: str | None) -> None:
-        """Show what is being done beside the trials; None ends it."""
-        if self._status is not None:
-            self._status.stop()
-        self._status = None
-        if text is not None:
-            self._status = self._display.enter_context(self._console.status(text))
 
     @property
     def _facts(self) -> dict[str, str]:

@@ -75,9 +75,14 @@ class Study:
                 self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
     @property
-    def n_ended(self) -> int:
+    def ended(self) -> list[TrialRow]:
         """Trials that have ended by themselves, in this process or an earlier one."""
-        return sum(row.state != RUNNING and not row.again for row in self.rows())
+        return [row for row in self.rows() if row.state != RUNNING and not row.again]
+
+    @property
+    def n_ended(self) -> int:
+        """How many."""
+        return len(self.ended)
 
     def note(self, key: str, value: Any) -> None:
         """Keep a fact of the search itself, as plain values for JSON."""

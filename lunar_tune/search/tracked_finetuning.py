@@ -15,6 +15,7 @@ from rich.console import Console
 
 from lunar_tune.finetuning.job import FinetuneJob
 from lunar_tune.reporting.progress import build_progress
+from lunar_tune.search.log_file import RECORD
 from lunar_tune.search.tracked_run import TrackedRun, default_tracking_uri
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class TrackedFinetuning:
 
             def on_epoch(done: int, loss: float) -> None:
                 bar.update(bar.task_ids[0], completed=done, note=f"loss {loss:.4f}")
+                line = f"epoch {done}/{epochs}  loss {loss:.4f}"
+                if console.is_terminal:
+                    RECORD.info("%s", line)
+                else:
+                    console.print(line, highlight=False)
                 self.epoch(done, loss)
 
             yield on_start, on_epoch

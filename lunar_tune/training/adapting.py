@@ -31,7 +31,10 @@ class Trained:
     computing: Callable[[], AbstractContextManager[Any]]
     """Inside, a forward pass for training runs in the model's own number format."""
     untrained: Callable[[], AbstractContextManager[Any]] | None
-    """Inside, the model is what it was; None where that would take a second model."""
+    """Inside, the model is what it was, at no cost; None where that would take a second model."""
+    unmodified: Callable[[], AbstractContextManager[Any]]
+    """Inside, the model is what it was, also where weights must be moved for it; not for what is
+    trained to be kept."""
     evaluating: Callable[[], AbstractContextManager[Any]]
     """Inside, the model can be evaluated; training goes on after it as if nothing had been."""
     finish: Callable[[], object]
@@ -91,6 +94,7 @@ def lora_adapter(
                 parameters=tuple(p for p in model.parameters() if p.requires_grad),
                 computing=nullcontext,
                 untrained=adapted.disable_adapter,
+                unmodified=adapted.disable_adapter,
                 evaluating=nullcontext,
                 finish=lambda: None,
             )
@@ -134,6 +138,18 @@ def full_weights(
             for parameter, data in zip(trained, exact, strict=True):
                 parameter.data = data
 
+    @contextmanager
+    def original_for_a_while() -> Iterator[None]:
+        new: list[Tensor] = []
+        try:
+            for parameter, original in zip(trained, originals, strict=True):
+                new.append(parameter.data.cpu())  # a GPU never holds both
+                parameter.data = original.to(parameter.device)
+            yield
+        finally:
+            for parameter, data in zip(trained, new, strict=False):  # as far as it came
+                parameter.data = data.to(parameter.device)
+
     with _as_it_was(model):
         try:
             model.requires_grad_(requires_grad=False)
@@ -146,6 +162,7 @@ def full_weights(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),
                 untrained=None,
+                unmodified=original_for_a_while,
                 evaluating=rounded_for_a_while,
                 finish=rounded,
             )

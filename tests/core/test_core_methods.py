@@ -236,6 +236,51 @@ def test_a_fit_can_be_looked_at_between_epochs_ended_early_and_abandoned(
 
 
 @each_method
+def test_the_unmodified_model_comes_back_for_a_while_and_the_unlearned_one_after_it(
+    model: LoadedModel, key: tuple[str, str]
+) -> None:
+    """Between epochs, after the last, several times, and when something goes wrong in between."""
+    make, parameters = EXAMPLES[key]
+    ids = torch.tensor([FORGET[0]])
+
+    def logits() -> torch.Tensor:
+        with torch.inference_mode():
+            return model.model(input_ids=ids).logits.clone()
+
+    before, untouched = weights(model), logits()
+    preparation = make().prepare(subject(model))
+    expected = weights_inside(preparation, model, parameters)
+    with preparation.unlearning(parameters, seed=0) as fit:
+        for _ in fit:
+            with fit.unmodified():
+                assert torch.equal(logits(), untouched)
+        fit.finished()
+        assert same(weights(model), expected)
+        unlearned = logits()
+        assert not torch.equal(unlearned, untouched)
+        for _ in range(2):
+            with fit.unmodified():
+                assert torch.equal(logits(), untouched)
+            assert torch.equal(logits(), unlearned)
+            assert same(weights(model), expected)
+        for kind in (RuntimeError, KeyboardInterrupt):
+            with pytest.raises(kind), fit.unmodified():
+                raise kind
+            assert torch.equal(logits(), unlearned)
+            assert same(weights(model), expected)
+    assert same(weights(model), before)
+    assert torch.equal(logits(), untouched)
+    with (
+        pytest.raises(RuntimeError),
+        preparation.unlearning(parameters, seed=0) as fit,
+        fit.unmodified(),
+    ):
+        raise RuntimeError
+    assert same(weights(model), before)
+    assert torch.equal(logits(), untouched)
+
+
+@each_method
 def test_the_model_is_left_as_it_was_in_every_other_respect_too(
     model: LoadedModel, key: tuple[str, str]
 ) -> None:
@@ -469,7 +514,17 @@ def test_a_bfloat16_model_is_edited_in_its_own_format_and_restored(loaded: Load)
     model = dataclasses.replace(original, model=copy.deepcopy(original.model).bfloat16())
     before = weights(model)
     for make, parameters in EXAMPLES.values():
-        inside = weights_inside(make().prepare(subject(model)), model, parameters)
+        preparation = make().prepare(subject(model))
+        inside = weights_inside(preparation, model, parameters)
+        with preparation.unlearning(parameters, seed=0) as fit:
+            for _ in fit:
+                with fit.unmodified():
+                    assert {p.dtype for p in model.model.parameters()} <= {
+                        torch.bfloat16,
+                        torch.float32,  # of an adapter, which is off
+                    }
+            fit.finished()
+            assert same(weights(model), inside)
         assert {name: w.dtype for name, w in inside.items()} == {
             name: w.dtype for name, w in before.items()
         }

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from command_lines import SMALL_SPACE, command, finish, run_command, start
 from search_results import rows_of, statuses
@@ -75,16 +77,23 @@ def test_a_search_whose_trials_all_fail_gives_up(small: list[str], tmp_path: Pat
 def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
     small: list[str], tmp_path: Path
 ) -> None:
-    """The signal goes to all that the command started, as that of Ctrl-C in a terminal."""
+    """The signal goes to all that the command started, as that of Ctrl-C in a terminal; twice."""
     options = [*small, *place(tmp_path), *space(tmp_path, SMALL_SPACE), "--force"]
     process = start(command("search", *options, "--num-trials", "5000"), cwd=tmp_path)
     assert process.stdout is not None
     assert any(line.startswith("trial 2/") for line in process.stdout)
-    os.killpg(process.pid, signal.SIGINT)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.4)
     done = finish(process)
 
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
+    assert "ending; 2 more to end at once" in done.stderr
+    assert [p.cmdline() for p in psutil.process_iter() if tmp_path.name in str(p.cmdline())] == []
+    log = (tmp_path / "runs/n/search.log").read_text(encoding="utf-8")
+    for said in ("data: pairs: forget A_B", "trial 2/5000", "WARNING interrupted", "exit code 130"):
+        assert said in log
     rows = rows_of(tmp_path / "runs/n")
     assert len(rows) >= 2
     assert {row["state"] for row in rows} <= {"complete", "failed"}
