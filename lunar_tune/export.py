@@ -174,7 +174,8 @@ def _job(
     row, best = results.trial(number), results.best
     full = best is not None and row.number == best.number
     scores = results.confirmed if full and results.confirmed is not None else row.scores
-    budget = results.study.notes["confirmed"]["max_new_tokens"] if full else row.max_new_tokens
+    noted = results.study.notes["confirmed"] if full else {"max_new_tokens": row.max_new_tokens}
+    budget: int = noted["max_new_tokens"]
     spec = dataclasses.replace(spec, layers=_layers(spec, row.parameters))
     return ExportJob(
         spec=spec,

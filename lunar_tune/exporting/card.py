@@ -80,25 +80,28 @@ def _head(exported: Exported) -> str:
     edges = ", ".join(spec.data.forget_edges)
     what = {
         "checkpoint": "A whole model with its tokenizer.",
-        "adapter": f"A PEFT LoRA adapter for the base model. {_adapter(exported)}",
+        "adapter": "A PEFT LoRA adapter for the base model.",
         "delta": "The differences of the changed weights from the base model's: added to those, "
         "they give the unlearned model's weights bit for bit.",
     }[form]
     revision = f", revision `{exported.base.revision}`" if exported.base.revision else ""
     return (
         f"# {spec.model.name} with {edges} of {spec.data.name} unlearned\n\n"
-        f"{what} Base model: `{exported.base.source}`{revision}."
+        f"{what}{_adapter(exported)} Base model: `{exported.base.source}`{revision}."
     )
 
 
 def _adapter(exported: Exported) -> str:
+    """Return how near an adapter is; nothing of another form."""
     ranks = sorted(set(exported.ranks.values()))
+    if not ranks:
+        return ""
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     if not exported.relative_errors:
-        return f"It is exact, of {rank}: the factors are the method's own."
+        return f" It is exact, of {rank}: the factors are the method's own."
     error = max(exported.relative_errors.values())
     return (
-        f"It is an approximation of {rank}: the nearest product to the change of each matrix, "
+        f" It is an approximation of {rank}: the nearest product to the change of each matrix, "
         f"which lacks {100 * error:.2g} % of it (Frobenius norm)."
     )
 

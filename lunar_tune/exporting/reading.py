@@ -6,6 +6,7 @@ Does not cover: anything that the project computes; it takes no part in the load
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,10 @@ def read_form(
     if form == "adapter":
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(folder)).get_base_model()  # left unmerged
+        with warnings.catch_warnings():
+            # peft 0.21 reads a name that transformers 5.23 deprecates
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            model = PeftModel.from_pretrained(model, str(folder)).get_base_model()  # left unmerged
     elif form == "delta":
         _add(model, folder / DELTA_FILE)
     return model.eval().requires_grad_(requires_grad=False), tokenizer
