@@ -175,7 +175,6 @@ def _job(
     full = best is not None and row.number == best.number
     scores = results.confirmed if full and results.confirmed is not None else row.scores
     noted = results.study.notes["confirmed"] if full else {"max_new_tokens": row.max_new_tokens}
-    budget: int = noted["max_new_tokens"]
     spec = dataclasses.replace(spec, layers=_layers(spec, row.parameters))
     return ExportJob(
         spec=spec,
@@ -191,7 +190,7 @@ def _job(
             goal=str(results.goal),
             scores=scores,
             rows=results.answers(row.number, full=full),
-            max_new_tokens=budget,
+            max_new_tokens=int(noted["max_new_tokens"] or 0),
             vanilla=results.vanilla,
         ),
     )
