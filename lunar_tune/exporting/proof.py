@@ -123,11 +123,11 @@ def _same(one: AnswerRow, other: AnswerRow) -> bool:
     An answer may end as soon as it has said every word of the truth (`EngineSettings.early_exit`):
     it is then the beginning of the whole one, perhaps in the middle of a character.
     """
-    short, long = sorted((one.answer, other.answer), key=len)
-    if short == long:
+    if one.answer == other.answer:
         return True
-    told = one.rouge_l == other.rouge_l == 1.0
-    return told and long.startswith(short.rstrip("\N{REPLACEMENT CHARACTER}"))
+    whole = (text.rstrip("\N{REPLACEMENT CHARACTER}") for text in (one.answer, other.answer))
+    short, long = sorted(whole, key=len)
+    return one.rouge_l == other.rouge_l == 1.0 and long.startswith(short)
 
 
 def weight_digest(weight: Tensor) -> str:
