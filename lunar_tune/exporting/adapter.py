@@ -22,7 +22,7 @@ __all__ = ["LARGEST_ERROR", "LARGEST_RANK", "nearest_factors", "relative_error",
 LARGEST_ERROR = 0.01
 """Relative Frobenius error up to which a product counts as the difference itself."""
 LARGEST_RANK = 512
-"""Of what is chosen here: a seventh of a 7B model's d_model; more would be as large as a delta."""
+"""Of what is chosen here: a seventh of a 7B model's d_model, and a third of its delta's bytes."""
 
 
 def nearest_factors(
