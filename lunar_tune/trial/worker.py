@@ -22,7 +22,7 @@ from lunar_tune.activations.prompts import ActivationSource, PromptActivations
 from lunar_tune.errors import EditedModelError
 from lunar_tune.evaluation.evaluate import Evaluation
 from lunar_tune.memory import DeviceMemory
-from lunar_tune.methods.contract import FitReport, Preparation, Subject
+from lunar_tune.methods.contract import Change, FitReport, Preparation, Subject
 from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
@@ -165,6 +165,7 @@ class Worker:
         bounded: bool = True,
         seed: int | None = None,
         inside: Callable[[LoadedModel], None] | None = None,
+        on_change: Callable[[LoadedModel, Change], None] | None = None,
     ) -> TrialResult:
         """Unlearn, evaluate and put the model back as it was.
 
@@ -174,12 +175,15 @@ class Worker:
             bounded: Whether to stop asking once the spec's retain floor is missed for certain.
             seed: Of the fit; None takes the spec's.
             inside: Called with the unlearned model after its evaluation, for example to save it.
+            on_change: Called likewise, and told what the fit changed.
 
         Raises:
             InputError: A parameter is missing, unknown or out of range.
             TrialError: The fit failed, for example by divergence.
         """
-        trial = self.trial(parameters, full=full, bounded=bounded, seed=seed, inside=inside)
+        trial = self.trial(
+            parameters, full=full, bounded=bounded, seed=seed, inside=inside, on_change=on_change
+        )
         while True:
             try:
                 next(trial)
@@ -195,6 +199,7 @@ class Worker:
         bounded: bool = True,
         seed: int | None = None,
         inside: Callable[[LoadedModel], None] | None = None,
+        on_change: Callable[[LoadedModel, Change], None] | None = None,
     ) -> Generator[Check, None, TrialResult]:
         """Do what `run` does, and stop at each look at the model while its fit goes on.
 
@@ -222,6 +227,8 @@ class Worker:
             ended = self._clock()
             if inside is not None:
                 inside(self.loaded)
+            if on_change is not None:
+                on_change(self.loaded, fit.change)
         restored = self._clock()
         evaluation = self._embedded.added_to(evaluation)
         embedded = self._clock() - restored

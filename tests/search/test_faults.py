@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from command_lines import small_options
 
 from lunar_tune.errors import DivergenceError, EditedModelError, InputError
 from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.methods.contract import Fit, Preparation
+from lunar_tune.methods.contract import Change, Fit, Preparation
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.trainable import UnlearningTrainable
 from lunar_tune.search.watchdog import Watchdog, crash_reason
@@ -72,7 +72,8 @@ class Broken(Preparation):
         self._edit()
         if self._error is not None:
             raise self._error
-        yield Fit(losses=[1.0])
+        nothing = Change(weights=dict, factors=None)
+        yield Fit(unmodified=nullcontext, change=nothing, losses=[1.0])
 
 
 @pytest.mark.parametrize(

@@ -334,9 +334,8 @@ def test_next_commands_are_those_for_a_shell_here(
     assert commands[0][1:4] == ["-m", "mlflow", "ui"]
     assert f"sqlite:///{tmp_path.resolve() / 'runs/mlflow.db'}" in commands[0]
     assert commands[1][1:] == [
-        *("-m", "lunar_tune.unlearn", "--data", "my file.json"),
-        *("--layer", "1", "--coefficient", "2.5", "--learning-rate", "0.003"),
-        *("--save", str(Path("runs/n/model"))),
+        *("-m", "lunar_tune.export", str(Path("runs/n"))),
+        *("--format", "checkpoint", "--output", str(Path("runs/n/model"))),
     ]
     assert Path(commands[0][0]).absolute() == Path(sys.executable).absolute()
 
@@ -347,13 +346,6 @@ def test_without_a_best_setting_or_with_a_server_fewer_commands_are_shown(tmp_pa
     assert again[1:] == ["-m", "lunar_tune.search", "--seed", "1"]  # one above the search's own
     ui, _ = next_commands(SearchConfig(output=tmp_path), tmp_path / "n", None, ()).values()
     assert ui[1:4] == ["-m", "mlflow", "ui"]
-
-
-def test_the_command_for_the_best_evaluates_all_rows_in_full(tmp_path: Path) -> None:
-    given = ("--retain-rows", "20", "--data", "x", "--max-new-tokens", "8")
-    commands = list(next_commands(SearchConfig(output=tmp_path), tmp_path, BEST, given).values())
-    assert commands[1][3:5] == ["--data", "x"]
-    assert not {"--retain-rows", "--max-new-tokens"} & set(commands[1])
 
 
 def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None:

@@ -71,12 +71,25 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture(scope="module")
 def again(search: Finished) -> Path:
-    """Run the command that the search printed for its best setting; return the results' folder."""
-    line = next(line for line in search.done.stdout.splitlines() if "lunar_tune.unlearn" in line)
-    more = ["--json", "again.json", "--answers", "again.parquet"]
-    done = finish(start([*shlex.split(line), *more], cwd=search.cwd))
+    """Run the best setting on its own; return the results' folder."""
+    setting = [
+        part
+        for name, value in search.best["parameters"].items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    more = ["--seed", "3", "--json", "again.json", "--answers", "again.parquet"]
+    done = run_command("unlearn", *setting, *more, cwd=search.cwd)
     assert done.returncode == 0, done.stderr
     return search.cwd
+
+
+@pytest.fixture(scope="module")
+def exported(search: Finished) -> dict[str, Any]:
+    """Run the command that the search printed for its winner; return what it says of itself."""
+    line = next(line for line in search.done.stdout.splitlines() if "lunar_tune.export" in line)
+    done = finish(start(shlex.split(line), cwd=search.cwd))
+    assert done.returncode == 0, done.stderr
+    return json.loads((search.folder / "model" / "export.json").read_text())
 
 
 def mean_recall(answers: list[dict[str, Any]], set_name: str, kind: str = "rouge1") -> float:
@@ -234,9 +247,15 @@ def test_the_best_is_confirmed_on_all_rows_with_the_published_budget(search: Fin
     assert search.best["as_searched"]["max_new_tokens"] < 512
 
 
-def test_the_printed_command_gives_the_confirmed_scores_again(
-    search: Finished, again: Path
+def test_the_printed_command_writes_a_model_with_the_confirmed_answers(
+    search: Finished, exported: dict[str, Any]
 ) -> None:
+    assert exported["proven"] is True
+    assert exported["differing_rows"] == 0
+    assert exported["scores"] == pytest.approx(search.best["confirmed"]["scores"], abs=1e-9)
+
+
+def test_the_best_setting_gives_the_confirmed_scores_again(search: Finished, again: Path) -> None:
     document = json.loads((again / "again.json").read_text())
     confirmed = search.best["confirmed"]["scores"]
     assert {name: document[name] for name in confirmed} == pytest.approx(confirmed, abs=1e-9)
@@ -255,6 +274,7 @@ def test_answers_of_the_trial_begin_the_answers_in_full(search: Finished, again:
         assert other["answer"].startswith(one["answer"].rstrip("\ufffd"))
 
 
+@pytest.mark.usefixtures("exported")
 def test_the_saved_model_answers_the_same_in_plain_transformers(
     search: Finished, again: Path
 ) -> None:
