@@ -68,10 +68,9 @@ def compare(
     """
     with reporting_errors(debug=debug):
         problems, results = Problems(), []
-        for search in searches or [_last(runs, problems)]:
+        for search in searches or _last(runs, problems):
             with problems.collect():
-                if search is not None:
-                    results.append(_load(search, runs))
+                results.append(_load(search, runs))
         with problems.collect():
             check_writable_file(static, "--static")
         mirrors = [] if static is not None else _mirrors(results, tracking_uri, port, problems)
@@ -92,8 +91,8 @@ def _load(search: str, runs: Path) -> SearchResults:
     return load_search(search, runs=runs)
 
 
-def _last(runs: Path, problems: Problems) -> str | None:
-    """Return the folder of the search that was written to last."""
+def _last(runs: Path, problems: Problems) -> list[str]:
+    """Return the folder of the search that was written to last, if there is one."""
     from lunar_tune.search.folder import searches_in
 
     found = searches_in(runs)
@@ -102,7 +101,7 @@ def _last(runs: Path, problems: Problems) -> str | None:
             f"{runs} has no search to compare: name a search's folder, give --runs, or start one "
             "with lunar_tune.search."
         )
-    return str(found[0].path) if found else None
+    return [str(one.path) for one in found[:1]]
 
 
 def _mirrors(
@@ -128,20 +127,19 @@ def _mirrors(
 
 def _show(mirrors: Sequence[Mirror], console: Console, *, port: int | None, opens: bool) -> None:
     """Show the comparison on the store's own server, or on one that runs until Ctrl-C."""
-    from lunar_tune.search.mlflow_ui import comparison_address, is_served, served
+    from lunar_tune.search.mlflow_ui import is_served, served
     from lunar_tune.search.tracked_run import without_password
 
     uri = mirrors[0].uri
     experiments = sorted({mirror.experiment_id for mirror in mirrors})
     if is_served(uri):
-        address = comparison_address(str(without_password(uri)), _trials(mirrors), experiments)
-        _present(console, address, opens=opens)
+        _present(console, str(without_password(uri)), _trials(mirrors), experiments, opens=opens)
         return
     console.print("starting MLflow's UI", highlight=False)
     with served(uri, port=port) as server:
         trials = _trials(mirrors)  # while it starts
         server.wait_until_ready()
-        _present(console, comparison_address(server.address, trials, experiments), opens=opens)
+        _present(console, server.address, trials, experiments, opens=opens)
         console.print("Ctrl-C ends it", highlight=False)
         server.wait_until_interrupted()
 
@@ -159,9 +157,21 @@ def _trials(mirrors: Sequence[Mirror]) -> list[str]:
     return trials
 
 
-def _present(console: Console, address: str, *, opens: bool) -> None:
-    """Print an address, and open it where there is a screen."""
-    say(console, f"compare {address}")
+def _present(
+    console: Console,
+    server: str,
+    trials: Sequence[str],
+    experiments: Sequence[str],
+    *,
+    opens: bool,
+) -> None:
+    """Print the addresses, and open the comparison where there is a screen."""
+    from lunar_tune.search.mlflow_ui import comparison_address, runs_address
+
+    address = comparison_address(server, trials, experiments)
+    say(console, f"{len(trials)} trials: {address}")
+    for experiment in experiments:
+        say(console, f"all runs: {runs_address(server, experiment)}")
     if opens and _has_screen():
         webbrowser.open(address)
 

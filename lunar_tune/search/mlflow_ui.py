@@ -25,12 +25,14 @@ from urllib.parse import quote
 
 from lunar_tune.errors import InputError, LunarTuneError
 
-__all__ = ["Server", "check_port", "comparison_address", "is_served", "served"]
+__all__ = ["Server", "check_port", "comparison_address", "is_served", "runs_address", "served"]
 
 _HOST = "127.0.0.1"
 # A start takes 4 to 5 s on two cores with one worker, 8 to 9 s with MLflow's four.
 _PATIENCE = 120.0
 _GRACE = 10.0
+# MLflow 3.17 shows every experiment as one of agents until it is told otherwise.
+_WORKFLOW = "workflowType=machine_learning"
 _OFF = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of agents; it would start more processes
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -46,14 +48,20 @@ def comparison_address(server: str, runs: Sequence[str], experiments: Sequence[s
     """Return the address of the page on which MLflow's UI compares runs.
 
     Example:
-        >>> comparison_address("http://127.0.0.1:5000/", ["a", "b"], ["1"])
-        'http://127.0.0.1:5000/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%221%22%5D'
+        >>> from urllib.parse import unquote
+        >>> unquote(comparison_address("http://127.0.0.1:5000/", ["a"], ["1"])).partition("/#/")[2]
+        'compare-runs?runs=["a"]&experiments=["1"]&workflowType=machine_learning'
     """
     parts = (("runs", runs), ("experiments", experiments))
     query = "&".join(
         f"{name}={quote(json.dumps(list(values), separators=(',', ':')))}" for name, values in parts
     )
-    return f"{server.rstrip('/')}/#/compare-runs?{query}"
+    return f"{server.rstrip('/')}/#/compare-runs?{query}&{_WORKFLOW}"
+
+
+def runs_address(server: str, experiment: str) -> str:
+    """Return the address of the page on which MLflow's UI lists an experiment's runs."""
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?{_WORKFLOW}"
 
 
 def check_port(port: int | None) -> None:
@@ -64,7 +72,7 @@ def check_port(port: int | None) -> None:
     """
     if port is None:
         return
-    if not 1 <= port <= 65535:  # noqa: PLR2004 the ports that there are
+    if not 1 <= port <= 65535:
         raise InputError(f"--port {port}: a number from 1 to 65535.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -186,11 +186,9 @@ def next_commands(
         arguments: The run's options as they were given.
     """
     python = _shown(Path(sys.executable), resolve=False)
-    uri = config.tracking_uri or f"sqlite:///{(config.output / 'mlflow.db').resolve()}"
-    ui = [python, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    commands = {}
-    if "://" in uri and not uri.startswith("http"):
-        commands["compare the trials in MLflow (then open http://127.0.0.1:5000):"] = ui
+    commands = {
+        "compare the trials in MLflow:": [python, "-m", "lunar_tune.compare", _shown(folder)],
+    }
     if best is not None:
         settings = [
             part for name, value in best.parameters.items() for part in (flag_of(name), repr(value))
