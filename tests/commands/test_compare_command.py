@@ -26,6 +26,7 @@ from typer.testing import CliRunner, Result
 
 from lunar_tune.cli.running import command_app
 from lunar_tune.compare import compare
+from lunar_tune.search.study import StoredStudy
 
 # MLflow and SQLAlchemy leave a store's connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
@@ -76,26 +77,28 @@ def asked(server: str, what: str) -> dict[str, Any]:
         return dict(json.load(answer))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_ui_has_the_trials_and_ends_with_all_of_its_processes(
-    runs: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    process, address = started([str(runs / "one")], tmp_path)
-    server, ids, experiments = compared(address)
+def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Tell the command to end; nothing that it started may be left."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    try:
-        assert len(family) >= 2
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server)
-        trials = [asked(server, f"runs/get?run_id={one}")["run"] for one in ids]
-    finally:
-        os.kill(process.pid, number)
-        output, errors = process.communicate(timeout=60)
+    assert len(family) >= 2
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, ""), output
     psutil.wait_procs(family[1:], timeout=10)
     assert [one for one in family if one.is_running()] == []
+
+
+def test_the_ui_has_the_trials_until_an_interrupt(runs: Path, tmp_path: Path) -> None:
+    process, address = started([str(runs / "one")], tmp_path)
+    try:
+        server, ids, experiments = compared(address)
+        trials = [asked(server, f"runs/get?run_id={one}")["run"] for one in ids]
+    finally:
+        end(process, signal.SIGINT)
     with pytest.raises(urllib.error.URLError):
         asked(server, "experiments/search")
 
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server)
     scores = [{m["key"]: m["value"] for m in trial["data"]["metrics"]} for trial in trials]
     assert [(s["forget_rouge1"], s["retain_rouge1"]) for s in scores] == list(SCORES)
     assert {trial["info"]["experiment_id"] for trial in trials} == set(experiments)
@@ -103,24 +106,26 @@ def test_the_ui_has_the_trials_and_ends_with_all_of_its_processes(
 
 
 def test_without_a_name_the_search_written_to_last_is_compared(runs: Path, tmp_path: Path) -> None:
-    moved = tmp_path / "moved"  # the store is found beside a search that was moved with it
+    """Its store lies beside it: both were moved to another folder."""
+    moved = tmp_path / "moved"
     shutil.copytree(runs, moved)
-    os.utime(moved / "one" / "study.journal", (1, 1))
-    shutil.move(runs / "mlflow.db", runs / "away.db")
+    os.utime(moved / "two" / "study.journal", (1, 1))
+    (runs / "mlflow.db").rename(runs / "away.db")
     try:
         process, address = started(["--runs", "moved"], tmp_path)
-        server, ids, _ = compared(address)
         try:
-            names = [asked(server, f"runs/get?run_id={one}")["run"] for one in ids]
+            server, ids, _ = compared(address)
+            found = [asked(server, f"runs/get?run_id={one}")["run"] for one in ids]
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
+            end(process, signal.SIGTERM)
     finally:
-        shutil.move(runs / "away.db", runs / "mlflow.db")
-    tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in names]
-    parents = {one["mlflow.parentRunId"] for one in tags}
-    assert len(parents) == 1
-    assert len(ids) == len(SCORES)
+        (runs / "away.db").rename(runs / "mlflow.db")
+    tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in found]
+    note = StoredStudy.read(moved / "one" / "study.journal")
+    assert note is not None
+    assert [one["mlflow.parentRunId"] for one in tags] == [note.notes["mlflow"]["run_id"]] * len(
+        SCORES
+    )
 
 
 @pytest.fixture(scope="module")

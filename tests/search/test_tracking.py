@@ -29,6 +29,7 @@ from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.reporting.tables import write_answers
 from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.folder import Folder
 from lunar_tune.search.run_origin import git_tags
 from lunar_tune.search.tracked_run import TrackedRun
 from lunar_tune.search.tracking import (
@@ -510,7 +511,7 @@ def test_a_trial_whose_run_cannot_be_opened_is_mirrored_when_the_store_is_back(
     spec = SimpleNamespace(method=SimpleNamespace(name="lunar"), tags={})
     session.plan = SimpleNamespace(spec=spec, config=SearchConfig())  # type: ignore[assignment]
     session.study = SimpleNamespace(rows=lambda: [COMPLETE_ROW])  # type: ignore[assignment]
-    session.folder = SimpleNamespace(path=tmp_path)  # type: ignore[assignment]
+    session.folder = Folder(tmp_path)
 
     def away(*_: Any, **__: Any) -> Any:
         raise MlflowException("the server is away")
