@@ -63,7 +63,7 @@ class SearchTracker(TrackedRun):
 
     def start(self, row: TrialRow, *, name: str, tags: Mapping[str, str]) -> None:
         """Open a trial's run."""
-        tags = {**self._origin, **tags, PARENT: self.run_id, "trial": str(row.number)}
+        tags = {**tags, "trial": str(row.number), PARENT: self.run_id, **self._origin}
         child = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
         self._children[row.number] = child.info.run_id
         self._log(child.info.run_id, parameters=row.parameters)
