@@ -22,8 +22,13 @@ from lunar_tune.models.lineage import read_lineage
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import RUNNING, TrialRow
 from lunar_tune.search.cluster import Resources
-from lunar_tune.search.config import config_document
 from lunar_tune.search.course import Confirmation, Course
+from lunar_tune.search.descriptions import (
+    run_note,
+    run_parameters,
+    search_document,
+    space_document,
+)
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.outputs import best_document, write_best, write_mirrors
 from lunar_tune.search.plan import SearchPlan, resolved_values
@@ -31,8 +36,7 @@ from lunar_tune.search.progress import SearchProgress
 from lunar_tune.search.results import load_search
 from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
-from lunar_tune.search.tracked_texts import run_note, run_parameters, space_document
-from lunar_tune.search.tracking import SearchTracker, shown_scores, without_password
+from lunar_tune.search.tracking import SearchTracker, shown_scores
 
 __all__ = [
     "EXIT_FAILURES",
@@ -239,23 +243,16 @@ class SearchSession:
 
     def _describe(self, given: Mapping[str, str]) -> None:
         """Write the configuration, here and on the parent run."""
-        config, spec, data = self.plan.config, self.plan.spec, self.plan.spec.data
+        spec, data = self.plan.spec, self.plan.spec.data
         splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
         resolved = resolved_values(self.plan, self.vanilla)
         lineage = read_lineage(spec.model.checkpoint)
-        document = config_document(
-            dataclasses.replace(config, tracking_uri=without_password(config.tracking_uri)),
+        document = search_document(
+            self.plan,
+            name=self.folder.name,
+            uri=self.tracker.uri,
+            resources=self.resources,
             given=given,
-            derived={
-                "name": self.folder.name,
-                "tracking_uri": without_password(self.tracker.uri),
-                "cpus_per_trial": self.resources.cpus,
-                "gpus_per_trial": self.resources.gpus,
-                "concurrency": self.resources.concurrency,
-                "space": self.plan.space.origin,
-                "data": data.name,
-                "forget_edges": data.forget_edges,
-            },
             resolved=resolved,
         )
         write_atomically(self.folder.config, document.encode())

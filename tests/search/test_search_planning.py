@@ -64,6 +64,7 @@ def message_of(config: SearchConfig) -> str:
         ({"address": "ray://head:10001"}, "--address ray://head:10001: a search cannot run"),
         ({"name": "n" * 121}, "--name nnnnnnnnnnnnnnnnnnnn…: at most 120 characters"),
         ({"name": "a/b"}, "--name a/b: a plain name, without folders."),
+        ({"experiment": " "}, "--experiment is empty: name an MLflow experiment"),
         ({"name": ".."}, "--name ..: a plain name"),
         ({"name": ""}, "--name : a plain name"),
     ],

@@ -108,7 +108,7 @@ def test_nothing_is_written_outside_the_output_folder(search: Finished) -> None:
         "mlflow.db",
         "mlartifacts",
     }
-    assert {path.name for path in search.folder.iterdir()} - {"model"} == {
+    assert {path.name for path in search.folder.iterdir()} - {"model", "study.journal.lock"} == {
         "config.yaml",
         "study.journal",
         "trials",

@@ -1,21 +1,64 @@
-"""What a search's MLflow run says of it in words: its parameters, its space, its description.
+"""What a search says of itself: its configuration, and its MLflow run in words.
 
-Covers: few parameters, numbers where there are numbers; a note in Markdown for the run's page.
-Does not cover: writing them (`tracked_run`), the report that is kept as a file (`reporting`).
+Covers: `config.yaml`; few parameters of the run, numbers where there are numbers; a note in
+Markdown for the run's page.
+Does not cover: writing them (`session`, `tracked_run`), the report that is kept as a file
+(`reporting`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from lunar_tune.reporting.report import Report, verdict
 from lunar_tune.reporting.rows import HEADLINE_SCORES
-from lunar_tune.search.config import plain
+from lunar_tune.search.cluster import Resources
+from lunar_tune.search.config import config_document, plain
 from lunar_tune.search.plan import SearchPlan
+from lunar_tune.search.tracked_run import without_password
 
-__all__ = ["run_note", "run_parameters", "space_document"]
+__all__ = ["run_note", "run_parameters", "search_document", "space_document"]
+
+
+def search_document(
+    plan: SearchPlan,
+    *,
+    name: str,
+    uri: str,
+    resources: Resources,
+    given: Mapping[str, str],
+    resolved: Mapping[str, Any],
+) -> str:
+    """Return `config.yaml` of a search under way.
+
+    Args:
+        plan: Of the search.
+        name: Of the search.
+        uri: Of its MLflow store.
+        resources: Of a trial.
+        given: Origin of options that were not left at their default.
+        resolved: What there is beside options.
+    """
+    config, data = plan.config, plan.spec.data
+    return config_document(
+        dataclasses.replace(config, tracking_uri=without_password(config.tracking_uri)),
+        given=given,
+        derived={
+            "name": name,
+            "tracking_uri": without_password(uri),
+            "cpus_per_trial": resources.cpus,
+            "gpus_per_trial": resources.gpus,
+            "concurrency": resources.concurrency,
+            "space": plan.space.origin,
+            "data": data.name,
+            "forget_edges": data.forget_edges,
+        },
+        resolved=resolved,
+    )
 
 
 def run_parameters(plan: SearchPlan) -> dict[str, Any]:
