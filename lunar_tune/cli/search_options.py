@@ -22,6 +22,7 @@ __all__ = [
     "ConstrainOption",
     "CpusOption",
     "DryRunOption",
+    "ExperimentOption",
     "FinetuneOption",
     "GpusOption",
     "MaxFailuresOption",
@@ -135,6 +136,12 @@ TrackingUriOption = Annotated[
     typer.Option(
         help="MLflow tracking URI. Default: a sqlite file in the output folder.",
         rich_help_panel=PLACE_PANEL,
+    ),
+]
+ExperimentOption = Annotated[
+    str,
+    typer.Option(
+        help="MLflow experiment of the runs; made if missing.", rich_help_panel=PLACE_PANEL
     ),
 ]
 GpusOption = Annotated[

@@ -22,6 +22,7 @@ from lunar_tune.cli.search_options import (
     ConstrainOption,
     CpusOption,
     DryRunOption,
+    ExperimentOption,
     FinetuneOption,
     GpusOption,
     MaxFailuresOption,
@@ -102,6 +103,15 @@ def search(
         ),
     ] = None,
     tracking_uri: TrackingUriOption = _DEFAULT.tracking_uri,
+    experiment: ExperimentOption = _DEFAULT.experiment,
+    system_metrics: Annotated[
+        bool,
+        typer.Option(
+            "--system-metrics",
+            help="Record the use of processor, memory, disk, network and GPU in MLflow.",
+            rich_help_panel=PLACE_PANEL,
+        ),
+    ] = _DEFAULT.system_metrics,
     gpus_per_trial: GpusOption = _DEFAULT.gpus_per_trial,
     cpus_per_trial: CpusOption = _DEFAULT.cpus_per_trial,
     concurrency: ConcurrencyOption = _DEFAULT.concurrency,

@@ -185,7 +185,12 @@ def _tracking(config: SearchConfig, name: str) -> Iterator[Callable[[], SearchTr
     uri = config.tracking_uri or default_tracking_uri(config.output)
     with ThreadPoolExecutor(1) as background:
         opening = background.submit(
-            SearchTracker, uri, output=config.output, name=name, resume=config.resume
+            SearchTracker,
+            uri,
+            output=config.output,
+            name=name,
+            experiment=config.experiment,
+            resume=config.resume,
         )
         if config.tracking_uri is not None:
             opening.result()  # an address may be wrong: that is said before Ray starts

@@ -19,10 +19,16 @@ from rich.markup import escape
 from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
 from lunar_tune.models.lineage import read_lineage
+from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import RUNNING, TrialRow
 from lunar_tune.search.cluster import Resources
-from lunar_tune.search.config import config_document
 from lunar_tune.search.course import Confirmation, Course
+from lunar_tune.search.descriptions import (
+    run_note,
+    run_parameters,
+    search_document,
+    space_document,
+)
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.log_file import RECORD
 from lunar_tune.search.outputs import best_document, write_best, write_mirrors
@@ -31,7 +37,7 @@ from lunar_tune.search.progress import SearchDisplay
 from lunar_tune.search.results import load_search
 from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
-from lunar_tune.search.tracking import SearchTracker, without_password
+from lunar_tune.search.tracking import SearchTracker, shown_scores
 from lunar_tune.search.watchdog import crash_reason
 
 __all__ = [
@@ -150,6 +156,8 @@ class SearchSession:
             self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
         layer_prior = self._narrow(layer_prior)
         self.vanilla, self.tracker = scores, self._opened()
+        if self.plan.config.system_metrics:
+            self.tracker.monitor()
         self.study = Study(
             self.folder.journal,
             name=self.folder.name,
@@ -164,6 +172,7 @@ class SearchSession:
             "signature": self._signature,
             "layer_prior": layer_prior,
             "facts": self._facts,
+            "mlflow": self.tracker.address,
             "confirmed": None,  # by an earlier attempt, perhaps, with fewer trials
             "refused": None,
         }
@@ -209,8 +218,8 @@ class SearchSession:
         )
         write_best(self.folder, document)
         with self.tracker.tolerating():
-            self.tracker.log_metrics({f"best_{k}": v for k, v in confirmation.scores.items()})
-            self.tracker.log_files([self.folder.best])
+            self.tracker.conclude(row, confirmation.scores)
+            self.tracker.log_files([self.folder.best], root=self.folder.path)
 
     @property
     def _facts(self) -> dict[str, str]:
@@ -228,42 +237,37 @@ class SearchSession:
 
     def _describe(self, given: Mapping[str, str]) -> None:
         """Write the configuration, here and on the parent run."""
-        config, spec, data = self.plan.config, self.plan.spec, self.plan.spec.data
+        spec, data = self.plan.spec, self.plan.spec.data
         splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
         resolved = resolved_values(self.plan, self.vanilla)
         lineage = read_lineage(spec.model.checkpoint)
-        document = config_document(
-            dataclasses.replace(config, tracking_uri=without_password(config.tracking_uri)),
+        document = search_document(
+            self.plan,
+            name=self.folder.name,
+            uri=self.tracker.uri,
+            resources=self.resources,
             given=given,
-            derived={
-                "name": self.folder.name,
-                "tracking_uri": without_password(self.tracker.uri),
-                "cpus_per_trial": self.resources.cpus,
-                "gpus_per_trial": self.resources.gpus,
-                "concurrency": self.resources.concurrency,
-                "space": self.plan.space.origin,
-                "data": data.name,
-                "forget_edges": data.forget_edges,
-            },
             resolved=resolved,
         )
         write_atomically(self.folder.config, document.encode())
         inputs = {name: (records, resolved["digests"][name]) for name, records in splits.items()}
         with self.tracker.tolerating():
             self.tracker.describe(
-                parameters={**self._facts, "seed": config.run.seed},
+                parameters=run_parameters(self.plan),
                 tags=self.plan.spec.tags | (lineage.tags() if lineage is not None else {}),
-                texts={"config.yaml": document},
+                texts={"config.yaml": document, "space.yaml": space_document(self.plan)},
                 data=inputs,
             )
-            self.tracker.log_metrics({f"vanilla_{name}": v for name, v in self.vanilla.items()})
+            vanilla = shown_scores(self.vanilla)
+            self.tracker.log_metrics({f"vanilla_{name}": v for name, v in vanilla.items()})
+            self.tracker.write_note(run_note(load_search(self.folder.path).report))
 
     def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
         """Write the mirrors, close MLflow's run and show the result."""
         self.study.note("ending", ending)
         report = load_search(self.folder.path).report
         files = write_mirrors(self.folder, report)
-        self._close_mirror(files, status="KILLED" if killed else "FINISHED")
+        self._close_mirror(files, report, status="KILLED" if killed else "FINISHED")
         if ending is None:  # the last word: nothing of a search that has it is done again
             self.study.note("num_trials", self.plan.config.num_trials)
         commands = (
@@ -280,14 +284,20 @@ class SearchSession:
             return  # the store fails still
         with self.tracker.tolerating():
             self.tracker.end(row, self.folder.answers(row.number))
+            metric = self.plan.config.goal.objective.metric
+            self.tracker.progress(self.study.rows(), metric)
 
-    def _close_mirror(self, files: Sequence[Path], *, status: str) -> None:
+    def _close_mirror(self, files: Sequence[Path], report: Report, *, status: str) -> None:
         """Mirror what could not be mirrored so far, and close the search's run."""
         for row in self.study.rows():
             if row.state != RUNNING and row.number not in self.tracker.mirrored:
                 self._mirror(row)
         with self.tracker.tolerating():
-            self.tracker.log_files(files, folder=self.folder.path)
+            if report.best is None:
+                self.tracker.conclude(None, None)
+            self.tracker.write_note(run_note(report))
+            self.tracker.log_files(files, root=self.folder.path)
+        with self.tracker.tolerating():
             self.tracker.close(status=status)
 
     def _end_running(self, reason: str) -> None:

@@ -185,11 +185,9 @@ def next_commands(
         arguments: The run's options as they were given.
     """
     python = _shown(Path(sys.executable), resolve=False)
-    uri = config.tracking_uri or f"sqlite:///{(config.output / 'mlflow.db').resolve()}"
-    ui = [python, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    commands = {}
-    if "://" in uri and not uri.startswith("http"):
-        commands["compare the trials in MLflow (then open http://127.0.0.1:5000):"] = ui
+    commands = {
+        "compare the trials in MLflow:": [python, "-m", "lunar_tune.compare", _shown(folder)],
+    }
     if best is not None:
         commands["write the unlearned model of the best setting, and prove that it is right:"] = [
             python,

@@ -186,7 +186,12 @@ class TableRun:
         uri = self._shared.tracking_uri or default_tracking_uri(self._shared.output)
         name = f"table {self._shared.output.name}"
         try:
-            run = TrackedRun(uri, output=self._shared.output, name=name)
+            run = TrackedRun(
+                uri,
+                output=self._shared.output,
+                name=name,
+                experiment=self._shared.experiment,
+            )
         except InputError as error:
             self._console.print(f"[yellow]not in MLflow:[/yellow] {escape(str(error))}")
             return
@@ -194,7 +199,7 @@ class TableRun:
             for planned, result in zip(self._planned, results, strict=True):
                 scores = result.scores or {}
                 run.log_metrics({f"{planned.cell.name}.{k}": v for k, v in scores.items()})
-            run.log_files(files)
+            run.log_files(files, root=self._shared.output)
             run.close(status="FINISHED")
 
     def _show(self, results: Sequence[CellResult], files: Sequence[Path]) -> None:

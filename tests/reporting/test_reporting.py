@@ -155,8 +155,8 @@ def test_columns_stand_in_the_documented_order(tmp_path: Path) -> None:
 
 
 def test_a_label_is_the_setting_in_short() -> None:
-    assert complete(14, 0.1, 0.9).label == "L14 c2.00 lr3.0e-03"
-    assert failed(2).label == "L2 c2.00 lr1.0e+30"
+    assert complete(14, 0.1, 0.9).label == "L14 c2.0 lr3e-3"
+    assert failed(2).label == "L2 c2.0 lr1e30"
 
 
 ROWS = {
@@ -174,7 +174,7 @@ def text_of(tmp_path: Path, one: Report) -> str:
 
 def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
     text = text_of(tmp_path, report(*ROWS["found"]))
-    assert "trial 3 (L3 c2.00 lr3.0e-03), in full" in text
+    assert "trial 3 (L3 c2.0 lr3e-3), in full" in text
     assert "## The best of 4 trials" in text
     lines = text.splitlines()
     ranked = [line.split("|")[1].strip() for line in lines if "| 0.003 |" in line]
@@ -255,4 +255,4 @@ def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasi
     """As after an interruption."""
     text = text_of(tmp_path, report(*ROWS["found"], confirmed=False))
     assert "No trial keeps" not in text
-    assert "the best as searched is trial 3 (L3 c2.00 lr3.0e-03)" in text
+    assert "the best as searched is trial 3 (L3 c2.0 lr3e-3)" in text

@@ -64,6 +64,7 @@ def message_of(config: SearchConfig) -> str:
         ({"address": "ray://head:10001"}, "--address ray://head:10001: a search cannot run"),
         ({"name": "n" * 121}, "--name nnnnnnnnnnnnnnnnnnnn…: at most 120 characters"),
         ({"name": "a/b"}, "--name a/b: a plain name, without folders."),
+        ({"experiment": " "}, "--experiment is empty: name an MLflow experiment"),
         ({"name": ".."}, "--name ..: a plain name"),
         ({"name": ""}, "--name : a plain name"),
     ],
@@ -331,8 +332,7 @@ def test_next_commands_are_those_for_a_shell_here(
     commands = list(
         next_commands(config, tmp_path / "runs/n", BEST, ("--data", "my file.json")).values()
     )
-    assert commands[0][1:4] == ["-m", "mlflow", "ui"]
-    assert f"sqlite:///{tmp_path.resolve() / 'runs/mlflow.db'}" in commands[0]
+    assert commands[0][1:] == ["-m", "lunar_tune.compare", "runs/n"]
     assert commands[1][1:] == [
         *("-m", "lunar_tune.export", str(Path("runs/n"))),
         *("--format", "checkpoint", "--output", str(Path("runs/n/model"))),
@@ -340,12 +340,12 @@ def test_next_commands_are_those_for_a_shell_here(
     assert Path(commands[0][0]).absolute() == Path(sys.executable).absolute()
 
 
-def test_without_a_best_setting_or_with_a_server_fewer_commands_are_shown(tmp_path: Path) -> None:
-    server = SearchConfig(output=tmp_path, tracking_uri="http://127.0.0.1:5000")
-    (again,) = next_commands(server, tmp_path / "n", None, ("--seed", "4")).values()
+@pytest.mark.parametrize("uri", [None, "http://127.0.0.1:5000"])
+def test_without_a_best_setting_there_is_none_to_run_again(tmp_path: Path, uri: str | None) -> None:
+    config = SearchConfig(output=tmp_path, tracking_uri=uri)
+    compare, again = next_commands(config, tmp_path / "n", None, ("--seed", "4")).values()
+    assert compare[1:3] == ["-m", "lunar_tune.compare"]
     assert again[1:] == ["-m", "lunar_tune.search", "--seed", "1"]  # one above the search's own
-    ui, _ = next_commands(SearchConfig(output=tmp_path), tmp_path / "n", None, ()).values()
-    assert ui[1:4] == ["-m", "mlflow", "ui"]
 
 
 def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None:

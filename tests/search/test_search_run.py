@@ -340,8 +340,8 @@ class Tracked:
         self.parents = [run for run in self.runs if run not in children]
         self.children = sorted(children, key=lambda run: int(run.data.tags["trial"]))
 
-    def artifacts(self, run_id: str) -> set[str]:
-        return {one.path for one in self.client.list_artifacts(run_id)}
+    def artifacts(self, run_id: str, path: str | None = None) -> set[str]:
+        return {one.path for one in self.client.list_artifacts(run_id, path)}
 
     def table(self, run_id: str, folder: Path) -> dict[str, Any]:
         path = self.client.download_artifacts(run_id, "answers.json", str(folder))
@@ -375,25 +375,42 @@ def test_the_parent_has_vanilla_and_confirmed_scores_data_and_configuration(
         ("vanilla", search.best["vanilla"]),
         ("best", search.best["confirmed"]["scores"]),
     ):
-        recorded = {name: parent.data.metrics[f"{prefix}_{name}"] for name in scores}
-        assert recorded == pytest.approx(scores)
+        shown = {name: value for name, value in scores.items() if not name.endswith("_rows")}
+        recorded = {name: parent.data.metrics[f"{prefix}_{name}"] for name in shown}
+        assert recorded == pytest.approx(shown)
     assert {one.dataset.name for one in parent.inputs.dataset_inputs} == set(SETS)
     assert {json.loads(i.dataset.profile)["rows"] for i in parent.inputs.dataset_inputs} == {
         12,
         84,
         81,
     }
-    expected = {"config.yaml", "best.yaml", "report.md", "pictures"}
+    expected = {"config.yaml", "space.yaml", "best.yaml", "report.md", "pictures"}
     assert tracked.artifacts(parent.info.run_id) == expected
-    pictures = {one.path for one in tracked.client.list_artifacts(parent.info.run_id, "pictures")}
+    pictures = tracked.artifacts(parent.info.run_id, "pictures")
     assert pictures == {f"pictures/{path.name}" for path in search.folder.glob("pictures/*")}
+
+
+def test_the_parent_has_the_best_setting_and_how_it_was_found(
+    search: Finished, tracked: Tracked
+) -> None:
+    parent, best = tracked.parents[0], search.best
+    assert parent.data.params["best_trial"] == str(best["trial"])
+    for name, value in best["parameters"].items():
+        assert float(parent.data.params[f"best_{name}"]) == value
+    assert (parent.data.metrics["feasible"], parent.data.tags["feasible"]) == (1.0, "true")
+    assert "**Best feasible setting**" in parent.data.tags["mlflow.note.content"]
+    history = tracked.client.get_metric_history(parent.info.run_id, "best_feasible")
+    feasible = [(row["number"], row["forget_rouge1"]) for row in search.rows if row["feasible"]]
+    running = {n: min(f for m, f in feasible if m <= n) for n in range(feasible[0][0], TRIALS)}
+    assert {point.step: point.value for point in history} == running
 
 
 def test_children_agree_with_the_study(search: Finished, tracked: Tracked, tmp_path: Path) -> None:
     for trial, run in zip(search.trials(), tracked.children, strict=True):
         assert {k: float(v) for k, v in run.data.params.items()} == trial.params
         scores = trial.user_attrs["scores"]
-        assert {name: run.data.metrics[name] for name in scores} == pytest.approx(scores)
+        shown = {name: value for name, value in scores.items() if not name.endswith("_rows")}
+        assert {name: run.data.metrics[name] for name in shown} == pytest.approx(shown)
         feasible = scores["retain_rouge1"] >= 0.8
         assert run.data.metrics["feasible"] == float(feasible)
         expected = {
@@ -410,7 +427,7 @@ def test_children_agree_with_the_study(search: Finished, tracked: Tracked, tmp_p
         losses = [point.value for point in sorted(history, key=lambda point: point.step)]
         assert [point.step for point in history] == list(range(1, 21))
         assert losses == pytest.approx(trial.user_attrs["losses"])
-        assert run.data.metrics["seconds_trial"] == trial.user_attrs["seconds"]["trial"]
+        assert run.data.metrics["seconds"] == trial.user_attrs["seconds"]["trial"]
     number = search.best["trial"]
     table = tracked.table(tracked.children[number].info.run_id, tmp_path)
     answers = search.answers(number)
