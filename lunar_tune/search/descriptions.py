@@ -68,7 +68,6 @@ def run_parameters(plan: SearchPlan) -> dict[str, Any]:
         **spec.tags,
         "goal": str(config.goal),
         "sampler": config.sampler,
-        "num_trials": config.num_trials,
         "seed": config.run.seed,
         **{f"space.{name}": text for name, text in plan.space.describe()},
     }

@@ -18,7 +18,14 @@ __all__ = ["RUNS", "Folder", "find_search", "searches_in"]
 RUNS = Path("runs")
 """Where searches are kept unless another folder is named."""
 _LISTED = 8
-_BEFORE_THE_FIRST_TRIAL = {".lock", ".study.journal.lock", "config.yaml", "search.log", "trials"}
+_BEFORE_THE_FIRST_TRIAL = {
+    ".lock",
+    ".study.journal.lock",
+    ".mlflow-run",
+    "config.yaml",
+    "search.log",
+    "trials",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,11 @@ class Folder:
     def lock(self) -> Path:
         """Held by the process that works on the search."""
         return self.path / ".lock"
+
+    @property
+    def run(self) -> Path:
+        """Which MLflow run mirrors the search, for a process that goes on with it."""
+        return self.path / ".mlflow-run"
 
     @property
     def trials(self) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lunar_tune import __version__
+from lunar_tune.files import write_atomically
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.search.cluster import Resources, ray_session, share_out
 from lunar_tune.search.config import SearchConfig
@@ -35,7 +37,7 @@ from lunar_tune.search.session import (
 )
 from lunar_tune.search.signature import signature_of
 from lunar_tune.search.summary import keep_best, print_plan, print_result
-from lunar_tune.search.tracking import SearchTracker, default_tracking_uri
+from lunar_tune.search.tracking import SearchTracker, default_tracking_uri, without_password
 from lunar_tune.trial.assemble import materialise
 
 __all__ = ["run_search", "show_finished"]
@@ -75,7 +77,7 @@ def run_search(
         _given_back_if_unused(folder),
         alone(folder),
         search_log(folder.log, console, opening),
-        _tracking(plan.config, folder.name) as opened,
+        _tracking(plan.config, folder) as opened,
         ray_session(plan.config),
     ):
         resources = share_out(plan.config)
@@ -179,19 +181,30 @@ def _given_back_if_unused(folder: Folder) -> Iterator[None]:
         raise
 
 
+def _opened(uri: str, config: SearchConfig, folder: Folder) -> SearchTracker:
+    """Open the search's MLflow run, or that of an earlier process again, and keep which it is."""
+    earlier = None
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(folder.run.read_text(encoding="utf-8"))
+        earlier = kept["run_id"] if kept.get("uri") == without_password(uri) else None
+    tracker = SearchTracker(
+        uri,
+        output=config.output,
+        name=folder.name,
+        experiment=config.experiment,
+        earlier=earlier,
+    )
+    kept = {"uri": without_password(uri), "run_id": tracker.run_id}
+    write_atomically(folder.run, json.dumps(kept).encode())
+    return tracker
+
+
 @contextlib.contextmanager
-def _tracking(config: SearchConfig, name: str) -> Iterator[Callable[[], SearchTracker]]:
+def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], SearchTracker]]:
     """Open the tracker while Ray starts; close its runs when something else ends the search."""
     uri = config.tracking_uri or default_tracking_uri(config.output)
     with ThreadPoolExecutor(1) as background:
-        opening = background.submit(
-            SearchTracker,
-            uri,
-            output=config.output,
-            name=name,
-            experiment=config.experiment,
-            resume=config.resume,
-        )
+        opening = background.submit(_opened, uri, config, folder)
         if config.tracking_uri is not None:
             opening.result()  # an address may be wrong: that is said before Ray starts
         try:

@@ -12,6 +12,7 @@ import functools
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -158,6 +159,9 @@ class SearchSession:
         self.vanilla, self.tracker = scores, self._opened()
         if self.plan.config.system_metrics:
             self.tracker.monitor()
+        document, resolved = self._document()
+        # Before the study: whoever goes on with it finds what it was told.
+        write_atomically(self.folder.config, document.encode())
         self.study = Study(
             self.folder.journal,
             name=self.folder.name,
@@ -178,7 +182,9 @@ class SearchSession:
         }
         for key, value in notes.items():
             self.study.note(key, value)
-        self._describe(self._given)
+        self._describe(document, resolved)
+        if self.tracker.continued:
+            self._reconcile()
         config = self.plan.config
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
@@ -235,21 +241,24 @@ class SearchSession:
             self._console.print(f"layer {escape(str(self.plan.layers))}", highlight=False)
         return text
 
-    def _describe(self, given: Mapping[str, str]) -> None:
-        """Write the configuration, here and on the parent run."""
-        spec, data = self.plan.spec, self.plan.spec.data
-        splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
+    def _document(self) -> tuple[str, Mapping[str, Any]]:
+        """Return the configuration, and what it says beside options."""
         resolved = resolved_values(self.plan, self.vanilla)
-        lineage = read_lineage(spec.model.checkpoint)
         document = search_document(
             self.plan,
             name=self.folder.name,
             uri=self.tracker.uri,
             resources=self.resources,
-            given=given,
+            given=self._given,
             resolved=resolved,
         )
-        write_atomically(self.folder.config, document.encode())
+        return document, resolved
+
+    def _describe(self, document: str, resolved: Mapping[str, Any]) -> None:
+        """Describe the search on the parent run."""
+        spec, data = self.plan.spec, self.plan.spec.data
+        splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
+        lineage = read_lineage(spec.model.checkpoint)
         inputs = {name: (records, resolved["digests"][name]) for name, records in splits.items()}
         with self.tracker.tolerating():
             self.tracker.describe(
@@ -258,8 +267,8 @@ class SearchSession:
                 texts={"config.yaml": document, "space.yaml": space_document(self.plan)},
                 data=inputs,
             )
-            vanilla = shown_scores(self.vanilla)
-            self.tracker.log_metrics({f"vanilla_{name}": v for name, v in vanilla.items()})
+            vanilla = {f"vanilla_{name}": v for name, v in shown_scores(self.vanilla).items()}
+            self.tracker.log_metrics({**vanilla, "num_trials": self.plan.config.num_trials})
             self.tracker.write_note(run_note(load_search(self.folder.path).report))
 
     def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
@@ -287,11 +296,19 @@ class SearchSession:
             metric = self.plan.config.goal.objective.metric
             self.tracker.progress(self.study.rows(), metric)
 
+    def _reconcile(self) -> None:
+        """Mirror every trial that has ended and has no run that says so."""
+        rows = [row for row in self.study.rows() if row.state != RUNNING]
+        if self.tracker.continued or self.tracker.has_failed:
+            with self.tracker.tolerating():
+                self.tracker.take_up(rows)
+        for row in rows:
+            if row.number not in self.tracker.mirrored:
+                self._mirror(row)
+
     def _close_mirror(self, files: Sequence[Path], report: Report, *, status: str) -> None:
         """Mirror what could not be mirrored so far, and close the search's run."""
-        for row in self.study.rows():
-            if row.state != RUNNING and row.number not in self.tracker.mirrored:
-                self._mirror(row)
+        self._reconcile()
         with self.tracker.tolerating():
             if report.best is None:
                 self.tracker.conclude(None, None)

@@ -28,6 +28,7 @@ from lunar_tune.search.run_origin import origin_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
     from lunar_tune.data.records import Record
 
@@ -83,9 +84,18 @@ class TrackedRun:
         output: Folder for the artifacts of a default store, and of its lock.
         name: The run's name.
         experiment: The experiment that it belongs to; made if missing.
+        earlier: Id of the run that is gone on with, if the store has it still.
     """
 
-    def __init__(self, uri: str, *, output: Path, name: str, experiment: str = EXPERIMENT) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        output: Path,
+        name: str,
+        experiment: str = EXPERIMENT,
+        earlier: str | None = None,
+    ) -> None:
         """Open the store, make the experiment and the run.
 
         Raises:
@@ -100,7 +110,7 @@ class TrackedRun:
             logging.getLogger(library).setLevel(logging.WARNING)
         output.mkdir(parents=True, exist_ok=True)
         self.uri = uri
-        self._warned = False
+        self.has_failed = False
         self._origin = origin_tags()
         try:
             with (
@@ -110,9 +120,14 @@ class TrackedRun:
             ):
                 warnings.simplefilter("ignore")  # MLflow's notes on opening a store
                 self._client: MlflowClient = MlflowClient(tracking_uri=uri)
-                self.experiment_id = self._experiment(experiment, output)
-                run = self._client.create_run(self.experiment_id, run_name=name, tags=self._origin)
-            self.run_id = run.info.run_id
+                run = self._taken_up(earlier)
+                self.continued = run is not None
+                if run is None:
+                    run = self._client.create_run(
+                        self._experiment(experiment, output), run_name=name, tags=self._origin
+                    )
+            self.experiment_id: str = run.info.experiment_id
+            self.run_id: str = run.info.run_id
         except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
             raise InputError(
                 f"--tracking-uri {without_password(uri)}: cannot be used: {error}. Start the "
@@ -151,7 +166,9 @@ class TrackedRun:
             )
             for name, (records, digest) in data.items()
         ]
-        self._log(self.run_id, parameters=parameters, tags=tags)
+        known = self._client.get_run(self.run_id).data.params if self.continued else {}
+        new = {name: value for name, value in parameters.items() if name not in known}
+        self._log(self.run_id, parameters=new, tags=tags)
         self._client.log_inputs(self.run_id, inputs)
         for file_name, text in texts.items():
             self._client.log_text(self.run_id, text, file_name)
@@ -191,13 +208,32 @@ class TrackedRun:
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            if not self._warned:
+            if not self.has_failed:
                 logger.warning("MLflow cannot be written, the work goes on: %s", error)
-            self._warned = True
+            self.has_failed = True
 
     def close(self, *, status: str) -> None:
         """Close the run: `FINISHED`, `FAILED` or `KILLED`."""
         self._client.set_terminated(self.run_id, status)
+
+    def _taken_up(self, run_id: str | None) -> Run | None:
+        """Open a run again; None where the store does not have it."""
+        from mlflow.entities import LifecycleStage
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+        if run_id is None:
+            return None
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+            return None
+        if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+            return None
+        self._client.update_run(run_id, status="RUNNING")
+        return run
 
     def _experiment(self, name: str, output: Path) -> str:
         existing = self._client.get_experiment_by_name(name)

@@ -9,7 +9,8 @@ and the run itself (`tracked_run`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from lunar_tune.search.tracked_run import (
 )
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 PROGRESS = "best_feasible"
+_ANSWERS = "answers.json"
+_PAGE = 1000
 
 
 class SearchTracker(TrackedRun):
@@ -50,16 +54,13 @@ class SearchTracker(TrackedRun):
         output: Path,
         name: str,
         experiment: str = EXPERIMENT,
-        resume: bool = False,
+        earlier: str | None = None,
     ) -> None:
-        super().__init__(uri, output=output, name=name, experiment=experiment)
+        super().__init__(uri, output=output, name=name, experiment=experiment, earlier=earlier)
         self.mirrored: set[int] = set()
         self._children: dict[int, str] = {}
         self._n_progress = 0
         self._monitor: SystemMetricsMonitor | None = None
-        if resume:
-            with self.tolerating():
-                self._end_earlier(name)
 
     def start(self, row: TrialRow, *, name: str, tags: Mapping[str, str]) -> None:
         """Open a trial's run."""
@@ -76,15 +77,10 @@ class SearchTracker(TrackedRun):
             tags["feasible"] = str(row.feasible).lower()
         if row.failure is not None:
             tags["failure"] = row.failure[:5000]
-        metrics = shown_scores(row.scores)
-        if row.feasible is not None:
-            metrics["feasible"] = float(row.feasible)
-        if "trial" in row.seconds:
-            metrics["seconds"] = row.seconds["trial"]
-        self._log(run_id, metrics=metrics, tags=tags, curves=_curves(row))
+        self._log(run_id, metrics=_metrics(row), tags=tags, curves=_curves(row))
         if answers is not None and answers.is_file():
             self._log_answers(run_id, answers)
-        self._client.set_terminated(run_id, "FINISHED" if row.state == COMPLETE else "FAILED")
+        self._client.set_terminated(run_id, _status(row))
         del self._children[row.number]
         self.mirrored.add(row.number)
 
@@ -107,13 +103,19 @@ class SearchTracker(TrackedRun):
             scores: Its scores in the full evaluation.
         """
         found = row is not None and scores is not None
+        # A search that goes on may find a better one, and MLflow lets no parameter change.
+        setting = {"trial": row.number, **row.parameters} if row is not None else {}
         self._log(
             self.run_id,
-            metrics={"feasible": float(found), **_prefixed("best", shown_scores(scores or {}))},
-            parameters={"best_trial": row.number, **_prefixed("best", row.parameters)}
-            if row is not None
-            else {},
-            tags={"feasible": str(found).lower()},
+            metrics={
+                "feasible": float(found),
+                **_prefixed("best", shown_scores(scores or {})),
+                **_prefixed("best", {k: v for k, v in setting.items() if _is_number(v)}),
+            },
+            tags={
+                "feasible": str(found).lower(),
+                **_prefixed("best", {k: str(v) for k, v in setting.items() if not _is_number(v)}),
+            },
         )
 
     def monitor(self) -> None:
@@ -125,6 +127,46 @@ class SearchTracker(TrackedRun):
             self._monitor.start()
         except Exception as error:  # of drivers and their libraries: anything, and none of it ours
             logger.warning("--system-metrics: cannot be recorded, the search goes on: %s", error)
+
+    def take_up(self, rows: Sequence[TrialRow]) -> None:
+        """Look through the runs of trials that an earlier process has left, or a store that failed.
+
+        A run that says what the study says is done with; one that does not is to be ended again
+        (`running`), and what is no trial's run, or a second one, is deleted.
+
+        Args:
+            rows: All trials of the study; none of them is running.
+        """
+        found: dict[int, list[Run]] = {}
+        for run in self._runs_of_trials():
+            found.setdefault(int(run.data.tags["trial"]), []).append(run)
+        known = {row.number: row for row in rows}
+        for number, runs in found.items():
+            row = known.get(number)
+            kept = None
+            if row is not None:
+                runs.sort(key=lambda run, row=row: not _says(run, row))  # type: ignore[misc]
+                kept = runs.pop(0)
+                self._children.pop(number, None)
+                if _says(kept, row):
+                    self.mirrored.add(number)
+                else:
+                    self._log(kept.info.run_id, parameters=row.parameters)
+                    self._children[number] = kept.info.run_id
+            for run in runs:
+                self._client.delete_run(run.info.run_id)
+        self._n_progress = len(self._client.get_metric_history(self.run_id, PROGRESS))
+
+    def _runs_of_trials(self) -> Iterator[Run]:
+        token: str | None = None
+        where = f"tags.`{PARENT}` = '{self.run_id}'"
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id], where, max_results=_PAGE, page_token=token
+            )
+            yield from page
+            if not (token := page.token):
+                return
 
     def running(self) -> list[int]:
         """Return the numbers of trials whose runs are open."""
@@ -141,18 +183,9 @@ class SearchTracker(TrackedRun):
             self._monitor = None
         super().close(status=status)
 
-    def _end_earlier(self, name: str) -> None:
-        """Close the runs of a search of that name that was killed and is gone on with."""
-        running = "attributes.status = 'RUNNING'"
-        where = f"{running} and attributes.run_name = '{name}'"
-        for parent in self._client.search_runs([self.experiment_id], where):
-            if parent.info.run_id == self.run_id:
-                continue
-            children = f"{running} and tags.`{PARENT}` = '{parent.info.run_id}'"
-            for run in [*self._client.search_runs([self.experiment_id], children), parent]:
-                self._client.set_terminated(run.info.run_id, "KILLED")
-
     def _log_answers(self, run_id: str, answers: Path) -> None:
+        if any(one.path == _ANSWERS for one in self._client.list_artifacts(run_id)):
+            return  # MLflow would append to it
         rows, _ = read_answers(answers)
         columns = {
             "set": [row.set_name for row in rows],
@@ -162,12 +195,37 @@ class SearchTracker(TrackedRun):
             "answer": [row.answer for row in rows],
             "rouge1": [row.rouge1 for row in rows],
         }
-        self._client.log_table(run_id, columns, "answers.json")
+        self._client.log_table(run_id, columns, _ANSWERS)
 
 
 def shown_scores(scores: Mapping[str, float]) -> dict[str, float]:
     """Return scores without counts of rows, which are no axes to compare by."""
     return {name: value for name, value in scores.items() if not name.endswith("_rows")}
+
+
+def _metrics(row: TrialRow) -> dict[str, float]:
+    """Return the numbers of a trial's run."""
+    metrics = shown_scores(row.scores)
+    if row.feasible is not None:
+        metrics["feasible"] = float(row.feasible)
+    if "trial" in row.seconds:
+        metrics["seconds"] = row.seconds["trial"]
+    return metrics
+
+
+def _status(row: TrialRow) -> str:
+    return "FINISHED" if row.state == COMPLETE else "FAILED"
+
+
+def _says(run: Run, row: TrialRow) -> bool:
+    """Say whether a run is ended and has what the study has of its trial."""
+    told = (run.info.status, run.data.tags.get("state"))
+    numbers = {name: value for name, value in _metrics(row).items() if math.isfinite(value)}
+    return told == (_status(row), row.state) and numbers.items() <= run.data.metrics.items()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

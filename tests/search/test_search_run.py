@@ -124,6 +124,8 @@ def test_nothing_is_written_outside_the_output_folder(search: Finished) -> None:
     assert {path.name for path in search.folder.iterdir()} - {"model"} == {
         ".lock",
         ".study.journal.lock",
+        ".mlflow-run",
+        "search.log",
         "config.yaml",
         "study.journal",
         "trials",
@@ -394,9 +396,9 @@ def test_the_parent_has_the_best_setting_and_how_it_was_found(
     search: Finished, tracked: Tracked
 ) -> None:
     parent, best = tracked.parents[0], search.best
-    assert parent.data.params["best_trial"] == str(best["trial"])
+    assert parent.data.metrics["best_trial"] == best["trial"]
     for name, value in best["parameters"].items():
-        assert float(parent.data.params[f"best_{name}"]) == value
+        assert parent.data.metrics[f"best_{name}"] == value
     assert (parent.data.metrics["feasible"], parent.data.tags["feasible"]) == (1.0, "true")
     assert "**Best feasible setting**" in parent.data.tags["mlflow.note.content"]
     history = tracked.client.get_metric_history(parent.info.run_id, "best_feasible")

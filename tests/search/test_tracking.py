@@ -328,12 +328,24 @@ def test_searches_compare_by_their_outcome(tracker: SearchTracker, client: Mlflo
         "feasible": 1.0,
         "best_forget_rouge1": 0.125,
         "best_retain_rouge1": 0.875,
+        "best_trial": 7.0,
+        **{f"best_{name}": float(value) for name, value in PARAMETERS.items()},
     }
-    assert run.data.params == {
-        "best_trial": "7",
-        **{f"best_{name}": str(value) for name, value in PARAMETERS.items()},
-    }
+    assert run.data.params == {}, "a search that goes on may find a better one"
     assert run.data.tags["feasible"] == "true"
+
+
+def test_a_search_that_goes_on_may_find_another_best_setting(
+    tracker: SearchTracker, client: MlflowClient
+) -> None:
+    tracker.conclude(None, None)
+    for coefficient, kind in ((1.0, "a"), (3.0, "b")):
+        parameters = {"coefficient": coefficient, "kind": kind}
+        row = dataclasses.replace(COMPLETE_ROW, parameters=parameters)
+        tracker.conclude(row, {"forget_rouge1": 0.5})
+    run = client.get_run(tracker.run_id)
+    assert (run.data.metrics["best_coefficient"], run.data.tags["best_kind"]) == (3.0, "b")
+    assert (run.data.metrics["feasible"], run.data.tags["feasible"]) == (1.0, "true")
 
 
 def test_a_search_that_found_nothing_says_so(tracker: SearchTracker, client: MlflowClient) -> None:
@@ -343,10 +355,10 @@ def test_a_search_that_found_nothing_says_so(tracker: SearchTracker, client: Mlf
     assert run.data.tags["feasible"] == "false"
 
 
-def test_files_keep_their_folders_and_pictures_have_one(
+def test_files_keep_their_folders(
     tracker: SearchTracker, client: MlflowClient, tmp_path: Path
 ) -> None:
-    names = ("report.md", "history.png", "pictures/answers/a.svg")
+    names = ("report.md", "pictures/history.png", "pictures/answers/a.svg")
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -477,6 +489,102 @@ def test_a_store_that_fails_in_the_middle_is_warned_of_once_and_ends_nothing(
     ]
     with pytest.raises(KeyError), tracker.tolerating():
         raise KeyError("a mistake in the program")
+
+
+# Going on
+
+
+def numbered(number: int, **changes: Any) -> TrialRow:
+    return dataclasses.replace(COMPLETE_ROW, number=number, **changes)
+
+
+def all_children(client: MlflowClient, tracker: SearchTracker) -> dict[str, list[Run]]:
+    """Return a search's runs by trial, read without the class under test."""
+    found: dict[str, list[Run]] = {}
+    for run in children(client, tracker):
+        found.setdefault(run.data.tags["trial"], []).append(run)
+    return found
+
+
+def test_a_search_that_goes_on_takes_its_run_up_again(store: Store, client: MlflowClient) -> None:
+    first = store.tracker("again")
+    first.describe(parameters={"seed": 1}, tags={}, texts={}, data={})
+    first.close(status="KILLED")
+    second = store.tracker("again", earlier=first.run_id)
+    assert (second.run_id, second.continued) == (first.run_id, True)
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    second.describe(parameters={"seed": 2, "new": "x"}, tags={"a": "b"}, texts={}, data={})
+    run = client.get_run(first.run_id)
+    assert run.data.params == {"seed": "1", "new": "x"}, "MLflow lets no parameter change"
+    assert run.data.tags["a"] == "b"
+    second.close(status="FINISHED")
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("lost", ["0" * 32, "deleted"])
+def test_a_run_that_the_store_has_lost_is_begun_anew(
+    store: Store, client: MlflowClient, lost: str
+) -> None:
+    if lost == "deleted":
+        lost = store.tracker("lost").run_id
+        client.delete_run(lost)
+    tracker = store.tracker("anew", earlier=lost)
+    assert tracker.run_id != lost
+    assert not tracker.continued
+
+
+def test_runs_that_were_left_open_are_ended_as_the_study_says(
+    store: Store, client: MlflowClient
+) -> None:
+    """Trials: 0 is whole, 1 was cut short, 2 is open twice, 3 has no run, 4 is no trial."""
+    first = store.tracker("left")
+    for number in (0, 1, 2, 2, 4):
+        first.start(numbered(number, state=RUNNING), name="n", tags={})
+        if number == 0:
+            first.end(numbered(0), None)
+        if number == 1:
+            client.set_terminated(first._children[1], "FINISHED")
+    whole = all_children(client, first)["0"][0].info.run_id
+
+    rows = [
+        numbered(0),
+        numbered(1, scores={"forget_rouge1": 0.5, "retain_rouge1": 0.25}),
+        numbered(2, state=FAILED, failure="the worker was killed", scores={}, feasible=None),
+        numbered(3),
+    ]
+    tracker = store.tracker("left", earlier=first.run_id)
+    tracker.take_up(rows)
+    assert tracker.mirrored == {0}
+    for row in rows:
+        if row.number not in tracker.mirrored:
+            if row.number not in tracker.running():
+                tracker.start(row, name="n", tags={})
+            tracker.end(row, None)
+    tracker.close(status="FINISHED")
+
+    found = all_children(client, tracker)
+    assert {trial: len(runs) for trial, runs in found.items()} == dict.fromkeys("0123", 1)
+    assert found["0"][0].info.run_id == whole, "what is whole is left alone"
+    for row in rows:
+        (run,) = found[str(row.number)]
+        assert run.info.status == ("FAILED" if row.state == FAILED else "FINISHED")
+        assert run.data.tags["state"] == row.state
+        assert row.scores.items() - {("retain_rows", 84.0)} <= run.data.metrics.items()
+
+
+def test_taking_up_twice_changes_nothing(store: Store, client: MlflowClient) -> None:
+    tracker = store.tracker("twice")
+    rows = [numbered(0), numbered(1)]
+    for row in rows:
+        tracker.start(row, name="n", tags={})
+        tracker.end(row, None)
+    tracker.progress(rows, "forget_rouge1")
+    before = [run.to_dictionary() for run in children(client, tracker)]
+    tracker.take_up(rows)
+    tracker.take_up(rows)
+    tracker.progress(rows, "forget_rouge1")
+    assert [run.to_dictionary() for run in children(client, tracker)] == before
+    assert tracker.running() == []
 
 
 @pytest.mark.parametrize(
