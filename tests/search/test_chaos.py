@@ -1,0 +1,36 @@
+"""A search under random kills, in short; the long version is `scripts/chaos.py` by itself.
+
+Does not cover: what each fault leads to (`test_course`, `test_faults`).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from command_lines import environment
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "chaos.py"
+
+
+def test_a_search_under_kills_ends_with_every_trial_once_and_three_records_that_agree(
+    tmp_path: Path,
+) -> None:
+    told = tmp_path / "chaos.json"
+    options = ["--trials", "6", "--kills", "3", "--seed", "1", "--json", str(told)]
+    options += ["--output", str(tmp_path / "chaos"), "--time-limit", "280"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *options],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    outcome = json.loads(told.read_text()) if told.exists() else {}
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert outcome["kills"] >= 3
+    assert outcome["trials_found"] == outcome["trials_expected"] >= 6
+    assert outcome["duplicates"] == outcome["left_running"] == outcome["disagreements"] == []
