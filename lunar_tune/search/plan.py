@@ -19,6 +19,7 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
 from lunar_tune.paths import check_writable, tuned_dir_to_write
+from lunar_tune.search.access import check_address
 from lunar_tune.search.cluster import check_gpus
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.layer_choice import AUTO, LAYER_PRIOR, check_has_choice, choose_layers
@@ -130,6 +131,8 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
         config.check()
     with problems.collect():
         check_gpus(config)
+    with problems.collect():
+        check_address(config.address)
     with problems.collect():
         check_output(config.output, config.name, resume=config.resume)
     with problems.collect():

@@ -291,6 +291,7 @@ def test_ray_is_started_here_unless_an_address_is_given(
     asked: dict[str, Any] = {}
     for name in cluster._QUIET:
         monkeypatch.setenv(name, cluster._QUIET[name])
+    monkeypatch.setattr("lunar_tune.search.cluster.check_address", lambda _address: None)
     monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
     monkeypatch.setattr("ray.shutdown", lambda: asked.update(shut_down=True))
     with cluster.ray_session(SearchConfig(address=address)):
@@ -304,6 +305,7 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.Mo
 
     for name in cluster._QUIET:
         monkeypatch.setenv(name, cluster._QUIET[name])
+    monkeypatch.setattr("lunar_tune.search.cluster.check_address", lambda _address: None)
     monkeypatch.setattr("ray.init", refuse)
     with (
         pytest.raises(InputError, match=r"--address 10\.0\.0\.1:1: no Ray cluster answers"),
