@@ -141,7 +141,11 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     with problems.collect():
         prior = _read_prior(config)
     with problems.collect():
-        spec = assemble(_with_metrics(config), device_is_here=config.address is None)
+        spec = assemble(
+            _with_metrics(config),
+            device_is_here=config.address is None,
+            gpu_share=config.gpus_per_trial or 1.0,
+        )
         plan = _plan(config, spec)
         plan = _with_layers(plan, prior)
     problems.raise_if_any()

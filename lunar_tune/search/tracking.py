@@ -7,8 +7,9 @@ and the run itself (`tracked_run`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lunar_tune.reporting.rows import COMPLETE, TrialRow
 from lunar_tune.reporting.tables import read_answers
@@ -86,7 +87,7 @@ class SearchTracker(TrackedRun):
 
     def _log_answers(self, run_id: str, answers: Path) -> None:
         rows, _ = read_answers(answers)
-        columns = {
+        columns: dict[str, Sequence[Any]] = {
             "set": [row.set_name for row in rows],
             "edge": [row.edge for row in rows],
             "question": [row.question for row in rows],
@@ -94,6 +95,8 @@ class SearchTracker(TrackedRun):
             "answer": [row.answer for row in rows],
             "rouge1": [row.rouge1 for row in rows],
         }
+        if not any(columns["question"]):  # with --no-text they are not known here either
+            columns = {name: columns[name] for name in ("set", "edge", "rouge1")}
         self._client.log_table(run_id, columns, "answers.json")
 
 
