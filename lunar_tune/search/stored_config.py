@@ -100,7 +100,7 @@ def _document(folder: Folder) -> dict[str, Any]:
         document = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{folder.path}: has no config.yaml, so it was never begun.") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{folder.config}: cannot be read ({error}).") from error
     if not isinstance(document, dict):
         raise InputError(f"{folder.config}: says nothing.")

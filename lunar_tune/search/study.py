@@ -13,7 +13,8 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, RUNNING, TrialRow
 from lunar_tune.search.config import SearchConfig
@@ -56,9 +58,12 @@ class Study:
         self._goal = config.goal
         self._distributions = space.distributions()
         self._open: dict[int, optuna.Trial] = {}
-        storage = _storage(path)
-        begun = name in {one.study_name for one in optuna.get_all_study_summaries(storage)}
-        before = optuna.load_study(study_name=name, storage=storage).get_trials() if begun else []
+        before = []
+        with _reading(path):
+            storage = _storage(path)
+            begun = name in {one.study_name for one in optuna.get_all_study_summaries(storage)}
+            if begun:
+                before = optuna.load_study(study_name=name, storage=storage).get_trials()
         self._study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -174,18 +179,43 @@ class StoredStudy:
 
     @classmethod
     def read(cls, path: Path) -> StoredStudy | None:
-        """Read a journal; None where there is none, or no study in it yet."""
+        """Read a journal; None where there is none, or no study in it yet.
+
+        Raises:
+            InputError: It is damaged, or not of a search.
+        """
         if not path.is_file():
             return None
-        storage = _storage(path)
-        names = [one.study_name for one in optuna.get_all_study_summaries(storage)]
-        if not names:
-            return None
-        study = optuna.load_study(study_name=names[0], storage=storage)
-        notes = study.user_attrs
-        goal = Goal.read(*notes["goal"]) if "goal" in notes else None
-        rows = tuple(_rows(study, goal)) if goal is not None else ()
-        return cls(rows=rows, notes=notes, goal=goal)
+        with _reading(path):
+            storage = _storage(path)
+            names = [one.study_name for one in optuna.get_all_study_summaries(storage)]
+            if not names:
+                return None
+            study = optuna.load_study(study_name=names[0], storage=storage)
+            notes = study.user_attrs
+            goal = Goal.read(*notes["goal"]) if "goal" in notes else None
+            rows = tuple(_rows(study, goal)) if goal is not None else ()
+            return cls(rows=rows, notes=notes, goal=goal)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Inside, whatever a damaged journal leads to is an `InputError`.
+
+    A journal is JSON, a line a change, and Optuna unpickles nothing of it (snapshots are, which
+    files have none of; CMA-ES keeps its own state so, and is not offered here). It trusts the lines
+    and stumbles over them in any way.
+    """
+    try:
+        yield
+    except (OSError, InputError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise InputError(
+            f"{path}: is damaged, or not the journal of a search ({type(error).__name__}: "
+            f"{reason}). Take it from a copy, or name another search."
+        ) from error
 
 
 def _storage(path: Path) -> JournalStorage:
