@@ -20,6 +20,8 @@ __all__ = [
     "check_writable_file",
     "data_dir",
     "datasets_dir",
+    "is_file",
+    "is_folder",
     "safe_name",
     "search_spaces_dir",
     "tuned_dir_to_write",
@@ -29,6 +31,7 @@ __all__ = [
 CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
 DATA_VARIABLE = "LUNAR_TUNE_DATA"
 TUNED_VARIABLE = "LUNAR_TUNE_TUNED"
+LONGEST_PART = 255  # of the usual file systems
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -96,6 +99,16 @@ def tuned_dir_to_write() -> Path:
     return first if not installed and os.access(existing, os.W_OK | os.X_OK) else last
 
 
+def is_file(path: Path) -> bool:
+    """Say whether there is a file; a path that no system takes, too long say, is none."""
+    return os.path.isfile(path)  # noqa: PTH113  # pathlib raises for these
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether there is a folder; a path that no system takes, too long say, is none."""
+    return os.path.isdir(path)  # noqa: PTH112  # pathlib raises for these
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Check that a folder can be made, or written into if it exists, without making it.
 
@@ -103,9 +116,11 @@ def check_writable(folder: Path, option: str) -> None:
         InputError: It cannot; the message names the option.
     """
     existing = folder.resolve()
-    while not existing.exists():
+    if any(len(os.fsencode(part)) > LONGEST_PART for part in existing.parts):
+        raise InputError(f"{option}: a name in it is longer than {LONGEST_PART} bytes.")
+    while not (is_folder(existing) or is_file(existing)) and existing != existing.parent:
         existing = existing.parent
-    if not existing.is_dir():
+    if not is_folder(existing):
         raise InputError(f"{option}: {existing} is a file, not a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{option}: {existing} cannot be written.")

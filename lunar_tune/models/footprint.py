@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from lunar_tune.errors import ModelError
 from lunar_tune.memory import GIB
 from lunar_tune.models.catalog import CATALOG
+from lunar_tune.paths import is_folder
 from lunar_tune.runtime import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def bytes_needed(parameters: float, bytes_each: int, *, trained: bool = False) -
 def n_parameters(model: ModelSpec) -> float | None:
     """Return how many parameters a model has, as far as that is known without loading it."""
     folder = Path(model.checkpoint)
-    if folder.is_dir():
+    if is_folder(folder):
         return _counted(folder)
     return CATALOG[model.name].billions * 1e9 if model.name in CATALOG else None
 

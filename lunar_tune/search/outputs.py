@@ -17,7 +17,7 @@ import yaml
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
-from lunar_tune.paths import check_writable, safe_name
+from lunar_tune.paths import check_writable, is_file, is_folder, safe_name
 from lunar_tune.reporting.pictures import draw_history, draw_trade_off
 from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import TrialRow
@@ -89,7 +89,7 @@ def check_output(output: Path, name: str | None, *, resume: bool = False) -> Non
     Raises:
         InputError: It exists already, or cannot be written.
     """
-    if name is not None and not resume and (output / name).exists():
+    if name is not None and not resume and (is_folder(output / name) or is_file(output / name)):
         raise InputError(_taken(name, output / name))
     check_writable(output, f"--output {output}")
 

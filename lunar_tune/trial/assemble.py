@@ -29,6 +29,7 @@ from lunar_tune.models.catalog import TINY, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.footprint import check_fits
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
+from lunar_tune.paths import is_folder
 from lunar_tune.runtime import resolve_device, resolve_dtype
 from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
 from lunar_tune.trial.sets import read_sets
@@ -145,7 +146,7 @@ def check_family(model: ModelSpec) -> None:
     Raises:
         ModelError: It is unsuitable, or cannot be read.
     """
-    if model.checkpoint != TINY and Path(model.checkpoint).is_dir():
+    if model.checkpoint != TINY and is_folder(Path(model.checkpoint)):
         load_config(model)
 
 
