@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 import platformdirs
@@ -22,6 +23,7 @@ __all__ = [
     "datasets_dir",
     "is_file",
     "is_folder",
+    "mistrusted",
     "safe_name",
     "search_spaces_dir",
     "tuned_dir_to_write",
@@ -57,7 +59,7 @@ def cache_dir() -> Path:
     The environment variable `LUNAR_TUNE_CACHE` moves it.
 
     Raises:
-        InputError: It cannot be made.
+        InputError: It cannot be made, or others could put weights and activations into it.
     """
     moved = os.environ.get(CACHE_VARIABLE)
     folder = Path(moved).expanduser() if moved else platformdirs.user_cache_path("lunar-tune")
@@ -68,7 +70,27 @@ def cache_dir() -> Path:
             f"The cache folder {folder} cannot be made: {error.strerror}. Set {CACHE_VARIABLE} to "
             "a folder that you can write."
         ) from error
+    status = folder.stat()
+    user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
+    if (problem := mistrusted(status.st_uid, status.st_mode, user)) is not None:
+        raise InputError(
+            f"The cache folder {folder} {problem}, who could replace the models and activations in "
+            f"it. Set {CACHE_VARIABLE} to a folder of your own, or take the right away (chmod o-w)."
+        )
     return folder
+
+
+def mistrusted(owner: int, mode: int, user: int) -> str | None:
+    """Say why what lies in a folder may be somebody else's; None if it is the user's own.
+
+    Args:
+        owner: User id of the folder's owner; the system's is trusted as the system is.
+        mode: Its permissions; those of its group are a choice that somebody made.
+        user: Who asks; the system's user reads what it is told to.
+    """
+    if user != 0 and owner not in {user, 0}:
+        return "belongs to another user"
+    return "can be written by every user" if mode & stat.S_IWOTH else None
 
 
 def data_dir() -> Path:
