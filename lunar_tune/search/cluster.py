@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,13 +80,13 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if _is_there():
+        yield
+        return
     local = config.address is None
     with own_session() if local else users_token(str(config.address)) as folder:
         import ray  # it reads its environment when it is imported
 
-        if ray.is_initialized():
-            yield
-            return
         # A crash is told once, as the trial's reason of failure, and not as Tune's traceback.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         _connect(config.address, folder)
@@ -93,6 +94,12 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _is_there() -> bool:
+    """Say whether this process has a Ray, without importing it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _connect(address: str | None, folder: Path | None) -> None:

@@ -13,22 +13,18 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, RUNNING, TrialRow
 from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.journal import open_journal, reading
 from lunar_tune.search.space import SearchSpace
 
 __all__ = ["StoredStudy", "Study", "make_sampler"]
@@ -59,8 +55,8 @@ class Study:
         self._distributions = space.distributions()
         self._open: dict[int, optuna.Trial] = {}
         before = []
-        with _reading(path):
-            storage = _storage(path)
+        with reading(path):
+            storage = open_journal(path)
             begun = name in {one.study_name for one in optuna.get_all_study_summaries(storage)}
             if begun:
                 before = optuna.load_study(study_name=name, storage=storage).get_trials()
@@ -186,8 +182,8 @@ class StoredStudy:
         """
         if not path.is_file():
             return None
-        with _reading(path):
-            storage = _storage(path)
+        with reading(path):
+            storage = open_journal(path)
             names = [one.study_name for one in optuna.get_all_study_summaries(storage)]
             if not names:
                 return None
@@ -196,68 +192,6 @@ class StoredStudy:
             goal = Goal.read(*notes["goal"]) if "goal" in notes else None
             rows = tuple(_rows(study, goal)) if goal is not None else ()
             return cls(rows=rows, notes=notes, goal=goal)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Inside, whatever a damaged journal leads to is an `InputError`.
-
-    A journal is JSON, a line a change, and Optuna unpickles nothing of it (snapshots are, which
-    files have none of; CMA-ES keeps its own state so, and is not offered here). It trusts the lines
-    and stumbles over them in any way.
-    """
-    try:
-        yield
-    except (OSError, InputError):
-        raise
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")[:200]
-        raise InputError(
-            f"{path}: is damaged, or not the journal of a search ({type(error).__name__}: "
-            f"{reason}). Take it from a copy, or name another search."
-        ) from error
-
-
-def _storage(path: Path) -> JournalStorage:
-    """Open a journal; a last line that a kill or a full disk has torn is cut off first.
-
-    Optuna 5.0 cannot read past such a line, and every later read would raise.
-    """
-    lock = _JournalLock(path)
-    if path.is_file():
-        lock.acquire()
-        try:
-            _cut_torn_line(path)
-        finally:
-            lock.release()
-    # Optuna asks a lock for no more than these two methods; its base class is not public.
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type]
-
-
-class _JournalLock:
-    """A journal's lock, which the system takes back from a process that dies.
-
-    Optuna's own are files that a killed process leaves; they are waited for 30 seconds.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._lock = filelock.FileLock(f"{path}.lock")
-
-    def acquire(self) -> bool:
-        """Wait for the lock."""
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        """Give it to who waits."""
-        self._lock.release()
-
-
-def _cut_torn_line(path: Path) -> None:
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _rows(study: optuna.Study, goal: Goal) -> list[TrialRow]:
