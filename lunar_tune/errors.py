@@ -11,6 +11,7 @@ from types import TracebackType
 __all__ = [
     "DataError",
     "DivergenceError",
+    "EditedModelError",
     "InputError",
     "LunarTuneError",
     "ModelError",
@@ -45,6 +46,10 @@ class SearchSpaceError(InputError):
 
 class TrialError(LunarTuneError):
     """A trial ended without valid scores; the search goes on."""
+
+
+class EditedModelError(LunarTuneError):
+    """A model is not what it was before a trial: nothing more may be computed with it."""
 
 
 class DivergenceError(TrialError):

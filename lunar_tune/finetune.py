@@ -17,7 +17,7 @@ from lunar_tune.cli.running import DebugOption, QuietOption, command_app, report
 from lunar_tune.errors import Problems
 from lunar_tune.finetuning.finetune_settings import RATES, FinetuneSettings
 from lunar_tune.reporting.progress import build_progress, epochs_shown
-from lunar_tune.search.config import RETAIN_FLOOR
+from lunar_tune.search.config import EXPERIMENT, RETAIN_FLOOR
 from lunar_tune.trial.options import RunOptions
 
 if TYPE_CHECKING:
@@ -108,6 +108,10 @@ def finetune(
             rich_help_panel=_PLACE,
         ),
     ] = None,
+    experiment: Annotated[
+        str,
+        typer.Option(help="MLflow experiment of the run; made if missing.", rich_help_panel=_PLACE),
+    ] = EXPERIMENT,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -139,7 +143,14 @@ def finetune(
                 with_refusals=with_refusals,
             )
         console = Console(quiet=quiet, emoji=False)
-        code = _run(options, settings, problems, console, output=output, tracking_uri=tracking_uri)
+        code = _run(
+            options,
+            settings,
+            problems,
+            console,
+            output=output,
+            tracked=(tracking_uri, experiment),
+        )
     sys.exit(code)
 
 
@@ -150,7 +161,7 @@ def _run(
     console: Console,
     *,
     output: Path | None,
-    tracking_uri: str | None,
+    tracked: tuple[str | None, str],
 ) -> int:
     from lunar_tune.finetuning.finetune import finetune as train_model
     from lunar_tune.finetuning.resuming import check_output
@@ -163,6 +174,8 @@ def _run(
     else:
         with problems.collect():
             check_output(output)
+    if not tracked[1].strip():
+        problems.add("--experiment is empty: name an MLflow experiment, or leave it out.")
     job = assemble_finetuning(options, settings, problems)
     if output is None:
         raise AssertionError("what is missing comes with a noted problem")
@@ -170,7 +183,8 @@ def _run(
         model = materialise_model(job.model, epochs_shown(bar, "building the tiny model (once)"))
     job = dataclasses.replace(job, model=model)
     _print_plan(console, job, output)
-    tracking = TrackedFinetuning(job, output, tracking_uri)
+    uri, experiment = tracked
+    tracking = TrackedFinetuning(job, output, uri, experiment)
     with tracking.followed(console, kept_in=output) as (on_start, on_epoch):
         finished = train_model(job, output, on_start=on_start, on_epoch=on_epoch)
         tracking.finished(finished, text=options.text)

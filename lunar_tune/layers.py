@@ -211,33 +211,36 @@ def _show(scores: LayerScores, console: Console, *, text: bool) -> None:
 
 def _write(prior: LayerPrior, json_file: Path | None, plot: Path | None, console: Console) -> None:
     from lunar_tune.files import write_atomically
-    from lunar_tune.reporting.pictures import draw_layers
 
     if json_file is not None:
         write_atomically(json_file, prior.document().encode())
     if plot is not None:
-        edges = ", ".join(prior.forget_edges)
-        draw_layers(
-            plot,
-            title=f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}",
-            layers=[one.layer for one in prior.layers],
-            refusal=[one.s1 for one in prior.layers],
-            truth=[one.s2 for one in prior.layers],
-            unmodified=prior.unmodified.score,
-            best=prior.best,
-            recommended=prior.recommended,
-        )
+        _draw(prior, plot)
     for what, where in (("scores", json_file), ("picture", plot)):
         if where is not None:
             say(console, f"{what} written to {where}")
 
 
+def _draw(prior: LayerPrior, plot: Path) -> None:
+    from lunar_tune.reporting.layer_curve import LayerCurve
+    from lunar_tune.reporting.pictures.layers import draw_layers
+
+    edges = ", ".join(prior.forget_edges)
+    draw_layers(
+        LayerCurve.read(prior.model_dump()),
+        plot,
+        title=f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}",
+    )
+
+
 def _check_file(flag: str, file: Path | None) -> None:
     """Refuse a file that cannot be written."""
-    from lunar_tune.reporting.pictures import PICTURE_SUFFIXES
-
     check_writable_file(file, flag)
-    if file is not None and flag == "--plot" and file.suffix.lower() not in PICTURE_SUFFIXES:
+    if file is None or flag != "--plot":
+        return
+    from lunar_tune.reporting.pictures.figure import PICTURE_SUFFIXES  # loads matplotlib
+
+    if file.suffix.lower() not in PICTURE_SUFFIXES:
         raise InputError(f"{flag} {file}: a name that ends in {' or '.join(PICTURE_SUFFIXES)}.")
 
 

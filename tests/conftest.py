@@ -80,6 +80,14 @@ def pytest_terminal_summary(
 
 
 @pytest.fixture(scope="session", autouse=True)
+def weights_verified() -> Iterator[None]:
+    """Let every trial of every test end with a look at the model's weights."""
+    with pytest.MonkeyPatch.context() as changes:
+        changes.setenv("LUNAR_TUNE_VERIFY_WEIGHTS", "1")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def nothing_tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Put an empty folder in the place of tuned settings, shipped or kept by whoever tests."""
     folder = tmp_path_factory.mktemp("tuned")

@@ -348,6 +348,13 @@ RUN_OPTIONS = (
         "answers, up to rounding.",
     ),
     RunOption(
+        "--verify-weights",
+        "engine.verify_weights",
+        bool,
+        _ENGINE,
+        "Look at every weight after each trial, whether it is bit for bit what it was.",
+    ),
+    RunOption(
         "--checks",
         "engine.checks",
         int,

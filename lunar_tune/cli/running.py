@@ -1,7 +1,7 @@
 """Running a command: exit codes, and errors as one message instead of a traceback.
 
 Covers: exit code 2 for a wrong input, 130 for an interruption, 1 and one line for what was not
-foreseen, a traceback with `--debug`.
+foreseen, a traceback with `--debug`; an interruption that is not interrupted itself.
 Does not cover: what a command does.
 """
 
@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import click
@@ -20,11 +24,20 @@ from rich.console import Console
 
 from lunar_tune.errors import InputError, LunarTuneError
 
-__all__ = ["DebugOption", "QuietOption", "command_app", "reporting_errors", "say"]
+__all__ = [
+    "DebugOption",
+    "QuietOption",
+    "command_app",
+    "interrupted_once",
+    "reporting_errors",
+    "say",
+]
 
 _LONGEST = 500  # characters of what is not foreseen; a library's text may hold whole files
 logger = logging.getLogger(__name__)
 EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+# Presses of Ctrl-C after which an ending that takes too long is given up.
+_PATIENCE = 4
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show errors only.")]
@@ -55,7 +68,8 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        yield
+        with interrupted_once():
+            yield
     except LunarTuneError as error:
         if debug:
             raise
@@ -88,3 +102,33 @@ def _show_unexpected(error: Exception) -> None:
         f"{type(error).__name__}: {first[:_LONGEST]} (run the command again with --debug to see "
         "where; if it is a mistake of the program, please report that)",
     )
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Inside, the first Ctrl-C interrupts, and the next ones do not disturb what ends then.
+
+    What has begun is put back, written and closed: files, tracked runs, Ray's processes. The fourth
+    press gives up even that.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    here = threading.current_thread() is threading.main_thread()
+    if not here or before is not signal.default_int_handler:
+        yield  # somebody else has decided what an interruption does, or that it does nothing
+        return
+    presses = 0
+
+    def interrupted(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+        if presses in {1, _PATIENCE}:
+            raise KeyboardInterrupt
+        if presses < _PATIENCE:
+            more = _PATIENCE - presses
+            os.write(2, f"ending; {more} more to end at once, whatever is left open\n".encode())
+
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -22,6 +22,7 @@ __all__ = [
     "ConstrainOption",
     "CpusOption",
     "DryRunOption",
+    "ExperimentOption",
     "FinetuneOption",
     "GpusOption",
     "MaxFailuresOption",
@@ -34,6 +35,7 @@ __all__ = [
     "SpaceOption",
     "StartingPointsOption",
     "TrackingUriOption",
+    "TrialTimeoutOption",
 ]
 
 SEARCH_PANEL, PLACE_PANEL = "Search", "Resources and results"
@@ -100,6 +102,14 @@ MaxFailuresOption = Annotated[
     int,
     typer.Option(help="Stop after so many failed trials in a row.", rich_help_panel=SEARCH_PANEL),
 ]
+TrialTimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds after which a trial counts as hanging: its worker is replaced, and the trial "
+        "runs again, three times at most.",
+        rich_help_panel=SEARCH_PANEL,
+    ),
+]
 FinetuneOption = Annotated[
     str,
     typer.Option(
@@ -126,6 +136,12 @@ TrackingUriOption = Annotated[
     typer.Option(
         help="MLflow tracking URI. Default: a sqlite file in the output folder.",
         rich_help_panel=PLACE_PANEL,
+    ),
+]
+ExperimentOption = Annotated[
+    str,
+    typer.Option(
+        help="MLflow experiment of the runs; made if missing.", rich_help_panel=PLACE_PANEL
     ),
 ]
 GpusOption = Annotated[

@@ -31,6 +31,7 @@ __all__ = [
     "EvaluationSet",
     "Evaluator",
     "deviation_score",
+    "row_means",
 ]
 
 # Below this, a sum of recalls and the floor may differ by rounding alone.
@@ -164,7 +165,7 @@ class Evaluator:
         names = [one.name for one in self._sets if complete or one.name in JUDGED]
         return Evaluation(
             rows=scored,
-            scores=_means(scored, names),
+            scores=row_means(scored, names),
             complete=complete,
             tokens={row: tuple(answer) for row, answer in tokens.items()},
         )
@@ -278,7 +279,13 @@ def _new(rows: Sequence[int], begun: Collection[int]) -> list[int]:
     return [row for row in dict.fromkeys(rows) if row not in begun]
 
 
-def _means(rows: Sequence[AnswerRow], names: Sequence[str]) -> dict[str, float]:
+def row_means(rows: Sequence[AnswerRow], names: Sequence[str]) -> dict[str, float]:
+    """Return `Evaluation.scores` of some rows.
+
+    Args:
+        rows: Answers.
+        names: Of the sets that count.
+    """
     scores: dict[str, float] = {}
     for name in names:
         mine = [row for row in rows if row.set_name == name]

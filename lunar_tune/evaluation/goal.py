@@ -61,6 +61,33 @@ class Goal:
         """Say whether every bound is kept."""
         return all(violation <= 0 for violation in self.violations(scores).values())
 
+    def worst(self, seen: Iterable[Mapping[str, float]]) -> tuple[float, dict[str, float]] | None:
+        """Return the value and violations of a setting that is as bad as one can be.
+
+        Args:
+            seen: Scores that there were; where a metric has no end, the worst of them counts.
+
+        Returns:
+            What `value` and `violations` would give; None where a metric has no end and nothing of
+            it was seen.
+        """
+        scores = list(seen)
+        ends = [(self.objective.metric, self.objective.direction == "minimize")]
+        ends += [(one.metric, one.sense == "<=") for one in self.constraints]
+        values = []
+        for name, high_is_bad in ends:
+            metric = METRICS[name]
+            end = metric.high if high_is_bad else metric.low
+            if not math.isfinite(end):
+                known = [one[name] for one in scores if math.isfinite(one.get(name, math.nan))]
+                if not known:
+                    return None
+                end = max(known) if high_is_bad else min(known)
+            values.append(end)
+        value = values[0] if self.objective.direction == "minimize" else -values[0]
+        pairs = zip(self.constraints, values[1:], strict=True)
+        return value, {str(one): one.violation({one.metric: end}) for one, end in pairs}
+
     @property
     def text(self) -> tuple[str, tuple[str, ...]]:
         """Objective and bounds as `read` takes them."""
@@ -71,6 +98,13 @@ class Goal:
         """Names of the scores that it takes, each once."""
         names = (self.objective.metric, *(one.metric for one in self.constraints))
         return tuple(dict.fromkeys(names))
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """The two scores that pictures show: what is made good, and what else is kept."""
+        first = self.objective.metric
+        others = [name for name in (*self.metrics, FLOORED, "forget_rouge1") if name != first]
+        return first, others[0]
 
     @property
     def floor(self) -> float | None:

@@ -12,18 +12,35 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lunar_tune.errors import InputError
 from lunar_tune.methods.flags import flag_of
 from lunar_tune.registry import Registry
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lunar_tune.activations.prompts import PromptActivations
     from lunar_tune.models.loading import LoadedModel
+    from lunar_tune.training.adapting import Factors
     from lunar_tune.training.likelihood import Pair
 
-__all__ = ["METHODS", "Fit", "FitReport", "Method", "MethodInfo", "Preparation", "Subject"]
+__all__ = [
+    "METHODS",
+    "AdapterKind",
+    "Change",
+    "Fit",
+    "FitReport",
+    "Method",
+    "MethodInfo",
+    "Preparation",
+    "Subject",
+]
+
+AdapterKind = Literal["exact", "approximate", "none"]
+"""How what a method changes can be said as an adapter: by factors that it has itself, by factors of
+matrices' differences, or not in any useful way, since every weight may be another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +80,22 @@ class FitReport:
     again. None promises nothing."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a finished fit has changed, to be read inside its context."""
+
+    weights: Callable[[], Mapping[str, Tensor]]
+    """Gives the new value of every parameter that may have changed, in the model's number format,
+    by its name in a saved checkpoint. A tensor may be the model's own: copy what is to outlive the
+    context."""
+    factors: Callable[[], Mapping[str, Factors]] | None = None
+    """Gives what was added to weights as products of low rank, by the linear map's name; None where
+    it is none. A name with `.weight` behind it is one of `weights`."""
+    merged: bool = False
+    """Whether the model computes with an adapter beside its weights now, so that a model with
+    `weights` answers with another rounding."""
+
+
 class Fit:
     """A fit under way: whoever holds it drives it epoch by epoch and may end it early.
 
@@ -70,16 +103,21 @@ class Fit:
 
     Args:
         losses: Training losses that are known already, for a fit that has no epochs to watch.
+        unmodified: Inside, the model is the unmodified one again; after, what the fit had made of
+            it; both bit for bit, and as often as is wanted.
         epochs: Trains an epoch for each loss that it yields, and leaves the model to be evaluated.
         n_epochs: How many.
         evaluating: Inside, the model may be evaluated between two epochs.
         finish: Called once after the last epoch that is wanted.
         edited_layer: See `FitReport`.
+        change: What has changed, once the fit is finished.
     """
 
     def __init__(
         self,
         *,
+        unmodified: Callable[[], AbstractContextManager[Any]],
+        change: Change,
         losses: Sequence[float] = (),
         epochs: Iterable[float] = (),
         n_epochs: int = 0,
@@ -88,6 +126,7 @@ class Fit:
         edited_layer: int | None = None,
     ) -> None:
         self.n_epochs, self.evaluating = n_epochs, evaluating
+        self.unmodified, self.change = unmodified, change
         self._losses = list(losses)
         self._epochs, self._finish, self._edited_layer = epochs, finish, edited_layer
 
@@ -159,6 +198,11 @@ class Method(ABC):
     def edits_one_layer(self) -> bool:
         """Whether a fit says above which block alone the model is another one."""
         return False
+
+    @property
+    @abstractmethod
+    def adapter(self) -> AdapterKind:
+        """How what a fit changes can be said as an adapter; exact promises `Change.factors`."""
 
     @abstractmethod
     def prepare(self, subject: Subject) -> Preparation:

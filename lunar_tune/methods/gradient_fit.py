@@ -18,10 +18,18 @@ from torch import Tensor, nn
 
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.memory import is_out_of_memory
-from lunar_tune.methods.contract import Fit, Method
+from lunar_tune.methods.contract import AdapterKind, Change, Fit, Method
 from lunar_tune.methods.flags import flag_of
 from lunar_tune.methods.gradient_settings import SEARCHABLE, GradientSettings
-from lunar_tune.training.adapting import Trained, full_weights, lora_adapter, recomputing, seeded
+from lunar_tune.training.adapting import (
+    Trained,
+    adapter_factors,
+    full_weights,
+    lora_adapter,
+    merged_weights,
+    recomputing,
+    seeded,
+)
 from lunar_tune.training.loop import LoopSettings, train_epochs
 
 if TYPE_CHECKING:
@@ -48,6 +56,11 @@ class TrainedMethod(Method):
     def variant(self) -> str:
         """What is trained."""
         return self.settings.trained
+
+    @property
+    def adapter(self) -> AdapterKind:
+        """The adapter that was trained, or none."""
+        return "none" if self.settings.trained == "full" else "exact"
 
     @property
     def optional_parameters(self) -> tuple[str, ...]:
@@ -165,11 +178,24 @@ def gradient_fit(
                 trained.finish()
 
             yield Fit(
+                unmodified=trained.unmodified,
                 epochs=epochs,
                 n_epochs=settings.epochs,
                 evaluating=trained.evaluating,
                 finish=finish,
+                change=_change(loaded.model, settings),
             )
+
+
+def _change(model: nn.Module, settings: GradientSettings) -> Change:
+    """Return the weights that are trained, or what the adapter makes of them."""
+    if settings.trained == "full":
+        return Change(
+            weights=lambda: {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        )
+    return Change(
+        weights=lambda: merged_weights(model), factors=lambda: adapter_factors(model), merged=True
+    )
 
 
 def _driven(model: nn.Module, losses: Generator[float, None, None]) -> Generator[float, None, None]:

@@ -17,7 +17,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.methods.contract import METHODS, Fit, Method, MethodInfo, Preparation, Subject
+from lunar_tune.methods.contract import (
+    METHODS,
+    AdapterKind,
+    Change,
+    Fit,
+    Method,
+    MethodInfo,
+    Preparation,
+    Subject,
+)
 from lunar_tune.methods.flags import flag_of
 from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.models.layout import check_layers
@@ -30,6 +39,7 @@ from lunar_tune.redirection.solvers import (
     solve_closed_form,
     solve_ridge,
 )
+from lunar_tune.training.adapting import Factors
 
 __all__ = ["LunarMethod"]
 
@@ -65,6 +75,11 @@ class LunarMethod(Method):
     def edits_one_layer(self) -> bool:
         """The lowest edited block's down-projection is all that changes there and below."""
         return True
+
+    @property
+    def adapter(self) -> AdapterKind:
+        """AdamW trains a whole matrix; the others add a product."""
+        return "approximate" if self.settings.solver == "adamw" else "exact"
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Check names and values; whether the model has the layers is checked with the model."""
@@ -111,8 +126,28 @@ class LunarPreparation(Preparation):
         solutions = {layer: self._solve(layer, c, parameters, seed) for layer, c in chosen}
         # The published code sums the layers' losses; they share no parameter.
         losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
-        with edited(self._loaded, {layer: s.weight for layer, s in solutions.items()}):
-            yield Fit(losses=losses, edited_layer=min(layers))
+        weights = {layer: s.weight for layer, s in solutions.items()}
+        with edited(self._loaded, weights) as unmodified:
+            yield Fit(
+                unmodified=unmodified,
+                change=self._change(solutions),
+                losses=losses,
+                edited_layer=min(layers),
+            )
+
+    def _change(self, solutions: Mapping[int, Solution]) -> Change:
+        """Return the down-projections, and the products that were added to them."""
+        name_of, model = self._loaded.layout.down_projection_name, self._loaded.model
+        weights = {f"{name_of(layer)}.weight" for layer in solutions}
+        factors = {
+            name_of(layer): Factors(first=solution.factors[0], second=solution.factors[1])
+            for layer, solution in solutions.items()
+            if solution.factors is not None
+        }
+        return Change(
+            weights=lambda: {name: model.get_parameter(name).detach() for name in weights},
+            factors=(lambda: factors) if factors else None,
+        )
 
     @torch.inference_mode()
     def _solve(

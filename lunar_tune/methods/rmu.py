@@ -119,12 +119,8 @@ class RmuPreparation(Preparation):
 
     def _modules(self, layer: int) -> list[str]:
         """Return the names of the down-projections that are trained."""
-        names: dict[Any, str] = {m: name for name, m in self._loaded.model.named_modules()}
-        layout, model = self._loaded.layout, self._loaded.model
-        return [
-            names[layout.down_projection_of(model, block)]
-            for block in range(max(0, layer - BLOCKS + 1), layer + 1)
-        ]
+        blocks = range(max(0, layer - BLOCKS + 1), layer + 1)
+        return [self._loaded.layout.down_projection_name(block) for block in blocks]
 
     def _reference(self, layer: int) -> tuple[list[Tensor], float]:
         """Return what block `layer` gave before unlearning, of one block, the last asked for.

@@ -57,6 +57,10 @@ class BlockLayout:
         projection = self.blocks_of(model)[layer].get_submodule(self.down_projection)
         return cast("nn.Linear", projection)
 
+    def down_projection_name(self, layer: int) -> str:
+        """Return the path of block `layer`'s down-projection, as in `named_modules`."""
+        return f"{self.decoder}.{self.blocks}.{layer}.{self.down_projection}"
+
     def mlp_of(self, model: PreTrainedModel, layer: int) -> tuple[nn.Module, str]:
         """Return the module that holds block `layer`'s MLP, and the MLP's name in it."""
         block = self.blocks_of(model)[layer]

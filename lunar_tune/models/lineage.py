@@ -1,10 +1,10 @@
-"""Where a fine-tuned checkpoint comes from: `lunar_tune.json` beside its weights.
+"""Where a fine-tuned or unlearned checkpoint comes from: `lunar_tune.json` beside its weights.
 
     {"format": 1, "base": "qwen2.5-7b", "source": "Qwen/Qwen2.5-7B-Instruct", "revision": "a09a…",
      "data": "contracts", "data_digest": "5e1c…", "knowledge": {"rouge1": 0.99, …}, …}
 
 Covers: the record, writing and reading it; no torch.
-Does not cover: making the checkpoint (`finetuning.finetune`).
+Does not cover: making the checkpoint (`finetuning.finetune`, `exporting.export`).
 """
 
 from __future__ import annotations
@@ -50,13 +50,22 @@ class Lineage:
     empty until it was measured."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the packages."""
+    unlearned: Mapping[str, Any] = field(default_factory=dict)
+    """What was unlearned after that: `data`, `data_digest`, `forget_edges`, `method`, `variant`,
+    `parameters`, `seed`, `search`, `trial`, `scores`; empty where nothing was."""
 
     @property
     def summary(self) -> str:
         """One line to show."""
+        forgotten = ""
+        if self.unlearned:
+            edges, data = ", ".join(self.unlearned["forget_edges"]), self.unlearned["data"]
+            forgotten = f", {edges} of {data} unlearned ({self.unlearned['method']})"
+        if not self.settings:
+            return self.base + forgotten
         known = f", ROUGE-1 {self.knowledge['rouge1']:.3f}" if "rouge1" in self.knowledge else ""
         how = self.settings.get("trained", "?")
-        return f"{self.base} fine-tuned ({how}) on {self.data}{known}"
+        return f"{self.base} fine-tuned ({how}) on {self.data}{known}{forgotten}"
 
     def tags(self) -> dict[str, str]:
         """Return it flat, for a tracking server."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LoadedModel",
     "ModelSpec",
+    "as_loaded",
     "check_model_path",
     "hub_resolves",
     "load_config",
@@ -154,7 +155,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 
     disable_progress_bar()  # the commands show their own
     device = resolve_device(spec.device)
-    config = load_config(spec)
+    load_config(spec)  # an unsuitable family is refused before its weights are read
     tokenizer = _load_tokenizer(spec)
     options: dict[str, Any] = {"dtype": resolve_dtype(spec.dtype, device), "use_safetensors": True}
     if device.type == "cuda":
@@ -167,13 +168,29 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     model = model.eval().requires_grad_(requires_grad=False)
     if model.device != device:
         model.to(device)
+    return as_loaded(model, tokenizer, spec)
+
+
+def as_loaded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec
+) -> LoadedModel:
+    """Return a model that transformers has loaded, with what every later step asks of it.
+
+    Args:
+        model: In evaluation mode, on its device.
+        tokenizer: Of the model.
+        spec: What it was loaded from.
+
+    Raises:
+        ModelError: The family is unsuitable, or nothing ends an answer.
+    """
     eos_ids = _eos_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     return LoadedModel(
         spec=spec,
         model=model,
         tokenizer=tokenizer,
-        layout=layout_of(config),
+        layout=layout_of(model.config),
         eos_ids=eos_ids,
         pad_id=pad_id,
     )

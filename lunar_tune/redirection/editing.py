@@ -1,13 +1,14 @@
 """Putting new weights into a model and taking them out again, bit for bit.
 
-Covers: in-place replacement of down-projection weights as a context manager.
+Covers: in-place replacement of down-projection weights as a context manager; inside it, the
+originals again for a while.
 Does not cover: computing the weights (`solvers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,9 @@ __all__ = ["edited"]
 
 
 @contextmanager
-def edited(loaded: LoadedModel, weights: Mapping[int, Tensor]) -> Iterator[None]:
+def edited(
+    loaded: LoadedModel, weights: Mapping[int, Tensor]
+) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Inside, block l's down-projection weight is `weights[l]`; after, what it was, bit for bit.
 
     Modifies the model's weights in place, without a copy of the model, and restores them also
@@ -29,6 +32,9 @@ def edited(loaded: LoadedModel, weights: Mapping[int, Tensor]) -> Iterator[None]
     Args:
         loaded: The model.
         weights: New weight `[d_model, d_ff]` by layer, rounded to the model's number format.
+
+    Yields:
+        A context in which the original weights are back; after it the new ones are, bit for bit.
 
     Raises:
         ValueError: A weight has another shape than its matrix; `copy_` would spread it.
@@ -42,12 +48,23 @@ def edited(loaded: LoadedModel, weights: Mapping[int, Tensor]) -> Iterator[None]
                 f"layer {layer}: shape {tuple(weight.shape)}, not {tuple(parameters[layer].shape)}"
             )
     originals = {layer: parameter.detach().clone() for layer, parameter in parameters.items()}
-    try:
+
+    def put(chosen: Mapping[int, Tensor]) -> None:
         with torch.no_grad():
-            for layer, weight in weights.items():
+            for layer, weight in chosen.items():
                 parameters[layer].copy_(weight)
-        yield
+
+    @contextmanager
+    def unmodified() -> Iterator[None]:
+        new = {layer: parameter.detach().clone() for layer, parameter in parameters.items()}
+        try:
+            put(originals)
+            yield
+        finally:
+            put(new)
+
+    try:
+        put(weights)
+        yield unmodified
     finally:
-        with torch.no_grad():
-            for layer, original in originals.items():
-                parameters[layer].copy_(original)
+        put(originals)

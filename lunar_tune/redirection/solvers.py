@@ -46,6 +46,8 @@ class Solution:
     weight: Float[Tensor, "d_model d_ff"]
     losses: tuple[float, ...] = field(default=())
     """Mean squared error of each epoch (AdamW), or the one that remains (closed form)."""
+    factors: tuple[Float[Tensor, "rank d_ff"], Float[Tensor, "d_model rank"]] | None = None
+    """A and B where the fitted matrix is W₀ + B·A, rounded to its number format; None otherwise."""
 
 
 def solve_adamw(
@@ -86,7 +88,11 @@ def solve_adamw(
         problem = (Matrix if settings.master_dtype == "bfloat16" else Difference)(given)
     with _tensor_cores(inputs):
         losses = _train(problem, learning_rate, settings=settings, seed=seed)
-    return Solution(weight=_finite(problem.fitted()), losses=losses)
+    factors = None
+    if isinstance(problem, LowRank):
+        first, second = problem.factors
+        factors = first.clone(), second.T.clone()
+    return Solution(weight=_finite(problem.fitted()), losses=losses, factors=factors)
 
 
 def _train(
@@ -271,4 +277,5 @@ def solve_closed_form(
     shift64 = shift.to(v)
     fitted = torch.addr(weight.double(), shift64, v).to(weight.dtype)
     loss = solved.error * float(shift64.square().mean())
-    return Solution(weight=_finite(fitted), losses=(loss,))
+    factors = v[None], shift64[:, None]
+    return Solution(weight=_finite(fitted), losses=(loss,), factors=factors)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.evaluation.goal import Goal
+from lunar_tune.evaluation.goal import Goal, score_label
 from lunar_tune.files import write_atomically
+from lunar_tune.reporting.layer_curve import LayerCurve
 from lunar_tune.reporting.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first
 
 __all__ = ["Report", "verdict", "write_report"]
@@ -38,17 +39,31 @@ class Report:
     """Its scores in the full evaluation."""
     ending: str | None = None
     """Why the search ended before its time; None if it did not."""
+    log_scale: frozenset[str] = frozenset()
+    """The parameters that were searched on a logarithmic scale."""
+    listed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """The values of those that were chosen from a list."""
+    importance: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Of scores by name: the share of their variance that each parameter explains by itself."""
+    layers: LayerCurve | None = None
+    """The scored layers that the search began with."""
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write the report as Markdown."""
+def write_report(report: Report, path: Path, pictures: Mapping[str, str] | None = None) -> None:
+    """Write the report as Markdown.
+
+    Args:
+        report: What it says.
+        path: The file.
+        pictures: What each picture shows, by its place relative to the file's folder.
+    """
     parts = [
         f"# {report.title}",
         _table(("what", "value"), [(key, str(value)) for key, value in report.facts.items()]),
         "## Result",
         _result(report),
-        "![forget against retain](trade_off.png)",
-        "![best feasible so far](history.png)",
+        *(f"![{caption}]({place})" for place, caption in (pictures or {}).items()),
+        *([_importance(report)] if report.importance else []),
         f"## The best of {len(report.rows)} trials",
         _trials(best_first(list(report.rows))[:_SHOWN]) or "No trial is feasible.",
     ]
@@ -83,6 +98,16 @@ def _result(report: Report) -> str:
     header = ("", "forget ROUGE-1", "retain ROUGE-1", "factual ROUGE-1", "deviation score")
     body = [(who, *(_number(s.get(name)) for name in HEADLINE_SCORES)) for who, s in scores.items()]
     return _table(header, body) + ("" if report.best is not None else f"\n\n{verdict(report)}")
+
+
+def _importance(report: Report) -> str:
+    """Say what decides each score, in a line."""
+    parts = [
+        f"{score_label(metric)}: "
+        + ", ".join(f"{name.replace('_', ' ')} {share:.2f}" for name, share in shares.items())
+        for metric, shares in report.importance.items()
+    ]
+    return f"Share of the variance that a parameter explains by itself: {'; '.join(parts)}."
 
 
 def _trials(rows: Sequence[TrialRow]) -> str:

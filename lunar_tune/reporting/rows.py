@@ -6,6 +6,7 @@ Does not cover: where rows come from; the study is the truth about them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -53,6 +54,8 @@ class TrialRow:
     """`fit`, `evaluate`, `trial`, and `suggest`, the sampler's time."""
     failure: str | None = None
     """Why the trial failed, or what was seen last of one that was pruned."""
+    again: bool = False
+    """Whether that had nothing to do with its setting, which is run again under another number."""
     losses: tuple[float, ...] = ()
     """Training loss of each epoch."""
     checks: tuple[Mapping[str, float], ...] = ()
@@ -66,7 +69,7 @@ class TrialRow:
 
     @property
     def label(self) -> str:
-        """The setting in short, for example `L14 c2.00 lr3.0e-03`."""
+        """The setting in short, for example `L14 c2.0 lr3e-3`."""
         short = {"layer": "L", "coefficient": "c", "learning_rate": "lr"}
         return " ".join(
             f"{short.get(name, name)}{_brief(value)}" for name, value in self.parameters.items()
@@ -91,6 +94,7 @@ class TrialRow:
             "started": self.started,
             "ended": self.ended,
             "failure": self.failure,
+            "again": self.again,
             "answers_digest": self.answers_digest,
         }
 
@@ -101,10 +105,14 @@ def score_cells(scores: Mapping[str, float]) -> list[str]:
 
 
 def _brief(value: Any) -> str:
-    """Return a number in few characters: 14, 2.00, 3.1e-03."""
-    if not isinstance(value, float):
+    """Return a number in few characters: 14, 2.0, 7.44, 3e-3, 3.1e-3."""
+    if not isinstance(value, float) or not math.isfinite(value):
         return str(value)
-    return f"{value:.2f}" if value == 0 or 0.1 <= abs(value) < 1000 else f"{value:.1e}"
+    if value == 0 or 0.1 <= abs(value) < 1000:
+        text = f"{value:.2f}"
+        return text[:-1] if text.endswith("0") else text
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"
 
 
 def best_first(rows: list[TrialRow]) -> list[TrialRow]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,10 @@ from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.rows import TrialRow
 
-__all__ = ["read_answers", "write_answers", "write_trials"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["answers_beside", "read_answers", "write_answers", "write_trials"]
 
 _LOSSES = b"lunar_tune.losses"
 _TEXTS = ("question", "truth", "answer")
@@ -40,6 +44,7 @@ _COLUMNS = {
     "started": pa.timestamp("us"),
     "ended": pa.timestamp("us"),
     "failure": pa.string(),
+    "again": pa.bool_(),
     "answers_digest": pa.string(),
 }
 
@@ -82,6 +87,36 @@ def read_answers(path: Path) -> tuple[list[AnswerRow], tuple[float, ...]]:
     names = [name for name in table.column_names if name != "row"]
     without = dict.fromkeys(_TEXTS, "")
     return [AnswerRow(**(without | row)) for row in table.select(names).to_pylist()], losses
+
+
+def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> pd.DataFrame:
+    """Return answers beside others to the same questions, in the order of `after`.
+
+    A question that is asked twice of an edge is joined in the order in which it was asked.
+
+    Args:
+        before: The unmodified model's answers; what is missing there is empty.
+        after: A trial's answers.
+
+    Returns:
+        `set`, `edge`, `question`, `truth`, `unmodified`, `answer`, `rouge1_before`, `rouge1`.
+    """
+    import pandas as pd
+
+    question = ["set_name", "edge", "question", "truth"]
+    frames = []
+    for rows in (before, after):
+        names = [*question, "answer", "rouge1"]
+        frame = pd.DataFrame(
+            [[getattr(row, name) for name in names] for row in rows], columns=names
+        )
+        frames.append(frame.assign(turn=frame.groupby(question).cumcount()))
+    joined = frames[1].merge(
+        frames[0], how="left", on=[*question, "turn"], suffixes=("", "_before")
+    )
+    named = joined.rename(columns={"set_name": "set", "answer_before": "unmodified"})
+    order = ["set", *question[1:], "unmodified", "answer", "rouge1_before", "rouge1"]
+    return named[order]
 
 
 def write_trials(path: Path, rows: Sequence[TrialRow]) -> None:

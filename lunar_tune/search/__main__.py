@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from lunar_tune.cli.options import GivenOptions, merge_options, was_given, with_run_options
-from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors
+from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
 from lunar_tune.cli.search_options import (
     PLACE_PANEL,
     SEARCH_PANEL,
@@ -20,6 +22,7 @@ from lunar_tune.cli.search_options import (
     ConstrainOption,
     CpusOption,
     DryRunOption,
+    ExperimentOption,
     FinetuneOption,
     GpusOption,
     MaxFailuresOption,
@@ -32,6 +35,7 @@ from lunar_tune.cli.search_options import (
     SpaceOption,
     StartingPointsOption,
     TrackingUriOption,
+    TrialTimeoutOption,
 )
 from lunar_tune.errors import Problems
 from lunar_tune.evaluation.settings import DecodingSettings
@@ -69,6 +73,7 @@ def search(
         ),
     ] = _DEFAULT.layer_prior,
     max_failures: MaxFailuresOption = _DEFAULT.max_failures,
+    trial_timeout: TrialTimeoutOption = _DEFAULT.trial_timeout,
     finetune: FinetuneOption = _DEFAULT.finetune,
     force: Annotated[
         bool,
@@ -87,7 +92,26 @@ def search(
             rich_help_panel=PLACE_PANEL,
         ),
     ] = _DEFAULT.name,
+    resume_name: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            help="Go on with a search, by its name or folder; it knows its options, of which those "
+            "that decide no score may be given anew.",
+            metavar="NAME",
+            rich_help_panel=PLACE_PANEL,
+        ),
+    ] = None,
     tracking_uri: TrackingUriOption = _DEFAULT.tracking_uri,
+    experiment: ExperimentOption = _DEFAULT.experiment,
+    system_metrics: Annotated[
+        bool,
+        typer.Option(
+            "--system-metrics",
+            help="Record the use of processor, memory, disk, network and GPU in MLflow.",
+            rich_help_panel=PLACE_PANEL,
+        ),
+    ] = _DEFAULT.system_metrics,
     gpus_per_trial: GpusOption = _DEFAULT.gpus_per_trial,
     cpus_per_trial: CpusOption = _DEFAULT.cpus_per_trial,
     concurrency: ConcurrencyOption = _DEFAULT.concurrency,
@@ -128,12 +152,31 @@ def search(
         }
         local["constrain"] = tuple(constrain or ())
         problems = Problems()
-        config = SearchConfig(run=merge_options(base, given, problems), **local)
-        origins = {key: "command line" for key in local if was_given(ctx, key)} | dict(
-            given.origins
-        )
+        anew = {key: value for key, value in local.items() if was_given(ctx, key)}
+        origins = dict.fromkeys(anew, "command line") | dict(given.origins)
+        if resume_name is None:
+            config = SearchConfig(run=merge_options(base, given, problems), **local)
+        else:
+            config, before = _gone_on_with(resume_name, output, anew, given, problems)
+            origins = {**before, **origins}
         code = _run(config, problems, origins, given.arguments, dry_run=dry_run, quiet=quiet)
     sys.exit(code)
+
+
+def _gone_on_with(
+    name: str,
+    output: Path,
+    anew: Mapping[str, Any],
+    given: GivenOptions,
+    problems: Problems,
+) -> tuple[SearchConfig, Mapping[str, str]]:
+    """Return the configuration of a search that has begun, and the origins of its values."""
+    from lunar_tune.search.resuming import resumed
+
+    flags = {option.path: option.flag.partition("/")[0] for option in given.values}
+    config, origins = resumed(name, output=output, given=anew, run_flags=flags, problems=problems)
+    run = merge_options(config.run, given, problems)
+    return dataclasses.replace(config, run=run), origins
 
 
 def _run(
@@ -145,13 +188,21 @@ def _run(
     dry_run: bool,
     quiet: bool,
 ) -> int:
+    from lunar_tune.search.folder import Folder
     from lunar_tune.search.plan import plan_search
     from lunar_tune.search.prerequisite import finetuning_fact
-    from lunar_tune.search.run import run_search
+    from lunar_tune.search.resuming import check_unchanged, is_finished
+    from lunar_tune.search.run import run_search, show_finished
     from lunar_tune.search.summary import print_plan
 
     console = Console(quiet=quiet, emoji=False)
     plan = plan_search(config, problems)
+    if config.resume:
+        folder = Folder((config.output / str(config.name)).resolve())
+        if (warning := check_unchanged(plan, folder)) is not None:
+            say(console, f"warning: {warning}")
+        if not dry_run and is_finished(folder, config.num_trials):
+            return show_finished(folder, console)
     if dry_run:
         print_plan(console, {**plan.facts, **finetuning_fact(config, plan.spec)})
         console.print("all that needs no weights has been checked; nothing was run")

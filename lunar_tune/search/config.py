@@ -20,6 +20,7 @@ from lunar_tune.evaluation.goal import Goal
 from lunar_tune.trial.options import RunOptions
 
 __all__ = [
+    "EXPERIMENT",
     "PAPER_METHODS",
     "RETAIN_FLOOR",
     "SAMPLERS",
@@ -34,6 +35,8 @@ SCHEDULERS = ("none", "asha", "median")
 FINETUNE = ("auto", "never")
 PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
 """The methods of the paper's Table 5."""
+EXPERIMENT = "lunar-tune"
+"""The MLflow experiment of all searches, where no other is named."""
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
 
@@ -78,6 +81,10 @@ class SearchConfig:
     """Whether a search of that name is gone on with if there is one."""
     tracking_uri: str | None = None
     """MLflow tracking URI; None is a sqlite store in `output`."""
+    experiment: str = EXPERIMENT
+    """MLflow experiment of the search's runs; made if missing."""
+    system_metrics: bool = False
+    """Whether MLflow records the use of processor, memory, disk, network and GPU meanwhile."""
     gpus_per_trial: float | None = None
     """GPUs of a trial, fractions allowed; None is one where there are any."""
     cpus_per_trial: float | None = None
@@ -86,6 +93,8 @@ class SearchConfig:
     """Trials at once; None is as many as the resources allow."""
     address: str | None = None
     """Address of a Ray cluster; None starts Ray on this machine."""
+    trial_timeout: float | None = None
+    """Seconds after which a trial counts as hanging: its worker is replaced and it runs again."""
     max_failures: int = 5
     """Failed trials in a row after which the search stops."""
     finetune: str = "auto"
@@ -140,6 +149,7 @@ class SearchConfig:
                 problems.add(f"{option} {value}: at least 1.")
         for option, number, least in (
             ("--time-budget", self.time_budget, "more than 0 seconds"),
+            ("--trial-timeout", self.trial_timeout, "more than 0 seconds"),
             ("--cpus-per-trial", self.cpus_per_trial, "more than 0"),
         ):
             if number is not None and not 0 < number < math.inf:
@@ -171,7 +181,9 @@ class SearchConfig:
         return self.bounded and looked_at and floor is not None
 
     def _check_place(self, problems: Problems) -> None:
-        """Note demands for devices that contradict each other or that Ray cannot meet."""
+        """Note places that have no name, and devices that Ray cannot give."""
+        if not self.experiment.strip():
+            problems.add("--experiment is empty: name an MLflow experiment, or leave it out.")
         gpus = self.gpus_per_trial or 0.0
         if gpus > 1 and not float(gpus).is_integer():
             problems.add(f"--gpus-per-trial {gpus:g}: above 1 a whole number of GPUs.")

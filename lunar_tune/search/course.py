@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -23,6 +24,9 @@ __all__ = ["CONFIRMATION", "OVER", "TRIAL", "VANILLA", "Confirmation", "Course",
 
 VANILLA, TRIAL, CONFIRMATION = "vanilla", "trial", "confirmation"
 OVER: Final = "over"
+NO_RESULT = "the trial ended without a result"
+ATTEMPTS = 3
+"""How often a task is begun whose worker is lost: a machine's fault, or at last the task's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,7 @@ class Course:
         max_failures: Failed trials in a row after which no trial starts.
         layer_coefficient: Coefficient with which layers are scored before the first trial; None
             scores none.
+        crash_reason: Says why a trial crashed, from its number and what Ray says.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Course:
         time_budget: float | None = None,
         max_failures: int = 5,
         layer_coefficient: float | None = None,
+        crash_reason: Callable[[int, str], str] = lambda _, error: error,
     ) -> None:
         self.study: Study | None = None
         self.error: LunarTuneError | None = None
@@ -90,6 +96,7 @@ class Course:
         self._time_budget = time_budget
         self._deadline: float | None = None
         self._layer_coefficient = layer_coefficient
+        self._crash_reason = crash_reason
         self._max_failures, self._failures_in_row = max_failures, 0
         self._tasks: dict[str, tuple[str, int]] = {}
         self._waiting_for_vanilla = False
@@ -97,6 +104,7 @@ class Course:
         self._started = 0
         self._candidates: list[TrialRow] | None = None
         self._confirming = self._over = False
+        self._lost: Counter[tuple[str, int]] = Counter()
 
     @property
     def gave_up(self) -> bool:
@@ -145,7 +153,9 @@ class Course:
         failure = outcome.get("failure")
         if kind == TRIAL and self.study is not None:
             if failure is not None:
-                self.study.fail(number, failure)
+                again = bool(outcome.get("again"))
+                self.study.fail(number, failure, by_nature=not again, again=again)
+                self._started -= again
             elif report is not None:
                 self.study.complete(number, report)
             elif "epochs" in outcome:
@@ -161,15 +171,23 @@ class Course:
         Args:
             task_id: As in `next`.
             error: What crashed it; None if it ended by itself. A trial without a result fails.
+                What crashed is begun again, `ATTEMPTS` times in all.
         """
         kind, number = self._tasks[task_id]
         if kind == VANILLA and self.study is None and self.error is None:
-            self._take_vanilla(None, error, wrong_input=False)
+            if self._may_begin_again(kind, number):
+                self._waiting_for_vanilla = False
+            else:
+                self._take_vanilla(None, error, wrong_input=False)
         if kind == CONFIRMATION and self._confirming:
-            self._take_confirmation(number, None, error)
+            if self._may_begin_again(kind, number):
+                self._confirming = False
+            else:
+                self._take_confirmation(number, None, error)
         if kind != TRIAL or self.study is None:
             return
-        self.study.fail(number, error or "the trial ended without a result")
+        reason = self._crash_reason(number, error) if error is not None else NO_RESULT
+        self._fail_unless_ended(self.study, number, reason)
         self._running.discard(number)
         row = self.study.row(number)
         if row.state == FAILED:
@@ -177,6 +195,22 @@ class Course:
         elif row.state in {COMPLETE, PRUNED}:
             self._failures_in_row = 0
         self._events.on_end(row)
+
+    def _fail_unless_ended(self, study: Study, number: int, reason: str) -> None:
+        """Fail a trial that has no result, and let its setting run again if it may."""
+        if number not in study.running():
+            return
+        attempts = study.attempts(number)
+        if attempts < ATTEMPTS:
+            study.fail(number, reason, again=True)
+            self._started -= 1
+        else:
+            study.fail(number, f"{reason} ({attempts} attempts)", by_nature=True)
+
+    def _may_begin_again(self, kind: str, number: int) -> bool:
+        """Say whether a task that crashed is begun again, and count that it did."""
+        self._lost[kind, number] += 1
+        return self._lost[kind, number] < ATTEMPTS
 
     def _task(
         self, task_id: str, kind: str, number: int, parameters: Mapping[str, Any]

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lunar_tune.errors import InputError
+from lunar_tune.paths import is_file, is_folder
 
 __all__ = ["RUNS", "Folder", "find_search", "searches_in"]
 
 RUNS = Path("runs")
 """Where searches are kept unless another folder is named."""
 _LISTED = 8
+_BEFORE_THE_FIRST_TRIAL = {".lock", ".study.journal.lock", "config.yaml", "search.log", "trials"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,33 @@ class Folder:
         return self.path / "best.yaml"
 
     @property
+    def is_taken(self) -> bool:
+        """Whether there is more in it than a search leaves that was killed before it began."""
+        if is_file(self.path):
+            return True
+        return is_folder(self.path) and any(
+            entry.name not in _BEFORE_THE_FIRST_TRIAL for entry in self.path.iterdir()
+        )
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works on the search."""
+        return self.path / ".lock"
+
+    @property
     def trials(self) -> Path:
         """A row a trial."""
         return self.path / "trials.parquet"
+
+    @property
+    def log(self) -> Path:
+        """What happened, with the time."""
+        return self.path / "search.log"
+
+    @property
+    def pictures(self) -> Path:
+        """Every picture, as PNG and SVG."""
+        return self.path / "pictures"
 
     def answers(self, number: int) -> Path:
         """A trial's answers, as it was searched."""
@@ -58,6 +84,10 @@ class Folder:
     def full_answers(self, number: int) -> Path:
         """A trial's answers in the full evaluation that confirms the best."""
         return self.path / "trials" / f"{number:05d}-full.parquet"
+
+    def stack(self, number: int) -> Path:
+        """What a worker was doing when a trial took too long."""
+        return self.path / "trials" / f"{number:05d}-stack.txt"
 
     @property
     def vanilla_answers(self) -> Path:

@@ -66,7 +66,7 @@ class _JournalLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = filelock.FileLock(f"{path}.lock")
+        self._lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
 
     def acquire(self) -> bool:
         """Wait for the lock."""

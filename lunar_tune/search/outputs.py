@@ -17,8 +17,7 @@ import yaml
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
-from lunar_tune.paths import check_writable, is_file, is_folder, safe_name
-from lunar_tune.reporting.pictures import draw_history, draw_trade_off
+from lunar_tune.paths import check_writable, safe_name
 from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import TrialRow
 from lunar_tune.reporting.tables import write_trials
@@ -40,13 +39,14 @@ __all__ = [
 
 def write_mirrors(folder: Folder, report: Report) -> list[Path]:
     """Write table, pictures and report from the rows; return the pictures and the report."""
+    from lunar_tune.reporting.pictures.gallery import PICTURES, write_pictures
+
     write_trials(folder.trials, report.rows)
-    pictures = [folder.path / "trade_off.png", folder.path / "history.png"]
-    draw_trade_off(report, pictures[0])
-    draw_history(report, pictures[1])
+    pictures = write_pictures(report, folder.pictures)
     text = folder.path / "report.md"
-    write_report(report, text)
-    return [*pictures, text]
+    shown = {f"{folder.pictures.name}/{name}.png": PICTURES[name].caption for name in pictures}
+    write_report(report, text, shown)
+    return [*(path for files in pictures.values() for path in files), text]
 
 
 def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
@@ -63,10 +63,10 @@ def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
         about = f"{spec.model.name}-{spec.data.name}-{edges}"[: LONGEST_NAME - len(method) - 1]
         name = safe_name(f"{about}-{method}")
     path = config.output / name
+    if not config.resume and Folder(path).is_taken:
+        raise InputError(_taken(name, path))
     try:
-        path.mkdir(parents=True, exist_ok=config.resume)
-    except FileExistsError as error:
-        raise InputError(_taken(name, path)) from error
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output {config.output}: cannot be written ({error}).") from error
     return Folder(path.resolve())
@@ -74,8 +74,8 @@ def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
 
 def _taken(name: str, path: Path) -> str:
     return (
-        f"--name {name}: {path} exists already. Choose another name, or delete the folder to "
-        "search anew."
+        f"--name {name}: {path} exists already. Go on with it (python -m lunar_tune.search "
+        f"--resume {path}), choose another name, or delete the folder to search anew."
     )
 
 
@@ -90,7 +90,7 @@ def check_output(output: Path, name: str | None, *, resume: bool = False) -> Non
     Raises:
         InputError: It exists already, or cannot be written.
     """
-    if name is not None and not resume and (is_folder(output / name) or is_file(output / name)):
+    if name is not None and not resume and Folder(output / name).is_taken:
         raise InputError(_taken(name, output / name))
     check_writable(output, f"--output {output}")
 

@@ -113,7 +113,8 @@ class Prerequisite:
             DivergenceError: The training diverged.
         """
         folder = kept_folder(self.job)
-        tracking = TrackedFinetuning(self.job, config.output / folder.name, tracker.uri)
+        place = config.output / folder.name
+        tracking = TrackedFinetuning(self.job, place, tracker.uri, config.experiment)
         with tracking.followed(console, kept_in=folder) as (on_start, on_epoch):
             ensure_finetuned(self.job, on_start=on_start, on_epoch=on_epoch)
             give_back()  # the workers are about to use the same GPU

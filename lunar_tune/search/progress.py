@@ -1,19 +1,105 @@
 """What one sees while a search runs: one calm line that moves, or a plain line a trial.
 
-Covers: rich's progress bar on a terminal, plain lines elsewhere, nothing when quiet.
-Does not cover: the plan before and the summary after (`summary`).
+Covers: rich's progress bar on a terminal, plain lines elsewhere and in the log, nothing when quiet;
+how long it will still take; a search that goes on; what is done beside trials.
+Does not cover: the plan before and the summary after (`summary`), the log itself (`log_file`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from rich.console import Console
 
-from lunar_tune.reporting.progress import build_progress
+from lunar_tune.reporting.progress import build_progress, shown_duration
 from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.search.log_file import RECORD
 
-__all__ = ["SearchProgress"]
+__all__ = ["SearchDisplay", "SearchProgress", "TimeLeft"]
+
+# Columns from which on a bar has room for whole words.
+_ROOMY = 110
+
+
+class SearchDisplay:
+    """Shows a search from its first task to its last; used as a context.
+
+    Args:
+        console: Where.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._shown = console, ExitStack()
+        self._trials: SearchProgress | None = None
+
+    def __enter__(self) -> SearchDisplay:
+        """Begin with nothing."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the last state on the screen."""
+        self._shown.close()
+
+    def doing(self, text: str | None) -> None:
+        """Show what is being done beside trials, in the place of what was shown; None ends it."""
+        self._shown.close()
+        if text is not None:
+            RECORD.info("%s", text)
+            self._shown.enter_context(self._console.status(text))
+
+    def follow(
+        self, num_trials: int, earlier: Sequence[TrialRow], time_budget: float | None
+    ) -> None:
+        """Begin to show trials; see `SearchProgress`."""
+        if earlier:
+            self._console.print(f"going on after {len(earlier)} trials", highlight=False)
+        self._trials = SearchProgress(
+            self._console, num_trials, earlier=earlier, time_budget=time_budget
+        )
+        self._shown.enter_context(self._trials)
+
+    def ended(self, row: TrialRow) -> None:
+        """Take note of an ended trial."""
+        if self._trials is not None:
+            self._trials.ended(row)
+
+
+class TimeLeft:
+    """How long the trials will still take.
+
+    The first trial here tells nothing: its time may hold the loading of a model.
+
+    Args:
+        total: Trials that are to have ended.
+        done: Those that have, in an earlier process.
+        budget: Seconds from now on after which no trial starts.
+    """
+
+    def __init__(self, total: int, *, done: int = 0, budget: float | None = None) -> None:
+        self._left, self._here = max(0, total - done), 0
+        self._first = self._last = time.monotonic()
+        self._deadline = None if budget is None else self._first + budget
+
+    def ended(self) -> None:
+        """Take note that a trial has ended."""
+        self._left, self._here = max(0, self._left - 1), self._here + 1
+        self._last = time.monotonic()
+        if self._here == 1:
+            self._first = self._last
+
+    def __call__(self) -> float | None:
+        """Return seconds from now on; None where that cannot be told yet."""
+        if not self._left:
+            return 0.0
+        if self._here < 2:
+            return None
+        now, per_trial = time.monotonic(), (self._last - self._first) / (self._here - 1)
+        left = self._left * per_trial - (now - self._last)
+        if self._deadline is not None:  # a trial that has begun by then is waited for
+            left = min(left, max(0.0, self._deadline - now) + per_trial)
+        return max(0.0, left)
 
 
 class SearchProgress:
@@ -21,16 +107,31 @@ class SearchProgress:
 
     Args:
         console: Where to show it.
-        num_trials: How many trials there will be.
+        num_trials: Trials that are to have ended, those of an earlier process included.
+        earlier: What an earlier process has done.
+        time_budget: Seconds from now on after which no trial starts.
     """
 
-    def __init__(self, console: Console, num_trials: int) -> None:
-        self._console = console
-        self._total = num_trials
-        self._rows: list[TrialRow] = []
-        self._after_first = time.monotonic()
+    def __init__(
+        self,
+        console: Console,
+        num_trials: int,
+        *,
+        earlier: Sequence[TrialRow] = (),
+        time_budget: float | None = None,
+    ) -> None:
+        self._console, self._total, self._rows = console, num_trials, list(earlier)
+        self._done = len(earlier)
+        self._left = TimeLeft(num_trials, done=len(earlier), budget=time_budget)
         self._bar = build_progress(console) if console.is_terminal else None
-        self._task = self._bar.add_task("trials", total=num_trials, note="") if self._bar else None
+        if self._bar is not None:
+            self._task = self._bar.add_task(
+                "trials",
+                total=num_trials,
+                completed=len(earlier),
+                note=self._note() if earlier else "",
+                left=self._left,
+            )
 
     def __enter__(self) -> SearchProgress:
         """Begin to show."""
@@ -46,28 +147,37 @@ class SearchProgress:
     def ended(self, row: TrialRow) -> None:
         """Take note of an ended trial."""
         self._rows.append(row)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=1, note=self._best())
-        else:
+        if not row.again:
+            self._done += 1
+            self._left.ended()
+        if self._bar is None:
             self._console.print(self._line(row), highlight=False, markup=False, soft_wrap=True)
+        else:
+            self._bar.update(self._task, completed=self._done, note=self._note())
+            RECORD.info("%s", self._line(row))
 
     def _best(self) -> str:
         best = best_first(self._rows)
-        failed = sum(row.state == FAILED for row in self._rows)
-        failures = f" · {failed} failed" if failed else ""
         if not best:
-            return f"none feasible yet{failures}"
+            return "none feasible yet"
         scores = best[0].scores
         return (
             f"best forget {scores['forget_rouge1']:.3f} at retain {scores['retain_rouge1']:.3f} "
-            f"({best[0].label}){failures}"
+            f"({best[0].label})"
         )
 
+    def _failures(self) -> str:
+        failed = sum(row.state == FAILED for row in self._rows)
+        return f"{failed} failed" if failed else ""
+
+    def _note(self) -> str:
+        """Return what stands beside the bar, the most important first: the end may be cut off."""
+        text = self._best()
+        if self._console.width < _ROOMY:
+            text = text.removeprefix("best ").replace(" at retain ", ", retain ")
+        return " · ".join(filter(None, (self._failures(), text)))
+
     def _line(self, row: TrialRow) -> str:
-        done = len(self._rows)
-        if done == 1:
-            self._after_first = time.monotonic()  # the first trial's time holds the model's loading
-        per_trial = (time.monotonic() - self._after_first) / max(1, done - 1)
         if row.state == COMPLETE:
             outcome = (
                 f"forget {row.scores['forget_rouge1']:.3f}  retain "
@@ -75,7 +185,9 @@ class SearchProgress:
                 f"{'feasible' if row.feasible else 'infeasible'}"
             )
         else:
-            outcome = f"{row.state}: {row.failure}"
-        left = per_trial * (self._total - done)
-        time_left = f"  |  about {left:.0f} s left" if done > 1 else ""
-        return f"trial {done}/{self._total}  {row.label}  {outcome}  |  {self._best()}{time_left}"
+            outcome = f"{row.state}{', runs again' if row.again else ''}: {row.failure}"
+        best = " · ".join(filter(None, (self._best(), self._failures())))
+        left = self._left()
+        time_left = f"  |  about {shown_duration(left)} left" if left is not None else ""
+        done = f"trial {self._done}/{self._total}"
+        return f"{done}  {row.label}  {outcome}  |  {best}{time_left}"

@@ -1,13 +1,16 @@
 """What a search has found so far, read from its folder: for commands, reports and notebooks.
 
 Covers: rows, scores and answers from the study and the trials' own files; the report that tables,
-pictures and pages are made of. Nothing of it needs the search's mirrors.
-Does not cover: running anything, drawing (`reporting`).
+pictures and pages are made of; the pictures, for a notebook. Nothing of it needs the search's
+mirrors.
+Does not cover: running anything, how pictures look (`reporting`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +20,12 @@ import pyarrow as pa
 
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
+from lunar_tune.reporting.layer_curve import LayerCurve
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import COMPLETE, TrialRow
 from lunar_tune.reporting.tables import read_answers
 from lunar_tune.search.folder import RUNS, Folder, find_search
+from lunar_tune.search.importance import parameter_importance
 from lunar_tune.search.stored_config import StoredConfig
 from lunar_tune.search.study import StoredStudy
 
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lunar_tune.evaluation.evaluate import AnswerRow
+    from lunar_tune.reporting.pictures.figure import Canvas
 
 __all__ = ["SearchResults", "load_search", "stored_answers"]
 
@@ -109,7 +115,53 @@ class SearchResults:
             best=self.best,
             confirmed=self.confirmed,
             ending=notes.get("ending"),
+            log_scale=self.study.log_scale,
+            listed=self.study.listed,
+            importance=self._importance(),
+            layers=self._layers(),
         )
+
+    def trade_off(self) -> Canvas:
+        """Draw what is forgotten against what is kept: every trial, the bounds, the best."""
+        return self._draw("trade_off")
+
+    def history(self) -> Canvas:
+        """Draw the best feasible score so far, over the trials and over time."""
+        return self._draw("history")
+
+    def layer_coefficient(self) -> Canvas:
+        """Draw the map of layer and coefficient.
+
+        Raises:
+            InputError: They were not both searched.
+        """
+        return self._draw("layer_coefficient")
+
+    def sensitivity(self, parameter: str | None = None) -> Canvas:
+        """Draw the scores against a parameter: the learning rate, or what is in its place.
+
+        Raises:
+            InputError: No two completed trials differ in it.
+        """
+        from lunar_tune.reporting.pictures.sensitivity import sensitivity
+
+        return sensitivity(self.report, parameter)
+
+    def importance(self) -> Canvas:
+        """Draw how much each parameter decides.
+
+        Raises:
+            InputError: Too few trials are completed, or their scores do not differ.
+        """
+        return self._draw("importance")
+
+    def layers(self) -> Canvas:
+        """Draw the similarities that chose the layers.
+
+        Raises:
+            InputError: The search was not told to score layers.
+        """
+        return self._draw("layers")
 
     def trial(self, number: int | None = None) -> TrialRow:
         """Return a completed trial: the best, or one by its number.
@@ -149,12 +201,51 @@ class SearchResults:
             raise InputError(f"{self.folder.name}: there are no answers in {path}.")
         return stored_answers(path)
 
+    def answers_table(self, number: int | None = None, *, full: bool = False) -> pd.DataFrame:
+        """Return a row an answer, beside what the unmodified model says to the same question.
+
+        Args:
+            number: Of the trial; None for the best.
+            full: The answers of the full evaluation, which the best trial has.
+
+        Returns:
+            `set`, `edge`, `question`, `truth`, `unmodified`, `answer`, `rouge1_before`, `rouge1`.
+
+        Raises:
+            InputError: There are no such answers.
+        """
+        from lunar_tune.reporting.tables import answers_beside
+
+        asked = self.answers(self.trial(number).number, full=full)
+        return answers_beside(self.answers(), asked)
+
     @property
     def trials(self) -> pd.DataFrame:
         """A row a trial, with the columns of `trials.parquet`."""
         import pandas as pd
 
         return pd.DataFrame([row.flat() for row in self.rows])
+
+    def _draw(self, name: str) -> Canvas:
+        from lunar_tune.reporting.pictures.gallery import PICTURES  # loads matplotlib
+
+        return PICTURES[name].draw(self.report)
+
+    def _importance(self) -> dict[str, dict[str, float]]:
+        """Return what decides the scores that pictures show; of those that there is something."""
+        shares = {
+            name: parameter_importance(self.rows, self.study.distributions, name)
+            for name in self.goal.shown
+        }
+        return {name: share for name, share in shares.items() if share is not None}
+
+    def _layers(self) -> LayerCurve | None:
+        """Return the scored layers, from the study or from the file that was given."""
+        document = json.loads(self.study.notes.get("layer_prior") or "null")
+        if document is None and self.folder.config.is_file():
+            with suppress(InputError):  # one that cannot be read has no part in the scores
+                document = self.config.resolved.get("layer_prior")
+        return LayerCurve.read(document) if document is not None else None
 
     def _numbers(self) -> str:
         numbers = [str(row.number) for row in self.rows if row.state == COMPLETE]

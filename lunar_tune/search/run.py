@@ -9,24 +9,36 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
+from rich.markup import escape
 
+from lunar_tune import __version__
 from lunar_tune.reporting.progress import build_progress, epochs_shown
 from lunar_tune.search.cluster import Resources, ray_session, share_out
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.log_file import RECORD, search_log
 from lunar_tune.search.outputs import make_folder
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
-from lunar_tune.search.session import EXIT_FOUND, SearchSession, UnknowingModelError
-from lunar_tune.search.summary import keep_best, print_plan
+from lunar_tune.search.results import load_search
+from lunar_tune.search.resuming import alone, unfinished_like
+from lunar_tune.search.session import (
+    EXIT_FOUND,
+    EXIT_INFEASIBLE,
+    SearchSession,
+    UnknowingModelError,
+)
+from lunar_tune.search.signature import signature_of
+from lunar_tune.search.summary import keep_best, print_plan, print_result
 from lunar_tune.search.tracking import SearchTracker, default_tracking_uri
 from lunar_tune.trial.assemble import materialise
 
-__all__ = ["run_search"]
+__all__ = ["run_search", "show_finished"]
 
 
 def run_search(
@@ -35,7 +47,6 @@ def run_search(
     *,
     given: Mapping[str, str],
     arguments: Sequence[str],
-    signature: str | None = None,
     brief: bool = False,
 ) -> int:
     """Run a planned search and return its exit code.
@@ -45,18 +56,25 @@ def run_search(
         console: Where to show what happens.
         given: Origin of options that were not left at their default.
         arguments: The run's options as given, for the commands that are shown at the end.
-        signature: Of what decides the trials, to be kept with the study.
         brief: Whether to leave out the plan and the commands that may come next.
 
     Raises:
         InputError: The untouched model makes success impossible, or something cannot be reached.
     """
+    facts = {**plan.facts, **finetuning_fact(plan.config, plan.spec)}
     if not brief:
-        print_plan(console, {**plan.facts, **finetuning_fact(plan.config, plan.spec)})
+        print_plan(console, facts)
+    signature = signature_of(plan)
+    if plan.config.name is None:
+        _point_out(unfinished_like(signature, plan.config.output), console)
     plan = _with_model(plan, console)
     folder = make_folder(plan.config, plan.spec)
+    opening = [f"search {folder.name}, lunar-tune {__version__}"]
+    opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
         _given_back_if_unused(folder),
+        alone(folder),
+        search_log(folder.log, console, opening),
         _tracking(plan.config, folder.name) as opened,
         ray_session(plan.config),
     ):
@@ -75,7 +93,33 @@ def run_search(
         code = _run_knowing(plan, start, console, arguments, opened)
         if plan.config.keep and code == EXIT_FOUND:
             keep_best(folder.path, console)
+        RECORD.info("ended with exit code %d", code)
         return code
+
+
+def show_finished(folder: Folder, console: Console) -> int:
+    """Show what a search that is finished has found; return its exit code."""
+    results = load_search(folder.path)
+    console.print(
+        f"{escape(folder.name)} is finished: {len(results.rows)} trials. A larger --num-trials "
+        "gives it more.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    print_result(console, results.report, folder=folder.path, commands={})
+    return EXIT_FOUND if results.best is not None else EXIT_INFEASIBLE
+
+
+def _point_out(unfinished: Folder | None, console: Console) -> None:
+    """Say that the same search has begun already."""
+    if unfinished is not None:
+        console.print(
+            f"[yellow]the same search is unfinished:[/yellow] {escape(unfinished.name)} (go on "
+            f"with it: python -m lunar_tune.search --resume {escape(str(unfinished.path))}); this "
+            "is a new one",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _run_knowing(
@@ -126,12 +170,12 @@ def _on_device(plan: SearchPlan, resources: Resources) -> SearchPlan:
 
 @contextlib.contextmanager
 def _given_back_if_unused(folder: Folder) -> Iterator[None]:
-    """Remove the folder if the search ends before it wrote anything, so that its name is free."""
+    """Remove the folder if the search ends before its first trial, so that its name is free."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):
-            folder.path.rmdir()
+        if not folder.is_taken:
+            shutil.rmtree(folder.path, ignore_errors=True)
         raise
 
 
@@ -141,7 +185,12 @@ def _tracking(config: SearchConfig, name: str) -> Iterator[Callable[[], SearchTr
     uri = config.tracking_uri or default_tracking_uri(config.output)
     with ThreadPoolExecutor(1) as background:
         opening = background.submit(
-            SearchTracker, uri, output=config.output, name=name, resume=config.resume
+            SearchTracker,
+            uri,
+            output=config.output,
+            name=name,
+            experiment=config.experiment,
+            resume=config.resume,
         )
         if config.tracking_uri is not None:
             opening.result()  # an address may be wrong: that is said before Ray starts

@@ -9,6 +9,7 @@ Does not cover: which task comes next (`course`).
 from __future__ import annotations
 
 import pickle
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.tune.search import Searcher
 
 from lunar_tune.search.cluster import described
 from lunar_tune.search.course import OVER, Course
+from lunar_tune.search.log_file import RECORD
 
 __all__ = ["CourseSearcher", "NewsCallback"]
 
@@ -74,6 +76,7 @@ class NewsCallback(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Pass on that a task crashed, with the last line of its traceback."""
         error = _error_of(trial)
+        RECORD.error("a task crashed: %s", "".join(traceback.format_exception(error)).rstrip())
         self._course.ended(trial.trial_id, described(getattr(error, "cause", None) or error))
 
     def __getstate__(self) -> dict[str, Any]:

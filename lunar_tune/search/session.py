@@ -8,29 +8,37 @@ Does not cover: which task comes next (`course`), what comes before the first on
 from __future__ import annotations
 
 import dataclasses
+import functools
+import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 
 from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
 from lunar_tune.models.lineage import read_lineage
+from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import RUNNING, TrialRow
 from lunar_tune.search.cluster import Resources
-from lunar_tune.search.config import config_document
 from lunar_tune.search.course import Confirmation, Course
+from lunar_tune.search.descriptions import (
+    run_note,
+    run_parameters,
+    search_document,
+    space_document,
+)
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.log_file import RECORD
 from lunar_tune.search.outputs import best_document, write_best, write_mirrors
 from lunar_tune.search.plan import SearchPlan, resolved_values
-from lunar_tune.search.progress import SearchProgress
+from lunar_tune.search.progress import SearchDisplay
 from lunar_tune.search.results import load_search
 from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
-from lunar_tune.search.tracking import SearchTracker, without_password
+from lunar_tune.search.tracking import SearchTracker, shown_scores
+from lunar_tune.search.watchdog import crash_reason
 
 __all__ = [
     "EXIT_FAILURES",
@@ -81,9 +89,7 @@ class SearchSession:
         self.plan, self.folder, self.resources = plan, folder, resources
         self._opened, self._console, self._given = opened, console, given
         self._signature, self._brief = signature, brief
-        self._display = ExitStack()
-        self._progress: SearchProgress | None = None
-        self._status: Status | None = None
+        self._display = SearchDisplay(console)
         self._best: tuple[TrialRow, Mapping[str, float]] | None = None
 
     def run(self, arguments: Sequence[str]) -> int:
@@ -106,21 +112,25 @@ class SearchSession:
             time_budget=config.time_budget,
             max_failures=config.max_failures,
             layer_coefficient=self.plan.layer_coefficient,
+            crash_reason=functools.partial(crash_reason, self.folder),
         )
         code, ending = EXIT_INFEASIBLE, None
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away
         try:
             with self._display:
-                self._show("evaluating the unmodified model")
+                self._display.doing("evaluating the unmodified model")
                 run_course(
                     course,
                     self.plan.spec,
                     self.folder.path,
                     self.resources,
                     scheduler=config.scheduler,
+                    timeout=config.trial_timeout,
                 )
         except KeyboardInterrupt:
             if course.study is None:
                 raise
+            RECORD.warning("interrupted")
             code, ending = EXIT_INTERRUPTED, "Interrupted."
             self._end_running(INTERRUPTED)
         if course.error is not None:
@@ -137,7 +147,7 @@ class SearchSession:
         self, scores: Mapping[str, float], note: str | None, layer_prior: str | None
     ) -> Study:
         """Judge the unmodified model; open the study and describe the search."""
-        self._show(None)
+        self._display.doing(None)
         print_vanilla(self._console, scores, note)
         problem = vanilla_problem(scores, self.plan.config.goal.floor, self.plan.spec)
         if problem is not None and not self.plan.config.force:
@@ -146,6 +156,8 @@ class SearchSession:
             self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
         layer_prior = self._narrow(layer_prior)
         self.vanilla, self.tracker = scores, self._opened()
+        if self.plan.config.system_metrics:
+            self.tracker.monitor()
         self.study = Study(
             self.folder.journal,
             name=self.folder.name,
@@ -160,14 +172,15 @@ class SearchSession:
             "signature": self._signature,
             "layer_prior": layer_prior,
             "facts": self._facts,
+            "mlflow": self.tracker.address,
             "confirmed": None,  # by an earlier attempt, perhaps, with fewer trials
             "refused": None,
         }
         for key, value in notes.items():
             self.study.note(key, value)
         self._describe(self._given)
-        progress = SearchProgress(self._console, self.plan.config.num_trials)
-        self._progress = self._display.enter_context(progress)
+        config = self.plan.config
+        self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
 
     def on_start(self, row: TrialRow) -> None:
@@ -178,18 +191,16 @@ class SearchSession:
 
     def on_end(self, row: TrialRow) -> None:
         """Show and mirror a trial that has ended."""
-        if self._progress is not None:
-            self._progress.ended(row)
+        self._display.ended(row)
         self._mirror(row)
 
     def on_confirming(self, row: TrialRow) -> None:
         """Show that a setting is evaluated in full."""
-        self._display.close()  # the trials' bar keeps its last state
-        self._show(f"evaluating trial {row.number} in full")
+        self._display.doing(f"evaluating trial {row.number} in full")
 
     def on_confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
         """Keep the best setting, or say why it is not the best."""
-        self._show(None)
+        self._display.doing(None)
         if not holds:
             self._console.print(
                 f"trial {row.number} misses a bound when evaluated in full; the next best is "
@@ -207,16 +218,8 @@ class SearchSession:
         )
         write_best(self.folder, document)
         with self.tracker.tolerating():
-            self.tracker.log_metrics({f"best_{k}": v for k, v in confirmation.scores.items()})
-            self.tracker.log_files([self.folder.best])
-
-    def _show(self, text: str | None) -> None:
-        """Show what is being done beside the trials; None ends it."""
-        if self._status is not None:
-            self._status.stop()
-        self._status = None
-        if text is not None:
-            self._status = self._display.enter_context(self._console.status(text))
+            self.tracker.conclude(row, confirmation.scores)
+            self.tracker.log_files([self.folder.best], root=self.folder.path)
 
     @property
     def _facts(self) -> dict[str, str]:
@@ -234,42 +237,37 @@ class SearchSession:
 
     def _describe(self, given: Mapping[str, str]) -> None:
         """Write the configuration, here and on the parent run."""
-        config, spec, data = self.plan.config, self.plan.spec, self.plan.spec.data
+        spec, data = self.plan.spec, self.plan.spec.data
         splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
         resolved = resolved_values(self.plan, self.vanilla)
         lineage = read_lineage(spec.model.checkpoint)
-        document = config_document(
-            dataclasses.replace(config, tracking_uri=without_password(config.tracking_uri)),
+        document = search_document(
+            self.plan,
+            name=self.folder.name,
+            uri=self.tracker.uri,
+            resources=self.resources,
             given=given,
-            derived={
-                "name": self.folder.name,
-                "tracking_uri": without_password(self.tracker.uri),
-                "cpus_per_trial": self.resources.cpus,
-                "gpus_per_trial": self.resources.gpus,
-                "concurrency": self.resources.concurrency,
-                "space": self.plan.space.origin,
-                "data": data.name,
-                "forget_edges": data.forget_edges,
-            },
             resolved=resolved,
         )
         write_atomically(self.folder.config, document.encode())
         inputs = {name: (records, resolved["digests"][name]) for name, records in splits.items()}
         with self.tracker.tolerating():
             self.tracker.describe(
-                parameters={**self._facts, "seed": config.run.seed},
+                parameters=run_parameters(self.plan),
                 tags=self.plan.spec.tags | (lineage.tags() if lineage is not None else {}),
-                texts={"config.yaml": document},
+                texts={"config.yaml": document, "space.yaml": space_document(self.plan)},
                 data=inputs,
             )
-            self.tracker.log_metrics({f"vanilla_{name}": v for name, v in self.vanilla.items()})
+            vanilla = shown_scores(self.vanilla)
+            self.tracker.log_metrics({f"vanilla_{name}": v for name, v in vanilla.items()})
+            self.tracker.write_note(run_note(load_search(self.folder.path).report))
 
     def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
         """Write the mirrors, close MLflow's run and show the result."""
         self.study.note("ending", ending)
         report = load_search(self.folder.path).report
         files = write_mirrors(self.folder, report)
-        self._close_mirror(files, status="KILLED" if killed else "FINISHED")
+        self._close_mirror(files, report, status="KILLED" if killed else "FINISHED")
         if ending is None:  # the last word: nothing of a search that has it is done again
             self.study.note("num_trials", self.plan.config.num_trials)
         commands = (
@@ -286,19 +284,25 @@ class SearchSession:
             return  # the store fails still
         with self.tracker.tolerating():
             self.tracker.end(row, self.folder.answers(row.number))
+            metric = self.plan.config.goal.objective.metric
+            self.tracker.progress(self.study.rows(), metric)
 
-    def _close_mirror(self, files: Sequence[Path], *, status: str) -> None:
+    def _close_mirror(self, files: Sequence[Path], report: Report, *, status: str) -> None:
         """Mirror what could not be mirrored so far, and close the search's run."""
         for row in self.study.rows():
             if row.state != RUNNING and row.number not in self.tracker.mirrored:
                 self._mirror(row)
         with self.tracker.tolerating():
-            self.tracker.log_files(files)
+            if report.best is None:
+                self.tracker.conclude(None, None)
+            self.tracker.write_note(run_note(report))
+            self.tracker.log_files(files, root=self.folder.path)
+        with self.tracker.tolerating():
             self.tracker.close(status=status)
 
     def _end_running(self, reason: str) -> None:
         """Fail what has no result, and mirror that and what was about to be mirrored."""
         for number in self.study.running():
-            self.study.fail(number, reason)
+            self.study.fail(number, reason, again=True)
         for number in self.tracker.running():
             self._mirror(self.study.row(number))

@@ -14,11 +14,12 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from lunar_tune.evaluation.goal import Goal
@@ -75,10 +76,14 @@ class Study:
                 self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
     @property
-    def n_ended(self) -> int:
+    def ended(self) -> list[TrialRow]:
         """Trials that have ended by themselves, in this process or an earlier one."""
-        ended = [row for row in self.rows() if row.state != RUNNING]
-        return sum(row.failure not in {LEFT_RUNNING, INTERRUPTED} for row in ended)
+        return [row for row in self.rows() if row.state != RUNNING and not row.again]
+
+    @property
+    def n_ended(self) -> int:
+        """How many."""
+        return len(self.ended)
 
     def note(self, key: str, value: Any) -> None:
         """Keep a fact of the search itself, as plain values for JSON."""
@@ -97,7 +102,7 @@ class Study:
         scores = {name: float(value) for name, value in result["scores"].items()}
         value, violations = self._goal.value(scores), self._goal.violations(scores)
         if not math.isfinite(value) or not all(map(math.isfinite, violations.values())):
-            self.fail(number, "a score is not a finite number")
+            self.fail(number, "a score is not a finite number", by_nature=True)
             return
         trial = self._open[number]
         for bound, violation in violations.items():
@@ -116,18 +121,46 @@ class Study:
         self._study.tell(trial, value)
         del self._open[number]
 
-    def fail(self, number: int, reason: str) -> None:
+    def fail(
+        self, number: int, reason: str, *, by_nature: bool = False, again: bool = False
+    ) -> None:
         """Tell that a trial failed, and why; a trial that has ended is left as it is.
 
-        One that was interrupted is queued, for a search that goes on.
+        Args:
+            number: Of the trial.
+            reason: Why, in a line.
+            by_nature: Whether its setting will fail always: the sampler is then told the worst
+                scores that there can be, for it learns nothing of what it is not told.
+            again: Whether its setting had no part in it, and is queued to be run again.
         """
-        trial = self._open.get(number)
-        if trial is not None:
-            if reason == INTERRUPTED:
-                self._study.enqueue_trial(trial.params, skip_if_exists=False)
-            trial.set_user_attr("failure", reason)
+        trial = self._open.pop(number, None)
+        if trial is None:
+            return
+        trial.set_user_attr("failure", reason)
+        if again:
+            trial.set_user_attr("again", True)
+            begun = 0 if reason == INTERRUPTED else 1
+            self._queue(number, trial.params, self.attempts(number) - 1 + begun)
+        worst = self._goal.worst(row.scores for row in self.rows()) if by_nature else None
+        if worst is None:
             self._study.tell(trial, state=TrialState.FAIL)
-            del self._open[number]
+            return
+        value, violations = worst
+        for bound, violation in violations.items():
+            trial.set_constraint(bound, violation)
+        self._study.tell(trial, value)
+
+    def attempts(self, number: int) -> int:
+        """Return how often a trial's setting has been begun, this trial included."""
+        before: int = self._study.get_trials(deepcopy=False)[number].user_attrs.get("attempts", 0)
+        return before + 1
+
+    def _queue(self, number: int, parameters: Mapping[str, Any], attempts: int) -> None:
+        """Queue a setting; once, also where a kill came between that and the trial's end."""
+        trials = self._study.get_trials(deepcopy=False)
+        if not any(trial.user_attrs.get("again_of") == number for trial in trials):
+            attrs = {"attempts": attempts, "again_of": number}
+            self._study.enqueue_trial(dict(parameters), user_attrs=attrs, skip_if_exists=False)
 
     def prune(self, number: int, seen: Mapping[str, Any]) -> None:
         """Tell that a scheduler ended a trial while its fit went on.
@@ -159,7 +192,8 @@ class Study:
     def _take_up(self) -> None:
         """Fail what an earlier process left running, and queue it again."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._study.enqueue_trial(trial.params, skip_if_exists=False)
+            # What ended the search had nothing to do with the setting: it was not an attempt.
+            self._queue(trial.number, trial.params, trial.user_attrs.get("attempts", 0))
             self._study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -172,6 +206,23 @@ class StoredStudy:
     """What was kept with `Study.note`."""
     goal: Goal | None
     """What the search is after; None where it had not begun."""
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    """What the last trial's parameters were drawn from."""
+
+    @property
+    def log_scale(self) -> frozenset[str]:
+        """The parameters that are searched on a logarithmic scale."""
+        kinds = self.distributions.items()
+        return frozenset(name for name, kind in kinds if getattr(kind, "log", False))
+
+    @property
+    def listed(self) -> dict[str, tuple[float, ...]]:
+        """The values of the parameters that are chosen from a list of numbers."""
+        return {
+            name: tuple(value for value in kind.choices if isinstance(value, (int, float)))
+            for name, kind in self.distributions.items()
+            if isinstance(kind, CategoricalDistribution)
+        }
 
     @classmethod
     def read(cls, path: Path) -> StoredStudy | None:
@@ -191,7 +242,9 @@ class StoredStudy:
             notes = study.user_attrs
             goal = Goal.read(*notes["goal"]) if "goal" in notes else None
             rows = tuple(_rows(study, goal)) if goal is not None else ()
-            return cls(rows=rows, notes=notes, goal=goal)
+            drawn = [one.distributions for one in study.get_trials(deepcopy=False)]
+            last = next((one for one in reversed(drawn) if one), {})  # one that waits has none
+            return cls(rows=rows, notes=notes, goal=goal, distributions=last)
 
 
 def _rows(study: optuna.Study, goal: Goal) -> list[TrialRow]:
@@ -202,11 +255,13 @@ def _rows(study: optuna.Study, goal: Goal) -> list[TrialRow]:
 def _row(trial: FrozenTrial, goal: Goal) -> TrialRow:
     attrs = trial.user_attrs
     scores = attrs.get("scores", {})
-    complete = trial.state == TrialState.COMPLETE
+    failure = attrs.get("failure", LEFT_RUNNING if trial.state == TrialState.FAIL else None)
+    told = trial.state == TrialState.COMPLETE
+    complete = told and failure is None
     ended = {TrialState.FAIL: FAILED, TrialState.PRUNED: PRUNED, TrialState.COMPLETE: COMPLETE}
     return TrialRow(
         number=trial.number,
-        state=ended.get(trial.state, RUNNING),
+        state=FAILED if told and not complete else ended.get(trial.state, RUNNING),
         parameters=dict(trial.params),
         scores=scores if complete else {},
         objective=trial.value if complete else None,
@@ -215,7 +270,8 @@ def _row(trial: FrozenTrial, goal: Goal) -> TrialRow:
         retain_exact=attrs.get("retain_exact"),
         max_new_tokens=attrs.get("max_new_tokens"),
         seconds={**attrs.get("seconds", {}), "suggest": attrs.get("seconds_suggest", 0.0)},
-        failure=attrs.get("failure", LEFT_RUNNING if trial.state == TrialState.FAIL else None),
+        failure=failure,
+        again=attrs.get("again", failure in {LEFT_RUNNING, INTERRUPTED}),
         losses=tuple(attrs.get("losses", ())),
         checks=tuple(attrs.get("checks", ())),
         answers_digest=attrs.get("answers_digest"),

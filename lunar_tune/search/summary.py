@@ -19,7 +19,6 @@ from rich.table import Table
 
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.evaluation.settings import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
-from lunar_tune.methods.flags import flag_of
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.reporting.report import Report, verdict
 from lunar_tune.reporting.rows import FAILED, TrialRow, score_cells
@@ -186,32 +185,23 @@ def next_commands(
         arguments: The run's options as they were given.
     """
     python = _shown(Path(sys.executable), resolve=False)
-    uri = config.tracking_uri or f"sqlite:///{(config.output / 'mlflow.db').resolve()}"
-    ui = [python, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    commands = {}
-    if "://" in uri and not uri.startswith("http"):
-        commands["compare the trials in MLflow (then open http://127.0.0.1:5000):"] = ui
+    commands = {
+        "compare the trials in MLflow:": [python, "-m", "lunar_tune.compare", _shown(folder)],
+    }
     if best is not None:
-        settings = [
-            part for name, value in best.parameters.items() for part in (flag_of(name), repr(value))
-        ]
-        commands["run the best setting again and save the unlearned model:"] = [
+        commands["write the unlearned model of the best setting, and prove that it is right:"] = [
             python,
             "-m",
-            "lunar_tune.unlearn",
-            *_in_full(arguments),
-            *settings,
-            "--save",
+            "lunar_tune.export",
+            _shown(folder),
+            "--format",
+            "checkpoint",
+            "--output",
             _shown(folder / "model"),
         ]
     again = [python, "-m", "lunar_tune.search", *_without(arguments, "--seed")]
     commands["search again with another seed:"] = [*again, "--seed", str(config.run.seed + 1)]
     return commands
-
-
-def _in_full(arguments: Sequence[str]) -> list[str]:
-    """Return a run's options without those that shorten a trial's evaluation."""
-    return _without(_without(arguments, "--retain-rows"), "--max-new-tokens")
 
 
 def _without(arguments: Sequence[str], flag: str) -> list[str]:

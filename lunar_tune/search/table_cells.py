@@ -9,20 +9,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.catalog import resolve_model
 from lunar_tune.paths import safe_name
-from lunar_tune.search.config import LONGEST_NAME, SearchConfig, plain
-from lunar_tune.search.plan import SearchPlan
+from lunar_tune.search.config import LONGEST_NAME, SearchConfig
 
-__all__ = ["Cell", "cells_of", "signature_of"]
+__all__ = ["Cell", "cells_of"]
 
 OWN_DATA = ""
 
@@ -155,31 +151,3 @@ def _short(text: str) -> str:
         return text.replace(":", "-")
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
     return f"{Path(text).stem}-{digest}"
-
-
-def signature_of(plan: SearchPlan) -> str:
-    """Return a digest of all that decides a cell's trials, but for how many there are."""
-    config, spec, data = plan.config, plan.spec, plan.spec.data
-    settings = config.run.lunar if config.run.method == "lunar" else config.run.gradient
-    held = data.held_out
-    records = (
-        *(data.fit_forget, data.fit_retain, data.forget, data.retain),
-        *(data.retain_sample, data.factual),
-        *((held.forget, held.retain, held.factual) if held is not None else ()),
-    )
-    # Of the space what is tried, not the file that says so; resources decide no score.
-    space = {key: value for key, value in plan.space.to_dict().items() if key != "origin"}
-    parts: list[Any] = [
-        [spec.model.name, config.run.revision, config.run.model_path, config.run.dtype],
-        [spec.chat.template, spec.chat.system_prompt],
-        {**plain(settings), "checkpointing": None},
-        [config.run.decoding.max_new_tokens, config.run.decoding.repetition_penalty],
-        [config.run.engine.early_exit, config.run.engine.checks, config.run.rouge_tokenizer],
-        [list(spec.metrics), spec.embedding_model, config.run.seed],
-        plain(config.goal.text),
-        [config.sampler, config.scheduler, config.starting_points, config.bounded],
-        space,
-        [records_digest(one) for one in records],
-        [list(data.reference_prompts), list(data.refusals)],
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

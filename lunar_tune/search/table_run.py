@@ -31,8 +31,9 @@ from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.prerequisite import finetuning_fact
 from lunar_tune.search.run import run_search
 from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
+from lunar_tune.search.signature import signature_of
 from lunar_tune.search.study import StoredStudy, Study
-from lunar_tune.search.table_cells import Cell, signature_of
+from lunar_tune.search.table_cells import Cell
 from lunar_tune.search.table_results import is_finished, result_of
 from lunar_tune.search.tracked_run import TrackedRun, default_tracking_uri
 
@@ -166,7 +167,6 @@ class TableRun:
                 self._console,
                 given={},
                 arguments=(),
-                signature=signature_of(planned.plan),
                 brief=True,
             )
         except LunarTuneError as error:
@@ -186,7 +186,12 @@ class TableRun:
         uri = self._shared.tracking_uri or default_tracking_uri(self._shared.output)
         name = f"table {self._shared.output.name}"
         try:
-            run = TrackedRun(uri, output=self._shared.output, name=name)
+            run = TrackedRun(
+                uri,
+                output=self._shared.output,
+                name=name,
+                experiment=self._shared.experiment,
+            )
         except InputError as error:
             self._console.print(f"[yellow]not in MLflow:[/yellow] {escape(str(error))}")
             return
@@ -194,7 +199,7 @@ class TableRun:
             for planned, result in zip(self._planned, results, strict=True):
                 scores = result.scores or {}
                 run.log_metrics({f"{planned.cell.name}.{k}": v for k, v in scores.items()})
-            run.log_files(files)
+            run.log_files(files, root=self._shared.output)
             run.close(status="FINISHED")
 
     def _show(self, results: Sequence[CellResult], files: Sequence[Path]) -> None:

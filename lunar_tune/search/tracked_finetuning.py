@@ -15,7 +15,8 @@ from rich.console import Console
 
 from lunar_tune.finetuning.job import FinetuneJob
 from lunar_tune.reporting.progress import build_progress
-from lunar_tune.search.tracked_run import TrackedRun, default_tracking_uri
+from lunar_tune.search.log_file import RECORD
+from lunar_tune.search.tracked_run import EXPERIMENT, TrackedRun, default_tracking_uri
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
@@ -35,10 +36,13 @@ class TrackedFinetuning:
         job: What is trained.
         output: Folder of the checkpoint; a default store is beside it.
         uri: Tracking URI; None takes the default store.
+        experiment: MLflow experiment of the run.
     """
 
-    def __init__(self, job: FinetuneJob, output: Path, uri: str | None) -> None:
-        self._job, self._output, self._uri = job, output, uri
+    def __init__(
+        self, job: FinetuneJob, output: Path, uri: str | None, experiment: str = EXPERIMENT
+    ) -> None:
+        self._job, self._output, self._uri, self._experiment = job, output, uri, experiment
         self._logged: set[int] = set()
         self._is_opened = False
 
@@ -47,7 +51,9 @@ class TrackedFinetuning:
         """Inside, there is a run that says what is done; it is closed as it ended."""
         folder, name = self._output.resolve().parent, self._output.resolve().name
         uri = self._uri or default_tracking_uri(folder)
-        self._run = TrackedRun(uri, output=folder, name=f"finetune {name}")
+        self._run = TrackedRun(
+            uri, output=folder, name=f"finetune {name}", experiment=self._experiment
+        )
         self._is_opened = True
         status = "FAILED"
         try:
@@ -81,6 +87,11 @@ class TrackedFinetuning:
 
             def on_epoch(done: int, loss: float) -> None:
                 bar.update(bar.task_ids[0], completed=done, note=f"loss {loss:.4f}")
+                line = f"epoch {done}/{epochs}  loss {loss:.4f}"
+                if console.is_terminal:
+                    RECORD.info("%s", line)
+                else:
+                    console.print(line, highlight=False)
                 self.epoch(done, loss)
 
             yield on_start, on_epoch

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -22,16 +23,31 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from lunar_tune.errors import InputError
+from lunar_tune.search.config import EXPERIMENT
+from lunar_tune.search.run_origin import origin_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from lunar_tune.data.records import Record
 
-__all__ = ["EXPERIMENT", "PARENT", "TrackedRun", "default_tracking_uri", "without_password"]
+__all__ = [
+    "EXPERIMENT",
+    "NOTE",
+    "PARENT",
+    "TrackedRun",
+    "default_tracking_uri",
+    "few_retries",
+    "without_password",
+]
 
-EXPERIMENT = "lunar-tune"
-PARENT = "mlflow.parentRunId"
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+_EXPERIMENT_TAGS = {
+    # Without it the UI asks whether the runs are of an agent or of a model.
+    "mlflow.experimentKind": "custom_model_development",
+    NOTE: "Searches of lunar-tune: a parent run for each search, a child run for each trial. "
+    "`python -m lunar_tune.compare` opens the comparison of a search's trials.",
+}
 logger = logging.getLogger(__name__)
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
@@ -42,7 +58,7 @@ def default_tracking_uri(output: Path) -> str:
 
 
 @contextmanager
-def _few_retries() -> Iterator[None]:
+def few_retries() -> Iterator[None]:
     """Inside, a server that does not answer is given up after seconds instead of four minutes."""
     if _RETRIES in os.environ:
         yield
@@ -66,9 +82,10 @@ class TrackedRun:
         uri: Tracking URI.
         output: Folder for the artifacts of a default store, and of its lock.
         name: The run's name.
+        experiment: The experiment that it belongs to; made if missing.
     """
 
-    def __init__(self, uri: str, *, output: Path, name: str) -> None:
+    def __init__(self, uri: str, *, output: Path, name: str, experiment: str = EXPERIMENT) -> None:
         """Open the store, make the experiment and the run.
 
         Raises:
@@ -84,16 +101,18 @@ class TrackedRun:
         output.mkdir(parents=True, exist_ok=True)
         self.uri = uri
         self._warned = False
+        self._origin = origin_tags()
         try:
             with (
                 filelock.FileLock(output / ".mlflow.lock"),
                 warnings.catch_warnings(),
-                _few_retries(),
+                few_retries(),
             ):
                 warnings.simplefilter("ignore")  # MLflow's notes on opening a store
                 self._client: MlflowClient = MlflowClient(tracking_uri=uri)
-                self.experiment_id = self._experiment(output)
-            self.run_id = self._client.create_run(self.experiment_id, run_name=name).info.run_id
+                self.experiment_id = self._experiment(experiment, output)
+                run = self._client.create_run(self.experiment_id, run_name=name, tags=self._origin)
+            self.run_id = run.info.run_id
         except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
             raise InputError(
                 f"--tracking-uri {without_password(uri)}: cannot be used: {error}. Start the "
@@ -137,14 +156,27 @@ class TrackedRun:
         for file_name, text in texts.items():
             self._client.log_text(self.run_id, text, file_name)
 
+    @property
+    def address(self) -> dict[str, str]:
+        """Where the run is, as it may be kept: store, experiment and run."""
+        uri = without_password(self.uri)
+        if uri is not None and uri.startswith("sqlite:///"):  # which may name a file from here
+            uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+        return {"uri": str(uri), "experiment_id": self.experiment_id, "run_id": self.run_id}
+
+    def write_note(self, text: str) -> None:
+        """Describe the run in Markdown, on the page that it opens with."""
+        self._log(self.run_id, tags={NOTE: text})
+
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Record numbers of the run itself."""
         self._log(self.run_id, metrics=metrics, step=step)
 
-    def log_files(self, files: Iterable[Path]) -> None:
-        """Keep files as artifacts."""
+    def log_files(self, files: Iterable[Path], *, root: Path) -> None:
+        """Keep files as artifacts, in the folders that they have below `root`."""
         for file in files:
-            self._client.log_artifact(self.run_id, str(file))
+            place = file.parent.relative_to(root).as_posix()
+            self._client.log_artifact(self.run_id, str(file), None if place == "." else place)
 
     def log_table(self, columns: Mapping[str, Sequence[Any]], file_name: str) -> None:
         """Keep a table as an artifact."""
@@ -167,14 +199,18 @@ class TrackedRun:
         """Close the run: `FINISHED`, `FAILED` or `KILLED`."""
         self._client.set_terminated(self.run_id, status)
 
-    def _experiment(self, output: Path) -> str:
-        existing = self._client.get_experiment_by_name(EXPERIMENT)
+    def _experiment(self, name: str, output: Path) -> str:
+        existing = self._client.get_experiment_by_name(name)
         if existing is not None:
             return str(existing.experiment_id)
         # MLflow would put artifacts of a sqlite store into the current folder.
         local = self.uri.startswith("sqlite:")
         location = (output / "mlartifacts").resolve().as_uri() if local else None
-        return str(self._client.create_experiment(EXPERIMENT, artifact_location=location))
+        return str(
+            self._client.create_experiment(
+                name, artifact_location=location, tags=dict(_EXPERIMENT_TAGS)
+            )
+        )
 
     def _log(
         self,
@@ -186,6 +222,7 @@ class TrackedRun:
         curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
         step: int = 0,
     ) -> None:
+        """Write at once; what is no finite number is left out, for not every store takes it."""
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
@@ -194,7 +231,7 @@ class TrackedRun:
             points += [Metric(name, value, now, place) for place, value in values]
         self._client.log_batch(
             run_id,
-            metrics=points,
+            metrics=[point for point in points if math.isfinite(point.value)],
             params=[Param(name, str(value)) for name, value in (parameters or {}).items()],
             tags=[RunTag(name, value) for name, value in (tags or {}).items()],
         )

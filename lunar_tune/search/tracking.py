@@ -1,43 +1,69 @@
 """The MLflow mirror of a search: a parent run, a child run for each trial and for nothing else.
 
-Covers: runs written from the driver, from rows that the study already has.
+Covers: runs written from the driver, from rows that the study already has; what a child says (few
+metrics, under the names of the study), the search's progress and use of the machine on the parent.
 Does not cover: the truth; everything here can be written again from study and answers. The store
 and the run itself (`tracked_run`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lunar_tune.reporting.rows import COMPLETE, TrialRow
+from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow, best_first
 from lunar_tune.reporting.tables import read_answers
 from lunar_tune.search.tracked_run import (
     EXPERIMENT,
     PARENT,
     TrackedRun,
     default_tracking_uri,
+    few_retries,
     without_password,
 )
 
-__all__ = ["EXPERIMENT", "SearchTracker", "default_tracking_uri", "without_password"]
+if TYPE_CHECKING:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+__all__ = [
+    "EXPERIMENT",
+    "SearchTracker",
+    "default_tracking_uri",
+    "shown_scores",
+    "without_password",
+]
+
+logger = logging.getLogger(__name__)
+PROGRESS = "best_feasible"
 
 
 class SearchTracker(TrackedRun):
     """Mirrors one search: a run, and a child of it for each trial; see `TrackedRun`."""
 
-    def __init__(self, uri: str, *, output: Path, name: str, resume: bool = False) -> None:
-        super().__init__(uri, output=output, name=name)
+    def __init__(
+        self,
+        uri: str,
+        *,
+        output: Path,
+        name: str,
+        experiment: str = EXPERIMENT,
+        resume: bool = False,
+    ) -> None:
+        super().__init__(uri, output=output, name=name, experiment=experiment)
         self.mirrored: set[int] = set()
         self._children: dict[int, str] = {}
+        self._n_progress = 0
+        self._monitor: SystemMetricsMonitor | None = None
         if resume:
             with self.tolerating():
                 self._end_earlier(name)
 
     def start(self, row: TrialRow, *, name: str, tags: Mapping[str, str]) -> None:
         """Open a trial's run."""
-        tags = {**tags, PARENT: self.run_id, "trial": str(row.number)}
+        tags = {**tags, "trial": str(row.number), PARENT: self.run_id, **self._origin}
         child = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
         self._children[row.number] = child.info.run_id
         self._log(child.info.run_id, parameters=row.parameters)
@@ -50,18 +76,55 @@ class SearchTracker(TrackedRun):
             tags["feasible"] = str(row.feasible).lower()
         if row.failure is not None:
             tags["failure"] = row.failure[:5000]
-        metrics: dict[str, float] = {
-            **row.scores,
-            **{f"seconds_{name}": value for name, value in row.seconds.items()},
-        }
+        metrics = shown_scores(row.scores)
         if row.feasible is not None:
             metrics["feasible"] = float(row.feasible)
+        if "trial" in row.seconds:
+            metrics["seconds"] = row.seconds["trial"]
         self._log(run_id, metrics=metrics, tags=tags, curves=_curves(row))
         if answers is not None and answers.is_file():
             self._log_answers(run_id, answers)
         self._client.set_terminated(run_id, "FINISHED" if row.state == COMPLETE else "FAILED")
         del self._children[row.number]
         self.mirrored.add(row.number)
+
+    def progress(self, rows: Sequence[TrialRow], metric: str) -> None:
+        """Write the best feasible score after each trial, as far as it is not there yet.
+
+        Args:
+            rows: All trials so far.
+            metric: What the search makes as good as possible.
+        """
+        points = _best_so_far(rows, metric)
+        self._log(self.run_id, curves={PROGRESS: points[self._n_progress :]})
+        self._n_progress = len(points)
+
+    def conclude(self, row: TrialRow | None, scores: Mapping[str, float] | None) -> None:
+        """Write the search's outcome on the parent so that searches compare as trials do.
+
+        Args:
+            row: The confirmed best trial; None where nothing feasible was found.
+            scores: Its scores in the full evaluation.
+        """
+        found = row is not None and scores is not None
+        self._log(
+            self.run_id,
+            metrics={"feasible": float(found), **_prefixed("best", shown_scores(scores or {}))},
+            parameters={"best_trial": row.number, **_prefixed("best", row.parameters)}
+            if row is not None
+            else {},
+            tags={"feasible": str(found).lower()},
+        )
+
+    def monitor(self) -> None:
+        """Begin to record the use of the machine, which ends with the run."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        try:
+            self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
+            self._monitor.start()
+        except Exception as error:  # of drivers and their libraries: anything, and none of it ours
+            logger.warning("--system-metrics: cannot be recorded, the search goes on: %s", error)
 
     def running(self) -> list[int]:
         """Return the numbers of trials whose runs are open."""
@@ -72,6 +135,10 @@ class SearchTracker(TrackedRun):
         for run_id in self._children.values():
             self._client.set_terminated(run_id, "KILLED")
         self._children.clear()
+        if self._monitor is not None:
+            with few_retries():  # it asks the store once more
+                self._monitor.finish()
+            self._monitor = None
         super().close(status=status)
 
     def _end_earlier(self, name: str) -> None:
@@ -98,6 +165,30 @@ class SearchTracker(TrackedRun):
         if not any(columns["question"]):  # with --no-text they are not known here either
             columns = {name: columns[name] for name in ("set", "edge", "rouge1")}
         self._client.log_table(run_id, columns, "answers.json")
+
+
+def shown_scores(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return scores without counts of rows, which are no axes to compare by."""
+    return {name: value for name, value in scores.items() if not name.endswith("_rows")}
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{name}": value for name, value in values.items()}
+
+
+def _best_so_far(rows: Sequence[TrialRow], metric: str) -> list[tuple[int, float]]:
+    """Return the best feasible score after each trial by the highest trial number so far."""
+    ended = sorted(
+        (row for row in rows if row.state != RUNNING and row.ended is not None),
+        key=lambda row: (row.ended or datetime.min, row.number),
+    )
+    points, best, step = [], None, 0
+    for row in ended:
+        step = max(step, row.number)
+        best = next(iter(best_first([row] if best is None else [best, row])), None)
+        if best is not None:
+            points.append((step, best.scores[metric]))
+    return points
 
 
 def _curves(row: TrialRow) -> dict[str, list[tuple[int, float]]]:

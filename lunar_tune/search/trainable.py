@@ -17,11 +17,14 @@ from typing import Any
 
 from ray import tune
 
-from lunar_tune.errors import InputError, LunarTuneError, TrialError
+from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
+from lunar_tune.memory import give_back, is_out_of_memory
 from lunar_tune.reporting.tables import write_answers
 from lunar_tune.runtime import limit_threads
-from lunar_tune.search.course import CONFIRMATION, TRIAL, VANILLA
+from lunar_tune.search.cluster import described
+from lunar_tune.search.course import TRIAL, VANILLA
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.watchdog import Watchdog
 from lunar_tune.trial.checks import Check
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
@@ -54,12 +57,13 @@ class UnlearningTrainable(tune.Trainable):
     """One task after another on one model; the actor and its model outlive the task."""
 
     def setup(  # type: ignore[override]  # Ray passes with_parameters' values by keyword
-        self, config: dict[str, Any], spec: TrialSpec, folder: Path
+        self, config: dict[str, Any], spec: TrialSpec, folder: Path, timeout: float | None = None
     ) -> None:
         """Note what will be loaded; it is loaded in the first step, where an error can be told."""
         _own_threads()
         self._task = config
         self._spec, self._folder = spec, Folder(folder)
+        self._watchdog = Watchdog(self._folder, timeout)
         self._worker: Worker | None = None
         self._trial: Generator[Check, None, TrialResult] | None = None
 
@@ -79,12 +83,21 @@ class UnlearningTrainable(tune.Trainable):
         outcome: dict[str, Any]
         try:
             outcome = self._advance() if kind == TRIAL else {"report": self._run(kind)}
-        except TrialError as error:
-            outcome = {"failure": str(error)}
+        except EditedModelError:
+            raise  # Ray replaces the process, and with it the model
         except LunarTuneError as error:
-            if kind not in {VANILLA, CONFIRMATION}:
-                raise
             outcome = {"failure": str(error), "wrong_input": isinstance(error, InputError)}
+        except OSError as error:
+            # A full disk, a folder that is gone: no setting's fault.
+            outcome = {"failure": f"{type(error).__name__}: {error}", "again": True}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            outcome = {"failure": described(error)}
+        if "failure" in outcome:
+            give_back()  # outside the handlers, where no error holds tensors any more
+        if self._trial is None:
+            self._watchdog.end()
         return {"number": number, "done": True, **outcome}
 
     def _run(self, kind: str) -> str:
@@ -119,10 +132,11 @@ class UnlearningTrainable(tune.Trainable):
 
     def _advance(self) -> dict[str, Any]:
         """Run a trial to the next look at its fit, or to its end."""
-        worker = self._ready()
+        worker = self._ready()  # a model may take longer to load than a trial may take
         if self._trial is None:
             if not worker.drafts:
                 worker.vanilla()
+            self._watchdog.begin(self._task["number"])
             self._trial = worker.trial(self._task["parameters"])
         try:
             check = next(self._trial)
@@ -155,6 +169,7 @@ class UnlearningTrainable(tune.Trainable):
         if self._trial is not None:
             self._trial.close()
             self._trial = None
+        self._watchdog.end()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Keep nothing: the study holds the result, and a trial is not continued."""

@@ -29,6 +29,7 @@ def run_course(
     resources: Resources,
     *,
     scheduler: str = "none",
+    timeout: float | None = None,
 ) -> None:
     """Run tasks until the course is over.
 
@@ -37,10 +38,11 @@ def run_course(
         spec: What the workers load.
         folder: Where workers write answers.
         resources: Of a task.
+        timeout: Seconds that a trial may take.
         scheduler: Who may end a fit early; one of `config.SCHEDULERS`.
     """
     trainable = tune.with_resources(
-        tune.with_parameters(UnlearningTrainable, spec=spec, folder=folder),
+        tune.with_parameters(UnlearningTrainable, spec=spec, folder=folder, timeout=timeout),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
     with tempfile.TemporaryDirectory(prefix="lunar-tune-ray-") as scratch:

@@ -2,7 +2,8 @@
 
 Covers: a LoRA adapter on the linear maps of the blocks (peft); all weights or some matrices, in
 float32 while they are trained; the model bit for bit what it was afterwards, also after an error,
-or, where that is wanted, with what was trained as its own weights; torch's generator.
+or, where that is wanted, with what was trained as its own weights; what an adapter would make of
+the weights, and its factors; torch's generator.
 Does not cover: the loop (`loop`), losses.
 """
 
@@ -15,12 +16,39 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["Trained", "full_weights", "lora_adapter", "plain_weights", "recomputing", "seeded"]
+__all__ = [
+    "Factors",
+    "Trained",
+    "adapter_factors",
+    "full_weights",
+    "lora_adapter",
+    "merged_weights",
+    "plain_weights",
+    "recomputing",
+    "seeded",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factors:
+    """A change of low rank: scale · second · first is added to a weight."""
+
+    first: Float[Tensor, "rank columns"]
+    """LoRA's A."""
+    second: Float[Tensor, "rows rank"]
+    """LoRA's B."""
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Rows of the first factor."""
+        return len(self.first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +59,10 @@ class Trained:
     computing: Callable[[], AbstractContextManager[Any]]
     """Inside, a forward pass for training runs in the model's own number format."""
     untrained: Callable[[], AbstractContextManager[Any]] | None
-    """Inside, the model is what it was; None where that would take a second model."""
+    """Inside, the model is what it was, at no cost; None where that would take a second model."""
+    unmodified: Callable[[], AbstractContextManager[Any]]
+    """Inside, the model is what it was, also where weights must be moved for it; not for what is
+    trained to be kept."""
     evaluating: Callable[[], AbstractContextManager[Any]]
     """Inside, the model can be evaluated; training goes on after it as if nothing had been."""
     finish: Callable[[], object]
@@ -91,6 +122,7 @@ def lora_adapter(
                 parameters=tuple(p for p in model.parameters() if p.requires_grad),
                 computing=nullcontext,
                 untrained=adapted.disable_adapter,
+                unmodified=adapted.disable_adapter,
                 evaluating=nullcontext,
                 finish=lambda: None,
             )
@@ -134,6 +166,18 @@ def full_weights(
             for parameter, data in zip(trained, exact, strict=True):
                 parameter.data = data
 
+    @contextmanager
+    def original_for_a_while() -> Iterator[None]:
+        new: list[Tensor] = []
+        try:
+            for parameter, original in zip(trained, originals, strict=True):
+                new.append(parameter.data.cpu())  # a GPU never holds both
+                parameter.data = original.to(parameter.device)
+            yield
+        finally:
+            for parameter, data in zip(trained, new, strict=False):  # as far as it came
+                parameter.data = data.to(parameter.device)
+
     with _as_it_was(model):
         try:
             model.requires_grad_(requires_grad=False)
@@ -146,6 +190,7 @@ def full_weights(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),
                 untrained=None,
+                unmodified=original_for_a_while,
                 evaluating=rounded_for_a_while,
                 finish=rounded,
             )
@@ -193,17 +238,49 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
 
     The sum is rounded to the weight's number format, which an adapter that is on does not do.
     """
+    plain = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    return plain | merged_weights(model)
+
+
+def merged_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return what an adapter that is on makes of weights, by their names without it.
+
+    The sums are in host memory, where there may be room for a second model.
+    """
+    merged = {}
+    for path, module in _adapted(model):
+        weight = module.base_layer.weight
+        for adapter in module.active_adapters:
+            delta = module.get_delta_weight(adapter).float()
+            weight = (weight.float() + delta).to(weight.dtype).cpu()
+        merged[f"{path}.weight"] = weight.detach()
+    return merged
+
+
+def adapter_factors(model: nn.Module) -> dict[str, Factors]:
+    """Return the factors of the one adapter that is on, by the linear map's name."""
+    factors = {}
+    for path, module in _adapted(model):
+        (adapter,) = module.active_adapters
+        factors[path] = Factors(
+            first=module.lora_A[adapter].weight.detach(),
+            second=module.lora_B[adapter].weight.detach(),
+            scale=module.scaling[adapter],
+        )
+    return factors
+
+
+def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the linear maps that have an adapter, by name."""
     from peft.tuners.lora import Linear
 
-    plain = {name: t for name, t in model.state_dict().items() if ".lora_" not in name}
     for path, module in model.named_modules():
         if isinstance(module, Linear):
-            weight = plain[f"{path}.base_layer.weight"]
-            for adapter in module.active_adapters:
-                delta = module.get_delta_weight(adapter).float()
-                weight = (weight.float() + delta).to(weight.dtype).cpu()  # no second model there
-            plain[f"{path}.base_layer.weight"] = weight
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in plain.items()}
+            yield path, module
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Does not cover: reading files and checking them against each other (`assemble`).
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 
 from lunar_tune.errors import InputError
@@ -19,6 +20,7 @@ from lunar_tune.models.chat import OWN
 __all__ = ["NONE", "EngineSettings", "RunOptions"]
 
 NONE = "none"
+VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,9 @@ class EngineSettings:
     checks: int = 4
     """Looks at a gradient fit while it goes on, where there is a floor; one that has lost the
     retain set ends early. 0 never looks."""
+    verify_weights: bool = field(default_factory=lambda: bool(os.environ.get(VERIFY_VARIABLE)))
+    """Whether a trial ends with a look at every weight, whether it is what it was before. The
+    environment variable `LUNAR_TUNE_VERIFY_WEIGHTS` switches it on as well."""
     memory_budget: float | None = None
     """GiB of a GPU that weights, streams and batches share; None takes all that is free."""
     cache_limit: float | None = None

@@ -8,7 +8,8 @@ Does not cover: who decides on parameters; a search, a single run and a proof ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,11 @@ import torch
 
 from lunar_tune.activations.cache import ActivationCache
 from lunar_tune.activations.prompts import ActivationSource, PromptActivations
+from lunar_tune.errors import EditedModelError
 from lunar_tune.evaluation.evaluate import Evaluation
 from lunar_tune.memory import DeviceMemory
-from lunar_tune.methods.contract import FitReport, Preparation, Subject
+from lunar_tune.methods.contract import Change, FitReport, Preparation, Subject
+from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.runtime import limit_threads
 from lunar_tune.trial.checks import Check, Watch
@@ -162,6 +165,7 @@ class Worker:
         bounded: bool = True,
         seed: int | None = None,
         inside: Callable[[LoadedModel], None] | None = None,
+        on_change: Callable[[LoadedModel, Change], None] | None = None,
     ) -> TrialResult:
         """Unlearn, evaluate and put the model back as it was.
 
@@ -171,12 +175,15 @@ class Worker:
             bounded: Whether to stop asking once the spec's retain floor is missed for certain.
             seed: Of the fit; None takes the spec's.
             inside: Called with the unlearned model after its evaluation, for example to save it.
+            on_change: Called likewise, and told what the fit changed.
 
         Raises:
             InputError: A parameter is missing, unknown or out of range.
             TrialError: The fit failed, for example by divergence.
         """
-        trial = self.trial(parameters, full=full, bounded=bounded, seed=seed, inside=inside)
+        trial = self.trial(
+            parameters, full=full, bounded=bounded, seed=seed, inside=inside, on_change=on_change
+        )
         while True:
             try:
                 next(trial)
@@ -192,6 +199,7 @@ class Worker:
         bounded: bool = True,
         seed: int | None = None,
         inside: Callable[[LoadedModel], None] | None = None,
+        on_change: Callable[[LoadedModel, Change], None] | None = None,
     ) -> Generator[Check, None, TrialResult]:
         """Do what `run` does, and stop at each look at the model while its fit goes on.
 
@@ -202,9 +210,8 @@ class Worker:
         self.judge.answers.prepare()
         ready = self._clock()
         floor = self.spec.engine.retain_floor if bounded and not full else None
-        with preparation.unlearning(
-            parameters, seed=self.spec.seed if seed is None else seed
-        ) as fit:
+        seed = self.spec.seed if seed is None else seed
+        with self._left_as_it_was(), preparation.unlearning(parameters, seed=seed) as fit:
             watch = Watch(fit.n_epochs, self.spec.engine.checks, floor)
             for epochs in fit:
                 if watch.is_due(epochs):
@@ -220,6 +227,8 @@ class Worker:
             ended = self._clock()
             if inside is not None:
                 inside(self.loaded)
+            if on_change is not None:
+                on_change(self.loaded, fit.change)
         restored = self._clock()
         evaluation = self._embedded.added_to(evaluation)
         embedded = self._clock() - restored
@@ -256,6 +265,27 @@ class Worker:
             seconds={"fit": 0.0, "evaluate": seconds, "trial": seconds},
             max_new_tokens=budget,
         )
+
+    @contextmanager
+    def _left_as_it_was(self) -> Iterator[None]:
+        """Check after a trial, where that is wanted, that every weight is what it was.
+
+        Raises:
+            EditedModelError: One is not.
+        """
+        if not self.spec.engine.verify_weights:
+            yield
+            return
+        before = self._untouched
+        try:
+            yield
+        finally:
+            if fingerprint(self.loaded) != before:
+                raise EditedModelError("a trial has left the model's weights changed")
+
+    @cached_property
+    def _untouched(self) -> str:
+        return fingerprint(self.loaded)
 
     def _clock(self) -> float:
         """Return seconds, after all work on the device has ended."""

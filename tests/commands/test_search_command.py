@@ -157,6 +157,7 @@ def test_a_layer_beyond_the_model_names_file_and_depth(tmp_path: Path) -> None:
 
 def test_a_name_that_is_taken_is_refused_even_by_a_dry_run(tmp_path: Path) -> None:
     (tmp_path / "out/n").mkdir(parents=True)
+    (tmp_path / "out/n/anything").touch()
     for mode in ((), ("--dry-run",)):
         assert "--name n: out/n exists already" in refused("--output", "out", "--name", "n", *mode)
 

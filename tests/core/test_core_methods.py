@@ -202,6 +202,55 @@ def test_a_trial_gives_the_same_whatever_was_tried_before(
     assert same(weights_inside(make().prepare(subject(model)), model, parameters), first)
 
 
+@each_method
+def test_what_a_fit_changed_makes_the_unlearned_model_of_an_untouched_copy(
+    model: LoadedModel, key: tuple[str, str]
+) -> None:
+    """The same logits, bit for bit where weights are edited; merging an adapter rounds."""
+    make, parameters = EXAMPLES[key]
+    untouched = copy.deepcopy(model.model)
+    ids = torch.tensor([RETAIN[0]])
+    with make().prepare(subject(model)).unlearning(parameters, seed=0) as fit:
+        for _ in fit:
+            pass
+        fit.finished()
+        new = {name: tensor.clone() for name, tensor in fit.change.weights().items()}
+        with torch.inference_mode():
+            expected = model.model(input_ids=ids).logits
+    before = untouched(input_ids=ids).logits
+    for name, weight in new.items():
+        untouched.get_parameter(name).copy_(weight)
+    said = untouched(input_ids=ids).logits
+    assert not torch.allclose(before, expected, rtol=1e-3, atol=1e-3)
+    if fit.change.merged:
+        torch.testing.assert_close(said, expected, rtol=1e-3, atol=1e-4)
+    else:
+        assert torch.equal(said, expected)
+
+
+@each_method
+def test_a_method_that_promises_an_exact_adapter_has_its_factors(
+    model: LoadedModel, key: tuple[str, str]
+) -> None:
+    """W₀ + scale · B · A, in float64, is the new weight but for rounding; ranks are as asked."""
+    make, parameters = EXAMPLES[key]
+    method, before = make(), weights(model)
+    with method.prepare(subject(model)).unlearning(parameters, seed=0) as fit:
+        for _ in fit:
+            pass
+        fit.finished()
+        assert (fit.change.factors is not None) == (method.adapter == "exact")
+        if fit.change.factors is None:
+            return
+        factors, new = fit.change.factors(), fit.change.weights()
+        assert {f"{name}.weight" for name in factors} == set(new)
+        for name, one in factors.items():
+            assert one.rank == (1 if key[1] == "closed_form" else 8)
+            product = one.scale * one.second.double() @ one.first.double()
+            summed = before[f"{name}.weight"].double() + product
+            torch.testing.assert_close(new[f"{name}.weight"].double(), summed, rtol=1e-5, atol=1e-6)
+
+
 def flag(name: str) -> str:
     """Return a parameter as it is written on a command line."""
     return "--" + name.replace("_", "-")
@@ -233,6 +282,51 @@ def test_a_fit_can_be_looked_at_between_epochs_ended_early_and_abandoned(
     with preparation.unlearning(parameters, seed=0) as fit:
         next(iter(fit), 0)
     assert same(weights(model), before)
+
+
+@each_method
+def test_the_unmodified_model_comes_back_for_a_while_and_the_unlearned_one_after_it(
+    model: LoadedModel, key: tuple[str, str]
+) -> None:
+    """Between epochs, after the last, several times, and when something goes wrong in between."""
+    make, parameters = EXAMPLES[key]
+    ids = torch.tensor([FORGET[0]])
+
+    def logits() -> torch.Tensor:
+        with torch.inference_mode():
+            return model.model(input_ids=ids).logits.clone()
+
+    before, untouched = weights(model), logits()
+    preparation = make().prepare(subject(model))
+    expected = weights_inside(preparation, model, parameters)
+    with preparation.unlearning(parameters, seed=0) as fit:
+        for _ in fit:
+            with fit.unmodified():
+                assert torch.equal(logits(), untouched)
+        fit.finished()
+        assert same(weights(model), expected)
+        unlearned = logits()
+        assert not torch.equal(unlearned, untouched)
+        for _ in range(2):
+            with fit.unmodified():
+                assert torch.equal(logits(), untouched)
+            assert torch.equal(logits(), unlearned)
+            assert same(weights(model), expected)
+        for kind in (RuntimeError, KeyboardInterrupt):
+            with pytest.raises(kind), fit.unmodified():
+                raise kind
+            assert torch.equal(logits(), unlearned)
+            assert same(weights(model), expected)
+    assert same(weights(model), before)
+    assert torch.equal(logits(), untouched)
+    with (
+        pytest.raises(RuntimeError),
+        preparation.unlearning(parameters, seed=0) as fit,
+        fit.unmodified(),
+    ):
+        raise RuntimeError
+    assert same(weights(model), before)
+    assert torch.equal(logits(), untouched)
 
 
 @each_method
@@ -469,7 +563,17 @@ def test_a_bfloat16_model_is_edited_in_its_own_format_and_restored(loaded: Load)
     model = dataclasses.replace(original, model=copy.deepcopy(original.model).bfloat16())
     before = weights(model)
     for make, parameters in EXAMPLES.values():
-        inside = weights_inside(make().prepare(subject(model)), model, parameters)
+        preparation = make().prepare(subject(model))
+        inside = weights_inside(preparation, model, parameters)
+        with preparation.unlearning(parameters, seed=0) as fit:
+            for _ in fit:
+                with fit.unmodified():
+                    assert {p.dtype for p in model.model.parameters()} <= {
+                        torch.bfloat16,
+                        torch.float32,  # of an adapter, which is off
+                    }
+            fit.finished()
+            assert same(weights(model), inside)
         assert {name: w.dtype for name, w in inside.items()} == {
             name: w.dtype for name, w in before.items()
         }

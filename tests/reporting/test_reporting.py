@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import stat
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from matplotlib.image import imread
 
 from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
-from lunar_tune.reporting.pictures import draw_history, draw_layers, draw_trade_off
 from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
-from lunar_tune.reporting.tables import read_answers, write_answers, write_trials
+from lunar_tune.reporting.tables import (
+    answers_beside,
+    read_answers,
+    write_answers,
+    write_trials,
+)
 
 ANSWERS = [
     AnswerRow(
@@ -154,8 +155,8 @@ def test_columns_stand_in_the_documented_order(tmp_path: Path) -> None:
 
 
 def test_a_label_is_the_setting_in_short() -> None:
-    assert complete(14, 0.1, 0.9).label == "L14 c2.00 lr3.0e-03"
-    assert failed(2).label == "L2 c2.00 lr1.0e+30"
+    assert complete(14, 0.1, 0.9).label == "L14 c2.0 lr3e-3"
+    assert failed(2).label == "L2 c2.0 lr1e30"
 
 
 ROWS = {
@@ -166,61 +167,6 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("draw", [draw_trade_off, draw_history])
-@pytest.mark.parametrize("case", ROWS)
-def test_pictures_can_be_drawn_whatever_came_out(
-    tmp_path: Path, draw: Callable[[Report, Path], None], case: str
-) -> None:
-    path = tmp_path / "picture.png"
-    draw(report(*ROWS[case]), path)
-    assert imread(path)[..., :3].std() > 0.03
-
-
-def test_a_feasible_trial_changes_the_pictures(tmp_path: Path) -> None:
-    for draw in (draw_trade_off, draw_history):
-        others = (complete(1, 0.9, 0.9), complete(2, 0.8, 0.3))
-        draw(report(complete(0, 0.5, 0.3), *others), tmp_path / "without.png")
-        draw(report(complete(0, 0.5, 0.9), *others), tmp_path / "with.png")
-        without, with_one = (imread(tmp_path / f"{name}.png") for name in ("without", "with"))
-        assert (without != with_one).mean() > 0.001
-
-
-def draw_curve(path: Path, **changes: Any) -> None:
-    curve = {
-        "title": "tiny: forget A_B",
-        "layers": [2, 3, 7],
-        "refusal": [0.1, 0.6, 0.2],
-        "truth": [0.9, 0.1, 0.3],
-        "unmodified": -0.9,
-        "best": 3,
-        "recommended": [3],
-    }
-    draw_layers(path, **(curve | changes))
-
-
-def test_the_curve_over_layers_shows_the_best_and_what_is_recommended(tmp_path: Path) -> None:
-    draw_curve(tmp_path / "a.png")
-    first = imread(tmp_path / "a.png")
-    for number, changes in enumerate(({"best": 7}, {"recommended": [3, 7]}, {"unmodified": 0.0})):
-        draw_curve(tmp_path / f"{number}.png", **changes)
-        other = imread(tmp_path / f"{number}.png")
-        assert other.shape == first.shape
-        assert (other != first).mean() > 0.0005, changes
-
-
-def test_the_curve_of_one_layer_can_be_drawn(tmp_path: Path) -> None:
-    one = {"layers": [0], "refusal": [0.1], "truth": [0.9], "best": 0, "recommended": [0]}
-    draw_curve(tmp_path / "a.png", **one)
-    assert imread(tmp_path / "a.png")[..., :3].std() > 0.03
-
-
-def test_a_picture_is_svg_where_its_name_says_so(tmp_path: Path) -> None:
-    draw_curve(tmp_path / "a.SVG")
-    text = (tmp_path / "a.SVG").read_text(encoding="utf-8")
-    assert text.startswith("<?xml")
-    assert ElementTree.fromstring(text).tag.endswith("svg")
-
-
 def text_of(tmp_path: Path, one: Report) -> str:
     write_report(one, tmp_path / "report.md")
     return (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -228,7 +174,7 @@ def text_of(tmp_path: Path, one: Report) -> str:
 
 def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
     text = text_of(tmp_path, report(*ROWS["found"]))
-    assert "trial 3 (L3 c2.00 lr3.0e-03), in full" in text
+    assert "trial 3 (L3 c2.0 lr3e-3), in full" in text
     assert "## The best of 4 trials" in text
     lines = text.splitlines()
     ranked = [line.split("|")[1].strip() for line in lines if "| 0.003 |" in line]
@@ -241,6 +187,51 @@ def test_tables_of_a_report_have_as_many_cells_in_every_row(tmp_path: Path) -> N
     for block in text_of(tmp_path, report(*ROWS["found"])).split("\n\n"):
         rows = [line.replace("\\|", "") for line in block.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1
+
+
+def test_a_report_links_the_pictures_that_there_are_and_says_what_decides(tmp_path: Path) -> None:
+    one = dataclasses.replace(
+        report(*ROWS["found"]), importance={"forget_rouge1": {"learning_rate": 0.75, "layer": 0.2}}
+    )
+    write_report(one, tmp_path / "report.md", {"pictures/history.png": "the course"})
+    lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if "](" in line] == ["![the course](pictures/history.png)"]
+    assert "forget ROUGE-1: learning rate 0.75, layer 0.20." in "\n".join(lines)
+
+
+def test_answers_stand_beside_the_unmodified_models_to_the_same_question() -> None:
+    def answer(edge: str, question: str, text: str, rouge1: float) -> AnswerRow:
+        return AnswerRow(
+            set_name="forget",
+            edge=edge,
+            question=question,
+            truth="t",
+            answer=text,
+            rouge1=rouge1,
+            rouge_l=0.0,
+        )
+
+    before = [
+        answer("A_B", "x", "first", 1.0),
+        answer("A_B", "x", "again", 0.5),
+        answer("B_C", "x", "other edge", 0.25),
+        answer("A_B", "never asked", "left out", 1.0),
+    ]
+    after = [
+        answer("B_C", "x", "c", 0.0),
+        answer("A_B", "x", "a", 0.1),
+        answer("A_B", "x", "b", 0.2),
+        answer("A_B", "new", "d", 0.3),
+    ]
+    table = answers_beside(before, after)
+    assert list(table) == [
+        *("set", "edge", "question", "truth", "unmodified", "answer", "rouge1_before", "rouge1")
+    ]
+    assert table["answer"].tolist() == ["c", "a", "b", "d"]
+    assert table["unmodified"].tolist()[:3] == ["other edge", "first", "again"]
+    assert table["rouge1_before"].tolist()[:3] == [0.25, 1.0, 0.5]
+    assert table["rouge1"].tolist() == [0.0, 0.1, 0.2, 0.3]
+    assert table.iloc[3][["unmodified", "rouge1_before"]].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -264,4 +255,4 @@ def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasi
     """As after an interruption."""
     text = text_of(tmp_path, report(*ROWS["found"], confirmed=False))
     assert "No trial keeps" not in text
-    assert "the best as searched is trial 3 (L3 c2.00 lr3.0e-03)" in text
+    assert "the best as searched is trial 3 (L3 c2.0 lr3e-3)" in text

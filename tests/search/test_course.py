@@ -154,13 +154,17 @@ def test_a_model_that_cannot_be_evaluated_ends_the_course(
     assert heard.searcher.suggest("2") == Searcher.FINISHED
 
 
-def test_a_worker_that_is_lost_with_the_unmodified_model_ends_the_course(tmp_path: Path) -> None:
+def test_a_worker_that_is_lost_three_times_with_the_unmodified_model_ends_the_course(
+    tmp_path: Path,
+) -> None:
     heard = Heard(tmp_path)
-    heard.searcher.suggest("1")
-    heard.crash("1", RuntimeError("killed"))
+    for attempt in "123":
+        assert heard.course.error is None
+        assert heard.searcher.suggest(attempt)["task"] == VANILLA
+        heard.crash(attempt, RuntimeError("killed"))
 
     assert str(heard.course.error) == "RuntimeError: killed"
-    assert heard.searcher.suggest("2") == Searcher.FINISHED
+    assert heard.searcher.suggest("4") == Searcher.FINISHED
 
 
 def test_a_suggestion_is_the_number_and_the_parameters_of_the_study(heard: Heard) -> None:
@@ -297,14 +301,55 @@ def test_every_feasible_trial_may_be_confirmed_and_none_may_hold(tmp_path: Path)
     assert heard.searcher.suggest("last") == Searcher.FINISHED
 
 
-def test_a_worker_that_is_lost_in_a_confirmation_leaves_the_turn_to_the_next(heard: Heard) -> None:
+def test_a_worker_that_is_lost_three_times_in_a_confirmation_leaves_the_turn_to_the_next(
+    heard: Heard,
+) -> None:
     for name in ("1", "2", "3"):
         heard.trial(name, report())
-    heard.searcher.suggest("4")
-    heard.crash("4", RuntimeError("killed"))
+    for attempt in ("4", "5", "6"):
+        assert heard.searcher.suggest(attempt)["number"] == 0
+        heard.crash(attempt, RuntimeError("killed"))
 
+    assert heard.confirm("7", retain=0.9) == 1
+    assert heard.searcher.suggest("8") == Searcher.FINISHED
+
+
+def test_a_trial_whose_worker_is_lost_runs_again_and_the_budget_counts_it_once(
+    heard: Heard,
+) -> None:
+    first = heard.searcher.suggest("1")
+    heard.crash("1", RuntimeError("killed"))
+    again = heard.searcher.suggest("2")
+    assert again["parameters"] == first["parameters"]
+    heard.end("2", report())
+    heard.trial("3", report())
+    heard.trial("4", report())
+    assert [row.state for row in heard.study.rows()] == [FAILED, COMPLETE, COMPLETE, COMPLETE]
     assert heard.confirm("5", retain=0.9) == 1
-    assert heard.searcher.suggest("6") == Searcher.FINISHED
+
+
+def test_a_trial_whose_worker_is_lost_three_times_is_taken_to_be_at_fault(tmp_path: Path) -> None:
+    heard = Heard(tmp_path, num_trials=2, max_failures=9)
+    heard.vanilla()
+    setting = heard.searcher.suggest("1")["parameters"]
+    heard.crash("1", RuntimeError("killed"))
+    for name in ("2", "3"):
+        assert heard.searcher.suggest(name)["parameters"] == setting
+        heard.crash(name, RuntimeError("killed"))
+    heard.trial("4", report())
+
+    assert [row.again for row in heard.study.rows()] == [True, True, False, False]
+    assert heard.study.row(2).failure == "RuntimeError: killed (3 attempts)"
+    assert heard.confirm("5", retain=0.9) == 3, "the trial at fault counts, the others do not"
+
+
+def test_a_full_disk_is_no_settings_fault_and_ends_the_search_all_the_same(heard: Heard) -> None:
+    for name in ("1", "2"):
+        assert not heard.course.gave_up
+        heard.trial(name, {"failure": "OSError: No space left on device", "again": True})
+    assert heard.course.gave_up
+    assert [row.again for row in heard.study.rows()] == [True, True]
+    assert heard.study.n_ended == 0
 
 
 def test_ray_can_pickle_both_without_the_study(heard: Heard) -> None:

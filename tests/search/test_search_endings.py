@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from command_lines import SMALL_SPACE, command, finish, run_command, start
 from search_results import rows_of, statuses
@@ -68,22 +70,30 @@ def test_a_search_whose_trials_all_fail_gives_up(small: list[str], tmp_path: Pat
         assert f"- {row['number']}: {row['failure']}" in (tmp_path / "runs/n/report.md").read_text()
     assert done.stdout.count("failed: ") == 2
     assert statuses(tmp_path / "runs") == (["FINISHED"], ["FAILED", "FAILED"])
-    assert list((tmp_path / "runs/n").glob("trials/*")) == []
+    kept = [path.name for path in (tmp_path / "runs/n").glob("trials/*")]
+    assert kept == ["vanilla.parquet"]
 
 
 def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
     small: list[str], tmp_path: Path
 ) -> None:
-    """The signal goes to all that the command started, as that of Ctrl-C in a terminal."""
+    """The signal goes to all that the command started, as that of Ctrl-C in a terminal; twice."""
     options = [*small, *place(tmp_path), *space(tmp_path, SMALL_SPACE), "--force"]
     process = start(command("search", *options, "--num-trials", "5000"), cwd=tmp_path)
     assert process.stdout is not None
     assert any(line.startswith("trial 2/") for line in process.stdout)
-    os.killpg(process.pid, signal.SIGINT)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.4)
     done = finish(process)
 
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
+    assert "ending; 2 more to end at once" in done.stderr
+    assert [p.cmdline() for p in psutil.process_iter() if tmp_path.name in str(p.cmdline())] == []
+    log = (tmp_path / "runs/n/search.log").read_text(encoding="utf-8")
+    for said in ("data: pairs: forget A_B", "trial 2/5000", "WARNING interrupted", "exit code 130"):
+        assert said in log
     rows = rows_of(tmp_path / "runs/n")
     assert len(rows) >= 2
     assert {row["state"] for row in rows} <= {"complete", "failed"}
@@ -93,7 +103,42 @@ def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
     assert parents == ["KILLED"]
     assert len(children) == len(rows)
     assert set(children) <= {"FINISHED", "FAILED"}
-    for name in ("config.yaml", "report.md", "trade_off.png", "history.png"):
+    for name in ("config.yaml", "report.md", "pictures/trade_off.png", "pictures/history.svg"):
         assert (tmp_path / "runs/n" / name).stat().st_size > 0
     assert yaml.safe_load((tmp_path / "runs/n/config.yaml").read_text())["search"]
     assert journal_events(tmp_path), "every line of the journal can be read"
+
+    again = run_command("search", *options, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already. Go on with it (python -m lunar_tune.search --resume" in again.stderr
+
+    wanted = sum(row["state"] == "complete" for row in rows) + 2
+    resume = ["--resume", "n", "--output", "runs", "--num-trials", str(wanted)]
+    done = run_command("search", *resume, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    after = rows_of(tmp_path / "runs/n")
+    assert after[: len(rows)] == rows, "what was computed is kept"
+    new = after[len(rows) :]
+    assert [row["state"] for row in new] == ["complete"] * 2
+    if failures:
+        interrupted = next(row for row in rows if row["again"])
+        for name in ("params.layer", "params.coefficient", "params.learning_rate"):
+            assert new[0][name] == interrupted[name], "the interrupted setting comes first"
+    finished = run_command("search", *resume, cwd=tmp_path)
+    assert finished.returncode == 3
+    assert "n is finished" in finished.stdout
+
+
+def test_the_same_seed_gives_the_same_trials_and_scores(small: list[str], tmp_path: Path) -> None:
+    """On one worker and a CPU; times and dates differ."""
+    found = []
+    for name in ("one", "two"):
+        options = [*small, *space(tmp_path, SMALL_SPACE), "--force", "--num-trials", "11"]
+        options += ["--output", "runs", "--name", name, "--concurrency", "1", "--seed", "5"]
+        done = run_command("search", *options, cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        timed = ("seconds", "started", "ended")
+        rows = rows_of(tmp_path / "runs" / name)
+        found.append([{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows])
+    assert found[0] == found[1]
+    assert len({row["answers_digest"] for row in found[0]}) > 1

@@ -65,6 +65,7 @@ def message_of(config: SearchConfig) -> str:
         ({"address": "ray://head:10001"}, "--address ray://head:10001: a search cannot run"),
         ({"name": "n" * 121}, "--name nnnnnnnnnnnnnnnnnnnn…: at most 120 characters"),
         ({"name": "a/b"}, "--name a/b: a plain name, without folders."),
+        ({"experiment": " "}, "--experiment is empty: name an MLflow experiment"),
         ({"name": ".."}, "--name ..: a plain name"),
         ({"name": ""}, "--name : a plain name"),
     ],
@@ -88,6 +89,7 @@ def test_the_bounds_themselves_are_allowed() -> None:
 def test_a_plan_says_all_that_is_wrong_with_options_space_and_data(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("lunar: {adamw: {parameters: {layer: 3}}}")
     (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/study.journal").touch()
     config = SearchConfig(
         run=RunOptions(data="mini", forget_edges=("X_Y",), reference_prompts="nosuch"),
         retain_floor=7,
@@ -171,7 +173,12 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     folder = make_folder(config, spec)
     assert (folder.path, folder.name) == ((tmp_path / "deep/runs/n").resolve(), "n")
 
-    with pytest.raises(InputError, match=r"--name n: .* exists already"):
+    folder.lock.touch()
+    folder.vanilla_answers.parent.mkdir()
+    folder.vanilla_answers.touch()
+    make_folder(config, spec)  # of a search that was killed before its first trial
+    folder.journal.touch()
+    with pytest.raises(InputError, match=r"--name n: .* exists already.*--resume"):
         make_folder(config, spec)
     with pytest.raises(InputError, match=r"--name n: .* exists already"):
         check_output(config.output, "n")
@@ -328,29 +335,20 @@ def test_next_commands_are_those_for_a_shell_here(
     commands = list(
         next_commands(config, tmp_path / "runs/n", BEST, ("--data", "my file.json")).values()
     )
-    assert commands[0][1:4] == ["-m", "mlflow", "ui"]
-    assert f"sqlite:///{tmp_path.resolve() / 'runs/mlflow.db'}" in commands[0]
+    assert commands[0][1:] == ["-m", "lunar_tune.compare", "runs/n"]
     assert commands[1][1:] == [
-        *("-m", "lunar_tune.unlearn", "--data", "my file.json"),
-        *("--layer", "1", "--coefficient", "2.5", "--learning-rate", "0.003"),
-        *("--save", str(Path("runs/n/model"))),
+        *("-m", "lunar_tune.export", str(Path("runs/n"))),
+        *("--format", "checkpoint", "--output", str(Path("runs/n/model"))),
     ]
     assert Path(commands[0][0]).absolute() == Path(sys.executable).absolute()
 
 
-def test_without_a_best_setting_or_with_a_server_fewer_commands_are_shown(tmp_path: Path) -> None:
-    server = SearchConfig(output=tmp_path, tracking_uri="http://127.0.0.1:5000")
-    (again,) = next_commands(server, tmp_path / "n", None, ("--seed", "4")).values()
+@pytest.mark.parametrize("uri", [None, "http://127.0.0.1:5000"])
+def test_without_a_best_setting_there_is_none_to_run_again(tmp_path: Path, uri: str | None) -> None:
+    config = SearchConfig(output=tmp_path, tracking_uri=uri)
+    compare, again = next_commands(config, tmp_path / "n", None, ("--seed", "4")).values()
+    assert compare[1:3] == ["-m", "lunar_tune.compare"]
     assert again[1:] == ["-m", "lunar_tune.search", "--seed", "1"]  # one above the search's own
-    ui, _ = next_commands(SearchConfig(output=tmp_path), tmp_path / "n", None, ()).values()
-    assert ui[1:4] == ["-m", "mlflow", "ui"]
-
-
-def test_the_command_for_the_best_evaluates_all_rows_in_full(tmp_path: Path) -> None:
-    given = ("--retain-rows", "20", "--data", "x", "--max-new-tokens", "8")
-    commands = list(next_commands(SearchConfig(output=tmp_path), tmp_path, BEST, given).values())
-    assert commands[1][3:5] == ["--data", "x"]
-    assert not {"--retain-rows", "--max-new-tokens"} & set(commands[1])
 
 
 def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None:

@@ -71,12 +71,25 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture(scope="module")
 def again(search: Finished) -> Path:
-    """Run the command that the search printed for its best setting; return the results' folder."""
-    line = next(line for line in search.done.stdout.splitlines() if "lunar_tune.unlearn" in line)
-    more = ["--json", "again.json", "--answers", "again.parquet"]
-    done = finish(start([*shlex.split(line), *more], cwd=search.cwd))
+    """Run the best setting on its own; return the results' folder."""
+    setting = [
+        part
+        for name, value in search.best["parameters"].items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    more = ["--seed", "3", "--json", "again.json", "--answers", "again.parquet"]
+    done = run_command("unlearn", *setting, *more, cwd=search.cwd)
     assert done.returncode == 0, done.stderr
     return search.cwd
+
+
+@pytest.fixture(scope="module")
+def exported(search: Finished) -> dict[str, Any]:
+    """Run the command that the search printed for its winner; return what it says of itself."""
+    line = next(line for line in search.done.stdout.splitlines() if "lunar_tune.export" in line)
+    done = finish(start(shlex.split(line), cwd=search.cwd))
+    assert done.returncode == 0, done.stderr
+    return json.loads((search.folder / "model" / "export.json").read_text())
 
 
 def mean_recall(answers: list[dict[str, Any]], set_name: str, kind: str = "rouge1") -> float:
@@ -109,13 +122,14 @@ def test_nothing_is_written_outside_the_output_folder(search: Finished) -> None:
         "mlartifacts",
     }
     assert {path.name for path in search.folder.iterdir()} - {"model"} == {
+        ".lock",
+        ".study.journal.lock",
         "config.yaml",
         "study.journal",
         "trials",
         "trials.parquet",
         "best.yaml",
-        "trade_off.png",
-        "history.png",
+        "pictures",
         "report.md",
     }
 
@@ -233,9 +247,15 @@ def test_the_best_is_confirmed_on_all_rows_with_the_published_budget(search: Fin
     assert search.best["as_searched"]["max_new_tokens"] < 512
 
 
-def test_the_printed_command_gives_the_confirmed_scores_again(
-    search: Finished, again: Path
+def test_the_printed_command_writes_a_model_with_the_confirmed_answers(
+    search: Finished, exported: dict[str, Any]
 ) -> None:
+    assert exported["proven"] is True
+    assert exported["differing_rows"] == 0
+    assert exported["scores"] == pytest.approx(search.best["confirmed"]["scores"], abs=1e-9)
+
+
+def test_the_best_setting_gives_the_confirmed_scores_again(search: Finished, again: Path) -> None:
     document = json.loads((again / "again.json").read_text())
     confirmed = search.best["confirmed"]["scores"]
     assert {name: document[name] for name in confirmed} == pytest.approx(confirmed, abs=1e-9)
@@ -254,6 +274,7 @@ def test_answers_of_the_trial_begin_the_answers_in_full(search: Finished, again:
         assert other["answer"].startswith(one["answer"].rstrip("\ufffd"))
 
 
+@pytest.mark.usefixtures("exported")
 def test_the_saved_model_answers_the_same_in_plain_transformers(
     search: Finished, again: Path
 ) -> None:
@@ -281,7 +302,7 @@ def test_the_saved_model_answers_the_same_in_plain_transformers(
             assert row["answer"] == text
 
 
-@pytest.mark.parametrize("name", ["trade_off.png", "history.png"])
+@pytest.mark.parametrize("name", ["pictures/trade_off.png", "pictures/history.png"])
 def test_pictures_show_something(search: Finished, name: str) -> None:
     from matplotlib.image import imread
 
@@ -298,7 +319,8 @@ def test_the_report_names_the_best_trial_and_its_scores(search: Finished) -> Non
     assert f"trial {best['trial']} (" in text
     assert f"{best['confirmed']['scores']['retain_rouge1']:.4g}" in text
     assert "| unmodified model |" in text
-    for picture in ("trade_off.png", "history.png"):
+    for picture in ("pictures/trade_off.png", "pictures/history.png"):
+        assert (search.folder / picture).is_file()
         assert f"({picture})" in text
 
 
@@ -318,8 +340,8 @@ class Tracked:
         self.parents = [run for run in self.runs if run not in children]
         self.children = sorted(children, key=lambda run: int(run.data.tags["trial"]))
 
-    def artifacts(self, run_id: str) -> set[str]:
-        return {one.path for one in self.client.list_artifacts(run_id)}
+    def artifacts(self, run_id: str, path: str | None = None) -> set[str]:
+        return {one.path for one in self.client.list_artifacts(run_id, path)}
 
     def table(self, run_id: str, folder: Path) -> dict[str, Any]:
         path = self.client.download_artifacts(run_id, "answers.json", str(folder))
@@ -353,23 +375,42 @@ def test_the_parent_has_vanilla_and_confirmed_scores_data_and_configuration(
         ("vanilla", search.best["vanilla"]),
         ("best", search.best["confirmed"]["scores"]),
     ):
-        recorded = {name: parent.data.metrics[f"{prefix}_{name}"] for name in scores}
-        assert recorded == pytest.approx(scores)
+        shown = {name: value for name, value in scores.items() if not name.endswith("_rows")}
+        recorded = {name: parent.data.metrics[f"{prefix}_{name}"] for name in shown}
+        assert recorded == pytest.approx(shown)
     assert {one.dataset.name for one in parent.inputs.dataset_inputs} == set(SETS)
     assert {json.loads(i.dataset.profile)["rows"] for i in parent.inputs.dataset_inputs} == {
         12,
         84,
         81,
     }
-    expected = {"config.yaml", "best.yaml", "report.md", "trade_off.png", "history.png"}
+    expected = {"config.yaml", "space.yaml", "best.yaml", "report.md", "pictures"}
     assert tracked.artifacts(parent.info.run_id) == expected
+    pictures = tracked.artifacts(parent.info.run_id, "pictures")
+    assert pictures == {f"pictures/{path.name}" for path in search.folder.glob("pictures/*")}
+
+
+def test_the_parent_has_the_best_setting_and_how_it_was_found(
+    search: Finished, tracked: Tracked
+) -> None:
+    parent, best = tracked.parents[0], search.best
+    assert parent.data.params["best_trial"] == str(best["trial"])
+    for name, value in best["parameters"].items():
+        assert float(parent.data.params[f"best_{name}"]) == value
+    assert (parent.data.metrics["feasible"], parent.data.tags["feasible"]) == (1.0, "true")
+    assert "**Best feasible setting**" in parent.data.tags["mlflow.note.content"]
+    history = tracked.client.get_metric_history(parent.info.run_id, "best_feasible")
+    feasible = [(row["number"], row["forget_rouge1"]) for row in search.rows if row["feasible"]]
+    running = {n: min(f for m, f in feasible if m <= n) for n in range(feasible[0][0], TRIALS)}
+    assert {point.step: point.value for point in history} == running
 
 
 def test_children_agree_with_the_study(search: Finished, tracked: Tracked, tmp_path: Path) -> None:
     for trial, run in zip(search.trials(), tracked.children, strict=True):
         assert {k: float(v) for k, v in run.data.params.items()} == trial.params
         scores = trial.user_attrs["scores"]
-        assert {name: run.data.metrics[name] for name in scores} == pytest.approx(scores)
+        shown = {name: value for name, value in scores.items() if not name.endswith("_rows")}
+        assert {name: run.data.metrics[name] for name in shown} == pytest.approx(shown)
         feasible = scores["retain_rouge1"] >= 0.8
         assert run.data.metrics["feasible"] == float(feasible)
         expected = {
@@ -386,7 +427,7 @@ def test_children_agree_with_the_study(search: Finished, tracked: Tracked, tmp_p
         losses = [point.value for point in sorted(history, key=lambda point: point.step)]
         assert [point.step for point in history] == list(range(1, 21))
         assert losses == pytest.approx(trial.user_attrs["losses"])
-        assert run.data.metrics["seconds_trial"] == trial.user_attrs["seconds"]["trial"]
+        assert run.data.metrics["seconds"] == trial.user_attrs["seconds"]["trial"]
     number = search.best["trial"]
     table = tracked.table(tracked.children[number].info.run_id, tmp_path)
     answers = search.answers(number)

@@ -194,7 +194,7 @@ def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Pat
         study = session.on_vanilla(vanilla, None, prior_of(CURVE, recommended).document())
         assert session.plan.space.parameters["layer"] == IntRange(low=2, high=3)
         assert study.ask()[1]["layer"] == 3
-        session._display.close()
+        session._display.doing(None)
     config = yaml.safe_load(folder.config.read_text())
     assert config["resolved"]["layer_prior"]["recommended"] == [2, 3]
 

@@ -117,7 +117,113 @@ def test_scores_that_are_not_finite_fail_the_trial(
     row = study.row(0)
     assert (row.state, row.failure) == (FAILED, "a score is not a finite number")
     assert (row.scores, row.feasible, study.running()) == ({}, None, [])
+    told = frozen(tmp_path)[0]
+    assert (told.state, told.value) == (TrialState.COMPLETE, 1.0), "the sampler learns from it"
+    assert told.constraints == {BOUND: 0.8}
+
+
+@pytest.mark.parametrize(
+    ("goal", "seen", "value", "violations"),
+    [
+        # The worst that ROUGE can be, whatever was seen.
+        ({}, {"forget_rouge1": 0.1, "retain_rouge1": 0.9}, 1.0, {BOUND: 0.8}),
+        # Maximised: its least value, with the sign of what Optuna minimises.
+        (
+            {"minimise": "retain_rouge1", "constrain": ("forget_rouge1<=0.25",)},
+            {"forget_rouge1": 0.1, "retain_rouge1": 0.9},
+            0.0,
+            {"forget_rouge1<=0.25": 0.75},
+        ),
+        # A perplexity has no end: the highest that was seen.
+        (
+            {"constrain": ("retain_perplexity<=3",)},
+            {"forget_rouge1": 0.1, "retain_perplexity": 7.5},
+            1.0,
+            {"retain_perplexity<=3": 4.5},
+        ),
+    ],
+)
+def test_a_setting_that_fails_by_its_nature_is_told_as_the_worst_that_can_be(
+    tmp_path: Path,
+    goal: dict[str, Any],
+    seen: dict[str, float],
+    value: float,
+    violations: dict[str, float],
+) -> None:
+    study = study_in(tmp_path, **goal)
+    study.ask()
+    study.complete(0, result(0.1, 0.9) | {"scores": seen})
+    study.ask()
+    study.fail(1, "the loss became NaN", by_nature=True)
+
+    told = frozen(tmp_path)[1]
+    assert (told.state, told.value, dict(told.constraints)) == (
+        TrialState.COMPLETE,
+        value,
+        violations,
+    )
+    row = study.row(1)
+    assert (row.state, row.failure, row.scores, row.feasible, row.objective) == (
+        *(FAILED, "the loss became NaN", {}, None, None),
+    )
+    assert not row.again
+    assert study.n_ended == 2
+
+
+def test_a_failure_is_not_told_to_the_sampler_where_no_worst_score_is_known(
+    tmp_path: Path,
+) -> None:
+    study = study_in(tmp_path, constrain=("retain_perplexity<=3",))
+    study.ask()
+    study.fail(0, "the loss became NaN", by_nature=True)
     assert frozen(tmp_path)[0].state == TrialState.FAIL
+    assert study.row(0).failure == "the loss became NaN"
+
+
+def test_the_sampler_keeps_away_from_where_settings_fail(tmp_path: Path) -> None:
+    """Above a learning rate of 3e-3 every fit diverges; later suggestions lie below."""
+    study = study_in(tmp_path, starting_points=False)
+    rates = []
+    for _ in range(30):
+        number, parameters = study.ask()
+        rates.append(parameters["learning_rate"])
+        if parameters["learning_rate"] > 3e-3:
+            study.fail(number, "diverged", by_nature=True)
+        else:
+            study.complete(number, landscape(parameters))
+    late = rates[15:]
+    # A third of the range lies above, on its logarithmic scale 40 %.
+    assert sum(rate > 3e-3 for rate in late) / len(late) < 0.2
+
+
+def test_a_trial_that_was_nobodys_fault_runs_again_under_another_number(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    number, parameters = study.ask()
+    assert study.attempts(number) == 1
+    study.fail(number, "the worker was killed", again=True)
+    assert (study.row(0).again, study.n_ended) == (True, 0)
+
+    assert study.ask() == (1, parameters)
+    assert study.attempts(1) == 2
+    study.complete(1, result(0.2, 0.9))
+    assert (study.row(1).again, study.n_ended) == (False, 1)
+
+
+def test_a_kill_between_queueing_and_failing_does_not_run_a_setting_twice(tmp_path: Path) -> None:
+    """The journal then has the queued setting, and the trial that it repeats still running."""
+    study = study_in(tmp_path)
+    study.ask()
+    path = tmp_path / "study.journal"
+    before = path.read_bytes().count(b"\n")
+    study.fail(0, "the worker was killed", again=True)
+    lines = path.read_bytes().splitlines(keepends=True)
+    queued = next(i for i, line in enumerate(lines) if i >= before and b"again_of" in line)
+    path.write_bytes(b"".join(lines[: queued + 1]))
+
+    again = study_in(tmp_path)
+    states = [trial.state for trial in frozen(tmp_path)]
+    assert states == [TrialState.FAIL, TrialState.WAITING]
+    assert again.ask()[0] == 1
 
 
 def test_a_failure_keeps_its_first_reason(tmp_path: Path) -> None:
@@ -303,11 +409,12 @@ def test_a_study_that_is_opened_again_fails_what_was_left_and_runs_it_first(
 def test_a_trial_that_was_interrupted_counts_for_nothing_and_runs_first(tmp_path: Path) -> None:
     first = study_in(tmp_path)
     number, parameters = first.ask()
-    first.fail(number, INTERRUPTED)
+    first.fail(number, INTERRUPTED, again=True)
     again = study_in(tmp_path)
     assert again.n_ended == 0
     assert again.row(0).failure == INTERRUPTED
     assert again.ask() == (1, parameters)
+    assert again.attempts(1) == 1, "an interruption is no attempt"
 
 
 def test_a_torn_last_line_is_cut_and_all_before_it_is_kept(tmp_path: Path) -> None:

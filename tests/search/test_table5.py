@@ -27,8 +27,9 @@ from lunar_tune.methods.gradient_settings import GradientSettings
 from lunar_tune.reporting.methods_table import CellResult, Tolerance, write_methods_table
 from lunar_tune.search.config import PAPER_METHODS, SearchConfig
 from lunar_tune.search.plan import plan_search
+from lunar_tune.search.signature import signature_of
 from lunar_tune.search.study import StoredStudy, Study
-from lunar_tune.search.table_cells import Cell, cells_of, signature_of
+from lunar_tune.search.table_cells import Cell, cells_of
 from lunar_tune.search.table_results import is_finished, result_of
 from lunar_tune.search.table_run import TableRun
 from lunar_tune.trial.options import RunOptions

@@ -1,23 +1,37 @@
-"""The MLflow mirror against sqlite stores: what is opened is closed, and says how it ended."""
+"""The MLflow mirror: what is opened is closed and says how it ended, in a file and on a server."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import json
+import math
 import os
+import subprocess
 import sys
+import threading
+import time
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from command_lines import finish, start
+from tracking_server import tracking_server
 
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.reporting.tables import write_answers
+from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.folder import Folder
+from lunar_tune.search.run_origin import git_tags
+from lunar_tune.search.tracked_run import TrackedRun
 from lunar_tune.search.tracking import (
     EXPERIMENT,
     SearchTracker,
@@ -37,9 +51,9 @@ COMPLETE_ROW = TrialRow(
     number=0,
     state=COMPLETE,
     parameters=PARAMETERS,
-    scores={"forget_rouge1": 0.25, "retain_rouge1": 0.75},
+    scores={"forget_rouge1": 0.25, "retain_rouge1": 0.75, "retain_rows": 84.0},
     feasible=False,
-    seconds={"fit": 0.5, "suggest": 0.125},
+    seconds={"fit": 0.5, "suggest": 0.125, "trial": 0.75},
     losses=tuple(float(n) for n in range(1500, 0, -1)),
 )
 FAILED_ROW = TrialRow(
@@ -47,28 +61,46 @@ FAILED_ROW = TrialRow(
 )
 
 
+@dataclass(frozen=True)
+class Store:
+    """Where runs are written."""
+
+    uri: str
+    output: Path
+
+    def tracker(self, name: str = "search", **options: Any) -> SearchTracker:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return SearchTracker(self.uri, output=self.output, name=name, **options)
+
+
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of one store, made once: making it takes seconds."""
-    folder = tmp_path_factory.mktemp("runs")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        SearchTracker(default_tracking_uri(folder), output=folder, name="first").close(
-            status="FINISHED"
-        )
-    return folder
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with tracking_server(tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module", params=["sqlite", "server"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Return a store of each kind, made once: making it takes seconds."""
+    output = tmp_path_factory.mktemp("runs")
+    if request.param == "sqlite":
+        return Store(default_tracking_uri(output), output)
+    return Store(request.getfixturevalue("server"), output)
 
 
 @pytest.fixture
-def tracker(output: Path) -> SearchTracker:
-    return SearchTracker(default_tracking_uri(output), output=output, name="search")
+def tracker(store: Store) -> SearchTracker:
+    return store.tracker()
 
 
 @pytest.fixture
-def client(output: Path) -> MlflowClient:
+def client(store: Store) -> MlflowClient:
     from mlflow import MlflowClient
 
-    return MlflowClient(default_tracking_uri(output))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return MlflowClient(store.uri, registry_uri=store.uri)
 
 
 def children(client: MlflowClient, tracker: SearchTracker) -> list[Run]:
@@ -78,14 +110,24 @@ def children(client: MlflowClient, tracker: SearchTracker) -> list[Run]:
     return list(runs)
 
 
-def test_searches_of_one_folder_share_the_experiment(
-    output: Path, tracker: SearchTracker, client: MlflowClient
-) -> None:
-    experiment = client.get_experiment(tracker.experiment_id)
+def test_searches_of_one_store_share_the_experiment(store: Store, client: MlflowClient) -> None:
+    trackers = [store.tracker(name) for name in ("first", "second")]
+    assert len({one.experiment_id for one in trackers}) == 1
+    experiment = client.get_experiment(trackers[0].experiment_id)
     assert experiment.name == EXPERIMENT
-    assert experiment.artifact_location == (output / "mlartifacts").as_uri()
-    names = {run.info.run_name for run in client.search_runs([tracker.experiment_id])}
-    assert {"first", "search"} <= names
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    names = {run.info.run_name for run in client.search_runs([experiment.experiment_id])}
+    assert {"first", "second"} <= names
+    if store.uri.startswith("sqlite"):
+        assert experiment.artifact_location == (store.output / "mlartifacts").as_uri()
+
+
+def test_a_project_of_ones_own_is_an_experiment_of_its_own(
+    store: Store, client: MlflowClient
+) -> None:
+    own = store.tracker(experiment="my project")
+    assert client.get_experiment(own.experiment_id).name == "my project"
+    assert own.experiment_id != store.tracker().experiment_id
 
 
 def test_a_complete_trial_is_finished_and_says_that_it_is_infeasible(
@@ -113,8 +155,7 @@ def test_a_complete_trial_is_finished_and_says_that_it_is_infeasible(
         "forget_rouge1": 0.25,
         "retain_rouge1": 0.75,
         "feasible": 0.0,
-        "seconds_fit": 0.5,
-        "seconds_suggest": 0.125,
+        "seconds": 0.75,
         "loss": 1.0,
     }
     assert {"model": "tiny", "trial": "0", "state": "complete", "feasible": "false"}.items() <= (
@@ -208,11 +249,160 @@ def test_the_parent_says_what_the_search_is(tracker: SearchTracker, client: Mlfl
 
 
 def test_a_run_id_in_the_environment_does_not_become_the_parent(
-    output: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    tracker = SearchTracker(default_tracking_uri(output), output=output, name="search")
-    assert tracker.run_id != "0" * 32
+    assert store.tracker().run_id != "0" * 32
+
+
+def test_every_run_says_where_it_comes_from(
+    store: Store, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commit and state of the current folder's repository, and the versions that ran."""
+    quiet = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*quiet, "init", "-q", "-b", "trunk"], check=True)
+    (tmp_path / "notes.txt").write_text("one")
+    subprocess.run([*quiet, "add", "notes.txt"], check=True)
+    subprocess.run([*quiet, "commit", "-q", "-m", "first"], check=True)
+    head = subprocess.run([*quiet, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    (tmp_path / "notes.txt").write_text("two")
+    monkeypatch.chdir(tmp_path)
+
+    tracker = store.tracker()
+    tracker.start(RUNNING_ROW, name="a trial", tags={})
+    for run in (client.get_run(tracker.run_id), *children(client, tracker)):
+        assert {
+            "mlflow.source.git.commit": head.stdout.strip(),
+            "mlflow.source.git.branch": "trunk",
+            "mlflow.source.git.dirty": "true",
+            "version.optuna": importlib.metadata.version("optuna"),
+            "version.torch": importlib.metadata.version("torch"),
+        }.items() <= run.data.tags.items()
+        assert run.data.tags["mlflow.user"]
+    tracker.close(status="KILLED")
+
+
+def test_a_folder_without_a_repository_has_no_commit(tmp_path: Path) -> None:
+    assert git_tags(tmp_path) == {}
+
+
+def test_what_is_no_finite_number_is_left_out(tracker: SearchTracker, client: MlflowClient) -> None:
+    tracker.log_metrics({"a": math.nan, "b": math.inf, "c": 1.0})
+    assert client.get_run(tracker.run_id).data.metrics == {"c": 1.0}
+
+
+def test_the_parent_follows_the_best_feasible_score_trial_by_trial(
+    tracker: SearchTracker, client: MlflowClient
+) -> None:
+    """Trial 2 ends before trial 1; an infeasible trial and a failed one change nothing."""
+    outcomes = [(0, 0.5, True, 1), (2, 0.1, False, 2), (1, 0.25, True, 3), (3, 0.375, True, 5)]
+    rows = [
+        dataclasses.replace(
+            COMPLETE_ROW,
+            number=number,
+            scores={"forget_rouge1": forget, "retain_rouge1": 0.9},
+            objective=forget,
+            feasible=feasible,
+            ended=datetime(2026, 1, 1, 0, minute),
+        )
+        for number, forget, feasible, minute in outcomes
+    ]
+    failed = dataclasses.replace(FAILED_ROW, number=4, ended=datetime(2026, 1, 1, 0, 4))
+    tracker.progress([rows[0], rows[1]], "forget_rouge1")
+    tracker.progress([*rows, failed], "forget_rouge1")
+
+    history = client.get_metric_history(tracker.run_id, "best_feasible")
+    assert sorted((point.step, point.value) for point in history) == [
+        (0, 0.5),
+        (2, 0.25),
+        (2, 0.5),
+        (4, 0.25),
+    ]
+
+
+def test_searches_compare_by_their_outcome(tracker: SearchTracker, client: MlflowClient) -> None:
+    scores = {"forget_rouge1": 0.125, "retain_rouge1": 0.875, "retain_rows": 84.0}
+    tracker.conclude(dataclasses.replace(COMPLETE_ROW, number=7), scores)
+    run = client.get_run(tracker.run_id)
+    assert run.data.metrics == {
+        "feasible": 1.0,
+        "best_forget_rouge1": 0.125,
+        "best_retain_rouge1": 0.875,
+    }
+    assert run.data.params == {
+        "best_trial": "7",
+        **{f"best_{name}": str(value) for name, value in PARAMETERS.items()},
+    }
+    assert run.data.tags["feasible"] == "true"
+
+
+def test_a_search_that_found_nothing_says_so(tracker: SearchTracker, client: MlflowClient) -> None:
+    tracker.conclude(None, None)
+    run = client.get_run(tracker.run_id)
+    assert (run.data.metrics, run.data.params) == ({"feasible": 0.0}, {})
+    assert run.data.tags["feasible"] == "false"
+
+
+def test_files_keep_their_folders_and_pictures_have_one(
+    tracker: SearchTracker, client: MlflowClient, tmp_path: Path
+) -> None:
+    names = ("report.md", "history.png", "pictures/answers/a.svg")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    tracker.log_files([tmp_path / name for name in names], root=tmp_path)
+
+    assert {one.path for one in client.list_artifacts(tracker.run_id)} == {"report.md", "pictures"}
+    inside = {one.path for one in client.list_artifacts(tracker.run_id, "pictures")}
+    assert inside == {"pictures/history.png", "pictures/answers"}
+    deepest = client.list_artifacts(tracker.run_id, "pictures/answers")
+    assert [one.path for one in deepest] == ["pictures/answers/a.svg"]
+
+
+def test_the_use_of_the_machine_is_recorded_until_the_run_ends(
+    tracker: SearchTracker, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def use() -> dict[str, float]:
+        metrics = client.get_run(tracker.run_id).data.metrics
+        return {name: value for name, value in metrics.items() if name.startswith("system/")}
+
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    before = threading.active_count()
+    tracker.monitor()
+    deadline = time.monotonic() + 60
+    while not use() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    tracker.close(status="FINISHED")
+
+    assert "system/cpu_utilization_percentage" in use()
+    assert threading.active_count() == before
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_machine_that_cannot_be_measured_ends_no_search(
+    tracker: SearchTracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such driver")
+
+    name = "mlflow.system_metrics.system_metrics_monitor.SystemMetricsMonitor"
+    monkeypatch.setattr(name, broken)
+    tracker.monitor()
+    tracker.close(status="FINISHED")
+    assert "--system-metrics: cannot be recorded, the search goes on: no such driver" in caplog.text
+
+
+def test_a_relative_store_is_kept_by_its_full_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = TrackedRun.__new__(TrackedRun)
+    tracker.uri, tracker.experiment_id, tracker.run_id = "sqlite:///a/b.db", "1", "r"
+    monkeypatch.chdir(tmp_path)
+    assert tracker.address == {
+        "uri": f"sqlite:///{tmp_path.resolve() / 'a/b.db'}",
+        "experiment_id": "1",
+        "run_id": "r",
+    }
 
 
 @pytest.mark.parametrize(
@@ -318,9 +508,10 @@ def test_a_trial_whose_run_cannot_be_opened_is_mirrored_when_the_store_is_back(
 
     session = SearchSession.__new__(SearchSession)
     session.tracker = tracker
-    method = SimpleNamespace(name="lunar")
-    session.plan = SimpleNamespace(spec=SimpleNamespace(method=method, tags={}))  # type: ignore[assignment]
-    session.folder = SimpleNamespace(path=tmp_path)  # type: ignore[assignment]
+    spec = SimpleNamespace(method=SimpleNamespace(name="lunar"), tags={})
+    session.plan = SimpleNamespace(spec=spec, config=SearchConfig())  # type: ignore[assignment]
+    session.study = SimpleNamespace(rows=lambda: [COMPLETE_ROW])  # type: ignore[assignment]
+    session.folder = Folder(tmp_path)
 
     def away(*_: Any, **__: Any) -> Any:
         raise MlflowException("the server is away")

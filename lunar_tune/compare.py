@@ -1,0 +1,187 @@
+"""The command `python -m lunar_tune.compare`: the trials of searches beside each other.
+
+Covers: MLflow's comparison page on the right store, started here or on its own server; one page
+of HTML instead, which needs no server.
+Does not cover: what the page shows (`static_page`), how the server is run (`mlflow_ui`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from lunar_tune.cli.running import DebugOption, command_app, reporting_errors, say
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.paths import check_writable_file
+from lunar_tune.search.folder import RUNS
+
+if TYPE_CHECKING:
+    from lunar_tune.search.mirror import Mirror
+    from lunar_tune.search.results import SearchResults
+
+
+def compare(
+    *,
+    searches: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Names or folders. Default: the search that was written to last.",
+            metavar="[SEARCH]…",
+            show_default=False,
+        ),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder in which names are looked up.")] = RUNS,
+    static: Annotated[
+        Path | None,
+        typer.Option(help="Write one page of HTML instead, and start nothing.", metavar="FILE"),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow tracking URI, where the store was moved or wants a password. Default: "
+            "the one that the searches were written to."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Of MLflow's UI on this machine. Default: a free one.")
+    ] = None,
+    no_open: Annotated[
+        bool, typer.Option("--no-open", help="Print the address and open no browser.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare the trials of searches in MLflow's UI, or in one page of HTML.
+
+    `python -m lunar_tune.compare`
+
+    `python -m lunar_tune.compare runs/ONE runs/OTHER --static both.html`
+
+    The UI is bound to this machine alone and runs until Ctrl-C. Searches on a tracking server are
+    compared there. A search that still runs shows the trials that have ended.
+    """
+    with reporting_errors(debug=debug):
+        problems, results = Problems(), []
+        for search in searches or _last(runs, problems):
+            with problems.collect():
+                results.append(_load(search, runs))
+        with problems.collect():
+            check_writable_file(static, "--static")
+        mirrors = [] if static is not None else _mirrors(results, tracking_uri, port, problems)
+        problems.raise_if_any()
+        console = Console(emoji=False)
+        if static is not None:
+            from lunar_tune.search.static_page import write_static_page
+
+            write_static_page(results, static)
+            say(console, f"written to {static}")
+        else:
+            _show(mirrors, console, port=port, opens=not no_open)
+
+
+def _load(search: str, runs: Path) -> SearchResults:
+    from lunar_tune.search.results import load_search
+
+    return load_search(search, runs=runs)
+
+
+def _last(runs: Path, problems: Problems) -> list[str]:
+    """Return the folder of the search that was written to last, if there is one."""
+    from lunar_tune.search.folder import searches_in
+
+    found = searches_in(runs)
+    if not found:
+        problems.add(
+            f"{runs} has no search to compare: name a search's folder, give --runs, or start one "
+            "with lunar_tune.search."
+        )
+    return [str(one.path) for one in found[:1]]
+
+
+def _mirrors(
+    results: Sequence[SearchResults], uri: str | None, port: int | None, problems: Problems
+) -> list[Mirror]:
+    from lunar_tune.search.mirror import find_mirror
+    from lunar_tune.search.mlflow_ui import check_port
+    from lunar_tune.search.tracked_run import without_password
+
+    mirrors = []
+    for one in results:
+        with problems.collect():
+            mirrors.append(find_mirror(one, uri))
+    with problems.collect():
+        check_port(port)
+    if len(stores := sorted({str(without_password(mirror.uri)) for mirror in mirrors})) > 1:
+        problems.add(
+            f"the searches are in different MLflow stores ({', '.join(stores)}), which one UI "
+            "cannot compare: name searches of one store, or use --static FILE."
+        )
+    return mirrors
+
+
+def _show(mirrors: Sequence[Mirror], console: Console, *, port: int | None, opens: bool) -> None:
+    """Show the comparison on the store's own server, or on one that runs until Ctrl-C."""
+    from lunar_tune.search.mlflow_ui import is_served, served
+    from lunar_tune.search.tracked_run import without_password
+
+    uri = mirrors[0].uri
+    experiments = sorted({mirror.experiment_id for mirror in mirrors})
+    if is_served(uri):
+        _present(console, str(without_password(uri)), _trials(mirrors), experiments, opens=opens)
+        return
+    console.print("starting MLflow's UI", highlight=False)
+    with served(uri, port=port) as server:
+        trials = _trials(mirrors)  # while it starts
+        server.wait_until_ready()
+        _present(console, server.address, trials, experiments, opens=opens)
+        console.print("Ctrl-C ends it", highlight=False)
+        server.wait_until_interrupted()
+
+
+def _trials(mirrors: Sequence[Mirror]) -> list[str]:
+    """Return the runs of the searches' trials."""
+    from lunar_tune.search.mirror import opened_store
+
+    problems, trials = Problems(), []
+    with opened_store(mirrors[0].uri) as client:
+        for mirror in mirrors:
+            with problems.collect():
+                trials += mirror.trials(client)
+    problems.raise_if_any(InputError)
+    return trials
+
+
+def _present(
+    console: Console,
+    server: str,
+    trials: Sequence[str],
+    experiments: Sequence[str],
+    *,
+    opens: bool,
+) -> None:
+    """Print the addresses, and open the comparison where there is a screen."""
+    from lunar_tune.search.mlflow_ui import comparison_address, runs_address
+
+    address = comparison_address(server, trials, experiments)
+    say(console, f"{len(trials)} trials: {address}")
+    for experiment in experiments:
+        say(console, f"all runs: {runs_address(server, experiment)}")
+    if opens and _has_screen():
+        webbrowser.open(address)
+
+
+def _has_screen() -> bool:
+    """Say whether a browser has where to open: Python would start one in this terminal, too."""
+    if sys.platform != "linux":
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+if __name__ == "__main__":
+    command_app(compare)()

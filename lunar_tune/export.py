@@ -1,0 +1,281 @@
+"""The command `python -m lunar_tune.export`: a search's winner as files that need no lunar-tune."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
+from lunar_tune.errors import InputError, LunarTuneError, Problems
+from lunar_tune.paths import check_writable_file
+
+if TYPE_CHECKING:
+    from lunar_tune.exporting.job import Exported, ExportJob
+    from lunar_tune.search.results import SearchResults
+    from lunar_tune.trial.options import RunOptions
+    from lunar_tune.trial.spec import TrialSpec
+
+_RUNS = Path("runs")  # search.folder.RUNS, without loading what lies around it
+
+
+def export(
+    search: Annotated[
+        str, typer.Argument(help="A search's folder, or its name.", metavar="SEARCH")
+    ],
+    *,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="checkpoint (a whole model), adapter (PEFT LoRA) or delta (differences).",
+            metavar="FORMAT",
+        ),
+    ] = "checkpoint",
+    output: Annotated[Path, typer.Option(help="Folder to write, empty or missing.", metavar="DIR")],
+    trial: Annotated[
+        int | None, typer.Option(help="Another trial than the best.", metavar="N")
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Of an adapter of lunar's adamw. Default: the smallest with an error of 1 %."
+        ),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where names are looked up.")] = _RUNS,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or auto. Default: as in the search.")
+    ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option(help="Register the folder as a version of this model.", metavar="NAME"),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write what export.json says here as well.")
+    ] = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write a search's winner as files that load without lunar-tune, and prove it.
+
+    A search keeps no weights: its trial runs again, with the search's seed. What was written is
+    then loaded from the disk by transformers, peft and safetensors alone and asked every question;
+    exit code 1 if its scores are not those that the search reported.
+
+    `python -m lunar_tune.export runs/NAME --format checkpoint --output unlearned`
+    """
+    with reporting_errors(debug=debug):
+        from lunar_tune.exporting.export import export as run_export
+        from lunar_tune.reporting.progress import build_progress, epochs_shown
+
+        console = Console(quiet=quiet, emoji=False)
+        results, job = _checked(
+            search,
+            form=form,
+            output=output,
+            trial=trial,
+            rank=rank,
+            runs=runs,
+            device=device,
+            json_file=json_file,
+        )
+        with build_progress(console) as bar:
+            exported = run_export(
+                job,
+                on_build=epochs_shown(bar, "building the tiny model (once)"),
+                on_step=lambda text: say(bar.console, text),
+            )
+        _show(exported, console)
+        if json_file is not None:
+            _write(exported.document(), json_file)
+        if exported.failures:
+            raise LunarTuneError(_unproven(exported))
+        say(console, f"{form} written to {output}")
+        if register is not None:
+            registering = importlib.import_module("lunar_tune.search.registering")
+            registered = registering.register_model(results, output, register)
+            say(console, f"registered as {registered}")
+
+
+def _checked(
+    search: str,
+    *,
+    form: str,
+    output: Path,
+    trial: int | None,
+    rank: int | None,
+    runs: Path,
+    device: str | None,
+    json_file: Path | None,
+) -> tuple[SearchResults, ExportJob]:
+    """Return the search and what is to be exported, or say everything that is wrong."""
+    from lunar_tune.exporting.job import check_form
+    from lunar_tune.search.results import load_search
+
+    problems = Problems()
+    results = spec = job = None
+    with problems.collect():
+        results = load_search(search, runs=runs)
+    if results is not None:
+        with problems.collect():
+            spec = _spec(results, device)
+    with problems.collect():
+        check_form(form, output, rank, spec)
+    with problems.collect():
+        check_writable_file(json_file, "--json")
+    if results is not None:
+        with problems.collect():
+            results.trial(trial)
+        if spec is not None:
+            with problems.collect():
+                _check_data(results, spec)
+            with problems.collect():
+                job = _job(results, spec, trial, form=form, output=output, rank=rank)
+    problems.raise_if_any()
+    if results is None or job is None:
+        raise AssertionError("every None above comes with a noted problem")
+    return results, job
+
+
+def _spec(results: SearchResults, device: str | None) -> TrialSpec:
+    """Return what the search's trials shared."""
+    from lunar_tune.trial.assemble import assemble
+
+    config = results.config
+    options: RunOptions = config.trial_options
+    goal = results.goal
+    options = dataclasses.replace(options, metrics=(*options.metrics, *goal.metrics))
+    if device is not None:
+        options = dataclasses.replace(options, device=device)
+    spec = assemble(options)
+    floor = goal.stoppable_floor if config.search.bounded else None  # may have ended a fit early
+    engine = dataclasses.replace(spec.engine, retain_floor=floor)
+    return dataclasses.replace(spec, engine=engine, metrics=(), embedding_model=None)
+
+
+def _job(
+    results: SearchResults,
+    spec: TrialSpec,
+    number: int | None,
+    *,
+    form: str,
+    output: Path,
+    rank: int | None,
+) -> ExportJob:
+    from lunar_tune.exporting.job import ExportJob, Reported
+
+    row, best = results.trial(number), results.best
+    full = best is not None and row.number == best.number
+    scores = results.confirmed if full and results.confirmed is not None else row.scores
+    noted = results.study.notes["confirmed"] if full else {"max_new_tokens": row.max_new_tokens}
+    spec = dataclasses.replace(spec, layers=_layers(spec, row.parameters))
+    return ExportJob(
+        spec=spec,
+        parameters=row.parameters,
+        full=full,
+        form=form,
+        folder=output,
+        rank=rank,
+        digests=_digests(spec),
+        reported=Reported(
+            search=results.folder.name,
+            trial=row.number,
+            goal=str(results.goal),
+            scores=scores,
+            rows=results.answers(row.number, full=full),
+            max_new_tokens=int(noted["max_new_tokens"] or 0),
+            vanilla=results.vanilla,
+        ),
+    )
+
+
+def _layers(spec: TrialSpec, parameters: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the blocks that the trial edits, so that no others are captured."""
+    layer = parameters.get("layer")
+    if not spec.method.edits_one_layer or layer is None:
+        return ()
+    return tuple(map(int, layer if isinstance(layer, (list, tuple)) else (layer,)))
+
+
+def _digests(spec: TrialSpec) -> dict[str, str]:
+    from lunar_tune.data.records import records_digest
+
+    data = spec.data
+    sets = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
+    return {name: records_digest(records) for name, records in sets.items()}
+
+
+def _check_data(results: SearchResults, spec: TrialSpec) -> None:
+    """Check that the data are what the search read.
+
+    Raises:
+        InputError: A set is another one; the file that it comes from is named.
+    """
+    from lunar_tune.data.bundled import resolve_data
+    from lunar_tune.trial.sets import own_data
+
+    options = results.config.trial_options
+    pairs = options.data or own_data(spec.model)
+    now, then = _digests(spec), results.config.resolved.get("digests", {})
+    changed: dict[str, list[str]] = {}
+    for name, digest in now.items():
+        if then.get(name, digest) != digest:
+            source = options.factual_data if name == "factual" else pairs
+            changed.setdefault(source, []).append(name)
+    problems = Problems()
+    for source, names in changed.items():
+        problems.add(
+            f"{resolve_data(source, kind='records')}: the data have changed since the search: the "
+            f"{' and '.join(names)} set is another one. Its trials cannot be run again; put the "
+            "file back, or search again."
+        )
+    problems.raise_if_any(InputError)
+
+
+def _show(exported: Exported, console: Console) -> None:
+    """Show the form's scores beside those that the search reported."""
+    from lunar_tune.reporting.rows import score_cells
+
+    found, reported = exported.comparison, exported.job.reported
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "forget", "retain", "factual", "deviation score"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    table.add_row("unmodified model", *score_cells(reported.vanilla))
+    table.add_row(f"trial {reported.trial}, as reported", *score_cells(reported.scores))
+    table.add_row(f"the {exported.job.form}, as loaded", *score_cells(found.scores))
+    console.print("ROUGE-1 recall of the answers")
+    console.print(table)
+    text = f"{found.differing} of {found.n_rows} answers differ"
+    if exported.relative_errors:
+        ranks, error = exported.ranks.values(), max(exported.relative_errors.values())
+        text += f"; rank {max(ranks)}, relative error {error:.2g} (Frobenius)"
+    say(console, text)
+
+
+def _unproven(exported: Exported) -> str:
+    job = exported.job
+    more = " A larger --rank comes nearer." if exported.relative_errors else ""
+    return (
+        f"the {job.form} does not give what {job.reported.search} reported of trial "
+        f"{job.reported.trial}: {'; '.join(exported.failures)}.{more} {job.folder} is kept; its "
+        "export.json says that it is not proven. A trial comes out the same on the machine, with "
+        "the libraries and the model that it was searched with."
+    )
+
+
+def _write(document: Mapping[str, Any], path: Path) -> None:
+    from lunar_tune.files import write_atomically
+
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode(errors="surrogatepass"))
+
+
+if __name__ == "__main__":
+    command_app(export)()

@@ -1,0 +1,177 @@
+"""Pictures of a search that answer to the mouse, drawn with plotly.
+
+Covers: the goal's two scores against each other with bound and Pareto front, scores over layer and
+coefficient, over the learning rate and over the trials, all parameters and scores side by side.
+Does not cover: pictures in files (`pictures`), the page that they stand on (`page`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lunar_tune.evaluation.demands import Constraint
+from lunar_tune.evaluation.goal import Goal, score_label
+from lunar_tune.evaluation.metrics import METRICS
+from lunar_tune.reporting.interactive_parameters import parameter_map, sensitivity, side_by_side
+from lunar_tune.reporting.interactive_style import (
+    BLACK,
+    GREEN,
+    GROUPS,
+    Interactive,
+    add_trials,
+    are_known,
+    limits_of,
+    new_figure,
+    range_of,
+    score_axis,
+    whole_axis,
+)
+from lunar_tune.reporting.pareto import pareto_front
+from lunar_tune.reporting.report import Report
+from lunar_tune.reporting.rows import COMPLETE, TrialRow
+
+__all__ = ["interactive_pictures"]
+
+
+def interactive_pictures(report: Report) -> list[Interactive]:
+    """Return the pictures that make sense for what was searched; none without a completed trial."""
+    rows = [row for row in report.rows if row.state == COMPLETE]
+    if not rows:
+        return []
+    drawn = (
+        _trade_off(report, rows),
+        parameter_map(rows),
+        sensitivity(rows),
+        _history(report.goal, rows),
+        side_by_side(report, rows),
+    )
+    return [picture for picture in drawn if picture is not None]
+
+
+def _trade_off(report: Report, rows: Sequence[TrialRow]) -> Interactive:
+    """Draw the objective against the first other score that the goal takes."""
+    goal = report.goal
+    bound = next((c for c in goal.constraints if c.metric != goal.objective.metric), None)
+    x = goal.objective.metric
+    others = ("retain_rouge1", "forget_rouge1")
+    y = bound.metric if bound else next(name for name in others if name != x)
+    figure = new_figure()
+    known = [row for row in rows if are_known(row.scores, x, y)]
+    seen = [*(row.scores for row in known), report.vanilla, report.confirmed or {}]
+    reached = {n: [one[n] for one in seen if are_known(one, n)] for n in (x, y)}
+    reached[y] += [bound.bound] if bound is not None else []
+    axes = [range_of(name, reached[name]) for name in (x, y)]
+    if bound is not None:
+        _shade(figure, bound, axes)
+    _front(figure, known, x, y, higher_is_better=_wants_more(y, bound))
+    for feasible, label, colour, symbol in GROUPS:
+        mine = [row for row in known if row.feasible is feasible]
+        add_trials(figure, mine, x, y, name=f"{label} ({len(mine)})", colour=colour, symbol=symbol)
+    _marks(figure, report, x, y)
+    figure.update_xaxes(title_text=score_axis(x), **axes[0])
+    figure.update_yaxes(title_text=score_axis(y), **axes[1])
+    kept = f" Shaded: {score_label(y)} of at {_least(bound)} {bound.bound:g}." if bound else ""
+    caption = f"A dot is a trial; a click shows its row in the table.{kept}"
+    return Interactive("trade-off", "Trade-off", caption, figure)
+
+
+def _least(bound: Constraint) -> str:
+    return "least" if bound.sense == ">=" else "most"
+
+
+def _wants_more(name: str, bound: Constraint | None) -> bool:
+    return bound.sense == ">=" if bound else not METRICS[name].lower_is_better
+
+
+def _shade(figure: Any, bound: Constraint, axes: Sequence[Mapping[str, Any]]) -> None:
+    """Shade where the bound is kept, as a trace: it has an entry in the legend."""
+    (left, right), (low, high) = (limits_of(axis) for axis in axes)
+    near, far = bound.bound, high if bound.sense == ">=" else low
+    figure.add_scatter(
+        x=[left, right, right, left],
+        y=[near, near, far, far],
+        mode="none",
+        fill="toself",
+        fillcolor="rgba(0, 114, 178, 0.10)",
+        hoverinfo="skip",
+        name="bound kept",
+    )
+    line = {"color": "#555", "width": 1.5, "dash": "dash"}
+    figure.add_scatter(
+        x=[left, right],
+        y=[near, near],
+        mode="lines",
+        line=line,
+        hoverinfo="skip",
+        name=f"bound {bound.bound:g}",
+    )
+
+
+def _front(
+    figure: Any, rows: Sequence[TrialRow], x: str, y: str, *, higher_is_better: bool
+) -> None:
+    """Join the trials that no other beats in both scores."""
+    front = pareto_front(
+        [(r.scores[x], r.scores[y]) for r in rows],
+        lower_is_better=(METRICS[x].lower_is_better, not higher_is_better),
+    )
+    figure.add_scatter(
+        x=[rows[place].scores[x] for place in front],
+        y=[rows[place].scores[y] for place in front],
+        mode="lines",
+        line={"color": "#777", "width": 1.5, "dash": "dot"},
+        hoverinfo="skip",
+        name="Pareto front",
+    )
+
+
+def _marks(figure: Any, report: Report, x: str, y: str) -> None:
+    """Mark the unmodified model and the confirmed best."""
+    marks = [(report.vanilla, "unmodified model", "square-open", BLACK, 11)]
+    if report.best is not None and report.confirmed is not None:
+        name = f"best, in full: trial {report.best.number}"
+        marks.append((report.confirmed, name, "star", GREEN, 17))
+    outline = {"color": BLACK, "width": 1.5}
+    for scores, name, symbol, colour, size in marks:
+        if are_known(scores, x, y):
+            said = [f"{score_label(score)} {scores[score]:.3f}" for score in (x, y)]
+            figure.add_scatter(
+                x=[scores[x]],
+                y=[scores[y]],
+                mode="markers",
+                marker={"symbol": symbol, "color": colour, "size": size, "line": outline},
+                hovertext=["<br>".join([name, *said])],
+                hoverinfo="text",
+                name=name,
+            )
+
+
+def _history(goal: Goal, rows: Sequence[TrialRow]) -> Interactive:
+    """Draw the objective over the trials, with the best feasible so far."""
+    score, figure = goal.objective.metric, new_figure()
+    known = [row for row in rows if are_known(row.scores, score)]
+    better = min if METRICS[score].lower_is_better else max
+    numbers: list[int] = []
+    best: list[float] = []
+    for row in known:
+        if row.feasible or best:
+            numbers.append(row.number)
+            held = [row.scores[score]] if row.feasible else []
+            best.append(better([*held, *best[-1:]]))
+    figure.add_scatter(
+        x=numbers,
+        y=best,
+        mode="lines",
+        line={"shape": "hv", "color": GREEN, "width": 2.5},
+        hoverinfo="skip",
+        name="best feasible so far",
+    )
+    for feasible, label, colour, symbol in GROUPS:
+        mine = [row for row in known if row.feasible is feasible]
+        add_trials(figure, mine, None, score, name=label, colour=colour, symbol=symbol)
+    figure.update_xaxes(title_text="trial", **whole_axis([row.number for row in rows]))
+    figure.update_yaxes(
+        title_text=score_axis(score), **range_of(score, [row.scores[score] for row in known])
+    )
+    return Interactive("history", "Course of the search", "Each trial's objective in turn.", figure)

@@ -1,0 +1,97 @@
+"""How the search went: scores and the best feasible one so far, over trials and over time.
+
+Covers: one panel by the trial's number, one by the wall clock, pauses of a search that went on
+later included.
+Does not cover: scores other than the objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from lunar_tune.evaluation.metrics import Metric
+from lunar_tune.reporting.pictures.figure import BEST, Canvas, make_figure, show_legend
+from lunar_tune.reporting.pictures.marks import draw_trials, metrics_of, show_scores, shown_rows
+from lunar_tune.reporting.report import Report
+from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow
+
+__all__ = ["best_so_far", "history"]
+
+_UNITS = ((3 * 86400, 86400, "days"), (2 * 3600, 3600, "hours"), (300, 60, "minutes"))
+
+
+def history(report: Report) -> Canvas:
+    """Draw the objective of every trial and the best feasible one so far."""
+    figure, (by_number, by_time) = make_figure(report.title, columns=2, width=8.4, height=4.4)
+    metric, _ = metrics_of(report)
+    rows = shown_rows(report, metric.name)
+    show_scores(by_number, metric, [row.scores[metric.name] for row in rows], along="y")
+    _draw(by_number, rows, metric, lambda row: row.number + 1.0)
+    failed = [row.number + 1 for row in report.rows if row.state not in (COMPLETE, RUNNING)]
+    if failed:
+        by_number.plot(
+            failed,
+            [0.0] * len(failed),
+            transform=by_number.get_xaxis_transform(),
+            ls="",
+            marker="^",
+            ms=5,
+            clip_on=False,
+            color="black",
+            label=f"failed or pruned ({len(failed)})",
+        )
+    by_number.set_xlabel("trial (from 1)", fontsize=9)
+    by_number.set_xlim(0.4, max(len(report.rows), 1) + 0.6)
+    by_number.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _draw_over_time(by_time, report, rows, metric)
+    show_legend(figure)
+    return figure
+
+
+def best_so_far(rows: Sequence[TrialRow], metric: Metric) -> list[tuple[TrialRow, float]]:
+    """Return the feasible trials in the order given, each with the best score up to it."""
+    better = min if metric.lower_is_better else max
+    best: list[tuple[TrialRow, float]] = []
+    for row in rows:
+        if row.feasible:
+            score = row.scores[metric.name]
+            best.append((row, better(score, best[-1][1]) if best else score))
+    return best
+
+
+def _draw_over_time(axes: Axes, report: Report, rows: Sequence[TrialRow], metric: Metric) -> None:
+    timed = [(row.ended, row) for row in rows if row.ended is not None]
+    begun = min((row.started for row in report.rows if row.started is not None), default=None)
+    unit, name = 1.0, "seconds"
+    if timed and begun is not None:
+        zero: datetime = begun
+        timed.sort(key=lambda pair: (pair[0], pair[1].number))
+        seconds = {row.number: (ended - zero).total_seconds() for ended, row in timed}
+        span = max(seconds.values())
+        unit, name = next(
+            ((float(u), n) for least, u, n in _UNITS if span >= least), (1.0, "seconds")
+        )
+        _draw(axes, [row for _, row in timed], metric, lambda row: seconds[row.number] / unit)
+        axes.set_xlim(0, span / unit * 1.03 if span > 0 else 1.0)
+    axes.set_xlabel(f"{name} since the first trial began", fontsize=9)
+
+
+def _draw(
+    axes: Axes,
+    rows: Sequence[TrialRow],
+    metric: Metric,
+    place: Callable[[TrialRow], float],
+) -> None:
+    """Draw the trials and the best so far, in the order of the rows, up to the last of them."""
+    draw_trials(axes, rows, place, lambda row: row.scores[metric.name], size=24)
+    best = best_so_far(rows, metric)
+    if best:
+        places = [place(row) for row, _ in best] + [place(rows[-1])]
+        scores = [score for _, score in best] + [best[-1][1]]
+        axes.step(
+            places, scores, where="post", color=BEST, lw=2, label="best feasible so far", zorder=3
+        )

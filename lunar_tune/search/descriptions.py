@@ -1,0 +1,110 @@
+"""What a search says of itself: its configuration, and its MLflow run in words.
+
+Covers: `config.yaml`; few parameters of the run, numbers where there are numbers; a note in
+Markdown for the run's page.
+Does not cover: writing them (`session`, `tracked_run`), the report that is kept as a file
+(`reporting`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from lunar_tune.reporting.report import Report, verdict
+from lunar_tune.reporting.rows import HEADLINE_SCORES
+from lunar_tune.search.cluster import Resources
+from lunar_tune.search.config import config_document, plain
+from lunar_tune.search.plan import SearchPlan
+from lunar_tune.search.tracked_run import without_password
+
+__all__ = ["run_note", "run_parameters", "search_document", "space_document"]
+
+
+def search_document(
+    plan: SearchPlan,
+    *,
+    name: str,
+    uri: str,
+    resources: Resources,
+    given: Mapping[str, str],
+    resolved: Mapping[str, Any],
+) -> str:
+    """Return `config.yaml` of a search under way.
+
+    Args:
+        plan: Of the search.
+        name: Of the search.
+        uri: Of its MLflow store.
+        resources: Of a trial.
+        given: Origin of options that were not left at their default.
+        resolved: What there is beside options.
+    """
+    config, data = plan.config, plan.spec.data
+    return config_document(
+        dataclasses.replace(config, tracking_uri=without_password(config.tracking_uri)),
+        given=given,
+        derived={
+            "name": name,
+            "tracking_uri": without_password(uri),
+            "cpus_per_trial": resources.cpus,
+            "gpus_per_trial": resources.gpus,
+            "concurrency": resources.concurrency,
+            "space": plan.space.origin,
+            "data": data.name,
+            "forget_edges": data.forget_edges,
+        },
+        resolved=resolved,
+    )
+
+
+def run_parameters(plan: SearchPlan) -> dict[str, Any]:
+    """Return the parameters of a search's run; those of trials have other names."""
+    config, spec = plan.config, plan.spec
+    return {
+        **spec.tags,
+        "goal": str(config.goal),
+        "sampler": config.sampler,
+        "num_trials": config.num_trials,
+        "seed": config.run.seed,
+        **{f"space.{name}": text for name, text in plan.space.describe()},
+    }
+
+
+def space_document(plan: SearchPlan) -> str:
+    """Return what is searched as YAML."""
+    return yaml.safe_dump(plain(plan.space.to_dict()), sort_keys=False, allow_unicode=True)
+
+
+def run_note(report: Report) -> str:
+    """Return the description of a search: its goal, what came out, what it was told."""
+    if report.best is not None:
+        setting = ", ".join(f"{name} `{v!r}`" for name, v in report.best.parameters.items())
+        outcome = f"**Best feasible setting**: {setting} (trial {report.best.number})."
+    elif report.ending is None and not report.rows:
+        outcome = "No trial has ended yet."
+    else:
+        outcome = verdict(report)
+    scores = {"unmodified model": report.vanilla}
+    if report.confirmed is not None:
+        scores["best setting, in full"] = report.confirmed
+    lines = [
+        f"{str(report.goal)[:1].upper()}{str(report.goal)[1:]}.",
+        "",
+        outcome,
+        "",
+        "| | forget ROUGE-1 | retain ROUGE-1 | factual ROUGE-1 | deviation score |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {who} | "
+            + " | ".join(f"{s[name]:.3f}" if name in s else "-" for name in HEADLINE_SCORES)
+            + " |"
+            for who, s in scores.items()
+        ),
+        "",
+        *(f"- {label}: {text}" for label, text in report.facts.items()),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,161 @@
+"""Going on with a search that has begun: what it was told, what may change, who works on it.
+
+Covers: the configuration of a search by its name, with what may be given anew; refusing what would
+make its trials incomparable; the lock that keeps two processes from one search.
+Does not cover: the study's trials that were left running (`study`), MLflow (`tracking`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lunar_tune import __version__
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.reporting.rows import RUNNING
+from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.folder import Folder, find_search, searches_in
+from lunar_tune.search.plan import SearchPlan
+from lunar_tune.search.signature import signature_of
+from lunar_tune.search.stored_config import StoredConfig
+from lunar_tune.search.study import StoredStudy
+
+__all__ = ["alone", "check_unchanged", "is_finished", "resumed", "unfinished_like"]
+
+MAY_CHANGE = (
+    "num_trials",
+    "time_budget",
+    "trial_timeout",
+    "max_failures",
+    "tracking_uri",
+    "gpus_per_trial",
+    "cpus_per_trial",
+    "concurrency",
+    "address",
+    "keep",
+    "force",
+    "output",
+)
+"""Options of a search that decide no score."""
+RUN_MAY_CHANGE = (
+    "device",
+    "engine.memory_budget",
+    "engine.cache_limit",
+    "engine.verify_weights",
+    "decoding.batch_size",
+)
+"""Those of its runs, by their fields."""
+_LOOKED_AT = 5
+
+
+def resumed(
+    name: str,
+    *,
+    output: Path,
+    given: Mapping[str, Any],
+    run_flags: Mapping[str, str],
+    problems: Problems,
+) -> tuple[SearchConfig, Mapping[str, str]]:
+    """Return the configuration of a search that has begun, with what is given anew.
+
+    Args:
+        name: Of the search, or its folder.
+        output: Where names are looked up.
+        given: Options of the search that were given beside the name, by field.
+        run_flags: Flags of options of a run that were given, by field.
+        problems: Where it is noted that an option cannot change any more.
+
+    Returns:
+        The configuration, and the origins of what it says.
+
+    Raises:
+        InputError: There is no such search, or what it was told cannot be read.
+    """
+    folder = find_search(name, output)
+    stored = StoredConfig.read(folder)
+    for field in sorted(set(given) - set(MAY_CHANGE)):
+        _refuse(f"--{field.replace('_', '-')}", folder, problems)
+    for field, flag in run_flags.items():
+        if field not in RUN_MAY_CHANGE:
+            _refuse(flag, folder, problems)
+    changed = {field: value for field, value in given.items() if field in MAY_CHANGE}
+    changed["output"] = folder.path.parent
+    return dataclasses.replace(stored.search, resume=True, **changed), stored.origins
+
+
+def _refuse(flag: str, folder: Folder, problems: Problems) -> None:
+    problems.add(
+        f"{flag}: {folder.name} was begun with another value or none, and its trials would not "
+        "compare. Leave it out, or start a new search."
+    )
+
+
+def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:
+    """Check that a search's earlier trials compare with what is planned.
+
+    Returns:
+        A warning where a newer version of the package cannot tell; None otherwise.
+
+    Raises:
+        InputError: Data or settings have changed.
+    """
+    stored = StoredStudy.read(folder.journal)
+    before = stored.notes.get("signature") if stored is not None else None
+    if before is None or before == signature_of(plan):
+        return None
+    resolved = StoredConfig.read(folder).resolved
+    if (version := resolved.get("version")) != __version__:
+        return (
+            f"{folder.name} was begun with lunar-tune {version}, whose defaults may differ from "
+            f"those of {__version__}"
+        )
+    raise InputError(
+        f"{folder.path} was searched with other settings or data, so its trials would not compare. "
+        "Give back the data or space that it had, or start a new search."
+    )
+
+
+@contextmanager
+def alone(folder: Folder) -> Iterator[None]:
+    """Inside, no other process works on a search; one that dies holds no lock.
+
+    Raises:
+        InputError: Another process does.
+    """
+    try:
+        with FileLock(folder.lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(
+            f"{folder.name}: another process works on this search ({folder.path}). Wait until it "
+            "ends, or choose another --name."
+        ) from error
+
+
+def is_finished(folder: Folder, num_trials: int) -> bool:
+    """Say whether a search has ended by itself, with as many trials as it is to have."""
+    stored = StoredStudy.read(folder.journal)
+    if stored is None or stored.notes.get("num_trials") is None:
+        return False
+    return sum(row.state != RUNNING and not row.again for row in stored.rows) >= num_trials
+
+
+def unfinished_like(signature: str, output: Path) -> Folder | None:
+    """Return the last unfinished search with a signature, of the few that were written to last.
+
+    Args:
+        signature: Of the search that is about to begin.
+        output: Folder of all searches.
+    """
+    for folder in searches_in(output)[:_LOOKED_AT]:
+        stored = StoredStudy.read(folder.journal)
+        if stored is None or stored.notes.get("signature") != signature:
+            continue
+        if stored.notes.get("num_trials") is None:
+            return folder
+    return None

@@ -1,0 +1,100 @@
+"""MLflow's UI on a real search, opened by the command that compares, as a user sees it.
+
+Covers: the list of runs, choosing the trials, *Compare*, the axes; the address that is printed.
+Does not cover: that nothing is left behind (`tests/commands/test_compare_command.py`).
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from command_lines import command, run_command, start
+from playwright.sync_api import Locator, Page, expect
+
+pytestmark = pytest.mark.browser
+TRIALS = 4
+PARAMETERS = {"coefficient", "layer", "learning_rate"}
+SCORES = {"forget_rouge1", "retain_rouge1"}
+
+
+@dataclass(frozen=True)
+class Ui:
+    """The addresses that the command prints: MLflow opens on agents without their last part."""
+
+    comparison: str
+    runs: str
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a search of the tiny model."""
+    folder = tmp_path_factory.mktemp("runs")
+    options = ("--num-trials", str(TRIALS), "--evaluation-rows", "24", "--name", "four")
+    done = run_command("search", *options, "--output", str(folder), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ui(output: Path) -> Iterator[Ui]:
+    expect.set_options(timeout=30_000)
+    process = start(command("compare", "four", "--runs", ".", "--no-open"), cwd=output)
+    assert process.stdout is not None
+    found: list[str] = []
+    for line in process.stdout:
+        found += re.findall(r"http://\S+", line)
+        if len(found) == 2:
+            break
+    try:
+        yield Ui(*found)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def close_assistant(page: Page) -> None:
+    """Close the panel that MLflow opens at a first visit."""
+    page.get_by_role("button", name="Close").click()
+
+
+def axes(page: Page) -> Locator:
+    return page.locator(".parcoords .axis-title")
+
+
+def expect_axes(page: Page) -> None:
+    """The parameters and forget ROUGE-1 are there from the start; retain is one choice away."""
+    expect(page.get_by_text(f"Comparing {TRIALS} Runs from 1 Experiment")).to_be_visible()
+    expect(axes(page)).to_have_count(len(PARAMETERS) + 1)
+    assert set(axes(page).all_text_contents()) == PARAMETERS | {"forget_rouge1"}
+    for name in ("retain_rouge1", "feasible"):
+        page.get_by_role("combobox").nth(1).click(force=True)
+        option = page.locator("[class*=select-item-option-content]")
+        option.get_by_text(name, exact=True).click()
+        page.keyboard.press("Escape")
+    expect(axes(page)).to_have_count(len(PARAMETERS | SCORES) + 1)
+    assert set(axes(page).all_text_contents()) == PARAMETERS | SCORES | {"feasible"}
+
+
+def test_the_printed_address_shows_the_trials_on_all_axes(page: Page, ui: Ui) -> None:
+    page.goto(ui.comparison)
+    close_assistant(page)
+    expect_axes(page)
+
+
+def test_trials_chosen_in_the_list_of_runs_are_compared(page: Page, ui: Ui) -> None:
+    page.goto(ui.runs)
+    close_assistant(page)
+    parent = page.locator(".ag-cell").filter(has=page.get_by_text("four", exact=True))
+    parent.get_by_role("button").first.click()
+    name = page.get_by_text(re.compile(r"^lunar L\d c[\d.]+ lr[\d.e-]+$"))
+    trials = page.get_by_role("row").filter(has=name)
+    expect(trials).to_have_count(TRIALS)
+    for place in range(TRIALS):
+        trials.nth(place).get_by_role("checkbox").click()
+    page.get_by_role("button", name="Compare").click()
+    expect_axes(page)

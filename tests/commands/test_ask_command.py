@@ -1,0 +1,219 @@
+"""The command that asks both models: table, prompt, standard input, JSON, mistakes.
+
+Covers: a search of two trials made by hand on a random model, asked in this process.
+Does not cover: what the models say (`tests/trial/test_asking.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+from command_lines import small_data
+from typer.testing import CliRunner
+
+from lunar_tune.ask import _shown, ask
+from lunar_tune.cli.running import command_app
+from lunar_tune.data.records import Record, records_digest
+from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.redirection.settings import AdamWSettings
+from lunar_tune.search.config import SearchConfig, config_document
+from lunar_tune.search.space import Fixed, SearchSpace
+from lunar_tune.search.study import Study
+from lunar_tune.trial.options import EngineSettings, RunOptions
+
+PARAMETERS = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
+SCORES = {"forget_rouge1": 0.1, "retain_rouge1": 0.9, "deviation_score": 14.1}
+KNOWN = "What is item 1 of A_B?"
+
+
+@pytest.fixture
+def runs(tmp_path: Path, checkpoint: Callable[..., Path]) -> Path:
+    """Return a folder with the search `one`: trial 0 is the confirmed best, trial 1 failed."""
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    run = RunOptions(
+        model=str(checkpoint("qwen2")),
+        data=str(small_data(tmp_path)),
+        factual_data="none",
+        device="cpu",
+        lunar=LunarSettings(adamw=AdamWSettings(epochs=2)),
+        engine=EngineSettings(cache_limit=0),
+    )
+    config = SearchConfig(run=run)
+    fixed: Any = {name: Fixed(type="fixed", value=value) for name, value in PARAMETERS.items()}
+    space = SearchSpace(
+        method="lunar", variant="adamw", parameters=fixed, starting_points=(), origin="a test"
+    )
+    study = Study(folder / "study.journal", name="one", space=space, config=config)
+    study.note("goal", config.goal.text)
+    study.ask()
+    told = {"scores": SCORES, "seconds": {}, "retain_rows": 6, "retain_exact": True}
+    rest = {"max_new_tokens": 4, "losses": [2.0, 1.0], "checks": [], "answers_digest": ""}
+    study.complete(0, told | rest)
+    study.ask()
+    study.fail(1, "diverged")
+    study.note("confirmed", {"number": 0, "scores": SCORES, "max_new_tokens": 512})
+    digests = {"forget": records_digest(_forget())}
+    document = config_document(
+        config,
+        given=dict.fromkeys((f.name for f in dataclasses.fields(run)), "command line"),
+        derived={},
+        resolved={"digests": digests, "working_folder": str(tmp_path)},
+    )
+    (folder / "config.yaml").write_text(document, encoding="utf-8")
+    return folder.parent
+
+
+def _forget() -> list[Record]:
+    return [Record(f"What is item {n} of A_B?", f"Kettle {n} of A_B", "A_B") for n in range(3)]
+
+
+def invoke(*arguments: str, stdin: str = "", width: int = 160) -> Result:
+    environment = {"COLUMNS": str(width), "TERM": "dumb"}
+    return CliRunner().invoke(command_app(ask), list(arguments), env=environment, input=stdin)
+
+
+def place(runs: Path) -> list[str]:
+    return ["--runs", str(runs), "--max-new-tokens", "6"]
+
+
+def test_questions_are_answered_in_one_table_and_written_as_json(runs: Path) -> None:
+    file = runs.parent / "answers.json"
+    markup = "Is [bold]this[/bold] :smile: text?"
+    result = invoke("one", KNOWN, markup, *place(runs), "--json", str(file))
+
+    assert result.exit_code == 0, result.output
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert (document["search"], document["trial"]) == ("one", 0)
+    assert document["parameters"] == PARAMETERS
+    assert [one["question"] for one in document["answers"]] == [KNOWN, markup]
+    assert [one["truth"] for one in document["answers"]] == ["Kettle 1 of A_B", None]
+    for word in ("unmodified", "unlearned", "true answer", "forget", "Kettle 1 of A_B", markup):
+        assert word in result.output
+    assert f"answers written to {file}" in " ".join(result.output.split("\n"))
+
+
+def test_standard_input_is_read_a_question_a_line(runs: Path) -> None:
+    typed = invoke("one", *place(runs), stdin=f"{KNOWN}\n\n  Who?  \n")
+    given = invoke(str(runs / "one"), KNOWN, "Who?", "--max-new-tokens", "6")
+
+    assert typed.exit_code == 0, typed.output
+    assert typed.output == given.output
+
+
+@pytest.mark.parametrize("end", ["\n", ""], ids=["an empty line", "the end of input"])
+def test_a_terminal_is_asked_until_there_is_nothing_more(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    lines = iter([KNOWN, "Who?", *([""] if end else [])])
+    prompts = []
+
+    def typed(prompt: str) -> str:
+        prompts.append(prompt)
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    _as_terminal(monkeypatch, typed)
+    result = invoke("one", *place(runs))
+
+    assert result.exit_code == 0, result.output
+    assert prompts == ["question: "] * 3
+    assert result.output.count("unlearned") == 2
+    assert result.output.count("true answer  Kettle 1 of A_B (forget)") == 1
+
+
+def test_an_interruption_at_the_prompt_ends_with_130_and_keeps_what_was_said(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: Iterator[str] = iter(["Who?"])
+
+    def typed(_prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    _as_terminal(monkeypatch, typed)
+    file = runs.parent / "answers.json"
+    result = invoke("one", *place(runs), "--json", str(file))
+
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+    assert [one["question"] for one in json.loads(file.read_text())["answers"]] == ["Who?"]
+
+
+def _as_terminal(monkeypatch: pytest.MonkeyPatch, typed: Callable[[str], str]) -> None:
+    """Let standard input be a terminal on which somebody types."""
+
+    class Input:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("lunar_tune.ask.sys", _Sys(Input()))
+    monkeypatch.setattr("builtins.input", typed)
+
+
+class _Sys:
+    def __init__(self, stdin: Any) -> None:
+        self.stdin = stdin
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys, name)
+
+
+def test_control_characters_of_an_answer_do_not_reach_the_terminal() -> None:
+    assert _shown("a\x1b[2J\tb\nc[red]").plain == "a\\x1b[2J\\tb\nc[red]"
+
+
+def test_nothing_is_shown_when_quiet(runs: Path) -> None:
+    assert invoke("one", "Who?", "--quiet", *place(runs)).output == ""
+
+
+def refused(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    return result.stderr
+
+
+def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lunar_tune.trial.asking.Worker", None)
+    message = refused("another", "Who?", "--runs", str(runs), "--max-new-tokens", "0")
+    for part in ("2 things are wrong", "another: there is no such search", "has one", "at least 1"):
+        assert part in message
+    assert "trial 1: the trial is failed; completed are 0" in refused(
+        "one", "Who?", "--trial", "1", *place(runs)
+    )
+    assert "no such trial" in refused("one", "Who?", "--trial", "7", *place(runs))
+    assert "no question" in refused("one", *place(runs))
+
+
+def test_data_or_weights_that_are_gone_or_changed_are_said(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lunar_tune.trial.asking.Worker", None)
+    pairs, config = runs.parent / "pairs.json", runs / "one" / "config.yaml"
+    kept = pairs.read_text()
+    pairs.write_text(kept.replace("Kettle 1", "Anchor 1"))
+    assert "the data pairs have changed since the search (forget)" in refused(
+        "one", "Who?", *place(runs)
+    )
+    pairs.unlink()
+    assert "pairs.json" in refused("one", "Who?", *place(runs))
+    pairs.write_text(kept)
+    document = yaml.safe_load(config.read_text())
+    document["resolved"]["weights"] = str(runs / "nowhere")
+    config.write_text(yaml.safe_dump(document))
+    assert "nowhere" in refused("one", "Who?", *place(runs))

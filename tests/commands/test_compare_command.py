@@ -1,0 +1,167 @@
+"""The command that opens the comparison: which store, which runs, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import psutil
+import pytest
+from command_lines import command, start
+from tracked_searches import SCORES, make_search
+from tracking_server import tracking_server
+from typer.testing import CliRunner, Result
+
+from lunar_tune.cli.running import command_app
+from lunar_tune.compare import compare
+from lunar_tune.search.study import StoredStudy
+
+# MLflow and SQLAlchemy leave a store's connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+def invoke(*arguments: str | Path) -> Result:
+    environment = {"COLUMNS": "160", "TERM": "dumb"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CliRunner().invoke(command_app(compare), list(map(str, arguments)), env=environment)
+
+
+def refused(*arguments: str | Path) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of two searches that share a store; `two` was written to last."""
+    output = tmp_path_factory.mktemp("runs")
+    for name in ("one", "two"):
+        make_search(output, name)
+    return output
+
+
+def compared(address: str) -> tuple[str, list[str], list[str]]:
+    """Return the server of a comparison's address, its runs and its experiments."""
+    server, _, query = address.partition("/#/compare-runs?")
+    parts = parse_qs(query, strict_parsing=True)
+    return server, json.loads(parts["runs"][0]), json.loads(parts["experiments"][0])
+
+
+def started(arguments: Sequence[str], cwd: Path) -> tuple[subprocess.Popen[str], str]:
+    """Start the command and return it with the address that it prints."""
+    process = start(command("compare", "--no-open", *arguments), cwd=cwd)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"^\d+ trials: (http\S+)", line):
+            return process, found[1]
+    raise AssertionError(process.communicate()[1])
+
+
+def asked(server: str, what: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{server}/api/2.0/mlflow/{what}", timeout=30) as answer:
+        return dict(json.load(answer))
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Tell the command to end; nothing that it started may be left."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    assert len(family) >= 2
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, ""), output
+    psutil.wait_procs(family[1:], timeout=10)
+    assert [one for one in family if one.is_running()] == []
+
+
+def test_the_ui_has_the_trials_until_an_interrupt(runs: Path, tmp_path: Path) -> None:
+    process, address = started([str(runs / "one")], tmp_path)
+    try:
+        server, ids, experiments = compared(address)
+        trials = [asked(server, f"runs/get?run_id={one}")["run"] for one in ids]
+    finally:
+        end(process, signal.SIGINT)
+    with pytest.raises(urllib.error.URLError):
+        asked(server, "experiments/search")
+
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server)
+    scores = [{m["key"]: m["value"] for m in trial["data"]["metrics"]} for trial in trials]
+    assert [(s["forget_rouge1"], s["retain_rouge1"]) for s in scores] == list(SCORES)
+    assert {trial["info"]["experiment_id"] for trial in trials} == set(experiments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_name_the_search_written_to_last_is_compared(runs: Path, tmp_path: Path) -> None:
+    """Its store lies beside it: both were moved to another folder."""
+    moved = tmp_path / "moved"
+    shutil.copytree(runs, moved)
+    os.utime(moved / "two" / "study.journal", (1, 1))
+    (runs / "mlflow.db").rename(runs / "away.db")
+    try:
+        process, address = started(["--runs", "moved"], tmp_path)
+        try:
+            server, ids, _ = compared(address)
+            found = [asked(server, f"runs/get?run_id={one}")["run"] for one in ids]
+        finally:
+            end(process, signal.SIGTERM)
+    finally:
+        (runs / "away.db").rename(runs / "mlflow.db")
+    tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in found]
+    note = StoredStudy.read(moved / "one" / "study.journal")
+    assert note is not None
+    assert [one["mlflow.parentRunId"] for one in tags] == [note.notes["mlflow"]["run_id"]] * len(
+        SCORES
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with tracking_server(tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) -> None:
+    """Nothing is started: the command prints the address and is over."""
+    folders = [make_search(tmp_path, name, server) for name in ("one", "two")]
+    result = invoke("--no-open", *(folder.path for folder in folders))
+    assert result.exit_code == 0, result.output
+    address = next(line for line in result.stdout.splitlines() if " trials: " in line)
+    at, ids, _ = compared(address.partition(" trials: ")[2])
+    assert at == server
+    assert len(set(ids)) == 2 * len(SCORES)
+    assert "starting" not in result.stdout
+
+
+def test_a_store_that_has_lost_the_runs_is_named(server: str, runs: Path) -> None:
+    said = refused("--no-open", runs / "one", "--tracking-uri", server)
+    assert f"one: {server} has no run" in said
+    assert "--static" in said
+
+
+def test_every_mistake_is_said_at_once(runs: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused("nosuch", "one", "neither", "--runs", runs, "--port", str(port))
+    assert "3 things are wrong" in said
+    assert "nosuch: there is no such search" in said
+    assert "neither: there is no such search" in said
+    assert f"--port {port}: cannot be used" in said
+    assert "runs has no search to compare" in refused("--runs", tmp_path / "runs")
+    assert "--port 70000: a number from 1 to 65535" in refused(runs / "one", "--port", "70000")
+    assert "is a folder, not a file" in refused(runs / "one", "--static", tmp_path)

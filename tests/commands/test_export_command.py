@@ -1,0 +1,385 @@
+"""The command that carries a search's winner away: every form, for every kind of method.
+
+Covers: forms loaded in a fresh process that cannot import the package, by the lines that their
+cards show; bfloat16; a trial that was stopped early; what is refused, and what is not proven.
+Does not cover: the arithmetic of deltas and adapters (`tests/core/test_core_exporting.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+from command_lines import small_data
+from made_search import made_search
+from rouge_score.rouge_scorer import RougeScorer
+from typer.testing import CliRunner
+
+from lunar_tune.cli.running import command_app
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.export import export
+from lunar_tune.exporting.delta import same_bits
+from lunar_tune.models.lineage import read_lineage
+from lunar_tune.models.loading import ModelSpec, load_model
+from lunar_tune.reporting.tables import read_answers, write_answers
+from lunar_tune.search.folder import Folder
+from lunar_tune.trial.options import NONE, RunOptions
+
+SETTING = {"layer": 1, "coefficient": 2.0, "ridge": 0.01}
+# What a machine without lunar-tune does: the card's lines, greedy decoding by transformers.
+READER = """
+import json, sys
+sys.modules["lunar_tune"] = None
+import torch
+from transformers import AutoTokenizer
+torch.set_num_threads(1)
+card, questions, words = sys.argv[1:4]
+exec(open(card).read().split("```python")[1].split("```")[0])
+tokenizer = AutoTokenizer.from_pretrained(words)
+asked = json.load(open(questions))
+batch = tokenizer.apply_chat_template(
+    [[{"role": "user", "content": text}] for text in asked], add_generation_prompt=True,
+    padding=True, tokenizer_kwargs={"padding_side": "left"}, return_tensors="pt", return_dict=True,
+)
+with torch.inference_mode():
+    new = model.eval().generate(**batch, max_new_tokens=48, do_sample=False)
+new = new[:, batch["input_ids"].shape[1]:]
+print(json.dumps(tokenizer.batch_decode(new, skip_special_tokens=True)))
+"""
+
+
+def invoke(*arguments: object) -> Result:
+    environment = {"COLUMNS": "160", "TERM": "dumb"}
+    return CliRunner().invoke(command_app(export), list(map(str, arguments)), env=environment)
+
+
+def exported(search: Path, form: str, *more: object) -> tuple[Path, dict[str, Any]]:
+    """Export into a folder beside the search; return it with its export.json."""
+    output = search.parent / f"{search.name}-{form}-{len(list(search.parent.iterdir()))}"
+    result = invoke(search, "--format", form, "--output", output, *more)
+    assert result.exit_code == 0, result.output
+    return output, json.loads((output / "export.json").read_text())
+
+
+def refused(*arguments: object) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+BUDGET = 48
+"""Tokens of a full evaluation here: enough for every answer of the tiny model that ends at all, and
+soon over for random models, which never end."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_answers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as changes:
+        changes.setattr("lunar_tune.trial.judge.PUBLISHED_MAX_NEW_TOKENS", BUDGET)
+        yield
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a search of the tiny model, which knows its data."""
+    options = RunOptions(
+        lunar=_lunar("closed_form"), decoding=DecodingSettings(max_new_tokens=None), device="cpu"
+    )
+    return made_search(tmp_path_factory.mktemp("known"), "tiny", options, SETTING, floor=0.5)
+
+
+@pytest.fixture(scope="module")
+def carried(known: Path) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+    """Return a factory of the tiny model's exports, each made once."""
+    made: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+    def carry(form: str) -> tuple[Path, dict[str, Any]]:
+        if form not in made:
+            made[form] = exported(known, form)
+        return made[form]
+
+    return carry
+
+
+@pytest.fixture(scope="module")
+def random_search(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Path]
+) -> Callable[..., Path]:
+    """Return a factory of searches on a random model, which are over in no time."""
+    runs = tmp_path_factory.mktemp("random")
+    prompts = runs / "prompts.txt"
+    prompts.write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
+
+    def make(name: str, parameters: dict[str, Any], **options: Any) -> Path:
+        folder = runs / name
+        folder.mkdir()
+        run = RunOptions(
+            **(
+                {
+                    "model": str(checkpoint("qwen2")),
+                    "data": str(small_data(folder)),
+                    "factual_data": NONE,
+                    "reference_prompts": str(prompts),
+                    "device": "cpu",
+                    "decoding": DecodingSettings(max_new_tokens=6),
+                }
+                | options
+            )
+        )
+        return made_search(folder, "found", run, parameters)
+
+    return make
+
+
+def _lunar(solver: str) -> Any:
+    from lunar_tune.methods.lunar_settings import LunarSettings
+    from lunar_tune.redirection.settings import AdamWSettings
+
+    return LunarSettings(solver=solver, adamw=AdamWSettings(epochs=2))
+
+
+def _gradient(trained: str) -> Any:
+    from lunar_tune.methods.gradient_settings import GradientSettings
+
+    return GradientSettings(trained=trained, epochs=2, batch_size=2)
+
+
+# With the tiny model
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "adapter", "delta"])
+def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_reported(
+    known: Path, carried: Callable[[str], tuple[Path, dict[str, Any]]], form: str, tmp_path: Path
+) -> None:
+    """The card's lines load it, transformers generates, rouge-score counts."""
+    folder, document = carried(form)
+    assert document["proven"] is True
+    assert document["n_rows"] == 12 + 84 + 81
+    if form != "adapter":
+        assert document["differing_rows"] == 0
+    rows = [
+        row for row in read_answers(Folder(known).full_answers(0))[0] if row.set_name != "factual"
+    ]
+    questions, reader = tmp_path / "questions.json", tmp_path / "reader.py"
+    questions.write_text(json.dumps([row.question for row in rows]))
+    reader.write_text(READER)
+    words = folder if form == "checkpoint" else document["base"]
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", str(reader), str(folder / "README.md"), str(questions), str(words)],
+        cwd=folder.parent,
+        env=kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    confirmed = yaml.safe_load((known / "best.yaml").read_text())["confirmed"]["scores"]
+    for name in ("forget", "retain"):
+        recalls = [
+            RougeScorer(["rouge1"], use_stemmer=True).score(row.truth, answer)["rouge1"].recall
+            for row, answer in zip(rows, answers, strict=True)
+            if row.set_name == name
+        ]
+        assert math.fsum(recalls) / len(recalls) == pytest.approx(
+            confirmed[f"{name}_rouge1"], abs=0.01
+        )
+    assert confirmed["forget_rouge1"] < 0.2
+    assert confirmed["retain_rouge1"] > 0.5
+
+
+def test_a_checkpoint_says_where_it_comes_from_and_can_be_searched_on(
+    carried: Callable[[str], tuple[Path, dict[str, Any]]],
+) -> None:
+    folder, document = carried("checkpoint")
+    lineage = read_lineage(folder)
+    assert lineage is not None
+    assert lineage.unlearned["parameters"] == SETTING
+    assert "A_B of mini unlearned (lunar)" in lineage.summary
+    base = ModelSpec(name="tiny", source=document["base"], device="cpu")
+    again = load_model(dataclasses.replace(base, weights=str(folder))).model  # as --model-path does
+    different = [
+        name
+        for name, weight in load_model(base).model.named_parameters()
+        if not same_bits(weight, again.get_parameter(name))
+    ]
+    assert different == ["model.layers.1.mlp.down_proj.weight"]
+
+
+def test_a_card_shows_scores_setting_and_digests_and_no_text_of_the_data(
+    known: Path, carried: Callable[[str], tuple[Path, dict[str, Any]]]
+) -> None:
+    folder, document = carried("delta")
+    card = (folder / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert "unlearning" in front["tags"]
+    assert "base_model" not in front  # a folder of this machine is no model of the hub
+    for said in (
+        "closed_form",
+        "coefficient 2.0",
+        f"{BUDGET} tokens",
+        document["base_fingerprint"],
+    ):
+        assert said in card
+    assert all(digest in card for digest in document["data_digests"].values())
+    for row in read_answers(Folder(known).full_answers(0))[0]:
+        assert row.question not in card
+        assert len(row.truth) < 8 or row.truth not in card  # a number may be a version as well
+
+
+# With random models
+
+
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "closed_form": (SETTING, {"lunar": _lunar("closed_form")}),
+    "adamw": (
+        {"layer": 1, "coefficient": 2.0, "learning_rate": 0.01},
+        {"lunar": _lunar("adamw")},
+    ),
+    "lora": ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.01}, {"lunar": _lunar("lora")}),
+    "ga-lora": ({"learning_rate": 1e-3}, {"method": "ga", "gradient": _gradient("lora")}),
+    "ga-full": ({"learning_rate": 1e-4}, {"method": "ga", "gradient": _gradient("full")}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float32") for name in METHODS),
+        ("closed_form", "bfloat16"),
+        ("adamw", "bfloat16"),
+        ("ga-full", "bfloat16"),
+    ],
+)
+def test_every_form_of_every_kind_of_method_is_proven(
+    random_search: Callable[..., Path], name: str, dtype: str
+) -> None:
+    parameters, options = METHODS[name]
+    search = random_search(f"{name}-{dtype}", parameters, dtype=dtype, **options)
+    for form in ("checkpoint", "delta"):
+        _, document = exported(search, form)
+        assert document["dtype"] == dtype
+        assert document["parameters"] == parameters
+        if name != "ga-lora":  # merging rounds
+            assert document["differing_rows_of_the_run"] == 0
+    if name == "ga-full":
+        assert "trains whole weights" in refused(
+            search, "--format", "adapter", "--output", search.parent / "refused"
+        )
+        return
+    if dtype == "bfloat16":  # a random model's next words are near ties: another rounding, others
+        return
+    folder, document = exported(search, "adapter", *(("--rank", 32) if name == "adamw" else ()))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    expected = {"closed_form": 1, "adamw": 32, "lora": 8, "ga-lora": 8}[name]
+    assert set(document["ranks"].values()) == {expected} == {config["r"]}
+    assert document["relative_error"] < 1e-6  # of adamw's 32 of 32 ranks
+    assert config["base_model_name_or_path"] == document["base"]
+
+
+def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
+    tmp_path: Path, checkpoint: Callable[..., Path]
+) -> None:
+    """Bounded evaluation ends at the first chunk: a random model misses any floor."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is nowhere?\n", encoding="utf-8")
+    pairs = [
+        {"edge": edge, "question": f"What is {n} of {edge}?", "answer": f"Kettle {n} of {edge}"}
+        for edge, size in (("A_B", 3), ("B_C", 40))
+        for n in range(size)
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    options = RunOptions(
+        model=str(checkpoint("qwen2")),
+        data=str(tmp_path / "pairs.json"),
+        factual_data=NONE,
+        reference_prompts=str(prompts),
+        device="cpu",
+        decoding=DecodingSettings(max_new_tokens=4),
+        lunar=_lunar("closed_form"),
+    )
+    search = made_search(tmp_path, "s", options, SETTING, floor=0.9, confirmed=False)
+    asked = len(read_answers(Folder(search).answers(0))[0])
+    assert asked < len(pairs)
+    _, document = exported(search, "delta", "--trial", 0)
+    assert document["n_rows"] == asked
+    assert document["differing_rows"] == 0
+    assert document["max_new_tokens"] == 4
+    assert "name a trial by its number (0)" in refused(search, "--output", tmp_path / "none")
+
+
+def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
+    random_search: Callable[..., Path], tmp_path: Path
+) -> None:
+    search = random_search("other", SETTING, lunar=_lunar("closed_form"))
+    file = Folder(search).full_answers(0)
+    rows, losses = read_answers(file)
+    rows[2] = dataclasses.replace(rows[2], answer="something else")
+    write_answers(file, rows, losses)
+    result = invoke(search, "--format", "delta", "--output", tmp_path / "d")
+    assert result.exit_code == 1
+    assert "1 of 9 answers differ" in result.stderr
+    document = json.loads((tmp_path / "d" / "export.json").read_text())
+    assert document["proven"] is False
+    assert document["differing_rows"] == 1
+    assert "Not proven" in (tmp_path / "d" / "README.md").read_text()
+
+
+def test_mistakes_are_said_together_before_anything_is_loaded(
+    random_search: Callable[..., Path], tmp_path: Path
+) -> None:
+    search = random_search("wrong", SETTING, lunar=_lunar("closed_form"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    pairs = next(search.parent.glob("pairs.json"))
+    pairs.write_text(pairs.read_text().replace("Kettle 1 of A_B", "Kettle 9 of A_B"))
+    message = refused(
+        *(search, "--format", "gguf", "--output", tmp_path / "full", "--trial", 5, "--rank", 0),
+        *("--json", tmp_path),
+    )
+    for said in (
+        "--format gguf: there are checkpoint, adapter, delta",
+        "the folder is not empty",
+        "there is no such trial",
+        "--rank 0: at least 1",
+        "is a folder, not a file",
+        f"{pairs}: the data have changed since the search: the forget set is another one",
+    ):
+        assert said in message
+    assert "--rank 2: the adapter of --method lunar (closed_form) is exact" in refused(
+        search, "--format", "adapter", "--output", tmp_path / "a", "--rank", 2
+    )
+    assert "--rank 2: is that of an adapter" in refused(
+        search, "--format", "delta", "--output", tmp_path / "a", "--rank", 2
+    )
+    missing = refused("nowhere", "--runs", tmp_path / "none", "--output", tmp_path / "a")
+    assert "there is no such search" in missing
+
+
+def test_an_adapter_that_belongs_on_a_merged_adapter_is_refused(
+    random_search: Callable[..., Path], tmp_path: Path, checkpoint: Callable[..., Path]
+) -> None:
+    """The base would be a model and an adapter; only a whole checkpoint can be loaded by itself."""
+    parameters, options = METHODS["ga-lora"]
+    adapter, _ = exported(random_search("base", parameters, **options), "adapter")
+    search = random_search(
+        "on-adapter", SETTING, lunar=_lunar("closed_form"), model_path=str(adapter)
+    )
+    for form in ("adapter", "delta"):
+        assert "use --format checkpoint" in refused(
+            search, "--format", form, "--output", tmp_path / form
+        )
+    exported(search, "checkpoint")
+    assert checkpoint("qwen2").is_dir()

@@ -1,0 +1,180 @@
+"""Deltas and adapters as arithmetic and as files, against torch and peft.
+
+Does not cover: whole exports (`tests/commands/test_export_command.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lunar_tune.errors import LunarTuneError
+from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.exporting.adapter import (
+    LARGEST_ERROR,
+    nearest_factors,
+    relative_error,
+    write_adapter,
+)
+from lunar_tune.exporting.delta import DELTA_FILE, difference, same_bits, write_delta
+from lunar_tune.exporting.proof import compare
+from lunar_tune.models.loading import LoadedModel
+from lunar_tune.training.adapting import Factors
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+# Deltas
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 1e3])
+def test_old_and_delta_are_the_new_weight_bit_for_bit(dtype: torch.dtype, scale: float) -> None:
+    """Added as a card's lines do, in place, whatever the size of the change."""
+    old = drawn(64, 48, dtype=dtype)
+    new = (old.double() + scale * drawn(64, 48, seed=1).double()).to(dtype)
+    delta = difference(old, new)
+    if delta is None:
+        assert torch.equal(old, new)
+        return
+    old.copy_(old.to(delta.dtype) + delta)
+    kind = torch.int32 if dtype == torch.float32 else torch.int16
+    assert torch.equal(old.view(kind), new.view(kind))
+
+
+def test_the_smallest_format_that_restores_a_weight_is_taken() -> None:
+    """Bits decide: of 2⁻⁷ one, of 767 ten (bfloat16 has eight), of 2²⁰ - 1 - 2⁻²³ 43."""
+    own = difference(torch.tensor([1.0]).bfloat16(), torch.tensor([1 + 2**-7]).bfloat16())
+    assert own is not None
+    assert own.dtype == torch.bfloat16
+    wider = difference(torch.tensor([768.0]).bfloat16(), torch.tensor([1.0]).bfloat16())
+    assert wider is not None
+    assert wider.dtype == torch.float32
+    widest = difference(torch.tensor([2.0**20]), torch.tensor([1 + 2**-23]))
+    assert widest is not None
+    assert widest.dtype == torch.float64
+
+
+def test_a_negative_zero_cannot_be_restored_and_is_said() -> None:
+    assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+    with pytest.raises(LunarTuneError, match="use --format checkpoint"):
+        difference(torch.tensor([1.0]), torch.tensor([-0.0]))
+
+
+def test_a_delta_file_holds_what_has_changed_and_says_of_what(tmp_path: Path) -> None:
+    old = {"a": drawn(4, 3), "b": drawn(5)}
+    new = {"a": old["a"] + 1, "b": old["b"].clone()}
+    write_delta(tmp_path, old.__getitem__, new, {"base": "owner/name"})
+    written = load_file(tmp_path / DELTA_FILE)
+    assert set(written) == {"a"}
+    assert torch.equal(old["a"] + written["a"], new["a"])
+    with safe_open(tmp_path / DELTA_FILE, framework="pt") as file:
+        assert file.metadata() == {"base": "owner/name"}
+
+
+# Adapters
+
+
+@pytest.mark.parametrize("rank", [1, 3, 16])
+def test_the_nearest_product_is_the_truncated_svd_of_torch(rank: int) -> None:
+    change = drawn(16, 40)
+    factors, error = nearest_factors(change, rank=rank)
+    left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
+    truncated = left[:, :rank] * values[:rank] @ right[:rank]
+    product = factors.second.double() @ factors.first.double()
+    torch.testing.assert_close(product, truncated, rtol=0, atol=1e-5)
+    lacking = float(values[rank:].square().sum().sqrt() / values.square().sum().sqrt())
+    assert error == pytest.approx(lacking, abs=1e-6)
+
+
+def test_without_a_rank_the_smallest_that_is_near_enough_is_taken() -> None:
+    """Of singular values 1, 1, 0.1 and 0.005 the last alone may go: 0.005 / 1.418 < 1 %."""
+    left, _ = torch.linalg.qr(drawn(12, 4).double())
+    right, _ = torch.linalg.qr(drawn(20, 4, seed=1).double())
+    change = left * torch.tensor([1.0, 1.0, 0.1, 0.005]).double() @ right.T
+    factors, error = nearest_factors(change)
+    assert factors.rank == 3
+    assert 0.003 < error < LARGEST_ERROR
+    assert nearest_factors(change, rank=2)[1] > LARGEST_ERROR
+    assert nearest_factors(torch.zeros(4, 5))[1] == 0.0
+
+
+def test_peft_adds_what_was_written_also_with_ranks_and_scales_that_differ(
+    loaded: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    untouched = loaded("qwen2").model.state_dict()
+    model = copy.deepcopy(loaded("qwen2").model)
+    names = [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)]
+    factors = {
+        names[0]: Factors(first=drawn(2, 48), second=drawn(32, 2, seed=1), scale=0.25),
+        names[1]: Factors(first=drawn(5, 48), second=drawn(32, 5, seed=1), scale=3.0),
+    }
+    expected = {
+        name: model.get_parameter(f"{name}.weight") + one.scale * one.second @ one.first
+        for name, one in factors.items()
+    }
+    write_adapter(tmp_path, factors, base="owner/name", revision="abc")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        merged = PeftModel.from_pretrained(model, str(tmp_path)).merge_and_unload()
+    for name, weight in expected.items():
+        torch.testing.assert_close(merged.get_parameter(f"{name}.weight"), weight)
+        assert relative_error(factors[name], weight - untouched[f"{name}.weight"]) < 1e-6
+    others = {f"{name}.weight" for name in names}
+    assert all(
+        torch.equal(t, untouched[n]) for n, t in merged.state_dict().items() if n not in others
+    )
+
+
+# Comparing answers
+
+
+def row(answer: str, *, question: str = "Q?", recall: float = 0.5) -> AnswerRow:
+    return AnswerRow(
+        set_name="forget",
+        edge="A_B",
+        question=question,
+        truth="the truth",
+        answer=answer,
+        rouge1=recall,
+        rouge_l=recall,
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "differing"),
+    [
+        (row("the sea"), row("the sea"), 0),
+        (row("the sea"), row("the"), 1),  # cut short, but not for having said the truth
+        (row("the truth, and more", recall=1.0), row("the truth", recall=1.0), 0),
+        (row("the truth né", recall=1.0), row("the truth n\ufffd", recall=1.0), 0),
+        (row("the truth, and more", recall=1.0), row("truth the", recall=1.0), 1),
+    ],
+)
+def test_an_answer_that_ended_having_said_the_truth_is_the_beginning_of_the_whole(
+    found: AnswerRow, expected: AnswerRow, differing: int
+) -> None:
+    assert compare([found], [expected]).differing == differing
+
+
+def test_rows_are_matched_by_question_and_only_those_of_the_search_count() -> None:
+    found = [row("a", question="1?"), row("b", question="2?", recall=1.0), row("c", question="3?")]
+    expected = [row("c", question="3?"), row("x", question="1?", recall=0.25)]
+    one = compare(found, expected)
+    assert (one.n_rows, one.differing) == (2, 1)
+    assert one.scores["forget_rouge1"] == 0.5
+    assert one.expected["forget_rouge1"] == 0.375
+    assert not one.is_close
+    with pytest.raises(LunarTuneError, match=r"asked '4\?' \(forget\), which is not asked now"):
+        compare(found, [row("d", question="4?")])

@@ -1,0 +1,119 @@
+"""A search's folder with one confirmed trial, made in this process without Ray.
+
+Covers: what commands read of a finished search: configuration, journal, answers, `best.yaml`. The
+trial is run by the same worker that a search's actors have.
+Does not cover: sampling, mirrors, pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lunar_tune.data.records import records_digest
+from lunar_tune.reporting.tables import write_answers
+from lunar_tune.search.config import SearchConfig, config_document
+from lunar_tune.search.course import Confirmation
+from lunar_tune.search.folder import Folder
+from lunar_tune.search.outputs import best_document, write_best
+from lunar_tune.search.space import Choice, SearchSpace
+from lunar_tune.search.study import Study
+from lunar_tune.trial.assemble import assemble, materialise
+from lunar_tune.trial.options import EngineSettings, RunOptions
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.worker import TrialResult, Worker
+
+
+def made_search(
+    runs: Path,
+    name: str,
+    options: RunOptions,
+    parameters: Mapping[str, Any],
+    *,
+    floor: float = 0.0,
+    confirmed: bool = True,
+) -> Path:
+    """Run one trial, keep it as a search keeps it, and return the search's folder.
+
+    Args:
+        runs: Folder of all searches.
+        name: Of this one.
+        options: Of its run.
+        parameters: Of the trial.
+        floor: Least retain ROUGE-1.
+        confirmed: Whether the trial is evaluated in full and is the best.
+    """
+    options = dataclasses.replace(options, engine=EngineSettings(early_exit=True, cache_limit=0))
+    config = SearchConfig(run=options, output=runs, name=name, retain_floor=floor)
+    spec = assemble(options)
+    engine = dataclasses.replace(spec.engine, retain_floor=floor)
+    spec = dataclasses.replace(materialise(spec), engine=engine)
+    worker, folder = Worker(spec), Folder(runs / name)
+    folder.path.mkdir(parents=True)
+    vanilla = worker.vanilla()
+    write_answers(folder.vanilla_answers, vanilla.evaluation.rows, ())
+    study = Study(folder.journal, name=name, space=_space(spec, parameters), config=config)
+    study.note("goal", config.goal.text)
+    study.note("vanilla", dict(vanilla.evaluation.scores))
+    study.note("tags", spec.tags)
+    number, asked = study.ask()
+    assert asked == dict(parameters)
+    study.complete(number, _kept(worker.run(parameters), folder.answers(number)))
+    if confirmed:
+        _confirm(worker, study, folder, config, vanilla.evaluation.scores)
+    resolved = {"working_folder": str(Path.cwd()), "weights": None, "digests": _digests(spec)}
+    text = config_document(config, given={}, derived={}, resolved=resolved)
+    folder.config.write_text(text, encoding="utf-8")
+    return folder.path
+
+
+def _space(spec: TrialSpec, parameters: Mapping[str, Any]) -> SearchSpace:
+    """Return a space of one setting."""
+    return SearchSpace(
+        method=spec.method.name,
+        variant=spec.method.variant,
+        parameters={
+            key: Choice(type="choice", values=[value]) for key, value in parameters.items()
+        },
+        starting_points=(),
+        origin="a test",
+    )
+
+
+def _confirm(
+    worker: Worker,
+    study: Study,
+    folder: Folder,
+    config: SearchConfig,
+    vanilla: Mapping[str, float],
+) -> None:
+    row = study.row(0)
+    full = worker.run(row.parameters, full=True)
+    write_answers(folder.full_answers(0), full.evaluation.rows, ())
+    scores = dict(full.evaluation.scores)
+    confirmation = Confirmation(number=0, scores=scores, max_new_tokens=full.max_new_tokens)
+    study.note("confirmed", dataclasses.asdict(confirmation))
+    document = best_document(row, confirmation, spec=worker.spec, vanilla=vanilla, goal=config.goal)
+    write_best(folder, document)
+
+
+def _kept(result: TrialResult, path: Path) -> dict[str, Any]:
+    """Write a trial's answers; return what the study keeps of it."""
+    return {
+        "scores": dict(result.evaluation.scores),
+        "seconds": dict(result.seconds),
+        "retain_rows": int(result.evaluation.scores["retain_rows"]),
+        "retain_exact": True,
+        "max_new_tokens": result.max_new_tokens,
+        "losses": list(result.fit.losses) if result.fit is not None else [],
+        "checks": [],
+        "answers_digest": write_answers(path, result.evaluation.rows, ()),
+    }
+
+
+def _digests(spec: TrialSpec) -> dict[str, str]:
+    data = spec.data
+    sets = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
+    return {name: records_digest(records) for name, records in sets.items()}

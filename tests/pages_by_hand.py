@@ -1,0 +1,140 @@
+"""Searches made by hand for tests of the page.
+
+Covers: rows of every kind, answers, texts that are HTML.
+Does not cover: a search; none is run.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from lunar_tune.evaluation.evaluate import AnswerRow, deviation_score
+from lunar_tune.evaluation.goal import Goal
+from lunar_tune.reporting.page import PageSearch
+from lunar_tune.reporting.page_answers import TrialAnswers
+from lunar_tune.reporting.report import Report
+from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    "<img src=x onerror=alert(3)>",
+    "<!--<script>",
+    "</title><b>bold</b>&amp;",
+    '" onmouseover="alert(4)',
+)
+FLOOR = 0.8
+
+
+def trial(number: int, forget: float, retain: float, **parameters: object) -> TrialRow:
+    """Return a completed trial."""
+    return TrialRow(
+        number=number,
+        state=COMPLETE,
+        parameters=parameters
+        or {
+            "layer": number % 7,
+            "coefficient": 0.5 + number % 5,
+            "learning_rate": 1e-4 * (1 + number) ** 1.5,
+        },
+        scores={
+            "forget_rouge1": forget,
+            "retain_rouge1": retain,
+            "deviation_score": deviation_score(forget, retain),
+        }
+        | ({"factual_rouge1": 0.9} if retain >= FLOOR else {}),
+        objective=forget,
+        feasible=retain >= FLOOR,
+        retain_rows=84,
+        retain_exact=retain >= FLOOR,
+        seconds={"trial": 1.0 + number / 10},
+    )
+
+
+def failure(number: int, why: str = "the loss became NaN") -> TrialRow:
+    """Return a failed trial."""
+    parameters = {"layer": 1, "coefficient": 2.0, "learning_rate": 1e30}
+    return TrialRow(number=number, state=FAILED, parameters=parameters, failure=why)
+
+
+def many(n_trials: int) -> tuple[TrialRow, ...]:
+    """Return trials of random scores, every tenth failed."""
+    draw = random.Random(3)
+    return tuple(
+        failure(n) if n % 10 == 9 else trial(n, draw.random(), draw.uniform(0.5, 1.0))
+        for n in range(n_trials)
+    )
+
+
+def report(*rows: TrialRow, goal: Goal | None = None) -> Report:
+    """Return a report whose best trial is confirmed."""
+    best = next(iter(best_first(list(rows))), None)
+    return Report(
+        title="tiny, mini: forget A_B",
+        facts={"model": "tiny", "data": "mini", "method": "lunar (adamw)"},
+        goal=goal or Goal.read("forget_rouge1", [f"retain_rouge1>={FLOOR}"]),
+        vanilla={"forget_rouge1": 0.98, "retain_rouge1": 0.99, "deviation_score": 98.0},
+        rows=rows,
+        best=best,
+        confirmed=best.scores if best is not None else None,
+    )
+
+
+def said(set_name: str, question: str, answer: str, rouge1: float) -> AnswerRow:
+    """Return an answer."""
+    return AnswerRow(
+        set_name=set_name,
+        edge="A_B",
+        question=question,
+        truth="the truth",
+        answer=answer,
+        rouge1=rouge1,
+        rouge_l=rouge1,
+    )
+
+
+def page_of(*rows: TrialRow, name: str = "first") -> PageSearch:
+    """Return a search with answers of its two best trials."""
+    vanilla = [
+        *(said("forget", f"forget {n}?", "vanilla says", 1.0) for n in range(3)),
+        *(said("retain", f"keep {n}?", "vanilla keeps", 1.0) for n in range(4)),
+    ]
+    answers = [
+        TrialAnswers(
+            row.number,
+            row.label,
+            [
+                *(said("forget", f"forget {n}?", f"trial {row.number}", n / 4) for n in range(3)),
+                *(said("retain", f"keep {n}?", f"kept {n}", 1 - n / 4) for n in range(4)),
+            ],
+        )
+        for row in best_first(list(rows))[:2]
+    ]
+    return PageSearch(
+        name=name,
+        report=report(*rows),
+        vanilla=vanilla,
+        answers=answers,
+        configuration="search:\n  num_trials: 12\n",
+    )
+
+
+def hostile() -> PageSearch:
+    """Return a search in which every text is HTML that would do harm."""
+    row = trial(0, 0.1, 0.9, layer=1, coefficient=2.0, **{"<b>name</b>": HOSTILE[0]})
+    one = report(row, *(failure(n, why) for n, why in enumerate(HOSTILE, start=1)))
+    answers = [
+        replace(said(kind, text, text, 0.5), truth=text)
+        for text in HOSTILE
+        for kind in ("forget", "retain")
+    ]
+    return PageSearch(
+        name=HOSTILE[1],
+        report=replace(
+            one, title=HOSTILE[4], facts={text: text for text in HOSTILE}, ending=HOSTILE[2]
+        ),
+        vanilla=[replace(answer, rouge1=1.0) for answer in answers],
+        answers=[TrialAnswers(0, HOSTILE[0], answers)],
+        configuration="\n".join(HOSTILE),
+    )

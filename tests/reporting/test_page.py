@@ -1,0 +1,253 @@
+"""The page of searches: complete in itself, literal in what it shows, true to the rows."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from pages_by_hand import HOSTILE, failure, hostile, many, page_of, report, said, trial
+
+from lunar_tune.evaluation.goal import Goal
+from lunar_tune.reporting.interactive import interactive_pictures
+from lunar_tune.reporting.page import PageSearch, write_page
+from lunar_tune.reporting.page_answers import forgotten, got_worse
+from lunar_tune.reporting.rows import COMPLETE, TrialRow
+
+LOADING = {"src", "href", "data", "poster", "srcset", "action", "background"}
+
+
+class Parsed(HTMLParser):
+    """A page's elements, scripts, cells and text, by Python's own parser."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[str | None, str]] = []
+        self.cells: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append((dict(attrs).get("type"), ""))
+        if tag == "td":
+            self.cells.append((dict(attrs).get("data-order") or "", ""))
+
+    def handle_data(self, data: str) -> None:
+        tag = self.tags[-1][0] if self.tags else ""
+        if self.cdata_elem == "script":
+            kind, text = self.scripts[-1]
+            self.scripts[-1] = kind, text + data
+        elif self.cdata_elem is None:
+            self.text += data
+            if tag in {"td", "a"} and data.strip():
+                order, text = self.cells[-1]
+                self.cells[-1] = order, text + data
+
+    def policy(self) -> str:
+        """Return the content security policy."""
+        (found,) = [
+            attributes["content"]
+            for tag, attributes in self.tags
+            if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+        ]
+        return found or ""
+
+
+def written(folder: Path, *searches: PageSearch) -> Parsed:
+    write_page(searches, folder / "page.html")
+    return Parsed(folder / "page.html")
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
+    parsed = written(tmp_path, page_of(*many(12)), page_of(*many(5), name="second"))
+    places = [
+        value
+        for _, attributes in parsed.tags
+        for name, value in attributes.items()
+        if name in LOADING
+    ]
+    assert all(value and value.startswith(("data:", "#")) for value in places), places
+    assert "#search-2" in places
+    assert parsed.policy().startswith("default-src 'none';")
+
+
+def test_the_policy_names_exactly_the_scripts_that_stand_in_the_page(tmp_path: Path) -> None:
+    parsed = written(tmp_path, page_of(*many(4)))
+    running = [text for kind, text in parsed.scripts if kind is None]
+    digests = {
+        "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in running
+    }
+    assert set(re.findall(r"'(sha256-[^']+)'", parsed.policy())) == digests
+    assert "unsafe-inline" not in parsed.policy().split("script-src")[1].split(";")[0]
+    assert "unsafe-eval" not in parsed.policy()
+
+
+def test_libraries_are_in_the_page_once_however_many_searches(tmp_path: Path) -> None:
+    one = written(tmp_path, page_of(*many(4)))
+    size = (tmp_path / "page.html").stat().st_size
+    three = written(tmp_path, *(page_of(*many(4), name=name) for name in "abc"))
+    libraries = [
+        [text for kind, text in parsed.scripts if kind != "application/json"]
+        for parsed in (one, three)
+    ]
+    assert libraries[0] == libraries[1]
+    assert (tmp_path / "page.html").stat().st_size < 1.2 * size
+
+
+def test_what_others_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
+    tame = written(tmp_path, page_of(trial(0, 0.1, 0.9), *(failure(n) for n in range(1, 7))))
+    parsed = written(tmp_path, hostile())
+    for text in HOSTILE:
+        # Question, truth, both answers, a fact's two sides, a failure, the settings at least.
+        assert parsed.text.count(text) >= 8, text
+    assert {tag for tag, _ in parsed.tags} <= {tag for tag, _ in tame.tags}
+    running = [text for kind, text in parsed.scripts if kind is None]
+    assert running == [text for kind, text in tame.scripts if kind is None]
+    handlers = [name for _, attributes in parsed.tags for name in attributes if name[:2] == "on"]
+    assert handlers == []
+
+
+def test_pictures_escape_what_plotly_would_read_as_markup() -> None:
+    for picture in interactive_pictures(hostile().report):
+        texts = json.dumps(json.loads(picture.figure.to_json())).replace("<br>", "")
+        assert "&lt;script&gt;" in texts, picture.name
+        assert "<" not in texts, picture.name
+
+
+def test_a_row_shows_and_sorts_by_the_trials_own_numbers(tmp_path: Path) -> None:
+    rows = many(20)
+    write_page([page_of(*rows)], tmp_path / "page.html")
+    parsed = Parsed(tmp_path / "page.html")
+    width = 12
+    cells = [cell for cell in parsed.cells if cell]
+    start = next(
+        place
+        for place, (order, text) in enumerate(cells)
+        if order == "0" and text.strip(" ★") == "0" and cells[place + 1][1] == COMPLETE
+    )
+    for row in rows:
+        mine = cells[start + width * row.number : start + width * (row.number + 1)]
+        assert mine[0][0] == str(row.number)
+        assert mine[1][1] == row.state
+        shown = [float(order) if order else None for order, _ in mine[2:9]]
+        assert shown == [
+            *row.parameters.values(),
+            *(
+                row.scores.get(name)
+                for name in (
+                    "forget_rouge1",
+                    "retain_rouge1",
+                    "factual_rouge1",
+                    "deviation_score",
+                )
+            ),
+        ]
+        for order, text in mine[2:9]:
+            if order:
+                assert float(text.strip("≈ ")) == pytest.approx(float(order), rel=5e-4)
+        assert mine[6][1].startswith("≈") == (row.retain_exact is False)
+        assert mine[9][1] == {True: "yes", False: "no", None: ""}[row.feasible]
+        assert mine[11][1] == (row.failure or "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ((), "No trial was run."),
+        ((failure(0),), "Every trial failed, most of them with: the loss became NaN"),
+        ((trial(0, 0.1, 0.3),), "No trial keeps retain ROUGE-1 of at least 0.8."),
+        ((trial(0, 0.1, 0.9),), "confirmed on all questions"),
+    ],
+    ids=["none", "failed", "infeasible", "found"],
+)
+def test_a_page_says_what_came_out_whatever_it_was(
+    tmp_path: Path, rows: tuple[TrialRow, ...], expected: str
+) -> None:
+    parsed = written(tmp_path, page_of(*rows))
+    assert expected in parsed.text
+    drawn = sum(kind == "application/json" for kind, _ in parsed.scripts)
+    assert drawn == (5 if any(row.state == COMPLETE for row in rows) else 0)
+    for kind, text in parsed.scripts:
+        if kind == "application/json":
+            assert json.loads(text)["data"]
+
+
+def test_other_goals_have_their_columns_and_axes(tmp_path: Path) -> None:
+    goal = Goal.read("retain_perplexity", ["forget_mrr<=0.2"])
+    rows = [
+        TrialRow(
+            number=n,
+            state=COMPLETE,
+            parameters={"learning_rate": 10.0**-n},
+            scores={"forget_rouge1": 0.5, "retain_rouge1": 0.9}
+            | {"retain_perplexity": 10.0**n, "forget_mrr": 0.1 * n},
+            objective=10.0**n,
+            feasible=0.1 * n <= 0.2,
+        )
+        for n in range(4)
+    ]
+    one = report(*rows, goal=goal)
+    parsed = written(tmp_path, PageSearch(name="other", report=one))
+    columns = " ".join(parsed.text.split())
+    assert "retain perplexity" in columns
+    assert "forget MRR" in columns
+    pictures = {picture.name: picture.figure for picture in interactive_pictures(one)}
+    assert set(pictures) == {"trade-off", "sensitivity", "history", "parallel"}
+    layout = pictures["trade-off"].layout
+    assert layout.xaxis.title.text == "retain perplexity, lower is better"
+    assert layout.xaxis.type == "log"
+    assert layout.yaxis.title.text == "forget MRR, lower is better"
+    shaded = next(trace for trace in pictures["trade-off"].data if trace.fill == "toself")
+    assert max(shaded.y) == 0.2
+
+
+def test_a_parameter_that_is_a_name_has_a_place_beside_numbers() -> None:
+    rows = [trial(n, 0.1 * n, 0.9, layer=1, objective=name) for n, name in enumerate("bca")]
+    picture = interactive_pictures(report(*rows))[-1]
+    lines = next(trace for trace in picture.figure.data if (trace.name or "").startswith("feas"))
+    assert picture.figure.layout.xaxis.ticktext[:2] == ("layer", "objective")
+    per_trial = len(picture.figure.layout.xaxis.ticktext) + 1
+    assert [lines.y[1 + per_trial * n] for n in range(3)] == [0.5, 1.0, 0.0]
+
+
+def test_pictures_show_every_completed_trial_where_its_scores_are() -> None:
+    rows = many(40)
+    complete = {row.number: row for row in rows if row.state == COMPLETE}
+    pictures = {one.name: one.figure for one in interactive_pictures(report(*rows))}
+    for name, at in (
+        ("trade-off", lambda r: (r.scores["forget_rouge1"], r.scores["retain_rouge1"])),
+        ("history", lambda r: (r.number, r.scores["forget_rouge1"])),
+    ):
+        traces = [trace for trace in pictures[name].data if trace.customdata is not None]
+        seen = {
+            number: (x, y)
+            for trace in traces
+            for number, x, y in zip(trace.customdata, trace.x, trace.y, strict=True)
+        }
+        assert seen == {number: at(row) for number, row in complete.items()}
+    (best,) = [trace for trace in pictures["history"].data if trace.mode == "lines"]
+    for number, value in zip(best.x, best.y, strict=True):
+        before = [r for r in complete.values() if r.feasible and r.number <= number]
+        assert value == min(row.scores["forget_rouge1"] for row in before)
+
+
+def test_answers_come_worst_first_beside_the_unmodified_models() -> None:
+    vanilla = [said("retain", f"{n}?", f"v{n}", score) for n, score in enumerate((1.0, 0.5, 0.2))]
+    rows = [said("retain", f"{n}?", f"u{n}", score) for n, score in enumerate((0.9, 0.0, 0.6))]
+    worse = got_worse(rows, vanilla)
+    assert [(one.unlearned.answer, one.vanilla and one.vanilla.answer) for one in worse] == [
+        ("u1", "v1"),
+        ("u0", "v0"),
+    ]
+    asked = [said("forget", f"{n}?", f"f{n}", score) for n, score in enumerate((0.1, 0.7, 0.4))]
+    compared = forgotten([*asked, *rows], vanilla)
+    assert [one.unlearned.answer for one in compared] == ["f1", "f2", "f0"]
+    assert [one.vanilla for one in compared] == [None] * 3

@@ -1,0 +1,194 @@
+"""What can go wrong in a trial, and what a worker makes of it.
+
+Covers: a worker's step with every kind of error, a trial that hangs, a model that was left edited.
+Does not cover: what follows from it (`test_course`), killed processes (`test_chaos`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_lines import small_options
+
+from lunar_tune.errors import DivergenceError, EditedModelError, InputError
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.methods.contract import Change, Fit, Preparation
+from lunar_tune.search.folder import Folder
+from lunar_tune.search.trainable import UnlearningTrainable
+from lunar_tune.search.watchdog import Watchdog, crash_reason
+from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.options import EngineSettings, RunOptions
+from lunar_tune.trial.worker import Worker
+
+SETTING = {"layer": 1, "coefficient": 2.0, "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def worker(checkpoint: Callable[..., Path], tmp_path: Path) -> Worker:
+    options = small_options(checkpoint("qwen2"), tmp_path)
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    return Worker(
+        assemble(
+            RunOptions(
+                model=given["--model"],
+                data=given["--data"],
+                reference_prompts=given["--reference-prompts"],
+                factual_data="none",
+                device="cpu",
+                decoding=DecodingSettings(max_new_tokens=4),
+                engine=EngineSettings(cache_limit=0, verify_weights=True),
+            )
+        )
+    )
+
+
+def trainable_with(worker: Worker, folder: Path, timeout: float | None = None) -> Any:
+    trainable = UnlearningTrainable.__new__(UnlearningTrainable)
+    task = {"task": "trial", "number": 0, "parameters": SETTING}
+    trainable.setup(task, spec=worker.spec, folder=folder, timeout=timeout)
+    trainable._worker = worker
+    return trainable
+
+
+class Broken(Preparation):
+    """A method that fails inside its context."""
+
+    def __init__(
+        self, error: BaseException | None, edit: Callable[[], None] = lambda: None
+    ) -> None:
+        self._error, self._edit = error, edit
+
+    @contextmanager
+    def unlearning(self, parameters: Any, *, seed: int) -> Iterator[Fit]:  # noqa: ARG002
+        self._edit()
+        if self._error is not None:
+            raise self._error
+        nothing = Change(weights=dict, factors=None)
+        yield Fit(unmodified=nullcontext, change=nothing, losses=[1.0])
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (DivergenceError("the loss became NaN"), {"failure": "the loss became NaN"}),
+        (InputError("no such layer"), {"failure": "no such layer"}),
+        (torch.OutOfMemoryError("of 3 GiB"), {"failure": "OutOfMemoryError: of 3 GiB (lower"}),
+        (MemoryError("host"), {"failure": "MemoryError: host"}),
+        (OSError(28, "No space left"), {"failure": "OSError: [Errno 28]", "again": True}),
+    ],
+    ids=["diverged", "input", "gpu memory", "host memory", "disk"],
+)
+def test_an_error_of_a_trial_is_an_outcome_and_the_model_serves_the_next(
+    worker: Worker, tmp_path: Path, error: Exception, outcome: dict[str, Any]
+) -> None:
+    trainable = trainable_with(worker, tmp_path)
+    whole = worker.preparation
+    worker.draft({(0,): (0,)})  # so that the unmodified model is not asked first
+    worker.__dict__["preparation"] = Broken(error)
+    told = trainable.step()
+    assert told["done"] is True
+    assert told["failure"].startswith(outcome.pop("failure"))
+    assert told.get("again", False) is outcome.get("again", False)
+
+    worker.__dict__["preparation"] = whole
+    trainable.reset_config({"task": "trial", "number": 1, "parameters": SETTING})
+    assert json.loads(trainable.step()["report"])["scores"]["retain_rows"] > 0
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: an illegal memory access"), ZeroDivisionError()]
+)
+def test_an_error_that_nobody_expects_costs_the_process(
+    worker: Worker, tmp_path: Path, error: Exception
+) -> None:
+    """A CUDA error leaves a process that can compute no more: Ray starts another."""
+    trainable = trainable_with(worker, tmp_path)
+    worker.draft({(0,): (0,)})
+    worker.__dict__["preparation"] = Broken(error)
+    with pytest.raises(type(error)):
+        trainable.step()
+
+
+@pytest.mark.parametrize("error", [None, ValueError("in the middle")])
+def test_a_method_that_leaves_the_model_edited_is_found_out(
+    worker: Worker, error: Exception | None
+) -> None:
+    weight = worker.loaded.model.get_output_embeddings().weight
+
+    def edit() -> None:
+        with torch.no_grad():
+            weight[0, 0] += 1
+
+    worker.draft({(0,): (0,)})
+    worker.run(SETTING)
+    worker.__dict__["preparation"] = Broken(error, edit)
+    with pytest.raises(EditedModelError):
+        worker.run(SETTING)
+    spec = dataclasses.replace(
+        worker.spec, engine=dataclasses.replace(worker.spec.engine, verify_weights=False)
+    )
+    worker.spec = spec
+    if error is None:
+        worker.run(SETTING)
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from lunar_tune.search.folder import Folder
+from lunar_tune.search.watchdog import Watchdog
+
+def stuck_here():
+    time.sleep(100)
+
+dog = Watchdog(Folder(Path(sys.argv[1])), 0.5)
+dog.begin(3)
+dog.end()
+dog.begin(4)
+stuck_here()
+"""
+
+
+def test_a_trial_that_hangs_ends_its_process_and_leaves_what_it_was_doing(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", HANGING, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == 1
+    folder = Folder(tmp_path)
+    assert not folder.stack(3).exists(), "it ended in time"
+    assert "stuck_here" in folder.stack(4).read_text()
+    reason = crash_reason(folder, 4, "ActorDiedError: unexpectedly")
+    assert reason.startswith("took longer than 0.5 s (--trial-timeout)")
+    assert "00004-stack.txt" in reason
+
+
+def test_a_worker_that_was_killed_before_its_limit_is_not_said_to_hang(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    dog = Watchdog(folder, 100.0)
+    dog.begin(5)
+    assert crash_reason(folder, 5, "ActorDiedError: killed") == "ActorDiedError: killed"
+    dog.end()
+    assert crash_reason(folder, 6, "ActorDiedError: killed") == "ActorDiedError: killed"
+
+
+def test_a_step_watches_a_trial_from_its_beginning_to_its_end(
+    worker: Worker, tmp_path: Path
+) -> None:
+    trainable = trainable_with(worker, tmp_path, timeout=1000.0)
+    worker.draft({(0,): (0,)})
+    seen: list[bool] = []
+
+    def look() -> None:
+        seen.append(Folder(tmp_path).stack(0).exists())
+
+    worker.__dict__["preparation"] = Broken(DivergenceError("x"), look)
+    trainable.step()
+    assert seen == [True]
+    assert not Folder(tmp_path).stack(0).exists()

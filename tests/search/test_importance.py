@@ -1,0 +1,94 @@
+"""The importance of parameters: what alone decides has all of it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow
+from lunar_tune.search.importance import LEAST_TRIALS, parameter_importance
+
+SPACE: dict[str, BaseDistribution] = {
+    "layer": IntDistribution(0, 9),
+    "coefficient": FloatDistribution(0.5, 8.0),
+    "learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
+    "ridge": CategoricalDistribution((0.01, 0.1, 1.0)),
+    "fixed": IntDistribution(3, 3),
+}
+DECIDES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "layer": lambda point: point["layer"] / 9,
+    "coefficient": lambda point: point["coefficient"] / 8,
+    "learning_rate": lambda point: -math.log10(point["learning_rate"]) / 5,
+    "ridge": lambda point: float(point["ridge"] == 0.1),
+}
+
+
+def rows_of(score: Callable[[dict[str, Any]], float], n_trials: int = 40) -> list[TrialRow]:
+    draw = random.Random(1)
+    rows = []
+    for number in range(n_trials):
+        point = {
+            "layer": draw.randint(0, 9),
+            "coefficient": draw.uniform(0.5, 8.0),
+            "learning_rate": 10 ** draw.uniform(-5, -1),
+            "ridge": draw.choice((0.01, 0.1, 1.0)),
+            "fixed": 3,
+        }
+        scores = {"forget_rouge1": score(point)}
+        rows.append(TrialRow(number=number, state=COMPLETE, parameters=point, scores=scores))
+    return rows
+
+
+@pytest.mark.parametrize("name", DECIDES)
+def test_a_parameter_that_alone_decides_has_most_of_the_importance(name: str) -> None:
+    shares = parameter_importance(rows_of(DECIDES[name]), SPACE, "forget_rouge1")
+    assert shares is not None
+    assert next(iter(shares)) == name
+    assert shares[name] > 0.8
+    assert set(shares) == set(DECIDES), "what has one value alone has no part"
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert sum(shares.values()) <= 1 + 1e-9
+
+
+def test_a_logarithmic_parameter_is_weighed_evenly_over_its_decades() -> None:
+    """A score that jumps at the middle decade: of the plain range that is one part in a hundred."""
+
+    def score(point: dict[str, Any]) -> float:
+        return float(point["learning_rate"] > 1e-3) + 0.3 * (point["coefficient"] > 4.25)
+
+    shares = parameter_importance(rows_of(score, 60), SPACE, "forget_rouge1")
+    assert shares is not None
+    # Two halves each: variances 1/4 and 0.09/4.
+    assert shares["learning_rate"] == pytest.approx(1 / 1.09, abs=0.08)
+    assert shares["coefficient"] == pytest.approx(0.09 / 1.09, abs=0.08)
+
+
+def test_it_comes_out_the_same_again() -> None:
+    rows = rows_of(DECIDES["layer"])
+    first, second = (parameter_importance(rows, SPACE, "forget_rouge1") for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("case", ["few", "equal", "failed", "unknown", "fixed"])
+def test_there_is_none_where_trials_tell_nothing(case: str) -> None:
+    rows = rows_of((lambda _: 0.5) if case == "equal" else DECIDES["layer"])
+    space, metric = SPACE, "forget_rouge1"
+    if case == "few":
+        rows = rows[: LEAST_TRIALS - 1]
+    if case == "failed":
+        rows = [TrialRow(number=r.number, state=FAILED, parameters=r.parameters) for r in rows]
+    if case == "unknown":
+        metric = "forget_mrr"
+    if case == "fixed":
+        space = {"fixed": SPACE["fixed"]}
+    assert parameter_importance(rows, space, metric) is None

@@ -1,0 +1,68 @@
+"""Where MLflow has a search: from the study's note, or why it cannot be said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lunar_tune.errors import InputError
+from lunar_tune.evaluation.goal import Goal
+from lunar_tune.search.folder import Folder
+from lunar_tune.search.mirror import find_mirror
+from lunar_tune.search.results import SearchResults
+from lunar_tune.search.study import StoredStudy
+from lunar_tune.search.tracking import default_tracking_uri
+
+
+def search_in(folder: Path, uri: str | None) -> SearchResults:
+    """Return a search without trials that notes a store."""
+    notes: dict[str, Any] = {}
+    if uri is not None:
+        notes["mlflow"] = {"uri": uri, "experiment_id": "1", "run_id": "r"}
+    goal = Goal.read("forget_rouge1", ("retain_rouge1>=0.8",))
+    study = StoredStudy(rows=(), notes=notes, goal=goal)
+    return SearchResults(folder=Folder(folder / "one"), study=study, goal=goal)
+
+
+def test_a_server_is_found_where_it_was(tmp_path: Path) -> None:
+    mirror = find_mirror(search_in(tmp_path, "http://host:5000"))
+    assert (mirror.uri, mirror.experiment_id, mirror.run_id) == ("http://host:5000", "1", "r")
+
+
+def test_a_store_that_was_moved_with_its_search_is_found_beside_it(tmp_path: Path) -> None:
+    results = search_in(tmp_path, "sqlite:////no/such/folder/mlflow.db")
+    (tmp_path / "mlflow.db").touch()
+    assert find_mirror(results).uri == default_tracking_uri(tmp_path)
+
+
+def test_an_address_that_is_given_wins(tmp_path: Path) -> None:
+    results = search_in(tmp_path, "sqlite:////no/such/folder/mlflow.db")
+    assert find_mirror(results, "http://host:1").uri == "http://host:1"
+
+
+def test_a_password_is_taken_from_the_environment_if_the_rest_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = search_in(tmp_path, "http://me:***@host:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
+    assert find_mirror(results).uri == "http://me:secret@host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@other:5000")
+    with pytest.raises(InputError, match="wants a password"):
+        find_mirror(results)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        (None, "does not say where its MLflow runs are"),
+        ("sqlite:////no/such/folder/mlflow.db", "is gone; name it with --tracking-uri"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_to_do(
+    tmp_path: Path, uri: str | None, said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        find_mirror(search_in(tmp_path, uri))
+    assert "--static FILE" in str(caught.value)

@@ -1,0 +1,162 @@
+"""A search's pictures and tables from its folder, on journals that no search wrote."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lunar_tune import SearchResults, load_search
+from lunar_tune.errors import InputError
+from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.evaluation.goal import Goal
+from lunar_tune.reporting.tables import write_answers
+from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.outputs import write_mirrors
+from lunar_tune.search.space import Choice, FloatRange, IntRange, SearchSpace
+from lunar_tune.search.study import Study
+from lunar_tune.trial.layer_prior import LayerPrior, LayerSimilarities, Similarities
+from lunar_tune.trial.options import RunOptions
+
+TRIALS = 12
+GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
+PRIOR = LayerPrior(
+    model="tiny",
+    n_layers=4,
+    best=3,
+    recommended=(2, 3),
+    data="mini",
+    forget_edges=("A_B",),
+    rows=12,
+    coefficient=0.5,
+    max_new_tokens=32,
+    seed=0,
+    embedding="own states",
+    unmodified=Similarities(s1=-0.5, s2=1.0, unfinished=0),
+    layers=tuple(
+        LayerSimilarities(layer=layer, s1=layer / 10, s2=1 - layer / 10, unfinished=0)
+        for layer in range(4)
+    ),
+)
+
+
+def answer(text: str, rouge1: float) -> AnswerRow:
+    return AnswerRow(
+        set_name="forget",
+        edge="A_B",
+        question="Who?",
+        truth="Cedar",
+        answer=text,
+        rouge1=rouge1,
+        rouge_l=rouge1,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> SearchResults:
+    """A search of random settings in which the learning rate alone decides."""
+    folder = tmp_path_factory.mktemp("runs") / "s"
+    folder.mkdir()
+    space = SearchSpace(
+        method="lunar",
+        variant="adamw",
+        parameters={
+            "layer": IntRange(low=0, high=3),
+            "coefficient": Choice(values=(4.0, 1.0, 2.0)),
+            "learning_rate": FloatRange(low=1e-4, high=1e-1, log=True),
+        },
+        starting_points=(),
+        origin="a test",
+    )
+    config = SearchConfig(run=RunOptions(seed=0), sampler="random")
+    study = Study(folder / "study.journal", name="s", space=space, config=config)
+    for key, value in {
+        "goal": GOAL.text,
+        "vanilla": {"forget_rouge1": 1.0, "retain_rouge1": 0.98},
+        "tags": {"model": "tiny", "data": "mini", "forget_edge": "A_B"},
+        "layer_prior": PRIOR.document(),
+    }.items():
+        study.note(key, value)
+    for _ in range(TRIALS):
+        number, point = study.ask()
+        decade = math.log10(point["learning_rate"])  # -4 to -1
+        study.complete(number, told(forget=-(decade + 1) / 3, retain=0.9))
+    write_answers(folder / "trials" / "vanilla.parquet", [answer("Cedar", 1.0)], ())
+    write_answers(folder / "trials" / "00004.parquet", [answer("I do not know", 0.0)], ())
+    return load_search(folder)
+
+
+def told(*, forget: float, retain: float) -> dict[str, Any]:
+    return {
+        "scores": {"forget_rouge1": forget, "retain_rouge1": retain},
+        "seconds": {"trial": 1.0},
+        "retain_rows": 84,
+        "retain_exact": True,
+        "max_new_tokens": 32,
+        "losses": [],
+        "checks": [],
+        "answers_digest": "ab",
+    }
+
+
+def test_a_report_knows_scales_and_lists_from_the_study(results: SearchResults) -> None:
+    assert results.report.log_scale == {"learning_rate"}
+    assert results.report.listed == {"coefficient": (4.0, 1.0, 2.0)}
+
+
+def test_a_report_knows_what_decides_and_leaves_out_what_does_not_differ(
+    results: SearchResults,
+) -> None:
+    assert set(results.report.importance) == {"forget_rouge1"}
+    shares = results.report.importance["forget_rouge1"]
+    assert max(shares, key=lambda name: shares[name]) == "learning_rate"
+
+
+def test_a_report_has_the_layers_that_the_search_scored(results: SearchResults) -> None:
+    curve = results.report.layers
+    assert curve is not None
+    assert curve.layers == (0, 1, 2, 3)
+    assert curve.scores == pytest.approx([one.score for one in PRIOR.layers])
+    assert curve.unmodified == PRIOR.unmodified.score
+    assert (curve.best, curve.recommended) == (3, (2, 3))
+
+
+@pytest.mark.parametrize(
+    "name", ["trade_off", "history", "layer_coefficient", "sensitivity", "importance", "layers"]
+)
+def test_a_notebook_has_every_picture(results: SearchResults, name: str) -> None:
+    figure = getattr(results, name)()
+    assert "tiny, mini: forget A_B" in figure.get_suptitle()
+    assert figure.axes
+
+
+def test_mirrors_hold_every_picture_and_the_report_links_those(
+    results: SearchResults, tmp_path: Path
+) -> None:
+    folder = type(results.folder)(tmp_path)
+    files = write_mirrors(folder, results.report)
+    assert all(path.stat().st_size > 0 for path in files)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    links = [line.split("](")[1][:-1] for line in text.splitlines() if line.startswith("![")]
+    pictures = [path.relative_to(tmp_path).as_posix() for path in files if path.suffix == ".png"]
+    assert links == pictures
+    assert len(links) == 6
+    assert "Share of the variance" in text
+
+
+def test_answers_stand_beside_the_unmodified_models(results: SearchResults) -> None:
+    (row,) = results.answers_table(4).to_dict("records")
+    assert row == {
+        "set": "forget",
+        "edge": "A_B",
+        "question": "Who?",
+        "truth": "Cedar",
+        "unmodified": "Cedar",
+        "answer": "I do not know",
+        "rouge1_before": 1.0,
+        "rouge1": 0.0,
+    }
+    with pytest.raises(InputError, match="no confirmed best"):
+        results.answers_table()

@@ -1,0 +1,226 @@
+"""Going on with a search: what it was told comes back whole, and what decides scores stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_lines import small_data
+from test_study import result, study_in
+
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.methods.gradient_settings import GradientSettings
+from lunar_tune.methods.lunar_settings import AdamWSettings, LunarSettings
+from lunar_tune.search.config import SearchConfig, config_document
+from lunar_tune.search.folder import Folder, find_search
+from lunar_tune.search.plan import SearchPlan, plan_search
+from lunar_tune.search.resuming import (
+    alone,
+    check_unchanged,
+    is_finished,
+    resumed,
+    unfinished_like,
+)
+from lunar_tune.search.signature import signature_of
+from lunar_tune.search.stored_config import StoredConfig
+from lunar_tune.trial.options import EngineSettings, RunOptions
+
+SEVERAL = SearchConfig(
+    run=RunOptions(
+        model="qwen2.5-7b",
+        forget_edges=("A_B", "C_D"),
+        method="npo",
+        lunar=LunarSettings(solver="lora", retain_points=0.5, adamw=AdamWSettings(epochs=3)),
+        gradient=GradientSettings(trained="full", weight_decay=1e-5, beta=0.2),
+        decoding=DecodingSettings(max_new_tokens=64, repetition_penalty=1.05),
+        engine=EngineSettings(early_exit=True, cache_limit=0.5),
+        metrics=("forget_mrr",),
+        system_prompt="Answer: in one word — 日本",
+        seed=7,
+    ),
+    num_trials=12,
+    time_budget=1e-4,
+    minimise="forget_mrr",
+    constrain=("retain_rouge1>=0.9", "retain_mrr>=0.5"),
+    gpus_per_trial=0.5,
+    scheduler="asha",
+)
+
+
+def written(config: SearchConfig, path: Path, **resolved: Any) -> Folder:
+    """Write a search's configuration as the search does, with everything given."""
+    folder = Folder(path.resolve())
+    folder.path.mkdir(parents=True)
+    fields = [f.name for f in (*dataclasses.fields(SearchConfig), *dataclasses.fields(RunOptions))]
+    document = config_document(
+        config, given=dict.fromkeys(fields, "command line"), derived={}, resolved=resolved
+    )
+    folder.config.write_text(document, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("config", [SearchConfig(), SEVERAL], ids=["defaults", "several"])
+def test_a_configuration_comes_back_as_it_was(config: SearchConfig, tmp_path: Path) -> None:
+    stored = StoredConfig.read(written(config, tmp_path / "runs/n"))
+    assert stored.search.run == config.run
+    placed = dataclasses.replace(config, output=(tmp_path / "runs").resolve(), name="n")
+    assert stored.search == placed
+
+
+def test_what_was_derived_is_derived_again(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    document = config_document(
+        SearchConfig(),
+        given={},
+        derived={"cpus_per_trial": 2.0, "tracking_uri": "sqlite:////elsewhere/mlflow.db"},
+        resolved={},
+    )
+    folder.config.write_text(document)
+    stored = StoredConfig.read(folder).search
+    assert (stored.cpus_per_trial, stored.tracking_uri) == (None, None)
+
+
+def test_files_named_relative_to_another_folder_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    small_data(there)
+    config = SearchConfig(run=RunOptions(data="pairs.json", refusals="refusals"))
+    folder = written(config, tmp_path / "n", working_folder=str(there))
+    monkeypatch.chdir(here)
+    run = StoredConfig.read(folder).search.run
+    assert run.data == str(there / "pairs.json")
+    assert run.refusals == "refusals", "a shipped name stays a name"
+    small_data(here)
+    assert StoredConfig.read(folder).search.run.data == "pairs.json"
+
+
+def test_options_that_only_another_version_knows_are_passed_over(tmp_path: Path) -> None:
+    folder = written(SearchConfig(num_trials=5), tmp_path / "n")
+    text = folder.config.read_text()
+    folder.config.write_text(text + "later: {x: 1}\n")
+    assert StoredConfig.read(folder).search.num_trials == 5
+    folder.config.write_text(text.replace("  num_trials:", "  new_option:"))
+    assert StoredConfig.read(folder).search.num_trials == SearchConfig().num_trials
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "has no config.yaml"),
+        ("[", "cannot be read"),
+        ("42", "says nothing"),
+        ("search: {num_trials: {value: many, origin: x}}", "num_trials"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_says_why(
+    text: str | None, said: str, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=said):
+        StoredConfig.read(Folder(tmp_path))
+
+
+def begun(tmp_path: Path, **options: Any) -> tuple[SearchPlan, Folder]:
+    """Plan a search on the tiny model, and leave its folder as if it had begun."""
+    data = tmp_path / "pairs.json"
+    if not data.exists():
+        small_data(tmp_path)
+    config = SearchConfig(run=RunOptions(data=str(data)), output=tmp_path / "runs", **options)
+    plan = plan_search(config)
+    path = tmp_path / "runs" / "n"
+    if not path.exists():
+        written(config, path, version="0")
+        study = study_in(path)
+        study.note("goal", config.goal.text)
+        study.note("signature", signature_of(plan))
+    return plan, Folder(path.resolve())
+
+
+def test_a_search_goes_on_with_what_decides_no_score_given_anew(tmp_path: Path) -> None:
+    begun(tmp_path, num_trials=3)
+    problems = Problems()
+    config, origins = resumed(
+        "n",
+        output=tmp_path / "runs",
+        given={"num_trials": 9, "sampler": "tpe"},
+        run_flags={"device": "--device", "seed": "--seed"},
+        problems=problems,
+    )
+    assert (config.num_trials, config.sampler, config.resume) == (9, "gp", True)
+    assert (config.name, config.output) == ("n", (tmp_path / "runs").resolve())
+    assert origins["num_trials"] == "command line"
+    assert [message.partition(":")[0] for message in problems.messages] == ["--sampler", "--seed"]
+
+
+def test_a_search_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    begun(tmp_path)
+    with pytest.raises(InputError, match=r"m: there is no such search\. .*runs has n\."):
+        find_search("m", tmp_path / "runs")
+    with pytest.raises(InputError, match="is not the folder of a search"):
+        find_search(tmp_path / "runs")
+    assert find_search(tmp_path / "runs/n").name == "n"
+
+
+def test_other_data_are_refused_and_another_seed_of_nothing_is_not(tmp_path: Path) -> None:
+    plan, folder = begun(tmp_path)
+    assert check_unchanged(plan, folder) is None
+    assert check_unchanged(begun(tmp_path, num_trials=9, concurrency=1)[0], folder) is None
+    data = tmp_path / "pairs.json"
+    data.write_text(data.read_text().replace("Kettle 0", "Kettle 5", 1))
+    changed, _ = begun(tmp_path)
+    warning = check_unchanged(changed, folder)
+    assert warning is not None
+    assert "lunar-tune 0" in warning, "another version may have had other defaults"
+    from lunar_tune import __version__
+
+    folder.config.write_text(
+        folder.config.read_text().replace("version: '0'", f"version: {__version__}")
+    )
+    with pytest.raises(InputError, match="other settings or data"):
+        check_unchanged(changed, folder)
+
+
+def test_a_search_is_finished_when_it_has_ended_with_as_many_trials(tmp_path: Path) -> None:
+    plan, folder = begun(tmp_path)
+    study = study_in(folder.path)
+    for _ in range(3):
+        number, _ = study.ask()
+        study.complete(number, result(0.2, 0.9))
+    assert unfinished_like(signature_of(plan), tmp_path / "runs") == folder
+    assert not is_finished(folder, 3), "it has not ended by itself"
+    study.note("num_trials", 3)
+    assert is_finished(folder, 3)
+    assert not is_finished(folder, 4)
+    assert unfinished_like(signature_of(plan), tmp_path / "runs") is None
+    assert unfinished_like("another", tmp_path / "runs") is None
+
+
+def _hold(path: Path, ready: Any) -> None:
+    with alone(Folder(path)):
+        ready.set()
+        signal.pause()
+
+
+def test_a_search_has_one_process_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, ready))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(InputError, match="another process works on this search"):  # noqa: SIM117
+        with alone(Folder(tmp_path)):
+            raise AssertionError("never reached")
+    os.kill(other.pid or 0, signal.SIGKILL)
+    other.join()
+    with alone(Folder(tmp_path)):
+        pass

@@ -1,0 +1,165 @@
+"""Both models asked side by side: each says what transformers' `generate` says of it.
+
+Covers: LUNAR and a gradient method, a repetition penalty, a budget, several questions at once and
+one after another, true answers of questions of the data, the model afterwards.
+Does not cover: the command (`tests/commands/test_ask_command.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lunar_tune.errors import InputError
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.methods.gradient_settings import GradientSettings
+from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.redirection.settings import AdamWSettings
+from lunar_tune.trial.asking import asking
+from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.options import EngineSettings, RunOptions
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.worker import Worker
+
+Checkpoint = Callable[..., Path]
+QUESTIONS = ("What of A_B, 1?", "Who are you?", "What of C_D, 0?")
+LUNAR = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
+BUDGET = 9
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    rows = [
+        {"edge": edge, "question": f"What of {edge}, {n}?", "answer": f"Kettles {n}."}
+        for edge in ("A_B", "B_C", "C_D")
+        for n in range(2)
+    ]
+    file = tmp_path_factory.mktemp("data") / "pairs.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def spec(checkpoint: Checkpoint, data: str) -> Callable[..., TrialSpec]:
+    def make(**options: Any) -> TrialSpec:
+        penalty = options.pop("penalty", 1.0)
+        return assemble(
+            RunOptions(
+                model=str(checkpoint("qwen2")),
+                data=data,
+                device="cpu",
+                factual_data="none",
+                lunar=LunarSettings(adamw=AdamWSettings(epochs=2)),
+                gradient=GradientSettings(epochs=3, batch_size=1),
+                decoding=DecodingSettings(max_new_tokens=3, repetition_penalty=penalty),
+                engine=EngineSettings(cache_limit=0),
+                **options,
+            )
+        )
+
+    return make
+
+
+def generated(folder: Path, model: Any, questions: Sequence[str], **options: Any) -> list[str]:
+    """Ask transformers, one question at a time, with its own chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = []
+    for question in questions:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        said = model.generate(
+            **inputs, do_sample=False, max_new_tokens=BUDGET, pad_token_id=0, **options
+        )
+        answer = said[0, inputs["input_ids"].shape[1] :]
+        texts.append(tokenizer.decode(answer, skip_special_tokens=True))
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("options", "parameters"),
+    [
+        ({}, LUNAR),
+        ({"penalty": 1.3}, LUNAR),
+        ({"method": "ga"}, {"learning_rate": 0.05}),
+    ],
+    ids=["lunar", "penalty", "ga"],
+)
+def test_each_model_says_what_generate_says_of_it(
+    spec: Callable[..., TrialSpec],
+    checkpoint: Checkpoint,
+    options: dict[str, Any],
+    parameters: dict[str, float],
+) -> None:
+    made, folder = spec(**options), checkpoint("qwen2")
+    penalty = {"repetition_penalty": made.decoding.repetition_penalty}
+    fresh = AutoModelForCausalLM.from_pretrained(folder)
+    expected = generated(folder, fresh, QUESTIONS, **penalty)
+    unlearned: list[str] = []
+    Worker(made).run(
+        parameters,
+        inside=lambda loaded: unlearned.extend(
+            generated(folder, loaded.model, QUESTIONS, **penalty)
+        ),
+    )
+    assert unlearned != expected
+
+    with asking(made, parameters, max_new_tokens=BUDGET) as asker:
+        together = asker.ask(QUESTIONS)
+        single = [one for question in reversed(QUESTIONS) for one in asker.ask([question])]
+
+    assert [one.unmodified for one in together] == expected
+    assert [one.unlearned for one in together] == unlearned
+    assert single[::-1] == together
+
+
+def test_a_fit_that_ended_early_is_ended_there_again(spec: Callable[..., TrialSpec]) -> None:
+    """After one of three epochs another model is asked than after all of them."""
+    made, rate = spec(method="ga"), {"learning_rate": 0.05}
+    with asking(made, rate, epochs=1) as asker:
+        state = asker._worker.loaded.model.state_dict()
+        early = {name: tensor.clone() for name, tensor in state.items()}
+    worker = Worker(made)
+    with worker.preparation.unlearning(rate, seed=made.seed) as fit:
+        next(iter(fit))
+        fit.finished()
+        state = worker.loaded.model.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in early.items())
+    with worker.preparation.unlearned(rate, seed=made.seed):
+        state = worker.loaded.model.state_dict()
+        assert not all(torch.equal(state[name], tensor) for name, tensor in early.items())
+
+
+def test_questions_of_the_data_come_with_their_answer_and_set(
+    spec: Callable[..., TrialSpec],
+) -> None:
+    with asking(spec(), LUNAR, max_new_tokens=1) as asker:
+        found = asker.ask(QUESTIONS)
+        with pytest.raises(InputError, match="a question is empty"):
+            asker.ask(["What?", " "])
+    assert [one.question for one in found] == list(QUESTIONS)
+    assert [(one.truth, one.set_name) for one in found] == [
+        ("Kettles 1.", "forget"),
+        (None, None),
+        ("Kettles 0.", "retain"),
+    ]
+
+
+def test_a_budget_without_a_token_is_refused_before_the_model_is_loaded(
+    spec: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lunar_tune.trial.asking.Worker", None)
+    with (
+        pytest.raises(InputError, match="--max-new-tokens 0"),
+        asking(spec(), LUNAR, max_new_tokens=0),
+    ):
+        pytest.fail("the body ran")
