@@ -33,7 +33,10 @@ EXIT_UNKNOWN = 3
 
 @run_options(
     panels=(MODEL_PANEL,),
-    flags=("--data", "--reference-prompts", "--refusals", "--rouge-tokenizer", "--seed"),
+    flags=(
+        *("--data", "--reference-prompts", "--refusals", "--rouge-tokenizer", "--seed"),
+        "--text/--no-text",
+    ),
 )
 def finetune(
     *,
@@ -184,7 +187,7 @@ def _run(
     tracking = TrackedFinetuning(job, output, uri, experiment)
     with tracking.followed(console, kept_in=output) as (on_start, on_epoch):
         finished = train_model(job, output, on_start=on_start, on_epoch=on_epoch)
-        tracking.finished(finished)
+        tracking.finished(finished, text=options.text)
     return _conclude(console, job, finished)
 
 

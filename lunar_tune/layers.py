@@ -92,7 +92,7 @@ def layers(
         if unused := _unused(given):
             console.print(f"not used here: {', '.join(unused)}", style="dim", highlight=False)
         scores, prior = _score(spec, chosen, console, coefficient=coefficient, rows=rows)
-        _show(scores, console)
+        _show(scores, console, text=options.text)
         _write(prior, json_file, plot, console)
 
 
@@ -165,12 +165,13 @@ def _score(
     return scores, LayerPrior.of(scores, spec, n_layers=worker.loaded.n_layers)
 
 
-def _show(scores: LayerScores, console: Console) -> None:
-    """Print the table and the recommendation."""
+def _show(scores: LayerScores, console: Console, *, text: bool) -> None:
+    """Print the table, with an answer each if it may be shown, and the recommendation."""
     from lunar_tune.trial.layers import RECOMMENDED_SHARE
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("layer", "s1", "s2", "s1-s2", "unfinished", "", "an answer"):
+    last = ("an answer",) if text else ()
+    for column in ("layer", "s1", "s2", "s1-s2", "unfinished", "", *last):
         numeric = column not in ("", "an answer")
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     width = min(_ANSWER_WIDTH, max(_LEAST_ANSWER, console.width - _OTHER_COLUMNS))
@@ -183,7 +184,7 @@ def _show(scores: LayerScores, console: Console) -> None:
         numbers = (f"{value:.3f}" for value in (answers.s1, answers.s2, answers.score))
         unfinished = f"{answers.unfinished}/{len(answers.texts)}"
         example = escape(" ".join(answers.texts[0].split())[:width])
-        table.add_row(str(name), *numbers, unfinished, mark, example)
+        table.add_row(str(name), *numbers, unfinished, mark, *((example,) if text else ()))
     console.print(
         f"Similarity of {len(scores.records)} answers to refusals (s1) and to the true answers "
         f"(s2), coefficient {scores.coefficient:g}, in: {scores.embedding}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 import platformdirs
@@ -20,6 +21,9 @@ __all__ = [
     "check_writable_file",
     "data_dir",
     "datasets_dir",
+    "is_file",
+    "is_folder",
+    "mistrusted",
     "safe_name",
     "search_spaces_dir",
     "tuned_dir_to_write",
@@ -29,6 +33,7 @@ __all__ = [
 CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
 DATA_VARIABLE = "LUNAR_TUNE_DATA"
 TUNED_VARIABLE = "LUNAR_TUNE_TUNED"
+LONGEST_PART = 255  # of the usual file systems
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -54,7 +59,7 @@ def cache_dir() -> Path:
     The environment variable `LUNAR_TUNE_CACHE` moves it.
 
     Raises:
-        InputError: It cannot be made.
+        InputError: It cannot be made, or others could put weights and activations into it.
     """
     moved = os.environ.get(CACHE_VARIABLE)
     folder = Path(moved).expanduser() if moved else platformdirs.user_cache_path("lunar-tune")
@@ -65,7 +70,27 @@ def cache_dir() -> Path:
             f"The cache folder {folder} cannot be made: {error.strerror}. Set {CACHE_VARIABLE} to "
             "a folder that you can write."
         ) from error
+    status = folder.stat()
+    user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
+    if (problem := mistrusted(status.st_uid, status.st_mode, user)) is not None:
+        raise InputError(
+            f"The cache folder {folder} {problem}, who could replace the models and activations in "
+            f"it. Set {CACHE_VARIABLE} to a folder of your own, or take the right away (chmod o-w)."
+        )
     return folder
+
+
+def mistrusted(owner: int, mode: int, user: int) -> str | None:
+    """Say why what lies in a folder may be somebody else's; None if it is the user's own.
+
+    Args:
+        owner: User id of the folder's owner; the system's is trusted as the system is.
+        mode: Its permissions; those of its group are a choice that somebody made.
+        user: Who asks; the system's user reads what it is told to.
+    """
+    if user != 0 and owner not in {user, 0}:
+        return "belongs to another user"
+    return "can be written by every user" if mode & stat.S_IWOTH else None
 
 
 def data_dir() -> Path:
@@ -96,6 +121,16 @@ def tuned_dir_to_write() -> Path:
     return first if not installed and os.access(existing, os.W_OK | os.X_OK) else last
 
 
+def is_file(path: Path) -> bool:
+    """Say whether there is a file; a path that no system takes, too long say, is none."""
+    return os.path.isfile(path)  # noqa: PTH113  # pathlib raises for these
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether there is a folder; a path that no system takes, too long say, is none."""
+    return os.path.isdir(path)  # noqa: PTH112  # pathlib raises for these
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Check that a folder can be made, or written into if it exists, without making it.
 
@@ -103,9 +138,11 @@ def check_writable(folder: Path, option: str) -> None:
         InputError: It cannot; the message names the option.
     """
     existing = folder.resolve()
-    while not existing.exists():
+    if any(len(os.fsencode(part)) > LONGEST_PART for part in existing.parts):
+        raise InputError(f"{option}: a name in it is longer than {LONGEST_PART} bytes.")
+    while not (is_folder(existing) or is_file(existing)) and existing != existing.parent:
         existing = existing.parent
-    if not existing.is_dir():
+    if not is_folder(existing):
         raise InputError(f"{option}: {existing} is a file, not a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{option}: {existing} cannot be written.")

@@ -22,6 +22,7 @@ from lunar_tune.errors import InputError
 
 __all__ = ["describe_mistakes", "looks_like_number", "read_yaml_mapping", "shown", "suggestion"]
 
+_MAX_BYTES: Final = 1_000_000  # settings that people write; PyYAML is slow
 _TAG = "tag:yaml.org,2002:"
 # The core schema of YAML 1.2 (section 10.3.2), with the characters that a value may start with.
 _INT = r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"
@@ -141,6 +142,10 @@ def read_yaml_mapping(path: Path, *, error_class: type[InputError] = InputError)
 
 def _read_text(path: Path, error_class: type[InputError]) -> str:
     try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise error_class(
+                f"{path}: is {path.stat().st_size:,} bytes large; at most {_MAX_BYTES:,} are read"
+            )
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise error_class(f"{path}: there is no such file; check the path") from error

@@ -202,3 +202,22 @@ def test_values_are_shown_short() -> None:
 def test_a_text_that_would_be_a_number_is_recognised() -> None:
     assert all(map(looks_like_number, ["1", "-2.5", "1e-4", ".5", ".inf"]))
     assert not any(map(looks_like_number, ["", "x", "1_000", "1 2", "1\n"]))
+
+
+YAMLISH = st.text(st.sampled_from("ab:-[]{},&*!|>#'\"%@?\n \t1.e~\\é\x00"), max_size=60)
+
+
+@given(YAMLISH | st.text(max_size=40) | st.binary(max_size=40))
+@settings(deadline=None)
+@example("a: &x [*x]")
+@example("[" * 5000)
+@example("? [a]\n: b")
+def test_any_text_is_a_mapping_with_text_keys_or_is_refused(text: str | bytes) -> None:
+    if isinstance(text, str):
+        text = text.encode(errors="surrogatepass")
+    try:
+        content = read(text)
+    except InputError as error:
+        assert "x.yaml: " in str(error)  # noqa: PT017 the other outcome is as good
+    else:
+        assert all(isinstance(key, str) for key in content)

@@ -177,6 +177,14 @@ RUN_OPTIONS = (
         "file with one a line.",
     ),
     RunOption(
+        "--text/--no-text",
+        "text",
+        bool,
+        _DATA,
+        "Keep questions and answers out of files, MLflow and messages: rows have their numbers and "
+        "scores. Saved models and kept activations are what they are.",
+    ),
+    RunOption(
         "--method",
         "method",
         str,

@@ -1,7 +1,7 @@
 """Running a command: exit codes, and errors as one message instead of a traceback.
 
-Covers: exit code 2 for a wrong input, 130 for an interruption, a traceback with `--debug`; an
-interruption that is not interrupted itself.
+Covers: exit code 2 for a wrong input, 130 for an interruption, 1 and one line for what was not
+foreseen, a traceback with `--debug`; an interruption that is not interrupted itself.
 Does not cover: what a command does.
 """
 
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 
@@ -32,6 +33,8 @@ __all__ = [
     "say",
 ]
 
+_LONGEST = 500  # characters of what is not foreseen; a library's text may hold whole files
+logger = logging.getLogger(__name__)
 EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 # Presses of Ctrl-C after which an ending that takes too long is given up.
 _PATIENCE = 4
@@ -74,11 +77,31 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
         console.print("[bold red]error:[/bold red]", end=" ")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
+    except (click.exceptions.ClickException, click.exceptions.Exit):
+        raise  # Typer's own, which it shows itself
+    except Exception as error:
+        if debug:
+            raise
+        logger.debug("not expected", exc_info=True)
+        _show_unexpected(error)
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         if debug:
             raise
         Console(stderr=True, emoji=False).print("interrupted")
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _show_unexpected(error: Exception) -> None:
+    """Say what was not foreseen in one line, and how to learn more."""
+    console = Console(stderr=True, emoji=False)
+    console.print("[bold red]unexpected error:[/bold red]", end=" ")
+    first = next(iter(str(error).splitlines()), "")
+    say(
+        console,
+        f"{type(error).__name__}: {first[:_LONGEST]} (run the command again with --debug to see "
+        "where; if it is a mistake of the program, please report that)",
+    )
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from lunar_tune.data.formats import read_json
 from lunar_tune.data.groups import groups_file, groups_text
 from lunar_tune.data.published import ROWS_OF_AUTHOR, PublishedSet, author_edge
@@ -78,8 +80,8 @@ def read_lock(published: PublishedSet, folder: Path) -> Lock | None:
         return None
     content = read_json(path)
     try:
-        return Lock(**content)  # type: ignore[arg-type]  # whatever is wrong with it, it raises
-    except TypeError as error:
+        return TypeAdapter(Lock).validate_python(content)
+    except ValidationError as error:
         raise DataError(
             f"{path} is not a lock of this program: delete it and fetch {published.name} again."
         ) from error

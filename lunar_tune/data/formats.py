@@ -26,6 +26,7 @@ __all__ = ["ROW_SUFFIXES", "Row", "Unreadable", "read_json", "read_lines", "read
 
 OpenTable = Callable[[bytes, Sequence[str]], tuple[pa.Table, list[str]]]
 
+_MAX_FILE_BYTES = 2 * 2**30  # all of it is read at once
 _ARROW_FILE_MAGIC = b"ARROW1"
 _FEATHER_V1_MAGIC = b"FEA1"
 
@@ -109,6 +110,11 @@ def _neighbours(path: Path) -> str:
 def _read_bytes(path: Path) -> bytes:
     _check_exists(path)
     try:
+        size = path.stat().st_size
+        if size > _MAX_FILE_BYTES:
+            raise DataError(
+                f"{path}: is {size / 2**30:.1f} GiB large; at most {_MAX_FILE_BYTES >> 30} are read"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -24,6 +24,7 @@ from lunar_tune.activations.streams import capture_streams, sweep_batch
 from lunar_tune.errors import ModelError
 from lunar_tune.memory import DeviceMemory
 from lunar_tune.models.loading import hub_resolves
+from lunar_tune.paths import is_folder
 from lunar_tune.runtime import resolve_device
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def check_embedding_model(name: str) -> str:
         ModelError: The folder does not exist, or holds no checkpoint.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not is_folder(folder):
         if name.startswith((".", "/", "~")):
             raise ModelError(f"--embedding-model {name}: no such folder.")
         return name
@@ -213,7 +214,7 @@ def load_sentence_embedder(name: str, *, device: str = "auto") -> SentenceEmbedd
     source = check_embedding_model(name)
     options: dict[str, Any] = {
         "trust_remote_code": False,
-        "local_files_only": Path(source).is_dir() or not hub_resolves(),
+        "local_files_only": is_folder(Path(source)) or not hub_resolves(),
     }
     verbosity = logging.get_verbosity()
     try:

@@ -102,8 +102,15 @@ def _recall(truth: str, answer: str, tokenizer: str) -> Recall:
     return Recall(rouge1=float(scores["rouge1"].recall), rouge_l=float(scores["rougeL"].recall))
 
 
-def check_scorable(records: Iterable[Record], *, tokenizer: str = "default") -> None:
+def check_scorable(
+    records: Iterable[Record], *, tokenizer: str = "default", text: bool = True
+) -> None:
     """Refuse true answers in which the ROUGE tokenizer finds no word: they would score 0 for ever.
+
+    Args:
+        records: The pairs.
+        tokenizer: Of ROUGE.
+        text: Whether the message may show pairs.
 
     Raises:
         DataError: There are such answers; the message shows the first of them.
@@ -112,7 +119,8 @@ def check_scorable(records: Iterable[Record], *, tokenizer: str = "default") -> 
     empty = [record for record in records if not tokenize_words(record.answer, tokenizer=tokenizer)]
     if empty:
         shown = "; ".join(
-            f"{record.edge}: {record.question!r} -> {record.answer!r}" for record in empty[:5]
+            f"{record.edge}: {record.question!r} -> {record.answer!r}" if text else record.edge
+            for record in empty[:5]
         )
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         advice = (

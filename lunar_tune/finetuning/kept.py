@@ -50,7 +50,7 @@ def ensure_finetuned(
     folder = kept_folder(job)
     if _is_finished(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # it knows private data
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not _is_finished(folder):
             from lunar_tune.finetuning.finetune import finetune  # loads torch

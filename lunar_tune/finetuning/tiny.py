@@ -48,7 +48,7 @@ def ensure_tiny(
     recipe = recipe or TinyRecipe()
     text = read_text()
     models = cache_dir() / "models"
-    models.mkdir(parents=True, exist_ok=True)
+    models.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = models / f"tiny-{tiny_key(recipe, text)}"
     if folder.is_dir():
         return folder

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lunar_tune.errors import ModelError
+from lunar_tune.paths import is_file, is_folder
 from lunar_tune.registry import Registry
 
 __all__ = ["CATALOG", "TINY", "CatalogEntry", "ModelReference", "resolve_model"]
@@ -50,7 +51,7 @@ class ModelReference:
     @property
     def is_local(self) -> bool:
         """Whether the source is a folder on this machine."""
-        return self.source is not None and Path(self.source).is_dir()
+        return self.source is not None and is_folder(Path(self.source))
 
 
 CATALOG: Registry[CatalogEntry] = Registry("model", error_class=ModelError)
@@ -87,9 +88,9 @@ def resolve_model(name: str) -> ModelReference:
         entry = CATALOG[name]
         return ModelReference(name=name, source=entry.hub_id, entry=entry)
     folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    if name and is_folder(folder):
         return ModelReference(name=folder.resolve().name, source=str(folder.resolve()), entry=None)
-    if name.startswith((".", "/", "~")) or folder.is_file():
+    if name.startswith((".", "/", "~")) or is_file(folder):
         raise ModelError(
             f"--model {name}: no such folder. Give a folder that holds config.json and "
             f"safetensors weights, a hub id such as Qwen/Qwen2.5-7B-Instruct, "

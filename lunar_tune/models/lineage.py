@@ -100,7 +100,7 @@ def read_lineage(folder: str | Path) -> Lineage | None:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: cannot be read ({error}); remove it to go without.") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise ModelError(
@@ -109,6 +109,8 @@ def read_lineage(folder: str | Path) -> Lineage | None:
         )
     names = {entry.name for entry in dataclasses.fields(Lineage)}
     try:
-        return Lineage(**{name: value for name, value in document.items() if name in names})
-    except TypeError as error:
+        lineage = Lineage(**{name: value for name, value in document.items() if name in names})
+        _ = lineage.summary, lineage.tags()
+    except (TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{file}: incomplete ({error}); remove it to go without.") from error
+    return lineage

@@ -18,6 +18,7 @@ from urllib.request import getproxies
 
 from lunar_tune.errors import ModelError
 from lunar_tune.models.layout import BlockLayout, layout_of
+from lunar_tune.paths import is_file, is_folder
 from lunar_tune.runtime import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class LoadedModel:
 
 def is_adapter(folder: Path) -> bool:
     """Say whether a folder holds a PEFT adapter."""
-    return (folder / _ADAPTER_FILE).is_file()
+    return is_file(folder / _ADAPTER_FILE)
 
 
 def check_model_path(path: str) -> Path:
@@ -113,7 +114,7 @@ def check_model_path(path: str) -> Path:
         ModelError: It does not exist, or holds neither a checkpoint nor an adapter.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ModelError(f"--model-path {path}: no such folder.")
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise ModelError(
@@ -257,7 +258,7 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
     """Call `factory.from_pretrained`, turning the hub's errors into messages to act on."""
     from safetensors import SafetensorError
 
-    local = Path(source).is_dir()
+    local = is_folder(Path(source))
     if spec.trust_remote_code:
         logger.warning("%s: Python code that comes with the checkpoint may run", source)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["answers_beside", "read_answers", "write_answers", "write_trials"]
 
 _LOSSES = b"lunar_tune.losses"
+_TEXTS = ("question", "truth", "answer")
 # Columns that every trials.parquet has, with these types, also where no trial was completed.
 _COLUMNS = {
     "number": pa.int64(),
@@ -48,9 +49,27 @@ _COLUMNS = {
 }
 
 
-def write_answers(path: Path, rows: Iterable[AnswerRow], losses: Sequence[float]) -> str:
-    """Write a trial's answers, a row each, and its loss curve; return the file's SHA-256."""
-    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows])
+def write_answers(
+    path: Path,
+    rows: Iterable[AnswerRow],
+    losses: Sequence[float],
+    *,
+    numbers: Mapping[tuple[str, str, str, str], int] | None = None,
+) -> str:
+    """Write a trial's answers, a row each, and its loss curve; return the file's SHA-256.
+
+    Args:
+        path: Where.
+        rows: The answers.
+        losses: Of the fit.
+        numbers: By set, edge, question and truth: stands in the column `row` in the place of
+            `question`, `truth` and `answer`, which are left out. None keeps those.
+    """
+    flat = [dataclasses.asdict(row) for row in rows]
+    for row in flat if numbers is not None else ():
+        question, truth, _ = (row.pop(name) for name in _TEXTS)
+        row["row"] = (numbers or {})[row["set_name"], row["edge"], question, truth]
+    table = pa.Table.from_pylist(flat)
     table = table.replace_schema_metadata({_LOSSES: json.dumps(list(losses)).encode()})
     content = _parquet(table)
     write_atomically(path, content)
@@ -58,11 +77,16 @@ def write_answers(path: Path, rows: Iterable[AnswerRow], losses: Sequence[float]
 
 
 def read_answers(path: Path) -> tuple[list[AnswerRow], tuple[float, ...]]:
-    """Read what `write_answers` wrote: the answers and the loss curve."""
+    """Read what `write_answers` wrote: the answers and the loss curve.
+
+    Texts that were left out are empty.
+    """
     table = pq.read_table(path)
     metadata = table.schema.metadata or {}
     losses = tuple(json.loads(metadata.get(_LOSSES, b"[]")))
-    return [AnswerRow(**row) for row in table.to_pylist()], losses
+    names = [name for name in table.column_names if name != "row"]
+    without = dict.fromkeys(_TEXTS, "")
+    return [AnswerRow(**(without | row)) for row in table.select(names).to_pylist()], losses
 
 
 def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> pd.DataFrame:

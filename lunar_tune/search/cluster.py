@@ -1,19 +1,22 @@
 """Starting and asking Ray: quiet, with what a trial may use.
 
 Covers: a local Ray or an existing cluster, resources of a trial, errors in one line.
-Does not cover: Tune (`tuning`).
+Does not cover: Tune (`tuning`), who may use Ray (`access`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
+from lunar_tune.search.access import check_address, own_session, refusal, users_token
 
 if TYPE_CHECKING:
     from lunar_tune.search.config import SearchConfig
@@ -77,30 +80,43 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
+    if _is_there():
         yield
         return
-    # A crash is told once, as the trial's reason of failure, and not as Tune's traceback.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    local = config.address is None
+    with own_session() if local else users_token(str(config.address)) as folder:
+        import ray  # it reads its environment when it is imported
+
+        # A crash is told once, as the trial's reason of failure, and not as Tune's traceback.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        _connect(config.address, folder)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _is_there() -> bool:
+    """Say whether this process has a Ray, without importing it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _connect(address: str | None, folder: Path | None) -> None:
+    """Start Ray here, in a folder, or join the cluster of an address."""
+    import ray
+    from ray.exceptions import RayError
+
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if config.address is None:
+    if address is None:
         # Without an address Ray would join the cluster of RAY_ADDRESS or of the last `ray start`.
-        options |= {"address": "local", "include_dashboard": False}
+        ray.init(address="local", include_dashboard=False, _temp_dir=str(folder), **options)
+        return
+    check_address(address)
     try:
-        ray.init(**({"address": config.address} | options))
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        if config.address is None:
-            raise
-        raise InputError(
-            f"--address {config.address}: no Ray cluster answers there ({error}). Start one with "
-            "`ray start --head`, correct the address, or leave the option out."
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
+        raise InputError(refusal(address, error)) from error
 
 
 def share_out(config: SearchConfig) -> Resources:

@@ -156,14 +156,20 @@ class SearchConfig:
                 problems.add(f"{option} {number}: {least}.")
         if self.gpus_per_trial is not None and not 0 <= self.gpus_per_trial < math.inf:
             problems.add(f"--gpus-per-trial {self.gpus_per_trial}: 0 or more.")
-        if self.name is not None and (
-            Path(self.name).name != self.name or self.name in {"", ".", ".."}
-        ):
-            problems.add(f"--name {self.name}: a plain name, without folders.")
-        elif self.name is not None and len(self.name) > LONGEST_NAME:
-            problems.add(f"--name {self.name[:20]}…: at most {LONGEST_NAME} characters.")
+        self._check_name(problems)
         self._check_place(problems)
         problems.raise_if_any(InputError)
+
+    def _check_name(self, problems: Problems) -> None:
+        """Note a name that is none of a folder."""
+        if self.name is None:
+            return
+        if Path(self.name).name != self.name or self.name in {"", ".", ".."}:
+            problems.add(f"--name {self.name}: a plain name, without folders.")
+        elif not self.name.isprintable():
+            problems.add(f"--name {self.name!r}: holds a control character.")
+        elif len(self.name) > LONGEST_NAME:
+            problems.add(f"--name {self.name[:20]}…: at most {LONGEST_NAME} characters.")
 
     def _looks(self) -> bool:
         """Say whether trials are looked at while their fits go on."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lunar_tune.errors import InputError
+from lunar_tune.paths import is_file, is_folder
 
 __all__ = ["RUNS", "Folder", "find_search", "searches_in"]
 
@@ -57,9 +58,9 @@ class Folder:
     @property
     def is_taken(self) -> bool:
         """Whether there is more in it than a search leaves that was killed before it began."""
-        if not self.path.exists():
-            return False
-        return not self.path.is_dir() or any(
+        if is_file(self.path):
+            return True
+        return is_folder(self.path) and any(
             entry.name not in _BEFORE_THE_FIRST_TRIAL for entry in self.path.iterdir()
         )
 

@@ -21,7 +21,7 @@ from lunar_tune.paths import check_writable, safe_name
 from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import TrialRow
 from lunar_tune.reporting.tables import write_trials
-from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.config import LONGEST_NAME, SearchConfig
 from lunar_tune.search.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
 
@@ -59,8 +59,9 @@ def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
     if name is None:
         stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
         edges = "+".join(spec.data.forget_edges)
-        parts = (spec.model.name, spec.data.name, edges, spec.method.name, spec.method.variant)
-        name = safe_name("-".join([*parts, stamp]))
+        method = f"{spec.method.name}-{spec.method.variant}-{stamp}"
+        about = f"{spec.model.name}-{spec.data.name}-{edges}"[: LONGEST_NAME - len(method) - 1]
+        name = safe_name(f"{about}-{method}")
     path = config.output / name
     if not config.resume and Folder(path).is_taken:
         raise InputError(_taken(name, path))

@@ -19,6 +19,7 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
 from lunar_tune.paths import check_writable, tuned_dir_to_write
+from lunar_tune.search.access import check_address
 from lunar_tune.search.cluster import check_gpus
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.layer_choice import AUTO, LAYER_PRIOR, check_has_choice, choose_layers
@@ -131,6 +132,8 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     with problems.collect():
         check_gpus(config)
     with problems.collect():
+        check_address(config.address)
+    with problems.collect():
         check_output(config.output, config.name, resume=config.resume)
     with problems.collect():
         if config.keep:
@@ -138,7 +141,11 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     with problems.collect():
         prior = _read_prior(config)
     with problems.collect():
-        spec = assemble(_with_metrics(config), device_is_here=config.address is None)
+        spec = assemble(
+            _with_metrics(config),
+            device_is_here=config.address is None,
+            gpu_share=config.gpus_per_trial or 1.0,
+        )
         plan = _plan(config, spec)
         plan = _with_layers(plan, prior)
     problems.raise_if_any()

@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.layer_curve import LayerCurve
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from lunar_tune.evaluation.evaluate import AnswerRow
     from lunar_tune.reporting.pictures.figure import Canvas
 
-__all__ = ["SearchResults", "load_search"]
+__all__ = ["SearchResults", "load_search", "stored_answers"]
 
 
 def load_search(search: str | Path, *, runs: str | Path = RUNS) -> SearchResults:
@@ -197,7 +199,7 @@ class SearchResults:
             path = (self.folder.full_answers if full else self.folder.answers)(number)
         if not path.is_file():
             raise InputError(f"{self.folder.name}: there are no answers in {path}.")
-        return read_answers(path)[0]
+        return stored_answers(path)
 
     def answers_table(self, number: int | None = None, *, full: bool = False) -> pd.DataFrame:
         """Return a row an answer, beside what the unmodified model says to the same question.
@@ -248,3 +250,16 @@ class SearchResults:
     def _numbers(self) -> str:
         numbers = [str(row.number) for row in self.rows if row.state == COMPLETE]
         return ", ".join(numbers) or "none"
+
+
+def stored_answers(path: Path) -> list[AnswerRow]:
+    """Read a file of answers; with `--no-text` their texts are empty.
+
+    Raises:
+        InputError: It is damaged, or holds something else.
+    """
+    try:
+        return read_answers(path)[0]
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise InputError(f"{path}: is damaged, or holds no answers ({reason}).") from error

@@ -17,6 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from lunar_tune.errors import InputError
+from lunar_tune.paths import is_file, is_folder
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
 from lunar_tune.trial.options import RunOptions
@@ -100,7 +101,7 @@ def _document(folder: Folder) -> dict[str, Any]:
         document = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{folder.path}: has no config.yaml, so it was never begun.") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{folder.config}: cannot be read ({error}).") from error
     if not isinstance(document, dict):
         raise InputError(f"{folder.config}: says nothing.")
@@ -124,7 +125,11 @@ def _values(part: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
 
 def _placed(value: str | None, started_in: Path) -> str | None:
     """Return a value that names a file where the search was started so that it is found here."""
-    if value is None or Path(value).expanduser().exists():
+    if value is None or _exists(Path(value).expanduser()):
         return value
     there = started_in / value
-    return str(there) if there.exists() else value
+    return str(there) if _exists(there) else value
+
+
+def _exists(path: Path) -> bool:
+    return is_file(path) or is_folder(path)

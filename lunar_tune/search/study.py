@@ -18,16 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, RUNNING, TrialRow
 from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.journal import open_journal, reading
 from lunar_tune.search.space import SearchSpace
 
 __all__ = ["StoredStudy", "Study", "make_sampler"]
@@ -57,9 +55,12 @@ class Study:
         self._goal = config.goal
         self._distributions = space.distributions()
         self._open: dict[int, optuna.Trial] = {}
-        storage = _storage(path)
-        begun = name in {one.study_name for one in optuna.get_all_study_summaries(storage)}
-        before = optuna.load_study(study_name=name, storage=storage).get_trials() if begun else []
+        before = []
+        with reading(path):
+            storage = open_journal(path)
+            begun = name in {one.study_name for one in optuna.get_all_study_summaries(storage)}
+            if begun:
+                before = optuna.load_study(study_name=name, storage=storage).get_trials()
         self._study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -225,62 +226,25 @@ class StoredStudy:
 
     @classmethod
     def read(cls, path: Path) -> StoredStudy | None:
-        """Read a journal; None where there is none, or no study in it yet."""
+        """Read a journal; None where there is none, or no study in it yet.
+
+        Raises:
+            InputError: It is damaged, or not of a search.
+        """
         if not path.is_file():
             return None
-        storage = _storage(path)
-        names = [one.study_name for one in optuna.get_all_study_summaries(storage)]
-        if not names:
-            return None
-        study = optuna.load_study(study_name=names[0], storage=storage)
-        notes = study.user_attrs
-        goal = Goal.read(*notes["goal"]) if "goal" in notes else None
-        rows = tuple(_rows(study, goal)) if goal is not None else ()
-        drawn = [one.distributions for one in study.get_trials(deepcopy=False)]
-        last = next((one for one in reversed(drawn) if one), {})  # one that waits has none
-        return cls(rows=rows, notes=notes, goal=goal, distributions=last)
-
-
-def _storage(path: Path) -> JournalStorage:
-    """Open a journal; a last line that a kill or a full disk has torn is cut off first.
-
-    Optuna 5.0 cannot read past such a line, and every later read would raise.
-    """
-    lock = _JournalLock(path)
-    if path.is_file():
-        lock.acquire()
-        try:
-            _cut_torn_line(path)
-        finally:
-            lock.release()
-    # Optuna asks a lock for no more than these two methods; its base class is not public.
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type]
-
-
-class _JournalLock:
-    """A journal's lock, which the system takes back from a process that dies.
-
-    Optuna's own are files that a killed process leaves; they are waited for 30 seconds.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
-
-    def acquire(self) -> bool:
-        """Wait for the lock."""
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        """Give it to who waits."""
-        self._lock.release()
-
-
-def _cut_torn_line(path: Path) -> None:
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+        with reading(path):
+            storage = open_journal(path)
+            names = [one.study_name for one in optuna.get_all_study_summaries(storage)]
+            if not names:
+                return None
+            study = optuna.load_study(study_name=names[0], storage=storage)
+            notes = study.user_attrs
+            goal = Goal.read(*notes["goal"]) if "goal" in notes else None
+            rows = tuple(_rows(study, goal)) if goal is not None else ()
+            drawn = [one.distributions for one in study.get_trials(deepcopy=False)]
+            last = next((one for one in reversed(drawn) if one), {})  # one that waits has none
+            return cls(rows=rows, notes=notes, goal=goal, distributions=last)
 
 
 def _rows(study: optuna.Study, goal: Goal) -> list[TrialRow]:

@@ -119,8 +119,13 @@ class TrackedFinetuning:
                 names = ("rouge1", "refused")
                 self._run.log_metrics({name: float(knowledge[name]) for name in names})
 
-    def finished(self, result: Finetuned) -> None:
-        """Record what the model knows, and the losses of an earlier attempt's epochs."""
+    def finished(self, result: Finetuned, *, text: bool = True) -> None:
+        """Record what the model knows, and the losses of an earlier attempt's epochs.
+
+        Args:
+            result: What came out.
+            text: Whether questions and answers may be kept.
+        """
         knowledge = result.knowledge
         edges = knowledge.by_edge
         for epoch, loss in enumerate(result.losses, 1):
@@ -136,12 +141,15 @@ class TrackedFinetuning:
                 },
                 "rouge1_by_edge.json",
             )
+            texts = {
+                "question": [row.record.question for row in knowledge.rows],
+                "truth": [row.record.answer for row in knowledge.rows],
+                "answer": [row.answer for row in knowledge.rows],
+            }
             self._run.log_table(
                 {
                     "edge": [row.record.edge for row in knowledge.rows],
-                    "question": [row.record.question for row in knowledge.rows],
-                    "truth": [row.record.answer for row in knowledge.rows],
-                    "answer": [row.answer for row in knowledge.rows],
+                    **(texts if text else {}),
                     "rouge1": [row.rouge1 for row in knowledge.rows],
                 },
                 "answers.json",

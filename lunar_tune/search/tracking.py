@@ -187,7 +187,7 @@ class SearchTracker(TrackedRun):
         if any(one.path == _ANSWERS for one in self._client.list_artifacts(run_id)):
             return  # MLflow would append to it
         rows, _ = read_answers(answers)
-        columns = {
+        columns: dict[str, Sequence[Any]] = {
             "set": [row.set_name for row in rows],
             "edge": [row.edge for row in rows],
             "question": [row.question for row in rows],
@@ -195,6 +195,8 @@ class SearchTracker(TrackedRun):
             "answer": [row.answer for row in rows],
             "rouge1": [row.rouge1 for row in rows],
         }
+        if not any(columns["question"]):  # with --no-text they are not known here either
+            columns = {name: columns[name] for name in ("set", "edge", "rouge1")}
         self._client.log_table(run_id, columns, _ANSWERS)
 
 

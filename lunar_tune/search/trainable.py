@@ -105,7 +105,7 @@ class UnlearningTrainable(tune.Trainable):
         worker = self._ready()
         if kind == VANILLA:
             vanilla = worker.vanilla()
-            write_answers(self._folder.vanilla_answers, vanilla.evaluation.rows, ())
+            self._write(self._folder.vanilla_answers, vanilla)
             scores = dict(vanilla.evaluation.scores)
             told = {"scores": scores, "note": worker.plain_decoding}
             if "coefficient" in self._task["parameters"]:
@@ -116,7 +116,7 @@ class UnlearningTrainable(tune.Trainable):
         bounded = self._spec.data.held_out is None  # there the answer is reported, not judged
         full = worker.run(self._task["parameters"], full=True, bounded=bounded)
         path = self._folder.full_answers(self._task["number"])
-        write_answers(path, full.evaluation.rows, full.fit.losses if full.fit is not None else ())
+        self._write(path, full)
         scores = dict(full.evaluation.scores)
         return json.dumps({"scores": scores, "max_new_tokens": full.max_new_tokens})
 
@@ -157,10 +157,13 @@ class UnlearningTrainable(tune.Trainable):
 
     def _kept(self, result: TrialResult) -> str:
         """Write a trial's answers; return what the study keeps."""
-        losses = result.fit.losses if result.fit is not None else ()
-        path = self._folder.answers(self._task["number"])
-        digest = write_answers(path, result.evaluation.rows, losses)
+        digest = self._write(self._folder.answers(self._task["number"]), result)
         return report(result, self._ready().spec, digest)
+
+    def _write(self, path: Path, result: TrialResult) -> str:
+        """Write answers, with what of them may be written; return the file's digest."""
+        losses = result.fit.losses if result.fit is not None else ()
+        return write_answers(path, result.evaluation.rows, losses, numbers=self._spec.row_numbers)
 
     def _end_trial(self) -> None:
         if self._trial is not None:

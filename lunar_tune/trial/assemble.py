@@ -27,7 +27,9 @@ from lunar_tune.methods.objectives import OBJECTIVES
 from lunar_tune.methods.rmu import RmuMethod
 from lunar_tune.models.catalog import TINY, resolve_model
 from lunar_tune.models.chat import ChatFormat
+from lunar_tune.models.footprint import check_fits
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
+from lunar_tune.paths import is_folder
 from lunar_tune.runtime import resolve_device, resolve_dtype
 from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
 from lunar_tune.trial.sets import read_sets
@@ -44,7 +46,9 @@ __all__ = [
 ]
 
 
-def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
+def assemble(
+    options: RunOptions, *, device_is_here: bool = True, gpu_share: float = 1.0
+) -> TrialSpec:
     """Resolve and check everything that needs no weights.
 
     For `tiny` the spec's model source is its name until `materialise` has built it.
@@ -53,6 +57,7 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         options: What was asked for.
         device_is_here: Whether the model will run on this machine, so that a device that is not
             here is a mistake.
+        gpu_share: Of a GPU, for this model.
 
     Raises:
         InputError: Something is wrong; all of it is said at once.
@@ -71,6 +76,14 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
     with problems.collect():
         if options.embedding_model is not None:
             embedding_model = check_embedding_model(options.embedding_model)
+    if model is not None and device_is_here:
+        with problems.collect():
+            check_fits(
+                model,
+                trained=method is not None and method.variant == "full",
+                share=gpu_share,
+                budget_gib=options.engine.memory_budget,
+            )
     data = read_sets(options, model, problems)
     problems.raise_if_any()
     if model is None or chat is None or method is None or data is None:
@@ -86,6 +99,7 @@ def assemble(options: RunOptions, *, device_is_here: bool = True) -> TrialSpec:
         engine=_engine(options.engine, metrics),
         metrics=metrics,
         embedding_model=embedding_model,
+        text=options.text,
     )
     check_family(spec.model)
     return spec
@@ -132,7 +146,7 @@ def check_family(model: ModelSpec) -> None:
     Raises:
         ModelError: It is unsuitable, or cannot be read.
     """
-    if model.checkpoint != TINY and Path(model.checkpoint).is_dir():
+    if model.checkpoint != TINY and is_folder(Path(model.checkpoint)):
         load_config(model)
 
 

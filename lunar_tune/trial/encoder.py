@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lunar_tune.errors import DataError
 from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.training.likelihood import Pair, encode_answers
 
@@ -37,6 +38,7 @@ class Encoder:
         encoded = encode_prompts(
             self._loaded.tokenizer, new, self._chat, family=self._loaded.family
         )
+        self._check_lengths(new, encoded)
         self._prompts.update(zip(new, encoded, strict=True))
         return tuple(self._prompts[question] for question in questions)
 
@@ -49,4 +51,21 @@ class Encoder:
         """Return records as prompts with their true answers."""
         prompts = self.prompts([record.question for record in records])
         answers = self.answers([record.answer for record in records])
+        self._check_lengths(
+            [record.question + record.answer for record in records],
+            [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
+        )
         return tuple(Pair(*pair) for pair in zip(prompts, answers, strict=True))
+
+    def _check_lengths(self, texts: Sequence[str], encoded: Sequence[tuple[int, ...]]) -> None:
+        """Refuse what is longer than the model's context; the message shows none of the text."""
+        most = getattr(self._loaded.model.config, "max_position_embeddings", None)
+        lengths = sorted(((len(ids), len(text)) for ids, text in zip(encoded, texts, strict=True)))
+        if most is None or not lengths or lengths[-1][0] <= most:
+            return
+        tokens, characters = lengths[-1]
+        raise DataError(
+            f"{sum(length > most for length, _ in lengths)} rows are longer than the context of "
+            f"{self._loaded.spec.name}, {most} tokens; the longest has {tokens} in its chat "
+            f"template ({characters} characters of text). Shorten or remove them."
+        )

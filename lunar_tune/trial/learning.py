@@ -44,7 +44,7 @@ def assemble_finetuning(
     records = read_set(name, problems)
     prompts = refusals = None
     with problems.collect():
-        check_scorable(records or (), tokenizer=options.rouge_tokenizer)
+        check_scorable(records or (), tokenizer=options.rouge_tokenizer, text=options.text)
     with problems.collect():
         prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
     with problems.collect():

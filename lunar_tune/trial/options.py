@@ -112,3 +112,5 @@ class RunOptions:
     """Hub id or folder of a sentence-embedding model; None takes the model's own states."""
     seed: int = 0
     """Of everything random."""
+    text: bool = True
+    """Whether questions and answers may be written down and shown; scores are without them too."""

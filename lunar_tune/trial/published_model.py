@@ -13,6 +13,7 @@ from typing import Final
 
 from lunar_tune.errors import Problems
 from lunar_tune.models.catalog import CATALOG
+from lunar_tune.paths import is_file, is_folder
 from lunar_tune.trial.published_values import PublishedValues
 from lunar_tune.yaml_files import shown
 
@@ -42,11 +43,11 @@ class Places:
 
     def file(self, name: str) -> Path | None:
         """Return the first file of that name."""
-        return next((path for path in self._candidates(name) if path.is_file()), None)
+        return next((path for path in self._candidates(name) if is_file(path)), None)
 
     def folder(self, name: str) -> Path | None:
         """Return the first folder of that name."""
-        return next((path for path in self._candidates(name) if path.is_dir()), None)
+        return next((path for path in self._candidates(name) if is_folder(path)), None)
 
     def tried(self, name: str) -> str:
         """Return all places, for a message."""

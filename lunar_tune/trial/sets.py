@@ -118,7 +118,8 @@ def _evaluated(
     retain = split.retain[:rows]
     size = len(retain) if options.retain_rows is None else max(1, options.retain_rows)
     sample = sample_by_edge(retain, size, seed=options.seed)
-    check_scorable((*split.forget, *retain, *factual[:rows]), tokenizer=options.rouge_tokenizer)
+    evaluated = (*split.forget, *retain, *factual[:rows])
+    check_scorable(evaluated, tokenizer=options.rouge_tokenizer, text=options.text)
     return DataSets(
         name=Path(name).stem,
         forget_edges=split.forget_edges,

@@ -78,6 +78,24 @@ class TrialSpec:
     embedding_model: str | None = None
     """Hub id or folder of the sentence-embedding model for the scores that need one; None takes
     the model's own states."""
+    text: bool = True
+    """Whether questions and answers may be written down."""
+
+    @property
+    def row_numbers(self) -> dict[tuple[str, str, str, str], int] | None:
+        """The number of each question in its set, where it stands for the text; None where not.
+
+        The key is set, edge, question and truth. Questions that no trial is judged on are counted
+        after the others, so that a number means the same in every file.
+        """
+        if self.text:
+            return None
+        numbers: dict[tuple[str, str, str, str], int] = {}
+        for name in ("forget", "retain", "factual"):
+            reported = getattr(self.data.held_out, name) if self.data.held_out is not None else ()
+            for number, one in enumerate((*getattr(self.data, name), *reported)):
+                numbers.setdefault((name, one.edge, one.question, one.answer), number)
+        return numbers
 
     @property
     def tags(self) -> dict[str, str]:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lunar_tune.activations.prompts import ActivationSource, PromptActivations
@@ -14,7 +16,7 @@ from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, InputError
 from lunar_tune.evaluation.answering import Answerer
 from lunar_tune.evaluation.evaluate import EvaluationSet, Evaluator, deviation_score
-from lunar_tune.evaluation.rouge import check_scorable, rouge_recall
+from lunar_tune.evaluation.rouge import TOKENIZERS, check_scorable, rouge_recall, tokenize_words
 from lunar_tune.evaluation.settings import AnswerRules
 from lunar_tune.models.loading import LoadedModel
 
@@ -222,3 +224,21 @@ def test_sets_that_share_batches_score_as_sets_that_do_not(
         return [row.answer for row in result.rows]
 
     assert answers(*sets) == answers(sets[0]) + answers(sets[1])
+
+
+TEXTS = st.text(st.sampled_from("ab2 .,-éЖ走\n"), max_size=40) | st.text(max_size=40)
+
+
+@given(truth=TEXTS, answer=TEXTS, more=TEXTS, kind=st.sampled_from(list(TOKENIZERS)))
+@settings(deadline=None)
+def test_recall_is_a_share_that_more_text_never_lowers(
+    truth: str, answer: str, more: str, kind: str
+) -> None:
+    """Of itself a text has all words, if it has any."""
+    before, after, itself = rouge_recall(
+        [truth] * 3, [answer, f"{answer} {more}", truth], tokenizer=kind
+    )
+    for name in ("rouge1", "rouge_l"):
+        assert 0 <= getattr(before, name) <= getattr(after, name) <= 1
+        assert getattr(itself, name) == bool(tokenize_words(truth, tokenizer=kind))
+    assert before.rouge_l <= before.rouge1, "words in order are words"

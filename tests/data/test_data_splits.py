@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lunar_tune.data.records import Record
-from lunar_tune.data.splits import Split, edges_of, sample_by_edge, split_by_edges
+from lunar_tune.data.splits import Split, edges_of, halves_by_edge, sample_by_edge, split_by_edges
 from lunar_tune.errors import DataError
 
 
@@ -173,3 +173,24 @@ def test_other_seeds_give_other_samples() -> None:
 def test_a_sample_of_less_than_one_is_refused(count: int) -> None:
     with pytest.raises(DataError, match="ask for at least 1"):
         sample_by_edge(THREE, count, seed=0)
+
+
+@given(RECORDS, st.integers(0, 3))
+def test_halves_are_a_partition_of_every_edge_that_the_seed_fixes(
+    records: tuple[Record, ...], seed: int
+) -> None:
+    sizes = edges_of(records)
+    if min(sizes.values()) == 1:
+        with pytest.raises(DataError, match="half of it cannot be held out"):
+            halves_by_edge(records, seed=seed)
+        return
+    first, second = halves_by_edge(records, seed=seed)
+    assert Counter(first + second) == Counter(records)
+    assert not set(first) & set(second)
+    for edge, size in sizes.items():
+        assert edges_of(first)[edge] == (size + 1) // 2
+        assert edges_of(second)[edge] == size // 2
+    places = {record: place for place, record in enumerate(records)}
+    for half in (first, second):
+        assert list(half) == sorted(half, key=lambda record: places[record])
+    assert halves_by_edge(records, seed=seed) == (first, second)

@@ -7,6 +7,7 @@ Does not cover: whole searches (`test_search_run`, `test_search_endings`).
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -298,6 +299,7 @@ def test_ray_is_started_here_unless_an_address_is_given(
     asked: dict[str, Any] = {}
     for name in cluster._QUIET:
         monkeypatch.setenv(name, cluster._QUIET[name])
+    monkeypatch.setattr("lunar_tune.search.cluster.check_address", lambda _address: None)
     monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
     monkeypatch.setattr("ray.shutdown", lambda: asked.update(shut_down=True))
     with cluster.ray_session(SearchConfig(address=address)):
@@ -311,6 +313,7 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.Mo
 
     for name in cluster._QUIET:
         monkeypatch.setenv(name, cluster._QUIET[name])
+    monkeypatch.setattr("lunar_tune.search.cluster.check_address", lambda _address: None)
     monkeypatch.setattr("ray.init", refuse)
     with (
         pytest.raises(InputError, match=r"--address 10\.0\.0\.1:1: no Ray cluster answers"),
@@ -362,3 +365,21 @@ def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None
     assert document["search"]["output"] == {"value": str(tmp_path), "origin": "default"}
     assert document["run"]["lunar"]["value"]["adamw"]["epochs"] == 20
     assert "run" not in document["search"]
+
+
+def test_a_searchs_own_name_stays_in_the_output_folder_however_edges_are_called(
+    tmp_path: Path,
+) -> None:
+    """Names of edges come from the data; there may be many of them."""
+    edges = [f"../../{n}/" for n in range(90)]
+    rows = [
+        {"edge": edge, "question": f"Q{n}?", "answer": "a"}
+        for n, edge in enumerate([*edges, "kept"])
+    ]
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    run = RunOptions(data=str(path), forget_edges=tuple(edges), factual_data="none")
+    config = SearchConfig(run=run, output=tmp_path / "runs")
+    folder = make_folder(config, assemble(run))
+    assert folder.path.parent == tmp_path / "runs"
+    assert len(folder.name) <= 120

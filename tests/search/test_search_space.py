@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
@@ -472,3 +473,33 @@ def test_a_space_may_search_settings_beside_the_learning_rate(tmp_path: Path) ->
     }
     with pytest.raises(SearchSpaceError, match="beta: is unknown to the method"):
         load_space(str(file), **options, optional=("rank",))
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-3, 40) | st.floats(width=16) | st.text(max_size=5)
+KEYS = st.sampled_from(["type", "low", "high", "log", "step", "value", "values", "x"])
+DESCRIBED = st.dictionaries(KEYS, LEAVES | st.lists(LEAVES, max_size=3), max_size=5)
+TYPED = st.builds(
+    lambda kind, rest: {**rest, "type": kind},
+    st.sampled_from(["int", "float", "choice", "fixed", "none"]),
+    DESCRIBED,
+)
+ANYTHING = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | DESCRIBED, max_leaves=6)
+
+
+@given(
+    parameters=ANYTHING | st.fixed_dictionaries(dict.fromkeys(ADAMW, TYPED | ANYTHING)),
+    points=ANYTHING | st.lists(st.dictionaries(st.sampled_from(ADAMW), LEAVES), max_size=2),
+)
+@settings(deadline=None)
+def test_any_section_is_a_space_or_is_refused_by_file_name(parameters: Any, points: Any) -> None:
+    section = {"parameters": parameters, "starting_points": points}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "any.yaml"
+        path.write_text(yaml.safe_dump({"lunar": {"adamw": section}}), encoding="utf-8")
+        try:
+            space = load(path)
+        except SearchSpaceError as error:
+            assert str(error).startswith(f"{path}: ")  # noqa: PT017 the other outcome is as good
+        else:
+            assert set(space.parameters) == set(ADAMW)
+            assert set(space.values_of("layer")) <= set(range(28))

@@ -1,0 +1,85 @@
+"""Optuna's journal as a file: opened, locked, mended, and refused where it is damaged.
+
+Covers: a lock that its process takes along when it dies, a last line that a kill has torn, one
+message for whatever else is wrong.
+Does not cover: what stands in it (`study`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from lunar_tune.errors import InputError
+
+__all__ = ["open_journal", "reading"]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Inside, whatever a damaged journal leads to is an `InputError`.
+
+    A journal is JSON, a line a change, and Optuna unpickles nothing of it (snapshots are, which
+    files have none of; CMA-ES keeps its own state so, and is not offered here). It trusts the lines
+    and stumbles over them in any way.
+
+    Raises:
+        InputError: Optuna could not read it.
+    """
+    try:
+        yield
+    except (OSError, InputError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise InputError(
+            f"{path}: is damaged, or not the journal of a search ({type(error).__name__}: "
+            f"{reason}). Take it from a copy, or name another search."
+        ) from error
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """Open a journal; a last line that a kill or a full disk has torn is cut off first.
+
+    Optuna 5.0 cannot read past such a line, and every later read would raise.
+    """
+    lock = _JournalLock(path)
+    if path.is_file():
+        lock.acquire()
+        try:
+            _cut_torn_line(path)
+        finally:
+            lock.release()
+    # Optuna asks a lock for no more than these two methods; its base class is not public.
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type]
+
+
+class _JournalLock:
+    """A journal's lock, which the system takes back from a process that dies.
+
+    Optuna's own are files that a killed process leaves; they are waited for 30 seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        """Give it to who waits."""
+        self._lock.release()
+
+
+def _cut_torn_line(path: Path) -> None:
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)

@@ -1,0 +1,100 @@
+"""Memory that a model needs, by hand, and GPUs that a test makes up.
+
+Covers: counting parameters without loading, the estimate, the refusal. Does not cover: real GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from random_models import build_model
+
+from lunar_tune.errors import ModelError
+from lunar_tune.models.footprint import bytes_needed, check_fits, n_parameters
+from lunar_tune.models.loading import ModelSpec
+
+GIB = 2**30
+
+
+def spec(name: str, source: str | None = None, **changes: str) -> ModelSpec:
+    return ModelSpec(name=name, source=source or name, **changes)  # type: ignore[arg-type]
+
+
+def test_weights_and_a_twentieth_and_half_a_gibibyte_are_needed() -> None:
+    """10⁹ parameters of 2 bytes; trained, 4 bytes each for weight, gradient and two moments."""
+    assert bytes_needed(1e9, 2) == 2_100_000_000 + GIB // 2
+    assert bytes_needed(1e9, 4) == 4_200_000_000 + GIB // 2
+    assert bytes_needed(1e9, 2, trained=True) == 16_800_000_000 + GIB // 2
+
+
+def test_parameters_of_a_folder_are_those_of_its_model(checkpoint: Callable[..., Path]) -> None:
+    model = build_model("llama")
+    counted = n_parameters(spec("mine", str(checkpoint("llama"))))
+    assert counted == sum(one.numel() for one in model.state_dict().values())
+
+
+def test_parameters_that_nobody_has_told_are_unknown(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    assert n_parameters(spec("owner/name")) is None
+    assert n_parameters(spec("mine", str(tmp_path))) is None
+    assert n_parameters(spec("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct")) == 7.6e9
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that makes up GPUs, each by its free and its whole memory in GiB."""
+
+    def make_up(*memory: tuple[float, float]) -> None:
+        bytes_of = [(int(free * GIB), int(total * GIB)) for free, total in memory]
+        monkeypatch.setattr("torch.cuda.is_available", lambda: bool(memory))
+        monkeypatch.setattr("torch.cuda.device_count", lambda: len(memory))
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda number: bytes_of[number])
+        monkeypatch.setattr("torch.cuda.memory_reserved", lambda _number: 0)
+
+    return make_up
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_numbers(gpus: Callable[..., None]) -> None:
+    """7.6·10⁹ · 2 bytes · 1.05 = 14.86 GiB, and half a one: 15.4."""
+    gpus((10.5, 24.0), (12.25, 24.0))
+    with pytest.raises(ModelError) as caught:
+        check_fits(spec("qwen2.5-7b"))
+    assert str(caught.value) == (
+        "model qwen2.5-7b: 7.6 billion parameters as bfloat16 need about 15.4 GiB; the GPU has "
+        "12.2 of 24.0 GiB free. Use a smaller model, a 16-bit --dtype, a larger GPU or share of "
+        "it, end what else uses it, or take --device cpu."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits", "fits"),
+    [
+        ({}, {}, True),
+        ({"dtype": "float32"}, {}, False),
+        ({"device": "cpu", "dtype": "float32"}, {}, True),
+        ({"device": "cuda:1"}, {}, False),
+        ({}, {"share": 0.5}, False),
+        ({}, {"share": 2.0}, True),
+        ({}, {"budget_gib": 15.0}, False),
+        ({}, {"budget_gib": 16.0}, True),
+        ({}, {"trained": True}, False),
+    ],
+)
+def test_number_format_device_share_and_budget_decide(
+    gpus: Callable[..., None], changes: dict[str, str], limits: dict[str, float], fits: bool
+) -> None:
+    gpus((20.0, 24.0), (10.0, 24.0))
+    if fits:
+        check_fits(spec("qwen2.5-7b", **changes), **limits)  # type: ignore[arg-type]
+        return
+    with pytest.raises(ModelError, match="need about"):
+        check_fits(spec("qwen2.5-7b", **changes), **limits)  # type: ignore[arg-type]
+
+
+def test_nothing_is_refused_where_there_is_no_gpu_or_no_size(gpus: Callable[..., None]) -> None:
+    gpus()
+    check_fits(spec("qwen2.5-7b"))
+    gpus((1.0, 2.0))
+    check_fits(spec("owner/name"))

@@ -1,0 +1,73 @@
+"""Answers without their text: what is kept, and what readers make of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lunar_tune.data.records import Record
+from lunar_tune.errors import DataError
+from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.evaluation.rouge import check_scorable
+from lunar_tune.reporting.tables import read_answers, write_answers
+from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.options import RunOptions
+
+SECRET = "Zanzibar"
+
+
+def test_rows_have_numbers_and_scores_and_no_text(tmp_path: Path) -> None:
+    scored = {"set_name": "forget", "edge": "A_B", "rouge1": 0.5, "rouge_l": 0.25}
+    texts = {"question": f"{SECRET}?", "truth": f"{SECRET}!", "answer": f"{SECRET}."}
+    row = AnswerRow(**scored, **texts)  # type: ignore[arg-type]
+    numbers = {("forget", "A_B", f"{SECRET}?", f"{SECRET}!"): 7}
+    path = tmp_path / "answers.parquet"
+    write_answers(path, [row], [1.0], numbers=numbers)
+    assert SECRET.encode() not in path.read_bytes()
+    assert pq.read_table(path).to_pylist() == [{**scored, "row": 7}]
+    rows, losses = read_answers(path)
+    assert rows == [AnswerRow(**scored, question="", truth="", answer="")]  # type: ignore[arg-type]
+    assert losses == (1.0,)
+
+
+def private(folder: Path, **changes: bool) -> RunOptions:
+    pairs = [
+        {"edge": edge, "question": f"{edge} {n}?", "answer": f"{edge} {n}!"}
+        for edge in ("A_B", "B_C")
+        for n in range(4)
+    ]
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(pairs), encoding="utf-8")
+    return RunOptions(data=str(path), factual_data="none", text=False, **changes)  # type: ignore[arg-type]
+
+
+def test_numbers_count_the_rows_of_a_set(tmp_path: Path) -> None:
+    numbers = assemble(private(tmp_path)).row_numbers
+    assert numbers is not None
+    assert len(numbers) == 8
+    for n in range(4):
+        assert numbers["forget", "A_B", f"A_B {n}?", f"A_B {n}!"] == n
+        assert numbers["retain", "B_C", f"B_C {n}?", f"B_C {n}!"] == n
+    assert assemble(RunOptions()).row_numbers is None
+
+
+def test_held_out_questions_are_counted_after_the_others(tmp_path: Path) -> None:
+    spec = assemble(private(tmp_path, holdout=True))
+    numbers, held = spec.row_numbers, spec.data.held_out
+    assert numbers is not None
+    assert held is not None
+    for number, one in enumerate((*spec.data.forget, *held.forget)):
+        assert numbers["forget", one.edge, one.question, one.answer] == number
+    assert sorted(number for key, number in numbers.items() if key[0] == "retain") == [0, 1, 2, 3]
+
+
+def test_a_message_about_answers_shows_none() -> None:
+    record = Record(question=f"{SECRET}?", answer="—", edge="A_B")
+    with pytest.raises(DataError, match=SECRET):
+        check_scorable([record])
+    with pytest.raises(DataError, match="1 true answers have no word") as caught:
+        check_scorable([record], text=False)
+    assert SECRET not in str(caught.value)

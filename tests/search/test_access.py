@@ -1,0 +1,242 @@
+"""Who may use Ray: a session that is started here is its starter's alone, a cluster is found fast.
+
+Covers: a real local Ray, what of it listens, clients without its token; addresses; tokens that are
+shown to a cluster or not. Real clusters of `ray start` are in a process group of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_lines import environment
+
+from lunar_tune.errors import InputError
+from lunar_tune.search.access import check_address, own_session, refusal, users_token
+
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+INSIDE = """
+import json, os, sys
+from pathlib import Path
+import psutil
+from lunar_tune.search.cluster import ray_session
+from lunar_tune.search.config import SearchConfig
+with ray_session(SearchConfig(address=None)):
+    import ray
+    token = os.environ["RAY_AUTH_TOKEN"]
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    lines = [" ".join(process.cmdline()) for process in family]
+    listening = [
+        connection.laddr.ip
+        for process in family
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    folder = Path(ray._private.worker._global_node.get_session_dir_path())
+    print(json.dumps({
+        "shown": sum(token in line for line in lines),
+        "everywhere": sum(address in ("::", "0.0.0.0") for address in listening),
+        "mode": folder.parent.parent.stat().st_mode,
+        "private": str(folder.parent.parent),
+        "address": ray.get_runtime_context().gcs_address,
+        "token": token,
+    }), flush=True)
+    sys.stdin.readline()
+print(json.dumps(sorted(name for name in os.environ if name.startswith("RAY_AUTH"))))
+"""
+JOIN = """
+import sys
+from lunar_tune.errors import InputError
+from lunar_tune.search.cluster import ray_session
+from lunar_tune.search.config import SearchConfig
+try:
+    with ray_session(SearchConfig(address=sys.argv[1])):
+        print("joined")
+except InputError as error:
+    print(error)
+"""
+
+
+def clean(home: Path, **more: str) -> dict[str, str]:
+    """Return an environment without tokens, with a home of its own."""
+    kept = {name: value for name, value in environment().items() if name not in AUTH}
+    kept.pop("RAY_ADDRESS")
+    return kept | {"HOME": str(home), **more}
+
+
+def join(address: str, home: Path, **more: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN, address],
+        env=clean(home, **more),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_session_is_its_starters_alone(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INSIDE],
+        env=clean(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    inside = json.loads(process.stdout.readline())
+    try:
+        assert inside["shown"] == 0, "no command line has the token"
+        assert inside["everywhere"] > 0, (
+            "if Ray keeps to loopback one day, SECURITY.md is to say so"
+        )
+        assert stat.S_IMODE(inside["mode"]) == 0o700
+        assert "wants a token" in join(inside["address"], tmp_path)
+        wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+        assert "wants a token" in join(inside["address"], tmp_path, **wrong)
+        assert join(inside["address"], tmp_path, RAY_AUTH_TOKEN=inside["token"]) == "joined"
+    finally:
+        output, _ = process.communicate("\n", timeout=60)
+    assert json.loads(output) == [], "the environment is as it was"
+    assert not Path(inside["private"]).exists()
+    assert not (tmp_path / ".ray").exists(), "the token is in no file"
+
+
+@pytest.fixture
+def head(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Give the address of a real cluster of one node, with the kept token or without tokens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("0123456789abcdef" * 4)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    options = f"--port={port} --num-cpus=1 --include-dashboard=false --disable-usage-stats"
+    process = subprocess.Popen(
+        [*command, *options.split(), f"--temp-dir=/tmp/lt-head-{port}"],
+        env=clean(tmp_path, RAY_AUTH_MODE=request.param),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(f"/tmp/lt-head-{port}", ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["token", "disabled"], indirect=True)
+def test_a_cluster_of_this_machine_is_joined_with_its_kept_token(head: str, tmp_path: Path) -> None:
+    assert join(head, tmp_path) == "joined"
+    assert join("auto", tmp_path, RAY_ADDRESS=head) == "joined"
+
+
+@pytest.fixture
+def without_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    for name in AUTH:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("lunar_tune.search.access.Path.home", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("address", "variables", "shown"),
+    [
+        ("127.0.0.1:6379", {}, True),
+        ("localhost:6379", {}, True),
+        ("auto", {}, True),
+        ("192.0.2.1:6379", {}, False),
+        ("192.0.2.1:6379", {"RAY_AUTH_TOKEN": "a" * 64}, True),
+        ("192.0.2.1:6379", {"RAY_AUTH_TOKEN_PATH": "/run/token"}, True),
+        ("127.0.0.1:6379", {"RAY_AUTH_MODE": "disabled"}, False),
+    ],
+)
+def test_a_kept_token_is_shown_to_this_machine_only(
+    without_tokens: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    variables: dict[str, str],
+    shown: bool,
+) -> None:
+    """192.0.2.1 is an address for documentation, of no machine."""
+    (without_tokens / ".ray").mkdir()
+    (without_tokens / ".ray/auth_token").write_text("0" * 64)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with users_token(address):
+        assert (os.environ.get("RAY_AUTH_MODE") == "token") is shown
+    assert {name: os.environ[name] for name in AUTH if name in os.environ} == variables
+
+
+@pytest.mark.usefixtures("without_tokens")
+def test_a_session_begins_with_a_token_of_its_own_and_ends_with_the_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+    tokens = []
+    for _ in range(2):
+        with own_session() as folder:
+            assert "RAY_AUTH_MODE" not in os.environ, "Ray turns it on, and reads it again then"
+            tokens.append(os.environ["RAY_AUTH_TOKEN"])
+            assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+        assert not folder.parent.exists()
+    assert len(set(tokens)) == 1, "Ray reads the token of a process once"
+    assert len(tokens[0]) == 64
+    assert tokens[0] != "f" * 64
+    assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("disabled", "f" * 64)
+
+
+def test_an_address_where_nobody_listens_is_refused_within_seconds() -> None:
+    with socket.socket() as taken:  # bound, and not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"--address {address}: nobody answers at {address}"):
+            check_address(address)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_address(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_auto_means_what_the_last_start_on_this_machine_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    check_address("auto")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:1\n")
+    with pytest.raises(InputError, match=r"--address auto: nobody answers at 127\.0\.0\.1:1 "):
+        check_address("auto")
+
+
+@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:0", "head:65536", "head:x"])
+def test_an_address_without_host_and_port_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match=r"auto \(the cluster that .*\) or HOST:PORT"):
+        check_address(address)
+
+
+def test_a_refused_token_is_told_from_a_cluster_that_does_not_answer() -> None:
+    refused = ConnectionError("Failed to connect to Ray cluster")
+    refused.__cause__ = RuntimeError("ray.exceptions.AuthenticationError: InvalidAuthToken")
+    assert "the cluster wants a token" in refusal("head:1", refused)
+    assert "no Ray cluster answers there (no)" in refusal("head:1", ConnectionError("no\nmore"))
