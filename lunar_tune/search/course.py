@@ -87,7 +87,7 @@ class Course:
         crash_reason: Callable[[int, str], str] = lambda _, error: error,
     ) -> None:
         self.study: Study | None = None
-        self.error: LunarTuneError | None = None
+        self.error: Exception | None = None
         """Why the search cannot go on; to be raised when the last task has ended."""
         self.unconfirmed: str | None = None
         """Why the last full evaluation without an answer gave none."""

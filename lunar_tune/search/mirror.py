@@ -141,8 +141,9 @@ def opened_store(uri: str) -> Iterator[MlflowClient]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    for library in ("alembic", "mlflow"):  # after the import, which sets them to INFO
-        logging.getLogger(library).setLevel(logging.WARNING)
+    # After the import, which sets them to INFO. What fails is raised as well, and told once.
+    for library in ("alembic", "mlflow"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), few_retries():
             warnings.simplefilter("ignore")  # MLflow's notes on opening a store

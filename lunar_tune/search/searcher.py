@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,9 @@ class CourseSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next task, None to wait, or say that there are to be no more."""
-        task = self._course.next(trial_id)
+        task: dict[str, Any] | str | None = OVER
+        with _kept(self._course):
+            task = self._course.next(trial_id)
         return Searcher.FINISHED if task == OVER else task
 
     def on_trial_complete(
@@ -50,7 +54,8 @@ class CourseSearcher(Searcher):
     ) -> None:
         """Pass an outcome on; a crash is told by the callback, which knows its reason."""
         if result is not None and not error:
-            self._course.finished(trial_id, result)
+            with _kept(self._course):
+                self._course.finished(trial_id, result)
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the journal is the state."""
@@ -71,17 +76,29 @@ class NewsCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Pass on that a task has ended."""
-        self._course.ended(trial.trial_id, None)
+        with _kept(self._course):
+            self._course.ended(trial.trial_id, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Pass on that a task crashed, with the last line of its traceback."""
         error = _error_of(trial)
         RECORD.error("a task crashed: %s", "".join(traceback.format_exception(error)).rstrip())
-        self._course.ended(trial.trial_id, described(getattr(error, "cause", None) or error))
+        with _kept(self._course):
+            self._course.ended(trial.trial_id, described(getattr(error, "cause", None) or error))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing; see `CourseSearcher`."""
         return {}
+
+
+@contextmanager
+def _kept(course: Course) -> Iterator[None]:
+    """Inside, an error ends the course, which keeps it as it is; Tune would turn it into text."""
+    try:
+        yield
+    except Exception as error:
+        if course.error is None:
+            course.error = error
 
 
 def _error_of(trial: Any) -> BaseException:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import write_atomically
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.reporting.report import Report
@@ -100,8 +101,18 @@ class SearchSession:
             arguments: The run's options as given, for the commands that are shown at the end.
 
         Raises:
-            LunarTuneError: The unmodified model cannot be evaluated, or makes success impossible.
+            LunarTuneError: The unmodified model cannot be evaluated, or makes success impossible;
+                the search's files cannot be written.
         """
+        try:
+            return self._run(arguments)
+        except OSError as error:
+            raise LunarTuneError(
+                f"{error}. What was computed is kept: see to the disk, then go on with python -m "
+                f"lunar_tune.search --resume {self.folder.path}"
+            ) from error
+
+    def _run(self, arguments: Sequence[str]) -> int:
         from lunar_tune.search.tuning import run_course
 
         config = self.plan.config
@@ -116,7 +127,9 @@ class SearchSession:
             crash_reason=functools.partial(crash_reason, self.folder),
         )
         code, ending = EXIT_INFEASIBLE, None
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that is taken away
+        if threading.current_thread() is threading.main_thread():
+            # A machine that is taken away says so: the search ends as with an interruption.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with self._display:
                 self._display.doing("evaluating the unmodified model")

@@ -106,8 +106,9 @@ class TrackedRun:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        for library in ("alembic", "mlflow"):  # after the import, which sets them to INFO
-            logging.getLogger(library).setLevel(logging.WARNING)
+        # After the import, which sets them to INFO. What fails is raised as well, and told once.
+        for library in ("alembic", "mlflow"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         output.mkdir(parents=True, exist_ok=True)
         self.uri = uri
         self.has_failed = False

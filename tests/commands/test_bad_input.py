@@ -22,9 +22,11 @@ from click.testing import Result
 from random_models import build_tokenizer
 from typer.testing import CliRunner
 
+from lunar_tune.ask import ask
 from lunar_tune.cli.running import command_app
 from lunar_tune.describe import describe
 from lunar_tune.errors import Problems
+from lunar_tune.export import export
 from lunar_tune.search.__main__ import search
 from lunar_tune.unlearn import unlearn
 
@@ -318,6 +320,23 @@ MISTAKES = (
         "Ray Client",
         ("--address", "ray://head:10001"),
         "--address ray://head:10001: a search cannot run through Ray Client.",
+    ),
+    Mistake(
+        "search to go on with missing",
+        ("--resume", "nosuch"),
+        "nosuch: there is no such search. runs has none; name a search's folder, or start one",
+    ),
+    Mistake(
+        "search to export missing",
+        ("nosuch", "--output", "out"),
+        "nosuch: there is no such search. runs has none; name a search's folder, or start one",
+        command=export,
+    ),
+    Mistake(
+        "search to ask missing",
+        ("nosuch", "What?"),
+        "nosuch: there is no such search. runs has none; name a search's folder, or start one",
+        command=ask,
     ),
     Mistake(
         "data to describe missing",

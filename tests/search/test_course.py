@@ -352,6 +352,29 @@ def test_a_full_disk_is_no_settings_fault_and_ends_the_search_all_the_same(heard
     assert heard.study.n_ended == 0
 
 
+@pytest.mark.parametrize("where", ["asking", "telling", "hearing"])
+def test_an_error_of_the_search_itself_ends_it_and_is_kept_as_it_is(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Tune would turn it into a text; a full disk is to be told as one."""
+    error = OSError(28, "No space left on device")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    if where == "asking":
+        monkeypatch.setattr(heard.study, "ask", full)
+        assert heard.searcher.suggest("1") == Searcher.FINISHED
+    else:
+        heard.searcher.suggest("1")
+        monkeypatch.setattr(
+            *((heard.study, "complete") if where == "telling" else (heard, "on_end")), full
+        )
+        heard.end("1", report())
+    assert heard.course.error is error
+    assert heard.searcher.suggest("2") == Searcher.FINISHED
+
+
 def test_ray_can_pickle_both_without_the_study(heard: Heard) -> None:
     """Ray saves them; nobody restores them."""
     for one in (heard.searcher, heard.callback):
