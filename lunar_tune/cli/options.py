@@ -40,8 +40,6 @@ class GivenOptions:
     """Value by option, as Typer read it; only what was given."""
     origins: Mapping[str, str]
     """Origin by first part of the field's name, for `config.yaml`."""
-    arguments: tuple[str, ...]
-    """The run's options as they were given, to be shown in a command."""
 
 
 def merge_for_all(base: RunOptions, given: GivenOptions, problems: Problems) -> RunOptions:
@@ -141,22 +139,12 @@ def was_given(ctx: typer.Context, name: str) -> bool:
 def _given(ctx: typer.Context, taken: Mapping[RunOption, Any]) -> GivenOptions:
     values: dict[RunOption, Any] = {}
     origins: dict[str, str] = {}
-    arguments: list[str] = []
     for option, value in taken.items():
         if not was_given(ctx, _name(option)):
             continue
         values[option] = value
         origins[option.path.split(".")[0]] = "command line"
-        arguments += _as_given(option, value)
-    return GivenOptions(values=values, origins=origins, arguments=tuple(arguments))
-
-
-def _as_given(option: RunOption, value: Any) -> list[str]:
-    """Return an option as it is written in a command."""
-    if option.kind is not bool:
-        return [option.flag, str(value)]
-    on, _, off = option.flag.partition("/")
-    return [on if value or not off else off]
+    return GivenOptions(values=values, origins=origins)
 
 
 def _parameter(option: RunOption) -> inspect.Parameter:

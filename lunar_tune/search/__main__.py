@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from lunar_tune.cli.again import given_again
 from lunar_tune.cli.options import GivenOptions, merge_options, was_given, with_run_options
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
 from lunar_tune.cli.search_options import (
@@ -43,6 +44,9 @@ from lunar_tune.search.config import SearchConfig
 from lunar_tune.trial.options import EngineSettings, RunOptions
 
 _DEFAULT = SearchConfig()
+_BASE = RunOptions(
+    decoding=DecodingSettings(max_new_tokens=None), engine=EngineSettings(early_exit=True)
+)
 
 
 @with_run_options
@@ -141,10 +145,6 @@ def search(
     130 interrupted, 2 the input was wrong.
     """
     with reporting_errors(debug=debug):
-        base = RunOptions(
-            decoding=DecodingSettings(max_new_tokens=None),
-            engine=EngineSettings(early_exit=True),
-        )
         local: dict[str, Any] = {
             key: value
             for key, value in locals().items()
@@ -155,11 +155,11 @@ def search(
         anew = {key: value for key, value in local.items() if was_given(ctx, key)}
         origins = dict.fromkeys(anew, "command line") | dict(given.origins)
         if resume_name is None:
-            config = SearchConfig(run=merge_options(base, given, problems), **local)
+            config = SearchConfig(run=merge_options(_BASE, given, problems), **local)
         else:
             config, before = _gone_on_with(resume_name, output, anew, given, problems)
             origins = {**before, **origins}
-        code = _run(config, problems, origins, given.arguments, dry_run=dry_run, quiet=quiet)
+        code = _run(config, problems, origins, dry_run=dry_run, quiet=quiet)
     sys.exit(code)
 
 
@@ -183,7 +183,6 @@ def _run(
     config: SearchConfig,
     problems: Problems,
     origins: dict[str, str],
-    arguments: tuple[str, ...],
     *,
     dry_run: bool,
     quiet: bool,
@@ -207,6 +206,7 @@ def _run(
         print_plan(console, {**plan.facts, **finetuning_fact(config, plan.spec)})
         console.print("all that needs no weights has been checked; nothing was run")
         return 0
+    arguments = given_again(config, origins, base=_BASE)
     return run_search(plan, console, given=origins, arguments=arguments)
 
 

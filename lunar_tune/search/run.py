@@ -57,7 +57,7 @@ def run_search(
         plan: From `plan_search`.
         console: Where to show what happens.
         given: Origin of options that were not left at their default.
-        arguments: The run's options as given, for the commands that are shown at the end.
+        arguments: Options that would give the search again, for the commands that are shown.
         brief: Whether to leave out the plan and the commands that may come next.
 
     Raises:

@@ -210,7 +210,8 @@ class TrackedRun:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
             if not self.has_failed:
-                logger.warning("MLflow cannot be written, the work goes on: %s", error)
+                first_line = str(error).partition("\n")[0]
+                logger.warning("MLflow cannot be written, the work goes on: %s", first_line)
             self.has_failed = True
 
     def close(self, *, status: str) -> None:
