@@ -130,15 +130,18 @@ def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
 
 
 def test_the_same_seed_gives_the_same_trials_and_scores(small: list[str], tmp_path: Path) -> None:
-    """On one worker and a CPU; times and dates differ."""
+    """On one worker and a CPU; times and dates differ. The two run side by side."""
+    options = [*small, *space(tmp_path, SMALL_SPACE), "--force", "--num-trials", "11"]
+    options += ["--output", "runs", "--concurrency", "1", "--cpus-per-trial", "1", "--seed", "5"]
+    names = ("one", "two")
+    both = [start(command("search", *options, "--name", name), cwd=tmp_path) for name in names]
     found = []
-    for name in ("one", "two"):
-        options = [*small, *space(tmp_path, SMALL_SPACE), "--force", "--num-trials", "11"]
-        options += ["--output", "runs", "--name", name, "--concurrency", "1", "--seed", "5"]
-        done = run_command("search", *options, cwd=tmp_path)
+    for name, process in zip(names, both, strict=True):
+        done = finish(process)
         assert done.returncode == 3, done.stderr
         timed = ("seconds", "started", "ended")
         rows = rows_of(tmp_path / "runs" / name)
         found.append([{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows])
     assert found[0] == found[1]
     assert len({row["answers_digest"] for row in found[0]}) > 1
+    assert statuses(tmp_path / "runs") == (["FINISHED"] * 2, ["FINISHED"] * 22)
