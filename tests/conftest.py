@@ -61,7 +61,16 @@ def chromium() -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out browser tests where there is no browser, unless they are asked for."""
+    """Order what parallel processes take, and leave out browser tests where there is no browser.
+
+    A file stays together, for its tests share what they make, unless a test says that it stands
+    alone; what takes long comes first.
+    """
+    for item in items:
+        alone = item.get_closest_marker("alone") is not None
+        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.path.name))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.get_closest_marker("alone") is None, item.path not in slow))
     if chromium() is not None or config.option.markexpr == "browser":
         return
     left_out = [item for item in items if item.get_closest_marker("browser")]

@@ -16,7 +16,7 @@ import pytest
 from command_lines import command, run_command, start
 from playwright.sync_api import Locator, Page, expect
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 TRIALS = 4
 PARAMETERS = {"coefficient", "layer", "learning_rate"}
 SCORES = {"forget_rouge1", "retain_rouge1"}

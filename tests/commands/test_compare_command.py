@@ -29,7 +29,10 @@ from lunar_tune.compare import compare
 from lunar_tune.search.study import StoredStudy
 
 # MLflow and SQLAlchemy leave a store's connections to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+    pytest.mark.slow,
+]
 
 
 def invoke(*arguments: str | Path) -> Result:

@@ -35,6 +35,8 @@ from lunar_tune.reporting.tables import read_answers, write_answers
 from lunar_tune.search.folder import Folder
 from lunar_tune.trial.options import NONE, RunOptions
 
+pytestmark = pytest.mark.slow  # a search of its own
+
 SETTING = {"layer": 1, "coefficient": 2.0, "ridge": 0.01}
 # What a machine without lunar-tune does: the card's lines, greedy decoding by transformers.
 READER = """

@@ -11,6 +11,8 @@ import yaml
 from command_lines import finish, run_command, start
 from search_results import rows_of, statuses
 
+pytestmark = pytest.mark.slow  # a search of its own
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from command_lines import environment
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "chaos.py"
 
 
+@pytest.mark.alone
 def test_a_search_under_kills_ends_with_every_trial_once_and_three_records_that_agree(
     tmp_path: Path,
 ) -> None:

@@ -28,6 +28,8 @@ from lunar_tune.trial.checks import Check, Watch
 from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import Worker
 
+pytestmark = pytest.mark.slow  # a search of its own
+
 SEEN = {"epochs": 4, "forget_rouge1": 0.5, "retain_rouge1": 0.25}
 
 

@@ -19,6 +19,9 @@ from priors import prior_of
 from search_results import rows_of
 
 # 0.5: with a coefficient of 2 the tiny model repeats itself whichever layer is steered.
+
+pytestmark = pytest.mark.slow  # a search of its own
+
 SPACE = """
 lunar:
   adamw:

@@ -97,6 +97,7 @@ def test_large_models_learn_with_the_published_settings() -> None:
     assert settings_for("tiny").with_refusals
 
 
+@pytest.mark.alone
 def test_a_search_lets_the_model_learn_first_and_the_next_search_finds_it(
     tmp_path: Path,
 ) -> None:

@@ -17,6 +17,8 @@ from command_lines import SMALL_SPACE, run_command, small_data
 
 from lunar_tune.search.results import load_search
 
+pytestmark = pytest.mark.slow  # a search of its own
+
 SENTINEL = "s3nt1nel"
 SECRETS = {
     name: f"{SENTINEL}-{name.lower()}"

@@ -100,7 +100,7 @@ def test_the_bar_is_one_line_on_terminals_of_any_width_and_stays(width: int) -> 
         assert "0.500" in line
         assert "0.900" in line
     if width >= 120:
-        assert "best forget 0.500 at retain 0.900 (L0 c2.00" in line
+        assert "best forget 0.500 at retain 0.900 (L0 c2" in line
 
 
 def test_a_search_that_goes_on_begins_where_it_stopped() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 from command_lines import SMALL_SPACE, command, finish, run_command, start
 from search_results import rows_of, statuses
@@ -46,6 +47,7 @@ def journal_events(folder: Path) -> Sequence[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.alone
 def test_a_model_that_does_not_know_the_data_is_refused(small: list[str], tmp_path: Path) -> None:
     done = run_command("search", *small, *place(tmp_path), cwd=tmp_path)
 
@@ -57,6 +59,7 @@ def test_a_model_that_does_not_know_the_data_is_refused(small: list[str], tmp_pa
     assert statuses(tmp_path / "runs") == (["FAILED"], [])
 
 
+@pytest.mark.alone
 def test_a_search_whose_trials_all_fail_gives_up(small: list[str], tmp_path: Path) -> None:
     options = [*small, *place(tmp_path), *space(tmp_path, DIVERGING), "--force"]
     done = run_command("search", *options, "--num-trials", "6", "--max-failures", "2", cwd=tmp_path)
@@ -74,6 +77,7 @@ def test_a_search_whose_trials_all_fail_gives_up(small: list[str], tmp_path: Pat
     assert kept == ["vanilla.parquet"]
 
 
+@pytest.mark.alone
 def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
     small: list[str], tmp_path: Path
 ) -> None:
@@ -129,6 +133,7 @@ def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
     assert "n is finished" in finished.stdout
 
 
+@pytest.mark.alone
 def test_the_same_seed_gives_the_same_trials_and_scores(small: list[str], tmp_path: Path) -> None:
     """On one worker and a CPU; times and dates differ. The two run side by side."""
     options = [*small, *space(tmp_path, SMALL_SPACE), "--force", "--num-trials", "11"]

@@ -31,6 +31,7 @@ def value_of(option: str, small: list[str]) -> str:
     return small[small.index(option) + 1]
 
 
+@pytest.mark.alone
 def test_a_search_raises_refusal_quality_and_confirms_the_best(
     small: list[str], tmp_path: Path
 ) -> None:

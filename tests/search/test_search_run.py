@@ -28,6 +28,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rouge_score.rouge_scorer import RougeScorer
 
+pytestmark = pytest.mark.slow  # a search of its own
+
 TRIALS = 6
 NAME = "six"
 BUDGET = 40  # enough for every answer of the tiny model that ends at all

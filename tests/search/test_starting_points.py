@@ -187,7 +187,7 @@ def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Pat
             plan,
             folder,
             Resources(cpus=1, gpus=0, concurrency=1),
-            lambda: MagicMock(uri="sqlite:///x.db"),
+            lambda: MagicMock(uri="sqlite:///x.db", address={}, continued=False),
             console=Console(quiet=True),
             given={},
         )

@@ -280,6 +280,7 @@ def test_two_processes_do_not_work_on_one_table(tmp_path: Path) -> None:
         table.run()
 
 
+@pytest.mark.alone
 def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(tmp_path: Path) -> None:
     output = tmp_path / "t"
     process = start(command("table5", *QUICK), cwd=tmp_path)
