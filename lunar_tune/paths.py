@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
@@ -77,6 +78,9 @@ def cache_dir() -> Path:
             f"The cache folder {folder} {problem}, who could replace the models and activations in "
             f"it. Set {CACHE_VARIABLE} to a folder of your own, or take the right away (chmod o-w)."
         )
+    if status.st_mode & 0o077:  # what was made otherwise, or by hand
+        with suppress(OSError):
+            folder.chmod(0o700)
     return folder
 
 

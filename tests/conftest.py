@@ -60,6 +60,7 @@ def chromium() -> str | None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order what parallel processes take, and leave out browser tests where there is no browser.
 

@@ -149,13 +149,15 @@ def normalised(question: str) -> str:
 def _check_disjoint(forget: Sequence[Record], retain: Sequence[Record]) -> None:
     """Refuse questions that differ in white space and case at most and stand on both sides."""
     kept = {normalised(record.question) for record in retain}
-    both = {
-        normalised(record.question): record.question
-        for record in forget
-        if normalised(record.question) in kept
-    }
+    places = Counter[str]()
+    both = {}
+    for record in forget:
+        places[record.edge] += 1
+        if (question := normalised(record.question)) in kept:
+            # Not the question itself: it may be private, and messages are logged.
+            both[question] = f"question {places[record.edge]} of {record.edge}"
     if both:
-        shown = "".join(f"\n  - {question}" for question in list(both.values())[:_SHOWN])
+        shown = "".join(f"\n  - {place}" for place in list(both.values())[:_SHOWN])
         more = f"\n  and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
         raise DataError(
             f"{len(both)} of the questions to forget stand in the retain set too: "

@@ -171,11 +171,13 @@ def _gone_on_with(
     problems: Problems,
 ) -> tuple[SearchConfig, Mapping[str, str]]:
     """Return the configuration of a search that has begun, and the origins of its values."""
-    from lunar_tune.search.resuming import resumed
+    from lunar_tune.search.resuming import check_run, resumed
 
-    flags = {option.path: option.flag.partition("/")[0] for option in given.values}
-    config, origins = resumed(name, output=output, given=anew, run_flags=flags, problems=problems)
+    config, origins = resumed(name, output=output, given=anew, problems=problems)
     run = merge_options(config.run, given, problems)
+    method = config.run.method
+    flags = {option.path_for(method): option.flag.partition("/")[0] for option in given.values}
+    check_run(config, run, flags, problems)
     return dataclasses.replace(config, run=run), origins
 
 
@@ -200,8 +202,9 @@ def _run(
         folder = Folder((config.output / str(config.name)).resolve())
         if (warning := check_unchanged(plan, folder)) is not None:
             say(console, f"warning: {warning}")
-        if not dry_run and is_finished(folder, config.num_trials):
-            return show_finished(folder, console)
+        elsewhere = origins.get("tracking_uri") == "command line"
+        if not dry_run and not elsewhere and is_finished(folder, config.num_trials):
+            return show_finished(folder, console, keep=config.keep)
     if dry_run:
         print_plan(console, {**plan.facts, **finetuning_fact(config, plan.spec)})
         console.print("all that needs no weights has been checked; nothing was run")

@@ -58,6 +58,9 @@ class SearchEvents(Protocol):
     def on_confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
         """Hear what came out, and whether the bounds hold."""
 
+    def on_unconfirmed(self, row: TrialRow, reason: str) -> None:
+        """Hear that nothing came out, and why; the next best is tried."""
+
 
 class Course:
     """The tasks of one search.
@@ -153,9 +156,10 @@ class Course:
         failure = outcome.get("failure")
         if kind == TRIAL and self.study is not None:
             if failure is not None:
-                again = bool(outcome.get("again"))
-                self.study.fail(number, failure, by_nature=not again, again=again)
-                self._started -= again
+                if outcome.get("again"):  # a full disk, for example: whatever it is, not for long
+                    self._fail_unless_ended(self.study, number, failure, by_nature=False)
+                else:
+                    self.study.fail(number, failure, by_nature=True)
             elif report is not None:
                 self.study.complete(number, report)
             elif "epochs" in outcome:
@@ -163,7 +167,11 @@ class Course:
         elif kind == VANILLA:
             self._take_vanilla(report, failure, wrong_input=bool(outcome.get("wrong_input")))
         else:
-            self._take_confirmation(number, report, failure)
+            again = bool(outcome.get("again"))
+            if again and self._may_begin_again(kind, number):
+                self._confirming = False
+            else:
+                self._take_confirmation(number, report, failure)
 
     def ended(self, task_id: str, error: str | None) -> None:
         """Take that a task has ended, and tell listeners of a trial.
@@ -191,13 +199,23 @@ class Course:
         self._running.discard(number)
         row = self.study.row(number)
         if row.state == FAILED:
-            self._failures_in_row += 1
+            # A lost node fails all of its trials at once; those that run again have attempts.
+            self._failures_in_row += not row.again
         elif row.state in {COMPLETE, PRUNED}:
             self._failures_in_row = 0
         self._events.on_end(row)
 
-    def _fail_unless_ended(self, study: Study, number: int, reason: str) -> None:
-        """Fail a trial that has no result, and let its setting run again if it may."""
+    def _fail_unless_ended(
+        self, study: Study, number: int, reason: str, *, by_nature: bool = True
+    ) -> None:
+        """Fail a trial that has no result, and let its setting run again if it may.
+
+        Args:
+            study: The study.
+            number: Of the trial.
+            reason: Why.
+            by_nature: What it is taken to be in the end.
+        """
         if number not in study.running():
             return
         attempts = study.attempts(number)
@@ -205,7 +223,7 @@ class Course:
             study.fail(number, reason, again=True)
             self._started -= 1
         else:
-            study.fail(number, f"{reason} ({attempts} attempts)", by_nature=True)
+            study.fail(number, f"{reason} ({attempts} attempts)", by_nature=by_nature)
 
     def _may_begin_again(self, kind: str, number: int) -> bool:
         """Say whether a task that crashed is begun again, and count that it did."""
@@ -251,6 +269,7 @@ class Course:
         row = self._candidates.pop(0)
         if report is None:
             self.unconfirmed = failure or "a worker was lost"
+            self._events.on_unconfirmed(row, self.unconfirmed)
             return
         confirmation = Confirmation(number=number, **report)
         # What nothing was tuned on must not choose between settings either.

@@ -117,11 +117,15 @@ def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
     Raises:
         InputError: There is no such search; those that there are, are named.
     """
-    given = Path(search).expanduser()
-    for path in (given, runs / given):
-        if (path / "study.journal").is_file():
-            return Folder(path.resolve())
-    if given.is_dir():
+    try:
+        given = Path(search).expanduser()
+        for path in (given, runs / given):
+            if (path / "study.journal").is_file():
+                return Folder(path.resolve())
+        is_folder = given.is_dir()
+    except (OSError, RuntimeError) as error:  # a name too long, a home that does not exist
+        raise InputError(f"{search}: cannot be looked at ({error}).") from error
+    if is_folder:
         raise InputError(f"{search}: is not the folder of a search (it has no study.journal).")
     raise InputError(f"{search}: there is no such search. {_listed(runs)}")
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,17 @@ from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.signature import signature_of
 from lunar_tune.search.stored_config import StoredConfig
 from lunar_tune.search.study import StoredStudy
+from lunar_tune.trial.options import RunOptions
 
-__all__ = ["alone", "check_unchanged", "is_finished", "resumed", "unfinished_like"]
+__all__ = [
+    "BusySearchError",
+    "alone",
+    "check_run",
+    "check_unchanged",
+    "is_finished",
+    "resumed",
+    "unfinished_like",
+]
 
 MAY_CHANGE = (
     "num_trials",
@@ -38,11 +48,21 @@ MAY_CHANGE = (
     "concurrency",
     "address",
     "keep",
-    "force",
+    "system_metrics",
     "output",
 )
 """Options of a search that decide no score."""
 RUN_MAY_CHANGE = (
+    # Where something lies; that it is the same is checked (`check_unchanged`).
+    "model",
+    "model_path",
+    "data",
+    "retain_data",
+    "factual_data",
+    "reference_prompts",
+    "refusals",
+    "chat_template",
+    "embedding_model",
     "device",
     "engine.memory_budget",
     "engine.cache_limit",
@@ -53,12 +73,15 @@ RUN_MAY_CHANGE = (
 _LOOKED_AT = 5
 
 
+class BusySearchError(InputError):
+    """Another process works on the same search."""
+
+
 def resumed(
     name: str,
     *,
     output: Path,
     given: Mapping[str, Any],
-    run_flags: Mapping[str, str],
     problems: Problems,
 ) -> tuple[SearchConfig, Mapping[str, str]]:
     """Return the configuration of a search that has begun, with what is given anew.
@@ -67,7 +90,6 @@ def resumed(
         name: Of the search, or its folder.
         output: Where names are looked up.
         given: Options of the search that were given beside the name, by field.
-        run_flags: Flags of options of a run that were given, by field.
         problems: Where it is noted that an option cannot change any more.
 
     Returns:
@@ -79,18 +101,33 @@ def resumed(
     folder = find_search(name, output)
     stored = StoredConfig.read(folder)
     for field in sorted(set(given) - set(MAY_CHANGE)):
-        _refuse(f"--{field.replace('_', '-')}", folder, problems)
-    for field, flag in run_flags.items():
-        if field not in RUN_MAY_CHANGE:
-            _refuse(flag, folder, problems)
+        if given[field] != getattr(stored.search, field):
+            _refuse(f"--{field.replace('_', '-')}", folder.name, problems)
     changed = {field: value for field, value in given.items() if field in MAY_CHANGE}
     changed["output"] = folder.path.parent
     return dataclasses.replace(stored.search, resume=True, **changed), stored.origins
 
 
-def _refuse(flag: str, folder: Folder, problems: Problems) -> None:
+def check_run(
+    search: SearchConfig, run: RunOptions, flags: Mapping[str, str], problems: Problems
+) -> None:
+    """Note which options of a search's runs were given anew and cannot change any more.
+
+    Args:
+        search: That has begun.
+        run: Its options with what was given anew.
+        flags: Of the options that were given, by field.
+        problems: Where it is noted.
+    """
+    for field, flag in flags.items():
+        before, after = (attrgetter(field)(one) for one in (search.run, run))
+        if field not in RUN_MAY_CHANGE and before != after:
+            _refuse(flag, str(search.name), problems)
+
+
+def _refuse(flag: str, name: str, problems: Problems) -> None:
     problems.add(
-        f"{flag}: {folder.name} was begun with another value or none, and its trials would not "
+        f"{flag}: {name} was begun with another value or none, and its trials would not "
         "compare. Leave it out, or start a new search."
     )
 
@@ -108,8 +145,10 @@ def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:
     before = stored.notes.get("signature") if stored is not None else None
     if before is None or before == signature_of(plan):
         return None
-    resolved = StoredConfig.read(folder).resolved
-    if (version := resolved.get("version")) != __version__:
+    version = None
+    with suppress(InputError):  # a mirror, which may be missing
+        version = StoredConfig.read(folder).resolved.get("version")
+    if version not in (None, __version__):
         return (
             f"{folder.name} was begun with lunar-tune {version}, whose defaults may differ from "
             f"those of {__version__}"
@@ -125,22 +164,25 @@ def alone(folder: Folder) -> Iterator[None]:
     """Inside, no other process works on a search; one that dies holds no lock.
 
     Raises:
-        InputError: Another process does.
+        BusySearchError: Another process does.
     """
     try:
         with FileLock(folder.lock, timeout=0):
             yield
     except Timeout as error:
-        raise InputError(
+        raise BusySearchError(
             f"{folder.name}: another process works on this search ({folder.path}). Wait until it "
             "ends, or choose another --name."
         ) from error
 
 
 def is_finished(folder: Folder, num_trials: int) -> bool:
-    """Say whether a search has ended by itself, with as many trials as it is to have."""
+    """Say whether a search has ended by itself, with as many trials as it is to have.
+
+    One that MLflow does not have whole is not: it is gone on with until it has.
+    """
     stored = StoredStudy.read(folder.journal)
-    if stored is None or stored.notes.get("num_trials") is None:
+    if stored is None or not stored.has_ended(1) or stored.notes.get("mirrored") is False:
         return False
     return sum(row.state != RUNNING and not row.again for row in stored.rows) >= num_trials
 
@@ -153,7 +195,9 @@ def unfinished_like(signature: str, output: Path) -> Folder | None:
         output: Folder of all searches.
     """
     for folder in searches_in(output)[:_LOOKED_AT]:
-        stored = StoredStudy.read(folder.journal)
+        stored = None
+        with suppress(InputError, OSError):  # another search's damage is not this one's affair
+            stored = StoredStudy.read(folder.journal)
         if stored is None or stored.notes.get("signature") != signature:
             continue
         if stored.notes.get("num_trials") is None:

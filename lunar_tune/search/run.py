@@ -74,8 +74,8 @@ def run_search(
     opening = [f"search {folder.name}, lunar-tune {__version__}"]
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
-        _given_back_if_unused(folder),
         alone(folder),
+        _given_back_if_unused(folder),
         search_log(folder.log, console, opening),
         _tracking(plan.config, folder) as opened,
         ray_session(plan.config),
@@ -99,8 +99,8 @@ def run_search(
         return code
 
 
-def show_finished(folder: Folder, console: Console) -> int:
-    """Show what a search that is finished has found; return its exit code."""
+def show_finished(folder: Folder, console: Console, *, keep: bool) -> int:
+    """Show what a finished search has found, and keep it if wanted; return its exit code."""
     results = load_search(folder.path)
     console.print(
         f"{escape(folder.name)} is finished: {len(results.rows)} trials. A larger --num-trials "
@@ -109,7 +109,11 @@ def show_finished(folder: Folder, console: Console) -> int:
         soft_wrap=True,
     )
     print_result(console, results.report, folder=folder.path, commands={})
-    return EXIT_FOUND if results.best is not None else EXIT_INFEASIBLE
+    if results.best is None:
+        return EXIT_INFEASIBLE
+    if keep:
+        keep_best(folder.path, console)
+    return EXIT_FOUND
 
 
 def _point_out(unfinished: Folder | None, console: Console) -> None:

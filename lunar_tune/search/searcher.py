@@ -109,6 +109,6 @@ def _error_of(trial: Any) -> BaseException:
     try:
         with Path(trial.pickled_error_file).open("rb") as file:
             error: BaseException = pickle.load(file)  # noqa: S301 Ray's own file of this run
-    except (OSError, TypeError, AttributeError, pickle.UnpicklingError):
+    except Exception:  # what a full disk or another version leaves: anything
         error = trial.get_error() or RuntimeError("the worker gave no reason")
     return error

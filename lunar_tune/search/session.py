@@ -51,6 +51,9 @@ __all__ = [
     "UnknowingModelError",
 ]
 
+SAME_MODEL = 0.02
+"""By how much a ROUGE score may differ between machines that compute with the same weights: the
+conformance runs differ by up to 0.01 between number formats (docs/benchmarks.md)."""
 EXIT_FOUND, EXIT_INFEASIBLE, EXIT_FAILURES, EXIT_INTERRUPTED = 0, 3, 4, 130
 
 
@@ -169,6 +172,7 @@ class SearchSession:
         if problem is not None:
             self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
         layer_prior = self._narrow(layer_prior)
+        self._compare_vanilla(scores)
         self.vanilla, self.tracker = scores, self._opened()
         if self.plan.config.system_metrics:
             self.tracker.monitor()
@@ -190,7 +194,9 @@ class SearchSession:
             "layer_prior": layer_prior,
             "facts": self._facts,
             "mlflow": self.tracker.address,
-            "confirmed": None,  # by an earlier attempt, perhaps, with fewer trials
+            # What an earlier attempt has left, perhaps with fewer trials:
+            "confirmed": None,
+            "num_trials": None,
             "refused": None,
         }
         for key, value in notes.items():
@@ -201,6 +207,30 @@ class SearchSession:
         config = self.plan.config
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
+
+    def _compare_vanilla(self, scores: Mapping[str, float]) -> None:
+        """Look whether the unmodified model is the one that an earlier process had.
+
+        Raises:
+            InputError: Its scores differ by more than rounding makes them.
+        """
+        stored = StoredStudy.read(self.folder.journal)
+        before = stored.notes.get("vanilla", {}) if stored is not None else {}
+        names = [name for name in ("forget_rouge1", "retain_rouge1") if name in before]
+        told = ", ".join(f"{name} {scores[name]:.3f} and was {before[name]:.3f}" for name in names)
+        difference = max((abs(scores[name] - before[name]) for name in names), default=0.0)
+        if difference > SAME_MODEL:
+            raise InputError(
+                f"the unmodified model of {self.folder.name} is another one than when it began "
+                f"({told}), so its trials would not compare. Give back the weights that it had "
+                "(--model-path), or start a new search."
+            )
+        if difference:
+            self._console.print(
+                f"[yellow]the unmodified model answers a little differently than when the search "
+                f"began:[/yellow] {told}; another machine rounds differently",
+                highlight=False,
+            )
 
     def on_start(self, row: TrialRow) -> None:
         """Open a trial's run; a mirror that fails is caught up with at the end."""
@@ -239,6 +269,15 @@ class SearchSession:
         with self.tracker.tolerating():
             self.tracker.conclude(row, confirmation.scores)
             self.tracker.log_files([self.folder.best], root=self.folder.path)
+
+    def on_unconfirmed(self, row: TrialRow, reason: str) -> None:
+        """Say that a setting could not be evaluated in full."""
+        self._display.doing(None)
+        self._console.print(
+            f"trial {row.number} could not be evaluated in full ({escape(reason)}); the next best "
+            "is confirmed instead",
+            highlight=False,
+        )
 
     @property
     def _facts(self) -> dict[str, str]:
@@ -290,6 +329,8 @@ class SearchSession:
         report = load_search(self.folder.path).report
         files = write_mirrors(self.folder, report)
         self._close_mirror(files, report, status="KILLED" if killed else "FINISHED")
+        ended = {row.number for row in report.rows if row.state != RUNNING}
+        self.study.note("mirrored", ended <= self.tracker.mirrored)
         if ending is None:  # the last word: nothing of a search that has it is done again
             self.study.note("num_trials", self.plan.config.num_trials)
         commands = (

@@ -39,7 +39,7 @@ def signature_of(plan: SearchPlan) -> str:
         {**plain(settings), "checkpointing": None},
         [config.run.decoding.max_new_tokens, config.run.decoding.repetition_penalty],
         [config.run.engine.early_exit, config.run.engine.checks, config.run.rouge_tokenizer],
-        [list(spec.metrics), spec.embedding_model, config.run.seed],
+        [list(spec.metrics), _last(spec.embedding_model), config.run.seed],
         plain(config.goal.text),
         [config.sampler, config.scheduler, config.starting_points, config.bounded],
         space,

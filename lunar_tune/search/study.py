@@ -13,7 +13,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ __all__ = ["StoredStudy", "Study", "make_sampler"]
 STARTUP_TRIALS = 8
 LEFT_RUNNING = "the search was ended while the trial ran"
 INTERRUPTED = "interrupted"
+POINTS_QUEUED = "starting_points_queued"
+AGAIN_OF = "again_of"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -71,9 +73,10 @@ class Study:
         )
         if before:
             self._take_up()
-        elif config.starting_points:
+        if config.starting_points and POINTS_QUEUED not in self._study.user_attrs:
             for point in space.starting_points:
                 self._study.enqueue_trial(dict(point), skip_if_exists=True)
+            self.note(POINTS_QUEUED, value=True)
 
     @property
     def ended(self) -> list[TrialRow]:
@@ -138,7 +141,6 @@ class Study:
             return
         trial.set_user_attr("failure", reason)
         if again:
-            trial.set_user_attr("again", True)
             begun = 0 if reason == INTERRUPTED else 1
             self._queue(number, trial.params, self.attempts(number) - 1 + begun)
         worst = self._goal.worst(row.scores for row in self.rows()) if by_nature else None
@@ -158,8 +160,8 @@ class Study:
     def _queue(self, number: int, parameters: Mapping[str, Any], attempts: int) -> None:
         """Queue a setting; once, also where a kill came between that and the trial's end."""
         trials = self._study.get_trials(deepcopy=False)
-        if not any(trial.user_attrs.get("again_of") == number for trial in trials):
-            attrs = {"attempts": attempts, "again_of": number}
+        if number not in _superseded(trials):
+            attrs = {"attempts": attempts, AGAIN_OF: number}
             self._study.enqueue_trial(dict(parameters), user_attrs=attrs, skip_if_exists=False)
 
     def prune(self, number: int, seen: Mapping[str, Any]) -> None:
@@ -183,7 +185,8 @@ class Study:
 
     def row(self, number: int) -> TrialRow:
         """Return one trial as a row."""
-        return _row(self._study.get_trials(deepcopy=False)[number], self._goal)
+        trials = self._study.get_trials(deepcopy=False)
+        return _row(trials[number], self._goal, _superseded(trials))
 
     def rows(self) -> list[TrialRow]:
         """Return all trials that were started, by number."""
@@ -192,8 +195,10 @@ class Study:
     def _take_up(self) -> None:
         """Fail what an earlier process left running, and queue it again."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            # One that was killed while it was being suggested has but what was queued of it.
+            setting = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
             # What ended the search had nothing to do with the setting: it was not an attempt.
-            self._queue(trial.number, trial.params, trial.user_attrs.get("attempts", 0))
+            self._queue(trial.number, setting, trial.user_attrs.get("attempts", 0))
             self._study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -208,6 +213,10 @@ class StoredStudy:
     """What the search is after; None where it had not begun."""
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
     """What the last trial's parameters were drawn from."""
+
+    def has_ended(self, num_trials: int) -> bool:
+        """Say whether the search has ended by itself when it was to have so many trials."""
+        return (self.notes.get("num_trials") or 0) >= num_trials
 
     @property
     def log_scale(self) -> frozenset[str]:
@@ -249,10 +258,16 @@ class StoredStudy:
 
 def _rows(study: optuna.Study, goal: Goal) -> list[TrialRow]:
     trials = study.get_trials(deepcopy=False)
-    return [_row(trial, goal) for trial in trials if trial.state != TrialState.WAITING]
+    superseded = _superseded(trials)
+    return [_row(one, goal, superseded) for one in trials if one.state != TrialState.WAITING]
 
 
-def _row(trial: FrozenTrial, goal: Goal) -> TrialRow:
+def _superseded(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Return the numbers of trials whose settings run again, or have, under other numbers."""
+    return {one.user_attrs[AGAIN_OF] for one in trials if AGAIN_OF in one.user_attrs}
+
+
+def _row(trial: FrozenTrial, goal: Goal, superseded: Collection[int]) -> TrialRow:
     attrs = trial.user_attrs
     scores = attrs.get("scores", {})
     failure = attrs.get("failure", LEFT_RUNNING if trial.state == TrialState.FAIL else None)
@@ -271,7 +286,7 @@ def _row(trial: FrozenTrial, goal: Goal) -> TrialRow:
         max_new_tokens=attrs.get("max_new_tokens"),
         seconds={**attrs.get("seconds", {}), "suggest": attrs.get("seconds_suggest", 0.0)},
         failure=failure,
-        again=attrs.get("again", failure in {LEFT_RUNNING, INTERRUPTED}),
+        again=trial.number in superseded or failure in {LEFT_RUNNING, INTERRUPTED},
         losses=tuple(attrs.get("losses", ())),
         checks=tuple(attrs.get("checks", ())),
         answers_digest=attrs.get("answers_digest"),

@@ -31,7 +31,7 @@ STRENGTHS = ("learning_rate", "ridge")
 
 def is_finished(stored: StoredStudy | None, num_trials: int) -> bool:
     """Say whether a study has run so many trials to its end."""
-    return stored is not None and stored.notes.get("num_trials", 0) >= num_trials
+    return stored is not None and stored.has_ended(num_trials)
 
 
 def result_of(cell: Cell, stored: StoredStudy | None, num_trials: int) -> CellResult:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
-from lunar_tune.errors import InputError, LunarTuneError, Problems
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.reporting.methods_table import (
     FEASIBLE,
     INFEASIBLE,
@@ -29,9 +29,9 @@ from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.prerequisite import finetuning_fact
+from lunar_tune.search.resuming import BusySearchError, alone, check_unchanged
 from lunar_tune.search.run import run_search
 from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
-from lunar_tune.search.signature import signature_of
 from lunar_tune.search.study import StoredStudy, Study
 from lunar_tune.search.table_cells import Cell
 from lunar_tune.search.table_results import is_finished, result_of
@@ -169,17 +169,24 @@ class TableRun:
                 arguments=(),
                 brief=True,
             )
-        except LunarTuneError as error:
+        except InputError as error:  # all else, a full disk for example, is every cell's affair
             self._console.print(f"[yellow]not run:[/yellow] {escape(str(error))}", soft_wrap=True)
+            if isinstance(error, BusySearchError):
+                return EXIT_INFEASIBLE
             planned.folder.path.mkdir(parents=True, exist_ok=True)
-            study = Study(
-                planned.folder.journal,
-                name=planned.folder.name,
-                space=planned.plan.space,
-                config=planned.plan.config,
-            )
-            study.note("refused", str(error))
+            with alone(planned.folder):
+                self._refuse(planned, error)
             return EXIT_INFEASIBLE
+
+    def _refuse(self, planned: _Planned, error: InputError) -> None:
+        """Keep with a cell's study why it could not be run."""
+        study = Study(
+            planned.folder.journal,
+            name=planned.folder.name,
+            space=planned.plan.space,
+            config=planned.plan.config,
+        )
+        study.note("refused", str(error))
 
     def _track(self, results: Sequence[CellResult], files: Sequence[Path]) -> None:
         """Keep the table in MLflow: the files, and every cell's scores as metrics."""
@@ -227,10 +234,10 @@ class TableRun:
 
 def _check_signature(planned: _Planned) -> None:
     """Refuse a study that was made with other settings: its trials do not compare."""
-    stored = planned.stored()
-    before = stored.notes.get("signature") if stored is not None else None
-    if before is not None and before != signature_of(planned.plan):
+    try:
+        check_unchanged(planned.plan, planned.folder)
+    except InputError as error:
         raise InputError(
-            f"{planned.folder.path} was searched with other settings or data. Give another "
-            "--output, or delete the folder to search that cell anew."
-        )
+            f"{error} For the table: give another --output, or delete the folder to search that "
+            "cell anew."
+        ) from error

@@ -139,7 +139,9 @@ class SearchTracker(TrackedRun):
         """
         found: dict[int, list[Run]] = {}
         for run in self._runs_of_trials():
-            found.setdefault(int(run.data.tags["trial"]), []).append(run)
+            trial = run.data.tags.get("trial", "")
+            if trial.isdecimal():  # else a user's own
+                found.setdefault(int(trial), []).append(run)
         known = {row.number: row for row in rows}
         for number, runs in found.items():
             row = known.get(number)

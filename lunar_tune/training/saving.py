@@ -62,6 +62,6 @@ def save_checkpoint(
         after = reloaded(text)["input_ids"]
         if before != after:
             raise LunarTuneError(
-                f"the tokenizer written to {folder} encodes {text!r} differently after loading: "
+                f"the tokenizer written to {folder} encodes a question differently after loading: "
                 f"{type(loaded.tokenizer).__name__} came back as {type(reloaded).__name__}."
             )

@@ -12,8 +12,9 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
-from test_study import result, study_in
+from test_study import frozen, result, study_in
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
@@ -53,6 +54,9 @@ class Heard:
 
     def on_confirming(self, row: TrialRow) -> None:
         self.news.append(("confirming", row.number))
+
+    def on_unconfirmed(self, row: TrialRow, reason: str) -> None:
+        self.news.append(("unconfirmed", (row.number, reason)))
 
     def on_confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
         assert row.number == confirmation.number
@@ -282,11 +286,12 @@ def test_candidates_are_confirmed_until_one_keeps_the_floor(heard: Heard) -> Non
     assert heard.searcher.suggest("6") is None, "one confirmation at a time"
     heard.end("5", {"failure": "the loss became NaN"})
     assert heard.confirm("7", retain=0.9) == 0
-    told = [news for news in heard.news if news[0] in {"confirming", "holds", "falls"}]
+    kinds = {"confirming", "holds", "falls", "unconfirmed"}
+    told = [news for news in heard.news if news[0] in kinds]
     assert told == [
         *(("confirming", 1), ("falls", 1)),
-        *(("confirming", 2), ("confirming", 0)),
-        ("holds", 0),
+        *(("confirming", 2), ("unconfirmed", (2, "the loss became NaN"))),
+        *(("confirming", 0), ("holds", 0)),
     ]
 
 
@@ -344,12 +349,35 @@ def test_a_trial_whose_worker_is_lost_three_times_is_taken_to_be_at_fault(tmp_pa
 
 
 def test_a_full_disk_is_no_settings_fault_and_ends_the_search_all_the_same(heard: Heard) -> None:
-    for name in ("1", "2"):
+    """Each setting has three attempts; the sampler hears nothing of it."""
+    for number in range(6):
         assert not heard.course.gave_up
-        heard.trial(name, {"failure": "OSError: No space left on device", "again": True})
+        heard.trial(str(number), {"failure": "OSError: No space left on device", "again": True})
     assert heard.course.gave_up
-    assert [row.again for row in heard.study.rows()] == [True, True]
-    assert heard.study.n_ended == 0
+    assert [row.again for row in heard.study.rows()] == [True, True, False] * 2
+    assert heard.study.n_ended == 2
+    states = [trial.state for trial in frozen(heard.folder)]
+    assert states == [TrialState.FAIL] * 6
+
+
+def test_a_node_that_takes_all_its_trials_with_it_does_not_end_the_search(tmp_path: Path) -> None:
+    heard = Heard(tmp_path, num_trials=8)
+    heard.vanilla()
+    settings = [heard.searcher.suggest(str(n))["parameters"] for n in range(8)]
+    for n in range(8):
+        heard.crash(str(n), RuntimeError("node lost"))
+    assert not heard.course.gave_up
+    again = [heard.searcher.suggest(f"again-{n}")["parameters"] for n in range(8)]
+    assert again == settings
+
+
+def test_a_disk_that_is_full_in_a_confirmation_does_not_pass_over_the_best(heard: Heard) -> None:
+    for name, forget in (("1", 0.3), ("2", 0.1), ("3", 0.2)):
+        heard.trial(name, report(forget=forget))
+    heard.searcher.suggest("4")
+    heard.end("4", {"failure": "OSError: No space left", "again": True})
+    assert heard.confirm("5", retain=0.9) == 1
+    assert not [news for news in heard.news if news[0] == "unconfirmed"]
 
 
 @pytest.mark.parametrize("where", ["asking", "telling", "hearing"])

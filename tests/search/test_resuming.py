@@ -6,11 +6,13 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_lines import small_data
+from rich.console import Console
 from test_study import result, study_in
 
 from lunar_tune.errors import InputError, Problems
@@ -21,12 +23,16 @@ from lunar_tune.search.config import SearchConfig, config_document
 from lunar_tune.search.folder import Folder, find_search
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.resuming import (
+    BusySearchError,
     alone,
+    check_run,
     check_unchanged,
     is_finished,
     resumed,
     unfinished_like,
 )
+from lunar_tune.search.run import run_search
+from lunar_tune.search.session import SearchSession
 from lunar_tune.search.signature import signature_of
 from lunar_tune.search.stored_config import StoredConfig
 from lunar_tune.trial.options import EngineSettings, RunOptions
@@ -152,10 +158,12 @@ def test_a_search_goes_on_with_what_decides_no_score_given_anew(tmp_path: Path) 
     config, origins = resumed(
         "n",
         output=tmp_path / "runs",
-        given={"num_trials": 9, "sampler": "tpe"},
-        run_flags={"device": "--device", "seed": "--seed"},
+        given={"num_trials": 9, "sampler": "tpe", "scheduler": "none"},
         problems=problems,
     )
+    run = dataclasses.replace(config.run, device="cpu", seed=5, method="lunar")
+    flags = {"device": "--device", "seed": "--seed", "method": "--method"}
+    check_run(config, run, flags, problems)
     assert (config.num_trials, config.sampler, config.resume) == (9, "gp", True)
     assert (config.name, config.output) == ("n", (tmp_path / "runs").resolve())
     assert origins["num_trials"] == "command line"
@@ -200,9 +208,72 @@ def test_a_search_is_finished_when_it_has_ended_with_as_many_trials(tmp_path: Pa
     assert not is_finished(folder, 3), "it has not ended by itself"
     study.note("num_trials", 3)
     assert is_finished(folder, 3)
+    study.note("mirrored", value=False)
+    assert not is_finished(folder, 3), "MLflow is still to be caught up with"
+    study.note("mirrored", value=True)
     assert not is_finished(folder, 4)
     assert unfinished_like(signature_of(plan), tmp_path / "runs") is None
     assert unfinished_like("another", tmp_path / "runs") is None
+
+
+def test_a_search_that_was_to_have_more_and_was_killed_before_its_confirmation_goes_on(
+    tmp_path: Path,
+) -> None:
+    """As a session does: what the first ending said is taken back when the search goes on."""
+    _, folder = begun(tmp_path)
+    study = study_in(folder.path)
+    for _ in range(2):
+        number, _ = study.ask()
+        study.complete(number, result(0.2, 0.9))
+    study.note("num_trials", 1)
+    study.note("num_trials", None)
+    assert not is_finished(folder, 2)
+
+
+def test_damage_to_another_search_is_not_this_ones_affair(tmp_path: Path) -> None:
+    plan, folder = begun(tmp_path)
+    other = folder.path.parent / "other"
+    other.mkdir()
+    (other / "study.journal").write_bytes(b"{}\nnonsense\n")
+    assert unfinished_like(signature_of(plan), tmp_path / "runs") == folder
+
+
+def test_a_name_that_no_file_system_takes_is_refused() -> None:
+    for name in ("x" * 300, "~nobody-of-that-name/x"):
+        with pytest.raises(InputError, match=r"cannot be looked at|there is no such search"):
+            find_search(name)
+
+
+def test_a_search_that_is_refused_because_another_works_on_it_leaves_it_alone(
+    tmp_path: Path,
+) -> None:
+    """The other one is still evaluating the unmodified model: its folder is nearly empty."""
+    plan = plan_search(SearchConfig(output=tmp_path, name="n"))
+    folder = Folder((tmp_path / "n").resolve())
+    folder.vanilla_answers.parent.mkdir(parents=True)
+    folder.vanilla_answers.touch()
+    with alone(folder), pytest.raises(BusySearchError, match="another process works on"):
+        run_search(plan, Console(quiet=True), given={}, arguments=())
+    assert folder.vanilla_answers.exists()
+
+
+@pytest.mark.parametrize(
+    ("retain", "said"), [(0.95, None), (0.94, "a little differently"), (0.9, "another one than")]
+)
+def test_another_unmodified_model_is_found_out(
+    tmp_path: Path, retain: float, said: str | None
+) -> None:
+    study_in(tmp_path).note("vanilla", {"forget_rouge1": 1.0, "retain_rouge1": 0.95})
+    session = SearchSession.__new__(SearchSession)
+    session.folder, session._console = Folder(tmp_path), Console(record=True, file=StringIO())
+    scores = {"forget_rouge1": 1.0, "retain_rouge1": retain, "factual_rouge1": 0.5}
+    if retain == 0.9:
+        with pytest.raises(InputError, match=said):
+            session._compare_vanilla(scores)
+        return
+    session._compare_vanilla(scores)
+    text = session._console.export_text()
+    assert (said in text) if said is not None else (text == "")
 
 
 def _hold(path: Path, ready: Any) -> None:

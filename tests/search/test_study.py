@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,47 @@ def test_a_kill_between_queueing_and_failing_does_not_run_a_setting_twice(tmp_pa
     states = [trial.state for trial in frozen(tmp_path)]
     assert states == [TrialState.FAIL, TrialState.WAITING]
     assert again.ask()[0] == 1
+
+
+def test_a_kill_between_failing_and_telling_counts_a_trial_once(tmp_path: Path) -> None:
+    """The journal then has the reason of a trial that is still running."""
+    study = study_in(tmp_path)
+    number, parameters = study.ask()
+    path = tmp_path / "study.journal"
+    before = path.read_bytes().count(b"\n")
+    study.fail(number, "the loss became NaN", by_nature=True)
+    lines = path.read_bytes().splitlines(keepends=True)
+    said = next(i for i, line in enumerate(lines) if i >= before and b"NaN" in line)
+    path.write_bytes(b"".join(lines[: said + 1]))
+
+    again = study_in(tmp_path)
+    assert (again.n_ended, again.row(0).again) == (0, True)
+    assert again.ask() == (1, parameters)
+    assert [one.state for one in frozen(tmp_path)] == [TrialState.FAIL, TrialState.RUNNING]
+
+
+def test_a_setting_that_was_being_suggested_is_not_lost(tmp_path: Path) -> None:
+    """A starting point, or one that runs again, before its first parameter was drawn."""
+    study_in(tmp_path)
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
+    )
+    optuna.load_study(study_name="s", storage=storage).ask()
+    again = study_in(tmp_path)
+    assert again.ask() == (1, POINTS[0])
+
+
+def test_starting_points_are_queued_whole_or_again(tmp_path: Path) -> None:
+    points = tuple({**POINTS[0], "coefficient": float(c)} for c in (1, 2, 3))
+    space = dataclasses.replace(SPACE, starting_points=points)
+    study_in(tmp_path, space=space)
+    path = tmp_path / "study.journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    queued = [i for i, line in enumerate(lines) if b"fixed_params" in line]
+    assert len(queued) == 3
+    path.write_bytes(b"".join(lines[: queued[0] + 1]))
+    again = study_in(tmp_path, space=space)
+    assert [again.ask()[1] for _ in points] == list(points)
 
 
 def test_a_failure_keeps_its_first_reason(tmp_path: Path) -> None:
