@@ -164,7 +164,7 @@ class Chaos:
         """Start the search, or go on with it."""
         begun = (self.search / "study.journal").is_file()
         options = ["--output", str(self.folder / "runs"), "--num-trials", str(self.trials)]
-        options += ["--tracking-uri", self.uri, "--max-failures", str(10 * self.wanted + 5)]
+        options += ["--tracking-uri", self.uri]
         if begun:
             options += ["--resume", NAME]
         else:
