@@ -252,7 +252,7 @@ def _show(exported: Exported, console: Console) -> None:
     table.add_row(f"the {exported.job.form}, as loaded", *score_cells(found.scores))
     console.print("ROUGE-1 recall of the answers")
     console.print(table)
-    text = f"{found.differing} of {found.n_rows} answers differ"
+    text = found.differences
     if exported.relative_errors:
         ranks, error = exported.ranks.values(), max(exported.relative_errors.values())
         text += f"; rank {max(ranks)}, relative error {error:.2g} (Frobenius)"

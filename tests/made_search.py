@@ -53,14 +53,14 @@ def made_search(
     worker, folder = Worker(spec), Folder(runs / name)
     folder.path.mkdir(parents=True)
     vanilla = worker.vanilla()
-    write_answers(folder.vanilla_answers, vanilla.evaluation.rows, ())
+    write_answers(folder.vanilla_answers, vanilla.evaluation.rows, (), text=spec.text)
     study = Study(folder.journal, name=name, space=_space(spec, parameters), config=config)
     study.note("goal", config.goal.text)
     study.note("vanilla", dict(vanilla.evaluation.scores))
     study.note("tags", spec.tags)
     number, asked = study.ask()
     assert asked == dict(parameters)
-    study.complete(number, _kept(worker.run(parameters), folder.answers(number)))
+    study.complete(number, _kept(worker.run(parameters), folder.answers(number), text=spec.text))
     if confirmed:
         _confirm(worker, study, folder, config, vanilla.evaluation.scores)
     resolved = {"working_folder": str(Path.cwd()), "weights": None, "digests": _digests(spec)}
@@ -91,7 +91,7 @@ def _confirm(
 ) -> None:
     row = study.row(0)
     full = worker.run(row.parameters, full=True)
-    write_answers(folder.full_answers(0), full.evaluation.rows, ())
+    write_answers(folder.full_answers(0), full.evaluation.rows, (), text=worker.spec.text)
     scores = dict(full.evaluation.scores)
     confirmation = Confirmation(number=0, scores=scores, max_new_tokens=full.max_new_tokens)
     study.note("confirmed", dataclasses.asdict(confirmation))
@@ -99,7 +99,7 @@ def _confirm(
     write_best(folder, document)
 
 
-def _kept(result: TrialResult, path: Path) -> dict[str, Any]:
+def _kept(result: TrialResult, path: Path, *, text: bool) -> dict[str, Any]:
     """Write a trial's answers; return what the study keeps of it."""
     return {
         "scores": dict(result.evaluation.scores),
@@ -109,7 +109,7 @@ def _kept(result: TrialResult, path: Path) -> dict[str, Any]:
         "max_new_tokens": result.max_new_tokens,
         "losses": list(result.fit.losses) if result.fit is not None else [],
         "checks": [],
-        "answers_digest": write_answers(path, result.evaluation.rows, ()),
+        "answers_digest": write_answers(path, result.evaluation.rows, (), text=text),
     }
 
 

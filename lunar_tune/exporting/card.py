@@ -124,9 +124,7 @@ def _scores(exported: Exported) -> str:
     ):
         cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in _SCORES]
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    proof = (
-        f"{found.differing} of {found.n_rows} answers differ from those that the search recorded."
-    )
+    proof = f"Beside what the search recorded, {found.differences}."
     if exported.failures:
         proof += f" **Not proven**: {'; '.join(exported.failures)}."
     return "\n".join([*lines, "", proof])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.evaluation.pairing import paired
 
 __all__ = ["SHOWN", "Compared", "TrialAnswers", "forgotten", "got_worse"]
 
@@ -61,9 +62,5 @@ def _compare(
     rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow], set_name: str
 ) -> list[Compared]:
     """Put answers beside the unmodified model's; a trial may have asked fewer questions."""
-    known = {_key(row): row for row in vanilla}
-    return [Compared(row, known.get(_key(row))) for row in rows if row.set_name == set_name]
-
-
-def _key(row: AnswerRow) -> tuple[str, str, str, str]:
-    return row.set_name, row.edge, row.question, row.truth
+    asked = [row for row in rows if row.set_name == set_name]
+    return [Compared(row, other) for row, other in paired(asked, vanilla)]

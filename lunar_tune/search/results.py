@@ -209,7 +209,7 @@ class SearchResults:
             full: The answers of the full evaluation, which the best trial has.
 
         Returns:
-            `set`, `edge`, `question`, `truth`, `unmodified`, `answer`, `rouge1_before`, `rouge1`.
+            The columns of `reporting.tables.answers_beside`.
 
         Raises:
             InputError: There are no such answers.

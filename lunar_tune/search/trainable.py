@@ -163,7 +163,7 @@ class UnlearningTrainable(tune.Trainable):
     def _write(self, path: Path, result: TrialResult) -> str:
         """Write answers, with what of them may be written; return the file's digest."""
         losses = result.fit.losses if result.fit is not None else ()
-        return write_answers(path, result.evaluation.rows, losses, numbers=self._spec.row_numbers)
+        return write_answers(path, result.evaluation.rows, losses, text=self._spec.text)
 
     def _end_trial(self) -> None:
         if self._trial is not None:

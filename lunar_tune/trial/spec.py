@@ -82,14 +82,12 @@ class TrialSpec:
     """Whether questions and answers may be written down."""
 
     @property
-    def row_numbers(self) -> dict[tuple[str, str, str, str], int] | None:
-        """The number of each question in its set, where it stands for the text; None where not.
+    def row_numbers(self) -> dict[tuple[str, str, str, str], int]:
+        """The number of each question in its set, which stands for it where texts are left out.
 
         The key is set, edge, question and truth. Questions that no trial is judged on are counted
         after the others, so that a number means the same in every file.
         """
-        if self.text:
-            return None
         numbers: dict[tuple[str, str, str, str], int] = {}
         for name in ("forget", "retain", "factual"):
             reported = getattr(self.data.held_out, name) if self.data.held_out is not None else ()

@@ -322,6 +322,17 @@ def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
     assert "name a trial by its number (0)" in refused(search, "--output", tmp_path / "none")
 
 
+def test_a_search_without_texts_is_proven_by_the_scores_of_its_rows(
+    random_search: Callable[..., Path],
+) -> None:
+    search = random_search("private", SETTING, lunar=_lunar("closed_form"), text=False)
+    folder, document = exported(search, "delta")
+    assert document["proven"] is True
+    assert (document["n_rows"], document["differing_rows"]) == (9, 0)
+    assert document["compared"] == "ROUGE-1 and ROUGE-L of each row"
+    assert "the search kept no texts" in (folder / "README.md").read_text()
+
+
 def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
     random_search: Callable[..., Path], tmp_path: Path
 ) -> None:

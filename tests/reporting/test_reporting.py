@@ -225,7 +225,8 @@ def test_answers_stand_beside_the_unmodified_models_to_the_same_question() -> No
     ]
     table = answers_beside(before, after)
     assert list(table) == [
-        *("set", "edge", "question", "truth", "unmodified", "answer", "rouge1_before", "rouge1")
+        *("set", "edge", "row", "question", "truth"),
+        *("unmodified", "answer", "rouge1_before", "rouge1"),
     ]
     assert table["answer"].tolist() == ["c", "a", "b", "d"]
     assert table["unmodified"].tolist()[:3] == ["other edge", "first", "again"]
