@@ -20,6 +20,7 @@ from lunar_tune.cli.running import DebugOption, QuietOption, command_app, report
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.paths import check_writable_file
 from lunar_tune.reporting.progress import build_progress, epochs_shown
+from lunar_tune.search.folder import RUNS
 
 if TYPE_CHECKING:
     from lunar_tune.reporting.rows import TrialRow
@@ -45,9 +46,7 @@ def ask(
         int | None,
         typer.Option(help="Number of the trial. Default: the confirmed best.", metavar="N"),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Where names of searches are looked up.")] = Path(
-        "runs"
-    ),
+    runs: Annotated[Path, typer.Option(help="Where names of searches are looked up.")] = RUNS,
     max_new_tokens: Annotated[int, typer.Option(help="Token budget of an answer.")] = 128,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or auto. Default: the search's.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,14 +15,13 @@ from rich.table import Table
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
 from lunar_tune.errors import InputError, LunarTuneError, Problems
 from lunar_tune.paths import check_writable_file
+from lunar_tune.search.folder import RUNS
 
 if TYPE_CHECKING:
     from lunar_tune.exporting.job import Exported, ExportJob
     from lunar_tune.search.results import SearchResults
     from lunar_tune.trial.options import RunOptions
     from lunar_tune.trial.spec import TrialSpec
-
-_RUNS = Path("runs")  # search.folder.RUNS, without loading what lies around it
 
 
 def export(
@@ -49,13 +47,20 @@ def export(
             help="Of an adapter of lunar's adamw. Default: the smallest with an error of 1 %."
         ),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Where names are looked up.")] = _RUNS,
+    runs: Annotated[Path, typer.Option(help="Where names are looked up.")] = RUNS,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or auto. Default: as in the search.")
     ] = None,
     register: Annotated[
         str | None,
         typer.Option(help="Register the folder as a version of this model.", metavar="NAME"),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow tracking URI for --register, where the store was moved or wants a "
+            "password. Default: the one that the search was written to."
+        ),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write what export.json says here as well.")
@@ -84,6 +89,8 @@ def export(
             rank=rank,
             runs=runs,
             device=device,
+            register=register,
+            tracking_uri=tracking_uri,
             json_file=json_file,
         )
         with build_progress(console) as bar:
@@ -99,9 +106,18 @@ def export(
             raise LunarTuneError(_unproven(exported))
         say(console, f"{form} written to {output}")
         if register is not None:
-            registering = importlib.import_module("lunar_tune.search.registering")
-            registered = registering.register_model(results, output, register)
-            say(console, f"registered as {registered}")
+            from lunar_tune.search.registering import register_model
+
+            version = register_model(
+                results,
+                output,
+                register,
+                row=results.trial(trial),
+                scores=exported.comparison.scores,
+                form=form,
+                tracking_uri=tracking_uri,
+            )
+            say(console, f"registered as {register}, version {version}")
 
 
 def _checked(
@@ -113,6 +129,8 @@ def _checked(
     rank: int | None,
     runs: Path,
     device: str | None,
+    register: str | None,
+    tracking_uri: str | None,
     json_file: Path | None,
 ) -> tuple[SearchResults, ExportJob]:
     """Return the search and what is to be exported, or say everything that is wrong."""
@@ -133,6 +151,11 @@ def _checked(
     if results is not None:
         with problems.collect():
             results.trial(trial)
+        if register is not None:
+            from lunar_tune.search.registering import check_registrable
+
+            with problems.collect():
+                check_registrable(results, register, tracking_uri=tracking_uri)
         if spec is not None:
             with problems.collect():
                 _check_data(results, spec)

@@ -360,7 +360,7 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
     pairs.write_text(pairs.read_text().replace("Kettle 1 of A_B", "Kettle 9 of A_B"))
     message = refused(
         *(search, "--format", "gguf", "--output", tmp_path / "full", "--trial", 5, "--rank", 0),
-        *("--json", tmp_path),
+        *("--json", tmp_path, "--register", "a/b"),
     )
     for said in (
         "--format gguf: there are checkpoint, adapter, delta",
@@ -368,6 +368,8 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         "there is no such trial",
         "--rank 0: at least 1",
         "is a folder, not a file",
+        "the registry takes no name with /",
+        "does not say where its MLflow runs are",
         f"{pairs}: the data have changed since the search: the forget set is another one",
     ):
         assert said in message
