@@ -214,7 +214,7 @@ def _job(
             scores=scores,
             rows=results.answers(row.number, full=full),
             max_new_tokens=int(noted["max_new_tokens"] or 0),
-            vanilla=results.vanilla,
+            vanilla=results.vanilla_in_full if full else results.vanilla,
         ),
     )
 

@@ -92,8 +92,16 @@ def _confirm(
     row = study.row(0)
     full = worker.run(row.parameters, full=True)
     write_answers(folder.full_answers(0), full.evaluation.rows, (), text=worker.spec.text)
-    scores = dict(full.evaluation.scores)
-    confirmation = Confirmation(number=0, scores=scores, max_new_tokens=full.max_new_tokens)
+    held = None
+    if worker.spec.data.held_out is not None:
+        held = worker.vanilla(full=True).evaluation
+        write_answers(folder.vanilla_full_answers, held.rows, (), text=worker.spec.text)
+    confirmation = Confirmation(
+        number=0,
+        scores=dict(full.evaluation.scores),
+        max_new_tokens=full.max_new_tokens,
+        vanilla=dict(held.scores) if held is not None else None,
+    )
     study.note("confirmed", dataclasses.asdict(confirmation))
     document = best_document(row, confirmation, spec=worker.spec, vanilla=vanilla, goal=config.goal)
     write_best(folder, document)

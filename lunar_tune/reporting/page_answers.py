@@ -52,10 +52,16 @@ def forgotten(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[C
     return sorted(compared, key=lambda one: -one.unlearned.rouge1)
 
 
-def got_worse(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[Compared]:
-    """Return the retained questions whose ROUGE-1 fell, the greatest fall first."""
-    compared = [one for one in _compare(rows, vanilla, "retain") if one.loss > 0]
-    return sorted(compared, key=lambda one: (-one.loss, one.unlearned.rouge1))
+def got_worse(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[Compared] | None:
+    """Return the retained questions whose ROUGE-1 fell, the greatest fall first.
+
+    None where the unmodified model's answer to none of them is kept.
+    """
+    compared = _compare(rows, vanilla, "retain")
+    if compared and all(one.vanilla is None for one in compared):
+        return None
+    worse = [one for one in compared if one.loss > 0]
+    return sorted(worse, key=lambda one: (-one.loss, one.unlearned.rouge1))
 
 
 def _compare(

@@ -82,16 +82,11 @@ def trials_table(report: Report) -> Table:
 
 def scores_table(report: Report) -> Table:
     """Return the unmodified model's scores and the confirmed best trial's."""
-    found = {"unmodified model": report.vanilla}
-    if report.best is not None and report.confirmed is not None:
-        number = report.best.number
-        found[f"trial {number}, as searched"] = report.best.scores
-        found[f"trial {number}, all questions in full"] = report.confirmed
     names = _scores(report)
     columns = [Column("model", numeric=False), *(Column(_title(name)) for name in names)]
     lines = [
         Line(cells=[Cell(who), *(_number(scores.get(name)) for name in names)])
-        for who, scores in found.items()
+        for who, scores in report.compared.items()
     ]
     return Table(columns, lines)
 

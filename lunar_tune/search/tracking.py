@@ -95,25 +95,27 @@ class SearchTracker(TrackedRun):
         self._log(self.run_id, curves={PROGRESS: points[self._n_progress :]})
         self._n_progress = len(points)
 
-    def conclude(self, row: TrialRow | None, scores: Mapping[str, float] | None) -> None:
+    def conclude(
+        self, row: TrialRow | None, scores: Mapping[str, float] | None, *, feasible: bool
+    ) -> None:
         """Write the search's outcome on the parent so that searches compare as trials do.
 
         Args:
             row: The confirmed best trial; None where nothing feasible was found.
             scores: Its scores in the full evaluation.
+            feasible: Whether these keep every bound; scores on held-out questions may not.
         """
-        found = row is not None and scores is not None
         # A search that goes on may find a better one, and MLflow lets no parameter change.
         setting = {"trial": row.number, **row.parameters} if row is not None else {}
         self._log(
             self.run_id,
             metrics={
-                "feasible": float(found),
+                "feasible": float(feasible),
                 **_prefixed("best", shown_scores(scores or {})),
                 **_prefixed("best", {k: v for k, v in setting.items() if _is_number(v)}),
             },
             tags={
-                "feasible": str(found).lower(),
+                "feasible": str(feasible).lower(),
                 **_prefixed("best", {k: str(v) for k, v in setting.items() if not _is_number(v)}),
             },
         )

@@ -174,7 +174,8 @@ def text_of(tmp_path: Path, one: Report) -> str:
 
 def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
     text = text_of(tmp_path, report(*ROWS["found"]))
-    assert "trial 3 (L3 c2.0 lr3e-3), in full" in text
+    assert "| trial 3, all questions in full |" in text
+    assert "Best: trial 3 (L3 c2.0 lr3e-3)." in text
     assert "## The best of 4 trials" in text
     lines = text.splitlines()
     ranked = [line.split("|")[1].strip() for line in lines if "| 0.003 |" in line]
