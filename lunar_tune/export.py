@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
-from lunar_tune.errors import InputError, LunarTuneError, Problems
+from lunar_tune.errors import LunarTuneError, Problems
 from lunar_tune.paths import check_writable_file
 from lunar_tune.search.folder import RUNS
 
@@ -135,6 +135,7 @@ def _checked(
 ) -> tuple[SearchResults, ExportJob]:
     """Return the search and what is to be exported, or say everything that is wrong."""
     from lunar_tune.exporting.job import check_form
+    from lunar_tune.search.data_check import check_same_data
     from lunar_tune.search.results import load_search
 
     problems = Problems()
@@ -158,7 +159,7 @@ def _checked(
                 check_registrable(results, register, tracking_uri=tracking_uri)
         if spec is not None:
             with problems.collect():
-                _check_data(results, spec)
+                check_same_data(results, spec)
             with problems.collect():
                 job = _job(results, spec, trial, form=form, output=output, rank=rank)
     problems.raise_if_any()
@@ -206,7 +207,7 @@ def _job(
         form=form,
         folder=output,
         rank=rank,
-        digests=_digests(spec),
+        digests=spec.data.digests(),
         reported=Reported(
             search=results.folder.name,
             trial=row.number,
@@ -225,41 +226,6 @@ def _layers(spec: TrialSpec, parameters: Mapping[str, Any]) -> tuple[int, ...]:
     if not spec.method.edits_one_layer or layer is None:
         return ()
     return tuple(map(int, layer if isinstance(layer, (list, tuple)) else (layer,)))
-
-
-def _digests(spec: TrialSpec) -> dict[str, str]:
-    from lunar_tune.data.records import records_digest
-
-    data = spec.data
-    sets = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
-    return {name: records_digest(records) for name, records in sets.items()}
-
-
-def _check_data(results: SearchResults, spec: TrialSpec) -> None:
-    """Check that the data are what the search read.
-
-    Raises:
-        InputError: A set is another one; the file that it comes from is named.
-    """
-    from lunar_tune.data.bundled import resolve_data
-    from lunar_tune.trial.sets import own_data
-
-    options = results.config.trial_options
-    pairs = options.data or own_data(spec.model)
-    now, then = _digests(spec), results.config.resolved.get("digests", {})
-    changed: dict[str, list[str]] = {}
-    for name, digest in now.items():
-        if then.get(name, digest) != digest:
-            source = options.factual_data if name == "factual" else pairs
-            changed.setdefault(source, []).append(name)
-    problems = Problems()
-    for source, names in changed.items():
-        problems.add(
-            f"{resolve_data(source, kind='records')}: the data have changed since the search: the "
-            f"{' and '.join(names)} set is another one. Its trials cannot be run again; put the "
-            "file back, or search again."
-        )
-    problems.raise_if_any(InputError)
 
 
 def _show(exported: Exported, console: Console) -> None:

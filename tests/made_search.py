@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.data.records import records_digest
 from lunar_tune.reporting.tables import write_answers
 from lunar_tune.search.config import SearchConfig, config_document
 from lunar_tune.search.course import Confirmation
@@ -63,7 +62,7 @@ def made_search(
     study.complete(number, _kept(worker.run(parameters), folder.answers(number), text=spec.text))
     if confirmed:
         _confirm(worker, study, folder, config, vanilla.evaluation.scores)
-    resolved = {"working_folder": str(Path.cwd()), "weights": None, "digests": _digests(spec)}
+    resolved = {"working_folder": str(Path.cwd()), "weights": None, "digests": spec.data.digests()}
     text = config_document(config, given={}, derived={}, resolved=resolved)
     folder.config.write_text(text, encoding="utf-8")
     return folder.path
@@ -119,9 +118,3 @@ def _kept(result: TrialResult, path: Path, *, text: bool) -> dict[str, Any]:
         "checks": [],
         "answers_digest": write_answers(path, result.evaluation.rows, (), text=text),
     }
-
-
-def _digests(spec: TrialSpec) -> dict[str, str]:
-    data = spec.data
-    sets = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
-    return {name: records_digest(records) for name, records in sets.items()}

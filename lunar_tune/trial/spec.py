@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lunar_tune.data.records import Record
+from lunar_tune.data.records import Record, records_digest
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.contract import Method
 from lunar_tune.models.chat import ChatFormat
@@ -55,6 +55,16 @@ class DataSets:
     """Answers that decline."""
     held_out: HeldOut | None = None
     """What is reported on instead of `forget`, `retain` and `factual`; None reports on those."""
+
+    def digests(self) -> dict[str, str]:
+        """Return a SHA-256 of each set, of the reference prompts and of the refusals."""
+        prompts = {"reference_prompts": self.reference_prompts, "refusals": self.refusals}
+        as_records = {
+            name: [Record(question=text, answer="", edge="") for text in texts]
+            for name, texts in prompts.items()
+        }
+        sets = {"forget": self.forget, "retain": self.retain, "factual": self.factual}
+        return {name: records_digest(one) for name, one in (sets | as_records).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -358,6 +358,9 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
     (tmp_path / "full" / "file").touch()
     pairs = next(search.parent.glob("pairs.json"))
     pairs.write_text(pairs.read_text().replace("Kettle 1 of A_B", "Kettle 9 of A_B"))
+    prompts = search.parent.parent / "prompts.txt"
+    kept = prompts.read_text()
+    prompts.write_text(f"{kept}What is never?\n", encoding="utf-8")
     message = refused(
         *(search, "--format", "gguf", "--output", tmp_path / "full", "--trial", 5, "--rank", 0),
         *("--json", tmp_path, "--register", "a/b"),
@@ -371,8 +374,10 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         "the registry takes no name with /",
         "does not say where its MLflow runs are",
         f"{pairs}: the data have changed since the search: the forget set is another one",
+        f"{prompts}: the data have changed since the search: the reference prompts are others",
     ):
         assert said in message
+    prompts.write_text(kept, encoding="utf-8")
     assert "--rank 2: the adapter of --method lunar (closed_form) is exact" in refused(
         search, "--format", "adapter", "--output", tmp_path / "a", "--rank", 2
     )
