@@ -113,9 +113,10 @@ def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Compar
     matched = []
     for row, other in paired(expected, found):
         if other is None:
+            asked = repr(row.question) if row.question else f"row {row.row}"
             raise LunarTuneError(
-                f"the search asked {row.question!r} ({row.set_name}, row {row.row}), which is not "
-                "asked now: its configuration and its answers do not belong together."
+                f"the search asked {asked} ({row.set_name}), which is not asked now: its "
+                "configuration and its answers do not belong together."
             )
         matched.append(other)
     by_text = any(row.question for row in expected)

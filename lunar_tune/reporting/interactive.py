@@ -29,7 +29,7 @@ from lunar_tune.reporting.interactive_style import (
 )
 from lunar_tune.reporting.pareto import pareto_front
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, TrialRow
+from lunar_tune.reporting.rows import COMPLETE, TrialRow, best_so_far
 
 __all__ = ["interactive_pictures"]
 
@@ -155,17 +155,10 @@ def _history(goal: Goal, rows: Sequence[TrialRow]) -> Interactive:
     """Draw the objective over the trials, with the best feasible so far."""
     score, figure = goal.objective.metric, new_figure()
     known = [row for row in rows if are_known(row.scores, score)]
-    better = min if METRICS[score].lower_is_better else max
-    numbers: list[int] = []
-    best: list[float] = []
-    for row in known:
-        if row.feasible or best:
-            numbers.append(row.number)
-            held = [row.scores[score]] if row.feasible else []
-            best.append(better([*held, *best[-1:]]))
+    best = best_so_far(known)
     figure.add_scatter(
-        x=numbers,
-        y=best,
+        x=[row.number for row, _ in best],
+        y=[one.scores[score] for _, one in best],
         mode="lines",
         line={"shape": "hv", "color": GREEN, "width": 2.5},
         hoverinfo="skip",

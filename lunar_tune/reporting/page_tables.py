@@ -13,7 +13,7 @@ from typing import Any
 
 from lunar_tune.evaluation.goal import score_label
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, HEADLINE_SCORES, TrialRow
+from lunar_tune.reporting.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 
 __all__ = ["Cell", "Column", "Line", "Table", "scores_table", "searches_table", "trials_table"]
 
@@ -166,5 +166,4 @@ def _number(value: Any, *, estimate: bool = False) -> Cell:
 
 
 def _are_numbers(rows: Sequence[TrialRow], name: str) -> bool:
-    values = [row.parameters[name] for row in rows if name in row.parameters]
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return all(is_number(row.parameters[name]) for row in rows if name in row.parameters)
