@@ -20,6 +20,7 @@ from lunar_tune.cli.running import DebugOption, QuietOption, command_app, report
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.paths import check_writable_file
 from lunar_tune.reporting.progress import build_progress, epochs_shown
+from lunar_tune.search.folder import RUNS
 
 if TYPE_CHECKING:
     from lunar_tune.reporting.rows import TrialRow
@@ -45,9 +46,7 @@ def ask(
         int | None,
         typer.Option(help="Number of the trial. Default: the confirmed best.", metavar="N"),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Where names of searches are looked up.")] = Path(
-        "runs"
-    ),
+    runs: Annotated[Path, typer.Option(help="Where names of searches are looked up.")] = RUNS,
     max_new_tokens: Annotated[int, typer.Option(help="Token budget of an answer.")] = 128,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or auto. Default: the search's.")
@@ -65,10 +64,12 @@ def ask(
 
     `python -m lunar_tune.ask NAME 'Which goods does the seller deliver?'`
 
-    Without a question one is asked for until an empty line or Ctrl-D.
+    Without a question one is asked for until an empty line or Ctrl-D. `--quiet` silences all but
+    the answers.
     """
     with reporting_errors(debug=debug):
         console, problems = Console(quiet=quiet, emoji=False), Problems()
+        answered = Console(emoji=False)  # also when quiet: answers are what was asked for
         results, row, spec = _checked(
             search,
             trial,
@@ -85,10 +86,10 @@ def ask(
             with _asking(spec, row, console, max_new_tokens) as answers:
                 if not interactive:
                     asked += answers(given)
-                    console.print(_table(asked))
+                    answered.print(_table(asked))
                 for question in _typed() if interactive else ():
                     asked += answers([question])
-                    console.print(_one(asked[-1]))
+                    answered.print(_one(asked[-1]))
         finally:
             if json_file is not None and asked:
                 _write(json_file, results, row, asked, max_new_tokens)
@@ -106,6 +107,7 @@ def _checked(
     json_file: Path | None,
 ) -> tuple[SearchResults, TrialRow, TrialSpec]:
     """Return the search, the trial and what trials share, or say everything that is wrong."""
+    from lunar_tune.search.data_check import check_same_data
     from lunar_tune.search.results import load_search
     from lunar_tune.trial.asking import check_asked_tokens
     from lunar_tune.trial.assemble import assemble
@@ -125,29 +127,11 @@ def _checked(
             if device is not None:
                 options = dataclasses.replace(options, device=device)
             spec = assemble(options)
-            _check_data(results, spec)
+            check_same_data(results, spec)
     problems.raise_if_any()
     if results is None or row is None or spec is None:
         raise AssertionError("every None above comes with a noted problem")
     return results, row, spec
-
-
-def _check_data(results: SearchResults, spec: TrialSpec) -> None:
-    """Refuse data that are not those of the search: another model would be unlearned.
-
-    Raises:
-        InputError: They are others.
-    """
-    from lunar_tune.data.records import records_digest
-
-    digests, data = results.config.resolved.get("digests") or {}, spec.data
-    sets = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
-    changed = [n for n, one in sets.items() if digests.get(n, "") not in ("", records_digest(one))]
-    if changed:
-        raise InputError(
-            f"{results.folder.name}: the data {data.name} have changed since the search "
-            f"({', '.join(changed)}); put back those of then, or search again."
-        )
 
 
 @contextlib.contextmanager

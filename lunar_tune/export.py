@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.cli.running import DebugOption, QuietOption, command_app, reporting_errors, say
-from lunar_tune.errors import InputError, LunarTuneError, Problems
+from lunar_tune.errors import LunarTuneError, Problems
 from lunar_tune.paths import check_writable_file
+from lunar_tune.search.folder import RUNS
 
 if TYPE_CHECKING:
     from lunar_tune.exporting.job import Exported, ExportJob
     from lunar_tune.search.results import SearchResults
     from lunar_tune.trial.options import RunOptions
     from lunar_tune.trial.spec import TrialSpec
-
-_RUNS = Path("runs")  # search.folder.RUNS, without loading what lies around it
 
 
 def export(
@@ -49,13 +47,20 @@ def export(
             help="Of an adapter of lunar's adamw. Default: the smallest with an error of 1 %."
         ),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Where names are looked up.")] = _RUNS,
+    runs: Annotated[Path, typer.Option(help="Where names are looked up.")] = RUNS,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or auto. Default: as in the search.")
     ] = None,
     register: Annotated[
         str | None,
         typer.Option(help="Register the folder as a version of this model.", metavar="NAME"),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow tracking URI for --register, where the store was moved or wants a "
+            "password. Default: the one that the search was written to."
+        ),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write what export.json says here as well.")
@@ -84,6 +89,8 @@ def export(
             rank=rank,
             runs=runs,
             device=device,
+            register=register,
+            tracking_uri=tracking_uri,
             json_file=json_file,
         )
         with build_progress(console) as bar:
@@ -99,9 +106,18 @@ def export(
             raise LunarTuneError(_unproven(exported))
         say(console, f"{form} written to {output}")
         if register is not None:
-            registering = importlib.import_module("lunar_tune.search.registering")
-            registered = registering.register_model(results, output, register)
-            say(console, f"registered as {registered}")
+            from lunar_tune.search.registering import register_model
+
+            version = register_model(
+                results,
+                output,
+                register,
+                row=results.trial(trial),
+                scores=exported.comparison.scores,
+                form=form,
+                tracking_uri=tracking_uri,
+            )
+            say(console, f"registered as {register}, version {version}")
 
 
 def _checked(
@@ -113,10 +129,13 @@ def _checked(
     rank: int | None,
     runs: Path,
     device: str | None,
+    register: str | None,
+    tracking_uri: str | None,
     json_file: Path | None,
 ) -> tuple[SearchResults, ExportJob]:
     """Return the search and what is to be exported, or say everything that is wrong."""
     from lunar_tune.exporting.job import check_form
+    from lunar_tune.search.data_check import check_same_data
     from lunar_tune.search.results import load_search
 
     problems = Problems()
@@ -133,9 +152,14 @@ def _checked(
     if results is not None:
         with problems.collect():
             results.trial(trial)
+        if register is not None:
+            from lunar_tune.search.registering import check_registrable
+
+            with problems.collect():
+                check_registrable(results, register, tracking_uri=tracking_uri)
         if spec is not None:
             with problems.collect():
-                _check_data(results, spec)
+                check_same_data(results, spec)
             with problems.collect():
                 job = _job(results, spec, trial, form=form, output=output, rank=rank)
     problems.raise_if_any()
@@ -183,7 +207,7 @@ def _job(
         form=form,
         folder=output,
         rank=rank,
-        digests=_digests(spec),
+        digests=spec.data.digests(),
         reported=Reported(
             search=results.folder.name,
             trial=row.number,
@@ -191,7 +215,7 @@ def _job(
             scores=scores,
             rows=results.answers(row.number, full=full),
             max_new_tokens=int(noted["max_new_tokens"] or 0),
-            vanilla=results.vanilla,
+            vanilla=results.vanilla_in_full if full else results.vanilla,
         ),
     )
 
@@ -202,41 +226,6 @@ def _layers(spec: TrialSpec, parameters: Mapping[str, Any]) -> tuple[int, ...]:
     if not spec.method.edits_one_layer or layer is None:
         return ()
     return tuple(map(int, layer if isinstance(layer, (list, tuple)) else (layer,)))
-
-
-def _digests(spec: TrialSpec) -> dict[str, str]:
-    from lunar_tune.data.records import records_digest
-
-    data = spec.data
-    sets = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
-    return {name: records_digest(records) for name, records in sets.items()}
-
-
-def _check_data(results: SearchResults, spec: TrialSpec) -> None:
-    """Check that the data are what the search read.
-
-    Raises:
-        InputError: A set is another one; the file that it comes from is named.
-    """
-    from lunar_tune.data.bundled import resolve_data
-    from lunar_tune.trial.sets import own_data
-
-    options = results.config.trial_options
-    pairs = options.data or own_data(spec.model)
-    now, then = _digests(spec), results.config.resolved.get("digests", {})
-    changed: dict[str, list[str]] = {}
-    for name, digest in now.items():
-        if then.get(name, digest) != digest:
-            source = options.factual_data if name == "factual" else pairs
-            changed.setdefault(source, []).append(name)
-    problems = Problems()
-    for source, names in changed.items():
-        problems.add(
-            f"{resolve_data(source, kind='records')}: the data have changed since the search: the "
-            f"{' and '.join(names)} set is another one. Its trials cannot be run again; put the "
-            "file back, or search again."
-        )
-    problems.raise_if_any(InputError)
 
 
 def _show(exported: Exported, console: Console) -> None:
@@ -252,7 +241,7 @@ def _show(exported: Exported, console: Console) -> None:
     table.add_row(f"the {exported.job.form}, as loaded", *score_cells(found.scores))
     console.print("ROUGE-1 recall of the answers")
     console.print(table)
-    text = f"{found.differing} of {found.n_rows} answers differ"
+    text = found.differences
     if exported.relative_errors:
         ranks, error = exported.ranks.values(), max(exported.relative_errors.values())
         text += f"; rank {max(ranks)}, relative error {error:.2g} (Frobenius)"

@@ -176,8 +176,7 @@ def _run(
         write_atomically(json_file, (json.dumps(run.document(), indent=1) + "\n").encode())
     if answers is not None:
         losses = run.result.fit.losses if run.result.fit is not None else ()
-        numbers = run.spec.row_numbers
-        write_answers(answers, run.result.evaluation.rows, losses, numbers=numbers)
+        write_answers(answers, run.result.evaluation.rows, losses, text=run.spec.text)
     for what, where in (("scores", json_file), ("answers", answers), ("model", save_to)):
         if where is not None:
             say(console, f"{what} written to {where}")

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.data.records import records_digest
 from lunar_tune.reporting.tables import write_answers
 from lunar_tune.search.config import SearchConfig, config_document
 from lunar_tune.search.course import Confirmation
@@ -53,17 +52,17 @@ def made_search(
     worker, folder = Worker(spec), Folder(runs / name)
     folder.path.mkdir(parents=True)
     vanilla = worker.vanilla()
-    write_answers(folder.vanilla_answers, vanilla.evaluation.rows, ())
+    write_answers(folder.vanilla_answers, vanilla.evaluation.rows, (), text=spec.text)
     study = Study(folder.journal, name=name, space=_space(spec, parameters), config=config)
     study.note("goal", config.goal.text)
     study.note("vanilla", dict(vanilla.evaluation.scores))
     study.note("tags", spec.tags)
     number, asked = study.ask()
     assert asked == dict(parameters)
-    study.complete(number, _kept(worker.run(parameters), folder.answers(number)))
+    study.complete(number, _kept(worker.run(parameters), folder.answers(number), text=spec.text))
     if confirmed:
         _confirm(worker, study, folder, config, vanilla.evaluation.scores)
-    resolved = {"working_folder": str(Path.cwd()), "weights": None, "digests": _digests(spec)}
+    resolved = {"working_folder": str(Path.cwd()), "weights": None, "digests": spec.data.digests()}
     text = config_document(config, given={}, derived={}, resolved=resolved)
     folder.config.write_text(text, encoding="utf-8")
     return folder.path
@@ -91,15 +90,23 @@ def _confirm(
 ) -> None:
     row = study.row(0)
     full = worker.run(row.parameters, full=True)
-    write_answers(folder.full_answers(0), full.evaluation.rows, ())
-    scores = dict(full.evaluation.scores)
-    confirmation = Confirmation(number=0, scores=scores, max_new_tokens=full.max_new_tokens)
+    write_answers(folder.full_answers(0), full.evaluation.rows, (), text=worker.spec.text)
+    held = None
+    if worker.spec.data.held_out is not None:
+        held = worker.vanilla(full=True).evaluation
+        write_answers(folder.vanilla_full_answers, held.rows, (), text=worker.spec.text)
+    confirmation = Confirmation(
+        number=0,
+        scores=dict(full.evaluation.scores),
+        max_new_tokens=full.max_new_tokens,
+        vanilla=dict(held.scores) if held is not None else None,
+    )
     study.note("confirmed", dataclasses.asdict(confirmation))
     document = best_document(row, confirmation, spec=worker.spec, vanilla=vanilla, goal=config.goal)
     write_best(folder, document)
 
 
-def _kept(result: TrialResult, path: Path) -> dict[str, Any]:
+def _kept(result: TrialResult, path: Path, *, text: bool) -> dict[str, Any]:
     """Write a trial's answers; return what the study keeps of it."""
     return {
         "scores": dict(result.evaluation.scores),
@@ -109,11 +116,5 @@ def _kept(result: TrialResult, path: Path) -> dict[str, Any]:
         "max_new_tokens": result.max_new_tokens,
         "losses": list(result.fit.losses) if result.fit is not None else [],
         "checks": [],
-        "answers_digest": write_answers(path, result.evaluation.rows, ()),
+        "answers_digest": write_answers(path, result.evaluation.rows, (), text=text),
     }
-
-
-def _digests(spec: TrialSpec) -> dict[str, str]:
-    data = spec.data
-    sets = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
-    return {name: records_digest(records) for name, records in sets.items()}

@@ -86,6 +86,9 @@ class AnswerRow:
     answer: str
     rouge1: float
     rouge_l: float
+    row: int | None = None
+    """Number of the question in its set, the same in every evaluation of a study; None where that
+    is not known."""
 
 
 @dataclass(frozen=True, slots=True)

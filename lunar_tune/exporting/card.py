@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lunar_tune.exporting.job import Exported, package_versions
+from lunar_tune.reporting.rows import score_cells
 
 if TYPE_CHECKING:
     from lunar_tune.exporting.reading import Base
 
 __all__ = ["loading_lines", "write_card"]
 
-_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
 _CHECKPOINT = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,7 +28,7 @@ _ADAPTER = """
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained({base}, dtype="{dtype}")
+{place}model = AutoModelForCausalLM.from_pretrained({base}, dtype="{dtype}")
 model = PeftModel.from_pretrained(model, "{folder}")
 """
 _DELTA = """
@@ -36,11 +36,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained({base}, dtype="{dtype}")
+{place}model = AutoModelForCausalLM.from_pretrained({base}, dtype="{dtype}")
 weights = dict(model.named_parameters())
 with torch.no_grad():
     for name, delta in load_file("{folder}/delta.safetensors").items():
         weights[name].copy_(weights[name].to(delta.dtype) + delta)
+"""
+_PLACE = """base = "path/to/{name}"  # the folder that holds the base model
 """
 _LINES = {"checkpoint": _CHECKPOINT, "adapter": _ADAPTER, "delta": _DELTA}
 
@@ -55,7 +57,13 @@ def loading_lines(form: str, folder: Path, base: Base, *, dtype: str) -> str:
         dtype: Number format in which the scores were taken.
     """
     revision = f', revision="{base.revision}"' if base.revision else ""
-    return _LINES[form].format(folder=folder.name, base=f'"{base.source}"{revision}', dtype=dtype)
+    local = base.is_local
+    return _LINES[form].format(
+        folder=folder.resolve().name,
+        place=_PLACE.format(name=_shared(base.source)) if local else "",
+        base="base" if local else f'"{base.source}"{revision}',
+        dtype=dtype,
+    )
 
 
 def write_card(exported: Exported) -> None:
@@ -63,9 +71,8 @@ def write_card(exported: Exported) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     job, base = exported.job, exported.base
-    is_on_hub = not Path(base.source).is_dir()
     data = ModelCardData(
-        base_model=base.source if is_on_hub else None,
+        base_model=None if base.is_local else base.source,
         library_name="peft" if job.form == "adapter" else "transformers",
         tags=["unlearning", "lunar-tune", job.spec.method.name],
         pipeline_tag="text-generation",
@@ -84,11 +91,19 @@ def _head(exported: Exported) -> str:
         "delta": "The differences of the changed weights from the base model's: added to those, "
         "they give the unlearned model's weights bit for bit.",
     }[form]
-    revision = f", revision `{exported.base.revision}`" if exported.base.revision else ""
+    base = exported.base
+    more = f", revision `{base.revision}`" if base.revision else ""
+    if base.is_local:
+        more = ", a local folder, which is on no hub"
     return (
         f"# {spec.model.name} with {edges} of {spec.data.name} unlearned\n\n"
-        f"{what}{_adapter(exported)} Base model: `{exported.base.source}`{revision}."
+        f"{what}{_adapter(exported)} Base model: `{_shared(base.source)}`{more}."
     )
+
+
+def _shared(source: str) -> str:
+    """Return a hub id as it is, and a folder's name without where it lies on this machine."""
+    return Path(source).name if Path(source).is_dir() else source
 
 
 def _adapter(exported: Exported) -> str:
@@ -122,11 +137,8 @@ def _scores(exported: Exported) -> str:
         ("as the search reported it", reported.scores),
         ("loaded from these files", found.scores),
     ):
-        cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in _SCORES]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    proof = (
-        f"{found.differing} of {found.n_rows} answers differ from those that the search recorded."
-    )
+        lines.append(f"| {' | '.join([label, *score_cells(scores)])} |")
+    proof = f"Beside what the search recorded, {found.differences}."
     if exported.failures:
         proof += f" **Not proven**: {'; '.join(exported.failures)}."
     return "\n".join([*lines, "", proof])
@@ -153,7 +165,11 @@ def _setting(exported: Exported) -> str:
 def _loading(exported: Exported) -> str:
     job = exported.job
     lines = loading_lines(job.form, job.folder, exported.base, dtype=exported.dtype).strip()
-    words = "" if job.form == "checkpoint" else f" The tokenizer is `{exported.base.tokenizer}`'s."
+    words = (
+        ""
+        if job.form == "checkpoint"
+        else f" The tokenizer is `{_shared(exported.base.tokenizer)}`'s."
+    )
     return f"## Loading\n\n```python\n{lines}\n```\n\nScores: {exported.dtype} weights.{words}"
 
 

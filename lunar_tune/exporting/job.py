@@ -109,6 +109,7 @@ class Exported:
             "reported_scores": dict(reported.scores),
             "vanilla_scores": dict(reported.vanilla),
             "n_rows": found.n_rows,
+            "compared": found.compared,
             "differing_rows": found.differing,
             "differing_rows_of_the_run": self.against_run.differing,
             "relative_error": max(self.relative_errors.values(), default=0.0),

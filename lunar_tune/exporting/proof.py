@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.evaluation.evaluate import row_means
+from lunar_tune.evaluation.pairing import paired
 from lunar_tune.trial.worker import Worker
 
 if TYPE_CHECKING:
@@ -42,7 +42,25 @@ class Comparison:
     """The others'."""
     n_rows: int
     differing: int
-    """Rows with another answer."""
+    """Rows with another answer, or without texts with another score."""
+    by_text: bool = True
+    """Whether answers were compared; else ROUGE-1 and ROUGE-L of each row, for the others' texts
+    were not kept."""
+
+    @property
+    def compared(self) -> str:
+        """What of a row was compared, in words."""
+        return "answers" if self.by_text else "ROUGE-1 and ROUGE-L of each row"
+
+    @property
+    def differences(self) -> str:
+        """How many rows differ, in words."""
+        if self.by_text:
+            return f"{self.differing} of {self.n_rows} answers differ"
+        return (
+            f"{self.differing} of {self.n_rows} rows differ in ROUGE-1 or ROUGE-L (the search kept "
+            "no texts)"
+        )
 
     @property
     def gaps(self) -> Mapping[str, float]:
@@ -63,7 +81,7 @@ class Comparison:
         """What is different, in words."""
         worst = max(self.gaps, key=lambda name: self.gaps[name])
         return (
-            f"{self.differing} of {self.n_rows} answers differ, {worst} is "
+            f"{self.differences}, {worst} is "
             f"{self.scores[worst]:.4f} instead of {self.expected[worst]:.4f}"
         )
 
@@ -87,34 +105,34 @@ def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Compar
 
     Args:
         found: The form's, to all questions.
-        expected: To some of them, where a trial was stopped early.
+        expected: To some of them, where a trial was stopped early; perhaps without texts.
 
     Raises:
         LunarTuneError: A question of `expected` was not asked.
     """
-    by_question: dict[tuple[str, ...], list[AnswerRow]] = defaultdict(list)
-    for row in found:
-        by_question[_question(row)].append(row)
     matched = []
-    for row in expected:
-        others = by_question[_question(row)]
-        if not others:
+    for row, other in paired(expected, found):
+        if other is None:
+            asked = repr(row.question) if row.question else f"row {row.row}"
             raise LunarTuneError(
-                f"the search asked {row.question!r} ({row.set_name}), which is not asked now: its "
+                f"the search asked {asked} ({row.set_name}), which is not asked now: its "
                 "configuration and its answers do not belong together."
             )
-        matched.append(others.pop(0))
+        matched.append(other)
+    by_text = any(row.question for row in expected)
+    same = _same if by_text else _scored_alike
     names = list(dict.fromkeys(row.set_name for row in expected))
     return Comparison(
         scores=row_means(matched, names),
         expected=row_means(expected, names),
         n_rows=len(expected),
-        differing=sum(not _same(*pair) for pair in zip(matched, expected, strict=True)),
+        differing=sum(not same(*pair) for pair in zip(matched, expected, strict=True)),
+        by_text=by_text,
     )
 
 
-def _question(row: AnswerRow) -> tuple[str, ...]:
-    return row.set_name, row.edge, row.question, row.truth
+def _scored_alike(one: AnswerRow, other: AnswerRow) -> bool:
+    return (one.rouge1, one.rouge_l) == (other.rouge1, other.rouge_l)
 
 
 def _same(one: AnswerRow, other: AnswerRow) -> bool:

@@ -39,6 +39,11 @@ class Base:
     """Of its weights (`models.fingerprint`)."""
     trust_remote_code: bool = False
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine, which nobody else has under its path."""
+        return Path(self.source).is_dir()
+
 
 def read_form(
     form: str, folder: Path, base: Base, *, dtype: torch.dtype

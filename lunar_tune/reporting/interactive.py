@@ -29,7 +29,7 @@ from lunar_tune.reporting.interactive_style import (
 )
 from lunar_tune.reporting.pareto import pareto_front
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, TrialRow
+from lunar_tune.reporting.rows import COMPLETE, TrialRow, best_so_far
 
 __all__ = ["interactive_pictures"]
 
@@ -58,7 +58,7 @@ def _trade_off(report: Report, rows: Sequence[TrialRow]) -> Interactive:
     y = bound.metric if bound else next(name for name in others if name != x)
     figure = new_figure()
     known = [row for row in rows if are_known(row.scores, x, y)]
-    seen = [*(row.scores for row in known), report.vanilla, report.confirmed or {}]
+    seen = [*(row.scores for row in known), *report.compared.values()]
     reached = {n: [one[n] for one in seen if are_known(one, n)] for n in (x, y)}
     reached[y] += [bound.bound] if bound is not None else []
     axes = [range_of(name, reached[name]) for name in (x, y)]
@@ -130,7 +130,11 @@ def _marks(figure: Any, report: Report, x: str, y: str) -> None:
     """Mark the unmodified model and the confirmed best."""
     marks = [(report.vanilla, "unmodified model", "square-open", BLACK, 11)]
     if report.best is not None and report.confirmed is not None:
-        name = f"best, in full: trial {report.best.number}"
+        if report.held_out:
+            name = "unmodified model, held out"
+            marks.append((report.vanilla_in_full, name, "square-open-dot", BLACK, 11))
+        asked = "held out" if report.held_out else "in full"
+        name = f"best, {asked}: trial {report.best.number}"
         marks.append((report.confirmed, name, "star", GREEN, 17))
     outline = {"color": BLACK, "width": 1.5}
     for scores, name, symbol, colour, size in marks:
@@ -151,17 +155,10 @@ def _history(goal: Goal, rows: Sequence[TrialRow]) -> Interactive:
     """Draw the objective over the trials, with the best feasible so far."""
     score, figure = goal.objective.metric, new_figure()
     known = [row for row in rows if are_known(row.scores, score)]
-    better = min if METRICS[score].lower_is_better else max
-    numbers: list[int] = []
-    best: list[float] = []
-    for row in known:
-        if row.feasible or best:
-            numbers.append(row.number)
-            held = [row.scores[score]] if row.feasible else []
-            best.append(better([*held, *best[-1:]]))
+    best = best_so_far(known)
     figure.add_scatter(
-        x=numbers,
-        y=best,
+        x=[row.number for row, _ in best],
+        y=[one.scores[score] for _, one in best],
         mode="lines",
         line={"shape": "hv", "color": GREEN, "width": 2.5},
         hoverinfo="skip",

@@ -23,13 +23,12 @@ from lunar_tune.reporting.interactive_style import (
     Interactive,
     are_known,
     hover_text,
-    is_number,
     is_wide,
     new_figure,
     whole_axis,
 )
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import HEADLINE_SCORES, TrialRow
+from lunar_tune.reporting.rows import HEADLINE_SCORES, TrialRow, is_number
 
 __all__ = ["parameter_map", "sensitivity", "side_by_side"]
 

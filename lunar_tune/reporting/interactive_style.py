@@ -29,7 +29,6 @@ __all__ = [
     "add_trials",
     "are_known",
     "hover_text",
-    "is_number",
     "is_wide",
     "limits_of",
     "new_figure",
@@ -152,11 +151,6 @@ def whole_axis(values: Sequence[int]) -> dict[str, Any]:
     """Return an axis of whole numbers with at most about ten ticks."""
     low, high = min(values), max(values)
     return {"range": [low - 0.5, high + 0.5], "dtick": max(1, math.ceil((high - low) / 10))}
-
-
-def is_number(value: Any) -> bool:
-    """Say whether a parameter's value has a place on an axis."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def are_known(scores: Mapping[str, float], *names: str) -> bool:

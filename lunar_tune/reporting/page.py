@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any
 from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.interactive import interactive_pictures
-from lunar_tune.reporting.page_answers import SHOWN, TrialAnswers, forgotten, got_worse
+from lunar_tune.reporting.page_answers import (
+    SHOWN,
+    Compared,
+    TrialAnswers,
+    forgotten,
+    got_worse,
+)
 from lunar_tune.reporting.page_tables import scores_table, searches_table, trials_table
 from lunar_tune.reporting.report import Report, verdict
 
@@ -42,6 +48,8 @@ class PageSearch:
     report: Report
     vanilla: Sequence[AnswerRow] = ()
     """The unmodified model's answers; empty where they are not kept."""
+    vanilla_in_full: Sequence[AnswerRow] = ()
+    """Its answers to the questions of the full evaluation; empty where it has no others."""
     answers: Sequence[TrialAnswers] = ()
     """Of the best trials, the best first."""
     configuration: str = ""
@@ -86,13 +94,18 @@ def _shown(anchor: str, one: PageSearch) -> Mapping[str, Any]:
         "trials": trials_table(report),
         "estimates": any(row.retain_exact is False for row in report.rows),
         "pictures": [(picture, _json(picture.figure)) for picture in pictures],
-        "answers": [
-            (answers, forgotten(answers.rows, one.vanilla), got_worse(answers.rows, one.vanilla))
-            for answers in one.answers
-        ],
+        "answers": [_compared(one, answers) for answers in one.answers],
         "has_vanilla": bool(one.vanilla),
         "configuration": one.configuration,
     }
+
+
+def _compared(
+    one: PageSearch, answers: TrialAnswers
+) -> tuple[TrialAnswers, list[Compared], list[Compared] | None]:
+    """Return a trial's answers beside the unmodified model's to the same questions."""
+    vanilla = (one.vanilla_in_full or one.vanilla) if answers.full else one.vanilla
+    return answers, forgotten(answers.rows, vanilla), got_worse(answers.rows, vanilla)
 
 
 @functools.cache

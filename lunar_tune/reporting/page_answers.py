@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.evaluation.pairing import paired
 
 __all__ = ["SHOWN", "Compared", "TrialAnswers", "forgotten", "got_worse"]
 
@@ -51,19 +52,21 @@ def forgotten(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[C
     return sorted(compared, key=lambda one: -one.unlearned.rouge1)
 
 
-def got_worse(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[Compared]:
-    """Return the retained questions whose ROUGE-1 fell, the greatest fall first."""
-    compared = [one for one in _compare(rows, vanilla, "retain") if one.loss > 0]
-    return sorted(compared, key=lambda one: (-one.loss, one.unlearned.rouge1))
+def got_worse(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[Compared] | None:
+    """Return the retained questions whose ROUGE-1 fell, the greatest fall first.
+
+    None where the unmodified model's answer to none of them is kept.
+    """
+    compared = _compare(rows, vanilla, "retain")
+    if compared and all(one.vanilla is None for one in compared):
+        return None
+    worse = [one for one in compared if one.loss > 0]
+    return sorted(worse, key=lambda one: (-one.loss, one.unlearned.rouge1))
 
 
 def _compare(
     rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow], set_name: str
 ) -> list[Compared]:
     """Put answers beside the unmodified model's; a trial may have asked fewer questions."""
-    known = {_key(row): row for row in vanilla}
-    return [Compared(row, known.get(_key(row))) for row in rows if row.set_name == set_name]
-
-
-def _key(row: AnswerRow) -> tuple[str, str, str, str]:
-    return row.set_name, row.edge, row.question, row.truth
+    asked = [row for row in rows if row.set_name == set_name]
+    return [Compared(row, other) for row, other in paired(asked, vanilla)]

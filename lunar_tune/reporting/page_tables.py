@@ -13,7 +13,7 @@ from typing import Any
 
 from lunar_tune.evaluation.goal import score_label
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, HEADLINE_SCORES, TrialRow
+from lunar_tune.reporting.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 
 __all__ = ["Cell", "Column", "Line", "Table", "scores_table", "searches_table", "trials_table"]
 
@@ -82,16 +82,11 @@ def trials_table(report: Report) -> Table:
 
 def scores_table(report: Report) -> Table:
     """Return the unmodified model's scores and the confirmed best trial's."""
-    found = {"unmodified model": report.vanilla}
-    if report.best is not None and report.confirmed is not None:
-        number = report.best.number
-        found[f"trial {number}, as searched"] = report.best.scores
-        found[f"trial {number}, all questions in full"] = report.confirmed
     names = _scores(report)
     columns = [Column("model", numeric=False), *(Column(_title(name)) for name in names)]
     lines = [
         Line(cells=[Cell(who), *(_number(scores.get(name)) for name in names)])
-        for who, scores in found.items()
+        for who, scores in report.compared.items()
     ]
     return Table(columns, lines)
 
@@ -171,5 +166,4 @@ def _number(value: Any, *, estimate: bool = False) -> Cell:
 
 
 def _are_numbers(rows: Sequence[TrialRow], name: str) -> bool:
-    values = [row.parameters[name] for row in rows if name in row.parameters]
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return all(is_number(row.parameters[name]) for row in rows if name in row.parameters)

@@ -37,6 +37,10 @@ class Report:
     """The confirmed trial; None where none is feasible."""
     confirmed: Mapping[str, float] | None
     """Its scores in the full evaluation."""
+    held_out: bool = False
+    """Whether that asks questions that no trial is judged on."""
+    vanilla_in_full: Mapping[str, float] = field(default_factory=dict)
+    """The unmodified model's scores on the same questions; empty where they are not known."""
     ending: str | None = None
     """Why the search ended before its time; None if it did not."""
     log_scale: frozenset[str] = frozenset()
@@ -47,6 +51,19 @@ class Report:
     """Of scores by name: the share of their variance that each parameter explains by itself."""
     layers: LayerCurve | None = None
     """The scored layers that the search began with."""
+
+    @property
+    def compared(self) -> dict[str, Mapping[str, float]]:
+        """The scores that stand beside each other, by whose they are; empty where not known."""
+        scores = {"unmodified model": self.vanilla}
+        if self.best is not None and self.confirmed is not None:
+            trial = f"trial {self.best.number}"
+            scores[f"{trial}, as searched"] = self.best.scores
+            if self.held_out:
+                scores["unmodified model, held-out questions"] = self.vanilla_in_full
+            asked = "held-out questions" if self.held_out else "all questions in full"
+            scores[f"{trial}, {asked}"] = self.confirmed
+        return scores
 
 
 def write_report(report: Report, path: Path, pictures: Mapping[str, str] | None = None) -> None:
@@ -92,12 +109,14 @@ def verdict(report: Report) -> str:
 
 
 def _result(report: Report) -> str:
-    scores = {"unmodified model": report.vanilla}
-    if report.best is not None and report.confirmed is not None:
-        scores[f"trial {report.best.number} ({report.best.label}), in full"] = report.confirmed
     header = ("", "forget ROUGE-1", "retain ROUGE-1", "factual ROUGE-1", "deviation score")
-    body = [(who, *(_number(s.get(name)) for name in HEADLINE_SCORES)) for who, s in scores.items()]
-    return _table(header, body) + ("" if report.best is not None else f"\n\n{verdict(report)}")
+    body = [
+        (who, *(_number(scores.get(name)) for name in HEADLINE_SCORES))
+        for who, scores in report.compared.items()
+    ]
+    best = report.best
+    said = verdict(report) if best is None else f"Best: trial {best.number} ({best.label})."
+    return f"{_table(header, body)}\n\n{said}"
 
 
 def _importance(report: Report) -> str:

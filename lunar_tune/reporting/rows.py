@@ -7,7 +7,7 @@ Does not cover: where rows come from; the study is the truth about them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,6 +20,8 @@ __all__ = [
     "RUNNING",
     "TrialRow",
     "best_first",
+    "best_so_far",
+    "is_number",
     "score_cells",
 ]
 
@@ -104,6 +106,11 @@ def score_cells(scores: Mapping[str, float]) -> list[str]:
     return [f"{scores[name]:.3f}" if name in scores else "-" for name in HEADLINE_SCORES]
 
 
+def is_number(value: Any) -> bool:
+    """Say whether a parameter's value has a place on an axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _brief(value: Any) -> str:
     """Return a number in few characters: 14, 2.0, 7.44, 3e-3, 3.1e-3."""
     if not isinstance(value, float) or not math.isfinite(value):
@@ -122,3 +129,17 @@ def best_first(rows: list[TrialRow]) -> list[TrialRow]:
         feasible,
         key=lambda row: (row.objective, -row.scores["retain_rouge1"], row.number),
     )
+
+
+def best_so_far(rows: Iterable[TrialRow]) -> list[tuple[TrialRow, TrialRow]]:
+    """Return each trial with the best feasible one up to it, from the first feasible one on.
+
+    Args:
+        rows: In the order in which they count, by number or by time.
+    """
+    pairs: list[tuple[TrialRow, TrialRow]] = []
+    best: list[TrialRow] = []
+    for row in rows:
+        best = best_first([*best, row])[:1]
+        pairs += [(row, one) for one in best]
+    return pairs

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.evaluation.pairing import paired
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.rows import TrialRow
 
@@ -54,7 +56,7 @@ def write_answers(
     rows: Iterable[AnswerRow],
     losses: Sequence[float],
     *,
-    numbers: Mapping[tuple[str, str, str, str], int] | None = None,
+    text: bool = True,
 ) -> str:
     """Write a trial's answers, a row each, and its loss curve; return the file's SHA-256.
 
@@ -62,13 +64,14 @@ def write_answers(
         path: Where.
         rows: The answers.
         losses: Of the fit.
-        numbers: By set, edge, question and truth: stands in the column `row` in the place of
-            `question`, `truth` and `answer`, which are left out. None keeps those.
+        text: Whether to keep `question`, `truth` and `answer`; the number in `row` stands for them
+            where they are left out.
     """
-    flat = [dataclasses.asdict(row) for row in rows]
-    for row in flat if numbers is not None else ():
-        question, truth, _ = (row.pop(name) for name in _TEXTS)
-        row["row"] = (numbers or {})[row["set_name"], row["edge"], question, truth]
+    left_out = () if text else _TEXTS
+    flat = [
+        {name: value for name, value in dataclasses.asdict(row).items() if name not in left_out}
+        for row in rows
+    ]
     table = pa.Table.from_pylist(flat)
     table = table.replace_schema_metadata({_LOSSES: json.dumps(list(losses)).encode()})
     content = _parquet(table)
@@ -84,39 +87,37 @@ def read_answers(path: Path) -> tuple[list[AnswerRow], tuple[float, ...]]:
     table = pq.read_table(path)
     metadata = table.schema.metadata or {}
     losses = tuple(json.loads(metadata.get(_LOSSES, b"[]")))
-    names = [name for name in table.column_names if name != "row"]
     without = dict.fromkeys(_TEXTS, "")
-    return [AnswerRow(**(without | row)) for row in table.select(names).to_pylist()], losses
+    return [AnswerRow(**(without | row)) for row in table.to_pylist()], losses
 
 
 def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> pd.DataFrame:
     """Return answers beside others to the same questions, in the order of `after`.
-
-    A question that is asked twice of an edge is joined in the order in which it was asked.
 
     Args:
         before: The unmodified model's answers; what is missing there is empty.
         after: A trial's answers.
 
     Returns:
-        `set`, `edge`, `question`, `truth`, `unmodified`, `answer`, `rouge1_before`, `rouge1`.
+        `set`, `edge`, `row`, `question`, `truth`, `unmodified`, `answer`, `rouge1_before`,
+        `rouge1`. Texts that were not kept are empty; what the unmodified model was not asked is
+        missing.
     """
     import pandas as pd
 
-    question = ["set_name", "edge", "question", "truth"]
-    frames = []
-    for rows in (before, after):
-        names = [*question, "answer", "rouge1"]
-        frame = pd.DataFrame(
-            [[getattr(row, name) for name in names] for row in rows], columns=names
-        )
-        frames.append(frame.assign(turn=frame.groupby(question).cumcount()))
-    joined = frames[1].merge(
-        frames[0], how="left", on=[*question, "turn"], suffixes=("", "_before")
-    )
-    named = joined.rename(columns={"set_name": "set", "answer_before": "unmodified"})
-    order = ["set", *question[1:], "unmodified", "answer", "rouge1_before", "rouge1"]
-    return named[order]
+    pairs = paired(after, before)
+    columns = {
+        "set": [row.set_name for row in after],
+        "edge": [row.edge for row in after],
+        "row": pd.array([row.row for row in after], dtype="Int64"),
+        "question": [row.question for row in after],
+        "truth": [row.truth for row in after],
+        "unmodified": [None if other is None else other.answer for _, other in pairs],
+        "answer": [row.answer for row in after],
+        "rouge1_before": [math.nan if other is None else other.rouge1 for _, other in pairs],
+        "rouge1": [row.rouge1 for row in after],
+    }
+    return pd.DataFrame(columns)
 
 
 def write_trials(path: Path, rows: Sequence[TrialRow]) -> None:

@@ -36,6 +36,8 @@ class Confirmation:
     number: int
     scores: Mapping[str, float]
     max_new_tokens: int
+    vanilla: Mapping[str, float] | None = None
+    """The unmodified model's scores on the same questions, where those are held out."""
 
 
 class SearchEvents(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from lunar_tune.reporting.report import Report, verdict
-from lunar_tune.reporting.rows import HEADLINE_SCORES
+from lunar_tune.reporting.rows import score_cells
 from lunar_tune.search.cluster import Resources
 from lunar_tune.search.config import config_document, plain
 from lunar_tune.search.plan import SearchPlan
@@ -87,9 +87,6 @@ def run_note(report: Report) -> str:
         outcome = "No trial has ended yet."
     else:
         outcome = verdict(report)
-    scores = {"unmodified model": report.vanilla}
-    if report.confirmed is not None:
-        scores["best setting, in full"] = report.confirmed
     lines = [
         f"{str(report.goal)[:1].upper()}{str(report.goal)[1:]}.",
         "",
@@ -97,12 +94,7 @@ def run_note(report: Report) -> str:
         "",
         "| | forget ROUGE-1 | retain ROUGE-1 | factual ROUGE-1 | deviation score |",
         "|---|---|---|---|---|",
-        *(
-            f"| {who} | "
-            + " | ".join(f"{s[name]:.3f}" if name in s else "-" for name in HEADLINE_SCORES)
-            + " |"
-            for who, s in scores.items()
-        ),
+        *(f"| {' | '.join([who, *score_cells(s)])} |" for who, s in report.compared.items()),
         "",
         *(f"- {label}: {text}" for label, text in report.facts.items()),
     ]

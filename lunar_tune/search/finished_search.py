@@ -164,10 +164,17 @@ def _model(config: Mapping[str, Any]) -> dict[str, Any]:
         if Path(str(lineage["source"])).is_absolute():
             lineage["source"] = Path(str(lineage["source"])).name
     return {
-        "digests": resolved.get("digests"),
+        "digests": _of_questions(resolved.get("digests")),
         "source": source,
         "weights": Path(weights).name if isinstance(weights, str) else None,
         "revision": _given(config, "revision"),
         "lineage": lineage,
         "version": resolved.get("version", __version__),
     }
+
+
+def _of_questions(digests: Any) -> Any:
+    """Return the digests of the sets whose questions scores are about."""
+    if not isinstance(digests, dict):
+        return digests
+    return {name: digests[name] for name in ("forget", "retain", "factual") if name in digests}

@@ -106,6 +106,11 @@ class Folder:
         """The unmodified model's answers."""
         return self.path / "trials" / "vanilla.parquet"
 
+    @property
+    def vanilla_full_answers(self) -> Path:
+        """Its answers to the questions of a full evaluation, where those are held out."""
+        return self.path / "trials" / "vanilla-full.parquet"
+
 
 def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
     """Return the folder of a search that was begun.

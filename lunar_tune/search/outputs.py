@@ -119,6 +119,7 @@ def best_document(
         "confirmed": {
             "max_new_tokens": confirmation.max_new_tokens,
             "scores": dict(confirmed),
+            **({"vanilla": dict(held)} if (held := confirmation.vanilla) is not None else {}),
         },
         "as_searched": {"max_new_tokens": row.max_new_tokens, "scores": dict(row.scores)},
         "vanilla": dict(vanilla),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from lunar_tune import __version__
-from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
@@ -268,7 +267,7 @@ def resolved_values(plan: SearchPlan, vanilla: Mapping[str, float]) -> dict[str,
         "weights": plan.spec.model.weights,
         "working_folder": str(Path.cwd()),
         "rows": {name: len(records) for name, records in splits.items()},
-        "digests": {name: records_digest(records) for name, records in splits.items()},
+        "digests": data.digests(),
         "vanilla": dict(vanilla),
         "version": __version__,
         **plan.prior_document,

@@ -1,77 +1,123 @@
-"""The best setting of a search as a version of a model in MLflow's registry.
+"""An exported setting of a search as a version of a model in MLflow's registry.
 
 Covers: an exported folder kept under the search's run, a version of it with setting and scores,
-the alias `best`.
+the alias `best` for the confirmed best, what can be checked before there is anything to register.
 Does not cover: exporting; any folder will do.
 """
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.reporting.rows import TrialRow
 from lunar_tune.search.mirror import find_mirror, opened_store
 from lunar_tune.search.results import SearchResults
 from lunar_tune.search.tracking import shown_scores
 
-__all__ = ["ALIAS", "register_model"]
+__all__ = ["ALIAS", "check_registrable", "register_model"]
 
 ALIAS = "best"
 _FOLDER = "model"
+# MLflow refuses the first two, and its filters of names have no escape for the third.
+_REFUSED = "/:'"
 
 
-def register_model(
-    results: SearchResults, folder: Path, name: str, *, tracking_uri: str | None = None
-) -> int:
-    """Register an exported model as a new version and return its number.
-
-    The folder is kept as `model/` among the files of the search's run. The alias `best` moves to
-    the new version.
+def check_registrable(
+    results: SearchResults, name: str, *, tracking_uri: str | None = None
+) -> None:
+    """Check that a model of a search can be registered, before it is exported.
 
     Args:
-        results: The search whose best setting was exported.
-        folder: What was exported.
-        name: Of the model in the registry; made if missing.
+        results: The search.
+        name: Of the model in the registry.
         tracking_uri: Of the store, where it was moved or wants a password.
 
     Raises:
-        InputError: The search has no best setting or no run, or the store refuses.
+        InputError: The name will not do, the search has no run, or the store cannot be reached.
+    """
+    problems = Problems()
+    with problems.collect():
+        _check_name(name)
+    with problems.collect():
+        mirror = find_mirror(results, tracking_uri)
+        with opened_store(mirror.uri) as client:
+            client.get_run(mirror.run_id)
+    problems.raise_if_any(InputError)
+
+
+def register_model(
+    results: SearchResults,
+    folder: Path,
+    name: str,
+    *,
+    row: TrialRow,
+    scores: Mapping[str, float],
+    form: str,
+    tracking_uri: str | None = None,
+) -> int:
+    """Register an exported model as a new version and return its number.
+
+    The folder is kept in a place of its own among the files of the search's run, so that no version
+    changes with a later one. The alias `best` moves to a version of the confirmed best.
+
+    Args:
+        results: The search.
+        folder: What was exported.
+        name: Of the model in the registry; made if missing.
+        row: The trial that was exported.
+        scores: Of what was exported.
+        form: Of what was exported: checkpoint, adapter or delta.
+        tracking_uri: Of the store, where it was moved or wants a password.
+
+    Raises:
+        InputError: There is nothing to register, the search has no run, or the store refuses.
 
     Example:
         >>> results = load_search("runs/NAME")  # doctest: +SKIP
-        >>> register_model(results, Path("adapter"), "qwen-forgets")  # doctest: +SKIP
+        >>> best, scores = results.trial(), results.confirmed  # doctest: +SKIP
+        >>> register_model(  # doctest: +SKIP
+        ...     results, Path("adapter"), "forgets", row=best, scores=scores, form="adapter"
+        ... )
     """
-    best, confirmed = results.trial(), results.confirmed or {}
-    if not name.strip():
-        raise InputError("--register is empty: name a model.")
+    _check_name(name)
     if not folder.is_dir() or not any(folder.iterdir()):
         raise InputError(f"{folder}: there is nothing to register; export the model first.")
     mirror = find_mirror(results, tracking_uri)
     tags = {
         "search": results.folder.name,
-        "trial": str(best.number),
+        "trial": str(row.number),
+        "format": form,
         **{key: str(value) for key, value in results.study.notes["tags"].items()},
-        **{key: repr(value) for key, value in best.parameters.items()},
-        **{key: f"{value:.6g}" for key, value in shown_scores(confirmed).items()},
+        **{key: repr(value) for key, value in row.parameters.items()},
+        **{key: f"{value:.6g}" for key, value in shown_scores(scores).items()},
     }
+    place = f"{_FOLDER}/trial-{row.number}-{form}-{uuid.uuid4().hex[:8]}"
     with opened_store(mirror.uri) as client:
         run = client.get_run(mirror.run_id)
-        client.log_artifacts(mirror.run_id, str(folder), _FOLDER)
-        if not client.search_registered_models(f"name = '{_quoted(name)}'"):
+        client.log_artifacts(mirror.run_id, str(folder), place)
+        if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name, description="Unlearned by lunar-tune.")
         # A server takes no source but a place among the run's own files.
         version = client.create_model_version(
             name,
-            source=f"{run.info.artifact_uri}/{_FOLDER}",
+            source=f"{run.info.artifact_uri}/{place}",
             run_id=mirror.run_id,
             tags=tags,
-            description=f"{results.report.title}: {best.label}",
+            description=f"{results.report.title}: {row.label}",
         )
-        client.set_registered_model_alias(name, ALIAS, version.version)
+        if results.best is not None and results.best.number == row.number:
+            client.set_registered_model_alias(name, ALIAS, version.version)
     return int(version.version)
 
 
-def _quoted(name: str) -> str:
-    if "'" in name:
-        raise InputError(f"--register {name}: without quotes.")
-    return name
+def _check_name(name: str) -> None:
+    """Refuse a name that MLflow does not take."""
+    if not name.strip():
+        raise InputError("--register is empty: name a model.")
+    refused = [sign for sign in _REFUSED if sign in name]
+    if refused or name in {".", ".."}:
+        what = " and ".join(refused) or name
+        raise InputError(f"--register {name}: the registry takes no name with {what}.")

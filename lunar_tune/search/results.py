@@ -80,6 +80,22 @@ class SearchResults:
         return scores
 
     @property
+    def held_out(self) -> bool:
+        """Whether a full evaluation asks questions that no trial is judged on."""
+        with suppress(InputError):  # a configuration that cannot be read has no part in the scores
+            return self.config.search.run.holdout
+        return False
+
+    @property
+    def vanilla_in_full(self) -> Mapping[str, float]:
+        """The unmodified model's scores on the questions of a full evaluation.
+
+        Empty where these are held out and the search has not asked it, as earlier versions did not.
+        """
+        note = self.study.notes.get("confirmed") or {}
+        return (note.get("vanilla") or {}) if self.held_out else self.vanilla
+
+    @property
     def confirmed(self) -> Mapping[str, float] | None:
         """The best trial's scores in the full evaluation; None where there is none."""
         note = self.study.notes.get("confirmed")
@@ -114,6 +130,8 @@ class SearchResults:
             rows=self.rows,
             best=self.best,
             confirmed=self.confirmed,
+            held_out=self.held_out,
+            vanilla_in_full=self.vanilla_in_full,
             ending=notes.get("ending"),
             log_scale=self.study.log_scale,
             listed=self.study.listed,
@@ -189,13 +207,16 @@ class SearchResults:
 
         Args:
             number: Of the trial; None for the unmodified model.
-            full: Those of the full evaluation, which the best trial has.
+            full: Those of the full evaluation, which the best trial has, and of the unmodified
+                model where questions are held out for it.
 
         Raises:
             InputError: They are not there.
         """
         path = self.folder.vanilla_answers
-        if number is not None:
+        if number is None and full and self.folder.vanilla_full_answers.is_file():
+            path = self.folder.vanilla_full_answers
+        elif number is not None:
             path = (self.folder.full_answers if full else self.folder.answers)(number)
         if not path.is_file():
             raise InputError(f"{self.folder.name}: there are no answers in {path}.")
@@ -209,7 +230,7 @@ class SearchResults:
             full: The answers of the full evaluation, which the best trial has.
 
         Returns:
-            `set`, `edge`, `question`, `truth`, `unmodified`, `answer`, `rouge1_before`, `rouge1`.
+            The columns of `reporting.tables.answers_beside`.
 
         Raises:
             InputError: There are no such answers.
@@ -217,7 +238,7 @@ class SearchResults:
         from lunar_tune.reporting.tables import answers_beside
 
         asked = self.answers(self.trial(number).number, full=full)
-        return answers_beside(self.answers(), asked)
+        return answers_beside(self.answers(full=full), asked)
 
     @property
     def trials(self) -> pd.DataFrame:

@@ -267,7 +267,7 @@ class SearchSession:
         )
         write_best(self.folder, document)
         with self.tracker.tolerating():
-            self.tracker.conclude(row, confirmation.scores)
+            self.tracker.conclude(row, confirmation.scores, feasible=document["feasible"])
             self.tracker.log_files([self.folder.best], root=self.folder.path)
 
     def on_unconfirmed(self, row: TrialRow, reason: str) -> None:
@@ -365,7 +365,7 @@ class SearchSession:
         self._reconcile()
         with self.tracker.tolerating():
             if report.best is None:
-                self.tracker.conclude(None, None)
+                self.tracker.conclude(None, None, feasible=False)
             self.tracker.write_note(run_note(report))
             self.tracker.log_files(files, root=self.folder.path)
         with self.tracker.tolerating():

@@ -48,6 +48,7 @@ def _page_search(results: SearchResults) -> PageSearch:
         name=results.folder.name,
         report=results.report,
         vanilla=_kept(results),
+        vanilla_in_full=_kept(results, full=True),
         answers=[
             TrialAnswers(row.number, row.label, rows, full) for row, rows, full in found if rows
         ],

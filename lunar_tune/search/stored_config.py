@@ -8,7 +8,7 @@ Does not cover: writing it (`config`), scores (`results`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,17 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from lunar_tune.data.bundled import BUNDLED
+from lunar_tune.data.published import PUBLISHED
 from lunar_tune.errors import InputError
+from lunar_tune.models.catalog import CATALOG
+from lunar_tune.models.chat import OWN
+from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
 from lunar_tune.paths import is_file, is_folder
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.layer_choice import AUTO
+from lunar_tune.search.space import shipped_spaces
 from lunar_tune.trial.options import RunOptions
 from lunar_tune.yaml_files import describe_mistakes
 
@@ -37,6 +44,8 @@ _PLACES = (
     "refusals",
     "embedding_model",
 )
+# What is no file even where there is one of that name.
+_NAMES: tuple[Container[str], ...] = (BUNDLED, PUBLISHED, CATALOG, (AUTO, OWN, PUBLISHED_TURN))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +76,7 @@ class StoredConfig:
         except ValidationError as error:
             mistakes = "; ".join(describe_mistakes(error, ()))
             raise InputError(f"{folder.config}: {mistakes}.") from error
-        started_in = Path(str(resolved.get("working_folder", ".")))
+        started_in = _started_in(resolved)
         places: dict[str, Any] = {n: _placed(getattr(run, n), started_in) for n in _PLACES}
         search = dataclasses.replace(
             search,
@@ -91,7 +100,7 @@ class StoredConfig:
 
         It differs from the search's where that fine-tuned its model first.
         """
-        weights = self.resolved.get("weights")
+        weights = _placed(self.resolved.get("weights"), _started_in(self.resolved))
         run = self.search.run
         return dataclasses.replace(run, model_path=weights) if weights is not None else run
 
@@ -123,12 +132,22 @@ def _values(part: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
     return {name: value for name, (value, origin) in part.items() if origin != "derived"}
 
 
+def _started_in(resolved: Mapping[str, Any]) -> Path:
+    """Return the folder that the search was started in."""
+    return Path(str(resolved.get("working_folder", ".")))
+
+
 def _placed(value: str | None, started_in: Path) -> str | None:
-    """Return a value that names a file where the search was started so that it is found here."""
-    if value is None or _exists(Path(value).expanduser()):
+    """Return a value that names a file where the search was started so that it is found here.
+
+    A file of that name in the current folder is another one. What is a name of something else than
+    a file stays one, as it was for the search.
+    """
+    if value is None or any(value in names for names in (*_NAMES, shipped_spaces())):
         return value
-    there = started_in / value
-    return str(there) if _exists(there) else value
+    here = Path(value).expanduser()
+    there = started_in / here
+    return str(there) if _exists(there) and there.resolve() != here.resolve() else value
 
 
 def _exists(path: Path) -> bool:

@@ -140,10 +140,8 @@ def print_result(
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     for column in ("", "forget", "retain", "factual", "deviation score"):
         table.add_column(column, justify="left" if column == "" else "right")
-    table.add_row("unmodified model", *score_cells(report.vanilla))
-    if report.best is not None and report.confirmed is not None:
-        table.add_row(f"trial {report.best.number}, as searched", *score_cells(report.best.scores))
-        table.add_row("  the same in full", *score_cells(report.confirmed))
+    for who, scores in report.compared.items():
+        table.add_row(who, *score_cells(scores))
     console.print()
     if report.best is not None:
         setting = "  ".join(f"{k} {_brief(v)}" for k, v in report.best.parameters.items())

@@ -12,10 +12,11 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow, best_first
+from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_number
 from lunar_tune.reporting.tables import read_answers
 from lunar_tune.search.tracked_run import (
     EXPERIMENT,
@@ -95,26 +96,28 @@ class SearchTracker(TrackedRun):
         self._log(self.run_id, curves={PROGRESS: points[self._n_progress :]})
         self._n_progress = len(points)
 
-    def conclude(self, row: TrialRow | None, scores: Mapping[str, float] | None) -> None:
+    def conclude(
+        self, row: TrialRow | None, scores: Mapping[str, float] | None, *, feasible: bool
+    ) -> None:
         """Write the search's outcome on the parent so that searches compare as trials do.
 
         Args:
             row: The confirmed best trial; None where nothing feasible was found.
             scores: Its scores in the full evaluation.
+            feasible: Whether these keep every bound; scores on held-out questions may not.
         """
-        found = row is not None and scores is not None
         # A search that goes on may find a better one, and MLflow lets no parameter change.
         setting = {"trial": row.number, **row.parameters} if row is not None else {}
         self._log(
             self.run_id,
             metrics={
-                "feasible": float(found),
+                "feasible": float(feasible),
                 **_prefixed("best", shown_scores(scores or {})),
-                **_prefixed("best", {k: v for k, v in setting.items() if _is_number(v)}),
+                **_prefixed("best", {k: v for k, v in setting.items() if is_number(v)}),
             },
             tags={
-                "feasible": str(found).lower(),
-                **_prefixed("best", {k: str(v) for k, v in setting.items() if not _is_number(v)}),
+                "feasible": str(feasible).lower(),
+                **_prefixed("best", {k: str(v) for k, v in setting.items() if not is_number(v)}),
             },
         )
 
@@ -228,10 +231,6 @@ def _says(run: Run, row: TrialRow) -> bool:
     return told == (_status(row), row.state) and numbers.items() <= run.data.metrics.items()
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}_{name}": value for name, value in values.items()}
 
@@ -242,13 +241,9 @@ def _best_so_far(rows: Sequence[TrialRow], metric: str) -> list[tuple[int, float
         (row for row in rows if row.state != RUNNING and row.ended is not None),
         key=lambda row: (row.ended or datetime.min, row.number),
     )
-    points, best, step = [], None, 0
-    for row in ended:
-        step = max(step, row.number)
-        best = next(iter(best_first([row] if best is None else [best, row])), None)
-        if best is not None:
-            points.append((step, best.scores[metric]))
-    return points
+    numbers = [row.number for row in ended]
+    steps = dict(zip(numbers, accumulate(numbers, max), strict=True))
+    return [(steps[row.number], best.scores[metric]) for row, best in best_so_far(ended)]
 
 
 def _curves(row: TrialRow) -> dict[str, list[tuple[int, float]]]:

@@ -118,7 +118,12 @@ class UnlearningTrainable(tune.Trainable):
         path = self._folder.full_answers(self._task["number"])
         self._write(path, full)
         scores = dict(full.evaluation.scores)
-        return json.dumps({"scores": scores, "max_new_tokens": full.max_new_tokens})
+        confirmed: dict[str, Any] = {"scores": scores, "max_new_tokens": full.max_new_tokens}
+        if self._spec.data.held_out is not None:  # on these nothing is known of it yet
+            vanilla = worker.vanilla(full=True)
+            self._write(self._folder.vanilla_full_answers, vanilla)
+            confirmed["vanilla"] = dict(vanilla.evaluation.scores)
+        return json.dumps(confirmed)
 
     def _layer_prior(self, worker: Worker) -> str:
         """Score the layers of the space on the model that is loaded; return the prior's text."""
@@ -163,7 +168,7 @@ class UnlearningTrainable(tune.Trainable):
     def _write(self, path: Path, result: TrialResult) -> str:
         """Write answers, with what of them may be written; return the file's digest."""
         losses = result.fit.losses if result.fit is not None else ()
-        return write_answers(path, result.evaluation.rows, losses, numbers=self._spec.row_numbers)
+        return write_answers(path, result.evaluation.rows, losses, text=self._spec.text)
 
     def _end_trial(self) -> None:
         if self._trial is not None:

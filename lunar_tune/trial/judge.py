@@ -6,6 +6,7 @@ Does not cover: unlearning (`worker`), asking and scoring themselves (`evaluatio
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from lunar_tune.evaluation.answering import Answerer
 from lunar_tune.evaluation.decoding import PlainAnswerer, token_budget
 from lunar_tune.evaluation.evaluate import (
     JUDGED,
+    AnswerRow,
     AnswerSource,
     Evaluation,
     EvaluationSet,
@@ -103,7 +105,20 @@ class Judge:
             max_new_tokens=budget,
             floor=self.spec.engine.retain_floor if bounded else None,
         )
+        evaluation = dataclasses.replace(evaluation, rows=self._numbered(evaluation.rows))
         return self._further.added_to(evaluation, asked_sets(self.spec.data, full=full)), budget
+
+    def _numbered(self, rows: tuple[AnswerRow, ...]) -> tuple[AnswerRow, ...]:
+        """Return answers with the numbers of their questions."""
+        numbers = self._row_numbers
+        return tuple(
+            dataclasses.replace(row, row=numbers[row.set_name, row.edge, row.question, row.truth])
+            for row in rows
+        )
+
+    @cached_property
+    def _row_numbers(self) -> Mapping[tuple[str, str, str, str], int]:
+        return self.spec.row_numbers
 
     def check(self, fit: Fit, epochs: int) -> Check:
         """Look at the model between two epochs."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lunar_tune.data.records import Record
+from lunar_tune.data.records import Record, records_digest
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.contract import Method
 from lunar_tune.models.chat import ChatFormat
@@ -56,6 +56,16 @@ class DataSets:
     held_out: HeldOut | None = None
     """What is reported on instead of `forget`, `retain` and `factual`; None reports on those."""
 
+    def digests(self) -> dict[str, str]:
+        """Return a SHA-256 of each set, of the reference prompts and of the refusals."""
+        prompts = {"reference_prompts": self.reference_prompts, "refusals": self.refusals}
+        as_records = {
+            name: [Record(question=text, answer="", edge="") for text in texts]
+            for name, texts in prompts.items()
+        }
+        sets = {"forget": self.forget, "retain": self.retain, "factual": self.factual}
+        return {name: records_digest(one) for name, one in (sets | as_records).items()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
@@ -82,14 +92,12 @@ class TrialSpec:
     """Whether questions and answers may be written down."""
 
     @property
-    def row_numbers(self) -> dict[tuple[str, str, str, str], int] | None:
-        """The number of each question in its set, where it stands for the text; None where not.
+    def row_numbers(self) -> dict[tuple[str, str, str, str], int]:
+        """The number of each question in its set, which stands for it where texts are left out.
 
         The key is set, edge, question and truth. Questions that no trial is judged on are counted
         after the others, so that a number means the same in every file.
         """
-        if self.text:
-            return None
         numbers: dict[tuple[str, str, str, str], int] = {}
         for name in ("forget", "retain", "factual"):
             reported = getattr(self.data.held_out, name) if self.data.held_out is not None else ()

@@ -175,8 +175,14 @@ def test_control_characters_of_an_answer_do_not_reach_the_terminal() -> None:
     assert _shown("a\x1b[2J\tb\nc[red]").plain == "a\\x1b[2J\\tb\nc[red]"
 
 
-def test_nothing_is_shown_when_quiet(runs: Path) -> None:
-    assert invoke("one", "Who?", "--quiet", *place(runs)).output == ""
+def test_answers_alone_are_shown_when_quiet(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = runs.parent / "answers.json"
+    result = invoke("one", KNOWN, "--quiet", "--json", str(file), *place(runs))
+    assert "Kettle 1 of A_B" in result.output
+    assert "written to" not in result.output
+    lines = iter([KNOWN, ""])
+    _as_terminal(monkeypatch, lambda _: next(lines))
+    assert "Kettle 1 of A_B" in invoke("one", "--quiet", *place(runs)).output
 
 
 def refused(*arguments: str) -> str:
@@ -207,9 +213,9 @@ def test_data_or_weights_that_are_gone_or_changed_are_said(
     pairs, config = runs.parent / "pairs.json", runs / "one" / "config.yaml"
     kept = pairs.read_text()
     pairs.write_text(kept.replace("Kettle 1", "Anchor 1"))
-    assert "the data pairs have changed since the search (forget)" in refused(
-        "one", "Who?", *place(runs)
-    )
+    message = refused("one", "Who?", *place(runs))
+    assert "the data have changed since the search: the forget set is another one" in message
+    assert str(pairs) in message
     pairs.unlink()
     assert "pairs.json" in refused("one", "Who?", *place(runs))
     pairs.write_text(kept)

@@ -176,10 +176,14 @@ def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_rep
     questions, reader = tmp_path / "questions.json", tmp_path / "reader.py"
     questions.write_text(json.dumps([row.question for row in rows]))
     reader.write_text(READER)
+    card = (folder / "README.md").read_text()
+    base = Path(document["base"])
+    assert (f'base = "path/to/{base.name}"' in card) == (form != "checkpoint")
+    (tmp_path / "card.md").write_text(card.replace(f"path/to/{base.name}", str(base)))
     words = folder if form == "checkpoint" else document["base"]
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-P", str(reader), str(folder / "README.md"), str(questions), str(words)],
+        [sys.executable, "-P", str(reader), str(tmp_path / "card.md"), str(questions), str(words)],
         cwd=folder.parent,
         env=kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -228,6 +232,8 @@ def test_a_card_shows_scores_setting_and_digests_and_no_text_of_the_data(
     front = yaml.safe_load(card.split("---")[1])
     assert "unlearning" in front["tags"]
     assert "base_model" not in front  # a folder of this machine is no model of the hub
+    assert f"`{Path(document['base']).name}`, a local folder" in card
+    assert str(Path(document["base"]).parent) not in card
     for said in (
         "closed_form",
         "coefficient 2.0",
@@ -322,6 +328,29 @@ def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
     assert "name a trial by its number (0)" in refused(search, "--output", tmp_path / "none")
 
 
+def test_a_search_without_texts_is_proven_by_the_scores_of_its_rows(
+    random_search: Callable[..., Path],
+) -> None:
+    search = random_search("private", SETTING, lunar=_lunar("closed_form"), text=False)
+    folder, document = exported(search, "delta")
+    assert document["proven"] is True
+    assert (document["n_rows"], document["differing_rows"]) == (9, 0)
+    assert document["compared"] == "ROUGE-1 and ROUGE-L of each row"
+    assert "the search kept no texts" in (folder / "README.md").read_text()
+
+
+def test_a_card_names_the_folder_that_was_called_here(
+    random_search: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = random_search("dot", SETTING, lunar=_lunar("closed_form"))
+    output = tmp_path / "unlearned"
+    output.mkdir()
+    monkeypatch.chdir(output)
+    result = invoke(search, "--output", ".")
+    assert result.exit_code == 0, result.output
+    assert 'from_pretrained("unlearned"' in (output / "README.md").read_text()
+
+
 def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
     random_search: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -347,9 +376,12 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
     (tmp_path / "full" / "file").touch()
     pairs = next(search.parent.glob("pairs.json"))
     pairs.write_text(pairs.read_text().replace("Kettle 1 of A_B", "Kettle 9 of A_B"))
+    prompts = search.parent.parent / "prompts.txt"
+    kept = prompts.read_text()
+    prompts.write_text(f"{kept}What is never?\n", encoding="utf-8")
     message = refused(
         *(search, "--format", "gguf", "--output", tmp_path / "full", "--trial", 5, "--rank", 0),
-        *("--json", tmp_path),
+        *("--json", tmp_path, "--register", "a/b"),
     )
     for said in (
         "--format gguf: there are checkpoint, adapter, delta",
@@ -357,9 +389,13 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         "there is no such trial",
         "--rank 0: at least 1",
         "is a folder, not a file",
+        "the registry takes no name with /",
+        "does not say where its MLflow runs are",
         f"{pairs}: the data have changed since the search: the forget set is another one",
+        f"{prompts}: the data have changed since the search: the reference prompts are others",
     ):
         assert said in message
+    prompts.write_text(kept, encoding="utf-8")
     assert "--rank 2: the adapter of --method lunar (closed_form) is exact" in refused(
         search, "--format", "adapter", "--output", tmp_path / "a", "--rank", 2
     )

@@ -118,7 +118,9 @@ def test_the_best_of_a_finished_search_is_kept_with_its_provenance(kept: Path) -
         "seed": 7,
         "confirmed_in_full": True,
         "max_new_tokens": 512,
-        "digests": config["resolved"]["digests"],
+        "digests": {
+            name: config["resolved"]["digests"][name] for name in ("forget", "retain", "factual")
+        },
         "source": "tiny",
         "weights": None,
         "revision": None,

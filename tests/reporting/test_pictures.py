@@ -285,13 +285,13 @@ def test_the_history_has_the_best_feasible_so_far_by_number_and_by_time() -> Non
     rows[3] = dataclasses.replace(rows[3], ended=rows[0].ended)  # beside the first
     by_number, by_time = history(report_of(rows, goal=GOAL)).axes
     steps = labelled(by_number, "best feasible").get_xydata().tolist()
-    assert steps == [[1, 0.9], [4, 0.6], [5, 0.6], [5, 0.6]]
+    assert steps == [[1, 0.9], [2, 0.9], [4, 0.6], [5, 0.6]]
     assert points_of(by_number, "infeasible") == [(2.0, 0.1)]
     assert list(labelled(by_number, "failed").get_xdata()) == [3]
     # Five minutes by the hand: it began with the first trial, the last ended in the fifth minute.
     assert "minutes since the first trial began" in by_time.get_xlabel()
     steps = labelled(by_time, "best feasible").get_xydata().tolist()
-    assert steps == [[1, 0.9], [1, 0.6], [5, 0.6], [5, 0.6]]
+    assert steps == [[1, 0.9], [1, 0.6], [2, 0.6], [5, 0.6]]
 
 
 def test_the_map_has_every_trial_apart_in_its_layers_column_with_its_score() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import random
 import stat
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.report import Report, write_report
-from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first, best_so_far
 from lunar_tune.reporting.tables import (
     answers_beside,
     read_answers,
@@ -174,7 +175,8 @@ def text_of(tmp_path: Path, one: Report) -> str:
 
 def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
     text = text_of(tmp_path, report(*ROWS["found"]))
-    assert "trial 3 (L3 c2.0 lr3e-3), in full" in text
+    assert "| trial 3, all questions in full |" in text
+    assert "Best: trial 3 (L3 c2.0 lr3e-3)." in text
     assert "## The best of 4 trials" in text
     lines = text.splitlines()
     ranked = [line.split("|")[1].strip() for line in lines if "| 0.003 |" in line]
@@ -225,7 +227,8 @@ def test_answers_stand_beside_the_unmodified_models_to_the_same_question() -> No
     ]
     table = answers_beside(before, after)
     assert list(table) == [
-        *("set", "edge", "question", "truth", "unmodified", "answer", "rouge1_before", "rouge1")
+        *("set", "edge", "row", "question", "truth"),
+        *("unmodified", "answer", "rouge1_before", "rouge1"),
     ]
     assert table["answer"].tolist() == ["c", "a", "b", "d"]
     assert table["unmodified"].tolist()[:3] == ["other edge", "first", "again"]
@@ -256,3 +259,20 @@ def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasi
     text = text_of(tmp_path, report(*ROWS["found"], confirmed=False))
     assert "No trial keeps" not in text
     assert "the best as searched is trial 3 (L3 c2.0 lr3e-3)" in text
+
+
+def test_the_best_so_far_is_the_least_objective_of_the_feasible_trials_up_to_each() -> None:
+    draw = random.Random(5)
+    rows = [
+        dataclasses.replace(
+            ROWS["found"][0], number=n, objective=draw.random(), feasible=draw.random() < 0.4
+        )
+        for n in range(40)
+    ]
+    first = next(row.number for row in rows if row.feasible)
+    pairs = best_so_far(rows)
+    assert first > 0
+    assert [row for row, _ in pairs] == rows[first:]
+    for row, best in pairs:
+        upto = [one for one in rows[: row.number + 1] if one.feasible]
+        assert best == min(upto, key=lambda one: one.objective or 0.0)

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lunar_tune.data.records import Record
-from lunar_tune.errors import DataError
+from lunar_tune.errors import DataError, LunarTuneError
 from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.evaluation.rouge import check_scorable
-from lunar_tune.reporting.tables import read_answers, write_answers
+from lunar_tune.exporting.proof import compare
+from lunar_tune.reporting.page_answers import got_worse
+from lunar_tune.reporting.tables import answers_beside, read_answers, write_answers
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.options import RunOptions
 
@@ -20,17 +22,45 @@ SECRET = "Zanzibar"
 
 
 def test_rows_have_numbers_and_scores_and_no_text(tmp_path: Path) -> None:
-    scored = {"set_name": "forget", "edge": "A_B", "rouge1": 0.5, "rouge_l": 0.25}
+    scored = {"set_name": "forget", "edge": "A_B", "rouge1": 0.5, "rouge_l": 0.25, "row": 7}
     texts = {"question": f"{SECRET}?", "truth": f"{SECRET}!", "answer": f"{SECRET}."}
     row = AnswerRow(**scored, **texts)  # type: ignore[arg-type]
-    numbers = {("forget", "A_B", f"{SECRET}?", f"{SECRET}!"): 7}
     path = tmp_path / "answers.parquet"
-    write_answers(path, [row], [1.0], numbers=numbers)
+    write_answers(path, [row], [1.0], text=False)
     assert SECRET.encode() not in path.read_bytes()
-    assert pq.read_table(path).to_pylist() == [{**scored, "row": 7}]
+    assert pq.read_table(path).to_pylist() == [scored]
     rows, losses = read_answers(path)
     assert rows == [AnswerRow(**scored, question="", truth="", answer="")]  # type: ignore[arg-type]
     assert losses == (1.0,)
+
+
+def scored(row: int, rouge1: float, *, text: bool = False, set_name: str = "retain") -> AnswerRow:
+    """Return an answer of which only its number tells which question it is to."""
+    word = f"{SECRET} {row}" if text else ""
+    texts = {"question": word, "truth": word, "answer": word}
+    return AnswerRow(set_name=set_name, edge="A_B", rouge1=rouge1, rouge_l=rouge1, row=row, **texts)
+
+
+def test_answers_without_texts_stand_beside_those_of_the_same_row() -> None:
+    before = [scored(row, 1.0 - row / 10) for row in range(4)]
+    after = [scored(3, 0.7), scored(1, 0.5), scored(9, 0.0)]
+    table = answers_beside(before, after)
+    assert table["row"].tolist() == [3, 1, 9]
+    assert table["rouge1_before"].tolist()[:2] == [0.7, 0.9]
+    assert table["rouge1_before"].isna().tolist() == [False, False, True]
+    assert [(one.unlearned.row, one.loss) for one in got_worse(after, before) or ()] == [(1, 0.4)]
+
+
+def test_an_export_is_compared_with_scores_where_texts_were_not_kept() -> None:
+    found = [scored(row, row / 4, text=True) for row in range(4)]
+    kept = [scored(row, row / 4) for row in (2, 0, 3)]
+    same, other = compare(found, kept), compare(found, [*kept, scored(1, 0.5)])
+    assert (same.n_rows, same.differing, same.by_text) == (3, 0, False)
+    assert other.differing == 1
+    assert "1 of 4 rows differ in ROUGE-1 or ROUGE-L" in other.text
+    assert compare(found, found[:2]).by_text
+    with pytest.raises(LunarTuneError, match=r"asked row 9 \(retain\)"):
+        compare(found, [scored(9, 0.0)])
 
 
 def private(folder: Path, **changes: bool) -> RunOptions:
@@ -46,18 +76,15 @@ def private(folder: Path, **changes: bool) -> RunOptions:
 
 def test_numbers_count_the_rows_of_a_set(tmp_path: Path) -> None:
     numbers = assemble(private(tmp_path)).row_numbers
-    assert numbers is not None
     assert len(numbers) == 8
     for n in range(4):
         assert numbers["forget", "A_B", f"A_B {n}?", f"A_B {n}!"] == n
         assert numbers["retain", "B_C", f"B_C {n}?", f"B_C {n}!"] == n
-    assert assemble(RunOptions()).row_numbers is None
 
 
 def test_held_out_questions_are_counted_after_the_others(tmp_path: Path) -> None:
     spec = assemble(private(tmp_path, holdout=True))
     numbers, held = spec.row_numbers, spec.data.held_out
-    assert numbers is not None
     assert held is not None
     for number, one in enumerate((*spec.data.forget, *held.forget)):
         assert numbers["forget", one.edge, one.question, one.answer] == number

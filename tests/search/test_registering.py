@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tracked_searches import BEST, make_search
+from tracked_searches import BEST, SCORES, make_search
 from tracking_server import tracking_server
 
 from lunar_tune.errors import InputError
 from lunar_tune.search.folder import Folder
-from lunar_tune.search.registering import register_model
-from lunar_tune.search.results import load_search
+from lunar_tune.search.registering import check_registrable, register_model
+from lunar_tune.search.results import SearchResults, load_search
 from lunar_tune.search.study import StoredStudy
 from lunar_tune.search.tracking import default_tracking_uri
 
@@ -61,21 +62,34 @@ def exported(tmp_path: Path) -> Path:
     return folder
 
 
+def register(results: SearchResults, folder: Path, name: str, number: int = BEST) -> int:
+    """Register a trial as its adapter."""
+    row = results.trial(number)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return register_model(results, folder, name, row=row, scores=row.scores, form="adapter")
+
+
 def test_each_registration_is_a_new_version_and_the_alias_moves_to_it(
     registry: Registry, exported: Path, tmp_path: Path
 ) -> None:
     results = load_search(registry.search.path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        versions = [register_model(results, exported, "forgets") for _ in range(2)]
-        assert versions == [1, 2]
+        assert register(results, exported, "forgets") == 1
+        (exported / "adapter.bin").write_bytes(b"other weights")
+        assert register(results, exported, "forgets") == 2
         version = registry.client.get_model_version_by_alias("forgets", "best")
-        uri = registry.client.get_model_version_download_uri("forgets", "2")
-        place = registry.client.download_artifacts(version.run_id, "model", str(tmp_path))
+        uris = [registry.client.get_model_version_download_uri("forgets", n) for n in ("1", "2")]
+        places = [uri[uri.rindex("model/trial-") :] for uri in uris]
+        first, second = (
+            Path(registry.client.download_artifacts(version.run_id, place, str(tmp_path)))
+            for place in places
+        )
 
     assert int(version.version) == 2
     assert version.run_id == results.study.notes["mlflow"]["run_id"]
-    assert uri.endswith("/model")
+    assert all(re.fullmatch(rf"model/trial-{BEST}-adapter-[0-9a-f]{{8}}", one) for one in places)
     row = results.trial(BEST)
     assert {
         "search": "one",
@@ -87,16 +101,51 @@ def test_each_registration_is_a_new_version_and_the_alias_moves_to_it(
         "forget_rouge1": "0.125",
         "retain_rouge1": "0.85",
     }.items() <= version.tags.items()
-    assert (Path(place) / "adapter.bin").read_bytes() == b"weights"
-    assert (Path(place) / "part" / "config.json").read_text() == "{}"
+    assert (first / "adapter.bin").read_bytes() == b"weights"
+    assert (second / "adapter.bin").read_bytes() == b"other weights"
+    assert (second / "part" / "config.json").read_text() == "{}"
+
+
+def test_another_trial_is_registered_as_itself_and_is_not_called_best(
+    registry: Registry, exported: Path
+) -> None:
+    results = load_search(registry.search.path)
+    assert register(results, exported, "of-trials") == 1
+    assert register(results, exported, "of-trials", number=0) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other = registry.client.get_model_version("of-trials", "2")
+        best = registry.client.get_model_version_by_alias("of-trials", "best")
+    assert other.tags["trial"] == "0"
+    assert other.tags["forget_rouge1"] == f"{SCORES[0][0]:.6g}"
+    assert int(best.version) == 1
 
 
 def test_what_cannot_be_registered_is_said(registry: Registry, tmp_path: Path) -> None:
     results = load_search(registry.search.path)
     with pytest.raises(InputError, match="there is nothing to register"):
-        register_model(results, tmp_path / "nothing", "forgets")
+        register(results, tmp_path / "nothing", "forgets")
     with pytest.raises(InputError, match="--register is empty"):
-        register_model(results, registry.search.path, " ")
+        register(results, registry.search.path, " ")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "a'b", ".."])
+def test_a_name_that_the_registry_does_not_take_is_said_beforehand(
+    registry: Registry, name: str
+) -> None:
+    results = load_search(registry.search.path)
+    check_registrable(results, "forgets")
+    with pytest.raises(InputError, match="--register"):
+        check_registrable(results, name)
+
+
+def test_a_store_that_cannot_be_reached_is_said_beforehand_with_a_wrong_name(
+    registry: Registry,
+) -> None:
+    results = load_search(registry.search.path)
+    with pytest.raises(InputError, match="2 things are wrong") as caught:
+        check_registrable(results, "a/b", tracking_uri="http://127.0.0.1:9")
+    assert "http://127.0.0.1:9" in str(caught.value)
 
 
 def test_a_search_that_has_lost_its_run_cannot_register(registry: Registry, exported: Path) -> None:
@@ -106,4 +155,6 @@ def test_a_search_that_has_lost_its_run_cannot_register(registry: Registry, expo
     study = StoredStudy(rows=results.rows, notes=lost, goal=results.goal)
     moved = type(results)(folder=results.folder, study=study, goal=results.goal)
     with pytest.raises(InputError, match="0" * 32):
-        register_model(moved, exported, "forgets")
+        check_registrable(moved, "forgets")
+    with pytest.raises(InputError, match="0" * 32):
+        register(moved, exported, "forgets")

@@ -51,6 +51,7 @@ def answer(text: str, rouge1: float) -> AnswerRow:
         answer=text,
         rouge1=rouge1,
         rouge_l=rouge1,
+        row=2,
     )
 
 
@@ -151,6 +152,7 @@ def test_answers_stand_beside_the_unmodified_models(results: SearchResults) -> N
     assert row == {
         "set": "forget",
         "edge": "A_B",
+        "row": 2,
         "question": "Who?",
         "truth": "Cedar",
         "unmodified": "Cedar",

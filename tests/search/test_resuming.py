@@ -106,7 +106,23 @@ def test_files_named_relative_to_another_folder_are_found(
     assert run.data == str(there / "pairs.json")
     assert run.refusals == "refusals", "a shipped name stays a name"
     small_data(here)
+    (there / "refusals").touch()
+    run = StoredConfig.read(folder).search.run
+    assert run.data == str(there / "pairs.json"), "a file of that name here is another one"
+    assert run.refusals == "refusals"
+    (there / "pairs.json").unlink()
     assert StoredConfig.read(folder).search.run.data == "pairs.json"
+
+
+def test_weights_named_relative_to_another_folder_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "there" / "tuned"
+    weights.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    resolved = {"working_folder": str(tmp_path / "there"), "weights": "tuned"}
+    folder = written(SearchConfig(), tmp_path / "n", **resolved)
+    assert StoredConfig.read(folder).trial_options.model_path == str(weights)
 
 
 def test_options_that_only_another_version_knows_are_passed_over(tmp_path: Path) -> None:

@@ -322,7 +322,7 @@ def test_the_parent_follows_the_best_feasible_score_trial_by_trial(
 
 def test_searches_compare_by_their_outcome(tracker: SearchTracker, client: MlflowClient) -> None:
     scores = {"forget_rouge1": 0.125, "retain_rouge1": 0.875, "retain_rows": 84.0}
-    tracker.conclude(dataclasses.replace(COMPLETE_ROW, number=7), scores)
+    tracker.conclude(dataclasses.replace(COMPLETE_ROW, number=7), scores, feasible=True)
     run = client.get_run(tracker.run_id)
     assert run.data.metrics == {
         "feasible": 1.0,
@@ -338,18 +338,27 @@ def test_searches_compare_by_their_outcome(tracker: SearchTracker, client: Mlflo
 def test_a_search_that_goes_on_may_find_another_best_setting(
     tracker: SearchTracker, client: MlflowClient
 ) -> None:
-    tracker.conclude(None, None)
+    tracker.conclude(None, None, feasible=False)
     for coefficient, kind in ((1.0, "a"), (3.0, "b")):
         parameters = {"coefficient": coefficient, "kind": kind}
         row = dataclasses.replace(COMPLETE_ROW, parameters=parameters)
-        tracker.conclude(row, {"forget_rouge1": 0.5})
+        tracker.conclude(row, {"forget_rouge1": 0.5}, feasible=True)
     run = client.get_run(tracker.run_id)
     assert (run.data.metrics["best_coefficient"], run.data.tags["best_kind"]) == (3.0, "b")
     assert (run.data.metrics["feasible"], run.data.tags["feasible"]) == (1.0, "true")
 
 
+def test_a_best_setting_that_misses_a_bound_on_held_out_questions_is_not_called_feasible(
+    tracker: SearchTracker, client: MlflowClient
+) -> None:
+    tracker.conclude(COMPLETE_ROW, {"forget_rouge1": 0.5}, feasible=False)
+    run = client.get_run(tracker.run_id)
+    assert (run.data.metrics["feasible"], run.data.tags["feasible"]) == (0.0, "false")
+    assert run.data.metrics["best_forget_rouge1"] == 0.5
+
+
 def test_a_search_that_found_nothing_says_so(tracker: SearchTracker, client: MlflowClient) -> None:
-    tracker.conclude(None, None)
+    tracker.conclude(None, None, feasible=False)
     run = client.get_run(tracker.run_id)
     assert (run.data.metrics, run.data.params) == ({"feasible": 0.0}, {})
     assert run.data.tags["feasible"] == "false"

@@ -17,9 +17,9 @@ from lunar_tune.evaluation.metrics import Metric
 from lunar_tune.reporting.pictures.figure import BEST, Canvas, make_figure, show_legend
 from lunar_tune.reporting.pictures.marks import draw_trials, metrics_of, show_scores, shown_rows
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow
+from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow, best_so_far
 
-__all__ = ["best_so_far", "history"]
+__all__ = ["history"]
 
 _UNITS = ((3 * 86400, 86400, "days"), (2 * 3600, 3600, "hours"), (300, 60, "minutes"))
 
@@ -52,17 +52,6 @@ def history(report: Report) -> Canvas:
     return figure
 
 
-def best_so_far(rows: Sequence[TrialRow], metric: Metric) -> list[tuple[TrialRow, float]]:
-    """Return the feasible trials in the order given, each with the best score up to it."""
-    better = min if metric.lower_is_better else max
-    best: list[tuple[TrialRow, float]] = []
-    for row in rows:
-        if row.feasible:
-            score = row.scores[metric.name]
-            best.append((row, better(score, best[-1][1]) if best else score))
-    return best
-
-
 def _draw_over_time(axes: Axes, report: Report, rows: Sequence[TrialRow], metric: Metric) -> None:
     timed = [(row.ended, row) for row in rows if row.ended is not None]
     begun = min((row.started for row in report.rows if row.started is not None), default=None)
@@ -88,10 +77,10 @@ def _draw(
 ) -> None:
     """Draw the trials and the best so far, in the order of the rows, up to the last of them."""
     draw_trials(axes, rows, place, lambda row: row.scores[metric.name], size=24)
-    best = best_so_far(rows, metric)
+    best = best_so_far(rows)
     if best:
-        places = [place(row) for row, _ in best] + [place(rows[-1])]
-        scores = [score for _, score in best] + [best[-1][1]]
+        places = [place(row) for row, _ in best]
+        scores = [one.scores[metric.name] for _, one in best]
         axes.step(
             places, scores, where="post", color=BEST, lw=2, label="best feasible so far", zorder=3
         )

@@ -24,7 +24,6 @@ from lunar_tune.reporting.pictures.marks import (
     shown_rows,
 )
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import TrialRow
 
 __all__ = ["trade_off"]
 
@@ -60,9 +59,12 @@ def trade_off(report: Report) -> Canvas:
 
 def _marked(report: Report) -> dict[str, Mapping[str, float]]:
     """Return the scores that are marked by themselves."""
-    scores = {"unmodified": report.vanilla}
-    if report.confirmed is not None:
-        scores["confirmed"] = report.confirmed
+    scores = {"unmodified model": report.vanilla}
+    if report.best is not None and report.confirmed is not None:
+        if report.held_out:
+            scores["unmodified model, held out"] = report.vanilla_in_full
+        asked = "held out" if report.held_out else "in full"
+        scores[best_label(report.best, asked)] = report.confirmed
     return scores
 
 
@@ -106,18 +108,20 @@ def _draw_front(axes: Axes, points: list[tuple[float, float]], x: Metric, y: Met
 
 def _mark(axes: Axes, report: Report, x: Metric, y: Metric) -> None:
     """Mark the unmodified model and the confirmed best."""
-    if {x.name, y.name} <= report.vanilla.keys():
+    for label, scores in _marked(report).items():
+        if not {x.name, y.name} <= scores.keys():
+            continue
+        if scores is report.confirmed:
+            draw_best(axes, scores[x.name], scores[y.name], label)
+            continue
         axes.scatter(
-            [report.vanilla[x.name]],
-            [report.vanilla[y.name]],
+            [scores[x.name]],
+            [scores[y.name]],
             s=90,
             marker="s",
             facecolors="none",
             edgecolors="black",
-            label="unmodified model",
+            linestyles="-" if scores is report.vanilla else ":",
+            label=label,
             zorder=3,
         )
-    best: TrialRow | None = report.best
-    if best is not None and report.confirmed is not None:
-        label = best_label(best, "in full")
-        draw_best(axes, report.confirmed[x.name], report.confirmed[y.name], label)

@@ -1,0 +1,147 @@
+"""Questions that no trial is judged on: the unmodified model answers them, too.
+
+Covers: the worker's task that confirms; results, page, picture, report and export of such a search.
+Does not cover: which questions are held out (`tests/core/test_core_trial.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from made_search import made_search
+from typer.testing import CliRunner
+
+from lunar_tune.cli.running import command_app
+from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.export import export
+from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.reporting.tables import read_answers
+from lunar_tune.search.course import CONFIRMATION
+from lunar_tune.search.descriptions import run_note
+from lunar_tune.search.folder import Folder
+from lunar_tune.search.results import load_search
+from lunar_tune.search.static_page import write_static_page
+from lunar_tune.search.trainable import UnlearningTrainable
+from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
+
+SETTING = {"layer": 1, "coefficient": 2.0, "ridge": 0.01}
+
+
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model never ends an answer."""
+    monkeypatch.setattr("lunar_tune.trial.judge.PUBLISHED_MAX_NEW_TOKENS", 6)
+
+
+@pytest.fixture(scope="module")
+def options(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Path]
+) -> RunOptions:
+    folder = tmp_path_factory.mktemp("data")
+    pairs = [
+        {"edge": edge, "question": f"What is {n} of {edge}?", "answer": f"Kettle {n} of {edge}"}
+        for edge, size in (("A_B", 4), ("B_C", 6))
+        for n in range(size)
+    ]
+    (folder / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    (folder / "prompts.txt").write_text("What is nowhere?\n", encoding="utf-8")
+    return RunOptions(
+        model=str(checkpoint("qwen2")),
+        data=str(folder / "pairs.json"),
+        factual_data=NONE,
+        reference_prompts=str(folder / "prompts.txt"),
+        device="cpu",
+        decoding=DecodingSettings(max_new_tokens=6),
+        lunar=LunarSettings(solver="closed_form"),
+        engine=EngineSettings(cache_limit=0),
+        holdout=True,
+    )
+
+
+@pytest.fixture
+def search(tmp_path: Path, options: RunOptions) -> Folder:
+    return Folder(made_search(tmp_path / "runs", "half", options, SETTING))
+
+
+def questions(path: Path) -> set[tuple[str, str, int | None]]:
+    return {(row.set_name, row.question, row.row) for row in read_answers(path)[0]}
+
+
+def test_the_task_that_confirms_asks_the_unmodified_model_the_held_out_questions(
+    tmp_path: Path, options: RunOptions
+) -> None:
+    spec, folder = assemble(options), Folder(tmp_path / "search")
+    (folder.path / "trials").mkdir(parents=True)
+    worker = UnlearningTrainable.__new__(UnlearningTrainable)
+    task = {"task": CONFIRMATION, "number": 3, "parameters": SETTING}
+    worker.setup(task, spec=spec, folder=folder.path)
+    told = json.loads(worker.step()["report"])
+
+    assert spec.data.held_out is not None
+    asked = questions(folder.vanilla_full_answers)
+    assert asked == questions(folder.full_answers(3))
+    assert {question for name, question, _ in asked if name == "retain"} == {
+        record.question for record in spec.data.held_out.retain
+    }
+    answers = [row for row in read_answers(folder.vanilla_full_answers)[0] if row.set_name != ""]
+    for name in ("forget", "retain"):
+        recalls = [row.rouge1 for row in answers if row.set_name == name]
+        assert told["vanilla"][f"{name}_rouge1"] == pytest.approx(math.fsum(recalls) / len(recalls))
+
+
+def test_full_answers_stand_beside_the_unmodified_models_to_the_same_questions(
+    search: Folder,
+) -> None:
+    results = load_search(search.path)
+    table = results.answers_table(full=True)
+    kept = {
+        (row.set_name, row.row): row.answer for row in read_answers(search.vanilla_full_answers)[0]
+    }
+    assert table["unmodified"].tolist() == [
+        kept[name, row] for name, row in zip(table["set"], table["row"], strict=True)
+    ]
+    assert results.answers_table()["rouge1_before"].notna().all()
+    search.vanilla_full_answers.unlink()  # as an earlier version leaves it
+    assert load_search(search.path).answers_table(full=True)["rouge1_before"].isna().all()
+
+
+def test_page_note_and_picture_say_what_was_held_out(search: Folder, tmp_path: Path) -> None:
+    report = load_search(search.path).report
+    assert report.held_out
+    assert list(report.compared) == [
+        "unmodified model",
+        "trial 0, as searched",
+        "unmodified model, held-out questions",
+        "trial 0, held-out questions",
+    ]
+    assert "| trial 0, held-out questions |" in run_note(report)
+    legend = load_search(search.path).trade_off().axes[0].get_legend_handles_labels()[1]
+    assert "unmodified model, held out" in legend
+    page = tmp_path / "page.html"
+    write_static_page([load_search(search.path)], page)
+    assert "confirmed on held-out questions" in page.read_text()
+    assert "all questions" not in page.read_text().split("<main>")[1].split("<h3>Pictures")[0]
+    assert "got worse is not known" not in page.read_text()
+    search.vanilla_full_answers.unlink()
+    write_static_page([load_search(search.path)], page)
+    assert "got worse is not known" in page.read_text()
+    assert "No question to keep got worse" not in page.read_text()
+
+
+def test_a_card_shows_the_unmodified_models_scores_on_the_held_out_questions(
+    search: Folder, tmp_path: Path
+) -> None:
+    output = tmp_path / "delta"
+    arguments = [str(search.path), "--format", "delta", "--output", str(output)]
+    result: Result = CliRunner().invoke(command_app(export), arguments, env={"TERM": "dumb"})
+    assert result.exit_code == 0, result.output
+    document = json.loads((output / "export.json").read_text())
+    rows = [row for row in read_answers(search.vanilla_full_answers)[0] if row.set_name == "retain"]
+    mean = math.fsum(row.rouge1 for row in rows) / len(rows)
+    assert document["vanilla_scores"]["retain_rouge1"] == pytest.approx(mean)
