@@ -85,8 +85,6 @@ def run_note(report: Report) -> str:
     if report.best is not None:
         setting = ", ".join(f"{name} `{v!r}`" for name, v in report.best.parameters.items())
         outcome = f"**Best feasible setting**: {setting} (trial {report.best.number})."
-    elif report.ending is None and not report.rows:
-        outcome = "No trial has ended yet."
     else:
         outcome = verdict(report)
     scores = {"unmodified model": report.vanilla}
