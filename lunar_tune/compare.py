@@ -19,6 +19,7 @@ from rich.console import Console
 
 from lunar_tune.cli.running import DebugOption, command_app, reporting_errors, say
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.masking import without_login, without_password
 from lunar_tune.paths import check_writable_file
 from lunar_tune.search.folder import RUNS
 
@@ -109,7 +110,6 @@ def _mirrors(
 ) -> list[Mirror]:
     from lunar_tune.search.mirror import find_mirror
     from lunar_tune.search.mlflow_ui import check_port
-    from lunar_tune.search.tracked_run import without_password
 
     mirrors = []
     for one in results:
@@ -117,7 +117,7 @@ def _mirrors(
             mirrors.append(find_mirror(one, uri))
     with problems.collect():
         check_port(port)
-    if len(stores := sorted({str(without_password(mirror.uri)) for mirror in mirrors})) > 1:
+    if len(stores := sorted({without_password(mirror.uri) for mirror in mirrors})) > 1:
         problems.add(
             f"the searches are in different MLflow stores ({', '.join(stores)}), which one UI "
             "cannot compare: name searches of one store, or use --static FILE."
@@ -128,16 +128,16 @@ def _mirrors(
 def _show(mirrors: Sequence[Mirror], console: Console, *, port: int | None, opens: bool) -> None:
     """Show the comparison on the store's own server, or on one that runs until Ctrl-C."""
     from lunar_tune.search.mlflow_ui import is_served, served
-    from lunar_tune.search.tracked_run import without_password
 
     uri = mirrors[0].uri
     experiments = sorted({mirror.experiment_id for mirror in mirrors})
+    # Before the server starts, which would bring an older store up to date at the same time.
+    trials = _trials(mirrors)
     if is_served(uri):
-        _present(console, str(without_password(uri)), _trials(mirrors), experiments, opens=opens)
+        _present(console, without_login(uri), trials, experiments, opens=opens)
         return
     console.print("starting MLflow's UI", highlight=False)
     with served(uri, port=port) as server:
-        trials = _trials(mirrors)  # while it starts
         server.wait_until_ready()
         _present(console, server.address, trials, experiments, opens=opens)
         console.print("Ctrl-C ends it", highlight=False)

@@ -14,7 +14,8 @@ from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.space import FloatRange, IntRange, SearchSpace
 from lunar_tune.search.study import Study
-from lunar_tune.search.tracking import SearchTracker, default_tracking_uri
+from lunar_tune.search.tracking import SearchTracker
+from lunar_tune.search.tracking_store import default_tracking_uri
 
 SPACE = SearchSpace(
     method="lunar",

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 from lunar_tune.cli.run_options import RUN_OPTIONS, RunOption
+from lunar_tune.masking import without_password
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.trial.options import RunOptions
 
@@ -23,6 +24,8 @@ def given_again(
     config: SearchConfig, origins: Collection[str], *, base: RunOptions
 ) -> tuple[str, ...]:
     """Return options that lead to a configuration, but for the search's own name.
+
+    They are shown: a password in an address is left out.
 
     Args:
         config: What was told.
@@ -45,7 +48,8 @@ def given_again(
         elif isinstance(value, tuple):
             arguments += [part for one in value for part in (flag, str(one))]
         elif value is not None:
-            arguments += [flag, str(value)]
+            address = field.name == "tracking_uri"
+            arguments += [flag, without_password(value) if address else str(value)]
     return tuple(arguments)
 
 

@@ -1,7 +1,8 @@
 """Running a command: exit codes, and errors as one message instead of a traceback.
 
 Covers: exit code 2 for a wrong input, 130 for an interruption, 1 and one line for what was not
-foreseen, a traceback with `--debug`; an interruption that is not interrupted itself.
+foreseen, without passwords; a traceback with `--debug`, as it is; an interruption that is not
+interrupted itself.
 Does not cover: what a command does.
 """
 
@@ -23,6 +24,7 @@ import typer
 from rich.console import Console
 
 from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.masking import without_secrets
 
 __all__ = [
     "DebugOption",
@@ -75,7 +77,7 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
             raise
         console = Console(stderr=True, emoji=False)
         console.print("[bold red]error:[/bold red]", end=" ")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        console.print(without_secrets(str(error)), markup=False, highlight=False, soft_wrap=True)
         sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
     except (click.exceptions.ClickException, click.exceptions.Exit):
         raise  # Typer's own, which it shows itself
@@ -96,7 +98,7 @@ def _show_unexpected(error: Exception) -> None:
     """Say what was not foreseen in one line, and how to learn more."""
     console = Console(stderr=True, emoji=False)
     console.print("[bold red]unexpected error:[/bold red]", end=" ")
-    first = next(iter(str(error).splitlines()), "")
+    first = without_secrets(next(iter(str(error).splitlines()), ""))
     say(
         console,
         f"{type(error).__name__}: {first[:_LONGEST]} (run the command again with --debug to see "

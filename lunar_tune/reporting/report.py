@@ -7,7 +7,7 @@ Does not cover: answers; they stand in the trials' own files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from typing import Any
 from lunar_tune.evaluation.goal import Goal, score_label
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.layer_curve import LayerCurve
-from lunar_tune.reporting.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first
+from lunar_tune.reporting.rows import (
+    COMPLETE,
+    FAILED,
+    HEADLINE_SCORES,
+    RUNNING,
+    TrialRow,
+    best_first,
+)
 
 __all__ = ["Report", "verdict", "write_report"]
 
@@ -47,8 +54,9 @@ class Report:
     """The parameters that were searched on a logarithmic scale."""
     listed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """The values of those that were chosen from a list."""
-    importance: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Of scores by name: the share of their variance that each parameter explains by itself."""
+    importance: Callable[[], Mapping[str, Mapping[str, float]]] = dict
+    """Gives, of scores by name, the share of their variance that each parameter explains by itself;
+    called by the pictures and reports that show it alone, since it may take seconds."""
     layers: LayerCurve | None = None
     """The scored layers that the search began with."""
 
@@ -80,7 +88,7 @@ def write_report(report: Report, path: Path, pictures: Mapping[str, str] | None 
         "## Result",
         _result(report),
         *(f"![{caption}]({place})" for place, caption in (pictures or {}).items()),
-        *([_importance(report)] if report.importance else []),
+        *([_importance(shares)] if (shares := report.importance()) else []),
         f"## The best of {len(report.rows)} trials",
         _trials(best_first(list(report.rows))[:_SHOWN]) or "No trial is feasible.",
     ]
@@ -91,21 +99,26 @@ def write_report(report: Report, path: Path, pictures: Mapping[str, str] | None 
 
 
 def verdict(report: Report) -> str:
-    """Say why there is no confirmed best setting."""
+    """Say why there is no confirmed best setting, also of a search that still runs."""
     ending = f"{report.ending} " if report.ending else ""
     candidates = best_first(list(report.rows))
-    failures = Counter(row.failure for row in report.rows if row.state == FAILED)
+    ended = [row for row in report.rows if row.state != RUNNING and not row.again]
+    states = Counter(row.state for row in ended)
+    failures = Counter(row.failure for row in ended if row.state == FAILED)
     if candidates:
         first = candidates[0]
         return (
             f"{ending}No setting is confirmed by a full evaluation; the best as searched is trial "
             f"{first.number} ({first.label})."
         )
-    if not report.rows:
-        return f"{ending}No trial was run."
-    if failures.total() == len(report.rows):
+    if not ended:
+        return f"{ending}No trial has ended." if ending else "No trial has ended yet."
+    if states[FAILED] == len(ended):
         return f"{ending}Every trial failed, most of them with: {failures.most_common(1)[0][0]}"
-    return f"{ending}No trial keeps {report.goal.bounds}."
+    if not states[COMPLETE]:
+        counts = ", ".join(f"{number} {state}" for state, number in states.items())
+        return f"{ending}No trial was completed ({counts})."
+    return f"{ending}No trial keeps {report.goal.bounds or 'what is asked for'}."
 
 
 def _result(report: Report) -> str:
@@ -119,12 +132,12 @@ def _result(report: Report) -> str:
     return f"{_table(header, body)}\n\n{said}"
 
 
-def _importance(report: Report) -> str:
+def _importance(importance: Mapping[str, Mapping[str, float]]) -> str:
     """Say what decides each score, in a line."""
     parts = [
         f"{score_label(metric)}: "
         + ", ".join(f"{name.replace('_', ' ')} {share:.2f}" for name, share in shares.items())
-        for metric, shares in report.importance.items()
+        for metric, shares in importance.items()
     ]
     return f"Share of the variance that a parameter explains by itself: {'; '.join(parts)}."
 

@@ -19,7 +19,7 @@ from lunar_tune.reporting.rows import score_cells
 from lunar_tune.search.cluster import Resources
 from lunar_tune.search.config import config_document, plain
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.tracked_run import without_password
+from lunar_tune.search.tracking_store import kept_uri
 
 __all__ = ["run_note", "run_parameters", "search_document", "space_document"]
 
@@ -44,12 +44,14 @@ def search_document(
         resolved: What there is beside options.
     """
     config, data = plan.config, plan.spec.data
+    if config.tracking_uri is not None:
+        config = dataclasses.replace(config, tracking_uri=kept_uri(config.tracking_uri))
     return config_document(
-        dataclasses.replace(config, tracking_uri=without_password(config.tracking_uri)),
+        config,
         given=given,
         derived={
             "name": name,
-            "tracking_uri": without_password(uri),
+            "tracking_uri": kept_uri(uri),
             "cpus_per_trial": resources.cpus,
             "gpus_per_trial": resources.gpus,
             "concurrency": resources.concurrency,
@@ -83,8 +85,6 @@ def run_note(report: Report) -> str:
     if report.best is not None:
         setting = ", ".join(f"{name} `{v!r}`" for name, v in report.best.parameters.items())
         outcome = f"**Best feasible setting**: {setting} (trial {report.best.number})."
-    elif report.ending is None and not report.rows:
-        outcome = "No trial has ended yet."
     else:
         outcome = verdict(report)
     lines = [

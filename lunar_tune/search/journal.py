@@ -1,23 +1,25 @@
-"""Optuna's journal as a file: opened, locked, mended, and refused where it is damaged.
+"""Optuna's journal as a file: opened, locked, mended, read, and refused where it is damaged.
 
-Covers: a lock that its process takes along when it dies, a last line that a kill has torn, one
-message for whatever else is wrong.
+Covers: a lock that its process takes along when it dies, a last line that a kill has torn, reading
+without a trace, one message for whatever else is wrong.
 Does not cover: what stands in it (`study`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from lunar_tune.errors import InputError
 
-__all__ = ["open_journal", "reading"]
+__all__ = ["open_journal", "read_journal", "reading"]
 
 
 @contextmanager
@@ -44,7 +46,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Open a journal; a last line that a kill or a full disk has torn is cut off first.
+    """Open a journal for writing; a last line that a kill or a full disk has torn is cut off first.
 
     Optuna 5.0 cannot read past such a line, and every later read would raise.
     """
@@ -57,6 +59,30 @@ def open_journal(path: Path) -> JournalStorage:
             lock.release()
     # Optuna asks a lock for no more than these two methods; its base class is not public.
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type]
+
+
+def read_journal(path: Path) -> JournalStorage:
+    """Return a journal as it stands: it is read at once, and nothing beside it is touched.
+
+    No lock is needed: whoever writes adds whole lines, and one that is not whole yet is left out.
+    """
+    return JournalStorage(_Lines(path))
+
+
+class _Lines(BaseJournalBackend):
+    """The whole lines of a journal, in memory."""
+
+    def __init__(self, path: Path) -> None:
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+        self._logs: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        """Return the lines from a number on."""
+        return self._logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Refuse: what is read here is not written."""
+        raise TypeError(f"{len(logs)} lines for a journal that was opened for reading")
 
 
 class _JournalLock:

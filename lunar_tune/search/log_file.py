@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -23,35 +21,16 @@ from typing import TextIO
 from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.control import Control
 
-__all__ = ["RECORD", "search_log", "without_secrets"]
+from lunar_tune.masking import without_secrets
+
+__all__ = ["RECORD", "search_log"]
 
 RECORD = logging.getLogger("lunar_tune.record")
 """For the log alone: while one is open, nothing of it reaches the screen."""
 
 # Loggers of libraries that keep their records from the root.
 _APART = ("ray", "optuna", "mlflow", "transformers", "peft", "alembic", "sqlalchemy")
-_SECRET_NAME = re.compile("TOKEN|PASSWORD|SECRET|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
-_LEAST_SECRET = 6  # characters; a shorter one would blot out words
-_PASSWORD = re.compile(r"(://[^\s/:@'\"]*):[^\s'\"]*@")
-_QUERY = re.compile(
-    r"([?&][^\s=&]*(?:token|password|secret|key)[^\s=&]*=)[^\s&'\"]+", re.IGNORECASE
-)
-_HIDDEN = "***"
 _WIDE = 10_000  # no line is broken
-
-
-def without_secrets(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return text without passwords in addresses and without values of secret variables.
-
-    Args:
-        text: Any.
-        environment: Where secrets are looked up by their variables' names; None is this process's.
-    """
-    for name, value in (os.environ if environment is None else environment).items():
-        if len(value) >= _LEAST_SECRET and _SECRET_NAME.search(name):
-            text = text.replace(value, _HIDDEN)
-    text = _PASSWORD.sub(rf"\1:{_HIDDEN}@", text)
-    return _QUERY.sub(rf"\1{_HIDDEN}", text)
 
 
 @contextmanager

@@ -6,32 +6,29 @@ Does not cover: writing runs (`tracking`), showing them (`mlflow_ui`).
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lunar_tune.errors import InputError
+from lunar_tune.masking import without_password
 from lunar_tune.search.results import SearchResults
-from lunar_tune.search.tracked_run import (
-    PARENT,
+from lunar_tune.search.tracking_store import (
+    child_runs,
     default_tracking_uri,
-    few_retries,
-    without_password,
+    sqlite_file,
+    store_lock,
+    usable_store,
+    with_password,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 __all__ = ["Mirror", "find_mirror", "opened_store"]
 
-_SQLITE = "sqlite:///"
-_PAGE = 1000
+_ADVICE = "Start the server, or name another address with --tracking-uri."
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,34 +51,27 @@ class Mirror:
 
         Raises:
             InputError: The store does not know the search, or no trial has ended.
+            MlflowException: The store cannot be asked.
         """
         from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
         try:
             client.get_run(self.run_id)
         except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
             raise InputError(
                 f"{self.search}: {without_password(self.uri)} has no run {self.run_id}; it was "
                 "deleted, or this is another store (--tracking-uri names one). --static FILE "
                 "compares the trials without MLflow."
             ) from error
-        runs = self._children(client)
+        children = child_runs(client, self.experiment_id, self.run_id)
+        runs = [run for run in children if run.info.status == "FINISHED"]
         if not runs:
             raise InputError(f"{self.search}: MLflow has no trial with scores yet.")
+        runs.sort(key=lambda run: int(run.data.tags["trial"]))
         return [run.info.run_id for run in runs]
-
-    def _children(self, client: MlflowClient) -> list[Run]:
-        where = f"tags.`{PARENT}` = '{self.run_id}' and attributes.status = 'FINISHED'"
-        found: list[Run] = []
-        token: str | None = None
-        while True:
-            page = client.search_runs(
-                [self.experiment_id], where, max_results=_PAGE, page_token=token
-            )
-            found += page
-            token = page.token
-            if not token:
-                return sorted(found, key=lambda run: int(run.data.tags["trial"]))
 
 
 def find_mirror(results: SearchResults, uri: str | None = None) -> Mirror:
@@ -92,7 +82,7 @@ def find_mirror(results: SearchResults, uri: str | None = None) -> Mirror:
         uri: Tracking URI; None takes the one that the search was written to.
 
     Raises:
-        InputError: The search has not kept where, or its store is gone.
+        InputError: The search has not kept where, or there is no such store.
     """
     name = results.folder.name
     note = results.study.notes.get("mlflow")
@@ -101,9 +91,11 @@ def find_mirror(results: SearchResults, uri: str | None = None) -> Mirror:
             f"{name}: does not say where its MLflow runs are; it was searched with an earlier "
             "version. --static FILE compares the trials without MLflow."
         )
+    if uri is not None and _is_missing(uri):
+        raise InputError(f"--tracking-uri {uri}: there is no such file.")
     return Mirror(
         search=name,
-        uri=uri or _store(results, note["uri"]),
+        uri=with_password(uri or _store(results, note["uri"]), name),
         experiment_id=note["experiment_id"],
         run_id=note["run_id"],
     )
@@ -111,23 +103,21 @@ def find_mirror(results: SearchResults, uri: str | None = None) -> Mirror:
 
 def _store(results: SearchResults, noted: str) -> str:
     """Return the store's URI: where it was, or beside the search if that was moved with it."""
-    if "***@" in noted:
-        given = os.environ.get("MLFLOW_TRACKING_URI")
-        if given is not None and without_password(given) == noted:
-            return given
-        raise InputError(
-            f"{results.folder.name}: its store {noted} wants a password, which is not kept; give "
-            "the whole address with --tracking-uri or in MLFLOW_TRACKING_URI."
-        )
-    if not noted.startswith(_SQLITE) or Path(noted.removeprefix(_SQLITE)).is_file():
+    if not _is_missing(noted):
         return noted
     beside = default_tracking_uri(results.folder.path.parent)
-    if Path(beside.removeprefix(_SQLITE)).is_file():
+    if not _is_missing(beside):
         return beside
     raise InputError(
         f"{results.folder.name}: its MLflow store {noted} is gone; name it with --tracking-uri if "
         "it was moved. --static FILE compares the trials without MLflow."
     )
+
+
+def _is_missing(uri: str) -> bool:
+    """Say whether a store is a file that is not there, which MLflow would make."""
+    file = sqlite_file(uri)
+    return file is not None and not file.is_file()
 
 
 @contextmanager
@@ -138,18 +128,8 @@ def opened_store(uri: str) -> Iterator[MlflowClient]:
         InputError: It cannot be reached, or fails inside.
     """
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
-    # After the import, which sets them to INFO. What fails is raised as well, and told once.
-    for library in ("alembic", "mlflow"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), few_retries():
-            warnings.simplefilter("ignore")  # MLflow's notes on opening a store
-            yield MlflowClient(tracking_uri=uri, registry_uri=uri)
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        raise InputError(
-            f"the MLflow store {without_password(uri)} cannot be used: {error}. Start the server, "
-            "or name another address with --tracking-uri."
-        ) from error
+    with usable_store(uri, _ADVICE):
+        with store_lock(uri):
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        yield client

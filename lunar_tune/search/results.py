@@ -8,6 +8,7 @@ Does not cover: running anything, how pictures look (`reporting`).
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -135,7 +136,7 @@ class SearchResults:
             ending=notes.get("ending"),
             log_scale=self.study.log_scale,
             listed=self.study.listed,
-            importance=self._importance(),
+            importance=functools.cache(self._importance),
             layers=self._layers(),
         )
 
@@ -253,7 +254,10 @@ class SearchResults:
         return PICTURES[name].draw(self.report)
 
     def _importance(self) -> dict[str, dict[str, float]]:
-        """Return what decides the scores that pictures show; of those that there is something."""
+        """Return what decides the scores that pictures show; of those that there is something.
+
+        It takes seconds where there are hundreds of trials (`parameter_importance`).
+        """
         shares = {
             name: parameter_importance(self.rows, self.study.distributions, name)
             for name in self.goal.shown

@@ -25,6 +25,7 @@ from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.signature import signature_of
 from lunar_tune.search.stored_config import StoredConfig
 from lunar_tune.search.study import StoredStudy
+from lunar_tune.search.tracking_store import with_password
 from lunar_tune.trial.options import RunOptions
 
 __all__ = [
@@ -105,6 +106,10 @@ def resumed(
             _refuse(f"--{field.replace('_', '-')}", folder.name, problems)
     changed = {field: value for field, value in given.items() if field in MAY_CHANGE}
     changed["output"] = folder.path.parent
+    uri = changed.get("tracking_uri", stored.search.tracking_uri)
+    if uri is not None:
+        with problems.collect():
+            changed["tracking_uri"] = with_password(uri, folder.name)
     return dataclasses.replace(stored.search, resume=True, **changed), stored.origins
 
 

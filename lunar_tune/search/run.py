@@ -37,7 +37,8 @@ from lunar_tune.search.session import (
 )
 from lunar_tune.search.signature import signature_of
 from lunar_tune.search.summary import keep_best, print_plan, print_result
-from lunar_tune.search.tracking import SearchTracker, default_tracking_uri, without_password
+from lunar_tune.search.tracking import SearchTracker
+from lunar_tune.search.tracking_store import default_tracking_uri, kept_uri
 from lunar_tune.trial.assemble import materialise
 
 __all__ = ["run_search", "show_finished"]
@@ -190,7 +191,7 @@ def _opened(uri: str, config: SearchConfig, folder: Folder) -> SearchTracker:
     earlier = None
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(folder.run.read_text(encoding="utf-8"))
-        earlier = kept["run_id"] if kept.get("uri") == without_password(uri) else None
+        earlier = kept["run_id"] if kept.get("uri") == kept_uri(uri) else None
     tracker = SearchTracker(
         uri,
         output=config.output,
@@ -198,7 +199,7 @@ def _opened(uri: str, config: SearchConfig, folder: Folder) -> SearchTracker:
         experiment=config.experiment,
         earlier=earlier,
     )
-    kept = {"uri": without_password(uri), "run_id": tracker.run_id}
+    kept = {"uri": kept_uri(uri), "run_id": tracker.run_id}
     write_atomically(folder.run, json.dumps(kept).encode())
     return tracker
 

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, RUNNING, TrialRow
 from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.journal import open_journal, reading
+from lunar_tune.search.journal import open_journal, read_journal, reading
 from lunar_tune.search.space import SearchSpace
 
 __all__ = ["StoredStudy", "Study", "make_sampler"]
@@ -235,7 +235,7 @@ class StoredStudy:
 
     @classmethod
     def read(cls, path: Path) -> StoredStudy | None:
-        """Read a journal; None where there is none, or no study in it yet.
+        """Read a journal and change nothing; None where there is none, or no study in it yet.
 
         Raises:
             InputError: It is damaged, or not of a search.
@@ -243,7 +243,7 @@ class StoredStudy:
         if not path.is_file():
             return None
         with reading(path):
-            storage = open_journal(path)
+            storage = read_journal(path)
             names = [one.study_name for one in optuna.get_all_study_summaries(storage)]
             if not names:
                 return None

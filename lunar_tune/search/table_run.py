@@ -35,7 +35,8 @@ from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUP
 from lunar_tune.search.study import StoredStudy, Study
 from lunar_tune.search.table_cells import Cell
 from lunar_tune.search.table_results import is_finished, result_of
-from lunar_tune.search.tracked_run import TrackedRun, default_tracking_uri
+from lunar_tune.search.tracked_run import TrackedRun
+from lunar_tune.search.tracking_store import default_tracking_uri
 
 __all__ = ["TableRun"]
 

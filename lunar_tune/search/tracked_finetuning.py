@@ -16,7 +16,8 @@ from rich.console import Console
 from lunar_tune.finetuning.job import FinetuneJob
 from lunar_tune.reporting.progress import build_progress
 from lunar_tune.search.log_file import RECORD
-from lunar_tune.search.tracked_run import EXPERIMENT, TrackedRun, default_tracking_uri
+from lunar_tune.search.tracked_run import EXPERIMENT, TrackedRun
+from lunar_tune.search.tracking_store import default_tracking_uri
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned

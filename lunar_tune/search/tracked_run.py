@@ -1,9 +1,8 @@
 """One MLflow run, from opening its store to closing it.
 
-Covers: runs written from the driver with MlflowClient (MLflow 3.17); a sqlite store by default,
-made under a lock because three processes that opened a new one at once died in its migration; a
-store that fails later and does not end what is tracked.
-Does not cover: a search's trials (`tracking`).
+Covers: runs written from the driver with MlflowClient (MLflow 3.17); a store that fails later and
+does not end what is tracked.
+Does not cover: a search's trials (`tracking`), addresses and opening (`tracking_store`).
 """
 
 from __future__ import annotations
@@ -12,19 +11,16 @@ import json
 import logging
 import math
 import os
-import re
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
-
-from lunar_tune.errors import InputError
+from lunar_tune.masking import without_secrets
 from lunar_tune.search.config import EXPERIMENT
 from lunar_tune.search.run_origin import origin_tags
+from lunar_tune.search.tracking_store import kept_uri, store_lock, usable_store, with_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,17 +28,9 @@ if TYPE_CHECKING:
 
     from lunar_tune.data.records import Record
 
-__all__ = [
-    "EXPERIMENT",
-    "NOTE",
-    "PARENT",
-    "TrackedRun",
-    "default_tracking_uri",
-    "few_retries",
-    "without_password",
-]
+__all__ = ["EXPERIMENT", "NOTE", "TrackedRun"]
 
-PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+NOTE = "mlflow.note.content"
 _EXPERIMENT_TAGS = {
     # Without it the UI asks whether the runs are of an agent or of a model.
     "mlflow.experimentKind": "custom_model_development",
@@ -50,30 +38,10 @@ _EXPERIMENT_TAGS = {
     "`python -m lunar_tune.compare` opens the comparison of a search's trials.",
 }
 logger = logging.getLogger(__name__)
-_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-
-
-def default_tracking_uri(output: Path) -> str:
-    """Return the URI of the sqlite store that all searches of an output folder share."""
-    return f"sqlite:///{(output / 'mlflow.db').resolve()}"
-
-
-@contextmanager
-def few_retries() -> Iterator[None]:
-    """Inside, a server that does not answer is given up after seconds instead of four minutes."""
-    if _RETRIES in os.environ:
-        yield
-        return
-    os.environ[_RETRIES] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_RETRIES]
-
-
-def without_password(uri: str | None) -> str | None:
-    """Return a tracking URI as it may be shown and kept."""
-    return None if uri is None else re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", uri)
+_ADVICE = (
+    "Start the server, correct --tracking-uri, or leave that out for a sqlite file in the output "
+    "folder."
+)
 
 
 class TrackedRun:
@@ -99,42 +67,25 @@ class TrackedRun:
         """Open the store, make the experiment and the run.
 
         Raises:
-            InputError: The store cannot be opened.
+            InputError: The store cannot be opened, or its address has lost its password.
         """
         os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the parent
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
 
-        # After the import, which sets them to INFO. What fails is raised as well, and told once.
-        for library in ("alembic", "mlflow"):
-            logging.getLogger(library).setLevel(logging.CRITICAL)
         output.mkdir(parents=True, exist_ok=True)
-        self.uri = uri
+        self.uri = uri = with_password(uri, name)
         self.has_failed = False
         self._origin = origin_tags()
-        try:
-            with (
-                filelock.FileLock(output / ".mlflow.lock"),
-                warnings.catch_warnings(),
-                few_retries(),
-            ):
-                warnings.simplefilter("ignore")  # MLflow's notes on opening a store
-                self._client: MlflowClient = MlflowClient(tracking_uri=uri)
-                run = self._taken_up(earlier)
-                self.continued = run is not None
-                if run is None:
-                    run = self._client.create_run(
-                        self._experiment(experiment, output), run_name=name, tags=self._origin
-                    )
-            self.experiment_id: str = run.info.experiment_id
-            self.run_id: str = run.info.run_id
-        except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-            raise InputError(
-                f"--tracking-uri {without_password(uri)}: cannot be used: {error}. Start the "
-                "server, correct the address, or leave the option out for a sqlite file in the "
-                "output folder."
-            ) from error
+        with usable_store(uri, _ADVICE), store_lock(uri, output):
+            self._client: MlflowClient = MlflowClient(tracking_uri=uri)
+            run = self._taken_up(earlier)
+            self.continued = run is not None
+            if run is None:
+                run = self._client.create_run(
+                    self._experiment(experiment, output), run_name=name, tags=self._origin
+                )
+        self.experiment_id: str = run.info.experiment_id
+        self.run_id: str = run.info.run_id
 
     def describe(
         self,
@@ -177,10 +128,11 @@ class TrackedRun:
     @property
     def address(self) -> dict[str, str]:
         """Where the run is, as it may be kept: store, experiment and run."""
-        uri = without_password(self.uri)
-        if uri is not None and uri.startswith("sqlite:///"):  # which may name a file from here
-            uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
-        return {"uri": str(uri), "experiment_id": self.experiment_id, "run_id": self.run_id}
+        return {
+            "uri": kept_uri(self.uri),
+            "experiment_id": self.experiment_id,
+            "run_id": self.run_id,
+        }
 
     def write_note(self, text: str) -> None:
         """Describe the run in Markdown, on the page that it opens with."""
@@ -210,7 +162,7 @@ class TrackedRun:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
             if not self.has_failed:
-                first_line = str(error).partition("\n")[0]
+                first_line = without_secrets(str(error).partition("\n")[0])
                 logger.warning("MLflow cannot be written, the work goes on: %s", first_line)
             self.has_failed = True
 

@@ -10,39 +10,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.masking import without_secrets
 from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_number
 from lunar_tune.reporting.tables import read_answers
-from lunar_tune.search.tracked_run import (
-    EXPERIMENT,
-    PARENT,
-    TrackedRun,
-    default_tracking_uri,
-    few_retries,
-    without_password,
-)
+from lunar_tune.search.tracked_run import EXPERIMENT, TrackedRun
+from lunar_tune.search.tracking_store import PARENT, child_runs, few_retries
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-__all__ = [
-    "EXPERIMENT",
-    "SearchTracker",
-    "default_tracking_uri",
-    "shown_scores",
-    "without_password",
-]
+__all__ = ["EXPERIMENT", "SearchTracker", "shown_scores"]
 
 logger = logging.getLogger(__name__)
 PROGRESS = "best_feasible"
 _ANSWERS = "answers.json"
-_PAGE = 1000
 
 
 class SearchTracker(TrackedRun):
@@ -129,7 +117,8 @@ class SearchTracker(TrackedRun):
             self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
             self._monitor.start()
         except Exception as error:  # of drivers and their libraries: anything, and none of it ours
-            logger.warning("--system-metrics: cannot be recorded, the search goes on: %s", error)
+            reason = without_secrets(str(error))
+            logger.warning("--system-metrics: cannot be recorded, the search goes on: %s", reason)
 
     def take_up(self, rows: Sequence[TrialRow]) -> None:
         """Look through the runs of trials that an earlier process has left, or a store that failed.
@@ -141,7 +130,7 @@ class SearchTracker(TrackedRun):
             rows: All trials of the study; none of them is running.
         """
         found: dict[int, list[Run]] = {}
-        for run in self._runs_of_trials():
+        for run in child_runs(self._client, self.experiment_id, self.run_id):
             trial = run.data.tags.get("trial", "")
             if trial.isdecimal():  # else a user's own
                 found.setdefault(int(trial), []).append(run)
@@ -161,17 +150,6 @@ class SearchTracker(TrackedRun):
             for run in runs:
                 self._client.delete_run(run.info.run_id)
         self._n_progress = len(self._client.get_metric_history(self.run_id, PROGRESS))
-
-    def _runs_of_trials(self) -> Iterator[Run]:
-        token: str | None = None
-        where = f"tags.`{PARENT}` = '{self.run_id}'"
-        while True:
-            page = self._client.search_runs(
-                [self.experiment_id], where, max_results=_PAGE, page_token=token
-            )
-            yield from page
-            if not (token := page.token):
-                return
 
     def running(self) -> list[int]:
         """Return the numbers of trials whose runs are open."""

@@ -57,6 +57,12 @@ def test_what_is_given_again_leads_to_the_same_configuration(
     assert read(*again)[0] == dataclasses.replace(config, name=None, force=False)
 
 
+def test_a_password_is_not_given_again(read: Any) -> None:
+    config, origins = read("--tracking-uri", "http://me:s3cret@x@host:5000")
+    again = given_again(config, origins, base=command._BASE)
+    assert again == ("--tracking-uri", "http://me:***@host:5000")
+
+
 def test_only_what_was_given_is_given_again(read: Any) -> None:
     config, origins = read("--model", "tiny", "--num-trials", "9", "--name", "n")
     assert given_again(config, origins, base=command._BASE) == ("--num-trials", "9")

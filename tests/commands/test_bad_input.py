@@ -23,9 +23,9 @@ from random_models import build_tokenizer
 from typer.testing import CliRunner
 
 from lunar_tune.ask import ask
-from lunar_tune.cli.running import command_app
+from lunar_tune.cli.running import command_app, reporting_errors
 from lunar_tune.describe import describe
-from lunar_tune.errors import Problems
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.export import export
 from lunar_tune.search.__main__ import search
 from lunar_tune.unlearn import unlearn
@@ -514,3 +514,12 @@ def test_a_file_that_another_program_holds_is_no_traceback(monkeypatch: pytest.M
     assert result.exit_code == 1
     assert "OSError: [Errno 28] No space left on device: 'runs/x'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", [InputError, RuntimeError])
+def test_no_error_tells_a_password(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), reporting_errors(debug=False):
+        raise kind("API request to http://me:s3cretpw@host:5000/api failed")
+    assert "API request to http://me:***@host:5000/api failed" in capsys.readouterr().err

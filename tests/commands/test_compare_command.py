@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,19 +14,23 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs
 
 import psutil
 import pytest
 from command_lines import command, start
+from rich.console import Console
 from tracked_searches import SCORES, make_search
 from tracking_server import tracking_server
 from typer.testing import CliRunner, Result
 
 from lunar_tune.cli.running import command_app
-from lunar_tune.compare import compare
+from lunar_tune.compare import _show, compare
+from lunar_tune.search.mirror import Mirror
 from lunar_tune.search.study import StoredStudy
 
 # MLflow and SQLAlchemy leave a store's connections to the garbage collector.
@@ -147,6 +152,40 @@ def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) ->
     assert at == server
     assert len(set(ids)) == 2 * len(SCORES)
     assert "starting" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown", "order"),
+    [
+        ("http://me:s3cretpw@host:5000", "http://host:5000/#/", ["trials"]),
+        ("sqlite:////runs/mlflow.db", "http://127.0.0.1:1/#/", ["trials", "server"]),
+    ],
+)
+def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
+    uri: str, shown: str, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that starts brings an older store up to date: nothing else may open it then."""
+    happened: list[str] = []
+
+    def trials(_: object) -> list[str]:
+        happened.append("trials")
+        return ["r"]
+
+    @contextmanager
+    def served(_: str, *, port: int | None) -> Iterator[Any]:
+        happened.append("server")
+        nothing = {"wait_until_ready": lambda: port, "wait_until_interrupted": lambda: port}
+        yield SimpleNamespace(address="http://127.0.0.1:1", **nothing)
+
+    monkeypatch.setattr("lunar_tune.compare._trials", trials)
+    monkeypatch.setattr("lunar_tune.search.mlflow_ui.served", served)
+    console = Console(file=(text := io.StringIO()))
+    mirror = Mirror(search="one", uri=uri, experiment_id="1", run_id="s")
+    _show([mirror], console, port=None, opens=False)
+    assert happened == order
+    assert shown in text.getvalue()
+    assert "s3cretpw" not in text.getvalue()
+    assert "me:" not in text.getvalue()
 
 
 def test_a_store_that_has_lost_the_runs_is_named(server: str, runs: Path) -> None:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lunar_tune"
 
 # The design's picture, from the ground up. A module at the top that is not named here is a command.
 LAYERS = (
-    {"errors", "files", "memory", "registry", "paths", "runtime", "yaml_files"},
+    {"errors", "files", "masking", "memory", "registry", "paths", "runtime", "yaml_files"},
     {"data", "models"},
     {"activations", "training"},
     {"redirection", "evaluation"},

@@ -161,7 +161,7 @@ def test_a_row_shows_and_sorts_by_the_trials_own_numbers(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ((), "No trial was run."),
+        ((), "No trial has ended yet."),
         ((failure(0),), "Every trial failed, most of them with: the loss became NaN"),
         ((trial(0, 0.1, 0.3),), "No trial keeps retain ROUGE-1 of at least 0.8."),
         ((trial(0, 0.1, 0.9),), "confirmed on all questions"),

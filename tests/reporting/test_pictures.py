@@ -36,7 +36,7 @@ from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import COMPLETE, TrialRow
 
 GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
-FULL = {"importance": IMPORTANCE, "layers": CURVE}
+FULL = {"importance": lambda: IMPORTANCE, "layers": CURVE}
 POINT = {"layer": 9, "coefficient": 2.0, "learning_rate": 0.003}
 SEARCHES = {
     "of 6": search_of(6, **FULL),

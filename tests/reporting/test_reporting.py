@@ -15,8 +15,16 @@ import pytest
 from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
-from lunar_tune.reporting.report import Report, write_report
-from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first, best_so_far
+from lunar_tune.reporting.report import Report, verdict, write_report
+from lunar_tune.reporting.rows import (
+    COMPLETE,
+    FAILED,
+    PRUNED,
+    RUNNING,
+    TrialRow,
+    best_first,
+    best_so_far,
+)
 from lunar_tune.reporting.tables import (
     answers_beside,
     read_answers,
@@ -160,8 +168,14 @@ def test_a_label_is_the_setting_in_short() -> None:
     assert failed(2).label == "L2 c2.0 lr1e30"
 
 
+RUNS = TrialRow(number=8, state=RUNNING, parameters={})
+AGAIN = dataclasses.replace(failed(9), failure="the worker died", again=True)
+CUT = (*(TrialRow(number=n, state=PRUNED, parameters={}) for n in (0, 1)), failed(2))
 ROWS = {
     "nothing": (),
+    "begun": (AGAIN, RUNS),
+    "failing": (failed(0), AGAIN, RUNS),
+    "cut short": CUT,
     "failures": (failed(0), failed(1)),
     "infeasible": (complete(0, 0.1, 0.3), complete(1, 0.3, 0.7)),
     "found": (complete(0, 0.1, 0.3), failed(1), complete(2, 0.3, 0.85), complete(3, 0.2, 0.9)),
@@ -192,9 +206,8 @@ def test_tables_of_a_report_have_as_many_cells_in_every_row(tmp_path: Path) -> N
 
 
 def test_a_report_links_the_pictures_that_there_are_and_says_what_decides(tmp_path: Path) -> None:
-    one = dataclasses.replace(
-        report(*ROWS["found"]), importance={"forget_rouge1": {"learning_rate": 0.75, "layer": 0.2}}
-    )
+    shares = {"forget_rouge1": {"learning_rate": 0.75, "layer": 0.2}}
+    one = dataclasses.replace(report(*ROWS["found"]), importance=lambda: shares)
     write_report(one, tmp_path / "report.md", {"pictures/history.png": "the course"})
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if "](" in line] == ["![the course](pictures/history.png)"]
@@ -240,7 +253,10 @@ def test_answers_stand_beside_the_unmodified_models_to_the_same_question() -> No
 @pytest.mark.parametrize(
     ("case", "why"),
     [
-        ("nothing", "No trial was run."),
+        ("nothing", "No trial has ended yet."),
+        ("begun", "No trial has ended yet."),
+        ("failing", "Every trial failed, most of them with: the loss became NaN"),
+        ("cut short", "No trial was completed (2 pruned, 1 failed)."),
         ("failures", "Every trial failed, most of them with: the loss became NaN"),
         ("infeasible", "No trial keeps retain ROUGE-1 of at least 0.8."),
     ],
@@ -250,6 +266,16 @@ def test_a_report_without_a_feasible_trial_says_so(tmp_path: Path, case: str, wh
     assert why in text
     assert "No trial is feasible." in text
     assert "in full" not in text
+
+
+def test_a_verdict_without_bounds_names_none() -> None:
+    goal = Goal.read("forget_rouge1", ())
+    told = dataclasses.replace(report(*CUT, confirmed=False), goal=goal, ending="Interrupted.")
+    assert verdict(told) == "Interrupted. No trial was completed (2 pruned, 1 failed)."
+    assert verdict(dataclasses.replace(told, rows=(AGAIN,))) == "Interrupted. No trial has ended."
+    row = dataclasses.replace(complete(0, 0.1, 0.3), feasible=False)
+    said = verdict(dataclasses.replace(told, rows=(row,)))
+    assert said == "Interrupted. No trial keeps what is asked for."
 
 
 def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasible(

@@ -10,10 +10,10 @@ import pytest
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.search.folder import Folder
-from lunar_tune.search.mirror import find_mirror
+from lunar_tune.search.mirror import find_mirror, opened_store
 from lunar_tune.search.results import SearchResults
 from lunar_tune.search.study import StoredStudy
-from lunar_tune.search.tracking import default_tracking_uri
+from lunar_tune.search.tracking_store import default_tracking_uri
 
 
 def search_in(folder: Path, uri: str | None) -> SearchResults:
@@ -48,9 +48,31 @@ def test_a_password_is_taken_from_the_environment_if_the_rest_is_the_same(
     results = search_in(tmp_path, "http://me:***@host:5000")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
     assert find_mirror(results).uri == "http://me:secret@host:5000"
+    assert find_mirror(results, "http://me:***@host:5000").uri == "http://me:secret@host:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@other:5000")
     with pytest.raises(InputError, match="wants a password"):
         find_mirror(results)
+
+
+def test_a_mistyped_file_is_refused_and_not_made(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mflow.db'}"
+    with pytest.raises(InputError, match="there is no such file") as caught:
+        find_mirror(search_in(tmp_path, "http://host:5000"), uri)
+    assert uri in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_does_not_answer_is_no_store_that_lost_its_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = find_mirror(search_in(tmp_path, "http://127.0.0.1:9"))
+    with (
+        pytest.raises(InputError, match=r"http://127\.0\.0\.1:9 cannot be used") as caught,
+        opened_store(mirror.uri) as client,
+    ):
+        mirror.trials(client)
+    assert "has no run" not in str(caught.value)
+    assert caplog.text == "", "it is told once"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from lunar_tune.search.folder import Folder
 from lunar_tune.search.registering import check_registrable, register_model
 from lunar_tune.search.results import SearchResults, load_search
 from lunar_tune.search.study import StoredStudy
-from lunar_tune.search.tracking import default_tracking_uri
+from lunar_tune.search.tracking_store import default_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,8 +14,12 @@ from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.tables import write_answers
 from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.descriptions import run_note
+from lunar_tune.search.folder import Folder
+from lunar_tune.search.importance import parameter_importance
 from lunar_tune.search.outputs import write_mirrors
 from lunar_tune.search.space import Choice, FloatRange, IntRange, SearchSpace
+from lunar_tune.search.static_page import write_static_page
 from lunar_tune.search.study import Study
 from lunar_tune.trial.layer_prior import LayerPrior, LayerSimilarities, Similarities
 from lunar_tune.trial.options import RunOptions
@@ -110,9 +114,28 @@ def test_a_report_knows_scales_and_lists_from_the_study(results: SearchResults) 
 def test_a_report_knows_what_decides_and_leaves_out_what_does_not_differ(
     results: SearchResults,
 ) -> None:
-    assert set(results.report.importance) == {"forget_rouge1"}
-    shares = results.report.importance["forget_rouge1"]
+    assert set(results.report.importance()) == {"forget_rouge1"}
+    shares = results.report.importance()["forget_rouge1"]
     assert max(shares, key=lambda name: shares[name]) == "learning_rate"
+
+
+def test_what_decides_is_computed_once_and_only_where_it_is_shown(
+    results: SearchResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+
+    def noting(rows: Any, distributions: Any, metric: str) -> dict[str, float] | None:
+        computed.append(metric)
+        return parameter_importance(rows, distributions, metric)
+
+    monkeypatch.setattr("lunar_tune.search.results.parameter_importance", noting)
+    report = load_search(results.folder.path).report
+    assert report.title == "tiny, mini: forget A_B"
+    assert run_note(report)
+    write_static_page([load_search(results.folder.path)], tmp_path / "page.html")
+    assert computed == []
+    write_mirrors(Folder(tmp_path), report)
+    assert computed == ["forget_rouge1", "retain_rouge1"]
 
 
 def test_a_report_has_the_layers_that_the_search_scored(results: SearchResults) -> None:

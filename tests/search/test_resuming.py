@@ -17,9 +17,12 @@ from test_study import result, study_in
 
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.masking import without_password
 from lunar_tune.methods.gradient_settings import GradientSettings
 from lunar_tune.methods.lunar_settings import AdamWSettings, LunarSettings
+from lunar_tune.search.cluster import Resources
 from lunar_tune.search.config import SearchConfig, config_document
+from lunar_tune.search.descriptions import search_document
 from lunar_tune.search.folder import Folder, find_search
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.resuming import (
@@ -184,6 +187,42 @@ def test_a_search_goes_on_with_what_decides_no_score_given_anew(tmp_path: Path) 
     assert (config.name, config.output) == ("n", (tmp_path / "runs").resolve())
     assert origins["num_trials"] == "command line"
     assert [message.partition(":")[0] for message in problems.messages] == ["--sampler", "--seed"]
+
+
+def test_a_store_whose_password_was_not_kept_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = begun(tmp_path, tracking_uri=without_password("http://me:secret@host"))
+    options: dict[str, Any] = {"output": tmp_path / "runs", "run_flags": {}}
+    resumed("n", given={}, problems=(problems := Problems()), **options)
+    (said,) = problems.messages
+    assert "n: its store http://me:***@host wants a password" in said
+
+    whole = "http://me:other@host"
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", whole)
+        assert resumed("n", given={}, problems=Problems(), **options)[0].tracking_uri == whole
+    given = {"tracking_uri": whole}
+    assert resumed("n", given=given, problems=Problems(), **options)[0].tracking_uri == whole
+    assert "secret" not in folder.config.read_text()
+
+
+def test_a_store_is_kept_so_that_it_is_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = begun(tmp_path, tracking_uri="sqlite:///here.db")
+    monkeypatch.chdir(tmp_path)
+    text = search_document(
+        plan,
+        name="n",
+        uri="sqlite:///here.db",
+        resources=Resources(cpus=1, gpus=0, concurrency=1),
+        given={"tracking_uri": "command line"},
+        resolved={},
+    )
+    folder.config.write_text(text)
+    uri = StoredConfig.read(folder).search.tracking_uri
+    assert uri == f"sqlite:///{tmp_path.resolve() / 'here.db'}"
 
 
 def test_a_search_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:

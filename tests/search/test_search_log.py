@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lunar_tune.errors import InputError
 from lunar_tune.reporting.progress import build_progress
-from lunar_tune.search.log_file import RECORD, search_log, without_secrets
+from lunar_tune.search.log_file import RECORD, search_log
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} (INFO|WARNING|ERROR) +")
 
@@ -132,23 +132,6 @@ def test_an_interruption_is_logged_without_one(path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), search_log(path, quiet_console()):
         raise KeyboardInterrupt
     assert lines_of(path) == ["interrupted"]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("postgresql://me:pass@host/db", "postgresql://me:***@host/db"),
-        ("mysql+pymysql://me:p@ss/w:rd@host/db and", "mysql+pymysql://me:***@host/db and"),
-        ("https://:pass@host", "https://:***@host"),
-        ("http://127.0.0.1:5000 is open", "http://127.0.0.1:5000 is open"),
-        ("https://host/x?access_token=abc&n=1", "https://host/x?access_token=***&n=1"),
-        ("Bearer hf_verysecret!", "Bearer ***!"),
-        ("a short value stays", "a short value stays"),
-    ],
-)
-def test_secrets_are_left_out(text: str, expected: str) -> None:
-    environment = {"HF_TOKEN": "hf_verysecret", "MY_PASSWORD": "a", "HOME": "/root/stays"}
-    assert without_secrets(text, environment) == expected
 
 
 def test_a_disk_that_is_full_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
+import io
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -467,10 +470,49 @@ def test_a_torn_last_line_is_cut_and_all_before_it_is_kept(tmp_path: Path) -> No
     path = tmp_path / "study.journal"
     whole = path.read_bytes()
     path.write_bytes(whole + whole.splitlines(keepends=True)[-1][:-9])
-    stored = StoredStudy.read(path)
-    assert path.read_bytes() == whole
+    again = study_in(tmp_path)
+    assert path.read_bytes().startswith(whole + b"{")
+    assert [row.scores for row in again.rows()] == [study.row(0).scores]
+
+
+def test_reading_needs_no_right_to_write_and_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a search that still runs has written half a line."""
+    study = study_in(tmp_path)
+    number, parameters = study.ask()
+    study.complete(number, landscape(parameters))
+    study.note("goal", GOAL)
+    (tmp_path / ".study.journal.lock").unlink(missing_ok=True)
+    path = tmp_path / "study.journal"
+    path.write_bytes(path.read_bytes() + b'{"op_code": 8, "worker')
+    expected = study.row(0)
+
+    def everything() -> list[tuple[str, int, int]]:
+        files = sorted(tmp_path.iterdir())
+        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+    def read_only(file: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise PermissionError(file)
+        return os_open(file, flags, *rest, **named)
+
+    def refusing(file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if {*mode} & {*"wax+"}:
+            raise PermissionError(file)
+        return io_open(file, mode, *rest, **named)
+
+    os_open, io_open, before = os.open, io.open, everything()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", read_only)
+        for module in (io, builtins):
+            patch.setattr(module, "open", refusing)
+        with pytest.raises(PermissionError):
+            study_in(tmp_path)
+        stored = StoredStudy.read(path)
+    assert everything() == before
     assert stored is not None
-    assert [row.scores for row in stored.rows] == [study.row(0).scores]
+    assert list(stored.rows) == [expected]
 
 
 def test_a_journal_alone_says_what_the_study_says(tmp_path: Path) -> None:

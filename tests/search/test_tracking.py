@@ -30,14 +30,11 @@ from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.reporting.tables import write_answers
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.mirror import opened_store
 from lunar_tune.search.run_origin import git_tags
 from lunar_tune.search.tracked_run import TrackedRun
-from lunar_tune.search.tracking import (
-    EXPERIMENT,
-    SearchTracker,
-    default_tracking_uri,
-    without_password,
-)
+from lunar_tune.search.tracking import EXPERIMENT, SearchTracker
+from lunar_tune.search.tracking_store import default_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -446,6 +443,38 @@ def test_a_store_that_cannot_be_opened_is_an_input_error(uri: str, tmp_path: Pat
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:s3cretpw@127.0.0.1:9",
+        "http://me:s3cretpw@x@127.0.0.1:9",
+        "http://me:s3cretpw/x@127.0.0.1:9",
+        "http://127.0.0.1:9?password=s3cretpw",
+        "nosuchscheme://me:s3cretpw@x",
+    ],
+)
+def test_no_error_of_a_store_tells_its_password(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be used") as caught:
+        SearchTracker(uri, output=tmp_path, name="x")
+    assert "s3cretpw" not in str(caught.value)
+    with pytest.raises(InputError, match="cannot be used") as caught, opened_store(uri) as client:
+        client.get_run("r")
+    assert "s3cretpw" not in str(caught.value)
+
+
+def test_no_warning_of_a_store_tells_its_password(
+    tracker: SearchTracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracker.tolerating():
+        raise OSError("http://me:s3cretpw@host:5000 is away")
+    assert "http://me:***@host:5000 is away" in caplog.text
+
+
+def test_an_address_that_has_lost_its_password_is_not_used(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="wants a password, which is not kept"):
+        SearchTracker("http://me:***@127.0.0.1:9", output=tmp_path, name="x")
+
+
 def test_retries_that_the_user_has_set_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,7 +491,8 @@ import multiprocessing, sys
 from pathlib import Path
 from types import SimpleNamespace
 import mlflow.store.tracking.sqlalchemy_store
-from lunar_tune.search.tracking import SearchTracker, default_tracking_uri
+from lunar_tune.search.tracking import SearchTracker
+from lunar_tune.search.tracking_store import default_tracking_uri
 output = Path({str(tmp_path)!r})
 def open_and_close(barrier):
     barrier.wait()
@@ -594,22 +624,6 @@ def test_taking_up_twice_changes_nothing(store: Store, client: MlflowClient) -> 
     tracker.progress(rows, "forget_rouge1")
     assert [run.to_dictionary() for run in children(client, tracker)] == before
     assert tracker.running() == []
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ("http://me:secret@host:5000/a", "http://me:***@host:5000/a"),
-        ("https://host:5000", "https://host:5000"),
-        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
-        ("postgresql+psycopg2://u:p%40ss@db/x", "postgresql+psycopg2://u:***@db/x"),
-        (None, None),
-    ],
-)
-def test_a_password_in_the_address_is_neither_shown_nor_kept(
-    given: str | None, kept: str | None
-) -> None:
-    assert without_password(given) == kept
 
 
 def test_a_trial_whose_run_cannot_be_opened_is_mirrored_when_the_store_is_back(

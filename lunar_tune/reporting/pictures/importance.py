@@ -25,7 +25,7 @@ _LOOKS = ((FEASIBLE, ""), (INFEASIBLE, "///"))
 
 def no_importance(report: Report) -> str | None:
     """Say why there is no such picture; None if there is."""
-    if not report.importance:
+    if not report.importance():
         return "too few trials are completed, or their scores do not differ"
     return None
 
@@ -39,7 +39,7 @@ def importance(report: Report) -> Canvas:
     reason = no_importance(report)
     if reason is not None:
         raise InputError(f"no importance of parameters: {reason}.")
-    shares = report.importance
+    shares = report.importance()
     names = list(dict.fromkeys(name for one in shares.values() for name in one))
     names.sort(key=lambda name: sum(one.get(name, 0.0) for one in shares.values()))
     figure, (axes,) = make_figure(report.title, height=2.4 + 0.5 * len(names))
