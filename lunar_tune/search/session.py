@@ -234,6 +234,8 @@ class SearchSession:
 
     def on_start(self, row: TrialRow) -> None:
         """Open a trial's run; a mirror that fails is caught up with at the end."""
+        if self.tracker.is_away:
+            return
         with self.tracker.tolerating():
             name = f"{self.plan.spec.method.name} {row.label}"
             self.tracker.start(row, name=name, tags=self.plan.spec.tags)
@@ -341,6 +343,8 @@ class SearchSession:
         print_result(self._console, report, folder=self.folder.path, commands=commands)
 
     def _mirror(self, row: TrialRow) -> None:
+        if self.tracker.is_away:
+            return
         if row.number not in self.tracker.running():
             self.on_start(row)
         if row.number not in self.tracker.running():
@@ -353,6 +357,7 @@ class SearchSession:
     def _reconcile(self) -> None:
         """Mirror every trial that has ended and has no run that says so."""
         rows = [row for row in self.study.rows() if row.state != RUNNING]
+        self.tracker.ask_again()
         if self.tracker.continued or self.tracker.has_failed:
             with self.tracker.tolerating():
                 self.tracker.take_up(rows)

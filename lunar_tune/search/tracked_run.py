@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any
 from lunar_tune.masking import without_secrets
 from lunar_tune.search.config import EXPERIMENT
 from lunar_tune.search.run_origin import origin_tags
-from lunar_tune.search.tracking_store import kept_uri, store_lock, usable_store, with_password
+from lunar_tune.search.tracking_store import (
+    few_retries,
+    kept_uri,
+    store_lock,
+    usable_store,
+    with_password,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +44,8 @@ _EXPERIMENT_TAGS = {
     "`python -m lunar_tune.compare` opens the comparison of a search's trials.",
 }
 logger = logging.getLogger(__name__)
+_AWAY = 30.0
+"""Seconds for which a store that has failed is left alone: trials do not wait for it."""
 _ADVICE = (
     "Start the server, correct --tracking-uri, or leave that out for a sqlite file in the output "
     "folder."
@@ -70,11 +78,13 @@ class TrackedRun:
             InputError: The store cannot be opened, or its address has lost its password.
         """
         os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the parent
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # for each trial
         from mlflow import MlflowClient
 
         output.mkdir(parents=True, exist_ok=True)
         self.uri = uri = with_password(uri, name)
         self.has_failed = False
+        self._away_until = -math.inf
         self._origin = origin_tags()
         with usable_store(uri, _ADVICE), store_lock(uri, output):
             self._client: MlflowClient = MlflowClient(tracking_uri=uri)
@@ -154,17 +164,28 @@ class TrackedRun:
 
     @contextmanager
     def tolerating(self) -> Iterator[None]:
-        """Inside, a store that fails is warned of once and ends nothing else."""
+        """Inside, a store that fails is warned of once, given up soon, and ends nothing else."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            yield
+            with few_retries():
+                yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
+            self._away_until = time.monotonic() + _AWAY
             if not self.has_failed:
                 first_line = without_secrets(str(error).partition("\n")[0])
                 logger.warning("MLflow cannot be written, the work goes on: %s", first_line)
             self.has_failed = True
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the store has failed just now: whoever can wait does not ask it again yet."""
+        return time.monotonic() < self._away_until
+
+    def ask_again(self) -> None:
+        """Let the store be asked now, whatever it did just now."""
+        self._away_until = -math.inf
 
     def close(self, *, status: str) -> None:
         """Close the run: `FINISHED`, `FAILED` or `KILLED`."""

@@ -39,7 +39,7 @@ __all__ = [
 
 PARENT = "mlflow.parentRunId"
 _SQLITE = "sqlite:///"
-_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _PAGE = 1000
 
@@ -83,15 +83,17 @@ def with_password(kept: str, search: str) -> str:
 
 @contextmanager
 def few_retries() -> Iterator[None]:
-    """Inside, a server that does not answer is given up after seconds instead of four minutes."""
-    if _RETRIES in os.environ:
-        yield
-        return
-    os.environ[_RETRIES] = "1"
+    """Inside, a server that does not answer is given up after seconds instead of four minutes.
+
+    What the user has set for MLflow is left alone.
+    """
+    mine = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+    os.environ.update(mine)
     try:
         yield
     finally:
-        del os.environ[_RETRIES]
+        for name in mine:
+            os.environ.pop(name, None)
 
 
 @contextmanager
