@@ -94,9 +94,13 @@ class Chaos:
         while time.monotonic() < end:
             with self._driver() as driver:
                 code = self._harass(driver, end, console)
-            if code in {0, 3} and self.kills.total() >= self.wanted:
-                break
-            if code in {0, 3}:  # finished too early: there is more to kill
+            if code not in {0, 3}:
+                continue
+            if self.kills.total() >= self.wanted:
+                if load_search(self.search).study.notes.get("mirrored"):
+                    break
+                console.print("finished while the server was away: once more, as it is told")
+            else:  # finished too early: there is more to kill
                 self.trials += max(2, self.trials // 10)
                 console.print(f"finished after {self.kills.total()} kills; {self.trials} trials")
         self._stop_server()

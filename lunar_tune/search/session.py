@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ __all__ = [
     "UnknowingModelError",
 ]
 
+PATIENCE, SHORT_PATIENCE, SECONDS_BETWEEN = 60.0, 5.0, 2.0
+"""Seconds for which a store is waited for at the end, at an interruption, and between tries."""
 SAME_MODEL = 0.02
 """By how much a ROUGE score may differ between machines that compute with the same weights: the
 conformance runs differ by up to 0.01 between number formats (docs/benchmarks.md)."""
@@ -330,9 +333,16 @@ class SearchSession:
         self.study.note("ending", ending)
         report = load_search(self.folder.path).report
         files = write_mirrors(self.folder, report)
-        self._close_mirror(files, report, status="KILLED" if killed else "FINISHED")
-        ended = {row.number for row in report.rows if row.state != RUNNING}
-        self.study.note("mirrored", ended <= self.tracker.mirrored)
+        with self._display:
+            mirrored = self._close_mirror(files, report, status="KILLED" if killed else "FINISHED")
+        self.study.note("mirrored", mirrored)
+        if not mirrored:
+            self._console.print(
+                "[yellow]MLflow does not have all of it:[/yellow] python -m lunar_tune.search "
+                f"--resume {escape(str(self.folder.path))} writes the rest when it answers again",
+                highlight=False,
+                soft_wrap=True,
+            )
         if ending is None:  # the last word: nothing of a search that has it is done again
             self.study.note("num_trials", self.plan.config.num_trials)
         commands = (
@@ -365,7 +375,23 @@ class SearchSession:
             if row.number not in self.tracker.mirrored:
                 self._mirror(row)
 
-    def _close_mirror(self, files: Sequence[Path], report: Report, *, status: str) -> None:
+    def _close_mirror(self, files: Sequence[Path], report: Report, *, status: str) -> bool:
+        """Close the search's run; say whether MLflow has all of it.
+
+        A store that is away is waited for, since nothing else is left to be done.
+        """
+        patience = time.monotonic() + (SHORT_PATIENCE if status == "KILLED" else PATIENCE)
+        while True:
+            self._mirror_the_rest(files, report, status=status)
+            if not self.tracker.is_away:
+                ended = {row.number for row in report.rows if row.state != RUNNING}
+                return ended <= self.tracker.mirrored
+            if time.monotonic() > patience:
+                return False
+            self._display.doing("waiting for MLflow")
+            time.sleep(SECONDS_BETWEEN)
+
+    def _mirror_the_rest(self, files: Sequence[Path], report: Report, *, status: str) -> None:
         """Mirror what could not be mirrored so far, and close the search's run."""
         self._reconcile()
         with self.tracker.tolerating():

@@ -81,6 +81,8 @@ class TrackedRun:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # for each trial
         from mlflow import MlflowClient
 
+        # What it retries is told once, by whoever asked for it.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         output.mkdir(parents=True, exist_ok=True)
         self.uri = uri = with_password(uri, name)
         self.has_failed = False
