@@ -11,9 +11,7 @@ import dataclasses
 import functools
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,26 +19,22 @@ from rich.markup import escape
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import write_atomically
-from lunar_tune.models.lineage import read_lineage
-from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import RUNNING, TrialRow
+from lunar_tune.reporting.rows import TrialRow
 from lunar_tune.search.cluster import Resources
 from lunar_tune.search.course import Confirmation, Course
 from lunar_tune.search.descriptions import (
-    run_note,
-    run_parameters,
     search_document,
-    space_document,
 )
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.log_file import RECORD
+from lunar_tune.search.mirroring import SearchMirror
 from lunar_tune.search.outputs import best_document, write_best, write_mirrors
 from lunar_tune.search.plan import SearchPlan, resolved_values
 from lunar_tune.search.progress import SearchDisplay
 from lunar_tune.search.results import load_search
 from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
-from lunar_tune.search.tracking import SearchTracker, shown_scores
+from lunar_tune.search.tracking import SearchTracker
 from lunar_tune.search.watchdog import crash_reason
 
 __all__ = [
@@ -52,8 +46,6 @@ __all__ = [
     "UnknowingModelError",
 ]
 
-PATIENCE, SHORT_PATIENCE, SECONDS_BETWEEN = 60.0, 5.0, 2.0
-"""Seconds for which a store is waited for at the end, at an interruption, and between tries."""
 SAME_MODEL = 0.02
 """By how much a ROUGE score may differ between machines that compute with the same weights: the
 conformance runs differ by up to 0.01 between number formats (docs/benchmarks.md)."""
@@ -78,7 +70,7 @@ class SearchSession:
         brief: Whether to leave out the commands that may come next.
     """
 
-    tracker: SearchTracker
+    mirror: SearchMirror
     study: Study
     vanilla: Mapping[str, float]
 
@@ -176,10 +168,10 @@ class SearchSession:
             self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
         layer_prior = self._narrow(layer_prior)
         self._compare_vanilla(scores)
-        self.vanilla, self.tracker = scores, self._opened()
+        self.vanilla, tracker = scores, self._opened()
         if self.plan.config.system_metrics:
-            self.tracker.monitor()
-        document, resolved = self._document()
+            tracker.monitor()
+        document, resolved = self._document(tracker.uri)
         # Before the study: whoever goes on with it finds what it was told.
         write_atomically(self.folder.config, document.encode())
         self.study = Study(
@@ -196,7 +188,7 @@ class SearchSession:
             "signature": self._signature,
             "layer_prior": layer_prior,
             "facts": self._facts,
-            "mlflow": self.tracker.address,
+            "mlflow": tracker.address,
             # What an earlier attempt has left, perhaps with fewer trials:
             "confirmed": None,
             "num_trials": None,
@@ -204,9 +196,8 @@ class SearchSession:
         }
         for key, value in notes.items():
             self.study.note(key, value)
-        self._describe(document, resolved)
-        if self.tracker.continued:
-            self._reconcile()
+        self.mirror = SearchMirror(tracker, self.plan, self.folder, self.study)
+        self.mirror.describe(document, resolved, scores)
         config = self.plan.config
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
@@ -236,17 +227,13 @@ class SearchSession:
             )
 
     def on_start(self, row: TrialRow) -> None:
-        """Open a trial's run; a mirror that fails is caught up with at the end."""
-        if self.tracker.is_away:
-            return
-        with self.tracker.tolerating():
-            name = f"{self.plan.spec.method.name} {row.label}"
-            self.tracker.start(row, name=name, tags=self.plan.spec.tags)
+        """Mirror that a trial begins."""
+        self.mirror.start(row)
 
     def on_end(self, row: TrialRow) -> None:
         """Show and mirror a trial that has ended."""
         self._display.ended(row)
-        self._mirror(row)
+        self.mirror.end(row)
 
     def on_confirming(self, row: TrialRow) -> None:
         """Show that a setting is evaluated in full."""
@@ -271,9 +258,7 @@ class SearchSession:
             goal=self.plan.config.goal,
         )
         write_best(self.folder, document)
-        with self.tracker.tolerating():
-            self.tracker.conclude(row, confirmation.scores, feasible=document["feasible"])
-            self.tracker.log_files([self.folder.best], root=self.folder.path)
+        self.mirror.found(row, confirmation.scores, feasible=document["feasible"])
 
     def on_unconfirmed(self, row: TrialRow, reason: str) -> None:
         """Say that a setting could not be evaluated in full."""
@@ -298,35 +283,18 @@ class SearchSession:
             self._console.print(f"layer {escape(str(self.plan.layers))}", highlight=False)
         return text
 
-    def _document(self) -> tuple[str, Mapping[str, Any]]:
+    def _document(self, uri: str) -> tuple[str, Mapping[str, Any]]:
         """Return the configuration, and what it says beside options."""
         resolved = resolved_values(self.plan, self.vanilla)
         document = search_document(
             self.plan,
             name=self.folder.name,
-            uri=self.tracker.uri,
+            uri=uri,
             resources=self.resources,
             given=self._given,
             resolved=resolved,
         )
         return document, resolved
-
-    def _describe(self, document: str, resolved: Mapping[str, Any]) -> None:
-        """Describe the search on the parent run."""
-        spec, data = self.plan.spec, self.plan.spec.data
-        splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
-        lineage = read_lineage(spec.model.checkpoint)
-        inputs = {name: (records, resolved["digests"][name]) for name, records in splits.items()}
-        with self.tracker.tolerating():
-            self.tracker.describe(
-                parameters=run_parameters(self.plan),
-                tags=self.plan.spec.tags | (lineage.tags() if lineage is not None else {}),
-                texts={"config.yaml": document, "space.yaml": space_document(self.plan)},
-                data=inputs,
-            )
-            vanilla = {f"vanilla_{name}": v for name, v in shown_scores(self.vanilla).items()}
-            self.tracker.log_metrics({**vanilla, "num_trials": self.plan.config.num_trials})
-            self.tracker.write_note(run_note(load_search(self.folder.path).report))
 
     def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
         """Write the mirrors, close MLflow's run and show the result."""
@@ -334,7 +302,12 @@ class SearchSession:
         report = load_search(self.folder.path).report
         files = write_mirrors(self.folder, report)
         with self._display:
-            mirrored = self._close_mirror(files, report, status="KILLED" if killed else "FINISHED")
+            mirrored = self.mirror.finish(
+                report,
+                files,
+                status="KILLED" if killed else "FINISHED",
+                waiting=lambda: self._display.doing("waiting for MLflow"),
+            )
         self.study.note("mirrored", mirrored)
         if not mirrored:
             self._console.print(
@@ -352,59 +325,8 @@ class SearchSession:
         )
         print_result(self._console, report, folder=self.folder.path, commands=commands)
 
-    def _mirror(self, row: TrialRow) -> None:
-        if self.tracker.is_away:
-            return
-        if row.number not in self.tracker.running():
-            self.on_start(row)
-        if row.number not in self.tracker.running():
-            return  # the store fails still
-        with self.tracker.tolerating():
-            self.tracker.end(row, self.folder.answers(row.number))
-            metric = self.plan.config.goal.objective.metric
-            self.tracker.progress(self.study.rows(), metric)
-
-    def _reconcile(self) -> None:
-        """Mirror every trial that has ended and has no run that says so."""
-        rows = [row for row in self.study.rows() if row.state != RUNNING]
-        self.tracker.ask_again()
-        if self.tracker.continued or self.tracker.has_failed:
-            with self.tracker.tolerating():
-                self.tracker.take_up(rows)
-        for row in rows:
-            if row.number not in self.tracker.mirrored:
-                self._mirror(row)
-
-    def _close_mirror(self, files: Sequence[Path], report: Report, *, status: str) -> bool:
-        """Close the search's run; say whether MLflow has all of it.
-
-        A store that is away is waited for, since nothing else is left to be done.
-        """
-        patience = time.monotonic() + (SHORT_PATIENCE if status == "KILLED" else PATIENCE)
-        while True:
-            self._mirror_the_rest(files, report, status=status)
-            if not self.tracker.is_away:
-                ended = {row.number for row in report.rows if row.state != RUNNING}
-                return ended <= self.tracker.mirrored
-            if time.monotonic() > patience:
-                return False
-            self._display.doing("waiting for MLflow")
-            time.sleep(SECONDS_BETWEEN)
-
-    def _mirror_the_rest(self, files: Sequence[Path], report: Report, *, status: str) -> None:
-        """Mirror what could not be mirrored so far, and close the search's run."""
-        self._reconcile()
-        with self.tracker.tolerating():
-            if report.best is None:
-                self.tracker.conclude(None, None, feasible=False)
-            self.tracker.write_note(run_note(report))
-            self.tracker.log_files(files, root=self.folder.path)
-        with self.tracker.tolerating():
-            self.tracker.close(status=status)
-
     def _end_running(self, reason: str) -> None:
         """Fail what has no result, and mirror that and what was about to be mirrored."""
         for number in self.study.running():
             self.study.fail(number, reason, again=True)
-        for number in self.tracker.running():
-            self._mirror(self.study.row(number))
+        self.mirror.end_open()

@@ -636,14 +636,12 @@ def test_a_trial_whose_run_cannot_be_opened_is_mirrored_when_the_store_is_back(
 ) -> None:
     from mlflow.exceptions import MlflowException
 
-    from lunar_tune.search.session import SearchSession
+    from lunar_tune.search.mirroring import SearchMirror
 
-    session = SearchSession.__new__(SearchSession)
-    session.tracker = tracker
     spec = SimpleNamespace(method=SimpleNamespace(name="lunar"), tags={})
-    session.plan = SimpleNamespace(spec=spec, config=SearchConfig())  # type: ignore[assignment]
-    session.study = SimpleNamespace(rows=lambda: [COMPLETE_ROW])  # type: ignore[assignment]
-    session.folder = Folder(tmp_path)
+    plan: Any = SimpleNamespace(spec=spec, config=SearchConfig())
+    study: Any = SimpleNamespace(rows=lambda: [COMPLETE_ROW])
+    mirror = SearchMirror(tracker, plan, Folder(tmp_path), study)
 
     asked: list[str | None] = []
 
@@ -653,17 +651,17 @@ def test_a_trial_whose_run_cannot_be_opened_is_mirrored_when_the_store_is_back(
 
     with monkeypatch.context() as patch:
         patch.setattr(tracker._client, "create_run", away)
-        session.on_start(RUNNING_ROW)
-        session._mirror(COMPLETE_ROW)
+        mirror.start(RUNNING_ROW)
+        mirror.end(COMPLETE_ROW)
     assert children(client, tracker) == []
     assert asked == ["1"], "given up soon, and not asked again at once"
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
     told = [message for message in caplog.messages if "MLflow cannot be written" in message]
     assert len(told) == 1
-    session._mirror(COMPLETE_ROW)
+    mirror.end(COMPLETE_ROW)
     assert children(client, tracker) == []
     tracker.ask_again()
-    session._mirror(COMPLETE_ROW)
+    mirror.end(COMPLETE_ROW)
     (run,) = children(client, tracker)
     assert run.data.metrics["forget_rouge1"] == 0.25
     assert run.info.status == "FINISHED"
