@@ -193,7 +193,7 @@ def test_a_store_whose_password_was_not_kept_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, folder = begun(tmp_path, tracking_uri=without_password("http://me:secret@host"))
-    options: dict[str, Any] = {"output": tmp_path / "runs", "run_flags": {}}
+    options: dict[str, Any] = {"output": tmp_path / "runs"}
     resumed("n", given={}, problems=(problems := Problems()), **options)
     (said,) = problems.messages
     assert "n: its store http://me:***@host wants a password" in said
