@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
 import pkgutil
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
+from browsers import chromium
 from random_models import build_model, build_tokenizer
 
 if TYPE_CHECKING:
@@ -51,13 +50,6 @@ def complete_annotations(module: ModuleType) -> None:
 
 
 import_with_shape_checks()
-
-
-def chromium() -> str | None:
-    """Return the browser that the tests drive: Debian's, or what CHROMIUM names."""
-    return (
-        os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

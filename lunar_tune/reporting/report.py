@@ -19,7 +19,6 @@ from lunar_tune.reporting.rows import (
     COMPLETE,
     FAILED,
     HEADLINE_SCORES,
-    RUNNING,
     TrialRow,
     best_first,
 )
@@ -102,7 +101,7 @@ def verdict(report: Report) -> str:
     """Say why there is no confirmed best setting, also of a search that still runs."""
     ending = f"{report.ending} " if report.ending else ""
     candidates = best_first(list(report.rows))
-    ended = [row for row in report.rows if row.state != RUNNING and not row.again]
+    ended = [row for row in report.rows if row.counts]
     states = Counter(row.state for row in ended)
     failures = Counter(row.failure for row in ended if row.state == FAILED)
     if candidates:

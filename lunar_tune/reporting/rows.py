@@ -70,6 +70,11 @@ class TrialRow:
     """When its result was told; None while it runs."""
 
     @property
+    def counts(self) -> bool:
+        """Whether it has ended and is one of the trials that the search was to have."""
+        return self.state != RUNNING and not self.again
+
+    @property
     def label(self) -> str:
         """The setting in short, for example `L14 c2.0 lr3e-3`."""
         short = {"layer": "L", "coefficient": "c", "learning_rate": "lr"}

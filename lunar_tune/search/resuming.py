@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 
 from lunar_tune import __version__
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.reporting.rows import RUNNING
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder, find_search, searches_in
 from lunar_tune.search.plan import SearchPlan
@@ -189,7 +188,7 @@ def is_finished(folder: Folder, num_trials: int) -> bool:
     stored = StoredStudy.read(folder.journal)
     if stored is None or not stored.has_ended(1) or stored.notes.get("mirrored") is False:
         return False
-    return sum(row.state != RUNNING and not row.again for row in stored.rows) >= num_trials
+    return sum(row.counts for row in stored.rows) >= num_trials
 
 
 def unfinished_like(signature: str, output: Path) -> Folder | None:

@@ -1,8 +1,9 @@
 """A search under way: its records, its display, its ending.
 
-Covers: judging the unmodified model, describing the search here and in MLflow, mirroring trials,
-showing progress, keeping the confirmed best, ending cleanly after an interruption.
-Does not cover: which task comes next (`course`), what comes before the first one (`run`).
+Covers: judging the unmodified model, opening the study, showing progress, keeping the confirmed
+best, ending cleanly after an interruption.
+Does not cover: which task comes next (`course`), what comes before the first one (`run`), MLflow
+(`mirroring`).
 """
 
 from __future__ import annotations

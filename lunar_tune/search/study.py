@@ -81,7 +81,7 @@ class Study:
     @property
     def ended(self) -> list[TrialRow]:
         """Trials that have ended by themselves, in this process or an earlier one."""
-        return [row for row in self.rows() if row.state != RUNNING and not row.again]
+        return [row for row in self.rows() if row.counts]
 
     @property
     def n_ended(self) -> int:
@@ -141,8 +141,7 @@ class Study:
             return
         trial.set_user_attr("failure", reason)
         if again:
-            begun = 0 if reason == INTERRUPTED else 1
-            self._queue(number, trial.params, self.attempts(number) - 1 + begun)
+            self._queue(number, trial.params, self.attempts(number) - (reason == INTERRUPTED))
         worst = self._goal.worst(row.scores for row in self.rows()) if by_nature else None
         if worst is None:
             self._study.tell(trial, state=TrialState.FAIL)

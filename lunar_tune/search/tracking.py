@@ -137,7 +137,6 @@ class SearchTracker(TrackedRun):
         known = {row.number: row for row in rows}
         for number, runs in found.items():
             row = known.get(number)
-            kept = None
             if row is not None:
                 runs.sort(key=lambda run, row=row: not _says(run, row))  # type: ignore[misc]
                 kept = runs.pop(0)
