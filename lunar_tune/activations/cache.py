@@ -217,8 +217,9 @@ class CacheEntry:
                 raise ValueError("its digest does not match")
         except FileNotFoundError:
             return None
-        except OSError as error:  # says nothing about the content
-            logger.warning("%s cannot be read and is captured again: %s", file, error)
+        except (OSError, RuntimeError) as error:  # says nothing about the content
+            if file.exists():  # else it was removed between the mark and torch's own opening
+                logger.warning("%s cannot be read and is captured again: %s", file, error)
             return None
         except (SafetensorError, ValueError) as error:
             logger.warning("%s is damaged and is captured again: %s", file, error)

@@ -270,6 +270,26 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(
     assert unfinished(root) == []
 
 
+def test_a_file_that_is_removed_while_it_is_opened_is_not_there(
+    root: Path,
+    entry: CacheEntry,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Safetensors opens it, then torch does; torch's error for a missing file is its own."""
+    entry.save("x", values())
+    map_file = torch.UntypedStorage.from_file
+
+    def removed_before(name: str, *arguments: Any, **options: Any) -> torch.UntypedStorage:
+        Path(name).unlink()
+        return map_file(name, *arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", removed_before)
+    assert entry.load("x") is None
+    assert caplog.text == ""
+    assert not file_of(root, entry).exists()
+
+
 def test_a_tensor_is_returned_whole_though_its_entry_is_removed_meanwhile(
     cache: ActivationCache, entry: CacheEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
