@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -38,7 +37,6 @@ import yaml
 from rich.console import Console
 
 from lunar_tune.finetuning.tiny import ensure_tiny
-from lunar_tune.paths import cache_dir
 from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow, best_first
 from lunar_tune.search.results import SearchResults, load_search
 
@@ -72,9 +70,6 @@ class Chaos:
         self._server: subprocess.Popen[bytes] | None = None
         self._model = str(ensure_tiny())
         self._cache = folder / "cache"
-        shutil.copytree(
-            cache_dir() / "activations", self._cache / "activations", dirs_exist_ok=True
-        )
 
     @property
     def uri(self) -> str:
