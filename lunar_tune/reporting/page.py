@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.files import write_atomically
-from lunar_tune.reporting.interactive import interactive_pictures
+from lunar_tune.reporting.interactive.gallery import interactive_pictures
 from lunar_tune.reporting.page_answers import (
     SHOWN,
     Compared,

@@ -6,14 +6,16 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from invented_searches import CURVE, IMPORTANCE
 from pages_by_hand import HOSTILE, failure, hostile, many, page_of, report, said, trial
 
 from lunar_tune.evaluation.goal import Goal
-from lunar_tune.reporting.interactive import interactive_pictures
+from lunar_tune.reporting.interactive.gallery import interactive_pictures
 from lunar_tune.reporting.page import PageSearch, write_page
 from lunar_tune.reporting.page_answers import forgotten, got_worse
 from lunar_tune.reporting.rows import COMPLETE, TrialRow
@@ -237,6 +239,26 @@ def test_pictures_show_every_completed_trial_where_its_scores_are() -> None:
     for number, value in zip(best.x, best.y, strict=True):
         before = [r for r in complete.values() if r.feasible and r.number <= number]
         assert value == min(row.scores["forget_rouge1"] for row in before)
+
+
+def test_what_a_search_knows_besides_its_trials_is_drawn_too() -> None:
+    """Bars are the shares, the most important on top; the curve is that of the scored layers."""
+    known = replace(report(*many(12)), importance=lambda: IMPORTANCE, layers=CURVE)
+    pictures = {one.name: one.figure for one in interactive_pictures(known)}
+    bars = pictures["importance"]
+    assert bars.layout.yaxis.autorange == "reversed"
+    for trace, shares in zip(bars.data, IMPORTANCE.values(), strict=True):
+        assert list(trace.y) == ["layer", "coefficient", "learning rate"]
+        drawn = dict(zip(trace.y, trace.x, strict=True))
+        assert drawn == {name: shares.get(name.replace(" ", "_"), 0.0) for name in trace.y}
+    curve = {trace.name.split(":")[0]: trace for trace in pictures["layers"].data}
+    for name, values in (("s1", CURVE.refusal), ("s2", CURVE.truth)):
+        assert (tuple(curve[name].x), tuple(curve[name].y)) == (CURVE.layers, values)
+    assert curve["s1 − s2"].y == pytest.approx((-0.8, 0.5, 0.3, -0.1))  # noqa: RUF001
+    shaded = [(one.x0, one.x1) for one in pictures["layers"].layout.shapes]
+    assert shaded == [(2.5, 3.5), (3.5, 4.5)]
+    alone = interactive_pictures(replace(report(failure(0)), importance=dict, layers=CURVE))
+    assert [picture.name for picture in alone] == ["layers"]
 
 
 def test_answers_come_worst_first_beside_the_unmodified_models() -> None:

@@ -1,7 +1,7 @@
 """What the interactive pictures of a search share.
 
 Covers: their looks, a marker a trial, what is said of a trial under the mouse, axes of scores.
-Does not cover: what is drawn (`interactive`, `interactive_parameters`).
+Does not cover: what is drawn; a module a picture, or a few that are alike, listed in `gallery`.
 
 Colours are Okabe and Ito's; shapes of markers tell apart in grey. Plotly reads some HTML in its
 texts, so what comes from outside is escaped.

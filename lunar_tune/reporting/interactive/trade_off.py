@@ -1,8 +1,7 @@
-"""Pictures of a search that answer to the mouse, drawn with plotly.
+"""What is forgotten against what is kept, for the mouse.
 
-Covers: the goal's two scores against each other with bound and Pareto front, scores over layer and
-coefficient, over the learning rate and over the trials, all parameters and scores side by side.
-Does not cover: pictures in files (`pictures`), the page that they stand on (`page`).
+Covers: the goal's two scores against each other, its bound, the Pareto front, unmodified and best.
+Does not cover: the same as a file (`pictures.trade_off`).
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lunar_tune.evaluation.demands import Constraint
-from lunar_tune.evaluation.goal import Goal, score_label
+from lunar_tune.evaluation.goal import score_label
 from lunar_tune.evaluation.metrics import METRICS
-from lunar_tune.reporting.interactive_parameters import parameter_map, sensitivity, side_by_side
-from lunar_tune.reporting.interactive_style import (
+from lunar_tune.reporting.interactive.style import (
     BLACK,
     GREEN,
     GROUPS,
@@ -25,31 +23,15 @@ from lunar_tune.reporting.interactive_style import (
     new_figure,
     range_of,
     score_axis,
-    whole_axis,
 )
 from lunar_tune.reporting.pareto import pareto_front
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, TrialRow, best_so_far
+from lunar_tune.reporting.rows import TrialRow
 
-__all__ = ["interactive_pictures"]
-
-
-def interactive_pictures(report: Report) -> list[Interactive]:
-    """Return the pictures that make sense for what was searched; none without a completed trial."""
-    rows = [row for row in report.rows if row.state == COMPLETE]
-    if not rows:
-        return []
-    drawn = (
-        _trade_off(report, rows),
-        parameter_map(rows),
-        sensitivity(rows),
-        _history(report.goal, rows),
-        side_by_side(report, rows),
-    )
-    return [picture for picture in drawn if picture is not None]
+__all__ = ["trade_off"]
 
 
-def _trade_off(report: Report, rows: Sequence[TrialRow]) -> Interactive:
+def trade_off(report: Report, rows: Sequence[TrialRow]) -> Interactive:
     """Draw the objective against the first other score that the goal takes."""
     goal = report.goal
     bound = next((c for c in goal.constraints if c.metric != goal.objective.metric), None)
@@ -149,26 +131,3 @@ def _marks(figure: Any, report: Report, x: str, y: str) -> None:
                 hoverinfo="text",
                 name=name,
             )
-
-
-def _history(goal: Goal, rows: Sequence[TrialRow]) -> Interactive:
-    """Draw the objective over the trials, with the best feasible so far."""
-    score, figure = goal.objective.metric, new_figure()
-    known = [row for row in rows if are_known(row.scores, score)]
-    best = best_so_far(known)
-    figure.add_scatter(
-        x=[row.number for row, _ in best],
-        y=[one.scores[score] for _, one in best],
-        mode="lines",
-        line={"shape": "hv", "color": GREEN, "width": 2.5},
-        hoverinfo="skip",
-        name="best feasible so far",
-    )
-    for feasible, label, colour, symbol in GROUPS:
-        mine = [row for row in known if row.feasible is feasible]
-        add_trials(figure, mine, None, score, name=label, colour=colour, symbol=symbol)
-    figure.update_xaxes(title_text="trial", **whole_axis([row.number for row in rows]))
-    figure.update_yaxes(
-        title_text=score_axis(score), **range_of(score, [row.scores[score] for row in known])
-    )
-    return Interactive("history", "Course of the search", "Each trial's objective in turn.", figure)

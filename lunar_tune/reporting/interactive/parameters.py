@@ -2,7 +2,8 @@
 
 Covers: forget and retain ROUGE-1 over layer and coefficient and over the learning rate; all
 parameters and scores side by side.
-Does not cover: scores against each other or over the trials (`interactive`).
+Does not cover: scores against each other or over the trials (`trade_off`, `history`), how much
+each parameter decides (`importance`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, overload
 
 from lunar_tune.evaluation.goal import score_label
 from lunar_tune.evaluation.metrics import METRICS
-from lunar_tune.reporting.interactive_style import (
+from lunar_tune.reporting.interactive.style import (
     BLACK,
     BLUE,
     GREEN,

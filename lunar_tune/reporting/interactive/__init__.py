@@ -1,0 +1,1 @@
+"""Pictures of a search that answer to the mouse, drawn with plotly; listed in `gallery`."""
