@@ -1,7 +1,7 @@
 """Running a command: exit codes, and errors as one message instead of a traceback.
 
 Covers: exit code 2 for a wrong input, 130 for an interruption, 1 and one line for what was not
-foreseen, without passwords; a traceback with `--debug`, as it is; an interruption that is not
+foreseen; before it a traceback with `--debug`; no passwords in either; an interruption that is not
 interrupted itself.
 Does not cover: what a command does.
 """
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -41,7 +42,7 @@ EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 # Presses of Ctrl-C after which an ending that takes too long is given up.
 _PATIENCE = 4
 
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors too.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show errors only.")]
 
 
@@ -73,8 +74,7 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
         with interrupted_once():
             yield
     except LunarTuneError as error:
-        if debug:
-            raise
+        _trace(error, wanted=debug)
         console = Console(stderr=True, emoji=False)
         console.print("[bold red]error:[/bold red]", end=" ")
         console.print(without_secrets(str(error)), markup=False, highlight=False, soft_wrap=True)
@@ -82,28 +82,30 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
     except (click.exceptions.ClickException, click.exceptions.Exit):
         raise  # Typer's own, which it shows itself
     except Exception as error:
-        if debug:
-            raise
+        _trace(error, wanted=debug)
         logger.debug("not expected", exc_info=True)
-        _show_unexpected(error)
+        _show_unexpected(error, traced=debug)
         sys.exit(EXIT_FAILED)
-    except KeyboardInterrupt:
-        if debug:
-            raise
+    except KeyboardInterrupt as error:
+        _trace(error, wanted=debug)
         Console(stderr=True, emoji=False).print("interrupted")
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _show_unexpected(error: Exception) -> None:
+def _trace(error: BaseException, *, wanted: bool) -> None:
+    """Show where an error comes from."""
+    if wanted:
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
+
+
+def _show_unexpected(error: Exception, *, traced: bool) -> None:
     """Say what was not foreseen in one line, and how to learn more."""
     console = Console(stderr=True, emoji=False)
     console.print("[bold red]unexpected error:[/bold red]", end=" ")
     first = without_secrets(next(iter(str(error).splitlines()), ""))
-    say(
-        console,
-        f"{type(error).__name__}: {first[:_LONGEST]} (run the command again with --debug to see "
-        "where; if it is a mistake of the program, please report that)",
-    )
+    where = "" if traced else "run the command again with --debug to see where; "
+    advice = f"({where}if it is a mistake of the program, please report that)"
+    say(console, f"{type(error).__name__}: {first[:_LONGEST]} {advice}")
 
 
 @contextmanager

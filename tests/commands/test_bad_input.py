@@ -502,7 +502,12 @@ def test_what_was_not_foreseen_is_one_line_and_exit_code_1(monkeypatch: pytest.M
         "unexpected error: KeyError: 'a mistake\\nof the program' (run the command again with "
         "--debug to see where; if it is a mistake of the program, please report that)\n"
     )
-    assert isinstance(invoke(search, "--dry-run", "--debug").exception, KeyError)
+    traced = invoke(search, "--dry-run", "--debug")
+    assert traced.exit_code == 1
+    trace, said = traced.stderr.split("unexpected error: ")
+    assert trace.startswith("Traceback (most recent call last):\n")
+    assert 'raise KeyError("a mistake' in trace
+    assert "--debug" not in said
 
 
 def test_a_file_that_another_program_holds_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,10 +521,14 @@ def test_a_file_that_another_program_holds_is_no_traceback(monkeypatch: pytest.M
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("debug", [False, True], ids=["a message", "a traceback"])
 @pytest.mark.parametrize("kind", [InputError, RuntimeError])
 def test_no_error_tells_a_password(
-    kind: type[Exception], capsys: pytest.CaptureFixture[str]
+    kind: type[Exception], debug: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit), reporting_errors(debug=False):
-        raise kind("API request to http://me:s3cretpw@host:5000/api failed")
-    assert "API request to http://me:***@host:5000/api failed" in capsys.readouterr().err
+    failed = "API request to http://me:s3cretpw@host:5000/api failed"
+    with pytest.raises(SystemExit), reporting_errors(debug=debug):
+        raise kind(failed)
+    shown = capsys.readouterr().err
+    assert shown.count("API request to http://me:***@host:5000/api failed") == 1 + debug
+    assert "s3cret" not in shown

@@ -244,7 +244,8 @@ def test_nothing_is_shown_when_quiet() -> None:
 
 def test_debug_shows_the_traceback() -> None:
     result = invoke("--remove", "1a", "--debug")
-    assert type(result.exception).__name__ == "InputError"
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Traceback (most recent call last):\n")
 
 
 def test_a_folder_that_cannot_be_made_is_refused_with_advice(

@@ -215,7 +215,10 @@ def test_answers_without_a_word_for_rouge_are_named(tmp_path: Path) -> None:
 
 def test_debug_shows_the_traceback() -> None:
     result = invoke("--debug", "--retain-floor", "7")
-    assert type(result.exception).__name__ == "InputError"
+    assert result.exit_code == 2
+    trace, message = result.stderr.rsplit("error: ", 1)
+    assert trace.startswith("Traceback (most recent call last):\n")
+    assert "--retain-floor" in message
 
 
 def test_quiet_shows_errors_only() -> None:
