@@ -9,6 +9,7 @@ functions, so that importing this module stays cheap.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchSize", "DeviceMemory", "give_back", "host_free_bytes", "is_out_of_memory"]
 
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 # A device is never planned to the last byte: fragments and libraries take their share.
@@ -120,7 +122,9 @@ class BatchSize:
                         "use a smaller model or --dtype bfloat16."
                     ) from error
             # Outside the handler, where the error no longer holds the tensors of the failed try.
-            self.size //= 2
+            tried, self.size = self.size, self.size // 2
+            told = "memory ran out with %d of %s in a batch; %d from now on"
+            logger.warning(told, tried, self._what, self.size)
             give_back()
 
 

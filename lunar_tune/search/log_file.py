@@ -5,7 +5,8 @@
 Covers: all that is printed, with the time and without colours; what is said in the log alone
 (`RECORD`); warnings and worse of this package and of libraries; errors with their traceback;
 secrets left out.
-Does not cover: what is printed (`session`, `progress`), what Ray's workers write.
+Does not cover: what is printed (`session`, `progress`), how workers' warnings come here
+(`worker_warnings`), what else they write.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from lunar_tune.search.cluster import described
 from lunar_tune.search.course import OVER, Course
 from lunar_tune.search.log_file import RECORD
+from lunar_tune.search.worker_warnings import say_warnings
 
 __all__ = ["CourseSearcher", "NewsCallback"]
 
@@ -69,10 +70,21 @@ class CourseSearcher(Searcher):
 
 
 class NewsCallback(tune.Callback):
-    """Hears from Ray of every task's end."""
+    """Hears from Ray of every task's end, and of what its worker warns of on the way."""
 
     def __init__(self, course: Course) -> None:
         self._course = course
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,  # noqa: ARG002
+        result: dict[str, Any],
+        **info: Any,  # noqa: ARG002
+    ) -> None:
+        """Say what a worker has warned of."""
+        say_warnings(result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Pass on that a task has ended."""

@@ -25,6 +25,7 @@ from lunar_tune.search.cluster import described
 from lunar_tune.search.course import TRIAL, VANILLA
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.watchdog import Watchdog
+from lunar_tune.search.worker_warnings import WarningsHeard
 from lunar_tune.trial.checks import Check
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
@@ -64,6 +65,7 @@ class UnlearningTrainable(tune.Trainable):
         self._task = config
         self._spec, self._folder = spec, Folder(folder)
         self._watchdog = Watchdog(self._folder, timeout)
+        self._warnings = WarningsHeard()
         self._worker: Worker | None = None
         self._trial: Generator[Check, None, TrialResult] | None = None
 
@@ -76,6 +78,7 @@ class UnlearningTrainable(tune.Trainable):
     def cleanup(self) -> None:
         """Put the model back if a trial was ended from outside."""
         self._end_trial()
+        self._warnings.close()
 
     def step(self) -> dict[str, Any]:
         """Run the task, or a trial to its next look; report what it gives, or why nothing."""
@@ -98,7 +101,7 @@ class UnlearningTrainable(tune.Trainable):
             give_back()  # outside the handlers, where no error holds tensors any more
         if self._trial is None:
             self._watchdog.end()
-        return {"number": number, "done": True, **outcome}
+        return {"number": number, "done": True, **self._warnings.take(), **outcome}
 
     def _run(self, kind: str) -> str:
         """Evaluate the unmodified model, or a setting in full."""

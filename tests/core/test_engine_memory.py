@@ -53,10 +53,14 @@ def given_back(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_a_batch_is_halved_until_it_fits_and_the_size_is_remembered(
-    error: Exception, given_back: list[None]
+    error: Exception, given_back: list[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     size, work = BatchSize(100, "rows"), Work(13, error)
     assert size.fit(work) == "done with 12"
+    assert caplog.messages == [
+        f"memory ran out with {tried} of rows in a batch; {then} from now on"
+        for tried, then in ((100, 50), (50, 25), (25, 12))
+    ]
     assert work.tried == [100, 50, 25, 12]
     assert len(given_back) == 3
     assert size.fit(work) == "done with 12"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from lunar_tune.errors import DivergenceError, EditedModelError, InputError
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.contract import Change, Fit, Preparation
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.searcher import NewsCallback
 from lunar_tune.search.trainable import UnlearningTrainable
 from lunar_tune.search.watchdog import Watchdog, crash_reason
 from lunar_tune.trial.assemble import assemble
@@ -102,6 +104,30 @@ def test_an_error_of_a_trial_is_an_outcome_and_the_model_serves_the_next(
     worker.__dict__["preparation"] = whole
     trainable.reset_config({"task": "trial", "number": 1, "parameters": SETTING})
     assert json.loads(trainable.step()["report"])["scores"]["retain_rows"] > 0
+
+
+def test_what_a_worker_warns_of_reaches_whoever_watches_once(
+    worker: Worker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainable = trainable_with(worker, tmp_path)
+    worker.draft({(0,): (0,)})
+    lost = logging.getLogger("lunar_tune.activations.cache")
+
+    def fails() -> None:
+        lost.warning("x.safetensors is damaged; http://me:%s@host", "s3cretpw")
+        logging.getLogger("elsewhere").warning("of no interest")
+        raise InputError("no such layer")
+
+    whole = worker.preparation
+    worker.__dict__["preparation"] = Broken(None, fails)
+    told = trainable.step()
+    worker.__dict__["preparation"] = whole
+    trainable.reset_config({"task": "trial", "number": 1, "parameters": SETTING})
+    assert "warnings" not in trainable.step()
+
+    caplog.clear()
+    NewsCallback.__new__(NewsCallback).on_trial_result(1, [], None, told)
+    assert caplog.messages == ["a worker: x.safetensors is damaged; http://me:***@host"]
 
 
 @pytest.mark.parametrize(
