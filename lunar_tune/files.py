@@ -1,6 +1,6 @@
-"""Writing a file so that a reader sees all of it or what was there before.
+"""Writing files so that nobody sees half of one, and reading no more than was meant.
 
-Covers: bytes, and whatever a library writes to a path.
+Covers: bytes, and whatever a library writes to a path; files that need not end.
 Does not cover: what is written; where things are (`paths`).
 """
 
@@ -12,7 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_atomically"]
+__all__ = ["read_beginning", "replacing", "write_atomically"]
+
+
+def read_beginning(path: Path, most: int) -> bytes:
+    """Return a file's first bytes; a device or a pipe has no size to be asked for, nor an end.
+
+    Args:
+        path: The file.
+        most: How many bytes at most.
+    """
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 @contextmanager

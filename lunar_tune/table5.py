@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -199,6 +200,9 @@ def _run(
     cells = []
     with problems.collect():
         cells = cells_of(models, data, methods, seed=seed, seeds=seeds)
+    if not cells:  # else each cell is checked whole
+        with problems.collect():
+            dataclasses.replace(shared, scheduler="none").check()
     table = None
     with problems.collect():
         table = TableRun(cells, shared, console)

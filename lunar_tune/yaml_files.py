@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from lunar_tune.errors import InputError
+from lunar_tune.files import read_beginning
 
 __all__ = ["describe_mistakes", "looks_like_number", "read_yaml_mapping", "shown", "suggestion"]
 
@@ -146,7 +147,9 @@ def _read_text(path: Path, error_class: type[InputError]) -> str:
             raise error_class(
                 f"{path}: is {path.stat().st_size:,} bytes large; at most {_MAX_BYTES:,} are read"
             )
-        content = path.read_bytes()
+        content = read_beginning(path, _MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise error_class(f"{path}: does not end; at most {_MAX_BYTES:,} bytes are read")
     except FileNotFoundError as error:
         raise error_class(f"{path}: there is no such file; check the path") from error
     except IsADirectoryError as error:

@@ -21,6 +21,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from lunar_tune.errors import DataError
+from lunar_tune.files import read_beginning
 
 __all__ = ["ROW_SUFFIXES", "Row", "Unreadable", "read_json", "read_lines", "read_rows"]
 
@@ -115,9 +116,11 @@ def _read_bytes(path: Path) -> bytes:
             raise DataError(
                 f"{path}: is {size / 2**30:.1f} GiB large; at most {_MAX_FILE_BYTES >> 30} are read"
             )
-        content = path.read_bytes()
+        content = read_beginning(path, _MAX_FILE_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(content) > _MAX_FILE_BYTES:
+        raise DataError(f"{path}: does not end; at most {_MAX_FILE_BYTES >> 30} GiB are read")
     if not content.strip():
         raise DataError(f"{path}: the file is empty")
     return content

@@ -7,6 +7,7 @@ Does not cover: Tune (`tuning`), who may use Ray (`access`).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from lunar_tune.search.access import check_address, own_session, refusal, users_
 if TYPE_CHECKING:
     from lunar_tune.search.config import SearchConfig
 
-__all__ = ["Resources", "check_gpus", "described", "ray_session", "share_out"]
+__all__ = ["Resources", "check_gpus", "described", "leave_ray", "ray_session", "share_out"]
 
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
 # Tune's snapshots of its state are never restored (the study is the state).
@@ -56,14 +57,15 @@ def check_gpus(config: SearchConfig) -> None:
     Raises:
         InputError: More were demanded than there are.
     """
-    if config.address is not None or not config.gpus_per_trial:
+    wanted = config.gpus_per_trial or 0.0
+    if config.address is not None or not 0 < wanted < math.inf:
         return
     import torch
 
     available = torch.cuda.device_count()
-    if config.gpus_per_trial > available:
+    if wanted > available:
         raise InputError(
-            f"--gpus-per-trial {config.gpus_per_trial:g}: this machine has {available} CUDA "
+            f"--gpus-per-trial {wanted:g}: this machine has {available} CUDA "
             "devices that torch can see. Leave the option out to use what there is, or name a "
             "cluster with --address."
         )
@@ -94,6 +96,17 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def leave_ray() -> None:
+    """Let go of Ray at once, in whatever state it is.
+
+    A signal to the whole process group ends Ray's own processes too, and a driver that goes on
+    without them is ended after a minute.
+    """
+    import ray
+
+    ray.shutdown()
 
 
 def _is_there() -> bool:

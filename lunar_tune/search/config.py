@@ -17,6 +17,7 @@ import yaml
 
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.evaluation.goal import Goal
+from lunar_tune.search.folder import is_plain
 from lunar_tune.trial.options import RunOptions
 
 __all__ = [
@@ -37,6 +38,7 @@ PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
 """The methods of the paper's Table 5."""
 EXPERIMENT = "lunar-tune"
 """The MLflow experiment of all searches, where no other is named."""
+LONGEST_TIMEOUT = 1e8  # seconds, three years: what system clocks can add
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
 
@@ -154,6 +156,8 @@ class SearchConfig:
         ):
             if number is not None and not 0 < number < math.inf:
                 problems.add(f"{option} {number}: {least}.")
+        if self.trial_timeout is not None and LONGEST_TIMEOUT < self.trial_timeout < math.inf:
+            problems.add(f"--trial-timeout {self.trial_timeout:g}: at most {LONGEST_TIMEOUT:g}.")
         if self.gpus_per_trial is not None and not 0 <= self.gpus_per_trial < math.inf:
             problems.add(f"--gpus-per-trial {self.gpus_per_trial}: 0 or more.")
         self._check_name(problems)
@@ -164,7 +168,7 @@ class SearchConfig:
         """Note a name that is none of a folder."""
         if self.name is None:
             return
-        if Path(self.name).name != self.name or self.name in {"", ".", ".."}:
+        if not is_plain(self.name):
             problems.add(f"--name {self.name}: a plain name, without folders.")
         elif not self.name.isprintable():
             problems.add(f"--name {self.name!r}: holds a control character.")
@@ -185,7 +189,7 @@ class SearchConfig:
         if not self.experiment.strip():
             problems.add("--experiment is empty: name an MLflow experiment, or leave it out.")
         gpus = self.gpus_per_trial or 0.0
-        if gpus > 1 and not float(gpus).is_integer():
+        if 1 < gpus < math.inf and not float(gpus).is_integer():
             problems.add(f"--gpus-per-trial {gpus:g}: above 1 a whole number of GPUs.")
         if self.run.device == "cpu" and gpus:
             problems.add(f"--device cpu contradicts --gpus-per-trial {gpus:g}: leave one out.")

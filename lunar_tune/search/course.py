@@ -184,20 +184,20 @@ class Course:
                 What crashed is begun again, `ATTEMPTS` times in all.
         """
         kind, number = self._tasks[task_id]
+        reason = self._crash_reason(number, error) if error is not None else None
         if kind == VANILLA and self.study is None and self.error is None:
             if self._may_begin_again(kind, number):
                 self._waiting_for_vanilla = False
             else:
-                self._take_vanilla(None, error, wrong_input=False)
+                self._take_vanilla(None, reason, wrong_input=False)
         if kind == CONFIRMATION and self._confirming:
             if self._may_begin_again(kind, number):
                 self._confirming = False
             else:
-                self._take_confirmation(number, None, error)
+                self._take_confirmation(number, None, reason)
         if kind != TRIAL or self.study is None:
             return
-        reason = self._crash_reason(number, error) if error is not None else NO_RESULT
-        self._fail_unless_ended(self.study, number, reason)
+        self._fail_unless_ended(self.study, number, reason or NO_RESULT)
         self._running.discard(number)
         row = self.study.row(number)
         if row.state == FAILED:

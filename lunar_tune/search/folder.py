@@ -14,7 +14,7 @@ from pathlib import Path
 from lunar_tune.errors import InputError
 from lunar_tune.paths import is_file, is_folder
 
-__all__ = ["RUNS", "Folder", "find_search", "searches_in"]
+__all__ = ["RUNS", "Folder", "find_search", "is_plain", "searches_in"]
 
 RUNS = Path("runs")
 """Where searches are kept unless another folder is named."""
@@ -27,6 +27,11 @@ _BEFORE_THE_FIRST_TRIAL = {
     "search.log",
     "trials",
 }
+
+
+def is_plain(name: str) -> bool:
+    """Say whether a name is one of a folder, and of no other folder than it seems."""
+    return Path(name).name == name and name not in {"", ".", ".."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +103,9 @@ class Folder:
         return self.path / "trials" / f"{number:05d}-full.parquet"
 
     def stack(self, number: int) -> Path:
-        """What a worker was doing when a trial took too long."""
-        return self.path / "trials" / f"{number:05d}-stack.txt"
+        """What a worker was doing when a trial took too long; below 0, the unmodified model."""
+        name = f"{number:05d}" if number >= 0 else "vanilla"
+        return self.path / "trials" / f"{name}-stack.txt"
 
     @property
     def vanilla_answers(self) -> Path:

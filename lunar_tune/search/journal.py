@@ -8,6 +8,7 @@ Does not cover: what stands in it (`study`).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,15 +49,12 @@ def reading(path: Path) -> Iterator[None]:
 def open_journal(path: Path) -> JournalStorage:
     """Open a journal for writing; a last line that a kill or a full disk has torn is cut off first.
 
-    Optuna 5.0 cannot read past such a line, and every later read would raise.
+    Optuna 5.0 cannot read past such a line, and every later read would raise. It is looked for
+    before every writing: a disk that was full for one line may have room for the next.
     """
     lock = _JournalLock(path)
-    if path.is_file():
-        lock.acquire()
-        try:
-            _cut_torn_line(path)
-        finally:
-            lock.release()
+    lock.acquire()
+    lock.release()
     # Optuna asks a lock for no more than these two methods; its base class is not public.
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type]
 
@@ -92,11 +90,17 @@ class _JournalLock:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
 
     def acquire(self) -> bool:
-        """Wait for the lock."""
+        """Wait for the lock; then the journal ends with a whole line."""
         self._lock.acquire()
+        try:
+            _cut_torn_line(self._path)
+        except BaseException:
+            self._lock.release()
+            raise
         return True
 
     def release(self) -> None:
@@ -105,7 +109,10 @@ class _JournalLock:
 
 
 def _cut_torn_line(path: Path) -> None:
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)

@@ -22,7 +22,7 @@ from lunar_tune.reporting.report import Report, write_report
 from lunar_tune.reporting.rows import TrialRow
 from lunar_tune.reporting.tables import write_trials
 from lunar_tune.search.config import LONGEST_NAME, SearchConfig
-from lunar_tune.search.folder import Folder
+from lunar_tune.search.folder import Folder, is_plain
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ __all__ = [
 
 def write_mirrors(folder: Folder, report: Report) -> list[Path]:
     """Write table, pictures and report from the rows; return the pictures and the report."""
+    write_trials(folder.trials, report.rows)  # first: it needs nothing to be loaded
+
     from lunar_tune.reporting.pictures.gallery import PICTURES, write_pictures
 
-    write_trials(folder.trials, report.rows)
     pictures = write_pictures(report, folder.pictures)
     text = folder.path / "report.md"
     shown = {f"{folder.pictures.name}/{name}.png": PICTURES[name].caption for name in pictures}
@@ -90,7 +91,8 @@ def check_output(output: Path, name: str | None, *, resume: bool = False) -> Non
     Raises:
         InputError: It exists already, or cannot be written.
     """
-    if name is not None and not resume and Folder(output / name).is_taken:
+    named = name is not None and is_plain(name) and not resume
+    if name is not None and named and Folder(output / name).is_taken:
         raise InputError(_taken(name, output / name))
     check_writable(output, f"--output {output}")
 

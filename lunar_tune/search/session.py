@@ -21,7 +21,7 @@ from rich.markup import escape
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import write_atomically
 from lunar_tune.reporting.rows import TrialRow
-from lunar_tune.search.cluster import Resources
+from lunar_tune.search.cluster import Resources, leave_ray
 from lunar_tune.search.course import Confirmation, Course
 from lunar_tune.search.descriptions import (
     search_document,
@@ -144,6 +144,7 @@ class SearchSession:
             if course.study is None:
                 raise
             RECORD.warning("interrupted")
+            leave_ray()
             code, ending = EXIT_INTERRUPTED, "Interrupted."
             self._end_running(INTERRUPTED)
         if course.error is not None:
@@ -190,6 +191,7 @@ class SearchSession:
             "layer_prior": layer_prior,
             "facts": self._facts,
             "mlflow": tracker.address,
+            "configuration": document,
             # What an earlier attempt has left, perhaps with fewer trials:
             "confirmed": None,
             "num_trials": None,

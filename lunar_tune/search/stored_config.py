@@ -1,7 +1,8 @@
 """A search's configuration, read back from its `config.yaml`.
 
-Covers: every option with the value that it had; files that were named relative to the folder that
-the search was started in; options that this version does not know or that one did not have.
+Covers: every option with the value that it had, from the study where the file is gone; files that
+were named relative to the folder that the search was started in; options that this version does
+not know or that one did not have.
 Does not cover: writing it (`config`), scores (`results`).
 """
 
@@ -27,12 +28,14 @@ from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.layer_choice import AUTO
 from lunar_tune.search.space import shipped_spaces
+from lunar_tune.search.study import StoredStudy
 from lunar_tune.trial.options import RunOptions
 from lunar_tune.yaml_files import describe_mistakes
 
 __all__ = ["StoredConfig"]
 
 # Options that may name a file or folder, and may as well be a name.
+_ADVICE = " Remove it: the study has a copy, which is taken then."
 _PLACES = (
     "model",
     "model_path",
@@ -106,15 +109,29 @@ class StoredConfig:
 
 
 def _document(folder: Folder) -> dict[str, Any]:
+    """Return the file's content, or the study's own copy where there is no file."""
     try:
-        document = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder.path}: has no config.yaml, so it was never begun.") from error
+        document = yaml.safe_load(_text(folder))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{folder.config}: cannot be read ({error}).") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{folder.config}: says nothing.")
-    return document
+        raise InputError(f"{folder.config}: cannot be read ({error}).{_ADVICE}") from error
+    parts = document if isinstance(document, dict) else {}
+    if not all(isinstance(parts.get(part), dict) for part in ("search", "run", "resolved")):
+        raise InputError(f"{folder.config}: is damaged, a part of it is missing.{_ADVICE}")
+    return parts
+
+
+def _text(folder: Folder) -> str:
+    try:
+        return folder.config.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        stored = StoredStudy.read(folder.journal)
+        text = stored.notes.get("configuration") if stored is not None else None
+        if text is None:
+            raise InputError(
+                f"{folder.path}: has no config.yaml, and its study has no copy of it, so there is "
+                "no search to read or to go on with."
+            ) from error
+        return str(text)
 
 
 def _given(part: Any) -> dict[str, tuple[Any, str]]:

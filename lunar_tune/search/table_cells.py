@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lunar_tune.data.bundled import resolve_data
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.catalog import resolve_model
 from lunar_tune.paths import safe_name
@@ -113,6 +114,9 @@ def cells_of(
     for model in models:
         with problems.collect():
             resolve_model(model)
+    for name in filter(None, (one.partition(":")[0] for one in data)):
+        with problems.collect():
+            resolve_data(name, kind="records")
     variants = []
     for method in methods:
         with problems.collect():

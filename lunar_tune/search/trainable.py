@@ -36,6 +36,8 @@ PENALISED = "penalised_forget_rouge1"
 """What schedulers compare: forget ROUGE-1, and what retain ROUGE-1 lacks of the floor, weighted so
 that a fit which loses half of the floor is worse than one that forgets nothing."""
 PENALTY = 3.0
+IN_FULL = 10
+"""How many times as long as a trial the tasks may take that ask every question to its end."""
 
 
 def report(result: TrialResult, spec: TrialSpec, digest: str) -> str:
@@ -106,6 +108,7 @@ class UnlearningTrainable(tune.Trainable):
     def _run(self, kind: str) -> str:
         """Evaluate the unmodified model, or a setting in full."""
         worker = self._ready()
+        self._watchdog.begin(self._task["number"], times=IN_FULL)
         if kind == VANILLA:
             vanilla = worker.vanilla()
             self._write(self._folder.vanilla_answers, vanilla)

@@ -31,17 +31,24 @@ class Watchdog:
         self._file: IO[str] | None = None
         self._path: Path | None = None
 
-    def begin(self, number: int) -> None:
-        """Watch a task from now on."""
+    def begin(self, number: int, *, times: int = 1) -> None:
+        """Watch a task from now on.
+
+        Args:
+            number: Of its trial.
+            times: How many times as long as a trial it may take.
+        """
         self.end()
         if self._limit is None:
             return
+        limit = times * self._limit
         self._path = self._folder.stack(number)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("w", encoding="utf-8")
-        self._file.write(f"took longer than {self._limit:g} s (--trial-timeout)\n")
+        told = "--trial-timeout" if times == 1 else f"{times} times --trial-timeout"
+        self._file.write(f"took longer than {limit:g} s ({told})\n")
         self._file.flush()
-        faulthandler.dump_traceback_later(self._limit, exit=True, file=self._file)
+        faulthandler.dump_traceback_later(limit, exit=True, file=self._file)
 
     def end(self) -> None:
         """Watch no longer: the task has ended."""

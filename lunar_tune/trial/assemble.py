@@ -35,6 +35,9 @@ from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
 from lunar_tune.trial.sets import read_sets
 from lunar_tune.trial.spec import TrialSpec
 
+# What numpy takes, and Optuna's samplers with it.
+LARGEST_SEED = 2**32 - 1
+
 __all__ = [
     "assemble",
     "assemble_model",
@@ -235,3 +238,5 @@ def _check_counts(options: RunOptions, problems: Problems) -> None:
     ):
         if value is not None and value < 1:
             problems.add(f"{name} {value}: at least 1.")
+    if not 0 <= options.seed <= LARGEST_SEED:
+        problems.add(f"--seed {options.seed}: between 0 and {LARGEST_SEED}.")

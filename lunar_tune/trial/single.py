@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lunar_tune.errors import Problems
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.saving import check_save_folder, save_checkpoint
-from lunar_tune.trial.assemble import assemble, known_depth, materialise
+from lunar_tune.trial.assemble import assemble, known_depth, materialise, method_of
 from lunar_tune.trial.options import RunOptions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
@@ -88,15 +89,9 @@ def unlearn_once(
         >>> run.scores["forget_rouge1"], run.scores["retain_rouge1"]
     """
     options = options or RunOptions()
-    spec = assemble(options)
     given = {"layer": layer, "coefficient": coefficient}
     setting = {name: value for name, value in given.items() if value is not None} | parameters
-    spec.method.check_parameters(setting)
-    depth = known_depth(options)
-    if depth is not None and layer is not None:
-        check_layers((layer,) if isinstance(layer, int) else tuple(layer), depth)
-    if save_to is not None:
-        check_save_folder(save_to)
+    spec = _checked(options, setting, save_to)
     worker = Worker(materialise(spec, on_progress))
     full = spec.data.held_out is not None  # what is reported lies there
     before = worker.vanilla(full=full) if vanilla else None
@@ -108,3 +103,24 @@ def unlearn_once(
 
     result = worker.run(setting, full=full, inside=save)
     return SingleRun(spec=worker.spec, result=result, vanilla=before)
+
+
+def _checked(options: RunOptions, setting: Mapping[str, Any], save_to: Path | None) -> TrialSpec:
+    """Return what runs; raise with all that is wrong with options, setting and folder."""
+    problems = Problems()
+    spec = None
+    with problems.collect():
+        spec = assemble(options)
+    with problems.collect():
+        method_of(options).check_parameters(setting)
+    with problems.collect():
+        depth, layer = known_depth(options), setting.get("layer")
+        if depth is not None and layer is not None:
+            check_layers((layer,) if isinstance(layer, int) else tuple(layer), depth)
+    with problems.collect():
+        if save_to is not None:
+            check_save_folder(save_to)
+    problems.raise_if_any()
+    if spec is None:
+        raise AssertionError("without a spec something is wrong")
+    return spec

@@ -208,6 +208,22 @@ MISTAKES = (
         written("space.yaml", "a: !!python/object/apply:os.system [ls]\n"),
     ),
     Mistake(
+        "YAML without an end",
+        ("--space", "/dev/zero"),
+        "/dev/zero: does not end; at most 1,000,000 bytes are read",
+    ),
+    Mistake("negative seed", ("--seed", "-1"), "--seed -1: between 0 and 4294967295."),
+    Mistake(
+        "seed that nothing takes",
+        ("--seed", "99999999999999999999"),
+        "--seed 99999999999999999999: between 0 and 4294967295.",
+    ),
+    Mistake(
+        "a limit that no clock can tell",
+        ("--trial-timeout", "1e300"),
+        "--trial-timeout 1e+300: at most 1e+08.",
+    ),
+    Mistake(
         "large YAML",
         ("--space", "space.yaml"),
         "space.yaml: is 1,000,005 bytes large; at most 1,000,000 are read",

@@ -99,6 +99,19 @@ def test_an_unknown_metric_is_refused_with_what_else_is_wrong(small: list[str]) 
     assert "--metrics is empty" in refused(*small, *SETTING, "--metrics", " , ")
 
 
+def test_mistakes_of_setting_data_and_folder_are_said_at_once(
+    small: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "x").touch()
+    setting = ("--layer", "9", "--coefficient", "nan", "--learning-rate", "inf")
+    message = refused(*small, *setting, "--forget-edge", "Q", "--save", str(tmp_path / "model"))
+    for part in ("unknown forget edge 'Q'", "--coefficient nan", "--learning-rate inf"):
+        assert part in message
+    assert "--layer 9: the model has" in message
+    assert "5 things are wrong" in message
+
+
 def test_several_layers_take_a_coefficient_each(small: list[str]) -> None:
     arguments = ("--layer", "1,2", "--coefficient", "2,1", "--learning-rate", "0.01")
     succeeded(*small, *arguments, "--json", "s.json", "--no-vanilla", "--quiet")

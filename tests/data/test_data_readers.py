@@ -90,6 +90,16 @@ def test_what_is_written_in_any_format_is_read_back(
         assert read_records(Path(folder) / name) == tuple(records)
 
 
+def test_a_file_that_does_not_end_is_read_to_the_limit_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device has no size that could be looked at first."""
+    (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    monkeypatch.setattr("lunar_tune.data.formats._MAX_FILE_BYTES", 2**20)
+    with pytest.raises(DataError, match=r"zeros\.json: does not end"):
+        read_records(tmp_path / "zeros.json")
+
+
 def test_other_fields_are_ignored_and_order_is_kept(tmp_path: Path) -> None:
     rows = [GOOD | {"id": 7, "answer": "B."}, GOOD | {"tags": ["x"], "answer": "A."}]
     assert [r.answer for r in read_records(written(tmp_path, rows))] == ["B.", "A."]

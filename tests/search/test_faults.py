@@ -204,6 +204,23 @@ def test_a_worker_that_was_killed_before_its_limit_is_not_said_to_hang(tmp_path:
     assert crash_reason(folder, 6, "ActorDiedError: killed") == "ActorDiedError: killed"
 
 
+def test_tasks_that_ask_every_question_may_take_ten_times_as_long(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(
+        "faulthandler.dump_traceback_later", lambda limit, **_options: limits.append(limit)
+    )
+    trainable = trainable_with(worker, tmp_path, timeout=1000.0)
+    for kind, number in (("vanilla", -1), ("trial", 0), ("confirmation", 0)):
+        trainable.reset_config({"task": kind, "number": number, "parameters": dict(SETTING)})
+        if kind == "vanilla":
+            del trainable._task["parameters"]["coefficient"]
+        assert "report" in trainable.step()
+    assert limits == [10000.0, 1000.0, 10000.0]
+    assert sorted(tmp_path.glob("trials/*stack.txt")) == []
+
+
 def test_a_step_watches_a_trial_from_its_beginning_to_its_end(
     worker: Worker, tmp_path: Path
 ) -> None:

@@ -142,8 +142,12 @@ def test_options_that_only_another_version_knows_are_passed_over(tmp_path: Path)
     [
         (None, "has no config.yaml"),
         ("[", "cannot be read"),
-        ("42", "says nothing"),
-        ("search: {num_trials: {value: many, origin: x}}", "num_trials"),
+        ("42", "is damaged"),
+        ("search: {num_trials: {value: 5, origin: x}}", "a part of it is missing"),
+        (
+            "{search: {num_trials: {value: many, origin: x}}, run: {}, resolved: {}}",
+            "num_trials",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_be_read_says_why(
@@ -153,6 +157,17 @@ def test_a_configuration_that_cannot_be_read_says_why(
         (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=said):
         StoredConfig.read(Folder(tmp_path))
+
+
+def test_a_configuration_that_is_gone_is_read_from_the_study(tmp_path: Path) -> None:
+    folder = written(SearchConfig(num_trials=5), tmp_path / "n")
+    text = folder.config.read_text()
+    study = study_in(folder.path)
+    folder.config.unlink()
+    with pytest.raises(InputError, match="its study has no copy of it"):
+        StoredConfig.read(folder)
+    study.note("configuration", text)
+    assert StoredConfig.read(folder).search.num_trials == 5
 
 
 def begun(tmp_path: Path, **options: Any) -> tuple[SearchPlan, Folder]:

@@ -78,6 +78,27 @@ def test_a_search_whose_trials_all_fail_gives_up(small: list[str], tmp_path: Pat
 
 
 @pytest.mark.alone
+def test_a_search_that_is_terminated_with_all_its_processes_writes_what_it_has(
+    small: list[str], tmp_path: Path
+) -> None:
+    """As `timeout` and schedulers of clusters do: Ray's own processes end at the same moment."""
+    options = [*small, *place(tmp_path), *space(tmp_path, SMALL_SPACE), "--force"]
+    process = start(command("search", *options, "--num-trials", "5000"), cwd=tmp_path)
+    assert process.stdout is not None
+    assert any(line.startswith("trial 2/") for line in process.stdout)
+    os.killpg(process.pid, signal.SIGTERM)
+    done = finish(process)
+
+    assert done.returncode == 130, done.stderr
+    rows = rows_of(tmp_path / "runs/n")
+    assert sum(row["state"] == "complete" for row in rows) >= 2
+    for name in ("report.md", "pictures/trade_off.png"):
+        assert (tmp_path / "runs/n" / name).stat().st_size > 0
+    parents, children = statuses(tmp_path / "runs")
+    assert (parents, len(children)) == (["KILLED"], len(rows))
+
+
+@pytest.mark.alone
 def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
     small: list[str], tmp_path: Path
 ) -> None:

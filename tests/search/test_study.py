@@ -475,6 +475,46 @@ def test_a_torn_last_line_is_cut_and_all_before_it_is_kept(tmp_path: Path) -> No
     assert [row.scores for row in again.rows()] == [study.row(0).scores]
 
 
+def test_a_disk_that_is_full_for_one_line_only_costs_that_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same process writes on, as it does when a trial has ended or the search is stopped."""
+    study = study_in(tmp_path)
+    for _ in range(2):
+        number, parameters = study.ask()
+        study.complete(number, landscape(parameters))
+    number, parameters = study.ask()
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self._file.close()
+
+        def write(self, line: bytes) -> None:
+            self._file.write(line[: len(line) // 2])
+            raise OSError(28, "No space left on device")
+
+    def opened(path: str, mode: str) -> Any:
+        file = Path(path).open(mode)  # noqa: SIM115 Optuna closes it
+        return Full(file) if "a" in mode else file
+
+    with monkeypatch.context() as full:
+        full.setattr("optuna.storages.journal._file.open", opened, raising=False)
+        with pytest.raises(OSError, match="No space left"):
+            study.complete(number, landscape(parameters))
+    assert not (tmp_path / "study.journal").read_bytes().endswith(b"\n")
+    study.fail(number, INTERRUPTED, again=True)
+    assert [row.state for row in study.rows()] == [COMPLETE, COMPLETE, FAILED]
+    again = study_in(tmp_path)
+    assert [row.scores for row in again.rows()] == [row.scores for row in study.rows()]
+    assert again.ask() == (3, parameters)
+
+
 def test_reading_needs_no_right_to_write_and_leaves_everything_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

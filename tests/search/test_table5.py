@@ -102,6 +102,16 @@ def test_a_list_that_means_nothing_is_refused(
     assert message in str(caught.value)
 
 
+def test_what_is_wrong_with_lists_data_and_options_is_said_at_once(tmp_path: Path) -> None:
+    wrong = ("--models", "tiny,bogus", "--data", "nosuch", "--methods", "x,lunar:y")
+    done = run_command("table5", *wrong, "--num-trials", "0", "--seeds", "0", cwd=tmp_path)
+    assert done.returncode == 2
+    said = ("model 'bogus'", "nosuch", "method 'x'", "lunar:y", "--num-trials 0", "--seeds 0")
+    for part in said:
+        assert done.stderr.count(part) == 1
+    assert f"{len(said)} things are wrong" in done.stderr
+
+
 def test_a_signature_tells_what_decides_trials_and_not_how_many_there_are(tmp_path: Path) -> None:
     def signature(**changes: Any) -> str:
         run = RunOptions(**changes.pop("run", {}))
