@@ -16,12 +16,16 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lunar_tune.errors import InputError
 
@@ -32,6 +36,8 @@ MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 PROBE_SECONDS = 5.0
 # Paths of sockets are limited to about a hundred characters, of which Ray's own part takes sixty.
 _TEMP = Path("/tmp")  # noqa: S108  # Ray's own choice; what is made in it is for us alone
+_PREFIX, _ALIVE = "lt-ray-", "alive"
+_BEGINNING_SECONDS = 600.0
 _RETRIES = "RAY_NUM_REDIS_GET_RETRIES"
 _REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")
 
@@ -49,15 +55,29 @@ def own_session() -> Iterator[Path]:
     The token is on no command line and in no file; other users can neither read the environment
     nor enter the folder, which is removed in the end. Ray opens its own folders to everybody, the
     one that it is given as well: what it is given lies in one that it does not know.
+
+    What processes have left that were killed is removed first.
     """
+    place = _TEMP if _TEMP.is_dir() else Path(tempfile.gettempdir())
+    _remove_left(place)
     with (
         tempfile.TemporaryDirectory(
-            prefix="lt-ray-", dir=_TEMP if _TEMP.is_dir() else None, ignore_cleanup_errors=True
+            prefix=_PREFIX, dir=place, ignore_cleanup_errors=True
         ) as private,
+        FileLock(Path(private) / _ALIVE),  # the system takes it back from a process that dies
         # Without a mode Ray turns tokens on itself, also where it is imported already.
         _environment({MODE: None, TOKEN_FILE: None, TOKEN: _session_token()}),
     ):
         yield Path(private) / "r"
+
+
+def _remove_left(place: Path) -> None:
+    """Remove folders of sessions whose process is dead; one that has just begun is left alone."""
+    for folder in place.glob(f"{_PREFIX}*"):
+        with suppress(OSError, Timeout):
+            if time.time() - (folder / _ALIVE).stat().st_mtime > _BEGINNING_SECONDS:
+                with FileLock(folder / _ALIVE, timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

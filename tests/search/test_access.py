@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 from command_lines import environment
 
@@ -205,6 +206,24 @@ def test_a_session_begins_with_a_token_of_its_own_and_ends_with_the_users(
     assert len(tokens[0]) == 64
     assert tokens[0] != "f" * 64
     assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("disabled", "f" * 64)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lives stays, and so does what has begun so late that its lock may not be held yet."""
+    monkeypatch.setattr("lunar_tune.search.access._TEMP", tmp_path)
+    for name, age in (("dead", 3600), ("alive", 3600), ("new", 0)):
+        lock = tmp_path / f"lt-ray-{name}" / "alive"
+        lock.parent.mkdir()
+        lock.touch()
+        os.utime(lock, (time.time() - age,) * 2)
+    (tmp_path / "lt-ray-of-an-older-version").mkdir()
+    with filelock.FileLock(tmp_path / "lt-ray-alive" / "alive"):
+        os.utime(tmp_path / "lt-ray-alive" / "alive", (time.time() - 3600,) * 2)
+        with own_session() as folder:
+            left = {one.name for one in tmp_path.iterdir()} - {folder.parent.name}
+    assert left == {"lt-ray-alive", "lt-ray-new", "lt-ray-of-an-older-version"}
 
 
 def test_an_address_where_nobody_listens_is_refused_within_seconds() -> None:
