@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from lunar_tune.search.mirroring import SearchMirror
 from lunar_tune.search.outputs import best_document, write_best, write_mirrors
 from lunar_tune.search.plan import SearchPlan, resolved_values
 from lunar_tune.search.progress import SearchDisplay
+from lunar_tune.search.ray_watch import RayLostError, watched
 from lunar_tune.search.results import load_search
 from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
@@ -50,7 +52,7 @@ __all__ = [
 SAME_MODEL = 0.02
 """By how much a ROUGE score may differ between machines that compute with the same weights: the
 conformance runs differ by up to 0.01 between number formats (docs/benchmarks.md)."""
-EXIT_FOUND, EXIT_INFEASIBLE, EXIT_FAILURES, EXIT_INTERRUPTED = 0, 3, 4, 130
+EXIT_FOUND, EXIT_LOST, EXIT_INFEASIBLE, EXIT_FAILURES, EXIT_INTERRUPTED = 0, 1, 3, 4, 130
 
 
 class UnknowingModelError(InputError):
@@ -130,7 +132,7 @@ class SearchSession:
             # A machine that is taken away says so: the search ends as with an interruption.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            with self._display:
+            with self._display, watched(self._last_word):
                 self._display.doing("evaluating the unmodified model")
                 run_course(
                     course,
@@ -140,21 +142,26 @@ class SearchSession:
                     scheduler=config.scheduler,
                     timeout=config.trial_timeout,
                 )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            lost = str(error) if isinstance(error, RayLostError) else None
+            leave_ray()
+            if course.study is None and lost is not None:
+                raise LunarTuneError(f"{lost} before the first trial; start again.") from error
             if course.study is None:
                 raise
-            RECORD.warning("interrupted")
-            leave_ray()
+            RECORD.warning(lost or "interrupted")
             code, ending = EXIT_INTERRUPTED, "Interrupted."
+            if lost is not None:
+                code, ending = EXIT_LOST, f"{lost}; --resume goes on."
             self._end_running(INTERRUPTED)
         if course.error is not None:
             raise course.error
-        if course.gave_up and code != EXIT_INTERRUPTED:
+        if course.gave_up and code not in {EXIT_INTERRUPTED, EXIT_LOST}:
             failures = config.max_failures
             code, ending = EXIT_FAILURES, f"Stopped after {failures} failed trials in a row."
         if ending is None and self._best is None and course.unconfirmed is not None:
             ending = f"No full evaluation gave an answer ({course.unconfirmed})."
-        self._conclude(ending, arguments, killed=code == EXIT_INTERRUPTED)
+        self._conclude(ending, arguments, killed=code in {EXIT_INTERRUPTED, EXIT_LOST})
         return EXIT_FOUND if self._best is not None and code == EXIT_INFEASIBLE else code
 
     def on_vanilla(
@@ -327,6 +334,16 @@ class SearchSession:
             else next_commands(self.plan.config, self.folder.path, report.best, arguments)
         )
         print_result(self._console, report, folder=self.folder.path, commands=commands)
+
+    def _last_word(self, lost: str) -> None:
+        """Say how to go on, where nothing else can be done any more."""
+        text = (
+            f"{lost}. What was computed is kept: go on with python -m lunar_tune.search --resume "
+            f"{self.folder.path}"
+        )
+        RECORD.error(text)
+        sys.stderr.write(f"error: {text}\n")
+        sys.stderr.flush()
 
     def _end_running(self, reason: str) -> None:
         """Fail what has no result, and mirror that and what was about to be mirrored."""

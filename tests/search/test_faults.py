@@ -9,13 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from command_lines import small_options
@@ -23,7 +26,9 @@ from command_lines import small_options
 from lunar_tune.errors import DivergenceError, EditedModelError, InputError
 from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.contract import Change, Fit, Preparation
+from lunar_tune.search import ray_watch
 from lunar_tune.search.folder import Folder
+from lunar_tune.search.ray_watch import RayLostError, watched
 from lunar_tune.search.searcher import NewsCallback
 from lunar_tune.search.trainable import UnlearningTrainable
 from lunar_tune.search.watchdog import Watchdog, crash_reason
@@ -104,6 +109,59 @@ def test_an_error_of_a_trial_is_an_outcome_and_the_model_serves_the_next(
     worker.__dict__["preparation"] = whole
     trainable.reset_config({"task": "trial", "number": 1, "parameters": SETTING})
     assert json.loads(trainable.step()["report"])["scores"]["retain_rows"] > 0
+
+
+def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the end of the search ends the watch, whatever becomes of Ray then."""
+    monkeypatch.setattr(ray_watch, "_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(ray_watch, "_GRACE_SECONDS", 0.01)
+    before = signal.getsignal(signal.SIGUSR2)
+    with (
+        sleeping() as process,
+        pytest.raises(RayLostError, match="Ray's sleep has ended"),
+    ):
+        wait_while_it_dies(process)
+    with sleeping() as process:
+        with watched(pytest.fail, [process]):
+            pass
+        process.kill()
+        time.sleep(0.1)
+    assert signal.getsignal(signal.SIGUSR2) == before
+
+
+STUCK = """
+import signal, subprocess, time
+import psutil
+from lunar_tune.search import ray_watch
+ray_watch._EVERY_SECONDS = ray_watch._GRACE_SECONDS = 0.05
+process = subprocess.Popen(["sleep", "100"])
+with ray_watch.watched(lambda lost: print(lost, flush=True), [psutil.Process(process.pid)]):
+    process.kill()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # as a call that does not return
+    time.sleep(60)
+"""
+
+
+def test_a_search_that_hangs_in_a_dead_ray_has_a_last_word() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "Ray's sleep has ended\n"), done.stderr
+
+
+def wait_while_it_dies(process: psutil.Process) -> None:
+    with watched(pytest.fail, [process]):
+        process.kill()
+        time.sleep(60)
+
+
+@contextmanager
+def sleeping() -> Iterator[psutil.Process]:
+    with subprocess.Popen(["sleep", "100"]) as process:
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.kill()
 
 
 def test_what_a_worker_warns_of_reaches_whoever_watches_once(
