@@ -16,7 +16,7 @@ from collections.abc import Mapping
 __all__ = ["is_masked", "without_login", "without_password", "without_secrets"]
 
 _HIDDEN = "***"
-_SECRET_NAME = re.compile("TOKEN|PASSWORD|SECRET|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+_SECRET_NAME = re.compile("TOKEN|PASSWORD|PASSWD|_PWD|SECRET|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _LEAST_SECRET = 6  # characters; a shorter one would blot out words
 # Up to the last @ before a blank: a password may have one, and a path has so seldom.
 _PASSWORD = re.compile(r"(://[^\s/:]*):\S*@")

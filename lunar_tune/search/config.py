@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import urllib.parse
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.evaluation.goal import Goal
+from lunar_tune.masking import without_password
 from lunar_tune.search.folder import is_plain
 from lunar_tune.trial.options import RunOptions
 
@@ -188,6 +190,13 @@ class SearchConfig:
         """Note places that have no name, and devices that Ray cannot give."""
         if not self.experiment.strip():
             problems.add("--experiment is empty: name an MLflow experiment, or leave it out.")
+        elif not self.experiment.isprintable():
+            problems.add(f"--experiment {self.experiment!r}: holds a control character.")
+        if self.tracking_uri is not None and not _is_store(self.tracking_uri):
+            problems.add(
+                f"--tracking-uri {without_password(self.tracking_uri)}: an MLflow server such as "
+                "http://host:5000, or a database such as sqlite:///runs/mlflow.db."
+            )
         gpus = self.gpus_per_trial or 0.0
         if 1 < gpus < math.inf and not float(gpus).is_integer():
             problems.add(f"--gpus-per-trial {gpus:g}: above 1 a whole number of GPUs.")
@@ -202,6 +211,19 @@ class SearchConfig:
                 f"--address {self.address}: a search cannot run through Ray Client. Start it on a "
                 "machine of the cluster with --address auto."
             )
+
+
+def _is_store(uri: str) -> bool:
+    """Say whether an address has the form of one that MLflow 3 keeps runs at."""
+    if uri == "databricks":
+        return True
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        is_server = parts.scheme in {"http", "https"}
+        named = parts.hostname is not None and parts.port != 0 if is_server else True
+    except ValueError:  # a port that is no number
+        return False
+    return "://" in uri and parts.scheme not in {"", "file"} and named
 
 
 def config_document(

@@ -212,6 +212,21 @@ MISTAKES = (
         ("--space", "/dev/zero"),
         "/dev/zero: does not end; at most 1,000,000 bytes are read",
     ),
+    Mistake(
+        "a store that is no address",
+        ("--tracking-uri", "bogus"),
+        "--tracking-uri bogus: an MLflow server such as http://host:5000, or a database",
+    ),
+    Mistake(
+        "a server without a host",
+        ("--tracking-uri", "http://me:s3cretpw@"),
+        "--tracking-uri http://me:***@: an MLflow server",
+    ),
+    Mistake(
+        "an experiment with a control character",
+        ("--experiment", "a\x1bb"),
+        "--experiment 'a\\x1bb': holds a control character.",
+    ),
     Mistake("negative seed", ("--seed", "-1"), "--seed -1: between 0 and 4294967295."),
     Mistake(
         "seed that nothing takes",

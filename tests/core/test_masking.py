@@ -28,6 +28,7 @@ from lunar_tune.masking import is_masked, without_login, without_password, witho
 )
 def test_secrets_are_left_out(text: str, expected: str) -> None:
     environment = {"HF_TOKEN": "hf_verysecret", "MY_PASSWORD": "a", "HOME": "/root/stays"}
+    environment |= {"MYSQL_PWD": "s3cretpwd", "DB_PASSWD": "s3cretpasswd", "PWD": "/root/here"}
     assert without_secrets(text, environment) == expected
 
 
