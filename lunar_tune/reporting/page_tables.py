@@ -15,7 +15,16 @@ from lunar_tune.evaluation.goal import score_label
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 
-__all__ = ["Cell", "Column", "Line", "Table", "scores_table", "searches_table", "trials_table"]
+__all__ = [
+    "Cell",
+    "Column",
+    "Line",
+    "Table",
+    "estimates_note",
+    "scores_table",
+    "searches_table",
+    "trials_table",
+]
 
 _NOT_MEASURED = "–"  # noqa: RUF001 an en dash
 
@@ -78,6 +87,20 @@ def trials_table(report: Report) -> Table:
         Column("failure", numeric=False),
     ]
     return Table(columns, [_line(report, row, parameters, scores) for row in rows])
+
+
+def estimates_note(report: Report) -> str:
+    """Say what the sign of an estimate means; empty where there is none."""
+    estimated = [row for row in report.rows if row.retain_exact is False]
+    reasons = []
+    if any(not report.was_stopped(row) for row in estimated):
+        reasons.append(f"from a sample of the questions to keep ({report.asked_retain_rows})")
+    if any(report.was_stopped(row) for row in estimated):
+        reasons.append(
+            "from fewer questions to keep where a trial was stopped because it had missed the "
+            "bound for certain"
+        )
+    return f"≈ {', or '.join(reasons)}." if reasons else ""
 
 
 def scores_table(report: Report) -> Table:

@@ -160,6 +160,32 @@ def test_a_row_shows_and_sorts_by_the_trials_own_numbers(tmp_path: Path) -> None
         assert mine[11][1] == (row.failure or "")
 
 
+SAMPLED = [
+    replace(trial(n, 0.1, 0.9 - n / 5), retain_rows=rows, retain_exact=False)
+    for n, rows in enumerate((20, 8, 20))
+]
+SAMPLE = "from a sample of the questions to keep (20)"
+STOPPED = "because it had missed the bound for certain"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said", "unsaid"),
+    [
+        ((trial(0, 0.1, 0.9),), "A click on", "≈"),
+        ((trial(0, 0.1, 0.9), trial(1, 0.1, 0.5)), STOPPED, "a sample"),
+        ((SAMPLED[0], SAMPLED[2]), SAMPLE, "stopped"),
+        (SAMPLED, f"{SAMPLE}, or from fewer", "≈ from fewer"),
+    ],
+    ids=["all asked", "stopped", "sample", "both"],
+)
+def test_an_estimate_from_a_sample_is_not_called_a_stop(
+    tmp_path: Path, rows: tuple[TrialRow, ...], said: str, unsaid: str
+) -> None:
+    text = written(tmp_path, page_of(*rows)).text
+    assert said in text
+    assert unsaid not in text
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
