@@ -56,7 +56,7 @@ class Line:
     number: int | None = None
     """Of a trial."""
     kind: str = ""
-    """feasible, infeasible, failed, pruned or running."""
+    """feasible, infeasible, failed, again (failed and run again), pruned or running."""
     is_best: bool = False
 
 
@@ -133,6 +133,7 @@ def searches_table(searches: Sequence[tuple[str, str, Report]]) -> Table:
 def _search_cells(anchor: str, name: str, report: Report) -> list[Cell]:
     confirmed = report.confirmed or {}
     feasible = sum(row.feasible is True for row in report.rows)
+    counted = sum(not row.again for row in report.rows)
     seconds = sum(row.seconds.get("trial", 0.0) for row in report.rows)
     return [
         Cell(name, link=f"#{anchor}"),
@@ -141,7 +142,7 @@ def _search_cells(anchor: str, name: str, report: Report) -> list[Cell]:
         Cell(report.best.label if report.best is not None else "none confirmed"),
         *(_number(confirmed.get(score)) for score in HEADLINE_SCORES),
         *(_number(report.vanilla.get(score)) for score in HEADLINE_SCORES[:2]),
-        Cell(str(len(report.rows)), len(report.rows)),
+        Cell(str(counted), counted),
         Cell(str(feasible), feasible),
         Cell(f"{seconds:.1f}", seconds),
     ]
@@ -152,14 +153,14 @@ def _line(report: Report, row: TrialRow, parameters: Sequence[str], scores: Sequ
     seconds = row.seconds.get("trial")
     cells = [
         Cell(f"{row.number}{' ★' if is_best else ''}", row.number),
-        Cell(row.state),
+        Cell(f"{row.state}, runs again" if row.again else row.state),
         *(_number(row.parameters.get(name)) for name in parameters),
         *(_number(row.scores.get(name), estimate=_is_estimate(row, name)) for name in scores),
         Cell({True: "yes", False: "no", None: ""}[row.feasible]),
         Cell("" if seconds is None else f"{seconds:.1f}", seconds),
         Cell(row.failure or ""),
     ]
-    kind = row.state
+    kind = "again" if row.again else row.state
     if row.state == COMPLETE:
         kind = "feasible" if row.feasible else "infeasible"
     return Line(cells=cells, number=row.number, kind=kind, is_best=is_best)

@@ -121,10 +121,10 @@ def write_report(report: Report, path: Path, pictures: Mapping[str, str] | None 
         _result(report),
         *(f"![{caption}]({place})" for place, caption in (pictures or {}).items()),
         *([_importance(shares)] if (shares := report.importance()) else []),
-        f"## The best of {len(report.rows)} trials",
+        f"## The best of {sum(not row.again for row in report.rows)} trials",
         _trials(best_first(list(report.rows))[:_SHOWN]) or "No trial is feasible.",
     ]
-    failed = [row for row in report.rows if row.state == FAILED]
+    failed = [row for row in report.rows if row.state == FAILED and row.counts]
     if failed:
         parts += ["## Failed trials", "\n".join(f"- {r.number}: {r.failure}" for r in failed)]
     write_atomically(path, ("\n\n".join(parts) + "\n").encode())

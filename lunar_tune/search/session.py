@@ -322,7 +322,7 @@ class SearchSession:
         commands = (
             {}
             if self._brief
-            else next_commands(self.plan.config, self.folder.path, report.best, arguments)
+            else next_commands(self.plan.config, self.folder.path, report, arguments)
         )
         print_result(self._console, report, folder=self.folder.path, commands=commands)
 

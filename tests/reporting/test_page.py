@@ -160,6 +160,15 @@ def test_a_row_shows_and_sorts_by_the_trials_own_numbers(tmp_path: Path) -> None
         assert mine[11][1] == (row.failure or "")
 
 
+def test_a_trial_that_runs_again_is_not_counted_with_the_failed_ones(tmp_path: Path) -> None:
+    lost = replace(failure(1, "interrupted"), again=True)
+    parsed = written(tmp_path, page_of(trial(0, 0.1, 0.9), lost, failure(2)))
+    assert "failed (1)" in parsed.text
+    assert "failed, runs again" in parsed.text
+    (kind,) = [one["data-kind"] for tag, one in parsed.tags if one.get("data-number") == "1"]
+    assert kind == "again"
+
+
 SAMPLED = [
     replace(trial(n, 0.1, 0.9 - n / 5), retain_rows=rows, retain_exact=False)
     for n, rows in enumerate((20, 8, 20))

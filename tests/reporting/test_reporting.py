@@ -199,6 +199,12 @@ def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
     assert "| data | a \\| b |" in lines
 
 
+def test_a_trial_that_runs_again_is_not_listed_with_the_failed_ones(tmp_path: Path) -> None:
+    text = text_of(tmp_path, report(complete(0, 0.1, 0.9), AGAIN))
+    assert "Failed trials" not in text
+    assert "## The best of 1 trials" in text
+
+
 def test_tables_of_a_report_have_as_many_cells_in_every_row(tmp_path: Path) -> None:
     for block in text_of(tmp_path, report(*ROWS["found"])).split("\n\n"):
         rows = [line.replace("\\|", "") for line in block.splitlines() if line.startswith("|")]

@@ -17,7 +17,7 @@ from lunar_tune.evaluation.metrics import Metric
 from lunar_tune.reporting.pictures.figure import BEST, Canvas, make_figure, show_legend
 from lunar_tune.reporting.pictures.marks import draw_trials, metrics_of, show_scores, shown_rows
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow, best_so_far
+from lunar_tune.reporting.rows import COMPLETE, TrialRow, best_so_far
 
 __all__ = ["history"]
 
@@ -31,7 +31,7 @@ def history(report: Report) -> Canvas:
     rows = shown_rows(report, metric.name)
     show_scores(by_number, metric, [row.scores[metric.name] for row in rows], along="y")
     _draw(by_number, rows, metric, lambda row: row.number + 1.0)
-    failed = [row.number + 1 for row in report.rows if row.state not in (COMPLETE, RUNNING)]
+    failed = [row.number + 1 for row in report.rows if row.counts and row.state != COMPLETE]
     if failed:
         by_number.plot(
             failed,
