@@ -238,7 +238,8 @@ class SearchSession:
 
     def on_confirming(self, row: TrialRow) -> None:
         """Show that a setting is evaluated in full."""
-        self._display.doing(f"evaluating trial {row.number} in full")
+        asked = "held-out" if self.plan.config.run.holdout else "all"
+        self._display.doing(f"confirming trial {row.number} on {asked} questions")
 
     def on_confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
         """Keep the best setting, or say why it is not the best."""
