@@ -101,6 +101,11 @@ def _shown(anchor: str, one: PageSearch) -> Mapping[str, Any]:
         "pictures": [(picture, _json(picture.figure)) for picture in pictures],
         "answers": [_compared(one, answers) for answers in one.answers],
         "has_vanilla": bool(one.vanilla),
+        "has_text": any(
+            answer.question or answer.truth or answer.answer
+            for answers in one.answers
+            for answer in answers.rows
+        ),
         "configuration": one.configuration,
     }
 

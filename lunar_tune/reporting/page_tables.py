@@ -121,7 +121,7 @@ def searches_table(searches: Sequence[tuple[str, str, Report]]) -> Table:
         searches: Anchor on the page, name and report of each.
     """
     columns = [
-        *(Column(title, numeric=False) for title in ("search", "what", "method", "best setting")),
+        *(Column(title, numeric=False) for title in ("search", "what", "best setting")),
         *(Column(_title(name)) for name in HEADLINE_SCORES),
         *(Column(f"unmodified {_title(name)}") for name in HEADLINE_SCORES[:2]),
         *(Column(title) for title in ("trials", "feasible", "time (s)")),
@@ -138,7 +138,6 @@ def _search_cells(anchor: str, name: str, report: Report) -> list[Cell]:
     return [
         Cell(name, link=f"#{anchor}"),
         Cell(report.title),
-        Cell(str(report.facts.get("method", ""))),
         Cell(report.best.label if report.best is not None else "none confirmed"),
         *(_number(confirmed.get(score)) for score in HEADLINE_SCORES),
         *(_number(report.vanilla.get(score)) for score in HEADLINE_SCORES[:2]),

@@ -124,7 +124,13 @@ class SearchResults:
         tags = notes["tags"]
         edges = tags["forget_edge"].replace(",", ", ")
         return Report(
-            title=f"{tags['model']}, {tags['data']}: forget {edges}",
+            title=", ".join(
+                [
+                    f"{tags['model']}, {tags['data']}: forget {edges}",
+                    *([_method(tags)] if "method" in tags else []),
+                    *(["half held out"] if self.held_out else []),
+                ]
+            ),
             facts=notes.get("facts", tags),
             goal=self.goal,
             vanilla=self.vanilla,
@@ -275,6 +281,11 @@ class SearchResults:
     def _numbers(self) -> str:
         numbers = [str(row.number) for row in self.rows if row.state == COMPLETE]
         return ", ".join(numbers) or "none"
+
+
+def _method(tags: Mapping[str, str]) -> str:
+    """Return a method with its solver, which an older search does not know."""
+    return tags["method"] + (f" ({tags['solver']})" if "solver" in tags else "")
 
 
 def stored_answers(path: Path) -> list[AnswerRow]:

@@ -145,10 +145,16 @@ def print_result(
     console.print()
     if report.best is not None:
         setting = "  ".join(f"{k} {_brief(v)}" for k, v in report.best.parameters.items())
-        console.print(f"[bold green]best feasible setting:[/bold green] {escape(setting)}")
+        console.print(
+            f"[bold green]best feasible setting:[/bold green] {escape(setting)}", highlight=False
+        )
     else:
-        console.print(f"[bold yellow]{escape(verdict(report))}[/bold yellow]", soft_wrap=True)
-    console.print("ROUGE-1 recall of the answers")
+        console.print(
+            f"[bold yellow]{escape(verdict(report))}[/bold yellow]",
+            soft_wrap=True,
+            highlight=False,
+        )
+    console.print("ROUGE-1 recall of the answers", highlight=False)
     console.print(table)
     console.print(_times(report.rows), highlight=False)
     console.print(f"\nresults are in [bold]{escape(_shown(folder))}[/bold]", soft_wrap=True)

@@ -32,9 +32,9 @@ def interactive_pictures(report: Report) -> list[Interactive]:
 def _of_trials(report: Report, rows: Sequence[TrialRow]) -> Iterable[Interactive | None]:
     return (
         trade_off(report, rows),
-        parameter_map(rows),
-        sensitivity(rows),
-        history(report.goal, rows),
+        parameter_map(report, rows),
+        sensitivity(report, rows),
+        history(report, rows),
         side_by_side(report, rows),
         importance(report),
     )

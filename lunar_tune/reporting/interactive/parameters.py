@@ -20,14 +20,19 @@ from lunar_tune.reporting.interactive.style import (
     BLACK,
     BLUE,
     GREEN,
+    GROUPS,
     VERMILION,
     Interactive,
+    add_best,
+    add_trials,
     are_known,
     hover_text,
     is_wide,
+    log_axis,
     new_figure,
     whole_axis,
 )
+from lunar_tune.reporting.places import offsets
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import HEADLINE_SCORES, TrialRow, is_number
 
@@ -37,7 +42,7 @@ __all__ = ["parameter_map", "sensitivity", "side_by_side"]
 _MANY = 60
 
 
-def parameter_map(rows: Sequence[TrialRow]) -> Interactive | None:
+def parameter_map(report: Report, rows: Sequence[TrialRow]) -> Interactive | None:
     """Draw forget and retain ROUGE-1 over layer and coefficient."""
     if not all(is_number(row.parameters.get(n)) for row in rows for n in ("layer", "coefficient")):
         return None
@@ -48,13 +53,18 @@ def parameter_map(rows: Sequence[TrialRow]) -> Interactive | None:
     figure = new_figure(
         make_subplots(cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.06)
     )
+    layers = [row.parameters["layer"] for row in rows]
+    heights = [row.parameters["coefficient"] for row in rows]
+    is_logarithmic = "coefficient" in report.log_scale
+    beside = offsets(layers, [math.log(one) for one in heights] if is_logarithmic else heights)
+    places = [layer + offset for layer, offset in zip(layers, beside, strict=True)]
     for column, score in enumerate(scores, start=1):
         figure.add_scatter(
-            x=[row.parameters["coefficient"] for row in rows],
-            y=[row.parameters["layer"] for row in rows],
+            x=places,
+            y=heights,
             mode="markers",
             marker={
-                "size": 13,
+                "size": 10,
                 "symbol": ["circle" if row.feasible else "x" for row in rows],
                 "color": [row.scores.get(score) for row in rows],
                 "coloraxis": "coloraxis",
@@ -67,18 +77,62 @@ def parameter_map(rows: Sequence[TrialRow]) -> Interactive | None:
             row=1,
             col=column,
         )
+        _ring_best(figure, report, rows, list(zip(places, heights, strict=True)), column)
+    _draw_bands(figure, layers)
     bar = {"title": {"text": "ROUGE-1<br>recall"}, "thickness": 14}
     figure.update_layout(
         coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar},
     )
-    figure.update_xaxes(title_text="coefficient")
-    figure.update_yaxes(**whole_axis([row.parameters["layer"] for row in rows]))
-    figure.update_yaxes(title_text="layer (decoder block, from 0)", col=1)
+    figure.update_xaxes(title_text="layer (from 0)", **whole_axis(layers))
+    figure.update_yaxes(**(log_axis(heights) if is_logarithmic else {}))
+    figure.update_yaxes(title_text="coefficient", col=1)
     caption = "Circles are feasible, crosses are not. Dark is low, light is high."
+    if any(beside):
+        caption += " Marks of a layer stand beside each other."
     return Interactive("map", "Layer and coefficient", caption, figure)
 
 
-def sensitivity(rows: Sequence[TrialRow]) -> Interactive | None:
+def _ring_best(
+    figure: Any,
+    report: Report,
+    rows: Sequence[TrialRow],
+    places: Sequence[tuple[float, float]],
+    column: int,
+) -> None:
+    """Draw a ring around the confirmed best trial, in red, which no trial has."""
+    best = report.best
+    at = [p for row, p in zip(rows, places, strict=True) if best and row.number == best.number]
+    if best is None or not at:
+        return
+    figure.add_scatter(
+        x=[at[0][0]],
+        y=[at[0][1]],
+        mode="markers",
+        marker={
+            "symbol": "circle-open",
+            "color": VERMILION,
+            "size": 20,
+            "line": {"width": 3},
+        },
+        hoverinfo="skip",
+        name=f"best: trial {best.number}",
+        legendgroup="best",
+        showlegend=column == 1,
+        row=1,
+        col=column,
+    )
+
+
+def _draw_bands(figure: Any, layers: Sequence[float]) -> None:
+    """Shade every other layer's column, so that it is seen which layer a mark belongs to."""
+    for layer in range(math.floor(min(layers)), math.ceil(max(layers)) + 1):
+        if layer % 2:
+            ends = {"x0": layer - 0.5, "x1": layer + 0.5}
+            looks = {"fillcolor": "#d9d9d9", "line_width": 0, "layer": "below"}
+            figure.add_vrect(**ends, **looks, row="all", col="all")
+
+
+def sensitivity(report: Report, rows: Sequence[TrialRow]) -> Interactive | None:
     """Draw forget and retain ROUGE-1 over the learning rate, or the closed form's ridge."""
     found = [
         name
@@ -87,35 +141,54 @@ def sensitivity(rows: Sequence[TrialRow]) -> Interactive | None:
     ]
     if not found:
         return None
-    name, figure = found[0], new_figure()
-    for score, colour, symbol in (
-        ("forget_rouge1", BLUE, "circle"),
-        ("retain_rouge1", VERMILION, "square"),
-    ):
-        for feasible, suffix in ((True, ""), (False, "-open")):
-            mine = [
-                row for row in rows if row.feasible is feasible and are_known(row.scores, score)
-            ]
-            figure.add_scatter(
-                x=[row.parameters[name] for row in mine],
-                y=[row.scores[score] for row in mine],
-                mode="markers",
-                marker={"symbol": symbol + suffix, "color": colour, "size": 9},
-                customdata=[row.number for row in mine],
-                hovertext=[hover_text(row) for row in mine],
-                hoverinfo="text",
-                name=f"{score_label(score)}, {'feasible' if feasible else 'infeasible'}",
-            )
-    positive = all(row.parameters[name] > 0 for row in rows)
+    from plotly.subplots import make_subplots
+
+    name = found[0]
+    figure = new_figure(make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.05))
+    values = [row.parameters[name] for row in rows]
+    positive = min(values) > 0
+    axis = log_axis(values) if positive else {}
+    for panel, score in enumerate(("forget_rouge1", "retain_rouge1"), start=1):
+        _draw_scores(figure, report, (name, score), rows, panel)
+        figure.update_yaxes(title_text=score_label(score), range=[-0.06, 1.06], row=panel)
     label = name.replace("_", " ")
-    figure.update_xaxes(
-        title_text=f"{label} (log)" if positive else label,
-        type="log" if positive else "linear",
-        exponentformat="power",
-    )
-    figure.update_yaxes(title_text="ROUGE-1 recall", range=[-0.04, 1.04])
-    caption = "Circles: questions to forget; squares: questions to keep. Filled is feasible."
+    figure.update_xaxes(**axis)
+    figure.update_xaxes(title_text=f"{label} (log)" if positive else label, row=2)
+    caption = "ROUGE-1 recall of each trial: above to be forgotten, below to be kept."
     return Interactive("sensitivity", f"Sensitivity to the {label}", caption, figure)
+
+
+def _draw_scores(
+    figure: Any, report: Report, axes: tuple[str, str], rows: Sequence[TrialRow], panel: int
+) -> None:
+    """Draw one score over a parameter, with its bounds and the best trial as searched."""
+    name, score = axes
+    known = [row for row in rows if are_known(row.scores, score)]
+    for feasible, label, colour, symbol in GROUPS:
+        mine = [row for row in known if row.feasible is feasible]
+        x = [row.parameters[name] for row in mine]
+        y = [row.scores[score] for row in mine]
+        looks = {"name": label, "colour": colour, "symbol": symbol}
+        add_trials(figure, mine, x, y, **looks, row=panel, col=1)
+    values = [row.parameters[name] for row in rows]
+    for one in report.goal.constraints:
+        if one.metric == score:
+            side = "at least" if one.sense == ">=" else "at most"
+            figure.add_scatter(
+                x=[min(values), max(values)],
+                y=[one.bound] * 2,
+                mode="lines",
+                line={"color": "#555", "width": 1.5, "dash": "dash"},
+                hoverinfo="skip",
+                name=f"bound: {score_label(score)} {side} {one.bound:g}",
+                row=panel,
+                col=1,
+            )
+    best = report.best
+    if best is not None and are_known(best.scores, score):
+        title = f"best, as searched: trial {best.number}"
+        x0, y0 = best.parameters[name], best.scores[score]
+        add_best(figure, x0, y0, name=title, row=panel, col=1)
 
 
 def side_by_side(report: Report, rows: Sequence[TrialRow]) -> Interactive:
