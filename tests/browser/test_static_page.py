@@ -170,8 +170,10 @@ def test_the_table_of_three_searches_can_be_seen_whole(page: Page, tmp_path: Pat
     page.set_viewport_size({"width": 1280, "height": 900})
     name = "lunar-contracts-20260101-101010"
     opened(page, tmp_path, *(page_of(*ROWS, name=f"{name}{n}") for n in range(3)))
-    table = page.locator(".scroller", has=page.locator("table.searches"))
-    assert table.evaluate("box => box.scrollWidth <= box.clientWidth")
+    table = page.locator("table.searches")
+    # DataTables puts a box of its own around the table, which scrolls.
+    room = "table => table.closest('.scroller').clientWidth - table.offsetWidth"
+    assert table.evaluate(room) >= 0
 
 
 @pytest.mark.parametrize("width", [1440, 800, 400])

@@ -390,6 +390,15 @@ def test_where_all_trials_failed_there_is_nothing_to_compare_in_mlflow(tmp_path:
     assert see[1][4] == "--static"
 
 
+def test_numbers_in_words_of_the_result_are_not_coloured(tmp_path: Path) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, color_system="standard", width=200)
+    missed = dataclasses.replace(BEST, feasible=False, scores={**BEST.scores, "retain_rouge1": 0.5})
+    print_result(console, found(missed), folder=tmp_path, commands={})
+    assert "\nROUGE-1 recall of the answers\n" in text.getvalue()
+    assert "retain ROUGE-1 of at least" in text.getvalue()
+
+
 def test_a_trial_that_an_interruption_ended_is_not_a_failed_one(tmp_path: Path) -> None:
     lost = TrialRow(number=1, state=FAILED, parameters={}, failure="interrupted", again=True)
     text = io.StringIO()
