@@ -122,15 +122,8 @@ class SearchResults:
         """What tables, pictures and pages are made of."""
         notes = self.study.notes
         tags = notes["tags"]
-        edges = tags["forget_edge"].replace(",", ", ")
         return Report(
-            title=", ".join(
-                [
-                    f"{tags['model']}, {tags['data']}: forget {edges}",
-                    *([_method(tags)] if "method" in tags else []),
-                    *(["half held out"] if self.held_out else []),
-                ]
-            ),
+            title=self._title,
             facts=notes.get("facts", tags),
             goal=self.goal,
             vanilla=self.vanilla,
@@ -254,6 +247,18 @@ class SearchResults:
 
         return pd.DataFrame([row.flat() for row in self.rows])
 
+    @property
+    def _title(self) -> str:
+        """What was searched, in a line; an older search does not know its method's solver."""
+        tags = self.study.notes["tags"]
+        solver = f" ({tags['solver']})" if "solver" in tags else ""
+        parts = [
+            f"{tags['model']}, {tags['data']}: forget {tags['forget_edge'].replace(',', ', ')}",
+            *([tags["method"] + solver] if "method" in tags else []),
+            *(["half held out"] if self.held_out else []),
+        ]
+        return ", ".join(parts)
+
     def _draw(self, name: str) -> Canvas:
         from lunar_tune.reporting.pictures.gallery import PICTURES  # loads matplotlib
 
@@ -281,11 +286,6 @@ class SearchResults:
     def _numbers(self) -> str:
         numbers = [str(row.number) for row in self.rows if row.state == COMPLETE]
         return ", ".join(numbers) or "none"
-
-
-def _method(tags: Mapping[str, str]) -> str:
-    """Return a method with its solver, which an older search does not know."""
-    return tags["method"] + (f" ({tags['solver']})" if "solver" in tags else "")
 
 
 def stored_answers(path: Path) -> list[AnswerRow]:
