@@ -2,8 +2,7 @@
 
 Covers: forget and retain ROUGE-1 over layer and coefficient and over the learning rate.
 Does not cover: scores against each other or over the trials (`trade_off`, `history`), all side by
-side (`side_by_side`), how much
-each parameter decides (`importance`).
+side (`side_by_side`), how much each parameter decides (`importance`).
 """
 
 from __future__ import annotations
