@@ -46,7 +46,7 @@ def trial(number: int, forget: float, retain: float, **parameters: object) -> Tr
         | ({"factual_rouge1": 0.9} if retain >= FLOOR else {}),
         objective=forget,
         feasible=retain >= FLOOR,
-        retain_rows=84,
+        retain_rows=84 if retain >= FLOOR else 21,
         retain_exact=retain >= FLOOR,
         seconds={"trial": 1.0 + number / 10},
     )

@@ -29,7 +29,12 @@ from lunar_tune.reporting.page_answers import (
     forgotten,
     got_worse,
 )
-from lunar_tune.reporting.page_tables import scores_table, searches_table, trials_table
+from lunar_tune.reporting.page_tables import (
+    estimates_note,
+    scores_table,
+    searches_table,
+    trials_table,
+)
 from lunar_tune.reporting.report import Report, verdict
 
 if TYPE_CHECKING:
@@ -92,10 +97,15 @@ def _shown(anchor: str, one: PageSearch) -> Mapping[str, Any]:
         "verdict": None if report.best is not None else verdict(report),
         "scores": scores_table(report),
         "trials": trials_table(report),
-        "estimates": any(row.retain_exact is False for row in report.rows),
+        "estimates": estimates_note(report),
         "pictures": [(picture, _json(picture.figure)) for picture in pictures],
         "answers": [_compared(one, answers) for answers in one.answers],
         "has_vanilla": bool(one.vanilla),
+        "has_text": any(
+            answer.question or answer.truth or answer.answer
+            for answers in one.answers
+            for answer in answers.rows
+        ),
         "configuration": one.configuration,
     }
 

@@ -30,6 +30,8 @@ class TrialAnswers:
     rows: Sequence[AnswerRow]
     full: bool = False
     """Whether they come from the full evaluation."""
+    feasible: bool = True
+    """Whether the trial keeps every bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,16 @@ from lunar_tune.evaluation.goal import score_label
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 
-__all__ = ["Cell", "Column", "Line", "Table", "scores_table", "searches_table", "trials_table"]
+__all__ = [
+    "Cell",
+    "Column",
+    "Line",
+    "Table",
+    "estimates_note",
+    "scores_table",
+    "searches_table",
+    "trials_table",
+]
 
 _NOT_MEASURED = "–"  # noqa: RUF001 an en dash
 
@@ -47,7 +56,7 @@ class Line:
     number: int | None = None
     """Of a trial."""
     kind: str = ""
-    """feasible, infeasible, failed, pruned or running."""
+    """feasible, infeasible, failed, again (failed and run again), pruned or running."""
     is_best: bool = False
 
 
@@ -80,6 +89,20 @@ def trials_table(report: Report) -> Table:
     return Table(columns, [_line(report, row, parameters, scores) for row in rows])
 
 
+def estimates_note(report: Report) -> str:
+    """Say what the sign of an estimate means; empty where there is none."""
+    estimated = [row for row in report.rows if row.retain_exact is False]
+    reasons = []
+    if any(not report.was_stopped(row) for row in estimated):
+        reasons.append(f"from a sample of the questions to keep ({report.asked_retain_rows})")
+    if any(report.was_stopped(row) for row in estimated):
+        reasons.append(
+            "from fewer questions to keep where a trial was stopped because it had missed the "
+            "bound for certain"
+        )
+    return f"≈ {', or '.join(reasons)}." if reasons else ""
+
+
 def scores_table(report: Report) -> Table:
     """Return the unmodified model's scores and the confirmed best trial's."""
     names = _scores(report)
@@ -98,7 +121,7 @@ def searches_table(searches: Sequence[tuple[str, str, Report]]) -> Table:
         searches: Anchor on the page, name and report of each.
     """
     columns = [
-        *(Column(title, numeric=False) for title in ("search", "what", "method", "best setting")),
+        *(Column(title, numeric=False) for title in ("search", "what", "best setting")),
         *(Column(_title(name)) for name in HEADLINE_SCORES),
         *(Column(f"unmodified {_title(name)}") for name in HEADLINE_SCORES[:2]),
         *(Column(title) for title in ("trials", "feasible", "time (s)")),
@@ -110,15 +133,15 @@ def searches_table(searches: Sequence[tuple[str, str, Report]]) -> Table:
 def _search_cells(anchor: str, name: str, report: Report) -> list[Cell]:
     confirmed = report.confirmed or {}
     feasible = sum(row.feasible is True for row in report.rows)
+    counted = sum(not row.again for row in report.rows)
     seconds = sum(row.seconds.get("trial", 0.0) for row in report.rows)
     return [
         Cell(name, link=f"#{anchor}"),
         Cell(report.title),
-        Cell(str(report.facts.get("method", ""))),
         Cell(report.best.label if report.best is not None else "none confirmed"),
         *(_number(confirmed.get(score)) for score in HEADLINE_SCORES),
         *(_number(report.vanilla.get(score)) for score in HEADLINE_SCORES[:2]),
-        Cell(str(len(report.rows)), len(report.rows)),
+        Cell(str(counted), counted),
         Cell(str(feasible), feasible),
         Cell(f"{seconds:.1f}", seconds),
     ]
@@ -129,14 +152,14 @@ def _line(report: Report, row: TrialRow, parameters: Sequence[str], scores: Sequ
     seconds = row.seconds.get("trial")
     cells = [
         Cell(f"{row.number}{' ★' if is_best else ''}", row.number),
-        Cell(row.state),
+        Cell(f"{row.state}, runs again" if row.again else row.state),
         *(_number(row.parameters.get(name)) for name in parameters),
         *(_number(row.scores.get(name), estimate=_is_estimate(row, name)) for name in scores),
         Cell({True: "yes", False: "no", None: ""}[row.feasible]),
         Cell("" if seconds is None else f"{seconds:.1f}", seconds),
         Cell(row.failure or ""),
     ]
-    kind = row.state
+    kind = "again" if row.again else row.state
     if row.state == COMPLETE:
         kind = "feasible" if row.feasible else "infeasible"
     return Line(cells=cells, number=row.number, kind=kind, is_best=is_best)

@@ -25,7 +25,8 @@ from rich.text import Text
 __all__ = ["build_progress", "epochs_shown", "shown_duration"]
 
 A_DAY = 24 * 3600.0
-# Columns of a terminal below which the bar itself is short, so that there is room for the note.
+# Columns of a terminal below which the bar is short and time elapsed is left out, so that there is
+# room for the note.
 _NARROW = 100
 
 
@@ -39,11 +40,12 @@ def build_progress(console: Console) -> Progress:
     def fixed() -> Column:
         return Column(no_wrap=True, overflow="ellipsis")
 
+    narrow = console.width < _NARROW
     return Progress(
         TextColumn("[bold]{task.description}", table_column=fixed()),
-        BarColumn(bar_width=24 if console.width >= _NARROW else 8, table_column=fixed()),
+        BarColumn(bar_width=4 if narrow else 24, table_column=fixed()),
         MofNCompleteColumn(table_column=fixed()),
-        TimeElapsedColumn(table_column=fixed()),
+        *(() if narrow else (TimeElapsedColumn(table_column=fixed()),)),
         _TimeLeftColumn(table_column=fixed()),
         TextColumn(
             "{task.fields[note]}",

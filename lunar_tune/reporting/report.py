@@ -21,6 +21,7 @@ from lunar_tune.reporting.rows import (
     HEADLINE_SCORES,
     TrialRow,
     best_first,
+    nearest_first,
 )
 
 __all__ = ["Report", "verdict", "write_report"]
@@ -60,9 +61,41 @@ class Report:
     """The scored layers that the search began with."""
 
     @property
+    def asked_retain_rows(self) -> int | None:
+        """Questions to keep that a trial is asked if it is not stopped; None if not known."""
+        asked = self.vanilla.get("retain_rows")
+        known = [row.retain_rows for row in self.rows if row.retain_rows is not None]
+        return int(asked) if asked is not None else max(known, default=None)
+
+    def was_stopped(self, row: TrialRow) -> bool:
+        """Say whether a completed trial was asked only a part of the questions of its search.
+
+        That is so where it had missed the bound for certain. A search that asks a sample asks every
+        trial a part of the retain set.
+        """
+        asked = self.asked_retain_rows
+        return row.retain_rows is not None and asked is not None and row.retain_rows < asked
+
+    @property
+    def ranked(self) -> list[TrialRow]:
+        """The trials that are looked at first, the confirmed best before all others.
+
+        The feasible ones by their objective; where none is, the nearest misses.
+        """
+        rows = best_first(list(self.rows)) or nearest_first(self.rows, self.goal)
+        best = self.best
+        if best is None:
+            return rows
+        return [best, *(row for row in rows if row.number != best.number)]
+
+    @property
     def compared(self) -> dict[str, Mapping[str, float]]:
         """The scores that stand beside each other, by whose they are; empty where not known."""
         scores = {"unmodified model": self.vanilla}
+        if self.best is None and self.ranked:
+            first = self.ranked[0]
+            what = "as searched" if first.feasible else "nearest miss"
+            scores[f"trial {first.number}, {what}"] = first.scores
         if self.best is not None and self.confirmed is not None:
             trial = f"trial {self.best.number}"
             scores[f"{trial}, as searched"] = self.best.scores
@@ -88,10 +121,10 @@ def write_report(report: Report, path: Path, pictures: Mapping[str, str] | None 
         _result(report),
         *(f"![{caption}]({place})" for place, caption in (pictures or {}).items()),
         *([_importance(shares)] if (shares := report.importance()) else []),
-        f"## The best of {len(report.rows)} trials",
+        f"## The best of {sum(not row.again for row in report.rows)} trials",
         _trials(best_first(list(report.rows))[:_SHOWN]) or "No trial is feasible.",
     ]
-    failed = [row for row in report.rows if row.state == FAILED]
+    failed = [row for row in report.rows if row.state == FAILED and row.counts]
     if failed:
         parts += ["## Failed trials", "\n".join(f"- {r.number}: {r.failure}" for r in failed)]
     write_atomically(path, ("\n\n".join(parts) + "\n").encode())
@@ -117,7 +150,21 @@ def verdict(report: Report) -> str:
     if not states[COMPLETE]:
         counts = ", ".join(f"{number} {state}" for state, number in states.items())
         return f"{ending}No trial was completed ({counts})."
-    return f"{ending}No trial keeps {report.goal.bounds or 'what is asked for'}."
+    said = f"{ending}No trial keeps {report.goal.bounds or 'what is asked for'}."
+    return f"{said} The nearest miss is {_nearest_miss(report)}."
+
+
+def _nearest_miss(report: Report) -> str:
+    """Return the trial that misses least and what it reaches of the bounds that it misses."""
+    first = report.ranked[0]
+    missed = [one.metric for one in report.goal.constraints if one.violation(first.scores) > 0]
+    reached = [
+        f"{score_label(name)} {first.scores[name]:.3f}"
+        if name in first.scores
+        else f"{score_label(name)} not measured"
+        for name in dict.fromkeys(missed)
+    ]
+    return f"trial {first.number} ({', '.join([first.label, *reached])})"
 
 
 def _result(report: Report) -> str:

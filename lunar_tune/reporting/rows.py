@@ -10,7 +10,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lunar_tune.evaluation.goal import Goal
 
 __all__ = [
     "COMPLETE",
@@ -22,6 +25,7 @@ __all__ = [
     "best_first",
     "best_so_far",
     "is_number",
+    "nearest_first",
     "score_cells",
 ]
 
@@ -134,6 +138,26 @@ def best_first(rows: list[TrialRow]) -> list[TrialRow]:
         feasible,
         key=lambda row: (row.objective, -row.scores["retain_rouge1"], row.number),
     )
+
+
+def nearest_first(rows: Iterable[TrialRow], goal: Goal) -> list[TrialRow]:
+    """Return the completed trials, the one that misses its bounds least first; of several the best.
+
+    Args:
+        rows: Of any state.
+        goal: Whose bounds.
+    """
+
+    def missed(row: TrialRow) -> tuple[float, float, int]:
+        violations = goal.violations(row.scores).values()
+        value = goal.value(row.scores)
+        return (
+            sum(max(0.0, one) for one in violations),
+            math.inf if math.isnan(value) else value,
+            row.number,
+        )
+
+    return sorted((row for row in rows if row.state == COMPLETE), key=missed)
 
 
 def best_so_far(rows: Iterable[TrialRow]) -> list[tuple[TrialRow, TrialRow]]:

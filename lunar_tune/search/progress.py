@@ -45,9 +45,13 @@ class SearchDisplay:
     def doing(self, text: str | None) -> None:
         """Show what is being done beside trials, in the place of what was shown; None ends it."""
         self._shown.close()
-        if text is not None:
+        if text is None:
+            return
+        if self._console.is_terminal:
             RECORD.info("%s", text)
             self._shown.enter_context(self._console.status(text))
+        else:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def follow(
         self, num_trials: int, earlier: Sequence[TrialRow], time_budget: float | None
@@ -126,7 +130,7 @@ class SearchProgress:
         self._bar = build_progress(console) if console.is_terminal else None
         if self._bar is not None:
             self._task = self._bar.add_task(
-                "trials",
+                "trials" if self._is_roomy else "",  # a setting is shown whole before a word
                 total=num_trials,
                 completed=len(earlier),
                 note=self._note() if earlier else "",
@@ -156,6 +160,10 @@ class SearchProgress:
             self._bar.update(self._task, completed=self._done, note=self._note())
             RECORD.info("%s", self._line(row))
 
+    @property
+    def _is_roomy(self) -> bool:
+        return self._console.width >= _ROOMY
+
     def _best(self) -> str:
         best = best_first(self._rows)
         if not best:
@@ -173,8 +181,9 @@ class SearchProgress:
     def _note(self) -> str:
         """Return what stands beside the bar, the most important first: the end may be cut off."""
         text = self._best()
-        if self._console.width < _ROOMY:
-            text = text.removeprefix("best ").replace(" at retain ", ", retain ")
+        if not self._is_roomy:
+            text = text.removeprefix("best ").replace(" at retain ", " retain ")
+            text = text.replace("(", "").removesuffix(")")
         return " · ".join(filter(None, (self._failures(), text)))
 
     def _line(self, row: TrialRow) -> str:
@@ -188,6 +197,6 @@ class SearchProgress:
             outcome = f"{row.state}{', runs again' if row.again else ''}: {row.failure}"
         best = " · ".join(filter(None, (self._best(), self._failures())))
         left = self._left()
-        time_left = f"  |  about {shown_duration(left)} left" if left is not None else ""
-        done = f"trial {self._done}/{self._total}"
-        return f"{done}  {row.label}  {outcome}  |  {best}{time_left}"
+        time_left = f"  |  about {shown_duration(left)} left" if left else ""
+        done = f"{self._done}/{self._total}"
+        return f"{done}  trial {row.number}  {row.label}  {outcome}  |  {best}{time_left}"

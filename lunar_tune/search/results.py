@@ -122,9 +122,8 @@ class SearchResults:
         """What tables, pictures and pages are made of."""
         notes = self.study.notes
         tags = notes["tags"]
-        edges = tags["forget_edge"].replace(",", ", ")
         return Report(
-            title=f"{tags['model']}, {tags['data']}: forget {edges}",
+            title=self._title,
             facts=notes.get("facts", tags),
             goal=self.goal,
             vanilla=self.vanilla,
@@ -247,6 +246,18 @@ class SearchResults:
         import pandas as pd
 
         return pd.DataFrame([row.flat() for row in self.rows])
+
+    @property
+    def _title(self) -> str:
+        """What was searched, in a line; an older search does not know its method's solver."""
+        tags = self.study.notes["tags"]
+        solver = f" ({tags['solver']})" if "solver" in tags else ""
+        parts = [
+            f"{tags['model']}, {tags['data']}: forget {tags['forget_edge'].replace(',', ', ')}",
+            *([tags["method"] + solver] if "method" in tags else []),
+            *(["half held out"] if self.held_out else []),
+        ]
+        return ", ".join(parts)
 
     def _draw(self, name: str) -> Canvas:
         from lunar_tune.reporting.pictures.gallery import PICTURES  # loads matplotlib

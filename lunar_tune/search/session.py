@@ -247,7 +247,8 @@ class SearchSession:
 
     def on_confirming(self, row: TrialRow) -> None:
         """Show that a setting is evaluated in full."""
-        self._display.doing(f"evaluating trial {row.number} in full")
+        asked = "held-out" if self.plan.config.run.holdout else "all"
+        self._display.doing(f"confirming trial {row.number} on {asked} questions")
 
     def on_confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
         """Keep the best setting, or say why it is not the best."""
@@ -331,7 +332,7 @@ class SearchSession:
         commands = (
             {}
             if self._brief
-            else next_commands(self.plan.config, self.folder.path, report.best, arguments)
+            else next_commands(self.plan.config, self.folder.path, report, arguments)
         )
         print_result(self._console, report, folder=self.folder.path, commands=commands)
 

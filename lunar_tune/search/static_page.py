@@ -13,12 +13,12 @@ from lunar_tune.errors import InputError
 from lunar_tune.evaluation.evaluate import AnswerRow
 from lunar_tune.reporting.page import PageSearch, write_page
 from lunar_tune.reporting.page_answers import TrialAnswers
-from lunar_tune.reporting.rows import TrialRow, best_first
+from lunar_tune.reporting.rows import TrialRow
 from lunar_tune.search.results import SearchResults
 
 __all__ = ["write_static_page"]
 
-# Trials whose answers a page shows: the best and the next four.
+# Trials whose answers a page shows: the best and the next four, or the nearest misses.
 _ANSWERED = 5
 
 
@@ -42,7 +42,7 @@ def write_static_page(results: Sequence[SearchResults], path: Path) -> None:
 
 
 def _page_search(results: SearchResults) -> PageSearch:
-    found = [(row, *_answers(results, row)) for row in _best(results)]
+    found = [(row, *_answers(results, row)) for row in results.report.ranked[:_ANSWERED]]
     config = results.folder.config
     return PageSearch(
         name=results.folder.name,
@@ -50,19 +50,12 @@ def _page_search(results: SearchResults) -> PageSearch:
         vanilla=_kept(results),
         vanilla_in_full=_kept(results, full=True),
         answers=[
-            TrialAnswers(row.number, row.label, rows, full) for row, rows, full in found if rows
+            TrialAnswers(row.number, row.label, rows, full, feasible=bool(row.feasible))
+            for row, rows, full in found
+            if rows
         ],
         configuration=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
-
-
-def _best(results: SearchResults) -> list[TrialRow]:
-    """Return the confirmed best and the next best."""
-    ranked = best_first(list(results.rows))
-    if results.best is not None:
-        first = results.best.number
-        ranked = [results.best, *(row for row in ranked if row.number != first)]
-    return ranked[:_ANSWERED]
 
 
 def _answers(results: SearchResults, row: TrialRow) -> tuple[list[AnswerRow], bool]:

@@ -145,10 +145,16 @@ def print_result(
     console.print()
     if report.best is not None:
         setting = "  ".join(f"{k} {_brief(v)}" for k, v in report.best.parameters.items())
-        console.print(f"[bold green]best feasible setting:[/bold green] {escape(setting)}")
+        console.print(
+            f"[bold green]best feasible setting:[/bold green] {escape(setting)}", highlight=False
+        )
     else:
-        console.print(f"[bold yellow]{escape(verdict(report))}[/bold yellow]", soft_wrap=True)
-    console.print("ROUGE-1 recall of the answers")
+        console.print(
+            f"[bold yellow]{escape(verdict(report))}[/bold yellow]",
+            soft_wrap=True,
+            highlight=False,
+        )
+    console.print("ROUGE-1 recall of the answers", highlight=False)
     console.print(table)
     console.print(_times(report.rows), highlight=False)
     console.print(f"\nresults are in [bold]{escape(_shown(folder))}[/bold]", soft_wrap=True)
@@ -171,7 +177,7 @@ def keep_best(folder: Path, console: Console) -> None:
 def next_commands(
     config: SearchConfig,
     folder: Path,
-    best: TrialRow | None,
+    report: Report,
     arguments: Sequence[str],
 ) -> dict[str, list[str]]:
     """Return the exact commands that a user may want next.
@@ -179,23 +185,28 @@ def next_commands(
     Args:
         config: Of the search that has ended.
         folder: Of that search.
-        best: The confirmed trial, if there is one.
+        report: What it has found.
         arguments: The run's options as they were given.
     """
     python = _shown(Path(sys.executable), resolve=False)
-    commands = {
-        "compare the trials in MLflow:": [python, "-m", "lunar_tune.compare", _shown(folder)],
-    }
-    if best is not None:
-        commands["write the unlearned model of the best setting, and prove that it is right:"] = [
-            python,
-            "-m",
-            "lunar_tune.export",
-            _shown(folder),
-            "--format",
-            "checkpoint",
-            "--output",
-            _shown(folder / "model"),
+    commands: dict[str, list[str]] = {}
+    if report.ending is not None:
+        resume = [python, "-m", "lunar_tune.search", "--resume", _shown(folder)]
+        commands["go on with the search:"] = resume
+    compare = [python, "-m", "lunar_tune.compare", _shown(folder)]
+    if report.ranked:
+        commands["compare the trials in MLflow:"] = compare
+    else:  # MLflow compares scores, of which there are none
+        page = _shown(folder / "page.html")
+        commands["see the trials on a page:"] = [*compare, "--static", page]
+    first = next(iter(report.ranked), None)
+    if first is not None and first.feasible:
+        confirmed = report.best is not None
+        what = "the best setting" if confirmed else "the best setting as searched"
+        commands[f"write the unlearned model of {what}, and prove that it is right:"] = [
+            *(python, "-m", "lunar_tune.export", _shown(folder)),
+            *([] if confirmed else ["--trial", str(first.number)]),
+            *("--format", "checkpoint", "--output", _shown(folder / "model")),
         ]
     again = [python, "-m", "lunar_tune.search", *_without(arguments, "--seed")]
     commands["search again with another seed:"] = [*again, "--seed", str(config.run.seed + 1)]
@@ -218,9 +229,9 @@ def _budget(max_new_tokens: int | None) -> str:
 
 def _times(rows: Sequence[TrialRow]) -> str:
     ended = [row for row in rows if "trial" in row.seconds]
-    failed = sum(row.state == FAILED for row in rows)
+    failed = sum(row.state == FAILED and row.counts for row in rows)
     if not ended:
-        return f"{len(rows)} trials, {failed} failed"
+        return f"{sum(row.counts for row in rows)} trials, {failed} failed"
     per_trial = sum(row.seconds["trial"] for row in ended) / len(ended)
     suggest = sum(row.seconds["suggest"] for row in ended) / len(ended)
     return f"{len(ended)} trials of {per_trial:.2f} s, the sampler {suggest:.2f} s each" + (

@@ -18,7 +18,7 @@ from lunar_tune.reporting.methods_table import (
     CellResult,
     Tolerance,
 )
-from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, TrialRow, best_first
+from lunar_tune.reporting.rows import COMPLETE, FAILED, PRUNED, TrialRow, best_first, nearest_first
 from lunar_tune.search.study import StoredStudy
 from lunar_tune.search.table_cells import Cell
 
@@ -55,7 +55,7 @@ def result_of(cell: Cell, stored: StoredStudy | None, num_trials: int) -> CellRe
     goal = Goal.read(*stored.notes["goal"])
     confirmed = stored.notes.get("confirmed")
     if confirmed is None:
-        nearest = _nearest(complete, goal)
+        nearest = next(iter(nearest_first(complete, goal)), None)
         reason = "" if complete else _failures(stored.rows).removeprefix("; ")
         return _result(cell, INFEASIBLE, reason=reason, row=nearest, rows=stored.rows)
     row = next(row for row in complete if row.number == confirmed["number"])
@@ -103,16 +103,6 @@ def _failures(rows: Sequence[TrialRow]) -> str:
     """Return why most trials failed that did."""
     failures = Counter(row.failure for row in rows if row.state == FAILED)
     return f"; {failures.total()} failed: {failures.most_common(1)[0][0]}" if failures else ""
-
-
-def _nearest(complete: Sequence[TrialRow], goal: Goal) -> TrialRow | None:
-    """Return the trial that misses its bounds least; of several the best."""
-
-    def missed(row: TrialRow) -> tuple[float, float, int]:
-        violations = goal.violations(row.scores).values()
-        return sum(max(0.0, v) for v in violations), goal.value(row.scores), row.number
-
-    return min(complete, key=missed, default=None)
 
 
 def _tolerance(complete: Sequence[TrialRow]) -> Tolerance | None:

@@ -166,6 +166,16 @@ def test_texts_of_others_do_nothing_and_are_shown_as_they_are(
     assert (dialogs, complaints) == ([], [])
 
 
+def test_the_table_of_three_searches_can_be_seen_whole(page: Page, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 1280, "height": 900})
+    name = "lunar-contracts-20260101-101010"
+    opened(page, tmp_path, *(page_of(*ROWS, name=f"{name}{n}") for n in range(3)))
+    table = page.locator("table.searches")
+    # DataTables puts a box of its own around the table, which scrolls.
+    room = "table => table.closest('.scroller').clientWidth - table.offsetWidth"
+    assert table.evaluate(room) >= 0
+
+
 @pytest.mark.parametrize("width", [1440, 800, 400])
 def test_the_page_is_never_wider_than_its_window(page: Page, tmp_path: Path, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})

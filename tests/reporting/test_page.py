@@ -9,15 +9,18 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
-from invented_searches import CURVE, IMPORTANCE
+from invented_searches import CURVE, IMPORTANCE, search_of
 from pages_by_hand import HOSTILE, failure, hostile, many, page_of, report, said, trial
 
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.interactive.gallery import interactive_pictures
 from lunar_tune.reporting.page import PageSearch, write_page
-from lunar_tune.reporting.page_answers import forgotten, got_worse
+from lunar_tune.reporting.page_answers import TrialAnswers, forgotten, got_worse
+from lunar_tune.reporting.places import SPREAD
+from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import COMPLETE, TrialRow
 
 LOADING = {"src", "href", "data", "poster", "srcset", "action", "background"}
@@ -160,6 +163,41 @@ def test_a_row_shows_and_sorts_by_the_trials_own_numbers(tmp_path: Path) -> None
         assert mine[11][1] == (row.failure or "")
 
 
+def test_a_trial_that_runs_again_is_not_counted_with_the_failed_ones(tmp_path: Path) -> None:
+    lost = replace(failure(1, "interrupted"), again=True)
+    parsed = written(tmp_path, page_of(trial(0, 0.1, 0.9), lost, failure(2)))
+    assert "failed (1)" in parsed.text
+    assert "failed, runs again" in parsed.text
+    (kind,) = [one["data-kind"] for tag, one in parsed.tags if one.get("data-number") == "1"]
+    assert kind == "again"
+
+
+SAMPLED = [
+    replace(trial(n, 0.1, 0.9 - n / 5), retain_rows=rows, retain_exact=False)
+    for n, rows in enumerate((20, 8, 20))
+]
+SAMPLE = "from a sample of the questions to keep (20)"
+STOPPED = "because it had missed the bound for certain"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said", "unsaid"),
+    [
+        ((trial(0, 0.1, 0.9),), "A click on", "≈"),
+        ((trial(0, 0.1, 0.9), trial(1, 0.1, 0.5)), STOPPED, "a sample"),
+        ((SAMPLED[0], SAMPLED[2]), SAMPLE, "stopped"),
+        (SAMPLED, f"{SAMPLE}, or from fewer", "≈ from fewer"),
+    ],
+    ids=["all asked", "stopped", "sample", "both"],
+)
+def test_an_estimate_from_a_sample_is_not_called_a_stop(
+    tmp_path: Path, rows: tuple[TrialRow, ...], said: str, unsaid: str
+) -> None:
+    text = written(tmp_path, page_of(*rows)).text
+    assert said in text
+    assert unsaid not in text
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
@@ -235,10 +273,88 @@ def test_pictures_show_every_completed_trial_where_its_scores_are() -> None:
             for number, x, y in zip(trace.customdata, trace.x, trace.y, strict=True)
         }
         assert seen == {number: at(row) for number, row in complete.items()}
-    (best,) = [trace for trace in pictures["history"].data if trace.mode == "lines"]
+    *_, best = pictures["history"].data
+    assert best.mode == "lines", "the last is drawn above the others"
     for number, value in zip(best.x, best.y, strict=True):
         before = [r for r in complete.values() if r.feasible and r.number <= number]
         assert value == min(row.scores["forget_rouge1"] for row in before)
+
+
+def test_the_front_is_steps_and_rings_its_members() -> None:
+    front = drawn(search_of(30))["trade-off"]["Pareto front"]
+    assert (front.line.shape, front.mode) == ("hv", "lines+markers")
+    # The least to be forgotten comes first: each step goes right before it goes up.
+    assert list(front.x) == sorted(front.x)
+    assert list(front.y) == sorted(front.y)
+
+
+def test_bounds_that_have_no_axis_are_named() -> None:
+    for constraints, hidden in (
+        (["retain_rouge1>=0.8", "retain_perplexity<=20"], True),
+        (["retain_rouge1>=0.8"], False),
+    ):
+        (picture, *_) = interactive_pictures(search_of(12, constraints=constraints))
+        assert ("retain perplexity of at most 20, which is not drawn" in picture.caption) is hidden
+
+
+def test_the_map_has_the_layer_across_and_rings_the_best() -> None:
+    one = search_of(60)
+    assert one.best is not None
+    (picture,) = [picture for picture in interactive_pictures(one) if picture.name == "map"]
+    rows = {row.number: row.parameters for row in one.rows}
+    marks, ring, *_ = picture.figure.data
+    for number, x, y in zip(marks.customdata, marks.x, marks.y, strict=True):
+        assert abs(x - rows[number]["layer"]) <= SPREAD + 1e-9
+        assert y == rows[number]["coefficient"]
+    assert len({*zip(marks.x, marks.y, strict=True)}) == len(marks.x)
+    assert any(x != round(x) for x in marks.x)
+    assert "beside each other" in picture.caption
+    place = list(marks.customdata).index(one.best.number)
+    assert (ring.x[0], ring.y[0]) == (marks.x[place], marks.y[place])
+    assert {(one.x0, one.x1) for one in picture.figure.layout.shapes} == {(8.5, 9.5), (10.5, 11.5)}
+
+
+def test_sensitivity_has_a_panel_a_score_with_bound_and_best() -> None:
+    one = search_of(30)
+    assert one.best is not None
+    figure = {p.name: p.figure for p in interactive_pictures(one)}["sensitivity"]
+    (bound,) = [trace for trace in figure.data if (trace.name or "").startswith("bound")]
+    assert (list(bound.y), bound.yaxis) == ([0.8, 0.8], "y2")
+    stars = {t.yaxis or "y": t.y[0] for t in figure.data if (t.name or "").startswith("best")}
+    scores = one.best.scores
+    assert stars == {"y": scores["forget_rouge1"], "y2": scores["retain_rouge1"]}
+    shown = dict(zip(figure.layout.xaxis.tickvals, figure.layout.xaxis.ticktext, strict=True))
+    assert shown[2e-3] == "2e-3"
+    assert all(float(text) == value for value, text in shown.items())
+
+
+def test_the_course_of_a_search_is_drawn_over_time_too() -> None:
+    figure = {p.name: p.figure for p in interactive_pictures(search_of(30))}["history"]
+    over_time = [trace for trace in figure.data if trace.xaxis == "x2"]
+    assert figure.layout.xaxis2.title.text == "minutes since the first trial began"
+    for trace in over_time:
+        if trace.customdata is not None:  # each trial takes a minute
+            assert list(trace.x) == [number + 1 for number in trace.customdata]
+
+
+def test_a_search_without_texts_says_so_and_has_no_empty_columns(tmp_path: Path) -> None:
+    rows = [replace(said("forget", "", "", 0.5), truth="", row=7)]
+    one = PageSearch(
+        name="private", report=report(trial(0, 0.1, 0.9)), answers=[TrialAnswers(0, "L0", rows)]
+    )
+    text = written(tmp_path, one).text
+    assert "kept no texts" in text
+    assert "row 7" in text
+    assert "true answer" not in text
+    assert "true answer" in written(tmp_path, page_of(trial(0, 0.1, 0.9))).text
+
+
+def drawn(one: Report) -> dict[str, dict[str, Any]]:
+    """Return the traces of each picture by the beginning of their entry in the legend."""
+    return {
+        picture.name: {(trace.name or "").split(" (")[0]: trace for trace in picture.figure.data}
+        for picture in interactive_pictures(one)
+    }
 
 
 def test_what_a_search_knows_besides_its_trials_is_drawn_too() -> None:

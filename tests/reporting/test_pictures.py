@@ -285,9 +285,9 @@ def test_the_history_has_the_best_feasible_so_far_by_number_and_by_time() -> Non
     rows[3] = dataclasses.replace(rows[3], ended=rows[0].ended)  # beside the first
     by_number, by_time = history(report_of(rows, goal=GOAL)).axes
     steps = labelled(by_number, "best feasible").get_xydata().tolist()
-    assert steps == [[1, 0.9], [2, 0.9], [4, 0.6], [5, 0.6]]
-    assert points_of(by_number, "infeasible") == [(2.0, 0.1)]
-    assert list(labelled(by_number, "failed").get_xdata()) == [3]
+    assert steps == [[0, 0.9], [1, 0.9], [3, 0.6], [4, 0.6]]
+    assert points_of(by_number, "infeasible") == [(1.0, 0.1)]
+    assert list(labelled(by_number, "failed").get_xdata()) == [2]
     # Five minutes by the hand: it began with the first trial, the last ended in the fifth minute.
     assert "minutes since the first trial began" in by_time.get_xlabel()
     steps = labelled(by_time, "best feasible").get_xydata().tolist()
@@ -313,10 +313,35 @@ def test_the_map_has_every_trial_apart_in_its_layers_column_with_its_score() -> 
         assert np.array(found) == pytest.approx(np.array(expected))
         assert len({place for place, _ in marks}) == len(spread)
         assert {y for (_, y), _ in marks} == {2.0, 4.0}
+        assert max(abs(x - round(x)) for (x, _), _ in marks) == pytest.approx(0.2)
+        assert [(one.get_x(), one.get_width()) for one in axes.patches] == [(8.5, 1.0)]
+        assert "beside each other" in axes.get_xlabel()
     assert [axes.get_ylabel() for axes in figure.axes[2:]] == [
         "forget ROUGE-1 recall",
         "retain ROUGE-1 recall",
     ]
+
+
+def test_layers_of_a_list_stand_where_their_ticks_are() -> None:
+    rows = [trial(n, 0.1, 0.9, POINT | {"layer": 4 * n, "coefficient": n}, GOAL) for n in range(3)]
+    report = dataclasses.replace(report_of(rows, goal=GOAL), listed={"layer": (0, 4, 8)})
+    axes = layer_coefficient(report).axes[0]
+    marks = [one for one in axes.collections if one.get_array() is not None]
+    assert [x for one in marks for x, _ in one.get_offsets().tolist()] == [0, 1, 2]
+    assert "beside each other" not in axes.get_xlabel()
+
+
+def test_a_single_trial_near_the_best_is_no_range() -> None:
+    rows = [trial(n, n / 2, 0.9, {"learning_rate": 10.0**-n}, GOAL) for n in range(1, 3)]
+    for axes in sensitivity(report_of(rows, goal=GOAL)).axes:
+        assert not has(axes, "range of trials")
+
+
+def test_bounds_that_have_no_axis_are_named() -> None:
+    report = SEARCHES["of another goal"]
+    (axes,) = trade_off(report).axes
+    (label,) = [one.get_label() for one in axes.patches]
+    assert label == "feasible region (also retain ROUGE-1 of at least 0.5, not drawn)"
 
 
 @pytest.mark.parametrize(
@@ -346,7 +371,7 @@ def test_sensitivity_shades_what_is_near_the_best_and_marks_it() -> None:
     forget, retain = figure.axes
     for axes in (forget, retain):
         assert axes.get_xscale() == "log"
-        span = labelled(axes, "feasible within 0.05").get_bbox()
+        span = labelled(axes, "range of trials that are feasible and within 0.05").get_bbox()
         assert (span.x0, span.x1) == pytest.approx((1e-3, 1e-2))
     assert points_of(forget, "best, as searched") == [(3e-3, 0.1)]
     assert points_of(forget, "feasible (") == list(scores.items())

@@ -199,6 +199,12 @@ def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
     assert "| data | a \\| b |" in lines
 
 
+def test_a_trial_that_runs_again_is_not_listed_with_the_failed_ones(tmp_path: Path) -> None:
+    text = text_of(tmp_path, report(complete(0, 0.1, 0.9), AGAIN))
+    assert "Failed trials" not in text
+    assert "## The best of 1 trials" in text
+
+
 def test_tables_of_a_report_have_as_many_cells_in_every_row(tmp_path: Path) -> None:
     for block in text_of(tmp_path, report(*ROWS["found"])).split("\n\n"):
         rows = [line.replace("\\|", "") for line in block.splitlines() if line.startswith("|")]
@@ -275,7 +281,23 @@ def test_a_verdict_without_bounds_names_none() -> None:
     assert verdict(dataclasses.replace(told, rows=(AGAIN,))) == "Interrupted. No trial has ended."
     row = dataclasses.replace(complete(0, 0.1, 0.3), feasible=False)
     said = verdict(dataclasses.replace(told, rows=(row,)))
-    assert said == "Interrupted. No trial keeps what is asked for."
+    assert said == (
+        "Interrupted. No trial keeps what is asked for. The nearest miss is trial 0 (L0 c2.0 "
+        "lr3e-3)."
+    )
+
+
+def test_a_report_without_a_feasible_trial_has_its_nearest_miss(tmp_path: Path) -> None:
+    """By the sum of what is missed of the bounds; a score that is not known misses all."""
+    goal = Goal.read("forget_rouge1", ["retain_rouge1>=0.8", "forget_mrr<=0.2"])
+    rows = [complete(n, 0.5, retain) for n, retain in enumerate((0.79, 0.5, 0.6))]
+    for row, mrr in zip(rows[1:], (0.1, 0.35), strict=True):
+        row.scores["forget_mrr"] = mrr  # type: ignore[index]
+    one = dataclasses.replace(report(*rows), best=None, confirmed=None, goal=goal)
+    assert [row.number for row in one.ranked] == [1, 2, 0]  # 0.3, 0.2 + 0.15 and infinity
+    assert list(one.compared) == ["unmodified model", "trial 1, nearest miss"]
+    text = text_of(tmp_path, one)
+    assert "The nearest miss is trial 1 (L1 c2.0 lr3e-3, retain ROUGE-1 0.500)." in text
 
 
 def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasible(
@@ -285,6 +307,7 @@ def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasi
     text = text_of(tmp_path, report(*ROWS["found"], confirmed=False))
     assert "No trial keeps" not in text
     assert "the best as searched is trial 3 (L3 c2.0 lr3e-3)" in text
+    assert "| trial 3, as searched | 0.2 | 0.9 |" in text
 
 
 def test_the_best_so_far_is_the_least_objective_of_the_feasible_trials_up_to_each() -> None:

@@ -10,6 +10,7 @@ from pages_by_hand import failure, said, trial
 
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
+from lunar_tune.reporting.rows import TrialRow
 from lunar_tune.reporting.tables import write_answers
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.results import SearchResults
@@ -26,9 +27,15 @@ ROWS = (
 GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
 
 
-def search(path: Path, *, confirmed: int | None = 5, answers: bool = True) -> SearchResults:
+def search(
+    path: Path,
+    *,
+    confirmed: int | None = 5,
+    answers: bool = True,
+    rows: tuple[TrialRow, ...] = ROWS,
+) -> SearchResults:
     """Return a search in a folder that holds answers and a configuration, if any."""
-    rows = tuple(sorted(ROWS, key=lambda row: row.number))
+    rows = tuple(sorted(rows, key=lambda row: row.number))
     notes: dict[str, object] = {
         "vanilla": {"forget_rouge1": 1.0, "retain_rouge1": 1.0},
         "tags": {"model": "tiny", "data": "mini", "forget_edge": "A_B", "method": "lunar"},
@@ -74,11 +81,23 @@ def test_a_search_that_is_not_confirmed_shows_its_best_as_searched(tmp_path: Pat
     assert "the best as searched is trial 7" in page
 
 
+def test_a_search_without_a_feasible_trial_shows_the_nearest_misses(tmp_path: Path) -> None:
+    rows = (trial(0, 0.1, 0.5), trial(1, 0.2, 0.7), trial(2, 0.1, 0.7), failure(3))
+    found = search(tmp_path / "s", confirmed=None, rows=rows)
+    write_static_page([found], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert answered(page) == [2, 1, 0]
+    assert "No trial is feasible: these are the nearest misses" in page
+    assert len(re.findall(r"<h4>Trial \d: [^<]*\(infeasible\)</h4>", page)) == 3
+    assert "The nearest miss is trial 2" in page
+    assert "trial 2, nearest miss" in page
+
+
 def test_answers_and_configuration_that_are_not_there_are_left_out(tmp_path: Path) -> None:
     write_static_page([search(tmp_path / "s", answers=False)], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert answered(page) == []
-    assert "No answers of a feasible trial are kept." in page
+    assert "No answers of a completed trial are kept." in page
     assert "config.yaml" not in page
 
 

@@ -53,12 +53,12 @@ def test_a_file_gets_one_line_a_trial_with_the_best_feasible_so_far() -> None:
     lines = shown(row(0, 0.5, 0.9), row(1, 0.1, 0.4), FAILURE, terminal=False).splitlines()
 
     assert len(lines) == 3
-    assert lines[0].startswith("trial 1/3  L0 c2.0 lr3e-3  forget 0.500  retain 0.900  feasible")
+    assert lines[0].startswith("1/3  trial 0  L0 c2.0 lr3e-3  forget 0.500  retain 0.900  feasible")
     assert "infeasible" in lines[1]
     assert "best forget 0.500 at retain 0.900 (L0" in lines[1]
     assert "failed: the loss became NaN [step 3]" in lines[2]
     assert "1 failed" in lines[2]
-    assert lines[2].endswith("about 0 s left")
+    assert lines[2].endswith("1 failed"), "no time is left, and what comes then takes some"
 
 
 def test_a_search_without_a_feasible_trial_says_so() -> None:
@@ -93,7 +93,7 @@ def test_the_bar_is_one_line_on_terminals_of_any_width_and_stays(width: int) -> 
     assert text.endswith("\x1b[?25h"), "the cursor is seen again"
     line = last_line(text)
     assert cell_len(line) <= width
-    assert line.startswith("trials ━")
+    assert line.strip().startswith("trials ━" if width >= 120 else "━")
     if width >= 80:
         assert "2/3" in line
         assert "1 failed · " in line
@@ -103,11 +103,24 @@ def test_the_bar_is_one_line_on_terminals_of_any_width_and_stays(width: int) -> 
         assert "best forget 0.500 at retain 0.900 (L0 c2" in line
 
 
+def test_the_whole_setting_can_be_read_on_80_columns() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80)
+    parameters = {"layer": 14, "coefficient": 2.25, "learning_rate": 3.1e-3}
+    best = dataclasses.replace(row(0, 0.5, 0.9), parameters=parameters)
+    with SearchProgress(console, 100, earlier=[best] * 11) as progress:
+        progress.ended(FAILURE)
+    line = last_line(text.getvalue())
+    assert "12/100" in line
+    assert "1 failed" in line
+    assert line.endswith("forget 0.500 retain 0.900 L14 c2.25 lr3.1e-3")
+
+
 def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
     before = [row(0, 0.5, 0.9), FAILURE]
     (line,) = shown(row(1, 0.1, 0.4), terminal=False, earlier=before).splitlines()
 
-    assert line.startswith("trial 3/3  L1")
+    assert line.startswith("3/3  trial 1  L1")
     assert "best forget 0.500 at retain 0.900 (L0" in line
     assert "1 failed" in line
     nothing_new = last_line(shown(terminal=True, earlier=before))
@@ -120,7 +133,7 @@ def test_a_trial_that_runs_again_is_a_failure_and_not_a_step() -> None:
     lost = dataclasses.replace(FAILURE, again=True, failure="a worker was lost")
     text = shown(row(0, 0.5, 0.9), lost, row(1, 0.1, 0.4), terminal=False).splitlines()
 
-    assert [line.split("  ")[0] for line in text] == ["trial 1/3", "trial 1/3", "trial 2/3"]
+    assert [line.split("  ")[0] for line in text] == ["1/3", "1/3", "2/3"]
     assert "failed, runs again: a worker was lost" in text[1]
     assert "1 failed" in text[2]
     bar = last_line(shown(row(0, 0.5, 0.9), lost, terminal=True))
@@ -199,7 +212,11 @@ def test_what_is_done_beside_trials_takes_the_place_of_what_was_shown(terminal: 
         display.ended(row(1, 0.1, 0.9))
         display.doing("confirming")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
-    assert ("looking" in plain, "confirming" in plain) == (terminal, terminal)
+    assert plain.count("looking") >= 1
+    assert plain.count("confirming") >= 1
+    if not terminal:
+        assert plain.splitlines()[0] == "looking"
+        assert plain.splitlines()[-1] == "confirming"
     assert "going on after 1 trials" in plain
     assert "2/2" in plain
 
@@ -212,5 +229,5 @@ def test_every_trial_has_a_line_in_the_log(
     with caplog.at_level(logging.INFO, logger=RECORD.name):
         printed = shown(row(0, 0.5, 0.9), FAILURE, terminal=terminal)
     lines = caplog.messages if terminal else printed.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["trial 1/3", "trial 2/3"]
+    assert [line.split("  ")[0] for line in lines] == ["1/3", "2/3"]
     assert "failed: the loss became NaN [step 3]" in lines[1]

@@ -80,7 +80,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> SearchResults:
     for key, value in {
         "goal": GOAL.text,
         "vanilla": {"forget_rouge1": 1.0, "retain_rouge1": 0.98},
-        "tags": {"model": "tiny", "data": "mini", "forget_edge": "A_B"},
+        "tags": {
+            "model": "tiny",
+            "data": "mini",
+            "forget_edge": "A_B",
+            "method": "lunar",
+            "solver": "adamw",
+        },
         "layer_prior": PRIOR.document(),
     }.items():
         study.note(key, value)
@@ -130,12 +136,14 @@ def test_what_decides_is_computed_once_and_only_where_it_is_shown(
 
     monkeypatch.setattr("lunar_tune.search.results.parameter_importance", noting)
     report = load_search(results.folder.path).report
-    assert report.title == "tiny, mini: forget A_B"
+    assert report.title == "tiny, mini: forget A_B, lunar (adamw)"
     assert run_note(report)
-    write_static_page([load_search(results.folder.path)], tmp_path / "page.html")
     assert computed == []
+    both = ["forget_rouge1", "retain_rouge1"]
     write_mirrors(Folder(tmp_path), report)
-    assert computed == ["forget_rouge1", "retain_rouge1"]
+    assert computed == both
+    write_static_page([load_search(results.folder.path)], tmp_path / "page.html")
+    assert computed == both * 2
 
 
 def test_a_report_has_the_layers_that_the_search_scored(results: SearchResults) -> None:

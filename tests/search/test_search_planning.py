@@ -7,6 +7,8 @@ Does not cover: whole searches (`test_search_run`, `test_search_endings`).
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
 import shutil
@@ -18,16 +20,18 @@ from typing import Any
 import pytest
 import yaml
 from command_lines import small_data
+from rich.console import Console
 
 from lunar_tune.errors import InputError
 from lunar_tune.models.lineage import Lineage, write_lineage
-from lunar_tune.reporting.rows import COMPLETE, TrialRow
+from lunar_tune.reporting.report import Report
+from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow
 from lunar_tune.search import cluster
 from lunar_tune.search.config import SearchConfig, config_document
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.outputs import check_output, make_folder
 from lunar_tune.search.plan import plan_search
-from lunar_tune.search.summary import next_commands, vanilla_problem
+from lunar_tune.search.summary import next_commands, print_result, vanilla_problem
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.options import RunOptions
 
@@ -327,13 +331,28 @@ def test_answers_of_trials_sort_by_name(tmp_path: Path) -> None:
     assert names == sorted(names)
 
 
+def found(*rows: TrialRow, best: TrialRow | None = None, ending: str | None = None) -> Report:
+    return Report(
+        title="tiny, mini",
+        facts={},
+        goal=SearchConfig().goal,
+        vanilla={"forget_rouge1": 1.0, "retain_rouge1": 1.0},
+        rows=rows,
+        best=best,
+        confirmed=best.scores if best is not None else None,
+        ending=ending,
+    )
+
+
 def test_next_commands_are_those_for_a_shell_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = SearchConfig(output=Path("runs"))
     commands = list(
-        next_commands(config, tmp_path / "runs/n", BEST, ("--data", "my file.json")).values()
+        next_commands(
+            config, tmp_path / "runs/n", found(BEST, best=BEST), ("--data", "my file.json")
+        ).values()
     )
     assert commands[0][1:] == ["-m", "lunar_tune.compare", "runs/n"]
     assert commands[1][1:] == [
@@ -346,9 +365,48 @@ def test_next_commands_are_those_for_a_shell_here(
 @pytest.mark.parametrize("uri", [None, "http://127.0.0.1:5000"])
 def test_without_a_best_setting_there_is_none_to_run_again(tmp_path: Path, uri: str | None) -> None:
     config = SearchConfig(output=tmp_path, tracking_uri=uri)
-    compare, again = next_commands(config, tmp_path / "n", None, ("--seed", "4")).values()
+    missed = dataclasses.replace(BEST, feasible=False)
+    compare, again = next_commands(config, tmp_path / "n", found(missed), ("--seed", "4")).values()
     assert compare[1:3] == ["-m", "lunar_tune.compare"]
     assert again[1:] == ["-m", "lunar_tune.search", "--seed", "1"]  # one above the search's own
+
+
+def test_after_an_interruption_one_goes_on_or_writes_the_best_as_searched(tmp_path: Path) -> None:
+    config = SearchConfig(output=tmp_path)
+    interrupted = found(BEST, ending="Interrupted.")
+    resume, _, export, _ = next_commands(config, tmp_path / "n", interrupted, ()).values()
+    assert resume[1:4] == ["-m", "lunar_tune.search", "--resume"]
+    assert export[2] == "lunar_tune.export"
+    assert export[4:6] == ["--trial", "3"]
+
+
+def test_where_all_trials_failed_there_is_nothing_to_compare_in_mlflow(tmp_path: Path) -> None:
+    failure = TrialRow(number=0, state=FAILED, parameters={}, failure="the loss became NaN")
+    see, _ = next_commands(
+        SearchConfig(output=tmp_path), tmp_path / "n", found(failure), ()
+    ).items()
+    assert "MLflow" not in see[0]
+    assert see[1][2] == "lunar_tune.compare"
+    assert see[1][4] == "--static"
+
+
+def test_numbers_in_words_of_the_result_are_not_coloured(tmp_path: Path) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, color_system="standard", width=200)
+    missed = dataclasses.replace(BEST, feasible=False, scores={**BEST.scores, "retain_rouge1": 0.5})
+    print_result(console, found(missed), folder=tmp_path, commands={})
+    assert "\nROUGE-1 recall of the answers\n" in text.getvalue()
+    assert "retain ROUGE-1 of at least" in text.getvalue()
+
+
+def test_a_trial_that_an_interruption_ended_is_not_a_failed_one(tmp_path: Path) -> None:
+    lost = TrialRow(number=1, state=FAILED, parameters={}, failure="interrupted", again=True)
+    text = io.StringIO()
+    for rows in ((BEST, lost), (lost,)):
+        report = found(*rows, ending="Interrupted.")
+        print_result(Console(file=text, width=100), report, folder=tmp_path, commands={})
+    assert "0 trials, 0 failed" in text.getvalue()
+    assert "1 failed" not in text.getvalue()
 
 
 def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_search_is_calm(search: Finished) -> None:
     """Nothing on standard error, no table of Ray's, a line for each trial."""
     assert search.done.stderr == ""
     lines = search.done.stdout.splitlines()
-    assert sum(line.startswith("trial ") and f"/{TRIALS} " in line for line in lines) == TRIALS
+    assert sum(f"/{TRIALS}  trial " in line for line in lines) == TRIALS
     assert "Trial status" not in search.done.stdout
     assert "Logical resource usage" not in search.done.stdout
 

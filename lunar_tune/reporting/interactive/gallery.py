@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from lunar_tune.reporting.interactive.history import history
 from lunar_tune.reporting.interactive.importance import importance
 from lunar_tune.reporting.interactive.layers import layers
-from lunar_tune.reporting.interactive.parameters import parameter_map, sensitivity, side_by_side
+from lunar_tune.reporting.interactive.parameters import parameter_map, sensitivity
+from lunar_tune.reporting.interactive.side_by_side import side_by_side
 from lunar_tune.reporting.interactive.style import Interactive
 from lunar_tune.reporting.interactive.trade_off import trade_off
 from lunar_tune.reporting.report import Report
@@ -32,9 +33,9 @@ def interactive_pictures(report: Report) -> list[Interactive]:
 def _of_trials(report: Report, rows: Sequence[TrialRow]) -> Iterable[Interactive | None]:
     return (
         trade_off(report, rows),
-        parameter_map(rows),
-        sensitivity(rows),
-        history(report.goal, rows),
+        parameter_map(report, rows),
+        sensitivity(report, rows),
+        history(report, rows),
         side_by_side(report, rows),
         importance(report),
     )

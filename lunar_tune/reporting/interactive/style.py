@@ -26,11 +26,13 @@ __all__ = [
     "GROUPS",
     "VERMILION",
     "Interactive",
+    "add_best",
     "add_trials",
     "are_known",
     "hover_text",
     "is_wide",
     "limits_of",
+    "log_axis",
     "new_figure",
     "range_of",
     "score_axis",
@@ -84,23 +86,58 @@ def new_figure(figure: Any = None) -> Any:
 def add_trials(
     figure: Any,
     rows: Sequence[TrialRow],
-    x: str | None,
-    y: str,
+    x: Sequence[float],
+    y: Sequence[float],
     *,
     name: str,
     colour: str,
     symbol: str,
+    row: int | None = None,
+    col: int | None = None,
 ) -> None:
-    """Add a point a trial; over the trial's number where no score is named for x."""
+    """Add a point a trial, to one of several panels perhaps; one of them has the legend's entry."""
     figure.add_scatter(
-        x=[row.number if x is None else row.scores[x] for row in rows],
-        y=[row.scores[y] for row in rows],
+        x=x,
+        y=y,
         mode="markers",
         marker={"symbol": symbol, "color": colour, "size": 9},
-        customdata=[row.number for row in rows],
-        hovertext=[hover_text(row) for row in rows],
+        customdata=[one.number for one in rows],
+        hovertext=[hover_text(one) for one in rows],
         hoverinfo="text",
         name=name,
+        legendgroup=name,
+        showlegend=(row or 1, col or 1) == (1, 1),
+        row=row,
+        col=col,
+    )
+
+
+def add_best(
+    figure: Any,
+    x: float,
+    y: float,
+    *,
+    name: str,
+    row: int | None = None,
+    col: int | None = None,
+) -> None:
+    """Add the star of the confirmed best trial."""
+    figure.add_scatter(
+        x=[x],
+        y=[y],
+        mode="markers",
+        marker={
+            "symbol": "star",
+            "color": GREEN,
+            "size": 17,
+            "line": {"color": BLACK, "width": 1.5},
+        },
+        hoverinfo="skip",
+        name=name,
+        legendgroup="best",
+        showlegend=(row or 1, col or 1) == (1, 1),
+        row=row,
+        col=col,
     )
 
 
@@ -151,6 +188,26 @@ def whole_axis(values: Sequence[int]) -> dict[str, Any]:
     """Return an axis of whole numbers with at most about ten ticks."""
     low, high = min(values), max(values)
     return {"range": [low - 0.5, high + 0.5], "dtick": max(1, math.ceil((high - low) / 10))}
+
+
+def log_axis(values: Sequence[float]) -> dict[str, Any]:
+    """Return a logarithmic axis whose ticks are whole numbers: 1e-3, 2e-3, 5e-3."""
+    low, high = min(values), max(values)
+    room = max(0.04 * math.log10(high / low), 0.05)
+    ends = [math.log10(low) - room, math.log10(high) + room]
+    decades = range(math.floor(ends[0]), math.ceil(ends[1]) + 1)
+    span = ends[1] - ends[0]
+    digits = range(1, 10) if span < 0.7 else (1, 2, 5) if span < 3 else (1,)
+    ticks = [(decade, digit) for decade in decades for digit in digits]
+    return {
+        "type": "log",
+        "range": ends,
+        "tickvals": [float(f"{digit}e{decade}") for decade, digit in ticks],
+        "ticktext": [
+            f"{digit}e{decade}" if not -2 <= decade <= 3 else f"{float(f'{digit}e{decade}'):g}"
+            for decade, digit in ticks
+        ],
+    }
 
 
 def are_known(scores: Mapping[str, float], *names: str) -> bool:

@@ -6,6 +6,7 @@ Does not cover: the same as a file (`pictures.trade_off`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,15 +47,20 @@ def trade_off(report: Report, rows: Sequence[TrialRow]) -> Interactive:
     axes = [range_of(name, reached[name]) for name in (x, y)]
     if bound is not None:
         _shade(figure, bound, axes)
-    _front(figure, known, x, y, higher_is_better=_wants_more(y, bound))
     for feasible, label, colour, symbol in GROUPS:
         mine = [row for row in known if row.feasible is feasible]
-        add_trials(figure, mine, x, y, name=f"{label} ({len(mine)})", colour=colour, symbol=symbol)
+        at = [[row.scores[name] for row in mine] for name in (x, y)]
+        entry = f"{label} ({len(mine)})"
+        add_trials(figure, mine, *at, name=entry, colour=colour, symbol=symbol)
+    _front(figure, known, x, y, higher_is_better=_wants_more(y, bound))
     _marks(figure, report, x, y)
     figure.update_xaxes(title_text=score_axis(x), **axes[0])
     figure.update_yaxes(title_text=score_axis(y), **axes[1])
     kept = f" Shaded: {score_label(y)} of at {_least(bound)} {bound.bound:g}." if bound else ""
-    caption = f"A dot is a trial; a click shows its row in the table.{kept}"
+    rest = tuple(one for one in goal.constraints if one is not bound)
+    bounds = dataclasses.replace(goal, constraints=rest).bounds
+    hidden = f" A feasible trial also keeps {bounds}, which is not drawn." if rest else ""
+    caption = f"A dot is a trial; a click shows its row in the table.{kept}{hidden}"
     return Interactive("trade-off", "Trade-off", caption, figure)
 
 
@@ -93,7 +99,10 @@ def _shade(figure: Any, bound: Constraint, axes: Sequence[Mapping[str, Any]]) ->
 def _front(
     figure: Any, rows: Sequence[TrialRow], x: str, y: str, *, higher_is_better: bool
 ) -> None:
-    """Join the trials that no other beats in both scores."""
+    """Ring the trials that no other beats in both scores, and draw the steps between them.
+
+    The best in x comes first: each step gives up some of x before it gains in y.
+    """
     front = pareto_front(
         [(r.scores[x], r.scores[y]) for r in rows],
         lower_is_better=(METRICS[x].lower_is_better, not higher_is_better),
@@ -101,10 +110,11 @@ def _front(
     figure.add_scatter(
         x=[rows[place].scores[x] for place in front],
         y=[rows[place].scores[y] for place in front],
-        mode="lines",
-        line={"color": "#777", "width": 1.5, "dash": "dot"},
+        mode="lines+markers",
+        line={"shape": "hv", "color": "#444", "width": 1.5, "dash": "dot"},
+        marker={"symbol": "circle-open", "size": 15, "color": "#444", "line": {"width": 1.2}},
         hoverinfo="skip",
-        name="Pareto front",
+        name=f"Pareto front ({len(front)})",
     )
 
 

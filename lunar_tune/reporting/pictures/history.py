@@ -8,7 +8,6 @@ Does not cover: scores other than the objective.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -16,12 +15,11 @@ from matplotlib.ticker import MaxNLocator
 from lunar_tune.evaluation.metrics import Metric
 from lunar_tune.reporting.pictures.figure import BEST, Canvas, make_figure, show_legend
 from lunar_tune.reporting.pictures.marks import draw_trials, metrics_of, show_scores, shown_rows
+from lunar_tune.reporting.places import time_axis
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow, best_so_far
+from lunar_tune.reporting.rows import COMPLETE, TrialRow, best_so_far
 
 __all__ = ["history"]
-
-_UNITS = ((3 * 86400, 86400, "days"), (2 * 3600, 3600, "hours"), (300, 60, "minutes"))
 
 
 def history(report: Report) -> Canvas:
@@ -30,8 +28,8 @@ def history(report: Report) -> Canvas:
     metric, _ = metrics_of(report)
     rows = shown_rows(report, metric.name)
     show_scores(by_number, metric, [row.scores[metric.name] for row in rows], along="y")
-    _draw(by_number, rows, metric, lambda row: row.number + 1.0)
-    failed = [row.number + 1 for row in report.rows if row.state not in (COMPLETE, RUNNING)]
+    _draw(by_number, rows, metric, lambda row: float(row.number))
+    failed = [row.number for row in report.rows if row.counts and row.state != COMPLETE]
     if failed:
         by_number.plot(
             failed,
@@ -44,8 +42,8 @@ def history(report: Report) -> Canvas:
             color="black",
             label=f"failed or pruned ({len(failed)})",
         )
-    by_number.set_xlabel("trial (from 1)", fontsize=9)
-    by_number.set_xlim(0.4, max(len(report.rows), 1) + 0.6)
+    by_number.set_xlabel("trial (from 0)", fontsize=9)
+    by_number.set_xlim(-0.6, max(len(report.rows), 1) - 0.4)
     by_number.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _draw_over_time(by_time, report, rows, metric)
     show_legend(figure)
@@ -53,20 +51,13 @@ def history(report: Report) -> Canvas:
 
 
 def _draw_over_time(axes: Axes, report: Report, rows: Sequence[TrialRow], metric: Metric) -> None:
-    timed = [(row.ended, row) for row in rows if row.ended is not None]
-    begun = min((row.started for row in report.rows if row.started is not None), default=None)
-    unit, name = 1.0, "seconds"
-    if timed and begun is not None:
-        zero: datetime = begun
-        timed.sort(key=lambda pair: (pair[0], pair[1].number))
-        seconds = {row.number: (ended - zero).total_seconds() for ended, row in timed}
-        span = max(seconds.values())
-        unit, name = next(
-            ((float(u), n) for least, u, n in _UNITS if span >= least), (1.0, "seconds")
-        )
-        _draw(axes, [row for _, row in timed], metric, lambda row: seconds[row.number] / unit)
-        axes.set_xlim(0, span / unit * 1.03 if span > 0 else 1.0)
-    axes.set_xlabel(f"{name} since the first trial began", fontsize=9)
+    time = time_axis(rows, report.rows)
+    if time.places:
+        by_number = {row.number: row for row in rows}
+        timed = [by_number[number] for number in time.places]
+        _draw(axes, timed, metric, lambda row: time.places[row.number])
+        axes.set_xlim(0, max(time.places.values()) * 1.03 or 1.0)
+    axes.set_xlabel(f"{time.unit} since the first trial began", fontsize=9)
 
 
 def _draw(

@@ -7,11 +7,9 @@ Does not cover: edits of several layers at once, whose layers are no place on an
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
@@ -29,14 +27,14 @@ from lunar_tune.reporting.pictures.marks import (
     show_parameter,
     shown_rows,
 )
+from lunar_tune.reporting.places import offsets
 from lunar_tune.reporting.report import Report
 from lunar_tune.reporting.rows import TrialRow
 
 __all__ = ["layer_coefficient", "no_layer_coefficient"]
 
 _COLOURS = "cividis"  # perceptually uniform, for the colour-blind too, and ascending in grey
-_CELLS = 24  # along the coefficient; trials of one layer within a cell would cover each other
-_SPREAD = 0.32  # of a layer's column, to each side
+_BAND = "0.94"
 
 
 def no_layer_coefficient(report: Report) -> str | None:
@@ -75,19 +73,15 @@ def layer_coefficient(report: Report) -> Canvas:
 
 def _places(report: Report, rows: Sequence[TrialRow]) -> dict[int, tuple[float, float]]:
     """Return where each trial stands, by its number."""
-    place = parameter_place(report, "coefficient")
-    heights = np.array([place(row.parameters["coefficient"]) for row in rows], dtype=float)
-    even = np.log(heights) if "coefficient" in report.log_scale else heights
-    cells = ((even - even.min()) / (np.ptp(even) or 1.0) * _CELLS).astype(int)
-    shared: dict[tuple[Any, int], list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        shared[row.parameters["layer"], int(cells[index])].append(index)
-    places: dict[int, tuple[float, float]] = {}
-    for (layer, _), indices in shared.items():
-        offsets = np.linspace(-_SPREAD, _SPREAD, len(indices)) if len(indices) > 1 else [0.0]
-        for index, offset in zip(indices, offsets, strict=True):
-            places[rows[index].number] = (float(layer + offset), float(heights[index]))
-    return places
+    column, place = parameter_place(report, "layer"), parameter_place(report, "coefficient")
+    layers = [column(row.parameters["layer"]) for row in rows]
+    heights = [place(row.parameters["coefficient"]) for row in rows]
+    is_logarithmic = "coefficient" in report.log_scale
+    beside = offsets(layers, [math.log(one) for one in heights] if is_logarithmic else heights)
+    return {
+        row.number: (layer + offset, height)
+        for row, layer, offset, height in zip(rows, layers, beside, heights, strict=True)
+    }
 
 
 def _draw(
@@ -136,6 +130,14 @@ def _draw(
     heights = [place[1] for place in places.values()]
     show_parameter(axes, report, "coefficient", heights, along="y")
     show_parameter(axes, report, "layer", layers, along="x")
+    columns = {round(place[0]) for place in places.values()}
+    for column in range(min(columns), max(columns) + 1):
+        if column % 2:
+            axes.axvspan(column - 0.5, column + 0.5, color=_BAND, lw=0, zorder=0)
+    if any(place[0] != round(place[0]) for place in places.values()):
+        axes.set_xlabel(
+            f"{axes.get_xlabel()}\nmarks of a layer stand beside each other", fontsize=9
+        )
     bar = axes.figure.colorbar(ScalarMappable(norm, _COLOURS), ax=axes, pad=0.02)
     bar.set_label(axis_label(metric), fontsize=9)
     bar.ax.tick_params(labelsize=SMALL)

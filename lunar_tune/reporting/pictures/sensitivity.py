@@ -72,9 +72,11 @@ def sensitivity(report: Report, parameter: str | None = None) -> Canvas:
         scores = [row.scores[metric.name] for row in rows]
         bounds = [one.bound for one in report.goal.constraints if one.metric == metric.name]
         show_scores(axes, metric, [*scores, *bounds], along="y")
-        if near:
-            label = f"feasible within {_margin(report, metrics[0]):.2g} of the best"
-            label += f" {score_label(metrics[0].name)}"
+        if len(set(near)) > 1:
+            label = (
+                f"range of trials that are feasible and within {_margin(report, metrics[0]):.2g}"
+            )
+            label += f" of the best {score_label(metrics[0].name)}"
             axes.axvspan(min(near), max(near), fc=REGION, ec="0.6", lw=1, label=label, zorder=0)
         draw_bounds(axes, report, metric.name, along="y")
         draw_trials(axes, rows, lambda row: place(row.parameters[name]), metric_of(metric.name))

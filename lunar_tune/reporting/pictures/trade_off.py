@@ -6,7 +6,8 @@ Does not cover: bounds on other scores, which only decide whether a trial is fea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -80,9 +81,21 @@ def _shade_feasible(axes: Axes, report: Report, x: Metric, y: Metric) -> None:
             sides[one.metric] = [low, min(high, one.bound)]
     (left, right), (bottom, top) = sides[x.name], sides[y.name]
     if bounded and left < right and bottom < top:
-        region = Rectangle((left, bottom), right - left, top - bottom, label="feasible region")
+        region = Rectangle(
+            (left, bottom),
+            right - left,
+            top - bottom,
+            label=f"feasible region{_rest(report, sides)}",
+        )
         region.set(facecolor=REGION, linewidth=0, zorder=0)
         axes.add_patch(region)
+
+
+def _rest(report: Report, drawn: Collection[str]) -> str:
+    """Say which bounds a feasible trial keeps besides, as they are not on these axes."""
+    rest = tuple(one for one in report.goal.constraints if one.metric not in drawn)
+    bounds = dataclasses.replace(report.goal, constraints=rest).bounds
+    return f" (also {bounds}, not drawn)" if rest else ""
 
 
 def _draw_front(axes: Axes, points: list[tuple[float, float]], x: Metric, y: Metric) -> None:
