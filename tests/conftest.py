@@ -50,7 +50,10 @@ def complete_annotations(module: ModuleType) -> None:
             exec(compile(body, str(module.__file__), "exec"), vars(module))
 
 
-import_with_shape_checks()
+def pytest_configure(config: pytest.Config) -> None:
+    """Check shapes where tests run: not in the process that only hands them out."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        import_with_shape_checks()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
