@@ -84,8 +84,13 @@ def tiny_worker(**engine: Any) -> Worker:
     return Worker(materialise(assemble(options)))
 
 
-def test_a_fit_that_loses_the_retain_set_ends_early_and_is_infeasible() -> None:
-    worker = tiny_worker(retain_floor=0.8, checks=5)
+@pytest.fixture(scope="module")
+def worker() -> Worker:
+    """Return a worker whose fits are looked at; what it has run leaves no trace in its model."""
+    return tiny_worker(retain_floor=0.8, checks=5)
+
+
+def test_a_fit_that_loses_the_retain_set_ends_early_and_is_infeasible(worker: Worker) -> None:
     before = {name: p.detach().clone() for name, p in worker.loaded.model.named_parameters()}
     lost = worker.run({"learning_rate": 0.01})
     assert [check.epochs for check in lost.checks] == [2, 4]
@@ -102,8 +107,8 @@ def test_a_fit_that_loses_the_retain_set_ends_early_and_is_infeasible() -> None:
         assert torch.equal(parameter, before[name])
 
 
-def test_looking_at_a_fit_changes_no_score() -> None:
-    looked = tiny_worker(retain_floor=0.8, checks=5).run({"learning_rate": 3e-4})
+def test_looking_at_a_fit_changes_no_score(worker: Worker) -> None:
+    looked = worker.run({"learning_rate": 3e-4})
     alone = tiny_worker(retain_floor=0.8, checks=0).run({"learning_rate": 3e-4})
     assert len(looked.checks) == 5
     assert looked.evaluation.scores == alone.evaluation.scores
@@ -127,9 +132,8 @@ def test_a_trial_that_a_scheduler_ends_is_pruned_and_no_failure(tmp_path: Path) 
 
 
 def test_a_worker_takes_a_step_for_each_look_and_puts_the_model_back(
-    tmp_path: Path,
+    tmp_path: Path, worker: Worker
 ) -> None:
-    worker = tiny_worker(retain_floor=0.8, checks=5)
     before = {name: p.detach().clone() for name, p in worker.loaded.model.named_parameters()}
     trainable = UnlearningTrainable.__new__(UnlearningTrainable)
     task = {"task": "trial", "number": 0, "parameters": {"learning_rate": 3e-4}}
