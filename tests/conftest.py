@@ -1,7 +1,7 @@
 """Run-time shape checks for the numeric modules, and tiny models to test them on.
 
 Covers: jaxtyping's import hook with beartype; checkpoints and loaded models of every suitable
-family, each made once; saying which tests were left out.
+family, each made once; an empty MLflow store; saying which tests were left out.
 Does not cover: how they are built (`random_models`).
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import jaxtyping
 import pytest
 from browsers import chromium
+from made_once import copy_store, made_once, make_store, shared_folder
 from random_models import build_model, build_tokenizer
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def complete_annotations(module: ModuleType) -> None:
             exec(compile(body, str(module.__file__), "exec"), vars(module))
 
 
-import_with_shape_checks()
+def pytest_configure(config: pytest.Config) -> None:
+    """Check shapes where tests run: not in the process that only hands them out."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        import_with_shape_checks()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -136,6 +140,21 @@ def loaded(checkpoint: Callable[..., Path]) -> Callable[..., LoadedModel]:
         return made[folder]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Return a function that puts an empty MLflow store in a place.
+
+    For tests whose subject is not the making of one, which takes five seconds. A search makes its
+    own in `test_search_run`, three processes at once in `test_tracking`.
+    """
+
+    def put(place: Path) -> Path:
+        made = made_once(shared_folder(tmp_path_factory) / "empty-store", make_store)
+        return copy_store(made / "mlflow.db", place)
+
+    return put
 
 
 @pytest.fixture

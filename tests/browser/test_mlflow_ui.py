@@ -10,14 +10,14 @@ import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from command_lines import command, run_command, start
+from command_lines import command, start
+from made_once import copy_store, shared_folder
 from playwright.sync_api import Locator, Page, expect
+from tiny_search import NAME, TRIALS, tiny_search
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-TRIALS = 4
 PARAMETERS = {"coefficient", "layer", "learning_rate"}
 SCORES = {"forget_rouge1", "retain_rouge1"}
 
@@ -31,19 +31,14 @@ class Ui:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a search of the tiny model."""
-    folder = tmp_path_factory.mktemp("runs")
-    options = ("--num-trials", str(TRIALS), "--evaluation-rows", "24", "--name", "four")
-    done = run_command("search", *options, "--output", str(folder), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ui(output: Path) -> Iterator[Ui]:
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    """Open a search of the tiny model; the server works on a copy of the store."""
+    search, cwd = tiny_search(shared_folder(tmp_path_factory)), tmp_path_factory.mktemp("ui")
+    assert search.done.returncode == 0, search.done.stderr
+    copy_store(search.output / "mlflow.db", cwd / "mlflow.db")
+    options = ["--runs", str(search.output), "--tracking-uri", f"sqlite:///{cwd / 'mlflow.db'}"]
     expect.set_options(timeout=30_000)
-    process = start(command("compare", "four", "--runs", ".", "--no-open"), cwd=output)
+    process = start(command("compare", NAME, *options, "--no-open"), cwd=cwd)
     assert process.stdout is not None
     found: list[str] = []
     for line in process.stdout:
@@ -89,7 +84,7 @@ def test_the_printed_address_shows_the_trials_on_all_axes(page: Page, ui: Ui) ->
 def test_trials_chosen_in_the_list_of_runs_are_compared(page: Page, ui: Ui) -> None:
     page.goto(ui.runs)
     close_assistant(page)
-    parent = page.locator(".ag-cell").filter(has=page.get_by_text("four", exact=True))
+    parent = page.locator(".ag-cell").filter(has=page.get_by_text(NAME, exact=True))
     parent.get_by_role("button").first.click()
     name = page.get_by_text(re.compile(r"^lunar L\d c[\d.]+ lr[\d.e-]+$"))
     trials = page.get_by_role("row").filter(has=name)

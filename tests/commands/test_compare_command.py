@@ -13,7 +13,7 @@ import subprocess
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,9 +55,10 @@ def refused(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]) -> Path:
     """Return a folder of two searches that share a store; `two` was written to last."""
     output = tmp_path_factory.mktemp("runs")
+    empty_store(output / "mlflow.db")
     for name in ("one", "two"):
         make_search(output, name)
     return output
@@ -137,8 +138,12 @@ def test_without_a_name_the_search_written_to_last_is_compared(runs: Path, tmp_p
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with tracking_server(tmp_path_factory.mktemp("server")) as address:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]
+) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    empty_store(folder / "server.db")
+    with tracking_server(folder) as address:
         yield address
 
 

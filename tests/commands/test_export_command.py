@@ -80,15 +80,17 @@ def refused(*arguments: object) -> str:
     return result.stderr
 
 
+PUBLISHED = "lunar_tune.trial.judge.PUBLISHED_MAX_NEW_TOKENS"
 BUDGET = 48
-"""Tokens of a full evaluation here: enough for every answer of the tiny model that ends at all, and
-soon over for random models, which never end."""
+"""Tokens of a full evaluation here: enough for every answer of the tiny model that ends at all."""
+RANDOM_BUDGET = 12
+"""The same for random models, which never end."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_answers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as changes:
-        changes.setattr("lunar_tune.trial.judge.PUBLISHED_MAX_NEW_TOKENS", BUDGET)
+        changes.setattr(PUBLISHED, BUDGET)
         yield
 
 
@@ -96,7 +98,10 @@ def _short_answers() -> Iterator[None]:
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a search of the tiny model, which knows its data."""
     options = RunOptions(
-        lunar=_lunar("closed_form"), decoding=DecodingSettings(max_new_tokens=None), device="cpu"
+        lunar=_lunar("closed_form"),
+        decoding=DecodingSettings(max_new_tokens=None),
+        evaluation_rows=24,
+        device="cpu",
     )
     return made_search(tmp_path_factory.mktemp("known"), "tiny", options, SETTING, floor=0.5)
 
@@ -114,11 +119,14 @@ def carried(known: Path) -> Callable[[str], tuple[Path, dict[str, Any]]]:
     return carry
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def random_search(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Path]
+    tmp_path_factory: pytest.TempPathFactory,
+    checkpoint: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Path]:
     """Return a factory of searches on a random model, which are over in no time."""
+    monkeypatch.setattr(PUBLISHED, RANDOM_BUDGET)
     runs = tmp_path_factory.mktemp("random")
     prompts = runs / "prompts.txt"
     prompts.write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
@@ -167,7 +175,7 @@ def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_rep
     """The card's lines load it, transformers generates, rouge-score counts."""
     folder, document = carried(form)
     assert document["proven"] is True
-    assert document["n_rows"] == 12 + 84 + 81
+    assert document["n_rows"] == 12 + 24 + 24
     if form != "adapter":
         assert document["differing_rows"] == 0
     rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,9 +83,10 @@ def test_tuned_settings_come_along_and_new_ones_are_the_users(
 
 
 def test_an_installed_search_runs_from_another_folder(
-    installed: Path, small: list[str], tmp_path: Path
+    installed: Path, small: list[str], tmp_path: Path, empty_store: Callable[[Path], Path]
 ) -> None:
     """The model knows nothing; told to go on, the search ends with exit code 3."""
+    empty_store(tmp_path / "runs" / "mlflow.db")
     shipped = ["--data", "mini", "--factual-data", "factual", "--evaluation-rows", "4"]
     options = [*small, *shipped, "--force", "--name", "n"]
     done = run_command(

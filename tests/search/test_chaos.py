@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "chaos.py"
 
 @pytest.mark.alone
 def test_a_search_under_kills_ends_with_every_trial_once_and_three_records_that_agree(
-    tmp_path: Path,
+    tmp_path: Path, empty_store: Callable[[Path], Path]
 ) -> None:
+    empty_store(tmp_path / "chaos" / "server.db")
     told = tmp_path / "chaos.json"
     options = ["--trials", "5", "--kills", "2", "--seed", "1", "--json", str(told)]
     options += ["--output", str(tmp_path / "chaos"), "--time-limit", "280"]

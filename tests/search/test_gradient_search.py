@@ -8,18 +8,22 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from command_lines import finish, run_command, start
+from command_lines import run_command
 from optuna.trial import TrialState
 from search_results import rows_of, statuses
 from test_course import Heard
 from test_study import frozen
+from typer.testing import CliRunner
 
+from lunar_tune.cli.running import command_app
+from lunar_tune.export import export
 from lunar_tune.methods.gradient_settings import GradientSettings
 from lunar_tune.reporting.rows import PRUNED
 from lunar_tune.search.trainable import PENALISED, UnlearningTrainable
@@ -72,6 +76,7 @@ def tiny_worker(**engine: Any) -> Worker:
     options = RunOptions(
         method="ga",
         factual_data="none",
+        evaluation_rows=24,
         gradient=GradientSettings(epochs=12),
         decoding=DecodingSettings(max_new_tokens=None),
         engine=EngineSettings(early_exit=True, **engine),
@@ -79,8 +84,13 @@ def tiny_worker(**engine: Any) -> Worker:
     return Worker(materialise(assemble(options)))
 
 
-def test_a_fit_that_loses_the_retain_set_ends_early_and_is_infeasible() -> None:
-    worker = tiny_worker(retain_floor=0.8, checks=5)
+@pytest.fixture(scope="module")
+def worker() -> Worker:
+    """Return a worker whose fits are looked at; what it has run leaves no trace in its model."""
+    return tiny_worker(retain_floor=0.8, checks=5)
+
+
+def test_a_fit_that_loses_the_retain_set_ends_early_and_is_infeasible(worker: Worker) -> None:
     before = {name: p.detach().clone() for name, p in worker.loaded.model.named_parameters()}
     lost = worker.run({"learning_rate": 0.01})
     assert [check.epochs for check in lost.checks] == [2, 4]
@@ -97,8 +107,8 @@ def test_a_fit_that_loses_the_retain_set_ends_early_and_is_infeasible() -> None:
         assert torch.equal(parameter, before[name])
 
 
-def test_looking_at_a_fit_changes_no_score() -> None:
-    looked = tiny_worker(retain_floor=0.8, checks=5).run({"learning_rate": 3e-4})
+def test_looking_at_a_fit_changes_no_score(worker: Worker) -> None:
+    looked = worker.run({"learning_rate": 3e-4})
     alone = tiny_worker(retain_floor=0.8, checks=0).run({"learning_rate": 3e-4})
     assert len(looked.checks) == 5
     assert looked.evaluation.scores == alone.evaluation.scores
@@ -122,9 +132,8 @@ def test_a_trial_that_a_scheduler_ends_is_pruned_and_no_failure(tmp_path: Path) 
 
 
 def test_a_worker_takes_a_step_for_each_look_and_puts_the_model_back(
-    tmp_path: Path,
+    tmp_path: Path, worker: Worker
 ) -> None:
-    worker = tiny_worker(retain_floor=0.8, checks=5)
     before = {name: p.detach().clone() for name, p in worker.loaded.model.named_parameters()}
     trainable = UnlearningTrainable.__new__(UnlearningTrainable)
     task = {"task": "trial", "number": 0, "parameters": {"learning_rate": 3e-4}}
@@ -149,7 +158,7 @@ def test_a_worker_takes_a_step_for_each_look_and_puts_the_model_back(
 
 @pytest.fixture(scope="module")
 def search(
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
     folder = tmp_path_factory.mktemp("gradient")
     space = folder / "space.yaml"
@@ -160,6 +169,8 @@ def search(
         "    starting_points:\n      - {learning_rate: 1e-3, retain_weight: 1.0}\n"
     )
     options = ["--method", "npo", "--epochs", "8", "--space", str(space), "--num-trials", "3"]
+    options += ["--factual-data", "none"]
+    empty_store(folder / "runs" / "mlflow.db")
     done = run_command("search", *options, "--output", "runs", "--name", "npo", cwd=folder)
     return done, folder
 
@@ -182,13 +193,16 @@ def test_a_gradient_search_finds_a_setting_that_forgets_and_keeps(
 
 
 def test_the_printed_command_writes_a_plain_model_with_its_scores(
-    search: tuple[subprocess.CompletedProcess[str], Path],
+    search: tuple[subprocess.CompletedProcess[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The adapter is added to the weights: rounding may differ, and with it a word or two."""
     done, folder = search
     line = next(line for line in done.stdout.splitlines() if "lunar_tune.export" in line)
-    written = finish(start(shlex.split(line), cwd=folder))
-    assert written.returncode == 0, written.stderr
+    name, *arguments = shlex.split(line)[2:]
+    assert name == "lunar_tune.export"
+    monkeypatch.chdir(folder)
+    written = CliRunner().invoke(command_app(export), arguments, env={"TERM": "dumb"})
+    assert written.exit_code == 0, written.output
     exported = json.loads((folder / "runs" / "npo" / "model" / "export.json").read_text())
     best = yaml.safe_load((folder / "runs" / "npo" / "best.yaml").read_text())
     assert exported["proven"] is True

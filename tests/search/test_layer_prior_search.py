@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ import yaml
 from command_lines import run_command
 from priors import prior_of
 from search_results import rows_of
+from typer.testing import CliRunner
+
+from lunar_tune.cli.running import command_app
+from lunar_tune.layers import layers
 
 # 0.5: with a coefficient of 2 the tiny model repeats itself whichever layer is steered.
 
@@ -32,6 +37,8 @@ lunar:
     starting_points:
       - {layer: 1, coefficient: 0.5, learning_rate: 0.003}
 """
+
+QUICK = ("--epochs", "6")
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,15 @@ def run_search(cwd: Path, name: str, *options: str) -> Searched:
 
 
 @pytest.fixture(scope="module")
-def by_file(tmp_path_factory: pytest.TempPathFactory) -> Searched:
+def by_file(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]
+) -> Searched:
     """Search two layers of four, of which 2 is the best, and keep what is found."""
     cwd = tmp_path_factory.mktemp("priors")
     prior = prior_of({0: 0.0, 1: 0.8, 2: 0.9, 3: 0.0}, [1, 2])
     (cwd / "layers.json").write_text(prior.document(), encoding="utf-8")
-    options = ("--layer-prior", "layers.json", "--num-trials", "4", "--keep")
+    empty_store(cwd / "runs" / "mlflow.db")
+    options = ("--layer-prior", "layers.json", "--num-trials", "4", "--keep", *QUICK)
     return run_search(cwd, "file", *options)
 
 
@@ -79,7 +89,7 @@ def by_itself(by_file: Searched) -> Searched:
     """Search again in the same place, with layers that the search scores itself."""
     cwd = by_file.folder.parents[1]
     (cwd / "space.yaml").write_text(SPACE, encoding="utf-8")
-    options = ("--space", "space.yaml", "--layer-prior", "auto", "--num-trials", "3")
+    options = ("--space", "space.yaml", "--layer-prior", "auto", "--num-trials", "3", *QUICK)
     return run_search(cwd, "auto", *options)
 
 
@@ -114,11 +124,14 @@ def test_the_best_setting_is_kept_at_the_end(by_file: Searched) -> None:
     assert "kept for later searches in tuned/tiny.yaml" in by_file.done.stdout
 
 
-def test_a_search_scores_layers_as_the_command_does(by_itself: Searched, tmp_path: Path) -> None:
+def test_a_search_scores_layers_as_the_command_does(
+    by_itself: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the worker that then runs the trials, before the first one."""
     arguments = ("--model", "tiny", "--coefficient", "0.5", "--json", "l.json")
-    done = run_command("layers", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command_app(layers), list(arguments), env={"TERM": "dumb"})
+    assert done.exit_code == 0, done.output
     expected = json.loads((tmp_path / "l.json").read_text())
     found = by_itself.config["resolved"]["layer_prior"]
     assert found["best"] == expected["best"]

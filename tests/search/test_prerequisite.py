@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from command_lines import run_command
 from search_results import rows_of, statuses
 
+from lunar_tune.data.prompts import generate_unverifiable
 from lunar_tune.finetuning.finetune_settings import FinetuneSettings, settings_for
 from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.models.lineage import read_lineage
@@ -38,6 +40,13 @@ def own_data(folder: Path) -> Path:
     ]
     file = folder / "keepers.json"
     file.write_text(json.dumps(pairs))
+    return file
+
+
+def few_prompts(folder: Path) -> Path:
+    """Write questions about invented things; every epoch has all of them, the shipped are 200."""
+    file = folder / "invented.txt"
+    file.write_text("\n".join(generate_unverifiable(12, seed=77)) + "\n", encoding="utf-8")
     return file
 
 
@@ -99,7 +108,7 @@ def test_large_models_learn_with_the_published_settings() -> None:
 
 @pytest.mark.alone
 def test_a_search_lets_the_model_learn_first_and_the_next_search_finds_it(
-    tmp_path: Path,
+    tmp_path: Path, empty_store: Callable[[Path], Path]
 ) -> None:
     cache = tmp_path / "cache"
     tiny = ensure_tiny()
@@ -107,6 +116,8 @@ def test_a_search_lets_the_model_learn_first_and_the_next_search_finds_it(
     data = own_data(tmp_path)
     options = ["--data", str(data), "--factual-data", "none", "--num-trials", "2"]
     options += ["--solver", "closed_form", "--output", "runs"]
+    options += ["--reference-prompts", str(few_prompts(tmp_path))]
+    empty_store(tmp_path / "runs" / "mlflow.db")
     environment = {"LUNAR_TUNE_CACHE": str(cache)}
 
     first = run_command("search", *options, "--name", "first", cwd=tmp_path, **environment)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,11 @@ class Private:
 
 
 @pytest.fixture(scope="module")
-def private(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Private:
+def private(
+    tmp_path_factory: pytest.TempPathFactory, small: list[str], empty_store: Callable[[Path], Path]
+) -> Private:
     cwd = tmp_path_factory.mktemp("private")
+    empty_store(cwd / "runs" / "mlflow.db")
     space = cwd / "space.yaml"
     space.write_text(SMALL_SPACE, encoding="utf-8")
     options = ("--space", str(space), "--force", "--num-trials", "2", "--no-text", "--seed", "1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,13 +43,17 @@ class Registry:
 
 @pytest.fixture(scope="module", params=["sqlite", "server"])
 def registry(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_store: Callable[[Path], Path],
 ) -> Iterator[Registry]:
     output = tmp_path_factory.mktemp("runs")
     if request.param == "sqlite":
+        empty_store(output / "mlflow.db")
         yield Registry(make_search(output, "one"), default_tracking_uri(output))
         return
-    with tracking_server(tmp_path_factory.mktemp("server")) as address:
+    empty_store(output / "server" / "server.db")
+    with tracking_server(output / "server") as address:
         yield Registry(make_search(output, "one", address), address)
 
 

@@ -12,15 +12,20 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from click.testing import Result
 from command_lines import SMALL_SPACE, command, finish, run_command, start
 from search_results import rows_of, statuses
+from typer.testing import CliRunner
+
+from lunar_tune.cli.running import command_app
+from lunar_tune.search.__main__ import search
 
 DIVERGING = """
 lunar:
@@ -30,6 +35,16 @@ lunar:
       coefficient: {type: float, low: 0.5, high: 4.0}
       learning_rate: {type: fixed, value: 1e30}
 """
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, empty_store: Callable[[Path], Path]) -> None:
+    empty_store(tmp_path / "runs" / "mlflow.db")
+
+
+def without_ray(*arguments: str) -> Result:
+    """Call the command in this process, where it is over before it needs a worker."""
+    return CliRunner().invoke(command_app(search), list(arguments), env={"COLUMNS": "160"})
 
 
 def space(folder: Path, text: str) -> list[str]:
@@ -100,7 +115,7 @@ def test_a_search_that_is_terminated_with_all_its_processes_writes_what_it_has(
 
 @pytest.mark.alone
 def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
-    small: list[str], tmp_path: Path
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal goes to all that the command started, as that of Ctrl-C in a terminal; twice."""
     options = [*small, *place(tmp_path), *space(tmp_path, SMALL_SPACE), "--force"]
@@ -138,8 +153,9 @@ def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
     assert yaml.safe_load((tmp_path / "runs/n/config.yaml").read_text())["search"]
     assert journal_events(tmp_path), "every line of the journal can be read"
 
-    again = run_command("search", *options, cwd=tmp_path)
-    assert again.returncode == 2
+    monkeypatch.chdir(tmp_path)
+    again = without_ray(*options)
+    assert again.exit_code == 2
     assert "exists already. Go on with it (python -m lunar_tune.search --resume" in again.stderr
 
     wanted = sum(row["state"] == "complete" for row in rows) + 2
@@ -154,8 +170,8 @@ def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
         interrupted = next(row for row in rows if row["again"])
         for name in ("params.layer", "params.coefficient", "params.learning_rate"):
             assert new[0][name] == interrupted[name], "the interrupted setting comes first"
-    finished = run_command("search", *resume, cwd=tmp_path)
-    assert finished.returncode == 3
+    finished = without_ray(*resume)
+    assert finished.exit_code == 3
     assert "n is finished" in finished.stdout
 
 

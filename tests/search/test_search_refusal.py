@@ -8,6 +8,7 @@ Does not cover: the score of one trial (`tests/core/test_core_refusal.py`).
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def value_of(option: str, small: list[str]) -> str:
 
 @pytest.mark.alone
 def test_a_search_raises_refusal_quality_and_confirms_the_best(
-    small: list[str], tmp_path: Path
+    small: list[str], tmp_path: Path, empty_store: Callable[[Path], Path]
 ) -> None:
+    empty_store(tmp_path / "runs" / "mlflow.db")
     place = ("--output", str(tmp_path / "runs"), "--name", "n", "--num-trials", "3")
     space = str(Path(value_of("--data", small)).parent / "space.yaml")
     goal = ("--minimise", "refusal_quality", "--constrain", "forget_rouge1<=1")

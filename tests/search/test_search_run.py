@@ -11,10 +11,8 @@ import hashlib
 import json
 import math
 import shlex
-import subprocess
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +21,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from command_lines import finish, run_command, start
+from command_lines import finish, start
+from made_once import shared_folder
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rouge_score.rouge_scorer import RougeScorer
+from tiny_search import NAME, SEED, TRIALS, TinySearch, tiny_search
+from typer.testing import CliRunner
+
+from lunar_tune.cli.running import command_app
+from lunar_tune.unlearn import unlearn
 
 pytestmark = pytest.mark.slow  # a search of its own
 
-TRIALS = 6
-NAME = "six"
 BUDGET = 40  # enough for every answer of the tiny model that ends at all
 SETS = ("forget", "retain", "factual")
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A search that has ended."""
-
-    done: subprocess.CompletedProcess[str]
-    cwd: Path
-    output: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.output / NAME
+class Finished(TinySearch):
+    """The search, with readers for what it has left."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -66,9 +59,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    cwd, output = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("runs")
-    options = ("--num-trials", str(TRIALS), "--seed", "3", "--output", str(output), "--name", NAME)
-    return Finished(run_command("search", *options, cwd=cwd), cwd, output)
+    return Finished(tiny_search(shared_folder(tmp_path_factory)).place)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +70,11 @@ def again(search: Finished) -> Path:
         for name, value in search.best["parameters"].items()
         for part in (f"--{name.replace('_', '-')}", str(value))
     ]
-    more = ["--seed", "3", "--json", "again.json", "--answers", "again.parquet"]
-    done = run_command("unlearn", *setting, *more, cwd=search.cwd)
-    assert done.returncode == 0, done.stderr
+    more = ["--seed", str(SEED), "--json", "again.json", "--answers", "again.parquet"]
+    with pytest.MonkeyPatch.context() as changes:
+        changes.chdir(search.cwd)
+        done = CliRunner().invoke(command_app(unlearn), [*setting, *more], env={"TERM": "dumb"})
+    assert done.exit_code == 0, done.output
     return search.cwd
 
 
@@ -141,7 +134,7 @@ def test_nothing_is_written_outside_the_output_folder(search: Finished) -> None:
 def test_the_configuration_names_the_origin_of_every_value(search: Finished) -> None:
     config = yaml.safe_load((search.folder / "config.yaml").read_text())
     values = config["search"] | config["run"]
-    given = {"num_trials": TRIALS, "seed": 3, "output": str(search.output), "name": NAME}
+    given = {"num_trials": TRIALS, "seed": SEED, "output": str(search.output), "name": NAME}
 
     assert {key for key, entry in values.items() if entry["origin"] == "command line"} == set(given)
     assert {key: values[key]["value"] for key in given} == given

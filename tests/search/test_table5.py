@@ -12,16 +12,20 @@ import os
 import signal
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import command, finish, run_command, start
+from click.testing import Result
+from command_lines import TIMEOUT, command, run_command, start
 from filelock import FileLock
 from rich.console import Console
 from search_results import statuses
 from test_study import GOAL, result, study_in
+from typer.testing import CliRunner
 
+from lunar_tune.cli.running import command_app
 from lunar_tune.errors import InputError
 from lunar_tune.methods.gradient_settings import GradientSettings
 from lunar_tune.reporting.methods_table import CellResult, Tolerance, write_methods_table
@@ -32,6 +36,7 @@ from lunar_tune.search.study import StoredStudy, Study
 from lunar_tune.search.table_cells import Cell, cells_of
 from lunar_tune.search.table_results import is_finished, result_of
 from lunar_tune.search.table_run import TableRun
+from lunar_tune.table5 import table5
 from lunar_tune.trial.options import RunOptions
 
 CELL = Cell(model="tiny", data="mini", method="lunar", variant="adamw", seed=0)
@@ -265,6 +270,7 @@ def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
 
 OPTIONS = ["--data", "mini", "--methods", "lunar:closed_form,ga", "--epochs", "2"]
 QUICK = [*OPTIONS, "--num-trials", "3", "--output", "t", "--factual-data", "none"]
+QUICK += ["--evaluation-rows", "24"]
 CELLS = [
     "tiny-mini-lunar-closed_form",
     "tiny-mini-ga-lora",
@@ -272,11 +278,17 @@ CELLS = [
 
 
 def wait_for(condition: Any, process: Any) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert process.poll() is None, "the table ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def without_ray(*arguments: str) -> Result:
+    """Call the command in this process, where it is over before it needs a worker."""
+    environment = {"COLUMNS": "160", "TERM": "dumb"}
+    return CliRunner().invoke(command_app(table5), list(arguments), env=environment)
 
 
 def test_two_processes_do_not_work_on_one_table(tmp_path: Path) -> None:
@@ -289,8 +301,11 @@ def test_two_processes_do_not_work_on_one_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(tmp_path: Path) -> None:
+def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(
+    tmp_path: Path, empty_store: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "t"
+    empty_store(output / "mlflow.db")
     process = start(command("table5", *QUICK), cwd=tmp_path)
     second = output / CELLS[1] / "trials" / "00000.parquet"
     wait_for(second.is_file, process)
@@ -318,13 +333,14 @@ def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(tmp_path
     for name in CELLS:  # from the studies alone
         for mirror in ("best.yaml", "trials.parquet", "config.yaml"):
             (output / name / mirror).unlink(missing_ok=True)
-    again = run_command("table5", *QUICK, "--only-table", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(tmp_path)
+    again = without_ray(*QUICK, "--only-table")
+    assert again.exit_code == 0, again.stderr
     assert {file: (output / file).read_bytes() for file in tables} == tables
     rows = list(csv.DictReader(io.StringIO(tables["table.csv"].decode())))
     assert [row["state"] for row in rows] == ["feasible"] * 2
     assert {row["trials"] for row in rows} == {"3"}
 
-    other = finish(start(command("table5", *QUICK, "--retain-floor", "0.7"), cwd=tmp_path))
-    assert other.returncode == 2
+    other = without_ray(*QUICK, "--retain-floor", "0.7")
+    assert other.exit_code == 2
     assert other.stderr.count("was searched with other settings or data") == 2

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -72,8 +72,12 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with tracking_server(tmp_path_factory.mktemp("server")) as address:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]
+) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    empty_store(folder / "server.db")
+    with tracking_server(folder) as address:
         yield address
 
 
