@@ -82,13 +82,10 @@ def _without_scores(search: Run, trials: Sequence[Run]) -> str:
     reasons = Counter(tags.get("failure", "no reason").partition("\n")[0] for tags in failed)
     why = ""
     if reasons:
-        n_failed = (
-            f"all {len(failed)}"
-            if len(failed) == len(trials)
-            else (f"{len(failed)} of {len(trials)}")
-        )
+        n_trials = len(trials)
+        failures = f"all {n_trials}" if len(failed) == n_trials else f"{len(failed)} of {n_trials}"
         reason = reasons.most_common(1)[0][0].rstrip(".")
-        why = f"{n_failed} trials failed, most often with: {reason}"
+        why = f"{failures} trials failed, most often with: {reason}"
     if search.info.status == "RUNNING":
         return f"MLflow has no trial with scores yet{why and f'; {why}'}."
     return (

@@ -68,7 +68,8 @@ def run_of(status: str, failure: str | None = None) -> SimpleNamespace:
         (
             "RUNNING",
             [run_of("FAILED", "diverged"), run_of("RUNNING")],
-            "one: MLflow has no trial with scores yet; 1 of 2 trials failed, most often with: diverged.",
+            "one: MLflow has no trial with scores yet; 1 of 2 trials failed, most often with: "
+            "diverged.",
         ),
         (
             "FINISHED",

@@ -23,6 +23,7 @@ import pytest
 from command_lines import finish, start
 from tracking_server import tracking_server
 
+import lunar_tune
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.evaluate import AnswerRow
@@ -31,7 +32,7 @@ from lunar_tune.reporting.tables import write_answers
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.mirror import opened_store
-from lunar_tune.search.run_origin import git_tags
+from lunar_tune.search.run_origin import code_tags, git_tags, origin_tags
 from lunar_tune.search.tracked_run import TrackedRun
 from lunar_tune.search.tracking import EXPERIMENT, SearchTracker
 from lunar_tune.search.tracking_store import default_tracking_uri
@@ -252,16 +253,22 @@ def test_a_run_id_in_the_environment_does_not_become_the_parent(
     assert store.tracker().run_id != "0" * 32
 
 
+def committed(folder: Path, file: str) -> str:
+    """Make a repository with one file in it; return its commit."""
+    git = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "init", "-q", "-b", "trunk"], check=True)
+    subprocess.run([*git, "add", file], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def test_every_run_says_where_it_comes_from(
     store: Store, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Commit and state of the current folder's repository, and the versions that ran."""
-    quiet = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
-    subprocess.run([*quiet, "init", "-q", "-b", "trunk"], check=True)
     (tmp_path / "notes.txt").write_text("one")
-    subprocess.run([*quiet, "add", "notes.txt"], check=True)
-    subprocess.run([*quiet, "commit", "-q", "-m", "first"], check=True)
-    head = subprocess.run([*quiet, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    head = committed(tmp_path, "notes.txt")
     (tmp_path / "notes.txt").write_text("two")
     monkeypatch.chdir(tmp_path)
 
@@ -269,7 +276,7 @@ def test_every_run_says_where_it_comes_from(
     tracker.start(RUNNING_ROW, name="a trial", tags={})
     for run in (client.get_run(tracker.run_id), *children(client, tracker)):
         assert {
-            "mlflow.source.git.commit": head.stdout.strip(),
+            "mlflow.source.git.commit": head,
             "mlflow.source.git.branch": "trunk",
             "mlflow.source.git.dirty": "true",
             "version.optuna": importlib.metadata.version("optuna"),
@@ -281,6 +288,41 @@ def test_every_run_says_where_it_comes_from(
 
 def test_a_folder_without_a_repository_has_no_commit(tmp_path: Path) -> None:
     assert git_tags(tmp_path) == {}
+    assert code_tags(tmp_path) == {}
+
+
+def test_the_code_has_a_commit_of_its_own_that_says_whether_it_was_changed(tmp_path: Path) -> None:
+    package = tmp_path / "checkout" / "lunar_tune"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (tmp_path / "checkout" / "README.md").write_text("one")
+    head = committed(tmp_path / "checkout", ".")
+    (tmp_path / "checkout" / "README.md").write_text("two")
+    assert code_tags(package) == {"lunar_tune.git.commit": head}
+    (package / "__init__.py").write_text("more = 1")
+    assert code_tags(package) == {"lunar_tune.git.commit": f"{head}-dirty"}
+
+
+def test_a_package_that_is_installed_below_another_repository_has_no_commit_of_that(
+    tmp_path: Path,
+) -> None:
+    package = tmp_path / ".venv" / "lunar_tune"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (tmp_path / "notes.txt").write_text("one")
+    committed(tmp_path, "notes.txt")
+    assert "mlflow.source.git.commit" in git_tags(package)
+    assert code_tags(package) == {}
+
+
+def test_the_commit_of_the_code_does_not_depend_on_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tags = origin_tags()
+    assert "mlflow.source.git.commit" not in tags
+    own = code_tags(Path(lunar_tune.__file__).parent)
+    assert own.items() <= tags.items()
 
 
 def test_what_is_no_finite_number_is_left_out(tracker: SearchTracker, client: MlflowClient) -> None:
