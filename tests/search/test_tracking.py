@@ -51,12 +51,17 @@ COMPLETE_ROW = TrialRow(
     parameters=PARAMETERS,
     scores={"forget_rouge1": 0.25, "retain_rouge1": 0.75, "retain_rows": 84.0},
     feasible=False,
+    retain_rows=84,
+    retain_exact=True,
     seconds={"fit": 0.5, "suggest": 0.125, "trial": 0.75},
     losses=tuple(float(n) for n in range(1500, 0, -1)),
 )
 FAILED_ROW = TrialRow(
     number=0, state=FAILED, parameters=PARAMETERS, failure="the loss became NaN" * 1000
 )
+
+RECORDS = (Record(question="Who?", answer="He", edge="A_B"),)
+DATA = {"forget": (RECORDS, "f" * 64), "retain": (RECORDS * 2, "e" * 64)}
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,11 @@ def test_a_complete_trial_is_finished_and_says_that_it_is_infeasible(
         "forget_rouge1": 0.25,
         "retain_rouge1": 0.75,
         "feasible": 0.0,
+        "retain_exact": 1.0,
         "seconds": 0.75,
         "loss": 1.0,
+        "stage_forget_rouge1": 0.25,
+        "stage_retain_rouge1": 0.75,
     }
     assert {"model": "tiny", "trial": "0", "state": "complete", "feasible": "false"}.items() <= (
         run.data.tags.items()
@@ -165,6 +173,93 @@ def test_a_complete_trial_is_finished_and_says_that_it_is_infeasible(
         path = client.download_artifacts(run.info.run_id, "answers.json", str(tmp_path))
     table = json.loads(Path(path).read_text(encoding="utf-8"))
     assert table["data"] == [["forget", "A_B", "Où?", "Là", "„x“", 0.0]]
+
+
+def test_an_estimated_score_is_told_from_an_exact_one(
+    tracker: SearchTracker, client: MlflowClient
+) -> None:
+    """A trial that was stopped early has asked a part of the questions to keep."""
+    tracker.start(RUNNING_ROW, name="a trial", tags={})
+    tracker.end(dataclasses.replace(COMPLETE_ROW, retain_rows=16, retain_exact=False), None)
+
+    (run,) = children(client, tracker)
+    assert (run.data.metrics["retain_exact"], run.data.metrics["retain_rows"]) == (0.0, 16.0)
+
+
+def test_runs_of_two_searches_are_told_apart_by_a_tag(store: Store, client: MlflowClient) -> None:
+    trackers = [store.tracker(name) for name in ("this", "that")]
+    for tracker in trackers:
+        tracker.start(RUNNING_ROW, name="a trial", tags={"model": "tiny"})
+    for tracker, name in zip(trackers, ("this", "that"), strict=True):
+        runs = client.search_runs([tracker.experiment_id], f"tags.search = '{name}'")
+        (child,) = children(client, tracker)
+        assert {run.info.run_id for run in runs} == {tracker.run_id, child.info.run_id}
+
+
+VANILLA = {"forget_rouge1": 1.0, "retain_rouge1": 0.875}
+FULL = {"forget_rouge1": 0.125, "retain_rouge1": 0.625, "retain_rows": 84.0}
+
+
+def stages(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]]:
+    """Return the points of a run's stages by score."""
+    return {
+        name.removeprefix("stage_"): sorted(
+            (point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)
+        )
+        for name in run.data.metrics
+        if name.startswith("stage_")
+    }
+
+
+def test_rouge_goes_from_the_unmodified_model_over_the_trial_to_the_full_evaluation(
+    tracker: SearchTracker, client: MlflowClient
+) -> None:
+    tracker.vanilla = VANILLA
+    rows = [numbered(0), numbered(1)]
+    for row in rows:
+        tracker.start(row, name="n", tags={})
+        tracker.end(row, None)
+    for _ in range(2):  # as the end of a search may be written twice
+        tracker.confirm(rows[1], FULL)
+
+    runs = {run.data.tags["trial"]: run for run in children(client, tracker)}
+    forget, retain = [(0, 1.0), (1, 0.25)], [(0, 0.875), (1, 0.75)]
+    assert stages(client, runs["0"]) == {"forget_rouge1": forget, "retain_rouge1": retain}
+    assert stages(client, runs["1"]) == {
+        "forget_rouge1": [*forget, (2, 0.125)],
+        "retain_rouge1": [*retain, (2, 0.625)],
+    }
+    assert "full_forget_rouge1" not in runs["0"].data.metrics
+    metrics = runs["1"].data.metrics
+    assert (metrics["full_forget_rouge1"], metrics["full_retain_rouge1"]) == (0.125, 0.625)
+    assert (metrics["forget_rouge1"], metrics["retain_rouge1"]) == (0.25, 0.75)
+    assert "full_retain_rows" not in metrics
+    assert runs["1"].data.tags["confirmed_best"] == "true"
+    assert "confirmed_best" not in runs["0"].data.tags
+
+
+def test_another_best_after_going_on_takes_the_tag(store: Store, client: MlflowClient) -> None:
+    first, rows = store.tracker("best"), [numbered(0), numbered(1)]
+    for row in rows:
+        first.start(row, name="n", tags={})
+        first.end(row, None)
+    first.confirm(rows[0], FULL)
+    second = store.tracker("best", earlier=first.run_id)
+    second.take_up(rows)
+    second.confirm(rows[1], FULL)
+    tags = {run.data.tags["trial"]: run.data.tags for run in children(client, second)}
+    assert [tags[trial]["confirmed_best"] for trial in "01"] == ["false", "true"]
+    second.confirm(None, {})
+    tags = {run.data.tags["trial"]: run.data.tags for run in children(client, second)}
+    assert [tags[trial]["confirmed_best"] for trial in "01"] == ["false", "false"]
+
+
+def test_a_best_trial_without_a_run_is_confirmed_when_it_has_one(
+    tracker: SearchTracker, client: MlflowClient
+) -> None:
+    """The store was away when the trial ended."""
+    tracker.confirm(numbered(0), FULL)
+    assert children(client, tracker) == []
 
 
 def test_a_loss_curve_of_more_epochs_than_mlflow_takes_at_once_is_whole(
@@ -224,12 +319,11 @@ def test_a_trial_stays_open_until_all_of_it_is_written(
 
 
 def test_the_parent_says_what_the_search_is(tracker: SearchTracker, client: MlflowClient) -> None:
-    records = (Record(question="Who?", answer="He", edge="A_B"),)
     tracker.describe(
         parameters={"model": "tiny", "seed": 3},
         tags={"forget_edge": "A_B"},
         texts={"config.yaml": "a: 1\n"},
-        data={"forget": (records, "f" * 64), "retain": (records * 2, "e" * 64)},
+        data=DATA,
     )
     tracker.log_metrics({"vanilla_forget_rouge1": 1.0})
 
@@ -244,6 +338,20 @@ def test_the_parent_says_what_the_search_is(tracker: SearchTracker, client: Mlfl
     }
     assert inputs["forget"].digest == "f" * 36
     assert [one.path for one in client.list_artifacts(tracker.run_id)] == ["config.yaml"]
+
+
+def test_trials_can_be_filtered_by_their_data(tracker: SearchTracker, client: MlflowClient) -> None:
+    tracker.describe(parameters={}, tags={}, texts={}, data=DATA)
+    tracker.start(RUNNING_ROW, name="a trial", tags={})
+    (child,) = children(client, tracker)
+    found = {
+        next(tag.value for tag in one.tags if tag.key == "mlflow.data.context"): one.dataset.digest
+        for one in child.inputs.dataset_inputs
+    }
+    assert found == {"forget": "f" * 36, "retain": "e" * 36}
+    where = f"dataset.digest = '{'f' * 36}' and tags.`mlflow.parentRunId` = '{tracker.run_id}'"
+    runs = client.search_runs([tracker.experiment_id], where)
+    assert [run.info.run_id for run in runs] == [child.info.run_id]
 
 
 def test_a_run_id_in_the_environment_does_not_become_the_parent(
@@ -654,6 +762,40 @@ def test_runs_that_were_left_open_are_ended_as_the_study_says(
         assert run.info.status == ("FAILED" if row.state == FAILED else "FINISHED")
         assert run.data.tags["state"] == row.state
         assert row.scores.items() - {("retain_rows", 84.0)} <= run.data.metrics.items()
+
+
+def test_what_an_earlier_version_did_not_write_is_added_and_the_rest_left_alone(
+    store: Store, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = store.tracker("older")
+    first._own.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("lunar_tune.search.tracking._rouge", lambda _: {})
+        earlier = dataclasses.replace(numbered(0, losses=(2.0, 1.0)), retain_exact=None)
+        first.start(earlier, name="n", tags={})
+        first.end(earlier, None)
+    (before,) = children(client, first)
+    assert "search" not in before.data.tags
+
+    tracker = store.tracker("older", earlier=first.run_id)
+    tracker.vanilla = VANILLA
+    tracker.describe(parameters={}, tags={}, texts={}, data=DATA)
+    tracker.take_up([numbered(0, losses=(2.0, 1.0))])
+    assert tracker.mirrored == {0}
+    (after,) = children(client, tracker)
+    assert after.info.run_id == before.info.run_id
+    assert after.info.end_time == before.info.end_time
+    assert set(after.data.tags.items()) - set(before.data.tags.items()) == {("search", "older")}
+    new = set(after.data.metrics.items()) - set(before.data.metrics.items())
+    assert dict(new) == {
+        "retain_exact": 1.0,
+        "stage_forget_rouge1": 0.25,
+        "stage_retain_rouge1": 0.75,
+    }
+    assert stages(client, after)["forget_rouge1"] == [(0, 1.0), (1, 0.25)]
+    assert len(client.get_metric_history(after.info.run_id, "loss")) == 2
+    assert {one.dataset.name for one in after.inputs.dataset_inputs} == {"forget", "retain"}
+    assert client.get_run(tracker.run_id).data.tags["search"] == "older"
 
 
 def test_taking_up_twice_changes_nothing(store: Store, client: MlflowClient) -> None:
