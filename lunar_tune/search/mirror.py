@@ -44,9 +44,13 @@ class Mirror:
     experiment_id: str
     run_id: str
     """The search's own run."""
+    metrics: tuple[str, ...] = ("forget_rouge1", "retain_rouge1")
+    """The scores to show, first what the search makes good."""
+    low_is_good: bool = True
+    """Whether that is made low."""
 
-    def trials(self, client: MlflowClient) -> list[str]:
-        """Return the run ids of the trials that have scores, by their number.
+    def trials(self, client: MlflowClient) -> list[Run]:
+        """Return the runs of the trials that have scores, by their number.
 
         Args:
             client: Of the store.
@@ -73,7 +77,7 @@ class Mirror:
         if not runs:
             raise InputError(f"{self.search}: {_without_scores(search, children)}")
         runs.sort(key=lambda run: int(run.data.tags["trial"]))
-        return [run.info.run_id for run in runs]
+        return runs
 
 
 def _without_scores(search: Run, trials: Sequence[Run]) -> str:
@@ -104,7 +108,7 @@ def find_mirror(results: SearchResults, uri: str | None = None) -> Mirror:
     Raises:
         InputError: The search has not kept where, or there is no such store.
     """
-    name = results.folder.name
+    name, goal = results.folder.name, results.goal
     note = results.study.notes.get("mlflow")
     if note is None:
         raise InputError(
@@ -118,6 +122,8 @@ def find_mirror(results: SearchResults, uri: str | None = None) -> Mirror:
         uri=with_password(uri or _store(results, note["uri"]), name),
         experiment_id=note["experiment_id"],
         run_id=note["run_id"],
+        metrics=tuple(dict.fromkeys((*goal.metrics, "forget_rouge1", "retain_rouge1"))),
+        low_is_good=goal.objective.direction == "minimize",
     )
 
 

@@ -269,6 +269,9 @@ def _metrics(row: TrialRow) -> dict[str, float]:
             metrics["retain_rows"] = float(row.retain_rows)
     if "trial" in row.seconds:
         metrics["seconds"] = row.seconds["trial"]
+    for name, value in row.parameters.items() if row.scores else ():
+        if name.endswith("learning_rate") and is_number(value) and value > 0:
+            metrics[f"log10_{name}"] = math.log10(value)  # MLflow's axes are linear
     return metrics
 
 

@@ -160,6 +160,7 @@ def test_a_complete_trial_is_finished_and_says_that_it_is_infeasible(
         "feasible": 0.0,
         "retain_exact": 1.0,
         "seconds": 0.75,
+        "log10_learning_rate": math.log10(0.003),
         "loss": 1.0,
         "stage_forget_rouge1": 0.25,
         "stage_retain_rouge1": 0.75,
