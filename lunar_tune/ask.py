@@ -76,6 +76,7 @@ def ask(
             runs,
             device,
             problems,
+            questions=questions or [],
             max_new_tokens=max_new_tokens,
             json_file=json_file,
         )
@@ -103,18 +104,21 @@ def _checked(
     device: str | None,
     problems: Problems,
     *,
+    questions: Sequence[str],
     max_new_tokens: int,
     json_file: Path | None,
 ) -> tuple[SearchResults, TrialRow, TrialSpec]:
     """Return the search, the trial and what trials share, or say everything that is wrong."""
     from lunar_tune.search.data_check import check_same_data
     from lunar_tune.search.results import load_search
-    from lunar_tune.trial.asking import check_asked_tokens
+    from lunar_tune.trial.asking import check_asked_tokens, check_questions
     from lunar_tune.trial.assemble import assemble
 
     results = row = spec = None
     with problems.collect():
         check_asked_tokens(max_new_tokens)
+    with problems.collect():
+        check_questions(questions)
     with problems.collect():
         check_writable_file(json_file, "--json")
     with problems.collect():

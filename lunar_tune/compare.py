@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -132,29 +132,33 @@ def _show(mirrors: Sequence[Mirror], console: Console, *, port: int | None, open
     uri = mirrors[0].uri
     experiments = sorted({mirror.experiment_id for mirror in mirrors})
     # Before the server starts, which would bring an older store up to date at the same time.
-    trials = _trials(mirrors)
+    trials, views = _trials(mirrors)
     if is_served(uri):
-        _present(console, without_login(uri), trials, experiments, opens=opens)
+        _present(console, without_login(uri), trials, experiments, views, opens=opens)
         return
     console.print("starting MLflow's UI", highlight=False)
     with served(uri, port=port) as server:
         server.wait_until_ready()
-        _present(console, server.address, trials, experiments, opens=opens)
+        _present(console, server.address, trials, experiments, views, opens=opens)
         console.print("Ctrl-C ends it", highlight=False)
         server.wait_until_interrupted()
 
 
-def _trials(mirrors: Sequence[Mirror]) -> list[str]:
-    """Return the runs of the searches' trials."""
+def _trials(mirrors: Sequence[Mirror]) -> tuple[list[str], dict[Mirror, str]]:
+    """Return the runs of the searches' trials, and the keys of the searches' views."""
+    from lunar_tune.search.chart_view import keep_view
     from lunar_tune.search.mirror import opened_store
 
-    problems, trials = Problems(), []
+    problems, trials, views = Problems(), [], {}
     with opened_store(mirrors[0].uri) as client:
         for mirror in mirrors:
             with problems.collect():
-                trials += mirror.trials(client)
+                runs = mirror.trials(client)
+                trials += [run.info.run_id for run in runs]
+                if (key := keep_view(client, mirror, runs)) is not None:
+                    views[mirror] = key
     problems.raise_if_any(InputError)
-    return trials
+    return trials, views
 
 
 def _present(
@@ -162,18 +166,25 @@ def _present(
     server: str,
     trials: Sequence[str],
     experiments: Sequence[str],
+    views: Mapping[Mirror, str],
     *,
     opens: bool,
 ) -> None:
-    """Print the addresses, and open the comparison where there is a screen."""
-    from lunar_tune.search.mlflow_ui import comparison_address, runs_address
+    """Print the addresses, and open one where there is a screen: one search as charts."""
+    from lunar_tune.search.mlflow_ui import charts_address, comparison_address, runs_address
 
     address = comparison_address(server, trials, experiments)
     say(console, f"{len(trials)} trials: {address}")
+    charts = {
+        mirror.search: charts_address(server, mirror.experiment_id, key)
+        for mirror, key in views.items()
+    }
+    for search, place in charts.items():
+        say(console, f"charts of {search}: {place}")
     for experiment in experiments:
         say(console, f"all runs: {runs_address(server, experiment)}")
     if opens and _has_screen():
-        webbrowser.open(address)
+        webbrowser.open(next(iter(charts.values())) if len(charts) == 1 else address)
 
 
 def _has_screen() -> bool:

@@ -195,11 +195,13 @@ def _job(
 ) -> ExportJob:
     from lunar_tune.exporting.job import ExportJob, Reported
 
-    row, best = results.trial(number), results.best
+    row, best, goal = results.trial(number), results.best, results.goal
     full = best is not None and row.number == best.number
     scores = results.confirmed if full and results.confirmed is not None else row.scores
     noted = results.study.notes["confirmed"] if full else {"max_new_tokens": row.max_new_tokens}
     spec = dataclasses.replace(spec, layers=_layers(spec, row.parameters))
+    missed = tuple(one for one in goal.constraints if one.violation(scores) > 0)
+    held = spec.data.held_out
     return ExportJob(
         spec=spec,
         parameters=row.parameters,
@@ -211,11 +213,16 @@ def _job(
         reported=Reported(
             search=results.folder.name,
             trial=row.number,
-            goal=str(results.goal),
+            goal=str(goal),
             scores=scores,
             rows=results.answers(row.number, full=full),
             max_new_tokens=int(noted["max_new_tokens"] or 0),
             vanilla=results.vanilla_in_full if full else results.vanilla,
+            feasible=not missed,
+            missed=dataclasses.replace(goal, constraints=missed).bounds,
+            n_retain=len(held.retain) if held is not None and full else spec.data.n_retain,
+            held_out=held is not None,
+            full=full,
         ),
     )
 
@@ -237,10 +244,12 @@ def _show(exported: Exported, console: Console) -> None:
     for column in ("", "forget", "retain", "factual", "deviation score"):
         table.add_column(column, justify="left" if column == "" else "right")
     table.add_row("unmodified model", *score_cells(reported.vanilla))
-    table.add_row(f"trial {reported.trial}, as reported", *score_cells(reported.scores))
-    table.add_row(f"the {exported.job.form}, as loaded", *score_cells(found.scores))
+    table.add_row(f"trial {reported.trial}, as reported", *reported.cells(reported.scores))
+    table.add_row(f"the {exported.job.form}, as loaded", *reported.cells(found.scores))
     console.print("ROUGE-1 recall of the answers")
     console.print(table)
+    for remark in reported.remarks:
+        say(console, remark)
     text = found.differences
     if exported.relative_errors:
         ranks, error = exported.ranks.values(), max(exported.relative_errors.values())

@@ -59,7 +59,15 @@ def made_search(
     study.note("tags", spec.tags)
     number, asked = study.ask()
     assert asked == dict(parameters)
-    study.complete(number, _kept(worker.run(parameters), folder.answers(number), text=spec.text))
+    study.complete(
+        number,
+        _kept(
+            worker.run(parameters),
+            folder.answers(number),
+            text=spec.text,
+            n_retain=spec.data.n_retain,
+        ),
+    )
     if confirmed:
         _confirm(worker, study, folder, config, vanilla.evaluation.scores)
     resolved = {"working_folder": str(Path.cwd()), "weights": None, "digests": spec.data.digests()}
@@ -106,13 +114,13 @@ def _confirm(
     write_best(folder, document)
 
 
-def _kept(result: TrialResult, path: Path, *, text: bool) -> dict[str, Any]:
+def _kept(result: TrialResult, path: Path, *, text: bool, n_retain: int) -> dict[str, Any]:
     """Write a trial's answers; return what the study keeps of it."""
     return {
         "scores": dict(result.evaluation.scores),
         "seconds": dict(result.seconds),
         "retain_rows": int(result.evaluation.scores["retain_rows"]),
-        "retain_exact": True,
+        "retain_exact": int(result.evaluation.scores["retain_rows"]) == n_retain,
         "max_new_tokens": result.max_new_tokens,
         "losses": list(result.fit.losses) if result.fit is not None else [],
         "checks": [],

@@ -132,12 +132,14 @@ def _scores(exported: Exported) -> str:
         "| | forget | retain | factual | deviation score |",
         "|---|---|---|---|---|",
     ]
-    for label, scores in (
-        ("base model, in the search", reported.vanilla),
-        ("as the search reported it", reported.scores),
-        ("loaded from these files", found.scores),
+    on = ", on held-out questions" if reported.held_out and reported.full else ""
+    for label, cells in (
+        ("base model, in the search", score_cells(reported.vanilla)),
+        ("as the search reported it", reported.cells(reported.scores)),
+        ("loaded from these files", reported.cells(found.scores)),
     ):
-        lines.append(f"| {' | '.join([label, *score_cells(scores)])} |")
+        lines.append(f"| {' | '.join([label + on, *cells])} |")
+    lines += ["", *(f"* {remark}" for remark in reported.remarks)]
     proof = f"Beside what the search recorded, {found.differences}."
     if exported.failures:
         proof += f" **Not proven**: {'; '.join(exported.failures)}."

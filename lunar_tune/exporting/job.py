@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import lunar_tune
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.exporting.reading import FORMS, Base
+from lunar_tune.reporting.rows import HEADLINE_SCORES, score_cells
 from lunar_tune.training.saving import check_save_folder
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPORT_FILE", "ExportJob", "Exported", "Reported", "check_form", "package_versions"]
 
 EXPORT_FILE = "export.json"
+_OF_RETAIN = {"retain_rouge1", "deviation_score"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,46 @@ class Reported:
     """Token budget of the answers."""
     vanilla: Mapping[str, float]
     """The unmodified model's scores."""
+    feasible: bool
+    """Whether every bound is kept."""
+    missed: str = ""
+    """The bounds that are not, in words."""
+    n_retain: int
+    """Questions to keep of which the scores might be."""
+    held_out: bool = False
+    """Whether the search holds questions out of its trials."""
+    full: bool = True
+    """Whether these are the scores of a full evaluation, which asks what is held out."""
+
+    @property
+    def retain_rows(self) -> int:
+        """Questions to keep that were asked."""
+        return sum(row.set_name == "retain" for row in self.rows)
+
+    @property
+    def retain_exact(self) -> bool:
+        """Whether these are all."""
+        return self.retain_rows >= self.n_retain
+
+    def cells(self, scores: Mapping[str, float]) -> list[str]:
+        """Return scores on the same questions as cells of a table, marked where they estimate."""
+        return [
+            f"≈ {cell}" if name in _OF_RETAIN and cell != "-" and not self.retain_exact else cell
+            for name, cell in zip(HEADLINE_SCORES, score_cells(scores), strict=True)
+        ]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What has to be known of the scores, in words."""
+        remarks = [f"feasible: {'yes' if self.feasible else f'no, it misses {self.missed}'}"]
+        if not self.retain_exact:
+            asked = f"{self.retain_rows} of {self.n_retain} questions"
+            remarks.append(f"≈: an estimate, mean of {asked} to keep")
+        if self.held_out and self.full:
+            remarks.append("scores are on held-out questions, on which no trial was judged")
+        elif self.held_out:
+            remarks.append("scores are on the questions of the trials, not on held-out questions")
+        return remarks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +147,12 @@ class Exported:
             "forget_edges": list(job.spec.data.forget_edges),
             "data_digests": dict(job.digests),
             "max_new_tokens": reported.max_new_tokens,
+            "feasible": reported.feasible,
+            "missed": reported.missed,
+            "retain_rows": reported.retain_rows,
+            "n_retain": reported.n_retain,
+            "retain_exact": reported.retain_exact,
+            "on_held_out": reported.held_out and reported.full,
             "scores": dict(found.scores),
             "reported_scores": dict(reported.scores),
             "vanilla_scores": dict(reported.vanilla),

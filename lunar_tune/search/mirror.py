@@ -6,7 +6,8 @@ Does not cover: writing runs (`tracking`), showing them (`mlflow_ui`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from lunar_tune.search.tracking_store import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 __all__ = ["Mirror", "find_mirror", "opened_store"]
 
@@ -42,9 +44,13 @@ class Mirror:
     experiment_id: str
     run_id: str
     """The search's own run."""
+    metrics: tuple[str, ...] = ("forget_rouge1", "retain_rouge1")
+    """The scores to show, first what the search makes good."""
+    low_is_good: bool = True
+    """Whether that is made low."""
 
-    def trials(self, client: MlflowClient) -> list[str]:
-        """Return the run ids of the trials that have scores, by their number.
+    def trials(self, client: MlflowClient) -> list[Run]:
+        """Return the runs of the trials that have scores, by their number.
 
         Args:
             client: Of the store.
@@ -57,7 +63,7 @@ class Mirror:
         from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
         try:
-            client.get_run(self.run_id)
+            search = client.get_run(self.run_id)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise
@@ -66,12 +72,30 @@ class Mirror:
                 "deleted, or this is another store (--tracking-uri names one). --static FILE "
                 "compares the trials without MLflow."
             ) from error
-        children = child_runs(client, self.experiment_id, self.run_id)
+        children = list(child_runs(client, self.experiment_id, self.run_id))
         runs = [run for run in children if run.info.status == "FINISHED"]
         if not runs:
-            raise InputError(f"{self.search}: MLflow has no trial with scores yet.")
+            raise InputError(f"{self.search}: {_without_scores(search, children)}")
         runs.sort(key=lambda run: int(run.data.tags["trial"]))
-        return [run.info.run_id for run in runs]
+        return runs
+
+
+def _without_scores(search: Run, trials: Sequence[Run]) -> str:
+    """Say why no trial of a search has scores."""
+    failed = [run.data.tags for run in trials if run.info.status == "FAILED"]
+    reasons = Counter(tags.get("failure", "no reason").partition("\n")[0] for tags in failed)
+    why = ""
+    if reasons:
+        n_trials = len(trials)
+        failures = f"all {n_trials}" if len(failed) == n_trials else f"{len(failed)} of {n_trials}"
+        reason = reasons.most_common(1)[0][0].rstrip(".")
+        why = f"{failures} trials failed, most often with: {reason}"
+    if search.info.status == "RUNNING":
+        return f"MLflow has no trial with scores yet{why and f'; {why}'}."
+    return (
+        f"there is nothing to compare: {why or 'no trial was completed'}. search.log in its folder "
+        "says more, and --static FILE writes a page without MLflow."
+    )
 
 
 def find_mirror(results: SearchResults, uri: str | None = None) -> Mirror:
@@ -84,7 +108,7 @@ def find_mirror(results: SearchResults, uri: str | None = None) -> Mirror:
     Raises:
         InputError: The search has not kept where, or there is no such store.
     """
-    name = results.folder.name
+    name, goal = results.folder.name, results.goal
     note = results.study.notes.get("mlflow")
     if note is None:
         raise InputError(
@@ -98,6 +122,8 @@ def find_mirror(results: SearchResults, uri: str | None = None) -> Mirror:
         uri=with_password(uri or _store(results, note["uri"]), name),
         experiment_id=note["experiment_id"],
         run_id=note["run_id"],
+        metrics=tuple(dict.fromkeys((*goal.metrics, "forget_rouge1", "retain_rouge1"))),
+        low_is_good=goal.objective.direction == "minimize",
     )
 
 

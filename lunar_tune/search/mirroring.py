@@ -57,7 +57,8 @@ class SearchMirror:
         splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
         lineage = read_lineage(spec.model.checkpoint)
         inputs = {name: (records, resolved["digests"][name]) for name, records in splits.items()}
-        scores = {f"vanilla_{name}": value for name, value in shown_scores(vanilla).items()}
+        self._tracker.vanilla = shown_scores(vanilla)
+        scores = {f"vanilla_{name}": value for name, value in self._tracker.vanilla.items()}
         with self._tracker.tolerating():
             self._tracker.describe(
                 parameters=run_parameters(self._plan),
@@ -136,6 +137,7 @@ class SearchMirror:
         with self._tracker.tolerating():
             if report.best is None:
                 self._tracker.conclude(None, None, feasible=False)
+            self._tracker.confirm(report.best, report.confirmed or {})
             self._tracker.write_note(run_note(report))
             self._tracker.log_files(files, root=self._folder.path)
         with self._tracker.tolerating():

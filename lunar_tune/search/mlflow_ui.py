@@ -25,7 +25,15 @@ from urllib.parse import quote
 
 from lunar_tune.errors import InputError, LunarTuneError
 
-__all__ = ["Server", "check_port", "comparison_address", "is_served", "runs_address", "served"]
+__all__ = [
+    "Server",
+    "charts_address",
+    "check_port",
+    "comparison_address",
+    "is_served",
+    "runs_address",
+    "served",
+]
 
 _HOST = "127.0.0.1"
 # A start takes 4 to 5 s on two cores with one worker, 8 to 9 s with MLflow's four.
@@ -57,6 +65,12 @@ def comparison_address(server: str, runs: Sequence[str], experiments: Sequence[s
         f"{name}={quote(json.dumps(list(values), separators=(',', ':')))}" for name, values in parts
     )
     return f"{server.rstrip('/')}/#/compare-runs?{query}&{_WORKFLOW}"
+
+
+def charts_address(server: str, experiment: str, key: str) -> str:
+    """Return the address of an experiment's runs in a view that is kept with it (`chart_view`)."""
+    view = f"viewStateShareKey={quote(key)}&compareRunsMode=CHART"
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?{view}&{_WORKFLOW}"
 
 
 def runs_address(server: str, experiment: str) -> str:

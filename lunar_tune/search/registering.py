@@ -90,6 +90,7 @@ def register_model(
         "search": results.folder.name,
         "trial": str(row.number),
         "format": form,
+        **_facts(results, row),
         **{key: str(value) for key, value in results.study.notes["tags"].items()},
         **{key: repr(value) for key, value in row.parameters.items()},
         **{key: f"{value:.6g}" for key, value in shown_scores(scores).items()},
@@ -111,6 +112,17 @@ def register_model(
         if results.best is not None and results.best.number == row.number:
             client.set_registered_model_alias(name, ALIAS, version.version)
     return int(version.version)
+
+
+def _facts(results: SearchResults, row: TrialRow) -> dict[str, str]:
+    """Return what has to be known of a trial's scores: bounds, estimates, questions held out."""
+    confirmed = results.confirmed
+    if confirmed is None or results.best != row:
+        facts = {"feasible": row.feasible, "retain_exact": row.retain_exact}
+    else:
+        kept = results.goal.is_kept(confirmed)
+        facts = {"feasible": kept, "on_held_out": results.held_out}
+    return {name: str(fact).lower() for name, fact in facts.items() if fact is not None}
 
 
 def _check_name(name: str) -> None:

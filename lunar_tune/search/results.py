@@ -23,7 +23,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.reporting.layer_curve import LayerCurve
 from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, TrialRow
+from lunar_tune.reporting.rows import COMPLETE, TrialRow, best_first
 from lunar_tune.reporting.tables import read_answers
 from lunar_tune.search.folder import RUNS, Folder, find_search
 from lunar_tune.search.importance import parameter_importance
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from lunar_tune.reporting.pictures.figure import Canvas
 
 __all__ = ["SearchResults", "load_search", "stored_answers"]
+
+_LISTED = 10
+"""How many numbers of trials an error lists in full."""
 
 
 def load_search(search: str | Path, *, runs: str | Path = RUNS) -> SearchResults:
@@ -189,9 +192,12 @@ class SearchResults:
         """
         if number is None:
             if self.best is None:
+                found = "and no trial is feasible"
+                for first in best_first(list(self.rows))[:1]:
+                    found = f"the best as searched is trial {first.number}"
                 raise InputError(
-                    f"{self.folder.name}: has no confirmed best setting; name a trial by its "
-                    f"number ({self._numbers()})."
+                    f"{self.folder.name}: has no confirmed best setting, {found}; name a trial by "
+                    f"its number ({self._numbers()})."
                 )
             return self.best
         row = self.rows[number] if 0 <= number < len(self.rows) else None
@@ -285,6 +291,8 @@ class SearchResults:
 
     def _numbers(self) -> str:
         numbers = [str(row.number) for row in self.rows if row.state == COMPLETE]
+        if len(numbers) > _LISTED:
+            return f"{', '.join(numbers[: _LISTED // 2])} … {numbers[-1]}, {len(numbers)} in all"
         return ", ".join(numbers) or "none"
 
 

@@ -1,6 +1,7 @@
 """Where a run comes from: who started what, at which commit, with which versions.
 
-Covers: tags with the names that MLflow's UI looks for; the current folder's git repository.
+Covers: tags with the names that MLflow's UI looks for; the current folder's git repository, and
+that of this package, which need not be the same.
 Does not cover: model and data; the search's own tags name them.
 """
 
@@ -12,9 +13,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from lunar_tune import __version__
+import lunar_tune
 
-__all__ = ["git_tags", "origin_tags"]
+__all__ = ["code_tags", "git_tags", "origin_tags"]
 
 _PACKAGES = ("torch", "transformers", "ray", "optuna")
 
@@ -26,7 +27,8 @@ def origin_tags() -> dict[str, str]:
         "mlflow.source.name": _command(),
         "mlflow.source.type": "LOCAL",
         **git_tags(Path.cwd()),
-        "version.lunar_tune": __version__,
+        **code_tags(Path(lunar_tune.__file__).parent),
+        "version.lunar_tune": lunar_tune.__version__,
         **_versions(),
     }
 
@@ -50,6 +52,31 @@ def git_tags(folder: Path) -> dict[str, str]:
         if not repository.head.is_detached:
             tags["mlflow.source.git.branch"] = repository.active_branch.name
     return tags
+
+
+def code_tags(package: Path) -> dict[str, str]:
+    """Return the commit of a package's own checkout; empty where it does not belong to one.
+
+    An installed package may lie below the repository of something else, which does not have its
+    files.
+
+    Args:
+        package: Its folder.
+    """
+    try:
+        import git
+    except ImportError:  # see above
+        return {}
+    with (
+        suppress(git.GitError, KeyError, ValueError, OSError),
+        git.Repo(package, search_parent_directories=True) as repository,
+    ):
+        commit = repository.head.commit
+        place = package.resolve().relative_to(Path(repository.working_dir).resolve())
+        commit.tree.join((place / "__init__.py").as_posix())  # KeyError: another's repository
+        dirty = "-dirty" if repository.is_dirty(path=str(package.resolve())) else ""
+        return {"lunar_tune.git.commit": f"{commit.hexsha}{dirty}"}
+    return {}
 
 
 def _user() -> str:

@@ -30,7 +30,7 @@ from lunar_tune.search.tracking_store import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
     from lunar_tune.data.records import Record
 
@@ -61,6 +61,7 @@ class TrackedRun:
         name: The run's name.
         experiment: The experiment that it belongs to; made if missing.
         earlier: Id of the run that is gone on with, if the store has it still.
+        own: Tags of the run that tell it from others.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class TrackedRun:
         name: str,
         experiment: str = EXPERIMENT,
         earlier: str | None = None,
+        own: Mapping[str, str] | None = None,
     ) -> None:
         """Open the store, make the experiment and the run.
 
@@ -88,13 +90,17 @@ class TrackedRun:
         self.has_failed = False
         self._away_until = -math.inf
         self._origin = origin_tags()
+        self._own = dict(own or {})
+        self._inputs: list[DatasetInput] = []
         with usable_store(uri, _ADVICE), store_lock(uri, output):
             self._client: MlflowClient = MlflowClient(tracking_uri=uri)
             run = self._taken_up(earlier)
             self.continued = run is not None
             if run is None:
                 run = self._client.create_run(
-                    self._experiment(experiment, output), run_name=name, tags=self._origin
+                    self._experiment(experiment, output),
+                    run_name=name,
+                    tags=self._origin | self._own,
                 )
         self.experiment_id: str = run.info.experiment_id
         self.run_id: str = run.info.run_id
@@ -117,7 +123,7 @@ class TrackedRun:
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        inputs = [
+        self._inputs = [
             DatasetInput(
                 dataset=Dataset(
                     name=name,
@@ -132,8 +138,8 @@ class TrackedRun:
         ]
         known = self._client.get_run(self.run_id).data.params if self.continued else {}
         new = {name: value for name, value in parameters.items() if name not in known}
-        self._log(self.run_id, parameters=new, tags=tags)
-        self._client.log_inputs(self.run_id, inputs)
+        self._log(self.run_id, parameters=new, tags={**tags, **self._own})
+        self._client.log_inputs(self.run_id, self._inputs)
         for file_name, text in texts.items():
             self._client.log_text(self.run_id, text, file_name)
 

@@ -30,6 +30,9 @@ __all__ = ["EXPERIMENT", "SearchTracker", "shown_scores"]
 
 logger = logging.getLogger(__name__)
 PROGRESS = "best_feasible"
+UNMODIFIED, AS_SEARCHED, IN_FULL = range(3)
+"""Steps of the metrics `stage_…`: the model before, the trial, and the confirmed best in full."""
+_BEST = "confirmed_best"
 _ANSWERS = "answers.json"
 
 
@@ -45,18 +48,31 @@ class SearchTracker(TrackedRun):
         experiment: str = EXPERIMENT,
         earlier: str | None = None,
     ) -> None:
-        super().__init__(uri, output=output, name=name, experiment=experiment, earlier=earlier)
+        super().__init__(
+            uri,
+            output=output,
+            name=name,
+            experiment=experiment,
+            earlier=earlier,
+            own={"search": name},
+        )
+        self.vanilla: Mapping[str, float] = {}
+        """The unmodified model's scores, from which every trial's stages begin."""
         self.mirrored: set[int] = set()
         self._children: dict[int, str] = {}
+        self._runs: dict[int, str] = {}
+        self._called_best: set[int] = set()
         self._n_progress = 0
         self._monitor: SystemMetricsMonitor | None = None
 
     def start(self, row: TrialRow, *, name: str, tags: Mapping[str, str]) -> None:
         """Open a trial's run."""
-        tags = {**tags, "trial": str(row.number), PARENT: self.run_id, **self._origin}
+        tags = {**tags, **self._own, "trial": str(row.number), PARENT: self.run_id, **self._origin}
         child = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
-        self._children[row.number] = child.info.run_id
+        self._children[row.number] = self._runs[row.number] = child.info.run_id
         self._log(child.info.run_id, parameters=row.parameters)
+        if self._inputs:
+            self._client.log_inputs(child.info.run_id, self._inputs)
 
     def end(self, row: TrialRow, answers: Path | None) -> None:
         """Write a trial's outcome and close its run."""
@@ -66,7 +82,7 @@ class SearchTracker(TrackedRun):
             tags["feasible"] = str(row.feasible).lower()
         if row.failure is not None:
             tags["failure"] = row.failure[:5000]
-        self._log(run_id, metrics=_metrics(row), tags=tags, curves=_curves(row))
+        self._log(run_id, metrics=_metrics(row), tags=tags, curves=self._curves(row))
         if answers is not None and answers.is_file():
             self._log_answers(run_id, answers)
         self._client.set_terminated(run_id, _status(row))
@@ -109,6 +125,33 @@ class SearchTracker(TrackedRun):
             },
         )
 
+    def confirm(self, row: TrialRow | None, scores: Mapping[str, float]) -> None:
+        """Write the scores in full on the run of the best trial, as far as they are not there.
+
+        What another trial's run says of its own full evaluation stays, for it is true.
+
+        Args:
+            row: The confirmed best trial; None where there is none.
+            scores: Its scores in the full evaluation.
+        """
+        number = row.number if row is not None else None
+        for other in self._called_best - {number}:
+            self._log(self._runs[other], tags={_BEST: "false"})
+        self._called_best &= {number}
+        if number is None or number not in self._runs:
+            return
+        run = self._client.get_run(self._runs[number])
+        full = _prefixed("full", shown_scores(scores))
+        stages = _prefixed("stage", _rouge(scores))
+        known = run.data.metrics.items()
+        self._log(
+            run.info.run_id,
+            metrics=dict(full.items() - known),
+            curves={name: [(IN_FULL, value)] for name, value in stages.items() - known},
+            tags={_BEST: "true"},
+        )
+        self._called_best.add(number)
+
     def monitor(self) -> None:
         """Begin to record the use of the machine, which ends with the run."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -123,8 +166,9 @@ class SearchTracker(TrackedRun):
     def take_up(self, rows: Sequence[TrialRow]) -> None:
         """Look through the runs of trials that an earlier process has left, or a store that failed.
 
-        A run that says what the study says is done with; one that does not is to be ended again
-        (`running`), and what is no trial's run, or a second one, is deleted.
+        A run that says what the study says is done with, when it has what an earlier version did
+        not write; one that does not is to be ended again (`running`), and what is no trial's run,
+        or a second one, is deleted.
 
         Args:
             rows: All trials of the study; none of them is running.
@@ -141,6 +185,10 @@ class SearchTracker(TrackedRun):
                 runs.sort(key=lambda run, row=row: not _says(run, row))  # type: ignore[misc]
                 kept = runs.pop(0)
                 self._children.pop(number, None)
+                self._runs[number] = kept.info.run_id
+                if kept.data.tags.get(_BEST) == "true":
+                    self._called_best.add(number)
+                self._complete(kept, row)
                 if _says(kept, row):
                     self.mirrored.add(number)
                 else:
@@ -164,6 +212,29 @@ class SearchTracker(TrackedRun):
                 self._monitor.finish()
             self._monitor = None
         super().close(status=status)
+
+    def _complete(self, run: Run, row: TrialRow) -> None:
+        """Write what a trial's run does not have because an earlier version did not write it."""
+        metrics, curves = {}, {}
+        if _says(run, row):  # else it is ended again, with all of them
+            known = run.data.metrics
+            metrics = {name: one for name, one in _metrics(row).items() if name not in known}
+            curves = {name: one for name, one in self._curves(row).items() if name not in known}
+        tags = dict(self._own.items() - run.data.tags.items())
+        if tags or any(map(math.isfinite, metrics.values())) or any(curves.values()):
+            self._log(run.info.run_id, metrics=metrics, curves=curves, tags=tags)
+        if self._inputs and not (run.inputs and run.inputs.dataset_inputs):
+            self._client.log_inputs(run.info.run_id, self._inputs)
+
+    def _curves(self, row: TrialRow) -> dict[str, list[tuple[int, float]]]:
+        """Return what there is of a trial by epoch, and its ROUGE scores by stage."""
+        curves = {"loss": list(enumerate(row.losses, 1))}
+        for name in ("forget_rouge1", "retain_rouge1"):
+            curves[f"check_{name}"] = [(int(check["epochs"]), check[name]) for check in row.checks]
+        for name, score in _rouge(row.scores).items():
+            before = [(UNMODIFIED, self.vanilla[name])] if name in self.vanilla else []
+            curves[f"stage_{name}"] = [*before, (AS_SEARCHED, score)]
+        return curves
 
     def _log_answers(self, run_id: str, answers: Path) -> None:
         if any(one.path == _ANSWERS for one in self._client.list_artifacts(run_id)):
@@ -192,9 +263,20 @@ def _metrics(row: TrialRow) -> dict[str, float]:
     metrics = shown_scores(row.scores)
     if row.feasible is not None:
         metrics["feasible"] = float(row.feasible)
+    if row.retain_exact is not None:
+        metrics["retain_exact"] = float(row.retain_exact)
+        if not row.retain_exact and row.retain_rows is not None:
+            metrics["retain_rows"] = float(row.retain_rows)
     if "trial" in row.seconds:
         metrics["seconds"] = row.seconds["trial"]
+    for name, value in row.parameters.items() if row.scores else ():
+        if name.endswith("learning_rate") and is_number(value) and value > 0:
+            metrics[f"log10_{name}"] = math.log10(value)  # MLflow's axes are linear
     return metrics
+
+
+def _rouge(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if "_rouge" in name}
 
 
 def _status(row: TrialRow) -> str:
@@ -202,10 +284,17 @@ def _status(row: TrialRow) -> str:
 
 
 def _says(run: Run, row: TrialRow) -> bool:
-    """Say whether a run is ended and has what the study has of its trial."""
+    """Say whether a run is ended and says nothing of its trial but what the study says.
+
+    All that there was to be said is written before the end.
+    """
     told = (run.info.status, run.data.tags.get("state"))
-    numbers = {name: value for name, value in _metrics(row).items() if math.isfinite(value)}
-    return told == (_status(row), row.state) and numbers.items() <= run.data.metrics.items()
+    known = run.data.metrics
+    return told == (_status(row), row.state) and all(
+        known.get(name, value) == value
+        for name, value in _metrics(row).items()
+        if math.isfinite(value)
+    )
 
 
 def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,11 +310,3 @@ def _best_so_far(rows: Sequence[TrialRow], metric: str) -> list[tuple[int, float
     numbers = [row.number for row in ended]
     steps = dict(zip(numbers, accumulate(numbers, max), strict=True))
     return [(steps[row.number], best.scores[metric]) for row, best in best_so_far(ended)]
-
-
-def _curves(row: TrialRow) -> dict[str, list[tuple[int, float]]]:
-    """Return what was seen of a trial's fit by epoch."""
-    curves = {"loss": list(enumerate(row.losses, 1))}
-    for name in ("forget_rouge1", "retain_rouge1"):
-        curves[f"check_{name}"] = [(int(check["epochs"]), check[name]) for check in row.checks]
-    return curves

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lunar_tune.methods.contract import Fit
     from lunar_tune.trial.spec import DataSets, TrialSpec
 
-__all__ = ["ASKED_TOKENS", "Asker", "SideBySide", "asking", "check_asked_tokens"]
+__all__ = ["ASKED_TOKENS", "Asker", "SideBySide", "asking", "check_asked_tokens", "check_questions"]
 
 ASKED_TOKENS = 128
 """Token budget of an answer unless another is named."""
@@ -84,6 +84,16 @@ def check_asked_tokens(max_new_tokens: int) -> None:
         raise InputError(f"--max-new-tokens {max_new_tokens}: at least 1.")
 
 
+def check_questions(questions: Sequence[str]) -> None:
+    """Refuse questions in which nothing is asked.
+
+    Raises:
+        InputError: One is empty.
+    """
+    if not all(question.strip() for question in questions):
+        raise InputError("a question is empty.")
+
+
 class Asker:
     """Asks both models.
 
@@ -103,8 +113,7 @@ class Asker:
         Raises:
             InputError: A question is empty.
         """
-        if not all(question.strip() for question in questions):
-            raise InputError("a question is empty.")
+        check_questions(questions)
         with self._fit.unmodified():
             before = self._answers(questions)
         after = self._answers(questions)

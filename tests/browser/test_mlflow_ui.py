@@ -27,6 +27,7 @@ class Ui:
     """The addresses that the command prints: MLflow opens on agents without their last part."""
 
     comparison: str
+    charts: str
     runs: str
 
 
@@ -43,7 +44,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     found: list[str] = []
     for line in process.stdout:
         found += re.findall(r"http://\S+", line)
-        if len(found) == 2:
+        if len(found) == 3:
             break
     try:
         yield Ui(*found)
@@ -79,6 +80,17 @@ def test_the_printed_address_shows_the_trials_on_all_axes(page: Page, ui: Ui) ->
     page.goto(ui.comparison)
     close_assistant(page)
     expect_axes(page)
+
+
+def test_the_charts_open_with_forgetting_and_keeping_on_axes(page: Page, ui: Ui) -> None:
+    """The parent run is not among the trials, and the learning rate is on a logarithmic scale."""
+    page.goto(ui.charts)
+    close_assistant(page)
+    expect(page.get_by_text(f"{TRIALS} matching runs")).to_be_visible()
+    plot = page.locator("div.parcoords")
+    for name in SCORES | {"feasible", "log10_learning_rate", "layer", "coefficient"}:
+        expect(plot.get_by_text(name, exact=True)).to_have_count(1)
+    expect(page.get_by_text("forget_rouge1 vs. retain_rouge1")).to_have_count(1)
 
 
 def test_trials_chosen_in_the_list_of_runs_are_compared(page: Page, ui: Ui) -> None:

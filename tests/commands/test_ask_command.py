@@ -204,6 +204,7 @@ def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(
     )
     assert "no such trial" in refused("one", "Who?", "--trial", "7", *place(runs))
     assert "no question" in refused("one", *place(runs))
+    assert "a question is empty" in refused("one", KNOWN, " ", *place(runs))
 
 
 def test_data_or_weights_that_are_gone_or_changed_are_said(

@@ -157,6 +157,23 @@ def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) ->
     assert at == server
     assert len(set(ids)) == 2 * len(SCORES)
     assert "starting" not in result.stdout
+    keys = re.findall(r"charts of \w+: \S+viewStateShareKey=([\w-]+)&", result.stdout)
+    experiment = asked(server, "experiments/get-by-name?experiment_name=lunar-tune")["experiment"]
+    tags = {tag["key"]: tag["value"] for tag in experiment["tags"]}
+    for key, folder in zip(keys, folders, strict=True):
+        note = StoredStudy.read(folder.journal)
+        assert note is not None
+        view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
+        assert f"'{note.notes['mlflow']['run_id']}'" in view["searchFilter"]
+        assert view["orderByKey"] == "metrics.`forget_rouge1`"
+        plot = view["compareRunCharts"][0]
+        assert set(plot["selectedParams"]) == {"layer", "coefficient"}
+        assert plot["selectedMetrics"] == [
+            "log10_learning_rate",
+            "forget_rouge1",
+            "retain_rouge1",
+            "feasible",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -172,9 +189,9 @@ def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
     """A server that starts brings an older store up to date: nothing else may open it then."""
     happened: list[str] = []
 
-    def trials(_: object) -> list[str]:
+    def trials(given: list[Mirror]) -> tuple[list[str], dict[Mirror, str]]:
         happened.append("trials")
-        return ["r"]
+        return ["r"], {given[0]: "a-view"}
 
     @contextmanager
     def served(_: str, *, port: int | None) -> Iterator[Any]:
@@ -189,6 +206,7 @@ def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
     _show([mirror], console, port=None, opens=False)
     assert happened == order
     assert shown in text.getvalue()
+    assert "charts of one: " in text.getvalue()
     assert "s3cretpw" not in text.getvalue()
     assert "me:" not in text.getvalue()
 

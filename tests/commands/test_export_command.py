@@ -329,10 +329,19 @@ def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
     search = made_search(tmp_path, "s", options, SETTING, floor=0.9, confirmed=False)
     asked = len(read_answers(Folder(search).answers(0))[0])
     assert asked < len(pairs)
-    _, document = exported(search, "delta", "--trial", 0)
+    folder, document = exported(search, "delta", "--trial", 0)
     assert document["n_rows"] == asked
     assert document["differing_rows"] == 0
     assert document["max_new_tokens"] == 4
+    of = asked - 3, 40
+    told = document["retain_rows"], document["n_retain"], document["retain_exact"]
+    assert told == (*of, False)
+    missed = "retain ROUGE-1 of at least 0.9"
+    assert (document["feasible"], document["missed"]) == (False, missed)
+    card = (folder / "README.md").read_text()
+    assert f"* feasible: no, it misses {missed}" in card
+    assert f"* ≈: an estimate, mean of {of[0]} of {of[1]} questions to keep" in card
+    assert card.count("| ≈ ") == 2 * 2  # retain and deviation score, as reported and as loaded
     assert "name a trial by its number (0)" in refused(search, "--output", tmp_path / "none")
 
 

@@ -6,9 +6,11 @@ Does not cover: whole exports (`tests/commands/test_export_command.py`).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from lunar_tune.exporting.adapter import (
     write_adapter,
 )
 from lunar_tune.exporting.delta import DELTA_FILE, difference, same_bits, write_delta
+from lunar_tune.exporting.job import Reported
 from lunar_tune.exporting.proof import compare
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import Factors
@@ -135,6 +138,38 @@ def test_peft_adds_what_was_written_also_with_ranks_and_scales_that_differ(
     assert all(
         torch.equal(t, untouched[n]) for n, t in merged.state_dict().items() if n not in others
     )
+
+
+# What a search reported
+
+
+def reported(n_retain: int, *, scores: Mapping[str, float], **more: Any) -> Reported:
+    """Return what is said of a trial that has answered two questions to keep."""
+    return Reported(
+        search="s",
+        trial=1,
+        goal="",
+        scores=scores,
+        rows=[row("x"), *[dataclasses.replace(row("x"), set_name="retain")] * 2],
+        max_new_tokens=4,
+        vanilla={},
+        n_retain=n_retain,
+        **more,
+    )
+
+
+def test_scores_of_a_part_of_the_questions_are_marked_and_explained() -> None:
+    scores = {"forget_rouge1": 0.25, "retain_rouge1": 0.735, "deviation_score": 36.43}
+    missed = "retain ROUGE-1 of at least 0.8"
+    part = reported(84, scores=scores, feasible=False, missed=missed)
+    assert part.cells(scores) == ["0.250", "≈ 0.735", "-", "≈ 36.430"]
+    assert part.remarks == [
+        f"feasible: no, it misses {missed}",
+        "≈: an estimate, mean of 2 of 84 questions to keep",
+    ]
+    whole = reported(2, scores=scores, feasible=True)
+    assert whole.cells(scores) == ["0.250", "0.735", "-", "36.430"]
+    assert whole.remarks == ["feasible: yes"]
 
 
 # Comparing answers

@@ -145,3 +145,23 @@ def test_a_card_shows_the_unmodified_models_scores_on_the_held_out_questions(
     rows = [row for row in read_answers(search.vanilla_full_answers)[0] if row.set_name == "retain"]
     mean = math.fsum(row.rouge1 for row in rows) / len(rows)
     assert document["vanilla_scores"]["retain_rouge1"] == pytest.approx(mean)
+    card = (output / "README.md").read_text()
+    assert "* scores are on held-out questions" in card
+    assert "as the search reported it, on held-out questions" in card
+    assert "≈" not in card
+    assert (document["on_held_out"], document["retain_exact"]) == (True, True)
+    assert "scores are on held-out questions" in result.output
+
+
+def test_the_card_of_another_trial_says_that_its_scores_are_not_of_held_out_questions(
+    tmp_path: Path, options: RunOptions
+) -> None:
+    search = made_search(tmp_path / "runs", "half", options, SETTING, confirmed=False)
+    output = tmp_path / "delta"
+    arguments = [str(search), "--trial", "0", "--format", "delta", "--output", str(output)]
+    result: Result = CliRunner().invoke(command_app(export), arguments, env={"TERM": "dumb"})
+    assert result.exit_code == 0, result.output
+    assert json.loads((output / "export.json").read_text())["on_held_out"] is False
+    card = (output / "README.md").read_text()
+    assert "* scores are on the questions of the trials, not on held-out questions" in card
+    assert "| as the search reported it |" in card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.goal import Goal
 from lunar_tune.search.folder import Folder
-from lunar_tune.search.mirror import find_mirror, opened_store
+from lunar_tune.search.mirror import Mirror, find_mirror, opened_store
 from lunar_tune.search.results import SearchResults
 from lunar_tune.search.study import StoredStudy
 from lunar_tune.search.tracking_store import default_tracking_uri
@@ -52,6 +53,51 @@ def test_a_password_is_taken_from_the_environment_if_the_rest_is_the_same(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@other:5000")
     with pytest.raises(InputError, match="wants a password"):
         find_mirror(results)
+
+
+def run_of(status: str, failure: str | None = None) -> SimpleNamespace:
+    """Return what a test needs of MLflow's run."""
+    tags = {} if failure is None else {"failure": failure}
+    return SimpleNamespace(info=SimpleNamespace(status=status), data=SimpleNamespace(tags=tags))
+
+
+@pytest.mark.parametrize(
+    ("status", "trials", "said"),
+    [
+        ("RUNNING", [], "one: MLflow has no trial with scores yet."),
+        (
+            "RUNNING",
+            [run_of("FAILED", "diverged"), run_of("RUNNING")],
+            "one: MLflow has no trial with scores yet; 1 of 2 trials failed, most often with: "
+            "diverged.",
+        ),
+        (
+            "FINISHED",
+            [run_of("FAILED", "x"), *[run_of("FAILED", "the loss is NaN.\nTraceback")] * 2],
+            "one: there is nothing to compare: all 3 trials failed, most often with: the loss is "
+            "NaN. search.log in its folder says more, and --static FILE writes a page without "
+            "MLflow.",
+        ),
+        (
+            "KILLED",
+            [run_of("KILLED")],
+            "one: there is nothing to compare: no trial was completed. search.log in its folder "
+            "says more, and --static FILE writes a page without MLflow.",
+        ),
+    ],
+)
+def test_a_search_without_scores_says_whether_they_may_still_come(
+    status: str, trials: list[Any], said: str
+) -> None:
+    class Runs(list[Any]):
+        token = None
+
+    client: Any = SimpleNamespace(
+        get_run=lambda _: run_of(status), search_runs=lambda *_, **__: Runs(trials)
+    )
+    with pytest.raises(InputError) as caught:
+        Mirror(search="one", uri="http://host:1", experiment_id="1", run_id="r").trials(client)
+    assert str(caught.value) == said
 
 
 def test_a_mistyped_file_is_refused_and_not_made(tmp_path: Path) -> None:

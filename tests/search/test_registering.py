@@ -104,6 +104,8 @@ def test_each_registration_is_a_new_version_and_the_alias_moves_to_it(
         "learning_rate": repr(row.parameters["learning_rate"]),
         "forget_rouge1": "0.125",
         "retain_rouge1": "0.85",
+        "feasible": "true",
+        "on_held_out": "false",
     }.items() <= version.tags.items()
     assert (first / "adapter.bin").read_bytes() == b"weights"
     assert (second / "adapter.bin").read_bytes() == b"other weights"
@@ -121,6 +123,7 @@ def test_another_trial_is_registered_as_itself_and_is_not_called_best(
         other = registry.client.get_model_version("of-trials", "2")
         best = registry.client.get_model_version_by_alias("of-trials", "best")
     assert other.tags["trial"] == "0"
+    assert (other.tags["feasible"], other.tags["retain_exact"]) == ("true", "true")
     assert other.tags["forget_rouge1"] == f"{SCORES[0][0]:.6g}"
     assert int(best.version) == 1
 

@@ -23,6 +23,7 @@ import pytest
 from command_lines import finish, start
 from tracking_server import tracking_server
 
+import lunar_tune
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError
 from lunar_tune.evaluation.evaluate import AnswerRow
@@ -31,7 +32,7 @@ from lunar_tune.reporting.tables import write_answers
 from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.folder import Folder
 from lunar_tune.search.mirror import opened_store
-from lunar_tune.search.run_origin import git_tags
+from lunar_tune.search.run_origin import code_tags, git_tags, origin_tags
 from lunar_tune.search.tracked_run import TrackedRun
 from lunar_tune.search.tracking import EXPERIMENT, SearchTracker
 from lunar_tune.search.tracking_store import default_tracking_uri
@@ -50,12 +51,17 @@ COMPLETE_ROW = TrialRow(
     parameters=PARAMETERS,
     scores={"forget_rouge1": 0.25, "retain_rouge1": 0.75, "retain_rows": 84.0},
     feasible=False,
+    retain_rows=84,
+    retain_exact=True,
     seconds={"fit": 0.5, "suggest": 0.125, "trial": 0.75},
     losses=tuple(float(n) for n in range(1500, 0, -1)),
 )
 FAILED_ROW = TrialRow(
     number=0, state=FAILED, parameters=PARAMETERS, failure="the loss became NaN" * 1000
 )
+
+RECORDS = (Record(question="Who?", answer="He", edge="A_B"),)
+DATA = {"forget": (RECORDS, "f" * 64), "retain": (RECORDS * 2, "e" * 64)}
 
 
 @dataclass(frozen=True)
@@ -156,8 +162,12 @@ def test_a_complete_trial_is_finished_and_says_that_it_is_infeasible(
         "forget_rouge1": 0.25,
         "retain_rouge1": 0.75,
         "feasible": 0.0,
+        "retain_exact": 1.0,
         "seconds": 0.75,
+        "log10_learning_rate": math.log10(0.003),
         "loss": 1.0,
+        "stage_forget_rouge1": 0.25,
+        "stage_retain_rouge1": 0.75,
     }
     assert {"model": "tiny", "trial": "0", "state": "complete", "feasible": "false"}.items() <= (
         run.data.tags.items()
@@ -168,6 +178,93 @@ def test_a_complete_trial_is_finished_and_says_that_it_is_infeasible(
         path = client.download_artifacts(run.info.run_id, "answers.json", str(tmp_path))
     table = json.loads(Path(path).read_text(encoding="utf-8"))
     assert table["data"] == [["forget", "A_B", "Où?", "Là", "„x“", 0.0]]
+
+
+def test_an_estimated_score_is_told_from_an_exact_one(
+    tracker: SearchTracker, client: MlflowClient
+) -> None:
+    """A trial that was stopped early has asked a part of the questions to keep."""
+    tracker.start(RUNNING_ROW, name="a trial", tags={})
+    tracker.end(dataclasses.replace(COMPLETE_ROW, retain_rows=16, retain_exact=False), None)
+
+    (run,) = children(client, tracker)
+    assert (run.data.metrics["retain_exact"], run.data.metrics["retain_rows"]) == (0.0, 16.0)
+
+
+def test_runs_of_two_searches_are_told_apart_by_a_tag(store: Store, client: MlflowClient) -> None:
+    trackers = [store.tracker(name) for name in ("this", "that")]
+    for tracker in trackers:
+        tracker.start(RUNNING_ROW, name="a trial", tags={"model": "tiny"})
+    for tracker, name in zip(trackers, ("this", "that"), strict=True):
+        runs = client.search_runs([tracker.experiment_id], f"tags.search = '{name}'")
+        (child,) = children(client, tracker)
+        assert {run.info.run_id for run in runs} == {tracker.run_id, child.info.run_id}
+
+
+VANILLA = {"forget_rouge1": 1.0, "retain_rouge1": 0.875}
+FULL = {"forget_rouge1": 0.125, "retain_rouge1": 0.625, "retain_rows": 84.0}
+
+
+def stages(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]]:
+    """Return the points of a run's stages by score."""
+    return {
+        name.removeprefix("stage_"): sorted(
+            (point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)
+        )
+        for name in run.data.metrics
+        if name.startswith("stage_")
+    }
+
+
+def test_rouge_goes_from_the_unmodified_model_over_the_trial_to_the_full_evaluation(
+    tracker: SearchTracker, client: MlflowClient
+) -> None:
+    tracker.vanilla = VANILLA
+    rows = [numbered(0), numbered(1)]
+    for row in rows:
+        tracker.start(row, name="n", tags={})
+        tracker.end(row, None)
+    for _ in range(2):  # as the end of a search may be written twice
+        tracker.confirm(rows[1], FULL)
+
+    runs = {run.data.tags["trial"]: run for run in children(client, tracker)}
+    forget, retain = [(0, 1.0), (1, 0.25)], [(0, 0.875), (1, 0.75)]
+    assert stages(client, runs["0"]) == {"forget_rouge1": forget, "retain_rouge1": retain}
+    assert stages(client, runs["1"]) == {
+        "forget_rouge1": [*forget, (2, 0.125)],
+        "retain_rouge1": [*retain, (2, 0.625)],
+    }
+    assert "full_forget_rouge1" not in runs["0"].data.metrics
+    metrics = runs["1"].data.metrics
+    assert (metrics["full_forget_rouge1"], metrics["full_retain_rouge1"]) == (0.125, 0.625)
+    assert (metrics["forget_rouge1"], metrics["retain_rouge1"]) == (0.25, 0.75)
+    assert "full_retain_rows" not in metrics
+    assert runs["1"].data.tags["confirmed_best"] == "true"
+    assert "confirmed_best" not in runs["0"].data.tags
+
+
+def test_another_best_after_going_on_takes_the_tag(store: Store, client: MlflowClient) -> None:
+    first, rows = store.tracker("best"), [numbered(0), numbered(1)]
+    for row in rows:
+        first.start(row, name="n", tags={})
+        first.end(row, None)
+    first.confirm(rows[0], FULL)
+    second = store.tracker("best", earlier=first.run_id)
+    second.take_up(rows)
+    second.confirm(rows[1], FULL)
+    tags = {run.data.tags["trial"]: run.data.tags for run in children(client, second)}
+    assert [tags[trial]["confirmed_best"] for trial in "01"] == ["false", "true"]
+    second.confirm(None, {})
+    tags = {run.data.tags["trial"]: run.data.tags for run in children(client, second)}
+    assert [tags[trial]["confirmed_best"] for trial in "01"] == ["false", "false"]
+
+
+def test_a_best_trial_without_a_run_is_confirmed_when_it_has_one(
+    tracker: SearchTracker, client: MlflowClient
+) -> None:
+    """The store was away when the trial ended."""
+    tracker.confirm(numbered(0), FULL)
+    assert children(client, tracker) == []
 
 
 def test_a_loss_curve_of_more_epochs_than_mlflow_takes_at_once_is_whole(
@@ -227,12 +324,11 @@ def test_a_trial_stays_open_until_all_of_it_is_written(
 
 
 def test_the_parent_says_what_the_search_is(tracker: SearchTracker, client: MlflowClient) -> None:
-    records = (Record(question="Who?", answer="He", edge="A_B"),)
     tracker.describe(
         parameters={"model": "tiny", "seed": 3},
         tags={"forget_edge": "A_B"},
         texts={"config.yaml": "a: 1\n"},
-        data={"forget": (records, "f" * 64), "retain": (records * 2, "e" * 64)},
+        data=DATA,
     )
     tracker.log_metrics({"vanilla_forget_rouge1": 1.0})
 
@@ -249,6 +345,20 @@ def test_the_parent_says_what_the_search_is(tracker: SearchTracker, client: Mlfl
     assert [one.path for one in client.list_artifacts(tracker.run_id)] == ["config.yaml"]
 
 
+def test_trials_can_be_filtered_by_their_data(tracker: SearchTracker, client: MlflowClient) -> None:
+    tracker.describe(parameters={}, tags={}, texts={}, data=DATA)
+    tracker.start(RUNNING_ROW, name="a trial", tags={})
+    (child,) = children(client, tracker)
+    found = {
+        next(tag.value for tag in one.tags if tag.key == "mlflow.data.context"): one.dataset.digest
+        for one in child.inputs.dataset_inputs
+    }
+    assert found == {"forget": "f" * 36, "retain": "e" * 36}
+    where = f"dataset.digest = '{'f' * 36}' and tags.`mlflow.parentRunId` = '{tracker.run_id}'"
+    runs = client.search_runs([tracker.experiment_id], where)
+    assert [run.info.run_id for run in runs] == [child.info.run_id]
+
+
 def test_a_run_id_in_the_environment_does_not_become_the_parent(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,16 +366,22 @@ def test_a_run_id_in_the_environment_does_not_become_the_parent(
     assert store.tracker().run_id != "0" * 32
 
 
+def committed(folder: Path, file: str) -> str:
+    """Make a repository with one file in it; return its commit."""
+    git = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "init", "-q", "-b", "trunk"], check=True)
+    subprocess.run([*git, "add", file], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def test_every_run_says_where_it_comes_from(
     store: Store, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Commit and state of the current folder's repository, and the versions that ran."""
-    quiet = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
-    subprocess.run([*quiet, "init", "-q", "-b", "trunk"], check=True)
     (tmp_path / "notes.txt").write_text("one")
-    subprocess.run([*quiet, "add", "notes.txt"], check=True)
-    subprocess.run([*quiet, "commit", "-q", "-m", "first"], check=True)
-    head = subprocess.run([*quiet, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    head = committed(tmp_path, "notes.txt")
     (tmp_path / "notes.txt").write_text("two")
     monkeypatch.chdir(tmp_path)
 
@@ -273,7 +389,7 @@ def test_every_run_says_where_it_comes_from(
     tracker.start(RUNNING_ROW, name="a trial", tags={})
     for run in (client.get_run(tracker.run_id), *children(client, tracker)):
         assert {
-            "mlflow.source.git.commit": head.stdout.strip(),
+            "mlflow.source.git.commit": head,
             "mlflow.source.git.branch": "trunk",
             "mlflow.source.git.dirty": "true",
             "version.optuna": importlib.metadata.version("optuna"),
@@ -285,6 +401,41 @@ def test_every_run_says_where_it_comes_from(
 
 def test_a_folder_without_a_repository_has_no_commit(tmp_path: Path) -> None:
     assert git_tags(tmp_path) == {}
+    assert code_tags(tmp_path) == {}
+
+
+def test_the_code_has_a_commit_of_its_own_that_says_whether_it_was_changed(tmp_path: Path) -> None:
+    package = tmp_path / "checkout" / "lunar_tune"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (tmp_path / "checkout" / "README.md").write_text("one")
+    head = committed(tmp_path / "checkout", ".")
+    (tmp_path / "checkout" / "README.md").write_text("two")
+    assert code_tags(package) == {"lunar_tune.git.commit": head}
+    (package / "__init__.py").write_text("more = 1")
+    assert code_tags(package) == {"lunar_tune.git.commit": f"{head}-dirty"}
+
+
+def test_a_package_that_is_installed_below_another_repository_has_no_commit_of_that(
+    tmp_path: Path,
+) -> None:
+    package = tmp_path / ".venv" / "lunar_tune"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (tmp_path / "notes.txt").write_text("one")
+    committed(tmp_path, "notes.txt")
+    assert "mlflow.source.git.commit" in git_tags(package)
+    assert code_tags(package) == {}
+
+
+def test_the_commit_of_the_code_does_not_depend_on_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tags = origin_tags()
+    assert "mlflow.source.git.commit" not in tags
+    own = code_tags(Path(lunar_tune.__file__).parent)
+    assert own.items() <= tags.items()
 
 
 def test_what_is_no_finite_number_is_left_out(tracker: SearchTracker, client: MlflowClient) -> None:
@@ -616,6 +767,40 @@ def test_runs_that_were_left_open_are_ended_as_the_study_says(
         assert run.info.status == ("FAILED" if row.state == FAILED else "FINISHED")
         assert run.data.tags["state"] == row.state
         assert row.scores.items() - {("retain_rows", 84.0)} <= run.data.metrics.items()
+
+
+def test_what_an_earlier_version_did_not_write_is_added_and_the_rest_left_alone(
+    store: Store, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = store.tracker("older")
+    first._own.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("lunar_tune.search.tracking._rouge", lambda _: {})
+        earlier = dataclasses.replace(numbered(0, losses=(2.0, 1.0)), retain_exact=None)
+        first.start(earlier, name="n", tags={})
+        first.end(earlier, None)
+    (before,) = children(client, first)
+    assert "search" not in before.data.tags
+
+    tracker = store.tracker("older", earlier=first.run_id)
+    tracker.vanilla = VANILLA
+    tracker.describe(parameters={}, tags={}, texts={}, data=DATA)
+    tracker.take_up([numbered(0, losses=(2.0, 1.0))])
+    assert tracker.mirrored == {0}
+    (after,) = children(client, tracker)
+    assert after.info.run_id == before.info.run_id
+    assert after.info.end_time == before.info.end_time
+    assert set(after.data.tags.items()) - set(before.data.tags.items()) == {("search", "older")}
+    new = set(after.data.metrics.items()) - set(before.data.metrics.items())
+    assert dict(new) == {
+        "retain_exact": 1.0,
+        "stage_forget_rouge1": 0.25,
+        "stage_retain_rouge1": 0.75,
+    }
+    assert stages(client, after)["forget_rouge1"] == [(0, 1.0), (1, 0.25)]
+    assert len(client.get_metric_history(after.info.run_id, "loss")) == 2
+    assert {one.dataset.name for one in after.inputs.dataset_inputs} == {"forget", "retain"}
+    assert client.get_run(tracker.run_id).data.tags["search"] == "older"
 
 
 def test_taking_up_twice_changes_nothing(store: Store, client: MlflowClient) -> None:
