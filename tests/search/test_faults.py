@@ -136,8 +136,8 @@ from lunar_tune.search import ray_watch
 ray_watch._EVERY_SECONDS = ray_watch._GRACE_SECONDS = 0.05
 process = subprocess.Popen(["sleep", "100"])
 with ray_watch.watched(lambda lost: print(lost, flush=True), [psutil.Process(process.pid)]):
-    process.kill()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # as a call that does not return
+    process.kill()
     time.sleep(60)
 """
 
