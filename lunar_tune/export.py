@@ -193,6 +193,7 @@ def _job(
     output: Path,
     rank: int | None,
 ) -> ExportJob:
+    from lunar_tune.evaluation.goal import in_words
     from lunar_tune.exporting.job import ExportJob, Reported
 
     row, best, goal = results.trial(number), results.best, results.goal
@@ -200,7 +201,7 @@ def _job(
     scores = results.confirmed if full and results.confirmed is not None else row.scores
     noted = results.study.notes["confirmed"] if full else {"max_new_tokens": row.max_new_tokens}
     spec = dataclasses.replace(spec, layers=_layers(spec, row.parameters))
-    missed = tuple(one for one in goal.constraints if one.violation(scores) > 0)
+    missed = goal.missed(scores)
     held = spec.data.held_out
     return ExportJob(
         spec=spec,
@@ -219,7 +220,7 @@ def _job(
             max_new_tokens=int(noted["max_new_tokens"] or 0),
             vanilla=results.vanilla_in_full if full else results.vanilla,
             feasible=not missed,
-            missed=dataclasses.replace(goal, constraints=missed).bounds,
+            missed=in_words(missed),
             n_retain=len(held.retain) if held is not None and full else spec.data.n_retain,
             held_out=held is not None,
             full=full,

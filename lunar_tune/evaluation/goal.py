@@ -19,7 +19,7 @@ from lunar_tune.evaluation.demands import (
 )
 from lunar_tune.evaluation.metrics import METRICS
 
-__all__ = ["Goal", "score_label"]
+__all__ = ["Goal", "in_words", "score_label"]
 
 # What is known of a trial that was stopped because it had missed the retain floor for certain.
 KNOWN_AT_A_STOP = {
@@ -59,7 +59,11 @@ class Goal:
 
     def is_kept(self, scores: Mapping[str, float]) -> bool:
         """Say whether every bound is kept."""
-        return all(violation <= 0 for violation in self.violations(scores).values())
+        return not self.missed(scores)
+
+    def missed(self, scores: Mapping[str, float]) -> tuple[Constraint, ...]:
+        """Return the bounds that are not kept."""
+        return tuple(one for one in self.constraints if one.violation(scores) > 0)
 
     def worst(self, seen: Iterable[Mapping[str, float]]) -> tuple[float, dict[str, float]] | None:
         """Return the value and violations of a setting that is as bad as one can be.
@@ -125,11 +129,15 @@ class Goal:
     @property
     def bounds(self) -> str:
         """The bounds in words."""
-        return ", ".join(
-            f"{score_label(one.metric)} of at {'least' if one.sense == '>=' else 'most'} "
-            f"{one.bound:g}"
-            for one in self.constraints
-        )
+        return in_words(self.constraints)
+
+
+def in_words(bounds: Iterable[Constraint]) -> str:
+    """Return bounds as they are written in a sentence: retain ROUGE-1 of at least 0.8."""
+    return ", ".join(
+        f"{score_label(one.metric)} of at {'least' if one.sense == '>=' else 'most'} {one.bound:g}"
+        for one in bounds
+    )
 
 
 def score_label(name: str) -> str:

@@ -157,7 +157,7 @@ def verdict(report: Report) -> str:
 def _nearest_miss(report: Report) -> str:
     """Return the trial that misses least and what it reaches of the bounds that it misses."""
     first = report.ranked[0]
-    missed = [one.metric for one in report.goal.constraints if one.violation(first.scores) > 0]
+    missed = [one.metric for one in report.goal.missed(first.scores)]
     reached = [
         f"{score_label(name)} {first.scores[name]:.3f}"
         if name in first.scores

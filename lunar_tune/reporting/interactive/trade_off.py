@@ -6,12 +6,11 @@ Does not cover: the same as a file (`pictures.trade_off`).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lunar_tune.evaluation.demands import Constraint
-from lunar_tune.evaluation.goal import score_label
+from lunar_tune.evaluation.goal import in_words, score_label
 from lunar_tune.evaluation.metrics import METRICS
 from lunar_tune.reporting.interactive.style import (
     BLACK,
@@ -56,16 +55,11 @@ def trade_off(report: Report, rows: Sequence[TrialRow]) -> Interactive:
     _marks(figure, report, x, y)
     figure.update_xaxes(title_text=score_axis(x), **axes[0])
     figure.update_yaxes(title_text=score_axis(y), **axes[1])
-    kept = f" Shaded: {score_label(y)} of at {_least(bound)} {bound.bound:g}." if bound else ""
-    rest = tuple(one for one in goal.constraints if one is not bound)
-    bounds = dataclasses.replace(goal, constraints=rest).bounds
-    hidden = f" A feasible trial also keeps {bounds}, which is not drawn." if rest else ""
+    kept = f" Shaded: {in_words([bound])}." if bound else ""
+    rest = in_words(one for one in goal.constraints if one is not bound)
+    hidden = f" A feasible trial also keeps {rest}, which is not drawn." if rest else ""
     caption = f"A dot is a trial; a click shows its row in the table.{kept}{hidden}"
     return Interactive("trade-off", "Trade-off", caption, figure)
-
-
-def _least(bound: Constraint) -> str:
-    return "least" if bound.sense == ">=" else "most"
 
 
 def _wants_more(name: str, bound: Constraint | None) -> bool:

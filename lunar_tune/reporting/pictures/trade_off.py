@@ -6,12 +6,12 @@ Does not cover: bounds on other scores, which only decide whether a trial is fea
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from lunar_tune.evaluation.goal import in_words
 from lunar_tune.evaluation.metrics import Metric
 from lunar_tune.reporting.pareto import pareto_front
 from lunar_tune.reporting.pictures.figure import REGION, Canvas, make_figure, show_legend
@@ -93,9 +93,8 @@ def _shade_feasible(axes: Axes, report: Report, x: Metric, y: Metric) -> None:
 
 def _rest(report: Report, drawn: Collection[str]) -> str:
     """Say which bounds a feasible trial keeps besides, as they are not on these axes."""
-    rest = tuple(one for one in report.goal.constraints if one.metric not in drawn)
-    bounds = dataclasses.replace(report.goal, constraints=rest).bounds
-    return f" (also {bounds}, not drawn)" if rest else ""
+    rest = in_words(one for one in report.goal.constraints if one.metric not in drawn)
+    return f" (also {rest}, not drawn)" if rest else ""
 
 
 def _draw_front(axes: Axes, points: list[tuple[float, float]], x: Metric, y: Metric) -> None:
