@@ -1,8 +1,8 @@
-"""Commands as a user starts them, in a process of their own.
+"""Commands as a user starts them, in a process of their own, and in this one.
 
 Covers: an environment without this machine's peculiarities, a time limit that ends the command's
 own processes and no others, a small data set and search space for models that know nothing.
-Does not cover: commands called inside the test process (typer's runner does that).
+Does not cover: what a command prints to a terminal.
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from click.testing import Result
+from typer.testing import CliRunner
+
+from lunar_tune.cli.running import command_app
 
 TIMEOUT = 300
 
@@ -42,6 +48,12 @@ def environment(**more: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         **more,
     }
+
+
+def without_ray(command: Callable[..., Any], *arguments: str) -> Result:
+    """Call a command in this process, where it is over before it needs a worker."""
+    environment = {"COLUMNS": "160", "TERM": "dumb"}
+    return CliRunner().invoke(command_app(command), list(arguments), env=environment)
 
 
 def start(arguments: Sequence[str], *, cwd: Path, **more: str) -> subprocess.Popen[str]:

@@ -1,7 +1,7 @@
 """Run-time shape checks for the numeric modules, and tiny models to test them on.
 
 Covers: jaxtyping's import hook with beartype; checkpoints and loaded models of every suitable
-family, each made once; an empty MLflow store; saying which tests were left out.
+family, each made once; an empty MLflow store and a server; saying which tests were left out.
 Does not cover: how they are built (`random_models`).
 """
 
@@ -20,6 +20,7 @@ import pytest
 from browsers import chromium
 from made_once import copy_store, made_once, make_store, shared_folder
 from random_models import build_model, build_tokenizer
+from tracking_server import tracking_server
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -155,6 +156,17 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pa
         return copy_store(made / "mlflow.db", place)
 
     return put
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]
+) -> Iterator[str]:
+    """Give the address of an MLflow server with an empty store."""
+    folder = tmp_path_factory.mktemp("server")
+    empty_store(folder / "server.db")
+    with tracking_server(folder) as address:
+        yield address
 
 
 @pytest.fixture

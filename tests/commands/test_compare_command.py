@@ -25,7 +25,6 @@ import pytest
 from command_lines import command, start
 from rich.console import Console
 from tracked_searches import SCORES, make_search
-from tracking_server import tracking_server
 from typer.testing import CliRunner, Result
 
 from lunar_tune.cli.running import command_app
@@ -135,16 +134,6 @@ def test_without_a_name_the_search_written_to_last_is_compared(runs: Path, tmp_p
     assert [one["mlflow.parentRunId"] for one in tags] == [note.notes["mlflow"]["run_id"]] * len(
         SCORES
     )
-
-
-@pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]
-) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    empty_store(folder / "server.db")
-    with tracking_server(folder) as address:
-        yield address
 
 
 def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) -> None:

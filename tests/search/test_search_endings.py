@@ -19,12 +19,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from click.testing import Result
-from command_lines import SMALL_SPACE, command, finish, run_command, start
+from command_lines import SMALL_SPACE, command, finish, run_command, start, without_ray
 from search_results import rows_of, statuses
-from typer.testing import CliRunner
 
-from lunar_tune.cli.running import command_app
 from lunar_tune.search.__main__ import search
 
 DIVERGING = """
@@ -40,11 +37,6 @@ lunar:
 @pytest.fixture(autouse=True)
 def _store(tmp_path: Path, empty_store: Callable[[Path], Path]) -> None:
     empty_store(tmp_path / "runs" / "mlflow.db")
-
-
-def without_ray(*arguments: str) -> Result:
-    """Call the command in this process, where it is over before it needs a worker."""
-    return CliRunner().invoke(command_app(search), list(arguments), env={"COLUMNS": "160"})
 
 
 def space(folder: Path, text: str) -> list[str]:
@@ -154,7 +146,7 @@ def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
     assert journal_events(tmp_path), "every line of the journal can be read"
 
     monkeypatch.chdir(tmp_path)
-    again = without_ray(*options)
+    again = without_ray(search, *options)
     assert again.exit_code == 2
     assert "exists already. Go on with it (python -m lunar_tune.search --resume" in again.stderr
 
@@ -170,7 +162,7 @@ def test_an_interrupted_search_writes_what_it_has_and_leaves_nothing_open(
         interrupted = next(row for row in rows if row["again"])
         for name in ("params.layer", "params.coefficient", "params.learning_rate"):
             assert new[0][name] == interrupted[name], "the interrupted setting comes first"
-    finished = without_ray(*resume)
+    finished = without_ray(search, *resume)
     assert finished.exit_code == 3
     assert "n is finished" in finished.stdout
 

@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from command_lines import TIMEOUT, command, run_command, start
+from command_lines import TIMEOUT, command, run_command, start, without_ray
 from filelock import FileLock
 from rich.console import Console
 from search_results import statuses
 from test_study import GOAL, result, study_in
-from typer.testing import CliRunner
 
-from lunar_tune.cli.running import command_app
 from lunar_tune.errors import InputError
 from lunar_tune.methods.gradient_settings import GradientSettings
 from lunar_tune.reporting.methods_table import CellResult, Tolerance, write_methods_table
@@ -285,12 +282,6 @@ def wait_for(condition: Any, process: Any) -> None:
         time.sleep(0.05)
 
 
-def without_ray(*arguments: str) -> Result:
-    """Call the command in this process, where it is over before it needs a worker."""
-    environment = {"COLUMNS": "160", "TERM": "dumb"}
-    return CliRunner().invoke(command_app(table5), list(arguments), env=environment)
-
-
 def test_two_processes_do_not_work_on_one_table(tmp_path: Path) -> None:
     table = TableRun([], SearchConfig(output=tmp_path), Console(quiet=True))
     with (
@@ -334,13 +325,13 @@ def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(
         for mirror in ("best.yaml", "trials.parquet", "config.yaml"):
             (output / name / mirror).unlink(missing_ok=True)
     monkeypatch.chdir(tmp_path)
-    again = without_ray(*QUICK, "--only-table")
+    again = without_ray(table5, *QUICK, "--only-table")
     assert again.exit_code == 0, again.stderr
     assert {file: (output / file).read_bytes() for file in tables} == tables
     rows = list(csv.DictReader(io.StringIO(tables["table.csv"].decode())))
     assert [row["state"] for row in rows] == ["feasible"] * 2
     assert {row["trials"] for row in rows} == {"3"}
 
-    other = without_ray(*QUICK, "--retain-floor", "0.7")
+    other = without_ray(table5, *QUICK, "--retain-floor", "0.7")
     assert other.exit_code == 2
     assert other.stderr.count("was searched with other settings or data") == 2

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from command_lines import finish, start
-from tracking_server import tracking_server
 
 import lunar_tune
 from lunar_tune.data.records import Record
@@ -75,16 +73,6 @@ class Store:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return SearchTracker(self.uri, output=self.output, name=name, **options)
-
-
-@pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]
-) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    empty_store(folder / "server.db")
-    with tracking_server(folder) as address:
-        yield address
 
 
 @pytest.fixture(scope="module", params=["sqlite", "server"])
