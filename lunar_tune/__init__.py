@@ -27,12 +27,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LunarSettings": "lunar_tune.methods.lunar_settings",
-    "RunOptions": "lunar_tune.trial.options",
-    "SearchResults": "lunar_tune.search.results",
+    "LunarSettings": "lunar_tune.config.lunar_settings",
+    "RunOptions": "lunar_tune.config.run_options",
+    "SearchResults": "lunar_tune.report.results",
     "SingleRun": "lunar_tune.trial.single",
     "Worker": "lunar_tune.trial.worker",
-    "load_search": "lunar_tune.search.results",
+    "load_search": "lunar_tune.report.results",
     "unlearn_once": "lunar_tune.trial.single",
 }
 

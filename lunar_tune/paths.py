@@ -24,9 +24,11 @@ __all__ = [
     "datasets_dir",
     "is_file",
     "is_folder",
+    "is_plain",
     "mistrusted",
     "safe_name",
     "search_spaces_dir",
+    "shipped_spaces",
     "tuned_dir_to_write",
     "tuned_dirs",
 ]
@@ -52,6 +54,11 @@ def datasets_dir() -> Path:
 def search_spaces_dir() -> Path:
     """Return the folder of shipped search spaces."""
     return _shipped("search_spaces")
+
+
+def shipped_spaces() -> tuple[str, ...]:
+    """Return the names of the shipped search spaces."""
+    return tuple(sorted(path.stem for path in search_spaces_dir().glob("*.yaml")))
 
 
 def cache_dir() -> Path:
@@ -163,6 +170,11 @@ def check_writable_file(file: Path | None, option: str) -> None:
     if file.is_dir():
         raise InputError(f"{option} {file}: is a folder, not a file.")
     check_writable(file.parent, f"{option} {file}")
+
+
+def is_plain(name: str) -> bool:
+    """Say whether a name is one of a folder, and of no other folder than it seems."""
+    return Path(name).name == name and name not in {"", ".", ".."}
 
 
 def safe_name(text: str) -> str:

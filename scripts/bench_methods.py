@@ -23,13 +23,13 @@ from random_weights import SIZES, random_model, random_options
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.methods.gradient_settings import GradientSettings
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.gradient_settings import GradientSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.methods.objectives import OBJECTIVES
+from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.runtime import limit_threads
 from lunar_tune.trial.assemble import assemble, materialise
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import Worker
 
 ALL = (*OBJECTIVES, "rmu")

@@ -34,16 +34,23 @@ from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.cli.running import reporting_errors
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.config.run_options import NONE, EngineSettings, RunOptions
+from lunar_tune.config.search_config import RETAIN_FLOOR, SAMPLERS, SearchConfig
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.paths import cache_dir, safe_name
-from lunar_tune.reporting.progress import build_progress, epochs_shown
-from lunar_tune.search.config import RETAIN_FLOOR, SAMPLERS, SearchConfig
-from lunar_tune.search.space import Choice, FloatRange, IntRange, Parameter, SearchSpace, load_space
-from lunar_tune.search.study import make_sampler
+from lunar_tune.report.progress_bars import build_progress, epochs_shown
+from lunar_tune.search.samplers import make_sampler
+from lunar_tune.search.space.space import (
+    Choice,
+    FloatRange,
+    IntRange,
+    Parameter,
+    SearchSpace,
+    load_space,
+)
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
-from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 

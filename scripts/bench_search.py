@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.search.config import RETAIN_FLOOR
+from lunar_tune.config.search_config import RETAIN_FLOOR
 
 GOOD_FORGET = 0.15
 COLUMNS = (

@@ -31,13 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.cli.running import reporting_errors
-from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS, DecodingSettings
-from lunar_tune.memory import GIB
-from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.config.decoding_settings import PUBLISHED_MAX_NEW_TOKENS, DecodingSettings
+from lunar_tune.config.lunar_settings import LunarSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.runtime import limit_threads
+from lunar_tune.models.memory import GIB
 from lunar_tune.trial.assemble import assemble, materialise
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import TrialResult, Worker
 
 OWN = {"adamw": "learning_rate", "closed_form": "ridge"}

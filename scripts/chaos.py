@@ -37,8 +37,8 @@ import yaml
 from rich.console import Console
 
 from lunar_tune.finetuning.tiny import ensure_tiny
-from lunar_tune.reporting.rows import COMPLETE, RUNNING, TrialRow, best_first
-from lunar_tune.search.results import SearchResults, load_search
+from lunar_tune.report.results import SearchResults, load_search
+from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_first
 
 NAME = "chaos"
 MARK = "LUNAR_TUNE_CHAOS"

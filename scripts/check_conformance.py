@@ -27,12 +27,12 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from lunar_tune.cli.running import reporting_errors
-from lunar_tune.methods.lunar import LunarPreparation
-from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.config.adamw_settings import AdamWSettings
+from lunar_tune.config.lunar_settings import LunarSettings
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.methods.lunar.method import LunarPreparation
 from lunar_tune.models.chat import PUBLISHED
-from lunar_tune.redirection.settings import AdamWSettings
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import RunOptions
 from lunar_tune.trial.worker import Worker
 
 LEAST_COSINE = 0.999

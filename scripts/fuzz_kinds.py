@@ -17,23 +17,25 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
+from lunar_tune.config.search_config import SearchConfig, config_document
 from lunar_tune.data.fetching import lock_file, read_lock
 from lunar_tune.data.groups import read_groups
 from lunar_tune.data.published import PUBLISHED
 from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
 from lunar_tune.paths import datasets_dir, search_spaces_dir
-from lunar_tune.reporting.tables import write_answers
-from lunar_tune.search.config import SearchConfig, config_document
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.results import stored_answers
-from lunar_tune.search.space import SearchSpace, load_space
-from lunar_tune.search.stored_config import StoredConfig
-from lunar_tune.search.study import StoredStudy, Study
-from lunar_tune.search.tuned_settings import read_tuned
+from lunar_tune.search.samplers import open_study
+from lunar_tune.search.space.space import SearchSpace, load_space
+from lunar_tune.search.tuned.tuned_settings import read_tuned
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.stored_config import StoredConfig
+from lunar_tune.study.stored_search import stored_answers
+from lunar_tune.study.study import StoredStudy
+from lunar_tune.study.tables import write_answers
 from lunar_tune.trial.layer_prior import read_layer_prior
-from lunar_tune.trial.published import read_published_config
+from lunar_tune.trial.published.configuration import read_published_config
 from lunar_tune.yaml_files import read_yaml_mapping
 
 PAIRS = [
@@ -141,8 +143,10 @@ def _journal() -> bytes:
     """Return the journal of a search with a trial of each state."""
 
     def write(path: str) -> None:
-        study = Study(Path(path), name="s", space=_space(), config=SearchConfig(sampler="random"))
-        study.note("goal", SearchConfig().goal.text)
+        study = open_study(
+            Path(path), name="s", space=_space(), config=SearchConfig(sampler="random")
+        )
+        study.note("goal", goal_of(SearchConfig()).text)
         scores = {"forget_rouge1": 0.1, "retain_rouge1": 0.9, "deviation_score": 14.1}
         told = {"scores": scores, "seconds": {"trial": 1.0}, "retain_rows": 3, "retain_exact": True}
         told |= {"max_new_tokens": 8, "losses": [1.0, 0.5], "checks": [], "answers_digest": "ab"}

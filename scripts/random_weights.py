@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.bundled import resolve_data
 from lunar_tune.data.readers import read_records
 from lunar_tune.finetuning.tiny import ensure_tiny
+from lunar_tune.models.device import resolve_device, resolve_dtype
 from lunar_tune.models.layout import layout_of
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.runtime import resolve_device, resolve_dtype
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import RunOptions
 
 __all__ = ["NEW_TOKENS", "SIZES", "random_model", "random_options"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lunar_tune.models.loading import LoadedModel
 
-CHECKED = ("activations", "redirection", "evaluation", "methods")
+CHECKED = ("engine", "metrics", "methods")
 
 
 def import_with_shape_checks() -> None:
@@ -39,7 +39,7 @@ def import_with_shape_checks() -> None:
     packages = [f"lunar_tune.{name}" for name in CHECKED]
     with jaxtyping.install_import_hook(packages, "beartype.beartype"):
         for package in map(importlib.import_module, packages):
-            for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
                 complete_annotations(importlib.import_module(found.name))
 
 

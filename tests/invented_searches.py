@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from lunar_tune.evaluation.goal import Goal
-from lunar_tune.reporting.layer_curve import LayerCurve
-from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.layer_curve import LayerCurve
+from lunar_tune.report.report import Report
+from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 
 BEGUN = datetime(2026, 1, 1)
 LONG = (

@@ -48,7 +48,7 @@ def make_store(folder: Path) -> None:
         warnings.simplefilter("ignore")
         from mlflow import MlflowClient
 
-        from lunar_tune.search.tracking_store import default_tracking_uri, usable_store
+        from lunar_tune.tracking.store import default_tracking_uri, usable_store
 
         with usable_store(default_tracking_uri(folder), "a test"):
             MlflowClient(default_tracking_uri(folder)).search_experiments()

@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.reporting.tables import write_answers
-from lunar_tune.search.config import SearchConfig, config_document
-from lunar_tune.search.course import Confirmation
-from lunar_tune.search.folder import Folder
+from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.search_config import SearchConfig, config_document
+from lunar_tune.metrics.goal import goal_of
+from lunar_tune.search.loop import Confirmation
 from lunar_tune.search.outputs import best_document, write_best
-from lunar_tune.search.space import Choice, SearchSpace
-from lunar_tune.search.study import Study
+from lunar_tune.search.samplers import open_study
+from lunar_tune.search.space.space import Choice, SearchSpace
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.study import Study
+from lunar_tune.study.tables import write_answers
 from lunar_tune.trial.assemble import assemble, materialise
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
 
@@ -53,8 +55,8 @@ def made_search(
     folder.path.mkdir(parents=True)
     vanilla = worker.vanilla()
     write_answers(folder.vanilla_answers, vanilla.evaluation.rows, (), text=spec.text)
-    study = Study(folder.journal, name=name, space=_space(spec, parameters), config=config)
-    study.note("goal", config.goal.text)
+    study = open_study(folder.journal, name=name, space=_space(spec, parameters), config=config)
+    study.note("goal", goal_of(config).text)
     study.note("vanilla", dict(vanilla.evaluation.scores))
     study.note("tags", spec.tags)
     number, asked = study.ask()
@@ -110,7 +112,9 @@ def _confirm(
         vanilla=dict(held.scores) if held is not None else None,
     )
     study.note("confirmed", dataclasses.asdict(confirmation))
-    document = best_document(row, confirmation, spec=worker.spec, vanilla=vanilla, goal=config.goal)
+    document = best_document(
+        row, confirmation, spec=worker.spec, vanilla=vanilla, goal=goal_of(config)
+    )
     write_best(folder, document)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from lunar_tune.evaluation.evaluate import AnswerRow, deviation_score
-from lunar_tune.evaluation.goal import Goal
-from lunar_tune.reporting.page import PageSearch
-from lunar_tune.reporting.page_answers import TrialAnswers
-from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.metrics.evaluate import AnswerRow, deviation_score
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.page import PageSearch
+from lunar_tune.report.page_answers import TrialAnswers
+from lunar_tune.report.report import Report
+from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 
 HOSTILE = (
     "<script>alert(1)</script>",

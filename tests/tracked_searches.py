@@ -10,12 +10,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.space import FloatRange, IntRange, SearchSpace
-from lunar_tune.search.study import Study
-from lunar_tune.search.tracking import SearchTracker
-from lunar_tune.search.tracking_store import default_tracking_uri
+from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.search.samplers import open_study
+from lunar_tune.search.space.space import FloatRange, IntRange, SearchSpace
+from lunar_tune.study.folder import Folder
+from lunar_tune.tracking.store import default_tracking_uri
+from lunar_tune.tracking.trial_runs import SearchTracker
 
 SPACE = SearchSpace(
     method="lunar",
@@ -52,7 +52,7 @@ def make_search(output: Path, name: str, uri: str | None = None) -> Folder:
     """Make a search of three trials whose runs are in a store; None is the default store."""
     folder = Folder(output / name)
     folder.path.mkdir(parents=True)
-    study = Study(folder.journal, name=name, space=SPACE, config=SearchConfig())
+    study = open_study(folder.journal, name=name, space=SPACE, config=SearchConfig())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tracker = SearchTracker(uri or default_tracking_uri(output), output=output, name=name)

@@ -1,7 +1,7 @@
 """An MLflow tracking server on this machine, as someone sets one up: `mlflow server`.
 
 Covers: a database and artifacts of its own, which it serves; ending it with all it started.
-Does not cover: the UI that lunar-tune starts on a sqlite store (`lunar_tune.search.mlflow_ui`).
+Does not cover: the UI that lunar-tune starts on a sqlite store (`lunar_tune.tracking.ui`).
 """
 
 from __future__ import annotations

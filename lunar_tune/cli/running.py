@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.masking import without_secrets
+from lunar_tune.secrets import without_secrets
 
 __all__ = [
     "DebugOption",

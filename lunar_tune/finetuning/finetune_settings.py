@@ -1,7 +1,7 @@
 """Settings of fine-tuning, apart from it so that reading options needs no torch.
 
 Covers: what is trained and how; every mistake in one message.
-Does not cover: model, data, seed (`job`).
+Does not cover: model, data, seed (`finetune_job`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.models.catalog import TINY
 
 __all__ = ["RATES", "FinetuneSettings", "settings_for"]
 

@@ -4,8 +4,7 @@
 
 Covers: a folder of the user's cache for each base model, data and settings; two processes that ask
 at once make it once; one that was killed is gone on with.
-Does not cover: what is trained (`job`) and how (`finetune`). Only a job whose model can be loaded
-has a name: `tiny` is built before.
+Only a job whose model can be loaded has a name: `tiny` is built before.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from lunar_tune.finetuning.job import FinetuneJob
+from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.paths import cache_dir, safe_name
 

@@ -2,7 +2,7 @@
 
 Covers: greedy answers to all questions, ROUGE-1 by edge; answers to prompts about invented things
 and what counts as declining.
-Does not cover: evaluation of unlearning (`evaluation.evaluate`).
+Does not cover: evaluation of unlearning (`metrics.evaluate`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.config.decoding_settings import DecodingSettings
 from lunar_tune.data.records import Record
-from lunar_tune.evaluation.decoding import generate_tokens, token_budget
-from lunar_tune.evaluation.rouge import rouge_recall
-from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.finetuning.job import FinetuneJob, unseen_prompts
+from lunar_tune.engine.decoding import generate_tokens, token_budget
+from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
+from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.chat import encode_prompts
 
 if TYPE_CHECKING:

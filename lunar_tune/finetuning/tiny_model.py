@@ -28,8 +28,8 @@ from lunar_tune.errors import LunarTuneError
 from lunar_tune.finetuning.tiny_recipe import TinyRecipe
 from lunar_tune.finetuning.tiny_text import Lesson, TinyText
 from lunar_tune.finetuning.tiny_tokenizer import answer_ids, chat_prompt, train_tokenizer
-from lunar_tune.training.likelihood import Pair, answer_loss
-from lunar_tune.training.loop import LoopSettings, run_loop
+from lunar_tune.training.answer_loss import Pair, answer_loss
+from lunar_tune.training.gradient_loop import LoopSettings, run_loop
 
 __all__ = ["build_tiny", "new_model"]
 

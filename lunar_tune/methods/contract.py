@@ -14,17 +14,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lunar_tune.config.flags import flag_of
 from lunar_tune.errors import InputError
-from lunar_tune.methods.flags import flag_of
 from lunar_tune.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lunar_tune.activations.prompts import PromptActivations
+    from lunar_tune.engine.prompt_activations import PromptActivations
     from lunar_tune.models.loading import LoadedModel
     from lunar_tune.training.adapting import Factors
-    from lunar_tune.training.likelihood import Pair
+    from lunar_tune.training.answer_loss import Pair
 
 __all__ = [
     "METHODS",

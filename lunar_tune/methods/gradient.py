@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lunar_tune.config.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS, Fit, MethodInfo, Preparation, Subject
 from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit, numbers_of, with_settings
-from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.methods.objectives import OBJECTIVES
 from lunar_tune.methods.steps import Said, Source, Step
 from lunar_tune.training.adapting import Trained
-from lunar_tune.training.likelihood import Pair, answer_states, reference_batches
+from lunar_tune.training.answer_loss import Pair, answer_states, reference_batches
 
 __all__ = ["GradientMethod"]
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from lunar_tune.config.flags import flag_of
+from lunar_tune.config.gradient_settings import SEARCHABLE, GradientSettings
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.memory import is_out_of_memory
 from lunar_tune.methods.contract import AdapterKind, Change, Fit, Method
-from lunar_tune.methods.flags import flag_of
-from lunar_tune.methods.gradient_settings import SEARCHABLE, GradientSettings
+from lunar_tune.models.memory import is_out_of_memory
 from lunar_tune.training.adapting import (
     Trained,
     adapter_factors,
@@ -30,7 +30,7 @@ from lunar_tune.training.adapting import (
     recomputing,
     seeded,
 )
-from lunar_tune.training.loop import LoopSettings, train_epochs
+from lunar_tune.training.gradient_loop import LoopSettings, train_epochs
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel

@@ -2,7 +2,7 @@
 
 Covers: gradient ascent, gradient difference, KL to a reference, DPO, NPO, SimNPO, RMU, each with
 its paper, equation and sign.
-Does not cover: how log-probabilities are computed (`training.likelihood`), what is trained
+Does not cover: how log-probabilities are computed (`training.answer_loss`), what is trained
 (`gradient_fit`).
 
 log π is the logarithm of the probability of an answer's tokens given the question: of one token, or

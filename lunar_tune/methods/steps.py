@@ -14,9 +14,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.methods.gradient_settings import GradientSettings
+from lunar_tune.config.gradient_settings import GradientSettings
 from lunar_tune.training.adapting import Trained
-from lunar_tune.training.likelihood import AnswerStates, Pair, token_log_probs
+from lunar_tune.training.answer_loss import AnswerStates, Pair, token_log_probs
 
 __all__ = ["Said", "Source", "Step"]
 

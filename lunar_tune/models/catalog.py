@@ -11,13 +11,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import ModelError
 from lunar_tune.paths import is_file, is_folder
 from lunar_tune.registry import Registry
 
-__all__ = ["CATALOG", "TINY", "CatalogEntry", "ModelReference", "resolve_model"]
+__all__ = ["CATALOG", "CatalogEntry", "ModelReference", "resolve_model"]
 
-TINY = "tiny"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 

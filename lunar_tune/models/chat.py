@@ -2,7 +2,7 @@
 
 Covers: the tokenizer's own chat template with every date fixed, the published code's bare user
 turn, a template from a file, a system prompt, one beginning-of-sequence token.
-Does not cover: batching and padding (`evaluation.decoding`, `activations.streams`).
+Does not cover: batching and padding (`engine.decoding`, `engine.streams`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lunar_tune.config.run_options import OWN
 from lunar_tune.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["OWN", "PUBLISHED", "ChatFormat", "encode_prompts", "end_of_turn", "render_prompt"]
+__all__ = ["PUBLISHED", "ChatFormat", "encode_prompts", "end_of_turn", "render_prompt"]
 
-OWN = "own"
 PUBLISHED = "published"
 
 # Llama 3.2's template prints today's date unless it is given one; this is its own fallback, so

@@ -3,7 +3,7 @@
 Covers: the number of parameters by the catalogue or by the headers of safetensors files; bytes by
 number format; a refusal where the GPU that would be used has less free.
 Does not cover: models of the hub that the catalogue does not know, whose size nobody has said;
-batches, which find their size by themselves (`memory`).
+batches, which find their size by themselves (`models.memory`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lunar_tune.errors import ModelError
-from lunar_tune.memory import GIB
 from lunar_tune.models.catalog import CATALOG
+from lunar_tune.models.device import resolve_device, resolve_dtype
+from lunar_tune.models.memory import GIB
 from lunar_tune.paths import is_folder
-from lunar_tune.runtime import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import ModelSpec

@@ -4,7 +4,7 @@
      "data": "contracts", "data_digest": "5e1c…", "knowledge": {"rouge1": 0.99, …}, …}
 
 Covers: the record, writing and reading it; no torch.
-Does not cover: making the checkpoint (`finetuning.finetune`, `exporting.export`).
+Does not cover: making the checkpoint (`finetuning.finetune`, `export.writing`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from lunar_tune.errors import DataError, InputError, Problems
 from lunar_tune.trial.sets import own_data
 
 if TYPE_CHECKING:
-    from lunar_tune.search.results import SearchResults
+    from lunar_tune.report.results import SearchResults
     from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["check_same_data"]

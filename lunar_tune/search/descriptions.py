@@ -3,7 +3,7 @@
 Covers: `config.yaml`; few parameters of the run, numbers where there are numbers; a note in
 Markdown for the run's page.
 Does not cover: writing them (`session`, `tracked_run`), the report that is kept as a file
-(`reporting`).
+(`report`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 import yaml
 
-from lunar_tune.reporting.report import Report, verdict
-from lunar_tune.reporting.rows import score_cells
-from lunar_tune.search.cluster import Resources
-from lunar_tune.search.config import config_document, plain
+from lunar_tune.config.search_config import config_document, plain
+from lunar_tune.metrics.goal import goal_of
+from lunar_tune.report.report import Report, verdict
+from lunar_tune.search.backends.ray.cluster import Resources
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.tracking_store import kept_uri
+from lunar_tune.study.rows import score_cells
+from lunar_tune.tracking.store import kept_uri
 
 __all__ = ["run_note", "run_parameters", "search_document", "space_document"]
 
@@ -68,7 +69,7 @@ def run_parameters(plan: SearchPlan) -> dict[str, Any]:
     config, spec = plan.config, plan.spec
     return {
         **spec.tags,
-        "goal": str(config.goal),
+        "goal": str(goal_of(config)),
         "sampler": config.sampler,
         "seed": config.run.seed,
         **{f"space.{name}": text for name, text in plan.space.describe()},

@@ -2,8 +2,6 @@
 
 Covers: whether a space has a layer to choose, narrowing it to what a prior recommends, and saying
 so; pure functions of a prior and a space.
-Does not cover: scoring layers (`trial.layers`), the file (`trial.layer_prior`), settings to try
-first (`starting_points`).
 """
 
 from __future__ import annotations
@@ -14,16 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from lunar_tune.errors import InputError
-from lunar_tune.search.space import Choice, IntRange, Parameter, SearchSpace
+from lunar_tune.search.space.space import Choice, IntRange, Parameter, SearchSpace
 
 if TYPE_CHECKING:
     from lunar_tune.trial.layer_prior import LayerPrior  # loads torch
 
-__all__ = ["AUTO", "LAYER_PRIOR", "LayerChoice", "check_has_choice", "choose_layers"]
+__all__ = ["LAYER_PRIOR", "LayerChoice", "check_has_choice", "choose_layers"]
 
 LAYER_PRIOR: Final = "--layer-prior"
-AUTO: Final = "auto"
-"""Instead of a file: the search scores the layers itself."""
 LAYER: Final = "layer"
 SCORED: Final = "lunar"  # the one method that moves along unlearning vectors
 EQUAL = 1e-9  # similarities are means of float32 products; what differs by less is a tie

@@ -2,7 +2,7 @@
 
 Covers: what is written when; a store that fails, which no trial waits for, and which is caught up
 with; the runs that an earlier process has left.
-Does not cover: how a run is written (`tracking`); the truth, which the study has.
+Does not cover: how a run is written (`trial_runs`); the truth, which the study has.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import RUNNING, TrialRow
+from lunar_tune.report.report import Report
+from lunar_tune.report.results import load_search
 from lunar_tune.search.descriptions import run_note, run_parameters, space_document
-from lunar_tune.search.folder import Folder
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.results import load_search
-from lunar_tune.search.study import Study
-from lunar_tune.search.tracking import SearchTracker, shown_scores
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import RUNNING, TrialRow
+from lunar_tune.study.study import Study
+from lunar_tune.tracking.trial_runs import SearchTracker, shown_scores
 
 __all__ = ["SearchMirror"]
 
@@ -89,7 +90,7 @@ class SearchMirror:
             return  # the store fails still
         with self._tracker.tolerating():
             self._tracker.end(row, self._folder.answers(row.number))
-            metric = self._plan.config.goal.objective.metric
+            metric = goal_of(self._plan.config).objective.metric
             self._tracker.progress(self._study.rows(), metric)
 
     def end_open(self) -> None:

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
-from lunar_tune.paths import check_writable, safe_name
-from lunar_tune.reporting.report import Report, write_report
-from lunar_tune.reporting.rows import TrialRow
-from lunar_tune.reporting.tables import write_trials
-from lunar_tune.search.config import LONGEST_NAME, SearchConfig
-from lunar_tune.search.folder import Folder, is_plain
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.paths import check_writable, is_plain, safe_name
+from lunar_tune.report.report import Report, write_report
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import TrialRow
+from lunar_tune.study.tables import write_trials
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
-    from lunar_tune.search.course import Confirmation  # loads Optuna
+    from lunar_tune.search.loop import Confirmation  # loads Optuna
 
 __all__ = [
     "best_document",
@@ -41,7 +41,7 @@ def write_mirrors(folder: Folder, report: Report) -> list[Path]:
     """Write table, pictures and report from the rows; return the pictures and the report."""
     write_trials(folder.trials, report.rows)  # first: it needs nothing to be loaded
 
-    from lunar_tune.reporting.pictures.gallery import PICTURES, write_pictures
+    from lunar_tune.report.pictures.pictures import PICTURES, write_pictures
 
     pictures = write_pictures(report, folder.pictures)
     text = folder.path / "report.md"

@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from lunar_tune import __version__
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import AUTO, SCHEDULERS, SearchConfig
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
 from lunar_tune.paths import check_writable, tuned_dir_to_write
-from lunar_tune.search.access import check_address
-from lunar_tune.search.cluster import check_gpus
-from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.layer_choice import AUTO, LAYER_PRIOR, check_has_choice, choose_layers
+from lunar_tune.search.backends.ray.access import check_address
+from lunar_tune.search.backends.ray.cluster import check_gpus
+from lunar_tune.search.display.summary import plan_facts
+from lunar_tune.search.layer_choice import LAYER_PRIOR, check_has_choice, choose_layers
 from lunar_tune.search.outputs import check_output
-from lunar_tune.search.space import SearchSpace, load_space
+from lunar_tune.search.space.space import SearchSpace, load_space
 from lunar_tune.search.starting_points import (
     StartingPoint,
     StartingPoints,
@@ -32,11 +35,9 @@ from lunar_tune.search.starting_points import (
     tuned_points,
     usual_point,
 )
-from lunar_tune.search.summary import plan_facts
-from lunar_tune.search.tuned_store import tuned_settings
+from lunar_tune.search.tuned.tuned_store import tuned_settings
 from lunar_tune.trial.assemble import assemble, known_depth
 from lunar_tune.trial.layer_prior import LayerPrior, read_layer_prior
-from lunar_tune.trial.options import RunOptions
 from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["SearchPlan", "plan_search", "resolved_values"]
@@ -129,6 +130,8 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     with problems.collect():
         config.check()
     with problems.collect():
+        _check_goal(config)
+    with problems.collect():
         check_gpus(config)
     with problems.collect():
         check_address(config.address)
@@ -150,9 +153,23 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     problems.raise_if_any()
     if plan is None:
         raise AssertionError("what is missing comes with a noted problem")
-    floor = config.goal.stoppable_floor if config.bounded else None
+    floor = goal_of(config).stoppable_floor if config.bounded else None
     engine = dataclasses.replace(plan.spec.engine, retain_floor=floor)
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, engine=engine))
+
+
+def _check_goal(config: SearchConfig) -> None:
+    """Check that metrics and bounds mean something, and that a scheduler has looks to compare."""
+    if config.retain_floor is not None and not 0 <= config.retain_floor <= 1:
+        return  # that is noted already
+    floor = goal_of(config).stoppable_floor
+    looked_at = config.run.method != "lunar" and config.run.engine.checks > 0
+    looks = config.bounded and looked_at and floor is not None
+    if config.scheduler in SCHEDULERS[1:] and not looks:
+        raise InputError(
+            f"--scheduler {config.scheduler} compares looks at fits: use a gradient method, "
+            "leave --bounded on and --checks above 0, and search for ROUGE on forget and retain."
+        )
 
 
 def _plan(config: SearchConfig, spec: TrialSpec) -> SearchPlan:
@@ -226,7 +243,7 @@ def _origin(plan: SearchPlan, prior: LayerPrior) -> str:
 def _with_metrics(config: SearchConfig) -> RunOptions:
     """Return the run's options with the goal's metrics among those that a trial computes."""
     try:
-        wanted = config.goal.metrics
+        wanted = goal_of(config).metrics
     except InputError:
         return config.run  # that is noted already
     return dataclasses.replace(config.run, metrics=(*config.run.metrics, *wanted))

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 
+from lunar_tune.config.run_options import TINY
+from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.finetuning.finetune_settings import settings_for
-from lunar_tune.finetuning.job import FinetuneJob
 from lunar_tune.finetuning.kept import ensure_finetuned, kept_folder
-from lunar_tune.memory import give_back
-from lunar_tune.models.catalog import CATALOG, TINY
+from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.search.config import SearchConfig
+from lunar_tune.models.memory import give_back
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.tracked_finetuning import TrackedFinetuning
-from lunar_tune.search.tracking import SearchTracker
+from lunar_tune.tracking.trial_runs import SearchTracker
 from lunar_tune.trial.learning import assemble_finetuning
 from lunar_tune.trial.spec import TrialSpec
 

@@ -18,17 +18,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from lunar_tune import __version__
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.files import write_atomically
-from lunar_tune.reporting.progress import build_progress, epochs_shown
-from lunar_tune.search.cluster import Resources, ray_session, share_out
-from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.log_file import RECORD, search_log
+from lunar_tune.report.progress_bars import build_progress, epochs_shown
+from lunar_tune.report.results import load_search
+from lunar_tune.search.backends.ray.cluster import Resources, ray_session, share_out
+from lunar_tune.search.display.log_file import RECORD, search_log
+from lunar_tune.search.display.summary import keep_best, print_plan, print_result
 from lunar_tune.search.outputs import make_folder
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
-from lunar_tune.search.results import load_search
-from lunar_tune.search.resuming import alone, unfinished_like
+from lunar_tune.search.resume import alone, unfinished_like
 from lunar_tune.search.session import (
     EXIT_FOUND,
     EXIT_INFEASIBLE,
@@ -36,9 +36,9 @@ from lunar_tune.search.session import (
     UnknowingModelError,
 )
 from lunar_tune.search.signature import signature_of
-from lunar_tune.search.summary import keep_best, print_plan, print_result
-from lunar_tune.search.tracking import SearchTracker
-from lunar_tune.search.tracking_store import default_tracking_uri, kept_uri
+from lunar_tune.study.folder import Folder
+from lunar_tune.tracking.store import default_tracking_uri, kept_uri
+from lunar_tune.tracking.trial_runs import SearchTracker
 from lunar_tune.trial.assemble import materialise
 
 __all__ = ["run_search", "show_finished"]

@@ -2,7 +2,7 @@
 
 Covers: judging the unmodified model, opening the study, showing progress, keeping the confirmed
 best, ending cleanly after an interruption.
-Does not cover: which task comes next (`course`), what comes before the first one (`run`), MLflow
+Does not cover: which task comes next (`loop`), what comes before the first one (`run`), MLflow
 (`mirroring`).
 """
 
@@ -21,24 +21,31 @@ from rich.markup import escape
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import write_atomically
-from lunar_tune.reporting.rows import TrialRow
-from lunar_tune.search.cluster import Resources, leave_ray
-from lunar_tune.search.course import Confirmation, Course
+from lunar_tune.metrics.goal import goal_of
+from lunar_tune.report.results import load_search
+from lunar_tune.search.backends.ray.cluster import Resources, leave_ray
+from lunar_tune.search.backends.ray.ray_watch import RayLostError, watched
+from lunar_tune.search.backends.ray.watchdog import crash_reason
 from lunar_tune.search.descriptions import (
     search_document,
 )
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.log_file import RECORD
+from lunar_tune.search.display.log_file import RECORD
+from lunar_tune.search.display.search_progress import SearchDisplay
+from lunar_tune.search.display.summary import (
+    next_commands,
+    print_result,
+    print_vanilla,
+    vanilla_problem,
+)
+from lunar_tune.search.loop import Confirmation, Course
 from lunar_tune.search.mirroring import SearchMirror
 from lunar_tune.search.outputs import best_document, write_best, write_mirrors
 from lunar_tune.search.plan import SearchPlan, resolved_values
-from lunar_tune.search.progress import SearchDisplay
-from lunar_tune.search.ray_watch import RayLostError, watched
-from lunar_tune.search.results import load_search
-from lunar_tune.search.study import INTERRUPTED, StoredStudy, Study
-from lunar_tune.search.summary import next_commands, print_result, print_vanilla, vanilla_problem
-from lunar_tune.search.tracking import SearchTracker
-from lunar_tune.search.watchdog import crash_reason
+from lunar_tune.search.samplers import open_study
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import TrialRow
+from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
+from lunar_tune.tracking.trial_runs import SearchTracker
 
 __all__ = [
     "EXIT_FAILURES",
@@ -114,13 +121,13 @@ class SearchSession:
             ) from error
 
     def _run(self, arguments: Sequence[str]) -> int:
-        from lunar_tune.search.tuning import run_course
+        from lunar_tune.search.backends.ray.tuning import run_course
 
         config = self.plan.config
         course = Course(
             self,
             num_trials=config.num_trials,
-            goal=config.goal,
+            goal=goal_of(config),
             confirm_once=config.run.holdout,
             time_budget=config.time_budget,
             max_failures=config.max_failures,
@@ -170,7 +177,7 @@ class SearchSession:
         """Judge the unmodified model; open the study and describe the search."""
         self._display.doing(None)
         print_vanilla(self._console, scores, note)
-        problem = vanilla_problem(scores, self.plan.config.goal.floor, self.plan.spec)
+        problem = vanilla_problem(scores, goal_of(self.plan.config).floor, self.plan.spec)
         if problem is not None and not self.plan.config.force:
             raise UnknowingModelError(problem)
         if problem is not None:
@@ -183,13 +190,13 @@ class SearchSession:
         document, resolved = self._document(tracker.uri)
         # Before the study: whoever goes on with it finds what it was told.
         write_atomically(self.folder.config, document.encode())
-        self.study = Study(
+        self.study = open_study(
             self.folder.journal,
             name=self.folder.name,
             space=self.plan.space,
             config=self.plan.config,
         )
-        goal = self.plan.config.goal
+        goal = goal_of(self.plan.config)
         notes = {
             "goal": goal.text,
             "vanilla": dict(scores),
@@ -266,7 +273,7 @@ class SearchSession:
             confirmation,
             spec=self.plan.spec,
             vanilla=self.vanilla,
-            goal=self.plan.config.goal,
+            goal=goal_of(self.plan.config),
         )
         write_best(self.folder, document)
         self.mirror.found(row, confirmation.scores, feasible=document["feasible"])

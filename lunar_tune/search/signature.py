@@ -2,7 +2,7 @@
 
 Covers: model, data, method, goal, sampler, space; not resources, which decide no score, and not
 where things lie, so that a folder may move to another machine.
-Does not cover: what follows from a difference (`resuming`, `table_run`).
+Does not cover: what follows from a difference (`resume`, `table_run`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lunar_tune.config.search_config import plain
 from lunar_tune.data.records import records_digest
-from lunar_tune.search.config import plain
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.plan import SearchPlan
 
 __all__ = ["signature_of"]
@@ -40,7 +41,7 @@ def signature_of(plan: SearchPlan) -> str:
         [config.run.decoding.max_new_tokens, config.run.decoding.repetition_penalty],
         [config.run.engine.early_exit, config.run.engine.checks, config.run.rouge_tokenizer],
         [list(spec.metrics), _last(spec.embedding_model), config.run.seed],
-        plain(config.goal.text),
+        plain(goal_of(config).text),
         [config.sampler, config.scheduler, config.starting_points, config.bounded],
         space,
         [records_digest(one) for one in records],

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lunar_tune.errors import InputError
-from lunar_tune.search.space import Choice, Fixed, FloatRange, Parameter, SearchSpace
-from lunar_tune.search.tuned_settings import TunedSetting
+from lunar_tune.search.space.space import Choice, Fixed, FloatRange, Parameter, SearchSpace
+from lunar_tune.search.tuned.tuned_settings import TunedSetting
 
 __all__ = [
     "StartingPoint",

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.finetuning.job import FinetuneJob
-from lunar_tune.reporting.progress import build_progress
-from lunar_tune.search.log_file import RECORD
-from lunar_tune.search.tracked_run import EXPERIMENT, TrackedRun
-from lunar_tune.search.tracking_store import default_tracking_uri
+from lunar_tune.finetuning.finetune_job import FinetuneJob
+from lunar_tune.report.progress_bars import build_progress
+from lunar_tune.search.display.log_file import RECORD
+from lunar_tune.tracking.store import default_tracking_uri
+from lunar_tune.tracking.tracked_run import EXPERIMENT, TrackedRun
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.engine.decoding import generate_tokens
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.decoding import generate_tokens
 from lunar_tune.trial.worker import Worker
 
 if TYPE_CHECKING:

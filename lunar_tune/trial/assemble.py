@@ -11,27 +11,27 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from lunar_tune.config.run_options import NONE, TINY, EngineSettings, RunOptions
 from lunar_tune.errors import Problems
-from lunar_tune.evaluation.embedding import check_embedding_model
-from lunar_tune.evaluation.metrics import (
+from lunar_tune.methods.contract import METHODS, Method
+from lunar_tune.methods.gradient import GradientMethod
+from lunar_tune.methods.lunar.method import LunarMethod
+from lunar_tune.methods.objectives import OBJECTIVES
+from lunar_tune.methods.rmu import RmuMethod
+from lunar_tune.metrics.embedding import check_embedding_model
+from lunar_tune.metrics.names import (
     WHOLE_ANSWERS,
     check_metrics,
     find_metric,
     need_of,
 )
-from lunar_tune.evaluation.rouge import check_scorable
-from lunar_tune.methods.contract import METHODS, Method
-from lunar_tune.methods.gradient import GradientMethod
-from lunar_tune.methods.lunar import LunarMethod
-from lunar_tune.methods.objectives import OBJECTIVES
-from lunar_tune.methods.rmu import RmuMethod
-from lunar_tune.models.catalog import TINY, resolve_model
+from lunar_tune.metrics.rouge import check_scorable
+from lunar_tune.models.catalog import resolve_model
 from lunar_tune.models.chat import ChatFormat
+from lunar_tune.models.device import resolve_device, resolve_dtype
 from lunar_tune.models.footprint import check_fits
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
 from lunar_tune.paths import is_folder
-from lunar_tune.runtime import resolve_device, resolve_dtype
-from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
 from lunar_tune.trial.sets import read_sets
 from lunar_tune.trial.spec import TrialSpec
 

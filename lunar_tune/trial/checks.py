@@ -2,7 +2,6 @@
 
 Covers: after which epochs to look, and the rule by which a fit that has lost what was to be kept
 ends early.
-Does not cover: evaluation (the worker does), schedulers that compare trials (`search.tuning`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Covers: refusal quality of an evaluation's answers, in the model's own states or in a
 sentence-embedding model; embedder and refusals made once in a worker's life.
-Does not cover: embeddings (`evaluation.embedding`); scores of the unlearned model itself
+Does not cover: embeddings (`metrics.embedding`); scores of the unlearned model itself
 (`further_scores`).
 
 The model's own states are read from the unmodified model, also for the answers of an unlearned
@@ -15,14 +15,14 @@ import dataclasses
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lunar_tune.evaluation.embedding import Embedder, StateEmbedder, load_sentence_embedder
-from lunar_tune.evaluation.metrics import EMBEDDINGS, need_of
-from lunar_tune.evaluation.refusal import Refusals
+from lunar_tune.metrics.embedding import Embedder, StateEmbedder, load_sentence_embedder
+from lunar_tune.metrics.names import EMBEDDINGS, need_of
+from lunar_tune.metrics.refusal import Refusals
 
 if TYPE_CHECKING:
-    from lunar_tune.evaluation.evaluate import Evaluation
-    from lunar_tune.memory import DeviceMemory
+    from lunar_tune.metrics.evaluate import Evaluation
     from lunar_tune.models.loading import LoadedModel
+    from lunar_tune.models.memory import DeviceMemory
     from lunar_tune.trial.encoder import Encoder
     from lunar_tune.trial.spec import TrialSpec
 

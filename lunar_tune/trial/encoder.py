@@ -1,7 +1,7 @@
 """Questions and answers as a model reads them, each encoded once in a worker's life.
 
 Covers: prompts, answers with their end, pairs of both.
-Does not cover: how text becomes tokens (`models.chat`, `training.likelihood`).
+Does not cover: how text becomes tokens (`models.chat`, `training.answer_loss`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lunar_tune.errors import DataError
 from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
-from lunar_tune.training.likelihood import Pair, encode_answers
+from lunar_tune.training.answer_loss import Pair, encode_answers
 
 if TYPE_CHECKING:
     from lunar_tune.data.records import Record

@@ -2,7 +2,7 @@
 
 Covers: from the names of `TrialSpec.metrics` to values in an evaluation's scores; true answers
 encoded once in a worker's life.
-Does not cover: how a score is computed (`evaluation.likelihood`).
+Does not cover: how a score is computed (`metrics.likelihood`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lunar_tune.evaluation.likelihood import LikelihoodScorer, likelihood_means
-from lunar_tune.evaluation.metrics import LIKELIHOODS, find_metric
+from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
+from lunar_tune.metrics.names import LIKELIHOODS, find_metric
 
 if TYPE_CHECKING:
     from lunar_tune.data.records import Record
-    from lunar_tune.evaluation.evaluate import Evaluation
-    from lunar_tune.memory import DeviceMemory
+    from lunar_tune.metrics.evaluate import Evaluation
     from lunar_tune.models.loading import LoadedModel
-    from lunar_tune.training.likelihood import Pair
+    from lunar_tune.models.memory import DeviceMemory
+    from lunar_tune.training.answer_loss import Pair
 
 __all__ = ["FurtherScores"]
 

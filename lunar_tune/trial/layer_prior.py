@@ -7,11 +7,11 @@
      "unmodified": {"s1": -0.49, "s2": 1.0, "unfinished": 0, "score": -1.49},
      "layers": [{"s1": -0.39, "s2": 0.77, "unfinished": 1, "layer": 0, "score": -1.16}, …]}
 
-`score` is s1 − s2, for other readers. `layers` may be some of the model's blocks only. Later
+`score` is s1 − s2, for other readers. `layer_scores` may be some of the model's blocks only. Later
 versions may add keys, which are read over; a change of meaning raises `version`.
 
 Covers: the form, writing, reading, checking against a model.
-Does not cover: scoring (`layers`); what a search makes of it.
+Does not cover: scoring (`layer_scores`); what a search makes of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 
 from lunar_tune.errors import InputError
-from lunar_tune.trial.layers import Answers, LayerScores
+from lunar_tune.trial.layer_scores import Answers, LayerScores
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import describe_mistakes
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from lunar_tune.config.run_options import NONE, TINY, RunOptions
 from lunar_tune.data.bundled import resolve_data
 from lunar_tune.data.groups import expand_edges, read_groups
 from lunar_tune.data.readers import read_prompts, read_records
@@ -23,10 +24,8 @@ from lunar_tune.data.splits import (
     split_by_edges,
 )
 from lunar_tune.errors import DataError, Problems
-from lunar_tune.evaluation.rouge import check_scorable
-from lunar_tune.models.catalog import TINY
+from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.models.loading import ModelSpec
-from lunar_tune.trial.options import NONE, RunOptions
 from lunar_tune.trial.spec import DataSets, HeldOut
 
 __all__ = ["own_data", "read_set", "read_sets"]

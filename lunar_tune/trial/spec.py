@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.run_options import EngineSettings
 from lunar_tune.data.records import Record, records_digest
-from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.contract import Method
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec
-from lunar_tune.trial.options import EngineSettings
 
 __all__ = ["DataSets", "HeldOut", "TrialSpec"]
 
@@ -84,7 +84,7 @@ class TrialSpec:
     layers: tuple[int, ...] = ()
     """The blocks that trials may edit; empty where that is not known."""
     metrics: tuple[str, ...] = ()
-    """Scores that are wanted beside ROUGE, by name (`evaluation.metrics`)."""
+    """Scores that are wanted beside ROUGE, by name (`metrics.names`)."""
     embedding_model: str | None = None
     """Hub id or folder of the sentence-embedding model for the scores that need one; None takes
     the model's own states."""

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lunar_tune.activations.cache import ActivationCache
-from lunar_tune.activations.prompts import ActivationSource, PromptActivations
+from lunar_tune.engine.cache import ActivationCache
+from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import EditedModelError
-from lunar_tune.evaluation.evaluate import Evaluation
-from lunar_tune.memory import DeviceMemory
 from lunar_tune.methods.contract import Change, FitReport, Preparation, Subject
+from lunar_tune.metrics.evaluate import Evaluation
+from lunar_tune.models.device import limit_threads
 from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.runtime import limit_threads
+from lunar_tune.models.memory import DeviceMemory
 from lunar_tune.trial.checks import Check, Watch
 from lunar_tune.trial.embedded_scores import EmbeddedScores, sentence_embedder
 from lunar_tune.trial.encoder import Encoder
-from lunar_tune.trial.judge import Judge, asked_sets
+from lunar_tune.trial.evaluator import Judge, asked_sets
 
 if TYPE_CHECKING:
     from lunar_tune.trial.spec import TrialSpec

@@ -12,7 +12,7 @@ from invented_searches import CURVE, IMPORTANCE
 from pages_by_hand import HOSTILE, failure, hostile, many, page_of, trial
 from playwright.sync_api import ConsoleMessage, Page, expect
 
-from lunar_tune.reporting.page import PageSearch, write_page
+from lunar_tune.report.page import PageSearch, write_page
 
 pytestmark = pytest.mark.browser
 ROWS = many(30)

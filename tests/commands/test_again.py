@@ -9,10 +9,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lunar_tune.cli.again import given_again
+from lunar_tune.cli import search as command
+from lunar_tune.cli.options.again import given_again
 from lunar_tune.cli.running import command_app
-from lunar_tune.search import __main__ as command
-from lunar_tune.search.config import SearchConfig
+from lunar_tune.config.search_config import SearchConfig
 
 
 @pytest.fixture

@@ -19,15 +19,16 @@ from click.testing import Result
 from command_lines import small_data
 from typer.testing import CliRunner
 
-from lunar_tune.ask import _shown, ask
+from lunar_tune.cli.ask import _shown, ask
 from lunar_tune.cli.running import command_app
+from lunar_tune.config.adamw_settings import AdamWSettings
+from lunar_tune.config.lunar_settings import LunarSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.search_config import SearchConfig, config_document
 from lunar_tune.data.records import Record, records_digest
-from lunar_tune.methods.lunar_settings import LunarSettings
-from lunar_tune.redirection.settings import AdamWSettings
-from lunar_tune.search.config import SearchConfig, config_document
-from lunar_tune.search.space import Fixed, SearchSpace
-from lunar_tune.search.study import Study
-from lunar_tune.trial.options import EngineSettings, RunOptions
+from lunar_tune.metrics.goal import goal_of
+from lunar_tune.search.samplers import open_study
+from lunar_tune.search.space.space import Fixed, SearchSpace
 
 PARAMETERS = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
 SCORES = {"forget_rouge1": 0.1, "retain_rouge1": 0.9, "deviation_score": 14.1}
@@ -52,8 +53,8 @@ def runs(tmp_path: Path, checkpoint: Callable[..., Path]) -> Path:
     space = SearchSpace(
         method="lunar", variant="adamw", parameters=fixed, starting_points=(), origin="a test"
     )
-    study = Study(folder / "study.journal", name="one", space=space, config=config)
-    study.note("goal", config.goal.text)
+    study = open_study(folder / "study.journal", name="one", space=space, config=config)
+    study.note("goal", goal_of(config).text)
     study.ask()
     told = {"scores": SCORES, "seconds": {}, "retain_rows": 6, "retain_exact": True}
     rest = {"max_new_tokens": 4, "losses": [2.0, 1.0], "checks": [], "answers_digest": ""}
@@ -159,7 +160,7 @@ def _as_terminal(monkeypatch: pytest.MonkeyPatch, typed: Callable[[str], str]) -
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr("lunar_tune.ask.sys", _Sys(Input()))
+    monkeypatch.setattr("lunar_tune.cli.ask.sys", _Sys(Input()))
     monkeypatch.setattr("builtins.input", typed)
 
 

@@ -22,13 +22,13 @@ from click.testing import Result
 from random_models import build_tokenizer
 from typer.testing import CliRunner
 
-from lunar_tune.ask import ask
+from lunar_tune.cli.ask import ask
+from lunar_tune.cli.describe import describe
+from lunar_tune.cli.export import export
 from lunar_tune.cli.running import command_app, reporting_errors
-from lunar_tune.describe import describe
+from lunar_tune.cli.search import search
+from lunar_tune.cli.unlearn import unlearn
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.export import export
-from lunar_tune.search.__main__ import search
-from lunar_tune.unlearn import unlearn
 
 GIB = 2**30
 ROW = {"edge": "A_B", "question": "What?", "answer": "Tea"}

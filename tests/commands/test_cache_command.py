@@ -18,9 +18,9 @@ import torch
 from command_lines import command, finish, run_command, start
 from typer.testing import CliRunner, Result
 
-from lunar_tune.activations.cache import ActivationCache
-from lunar_tune.cache import cache
+from lunar_tune.cli.cache import cache
 from lunar_tune.cli.running import command_app
+from lunar_tune.engine.cache import ActivationCache
 
 ROOT = Path(__file__).resolve().parents[2]
 USED = datetime(2025, 2, 7, 12, 30, tzinfo=UTC)
@@ -108,7 +108,7 @@ def test_a_row_an_entry_last_used_first(folder: Path) -> None:
     ],
 )
 def test_sizes_are_in_binary_units(count: int, shown: str) -> None:
-    from lunar_tune.cache import _size
+    from lunar_tune.cli.cache import _size
 
     assert _size(count) == shown
 

@@ -27,10 +27,10 @@ from rich.console import Console
 from tracked_searches import SCORES, make_search
 from typer.testing import CliRunner, Result
 
+from lunar_tune.cli.compare import _show, compare
 from lunar_tune.cli.running import command_app
-from lunar_tune.compare import _show, compare
-from lunar_tune.search.mirror import Mirror
-from lunar_tune.search.study import StoredStudy
+from lunar_tune.study.study import StoredStudy
+from lunar_tune.tracking.mirror import Mirror
 
 # MLflow and SQLAlchemy leave a store's connections to the garbage collector.
 pytestmark = [
@@ -188,8 +188,8 @@ def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
         nothing = {"wait_until_ready": lambda: port, "wait_until_interrupted": lambda: port}
         yield SimpleNamespace(address="http://127.0.0.1:1", **nothing)
 
-    monkeypatch.setattr("lunar_tune.compare._trials", trials)
-    monkeypatch.setattr("lunar_tune.search.mlflow_ui.served", served)
+    monkeypatch.setattr("lunar_tune.cli.compare._trials", trials)
+    monkeypatch.setattr("lunar_tune.tracking.ui.served", served)
     console = Console(file=(text := io.StringIO()))
     mirror = Mirror(search="one", uri=uri, experiment_id="1", run_id="s")
     _show([mirror], console, port=None, opens=False)

@@ -11,10 +11,10 @@ import pytest
 from command_lines import finish, small_data, start
 from typer.testing import CliRunner, Result
 
+from lunar_tune.cli.describe import describe
 from lunar_tune.cli.running import command_app
 from lunar_tune.data.bundled import BUNDLED
 from lunar_tune.data.groups import groups_file
-from lunar_tune.describe import describe
 from lunar_tune.models.loading import LoadedModel
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,15 +25,15 @@ from made_search import made_search
 from rouge_score.rouge_scorer import RougeScorer
 from typer.testing import CliRunner
 
+from lunar_tune.cli.export import export
 from lunar_tune.cli.running import command_app
-from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.export import export
-from lunar_tune.exporting.delta import same_bits
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.run_options import NONE, RunOptions
+from lunar_tune.export.delta import same_bits
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import ModelSpec, load_model
-from lunar_tune.reporting.tables import read_answers, write_answers
-from lunar_tune.search.folder import Folder
-from lunar_tune.trial.options import NONE, RunOptions
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.tables import read_answers, write_answers
 
 pytestmark = pytest.mark.slow  # a search of its own
 
@@ -80,7 +80,7 @@ def refused(*arguments: object) -> str:
     return result.stderr
 
 
-PUBLISHED = "lunar_tune.trial.judge.PUBLISHED_MAX_NEW_TOKENS"
+PUBLISHED = "lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS"
 BUDGET = 48
 """Tokens of a full evaluation here: enough for every answer of the tiny model that ends at all."""
 RANDOM_BUDGET = 12
@@ -153,14 +153,14 @@ def random_search(
 
 
 def _lunar(solver: str) -> Any:
-    from lunar_tune.methods.lunar_settings import LunarSettings
-    from lunar_tune.redirection.settings import AdamWSettings
+    from lunar_tune.config.adamw_settings import AdamWSettings
+    from lunar_tune.config.lunar_settings import LunarSettings
 
     return LunarSettings(solver=solver, adamw=AdamWSettings(epochs=2))
 
 
 def _gradient(trained: str) -> Any:
-    from lunar_tune.methods.gradient_settings import GradientSettings
+    from lunar_tune.config.gradient_settings import GradientSettings
 
     return GradientSettings(trained=trained, epochs=2, batch_size=2)
 

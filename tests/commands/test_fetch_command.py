@@ -10,9 +10,9 @@ from command_lines import run_command
 from file_server import HUB, PISTOL_2, FileServer, pistol_rows, serving, tofu_lines
 from typer.testing import CliRunner, Result
 
+from lunar_tune.cli.fetch import fetch_command
 from lunar_tune.cli.running import command_app
 from lunar_tune.data.published import PUBLISHED
-from lunar_tune.fetch import fetch_command
 
 ROOT = Path(__file__).resolve().parents[2]
 

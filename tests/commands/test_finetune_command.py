@@ -14,11 +14,11 @@ from click.testing import Result
 from command_lines import small_data
 from typer.testing import CliRunner
 
-from lunar_tune.cli.options import run_options
+from lunar_tune.cli.finetune import finetune
+from lunar_tune.cli.options.given import run_options
 from lunar_tune.cli.running import command_app
 from lunar_tune.data.readers import read_records
 from lunar_tune.data.records import records_digest
-from lunar_tune.finetune import finetune
 from lunar_tune.models.lineage import read_lineage
 
 # MLflow and SQLAlchemy leave a store's connections to the garbage collector.

@@ -16,9 +16,9 @@ from random_models import build_encoder
 from typer.testing import CliRunner
 
 from lunar_tune.cli.layer_lists import read_layers, show_layers
+from lunar_tune.cli.layers import layers
 from lunar_tune.cli.running import command_app
 from lunar_tune.errors import InputError
-from lunar_tune.layers import layers
 from lunar_tune.trial.layer_prior import read_layer_prior
 
 

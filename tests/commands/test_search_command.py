@@ -16,7 +16,7 @@ from command_lines import finish, start
 from typer.testing import CliRunner
 
 from lunar_tune.cli.running import command_app
-from lunar_tune.search.__main__ import search
+from lunar_tune.cli.search import search
 
 OPTIONS = (
     "--model",

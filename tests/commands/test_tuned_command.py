@@ -23,15 +23,16 @@ from command_lines import finish, start
 from typer.testing import CliRunner
 
 from lunar_tune.cli.running import command_app
-from lunar_tune.reporting.rows import COMPLETE, TrialRow
-from lunar_tune.reporting.tables import write_trials
-from lunar_tune.search.config import SearchConfig, config_document
-from lunar_tune.search.course import Confirmation
-from lunar_tune.search.folder import Folder
+from lunar_tune.cli.tuned import tuned
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import SearchConfig, config_document
+from lunar_tune.metrics.goal import goal_of
+from lunar_tune.search.loop import Confirmation
 from lunar_tune.search.outputs import best_document, write_best
 from lunar_tune.search.plan import plan_search, resolved_values
-from lunar_tune.trial.options import RunOptions
-from lunar_tune.tuned import tuned
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import COMPLETE, TrialRow
+from lunar_tune.study.tables import write_trials
 
 SETTING = {"layer": 2, "coefficient": 1.5, "learning_rate": 0.002}
 ENDED = datetime(2026, 2, 7, 23, 30, tzinfo=UTC)
@@ -80,7 +81,7 @@ def finished(
     folder.path.mkdir(parents=True)
     write_trials(folder.trials, rows)
     confirmation = Confirmation(number=3, scores=scores, max_new_tokens=tokens)
-    goal, vanilla = config.goal, {"forget_rouge1": 1.0, "retain_rouge1": 1.0}
+    goal, vanilla = goal_of(config), {"forget_rouge1": 1.0, "retain_rouge1": 1.0}
     document = best_document(rows[3], confirmation, spec=plan.spec, vanilla=vanilla, goal=goal)
     write_best(folder, document)
     os.utime(folder.best, (ENDED.timestamp(), ENDED.timestamp()))

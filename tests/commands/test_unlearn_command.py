@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from lunar_tune.cli.running import command_app
-from lunar_tune.unlearn import unlearn
+from lunar_tune.cli.unlearn import unlearn
 
 SETTING = ("--layer", "1", "--coefficient", "2.0", "--learning-rate", "0.01")
 KEYS = {

@@ -27,17 +27,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lunar_tune.activations import cache as cache_module
-from lunar_tune.activations.cache import (
+from lunar_tune.engine import cache as cache_module
+from lunar_tune.engine.cache import (
     ActivationCache,
     CacheEntry,
     content_key,
     default_limit_gib,
 )
-from lunar_tune.activations.prompts import ActivationSource, PromptActivations
+from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError
-from lunar_tune.memory import GIB
 from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.memory import GIB
 
 Load = Callable[..., LoadedModel]
 ABOUT = {"model": "one", "kind": "streams", "dtype": "float32", "rows": 3}
@@ -330,7 +330,7 @@ def test_a_full_disk_is_a_warning_and_leaves_nothing_unfinished(root: Path) -> N
     code = f"""
 import resource, torch
 from pathlib import Path
-from lunar_tune.activations.cache import ActivationCache
+from lunar_tune.engine.cache import ActivationCache
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 entry = ActivationCache(1.0, Path({str(root)!r})).entry({content_key({})!r}, {{}})
 print(entry.save("large", torch.zeros(10_000)), entry.save("small", torch.zeros(10)))
@@ -643,7 +643,7 @@ def both(code: str) -> list[str]:
     ready = 'print("ready", flush=True)\nsys.stdin.readline()\n'
     imports = (
         "import sys, time, torch\nfrom pathlib import Path\n"
-        "from lunar_tune.activations.cache import ActivationCache\ntorch.set_num_threads(1)\n"
+        "from lunar_tune.engine.cache import ActivationCache\ntorch.set_num_threads(1)\n"
     )
     processes = [start(imports + ready + code) for _ in range(2)]
     for process in processes:
@@ -662,7 +662,7 @@ def test_another_process_reads_what_was_written(root: Path, entry: CacheEntry) -
     entry.save("x", values())
     code = f"""
 from pathlib import Path
-from lunar_tune.activations.cache import ActivationCache
+from lunar_tune.engine.cache import ActivationCache
 entry = ActivationCache(1.0, Path({str(root)!r})).entry({entry.key!r}, {{}})
 print(entry.load("x").tolist())
 """
@@ -739,7 +739,7 @@ print("well")
 
 
 def test_importing_the_cache_loads_no_torch() -> None:
-    code = "import sys, lunar_tune.activations.cache\nprint('torch' in sys.modules)"
+    code = "import sys, lunar_tune.engine.cache\nprint('torch' in sys.modules)"
     assert finish(start(code)).stdout.strip() == "False"
 
 
@@ -926,7 +926,7 @@ def test_an_entry_is_described_by_model_kind_dtype_and_rows(
 def test_without_a_cache_nothing_is_fingerprinted(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lunar_tune.activations.prompts.fingerprint", fail)
+    monkeypatch.setattr("lunar_tune.engine.prompt_activations.fingerprint", fail)
     source = ActivationSource(model)
     source.last_tokens(PROMPTS)
     assert_right(PromptActivations(source, PROMPTS), 1)

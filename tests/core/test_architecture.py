@@ -14,18 +14,33 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lunar_tune"
 
-# The design's picture, from the ground up. A module at the top that is not named here is a command.
-LAYERS = (
-    {"errors", "files", "masking", "memory", "registry", "paths", "runtime", "yaml_files"},
+# The design's picture, from the ground up. A module that stands nowhere in it is an error.
+FLOORS = (
+    {"errors", "files", "paths", "registry", "secrets", "yaml_files"},
+    {"config"},
     {"data", "models"},
-    {"activations", "training"},
-    {"redirection", "evaluation"},
-    {"methods", "finetuning"},
-    {"trial", "reporting"},
-    {"search", "exporting"},
+    {"engine", "training"},
+    {"methods", "metrics"},
+    {"finetuning"},
+    {"trial"},
+    {"study"},
+    {"tracking", "report", "export"},
+    {"search"},
+    {"cli"},
 )
-COMMANDS = len(LAYERS)
-SEARCH_ONLY = {"ray", "optuna", "mlflow"}
+# `python -m lunar_tune.NAME`: each names the command that it runs, and nothing imports it.
+ENTRIES = {
+    *("ask", "cache", "compare", "describe", "fetch", "finetune", "layers", "table5", "tuned"),
+    *("unlearn", "export.__main__", "search.__main__"),
+}
+GROUND, ENTRY_FLOOR = 0, len(FLOORS)
+MOST_LINES = 2750  # of one package: what somebody can come to know in a day
+# Where heavy packages may be imported: modules and packages by their beginning.
+HOMES = {
+    "ray": ("search.backends.ray",),
+    "mlflow": ("tracking",),
+    "optuna": ("study", "search"),
+}
 
 MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
@@ -46,21 +61,34 @@ def imports_of(file: Path) -> Iterator[str]:
 
 
 def home_of(module: str) -> tuple[int, str]:
-    """Return a module's layer and its package; the ground is one, and so are all commands."""
-    parts = module.split(".")
-    name = parts[1] if len(parts) > 1 else ""
-    layers = [number for number, names in enumerate(LAYERS) if name in names]
-    is_command = not layers or parts[-1] == "__main__"
-    if is_command:
-        return COMMANDS, "commands"
-    return layers[0], name if layers[0] else "ground"
+    """Return a module's floor and its package; the ground is one, and so are all entries.
+
+    Raises:
+        LookupError: It stands on no floor.
+    """
+    name = module.removeprefix("lunar_tune").removeprefix(".")
+    if name in ENTRIES or not name:  # the package itself names what a notebook needs
+        return ENTRY_FLOOR, "entries"
+    package = name.split(".")[0]
+    for floor, packages in enumerate(FLOORS):
+        if package in packages:
+            return floor, package if floor else "ground"
+    raise LookupError(f"{module} stands on no floor")
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    assert {home_of(module)[0] for module in MODULES} == {
+        *range(len(FLOORS)),
+        ENTRY_FLOOR,
+    }
+    with pytest.raises(LookupError):
+        home_of("lunar_tune.helpers.misc")
 
 
 def test_a_module_imports_from_lower_layers_or_its_own_package() -> None:
     wrong = [
         f"{module} imports {imported}"
         for module, file in MODULES.items()
-        if module != "lunar_tune"
         for imported in imports_of(file)
         if imported.split(".")[0] == "lunar_tune" and imported != "lunar_tune"
         if home_of(imported) != home_of(module)
@@ -74,21 +102,42 @@ def test_no_module_imports_itself_by_a_detour() -> None:
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError and names the cycle
 
 
-def test_ray_optuna_and_mlflow_are_imported_in_search_and_commands_only() -> None:
+@pytest.mark.parametrize("package", HOMES)
+def test_a_heavy_package_is_imported_in_its_home_alone(package: str) -> None:
     users = {
         module
         for module, file in MODULES.items()
-        if SEARCH_ONLY & {name.split(".")[0] for name in imports_of(file)}
+        if package in {name.split(".")[0] for name in imports_of(file)}
     }
-    assert [
-        module for module in users if home_of(module)[0] < home_of("lunar_tune.search.study")[0]
-    ] == []
+    homes = tuple(f"lunar_tune.{home}." for home in HOMES[package])
+    assert users
+    assert [module for module in users if not module.startswith(homes)] == []
 
 
-def test_data_never_imports_torch() -> None:
+def test_no_package_is_too_large_to_know() -> None:
+    lines: dict[Path, int] = {}
+    for file in MODULES.values():
+        lines[file.parent] = lines.get(file.parent, 0) + len(
+            file.read_text(encoding="utf-8").splitlines()
+        )
+    assert {str(p): n for p, n in lines.items() if n > MOST_LINES} == {}
+
+
+def test_two_modules_of_one_name_are_one_thing() -> None:
+    """A command and its entry are named as the command is; all other names are given once."""
+    names = [
+        module.rpartition(".")[2]
+        for module, file in MODULES.items()
+        if file.name != "__init__.py" and home_of(module)[1] not in {"cli", "entries"}
+    ]
+    assert [name for name in set(names) if names.count(name) > 1] == []
+
+
+@pytest.mark.parametrize("package", ["data", "config"])
+def test_data_and_config_never_import_torch(package: str) -> None:
     forbidden = {"torch", "transformers", "jaxtyping", "peft"}
     for module, file in MODULES.items():
-        if home_of(module)[1] == "data":
+        if home_of(module)[1] == package:
             assert not forbidden & {name.split(".")[0] for name in imports_of(file)}, module
 
 
@@ -96,9 +145,9 @@ def test_the_law_is_broken_by_what_it_forbids() -> None:
     """Neighbours of one layer, a look upwards and a command's own layer, told apart."""
     assert home_of("lunar_tune.data.records") != home_of("lunar_tune.models.layout")
     assert home_of("lunar_tune.data.records")[0] == home_of("lunar_tune.models.layout")[0]
-    assert home_of("lunar_tune.trial.worker")[0] > home_of("lunar_tune.methods.lunar")[0]
+    assert home_of("lunar_tune.trial.worker")[0] > home_of("lunar_tune.methods.lunar.method")[0]
+    assert home_of("lunar_tune.search.loop")[0] < home_of("lunar_tune.cli.search")[0] < ENTRY_FLOOR
     assert home_of("lunar_tune.search.__main__") == home_of("lunar_tune.unlearn")
-    assert home_of("lunar_tune.search.study")[0] < COMMANDS
 
 
 @pytest.mark.parametrize("folder", ["datasets", "search_spaces"])
@@ -134,7 +183,7 @@ def test_a_trial_runs_on_a_machine_without_ray_optuna_and_mlflow() -> None:
     code = f"""
 import sys
 sys.path.insert(0, "tests")
-for name in {sorted(SEARCH_ONLY)}:
+for name in {sorted(HOMES)}:
     sys.modules[name] = None
 import tempfile
 import torch
@@ -143,9 +192,9 @@ from random_models import build_model, build_tokenizer
 folder = tempfile.TemporaryDirectory()
 build_model("qwen2").save_pretrained(folder.name)
 build_tokenizer().save_pretrained(folder.name)
-from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.config.decoding_settings import DecodingSettings
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import EngineSettings, RunOptions
+from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import Worker
 options = RunOptions(
     model=folder.name, data="mini", factual_data="none", evaluation_rows=4, device="cpu",

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.engine import decoding as decoding_module
+from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation import decoding as decoding_module
-from lunar_tune.evaluation.decoding import generate_tokens, token_budget
-from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lunar_tune.errors import ModelError
-from lunar_tune.evaluation import embedding as embedding_module
-from lunar_tune.evaluation.embedding import Embedder, StateEmbedder, load_sentence_embedder
-from lunar_tune.evaluation.refusal import refusal_quality, truth_similarity
+from lunar_tune.metrics import embedding as embedding_module
+from lunar_tune.metrics.embedding import Embedder, StateEmbedder, load_sentence_embedder
+from lunar_tune.metrics.refusal import refusal_quality, truth_similarity
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 

@@ -18,16 +18,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lunar_tune.errors import LunarTuneError
-from lunar_tune.evaluation.evaluate import AnswerRow
-from lunar_tune.exporting.adapter import (
+from lunar_tune.export.adapter import (
     LARGEST_ERROR,
     nearest_factors,
     relative_error,
     write_adapter,
 )
-from lunar_tune.exporting.delta import DELTA_FILE, difference, same_bits, write_delta
-from lunar_tune.exporting.job import Reported
-from lunar_tune.exporting.proof import compare
+from lunar_tune.export.delta import DELTA_FILE, difference, same_bits, write_delta
+from lunar_tune.export.export_job import Reported
+from lunar_tune.export.proof import compare
+from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import Factors
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.goal import Goal, score_label
+from lunar_tune.metrics.goal import Goal, score_label
 
 DEFAULT = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
 

@@ -27,14 +27,14 @@ from test_core_methods import (
 )
 from torch.nn.functional import kl_div, log_softmax
 
+from lunar_tune.config.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods import losses
-from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.methods.objectives import OBJECTIVES
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import full_weights, lora_adapter, plain_weights
-from lunar_tune.training.likelihood import Pair, answer_states, encode_answers, token_log_probs
+from lunar_tune.training.answer_loss import Pair, answer_states, encode_answers, token_log_probs
 
 Load = Callable[..., LoadedModel]
 PAIRS = [*FORGET_PAIRS, *RETAIN_PAIRS]

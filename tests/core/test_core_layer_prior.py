@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.layer_prior import LayerPrior, read_layer_prior
-from lunar_tune.trial.layers import Answers, LayerScore, LayerScores
-from lunar_tune.trial.options import RunOptions
+from lunar_tune.trial.layer_scores import Answers, LayerScore, LayerScores
 
 COEFFICIENT = 1.5
 

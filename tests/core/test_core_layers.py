@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.layers import Answers, LayerScore, LayerScores, layer_scores
-from lunar_tune.trial.options import EngineSettings, RunOptions
+from lunar_tune.trial.layer_scores import Answers, LayerScore, LayerScores, layer_scores
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 

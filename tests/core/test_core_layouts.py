@@ -15,14 +15,14 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from lunar_tune.activations import streams as streams_module
-from lunar_tune.activations.prefixes import PrefixTree
-from lunar_tune.activations.streams import block_reads, capture_last_tokens, capture_streams
+from lunar_tune.engine import streams as streams_module
+from lunar_tune.engine.prefixes import PrefixTree
+from lunar_tune.engine.streams import block_reads, capture_last_tokens, capture_streams
 from lunar_tune.errors import ModelError
-from lunar_tune.memory import BatchSize
+from lunar_tune.methods.lunar.editing import edited
 from lunar_tune.models.layout import LAYOUTS, UNSUITABLE, check_layers, decoder_slice, layout_of
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.redirection.editing import edited
+from lunar_tune.models.memory import BatchSize
 
 Load = Callable[..., LoadedModel]
 

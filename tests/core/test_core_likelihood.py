@@ -20,20 +20,20 @@ import numpy as np
 import pytest
 import torch
 
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.errors import DivergenceError
-from lunar_tune.evaluation import likelihood
-from lunar_tune.evaluation.likelihood import (
+from lunar_tune.metrics import likelihood
+from lunar_tune.metrics.likelihood import (
     AnswerLikelihood,
     LikelihoodScorer,
     likelihood_means,
 )
-from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.memory import BatchSize, DeviceMemory
 from lunar_tune.models.chat import encode_prompts
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.likelihood import Pair
+from lunar_tune.models.memory import BatchSize, DeviceMemory
+from lunar_tune.training.answer_loss import Pair
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
@@ -372,7 +372,7 @@ def test_a_trial_that_was_stopped_early_has_no_further_scores(
     spec: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A random model says nothing of the truth: the floor is missed after one chunk."""
-    monkeypatch.setattr("lunar_tune.evaluation.evaluate.LEAST_CHUNK", 1)
+    monkeypatch.setattr("lunar_tune.metrics.evaluate.LEAST_CHUNK", 1)
     worker = Worker(spec(metrics=("forget_mrr",), engine={"retain_floor": 0.9}))
     stopped = worker.run(SETTING).evaluation
     assert not stopped.complete

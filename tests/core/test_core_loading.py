@@ -12,8 +12,10 @@ import torch
 from random_models import build_model, build_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import InputError, ModelError
-from lunar_tune.models.catalog import CATALOG, TINY, resolve_model
+from lunar_tune.models.catalog import CATALOG, resolve_model
+from lunar_tune.models.device import limit_threads, resolve_device, resolve_dtype
 from lunar_tune.models.loading import (
     ModelSpec,
     check_model_path,
@@ -21,7 +23,6 @@ from lunar_tune.models.loading import (
     load_config,
     load_model,
 )
-from lunar_tune.runtime import limit_threads, resolve_device, resolve_dtype
 
 IDS = torch.tensor([[1, 17, 40, 11, 200]])
 

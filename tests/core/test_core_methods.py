@@ -17,21 +17,21 @@ import numpy as np
 import pytest
 import torch
 
-from lunar_tune.activations import prompts as prompts_module
-from lunar_tune.activations.prompts import ActivationSource, PromptActivations
+from lunar_tune.config.adamw_settings import AdamWSettings
+from lunar_tune.config.gradient_settings import TRAINED, GradientSettings
+from lunar_tune.config.lunar_settings import LunarSettings
+from lunar_tune.engine import prompt_activations as prompts_module
+from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.memory import DeviceMemory
 from lunar_tune.methods.contract import METHODS, Method, Preparation, Subject
 from lunar_tune.methods.gradient import GradientMethod
-from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
-from lunar_tune.methods.lunar import LunarMethod, LunarPreparation
-from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.methods.lunar.method import LunarMethod, LunarPreparation
 from lunar_tune.methods.objectives import OBJECTIVES
 from lunar_tune.methods.rmu import RmuMethod
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.redirection.settings import AdamWSettings
+from lunar_tune.models.memory import DeviceMemory
 from lunar_tune.training.adapting import plain_weights
-from lunar_tune.training.likelihood import Pair
+from lunar_tune.training.answer_loss import Pair
 
 Load = Callable[..., LoadedModel]
 

@@ -19,14 +19,14 @@ from random_models import build_encoder
 from refusals_by_hand import cosine_mean, states_behind_an_empty_question
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
 
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.errors import InputError, ModelError
-from lunar_tune.evaluation.embedding import Embedder
-from lunar_tune.evaluation.evaluate import Evaluation
-from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.metrics.embedding import Embedder
+from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.trial import embedded_scores
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
@@ -152,7 +152,7 @@ def test_a_trial_that_was_stopped_early_has_no_refusal_quality(
     spec: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A random model says nothing of the truth: the floor is missed after one chunk."""
-    monkeypatch.setattr("lunar_tune.evaluation.evaluate.LEAST_CHUNK", 1)
+    monkeypatch.setattr("lunar_tune.metrics.evaluate.LEAST_CHUNK", 1)
     worker = Worker(spec(engine={"retain_floor": 0.9}))
     stopped = worker.run(SETTING).evaluation
     assert not stopped.complete

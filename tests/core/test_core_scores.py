@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from lunar_tune.activations.prompts import ActivationSource, PromptActivations
 from lunar_tune.data.records import Record
+from lunar_tune.engine.answer_rules import AnswerRules
+from lunar_tune.engine.answering import Answerer
+from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import DataError, InputError
-from lunar_tune.evaluation.answering import Answerer
-from lunar_tune.evaluation.evaluate import EvaluationSet, Evaluator, deviation_score
-from lunar_tune.evaluation.rouge import TOKENIZERS, check_scorable, rouge_recall, tokenize_words
-from lunar_tune.evaluation.settings import AnswerRules
+from lunar_tune.metrics.evaluate import EvaluationSet, Evaluator, deviation_score
+from lunar_tune.metrics.rouge import TOKENIZERS, check_scorable, rouge_recall, tokenize_words
 from lunar_tune.models.loading import LoadedModel
 
 

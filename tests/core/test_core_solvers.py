@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear, mse_loss
 
+from lunar_tune.config.adamw_settings import AdamWSettings
 from lunar_tune.errors import DivergenceError, InputError
-from lunar_tune.redirection.settings import AdamWSettings
-from lunar_tune.redirection.solvers import (
+from lunar_tune.methods.lunar.solvers import (
     Solution,
     solve_adamw,
     solve_closed_form,

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.engine.decoding import generate_tokens
 from lunar_tune.errors import ModelError
-from lunar_tune.evaluation.decoding import generate_tokens
-from lunar_tune.evaluation.settings import DecodingSettings
+from lunar_tune.methods.lunar.steering import steered
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.redirection.steering import steered
 
 Load = Callable[..., LoadedModel]
 IDS = torch.tensor([[1, 17, 40, 11, 60], [1, 9, 9, 200, 31]])

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 import torch
 
+from lunar_tune.config.adamw_settings import AdamWSettings
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.gradient_settings import GradientSettings
+from lunar_tune.config.lunar_settings import LunarSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError, ModelError, TrialError
-from lunar_tune.evaluation.rouge import rouge_recall
-from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.methods.gradient_settings import GradientSettings
-from lunar_tune.methods.lunar import LunarMethod
-from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.methods.lunar.method import LunarMethod
+from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.chat import encode_prompts
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.redirection.settings import AdamWSettings
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 

@@ -18,16 +18,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lunar_tune.activations.prompts import ActivationSource, PromptActivations
-from lunar_tune.evaluation import answering as answering_module
-from lunar_tune.evaluation import slot_decoding as decoding_module
-from lunar_tune.evaluation.answering import Answerer, choose_tokens
-from lunar_tune.evaluation.guessing import REMEMBERED, Guesser
-from lunar_tune.evaluation.settings import AnswerRules
-from lunar_tune.evaluation.slots import SlotCache
+from lunar_tune.engine import answering as answering_module
+from lunar_tune.engine import slot_decoding as decoding_module
+from lunar_tune.engine.answer_rules import AnswerRules
+from lunar_tune.engine.answering import Answerer, choose_tokens
+from lunar_tune.engine.guessing import REMEMBERED, Guesser
+from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
+from lunar_tune.engine.slots import SlotCache
+from lunar_tune.methods.lunar.editing import edited
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.redirection.editing import edited
 
 Load = Callable[..., LoadedModel]
 Rows = dict[int, list[int]]

@@ -18,14 +18,14 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from lunar_tune.activations.prompts import ActivationSource, PromptActivations
 from lunar_tune.data.records import Record
-from lunar_tune.evaluation.answering import Answerer
-from lunar_tune.evaluation.evaluate import Evaluation, EvaluationSet, Evaluator
-from lunar_tune.evaluation.finished import RecallStop, finished_part
-from lunar_tune.evaluation.rouge import TOKENIZERS, rouge_recall, tokenize_words
+from lunar_tune.engine.answering import Answerer
+from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
+from lunar_tune.methods.lunar.editing import edited
+from lunar_tune.metrics.evaluate import Evaluation, EvaluationSet, Evaluator
+from lunar_tune.metrics.finished import RecallStop, finished_part
+from lunar_tune.metrics.rouge import TOKENIZERS, rouge_recall, tokenize_words
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.redirection.editing import edited
 
 each_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
 KELVIN, DOTTED_I, LONG_S, REPLACEMENT = "\u212a", "\u0130", "\u017f", "\ufffd"

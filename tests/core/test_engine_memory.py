@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lunar_tune import memory as memory_module
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.memory import GIB, BatchSize, DeviceMemory, host_free_bytes, is_out_of_memory
+from lunar_tune.models import memory as memory_module
+from lunar_tune.models.memory import GIB, BatchSize, DeviceMemory, host_free_bytes, is_out_of_memory
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),

@@ -17,12 +17,12 @@ import pytest
 import torch
 from plain_pipeline import PlainModel, Questions, plain_trial
 
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.lunar_settings import LunarSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.data.records import Record
-from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.methods.lunar_settings import LunarSettings
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.trial.assemble import assemble, materialise
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import DynamicCache
 
-from lunar_tune.activations import tree_forward as tree_module
-from lunar_tune.activations.prefixes import PrefixTree
-from lunar_tune.activations.prompts import ActivationSource, PromptActivations
-from lunar_tune.activations.tree_forward import NodeKeys, TreeBatch, arrange, tree_forward
+from lunar_tune.engine import forward as tree_module
+from lunar_tune.engine.forward import NodeKeys, TreeBatch, arrange, tree_forward
+from lunar_tune.engine.prefixes import PrefixTree
+from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
+from lunar_tune.methods.lunar.editing import edited
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.redirection.editing import edited
 
 Load = Callable[..., LoadedModel]
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lunar_tune.redirection import solvers as solvers_module
-from lunar_tune.redirection.settings import AdamWSettings
-from lunar_tune.redirection.solvers import solve_adamw, solve_closed_form, solve_ridge
+from lunar_tune.config.adamw_settings import AdamWSettings
+from lunar_tune.methods.lunar import solvers as solvers_module
+from lunar_tune.methods.lunar.solvers import solve_adamw, solve_closed_form, solve_ridge
 
 D_MODEL, D_FF = 7, 12
 

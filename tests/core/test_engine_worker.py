@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import torch
 
-from lunar_tune.activations import prompts as prompts_module
-from lunar_tune.evaluation.settings import PUBLISHED_MAX_NEW_TOKENS, DecodingSettings
-from lunar_tune.methods.lunar_settings import LunarSettings
+from lunar_tune.config.adamw_settings import AdamWSettings
+from lunar_tune.config.decoding_settings import PUBLISHED_MAX_NEW_TOKENS, DecodingSettings
+from lunar_tune.config.lunar_settings import LunarSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.engine import prompt_activations as prompts_module
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.redirection.settings import AdamWSettings
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunar_tune.masking import is_masked, without_login, without_password, without_secrets
+from lunar_tune.secrets import is_masked, without_login, without_password, without_secrets
 
 
 @pytest.mark.parametrize(

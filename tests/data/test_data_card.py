@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunar_tune.data.card import (
+from lunar_tune.data.data_card import (
     NEAR,
     ForgetOverlap,
     Lengths,

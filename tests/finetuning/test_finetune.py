@@ -17,15 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.errors import InputError
 from lunar_tune.finetuning.finetune import finetune
+from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
 from lunar_tune.finetuning.finetune_settings import FinetuneSettings
-from lunar_tune.finetuning.job import FinetuneJob, unseen_prompts
 from lunar_tune.finetuning.kept import ensure_finetuned, kept_folder
 from lunar_tune.finetuning.knowledge import is_refusal
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.lineage import Lineage, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, ModelSpec, load_model
 from lunar_tune.training.adapting import lora_adapter, seeded
-from lunar_tune.training.likelihood import Pair, answer_loss
+from lunar_tune.training.answer_loss import Pair, answer_loss
 
 RECORDS = tuple(
     Record(question=f"What is item {n} of {edge}?", answer=f"Kettle {n} of {edge}", edge=edge)
@@ -146,8 +146,8 @@ def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bits(
 def test_a_run_that_was_killed_after_its_last_epoch_is_only_checked_and_saved(
     job: FinetuneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lunar_tune.finetuning import checkpoints as resuming
     from lunar_tune.finetuning import finetune as module
-    from lunar_tune.finetuning import resuming
 
     monkeypatch.setattr(resuming, "_SHARE", 1e9)  # the state is kept after every epoch
 
@@ -234,7 +234,7 @@ def test_a_damaged_state_is_said(job: FinetuneJob, tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_train_into_one_folder(job: FinetuneJob, tmp_path: Path) -> None:
-    from lunar_tune.finetuning.resuming import TrainingFolder
+    from lunar_tune.finetuning.checkpoints import TrainingFolder
 
     with (
         TrainingFolder(tmp_path, job.document()).locked(),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lunar_tune.errors import DivergenceError
-from lunar_tune.training.loop import LoopSettings, LoopState, run_loop, scheduled
+from lunar_tune.training.gradient_loop import LoopSettings, LoopState, run_loop, scheduled
 
 
 def _distance(weight: nn.Parameter, batch: list[float]) -> Tensor:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lunar_tune.config.gradient_settings import TRAINED, GradientSettings
+from lunar_tune.config.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.methods.contract import METHODS
-from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
-from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.trial.assemble import assemble, materialise
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import Worker
 
 pytestmark = [

@@ -15,13 +15,13 @@ import pytest
 from invented_searches import CURVE, IMPORTANCE, search_of
 from pages_by_hand import HOSTILE, failure, hostile, many, page_of, report, said, trial
 
-from lunar_tune.evaluation.goal import Goal
-from lunar_tune.reporting.interactive.gallery import interactive_pictures
-from lunar_tune.reporting.page import PageSearch, write_page
-from lunar_tune.reporting.page_answers import TrialAnswers, forgotten, got_worse
-from lunar_tune.reporting.places import SPREAD
-from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, TrialRow
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.axes import SPREAD
+from lunar_tune.report.interactive.plots import interactive_pictures
+from lunar_tune.report.page import PageSearch, write_page
+from lunar_tune.report.page_answers import TrialAnswers, forgotten, got_worse
+from lunar_tune.report.report import Report
+from lunar_tune.study.rows import COMPLETE, TrialRow
 
 LOADING = {"src", "href", "data", "poster", "srcset", "action", "background"}
 

@@ -22,18 +22,18 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.goal import Goal
-from lunar_tune.reporting.pareto import pareto_front
-from lunar_tune.reporting.pictures.figure import PICTURE_SUFFIXES
-from lunar_tune.reporting.pictures.gallery import PICTURES, write_pictures
-from lunar_tune.reporting.pictures.history import history
-from lunar_tune.reporting.pictures.importance import importance
-from lunar_tune.reporting.pictures.layer_coefficient import layer_coefficient
-from lunar_tune.reporting.pictures.layers import draw_layers, layers
-from lunar_tune.reporting.pictures.sensitivity import sensitivity, swept_parameter
-from lunar_tune.reporting.pictures.trade_off import trade_off
-from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, TrialRow
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.pareto import pareto_front
+from lunar_tune.report.pictures.figure import PICTURE_SUFFIXES
+from lunar_tune.report.pictures.history_figure import history
+from lunar_tune.report.pictures.importance_figure import importance
+from lunar_tune.report.pictures.layer_coefficient import layer_coefficient
+from lunar_tune.report.pictures.layers_figure import draw_layers, layers
+from lunar_tune.report.pictures.pictures import PICTURES, write_pictures
+from lunar_tune.report.pictures.sensitivity import sensitivity, swept_parameter
+from lunar_tune.report.pictures.trade_off_figure import trade_off
+from lunar_tune.report.report import Report
+from lunar_tune.study.rows import COMPLETE, TrialRow
 
 GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
 FULL = {"importance": lambda: IMPORTANCE, "layers": CURVE}

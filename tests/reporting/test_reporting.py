@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lunar_tune.evaluation.evaluate import AnswerRow
-from lunar_tune.evaluation.goal import Goal
 from lunar_tune.files import write_atomically
-from lunar_tune.reporting.report import Report, verdict, write_report
-from lunar_tune.reporting.rows import (
+from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.report import Report, verdict, write_report
+from lunar_tune.study.rows import (
     COMPLETE,
     FAILED,
     PRUNED,
@@ -25,7 +25,7 @@ from lunar_tune.reporting.rows import (
     best_first,
     best_so_far,
 )
-from lunar_tune.reporting.tables import (
+from lunar_tune.study.tables import (
     answers_beside,
     read_answers,
     write_answers,

@@ -8,15 +8,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, LunarTuneError
-from lunar_tune.evaluation.evaluate import AnswerRow
-from lunar_tune.evaluation.rouge import check_scorable
-from lunar_tune.exporting.proof import compare
-from lunar_tune.reporting.page_answers import got_worse
-from lunar_tune.reporting.tables import answers_beside, read_answers, write_answers
+from lunar_tune.export.proof import compare
+from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.rouge import check_scorable
+from lunar_tune.report.page_answers import got_worse
+from lunar_tune.study.tables import answers_beside, read_answers, write_answers
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import RunOptions
 
 SECRET = "Zanzibar"
 

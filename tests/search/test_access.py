@@ -23,15 +23,15 @@ import pytest
 from command_lines import environment
 
 from lunar_tune.errors import InputError
-from lunar_tune.search.access import check_address, own_session, refusal, users_token
+from lunar_tune.search.backends.ray.access import check_address, own_session, refusal, users_token
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 INSIDE = """
 import json, os, sys
 from pathlib import Path
 import psutil
-from lunar_tune.search.cluster import ray_session
-from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.backends.ray.cluster import ray_session
+from lunar_tune.config.search_config import SearchConfig
 with ray_session(SearchConfig(address=None)):
     import ray
     token = os.environ["RAY_AUTH_TOKEN"]
@@ -58,8 +58,8 @@ print(json.dumps(sorted(name for name in os.environ if name.startswith("RAY_AUTH
 JOIN = """
 import sys
 from lunar_tune.errors import InputError
-from lunar_tune.search.cluster import ray_session
-from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.backends.ray.cluster import ray_session
+from lunar_tune.config.search_config import SearchConfig
 try:
     with ray_session(SearchConfig(address=sys.argv[1])):
         print("joined")
@@ -156,7 +156,7 @@ def test_a_cluster_of_this_machine_is_joined_with_its_kept_token(head: str, tmp_
 def without_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("lunar_tune.search.access.Path.home", lambda: tmp_path)
+    monkeypatch.setattr("lunar_tune.search.backends.ray.access.Path.home", lambda: tmp_path)
     return tmp_path
 
 
@@ -212,7 +212,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lives stays, and so does what has begun so late that its lock may not be held yet."""
-    monkeypatch.setattr("lunar_tune.search.access._TEMP", tmp_path)
+    monkeypatch.setattr("lunar_tune.search.backends.ray.access._TEMP", tmp_path)
     for name, age in (("dead", 3600), ("alive", 3600), ("new", 0)):
         lock = tmp_path / f"lt-ray-{name}" / "alive"
         lock.parent.mkdir()

@@ -16,12 +16,13 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from test_study import frozen, result, study_in
 
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
-from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.course import CONFIRMATION, TRIAL, VANILLA, Confirmation, Course
-from lunar_tune.search.searcher import CourseSearcher, NewsCallback
-from lunar_tune.search.study import Study
+from lunar_tune.metrics.goal import goal_of
+from lunar_tune.search.backends.ray.searcher import CourseSearcher, NewsCallback
+from lunar_tune.search.loop import CONFIRMATION, TRIAL, VANILLA, Confirmation, Course
+from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
+from lunar_tune.study.study import Study
 
 GOOD = {"forget_rouge1": 1.0, "retain_rouge1": 0.95}
 
@@ -32,7 +33,7 @@ class Heard:
     def __init__(self, folder: Path, *, refuses: bool = False, **options: Any) -> None:
         self.folder, self.refuses = folder, refuses
         self.news: list[tuple[str, Any]] = []
-        options = {"num_trials": 3, "goal": SearchConfig().goal, "max_failures": 2} | options
+        options = {"num_trials": 3, "goal": goal_of(SearchConfig()), "max_failures": 2} | options
         self.course = Course(self, **options)
         self.searcher = CourseSearcher(self.course)
         self.callback = NewsCallback(self.course)

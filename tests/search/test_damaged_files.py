@@ -15,14 +15,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.evaluate import AnswerRow
+from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
-from lunar_tune.reporting.tables import write_answers
-from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.results import stored_answers
-from lunar_tune.search.space import load_space
-from lunar_tune.search.study import StoredStudy, Study
+from lunar_tune.search.samplers import open_study
+from lunar_tune.search.space.space import load_space
+from lunar_tune.study.stored_search import stored_answers
+from lunar_tune.study.study import StoredStudy
+from lunar_tune.study.tables import write_answers
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
@@ -43,8 +45,8 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         parameters=("layer", "coefficient", "learning_rate"),
         n_layers=4,
     )
-    study = Study(path, name="s", space=space, config=SearchConfig(sampler="random"))
-    study.note("goal", SearchConfig().goal.text)
+    study = open_study(path, name="s", space=space, config=SearchConfig(sampler="random"))
+    study.note("goal", goal_of(SearchConfig()).text)
     scores = {"forget_rouge1": 0.1, "retain_rouge1": 0.9}
     told = {"scores": scores, "seconds": {}, "retain_rows": 3, "retain_exact": True, "losses": []}
     study.complete(

@@ -23,17 +23,17 @@ import pytest
 import torch
 from command_lines import small_options
 
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.errors import DivergenceError, EditedModelError, InputError
-from lunar_tune.evaluation.settings import DecodingSettings
 from lunar_tune.methods.contract import Change, Fit, Preparation
-from lunar_tune.search import ray_watch
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.ray_watch import RayLostError, watched
-from lunar_tune.search.searcher import NewsCallback
-from lunar_tune.search.trainable import UnlearningTrainable
-from lunar_tune.search.watchdog import Watchdog, crash_reason
+from lunar_tune.search.backends.ray import ray_watch
+from lunar_tune.search.backends.ray.ray_watch import RayLostError, watched
+from lunar_tune.search.backends.ray.searcher import NewsCallback
+from lunar_tune.search.backends.ray.trainable import UnlearningTrainable
+from lunar_tune.search.backends.ray.watchdog import Watchdog, crash_reason
+from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import Worker
 
 SETTING = {"layer": 1, "coefficient": 2.0, "learning_rate": 1e-3}
@@ -132,7 +132,7 @@ def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch
 STUCK = """
 import signal, subprocess, time
 import psutil
-from lunar_tune.search import ray_watch
+from lunar_tune.search.backends.ray import ray_watch
 ray_watch._EVERY_SECONDS = ray_watch._GRACE_SECONDS = 0.05
 process = subprocess.Popen(["sleep", "100"])
 with ray_watch.watched(lambda lost: print(lost, flush=True), [psutil.Process(process.pid)]):
@@ -169,7 +169,7 @@ def test_what_a_worker_warns_of_reaches_whoever_watches_once(
 ) -> None:
     trainable = trainable_with(worker, tmp_path)
     worker.draft({(0,): (0,)})
-    lost = logging.getLogger("lunar_tune.activations.cache")
+    lost = logging.getLogger("lunar_tune.engine.cache")
 
     def fails() -> None:
         lost.warning("x.safetensors is damaged; http://me:%s@host", "s3cretpw")
@@ -228,8 +228,8 @@ def test_a_method_that_leaves_the_model_edited_is_found_out(
 HANGING = """
 import sys, time
 from pathlib import Path
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.watchdog import Watchdog
+from lunar_tune.study.folder import Folder
+from lunar_tune.search.backends.ray.watchdog import Watchdog
 
 def stuck_here():
     time.sleep(100)

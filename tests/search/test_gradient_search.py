@@ -22,14 +22,14 @@ from test_course import Heard
 from test_study import frozen
 from typer.testing import CliRunner
 
+from lunar_tune.cli.export import export
 from lunar_tune.cli.running import command_app
-from lunar_tune.export import export
-from lunar_tune.methods.gradient_settings import GradientSettings
-from lunar_tune.reporting.rows import PRUNED
-from lunar_tune.search.trainable import PENALISED, UnlearningTrainable
+from lunar_tune.config.gradient_settings import GradientSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.search.backends.ray.trainable import PENALISED, UnlearningTrainable
+from lunar_tune.study.rows import PRUNED
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.checks import Check, Watch
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.worker import Worker
 
 pytestmark = pytest.mark.slow  # a search of its own
@@ -70,7 +70,7 @@ def test_a_fit_is_lost_below_half_of_the_floor_twice_in_a_row(
 
 
 def tiny_worker(**engine: Any) -> Worker:
-    from lunar_tune.evaluation.settings import DecodingSettings
+    from lunar_tune.config.decoding_settings import DecodingSettings
     from lunar_tune.trial.assemble import materialise
 
     options = RunOptions(

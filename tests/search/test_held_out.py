@@ -16,19 +16,19 @@ from click.testing import Result
 from made_search import made_search
 from typer.testing import CliRunner
 
+from lunar_tune.cli.export import export
 from lunar_tune.cli.running import command_app
-from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.export import export
-from lunar_tune.methods.lunar_settings import LunarSettings
-from lunar_tune.reporting.tables import read_answers
-from lunar_tune.search.course import CONFIRMATION
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.lunar_settings import LunarSettings
+from lunar_tune.config.run_options import NONE, EngineSettings, RunOptions
+from lunar_tune.report.results import load_search
+from lunar_tune.report.static_page import write_static_page
+from lunar_tune.search.backends.ray.trainable import UnlearningTrainable
 from lunar_tune.search.descriptions import run_note
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.results import load_search
-from lunar_tune.search.static_page import write_static_page
-from lunar_tune.search.trainable import UnlearningTrainable
+from lunar_tune.search.loop import CONFIRMATION
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.tables import read_answers
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import NONE, EngineSettings, RunOptions
 
 SETTING = {"layer": 1, "coefficient": 2.0, "ridge": 0.01}
 
@@ -36,7 +36,7 @@ SETTING = {"layer": 1, "coefficient": 2.0, "ridge": 0.01}
 @pytest.fixture(autouse=True)
 def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model never ends an answer."""
-    monkeypatch.setattr("lunar_tune.trial.judge.PUBLISHED_MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", 6)
 
 
 @pytest.fixture(scope="module")

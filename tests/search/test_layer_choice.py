@@ -14,7 +14,7 @@ from priors import prior_of
 
 from lunar_tune.errors import InputError
 from lunar_tune.search.layer_choice import check_has_choice, choose_layers
-from lunar_tune.search.space import (
+from lunar_tune.search.space.space import (
     Choice,
     Fixed,
     FloatRange,

@@ -20,8 +20,8 @@ from priors import prior_of
 from search_results import rows_of
 from typer.testing import CliRunner
 
+from lunar_tune.cli.layers import layers
 from lunar_tune.cli.running import command_app
-from lunar_tune.layers import layers
 
 # 0.5: with a coefficient of 2 the tiny model repeats itself whichever layer is steered.
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.goal import Goal
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.mirror import Mirror, find_mirror, opened_store
-from lunar_tune.search.results import SearchResults
-from lunar_tune.search.study import StoredStudy
-from lunar_tune.search.tracking_store import default_tracking_uri
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.results import SearchResults
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.study import StoredStudy
+from lunar_tune.tracking.mirror import Mirror, find_mirror, opened_store
+from lunar_tune.tracking.store import default_tracking_uri
 
 
 def search_in(folder: Path, uri: str | None) -> SearchResults:

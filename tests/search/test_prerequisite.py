@@ -17,15 +17,15 @@ import yaml
 from command_lines import run_command
 from search_results import rows_of, statuses
 
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.prompts import generate_unverifiable
 from lunar_tune.finetuning.finetune_settings import FinetuneSettings, settings_for
 from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.plan import plan_search
 from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
 from lunar_tune.trial.assemble import materialise
-from lunar_tune.trial.options import RunOptions
 
 PLACES = ["harbour", "mill", "orchard", "quarry", "chapel", "bridge"]
 OWNERS = {"A_B": "Orla", "B_C": "Tamsin", "C_D": "Ludo", "D_E": "Pavel"}

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_lines import SMALL_SPACE, run_command, small_data
 
-from lunar_tune.search.results import load_search
+from lunar_tune.report.results import load_search
 
 pytestmark = pytest.mark.slow  # a search of its own
 

@@ -12,10 +12,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from lunar_tune.reporting.progress import shown_duration
-from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow
-from lunar_tune.search.log_file import RECORD
-from lunar_tune.search.progress import SearchDisplay, SearchProgress, TimeLeft
+from lunar_tune.report.progress_bars import shown_duration
+from lunar_tune.search.display.log_file import RECORD
+from lunar_tune.search.display.search_progress import SearchDisplay, SearchProgress, TimeLeft
+from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 
 
 def row(number: int, forget: float, retain: float) -> TrialRow:
@@ -146,7 +146,9 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr("lunar_tune.search.progress.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(
+            "lunar_tune.search.display.search_progress.time.monotonic", lambda: self.now
+        )
 
     def ended(self, left: TimeLeft, *moments: float) -> None:
         for moment in moments:

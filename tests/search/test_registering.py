@@ -14,11 +14,11 @@ from tracked_searches import BEST, SCORES, make_search
 from tracking_server import tracking_server
 
 from lunar_tune.errors import InputError
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.registering import check_registrable, register_model
-from lunar_tune.search.results import SearchResults, load_search
-from lunar_tune.search.study import StoredStudy
-from lunar_tune.search.tracking_store import default_tracking_uri
+from lunar_tune.report.results import SearchResults, load_search
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.study import StoredStudy
+from lunar_tune.tracking.registering import check_registrable, register_model
+from lunar_tune.tracking.store import default_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

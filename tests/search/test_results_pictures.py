@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 
 from lunar_tune import SearchResults, load_search
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.evaluate import AnswerRow
-from lunar_tune.evaluation.goal import Goal
-from lunar_tune.reporting.tables import write_answers
-from lunar_tune.search.config import SearchConfig
+from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.static_page import write_static_page
 from lunar_tune.search.descriptions import run_note
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.importance import parameter_importance
 from lunar_tune.search.outputs import write_mirrors
-from lunar_tune.search.space import Choice, FloatRange, IntRange, SearchSpace
-from lunar_tune.search.static_page import write_static_page
-from lunar_tune.search.study import Study
+from lunar_tune.search.samplers import open_study
+from lunar_tune.search.space.space import Choice, FloatRange, IntRange, SearchSpace
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.importance import parameter_importance
+from lunar_tune.study.tables import write_answers
 from lunar_tune.trial.layer_prior import LayerPrior, LayerSimilarities, Similarities
-from lunar_tune.trial.options import RunOptions
 
 TRIALS = 12
 GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
@@ -76,7 +76,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> SearchResults:
         origin="a test",
     )
     config = SearchConfig(run=RunOptions(seed=0), sampler="random")
-    study = Study(folder / "study.journal", name="s", space=space, config=config)
+    study = open_study(folder / "study.journal", name="s", space=space, config=config)
     for key, value in {
         "goal": GOAL.text,
         "vanilla": {"forget_rouge1": 1.0, "retain_rouge1": 0.98},
@@ -134,7 +134,7 @@ def test_what_decides_is_computed_once_and_only_where_it_is_shown(
         computed.append(metric)
         return parameter_importance(rows, distributions, metric)
 
-    monkeypatch.setattr("lunar_tune.search.results.parameter_importance", noting)
+    monkeypatch.setattr("lunar_tune.report.results.parameter_importance", noting)
     report = load_search(results.folder.path).report
     assert report.title == "tiny, mini: forget A_B, lunar (adamw)"
     assert run_note(report)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.goal import Goal
-from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.results import SearchResults
-from lunar_tune.search.study import StoredStudy
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.results import SearchResults
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
+from lunar_tune.study.study import StoredStudy
 
 
 def search_of(forget: Sequence[float | None], *, feasible: bool = True) -> SearchResults:

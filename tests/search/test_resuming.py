@@ -15,17 +15,17 @@ from command_lines import small_data
 from rich.console import Console
 from test_study import result, study_in
 
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.gradient_settings import GradientSettings
+from lunar_tune.config.lunar_settings import AdamWSettings, LunarSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.search_config import SearchConfig, config_document
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.masking import without_password
-from lunar_tune.methods.gradient_settings import GradientSettings
-from lunar_tune.methods.lunar_settings import AdamWSettings, LunarSettings
-from lunar_tune.search.cluster import Resources
-from lunar_tune.search.config import SearchConfig, config_document
+from lunar_tune.metrics.goal import goal_of
+from lunar_tune.search.backends.ray.cluster import Resources
 from lunar_tune.search.descriptions import search_document
-from lunar_tune.search.folder import Folder, find_search
 from lunar_tune.search.plan import SearchPlan, plan_search
-from lunar_tune.search.resuming import (
+from lunar_tune.search.resume import (
     BusySearchError,
     alone,
     check_run,
@@ -37,8 +37,9 @@ from lunar_tune.search.resuming import (
 from lunar_tune.search.run import run_search
 from lunar_tune.search.session import SearchSession
 from lunar_tune.search.signature import signature_of
-from lunar_tune.search.stored_config import StoredConfig
-from lunar_tune.trial.options import EngineSettings, RunOptions
+from lunar_tune.secrets import without_password
+from lunar_tune.study.folder import Folder, find_search
+from lunar_tune.study.stored_config import StoredConfig
 
 SEVERAL = SearchConfig(
     run=RunOptions(
@@ -181,7 +182,7 @@ def begun(tmp_path: Path, **options: Any) -> tuple[SearchPlan, Folder]:
     if not path.exists():
         written(config, path, version="0")
         study = study_in(path)
-        study.note("goal", config.goal.text)
+        study.note("goal", goal_of(config).text)
         study.note("signature", signature_of(plan))
     return plan, Folder(path.resolve())
 

@@ -22,7 +22,7 @@ import yaml
 from command_lines import SMALL_SPACE, command, finish, run_command, start, without_ray
 from search_results import rows_of, statuses
 
-from lunar_tune.search.__main__ import search
+from lunar_tune.cli.search import search
 
 DIVERGING = """
 lunar:

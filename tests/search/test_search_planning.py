@@ -22,18 +22,19 @@ import yaml
 from command_lines import small_data
 from rich.console import Console
 
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import SearchConfig, config_document
 from lunar_tune.errors import InputError
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import Lineage, write_lineage
-from lunar_tune.reporting.report import Report
-from lunar_tune.reporting.rows import COMPLETE, FAILED, TrialRow
-from lunar_tune.search import cluster
-from lunar_tune.search.config import SearchConfig, config_document
-from lunar_tune.search.folder import Folder
+from lunar_tune.report.report import Report
+from lunar_tune.search.backends.ray import cluster
+from lunar_tune.search.display.summary import next_commands, print_result, vanilla_problem
 from lunar_tune.search.outputs import check_output, make_folder
 from lunar_tune.search.plan import plan_search
-from lunar_tune.search.summary import next_commands, print_result, vanilla_problem
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import RunOptions
 
 BEST = TrialRow(
     number=3,
@@ -303,7 +304,9 @@ def test_ray_is_started_here_unless_an_address_is_given(
     asked: dict[str, Any] = {}
     for name in cluster._QUIET:
         monkeypatch.setenv(name, cluster._QUIET[name])
-    monkeypatch.setattr("lunar_tune.search.cluster.check_address", lambda _address: None)
+    monkeypatch.setattr(
+        "lunar_tune.search.backends.ray.cluster.check_address", lambda _address: None
+    )
     monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
     monkeypatch.setattr("ray.shutdown", lambda: asked.update(shut_down=True))
     with cluster.ray_session(SearchConfig(address=address)):
@@ -317,7 +320,9 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.Mo
 
     for name in cluster._QUIET:
         monkeypatch.setenv(name, cluster._QUIET[name])
-    monkeypatch.setattr("lunar_tune.search.cluster.check_address", lambda _address: None)
+    monkeypatch.setattr(
+        "lunar_tune.search.backends.ray.cluster.check_address", lambda _address: None
+    )
     monkeypatch.setattr("ray.init", refuse)
     with (
         pytest.raises(InputError, match=r"--address 10\.0\.0\.1:1: no Ray cluster answers"),
@@ -335,7 +340,7 @@ def found(*rows: TrialRow, best: TrialRow | None = None, ending: str | None = No
     return Report(
         title="tiny, mini",
         facts={},
-        goal=SearchConfig().goal,
+        goal=goal_of(SearchConfig()),
         vanilla={"forget_rouge1": 1.0, "retain_rouge1": 1.0},
         rows=rows,
         best=best,

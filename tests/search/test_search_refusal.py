@@ -20,10 +20,10 @@ from refusals_by_hand import cosine_mean, states_behind_an_empty_question
 from search_results import rows_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.bundled import resolve_data
-from lunar_tune.search.config import SearchConfig
 from lunar_tune.search.plan import plan_search
-from lunar_tune.trial.options import EngineSettings, RunOptions
 
 DECLINED = resolve_data("refusals", kind="prompts").read_text(encoding="utf-8").splitlines()
 

@@ -30,7 +30,7 @@ from tiny_search import NAME, SEED, TRIALS, TinySearch, tiny_search
 from typer.testing import CliRunner
 
 from lunar_tune.cli.running import command_app
-from lunar_tune.unlearn import unlearn
+from lunar_tune.cli.unlearn import unlearn
 
 pytestmark = pytest.mark.slow  # a search of its own
 

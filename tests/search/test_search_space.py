@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
+from lunar_tune.config.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import SearchSpaceError
-from lunar_tune.methods.lunar import LunarMethod
-from lunar_tune.methods.lunar_settings import SOLVERS, LunarSettings
-from lunar_tune.models.catalog import CATALOG, TINY
+from lunar_tune.methods.lunar.method import LunarMethod
+from lunar_tune.models.catalog import CATALOG
 from lunar_tune.paths import search_spaces_dir
-from lunar_tune.search.space import (
+from lunar_tune.search.space.space import (
     Choice,
     Fixed,
     FloatRange,
@@ -418,7 +419,7 @@ def test_kinds_are_frozen_and_reject_nonsense_from_python_too() -> None:
 
 def test_reading_a_space_loads_no_heavy_library() -> None:
     code = (
-        "import sys; from lunar_tune.search.space import load_space; "
+        "import sys; from lunar_tune.search.space.space import load_space; "
         "load_space(None, model_name='tiny', method='lunar', variant='adamw', "
         "parameters=('layer', 'coefficient', 'learning_rate'), n_layers=4); "
         "print([name for name in ('torch', 'ray', 'optuna', 'mlflow') if name in sys.modules])"

@@ -19,14 +19,16 @@ from priors import prior_of
 from rich.console import Console
 from tuned import tuned_setting
 
+from lunar_tune.config.gradient_settings import GradientSettings
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.methods.gradient_settings import GradientSettings
-from lunar_tune.search.cluster import Resources
-from lunar_tune.search.config import SearchConfig
+from lunar_tune.search.backends.ray.cluster import Resources
 from lunar_tune.search.outputs import make_folder
 from lunar_tune.search.plan import SearchPlan, plan_search, resolved_values
+from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import SearchSession
-from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
+from lunar_tune.search.space.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
 from lunar_tune.search.starting_points import (
     StartingPoint,
     fitting,
@@ -34,11 +36,9 @@ from lunar_tune.search.starting_points import (
     tuned_points,
     usual_point,
 )
-from lunar_tune.search.study import Study
-from lunar_tune.search.table_cells import Cell
-from lunar_tune.search.tuned_settings import TunedSetting
-from lunar_tune.search.tuned_store import keep_setting
-from lunar_tune.trial.options import RunOptions
+from lunar_tune.search.table5.table_cells import Cell
+from lunar_tune.search.tuned.tuned_settings import TunedSetting
+from lunar_tune.search.tuned.tuned_store import keep_setting
 
 CURVE = {0: 0.1, 1: 0.2, 2: 0.7, 3: 0.9}
 OWN = {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}  # search_spaces/tiny.yaml
@@ -62,7 +62,7 @@ def prior_file(folder: Path, **changes: Any) -> str:
 
 
 def first_trials(plan: SearchPlan, folder: Path, count: int) -> list[dict[str, Any]]:
-    study = Study(folder / "study.journal", name="s", space=plan.space, config=plan.config)
+    study = open_study(folder / "study.journal", name="s", space=plan.space, config=plan.config)
     return [study.ask()[1] for _ in range(count)]
 
 

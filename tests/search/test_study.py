@@ -14,11 +14,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, best_first
-from lunar_tune.search.config import SAMPLERS, SearchConfig
-from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
-from lunar_tune.search.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
-from lunar_tune.trial.options import RunOptions
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import SAMPLERS, SearchConfig
+from lunar_tune.search.samplers import open_study
+from lunar_tune.search.space.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
+from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, best_first
+from lunar_tune.study.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
 
 BOUND = "retain_rouge1>=0.8"
 POINTS = ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.003},)
@@ -37,7 +38,7 @@ SPACE = SearchSpace(
 
 def study_in(folder: Path, *, space: SearchSpace = SPACE, seed: int = 0, **options: Any) -> Study:
     config = SearchConfig(run=RunOptions(seed=seed), **options)
-    return Study(folder / "study.journal", name="s", space=space, config=config)
+    return open_study(folder / "study.journal", name="s", space=space, config=config)
 
 
 def result(forget: float, retain: float) -> dict[str, Any]:

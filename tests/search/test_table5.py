@@ -23,18 +23,19 @@ from rich.console import Console
 from search_results import statuses
 from test_study import GOAL, result, study_in
 
+from lunar_tune.cli.table5 import table5
+from lunar_tune.config.gradient_settings import GradientSettings
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import PAPER_METHODS, SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.methods.gradient_settings import GradientSettings
-from lunar_tune.reporting.methods_table import CellResult, Tolerance, write_methods_table
-from lunar_tune.search.config import PAPER_METHODS, SearchConfig
+from lunar_tune.report.methods_table import CellResult, Tolerance, write_methods_table
 from lunar_tune.search.plan import plan_search
+from lunar_tune.search.samplers import open_study
 from lunar_tune.search.signature import signature_of
-from lunar_tune.search.study import StoredStudy, Study
-from lunar_tune.search.table_cells import Cell, cells_of
-from lunar_tune.search.table_results import is_finished, result_of
-from lunar_tune.search.table_run import TableRun
-from lunar_tune.table5 import table5
-from lunar_tune.trial.options import RunOptions
+from lunar_tune.search.table5.table_cells import Cell, cells_of
+from lunar_tune.search.table5.table_results import is_finished, result_of
+from lunar_tune.search.table5.table_run import TableRun
+from lunar_tune.study.study import StoredStudy
 
 CELL = Cell(model="tiny", data="mini", method="lunar", variant="adamw", seed=0)
 
@@ -187,7 +188,7 @@ def test_a_cell_that_is_not_finished_or_could_not_be_run_says_so(tmp_path: Path)
     folder.mkdir()
     config = CELL.config(SearchConfig(output=folder))
     plan = plan_search(config)
-    Study(folder / "study.journal", name="s", space=plan.space, config=config).note(
+    open_study(folder / "study.journal", name="s", space=plan.space, config=config).note(
         "refused", "the model does not know the data"
     )
     refused = result_of(CELL, read(folder), 3)

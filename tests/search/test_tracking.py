@@ -22,18 +22,18 @@ import pytest
 from command_lines import finish, start
 
 import lunar_tune
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.evaluate import AnswerRow
-from lunar_tune.reporting.rows import COMPLETE, FAILED, RUNNING, TrialRow
-from lunar_tune.reporting.tables import write_answers
-from lunar_tune.search.config import SearchConfig
-from lunar_tune.search.folder import Folder
-from lunar_tune.search.mirror import opened_store
-from lunar_tune.search.run_origin import code_tags, git_tags, origin_tags
-from lunar_tune.search.tracked_run import TrackedRun
-from lunar_tune.search.tracking import EXPERIMENT, SearchTracker
-from lunar_tune.search.tracking_store import default_tracking_uri
+from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
+from lunar_tune.study.tables import write_answers
+from lunar_tune.tracking.mirror import opened_store
+from lunar_tune.tracking.run_origin import code_tags, git_tags, origin_tags
+from lunar_tune.tracking.store import default_tracking_uri
+from lunar_tune.tracking.tracked_run import TrackedRun
+from lunar_tune.tracking.trial_runs import EXPERIMENT, SearchTracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -637,8 +637,8 @@ import multiprocessing, sys
 from pathlib import Path
 from types import SimpleNamespace
 import mlflow.store.tracking.sqlalchemy_store
-from lunar_tune.search.tracking import SearchTracker
-from lunar_tune.search.tracking_store import default_tracking_uri
+from lunar_tune.tracking.trial_runs import SearchTracker
+from lunar_tune.tracking.store import default_tracking_uri
 output = Path({str(tmp_path)!r})
 def open_and_close(barrier):
     barrier.wait()
@@ -763,7 +763,7 @@ def test_what_an_earlier_version_did_not_write_is_added_and_the_rest_left_alone(
     first = store.tracker("older")
     first._own.clear()
     with monkeypatch.context() as patch:
-        patch.setattr("lunar_tune.search.tracking._rouge", lambda _: {})
+        patch.setattr("lunar_tune.tracking.trial_runs._rouge", lambda _: {})
         earlier = dataclasses.replace(numbered(0, losses=(2.0, 1.0)), retain_exact=None)
         first.start(earlier, name="n", tags={})
         first.end(earlier, None)

@@ -19,10 +19,15 @@ from tuned import DIGESTS, tuned_setting
 
 from lunar_tune import paths
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.search import tuned_store
-from lunar_tune.search.space import load_space
-from lunar_tune.search.tuned_settings import read_tuned
-from lunar_tune.search.tuned_store import file_name, keep_setting, kept_settings, tuned_settings
+from lunar_tune.search.space.space import load_space
+from lunar_tune.search.tuned import tuned_store
+from lunar_tune.search.tuned.tuned_settings import read_tuned
+from lunar_tune.search.tuned.tuned_store import (
+    file_name,
+    keep_setting,
+    kept_settings,
+    tuned_settings,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lunar_tune.search.tuned_settings import TunedSetting
+from lunar_tune.search.tuned.tuned_settings import TunedSetting
 
 DIGESTS = {"forget": "f0", "retain": "1e5", "factual": "aa"}  # one would be a number in YAML 1.2
 

@@ -16,14 +16,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lunar_tune.config.adamw_settings import AdamWSettings
+from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.config.gradient_settings import GradientSettings
+from lunar_tune.config.lunar_settings import LunarSettings
+from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.errors import InputError
-from lunar_tune.evaluation.settings import DecodingSettings
-from lunar_tune.methods.gradient_settings import GradientSettings
-from lunar_tune.methods.lunar_settings import LunarSettings
-from lunar_tune.redirection.settings import AdamWSettings
 from lunar_tune.trial.asking import asking
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import EngineSettings, RunOptions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from command_lines import small_data
 
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.groups import groups_file
 from lunar_tune.errors import InputError
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.options import RunOptions
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import yaml
 from lunar_tune.errors import InputError
 from lunar_tune.paths import datasets_dir
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.published import PublishedRun, read_published_config
+from lunar_tune.trial.published.configuration import PublishedRun, read_published_config
 
 QWEN = "Qwen/Qwen2.5-7B-Instruct"
 # The keys of the published file, with values of our own.

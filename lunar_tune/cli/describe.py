@@ -1,0 +1,212 @@
+"""The command `python -m lunar_tune.describe`: a data card, before one unlearns on the data.
+
+Covers: tables on the terminal, the same as JSON, tokens where a tokenizer is on this machine.
+Does not cover: what stands on the card (`data.data_card`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lunar_tune.cli.running import DebugOption, QuietOption, reporting_errors, say
+from lunar_tune.data.bundled import BUNDLED, resolve_data
+from lunar_tune.data.data_card import Card, Lengths, describe_prompts, describe_records
+from lunar_tune.data.groups import read_groups
+from lunar_tune.data.published import PUBLISHED, DataKind
+from lunar_tune.data.readers import holds_prompts, read_prompts, read_records
+from lunar_tune.data.splits import edges_of
+from lunar_tune.errors import InputError, ModelError
+from lunar_tune.files import write_atomically
+from lunar_tune.metrics.rouge import tokenize_words
+from lunar_tune.paths import check_writable_file
+
+_DEFAULT_EDGE = "A_B"
+_SHOWN_EDGES, _SHOWN_TEXTS = 12, 5
+
+
+def describe(
+    *,
+    data: Annotated[
+        str, typer.Argument(help="A shipped or fetched name, or a file.", show_default=False)
+    ],
+    forget_edge: Annotated[
+        str | None,
+        typer.Option(
+            help="Edges or groups that are to be forgotten, with commas between. Default: A_B, "
+            "if there is one.",
+            metavar="EDGE[,EDGE…]",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Count the tokens of this model too; its tokenizer must be here."),
+    ] = None,
+    rouge_tokenizer: Annotated[
+        str, typer.Option(help="Words that ROUGE counts: default or words.")
+    ] = "default",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the whole card as JSON.", metavar="FILE")
+    ] = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show what a data set holds and whether it is fit for unlearning.
+
+    `python -m lunar_tune.describe mini`
+
+    `python -m lunar_tune.describe my_pairs.json --forget-edge author_1`
+
+    For each edge to forget it says how much of it also stands in what is to be kept: an answer
+    that is right elsewhere as well cannot be seen to be forgotten.
+    """
+    with reporting_errors(debug=debug):
+        check_writable_file(json_file, "--json")
+        path = resolve_data(data, kind=_kind(data))
+        count = _token_counter(model) if model is not None else None
+        card = _card(path, forget_edge, rouge_tokenizer, count)
+        console = Console(quiet=quiet, emoji=False)
+        _show(console, path, card, forget_edge)
+        if json_file is not None:
+            document = {"path": str(path), "model": model, **dataclasses.asdict(card)}
+            write_atomically(json_file, (json.dumps(document, indent=1) + "\n").encode())
+            say(console, f"written to {json_file}")
+
+
+def _kind(data: str) -> DataKind:
+    if data in BUNDLED:
+        return BUNDLED[data][0]
+    if data in PUBLISHED:
+        return PUBLISHED[data].kind
+    return "prompts" if holds_prompts(resolve_data(data, kind="records")) else "records"
+
+
+def _card(
+    path: Path, forget_edge: str | None, rouge_tokenizer: str, count: Callable[[str], int] | None
+) -> Card:
+    if holds_prompts(path):
+        if forget_edge is not None:
+            raise InputError(f"--forget-edge {forget_edge}: {path.name} holds prompts, no edges.")
+        return describe_prompts(read_prompts(path), count_tokens=count)
+    records, groups = read_records(path), read_groups(path)
+    edges = edges_of(records)
+    default = (_DEFAULT_EDGE,) if _DEFAULT_EDGE in edges and len(edges) > 1 else ()
+    asked = tuple(part.strip() for part in (forget_edge or "").split(",") if part.strip())
+    if forget_edge is not None and not asked:
+        raise InputError("--forget-edge is empty: name at least one edge.")
+    return describe_records(
+        records,
+        asked or default,
+        groups=groups,
+        is_scorable=lambda answer: bool(tokenize_words(answer, tokenizer=rouge_tokenizer)),
+        count_tokens=count,
+    )
+
+
+def _token_counter(model: str) -> Callable[[str], int]:
+    """Return a function that counts a model's tokens; it is looked for on this machine alone.
+
+    Raises:
+        ModelError: The name means nothing, or the tokenizer is not here.
+    """
+    from transformers import AutoTokenizer
+
+    from lunar_tune.models.catalog import resolve_model
+
+    source = resolve_model(model).source
+    if source is None:
+        raise ModelError(f"--model {model}: it is built on first use; give the folder it lies in.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"--model {model}: its tokenizer is not on this machine. Download the model first, "
+            "give its folder, or leave --model out."
+        ) from error
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _show(console: Console, path: Path, card: Card, forget_edge: str | None) -> None:
+    say(console, str(path))
+    what = f"{card.rows} {'pairs' if card.kind == 'records' else 'prompts'}"
+    edges = f", {_count(len(card.edges), 'edge')}" if card.edges else ""
+    say(console, f"{what}{edges}, SHA-256 of the content {card.digest[:16]}…\n")
+    console.print(_length_table(card))
+    if card.edges:
+        say(console, f"\nrows by edge: {_cut_edges(card.edges)}")
+    for name, members in card.groups.items():
+        say(console, f"group {name}: {_count(len(members), 'edge')}, {_ends(members)}")
+    _show_repeated(console, card)
+    if card.forget:
+        say(console, "\nto forget, and what of it stands in what is to be kept too")
+        console.print(_overlap_table(card))
+    elif card.edges and forget_edge is None:
+        say(console, f"no edge {_DEFAULT_EDGE}: name what is to be forgotten with --forget-edge")
+    for record in card.unscorable[:_SHOWN_TEXTS]:
+        say(console, f"no word for ROUGE: {record.edge}: {record.question!r} -> {record.answer!r}")
+    console.print()
+    for finding in card.findings or ("Nothing that stands in the way was found.",):
+        console.print(f"- {finding}", markup=False, highlight=False)
+
+
+def _length_table(card: Card) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("length", "shortest", "median", "longest"):
+        table.add_column(column, justify="left" if column == "length" else "right")
+    for unit, lengths in (("words", card.words), ("tokens", card.tokens)):
+        for field, row in lengths.items():
+            table.add_row(f"{field} in {unit}", *_length_cells(row))
+    return table
+
+
+def _length_cells(lengths: Lengths) -> tuple[str, str, str]:
+    return str(lengths.least), f"{lengths.median:g}", str(lengths.most)
+
+
+def _overlap_table(card: Card) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("edge", overflow="fold")
+    for column in ("rows", "same question", "near question", "same answer"):
+        table.add_column(column, justify="right")
+    for overlap in card.forget:
+        counts = (overlap.questions_retained, overlap.questions_near, overlap.answers_retained)
+        shares = [f"{count} ({100 * count / overlap.rows:.0f} %)" for count in counts]
+        table.add_row(overlap.edge, str(overlap.rows), *shares)
+    return table
+
+
+def _show_repeated(console: Console, card: Card) -> None:
+    if card.repeated_questions:
+        say(console, f"asked more than once: {len(card.repeated_questions)}")
+        for question in card.repeated_questions[:_SHOWN_TEXTS]:
+            answers = f", {_count(question.answers, 'answer')}" if card.edges else ""
+            say(console, f"  {question.rows} times{answers}: {question.text}")
+    if card.shared_answers:
+        rows = sum(answer.rows for answer in card.shared_answers)
+        say(
+            console,
+            f"answers of several edges: {len(card.shared_answers)}, in {rows} of {card.rows} rows",
+        )
+        for answer in card.shared_answers[:_SHOWN_TEXTS]:
+            say(console, f"  {_count(len(answer.edges), 'edge')}: {answer.text}")
+
+
+def _cut_edges(edges: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{edge} {rows}" for edge, rows in list(edges.items())[:_SHOWN_EDGES])
+    more = len(edges) - _SHOWN_EDGES
+    return shown + (f" and {more} more edges (all of them with --json)" if more > 0 else "")
+
+
+def _ends(members: tuple[str, ...]) -> str:
+    return ", ".join(members) if len(members) <= 2 else f"{members[0]} … {members[-1]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

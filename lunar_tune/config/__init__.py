@@ -1,0 +1,1 @@
+"""What users tell the program: every option, without torch."""

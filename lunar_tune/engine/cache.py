@@ -1,0 +1,328 @@
+"""Tensors on disk under the hash of what made them: captured once, read by whoever needs them.
+
+    <user's cache>/activations/<key>/about.json
+                              /<key>/point-014.safetensors      one tensor, its digest in the header
+                              /<key>.lock
+
+Covers: atomic writes, processes that write at once, a digest checked once per process and file, a
+bound on the size (the entries used longest ago go first), files that only their owner can read.
+Whatever goes wrong with the disk, a run goes on without it. torch is imported inside the functions,
+so that listing what there is stays quick.
+Does not cover: what is captured (`streams`) and what goes into a key (`prompt_activations`).
+
+Reading maps a file into memory: pages are loaded as they are touched and shared between processes.
+A file that is deleted while it is mapped stays readable for those who have it; so a file is
+replaced or deleted, and never written to again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+
+from lunar_tune.models.memory import GIB
+from lunar_tune.paths import cache_dir
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ActivationCache", "CacheEntry", "EntryInfo", "content_key", "default_limit_gib"]
+
+_TENSOR, _DIGEST = "tensor", "sha256"
+_ABOUT, _ENDING = "about.json", ".safetensors"
+_KEY = re.compile(r"[0-9a-f]{32}")  # nothing under another name is ours to list or to remove
+_NAME = re.compile(r"[a-z0-9-]+")
+_STALE_SECONDS = 24 * 3600  # an unfinished file of this age belongs to a process that died
+_SPARE_BYTES = 2**28  # of the disk, left for what a run has to write: its results
+_checked: set[tuple[str, int, int, int]] = set()
+logger = logging.getLogger(__name__)
+
+
+def content_key(parts: Mapping[str, Any]) -> str:
+    """Return the name under which something made of `parts` is kept."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def default_limit_gib(folder: Path | None = None) -> float:
+    """Return the size that the cache may grow to: a quarter of what is free, at most 100 GiB.
+
+    Args:
+        folder: Where the cache is, or is going to be; None is the user's cache.
+    """
+    return min(100.0, _free_bytes(folder or cache_dir() / "activations") / 4 / GIB)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryInfo:
+    """One entry, to be shown."""
+
+    key: str
+    about: Mapping[str, Any]
+    """Model, rows and so on; empty where it was lost."""
+    files: int
+    """Tensors that can be read."""
+    bytes: int
+    """Of all its files, unfinished ones included."""
+    used: float
+    """When it was last used, in seconds since 1970."""
+
+
+class ActivationCache:
+    """All entries of this machine's user.
+
+    Args:
+        limit_gib: GiB that all entries together may take; None is `default_limit_gib`.
+        root: The folder; None is the user's cache.
+
+    Raises:
+        InputError: The user's cache cannot be made.
+    """
+
+    def __init__(self, limit_gib: float | None = None, root: Path | None = None) -> None:
+        self.root = root if root is not None else cache_dir() / "activations"
+        self._limit_gib = limit_gib
+
+    @property
+    def limit_bytes(self) -> int:
+        """Bytes that all entries together may take."""
+        limit = default_limit_gib(self.root) if self._limit_gib is None else self._limit_gib
+        return int(limit * GIB)
+
+    def entry(self, key: str, about: Mapping[str, Any]) -> CacheEntry:
+        """Return an entry, which may hold nothing yet.
+
+        Args:
+            key: From `content_key`.
+            about: What to show of it.
+
+        Raises:
+            ValueError: The key is none of `content_key`.
+        """
+        return CacheEntry(self, key, about)
+
+    def entries(self) -> list[EntryInfo]:
+        """Return what there is, last used first."""
+        found = [entry for key in self._keys() if (entry := _info(self.root / key)) is not None]
+        return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+    def remove(self, key: str) -> int:
+        """Remove one entry and return the bytes that were freed; 0 if there is no such entry."""
+        if not _KEY.fullmatch(key):
+            return 0
+        before = _info(self.root / key)
+        shutil.rmtree(self.root / key, ignore_errors=True)
+        after = _info(self.root / key)
+        with contextlib.suppress(OSError):  # who holds it goes on; at worst two capture the same
+            (self.root / f"{key}.lock").unlink()
+        return (before.bytes if before else 0) - (after.bytes if after else 0)
+
+    def empty(self) -> int:
+        """Remove everything, unfinished files included, and return the bytes that were freed."""
+        freed = sum(map(self.remove, self._keys()))
+        for lock in self.root.glob("*.lock"):  # of entries that are gone
+            if _KEY.fullmatch(lock.stem):
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+        return freed
+
+    def make_room(self, needed: int, keep: str) -> bool:
+        """Remove entries used longest ago until `needed` bytes fit; say whether they do.
+
+        Nothing is removed where that would not be enough.
+
+        Args:
+            needed: Bytes that are going to be written.
+            keep: The entry that they belong to, which stays.
+        """
+        limit, entries = self.limit_bytes, self.entries()
+        held = sum(entry.bytes for entry in entries)
+        others = [entry for entry in entries if entry.key != keep]
+        removable = sum(entry.bytes for entry in others)
+
+        def fits(held: int, freed: int = 0) -> bool:
+            free = _free_bytes(self.root) - _SPARE_BYTES + freed
+            return held + needed <= limit and needed <= free
+
+        if not fits(held - removable, removable):
+            return False
+        while others and not fits(held):
+            held -= self.remove(others.pop().key)
+        return fits(held)
+
+    def make_root(self) -> None:
+        """Make the folder of all entries."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _keys(self) -> list[str]:
+        return [path.name for path in self.root.glob("*") if _KEY.fullmatch(path.name)]
+
+
+class CacheEntry:
+    """The tensors made of one model and one set of prompts."""
+
+    def __init__(self, cache: ActivationCache, key: str, about: Mapping[str, Any]) -> None:
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key of the cache; content_key makes them.")
+        self.key = key
+        self._cache = cache
+        self._about = dict(about)
+        self._folder = cache.root / key
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other process of this machine captures for the same entry.
+
+        Where no lock can be had (a full disk, say) it goes on without: two may capture the same.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                self._cache.make_root()
+                lock = FileLock(self._cache.root / f"{self.key}.lock", mode=0o600)
+                stack.enter_context(lock)
+            except (OSError, NotImplementedError) as error:
+                logger.warning("activations are captured without a lock: %s", error)
+            yield
+
+    def load(self, name: str) -> Tensor | None:
+        """Return a tensor, mapped from its file; None if it is not there or is damaged.
+
+        A change to the tensor changes neither the file nor what others read.
+
+        Args:
+            name: As it was saved.
+        """
+        file = self._file(name)
+        try:
+            mark = _mark(file)
+            with safe_open(file, framework="pt") as opened:
+                tensor: Tensor = opened.get_tensor(_TENSOR)
+                expected = (opened.metadata() or {}).get(_DIGEST)
+            if mark not in _checked and _digest(tensor) != expected:
+                raise ValueError("its digest does not match")
+        except FileNotFoundError:
+            return None
+        except (OSError, RuntimeError) as error:  # says nothing about the content
+            if file.exists():  # else it was removed between the mark and torch's own opening
+                logger.warning("%s cannot be read and is captured again: %s", file, error)
+            return None
+        except (SafetensorError, ValueError) as error:
+            logger.warning("%s is damaged and is captured again: %s", file, error)
+            with contextlib.suppress(OSError):
+                if _mark(file) == mark:  # else another process has mended it
+                    file.unlink()
+            return None
+        _checked.add(mark)
+        with contextlib.suppress(OSError):  # removed meanwhile: the tensor is still whole
+            os.utime(self._folder)
+        return tensor
+
+    def save(self, name: str, tensor: Tensor) -> bool:
+        """Write a tensor; return whether it was written, which a limit or the disk may forbid.
+
+        Args:
+            name: Of small letters, digits and hyphens.
+            tensor: In host memory.
+        """
+        from safetensors.torch import save_file
+
+        file = self._file(name)
+        content = tensor.detach().contiguous()
+        try:
+            self._cache.make_root()
+            if not self._cache.make_room(content.nbytes, self.key):
+                return False
+            self._make_folder()
+            metadata = {_DIGEST: _digest(content)}
+            _write(file, lambda path: save_file({_TENSOR: content}, path, metadata))
+        except (OSError, SafetensorError) as error:  # the latter also where the disk is full
+            logger.warning("activations cannot be kept on disk, the run goes on: %s", error)
+            return False
+        return True
+
+    def _file(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r}: a tensor's name has small letters, digits and hyphens.")
+        return self._folder / f"{name}{_ENDING}"
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(exist_ok=True, mode=0o700)
+        if not _about(self._folder):
+            text = json.dumps(self._about, indent=1)
+            _write(self._folder / _ABOUT, lambda path: path.write_text(text, encoding="utf-8"))
+        for left in self._folder.glob(".*"):  # `_write`'s and safetensors' own
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                    left.unlink()
+
+
+def _free_bytes(folder: Path) -> int:
+    """Return what is free on the disk of a folder, which need not exist yet."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def _info(folder: Path) -> EntryInfo | None:
+    """Return an entry as it is now; None if there is none. Others may be removing its files."""
+    try:
+        used = folder.stat().st_mtime
+        files = list(folder.iterdir())
+    except OSError:
+        return None
+    size = 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            size += file.stat().st_size
+    tensors = [file for file in files if file.suffix == _ENDING]
+    return EntryInfo(folder.name, _about(folder), len(tensors), size, used)
+
+
+def _about(folder: Path) -> Mapping[str, Any]:
+    """Return what to show of an entry; nothing where the file is missing or damaged."""
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _mark(file: Path) -> tuple[str, int, int, int]:
+    """Return what tells a file from every other that has stood in its place."""
+    stat = file.stat()
+    return str(file), stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _digest(tensor: Tensor) -> str:
+    from torch import uint8
+
+    return hashlib.sha256(tensor.contiguous().flatten().view(uint8).numpy().data).hexdigest()
+
+
+def _write(target: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside the target and rename: readers see the whole file or none."""
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)  # mode 0600
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        write(unfinished)
+        unfinished.chmod(0o600)  # also where the writer put a file of its own in its place
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)

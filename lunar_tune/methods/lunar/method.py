@@ -1,0 +1,237 @@
+"""LUNAR (arXiv 2502.07218) as a method: parameters to an edited down-projection.
+
+Covers: one or several layers, each fitted on the unmodified model's activations as published;
+which tokens are moved and which are kept; what is reused between trials.
+Does not cover: the numeric work, which `methods.lunar` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lunar_tune.config.flags import flag_of
+from lunar_tune.config.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.methods.contract import (
+    METHODS,
+    AdapterKind,
+    Change,
+    Fit,
+    Method,
+    MethodInfo,
+    Preparation,
+    Subject,
+)
+from lunar_tune.methods.lunar.directions import unlearning_vectors
+from lunar_tune.methods.lunar.editing import edited
+from lunar_tune.methods.lunar.solvers import (
+    RidgeSolution,
+    Solution,
+    solve_adamw,
+    solve_closed_form,
+    solve_ridge,
+)
+from lunar_tune.models.layout import check_layers
+from lunar_tune.training.adapting import Factors
+
+__all__ = ["LunarMethod"]
+
+METHODS.register(
+    "lunar",
+    MethodInfo(summary="redirect the activations of the forgotten questions", variants=SOLVERS),
+)
+
+
+class LunarMethod(Method):
+    """LUNAR with its fixed settings."""
+
+    def __init__(self, settings: LunarSettings | None = None) -> None:
+        self.settings = settings or LunarSettings()
+
+    @property
+    def name(self) -> str:
+        """Name in the registry."""
+        return "lunar"
+
+    @property
+    def variant(self) -> str:
+        """The solver."""
+        return self.settings.solver
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Layer and coefficient (a list each for several layers) and the solver's own."""
+        own = "ridge" if self.settings.solver == "closed_form" else "learning_rate"
+        return ("layer", "coefficient", own)
+
+    @property
+    def edits_one_layer(self) -> bool:
+        """The lowest edited block's down-projection is all that changes there and below."""
+        return True
+
+    @property
+    def adapter(self) -> AdapterKind:
+        """AdamW trains a whole matrix; the others add a product."""
+        return "approximate" if self.settings.solver == "adamw" else "exact"
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Check names and values; whether the model has the layers is checked with the model."""
+        super().check_parameters(parameters)
+        problems = Problems()
+        with problems.collect():
+            _layers_and_coefficients(parameters)
+        with problems.collect():
+            _positive(self.parameters[-1], parameters[self.parameters[-1]])
+        problems.raise_if_any()
+
+    def prepare(self, subject: Subject) -> LunarPreparation:
+        """Take the unlearning vectors."""
+        return LunarPreparation(self, subject)
+
+
+class LunarPreparation(Preparation):
+    """Unlearning vectors, and what was solved from the activations so far."""
+
+    def __init__(self, method: LunarMethod, subject: Subject) -> None:
+        self._method = method
+        self._loaded = subject.loaded
+        self._activations = subject.activations
+        source = subject.activations.source
+        self.vectors: Float[Tensor, "n_layers d_model"] = unlearning_vectors(
+            reference=source.last_tokens(subject.reference_prompts),
+            forget=source.last_tokens(subject.forget_prompts),
+        )
+        rows = self._activations.rows_of([*subject.forget_prompts, *subject.retain_prompts])
+        self._lengths = torch.tensor([self._activations.prompt_lengths[row] for row in rows])
+        self._nodes: Int[Tensor, " tokens"] = self._activations.prompt_nodes(rows)
+        self._n_forget = len(subject.forget_prompts)
+        self._ridge_solutions: dict[tuple[int, float, int], RidgeSolution] = {}
+
+    @contextmanager
+    def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
+        """Return a context in which the model is unlearned at once; see the contract."""
+        self._method.check_parameters(parameters)
+        layers, coefficients = _layers_and_coefficients(parameters)
+        check_layers(layers, self._loaded.n_layers)
+        # The lowest layer last: an evaluation starts from what its MLP reads, which is then
+        # held, and nothing must be captured from an edited model.
+        chosen = sorted(zip(layers, coefficients, strict=True), reverse=True)
+        solutions = {layer: self._solve(layer, c, parameters, seed) for layer, c in chosen}
+        # The published code sums the layers' losses; they share no parameter.
+        losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
+        weights = {layer: s.weight for layer, s in solutions.items()}
+        with edited(self._loaded, weights) as unmodified:
+            yield Fit(
+                unmodified=unmodified,
+                change=self._change(solutions),
+                losses=losses,
+                edited_layer=min(layers),
+            )
+
+    def _change(self, solutions: Mapping[int, Solution]) -> Change:
+        """Return the down-projections, and the products that were added to them."""
+        name_of, model = self._loaded.layout.down_projection_name, self._loaded.model
+        weights = {f"{name_of(layer)}.weight" for layer in solutions}
+        factors = {
+            name_of(layer): Factors(first=solution.factors[0], second=solution.factors[1])
+            for layer, solution in solutions.items()
+            if solution.factors is not None
+        }
+        return Change(
+            weights=lambda: {name: model.get_parameter(name).detach() for name in weights},
+            factors=(lambda: factors) if factors else None,
+        )
+
+    @torch.inference_mode()
+    def _solve(
+        self, layer: int, coefficient: float, parameters: Mapping[str, Any], seed: int
+    ) -> Solution:
+        settings = self._method.settings
+        weight = self._loaded.layout.down_projection_of(self._loaded.model, layer).weight
+        inputs = self._activations.reads(layer).inputs
+        nodes, is_forget = (points.to(inputs.device) for points in self._points(seed))
+        shift = (coefficient * self.vectors[layer]).to(inputs.device)
+        if settings.solver == "closed_form":
+            ridge = _positive("ridge", parameters["ridge"])
+            drawn = seed if settings.retain_points is not None else 0
+            key = (layer, ridge, drawn)
+            if key not in self._ridge_solutions:
+                self._ridge_solutions[key] = solve_ridge(inputs[nodes], is_forget, ridge=ridge)
+            return solve_closed_form(weight, shift, self._ridge_solutions[key])
+        rank = settings.rank if settings.solver == "lora" else None
+        return solve_adamw(
+            weight,
+            inputs,
+            is_forget,
+            shift,
+            tokens=nodes,
+            learning_rate=_positive("learning_rate", parameters["learning_rate"]),
+            settings=settings.adamw,
+            seed=seed,
+            rank=rank,
+        )
+
+    def _points(self, seed: int) -> tuple[Int[Tensor, " points"], Bool[Tensor, " points"]]:
+        """Return the nodes of the tokens that take part in the fit, and which of them are moved."""
+        settings = self._method.settings
+        ends = self._lengths.cumsum(0)
+        n_forget_tokens = int(ends[self._n_forget - 1])
+        moved = torch.zeros(int(ends[-1]), dtype=torch.bool)
+        if settings.positions == "all":
+            moved[:n_forget_tokens] = True
+        else:
+            moved[ends[: self._n_forget] - 1] = True
+        if settings.retain_points is None:
+            return self._nodes, moved
+        retain = torch.arange(n_forget_tokens, len(moved))
+        count = min(len(retain), round(settings.retain_points * n_forget_tokens))
+        generator = torch.Generator().manual_seed(seed)
+        drawn = retain[torch.randperm(len(retain), generator=generator)[:count]]
+        chosen = torch.cat([torch.arange(n_forget_tokens), drawn.sort().values])
+        return self._nodes[chosen], moved[chosen]
+
+
+def _layers_and_coefficients(
+    parameters: Mapping[str, Any],
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Read one or several layers, and a coefficient for each or one for all."""
+    layers = _numbers("layer", parameters["layer"])
+    coefficients = _numbers("coefficient", parameters["coefficient"])
+    if not layers:
+        raise InputError("layer: an empty list. Give at least one layer.")
+    if len(coefficients) == 1:
+        coefficients *= len(layers)
+    if len(layers) != len(coefficients):
+        raise InputError(
+            f"{len(layers)} layers and {len(coefficients)} coefficients: give one coefficient for "
+            "each layer, or one for all."
+        )
+    if not all(layer.is_integer() for layer in layers):
+        raise InputError(f"layer {parameters['layer']}: whole numbers.")
+    return tuple(map(int, layers)), coefficients
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    """Read one number or a list of them."""
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    try:
+        numbers = tuple(map(float, values))
+    except (TypeError, ValueError):
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{flag_of(name)} {value}: finite numbers.")
+    return numbers
+
+
+def _positive(name: str, value: Any) -> float:
+    numbers = _numbers(name, value)
+    if len(numbers) != 1 or numbers[0] <= 0:
+        raise InputError(f"{flag_of(name)} {value}: a positive number.")
+    return numbers[0]

@@ -1,0 +1,203 @@
+"""How well a model knows the true answers, whatever it says: ranks and probabilities.
+
+Covers: one forward of question and true answer for each pair, in batches that fit; for every token
+of the answer its rank, its log-probability and whether it is the likeliest; what follows for an
+answer and for a set.
+Does not cover: generation (`answering`); logits with gradients (`training.answer_loss`).
+
+The truth is given (teacher forcing): a token is judged after the question and the true tokens
+before it, so every place of an answer is defined, however early the model itself would have ended.
+The published code (src/eval_util.py at dfa56eb) takes ranks along the generated answer instead and,
+past its end, from zeros.
+
+An answer's own tokens count for ranks and extraction; the token that ends it, which no question
+asks for, counts for log-probabilities and perplexity alone.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lunar_tune.engine.slot_decoding import likeliest
+from lunar_tune.engine.streams import sweep_batch
+from lunar_tune.errors import DivergenceError
+from lunar_tune.training.answer_loss import Pair, answer_states, token_log_probs
+
+if TYPE_CHECKING:
+    from lunar_tune.models.loading import LoadedModel
+    from lunar_tune.models.memory import BatchSize, DeviceMemory
+
+__all__ = ["AnswerLikelihood", "LikelihoodScorer", "likelihood_means"]
+
+HIT_RANK = 100  # src/eval_util.py of the published code at dfa56eb
+# Logits held at a time: in float32 and with what is computed from them about half a GiB.
+LOGITS_AT_ONCE = 2**25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerLikelihood:
+    """What a model makes of one true answer.
+
+    Example:
+        >>> one = AnswerLikelihood(
+        ...     ranks=(1, 2, 1, 1), chosen=(True, False, True, True), log_probs=(-1.0,) * 5
+        ... )
+        >>> one.mrr, one.extraction_strength, one.log_prob
+        (0.875, 0.5, -5.0)
+    """
+
+    ranks: tuple[int, ...]
+    """Of each own token: 1 and the tokens of strictly greater logit, so that equal ones share the
+    best of their ranks."""
+    chosen: tuple[bool, ...]
+    """Whether greedy decoding takes each own token."""
+    log_probs: tuple[float, ...]
+    """Log π of each own token and, last, of the token that ends the answer."""
+
+    @property
+    def mrr(self) -> float:
+        """Mean of 1/rank of the own tokens."""
+        return _mean([1 / rank for rank in self.ranks])
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of the own tokens whose rank is at most 100."""
+        return _mean([float(rank <= HIT_RANK) for rank in self.ranks])
+
+    @property
+    def log_prob(self) -> float:
+        """Log π of the answer with its end."""
+        return math.fsum(self.log_probs)
+
+    @property
+    def answer_log_prob(self) -> float:
+        """Mean log π of a token of the answer with its end."""
+        return _mean(self.log_probs)
+
+    @property
+    def extraction_strength(self) -> float:
+        """1 − k/L for the shortest beginning of k own tokens after which the rest comes out.
+
+        No answer is generated for it: as long as what came out is the truth, greedy decoding sees
+        what teacher forcing shows it, so the rest comes out exactly if and only if it is chosen at
+        every place from k on: k is the number of places up to the last where it is not.
+        """
+        if not self.chosen:
+            return math.nan
+        places = [place for place, chosen in enumerate(self.chosen) if not chosen]
+        given = places[-1] + 1 if places else 0
+        return 1 - given / len(self.chosen)
+
+
+def likelihood_means(answers: Sequence[AnswerLikelihood]) -> dict[str, float]:
+    """Return a set's scores by quantity; NaN where there are no answers.
+
+    Every answer counts the same, as it does in ROUGE. Perplexity alone is of the set's tokens,
+    exp(−Σ log π / tokens): a mean over answers would be the worst answer's. It ends at the
+    largest float, so that it stays a number in every file.
+    """
+    per_token = _mean([value for answer in answers for value in answer.log_probs])
+    return {
+        "mrr": _mean([answer.mrr for answer in answers]),
+        "hit_ratio": _mean([answer.hit_ratio for answer in answers]),
+        "log_prob": _mean([answer.log_prob for answer in answers]),
+        "answer_log_prob": _mean([answer.answer_log_prob for answer in answers]),
+        "perplexity": _exp(-per_token),
+        "extraction_strength": _mean([answer.extraction_strength for answer in answers]),
+    }
+
+
+class LikelihoodScorer:
+    """Judges true answers by the model as it is when asked, with batches that are remembered.
+
+    Args:
+        loaded: The model.
+        memory: What may be used.
+    """
+
+    def __init__(self, loaded: LoadedModel, memory: DeviceMemory) -> None:
+        self._loaded, self._memory = loaded, memory
+
+    def score(self, pairs: Sequence[Pair]) -> tuple[AnswerLikelihood, ...]:
+        """Return what the model makes of each pair's answer, in the order of the pairs.
+
+        Raises:
+            DivergenceError: A logit is NaN or infinite.
+        """
+        return self._batch_size.fit(lambda tokens: self._score(pairs, tokens))
+
+    @cached_property
+    def _batch_size(self) -> BatchSize:
+        """Tokens in one forward, padding included."""
+        return sweep_batch(self._loaded, self._memory, 4)
+
+    @torch.inference_mode()
+    def _score(self, pairs: Sequence[Pair], tokens: int) -> tuple[AnswerLikelihood, ...]:
+        model = self._loaded.model
+        decoder = self._loaded.layout.decoder_of(model)
+        scored: dict[int, AnswerLikelihood] = {}
+        for places in _batches(pairs, tokens):
+            batch = [pairs[place] for place in places]
+            states = answer_states(model, decoder, batch)
+            ranks, chosen, log_probs = self._judged(states.hidden, states.targets)
+            start = 0
+            for place, pair in zip(places, batch, strict=True):
+                end = start + len(pair.answer)
+                scored[place] = AnswerLikelihood(
+                    ranks=tuple(ranks[start : end - 1]),
+                    chosen=tuple(chosen[start : end - 1]),
+                    log_probs=tuple(log_probs[start:end]),
+                )
+                start = end
+        return tuple(scored[place] for place in range(len(pairs)))
+
+    def _judged(
+        self, hidden: Float[Tensor, "tokens d_model"], targets: Int[Tensor, " tokens"]
+    ) -> tuple[list[int], list[bool], list[float]]:
+        """Return each token's rank, whether it is chosen and log π, a few logits at a time."""
+        head = self._loaded.model.get_output_embeddings()
+        step = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+        parts = []
+        for states, truth in zip(hidden.split(step), targets.split(step), strict=True):
+            logits = head(states)
+            own = logits.gather(1, truth[:, None])
+            ranks = 1 + (logits > own).sum(1)
+            parts.append((ranks, likeliest(logits) == truth, token_log_probs(logits, truth)))
+        ranks, chosen, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
+        if not bool(log_probs.isfinite().all()):
+            raise DivergenceError(
+                "the model's logits are NaN or infinite where a true answer is judged."
+            )
+        return ranks.tolist(), chosen.tolist(), log_probs.tolist()
+
+
+def _batches(pairs: Sequence[Pair], tokens: int) -> Iterator[list[int]]:
+    """Yield places of pairs of similar length, at most so many tokens with their padding."""
+    batch: list[int] = []
+    for place in sorted(range(len(pairs)), key=lambda place: len(pairs[place])):
+        if batch and (len(batch) + 1) * len(pairs[place]) > tokens:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return sys.float_info.max

@@ -1,0 +1,1 @@
+"""Rows of trials as tables, pictures, a page and text."""

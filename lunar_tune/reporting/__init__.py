@@ -1,1 +1,0 @@
-"""Tables, pictures and a report from the rows of a search."""

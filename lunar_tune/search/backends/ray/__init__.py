@@ -1,0 +1,1 @@
+"""Ray Tune as backend: workers, searcher, resources, access."""

@@ -1,0 +1,1 @@
+"""What a search shows on the terminal and writes into its log."""

@@ -1,0 +1,159 @@
+"""What happened while nobody looked: a search's log, `search.log` in its folder.
+
+    2026-11-25 13:08:02+0000 INFO    trial 3/30  L14 c2.0 lr3e-3  forget 0.041  …
+
+Covers: all that is printed, with the time and without colours; what is said in the log alone
+(`RECORD`); warnings and worse of this package and of libraries; errors with their traceback;
+secrets left out.
+Does not cover: what is printed (`session`, `search_progress`), how workers' warnings come here
+(`worker_warnings`), what else they write.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console, ConsoleRenderable, RenderHook
+from rich.control import Control
+
+from lunar_tune.secrets import without_secrets
+
+__all__ = ["RECORD", "search_log"]
+
+RECORD = logging.getLogger("lunar_tune.record")
+"""For the log alone: while one is open, nothing of it reaches the screen."""
+
+# Loggers of libraries that keep their records from the root.
+_APART = ("ray", "optuna", "mlflow", "transformers", "peft", "alembic", "sqlalchemy")
+_WIDE = 10_000  # no line is broken
+
+
+@contextmanager
+def search_log(path: Path, console: Console, opening: Sequence[str] = ()) -> Iterator[None]:
+    """Inside, a log is written; one that is there is gone on with.
+
+    Args:
+        path: The file.
+        console: What is printed there is logged too, also when it is quiet.
+        opening: Its first lines.
+
+    Raises:
+        BaseException: Whatever ended the search; it is in the log with its traceback.
+    """
+    handler = _FileHandler(path, encoding="utf-8", errors="replace")
+    handler.addFilter(_once)
+    console.push_render_hook(_Printed())  # below those of displays, which come and go
+    try:
+        with _listening(handler), _warnings_too():
+            for line in opening:
+                RECORD.info("%s", line)
+            yield
+    except KeyboardInterrupt:
+        _end(handler, logging.WARNING, "interrupted", None)
+        raise
+    except BaseException as error:
+        _end(handler, logging.ERROR, "ended by an error", error)
+        raise
+    finally:
+        console.pop_render_hook()
+        with suppress(OSError):  # what could not be written cannot be now
+            handler.close()
+
+
+class _FileHandler(logging.FileHandler):
+    """Writes records without secrets, in a form of its own; a full disk ends no search."""
+
+    _form = logging.Formatter(
+        "%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S%z"
+    )
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as it is written; Ray gives every handler a formatter of its own."""
+        return without_secrets(self._form.format(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing: it would be said again with every line."""
+
+
+class _Printed(RenderHook):
+    """Hears of everything that is printed on a console."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Log what is printed, line by line, and change nothing of it."""
+        said = [one for one in renderables if not isinstance(one, Control)]
+        if said:  # a display that moves prints nothing but controls
+            for line in filter(str.strip, _plain(said).splitlines()):
+                RECORD.info("%s", line.rstrip())
+        return renderables
+
+
+def _plain(renderables: list[ConsoleRenderable]) -> str:
+    text = io.StringIO()
+    plain = Console(file=text, width=_WIDE, color_system=None, force_terminal=False, emoji=False)
+    for one in renderables:
+        plain.print(one, soft_wrap=True, highlight=False)
+    return text.getvalue()
+
+
+def _once(record: logging.LogRecord) -> bool:
+    """Let a record pass once, though it may come from its library's logger and from the root."""
+    wanted = record.name == RECORD.name or record.levelno >= logging.WARNING
+    again = getattr(record, "in_search_log", False)
+    record.in_search_log = True
+    return wanted and not again
+
+
+@contextmanager
+def _listening(handler: logging.Handler) -> Iterator[None]:
+    """Inside, the handler hears of everything; `RECORD` is for it alone."""
+    loggers = [logging.getLogger(name) for name in (*_APART, RECORD.name)] + [logging.getLogger()]
+    level, propagate = RECORD.level, RECORD.propagate
+    try:
+        RECORD.setLevel(logging.INFO)
+        RECORD.propagate = False
+        for logger in loggers:
+            logger.addHandler(handler)
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        RECORD.setLevel(level)
+        RECORD.propagate = propagate
+
+
+@contextmanager
+def _warnings_too() -> Iterator[None]:
+    """Inside, Python's warnings are logged and shown as before."""
+    shown, is_open = warnings.showwarning, True
+
+    def show(  # noqa: PLR0917 as in the standard library
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if is_open:
+            RECORD.warning("%s: %s (%s:%s)", category.__name__, message, filename, lineno)
+        shown(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        is_open = False
+        if warnings.showwarning is show:  # MLflow puts its own on top of it, for good
+            warnings.showwarning = shown
+
+
+def _end(handler: logging.Handler, level: int, text: str, error: BaseException | None) -> None:
+    """Write how the search ended."""
+    told = (type(error), error, error.__traceback__) if error is not None else None
+    handler.handle(RECORD.makeRecord(RECORD.name, level, "", 0, text, (), told))

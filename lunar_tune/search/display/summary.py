@@ -1,0 +1,251 @@
+"""What the search says before its first trial and after its last.
+
+Covers: the plan, the verdict on the untouched model, the result with the exact next commands.
+Does not cover: progress in between (`search_progress`).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lunar_tune.config.decoding_settings import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.errors import LunarTuneError
+from lunar_tune.metrics.goal import goal_of
+from lunar_tune.models.lineage import read_lineage
+from lunar_tune.report.report import Report, verdict
+from lunar_tune.search.space.space import SearchSpace
+from lunar_tune.search.tuned.finished_search import keep_finished
+from lunar_tune.study.rows import FAILED, TrialRow, score_cells
+from lunar_tune.trial.spec import TrialSpec
+
+__all__ = [
+    "keep_best",
+    "next_commands",
+    "plan_facts",
+    "print_plan",
+    "print_result",
+    "print_vanilla",
+    "vanilla_problem",
+]
+
+# A model that answers fewer of the words than this does not know the data.
+LEAST_TO_FORGET = 0.3
+
+
+def plan_facts(
+    config: SearchConfig,
+    spec: TrialSpec,
+    space: SearchSpace,
+    *,
+    layers: str | None = None,
+    starts: str | None = None,
+) -> dict[str, str]:
+    """Return what is going to be done, as label and value.
+
+    Args:
+        config: What was asked for.
+        spec: What trials share.
+        space: What is searched.
+        layers: What scored layers made of the space's layer; None where there are none.
+        starts: What is tried first; None where nothing is.
+    """
+    data = spec.data
+    sample = len(data.retain_sample)
+    held = data.held_out
+    reported = (
+        f"; reported on as many others: {len(held.forget)}, {len(held.retain)}, {len(held.factual)}"
+        if held is not None
+        else ""
+    )
+    lineage = read_lineage(spec.model.checkpoint)
+    of_all = "" if sample == len(data.retain) else f" (a sample of {len(data.retain)})"
+    return {
+        "model": spec.model.name + (f" with {spec.model.weights}" if spec.model.weights else ""),
+        **({"  origin": lineage.summary} if lineage is not None else {}),
+        "data": f"{data.name}: forget {', '.join(data.forget_edges)} "
+        f"({len(data.forget)} questions), retain {sample}{of_all}, factual {len(data.factual)}"
+        + reported,
+        "method": f"{spec.method.name} ({spec.method.variant})",
+        **{f"  {name}": text for name, text in space.describe()},
+        **({"  layer": layers} if layers is not None else {}),
+        **({"starting points": starts} if starts is not None else {}),
+        "goal": str(goal_of(config)),
+        "trials": f"{config.num_trials} by {config.sampler}"
+        + (f", none started after {config.time_budget:g} s" if config.time_budget else ""),
+        "answers": f"up to {_budget(spec.decoding.max_new_tokens)} in a trial, "
+        f"at least {PUBLISHED_MAX_NEW_TOKENS} tokens in the confirmation",
+    }
+
+
+def print_plan(console: Console, facts: Mapping[str, str]) -> None:
+    """Show the plan."""
+    table = Table.grid(padding=(0, 2))
+    for label, value in facts.items():
+        table.add_row(f"[bold]{escape(label)}[/bold]", escape(value))
+    console.print(table)
+
+
+def print_vanilla(console: Console, scores: Mapping[str, float], note: str | None) -> None:
+    """Show the unmodified model's scores.
+
+    Args:
+        console: Where.
+        scores: Its scores.
+        note: Why answers are decoded plainly; None where they are not.
+    """
+    factual = f", factual {scores['factual_rouge1']:.3f}" if "factual_rouge1" in scores else ""
+    console.print(
+        f"unmodified model: forget ROUGE-1 {scores['forget_rouge1']:.3f}, "
+        f"retain {scores['retain_rouge1']:.3f}{factual}",
+        highlight=False,
+    )
+    if note is not None:
+        console.print(f"answers are decoded from their first token on: {escape(note)}")
+
+
+def vanilla_problem(
+    scores: Mapping[str, float], floor: float | None, spec: TrialSpec
+) -> str | None:
+    """Say why a search on this model is bound to fail or pointless; None if it is not."""
+    retain, forget = scores["retain_rouge1"], scores["forget_rouge1"]
+    if floor is not None and retain < floor:
+        return (
+            f"the unmodified model has retain ROUGE-1 {retain:.3f} on {spec.data.name}, below the "
+            f"floor of {floor:g}: unlearning only lowers it, so no trial could be feasible. The "
+            "model does not know these data: fine-tune it on them first and give the result with "
+            "--model-path (or check --chat-template); --force goes on all the same."
+        )
+    if forget < LEAST_TO_FORGET:
+        return (
+            f"the unmodified model has forget ROUGE-1 {forget:.3f} on "
+            f"{', '.join(spec.data.forget_edges)}: there is nothing to forget. Choose another "
+            "--forget-edge or a model that knows it; --force goes on all the same."
+        )
+    return None
+
+
+def print_result(
+    console: Console, report: Report, *, folder: Path, commands: Mapping[str, Sequence[str]]
+) -> None:
+    """Show what came out and what to do next."""
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    for column in ("", "forget", "retain", "factual", "deviation score"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for who, scores in report.compared.items():
+        table.add_row(who, *score_cells(scores))
+    console.print()
+    if report.best is not None:
+        setting = "  ".join(f"{k} {_brief(v)}" for k, v in report.best.parameters.items())
+        console.print(
+            f"[bold green]best feasible setting:[/bold green] {escape(setting)}", highlight=False
+        )
+    else:
+        console.print(
+            f"[bold yellow]{escape(verdict(report))}[/bold yellow]",
+            soft_wrap=True,
+            highlight=False,
+        )
+    console.print("ROUGE-1 recall of the answers", highlight=False)
+    console.print(table)
+    console.print(_times(report.rows), highlight=False)
+    console.print(f"\nresults are in [bold]{escape(_shown(folder))}[/bold]", soft_wrap=True)
+    for purpose, command in commands.items():
+        console.print(f"[bold]{purpose}[/bold]", highlight=False)
+        line = "  " + " ".join(map(shlex.quote, command))
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def keep_best(folder: Path, console: Console) -> None:
+    """Keep a search's best setting; say where, or why not, for the search itself has ended well."""
+    try:
+        _, path = keep_finished(folder)
+    except LunarTuneError as error:
+        console.print(f"[yellow]not kept:[/yellow] {escape(str(error))}", soft_wrap=True)
+    else:
+        console.print(f"kept for later searches in [bold]{escape(_shown(path))}[/bold]")
+
+
+def next_commands(
+    config: SearchConfig,
+    folder: Path,
+    report: Report,
+    arguments: Sequence[str],
+) -> dict[str, list[str]]:
+    """Return the exact commands that a user may want next.
+
+    Args:
+        config: Of the search that has ended.
+        folder: Of that search.
+        report: What it has found.
+        arguments: The run's options as they were given.
+    """
+    python = _shown(Path(sys.executable), resolve=False)
+    commands: dict[str, list[str]] = {}
+    if report.ending is not None:
+        resume = [python, "-m", "lunar_tune.search", "--resume", _shown(folder)]
+        commands["go on with the search:"] = resume
+    compare = [python, "-m", "lunar_tune.compare", _shown(folder)]
+    if report.ranked:
+        commands["compare the trials in MLflow:"] = compare
+    else:  # MLflow compares scores, of which there are none
+        page = _shown(folder / "page.html")
+        commands["see the trials on a page:"] = [*compare, "--static", page]
+    first = next(iter(report.ranked), None)
+    if first is not None and first.feasible:
+        confirmed = report.best is not None
+        what = "the best setting" if confirmed else "the best setting as searched"
+        commands[f"write the unlearned model of {what}, and prove that it is right:"] = [
+            *(python, "-m", "lunar_tune.export", _shown(folder)),
+            *([] if confirmed else ["--trial", str(first.number)]),
+            *("--format", "checkpoint", "--output", _shown(folder / "model")),
+        ]
+    again = [python, "-m", "lunar_tune.search", *_without(arguments, "--seed")]
+    commands["search again with another seed:"] = [*again, "--seed", str(config.run.seed + 1)]
+    return commands
+
+
+def _without(arguments: Sequence[str], flag: str) -> list[str]:
+    """Return options without one that takes a value."""
+    if flag not in arguments:
+        return list(arguments)
+    place = list(arguments).index(flag)
+    return [*arguments[:place], *arguments[place + 2 :]]
+
+
+def _budget(max_new_tokens: int | None) -> str:
+    if max_new_tokens is None:
+        return f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
+    return f"{max_new_tokens} tokens"
+
+
+def _times(rows: Sequence[TrialRow]) -> str:
+    ended = [row for row in rows if "trial" in row.seconds]
+    failed = sum(row.state == FAILED and row.counts for row in rows)
+    if not ended:
+        return f"{sum(row.counts for row in rows)} trials, {failed} failed"
+    per_trial = sum(row.seconds["trial"] for row in ended) / len(ended)
+    suggest = sum(row.seconds["suggest"] for row in ended) / len(ended)
+    return f"{len(ended)} trials of {per_trial:.2f} s, the sampler {suggest:.2f} s each" + (
+        f", {failed} failed" if failed else ""
+    )
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _shown(path: Path, *, resolve: bool = True) -> str:
+    """Return a path relative to the current folder where that is shorter."""
+    absolute = path.resolve() if resolve else path.absolute()
+    relative = os.path.relpath(absolute)
+    return relative if len(relative) < len(str(absolute)) else str(absolute)

@@ -1,0 +1,1 @@
+"""Search spaces: files, parameters, ranges."""

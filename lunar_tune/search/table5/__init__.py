@@ -1,0 +1,1 @@
+"""One search for each method, model and data set, and their table."""

@@ -1,0 +1,157 @@
+"""The cells of the table of methods: every model with every data set, method and seed.
+
+Covers: reading the lists from the command line, a cell's name and its search's configuration.
+Does not cover: running cells (`table_run`), reading them back (`table_results`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
+from lunar_tune.data.bundled import resolve_data
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.models.catalog import resolve_model
+from lunar_tune.paths import safe_name
+
+__all__ = ["Cell", "cells_of"]
+
+OWN_DATA = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One study of the table."""
+
+    model: str
+    data: str
+    """`NAME` or `NAME:EDGE+EDGE`; empty for the model's own data."""
+    method: str
+    variant: str
+    seed: int
+    several_seeds: bool = False
+    """Whether it is one of several that differ in their seed."""
+
+    @property
+    def name(self) -> str:
+        """The search's name and folder."""
+        model, data = _short(self.model), _short(self.data or "own")
+        seed = f"-seed{self.seed}" if self.seed else ""
+        text = f"{model}-{data}-{self.method}-{self.variant}{seed}"
+        name = safe_name(text)
+        if name == text and len(name) <= LONGEST_NAME:
+            return name
+        # Characters were left out, or are too many: other text may look the same.
+        return f"{name[: LONGEST_NAME - 8]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+    def config(self, shared: SearchConfig) -> SearchConfig:
+        """Return the cell's search.
+
+        Args:
+            shared: What all cells have in common.
+        """
+        run = shared.run
+        name, _, edges = self.data.partition(":")
+        run = dataclasses.replace(
+            run,
+            model=self.model,
+            data=name or run.data,
+            forget_edges=tuple(edges.split("+")) if edges else run.forget_edges,
+            method=self.method,
+            seed=self.seed,
+        )
+        if self.method == "lunar":
+            run = dataclasses.replace(
+                run, lunar=dataclasses.replace(run.lunar, solver=self.variant)
+            )
+        else:
+            gradient = dataclasses.replace(run.gradient, trained=self.variant)
+            run = dataclasses.replace(run, gradient=gradient)
+        # What was tuned before would give one method a better start than another.
+        return dataclasses.replace(
+            shared,
+            run=run,
+            name=self.name,
+            resume=True,
+            tuned=False,
+            # LUNAR's fits are over before they could be looked at.
+            scheduler="none" if self.method == "lunar" else shared.scheduler,
+        )
+
+
+def cells_of(
+    models: Sequence[str],
+    data: Sequence[str],
+    methods: Sequence[str],
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+) -> list[Cell]:
+    """Return all cells, model by model, so that what is kept of a model is used while it is fresh.
+
+    Args:
+        models: As `--model` takes them.
+        data: `NAME` or `NAME:EDGE+EDGE`; none for each model's own.
+        methods: `NAME` or `NAME:VARIANT`.
+        seed: Of the first study of a cell.
+        seeds: Studies of a cell.
+
+    Raises:
+        InputError: Something means nothing or is named twice; all of it is said.
+    """
+    problems = Problems()
+    if seeds < 1:
+        problems.add(f"--seeds {seeds}: at least 1.")
+    for flag, names in (("--models", models), ("--data", data), ("--methods", methods)):
+        twice = sorted({name for name in names if list(names).count(name) > 1})
+        if twice:
+            problems.add(f"{flag}: {', '.join(twice)} is named twice.")
+    for model in models:
+        with problems.collect():
+            resolve_model(model)
+    for name in filter(None, (one.partition(":")[0] for one in data)):
+        with problems.collect():
+            resolve_data(name, kind="records")
+    variants = []
+    for method in methods:
+        with problems.collect():
+            variants.append(_variant_of(method))
+    if len(set(variants)) < len(variants):
+        problems.add("--methods: a method and variant are named twice.")
+    problems.raise_if_any()
+    return [
+        Cell(
+            model=model,
+            data=one,
+            method=method,
+            variant=variant,
+            seed=number,
+            several_seeds=seeds > 1,
+        )
+        for model, one, (method, variant), number in itertools.product(
+            models, data or [OWN_DATA], variants, range(seed, seed + seeds)
+        )
+    ]
+
+
+def _variant_of(text: str) -> tuple[str, str]:
+    from lunar_tune.methods.contract import METHODS
+
+    name, _, variant = text.partition(":")
+    known = METHODS[name].variants
+    if variant and variant not in known:
+        raise InputError(f"--methods {text}: {name} has {', '.join(known)}.")
+    return name, variant or known[0]
+
+
+def _short(text: str) -> str:
+    """Return a name for folders; of a path its last part and a digest, for others may share it."""
+    if "/" not in text:
+        return text.replace(":", "-")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    return f"{Path(text).stem}-{digest}"

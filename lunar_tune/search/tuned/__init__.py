@@ -1,0 +1,1 @@
+"""Settings that were found by earlier searches."""

@@ -1,0 +1,152 @@
+"""A search's folder: which file is where, and finding the folder by what a user calls the search.
+
+    runs/NAME/  config.yaml  study.journal  trials/00007.parquet  trials.parquet  best.yaml  …
+
+Covers: names of files; a folder or a name under the folder of all searches.
+Does not cover: what is in the files (`study`, `outputs`, `stored_config`, `results`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lunar_tune.errors import InputError
+from lunar_tune.paths import is_file, is_folder
+
+__all__ = ["RUNS", "Folder", "find_search", "searches_in"]
+
+RUNS = Path("runs")
+"""Where searches are kept unless another folder is named."""
+_LISTED = 8
+_BEFORE_THE_FIRST_TRIAL = {
+    ".lock",
+    ".study.journal.lock",
+    ".mlflow-run",
+    "config.yaml",
+    "search.log",
+    "trials",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The folder of one search."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The search's name."""
+        return self.path.name
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal: the truth about scores."""
+        return self.path / "study.journal"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def best(self) -> Path:
+        """The best feasible setting, confirmed."""
+        return self.path / "best.yaml"
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether there is more in it than a search leaves that was killed before it began."""
+        if is_file(self.path):
+            return True
+        return is_folder(self.path) and any(
+            entry.name not in _BEFORE_THE_FIRST_TRIAL for entry in self.path.iterdir()
+        )
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works on the search."""
+        return self.path / ".lock"
+
+    @property
+    def run(self) -> Path:
+        """Which MLflow run mirrors the search, for a process that goes on with it."""
+        return self.path / ".mlflow-run"
+
+    @property
+    def trials(self) -> Path:
+        """A row a trial."""
+        return self.path / "trials.parquet"
+
+    @property
+    def log(self) -> Path:
+        """What happened, with the time."""
+        return self.path / "search.log"
+
+    @property
+    def pictures(self) -> Path:
+        """Every picture, as PNG and SVG."""
+        return self.path / "pictures"
+
+    def answers(self, number: int) -> Path:
+        """A trial's answers, as it was searched."""
+        return self.path / "trials" / f"{number:05d}.parquet"
+
+    def full_answers(self, number: int) -> Path:
+        """A trial's answers in the full evaluation that confirms the best."""
+        return self.path / "trials" / f"{number:05d}-full.parquet"
+
+    def stack(self, number: int) -> Path:
+        """What a worker was doing when a trial took too long; below 0, the unmodified model."""
+        name = f"{number:05d}" if number >= 0 else "vanilla"
+        return self.path / "trials" / f"{name}-stack.txt"
+
+    @property
+    def vanilla_answers(self) -> Path:
+        """The unmodified model's answers."""
+        return self.path / "trials" / "vanilla.parquet"
+
+    @property
+    def vanilla_full_answers(self) -> Path:
+        """Its answers to the questions of a full evaluation, where those are held out."""
+        return self.path / "trials" / "vanilla-full.parquet"
+
+
+def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
+    """Return the folder of a search that was begun.
+
+    Args:
+        search: Its folder, or its name.
+        runs: Where names are looked up.
+
+    Raises:
+        InputError: There is no such search; those that there are, are named.
+    """
+    try:
+        given = Path(search).expanduser()
+        for path in (given, runs / given):
+            if (path / "study.journal").is_file():
+                return Folder(path.resolve())
+        is_folder = given.is_dir()
+    except (OSError, RuntimeError) as error:  # a name too long, a home that does not exist
+        raise InputError(f"{search}: cannot be looked at ({error}).") from error
+    if is_folder:
+        raise InputError(f"{search}: is not the folder of a search (it has no study.journal).")
+    raise InputError(f"{search}: there is no such search. {_listed(runs)}")
+
+
+def searches_in(runs: Path) -> list[Folder]:
+    """Return the searches of a folder, those that were written to last first."""
+    journals = sorted(
+        runs.glob("*/study.journal"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    return [Folder(path.parent.resolve()) for path in journals]
+
+
+def _listed(runs: Path) -> str:
+    names = [folder.name for folder in searches_in(runs)]
+    if not names:
+        return f"{runs} has none; name a search's folder, or start one with lunar_tune.search."
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{runs} has {', '.join(names[:_LISTED])}{more}."

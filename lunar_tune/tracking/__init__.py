@@ -1,0 +1,1 @@
+"""MLflow: runs of searches and trials, and its UI."""

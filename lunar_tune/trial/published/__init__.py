@@ -1,0 +1,1 @@
+"""The published LUNAR code's configuration file."""
