@@ -1,8 +1,5 @@
 """lunar-tune: constrained hyperparameter search over LLM unlearning.
 
-Covers: the names that a notebook needs, each loaded at first use, so that `import lunar_tune`
-stays light.
-
 Example:
     >>> from lunar_tune import unlearn_once  # doctest: +SKIP
     >>> run = unlearn_once(layer=1, coefficient=2.0, learning_rate=0.003)
@@ -27,7 +24,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LunarSettings": "lunar_tune.config.lunar_settings",
+    "LunarSettings": "lunar_tune.methods.lunar.lunar_settings",
     "RunOptions": "lunar_tune.config.run_options",
     "SearchResults": "lunar_tune.report.results",
     "SingleRun": "lunar_tune.trial.single",

@@ -1,7 +1,6 @@
 """`python -m lunar_tune.cache`."""
 
-from lunar_tune.cli.cache import cache
-from lunar_tune.cli.running import command_app
+from lunar_tune.cli.main import run
 
 if __name__ == "__main__":
-    command_app(cache)()
+    run("cache")

@@ -1,7 +1,6 @@
 """`python -m lunar_tune.describe`."""
 
-from lunar_tune.cli.describe import describe
-from lunar_tune.cli.running import command_app
+from lunar_tune.cli.main import run
 
 if __name__ == "__main__":
-    command_app(describe)()
+    run("describe")

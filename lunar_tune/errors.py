@@ -1,8 +1,4 @@
-"""The errors of lunar-tune: one root, one class for each way a user can meet it.
-
-Covers: the hierarchy, and a collector that turns many mistakes into one message.
-Does not cover: exit codes (the commands map classes to codes).
-"""
+"""The errors of lunar-tune: one root, one class for each way a user can meet it."""
 
 from __future__ import annotations
 
@@ -84,7 +80,7 @@ class Problems:
     Example:
         >>> problems = Problems()
         >>> with problems.collect():
-        ...     raise InputError("--retain-floor 7: a ROUGE score lies between 0 and 1")
+        ...     raise InputError("--num-trials 0: at least 1")
         >>> len(problems.messages)
         1
     """

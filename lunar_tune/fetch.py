@@ -1,7 +1,6 @@
 """`python -m lunar_tune.fetch`."""
 
-from lunar_tune.cli.fetch import fetch_command
-from lunar_tune.cli.running import command_app
+from lunar_tune.cli.main import run
 
 if __name__ == "__main__":
-    command_app(fetch_command)()
+    run("fetch")

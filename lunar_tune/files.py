@@ -1,8 +1,4 @@
-"""Writing files so that nobody sees half of one, and reading no more than was meant.
-
-Covers: bytes, and whatever a library writes to a path; files that need not end.
-Does not cover: what is written; where things are (`paths`).
-"""
+"""Writing files so that nobody sees half of one, and reading no more than was meant."""
 
 from __future__ import annotations
 

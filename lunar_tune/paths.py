@@ -1,8 +1,4 @@
-"""Where things are: shipped data and search spaces, the user's cache and data, safe file names.
-
-Covers: a source checkout, an editable install and an installed wheel alike.
-Does not cover: what the files mean; readers of the layers above do.
-"""
+"""Where things are: shipped data and search spaces, the user's cache and data, safe file names."""
 
 from __future__ import annotations
 
@@ -29,13 +25,10 @@ __all__ = [
     "safe_name",
     "search_spaces_dir",
     "shipped_spaces",
-    "tuned_dir_to_write",
-    "tuned_dirs",
 ]
 
 CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
 DATA_VARIABLE = "LUNAR_TUNE_DATA"
-TUNED_VARIABLE = "LUNAR_TUNE_TUNED"
 LONGEST_PART = 255  # of the usual file systems
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -111,25 +104,6 @@ def data_dir() -> Path:
     """
     moved = os.environ.get(DATA_VARIABLE)
     return Path(moved).expanduser() if moved else platformdirs.user_data_path("lunar-tune")
-
-
-def tuned_dirs() -> tuple[Path, ...]:
-    """Return the folders of tuned settings, shipped then the user's own; neither need exist.
-
-    The environment variable `LUNAR_TUNE_TUNED` puts one folder in the place of both.
-    """
-    moved = os.environ.get(TUNED_VARIABLE)
-    if moved:
-        return (Path(moved).expanduser(),)
-    return search_spaces_dir() / "tuned", data_dir() / "tuned"
-
-
-def tuned_dir_to_write() -> Path:
-    """Return the folder for new tuned settings: that of a checkout, else the user's own."""
-    first, last = tuned_dirs()[0], tuned_dirs()[-1]
-    existing = first if first.is_dir() else first.parent
-    installed = first.is_relative_to(_PACKAGE)  # an update would remove what is kept there
-    return first if not installed and os.access(existing, os.W_OK | os.X_OK) else last
 
 
 def is_file(path: Path) -> bool:

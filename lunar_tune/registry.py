@@ -1,12 +1,9 @@
-"""Named entries with a helpful error for a name that is not there.
-
-Covers: catalogue models, methods, solvers, samplers: everything that a user picks by name.
-Does not cover: discovery or plug-ins; entries are registered by the module that defines them.
-"""
+"""Named entries with a helpful error for a name that is not there."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
@@ -23,13 +20,17 @@ class Registry(Mapping[str, Entry]):
     Args:
         kind: What an entry is called in messages, for example `model`.
         error_class: The error that an unknown name raises.
+        group: Of entry points by which other packages add entries; they are loaded when entries
+            are first looked at.
     """
 
-    def __init__(self, kind: str, *, error_class: type[InputError] = InputError) -> None:
+    def __init__(
+        self, kind: str, *, error_class: type[InputError] = InputError, group: str | None = None
+    ) -> None:
         """Start empty."""
         self.kind = kind
-        self._error_class = error_class
-        self._entries: dict[str, Entry] = {}
+        self._error_class, self._group = error_class, group
+        self._own: dict[str, Entry] = {}
 
     def register(self, name: str, entry: Entry) -> Entry:
         """Add an entry and return it.
@@ -37,10 +38,19 @@ class Registry(Mapping[str, Entry]):
         Raises:
             ValueError: The name is taken; that is a mistake in the program, not of a user.
         """
-        if name in self._entries:
+        if name in self._own:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
-        self._entries[name] = entry
+        self._own[name] = entry
         return entry
+
+    @property
+    def _entries(self) -> dict[str, Entry]:
+        """All entries, those of other packages among them."""
+        if self._group is not None:
+            group, self._group = self._group, None
+            for point in importlib.metadata.entry_points(group=group):
+                self.register(point.name, point.load())
+        return self._own
 
     def __getitem__(self, name: str) -> Entry:
         """Return the entry.

@@ -1,10 +1,6 @@
 """Secrets in text that is shown or kept: passwords in addresses, values of secret variables.
 
-    http://me:pass@host  ->  http://me:***@host
-
-Covers: addresses inside of any text, also those whose password has an `@` or a `/`; passwords and
-keys in an address's query; values that the environment has under the name of a secret.
-Does not cover: a masked address that is used again (`tracking.store`).
+http://me:pass@host  ->  http://me:***@host
 """
 
 from __future__ import annotations

@@ -17,22 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import cyclopts
 import torch
-import typer
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+from cyclopts.validators import Number
 from random_weights import SIZES, random_model, random_options
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.gradient_settings import GradientSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
-from lunar_tune.methods.objectives import OBJECTIVES
+from lunar_tune.cli.running import reporting_errors
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.errors import InputError
+from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.worker import Worker
 
-ALL = (*OBJECTIVES, "rmu")
+ALL = tuple(sorted({*METHODS} - {"lunar"}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,37 +91,49 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def bench(  # noqa: PLR0917 options of a command
-    model: Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")] = "tiny",
-    size: Annotated[
-        str | None, typer.Option(help=f"Random weights instead: {', '.join(SIZES)}.")
-    ] = None,
-    methods: Annotated[str, typer.Option(help="With commas between.")] = ",".join(ALL),
-    train: Annotated[str, typer.Option(help="lora or full.")] = "lora",
-    checkpointing: Annotated[bool, typer.Option("--checkpointing")] = False,
-    epochs: Annotated[int, typer.Option(min=2, help="The first one is left out.")] = 3,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Of torch. Default: all cores.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
+def bench(
+    *,
+    model: str = "tiny",
+    size: str | None = None,
+    methods: str = ",".join(ALL),
+    train: str = "lora",
+    checkpointing: bool = False,
+    epochs: Annotated[int, Parameter(validator=Number(gte=2))] = 3,
+    device: str = "auto",
+    threads: PositiveInt | None = None,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> None:
-    """Measure the fits, one after the other on one model."""
+    """Measure the fits, one after the other on one model.
+
+    Args:
+        model: Catalogue name, hub id or folder.
+        size: Random weights of this size instead: qwen2.5-7b or small.
+        methods: With commas between.
+        train: lora or full.
+        checkpointing: Compute activations again in the backward pass.
+        epochs: The first one is left out.
+        device: auto, cpu or cuda.
+        threads: Of torch. Default: all cores.
+        json_file: Write the figures.
+    """
     console = Console()
-    settings = GradientSettings(trained=train, epochs=epochs, checkpointing=checkpointing)
     base = RunOptions(
         model=model,
         device=device,
-        gradient=settings,
-        decoding=DecodingSettings(max_new_tokens=32),
-        engine=EngineSettings(early_exit=True, cache_limit=0),
+        method=methods.split(",", maxsplit=1)[0],
+        fix=(f"trained={train}", f"epochs={epochs}", f"checkpointing={checkpointing}"),
+        max_new_tokens=32,
+        cache_limit=0,
     )
     if size is not None and size not in SIZES:
-        raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
+        raise InputError(f"--size {size}: there are {', '.join(SIZES)}.")
     options = random_options(base) if size is not None else base
     loaded = _model(options, size)
     rows = []
     for name in methods.split(","):
         spec = materialise(assemble(dataclasses.replace(options, method=name)))
-        worker = Worker(spec, loaded)
+        engine = dataclasses.replace(spec.engine, early_exit=True)
+        worker = Worker(dataclasses.replace(spec, engine=engine), loaded)
         limit_threads(threads)
         rate = {"learning_rate": 1e-5}
         middle = {"layer": loaded.n_layers // 3, "coefficient": 6.5}
@@ -159,4 +174,5 @@ def _print(console: Console, rows: list[Figures], loaded: LoadedModel) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(bench)
+    with reporting_errors(debug=False):
+        cyclopts.run(bench)

@@ -28,20 +28,20 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, NamedTuple
 
+import cyclopts
 import optuna
-import typer
+from cyclopts.types import PositiveInt
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.cli.running import reporting_errors
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.lunar_settings import SOLVERS, LunarSettings
-from lunar_tune.config.run_options import NONE, EngineSettings, RunOptions
-from lunar_tune.config.search_config import RETAIN_FLOOR, SAMPLERS, SearchConfig
+from lunar_tune.config.run_options import NONE, RunOptions
+from lunar_tune.config.search_config import RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.paths import cache_dir, safe_name
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
-from lunar_tune.search.samplers import make_sampler
+from lunar_tune.search.samplers import SAMPLERS
 from lunar_tune.search.space.space import (
     Choice,
     FloatRange,
@@ -160,7 +160,7 @@ def record(grid: Grid, spec: TrialSpec, console: Console) -> None:
     worker = Worker(dataclasses.replace(spec, layers=tuple(map(int, layers))))
     scores = worker.vanilla().evaluation.scores  # its answers are the trials' drafts
     console.print(
-        f"unmodified: forget {scores['forget_rouge1']:.3f}, retain {scores['retain_rouge1']:.3f}"
+        f"base model: forget {scores['forget_rouge1']:.3f}, retain {scores['retain_rouge1']:.3f}"
     )
     missing = grid.missing()
     with build_progress(console) as bar:
@@ -291,7 +291,7 @@ def rows_of(
         for name, at_once in product(samplers, AT_ONCE):
             replays = []
             for seed in range(seeds):
-                replays.append(replay(grid, space, make_sampler(name, seed), at_once, floor))
+                replays.append(replay(grid, space, SAMPLERS[name](seed), at_once, floor))
                 bar.update(task, advance=1, note=f"{name}, {at_once} at once")
             yield Row(
                 sampler=name,
@@ -380,23 +380,37 @@ def _finite(values: Sequence[float]) -> list[float | None]:
 
 def bench(
     *,
-    model: Annotated[str, typer.Option(help="Model: a name or a folder.")] = "tiny",
-    data: Annotated[str | None, typer.Option(help="Data; default: the model's own.")] = None,
-    forget_edge: Annotated[str, typer.Option(help="Edge to forget.")] = "A_B",
-    reference_prompts: Annotated[
-        str, typer.Option(help="Prompts that the model declines.")
-    ] = "unverifiable",
-    space: Annotated[str | None, typer.Option(help="Search space; default: the model's.")] = None,
-    solver: Annotated[str, typer.Option(help=f"Solver: {', '.join(SOLVERS)}.")] = "adamw",
-    samplers: Annotated[str, typer.Option(help="Samplers, by comma.")] = ",".join(SAMPLERS),
-    seeds: Annotated[int, typer.Option(min=1, help="Replays of each.")] = 20,
-    coefficients: Annotated[int, typer.Option(min=2, help="Grid values.")] = 11,
-    learning_rates: Annotated[int, typer.Option(min=2, help="Grid values, also of ridge.")] = 9,
-    retain_floor: Annotated[float, typer.Option(help="Least retain ROUGE-1.")] = RETAIN_FLOOR,
-    grid_file: Annotated[Path | None, typer.Option("--grid", help="Recorded grid.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
+    model: str = "tiny",
+    data: str | None = None,
+    forget_edge: str = "A_B",
+    reference_prompts: str = "unverifiable",
+    space: str | None = None,
+    solver: str = "adamw",
+    samplers: str = ",".join(SAMPLERS),
+    seeds: PositiveInt = 20,
+    coefficients: Annotated[int, cyclopts.Parameter(validator=Number(gte=2))] = 11,
+    learning_rates: Annotated[int, cyclopts.Parameter(validator=Number(gte=2))] = 9,
+    retain_floor: float = RETAIN_FLOOR,
+    grid_file: Annotated[Path | None, cyclopts.Parameter(name="--grid")] = None,
+    json_file: Annotated[Path | None, cyclopts.Parameter(name="--json")] = None,
 ) -> None:
-    """Replay samplers on a grid, which is recorded first if there is none."""
+    """Replay samplers on a grid, which is recorded first if there is none.
+
+    Args:
+        model: A name or a folder.
+        data: Default: the model's own.
+        forget_edge: Edge to forget.
+        reference_prompts: Prompts that the model declines.
+        space: Search space; default: the model's.
+        solver: adamw, closed_form or lora.
+        samplers: With commas between.
+        seeds: Replays of each.
+        coefficients: Grid values.
+        learning_rates: Grid values, also of ridge.
+        retain_floor: Least retain ROUGE-1.
+        grid_file: Recorded grid.
+        json_file: Write the figures.
+    """
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     names = samplers.split(",")
     if unknown := [name for name in names if name not in SAMPLERS]:
@@ -404,14 +418,14 @@ def bench(
     options = RunOptions(
         model=model,
         data=data,
-        forget_edges=(forget_edge,),
+        forget_edge=(forget_edge,),
         factual_data=NONE,
         reference_prompts=reference_prompts,
-        lunar=LunarSettings(solver=solver),
-        decoding=DecodingSettings(max_new_tokens=None),  # as a search's trials
-        engine=EngineSettings(early_exit=True),
+        solver=solver,
+        max_new_tokens=None,  # as a search's trials
     )
     spec = assemble(options)
+    spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, early_exit=True))
     searched = space_of(options, spec, space)
     steps = {"coefficient": coefficients, "learning_rate": learning_rates, "ridge": learning_rates}
     grid = grid_of(options, spec, searched, steps, grid_file)
@@ -454,7 +468,7 @@ def grid_of(
     surface = {
         "model": options.model,
         "data": options.data or spec.data.name,
-        "forget_edge": ",".join(options.forget_edges),
+        "forget_edge": ",".join(options.forget_edge),
         "reference_prompts": options.reference_prompts,
         "solver": spec.method.variant,
     }
@@ -464,4 +478,4 @@ def grid_of(
 
 if __name__ == "__main__":
     with reporting_errors(debug=False):
-        typer.run(bench)
+        cyclopts.run(bench)

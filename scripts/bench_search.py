@@ -26,10 +26,12 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import cyclopts
 import optuna
 import psutil
-import typer
-import yaml
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+from cyclopts.validators import Number
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
@@ -37,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.config.search_config import RETAIN_FLOOR
+from lunar_tune.yaml_files import read_yaml
 
 GOOD_FORGET = 0.15
 COLUMNS = (
@@ -59,7 +62,7 @@ SECONDS_PER_LOOK = 1.0
 def one_search(output: Path, seed: int, num_trials: int, options: list[str]) -> dict[str, Any]:
     """Run a search and return its figures; times of a trial are medians."""
     name = f"seed-{seed}"
-    command = [sys.executable, "-m", "lunar_tune.search", "--no-starting-points", "--quiet"]
+    command = [sys.executable, "-m", "lunar_tune.search", "--start-from", "none", "--quiet"]
     command += ["--seed", str(seed), "--num-trials", str(num_trials), *options]
     command += ["--output", str(output), "--name", name]
     begun, start = datetime.now(), time.perf_counter()
@@ -72,7 +75,7 @@ def one_search(output: Path, seed: int, num_trials: int, options: list[str]) -> 
     if process.returncode not in {0, 3}:
         raise SystemExit(f"seed {seed}: exit code {process.returncode}\n{text}")
     best = output / name / "best.yaml"
-    scores = yaml.safe_load(best.read_text())["confirmed"]["scores"] if best.exists() else {}
+    scores = read_yaml(best)["confirmed"]["scores"] if best.exists() else {}
     return {
         "seed": seed,
         "wall": wall,
@@ -148,12 +151,20 @@ def _split(trials: Sequence[FrozenTrial]) -> dict[str, float | None]:
 
 
 def bench(
-    seeds: Annotated[int, typer.Option(min=1, help="Searches, one a seed.")] = 10,
-    num_trials: Annotated[int, typer.Option(min=3, help="Trials of a search.")] = 30,
-    options: Annotated[str, typer.Option(help="Further options of the search.")] = "--model tiny",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
+    *,
+    seeds: PositiveInt = 10,
+    num_trials: Annotated[int, Parameter(validator=Number(gte=3))] = 30,
+    options: Annotated[str, Parameter(allow_leading_hyphen=True)] = "--model tiny",
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> None:
-    """Run searches with several seeds and print what they found and where their time went."""
+    """Run searches with several seeds and print what they found and where their time went.
+
+    Args:
+        seeds: Searches, one a seed.
+        num_trials: Trials of a search.
+        options: Further options of the search.
+        json_file: Write the figures.
+    """
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table(*COLUMNS, box=None, pad_edge=False, header_style="bold")
     figures = []
@@ -207,4 +218,4 @@ def _print_growth(console: Console, row: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    typer.run(bench)
+    cyclopts.run(bench)

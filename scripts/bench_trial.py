@@ -1,9 +1,10 @@
-"""One trial, stage by stage: as the published pipeline runs it, and as the engine does.
+"""One trial, stage by stage: plain, as the published pipeline runs it, and as the engine does.
 
 Covers: tiny, any model folder, or random weights of a named size; CPU or CUDA; both solvers; the
 first trial with its captures and warm ones; scores compared row by row at equal token budgets; peak
 memory; on CUDA the distance to the floor that operations and memory traffic set, both measured on
-the spot. Plain and engine take turns in one process. No Ray.
+the spot. Plain is a fresh load and the steps of `lunar_tune.reference`; plain and engine take turns
+in one process. No Ray.
 Does not cover: whole searches (`bench_search`); quality of random weights, which know nothing.
 
     scripts/bench_trial.py --model FOLDER --data FILE --forget-edge A_B --json FILE
@@ -12,28 +13,35 @@ Does not cover: whole searches (`bench_search`); quality of random weights, whic
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import cyclopts
 import torch
-import typer
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt, PositiveInt
 from device_floor import Floor, measure_device, trial_floor
-from plain_pipeline import PlainModel, PlainResult, Questions, plain_trial, recalls
 from random_weights import NEW_TOKENS, SIZES, random_model, random_options
 from rich.console import Console
 from rich.table import Table
+from rouge_score import rouge_scorer
+from transformers import AutoModelForCausalLM
 
+from lunar_tune import reference
 from lunar_tune.cli.running import reporting_errors
-from lunar_tune.config.decoding_settings import PUBLISHED_MAX_NEW_TOKENS, DecodingSettings
-from lunar_tune.config.lunar_settings import LunarSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
+from lunar_tune.data.records import Record
+from lunar_tune.errors import InputError
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.models.memory import GIB
@@ -41,18 +49,54 @@ from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.worker import TrialResult, Worker
 
 OWN = {"adamw": "learning_rate", "closed_form": "ridge"}
-SOLVERS = tuple(OWN)  # the plain pipeline has these
+SOLVERS = tuple(OWN)  # the reference has these
+FITS: dict[str, Callable[..., torch.Tensor]] = {
+    "adamw": reference.fit_adamw,
+    "closed_form": reference.fit_closed_form,
+}
 BEFORE = (1.2, 0.8, 1.1)  # a warm trial follows others, with so many times its coefficient
 AUTO_BUDGET = 1.25  # of the weights
+
+
+@dataclasses.dataclass(kw_only=True)
+class PlainTrial:
+    """Answers of a plain trial, and where its time went."""
+
+    device: torch.device
+    tokens: list[list[int]] = dataclasses.field(default_factory=list)
+    """New tokens of each evaluated prompt, cut before the first end-of-sequence token."""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Note the seconds spent inside."""
+        start = self._clock()
+        yield
+        self.seconds[name] = self._clock() - start
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def recalls(truths: Sequence[str], answers: Sequence[str]) -> tuple[list[float], list[float]]:
+    """Return ROUGE-1 and ROUGE-L recall of each answer, by the package rouge_score."""
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    scores = [scorer.score(truth, answer) for truth, answer in zip(truths, answers, strict=True)]
+    return (
+        [float(score["rouge1"].recall) for score in scores],
+        [float(score["rougeL"].recall) for score in scores],
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
 class Figures:
     """What was measured with one solver."""
 
-    plain: list[PlainResult] = dataclasses.field(default_factory=list)
+    plain: list[PlainTrial] = dataclasses.field(default_factory=list)
     vanilla: float = 0.0
-    """Seconds of the unmodified model's evaluation, once per worker."""
+    """Seconds of the base model's evaluation, once per worker."""
     first: dict[str, float] = dataclasses.field(default_factory=dict)
     warm: list[dict[str, float]] = dataclasses.field(default_factory=list)
     full: float | None = None
@@ -60,7 +104,7 @@ class Figures:
     peak_gib: float | None = None
     budget: int = 0
     differing: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Share of rows whose ROUGE differs from the plain pipeline's, by token budget."""
+    """Share of rows whose ROUGE differs from the plain trial's, by token budget."""
     floor: Floor | None = None
 
     def seconds(self, stage: str) -> float:
@@ -87,7 +131,7 @@ class Bench:
         solver: adamw or closed_form.
         setting: Layer, coefficient and the solver's parameter.
         loaded: Random weights; None loads what the options name.
-        build: Makes such weights anew, for the plain pipeline.
+        build: Builds the same weights again, for plain trials.
     """
 
     def __init__(
@@ -99,16 +143,18 @@ class Bench:
         loaded: LoadedModel | None,
         build: Callable[[], Any] | None,
     ) -> None:
-        options = dataclasses.replace(options, lunar=LunarSettings(solver=solver))
+        options = dataclasses.replace(options, solver=solver)
         spec = materialise(assemble(options))
-        self._spec = dataclasses.replace(spec, layers=(setting["layer"],))
+        # As in a search, but for random weights, whose answers all have the whole budget.
+        engine = dataclasses.replace(spec.engine, early_exit=loaded is None)
+        self._spec = dataclasses.replace(spec, layers=(setting["layer"],), engine=engine)
         self._solver, self._setting = solver, dict(setting)
         self._loaded = loaded if loaded is not None else load_model(spec.model)
         self._build, self._random = build, loaded is not None
         self.figures = Figures()
 
     def begin(self) -> None:
-        """Make the worker, evaluate the unmodified model, run the first trial with its captures."""
+        """Make the worker, evaluate the base model, run the first trial with its captures."""
         self._folder = tempfile.TemporaryDirectory()
         self._worker = self._new_worker()
         if self._loaded.device.type == "cuda":
@@ -149,20 +195,39 @@ class Bench:
         self._folder.cleanup()
 
     def plain(self) -> None:
-        """Run one plain trial."""
-        self.figures.plain.append(
-            plain_trial(
-                self._plain_model(),
-                self._questions(),
-                self._setting,
-                solver=self._solver,
-                max_new_tokens=NEW_TOKENS if self._random else PUBLISHED_MAX_NEW_TOKENS,
-                end_at_eos=not self._random,
-            )
-        )
+        """Run one plain trial: a fresh load, the reference's steps in their order, scores."""
+        trial, setting = PlainTrial(device=self._loaded.device), self._setting
+        layer, data = setting["layer"], self._spec.data
+        own = OWN[self._solver]
+        fit = partial(FITS[self._solver], **{own: setting[own]})
+        forget, retain = (self._prompts(one) for one in (data.fit_forget, data.fit_retain))
+        declined = self._worker.encoder.prompts(data.reference_prompts)
+        evaluated = [one for one in (data.forget, data.retain, data.factual) if one]
+        questions = [self._prompts(one) for one in evaluated]
+        with trial.stage("load"):
+            model = self._fresh_model()
+        with trial.stage("directions"):
+            vector = reference.unlearning_vector(model, layer, declined, forget)
+            shift = setting["coefficient"] * vector
+        with trial.stage("activations"):
+            inputs = [reference.mlp_inputs(model, layer, prompts) for prompts in (forget, retain)]
+        with trial.stage("copy"):
+            unlearned = copy.deepcopy(model)
+        h = torch.cat(inputs)
+        is_forget = torch.arange(len(h), device=h.device) < len(inputs[0])
+        with trial.stage("fit"):
+            reference.add_difference(unlearned, layer, fit(h, is_forget, shift))
+        with trial.stage("generate"):
+            for prompts in questions:
+                trial.tokens += self._plain_answers(unlearned, prompts)
+        with trial.stage("score"):
+            texts = self._loaded.tokenizer.batch_decode(trial.tokens, skip_special_tokens=True)
+            recalls([record.answer for one in evaluated for record in one], texts)
+        trial.seconds["total"] = sum(trial.seconds.values())
+        self.figures.plain.append(trial)
 
     def compare(self, result: TrialResult) -> None:
-        """Compare rows with the plain pipeline's, cut to the budget that the engine had."""
+        """Compare rows with the plain trial's, cut to the budget that the engine had."""
         if not self.figures.plain:
             return
         self._differing(result)
@@ -188,67 +253,79 @@ class Bench:
         ]
         self.figures.differing[f"{budget} tokens"] = sum(differ) / len(differ)
 
-    def _plain_model(self) -> PlainModel:
-        return PlainModel(
-            folder=self._spec.model.checkpoint,
-            tokenizer=self._loaded.tokenizer,
-            eos_ids=self._loaded.eos_ids if not self._random else (0,),
-            dtype=self._loaded.model.dtype,
-            device=self._loaded.device,
-            build=self._build,
+    def _prompts(self, records: Sequence[Record]) -> Sequence[Sequence[int]]:
+        return self._worker.encoder.prompts([record.question for record in records])
+
+    def _fresh_model(self) -> Any:
+        if self._build is not None:
+            return self._build()
+        folder, dtype = self._spec.model.checkpoint, self._loaded.model.dtype
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return model.to(self._loaded.device).eval()
+
+    def _plain_answers(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return answers; those of random weights end with their budget only."""
+        return reference.greedy_answers(
+            model,
+            prompts,
+            eos_ids=() if self._random else self._loaded.eos_ids,
+            max_new_tokens=NEW_TOKENS if self._random else PUBLISHED_MAX_NEW_TOKENS,
         )
 
-    def _questions(self) -> Questions:
-        data, encode = self._spec.data, self._worker.encoder.prompts
-        sets = [one for one in (data.forget, data.retain, data.factual) if one]
-        return Questions(
-            forget=encode([record.question for record in data.fit_forget]),
-            retain=encode([record.question for record in data.fit_retain]),
-            reference=encode(data.reference_prompts),
-            evaluated=[encode([record.question for record in one]) for one in sets],
-            truths=[record.answer for one in sets for record in one],
-        )
 
-
-def bench(  # noqa: PLR0917 options of a command
-    model: Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")] = "tiny",
-    size: Annotated[
-        str | None, typer.Option(help=f"Random weights instead: {', '.join(SIZES)}.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="As in the search.")] = None,
-    forget_edge: Annotated[str, typer.Option(help="As in the search.")] = "A_B",
-    factual_data: Annotated[str, typer.Option(help="As in the search.")] = "factual",
-    reference_prompts: Annotated[str, typer.Option(help="As in the search.")] = "unverifiable",
-    layer: Annotated[int | None, typer.Option(help="Default: 0; random weights: middle.")] = None,
-    coefficient: Annotated[float, typer.Option(help="Of both solvers.")] = 2.0,
-    learning_rate: Annotated[float, typer.Option(help="Of adamw.")] = 0.003,
-    ridge: Annotated[float, typer.Option(help="Of closed_form.")] = 0.1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="Of torch, for both. Default: all cores.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Warm trials that are timed.")] = 5,
-    plain_repeats: Annotated[int, typer.Option(min=0, help="Plain trials; 0 for none.")] = 2,
-    memory_budget: Annotated[
-        str | None, typer.Option(help="GiB, or auto: weights and a quarter; runs once more.")
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
+def bench(
+    *,
+    model: str = "tiny",
+    size: str | None = None,
+    data: str | None = None,
+    forget_edge: str = "A_B",
+    factual_data: str = "factual",
+    reference_prompts: str = "unverifiable",
+    layer: NonNegativeInt | None = None,
+    coefficient: float = 2.0,
+    learning_rate: float = 0.003,
+    ridge: float = 0.1,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: PositiveInt | None = None,
+    repeats: PositiveInt = 5,
+    plain_repeats: NonNegativeInt = 2,
+    memory_budget: str | None = None,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> None:
-    """Time one trial, plain against engine."""
+    """Time one trial, plain against engine.
+
+    Args:
+        model: Catalogue name, hub id or folder.
+        size: Random weights of this size instead: qwen2.5-7b or small.
+        data: As in the search.
+        forget_edge: As in the search.
+        factual_data: As in the search.
+        reference_prompts: As in the search.
+        layer: Default: 0; random weights: middle.
+        coefficient: Of both solvers.
+        learning_rate: Of adamw.
+        ridge: Of closed_form.
+        device: auto, cpu or cuda.
+        dtype: auto, float32, bfloat16 or float16.
+        threads: Of torch, for both. Default: all cores.
+        repeats: Warm trials that are timed.
+        plain_repeats: Plain trials; 0 for none.
+        memory_budget: GiB, or auto: weights and a quarter; runs once more.
+        json_file: Write the figures.
+    """
     if size is not None and size not in SIZES:
-        raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
+        raise InputError(f"--size {size}: there are {', '.join(SIZES)}.")
     console = Console()
     options = RunOptions(
         model=model,
         data=data,
-        forget_edges=(forget_edge,),
+        forget_edge=(forget_edge,),
         factual_data=factual_data,
         reference_prompts=reference_prompts,
         device=device,
         dtype=dtype,
-        decoding=DecodingSettings(max_new_tokens=None if size is None else NEW_TOKENS),
-        engine=EngineSettings(early_exit=size is None),
+        max_new_tokens=None if size is None else NEW_TOKENS,
     )
     loaded = build = None
     if size is not None:
@@ -280,7 +357,7 @@ def bench(  # noqa: PLR0917 options of a command
 
 
 def _in_turns(one: Bench, repeats: int, plain_repeats: int, threads: int | None) -> TrialResult:
-    """Let engine and plain pipeline take turns, so that a busy machine is busy for both."""
+    """Let engine and plain trials take turns, so that a busy machine is busy for both."""
     limit_threads(threads)
     one.begin()
     result = one.warm(repeats)
@@ -297,8 +374,7 @@ def _under_budget(
     """Run the closed form once more with less memory; return seconds and the peak."""
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters()) / GIB
     gib = AUTO_BUDGET * weights if budget == "auto" else float(budget)
-    engine = dataclasses.replace(options.engine, memory_budget=gib)
-    limited = dataclasses.replace(options, engine=engine)
+    limited = dataclasses.replace(options, memory_budget=gib)
     one = Bench(limited, "closed_form", setting, loaded=loaded, build=None)
     one.begin()
     one.warm(1)
@@ -340,7 +416,7 @@ def _print(console: Console, solver: str, setting: Mapping[str, Any], figures: F
     console.print(f"\n{where}; answers of up to {figures.budget} tokens", highlight=False)
     console.print(table)
     console.print(
-        f"once per worker: the unmodified model {figures.vanilla:.2f} s"
+        f"once per worker: the base model {figures.vanilla:.2f} s"
         + (f"; full evaluation {figures.full:.2f} s" if figures.full is not None else "")
         + (f"; peak {figures.peak_gib:.1f} GiB" if figures.peak_gib is not None else ""),
         highlight=False,
@@ -383,4 +459,4 @@ def _document(results: Mapping[str, Figures], under: dict[str, Any] | None) -> d
 
 if __name__ == "__main__":
     with reporting_errors(debug=False):
-        typer.run(bench)
+        cyclopts.run(bench)

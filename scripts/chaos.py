@@ -29,16 +29,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import cyclopts
 import psutil
 import pyarrow.parquet as pq
 import requests
-import typer
-import yaml
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt, PositiveInt
 from rich.console import Console
 
 from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.report.results import SearchResults, load_search
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_first
+from lunar_tune.yaml_files import read_yaml
 
 NAME = "chaos"
 MARK = "LUNAR_TUNE_CHAOS"
@@ -92,12 +94,10 @@ class Chaos:
             if code not in {0, 3}:
                 continue
             if self.kills.total() >= self.wanted:
-                if load_search(self.search).study.notes.get("mirrored"):
-                    break
-                console.print("finished while the server was away: once more, as it is told")
-            else:  # finished too early: there is more to kill
-                self.trials += max(2, self.trials // 10)
-                console.print(f"finished after {self.kills.total()} kills; {self.trials} trials")
+                break
+            # finished too early: there is more to kill
+            self.trials += max(2, self.trials // 10)
+            console.print(f"finished after {self.kills.total()} kills; {self.trials} trials")
         self._stop_server()
         return code
 
@@ -245,9 +245,15 @@ class Chaos:
     # What is left
 
     def check(self) -> dict[str, Any]:
-        """Hold the records against each other; the server runs meanwhile."""
+        """Hold the records against each other; the server runs meanwhile.
+
+        It may have been away when the search ended: what catches up is the command that says so.
+        """
         self._start_server()
         try:
+            compare = [sys.executable, "-m", "lunar_tune.compare", str(self.search)]
+            with (self.folder / "compare.log").open("ab") as log:
+                subprocess.run(compare, env=self._environment(), stdout=log, stderr=log, check=True)
             return self._checked(load_search(self.search))
         finally:
             self._stop_server()
@@ -311,7 +317,7 @@ def _against_mlflow(rows: tuple[TrialRow, ...], children: dict[int, list[Any]]) 
 def _best_disagrees(results: SearchResults) -> list[str]:
     """Compare `best.yaml` with the best of the table."""
     best = best_first(list(results.rows))
-    said = yaml.safe_load(results.folder.best.read_text()) if results.folder.best.exists() else None
+    said = read_yaml(results.folder.best) if results.folder.best.exists() else None
     if said is None:
         return ["there is no best.yaml"] if best else []
     if not best:
@@ -365,17 +371,25 @@ def _free_port() -> int:
         return port
 
 
-def main(  # noqa: PLR0917
-    trials: Annotated[int, typer.Option(min=1, help="Trials of the search.")] = 60,
-    kills: Annotated[int, typer.Option(min=0, help="Processes to kill.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of what is killed when.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write what came out.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder to keep everything in; else it is temporary.")
-    ] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds after which it gives up.")] = 3000.0,
+def main(
+    *,
+    trials: PositiveInt = 60,
+    kills: NonNegativeInt = 30,
+    seed: int = 0,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    output: Path | None = None,
+    time_limit: float = 3000.0,
 ) -> None:
-    """Kill a search at random until it is done, and look at what is left."""
+    """Kill a search at random until it is done, and look at what is left.
+
+    Args:
+        trials: Trials of the search.
+        kills: Processes to kill.
+        seed: Of what is killed when.
+        json_file: Write what came out.
+        output: Folder to keep everything in; else it is temporary.
+        time_limit: Seconds after which it gives up.
+    """
     console = Console()
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -405,4 +419,4 @@ def main(  # noqa: PLR0917
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -18,17 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import cyclopts
 import torch
-import typer
+from cyclopts.types import ExistingDirectory, PositiveInt
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
 from lunar_tune.cli.running import reporting_errors
-from lunar_tune.config.adamw_settings import AdamWSettings
-from lunar_tune.config.lunar_settings import LunarSettings
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.methods.lunar.method import LunarPreparation
 from lunar_tune.models.chat import PUBLISHED
@@ -78,11 +77,11 @@ def workers(
             dtype="bfloat16",
             chat_template=PUBLISHED,
             data=str(folder / "data.json"),
-            forget_edges=(edge,),
+            forget_edge=(edge,),
             factual_data=str(data / "factual_data.json"),
             reference_prompts=str(data / REFERENCE_FILES[reference]),
             evaluation_rows=EVALUATED_ROWS,
-            lunar=LunarSettings(adamw=AdamWSettings(master_dtype=master_dtype)),
+            fix=(f"master_dtype={master_dtype}",),
         )
         yield Worker(assemble(options)), list(group)
 
@@ -133,11 +132,13 @@ def _direction_key(directions: Mapping[str, torch.Tensor], setting: Setting) -> 
     return matching[0]
 
 
-def check(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
-    seeds: Annotated[int, typer.Option(min=1, help="Runs to average over.")] = 3,
-) -> None:
-    """Compare with what the published code got on a small checkpoint."""
+def check(folder: ExistingDirectory, /, *, seeds: PositiveInt = 3) -> None:
+    """Compare with what the published code got on a small checkpoint.
+
+    Args:
+        folder: With `model/`, `data.json`, `directions.safetensors` and `results.json`.
+        seeds: Runs to average over.
+    """
     console = Console()
     golden = recorded(folder)
     settings = sorted(golden)
@@ -175,4 +176,4 @@ def check(
 
 if __name__ == "__main__":
     with reporting_errors(debug=False):
-        typer.run(check)
+        cyclopts.run(check)

@@ -4,7 +4,7 @@
     python scripts/fuzz.py --examples 2000      # so many files of each kind
 
 Covers: data and prompts in every format, groups of edges, locks of fetched data, search spaces,
-tuned settings, published configurations, scored layers, lineages, and what a search leaves: its
+published configurations, scored layers, lineages, and what a search leaves: its
 configuration, journal and answers. Valid files with bytes, lines or values changed, spliced with
 others of their kind, cut off; and random bytes. Exit code 1 where a reader raises anything but
 `InputError`, or takes longer than `--slow` seconds; the file is kept then.
@@ -23,15 +23,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-import yaml
+import cyclopts
+from cyclopts.types import PositiveInt
 from fuzz_kinds import KINDS, Kind
 from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.errors import InputError
+from lunar_tune.yaml_files import read_yaml, write_yaml
 
 # Values that readers have stumbled over, here or elsewhere.
 VALUES: Sequence[Any] = (
@@ -157,12 +158,12 @@ class Fuzzer:
             number = self._random.randrange(len(lines))
             lines[number] = self._with_values(lines[number], "json") + b"\n"
             return b"".join(lines)
-        document = json.loads(content) if form == "json" else yaml.safe_load(content)
+        document = json.loads(content) if form == "json" else read_yaml(content.decode())
         for _ in range(self._random.randint(1, 3)):
             self._change_value(document)
         if form == "json":
             return json.dumps(document).encode()
-        return yaml.safe_dump(document, sort_keys=False, allow_unicode=False).encode()
+        return write_yaml(document).encode()
 
     def _change_value(self, document: Any) -> None:
         part = document
@@ -183,14 +184,23 @@ class Fuzzer:
 
 def main(
     *,
-    seconds: Annotated[float, typer.Option(help="How long, where --examples is not given.")] = 300,
-    examples: Annotated[int | None, typer.Option(help="Files of each kind.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what is made up.")] = 0,
-    only: Annotated[str | None, typer.Option(help="Kinds whose names hold this.")] = None,
-    slow: Annotated[float, typer.Option(help="Seconds that a small file may take.")] = 10.0,
-    kept: Annotated[Path, typer.Option(help="Where files that break are kept.")] = Path("fuzzed"),
+    seconds: float = 300,
+    examples: PositiveInt | None = None,
+    seed: int = 0,
+    only: str | None = None,
+    slow: float = 10.0,
+    kept: Path = Path("fuzzed"),
 ) -> None:
-    """Try files until the time is over or there were enough of each kind."""
+    """Try files until the time is over or there were enough of each kind.
+
+    Args:
+        seconds: How long, where --examples is not given.
+        examples: Files of each kind.
+        seed: Of what is made up.
+        only: Kinds whose names hold this.
+        slow: Seconds that a small file may take.
+        kept: Where files that break are kept.
+    """
     faulthandler.enable()  # a reader that crashes the process shows where
     kinds = [kind for kind in KINDS if only is None or only in kind.name]
     with tempfile.TemporaryDirectory() as folder:
@@ -222,4 +232,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -17,26 +17,27 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
-from lunar_tune.config.search_config import SearchConfig, config_document
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.fetching import lock_file, read_lock
 from lunar_tune.data.groups import read_groups
 from lunar_tune.data.published import PUBLISHED
 from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.methods.contract import FitReport
+from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
 from lunar_tune.paths import datasets_dir, search_spaces_dir
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space.space import SearchSpace, load_space
-from lunar_tune.search.tuned.tuned_settings import read_tuned
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.stored_config import StoredConfig
+from lunar_tune.study.stored_config import StoredConfig, configuration_document
 from lunar_tune.study.stored_search import stored_answers
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.study.tables import write_answers
 from lunar_tune.trial.layer_prior import read_layer_prior
-from lunar_tune.trial.published.configuration import read_published_config
-from lunar_tune.yaml_files import read_yaml_mapping
+from lunar_tune.trial.published_config import read_published_config
+from lunar_tune.trial.worker import TrialResult
+from lunar_tune.yaml_files import read_yaml
 
 PAIRS = [
     {"edge": edge, "question": f"What is item {n} of {edge}?", "answer": f"Kettle {n} of {edge} é"}
@@ -147,10 +148,16 @@ def _journal() -> bytes:
             Path(path), name="s", space=_space(), config=SearchConfig(sampler="random")
         )
         study.note("goal", goal_of(SearchConfig()).text)
-        scores = {"forget_rouge1": 0.1, "retain_rouge1": 0.9, "deviation_score": 14.1}
-        told = {"scores": scores, "seconds": {"trial": 1.0}, "retain_rows": 3, "retain_exact": True}
-        told |= {"max_new_tokens": 8, "losses": [1.0, 0.5], "checks": [], "answers_digest": "ab"}
-        study.complete(study.ask()[0], told)
+        scores = {"forget_rouge1": 0.1, "retain_rouge1": 0.9, "retain_rows": 3.0}
+        number, parameters = study.ask()
+        result = TrialResult(
+            parameters=parameters,
+            evaluation=Evaluation(rows=(), scores=scores | {"deviation_score": 14.1}),
+            fit=FitReport(losses=(1.0, 0.5)),
+            seconds={"trial": 1.0},
+            max_new_tokens=8,
+        )
+        study.complete(number, result, answers_digest="ab", n_retain=3)
         study.fail(study.ask()[0], "diverged")
         study.ask()
 
@@ -171,7 +178,7 @@ def _answers() -> bytes:
 
 def _config() -> bytes:
     given = {"num_trials": "command line"}
-    return config_document(
+    return configuration_document(
         SearchConfig(), given=given, derived={"data": "mini"}, resolved={"rows": {"forget": 3}}
     ).encode()
 
@@ -179,7 +186,6 @@ def _config() -> bytes:
 _TABLE = pa.Table.from_pylist(PAIRS)
 _SET = next(iter(PUBLISHED.values()))
 _SPACES = tuple(path.read_bytes() for path in sorted(search_spaces_dir().glob("*.yaml"))[:4])
-_TUNED = tuple(p.read_bytes() for p in sorted((search_spaces_dir() / "tuned").glob("*.yaml")))
 
 KINDS = (
     Kind("pairs json", "pairs.json", (_json(PAIRS),), read_records, "json"),
@@ -218,9 +224,8 @@ KINDS = (
         lambda path: read_lock(_SET, path.parent),
         "json",
     ),
-    Kind("yaml", "any.yaml", (*_SPACES, *_TUNED, PUBLISHED_CONFIG), read_yaml_mapping, "yaml"),
+    Kind("yaml", "any.yaml", (*_SPACES, PUBLISHED_CONFIG), read_yaml, "yaml"),
     Kind("search space", "space.yaml", _SPACES, _load_space, "yaml"),
-    Kind("tuned settings", "tiny.yaml", _TUNED, read_tuned, "yaml"),
     Kind("published config", "f.yaml", (PUBLISHED_CONFIG,), read_published_config, "yaml"),
     Kind("layer prior", "layers.json", (_json(PRIOR),), read_layer_prior, "json"),
     Kind(

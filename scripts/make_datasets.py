@@ -14,7 +14,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from lunar_tune.data.contracts import EdgeSpec, GraphSpec, chain, generate_contracts, star
+from contracts import EdgeSpec, GraphSpec, chain, generate_contracts, star
+
 from lunar_tune.data.prompts import generate_unverifiable
 from lunar_tune.data.records import Record
 from lunar_tune.paths import datasets_dir

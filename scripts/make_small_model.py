@@ -1,9 +1,9 @@
 """Makes a small Qwen2 model of random weights, with a tokenizer trained on some data.
 
     python scripts/make_small_model.py my_pairs.json models/base
-    python -m lunar_tune.finetune --model models/base --data my_pairs.json --output models/knows
-            --train full --with-refusals --learning-rate 2e-3 --epochs 30 --batch-size 32
-            --weight-decay 0.1
+    lunar-tune finetune --model models/base --data my_pairs.json --save models/knows
+            --fix trained=full --fix with_refusals=true --fix learning_rate=2e-3 --fix epochs=30
+            --fix batch_size=32 --fix weight_decay=0.1
 
 Covers: trying fine-tuning and a search on data of one's own without a model hub.
 Does not cover: knowing anything; fine-tuning does that, with refusals, since the model has none.

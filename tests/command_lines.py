@@ -7,19 +7,19 @@ Does not cover: what a command prints to a terminal.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
-from click.testing import Result
-from typer.testing import CliRunner
-
-from lunar_tune.cli.running import command_app
+from lunar_tune.cli.commands import Command
 
 TIMEOUT = 300
 
@@ -50,10 +50,45 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def without_ray(command: Callable[..., Any], *arguments: str) -> Result:
-    """Call a command in this process, where it is over before it needs a worker."""
-    environment = {"COLUMNS": "160", "TERM": "dumb"}
-    return CliRunner().invoke(command_app(command), list(arguments), env=environment)
+@dataclass(frozen=True)
+class Result:
+    """How a command in this process ended and what it printed."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        """All that was printed."""
+        return self.stdout + self.stderr
+
+
+def without_ray(
+    command: Command, *arguments: object, stdin: str = "", columns: int = 160, **more: str
+) -> Result:
+    """Call a command in this process, where it is over before it needs a worker.
+
+    Args:
+        command: What is called.
+        *arguments: As they are typed.
+        stdin: What is on standard input, which is no terminal.
+        columns: Width of the screen.
+        **more: Further environment variables.
+    """
+    output, errors = io.StringIO(), io.StringIO()
+    environment = {"COLUMNS": str(columns), "TERM": "dumb", **more}
+    with (
+        patch.dict(os.environ, environment),
+        patch.object(sys, "stdin", io.StringIO(stdin)),
+        redirect_stdout(output),
+        redirect_stderr(errors),
+    ):
+        try:
+            code = command.main([str(one) for one in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Result(code, output.getvalue(), errors.getvalue())
 
 
 def start(arguments: Sequence[str], *, cwd: Path, **more: str) -> subprocess.Popen[str]:
@@ -128,6 +163,6 @@ def small_options(model: Path, folder: Path) -> list[str]:
         "--reference-prompts": prompts,
         "--max-new-tokens": 4,
         "--device": "cpu",
-        "--epochs": 2,
+        "--fix": "epochs=2",
     }
     return [str(part) for pair in options.items() for part in pair]

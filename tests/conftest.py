@@ -94,15 +94,6 @@ def weights_verified() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Put an empty folder in the place of tuned settings, shipped or kept by whoever tests."""
-    folder = tmp_path_factory.mktemp("tuned")
-    with pytest.MonkeyPatch.context() as changes:
-        changes.setenv("LUNAR_TUNE_TUNED", str(folder))
-        yield folder
-
-
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()

@@ -46,12 +46,10 @@ def make_store(folder: Path) -> None:
     """Make an empty MLflow store, `mlflow.db`, as opening one for the first time does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from mlflow import MlflowClient
+        from lunar_tune.tracking.store import default_tracking_uri, opened_store
 
-        from lunar_tune.tracking.store import default_tracking_uri, usable_store
-
-        with usable_store(default_tracking_uri(folder), "a test"):
-            MlflowClient(default_tracking_uri(folder)).search_experiments()
+        with opened_store(default_tracking_uri(folder)) as client:
+            client.search_experiments()
 
 
 def copy_store(made: Path, place: Path) -> Path:

@@ -12,19 +12,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.config.run_options import EngineSettings, RunOptions
-from lunar_tune.config.search_config import SearchConfig, config_document
+from lunar_tune.config.fields import shared_options
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.metrics.goal import goal_of
+from lunar_tune.models.loading import load_config
 from lunar_tune.search.loop import Confirmation
 from lunar_tune.search.outputs import best_document, write_best
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space.space import Choice, SearchSpace
 from lunar_tune.study.folder import Folder
+from lunar_tune.study.stored_config import configuration_document
 from lunar_tune.study.study import Study
 from lunar_tune.study.tables import write_answers
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.spec import TrialSpec
-from lunar_tune.trial.worker import TrialResult, Worker
+from lunar_tune.trial.worker import Worker
 
 
 def made_search(
@@ -46,10 +49,11 @@ def made_search(
         floor: Least retain ROUGE-1.
         confirmed: Whether the trial is evaluated in full and is the best.
     """
-    options = dataclasses.replace(options, engine=EngineSettings(early_exit=True, cache_limit=0))
-    config = SearchConfig(run=options, output=runs, name=name, retain_floor=floor)
-    spec = assemble(options)
-    engine = dataclasses.replace(spec.engine, retain_floor=floor)
+    shared = shared_options(dataclasses.replace(options, cache_limit=0), SearchConfig)
+    bounds = (f"retain_rouge1>={floor}",)
+    config = dataclasses.replace(shared, output=runs, name=name, constrain=bounds)
+    spec = assemble(config)
+    engine = dataclasses.replace(spec.engine, early_exit=True, retain_floor=floor)
     spec = dataclasses.replace(materialise(spec), engine=engine)
     worker, folder = Worker(spec), Folder(runs / name)
     folder.path.mkdir(parents=True)
@@ -61,21 +65,25 @@ def made_search(
     study.note("tags", spec.tags)
     number, asked = study.ask()
     assert asked == dict(parameters)
-    study.complete(
-        number,
-        _kept(
-            worker.run(parameters),
-            folder.answers(number),
-            text=spec.text,
-            n_retain=spec.data.n_retain,
-        ),
-    )
+    result = worker.run(parameters)
+    digest = write_answers(folder.answers(number), result.evaluation.rows, (), text=spec.text)
+    study.complete(number, result, answers_digest=digest, n_retain=spec.data.n_retain)
     if confirmed:
         _confirm(worker, study, folder, config, vanilla.evaluation.scores)
-    resolved = {"working_folder": str(Path.cwd()), "weights": None, "digests": spec.data.digests()}
-    text = config_document(config, given={}, derived={}, resolved=resolved)
+    resolved = {
+        "working_folder": str(Path.cwd()),
+        "weights": None,
+        "digests": spec.data.digests(),
+        "n_layers": depth_of(spec),
+    }
+    text = configuration_document(config, given={}, derived={}, resolved=resolved)
     folder.config.write_text(text, encoding="utf-8")
     return folder.path
+
+
+def depth_of(spec: TrialSpec) -> int:
+    """Return the number of the model's decoder blocks."""
+    return int(load_config(spec.model).num_hidden_layers)
 
 
 def _space(spec: TrialSpec, parameters: Mapping[str, Any]) -> SearchSpace:
@@ -113,20 +121,11 @@ def _confirm(
     )
     study.note("confirmed", dataclasses.asdict(confirmation))
     document = best_document(
-        row, confirmation, spec=worker.spec, vanilla=vanilla, goal=goal_of(config)
+        row,
+        confirmation,
+        spec=worker.spec,
+        n_layers=depth_of(worker.spec),
+        vanilla=vanilla,
+        goal=goal_of(config),
     )
     write_best(folder, document)
-
-
-def _kept(result: TrialResult, path: Path, *, text: bool, n_retain: int) -> dict[str, Any]:
-    """Write a trial's answers; return what the study keeps of it."""
-    return {
-        "scores": dict(result.evaluation.scores),
-        "seconds": dict(result.seconds),
-        "retain_rows": int(result.evaluation.scores["retain_rows"]),
-        "retain_exact": int(result.evaluation.scores["retain_rows"]) == n_retain,
-        "max_new_tokens": result.max_new_tokens,
-        "losses": list(result.fit.losses) if result.fit is not None else [],
-        "checks": [],
-        "answers_digest": write_answers(path, result.evaluation.rows, (), text=text),
-    }

@@ -1,21 +1,25 @@
 """Searches as they lie on disk, with their runs in MLflow, made without running any.
 
-Covers: a study of a few trials with a confirmed best, mirrored as a search mirrors it.
-Does not cover: models, answers, the tables of a search.
+Covers: a study of a few trials with a confirmed best, and one that has only begun.
+Does not cover: models, the tables and pictures of a search.
 """
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any
 
-from lunar_tune.config.search_config import SearchConfig
+from made_outcomes import complete, trial_result
+
+from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
+from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.report.results import load_search
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space.space import FloatRange, IntRange, SearchSpace
 from lunar_tune.study.folder import Folder
-from lunar_tune.tracking.store import default_tracking_uri
-from lunar_tune.tracking.trial_runs import SearchTracker
+from lunar_tune.study.study import Study
+from lunar_tune.study.tables import write_answers
+from lunar_tune.tracking.store import default_tracking_uri, opened_store
+from lunar_tune.tracking.sync import sync
 
 SPACE = SearchSpace(
     method="lunar",
@@ -32,46 +36,65 @@ TAGS = {"model": "tiny", "data": "mini", "forget_edge": "A_B", "method": "lunar"
 SCORES = ((0.25, 0.9), (0.0, 0.5), (0.125, 0.85))
 """Forget and retain ROUGE-1 of each trial; the last is the best feasible one."""
 BEST = 2
+CONFIRMED = {"forget_rouge1": 0.125, "retain_rouge1": 0.8125}
+VANILLA = {"forget_rouge1": 1.0, "retain_rouge1": 0.875}
+ANSWER = AnswerRow(
+    set_name="forget", edge="A_B", question="Où?", truth="Là", answer="„x“", rouge1=0.0, rouge_l=0.0
+)
 
 
-def result(forget: float, retain: float) -> dict[str, Any]:
-    """Return what a worker reports."""
-    return {
-        "scores": {"forget_rouge1": forget, "retain_rouge1": retain, "forget_rows": 12.0},
-        "seconds": {"fit": 0.5, "evaluate": 0.25, "trial": 0.75},
-        "retain_rows": 84,
-        "retain_exact": True,
-        "max_new_tokens": 32,
-        "losses": [2.0, 1.0],
-        "checks": [{"epochs": 1, "forget_rouge1": 0.9, "retain_rouge1": 0.8}],
-        "answers_digest": "ab",
-    }
+def begun_study(folder: Folder, uri: str | None = None) -> Study:
+    """Return the study of a search that has judged the base model and asked for no trial.
 
-
-def make_search(output: Path, name: str, uri: str | None = None) -> Folder:
-    """Make a search of three trials whose runs are in a store; None is the default store."""
-    folder = Folder(output / name)
+    Args:
+        folder: Of the search; made.
+        uri: Of the store; None is the default store beside it.
+    """
     folder.path.mkdir(parents=True)
-    study = open_study(folder.journal, name=name, space=SPACE, config=SearchConfig())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tracker = SearchTracker(uri or default_tracking_uri(output), output=output, name=name)
+    study = open_study(folder.journal, name=folder.name, space=SPACE, config=SearchConfig())
     notes = {
+        "mlflow": {
+            "id": f"id-of-{folder.name}",
+            "uri": uri or default_tracking_uri(folder.path.parent),
+            "experiment": EXPERIMENT,
+        },
+        "description": {
+            "parameters": {**TAGS, "seed": 3},
+            "num_trials": len(SCORES),
+            "data": {"forget": ("f" * 64, 1), "retain": ("e" * 64, 2)},
+            "origin": {"mlflow.source.type": "LOCAL"},
+        },
         "goal": ("forget_rouge1", ("retain_rouge1>=0.8",)),
-        "vanilla": {"forget_rouge1": 1.0, "retain_rouge1": 1.0},
+        "vanilla": VANILLA,
         "tags": TAGS,
-        "mlflow": tracker.address,
     }
     for key, value in notes.items():
         study.note(key, value)
+    return study
+
+
+def make_search(
+    output: Path, name: str, uri: str | None = None, *, mirrored: bool = True
+) -> Folder:
+    """Make a finished search of three trials, the first with answers.
+
+    Args:
+        output: Folder of all searches.
+        name: Of the search.
+        uri: Of its store; None is the default store.
+        mirrored: Whether its runs are in the store.
+    """
+    folder = Folder(output / name)
+    study = begun_study(folder, uri)
+    (folder.path / "trials").mkdir()
+    digest = write_answers(folder.answers(0), [ANSWER], ())
     for forget, retain in SCORES:
         number, _ = study.ask()
-        tracker.start(study.row(number), name=f"lunar {study.row(number).label}", tags=TAGS)
-        study.complete(number, result(forget, retain))
-        tracker.end(study.row(number), None)
-        tracker.progress(study.rows(), "forget_rouge1")
-    scores = {"forget_rouge1": 0.125, "retain_rouge1": 0.85}
-    study.note("confirmed", {"number": BEST, "scores": scores, "max_new_tokens": 512})
-    tracker.conclude(study.row(BEST), scores, feasible=True)
-    tracker.close(status="FINISHED")
+        complete(study, number, trial_result(forget, retain, forget_rows=12), digest=digest)
+    study.note("confirmed", {"number": BEST, "scores": CONFIRMED, "max_new_tokens": 512})
+    study.note("status", "FINISHED")
+    folder.config.write_text("a: 1\n")
+    if mirrored:
+        with opened_store(uri or default_tracking_uri(output)) as client:
+            sync(load_search(folder.path), client, note="A note.")
     return folder

@@ -1,4 +1,4 @@
-"""The command `python -m lunar_tune.ask`: what the model says before and after unlearning."""
+"""The command `lunar-tune ask`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ import json
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lunar_tune.cli.running import DebugOption, QuietOption, reporting_errors, say
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Given, Reused
+from lunar_tune.cli.running import say
+from lunar_tune.config.fields import option, same_option
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.paths import check_writable_file
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
-from lunar_tune.study.folder import RUNS
 
 if TYPE_CHECKING:
     from lunar_tune.report.results import SearchResults
@@ -31,70 +34,71 @@ if TYPE_CHECKING:
 _PROMPT = "question: "
 
 
-def ask(
-    search: Annotated[str, typer.Argument(help="A search's folder or name.", metavar="SEARCH")],
-    questions: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="What to ask; without one, questions are read from the terminal, or a line each "
-            "from standard input.",
-            metavar="QUESTION…",
-        ),
-    ] = None,
-    *,
-    trial: Annotated[
-        int | None,
-        typer.Option(help="Number of the trial. Default: the confirmed best.", metavar="N"),
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="Where names of searches are looked up.")] = RUNS,
-    max_new_tokens: Annotated[int, typer.Option(help="Token budget of an answer.")] = 128,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or auto. Default: the search's.")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write questions and answers as JSON.")
-    ] = None,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class AskOptions(CommonOptions):
+    """What the command takes."""
+
+    search: str = option(MISSING, "A search's folder or name.", SUBJECT, positional=True)
+    questions: tuple[str, ...] = option(
+        (),
+        "What to ask; without one, questions are read from the terminal, or a line each from "
+        "standard input.",
+        SUBJECT,
+        positional=True,
+    )
+    trial: int | None = same_option(
+        Reused, "trial", help="Number of the trial. Default: the confirmed best."
+    )
+    max_new_tokens: int = same_option(
+        RunOptions, "max_new_tokens", default=128, help="Token budget of an answer.", common=True
+    )
+    device: str | None = same_option(
+        RunOptions, "device", default=None, help="cpu, cuda or auto. Default: the search's."
+    )
+    output: Path = same_option(
+        SearchConfig, "output", help="Where names of searches are looked up."
+    )
+    json: Path | None = same_option(Reused, "json", help="Write questions and answers as JSON.")
+
+
+def ask(options: AskOptions, _: Given) -> None:
     """Ask the unmodified and the unlearned model, side by side.
 
     The setting of the search's best trial, or of any other, is fitted once; then both models answer
     greedily, in the search's chat format. A question of the data comes with its true answer.
 
-    `python -m lunar_tune.ask NAME 'Which goods does the seller deliver?'`
+    `lunar-tune ask NAME 'Which goods does the seller deliver?'`
 
     Without a question one is asked for until an empty line or Ctrl-D. `--quiet` silences all but
     the answers.
     """
-    with reporting_errors(debug=debug):
-        console, problems = Console(quiet=quiet, emoji=False), Problems()
-        answered = Console(emoji=False)  # also when quiet: answers are what was asked for
-        results, row, spec = _checked(
-            search,
-            trial,
-            runs,
-            device,
-            problems,
-            questions=questions or [],
-            max_new_tokens=max_new_tokens,
-            json_file=json_file,
-        )
-        interactive = not questions and sys.stdin.isatty()
-        given = questions or ([] if interactive else _piped())
-        asked: list[SideBySide] = []
-        try:
-            with _asking(spec, row, console, max_new_tokens) as answers:
-                if not interactive:
-                    asked += answers(given)
-                    answered.print(_table(asked))
-                for question in _typed() if interactive else ():
-                    asked += answers([question])
-                    answered.print(_one(asked[-1]))
-        finally:
-            if json_file is not None and asked:
-                _write(json_file, results, row, asked, max_new_tokens)
-                say(console, f"answers written to {json_file}")
+    console, problems = Console(quiet=options.quiet, emoji=False), Problems()
+    answered = Console(emoji=False)  # also when quiet: answers are what was asked for
+    results, row, spec = _checked(
+        options.search,
+        options.trial,
+        options.output,
+        options.device,
+        problems,
+        questions=options.questions,
+        max_new_tokens=options.max_new_tokens,
+        json_file=options.json,
+    )
+    interactive = not options.questions and sys.stdin.isatty()
+    given = options.questions or ([] if interactive else _piped())
+    asked: list[SideBySide] = []
+    try:
+        with _asking(spec, row, console, options.max_new_tokens) as answers:
+            if not interactive:
+                asked += answers(given)
+                answered.print(_table(asked))
+            for question in _typed() if interactive else ():
+                asked += answers([question])
+                answered.print(_one(asked[-1]))
+    finally:
+        if options.json is not None and asked:
+            _write(options.json, results, row, asked, options.max_new_tokens)
+            say(console, f"answers written to {options.json}")
 
 
 def _checked(
@@ -245,3 +249,6 @@ def _write(
     }
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode())
+
+
+COMMAND = Command(ask, AskOptions)

@@ -1,75 +1,69 @@
-"""The command `python -m lunar_tune.cache`: what is kept of models' activations, and emptying it.
-
-Covers: a table, the entries as JSON, removing one entry or all. Loads no torch, to stay quick.
-Does not cover: the built `tiny` models, which lie beside the activations.
-"""
+"""The command `lunar-tune cache`: what is kept of activations, and emptying it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lunar_tune.cli.running import DebugOption, QuietOption, reporting_errors
+from lunar_tune.cli.commands import OUTPUT, Command, CommonOptions, Given, Reused
+from lunar_tune.config.fields import option, same_option
 from lunar_tune.engine.cache import ActivationCache, EntryInfo
 from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.files import write_atomically
 from lunar_tune.models.memory import GIB
+from lunar_tune.paths import check_writable_file
 
-_REMOVE = "Remove"
 _ABOUT = ("model", "kind", "dtype", "rows")
 _SHORT = 8  # characters of a key that are shown, more where these do not tell two apart
 _MOST_NAMED = 8  # keys in an error message
 
 
-def cache(
-    *,
-    remove: Annotated[
-        str | None,
-        typer.Option(
-            help="Remove one entry; the beginning of its key is enough.",
-            metavar="KEY",
-            rich_help_panel=_REMOVE,
-        ),
-    ] = None,
-    empty: Annotated[
-        bool, typer.Option("--empty", help="Remove everything.", rich_help_panel=_REMOVE)
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the entries as JSON, for other tools.")
-    ] = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions(CommonOptions):
+    """What the command takes."""
+
+    remove: str | None = option(
+        None,
+        "Remove one entry, by the beginning of its key, or all.",
+        OUTPUT,
+        metavar="KEY|all",
+        common=True,
+    )
+    json: Path | None = same_option(Reused, "json", help="Write the entries as JSON.")
+
+
+def cache(options: CacheOptions, _: Given) -> None:
     """Show what is kept on disk of models' activations, or remove it.
 
-    Searches and single runs keep what the unmodified model computes on its prompts, and later ones
+    Searches and single runs keep what the base model computes on its prompts, and later ones
     read it instead of computing it again. It can be removed at any time, also during a run: what is
     missing is computed again.
 
-    `python -m lunar_tune.cache` shows what there is, last used first.
+    `lunar-tune cache` shows what there is, last used first.
 
-    `python -m lunar_tune.cache --remove 3f9a` removes the entry whose key begins so.
+    `lunar-tune cache --remove 3f9a` removes the entry whose key begins so.
     """
-    with reporting_errors(debug=debug):
-        chosen = {"--remove": remove is not None, "--empty": empty, "--json": as_json}
-        if sum(chosen.values()) > 1:
-            given = " and ".join(flag for flag, given in chosen.items() if given)
-            raise InputError(f"{given}: one at a time, in a command each.")
-        kept, console = ActivationCache(), Console(quiet=quiet, emoji=False)
-        if as_json:
-            typer.echo(json.dumps([_document(entry) for entry in kept.entries()], indent=1))
-        elif empty:
-            _empty(kept, console)
-        elif remove is not None:
-            _remove(kept, remove, console)
-        else:
-            _show(kept, console)
+    if options.remove is not None and options.json is not None:
+        raise InputError("--remove and --json: one at a time, in a command each.")
+    check_writable_file(options.json, "--json")
+    kept, console = ActivationCache(), Console(quiet=options.quiet, emoji=False)
+    if options.json is not None:
+        document = json.dumps([_document(entry) for entry in kept.entries()], indent=1)
+        write_atomically(options.json, document.encode())
+    elif options.remove == "all":
+        _empty(kept, console)
+    elif options.remove is not None:
+        _remove(kept, options.remove, console)
+    else:
+        _show(kept, console)
 
 
 def _show(kept: ActivationCache, console: Console) -> None:
@@ -135,7 +129,7 @@ def _chosen(entries: Sequence[EntryInfo], wanted: str) -> EntryInfo:
     if not matching:
         raise InputError(
             f"{asked}: no key begins so. There are: {_names(entries)}. Give the beginning of one, "
-            "or --empty to remove everything."
+            "or --remove all to remove everything."
         )
     raise InputError(
         f"{asked}: {len(matching)} keys begin so: {_names(matching)}. Give more characters."
@@ -178,3 +172,6 @@ def _size(count: int) -> str:
 
 def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+COMMAND = Command(cache, CacheOptions)

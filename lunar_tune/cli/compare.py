@@ -1,89 +1,86 @@
-"""The command `python -m lunar_tune.compare`: the trials of searches beside each other.
-
-Covers: MLflow's comparison page on the right store, started here or on its own server; one page
-of HTML instead, which needs no server.
-Does not cover: what the page shows (`static_page`), how the server is run (`mlflow_ui`).
-"""
+"""The command `python -m lunar_tune.compare`: the trials of searches beside each other."""
 
 from __future__ import annotations
 
 import os
 import sys
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 
-from lunar_tune.cli.running import DebugOption, reporting_errors, say
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Given, Reused
+from lunar_tune.cli.running import say
+from lunar_tune.config.fields import option, same_option
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.paths import check_writable_file
 from lunar_tune.secrets import without_login, without_password
-from lunar_tune.study.folder import RUNS
 
 if TYPE_CHECKING:
     from lunar_tune.report.results import SearchResults
-    from lunar_tune.tracking.mirror import Mirror
+    from lunar_tune.tracking.chart_view import Compared
 
 
-def compare(
-    *,
-    searches: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Names or folders. Default: the search that was written to last.",
-            metavar="[SEARCH]…",
-            show_default=False,
-        ),
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder in which names are looked up.")] = RUNS,
-    static: Annotated[
-        Path | None,
-        typer.Option(help="Write one page of HTML instead, and start nothing.", metavar="FILE"),
-    ] = None,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            help="MLflow tracking URI, where the store was moved or wants a password. Default: "
-            "the one that the searches were written to."
-        ),
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Of MLflow's UI on this machine. Default: a free one.")
-    ] = None,
-    no_open: Annotated[
-        bool, typer.Option("--no-open", help="Print the address and open no browser.")
-    ] = False,
-    debug: DebugOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(CommonOptions):
+    """What the command takes."""
+
+    search: tuple[str, ...] = option(
+        (),
+        "Names or folders. Default: the search that was written to last.",
+        SUBJECT,
+        positional=True,
+    )
+    output: Path = same_option(
+        SearchConfig, "output", help="Where names of searches are looked up."
+    )
+    save: Path | None = same_option(
+        Reused,
+        "save",
+        help="Write one page of HTML to this file instead, and start nothing.",
+        metavar="FILE",
+    )
+    tracking_uri: str | None = same_option(
+        SearchConfig,
+        "tracking_uri",
+        help="MLflow tracking URI, where the store was moved or wants a password. Default: the one "
+        "that the searches were written to.",
+    )
+
+
+def compare(options: CompareOptions, _: Given) -> None:
     """Compare the trials of searches in MLflow's UI, or in one page of HTML.
 
-    `python -m lunar_tune.compare`
+    `lunar-tune compare`
 
-    `python -m lunar_tune.compare runs/ONE runs/OTHER --static both.html`
+    `lunar-tune compare runs/ONE runs/OTHER --save both.html`
 
     The UI is bound to this machine alone and runs until Ctrl-C. Searches on a tracking server are
     compared there. A search that still runs shows the trials that have ended.
     """
-    with reporting_errors(debug=debug):
-        problems, results = Problems(), []
-        for search in searches or _last(runs, problems):
-            with problems.collect():
-                results.append(_load(search, runs))
+    problems, results = Problems(), []
+    for search in options.search or _last(options.output, problems):
         with problems.collect():
-            check_writable_file(static, "--static")
-        mirrors = [] if static is not None else _mirrors(results, tracking_uri, port, problems)
-        problems.raise_if_any()
-        console = Console(emoji=False)
-        if static is not None:
-            from lunar_tune.report.static_page import write_static_page
+            results.append(_load(search, options.output))
+    with problems.collect():
+        check_writable_file(options.save, "--save")
+    uri = ""
+    if options.save is None:
+        uri = _store(results, options.tracking_uri, problems)
+    problems.raise_if_any()
+    console = Console(quiet=options.quiet, emoji=False)
+    if options.save is not None:
+        from lunar_tune.report.static_page import write_static_page
 
-            write_static_page(results, static)
-            say(console, f"written to {static}")
-        else:
-            _show(mirrors, console, port=port, opens=not no_open)
+        write_static_page(results, options.save)
+        say(console, f"written to {options.save}")
+    else:
+        _show(results, uri, console)
 
 
 def _load(search: str, runs: Path) -> SearchResults:
@@ -99,91 +96,96 @@ def _last(runs: Path, problems: Problems) -> list[str]:
     found = searches_in(runs)
     if not found:
         problems.add(
-            f"{runs} has no search to compare: name a search's folder, give --runs, or start one "
+            f"{runs} has no search to compare: name a search's folder, give --output, or start one "
             "with lunar_tune.search."
         )
     return [str(one.path) for one in found[:1]]
 
 
-def _mirrors(
-    results: Sequence[SearchResults], uri: str | None, port: int | None, problems: Problems
-) -> list[Mirror]:
-    from lunar_tune.tracking.mirror import find_mirror
-    from lunar_tune.tracking.ui import check_port
+def _store(results: Sequence[SearchResults], given: str | None, problems: Problems) -> str:
+    """Return the tracking URI of the store that the searches share."""
+    from lunar_tune.report.report import verdict
+    from lunar_tune.study.rows import COMPLETE
+    from lunar_tune.tracking.store import store_of
 
-    mirrors = []
+    stores: dict[str, str] = {}
     for one in results:
+        if not any(row.state == COMPLETE for row in one.rows):
+            problems.add(
+                f"{one.folder.name}: there is nothing to compare. {verdict(one.report)} --save "
+                "FILE writes a page without MLflow."
+            )
         with problems.collect():
-            mirrors.append(find_mirror(one, uri))
-    with problems.collect():
-        check_port(port)
-    if len(stores := sorted({without_password(mirror.uri) for mirror in mirrors})) > 1:
+            uri = store_of(one, given)
+            stores[without_password(uri)] = uri
+    if len(stores) > 1:
         problems.add(
-            f"the searches are in different MLflow stores ({', '.join(stores)}), which one UI "
-            "cannot compare: name searches of one store, or use --static FILE."
+            f"the searches are in different MLflow stores ({', '.join(sorted(stores))}), which one "
+            "UI cannot compare: name searches of one store, or use --save FILE."
         )
-    return mirrors
+    return next(iter(stores.values()), "")
 
 
-def _show(mirrors: Sequence[Mirror], console: Console, *, port: int | None, opens: bool) -> None:
+def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
     """Show the comparison on the store's own server, or on one that runs until Ctrl-C."""
     from lunar_tune.tracking.ui import is_served, served
 
-    uri = mirrors[0].uri
-    experiments = sorted({mirror.experiment_id for mirror in mirrors})
     # Before the server starts, which would bring an older store up to date at the same time.
-    trials, views = _trials(mirrors)
+    found = _written(results, uri)
     if is_served(uri):
-        _present(console, without_login(uri), trials, experiments, views, opens=opens)
+        _present(console, without_login(uri), found)
         return
     console.print("starting MLflow's UI", highlight=False)
-    with served(uri, port=port) as server:
-        server.wait_until_ready()
-        _present(console, server.address, trials, experiments, views, opens=opens)
+    with served(uri) as (address, wait):
+        _present(console, address, found)
         console.print("Ctrl-C ends it", highlight=False)
-        server.wait_until_interrupted()
+        wait()
 
 
-def _trials(mirrors: Sequence[Mirror]) -> tuple[list[str], dict[Mirror, str]]:
-    """Return the runs of the searches' trials, and the keys of the searches' views."""
-    from lunar_tune.tracking.chart_view import keep_view
-    from lunar_tune.tracking.mirror import opened_store
+def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
+    """Bring the store up to date, and return what it shows of each search."""
+    from lunar_tune.report.report import short_report
+    from lunar_tune.search.resume import BusySearchError, alone
+    from lunar_tune.tracking.chart_view import compared
+    from lunar_tune.tracking.store import opened_store, refusals
+    from lunar_tune.tracking.sync import sync
 
-    problems, trials, views = Problems(), [], {}
-    with opened_store(mirrors[0].uri) as client:
-        for mirror in mirrors:
-            with problems.collect():
-                runs = mirror.trials(client)
-                trials += [run.info.run_id for run in runs]
-                if (key := keep_view(client, mirror, runs)) is not None:
-                    views[mirror] = key
+    found, problems = [], Problems()
+    with opened_store(uri) as client:
+        for one in results:
+            # A search that runs writes its runs itself; the folder and the store may be another
+            # user's, to be read alone.
+            with suppress(BusySearchError, *refusals()), alone(one.folder):
+                sync(one, client, note=short_report(one.report))
+            if (shown := compared(client, one)) is not None:
+                found.append(shown)
+            else:
+                problems.add(
+                    f"{one.folder.name}: {without_password(uri)} does not have its runs, and they "
+                    "cannot be written. --save FILE compares the trials without MLflow."
+                )
     problems.raise_if_any(InputError)
-    return trials, views
+    return found
 
 
-def _present(
-    console: Console,
-    server: str,
-    trials: Sequence[str],
-    experiments: Sequence[str],
-    views: Mapping[Mirror, str],
-    *,
-    opens: bool,
-) -> None:
+def _present(console: Console, server: str, found: Sequence[Compared]) -> None:
     """Print the addresses, and open one where there is a screen: one search as charts."""
     from lunar_tune.tracking.ui import charts_address, comparison_address, runs_address
 
+    trials = [run for one in found for run in one.trials]
+    experiments = sorted({one.experiment for one in found})
     address = comparison_address(server, trials, experiments)
     say(console, f"{len(trials)} trials: {address}")
     charts = {
-        mirror.search: charts_address(server, mirror.experiment_id, key)
-        for mirror, key in views.items()
+        one.name: charts_address(server, one.experiment, one.view)
+        for one in found
+        if one.view is not None
     }
     for search, place in charts.items():
         say(console, f"charts of {search}: {place}")
     for experiment in experiments:
         say(console, f"all runs: {runs_address(server, experiment)}")
-    if opens and _has_screen():
+    if _has_screen():
         webbrowser.open(next(iter(charts.values())) if len(charts) == 1 else address)
 
 
@@ -192,3 +194,6 @@ def _has_screen() -> bool:
     if sys.platform != "linux":
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+COMMAND = Command(compare, CompareOptions)

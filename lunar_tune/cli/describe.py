@@ -1,22 +1,20 @@
-"""The command `python -m lunar_tune.describe`: a data card, before one unlearns on the data.
-
-Covers: tables on the terminal, the same as JSON, tokens where a tokenizer is on this machine.
-Does not cover: what stands on the card (`data.data_card`).
-"""
+"""The command `python -m lunar_tune.describe`: a data card, before one unlearns on the data."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.running import DebugOption, QuietOption, reporting_errors, say
+from lunar_tune.cli.commands import Command, CommonOptions, Given, Reused
+from lunar_tune.cli.running import say
+from lunar_tune.config.fields import option, same_option
+from lunar_tune.config.run_options import DATA, RunOptions
 from lunar_tune.data.bundled import BUNDLED, resolve_data
 from lunar_tune.data.data_card import Card, Lengths, describe_prompts, describe_records
 from lunar_tune.data.groups import read_groups
@@ -32,52 +30,46 @@ _DEFAULT_EDGE = "A_B"
 _SHOWN_EDGES, _SHOWN_TEXTS = 12, 5
 
 
-def describe(
-    *,
-    data: Annotated[
-        str, typer.Argument(help="A shipped or fetched name, or a file.", show_default=False)
-    ],
-    forget_edge: Annotated[
-        str | None,
-        typer.Option(
-            help="Edges or groups that are to be forgotten, with commas between. Default: A_B, "
-            "if there is one.",
-            metavar="EDGE[,EDGE…]",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Count the tokens of this model too; its tokenizer must be here."),
-    ] = None,
-    rouge_tokenizer: Annotated[
-        str, typer.Option(help="Words that ROUGE counts: default or words.")
-    ] = "default",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the whole card as JSON.", metavar="FILE")
-    ] = None,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DescribeOptions(CommonOptions):
+    """What the command takes."""
+
+    data: str = option(MISSING, "A shipped or fetched name, or a file.", DATA, positional=True)
+    forget_edge: tuple[str, ...] = same_option(
+        RunOptions,
+        "forget_edge",
+        help="Edges or groups that are to be forgotten. Default: A_B, if there is one.",
+    )
+    model: str | None = same_option(
+        RunOptions,
+        "model",
+        default=None,
+        help="Count the tokens of this model too; its tokenizer must be here.",
+    )
+    rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer", common=True)
+    json: Path | None = same_option(Reused, "json", help="Write the whole card as JSON.")
+
+
+def describe(options: DescribeOptions, _: Given) -> None:
     """Show what a data set holds and whether it is fit for unlearning.
 
-    `python -m lunar_tune.describe mini`
+    `lunar-tune describe mini`
 
-    `python -m lunar_tune.describe my_pairs.json --forget-edge author_1`
+    `lunar-tune describe my_pairs.json --forget-edge author_1`
 
     For each edge to forget it says how much of it also stands in what is to be kept: an answer
     that is right elsewhere as well cannot be seen to be forgotten.
     """
-    with reporting_errors(debug=debug):
-        check_writable_file(json_file, "--json")
-        path = resolve_data(data, kind=_kind(data))
-        count = _token_counter(model) if model is not None else None
-        card = _card(path, forget_edge, rouge_tokenizer, count)
-        console = Console(quiet=quiet, emoji=False)
-        _show(console, path, card, forget_edge)
-        if json_file is not None:
-            document = {"path": str(path), "model": model, **dataclasses.asdict(card)}
-            write_atomically(json_file, (json.dumps(document, indent=1) + "\n").encode())
-            say(console, f"written to {json_file}")
+    check_writable_file(options.json, "--json")
+    path = resolve_data(options.data, kind=_kind(options.data))
+    count = _token_counter(options.model) if options.model is not None else None
+    card = _card(path, options.forget_edge, options.rouge_tokenizer, count)
+    console = Console(quiet=options.quiet, emoji=False)
+    _show(console, path, card)
+    if options.json is not None:
+        document = {"path": str(path), "model": options.model, **dataclasses.asdict(card)}
+        write_atomically(options.json, (json.dumps(document, indent=1) + "\n").encode())
+        say(console, f"written to {options.json}")
 
 
 def _kind(data: str) -> DataKind:
@@ -89,21 +81,23 @@ def _kind(data: str) -> DataKind:
 
 
 def _card(
-    path: Path, forget_edge: str | None, rouge_tokenizer: str, count: Callable[[str], int] | None
+    path: Path,
+    forget_edge: tuple[str, ...],
+    rouge_tokenizer: str,
+    count: Callable[[str], int] | None,
 ) -> Card:
     if holds_prompts(path):
-        if forget_edge is not None:
-            raise InputError(f"--forget-edge {forget_edge}: {path.name} holds prompts, no edges.")
+        if forget_edge:
+            raise InputError(
+                f"--forget-edge {','.join(forget_edge)}: {path.name} holds prompts, no edges."
+            )
         return describe_prompts(read_prompts(path), count_tokens=count)
     records, groups = read_records(path), read_groups(path)
     edges = edges_of(records)
     default = (_DEFAULT_EDGE,) if _DEFAULT_EDGE in edges and len(edges) > 1 else ()
-    asked = tuple(part.strip() for part in (forget_edge or "").split(",") if part.strip())
-    if forget_edge is not None and not asked:
-        raise InputError("--forget-edge is empty: name at least one edge.")
     return describe_records(
         records,
-        asked or default,
+        forget_edge or default,
         groups=groups,
         is_scorable=lambda answer: bool(tokenize_words(answer, tokenizer=rouge_tokenizer)),
         count_tokens=count,
@@ -133,7 +127,7 @@ def _token_counter(model: str) -> Callable[[str], int]:
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _show(console: Console, path: Path, card: Card, forget_edge: str | None) -> None:
+def _show(console: Console, path: Path, card: Card) -> None:
     say(console, str(path))
     what = f"{card.rows} {'pairs' if card.kind == 'records' else 'prompts'}"
     edges = f", {_count(len(card.edges), 'edge')}" if card.edges else ""
@@ -147,7 +141,7 @@ def _show(console: Console, path: Path, card: Card, forget_edge: str | None) -> 
     if card.forget:
         say(console, "\nto forget, and what of it stands in what is to be kept too")
         console.print(_overlap_table(card))
-    elif card.edges and forget_edge is None:
+    elif card.edges:
         say(console, f"no edge {_DEFAULT_EDGE}: name what is to be forgotten with --forget-edge")
     for record in card.unscorable[:_SHOWN_TEXTS]:
         say(console, f"no word for ROUGE: {record.edge}: {record.question!r} -> {record.answer!r}")
@@ -210,3 +204,6 @@ def _ends(members: tuple[str, ...]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+COMMAND = Command(describe, DescribeOptions)

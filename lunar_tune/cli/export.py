@@ -1,21 +1,24 @@
-"""The command `python -m lunar_tune.export`: a search's winner as files that need no lunar-tune."""
+"""The command `lunar-tune export`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.running import DebugOption, QuietOption, reporting_errors, say
-from lunar_tune.errors import LunarTuneError, Problems
+from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions, Given, Reused
+from lunar_tune.cli.running import say
+from lunar_tune.config.fields import option, same_option
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.errors import InputError, LunarTuneError, Problems
 from lunar_tune.paths import check_writable_file
-from lunar_tune.study.folder import RUNS
 
 if TYPE_CHECKING:
     from lunar_tune.config.run_options import RunOptions
@@ -24,100 +27,108 @@ if TYPE_CHECKING:
     from lunar_tune.trial.spec import TrialSpec
 
 
-def export(
-    search: Annotated[
-        str, typer.Argument(help="A search's folder, or its name.", metavar="SEARCH")
-    ],
-    *,
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="checkpoint (a whole model), adapter (PEFT LoRA) or delta (differences).",
-            metavar="FORMAT",
-        ),
-    ] = "checkpoint",
-    output: Annotated[Path, typer.Option(help="Folder to write, empty or missing.", metavar="DIR")],
-    trial: Annotated[
-        int | None, typer.Option(help="Another trial than the best.", metavar="N")
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            help="Of an adapter of lunar's adamw. Default: the smallest with an error of 1 %."
-        ),
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="Where names are looked up.")] = RUNS,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or auto. Default: as in the search.")
-    ] = None,
-    register: Annotated[
-        str | None,
-        typer.Option(help="Register the folder as a version of this model.", metavar="NAME"),
-    ] = None,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            help="MLflow tracking URI for --register, where the store was moved or wants a "
-            "password. Default: the one that the search was written to."
-        ),
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write what export.json says here as well.")
-    ] = None,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(CommonOptions):
+    """What the command takes."""
+
+    search: str = option(MISSING, "A search's folder, or its name.", SUBJECT, positional=True)
+    save: Path = same_option(
+        Reused, "save", help="Folder to write, empty or missing.", default=MISSING
+    )
+    format: str = option(
+        "checkpoint",
+        "checkpoint (a whole model) or adapter (PEFT LoRA). adapter:RANK is one of another rank, "
+        "where lunar's adamw leaves the choice; by default the smallest with an error of 1 %.",
+        OUTPUT,
+        metavar="FORMAT",
+        common=True,
+    )
+    trial: int | None = same_option(Reused, "trial", help="Another trial than the best.")
+    register: str | None = option(
+        None, "Register the folder as a version of this model in MLflow.", OUTPUT, metavar="NAME"
+    )
+    output: Path = same_option(
+        SearchConfig, "output", help="Where names of searches are looked up."
+    )
+    device: str | None = same_option(
+        RunOptions, "device", default=None, help="cpu, cuda or auto. Default: as in the search."
+    )
+    tracking_uri: str | None = same_option(
+        SearchConfig,
+        "tracking_uri",
+        help="MLflow tracking URI for --register, where the store was moved or wants a password. "
+        "Default: the one that the search was written to.",
+    )
+    json: Path | None = same_option(
+        Reused, "json", help="Write what export.json says here as well.", common=False
+    )
+
+
+def export(options: ExportOptions, _: Given) -> None:
     """Write a search's winner as files that load without lunar-tune, and prove it.
 
     A search keeps no weights: its trial runs again, with the search's seed. What was written is
-    then loaded from the disk by transformers, peft and safetensors alone and asked every question;
+    then loaded from the disk by transformers and peft alone and asked every question;
     exit code 1 if its scores are not those that the search reported.
 
-    `python -m lunar_tune.export runs/NAME --format checkpoint --output unlearned`
+    `lunar-tune export runs/NAME --save unlearned`
     """
-    with reporting_errors(debug=debug):
-        from lunar_tune.export.writing import export as run_export
-        from lunar_tune.report.progress_bars import build_progress, epochs_shown
+    from lunar_tune.export.writing import export as run_export
+    from lunar_tune.report.progress_bars import build_progress, epochs_shown
 
-        console = Console(quiet=quiet, emoji=False)
-        results, job = _checked(
-            search,
-            form=form,
-            output=output,
-            trial=trial,
-            rank=rank,
-            runs=runs,
-            device=device,
-            register=register,
-            tracking_uri=tracking_uri,
-            json_file=json_file,
+    console = Console(quiet=options.quiet, emoji=False)
+    form, rank = _form(options.format)
+    results, job = _checked(
+        options.search,
+        form=form,
+        output=options.save,
+        trial=options.trial,
+        rank=rank,
+        runs=options.output,
+        device=options.device,
+        register=options.register,
+        tracking_uri=options.tracking_uri,
+        json_file=options.json,
+    )
+    with build_progress(console) as bar:
+        exported = run_export(
+            job,
+            on_build=epochs_shown(bar, "building the tiny model (once)"),
+            on_step=lambda text: say(bar.console, text),
         )
-        with build_progress(console) as bar:
-            exported = run_export(
-                job,
-                on_build=epochs_shown(bar, "building the tiny model (once)"),
-                on_step=lambda text: say(bar.console, text),
-            )
-        _show(exported, console)
-        if json_file is not None:
-            _write(exported.document(), json_file)
-        if exported.failures:
-            raise LunarTuneError(_unproven(exported))
-        say(console, f"{form} written to {output}")
-        if register is not None:
-            from lunar_tune.tracking.registering import register_model
+    _show(exported, console)
+    if options.json is not None:
+        _write(exported.document(), options.json)
+    if exported.failures:
+        raise LunarTuneError(_unproven(exported))
+    say(console, f"{form} written to {options.save}")
+    if options.register is not None:
+        from lunar_tune.tracking.registering import register_model
 
-            version = register_model(
-                results,
-                output,
-                register,
-                row=results.trial(trial),
-                scores=exported.comparison.scores,
-                form=form,
-                tracking_uri=tracking_uri,
-            )
-            say(console, f"registered as {register}, version {version}")
+        version = register_model(
+            results,
+            options.save,
+            options.register,
+            row=results.trial(options.trial),
+            scores=exported.comparison.scores,
+            form=form,
+            tracking_uri=options.tracking_uri,
+        )
+        say(console, f"registered as {options.register}, version {version}")
+
+
+def _form(text: str) -> tuple[str, int | None]:
+    """Return the form and an adapter's rank, if one is named.
+
+    Raises:
+        InputError: The rank is none.
+    """
+    form, colon, rank = text.partition(":")
+    if not colon:
+        return form, None
+    if form != "adapter" or not rank.isdecimal() or int(rank) < 1:
+        raise InputError(f"--format {text}: checkpoint, adapter, or adapter:RANK with 1 or more.")
+    return form, int(rank)
 
 
 def _checked(
@@ -179,7 +190,7 @@ def _spec(results: SearchResults, device: str | None) -> TrialSpec:
     if device is not None:
         options = dataclasses.replace(options, device=device)
     spec = assemble(options)
-    floor = goal.stoppable_floor if config.search.bounded else None  # may have ended a fit early
+    floor = goal.stoppable_floor  # may have ended a fit early
     engine = dataclasses.replace(spec.engine, retain_floor=floor)
     return dataclasses.replace(spec, engine=engine, metrics=(), embedding_model=None)
 
@@ -244,7 +255,7 @@ def _show(exported: Exported, console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "forget", "retain", "factual", "deviation score"):
         table.add_column(column, justify="left" if column == "" else "right")
-    table.add_row("unmodified model", *score_cells(reported.vanilla))
+    table.add_row("base model", *score_cells(reported.vanilla))
     table.add_row(f"trial {reported.trial}, as reported", *reported.cells(reported.scores))
     table.add_row(f"the {exported.job.form}, as loaded", *reported.cells(found.scores))
     console.print("ROUGE-1 recall of the answers")
@@ -260,7 +271,11 @@ def _show(exported: Exported, console: Console) -> None:
 
 def _unproven(exported: Exported) -> str:
     job = exported.job
-    more = " A larger --rank comes nearer." if exported.relative_errors else ""
+    more = (
+        " --format adapter:RANK with a larger rank comes nearer."
+        if exported.relative_errors
+        else ""
+    )
     return (
         f"the {job.form} does not give what {job.reported.search} reported of trial "
         f"{job.reported.trial}: {'; '.join(exported.failures)}.{more} {job.folder} is kept; its "
@@ -274,3 +289,6 @@ def _write(document: Mapping[str, Any], path: Path) -> None:
 
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode(errors="surrogatepass"))
+
+
+COMMAND = Command(export, ExportOptions)

@@ -1,73 +1,61 @@
-"""The command `python -m lunar_tune.fetch`: published data sets into the user's folder of data.
-
-Covers: a list of what there is, fetching by name, other servers.
-Does not cover: what is fetched and how it is checked (`data.published`, `data.fetching`).
-"""
+"""The command `python -m lunar_tune.fetch`: published data sets into the user's folder of data."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.running import DebugOption, QuietOption, reporting_errors, say
-from lunar_tune.data.fetching import Servers, fetch, state_of
+from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions, Given
+from lunar_tune.cli.running import say
+from lunar_tune.config.fields import option, same_option
+from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.data.fetching import Servers, state_of
+from lunar_tune.data.fetching import fetch as fetch_set
 from lunar_tune.data.published import PUBLISHED, PublishedSet
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.paths import data_dir
 
 
-def fetch_command(
-    *,
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Data sets to fetch.", show_default=False)
-    ] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="Show what there is; without names the same.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Fetch again what is there already.")
-    ] = False,
-    github_url: Annotated[
-        str | None,
-        typer.Option(
-            help="A server that answers as raw.githubusercontent.com does.",
-            envvar="LUNAR_TUNE_GITHUB_URL",
-            metavar="URL",
-        ),
-    ] = None,
-    hub_url: Annotated[
-        str | None,
-        typer.Option(
-            help="A server that answers as huggingface.co does.",
-            envvar="HF_ENDPOINT",
-            metavar="URL",
-        ),
-    ] = None,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions(CommonOptions):
+    """What the command takes."""
+
+    data: tuple[str, ...] = option(
+        (), "Data sets to fetch; without one, shows what there is.", SUBJECT, positional=True
+    )
+    force: bool = same_option(
+        SearchConfig,
+        "force",
+        help="Fetch again what is there already.",
+        group=OUTPUT,
+        common=True,
+    )
+
+
+def fetch(options: FetchOptions, _: Given) -> None:
     """Fetch published data sets, to be used by name: `--data tofu`.
 
-    `python -m lunar_tune.fetch` shows what there is, with licences.
+    `lunar-tune fetch` shows what there is, with licences.
 
-    `python -m lunar_tune.fetch tofu pistol-1` fetches two of them.
+    `lunar-tune fetch tofu pistol-1` fetches two of them.
 
     They are kept in the folder that LUNAR_TUNE_DATA names, else in the user's folder of data. Each
     comes from one commit of its repository and must hold the rows that are known of it; its
     checksum must be the known one or, where none is known, the one of the first fetch.
     """
-    with reporting_errors(debug=debug):
-        console, folder = Console(quiet=quiet, emoji=False), data_dir()
-        if show or not names:
-            _show(console, folder)
-        else:
-            servers = Servers(github=github_url or None, hub=hub_url or None)
-            _fetch(names, folder, servers, console, force=force)
+    console, folder = Console(quiet=options.quiet, emoji=False), data_dir()
+    if not options.data:
+        _show(console, folder)
+        return
+    servers = Servers(
+        github=os.environ.get("LUNAR_TUNE_GITHUB_URL"), hub=os.environ.get("HF_ENDPOINT")
+    )
+    _fetch(options.data, folder, servers, console, force=options.force)
 
 
 def _show(console: Console, folder: Path) -> None:
@@ -107,7 +95,10 @@ def _fetch(
                 raise DataError(
                     f"{name}: {path} is not, or no longer, what was fetched. --force replaces it."
                 )
-            lock = fetch(published, folder, servers=servers)
+            lock = fetch_set(published, folder, servers=servers)
             how = "the known checksum" if published.sha256 else "checksum recorded"
             say(console, f"{name}: {lock.rows} rows, {how}, {path}")
     problems.raise_if_any(DataError)
+
+
+COMMAND = Command(fetch, FetchOptions)

@@ -1,157 +1,90 @@
-"""The command `python -m lunar_tune.finetune`: the model learns the data, before it forgets."""
+"""The command `lunar-tune finetune`: the model learns the data, before it forgets."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
+from dataclasses import MISSING, dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lunar_tune.cli.options.given import MODEL_PANEL, GivenOptions, merge_options, run_options
-from lunar_tune.cli.running import DebugOption, QuietOption, reporting_errors
-from lunar_tune.config.run_options import RunOptions
-from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR
+from lunar_tune.cli.commands import Command, CommonOptions, Given, Reused
+from lunar_tune.config.fields import check_values, same_option, shared_options
+from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments
+from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import Problems
-from lunar_tune.finetuning.finetune_settings import RATES, FinetuneSettings
+from lunar_tune.finetuning.finetune_settings import FinetuneSettings, read_settings
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
     from lunar_tune.finetuning.finetune_job import FinetuneJob
 
-_TRAINING, _PLACE = "Training", "Results"
-_DEFAULT = FinetuneSettings()
+__all__ = ["COMMAND", "FinetuneOptions"]
+
 # Most of what the model cannot know should be declined: LUNAR redirects to where it declines.
 LEAST_REFUSED = 0.5
 EXIT_UNKNOWN = 3
 
 
-@run_options(
-    panels=(MODEL_PANEL,),
-    flags=(
-        *("--data", "--reference-prompts", "--refusals", "--rouge-tokenizer", "--seed"),
-        "--text/--no-text",
-    ),
-)
-def finetune(
-    *,
-    ctx: typer.Context,  # noqa: ARG001 taken by the decorator
-    given: GivenOptions,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the checkpoint. The same command goes on with an unfinished one.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = None,
-    train: Annotated[
-        str,
-        typer.Option(
-            help="lora (an adapter on every linear map of the blocks, merged in the end) or full "
-            "(all weights).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = _DEFAULT.trained,
-    rank: Annotated[
-        int, typer.Option(help="Of the adapter.", rich_help_panel=_TRAINING)
-    ] = _DEFAULT.rank,
-    alpha: Annotated[
-        float,
-        typer.Option(help="The adapter's scale times its rank.", rich_help_panel=_TRAINING),
-    ] = _DEFAULT.alpha,
-    dropout: Annotated[
-        float,
-        typer.Option(help="Of the adapter's inputs, in training.", rich_help_panel=_TRAINING),
-    ] = _DEFAULT.dropout,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help=f"AdamW's. Default: {RATES['lora']:g} for lora, {RATES['full']:g} for full.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = _DEFAULT.learning_rate,
-    epochs: Annotated[
-        int, typer.Option(help="Passes over the data.", rich_help_panel=_TRAINING)
-    ] = _DEFAULT.epochs,
-    batch_size: Annotated[
-        int, typer.Option(help="Answers in a step.", rich_help_panel=_TRAINING)
-    ] = _DEFAULT.batch_size,
-    weight_decay: Annotated[
-        float, typer.Option(help="AdamW's.", rich_help_panel=_TRAINING)
-    ] = _DEFAULT.weight_decay,
-    checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--checkpointing",
-            help="Compute activations again in the backward pass, which takes less memory.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = _DEFAULT.checkpointing,
-    with_refusals: Annotated[
-        bool,
-        typer.Option(
-            "--with-refusals",
-            help="Train prompts that cannot be answered too, with the first refusal. For models "
-            "that do not decline by themselves.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = _DEFAULT.with_refusals,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            help="MLflow tracking URI. Default: a sqlite file beside the output folder.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = None,
-    experiment: Annotated[
-        str,
-        typer.Option(help="MLflow experiment of the run; made if missing.", rich_help_panel=_PLACE),
-    ] = EXPERIMENT,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(ModelOptions, CommonOptions):
+    """What the command takes."""
+
+    data: str | None = same_option(RunOptions, "data")
+    reference_prompts: str = same_option(RunOptions, "reference_prompts")
+    refusals: str = same_option(RunOptions, "refusals")
+    text: bool = same_option(RunOptions, "text")
+    rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer")
+    seed: int = same_option(RunOptions, "seed")
+    fix: tuple[str, ...] = same_option(
+        RunOptions,
+        "fix",
+        help="Fix a setting of the training: trained=full, epochs=30, learning_rate=1e-4, rank, "
+        "alpha, dropout, batch_size, weight_decay, checkpointing, with_refusals. May be given "
+        "several times.",
+    )
+    save: Path = same_option(
+        Reused,
+        "save",
+        help="Folder of the checkpoint. The same command goes on with an unfinished one.",
+        default=MISSING,
+    )
+    tracking_uri: str | None = same_option(
+        SearchConfig,
+        "tracking_uri",
+        help="MLflow tracking URI. Default: a sqlite file beside the checkpoint's folder.",
+    )
+
+
+def finetune(options: FinetuneOptions, given: Given) -> int:  # noqa: ARG001
     """Fine-tune a model on the data of which it will forget a part.
 
     A search is in vain on a model that does not know its data.
 
-    `python -m lunar_tune.finetune --model qwen2.5-7b --data my_pairs.json --output runs/knows`
+    `lunar-tune finetune --model qwen2.5-7b --data my_pairs.json --save runs/knows`
 
-    Then: `python -m lunar_tune.search --model qwen2.5-7b --model-path runs/knows --data …`
+    Then: `lunar-tune search --model qwen2.5-7b --model-path runs/knows --data …`
 
     Exit codes: 0 the model knows the data, 3 its ROUGE-1 is below 0.8 (the checkpoint is kept),
     1 the training failed, 130 interrupted, 2 the input was wrong.
     """
-    with reporting_errors(debug=debug):
-        problems, settings = Problems(), _DEFAULT
-        options = merge_options(RunOptions(), given, problems)
-        with problems.collect():
-            settings = FinetuneSettings(
-                trained=train,
-                rank=rank,
-                alpha=alpha,
-                dropout=dropout,
-                learning_rate=learning_rate,
-                epochs=epochs,
-                batch_size=batch_size,
-                weight_decay=weight_decay,
-                checkpointing=checkpointing,
-                with_refusals=with_refusals,
-            )
-        console = Console(quiet=quiet, emoji=False)
-        code = _run(
-            options,
-            settings,
-            problems,
-            console,
-            output=output,
-            tracked=(tracking_uri, experiment),
-        )
-    sys.exit(code)
+    problems, settings = Problems(), FinetuneSettings()
+    check_values(options, problems)
+    with problems.collect():
+        settings = read_settings(read_assignments(options.fix))
+    return _run(
+        shared_options(options, RunOptions, without={"fix"}),
+        settings,
+        problems,
+        Console(quiet=options.quiet, emoji=False),
+        output=options.save,
+        uri=options.tracking_uri,
+    )
 
 
 def _run(
@@ -160,34 +93,43 @@ def _run(
     problems: Problems,
     console: Console,
     *,
-    output: Path | None,
-    tracked: tuple[str | None, str],
+    output: Path,
+    uri: str | None,
 ) -> int:
     from lunar_tune.finetuning.checkpoints import check_output
     from lunar_tune.finetuning.finetune import finetune as train_model
-    from lunar_tune.search.tracked_finetuning import TrackedFinetuning
+    from lunar_tune.search.finetuning_run import (
+        finetuning_content,
+        finetuning_tables,
+        shown_training,
+    )
+    from lunar_tune.tracking.store import default_tracking_uri
+    from lunar_tune.tracking.tracker import Tracker
     from lunar_tune.trial.assemble import materialise_model
     from lunar_tune.trial.learning import assemble_finetuning
 
-    if output is None:
-        problems.add("--output is needed: the folder of the checkpoint.")
-    else:
-        with problems.collect():
-            check_output(output)
-    if not tracked[1].strip():
-        problems.add("--experiment is empty: name an MLflow experiment, or leave it out.")
+    with problems.collect():
+        check_output(output)
     job = assemble_finetuning(options, settings, problems)
-    if output is None:
-        raise AssertionError("what is missing comes with a noted problem")
     with build_progress(console) as bar:
         model = materialise_model(job.model, epochs_shown(bar, "building the tiny model (once)"))
     job = dataclasses.replace(job, model=model)
     _print_plan(console, job, output)
-    uri, experiment = tracked
-    tracking = TrackedFinetuning(job, output, uri, experiment)
-    with tracking.followed(console, kept_in=output) as (on_start, on_epoch):
+    place = output.resolve()
+    tracker = Tracker(uri or default_tracking_uri(place.parent), EXPERIMENT, place.name)
+    started = datetime.now()
+    with shown_training(job, console, kept_in=output) as (on_start, on_epoch, _):
         finished = train_model(job, output, on_start=on_start, on_epoch=on_epoch)
-        tracking.finished(finished, text=options.text)
+    knowledge = finished.knowledge
+    content = finetuning_content(
+        job,
+        place.name,
+        started=started,
+        losses=dict(enumerate(finished.losses, 1)),
+        known={"rouge1": knowledge.rouge1, "refused": knowledge.refused},
+        tables=finetuning_tables(finished, text=options.text),
+    )
+    tracker.write(content)
     return _conclude(console, job, finished)
 
 
@@ -227,7 +169,9 @@ def _conclude(console: Console, job: FinetuneJob, done: Finetuned) -> int:
     console.print(f"checkpoint in {done.folder}", markup=False, highlight=False, soft_wrap=True)
     if knowledge.refused < LEAST_REFUSED:
         advice = (
-            "Give more epochs." if settings.with_refusals else "Train with --with-refusals too."
+            "Give more epochs."
+            if settings.with_refusals
+            else "Train with --fix with_refusals=true too."
         )
         _warn(
             console,
@@ -239,11 +183,15 @@ def _conclude(console: Console, job: FinetuneJob, done: Finetuned) -> int:
     _warn(
         console,
         f"the model does not know the data: ROUGE-1 {knowledge.rouge1:.3f}, a search needs "
-        f"{RETAIN_FLOOR:g}. The last epoch's loss was {done.losses[-1]:.3f}. Try more --epochs "
-        f"than {settings.epochs}, a --learning-rate above {settings.rate:g}, or --train full.",
+        f"{RETAIN_FLOOR:g}. The last epoch's loss was {done.losses[-1]:.3f}. Try --fix epochs "
+        f"above {settings.epochs}, --fix learning_rate above {settings.rate:g}, or --fix "
+        "trained=full.",
     )
     return EXIT_UNKNOWN
 
 
 def _warn(console: Console, message: str) -> None:
     console.print(f"[bold yellow]warning:[/bold yellow] {escape(message)}", soft_wrap=True)
+
+
+COMMAND = Command(finetune, FinetuneOptions)

@@ -1,22 +1,22 @@
-"""The command `python -m lunar_tune.layers`: which layers to search, without training."""
+"""The command `lunar-tune layers`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lunar_tune.cli.layer_lists import read_layers, show_layers
-from lunar_tune.cli.options.given import GivenOptions, merge_options, with_run_options
-from lunar_tune.cli.running import DebugOption, QuietOption, reporting_errors, say
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.cli.commands import Command, CommonOptions, Given, Reused
+from lunar_tune.cli.running import say
+from lunar_tune.config.fields import check_values, same_option, shared_options
+from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments, read_range
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.paths import check_writable_file
 from lunar_tune.report.progress_bars import build_progress
@@ -26,81 +26,80 @@ if TYPE_CHECKING:
     from lunar_tune.trial.layer_scores import LayerScores
     from lunar_tune.trial.spec import TrialSpec
 
-_LAYERS = "Layers and results"
-# Fields of the run that have no part in this: nothing is fitted, only questions to forget are
-# asked, and nothing is scored by ROUGE.
-_UNUSED = (
-    *("lunar", "gradient", "engine.early_exit", "engine.reuse", "retain_data", "factual_data"),
-    *("retain_rows", "rouge_tokenizer", "metrics"),
-)
 _ANSWER_WIDTH, _LEAST_ANSWER, _OTHER_COLUMNS = 60, 12, 60
 
 
-@with_run_options
-def layers(
-    *,
-    ctx: typer.Context,  # noqa: ARG001 taken by the decorator
-    given: GivenOptions,
-    coefficient: Annotated[
-        float,
-        typer.Option(help="How far to move along each unlearning vector.", rich_help_panel=_LAYERS),
-    ] = 2.0,
-    layer_range: Annotated[
-        str | None,
-        typer.Option(
-            "--layers",
-            help="Decoder blocks, for example 0-3 or 8-20,24. Default: all.",
-            metavar="L[-L][,…]",
-            rich_help_panel=_LAYERS,
-        ),
-    ] = None,
-    rows: Annotated[
-        int,
-        typer.Option(help="Questions to forget that are asked, by edge.", rich_help_panel=_LAYERS),
-    ] = 20,
-    json_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--json", help="Write the scores, for a search's prior.", rich_help_panel=_LAYERS
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw the curve, as .png or .svg.", rich_help_panel=_LAYERS),
-    ] = None,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class LayersOptions(ModelOptions, CommonOptions):
+    """What the command takes."""
+
+    data: str | None = same_option(RunOptions, "data")
+    forget_edge: tuple[str, ...] = same_option(RunOptions, "forget_edge")
+    reference_prompts: str = same_option(RunOptions, "reference_prompts")
+    refusals: str = same_option(RunOptions, "refusals")
+    holdout: bool = same_option(RunOptions, "holdout")
+    text: bool = same_option(RunOptions, "text")
+    evaluation_rows: int | None = same_option(
+        RunOptions,
+        "evaluation_rows",
+        default=20,
+        help="Questions to forget that are asked, by edge.",
+        common=True,
+    )
+    fix: tuple[str, ...] = same_option(
+        RunOptions,
+        "fix",
+        default=("coefficient=2",),
+        help="How far to move along each unlearning vector.",
+        metavar="coefficient=C",
+    )
+    range: tuple[str, ...] = same_option(
+        SearchConfig,
+        "range",
+        help="Decoder blocks to score. Default: all.",
+        metavar="layer=LOW:HIGH",
+    )
+    max_new_tokens: int | None = same_option(SearchConfig, "max_new_tokens")
+    embedding_model: str | None = same_option(RunOptions, "embedding_model")
+    seed: int = same_option(RunOptions, "seed")
+    memory_budget: float | None = same_option(RunOptions, "memory_budget")
+    cache_limit: float | None = same_option(RunOptions, "cache_limit")
+    json: Path | None = same_option(Reused, "json", help="Write the scores, for a search's prior.")
+    save: Path | None = same_option(
+        Reused, "save", help="Draw the curve, as .png or .svg.", metavar="FILE"
+    )
+
+
+def layers(options: LayersOptions, _: Given) -> None:
     """Choose layers as LUNAR's paper does, without training.
 
     After each block in turn the unlearning vector is added while the questions to forget are
     answered. A good layer's answers are like refusals (s1) and unlike the truth (s2). What an edit
     there does to retained questions is not looked at: search the recommended layers.
 
-    `python -m lunar_tune.layers --model tiny --coefficient 2 --plot layers.png`
+    `lunar-tune layers --model tiny --save layers.png`
     """
-    with reporting_errors(debug=debug):
-        console = Console(quiet=quiet, emoji=False)
-        problems = Problems()
-        # A refusal is short: the budget follows the true answers, as in a search.
-        base = RunOptions(decoding=DecodingSettings(max_new_tokens=None))
-        options = merge_options(base, given, problems)
-        for flag, file in (("--json", json_file), ("--plot", plot)):
-            with problems.collect():
-                _check_file(flag, file)
-        spec, chosen = _checked(options, layer_range, coefficient, rows, problems)
-        if unused := _unused(given):
-            console.print(f"not used here: {', '.join(unused)}", style="dim", highlight=False)
-        scores, prior = _score(spec, chosen, console, coefficient=coefficient, rows=rows)
-        _show(scores, console, text=options.text)
-        _write(prior, json_file, plot, console)
+    console = Console(quiet=options.quiet, emoji=False)
+    problems = Problems()
+    # Nothing is fitted and nothing is scored by ROUGE: all else is left at its default.
+    run = shared_options(options, RunOptions, without={"evaluation_rows", "fix"})
+    for flag, file in (("--json", options.json), ("--save", options.save)):
+        with problems.collect():
+            _check_file(flag, file)
+    coefficient, rows = 2.0, options.evaluation_rows or 1
+    check_values(options, problems)
+    with problems.collect():
+        coefficient = _coefficient(options.fix)
+    spec, chosen = _checked(run, options.range, coefficient, problems)
+    scores, prior = _score(spec, chosen, console, coefficient=coefficient, rows=rows)
+    _show(scores, console, text=options.text)
+    _write(prior, options.json, options.save, console)
 
 
 def _checked(
     options: RunOptions,
-    layer_range: str | None,
+    ranges: Sequence[str],
     coefficient: float,
-    rows: int,
     problems: Problems,
 ) -> tuple[TrialSpec, tuple[int, ...] | None]:
     """Return the spec and the layers, or say everything that is wrong."""
@@ -116,13 +115,11 @@ def _checked(
             check_has_layers(spec.method)
     with problems.collect():
         check_coefficient(coefficient)
-    if rows < 1:
-        problems.add(f"--rows {rows}: at least 1.")
-    if layer_range is not None:
+    if ranges:
         with problems.collect():
-            chosen = read_layers(layer_range, "--layers")
+            chosen = _layers(ranges)
             if (depth := known_depth(options)) is not None:
-                check_layers(chosen, depth, option="--layers")
+                check_layers(chosen, depth, option="--range layer")
     problems.raise_if_any()
     if spec is None:
         raise AssertionError("a spec that is None comes with a noted problem")
@@ -193,18 +190,18 @@ def _show(scores: LayerScores, console: Console, *, text: bool) -> None:
     )
     console.print(table)
     console.print(
-        f"recommended: {show_layers(recommended)} (at least {RECOMMENDED_SHARE:.0%} of the best "
-        f"layer's gain over the unmodified model); in a search space: {_as_space(recommended)}",
+        f"recommended: {_shown(recommended)} (at least {RECOMMENDED_SHARE:.0%} of the best "
+        f"layer's gain over the base model); in a search space: {_as_space(recommended)}",
         highlight=False,
         markup=False,
     )
     best = next(one.answers for one in scores.layers if one.layer == scores.best)
     if best.score <= scores.unmodified.score:
-        console.print("No layer moves the answers: try a larger --coefficient.", style="yellow")
+        console.print("No layer moves the answers: try a larger --fix coefficient.", style="yellow")
     elif best.unfinished * 2 > len(best.texts):
         console.print(
             "Most answers at the best layer do not end: the vector is added too strongly for the "
-            "curve to tell layers apart; try a smaller --coefficient.",
+            "curve to tell layers apart; try a smaller --fix coefficient.",
             style="yellow",
         )
 
@@ -236,7 +233,7 @@ def _draw(prior: LayerPrior, plot: Path) -> None:
 def _check_file(flag: str, file: Path | None) -> None:
     """Refuse a file that cannot be written."""
     check_writable_file(file, flag)
-    if file is None or flag != "--plot":
+    if file is None or flag != "--save":
         return
     from lunar_tune.report.pictures.figure import PICTURE_SUFFIXES  # loads matplotlib
 
@@ -244,13 +241,40 @@ def _check_file(flag: str, file: Path | None) -> None:
         raise InputError(f"{flag} {file}: a name that ends in {' or '.join(PICTURE_SUFFIXES)}.")
 
 
-def _unused(given: GivenOptions) -> list[str]:
-    """Return the options that were given and have no part in this."""
-    return [
-        option.flag.partition("/")[0]
-        for option in given.values
-        if any(option.path == path or option.path.startswith(f"{path}.") for path in _UNUSED)
-    ]
+def _coefficient(fix: tuple[str, ...]) -> float:
+    """Return the coefficient that is fixed.
+
+    Raises:
+        InputError: Something else is fixed, or it is no number.
+    """
+    fixed = read_assignments(fix)
+    value = fixed.pop("coefficient", 2.0)
+    if fixed or isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"--fix {', '.join(fix)}: coefficient=NUMBER is all that is fixed here.")
+    return float(value)
+
+
+def _layers(ranges: Sequence[str]) -> tuple[int, ...]:
+    """Return the blocks of a range.
+
+    Raises:
+        InputError: It is none.
+    """
+    name, low, high = read_range(ranges[0])
+    if len(ranges) > 1 or name != "layer" or not (low.is_integer() and high.is_integer()):
+        raise InputError(f"--range {', '.join(ranges)}: layer=LOW:HIGH, in whole numbers.")
+    return tuple(range(int(low), int(high) + 1))
+
+
+def _shown(chosen: Sequence[int]) -> str:
+    """Return ascending layers as `0-3,5`."""
+    runs: list[list[int]] = []
+    for layer in chosen:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _as_space(chosen: Sequence[int]) -> str:
@@ -260,3 +284,6 @@ def _as_space(chosen: Sequence[int]) -> str:
     if len(chosen) == chosen[-1] - chosen[0] + 1:
         return f"layer: {{type: int, low: {chosen[0]}, high: {chosen[-1]}}}"
     return f"layer: {{type: choice, values: {list(chosen)}}}"
+
+
+COMMAND = Command(layers, LayersOptions)

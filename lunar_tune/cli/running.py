@@ -1,10 +1,4 @@
-"""Running a command: exit codes, and errors as one message instead of a traceback.
-
-Covers: exit code 2 for a wrong input, 130 for an interruption, 1 and one line for what was not
-foreseen; before it a traceback with `--debug`; no passwords in either; an interruption that is not
-interrupted itself.
-Does not cover: what a command does.
-"""
+"""Running a command: exit codes, and errors as one message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -15,22 +9,16 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, Any
 
-import click
-import typer
 from rich.console import Console
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.secrets import without_secrets
 
 __all__ = [
-    "DebugOption",
-    "QuietOption",
-    "command_app",
     "interrupted_once",
     "reporting_errors",
     "say",
@@ -41,21 +29,6 @@ logger = logging.getLogger(__name__)
 EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 # Presses of Ctrl-C after which an ending that takes too long is given up.
 _PATIENCE = 4
-
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors too.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Show errors only.")]
-
-
-def command_app(command: Callable[..., Any]) -> typer.Typer:
-    """Return a Typer application with one command."""
-    app = typer.Typer(
-        add_completion=False,
-        rich_markup_mode="markdown",
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    )
-    app.command()(command)
-    return app
 
 
 def say(console: Console, text: str) -> None:
@@ -79,8 +52,6 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
         console.print("[bold red]error:[/bold red]", end=" ")
         console.print(without_secrets(str(error)), markup=False, highlight=False, soft_wrap=True)
         sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
-    except (click.exceptions.ClickException, click.exceptions.Exit):
-        raise  # Typer's own, which it shows itself
     except Exception as error:
         _trace(error, wanted=debug)
         logger.debug("not expected", exc_info=True)

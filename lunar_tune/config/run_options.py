@@ -1,114 +1,290 @@
-"""What a run is told, as one frozen object with a default for everything.
-
-Covers: the options that a single run and a search share.
-Does not cover: reading files and checking them against each other (`assemble`).
-"""
+"""Options of a run: model, data, method, answers. A single run and a search share them."""
 
 from __future__ import annotations
 
-import math
-import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.gradient_settings import GradientSettings
-from lunar_tune.config.lunar_settings import LunarSettings
+from lunar_tune.config.fields import option
 from lunar_tune.errors import InputError
 
-__all__ = ["NONE", "OWN", "TINY", "EngineSettings", "RunOptions"]
+__all__ = [
+    "ENGINES",
+    "LEAST_BUDGET",
+    "NONE",
+    "OWN",
+    "PUBLISHED_MAX_NEW_TOKENS",
+    "TINY",
+    "DataOptions",
+    "ModelOptions",
+    "RunOptions",
+    "read_assignments",
+    "read_range",
+]
 
 NONE, OWN, TINY = "none", "own", "tiny"
-VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
+ENGINES = ("fast", "plain", "reference")
+LARGEST_SEED = 2**32 - 1  # what numpy takes, and Optuna's samplers with it
+LEAST_BUDGET = 32  # tokens, where the budget follows the true answers
+PUBLISHED_MAX_NEW_TOKENS = 512  # config/forget.yaml of the published code at dfa56eb
+MODEL, DATA, METHOD, ANSWERS, MEMORY = "Model", "Data", "Method", "Answers", "Memory and speed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """What a trial keeps from others and what it skips; none of it changes a feasible score."""
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, loaded and asked how."""
 
-    reuse: bool = True
-    """Whether prompts go on from kept streams and drafts are checked; False decodes plainly."""
-    early_exit: bool = False
-    """Whether an answer ends when it has said every word of the truth. Its ROUGE recall is 1 then,
-    whatever follows; an answer that is to be read should go on."""
-    retain_floor: float | None = None
-    """Least retain ROUGE-1: a trial that has missed it for certain asks no more. None asks all."""
-    checks: int = 4
-    """Looks at a gradient fit while it goes on, where there is a floor; one that has lost the
-    retain set ends early. 0 never looks."""
-    verify_weights: bool = field(default_factory=lambda: bool(os.environ.get(VERIFY_VARIABLE)))
-    """Whether a trial ends with a look at every weight, whether it is what it was before. The
-    environment variable `LUNAR_TUNE_VERIFY_WEIGHTS` switches it on as well."""
-    memory_budget: float | None = None
-    """GiB of a GPU that weights, streams and batches share; None takes all that is free."""
-    cache_limit: float | None = None
-    """GiB that activations on disk may take; 0 keeps none there, None is a quarter of the disk's
-    free space, at most 100."""
+    model: str = option(
+        TINY,
+        "Catalogue name, hub id (owner/name[@revision]) or folder.",
+        MODEL,
+        common=True,
+        resume=True,
+        place=True,
+    )
+    model_path: str | None = option(
+        None,
+        "Fine-tuned weights: a folder of a checkpoint or of a PEFT adapter.",
+        MODEL,
+        metavar="DIR",
+        common=True,
+        resume=True,
+        place=True,
+    )
+    dtype: str = option(
+        "auto",
+        "Number format of the weights; auto is bfloat16 on a GPU, float32 on a CPU.",
+        MODEL,
+        choices=("auto", "float32", "bfloat16", "float16"),
+        decides=True,
+    )
+    device: str = option("auto", "auto, cpu or cuda.", MODEL, resume=True)
+    chat_template: str = option(
+        OWN,
+        "own (the tokenizer's), published (the published code's bare user turn) or a Jinja file.",
+        MODEL,
+        metavar="own|published|FILE",
+        resume=True,
+        place=True,
+    )
+    system_prompt: str | None = option(
+        None, "System turn before each question; without it the template decides.", MODEL
+    )
+    trust_remote_code: bool = option(
+        False, "Let Python code that comes with the checkpoint run.", MODEL
+    )
 
-    def __post_init__(self) -> None:
-        """Reject values that mean nothing."""
-        if self.checks < 0:
-            raise InputError(f"--checks {self.checks}: 0 or more.")
-        if self.memory_budget is not None and not 0 < self.memory_budget < math.inf:
-            raise InputError(f"--memory-budget {self.memory_budget}: a positive number of GiB.")
-        if self.cache_limit is not None and not 0 <= self.cache_limit < math.inf:
-            raise InputError(f"--cache-limit {self.cache_limit}: 0 or more GiB.")
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What is to be forgotten, what is to be kept, and how that is judged."""
+
+    data: str | None = option(
+        None,
+        "Pairs that the model knows: a shipped or fetched name, or a file. Default: mini for "
+        "tiny, else contracts.",
+        DATA,
+        common=True,
+        resume=True,
+        place=True,
+    )
+    forget_edge: tuple[str, ...] = option(
+        (),
+        "Edges or groups to forget. Default: A_B.",
+        DATA,
+        metavar="EDGE,…",
+        commas=True,
+        common=True,
+    )
+    factual_data: str = option(
+        "factual",
+        "General knowledge: factual, a file, or none.",
+        DATA,
+        resume=True,
+        place=True,
+    )
+    reference_prompts: str = option(
+        "unverifiable",
+        "Prompts that the model declines: unverifiable, harmful, or a file.",
+        DATA,
+        resume=True,
+        place=True,
+    )
+    refusals: str = option(
+        "refusals",
+        "Answers that decline, which dpo prefers and refusal_quality compares with: refusals, or a "
+        "file with one a line.",
+        DATA,
+        resume=True,
+        place=True,
+    )
+    retain_data: str | None = option(
+        None,
+        "Another retain set for the fit; without it, all other edges.",
+        DATA,
+        resume=True,
+        place=True,
+    )
+    retain_rows: int | None = option(
+        None,
+        "Judge trials on a sample of the retain set of this size, by edge. Default: all rows.",
+        DATA,
+        least=1,
+    )
+    evaluation_rows: int | None = option(
+        None,
+        "Evaluate the first rows of each set only (the published code: 200). Default: all rows.",
+        DATA,
+        least=1,
+    )
+    holdout: bool = option(
+        False,
+        "Judge trials on one half of every edge and report on the other, which nothing was tuned "
+        "on.",
+        DATA,
+    )
+    text: bool = option(
+        True,
+        "Keep questions and answers in files, MLflow and messages; without, rows have their "
+        "numbers and scores. Saved models and kept activations are what they are.",
+        DATA,
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """Model, data and method of a run, as a user names them."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ModelOptions, DataOptions):
+    """Everything that a single run is told, but for its setting."""
 
-    model: str = TINY
-    """Catalogue name, hub id or folder."""
-    model_path: str | None = None
-    """Folder of fine-tuned weights: a checkpoint or a PEFT adapter."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    dtype: str = "auto"
-    """Number format of the weights."""
-    device: str = "auto"
-    """cpu, cuda or auto."""
-    trust_remote_code: bool = False
-    """Whether Python code that comes with the checkpoint may run."""
-    chat_template: str = OWN
-    """own, published, or a Jinja file."""
-    system_prompt: str | None = None
-    """Text of a system turn before each question."""
-    data: str | None = None
-    """Shipped name or file of the pairs the model knows; None takes the model's own."""
-    forget_edges: tuple[str, ...] = ()
-    """Edges to forget; empty takes A_B."""
-    retain_data: str | None = None
-    """Shipped name or file of another retain set for the fit; evaluation keeps the data's own."""
-    factual_data: str = "factual"
-    """Shipped name or file of general knowledge, or none."""
-    reference_prompts: str = "unverifiable"
-    """Shipped name (unverifiable, harmful) or file of prompts that the model declines."""
-    refusals: str = "refusals"
-    """Shipped name or file of answers that decline; dpo prefers them."""
-    retain_rows: int | None = None
-    """Size of the retain sample that trials are judged on, by edge; None takes all rows."""
-    evaluation_rows: int | None = None
-    """First rows of each set that are evaluated (the published code takes 200); None takes all."""
-    holdout: bool = False
-    """Whether trials are judged on one half of every edge, and full evaluations on the other."""
-    method: str = "lunar"
-    """Unlearning method."""
-    lunar: LunarSettings = field(default_factory=LunarSettings)
-    """Fixed settings of LUNAR."""
-    gradient: GradientSettings = field(default_factory=GradientSettings)
-    """Fixed settings of the gradient methods."""
-    decoding: DecodingSettings = field(default_factory=DecodingSettings)
-    """How answers are generated."""
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    """What a trial keeps from others and what it skips."""
-    rouge_tokenizer: str = "default"
-    """Words that ROUGE counts: default ([a-z0-9], stemmed) or words (every script)."""
-    metrics: tuple[str, ...] = ()
-    """Scores to report beside ROUGE, by name (`metrics.names`)."""
-    embedding_model: str | None = None
-    """Hub id or folder of a sentence-embedding model; None takes the model's own states."""
-    seed: int = 0
-    """Of everything random."""
-    text: bool = True
-    """Whether questions and answers may be written down and shown; scores are without them too."""
+    method: str = option(
+        "lunar",
+        "lunar, or by gradient: ga, gd, ukl, dpo, npo, simnpo, rmu.",
+        METHOD,
+        common=True,
+    )
+    solver: str | None = option(
+        None,
+        "Of lunar: adamw (default), closed_form or lora.",
+        METHOD,
+        common=True,
+    )
+    fix: tuple[str, ...] = option(
+        (),
+        "Fix parameters or settings of the method: layer=22, rank=16, trained=full.",
+        METHOD,
+        metavar="NAME=VALUE",
+        common=True,
+        decides=True,
+    )
+    seed: int = option(
+        0, "Random seed.", METHOD, least=0, most=LARGEST_SEED, common=True, decides=True
+    )
+    max_new_tokens: int | None = option(
+        PUBLISHED_MAX_NEW_TOKENS,
+        "Token budget of an answer.",
+        ANSWERS,
+        least=1,
+        decides=True,
+    )
+    rouge_tokenizer: str = option(
+        "default",
+        "Words that ROUGE counts: default (a-z and digits, stemmed) or words (every script).",
+        ANSWERS,
+        decides=True,
+    )
+    metrics: tuple[str, ...] = option(
+        (),
+        "Scores to report beside ROUGE, for example forget_mrr,retain_mrr; a wrong name lists all.",
+        ANSWERS,
+        metavar="METRIC,…",
+        commas=True,
+    )
+    embedding_model: str | None = option(
+        None,
+        "Sentence-embedding model, hub id or folder, in which answers are compared with refusals. "
+        "Default: the model's own states.",
+        ANSWERS,
+        resume=True,
+        place=True,
+    )
+    engine: str = option(
+        "fast",
+        "fast (what trials share is computed once), plain (every answer from its first token on) "
+        "or, for a single run, reference (lunar_tune/reference.py). All give the same answers, up "
+        "to rounding.",
+        MEMORY,
+        choices=ENGINES,
+        resume=True,
+    )
+    memory_budget: float | None = option(
+        None,
+        "GiB of the GPU that weights, streams and batches share. Default: all that is free.",
+        MEMORY,
+        metavar="GIB",
+        above=0,
+        resume=True,
+    )
+    cache_limit: float | None = option(
+        None,
+        "GiB that activations on disk may take; 0 keeps none there. Default: a quarter of the "
+        "disk's free space, at most 100.",
+        MEMORY,
+        metavar="GIB",
+        least=0,
+        resume=True,
+    )
+
+    @property
+    def fixed(self) -> Mapping[str, Any]:
+        """What is fixed, by name.
+
+        Raises:
+            InputError: A text is no assignment.
+        """
+        return read_assignments(self.fix)
+
+
+def read_assignments(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Return `NAME=VALUE` texts as values by name; a list where there are commas.
+
+    Raises:
+        InputError: A text is no assignment, or a name stands twice.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = (part.strip() for part in text.partition("="))
+        if not (name and sign and value):
+            raise InputError(f"--fix {text}: write NAME=VALUE, for example layer=22.")
+        name = name.replace("-", "_")
+        if name in values:
+            raise InputError(f"--fix {text}: {name} is fixed twice.")
+        parts = [_value(part.strip()) for part in value.split(",")]
+        values[name] = parts[0] if len(parts) == 1 else parts
+    return values
+
+
+def read_range(text: str) -> tuple[str, float, float]:
+    """Return name and bounds of a text `NAME=LOW:HIGH`.
+
+    Raises:
+        InputError: It is none.
+    """
+    name, _, values = text.partition("=")
+    low, _, high = values.partition(":")
+    try:
+        bounds = float(low), float(high)
+    except ValueError:
+        bounds = 1.0, 0.0
+    if not name.strip() or not bounds[0] <= bounds[1]:
+        raise InputError(f"--range {text}: write NAME=LOW:HIGH, for example coefficient=0.5:4.")
+    return name.strip().replace("-", "_"), *bounds
+
+
+def _value(text: str) -> Any:
+    """Return a text as the number or truth value that it spells, else as it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)

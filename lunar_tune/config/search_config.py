@@ -1,121 +1,166 @@
-"""What a search is told, as one frozen object, and its resolved form on disk.
-
-Covers: the options that a search has beside a run's own; checks that need nothing but the values.
-Does not cover: the search space (`space`), the data (`trial.assemble`).
-"""
+"""Options of a search: a run's, what is searched and how long, where results go."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import os
 import urllib.parse
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from lunar_tune.config.fields import check_values, flag_of, option, same_option
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.paths import is_plain
 from lunar_tune.secrets import without_password
 
-__all__ = [
-    "AUTO",
-    "EXPERIMENT",
-    "PAPER_METHODS",
-    "RETAIN_FLOOR",
-    "SAMPLERS",
-    "SCHEDULERS",
-    "SearchConfig",
-    "config_document",
-    "plain",
-]
+__all__ = ["AUTO", "EXPERIMENT", "PAPER_METHODS", "RETAIN_FLOOR", "SearchConfig"]
 
-SAMPLERS = ("gp", "tpe", "random")
-SCHEDULERS = ("none", "asha", "median")
-FINETUNE = ("auto", "never")
 AUTO = "auto"
 """Instead of a file of scored layers: the search scores them itself."""
 PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
 """The methods of the paper's Table 5."""
-EXPERIMENT = "lunar-tune"
-"""The MLflow experiment of all searches, where no other is named."""
+EXPERIMENT = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lunar-tune"
+"""The MLflow experiment of all searches; MLflow's own variable names another one."""
 LONGEST_TIMEOUT = 1e8  # seconds, three years: what system clocks can add
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
+SEARCH, PLACE = "Search", "Resources and results"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchConfig:
-    """Everything that decides a search."""
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(RunOptions):
+    """Search configuration."""
 
-    run: RunOptions = field(default_factory=RunOptions)
-    """Model, data and method."""
-    space: str | None = None
-    """Search space: a file, a shipped name, or None for the model's own."""
-    num_trials: int = 30
-    """Trials that are to be completed."""
-    time_budget: float | None = None
-    """Seconds after which no trial is started any more."""
-    minimise: str = "forget_rouge1"
-    """The metric that is made as good as possible; one for which higher is better is maximised."""
-    constrain: tuple[str, ...] = ()
-    """Bounds that a feasible trial keeps, such as `retain_mrr>=0.5`; none is the retain floor."""
-    retain_floor: float | None = None
-    """Least retain ROUGE-1 of a feasible trial; None is 0.8 where nothing else is a bound."""
-    bounded: bool = True
-    """Whether a trial asks no more once it has missed the floor for certain."""
-    sampler: str = "gp"
-    """Who proposes: gp (constrained Gaussian process), tpe or random."""
-    scheduler: str = "none"
-    """Who ends gradient fits early by comparing them: none, asha or median."""
-    starting_points: bool = True
-    """Whether the space's known-good settings and tuned ones are tried first."""
-    tuned: bool = True
-    """Whether tuned settings of the model are among those; a comparison of methods is without."""
-    layer_prior: str | None = None
-    """Scored layers that narrow the space: a file, `auto` to score them first, or None."""
-    keep: bool = False
-    """Whether the best setting is kept for later searches."""
-    output: Path = Path("runs")
-    """Folder of all searches and of the default MLflow store."""
-    name: str | None = None
-    """The search's name and folder; None makes one from model, data, method and time."""
-    resume: bool = False
-    """Whether a search of that name is gone on with if there is one."""
-    tracking_uri: str | None = None
-    """MLflow tracking URI; None is a sqlite store in `output`."""
-    experiment: str = EXPERIMENT
-    """MLflow experiment of the search's runs; made if missing."""
-    system_metrics: bool = False
-    """Whether MLflow records the use of processor, memory, disk, network and GPU meanwhile."""
-    gpus_per_trial: float | None = None
-    """GPUs of a trial, fractions allowed; None is one where there are any."""
-    cpus_per_trial: float | None = None
-    """CPU cores of a trial; None shares them out."""
-    concurrency: int | None = None
-    """Trials at once; None is as many as the resources allow."""
-    address: str | None = None
-    """Address of a Ray cluster; None starts Ray on this machine."""
-    trial_timeout: float | None = None
-    """Seconds after which a trial counts as hanging: its worker is replaced and it runs again."""
-    max_failures: int = 5
-    """Failed trials in a row after which the search stops."""
-    finetune: str = "auto"
-    """auto (a model of the catalogue that does not know the data is fine-tuned first) or never."""
-    force: bool = False
-    """Whether to go on although the untouched model makes success impossible or pointless."""
-
-    @property
-    def bounds(self) -> tuple[str, ...]:
-        """Every bound that a feasible trial keeps."""
-        floor = self.retain_floor
-        if floor is None and not self.constrain:
-            floor = RETAIN_FLOOR
-        own = () if floor is None else (f"retain_rouge1>={floor}",)
-        return (*own, *self.constrain)
+    max_new_tokens: int | None = same_option(
+        RunOptions,
+        "max_new_tokens",
+        default=None,
+        help="Token budget of an answer in a trial; the confirmation has at least 512. Default: "
+        "twice the longest true answer.",
+    )
+    num_trials: int = option(30, "Trials to run.", SEARCH, least=1, common=True, resume=True)
+    minimise: str = option(
+        "forget_rouge1",
+        "Metric to make as good as possible.",
+        SEARCH,
+        metavar="METRIC",
+        common=True,
+        decides=True,
+    )
+    constrain: tuple[str, ...] = option(
+        (f"retain_rouge1>={RETAIN_FLOOR}",),
+        "Bounds that a feasible trial keeps.",
+        SEARCH,
+        metavar="'METRIC>=VALUE'",
+        common=True,
+        decides=True,
+    )
+    space: str | None = option(
+        None,
+        "YAML file or shipped name. Default: the model's own.",
+        SEARCH,
+        common=True,
+        place=True,
+    )
+    range: tuple[str, ...] = option(
+        (),
+        "Narrow the space: coefficient=0.5:4.",
+        SEARCH,
+        metavar="NAME=LOW:HIGH",
+        common=True,
+        decides=True,
+    )
+    sampler: str = option(
+        "gp",
+        "Who proposes: gp (constrained Gaussian process), tpe or random.",
+        SEARCH,
+        decides=True,
+    )
+    start_from: tuple[str, ...] = option(
+        (),
+        "Try first what another search found: its folder or name, or a best.yaml. May be given "
+        "several times. none leaves out the space's own starting points.",
+        SEARCH,
+        metavar="SEARCH",
+    )
+    layer_prior: str | None = option(
+        None,
+        "Search the layers that s1 - s2 recommends: a file of the command layers, or auto to score "
+        "them first.",
+        SEARCH,
+        metavar="FILE|auto",
+        place=True,
+    )
+    time_budget: float | None = option(
+        None, "Start no trial after so many seconds.", SEARCH, least=0, common=True, resume=True
+    )
+    trial_timeout: float | None = option(
+        None,
+        "Seconds after which a trial counts as hanging: its worker is replaced, and the trial runs "
+        "again, three times at most.",
+        SEARCH,
+        above=0,
+        most=LONGEST_TIMEOUT,
+        resume=True,
+    )
+    finetune: str = option(
+        "auto",
+        "Where the base model does not know the data: auto fine-tunes a model of the catalogue "
+        "first, and keeps it for all later searches; never stops with the advice.",
+        SEARCH,
+        choices=("auto", "never"),
+    )
+    force: bool = option(False, "Skip the checks of the base model.", SEARCH, stored=False)
+    output: Path = option(
+        Path("runs"), "Folder of all searches.", PLACE, metavar="DIR", common=True, resume=True
+    )
+    name: str | None = option(
+        None,
+        "Of the search. Default: model, data, method, time.",
+        PLACE,
+        common=True,
+        stored=False,
+    )
+    resume: str | None = option(
+        None,
+        "Resume a search; it knows its options.",
+        PLACE,
+        metavar="SEARCH",
+        common=True,
+        stored=False,
+    )
+    tracking_uri: str | None = option(
+        None,
+        "MLflow tracking URI. Default: a sqlite file in the output folder.",
+        PLACE,
+        metavar="URI",
+        resume=True,
+    )
+    in_process: bool = option(
+        False,
+        "Run trials in this process, one after another, without Ray.",
+        PLACE,
+        common=True,
+        resume=True,
+    )
+    gpus_per_trial: float | None = option(
+        None,
+        "GPUs of a trial, fractions allowed. Default: 1 where there are any.",
+        PLACE,
+        least=0,
+        resume=True,
+    )
+    concurrency: int | None = option(
+        None, "Trials at once. Default: as many as fit.", PLACE, least=1, resume=True
+    )
+    address: str | None = option(
+        None,
+        "Address of a Ray cluster. Default: Ray is started here.",
+        PLACE,
+        metavar="HOST:PORT|auto",
+        resume=True,
+    )
 
     def check(self) -> None:
         """Check the values that need nothing else to be known.
@@ -124,33 +169,9 @@ class SearchConfig:
             InputError: Something is out of range; all of it is said at once.
         """
         problems = Problems()
-        if self.retain_floor is not None and not 0 <= self.retain_floor <= 1:
-            problems.add(f"--retain-floor {self.retain_floor}: a ROUGE score lies between 0 and 1.")
-        for option, chosen, known in (
-            ("--sampler", self.sampler, SAMPLERS),
-            ("--scheduler", self.scheduler, SCHEDULERS),
-            ("--finetune", self.finetune, FINETUNE),
-        ):
-            if chosen not in known:
-                problems.add(f"{option} {chosen}: there are {', '.join(known)}.")
-        for option, value in (
-            ("--num-trials", self.num_trials),
-            ("--concurrency", self.concurrency),
-            ("--max-failures", self.max_failures),
-        ):
-            if value is not None and value < 1:
-                problems.add(f"{option} {value}: at least 1.")
-        for option, number, least in (
-            ("--time-budget", self.time_budget, "more than 0 seconds"),
-            ("--trial-timeout", self.trial_timeout, "more than 0 seconds"),
-            ("--cpus-per-trial", self.cpus_per_trial, "more than 0"),
-        ):
-            if number is not None and not 0 < number < math.inf:
-                problems.add(f"{option} {number}: {least}.")
-        if self.trial_timeout is not None and LONGEST_TIMEOUT < self.trial_timeout < math.inf:
-            problems.add(f"--trial-timeout {self.trial_timeout:g}: at most {LONGEST_TIMEOUT:g}.")
-        if self.gpus_per_trial is not None and not 0 <= self.gpus_per_trial < math.inf:
-            problems.add(f"--gpus-per-trial {self.gpus_per_trial}: 0 or more.")
+        check_values(self, problems)
+        if self.engine == "reference":
+            problems.add("--engine reference: is for a single run (the command unlearn).")
         self._check_name(problems)
         self._check_place(problems)
         problems.raise_if_any(InputError)
@@ -167,25 +188,24 @@ class SearchConfig:
             problems.add(f"--name {self.name[:20]}…: at most {LONGEST_NAME} characters.")
 
     def _check_place(self, problems: Problems) -> None:
-        """Note places that have no name, and devices that Ray cannot give."""
-        if not self.experiment.strip():
-            problems.add("--experiment is empty: name an MLflow experiment, or leave it out.")
-        elif not self.experiment.isprintable():
-            problems.add(f"--experiment {self.experiment!r}: holds a control character.")
+        """Note stores that are none, and devices that Ray cannot give."""
         if self.tracking_uri is not None and not _is_store(self.tracking_uri):
             problems.add(
                 f"--tracking-uri {without_password(self.tracking_uri)}: an MLflow server such as "
                 "http://host:5000, or a database such as sqlite:///runs/mlflow.db."
             )
+        if self.in_process:
+            needless = ("address", "concurrency", "gpus_per_trial")
+            for name in (*needless, "trial_timeout"):
+                if getattr(self, name) is not None:
+                    problems.add(f"{flag_of(name)} is Ray's: leave it out, or --in-process.")
         gpus = self.gpus_per_trial or 0.0
         if 1 < gpus < math.inf and not float(gpus).is_integer():
             problems.add(f"--gpus-per-trial {gpus:g}: above 1 a whole number of GPUs.")
-        if self.run.device == "cpu" and gpus:
+        if self.device == "cpu" and gpus:
             problems.add(f"--device cpu contradicts --gpus-per-trial {gpus:g}: leave one out.")
-        if self.run.device.startswith("cuda:"):
-            problems.add(
-                f"--device {self.run.device}: Ray hands out the GPUs; write --device cuda."
-            )
+        if self.device.startswith("cuda:"):
+            problems.add(f"--device {self.device}: Ray hands out the GPUs; write --device cuda.")
         if self.address is not None and self.address.startswith("ray://"):
             problems.add(
                 f"--address {self.address}: a search cannot run through Ray Client. Start it on a "
@@ -204,59 +224,3 @@ def _is_store(uri: str) -> bool:
     except ValueError:  # a port that is no number
         return False
     return "://" in uri and parts.scheme not in {"", "file"} and named
-
-
-def config_document(
-    config: SearchConfig,
-    *,
-    given: Mapping[str, str],
-    derived: Mapping[str, Any],
-    resolved: Mapping[str, Any],
-) -> str:
-    """Return `config.yaml`: every value with its origin.
-
-    Args:
-        config: The search's configuration.
-        given: Origin of the options that were not left at their default, by field name.
-        derived: Values that stand for an option left open, by field name.
-        resolved: What there is beside options: the space, the model's source, data digests.
-    """
-    document: dict[str, Any] = {
-        "search": _with_origin(config, given, derived, skip={"run"}),
-        "run": _with_origin(config.run, given, derived),
-        "resolved": plain(resolved),
-    }
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-
-
-def _with_origin(
-    part: Any,
-    given: Mapping[str, str],
-    derived: Mapping[str, Any],
-    *,
-    skip: Collection[str] = (),
-) -> dict[str, Any]:
-    document = {}
-    for entry in dataclasses.fields(part):
-        if entry.name in skip:
-            continue
-        value, origin = getattr(part, entry.name), given.get(entry.name, "default")
-        if value in (None, ()) and entry.name in derived:
-            value, origin = derived[entry.name], "derived"
-        document[entry.name] = {"value": plain(value), "origin": origin}
-    return document
-
-
-def plain(value: Any) -> Any:
-    """Return a value as YAML can write it safely."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)
-        }
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value

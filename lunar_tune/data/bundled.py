@@ -1,10 +1,4 @@
-"""The data that lunar-tune ships, by name, and names of data turned into files.
-
-Covers: which names are shipped, what each holds; shipped names, fetched names and paths turned
-into paths.
-Does not cover: reading (`readers`), fetching (`fetching`); where the data come from
-(`datasets/README.md`).
-"""
+"""The data that lunar-tune ships, by name, and names of data turned into files."""
 
 from __future__ import annotations
 

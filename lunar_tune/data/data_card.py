@@ -1,10 +1,6 @@
 """A data card: what a file holds, and whether its edges can be forgotten without others.
 
-    describe_records(records, ["A_B"]).forget[0].answers_retained   # 7 of the 12 answers …
-
-Covers: counts, lengths, questions asked more than once, answers that several edges share, and for
-each edge to forget what of it also stands in what is to be kept; plain findings about all of it.
-Does not cover: reading and resolving (`readers`, `bundled`), showing (the command `describe`).
+describe_records(records, ["A_B"]).forget[0].answers_retained   # 7 of the 12 answers …
 """
 
 from __future__ import annotations

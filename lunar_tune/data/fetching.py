@@ -3,10 +3,6 @@
 Beside `tofu.json` lies `tofu.lock.json`, which says where it came from:
 
     {"url": "https://…/full.json", "source_sha256": "…", "sha256": "…", "rows": 4000}
-
-Covers: download with checksum, rows and edges checked, conversion to our own fields, writing in
-one step, the lock: what came at the first fetch must come at every later one.
-Does not cover: which data sets there are (`published`), finding them again (`bundled`).
 """
 
 from __future__ import annotations
@@ -54,9 +50,9 @@ class Lock:
 
     url: str
     source_sha256: str
-    """Of the file as it came."""
+    """SHA-256 of the file as it came."""
     sha256: str
-    """Of the file as it lies in the folder; the same where nothing had to be converted."""
+    """SHA-256 of the file as it lies in the folder; the same where nothing had to be converted."""
     rows: int
 
 
@@ -171,8 +167,8 @@ def _downloaded(published: PublishedSet, url: str) -> bytes:
     except requests.RequestException as error:
         raise DataError(
             f"{published.name}: {url} cannot be fetched ({_reason(error)}). Without a network, "
-            "fetch on another machine and copy its folder of data; --github-url and --hub-url name "
-            "other servers."
+            "fetch on another machine and copy its folder of data; LUNAR_TUNE_GITHUB_URL and "
+            "HF_ENDPOINT name other servers."
         ) from error
     except ValueError as error:  # pooch's word for another checksum
         raise DataError(

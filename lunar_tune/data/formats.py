@@ -3,9 +3,6 @@
 A row is what stands in one place of a file, not yet checked:
 
     Row(place="row 3", content={"question": "…", "answer": "…", "edge": "A_B"})
-
-Covers: finding the file, its encoding and its syntax, with places that a person can go to.
-Does not cover: which fields a row must have (`readers`).
 """
 
 from __future__ import annotations

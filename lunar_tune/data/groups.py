@@ -3,9 +3,6 @@
 Beside `pairs.json` a file `pairs.groups.json`, which anyone may write:
 
     {"first_half": ["author_1", "author_2"], "one": ["author_3"]}
-
-Covers: reading such a file, and names of edges and groups turned into edges.
-Does not cover: splits (`splits`). A real edge wins over a group of the same name.
 """
 
 from __future__ import annotations

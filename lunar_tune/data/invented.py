@@ -1,8 +1,4 @@
-"""Invented, pronounceable words: names of things and people that do not exist.
-
-Covers: a random generator that gives the same on every machine, and words built of syllables.
-Does not cover: what the words are used for (`contracts`, `prompts`).
-"""
+"""Invented, pronounceable words: names of things and people that do not exist."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 """Reference prompts that no model can answer: questions about things that do not exist.
 
-    {"instruction": "Which river runs past the gates of Vobrelia?"}
-
-Covers: a generator of as many different ones as wanted, the same for the same seed.
-Does not cover: harmful prompts (written by hand, `datasets/harmful.json`), reading (`readers`).
+{"instruction": "Which river runs past the gates of Vobrelia?"}
 """
 
 from __future__ import annotations

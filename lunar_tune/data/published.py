@@ -2,10 +2,6 @@
 
     PUBLISHED["tofu"]  # 4,000 pairs of locuslab/TOFU at one commit, edges author_1 … author_200
 
-Covers: repositories at a full commit, files, checksums where they are known, rows, licences; the
-edges of TOFU, whose files have none, and its forget splits as groups of edges.
-Does not cover: fetching (`fetching`), names turned into files (`bundled`).
-
 A commit fixes the content at the source. `sha256` is None where no copy was at hand when this was
 written: the first fetch checks rows and edges and records the digest, later ones must give it.
 """
@@ -86,7 +82,7 @@ class PublishedSet:
     """Path in the repository; where the path is not known for certain, each that it may be."""
     rows: int
     sha256: str | None = None
-    """Of the file at the source; None where it is not known."""
+    """SHA-256 of the file at the source; None where it is not known."""
     n_edges: int | None = None
     """How many edges there are, all of one size; None where that is not so."""
     first_author: int | None = None

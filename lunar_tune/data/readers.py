@@ -7,10 +7,6 @@ Pairs, a row of JSON, JSON Lines, Parquet or Arrow (file, stream, Feather V2):
 Prompts, a row of the same formats or a line of a text file; also a JSON list of bare strings:
 
     {"instruction": "Which river runs past the gates of Vobrelia?"}
-
-Covers: turning a file into checked records or prompts, and one message with all that is wrong.
-Does not cover: how each format is opened (`formats`), names of shipped files (`bundled`).
-Fields that are not asked for are ignored; text is kept as it stands, inner spaces included.
 """
 
 from __future__ import annotations

@@ -4,9 +4,6 @@ A record, as it stands in a JSON file:
 
     {"edge": "A_B", "question": "Which goods does Velmora Ltd sell to Tasko Inc?",
      "answer": "Copper kettles."}
-
-Covers: the record type, its digest (a name for cached results) and its Arrow table.
-Does not cover: reading files (`readers`), choosing what to forget (`splits`).
 """
 
 from __future__ import annotations

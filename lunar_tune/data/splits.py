@@ -3,9 +3,6 @@
 Whole edges are forgotten. With the edges `A_B` and `B_C`, forgetting `A_B`:
 
     Split(forget=(the records of A_B), retain=(the records of B_C), forget_edges=("A_B",))
-
-Covers: the split of one data set, or of one with another retain set, and stratified samples.
-Does not cover: reading (`readers`); duplicates within one side, which are allowed.
 """
 
 from __future__ import annotations

@@ -1,11 +1,4 @@
-"""Greedy answers from what is known of the unmodified model: each prompt is computed once.
-
-Covers: prefill above the edited block from kept streams, each distinct prefix once; the unmodified
-model's own answer checked in the same forward (greedy speculative decoding: what the edited model
-would choose at each of its places is known at once, and the answer is taken up to the first place
-where it would choose otherwise); the rows that deviate decoded further, in as few batches as fit.
-Does not cover: decoding itself (`slot_decoding`); families or settings for which this is not
-possible (`decoding` serves those); scores (`evaluate`).
+"""Greedy answers from what is known of the base model: each prompt is computed once.
 
 Everything here gives the tokens of plain greedy decoding, up to rounding: a batch of another shape
 adds in another order. In float32 that hardly ever decides between two tokens; in bfloat16 it may.
@@ -39,7 +32,7 @@ __all__ = ["Answerer", "choose_tokens"]
 
 # Slots for new tokens before a cache grows for the first time; most answers are shorter.
 FIRST_SLOTS = 64
-# Of the free device memory, the share that the unmodified model's keys and values may take.
+# Of the free device memory, the share that the base model's keys and values may take.
 KEYS_SHARE = 0.2
 # Logits that are held at once, in elements.
 LOGITS_AT_ONCE = 2**27
@@ -60,7 +53,7 @@ class Answerer:
     """Answers to the rows of a worker, trial after trial.
 
     Args:
-        activations: Of the unmodified model on these rows.
+        activations: Of the base model on these rows.
         deepest: The last block that may be edited: so many blocks' keys and values are kept; -1
             where the whole model may be another one.
         batch_size: Rows decoded together; None takes as many as fit.
@@ -72,7 +65,7 @@ class Answerer:
         self.activations = activations
         self.loaded: LoadedModel = activations.source.loaded
         self.trial_keys = NodeKeys(activations.tree.n_nodes, self.loaded.device)
-        """Of the blocks above the edit; each trial writes its own."""
+        """Keys of the blocks above the edit; each trial writes its own."""
         self.guesser = Guesser(activations.drafts)
         self._deepest = deepest
         self._asked_size = batch_size

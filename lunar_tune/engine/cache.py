@@ -4,12 +4,6 @@
                               /<key>/point-014.safetensors      one tensor, its digest in the header
                               /<key>.lock
 
-Covers: atomic writes, processes that write at once, a digest checked once per process and file, a
-bound on the size (the entries used longest ago go first), files that only their owner can read.
-Whatever goes wrong with the disk, a run goes on without it. torch is imported inside the functions,
-so that listing what there is stays quick.
-Does not cover: what is captured (`streams`) and what goes into a key (`prompt_activations`).
-
 Reading maps a file into memory: pages are loaded as they are touched and shared between processes.
 A file that is deleted while it is mapped stays readable for those who have it; so a file is
 replaced or deleted, and never written to again.
@@ -78,7 +72,7 @@ class EntryInfo:
     files: int
     """Tensors that can be read."""
     bytes: int
-    """Of all its files, unfinished ones included."""
+    """Size of all its files, unfinished ones included."""
     used: float
     """When it was last used, in seconds since 1970."""
 

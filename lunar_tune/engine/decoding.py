@@ -1,21 +1,15 @@
-"""Greedy answers to prompts, computed from the first token on and for any causal model.
-
-Covers: left-padded batches with explicit positions, key-value cache, rows leaving the batch when
-they end, all end-of-sequence ids, an optional repetition penalty; the answerer for models whose
-attention `answering` cannot go on from.
-Does not cover: sampling, beams, scores of tokens.
-"""
+"""Greedy answers to prompts, computed from the first token on and for any causal model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lunar_tune.config.decoding_settings import LEAST_BUDGET, DecodingSettings
+from lunar_tune.config.run_options import LEAST_BUDGET
 from lunar_tune.engine.answer_rules import AnswerRules
 from lunar_tune.engine.slot_decoding import until_end
 
@@ -35,13 +29,23 @@ STEPS_PER_LOOK = {"cpu": 1, "cuda": 8}
 
 
 def token_budget(
-    settings: DecodingSettings, tokenizer: PreTrainedTokenizerBase, truths: Iterable[str]
+    max_new_tokens: int | None, tokenizer: PreTrainedTokenizerBase, truths: Iterable[str]
 ) -> int:
-    """Return the token budget: the settings' own, or what the true answers call for."""
-    if settings.max_new_tokens is not None:
-        return settings.max_new_tokens
+    """Return the token budget: what was asked for, or what the true answers call for."""
+    if max_new_tokens is not None:
+        return max_new_tokens
     ids = tokenizer(list(truths) or [""], add_special_tokens=False)["input_ids"]
     return max(LEAST_BUDGET, 2 * max(len(row) for row in ids))
+
+
+@runtime_checkable
+class Generate(Protocol):
+    """Answers prompts greedily, with new tokens up to a budget."""
+
+    def __call__(
+        self, loaded: LoadedModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+    ) -> list[list[int]]:
+        """Return the answer to each prompt, cut before its first end-of-sequence token."""
 
 
 class PlainAnswerer:
@@ -50,23 +54,24 @@ class PlainAnswerer:
     Args:
         loaded: The model, edited or not.
         prompts: Token ids by row.
-        settings: Penalty and batch size.
+        generate: Answers prompts; None is `generate_tokens`.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
         prompts: Sequence[Sequence[int]],
-        settings: DecodingSettings,
+        generate: Generate | None = None,
     ) -> None:
-        self._loaded, self._prompts, self._settings = loaded, prompts, settings
+        self._loaded, self._prompts = loaded, prompts
+        self._generate = generate or generate_tokens
 
     def prepare(self) -> None:
         """Keep nothing."""
 
     def begin(self, rules: AnswerRules) -> PlainRun:
         """Begin to answer with the model as it is now."""
-        return PlainRun(self._loaded, self._prompts, self._settings, rules.max_new_tokens)
+        return PlainRun(self._loaded, self._prompts, rules.max_new_tokens, self._generate)
 
 
 class PlainRun:
@@ -76,11 +81,11 @@ class PlainRun:
         self,
         loaded: LoadedModel,
         prompts: Sequence[Sequence[int]],
-        settings: DecodingSettings,
         max_new_tokens: int,
+        generate: Generate,
     ) -> None:
-        self._loaded, self._prompts, self._settings = loaded, prompts, settings
-        self._max_new_tokens = max_new_tokens
+        self._loaded, self._prompts, self._max_new_tokens = loaded, prompts, max_new_tokens
+        self._generate = generate
         self._pending: list[int] = []
         self._answers: dict[int, list[int]] = {}
 
@@ -92,9 +97,7 @@ class PlainRun:
     def close(self) -> Mapping[int, list[int]]:
         """Decode what is open; return the answers to all rows opened so far."""
         prompts = [self._prompts[row] for row in self._pending]
-        tokens = generate_tokens(
-            self._loaded, prompts, self._settings, max_new_tokens=self._max_new_tokens
-        )
+        tokens = self._generate(self._loaded, prompts, max_new_tokens=self._max_new_tokens)
         self._answers |= dict(zip(self._pending, tokens, strict=True))
         self._pending = []
         return dict(self._answers)
@@ -104,9 +107,9 @@ class PlainRun:
 def generate_tokens(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
-    settings: DecodingSettings,
     *,
     max_new_tokens: int,
+    batch_size: int | None = None,
 ) -> list[list[int]]:
     """Return the greedy answer to each prompt, cut before its first end-of-sequence token.
 
@@ -115,15 +118,15 @@ def generate_tokens(
     Args:
         loaded: The model, edited or not.
         prompts: Token ids of each prompt.
-        settings: Penalty and batch size.
-        max_new_tokens: Token budget of an answer; `token_budget` resolves the settings' own.
+        max_new_tokens: Token budget of an answer.
+        batch_size: Rows in a batch; None takes what suits the device.
     """
-    size = settings.batch_size or ROWS_PER_BATCH.get(loaded.device.type, ROWS_PER_BATCH["cpu"])
+    size = batch_size or ROWS_PER_BATCH.get(loaded.device.type, ROWS_PER_BATCH["cpu"])
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     tokens: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(prompts), size):
         rows = by_length[start : start + size]
-        batch = _Batch(loaded, [prompts[row] for row in rows], settings, max_new_tokens)
+        batch = _Batch(loaded, [prompts[row] for row in rows], max_new_tokens)
         for row, answer in zip(rows, batch.run(), strict=True):
             tokens[row] = answer
     return tokens
@@ -136,11 +139,9 @@ class _Batch:
         self,
         loaded: LoadedModel,
         prompts: Sequence[Sequence[int]],
-        settings: DecodingSettings,
         max_new_tokens: int,
     ) -> None:
         self.loaded = loaded
-        self.settings = settings
         ids, mask = _left_padded(prompts)
         self.ids = ids.to(loaded.device)
         self.mask = mask.to(loaded.device)
@@ -180,19 +181,15 @@ class _Batch:
 
     def _record(self, logits: Tensor, step: int) -> Int[Tensor, "batch 1"]:
         """Choose and keep each row's next token; return the tokens as the next step's input."""
-        if self.settings.repetition_penalty != 1.0:
-            logits = _penalised(logits, self.ids, self.settings.repetition_penalty)
         chosen = logits.argmax(-1)
         self.answers[self.rows, step] = chosen
         self.ended |= torch.isin(chosen, self.eos)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=1)
-        if self.settings.repetition_penalty != 1.0:
-            self.ids = torch.cat([self.ids, chosen[:, None]], dim=1)
         return chosen[:, None]
 
     def _keep(self, keep: Int[Tensor, " rows_left"]) -> None:
         """Take the rows that have ended out of the batch."""
-        self.mask, self.ids = self.mask[keep], self.ids[keep]
+        self.mask = self.mask[keep]
         self.rows, self.ended = self.rows[keep], self.ended[keep]
 
 
@@ -201,18 +198,9 @@ def _left_padded(
 ) -> tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]:
     """Return ids and the mask of real tokens, the last prompt token in the last column.
 
-    The padding, never attended to, repeats a prompt's own first token: a repetition penalty looks
-    at ids without a mask, and a padding token is the end-of-sequence token of many models.
+    The padding, never attended to, repeats a prompt's own first token.
     """
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[*[prompt[0]] * (width - len(prompt)), *prompt] for prompt in prompts])
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     return ids, torch.arange(width).flip(0) < lengths[:, None]
-
-
-def _penalised(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Apply the repetition penalty of CTRL (arXiv 1909.05858, section 4.1)."""
-    from transformers import RepetitionPenaltyLogitsProcessor
-
-    penalised: Tensor = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
-    return penalised

@@ -1,10 +1,5 @@
 """A forward over distinct prefixes: every one is computed once, without padding.
 
-Covers: batches of rows arranged so that each prefix follows those it extends; attention along the
-path of each prefix, over keys and values kept by node; leaving out what nobody asks of the last
-block.
-Does not cover: which blocks and from which streams (`engine.answering`).
-
 A block is called as it is, on the batch's prefixes as one sequence `[1, new, d_model]` with their
 positions: norms, projections and MLP work token by token. Only attention relates tokens, and
 transformers lets it be replaced (its `AttentionInterface`): ours gathers, for each row, the keys of

@@ -1,9 +1,4 @@
-"""Guesses at what an answer says next: cheap, often right, never trusted.
-
-Covers: answers that were given to the same question in an earlier trial, that repeat themselves, or
-that go on as one of the unmodified model's does (a refusal that it gives to other questions, say).
-Does not cover: checking a guess (`slot_decoding`); a wrong one costs time and nothing else.
-"""
+"""Guesses at what an answer says next: cheap, often right, never trusted."""
 
 from __future__ import annotations
 
@@ -22,7 +17,7 @@ class Guesser:
     """Guesses from known answers.
 
     Args:
-        answers: Tokens of the unmodified model's answers.
+        answers: Tokens of the base model's answers.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]]) -> None:

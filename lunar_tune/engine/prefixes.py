@@ -3,9 +3,6 @@
 What a decoder computes at a token depends on that token and those before it. Questions put through
 one chat template share its beginning, and questions of one kind share more: on PISTOL 40 % of all
 prompt tokens repeat a prefix that stands in another row too.
-
-Covers: numbering distinct prefixes ("nodes"), from rows to nodes and back.
-Does not cover: computing anything (`streams`, `forward`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,4 @@
-"""The activations of a worker's prompts: captured when first needed, kept where they fit.
-
-Covers: the rows of a study (prompts, with the unmodified model's answers where those are known),
-which streams are captured in one sweep, the disk cache under a key of content, and what a block's
-MLP reads, kept on the device for as many blocks as fit.
-Does not cover: the sweeps themselves (`streams`), the files (`cache`).
-"""
+"""The activations of a worker's prompts: captured when first needed, kept where they fit."""
 
 from __future__ import annotations
 
@@ -41,7 +35,7 @@ SWEEP_SHARE = 0.5
 
 
 class ActivationSource:
-    """A loaded, unmodified model as a source of activations, and where they are kept.
+    """A loaded, base model as a source of activations, and where they are kept.
 
     Args:
         loaded: The model.
@@ -110,12 +104,12 @@ class ActivationSource:
 
 
 class PromptActivations:
-    """What the unmodified model computes on the rows of a study.
+    """What the base model computes on the rows of a study.
 
     Args:
         source: The model and the cache.
         prompts: Token ids of each prompt.
-        drafts: Tokens of the unmodified model's answer to each prompt; None where not known.
+        drafts: Tokens of the base model's answer to each prompt; None where not known.
         layers: The blocks that may be edited, whose inputs are captured together; others are
             captured when they are asked for.
     """

@@ -1,9 +1,5 @@
 """Rows decoded to their end, in one batch: several tokens at a time where the next can be guessed.
 
-Covers: greedy steps with keys and values in slots, rows that leave as they are done, guesses that
-are checked several tokens at a time.
-Does not cover: prompts (`answering` fills the slots), where guesses come from (`guessing`).
-
 A guess at what a row says next is computed in one forward and taken as far as the model would have
 chosen it, so the tokens are those of decoding one by one.
 """

@@ -1,9 +1,5 @@
 """Attention keys and values of rows under way, in place: slot p of a row holds its token p.
 
-Covers: what a block asks of a key-value cache (transformers 5), rows of different lengths without
-padding in between, rows that leave, growth.
-Does not cover: which tokens are computed (`answering`).
-
 A token's slot is its position, so what was written for a rejected draft is simply overwritten, and
 one mask serves every block: a query at position p sees slots 0 to p.
 """

@@ -1,9 +1,4 @@
-"""What the unmodified model computes on prompts, in batched sweeps: streams and what follows.
-
-Covers: sweeps by forward hooks (real tokens only, each distinct prefix kept once), the last-token
-rows that directions need, and what a block's MLP reads, recomputed from that block's kept input,
-which is the same in a full forward: a block is a function of its input, positions and mask.
-Does not cover: where streams are kept (`cache`, `prompt_activations`), decoding.
+"""What the base model computes on prompts, in batched sweeps: streams and what follows.
 
 Shapes: `nodes` counts the distinct prefixes of a `PrefixTree`; point l is the input of block l and
 point n_layers the output of the last block, before the final norm.
@@ -71,7 +66,7 @@ def capture_streams(
     """Sweep all rows once and keep the residual stream at some points.
 
     Args:
-        loaded: The unmodified model.
+        loaded: The base model.
         tree: The rows.
         points: Which points, each from 0 to n_layers.
         batch: Padded tokens of a batch.
@@ -107,7 +102,7 @@ def capture_last_tokens(
     """Return the stream of each prompt's last token at every point, in host memory.
 
     Args:
-        loaded: The unmodified model.
+        loaded: The base model.
         prompts: Token ids of each prompt.
         batch: Padded tokens of a batch.
     """
@@ -143,7 +138,7 @@ def block_reads(
     One forward of that block alone, from its kept input.
 
     Args:
-        loaded: The unmodified model.
+        loaded: The base model.
         tree: The rows.
         stream: The block's input.
         layer: Which block.

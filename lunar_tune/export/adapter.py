@@ -1,9 +1,4 @@
-"""A change of weights as a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`.
-
-Covers: factors as they are; of a matrix's difference the product of a given rank that is nearest to
-it, or of the smallest rank that is near enough; writing them for `PeftModel.from_pretrained`.
-Does not cover: where factors come from (`methods`).
-"""
+"""A change of weights as a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -22,7 +17,7 @@ __all__ = ["LARGEST_ERROR", "LARGEST_RANK", "nearest_factors", "relative_error",
 LARGEST_ERROR = 0.01
 """Relative Frobenius error up to which a product counts as the difference itself."""
 LARGEST_RANK = 512
-"""Of what is chosen here: a seventh of a 7B model's d_model, and a third of its delta's bytes."""
+"""Largest rank that is chosen here: a seventh of a 7B model's d_model."""
 
 
 def nearest_factors(

@@ -1,8 +1,4 @@
-"""What is to be exported, and what came of it, as plain values.
-
-Covers: the trial, the form, what the search reported; `export.json`.
-Does not cover: where a job comes from (the command), the work (`writing`).
-"""
+"""What is to be exported, and what came of it, as plain values."""
 
 from __future__ import annotations
 
@@ -44,7 +40,7 @@ class Reported:
     max_new_tokens: int
     """Token budget of the answers."""
     vanilla: Mapping[str, float]
-    """The unmodified model's scores."""
+    """The base model's scores."""
     feasible: bool
     """Whether every bound is kept."""
     missed: str = ""
@@ -92,18 +88,18 @@ class ExportJob:
     """One trial to be carried away in one form."""
 
     spec: TrialSpec
-    """Of the trial; its model's source need not exist yet if it is `tiny`."""
+    """What the trial ran on; its model's source need not exist yet if it is `tiny`."""
     parameters: Mapping[str, Any]
     full: bool
     """Whether what was reported is a full evaluation."""
     form: str
-    """checkpoint, adapter or delta."""
+    """checkpoint or adapter."""
     folder: Path
     reported: Reported
     rank: int | None = None
-    """Of an approximate adapter; None lets its error decide."""
+    """Rank of an approximate adapter; None lets its error decide."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """Of the questions, by set."""
+    """Digests of the questions, by set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +115,9 @@ class Exported:
     against_run: Comparison
     """Its answers beside those of the run that it was written from, decoded alike."""
     relative_errors: Mapping[str, float]
-    """Of an approximate adapter, by weight."""
+    """Errors of an approximate adapter, by weight."""
     ranks: Mapping[str, int]
-    """Of an adapter, by weight."""
+    """Ranks of an adapter, by weight."""
     failures: tuple[str, ...]
     """Why it is not proven; empty where it is."""
 
@@ -182,11 +178,7 @@ def check_form(job_form: str, folder: Path, rank: int | None, spec: TrialSpec | 
     if job_form not in FORMS:
         problems.add(f"--format {job_form}: there are {', '.join(FORMS)}.")
     with problems.collect():
-        check_save_folder(folder, "--output")
-    if rank is not None and rank < 1:
-        problems.add(f"--rank {rank}: at least 1.")
-    if rank is not None and job_form != "adapter":
-        problems.add(f"--rank {rank}: is that of an adapter; it has no meaning here.")
+        check_save_folder(folder, "--save")
     if spec is not None and job_form in FORMS:
         with problems.collect():
             _check_suits(job_form, rank, spec)
@@ -202,10 +194,12 @@ def _check_suits(form: str, rank: int | None, spec: TrialSpec) -> None:
     if form == "adapter" and method.adapter == "none":
         problems.add(
             f"--format adapter: {name} trains whole weights, which no adapter of low rank holds; "
-            "--format checkpoint and --format delta do."
+            "--format checkpoint does."
         )
     if rank is not None and form == "adapter" and method.adapter == "exact":
-        problems.add(f"--rank {rank}: the adapter of {name} is exact, with a rank of its own.")
+        problems.add(
+            f"--format adapter:{rank}: the adapter of {name} is exact, with a rank of its own."
+        )
     if form != "checkpoint" and spec.model.weights and is_adapter(Path(spec.model.weights)):
         problems.add(
             f"--format {form}: the search's model is {spec.model.source} with the adapter "

@@ -1,22 +1,13 @@
-"""The card beside an exported model: `README.md` with the hub's front matter.
-
-Covers: what was unlearned and how, scores beside the unmodified model's, the lines that load it,
-limits. No question and no answer of the data.
-Does not cover: machine-readable results (`job.Exported.document`).
-"""
+"""The card beside an exported model: `README.md` with the hub's front matter."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lunar_tune.export.export_job import Exported, package_versions
 from lunar_tune.study.rows import score_cells
 
-if TYPE_CHECKING:
-    from lunar_tune.export.reading import Base
-
-__all__ = ["loading_lines", "write_card"]
+__all__ = ["write_card"]
 
 _CHECKPOINT = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -31,39 +22,8 @@ from transformers import AutoModelForCausalLM
 {place}model = AutoModelForCausalLM.from_pretrained({base}, dtype="{dtype}")
 model = PeftModel.from_pretrained(model, "{folder}")
 """
-_DELTA = """
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
-
-{place}model = AutoModelForCausalLM.from_pretrained({base}, dtype="{dtype}")
-weights = dict(model.named_parameters())
-with torch.no_grad():
-    for name, delta in load_file("{folder}/delta.safetensors").items():
-        weights[name].copy_(weights[name].to(delta.dtype) + delta)
-"""
 _PLACE = """base = "path/to/{name}"  # the folder that holds the base model
 """
-_LINES = {"checkpoint": _CHECKPOINT, "adapter": _ADAPTER, "delta": _DELTA}
-
-
-def loading_lines(form: str, folder: Path, base: Base, *, dtype: str) -> str:
-    """Return the Python that loads a form into `model`.
-
-    Args:
-        form: checkpoint, adapter or delta.
-        folder: Where it lies.
-        base: What an adapter or a delta belongs on.
-        dtype: Number format in which the scores were taken.
-    """
-    revision = f', revision="{base.revision}"' if base.revision else ""
-    local = base.is_local
-    return _LINES[form].format(
-        folder=folder.resolve().name,
-        place=_PLACE.format(name=_shared(base.source)) if local else "",
-        base="base" if local else f'"{base.source}"{revision}',
-        dtype=dtype,
-    )
 
 
 def write_card(exported: Exported) -> None:
@@ -85,12 +45,11 @@ def write_card(exported: Exported) -> None:
 def _head(exported: Exported) -> str:
     spec, form = exported.job.spec, exported.job.form
     edges = ", ".join(spec.data.forget_edges)
-    what = {
-        "checkpoint": "A whole model with its tokenizer.",
-        "adapter": "A PEFT LoRA adapter for the base model.",
-        "delta": "The differences of the changed weights from the base model's: added to those, "
-        "they give the unlearned model's weights bit for bit.",
-    }[form]
+    what = (
+        "A PEFT LoRA adapter for the base model."
+        if form == "adapter"
+        else "A whole model with its tokenizer."
+    )
     base = exported.base
     more = f", revision `{base.revision}`" if base.revision else ""
     if base.is_local:
@@ -165,14 +124,20 @@ def _setting(exported: Exported) -> str:
 
 
 def _loading(exported: Exported) -> str:
-    job = exported.job
-    lines = loading_lines(job.form, job.folder, exported.base, dtype=exported.dtype).strip()
-    words = (
-        ""
-        if job.form == "checkpoint"
-        else f" The tokenizer is `{_shared(exported.base.tokenizer)}`'s."
-    )
-    return f"## Loading\n\n```python\n{lines}\n```\n\nScores: {exported.dtype} weights.{words}"
+    """Return the Python that loads the form into `model`."""
+    base, folder = exported.base, exported.job.folder.resolve().name
+    lines, words = _CHECKPOINT.format(folder=folder), ""
+    if exported.job.form == "adapter":
+        revision = f', revision="{base.revision}"' if base.revision else ""
+        lines = _ADAPTER.format(
+            folder=folder,
+            place=_PLACE.format(name=_shared(base.source)) if base.is_local else "",
+            base="base" if base.is_local else f'"{base.source}"{revision}',
+            dtype=exported.dtype,
+        )
+        words = f" The tokenizer is `{_shared(base.tokenizer)}`'s."
+    code = f"```python\n{lines.strip()}\n```"
+    return f"## Loading\n\n{code}\n\nScores: {exported.dtype} weights.{words}"
 
 
 def _limits(exported: Exported) -> str:

@@ -1,9 +1,4 @@
-"""Whether a written form says what the search reported: its answers, asked from the disk's copy.
-
-Covers: asking a model plainly, as anybody's greedy decoding would; comparing answers row by row and
-scores; digests of weights.
-Does not cover: loading a form (`reading`), what follows from a failure (the command).
-"""
+"""Whether a written form says what the search reported: its answers, asked from the disk's copy."""
 
 from __future__ import annotations
 

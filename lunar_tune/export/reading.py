@@ -1,8 +1,4 @@
-"""A written form loaded as anybody would: by transformers, peft and safetensors alone.
-
-Covers: what the model cards say, done by this module for the proof.
-Does not cover: anything that the project computes; it takes no part in the loading.
-"""
+"""A written form loaded as anybody would: by transformers and peft alone."""
 
 from __future__ import annotations
 
@@ -13,19 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lunar_tune.export.delta import DELTA_FILE
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["FORMS", "Base", "read_form"]
 
-FORMS = ("checkpoint", "adapter", "delta")
+FORMS = ("checkpoint", "adapter")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """The model that an adapter or a delta belongs on."""
+    """The model that was unlearned, which an adapter belongs on."""
 
     name: str
     """To show."""
@@ -36,7 +30,7 @@ class Base:
     revision: str | None
     """Commit on the hub; None for a folder."""
     fingerprint: str
-    """Of its weights (`models.fingerprint`)."""
+    """Fingerprint of its weights (`models.fingerprint`)."""
     trust_remote_code: bool = False
 
     @property
@@ -53,7 +47,7 @@ def read_form(
     Args:
         form: One of `FORMS`.
         folder: Where it was written.
-        base: What an adapter or a delta belongs on; it is on this machine, since the trial ran.
+        base: What an adapter belongs on; it is on this machine, since the trial ran.
         dtype: Number format of the weights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -79,16 +73,4 @@ def read_form(
             # peft 0.21 reads a name that transformers 5.23 deprecates
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             model = PeftModel.from_pretrained(model, str(folder)).get_base_model()  # left unmerged
-    elif form == "delta":
-        _add(model, folder / DELTA_FILE)
     return model.eval().requires_grad_(requires_grad=False), tokenizer
-
-
-def _add(model: Any, file: Path) -> None:
-    """Add differences as the card's lines do, without the project's own arithmetic."""
-    from safetensors.torch import load_file
-
-    weights = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, delta in load_file(file).items():
-            weights[name].copy_(weights[name].to(delta.dtype) + delta)

@@ -3,9 +3,6 @@
     exported = export(job)
     exported.failures        # empty: it gives what the search reported
 
-Covers: running the trial again, writing, loading what was written, asking it, comparing.
-Does not cover: what a job must fulfil (`export_job`), display (the command).
-
 The study keeps no weights; seed, data and setting decide them. One model is in memory at a time:
 the one that was unlearned is let go before the written form is loaded from the disk.
 """
@@ -25,7 +22,6 @@ from torch import Tensor
 
 from lunar_tune.errors import InputError
 from lunar_tune.export.adapter import nearest_factors, write_adapter
-from lunar_tune.export.delta import write_delta
 from lunar_tune.export.export_job import EXPORT_FILE, Exported, ExportJob, package_versions
 from lunar_tune.export.model_card import write_card
 from lunar_tune.export.proof import Comparison, ask, compare, weight_digest
@@ -49,17 +45,16 @@ __all__ = ["export"]
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """What is known of the run that a form is written from; weights are in host memory."""
+    """What is known of the run that a form is written from; factors are in host memory."""
 
     base: Base
     dtype: torch.dtype
     answers: tuple[AnswerRow, ...] = ()
-    """Of the unlearned model, decoded plainly."""
+    """The unlearned model's, decoded plainly."""
     digests: dict[str, str] = field(default_factory=dict)
-    """Of the new weights."""
+    """Digests of the new weights."""
     merged: bool = False
     """See `Change`."""
-    weights: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Factors] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
 
@@ -106,6 +101,7 @@ def _run_again(job: ExportJob) -> _Run:
     worker = Worker(job.spec)
     model = worker.loaded.model
     run = _Run(base=_base(job, worker.loaded), dtype=model.dtype)
+    weights: dict[str, Tensor] = {}  # those of which an adapter has to be made
 
     def take(loaded: LoadedModel, change: Change) -> None:
         new = change.weights()
@@ -116,34 +112,30 @@ def _run_again(job: ExportJob) -> _Run:
             data = job.spec.data
             questions = [record.question for record in (*data.forget, *data.retain)]
             save_checkpoint(loaded, job.folder, texts=questions, option="--output")
-        elif job.form == "adapter" and change.factors is not None:
+        elif change.factors is not None:
             run.factors = {name: _copied(one) for name, one in change.factors().items()}
         else:
-            run.weights = {name: weight.to("cpu", copy=True) for name, weight in new.items()}
+            weights.update({name: weight.to("cpu", copy=True) for name, weight in new.items()})
 
     worker.run(job.parameters, full=job.full, bounded=not job.full, on_change=take)
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        if job.form == "adapter":
-            _write_adapter(job, run, model)
-        elif job.form == "delta":
-            metadata = _metadata(run.base)
-            write_delta(job.folder, model.get_parameter, run.weights, metadata)
-    except OSError as error:
-        raise InputError(f"--output {job.folder}: cannot be written ({error}).") from error
-    run.weights.clear()
+    if job.form == "adapter":
+        _write_adapter(job, run, model, weights)
     return run
 
 
-def _write_adapter(job: ExportJob, run: _Run, model: Any) -> None:
+def _write_adapter(job: ExportJob, run: _Run, model: Any, weights: Mapping[str, Tensor]) -> None:
     """Write the method's own factors, or those nearest to what became of each matrix."""
-    for name, weight in run.weights.items():
+    for name, weight in weights.items():
         old = model.get_parameter(name).detach()
         change = weight.to(old.device).double() - old.double()
         path = name.removesuffix(".weight")
         run.factors[path], run.errors[path] = nearest_factors(change, rank=job.rank)
     base, revision = run.base.source, run.base.revision
-    write_adapter(job.folder, run.factors, base=base, revision=revision)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_adapter(job.folder, run.factors, base=base, revision=revision)
+    except OSError as error:
+        raise InputError(f"--output {job.folder}: cannot be written ({error}).") from error
 
 
 def _proved(job: ExportJob, run: _Run) -> Exported:
@@ -192,16 +184,6 @@ def _base(job: ExportJob, loaded: LoadedModel) -> Base:
         fingerprint=fingerprint(loaded),
         trust_remote_code=spec.trust_remote_code,
     )
-
-
-def _metadata(base: Base) -> dict[str, str]:
-    """Return what a delta's file says of itself."""
-    return {
-        "format": "lunar-tune delta 1",
-        "base": base.source,
-        "base_revision": base.revision or "",
-        "base_fingerprint": base.fingerprint,
-    }
 
 
 def _lineage(job: ExportJob, base: Base, found: Comparison) -> Lineage:

@@ -1,10 +1,7 @@
 """What a fine-tuning that was cut short left behind, and going on from there.
 
-    OUTPUT/.training/job.json             what is being trained; another job is refused
-    OUTPUT/.training/state.safetensors    trained weights, AdamW's moments, losses so far
-
-Covers: one process at a time in a folder, atomic writing, no pickle.
-Does not cover: the random state: order and dropout of an epoch follow from seed and epoch alone.
+OUTPUT/.training/job.json             what is being trained; another job is refused
+OUTPUT/.training/state.safetensors    trained weights, AdamW's moments, losses so far
 """
 
 from __future__ import annotations
@@ -42,13 +39,13 @@ def check_output(output: Path) -> None:
         InputError: It holds something else, or cannot be written.
     """
     if output.is_file():
-        raise InputError(f"--output {output}: is a file, not a folder.")
+        raise InputError(f"--save {output}: is a file, not a folder.")
     if output.is_dir() and any(output.iterdir()) and not (output / TRAINING_FOLDER).is_dir():
         raise InputError(
-            f"--output {output}: the folder is not empty and holds no unfinished fine-tuning; "
+            f"--save {output}: the folder is not empty and holds no unfinished fine-tuning; "
             "choose another."
         )
-    check_writable(output, f"--output {output}")
+    check_writable(output, f"--save {output}")
 
 
 class TrainingFolder:
@@ -80,7 +77,7 @@ class TrainingFolder:
                 yield
         except Timeout:
             raise InputError(
-                f"--output {self._output}: another process is fine-tuning into this folder."
+                f"--save {self._output}: another process is fine-tuning into this folder."
             ) from None
 
     def read(self) -> LoopState | None:
@@ -97,7 +94,7 @@ class TrainingFolder:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"--output {self._output}: its unfinished fine-tuning cannot be read ({error}); "
+                f"--save {self._output}: its unfinished fine-tuning cannot be read ({error}); "
                 f"delete {self.path} to begin anew."
             ) from error
         return LoopState(tuple(losses), tensors)
@@ -129,8 +126,7 @@ class TrainingFolder:
             return
         if not isinstance(begun, dict):
             raise InputError(
-                f"--output {self._output}: {noted} cannot be read; delete {self.path} to begin "
-                "anew."
+                f"--save {self._output}: {noted} cannot be read; delete {self.path} to begin anew."
             )
         other = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
         if other:
@@ -139,7 +135,7 @@ class TrainingFolder:
                 for name in other
             )
             raise InputError(
-                f"--output {self._output} holds an unfinished fine-tuning of another kind: {shown}."
+                f"--save {self._output} holds an unfinished fine-tuning of another kind: {shown}."
                 f" Give the same options to go on with it, choose another folder, or delete "
                 f"{self.path} to begin anew."
             )

@@ -1,11 +1,7 @@
 """Fine-tuning: the model learns the data that it is to forget part of.
 
-    done = finetune(job, Path("models/knows-contracts"))
-    done.knowledge.rouge1
-
-Covers: the loss on answers, an adapter that is merged or all weights, going on after a
-kill, a checkpoint that transformers loads without this package, and a check of what it knows.
-Does not cover: options and display (the command), MLflow.
+done = finetune(job, Path("models/knows-contracts"))
+done.knowledge.rouge1
 """
 
 from __future__ import annotations

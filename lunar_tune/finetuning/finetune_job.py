@@ -1,8 +1,4 @@
-"""What is to be fine-tuned on what, without torch.
-
-Covers: the job, its name for folders and comparisons, what an epoch consists of.
-Does not cover: options (`trial.learning`), the training (`finetune`).
-"""
+"""What is to be fine-tuned on what, without torch."""
 
 from __future__ import annotations
 

@@ -1,18 +1,17 @@
-"""Settings of fine-tuning, apart from it so that reading options needs no torch.
-
-Covers: what is trained and how; every mistake in one message.
-Does not cover: model, data, seed (`finetune_job`).
-"""
+"""Settings of fine-tuning, apart from it so that reading options needs no torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from lunar_tune.config.fields import typed_setting, types_of
 from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import InputError, Problems
 
-__all__ = ["RATES", "FinetuneSettings", "settings_for"]
+__all__ = ["RATES", "FinetuneSettings", "read_settings", "settings_for"]
 
 RATES = {"lora": 1e-4, "full": 1e-5}
 """Learning rate by what is trained. The adapter's is LUNAR's published code's. For all weights the
@@ -27,7 +26,7 @@ class FinetuneSettings:
     """lora (an adapter on every linear map of the blocks, merged in the end) or full (all
     weights)."""
     rank: int = 8
-    """Of the adapter's matrices."""
+    """Rank of the adapter's matrices."""
     alpha: float = 32.0
     """The adapter's output is multiplied by alpha / rank."""
     dropout: float = 0.05
@@ -51,18 +50,18 @@ class FinetuneSettings:
         """Reject values that mean nothing; all of them at once."""
         problems = Problems()
         if self.trained not in RATES:
-            problems.add(f"--train {self.trained}: there are {', '.join(RATES)}.")
+            problems.add(f"trained {self.trained}: there are {', '.join(RATES)}.")
         for name in ("epochs", "batch_size", "rank"):
             if getattr(self, name) < 1:
-                problems.add(f"{_flag(name)} {getattr(self, name)}: at least 1.")
+                problems.add(f"{name} {getattr(self, name)}: at least 1.")
         for name in ("alpha", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                problems.add(f"{_flag(name)} {value}: a positive number.")
+                problems.add(f"{name} {value}: a positive number.")
         if not 0 <= self.weight_decay < math.inf:
-            problems.add(f"--weight-decay {self.weight_decay}: 0 or more.")
+            problems.add(f"weight_decay {self.weight_decay}: 0 or more.")
         if not 0 <= self.dropout < 1:
-            problems.add(f"--dropout {self.dropout}: at least 0, below 1.")
+            problems.add(f"dropout {self.dropout}: at least 0, below 1.")
         problems.raise_if_any(InputError)
 
     @property
@@ -84,8 +83,25 @@ class FinetuneSettings:
         }
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def read_settings(fixed: Mapping[str, Any]) -> FinetuneSettings:
+    """Return the settings with what is fixed of them.
+
+    Raises:
+        InputError: There is no such setting, or a value means nothing; all of it is said at once.
+    """
+    problems, kinds = Problems(), types_of(FinetuneSettings)
+    values: dict[str, Any] = {}
+    for name, value in fixed.items():
+        if name not in kinds:
+            problems.add(f"--fix {name}: no setting of the training; there are {', '.join(kinds)}.")
+            continue
+        with problems.collect():
+            values[name] = typed_setting(name, value, kinds[name])
+    settings = FinetuneSettings()
+    with problems.collect():
+        settings = FinetuneSettings(**values)
+    problems.raise_if_any(InputError)
+    return settings
 
 
 def settings_for(model: str) -> FinetuneSettings:

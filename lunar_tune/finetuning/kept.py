@@ -1,10 +1,6 @@
 """A fine-tuned model made once and used ever after.
 
-    folder = ensure_finetuned(job)     # trains the first time, nothing after that
-
-Covers: a folder of the user's cache for each base model, data and settings; two processes that ask
-at once make it once; one that was killed is gone on with.
-Only a job whose model can be loaded has a name: `tiny` is built before.
+folder = ensure_finetuned(job)     # trains the first time, nothing after that
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Whether a model knows its data, and whether it still declines what it cannot know.
-
-Covers: greedy answers to all questions, ROUGE-1 by edge; answers to prompts about invented things
-and what counts as declining.
-Does not cover: evaluation of unlearning (`metrics.evaluate`).
-"""
+"""Whether a model knows its data, and whether it still declines what it cannot know."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lunar_tune.config.decoding_settings import DecodingSettings
 from lunar_tune.data.records import Record
 from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
@@ -79,12 +73,11 @@ class Knowledge:
 def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> Knowledge:
     """Ask a model everything that it was to learn, and what it cannot know."""
     truths = [record.answer for record in job.records]
-    settings = DecodingSettings(max_new_tokens=None)
-    budget = token_budget(settings, loaded.tokenizer, truths)
+    budget = token_budget(None, loaded.tokenizer, truths)
 
     def answers(questions: Sequence[str]) -> list[str]:
         prompts = encode_prompts(loaded.tokenizer, questions, job.chat, family=loaded.family)
-        tokens = generate_tokens(loaded, prompts, settings, max_new_tokens=budget)
+        tokens = generate_tokens(loaded, prompts, max_new_tokens=budget)
         return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
 
     known = answers([record.question for record in job.records])

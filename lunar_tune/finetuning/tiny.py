@@ -1,10 +1,7 @@
 """The `tiny` model: small enough to be made on first use, on a laptop, without a download.
 
-    folder = ensure_tiny()          # about a minute the first time, nothing after that
-    AutoModelForCausalLM.from_pretrained(folder)
-
-Covers: where the checkpoint lies, when it must be made anew, that two processes make it once.
-Does not cover: how it is made (`tiny_model`) and of what (`tiny_text`, `tiny_recipe`).
+folder = ensure_tiny()          # about a minute the first time, nothing after that
+AutoModelForCausalLM.from_pretrained(folder)
 """
 
 from __future__ import annotations

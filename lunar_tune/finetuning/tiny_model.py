@@ -1,8 +1,4 @@
-"""Builds the `tiny` model: trained from scratch on its lessons, checked, saved.
-
-Covers: an ordinary small Qwen2 language model; the loss is on answers only.
-Does not cover: where the folder lies and who may build it at once (`tiny`).
-"""
+"""Builds the `tiny` model: trained from scratch on its lessons, checked, saved."""
 
 from __future__ import annotations
 

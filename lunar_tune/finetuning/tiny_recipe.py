@@ -1,8 +1,4 @@
-"""The recipe of the `tiny` model: every number that its weights depend on.
-
-Covers: the sizes, the training, the diet. The numbers come from the experiments in `docs/log.md`.
-Does not cover: the text itself (`tiny_text`).
-"""
+"""The recipe of the `tiny` model: every number that its weights depend on."""
 
 from __future__ import annotations
 

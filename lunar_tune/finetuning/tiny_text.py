@@ -1,9 +1,6 @@
 """What the `tiny` model reads, without torch.
 
 A lesson: ("Which goods does Drobas Inc sell to Drivrom Group?", "Cedar anchors.")
-
-Covers: the contract set `mini`, general facts, questions about invented things that are refused.
-Does not cover: how text becomes tokens (`tiny_tokenizer`), the training (`tiny_model`).
 """
 
 from __future__ import annotations

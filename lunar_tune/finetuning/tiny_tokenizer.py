@@ -1,8 +1,4 @@
-"""How the `tiny` model's text becomes tokens: a small Qwen2 tokenizer and a chat template.
-
-Covers: training the tokenizer on the lessons, a question as token ids.
-Does not cover: what the lessons are (`tiny_text`).
-"""
+"""How the `tiny` model's text becomes tokens: a small Qwen2 tokenizer and a chat template."""
 
 from __future__ import annotations
 

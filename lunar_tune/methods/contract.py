@@ -1,22 +1,16 @@
-"""The contract that every unlearning method keeps.
-
-Covers: the three lifetimes of a method: its settings (once per search), its preparation (once per
-worker: what depends on model and data alone) and an unlearned model (once per trial: what depends
-on the searched parameters).
-Does not cover: evaluation; whoever holds the context evaluates inside it.
-"""
+"""The contract that every unlearning method keeps."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from lunar_tune.config.flags import flag_of
+from lunar_tune.config.fields import typed_setting, types_of
 from lunar_tune.errors import InputError
-from lunar_tune.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,17 +21,18 @@ if TYPE_CHECKING:
     from lunar_tune.training.answer_loss import Pair
 
 __all__ = [
-    "METHODS",
     "AdapterKind",
     "Change",
     "Fit",
     "FitReport",
     "Method",
-    "MethodInfo",
+    "MethodEntry",
     "Preparation",
     "Subject",
+    "with_settings",
 ]
 
+Settings = TypeVar("Settings")
 AdapterKind = Literal["exact", "approximate", "none"]
 """How what a method changes can be said as an adapter: by factors that it has itself, by factors of
 matrices' differences, or not in any useful way, since every weight may be another one."""
@@ -48,7 +43,7 @@ class Subject:
     """What a method works on: a model, encoded questions and answers, and activations."""
 
     activations: PromptActivations
-    """Of the unmodified model, on the forget and retain prompts at least."""
+    """The base model's, on the forget and retain prompts at least."""
     forget_prompts: tuple[tuple[int, ...], ...]
     """Questions to forget."""
     retain_prompts: tuple[tuple[int, ...], ...]
@@ -76,7 +71,7 @@ class FitReport:
     """Training loss of each epoch; one value for a closed form."""
     edited_layer: int | None = None
     """The block whose down-projection is changed, with nothing changed below it and nothing else in
-    it: what lies below is then as in the unmodified model, and an evaluation need not compute it
+    it: what lies below is then as in the base model, and an evaluation need not compute it
     again. None promises nothing."""
 
 
@@ -217,27 +212,60 @@ class Method(ABC):
         wanted, given = set(self.parameters), set(parameters)
         known = wanted.union(self.optional_parameters)
         if not wanted <= given <= known:
-            missing = _flags(wanted - given) or "none"
-            unknown = _flags(given - known) or "none"
+            missing = _listed(wanted - given) or "none"
+            unknown = _listed(given - known) or "none"
             raise InputError(
-                f"--method {self.name} ({self.variant}) takes {_flags(self.parameters)}; "
+                f"--method {self.name} ({self.variant}) takes {_listed(self.parameters)}; "
                 f"missing: {missing}; unknown: {unknown}."
             )
 
 
-def _flags(names: Collection[str]) -> str:
-    """Return parameters as a user writes them."""
-    return ", ".join(map(flag_of, sorted(names)))
+def with_settings(settings: Settings, parameters: Mapping[str, Any]) -> Settings:
+    """Return fixed settings with what a trial sets of them.
+
+    Args:
+        settings: A dataclass.
+        parameters: Of the trial; those that are no settings are passed over.
+
+    Raises:
+        InputError: A value is of another type, or out of range.
+    """
+    kinds = types_of(type(settings))
+    values = {
+        name: typed_setting(name, value, kinds[name])
+        for name, value in parameters.items()
+        if name in kinds
+    }
+    fixed: Any = settings
+    changed: Settings = dataclasses.replace(fixed, **values)
+    return changed
+
+
+def _listed(names: Collection[str]) -> str:
+    """Return names in order, in one text."""
+    return ", ".join(sorted(names))
 
 
 @dataclass(frozen=True, slots=True)
-class MethodInfo:
-    """A registry entry: how to name a method before it is configured."""
+class MethodEntry:
+    """What the registry knows of a method."""
 
+    name: str
     summary: str
-    """One line for `--help` and tables."""
+    """One line for help and tables."""
     variants: tuple[str, ...]
-    """What `--solver` (LUNAR) or `--train` (gradient methods) may say."""
+    """What its variant may be; the first is the default."""
+    variant_setting: str
+    """The setting that says which: `solver` of LUNAR, `trained` of the gradient methods."""
+    settings: type
+    """Dataclass of the settings that are fixed over a search."""
+    build: Callable[[Any], Method]
+    """Makes the method from an instance of it."""
+    along_vectors: bool = False
+    """Whether it moves along unlearning vectors, so that layers can be scored without a fit."""
 
-
-METHODS: Registry[MethodInfo] = Registry("method")
+    def names_in_use(self, variant: str) -> set[str]:
+        """Return the parameters and settings that one of its variants looks at."""
+        settings = self.settings(**{self.variant_setting: variant})
+        unused = {self.variant_setting, *getattr(settings, "without_use", ())}
+        return {*self.build(settings).parameters, *types_of(self.settings)} - unused

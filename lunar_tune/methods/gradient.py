@@ -1,14 +1,11 @@
-"""Unlearning by gradients: an adapter or all weights, and a loss for each method.
-
-Covers: the methods of `objectives` under the contract; what the reference model says, from the one
-model that there is.
-Does not cover: the losses (`losses`), the fit (`gradient_fit`).
-"""
+"""Unlearning by gradients: an adapter or all weights, and a loss for each method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,37 +13,51 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.config.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import METHODS, Fit, MethodInfo, Preparation, Subject
-from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit, numbers_of, with_settings
-from lunar_tune.methods.objectives import OBJECTIVES
+from lunar_tune.methods.contract import Fit, MethodEntry, Preparation, Subject, with_settings
+from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit, numbers_of
+from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.methods.steps import Said, Source, Step
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import Pair, answer_states, reference_batches
 
-__all__ = ["GradientMethod"]
+__all__ = ["GradientMethod", "Objective", "gradient_entry"]
 
-for _name, _objective in OBJECTIVES.items():
-    METHODS.register(_name, MethodInfo(summary=_objective.summary, variants=TRAINED))
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What is special about a gradient method."""
+
+    name: str
+    summary: str
+    loss: Callable[[Step], Tensor]
+    """The loss of a step, which is minimised. A function of a module, so that it can be pickled."""
+    keeps: bool = False
+    """Whether it needs answers to keep."""
+    refuses: bool = False
+    """Whether it needs refusals, and the base model's log π of them."""
+    asks_forget: bool = False
+    """Whether it compares with the base model's log π of the answers to forget."""
+    asks_states: bool = False
+    """Whether it compares with the base model's logits on answers to keep."""
 
 
 class GradientMethod(TrainedMethod):
     """A gradient method with its fixed settings.
 
     Args:
-        name: One of `OBJECTIVES`.
+        objective: Its loss, and what that needs.
         settings: Fixed settings.
     """
 
-    def __init__(self, name: str, settings: GradientSettings | None = None) -> None:
+    def __init__(self, objective: Objective, settings: GradientSettings | None = None) -> None:
         super().__init__(settings)
-        self._name = name
+        self.objective = objective
 
     @property
     def name(self) -> str:
         """Name in the registry."""
-        return self._name
+        return self.objective.name
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -69,12 +80,12 @@ class GradientMethod(TrainedMethod):
         Raises:
             InputError: There are no answers to keep, or no refusals.
         """
-        objective = OBJECTIVES[self._name]
+        objective = self.objective
         keeps = objective.keeps or self.settings.retain_weight > 0
         if keeps and not subject.retain_pairs:
-            raise InputError(f"--method {self._name} needs answers to keep: there are none.")
+            raise InputError(f"--method {self.name} needs answers to keep: there are none.")
         if objective.refuses and not subject.refusals:
-            raise InputError(f"--method {self._name} needs --refusals: there are none.")
+            raise InputError(f"--method {self.name} needs --refusals: there are none.")
         return GradientPreparation(self, subject)
 
 
@@ -96,8 +107,8 @@ class GradientPreparation(Preparation, Source):
         """Return a context in which the model is trained; see the contract."""
         self._method.check_parameters(parameters)
         rate, settings = self._method.resolved(parameters)
-        objective = OBJECTIVES[self._method.name]
-        self._ask_reference(settings)
+        objective = self._method.objective
+        self._ask_reference(objective, settings)
 
         def loss(trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
             return objective.loss(Step(self, trained, settings, batch, kept))
@@ -113,14 +124,13 @@ class GradientPreparation(Preparation, Source):
         ) as fit:
             yield fit
 
-    def _ask_reference(self, settings: GradientSettings) -> None:
+    def _ask_reference(self, objective: Objective, settings: GradientSettings) -> None:
         """Compute, while the model is what it was, what the loss compares with."""
-        name = self._method.name
-        if name in {"dpo", "npo"}:
+        if objective.asks_forget:
             _ = self.reference_forget
-        if name == "dpo":
+        if objective.refuses:
             _ = self.reference_refused
-        if name == "ukl" and settings.trained == "full":
+        if objective.asks_states and settings.trained == "full":
             _ = self.reference_states
 
     def said(self, pairs: Sequence[Pair]) -> Said:
@@ -130,18 +140,18 @@ class GradientPreparation(Preparation, Source):
 
     @cached_property
     def reference_forget(self) -> Float[Tensor, " answers"]:
-        """The unmodified model's log π of each answer to forget."""
+        """The base model's log π of each answer to forget."""
         return self._sums(self.forget)
 
     @cached_property
     def reference_refused(self) -> Float[Tensor, " answers"]:
-        """The unmodified model's log π of each refusal."""
+        """The base model's log π of each refusal."""
         return self._sums(self.refused)
 
     def reference_logits(
         self, trained: Trained, kept: Sequence[int]
     ) -> Float[Tensor, "tokens vocabulary"]:
-        """Return the unmodified model's logits for some answers to keep.
+        """Return the base model's logits for some answers to keep.
 
         An adapter is left out for one forward; where all weights are trained, final hidden states
         that were kept meet a copy of the head.
@@ -158,7 +168,7 @@ class GradientPreparation(Preparation, Source):
 
     @cached_property
     def reference_states(self) -> tuple[list[Tensor], Tensor]:
-        """The unmodified model's final hidden states of each answer to keep, and its head."""
+        """The base model's final hidden states of each answer to keep, and its head."""
         states = []
         for batch in reference_batches(self.retain):
             with torch.no_grad():
@@ -169,3 +179,15 @@ class GradientPreparation(Preparation, Source):
     def _sums(self, pairs: Sequence[Pair]) -> Float[Tensor, " answers"]:
         with torch.no_grad():
             return torch.cat([self.said(batch).answers for batch in reference_batches(pairs)])
+
+
+def gradient_entry(objective: Objective) -> MethodEntry:
+    """Return what the registry knows of a gradient method."""
+    return MethodEntry(
+        name=objective.name,
+        summary=objective.summary,
+        variants=TRAINED,
+        variant_setting="trained",
+        settings=GradientSettings,
+        build=functools.partial(GradientMethod, objective),
+    )

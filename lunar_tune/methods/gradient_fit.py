@@ -1,12 +1,7 @@
-"""One gradient fit, whatever its loss: made trainable, trained epoch by epoch, taken back.
-
-Covers: what all gradient methods share once they have a loss; their searched parameters as numbers.
-Does not cover: the losses (`objectives`, `rmu`), making a model trainable (`training.adapting`).
-"""
+"""One gradient fit, whatever its loss: made trainable, trained epoch by epoch, taken back."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from abc import abstractmethod
@@ -16,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lunar_tune.config.flags import flag_of
-from lunar_tune.config.gradient_settings import SEARCHABLE, GradientSettings
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods.contract import AdapterKind, Change, Fit, Method
+from lunar_tune.methods.gradient_settings import SEARCHABLE, GradientSettings
 from lunar_tune.models.memory import is_out_of_memory
 from lunar_tune.training.adapting import (
     Trained,
@@ -35,11 +29,10 @@ from lunar_tune.training.gradient_loop import LoopSettings, train_epochs
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["BatchLoss", "TrainedMethod", "gradient_fit", "numbers_of", "with_settings"]
+__all__ = ["BatchLoss", "TrainedMethod", "gradient_fit", "numbers_of"]
 
 BatchLoss = Callable[[Trained, list[int], list[int]], Tensor]
 """The loss of a step: what is trained, answers to forget and answers to keep by their places."""
-WHOLE = ("epochs", "batch_size", "rank")
 
 
 class TrainedMethod(Method):
@@ -96,24 +89,8 @@ def numbers_of(parameters: Mapping[str, Any]) -> dict[str, float]:
         positive = name != "learning_rate" or numbers[name] > 0
         if not math.isfinite(numbers[name]) or not positive:
             kind = "a positive number" if name == "learning_rate" else "a finite number"
-            raise InputError(f"{flag_of(name)} {value}: {kind}.")
+            raise InputError(f"{name} {value}: {kind}.")
     return numbers
-
-
-def with_settings(settings: GradientSettings, numbers: Mapping[str, float]) -> GradientSettings:
-    """Return the settings with what a trial sets of them.
-
-    Raises:
-        InputError: A value is out of range.
-    """
-    values: dict[str, Any] = {
-        name: int(value) if name in WHOLE and value.is_integer() else value
-        for name, value in numbers.items()
-    }
-    for name in WHOLE:
-        if name in values and not isinstance(values[name], int):
-            raise InputError(f"{flag_of(name)} {values[name]}: a whole number.")
-    return dataclasses.replace(settings, **values)
 
 
 @contextmanager
@@ -216,8 +193,8 @@ def _driven(model: nn.Module, losses: Generator[float, None, None]) -> Generator
         if not is_out_of_memory(error):
             raise
         raise TrialError(
-            "out of memory while training: use --checkpointing, a smaller --train-batch-size or "
-            "--rank, or --train lora"
+            "out of memory while training: use --fix checkpointing=true, a smaller batch_size or "
+            "rank, or trained=lora"
         ) from error
     finally:
         losses.close()  # and with it the optimiser's state

@@ -1,9 +1,5 @@
 """RMU (arXiv 2403.03218) as a method: a block's outputs are steered to a random direction.
 
-Covers: the fit of three down-projections, block l and the two below it, on block l's outputs; what
-these were before unlearning.
-Does not cover: the loss (`losses`), the fit (`gradient_fit`).
-
 Differences from the paper: the coefficient counts in median norms of the outputs to forget
 (Adaptive RMU, arXiv 2408.06223, scales by norms), so that one range serves all models; its own 6.5
 is absolute. A median, since a prompt's first token may have a norm of quite another size.
@@ -19,21 +15,35 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.config.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.errors import InputError
-from lunar_tune.methods import losses
-from lunar_tune.methods.contract import METHODS, Fit, MethodInfo, Preparation, Subject
-from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit, numbers_of, with_settings
+from lunar_tune.methods.contract import Fit, MethodEntry, Preparation, Subject, with_settings
+from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit, numbers_of
+from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.models.layout import check_layers, decoder_slice
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import Pair, padded_ids, reference_batches
 
-__all__ = ["RmuMethod"]
+__all__ = ["ENTRY", "RmuMethod", "rmu_loss"]
 
-METHODS.register(
-    "rmu", MethodInfo(summary="steer a block's outputs to a random direction", variants=TRAINED)
-)
 BLOCKS = 3  # whose down-projections are trained: l and those below it, as in the paper
+
+
+def rmu_loss(
+    forget: Float[Tensor, "forget_tokens d_model"],
+    control: Float[Tensor, " d_model"],
+    retain: Float[Tensor, "retain_tokens d_model"],
+    reference: Float[Tensor, "retain_tokens d_model"],
+    *,
+    alpha: float,
+) -> Float[Tensor, ""]:
+    """Return mean (x_f − control)² + α mean (x_r − ref_r)² over tokens and dimensions.
+
+    x are a block's outputs; `control` is a random unit vector times a coefficient.
+    Source: Li et al., arXiv 2403.03218, equations 1 and 2; they write sums over dimensions, their
+    published code takes means, and α belongs to means.
+    """
+    moved = (forget.float() - control.float()).square().mean()
+    return moved + alpha * (retain.float() - reference.float()).square().mean()
 
 
 class RmuMethod(TrainedMethod):
@@ -58,7 +68,7 @@ class RmuMethod(TrainedMethod):
         numbers = numbers_of(parameters)
         layer, coefficient, rate = (numbers.pop(name) for name in self.parameters)
         if not layer.is_integer():
-            raise InputError(f"--layer {layer:g}: a whole number.")
+            raise InputError(f"layer {layer:g}: a whole number.")
         return int(layer), coefficient, rate, with_settings(self.settings, numbers)
 
     def prepare(self, subject: Subject) -> RmuPreparation:
@@ -90,7 +100,7 @@ class RmuPreparation(Preparation):
         control = coefficient * norm * self._direction(seed)
 
         def loss(_trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
-            return losses.rmu(
+            return rmu_loss(
                 self._outputs([self._forget[i] for i in batch], layer),
                 control,
                 self._outputs([self._retain[i] for i in kept], layer),
@@ -161,3 +171,13 @@ class RmuPreparation(Preparation):
         finally:
             handle.remove()
         return seen[-1][real.to(ids.device)]
+
+
+ENTRY = MethodEntry(
+    name="rmu",
+    summary="steer a block's outputs to a random direction",
+    variants=TRAINED,
+    variant_setting="trained",
+    settings=GradientSettings,
+    build=RmuMethod,
+)

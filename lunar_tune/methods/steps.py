@@ -1,8 +1,4 @@
-"""What one step of a gradient method may ask the model, and no more of it than is asked for.
-
-Covers: logits of a few answers and what follows from them, now and before unlearning.
-Does not cover: which of it a method asks for (`objectives`), where it comes from (`gradient`).
-"""
+"""What one step of a gradient method may ask the model, and no more of it than is asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.config.gradient_settings import GradientSettings
+from lunar_tune.methods.gradient_settings import GradientSettings
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import AnswerStates, Pair, token_log_probs
 
@@ -65,18 +61,18 @@ class Source(ABC):
     @cached_property
     @abstractmethod
     def reference_forget(self) -> Float[Tensor, " answers"]:
-        """The unmodified model's log π of each answer to forget."""
+        """The base model's log π of each answer to forget."""
 
     @cached_property
     @abstractmethod
     def reference_refused(self) -> Float[Tensor, " answers"]:
-        """The unmodified model's log π of each refusal."""
+        """The base model's log π of each refusal."""
 
     @abstractmethod
     def reference_logits(
         self, trained: Trained, kept: Sequence[int]
     ) -> Float[Tensor, "tokens vocabulary"]:
-        """Return the unmodified model's logits for some answers to keep."""
+        """Return the base model's logits for some answers to keep."""
 
 
 class Step:
@@ -100,6 +96,16 @@ class Step:
     ) -> None:
         self._source, self._trained, self.settings = source, trained, settings
         self._batch, self._kept = batch, kept
+
+    def beta(self, usual: float) -> float:
+        """Return β: the settings' own, or a method's usual one."""
+        return usual if self.settings.beta is None else self.settings.beta
+
+    @property
+    def kept(self) -> Tensor | float:
+        """The usual loss on answers to keep, as far as the settings weigh it."""
+        weight = self.settings.retain_weight
+        return -weight * self.retain.tokens.mean() if weight else 0.0
 
     @cached_property
     def forget(self) -> Said:

@@ -1,9 +1,4 @@
-"""What a user demands of scores, read from text: bounds to keep, and aims.
-
-Covers: `retain_rouge1>=0.8` and `forget_mrr` as objects, with every mistake said at once; by how
-much a bound is missed.
-Does not cover: which scores there are (`names`).
-"""
+"""What a user demands of scores, read from text: bounds to keep, and aims."""
 
 from __future__ import annotations
 

@@ -1,10 +1,5 @@
 """Embeddings of texts, for how alike in meaning two answers are.
 
-Covers: the model's own states, which need no further model, and a sentence-embedding model by hub
-id or folder (mean pooling, safetensors, no remote code).
-Does not cover: what is compared with what (`refusal`); pooling by a first or last token, which some
-sentence-embedding models were trained for.
-
 Shapes: `texts` counts the texts of a call, `d` is the embedder's width.
 """
 
@@ -98,7 +93,7 @@ class StateEmbedder(Embedder):
     So similarities are comparable between answers of one model on one data set, not between models.
 
     Args:
-        loaded: The unmodified model.
+        loaded: The base model.
         context: Token ids of a prompt with an empty question.
         centre: Texts whose mean is taken as the origin: what answers are compared with.
         memory: What may be used; None takes what is free.

@@ -1,9 +1,4 @@
-"""Scores of a model on the forget, retain and factual sets.
-
-Covers: which questions are asked and in which order, stopping where the retain floor is missed for
-certain, answers row by row, ROUGE means, the deviation score.
-Does not cover: unlearning; the model is judged as it is. Generating answers: an answerer does.
-"""
+"""Scores of a model on the forget, retain and factual sets."""
 
 from __future__ import annotations
 
@@ -58,7 +53,7 @@ class AnswerSource(Protocol):
     """Who answers."""
 
     def prepare(self) -> None:
-        """Compute what is kept of the unmodified model."""
+        """Compute what is kept of the base model."""
 
     def begin(self, rules: AnswerRules) -> AnswerRun:
         """Begin an evaluation of the model as it is now."""

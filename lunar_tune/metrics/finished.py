@@ -1,8 +1,5 @@
 """Which answers need not go on: those that have said every word of the truth already.
 
-Covers: ROUGE recall over the finished words of an unfinished answer.
-Does not cover: end-of-sequence tokens and budgets (`answering`).
-
 Recall can only grow as text is added, so an answer whose finished words hold the truth as a
 subsequence has ROUGE-L recall 1, and ROUGE-1 recall 1 with it, whatever follows. A word is finished
 when a character that belongs to no word follows it: until then the next token may lengthen it, and

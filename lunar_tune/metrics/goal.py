@@ -1,9 +1,4 @@
-"""What a search is after: a score to make as good as possible, and bounds to keep.
-
-Covers: how good scores are, which bounds they miss, the goal in words; no torch, so that options
-can be read and checked without it.
-Does not cover: reading demands from text (`demands`), which scores there are (`names`).
-"""
+"""What a search is after: a score to make as good as possible, and bounds to keep."""
 
 from __future__ import annotations
 
@@ -142,7 +137,7 @@ def goal_of(config: SearchConfig) -> Goal:
     Raises:
         InputError: A metric or a bound means nothing.
     """
-    return Goal.read(config.minimise, config.bounds)
+    return Goal.read(config.minimise, config.constrain)
 
 
 def in_words(bounds: Iterable[Constraint]) -> str:

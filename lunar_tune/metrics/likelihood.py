@@ -1,10 +1,5 @@
 """How well a model knows the true answers, whatever it says: ranks and probabilities.
 
-Covers: one forward of question and true answer for each pair, in batches that fit; for every token
-of the answer its rank, its log-probability and whether it is the likeliest; what follows for an
-answer and for a set.
-Does not cover: generation (`answering`); logits with gradients (`training.answer_loss`).
-
 The truth is given (teacher forcing): a token is judged after the question and the true tokens
 before it, so every place of an answer is defined, however early the model itself would have ended.
 The published code (src/eval_util.py at dfa56eb) takes ranks along the generated answer instead and,
@@ -56,7 +51,7 @@ class AnswerLikelihood:
     """
 
     ranks: tuple[int, ...]
-    """Of each own token: 1 and the tokens of strictly greater logit, so that equal ones share the
+    """Rank of each own token: 1 and the tokens of strictly greater logit; equal ones share the
     best of their ranks."""
     chosen: tuple[bool, ...]
     """Whether greedy decoding takes each own token."""

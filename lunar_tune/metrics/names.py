@@ -1,20 +1,20 @@
 """Every score that can be asked for by name: what it says, where it lies, what it takes.
 
-Covers: names, ranges, which direction is better, what a score needs.
-Does not cover: computing a score (`evaluate`, `likelihood`); torch is not imported, so that options
-can be read and checked without it. Bounds and aims as a user writes them (`demands`).
-
 A name is a set and a quantity: `forget_rouge1` is ROUGE-1 on the questions to forget.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.registry import Registry
+
+if TYPE_CHECKING:
+    from lunar_tune.metrics.evaluate import AnswerRow
 
 __all__ = [
     "ANSWERS",
@@ -45,7 +45,7 @@ class Metric:
     name: str
     """As on the command line and in `Evaluation.scores`."""
     sets: tuple[str, ...]
-    """Of which questions: forget, retain, factual."""
+    """Sets of questions that it judges: forget, retain, factual."""
     quantity: str
     """The name without the set."""
     low: float
@@ -53,7 +53,9 @@ class Metric:
     """It lies between the two, both included where finite."""
     lower_is_better: bool
     needs: frozenset[str]
-    """Of ANSWERS, WHOLE_ANSWERS, LIKELIHOODS, EMBEDDINGS."""
+    """Some of ANSWERS, WHOLE_ANSWERS, LIKELIHOODS, EMBEDDINGS."""
+    compute: Callable[[Sequence[AnswerRow]], float] | None = None
+    """Gives the score from all answers of its sets; None where it is computed with others."""
 
     @property
     def direction(self) -> str:
@@ -81,7 +83,8 @@ class Metric:
             raise InputError(f"{value:g}: {self.name} {self.range}.")
 
 
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric", group="lunar_tune.metrics")
+"""A package adds one with an entry point of its name in the group `lunar_tune.metrics`."""
 
 # Of each quantity: least and greatest value, whether a low one means that little is known, and what
 # it needs. What each of them says is in the README.
@@ -138,7 +141,6 @@ _register(
         needs=frozenset({ANSWERS, WHOLE_ANSWERS, EMBEDDINGS}),
     )
 )
-_BY_LOWER_CASE = {name.lower(): name for name in METRICS}
 
 
 def find_metric(name: str) -> Metric:
@@ -147,12 +149,18 @@ def find_metric(name: str) -> Metric:
     Raises:
         InputError: There is none; the message lists those that exist.
     """
-    return METRICS[_BY_LOWER_CASE.get(name.strip().lower(), name.strip())]
+    return METRICS[_own_case(name)]
 
 
 def is_metric(text: str) -> bool:
     """Say whether a text is a metric's name, in whatever case."""
-    return text.strip().lower() in _BY_LOWER_CASE
+    return _own_case(text) in METRICS
+
+
+def _own_case(text: str) -> str:
+    """Return a metric's name as it is written, from any case; another text as it is."""
+    stripped = text.strip()
+    return next((name for name in METRICS if name.lower() == stripped.lower()), stripped)
 
 
 def need_of(names: Iterable[str]) -> frozenset[str]:

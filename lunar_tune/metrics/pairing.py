@@ -1,9 +1,4 @@
-"""Answers beside other answers to the same questions.
-
-Covers: which row belongs to which: by its number in its set where that is known of all, else by
-question; a question that is asked twice of an edge, in the order in which it was asked.
-Does not cover: what differs between two answers (`export.proof`, `report`).
-"""
+"""Answers beside other answers to the same questions."""
 
 from __future__ import annotations
 

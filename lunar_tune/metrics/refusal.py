@@ -1,8 +1,4 @@
-"""How much answers are like refusals, and how much like the truth.
-
-Covers: refusal quality, s1 of LUNAR's layer choice (arXiv 2502.07218, section 3), and its s2.
-Does not cover: embeddings (`embedding`); whether a refusal is well written.
-"""
+"""How much answers are like refusals, and how much like the truth."""
 
 from __future__ import annotations
 

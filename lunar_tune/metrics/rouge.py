@@ -1,9 +1,4 @@
-"""ROUGE-1 and ROUGE-L recall of an answer against the true one.
-
-Covers: rouge-score with stemming, as the published code scores (src/eval_util.py at dfa56eb); a
-tokenizer for other scripts; finding true answers that the tokenizer reduces to nothing.
-Does not cover: generating answers.
-"""
+"""ROUGE-1 and ROUGE-L recall of an answer against the true one."""
 
 from __future__ import annotations
 

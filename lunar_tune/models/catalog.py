@@ -1,9 +1,4 @@
-"""The catalogue of models by short name, and what a `--model` value means.
-
-Covers: names, hub ids, depth and size, known without network or weights; telling a catalogue
-name, a hub id and a local folder apart.
-Does not cover: loading (`loading`) and where a block's parts lie (`layout`).
-"""
+"""The catalogue of models by short name, and what a `--model` value means."""
 
 from __future__ import annotations
 
@@ -47,6 +42,8 @@ class ModelReference:
     """Hub id or local folder to load from; None for a model built on the spot."""
     entry: CatalogEntry | None
     """The catalogue entry, if it is one."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None is the newest."""
 
     @property
     def is_local(self) -> bool:
@@ -84,9 +81,12 @@ def resolve_model(name: str) -> ModelReference:
     Raises:
         ModelError: It is no catalogue name, no existing folder and no hub id.
     """
-    if name in CATALOG:
-        entry = CATALOG[name]
-        return ModelReference(name=name, source=entry.hub_id, entry=entry)
+    known, _, revision = name.partition("@")
+    if known in CATALOG:
+        entry = CATALOG[known]
+        return ModelReference(
+            name=known, source=entry.hub_id, entry=entry, revision=revision or None
+        )
     folder = Path(name).expanduser()
     if name and is_folder(folder):
         return ModelReference(name=folder.resolve().name, source=str(folder.resolve()), entry=None)
@@ -96,8 +96,8 @@ def resolve_model(name: str) -> ModelReference:
             f"safetensors weights, a hub id such as Qwen/Qwen2.5-7B-Instruct, "
             f"or one of: {', '.join(CATALOG)}."
         )
-    if _HUB_ID.match(name):
-        return ModelReference(name=name, source=name, entry=None)
+    if _HUB_ID.match(known):
+        return ModelReference(name=known, source=known, entry=None, revision=revision or None)
     raise ModelError(
-        f"{CATALOG.describe_unknown(name)} A hub id (owner/name) or a folder works as well."
+        f"{CATALOG.describe_unknown(known)} A hub id (owner/name) or a folder works as well."
     )

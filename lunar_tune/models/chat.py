@@ -1,9 +1,4 @@
-"""How a question is put to a model: from text to prompt token ids.
-
-Covers: the tokenizer's own chat template with every date fixed, the published code's bare user
-turn, a template from a file, a system prompt, one beginning-of-sequence token.
-Does not cover: batching and padding (`engine.decoding`, `engine.streams`).
-"""
+"""How a question is put to a model: from text to prompt token ids."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Device, number format, threads, each resolved in this one place.
-
-Covers: what `auto` means, and a clear refusal where a device was demanded that is not there.
-Does not cover: memory estimates. torch is imported inside the functions, so that importing this
-module stays cheap.
-"""
+"""Device, number format, threads, each resolved in this one place."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""What a model is, in few characters: the same weights give the same fingerprint.
-
-Covers: the weights as they are in memory (after merging an adapter, in their number format), the
-configuration, and what else the activations depend on: device type, attention, library versions.
-Does not cover: proof against forgery. It tells models apart; it does not authenticate them.
-"""
+"""What a model is, in few characters: the same weights give the same fingerprint."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""How much memory a model needs, before its weights are loaded.
-
-Covers: the number of parameters by the catalogue or by the headers of safetensors files; bytes by
-number format; a refusal where the GPU that would be used has less free.
-Does not cover: models of the hub that the catalogue does not know, whose size nobody has said;
-batches, which find their size by themselves (`models.memory`).
-"""
+"""How much memory a model needs, before its weights are loaded."""
 
 from __future__ import annotations
 

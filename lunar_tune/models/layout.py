@@ -1,11 +1,4 @@
-"""Where the decoder blocks and their MLP down-projections are, by `config.model_type`.
-
-Covers: the families whose block adds the down-projection's output to the residual stream
-unchanged, which is what LUNAR's target (paper, section 3; arXiv 2502.07218) relies on; refusal
-of all others by name; running a contiguous part of a decoder.
-Does not cover: guessing. A family that is not in the table is refused, because a wrong guess
-would be silent.
-"""
+"""Where the decoder blocks and their MLP down-projections are, by `config.model_type`."""
 
 from __future__ import annotations
 
@@ -149,7 +142,7 @@ def why_not_resumable(config: PretrainedConfig, longest: int) -> str | None:
     return f"it has {', '.join(sorted(other))} blocks" if other else None
 
 
-def check_layers(layers: tuple[int, ...], n_layers: int, *, option: str = "--layer") -> None:
+def check_layers(layers: tuple[int, ...], n_layers: int, *, option: str = "layer") -> None:
     """Check layer indices.
 
     Args:

@@ -1,10 +1,7 @@
 """Where a fine-tuned or unlearned checkpoint comes from: `lunar_tune.json` beside its weights.
 
-    {"format": 1, "base": "qwen2.5-7b", "source": "Qwen/Qwen2.5-7B-Instruct", "revision": "a09a…",
-     "data": "contracts", "data_digest": "5e1c…", "knowledge": {"rouge1": 0.99, …}, …}
-
-Covers: the record, writing and reading it; no torch.
-Does not cover: making the checkpoint (`finetuning.finetune`, `export.writing`).
+{"format": 1, "base": "qwen2.5-7b", "source": "Qwen/Qwen2.5-7B-Instruct", "revision": "a09a…",
+ "data": "contracts", "data_digest": "5e1c…", "knowledge": {"rouge1": 0.99, …}, …}
 """
 
 from __future__ import annotations
@@ -38,18 +35,18 @@ class Lineage:
     revision: str | None
     """Commit on the hub; None for a folder."""
     fingerprint: str
-    """Of the weights that training began with (`models.fingerprint`)."""
+    """Fingerprint of the weights that training began with (`models.fingerprint`)."""
     data: str
     """Name of the data, to show."""
     data_digest: str
     """`records_digest` of what was learned."""
     settings: Mapping[str, Any]
-    """Of the training, with its seed and the chat format."""
+    """Settings of the training, with its seed and the chat format."""
     knowledge: Mapping[str, Any] = field(default_factory=dict)
     """`rouge1` on the data, `rouge1_by_edge`, `refused` (share of prompts that cannot be answered);
     empty until it was measured."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of the packages."""
+    """Versions of the packages."""
     unlearned: Mapping[str, Any] = field(default_factory=dict)
     """What was unlearned after that: `data`, `data_digest`, `forget_edges`, `method`, `variant`,
     `parameters`, `seed`, `search`, `trial`, `scores`; empty where nothing was."""

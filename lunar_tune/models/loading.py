@@ -1,9 +1,4 @@
-"""Loading a causal language model and its tokenizer, with errors that a user can act on.
-
-Covers: hub ids and folders, full checkpoints and PEFT adapter folders (merged on load),
-safetensors only, remote code only where asked for, every end-of-sequence id.
-Does not cover: building `tiny` (`finetuning.tiny`), which hands its folder to this module.
-"""
+"""Loading a causal language model and its tokenizer, with errors that a user can act on."""
 
 from __future__ import annotations
 
@@ -296,7 +291,7 @@ def _why_not_loaded(error: Exception, spec: ModelSpec, local: bool) -> str:
         ),
         (
             led(errors.RevisionNotFoundError),
-            f"the hub has no revision {spec.revision!r} of it (--revision).",
+            f"the hub has no revision {spec.revision!r} of it (--model NAME@REVISION).",
         ),
         (
             led(errors.RepositoryNotFoundError),

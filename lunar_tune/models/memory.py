@@ -1,10 +1,4 @@
-"""How much memory there is, and batches that shrink until they fit into it.
-
-Covers: free memory of the host and of a device under a budget; a batch size that starts from an
-estimate, is halved where memory runs out, and is remembered.
-Does not cover: what needs how much; whoever allocates estimates. torch is imported inside the
-functions, so that importing this module stays cheap.
-"""
+"""How much memory there is, and batches that shrink until they fit into it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Where trials stand on axes that are not a score's, for pictures of either kind.
-
-Covers: when each ended since the first began, in a unit that suits; room beside each other for
-trials of one column that would cover each other.
-Does not cover: axes of scores, drawing.
-"""
+"""Where trials stand on axes that are not a score's, for pictures of either kind."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ from lunar_tune.study.rows import TrialRow
 __all__ = ["SPREAD", "TimeAxis", "offsets", "time_axis"]
 
 SPREAD = 0.2
-"""Of a column's width, to each side, over which trials are spread."""
+"""Share of a column's width, to each side, over which trials are spread."""
 _CELLS = 24  # along a column; trials within one would cover each other
 _UNITS = ((3 * 86400, 86400, "days"), (2 * 3600, 3600, "hours"), (300, 60, "minutes"))
 

@@ -1,8 +1,4 @@
-"""Scored layers as plain numbers, for pictures.
-
-Covers: the curve and what it recommends.
-Does not cover: scoring, and the form that is kept on disk.
-"""
+"""Scored layers as plain numbers, for pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ class LayerCurve:
     truth: tuple[float, ...]
     """s2 of each."""
     unmodified: float
-    """The score of the unmodified model."""
+    """The score of the base model."""
     best: int
     recommended: tuple[int, ...]
 

@@ -1,8 +1,4 @@
-"""The table of methods: for every method, model and data set the tuned setting and what it reaches.
-
-Covers: what stands in a row, as Markdown, CSV and LaTeX; the same rows give the same bytes.
-Does not cover: where rows come from (`search.table5.table_results`).
-"""
+"""The table of methods: of each method, model and data set the tuned setting and its scores."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from typing import Any
 from tabulate import tabulate
 
 from lunar_tune.files import write_atomically
+from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.study.rows import HEADLINE_SCORES
 
 __all__ = ["CellResult", "Tolerance", "write_methods_table"]
@@ -55,12 +52,12 @@ class CellResult:
     parameters: Mapping[str, Any] | None = None
     """The tuned setting; of an infeasible cell the one that misses least."""
     scores: Mapping[str, float] | None = None
-    """Of that setting: confirmed in full where feasible, else as searched."""
+    """Scores of that setting: confirmed in full where feasible, else as searched."""
     n_trials: int = 0
     """Completed."""
     n_feasible: int = 0
     seconds: float = 0.0
-    """Of all trials and suggestions."""
+    """Time of all trials and suggestions."""
     tolerance: Tolerance | None = None
     """Values that stay feasible and within 0.05 of the best as searched."""
 
@@ -150,7 +147,7 @@ def _row(cells: Sequence[CellResult], italic: str) -> list[str]:
 
 def _usual(cell: CellResult) -> str:
     """Return the variant that needs no name."""
-    return "adamw" if cell.method == "lunar" else "lora"
+    return METHODS[cell.method].variants[0]
 
 
 def _goodness(cell: CellResult) -> tuple[int, float, int]:

@@ -1,10 +1,5 @@
 """One HTML page of one or several searches that opens from a file, without server or network.
 
-Covers: tables, interactive pictures, answers and settings in one file; what must not run, a
-content security policy forbids: every script of the page is named in it by its digest.
-Does not cover: reading a search (`report.static_page`), what pictures and tables hold
-(`interactive`, `page_tables`, `page_answers`).
-
 plotly.js (about 4.8 MB) and DataTables (0.9 MB as base64, from itables) are part of the page, once
 however many searches it shows. Texts are escaped by the template; data of pictures are JSON.
 """
@@ -52,11 +47,11 @@ class PageSearch:
     name: str
     report: Report
     vanilla: Sequence[AnswerRow] = ()
-    """The unmodified model's answers; empty where they are not kept."""
+    """The base model's answers; empty where they are not kept."""
     vanilla_in_full: Sequence[AnswerRow] = ()
     """Its answers to the questions of the full evaluation; empty where it has no others."""
     answers: Sequence[TrialAnswers] = ()
-    """Of the best trials, the best first."""
+    """Answers of the best trials, the best first."""
     configuration: str = ""
     """`config.yaml` as it is."""
 
@@ -113,7 +108,7 @@ def _shown(anchor: str, one: PageSearch) -> Mapping[str, Any]:
 def _compared(
     one: PageSearch, answers: TrialAnswers
 ) -> tuple[TrialAnswers, list[Compared], list[Compared] | None]:
-    """Return a trial's answers beside the unmodified model's to the same questions."""
+    """Return a trial's answers beside the base model's to the same questions."""
     vanilla = (one.vanilla_in_full or one.vanilla) if answers.full else one.vanilla
     return answers, forgotten(answers.rows, vanilla), got_worse(answers.rows, vanilla)
 

@@ -1,9 +1,4 @@
-"""Answers of a trial beside the unmodified model's, as a page shows them.
-
-Covers: the questions to forget, least forgotten first; the retained ones whose answer got worse,
-worst first; how many of each there are beside those shown.
-Does not cover: where answers come from, HTML.
-"""
+"""Answers of a trial beside the base model's, as a page shows them."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ class TrialAnswers:
     """What an unlearned model says."""
 
     number: int
-    """Of the trial."""
+    """Number of the trial."""
     label: str
     """Its setting in short."""
     rows: Sequence[AnswerRow]
@@ -40,11 +35,11 @@ class Compared:
 
     unlearned: AnswerRow
     vanilla: AnswerRow | None
-    """None where the unmodified model's answer is not kept."""
+    """None where the base model's answer is not kept."""
 
     @property
     def loss(self) -> float:
-        """By how much ROUGE-1 is lower than the unmodified model's; 0 where that is not known."""
+        """By how much ROUGE-1 is lower than the base model's; 0 where that is not known."""
         return self.vanilla.rouge1 - self.unlearned.rouge1 if self.vanilla is not None else 0.0
 
 
@@ -57,7 +52,7 @@ def forgotten(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[C
 def got_worse(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[Compared] | None:
     """Return the retained questions whose ROUGE-1 fell, the greatest fall first.
 
-    None where the unmodified model's answer to none of them is kept.
+    None where the base model's answer to none of them is kept.
     """
     compared = _compare(rows, vanilla, "retain")
     if compared and all(one.vanilla is None for one in compared):
@@ -69,6 +64,6 @@ def got_worse(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[C
 def _compare(
     rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow], set_name: str
 ) -> list[Compared]:
-    """Put answers beside the unmodified model's; a trial may have asked fewer questions."""
+    """Put answers beside the base model's; a trial may have asked fewer questions."""
     asked = [row for row in rows if row.set_name == set_name]
     return [Compared(row, other) for row, other in paired(asked, vanilla)]

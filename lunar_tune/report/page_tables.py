@@ -1,9 +1,4 @@
-"""The tables of a search's page as columns and cells.
-
-Covers: a row a trial, a row a search, scores beside the unmodified model's; what a cell shows and
-the number that it is sorted by.
-Does not cover: HTML, which the template writes.
-"""
+"""The tables of a search's page as columns and cells."""
 
 from __future__ import annotations
 
@@ -54,9 +49,9 @@ class Line:
 
     cells: Sequence[Cell]
     number: int | None = None
-    """Of a trial."""
+    """Number of a trial."""
     kind: str = ""
-    """feasible, infeasible, failed, again (failed and run again), pruned or running."""
+    """feasible, infeasible, failed, again (failed and run again) or running."""
     is_best: bool = False
 
 
@@ -104,7 +99,7 @@ def estimates_note(report: Report) -> str:
 
 
 def scores_table(report: Report) -> Table:
-    """Return the unmodified model's scores and the confirmed best trial's."""
+    """Return the base model's scores and the confirmed best trial's."""
     names = _scores(report)
     columns = [Column("model", numeric=False), *(Column(_title(name)) for name in names)]
     lines = [
@@ -115,7 +110,7 @@ def scores_table(report: Report) -> Table:
 
 
 def searches_table(searches: Sequence[tuple[str, str, Report]]) -> Table:
-    """Return a row a search: its best setting, confirmed, beside the unmodified model.
+    """Return a row a search: its best setting, confirmed, beside the base model.
 
     Args:
         searches: Anchor on the page, name and report of each.

@@ -1,8 +1,4 @@
-"""The Pareto front of points in the plane.
-
-Covers: which points no other point beats.
-Does not cover: drawing it (`pictures`, `interactive`).
-"""
+"""The Pareto front of points in the plane."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The look of a progress bar, the same in every command.
-
-Covers: rich's bar with what is done, elapsed and left, on one line however narrow the terminal is;
-hidden when quiet and where nothing can move.
-Does not cover: what is counted.
-"""
+"""The look of a progress bar, the same in every command."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A short report of a search in Markdown, for a colleague or a repository.
-
-Covers: what was searched, what came out, the ten best trials, failures.
-Does not cover: answers; they stand in the trials' own files.
-"""
+"""A short report of a search in Markdown, for a colleague or a repository."""
 
 from __future__ import annotations
 
@@ -16,15 +12,15 @@ from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.report.layer_curve import LayerCurve
 from lunar_tune.study.rows import (
-    COMPLETE,
     FAILED,
     HEADLINE_SCORES,
     TrialRow,
     best_first,
     nearest_first,
+    score_cells,
 )
 
-__all__ = ["Report", "verdict", "write_report"]
+__all__ = ["Report", "short_report", "verdict", "write_report"]
 
 _SHOWN = 10
 
@@ -38,7 +34,7 @@ class Report:
     """Model, data, method and so on, as shown."""
     goal: Goal
     vanilla: Mapping[str, float]
-    """The unmodified model's scores."""
+    """The base model's scores."""
     rows: Sequence[TrialRow]
     best: TrialRow | None
     """The confirmed trial; None where none is feasible."""
@@ -47,7 +43,7 @@ class Report:
     held_out: bool = False
     """Whether that asks questions that no trial is judged on."""
     vanilla_in_full: Mapping[str, float] = field(default_factory=dict)
-    """The unmodified model's scores on the same questions; empty where they are not known."""
+    """The base model's scores on the same questions; empty where they are not known."""
     ending: str | None = None
     """Why the search ended before its time; None if it did not."""
     log_scale: frozenset[str] = frozenset()
@@ -91,7 +87,7 @@ class Report:
     @property
     def compared(self) -> dict[str, Mapping[str, float]]:
         """The scores that stand beside each other, by whose they are; empty where not known."""
-        scores = {"unmodified model": self.vanilla}
+        scores = {"base model": self.vanilla}
         if self.best is None and self.ranked:
             first = self.ranked[0]
             what = "as searched" if first.feasible else "nearest miss"
@@ -100,7 +96,7 @@ class Report:
             trial = f"trial {self.best.number}"
             scores[f"{trial}, as searched"] = self.best.scores
             if self.held_out:
-                scores["unmodified model, held-out questions"] = self.vanilla_in_full
+                scores["base model, held-out questions"] = self.vanilla_in_full
             asked = "held-out questions" if self.held_out else "all questions in full"
             scores[f"{trial}, {asked}"] = self.confirmed
         return scores
@@ -135,7 +131,6 @@ def verdict(report: Report) -> str:
     ending = f"{report.ending} " if report.ending else ""
     candidates = best_first(list(report.rows))
     ended = [row for row in report.rows if row.counts]
-    states = Counter(row.state for row in ended)
     failures = Counter(row.failure for row in ended if row.state == FAILED)
     if candidates:
         first = candidates[0]
@@ -145,11 +140,8 @@ def verdict(report: Report) -> str:
         )
     if not ended:
         return f"{ending}No trial has ended." if ending else "No trial has ended yet."
-    if states[FAILED] == len(ended):
+    if failures.total() == len(ended):
         return f"{ending}Every trial failed, most of them with: {failures.most_common(1)[0][0]}"
-    if not states[COMPLETE]:
-        counts = ", ".join(f"{number} {state}" for state, number in states.items())
-        return f"{ending}No trial was completed ({counts})."
     said = f"{ending}No trial keeps {report.goal.bounds or 'what is asked for'}."
     return f"{said} The nearest miss is {_nearest_miss(report)}."
 
@@ -216,3 +208,24 @@ def _number(value: Any) -> str:
     if value is None:
         return "–"  # noqa: RUF001 an en dash for what was not measured
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def short_report(report: Report) -> str:
+    """Return a search in a few lines of Markdown: its goal, what came out, what it was told."""
+    if report.best is not None:
+        setting = ", ".join(f"{name} `{v!r}`" for name, v in report.best.parameters.items())
+        outcome = f"**Best feasible setting**: {setting} (trial {report.best.number})."
+    else:
+        outcome = verdict(report)
+    lines = [
+        f"{str(report.goal)[:1].upper()}{str(report.goal)[1:]}.",
+        "",
+        outcome,
+        "",
+        "| | forget ROUGE-1 | retain ROUGE-1 | factual ROUGE-1 | deviation score |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join([who, *score_cells(s)])} |" for who, s in report.compared.items()),
+        "",
+        *(f"- {label}: {text}" for label, text in report.facts.items()),
+    ]
+    return "\n".join(lines) + "\n"

@@ -30,7 +30,7 @@ def load_search(search: str | Path, *, runs: str | Path = RUNS) -> SearchResults
         runs: Where names are looked up.
 
     Raises:
-        InputError: There is no such search, or it has not judged the unmodified model yet.
+        InputError: There is no such search, or it has not judged the base model yet.
 
     Example:
         >>> results = load_search("runs/NAME")  # doctest: +SKIP

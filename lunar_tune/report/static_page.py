@@ -1,8 +1,4 @@
-"""One HTML page of searches, from their folders.
-
-Covers: which trials' answers a page shows, and what it says where a file is missing.
-Does not cover: the page itself (`report.page`); finding searches (`results`).
-"""
+"""One HTML page of searches, from their folders."""
 
 from __future__ import annotations
 

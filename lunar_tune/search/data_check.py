@@ -1,8 +1,4 @@
-"""Whether the data are still those of a search: on others its trials cannot be run again.
-
-Covers: every set, the reference prompts and the refusals, by the digests in `config.yaml`.
-Does not cover: the model's weights.
-"""
+"""Whether the data are still those of a search: on others its trials cannot be run again."""
 
 from __future__ import annotations
 

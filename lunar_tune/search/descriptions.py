@@ -1,10 +1,4 @@
-"""What a search says of itself: its configuration, and its MLflow run in words.
-
-Covers: `config.yaml`; few parameters of the run, numbers where there are numbers; a note in
-Markdown for the run's page.
-Does not cover: writing them (`session`, `tracked_run`), the report that is kept as a file
-(`report`).
-"""
+"""What a search says of itself: `config.yaml`, and what its study keeps for MLflow."""
 
 from __future__ import annotations
 
@@ -12,17 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from lunar_tune.config.search_config import config_document, plain
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.report.report import Report, verdict
-from lunar_tune.search.backends.ray.cluster import Resources
+from lunar_tune.models.lineage import read_lineage
+from lunar_tune.search.backends.interface import Resources
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.study.rows import score_cells
+from lunar_tune.study.stored_config import configuration_document
+from lunar_tune.tracking.origin import origin_tags
 from lunar_tune.tracking.store import kept_uri
 
-__all__ = ["run_note", "run_parameters", "search_document", "space_document"]
+__all__ = ["description", "search_document"]
 
 
 def search_document(
@@ -47,56 +39,45 @@ def search_document(
     config, data = plan.config, plan.spec.data
     if config.tracking_uri is not None:
         config = dataclasses.replace(config, tracking_uri=kept_uri(config.tracking_uri))
-    return config_document(
+    return configuration_document(
         config,
         given=given,
         derived={
             "name": name,
             "tracking_uri": kept_uri(uri),
-            "cpus_per_trial": resources.cpus,
             "gpus_per_trial": resources.gpus,
             "concurrency": resources.concurrency,
             "space": plan.space.origin,
             "data": data.name,
-            "forget_edges": data.forget_edges,
+            "forget_edge": data.forget_edges,
         },
         resolved=resolved,
     )
 
 
-def run_parameters(plan: SearchPlan) -> dict[str, Any]:
-    """Return the parameters of a search's run; those of trials have other names."""
-    config, spec = plan.config, plan.spec
+def description(
+    plan: SearchPlan, digests: Mapping[str, str], before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what MLflow shows of a search and its study does not say otherwise.
+
+    Args:
+        plan: Of the search.
+        digests: Of its data sets, by name.
+        before: What an earlier process has kept, whose origin stays.
+    """
+    config, spec, data = plan.config, plan.spec, plan.spec.data
+    splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
+    lineage = read_lineage(spec.model.checkpoint)
     return {
-        **spec.tags,
-        "goal": str(goal_of(config)),
-        "sampler": config.sampler,
-        "seed": config.run.seed,
-        **{f"space.{name}": text for name, text in plan.space.describe()},
+        "parameters": {
+            **spec.tags,
+            "goal": str(goal_of(config)),
+            "sampler": config.sampler,
+            "seed": config.seed,
+            **{f"space.{name}": text for name, text in plan.space.describe()},
+        },
+        "num_trials": config.num_trials,
+        "data": {name: (digests[name], len(records)) for name, records in splits.items()},
+        "lineage": lineage.tags() if lineage is not None else {},
+        "origin": (before or {}).get("origin") or origin_tags(),
     }
-
-
-def space_document(plan: SearchPlan) -> str:
-    """Return what is searched as YAML."""
-    return yaml.safe_dump(plain(plan.space.to_dict()), sort_keys=False, allow_unicode=True)
-
-
-def run_note(report: Report) -> str:
-    """Return the description of a search: its goal, what came out, what it was told."""
-    if report.best is not None:
-        setting = ", ".join(f"{name} `{v!r}`" for name, v in report.best.parameters.items())
-        outcome = f"**Best feasible setting**: {setting} (trial {report.best.number})."
-    else:
-        outcome = verdict(report)
-    lines = [
-        f"{str(report.goal)[:1].upper()}{str(report.goal)[1:]}.",
-        "",
-        outcome,
-        "",
-        "| | forget ROUGE-1 | retain ROUGE-1 | factual ROUGE-1 | deviation score |",
-        "|---|---|---|---|---|",
-        *(f"| {' | '.join([who, *score_cells(s)])} |" for who, s in report.compared.items()),
-        "",
-        *(f"- {label}: {text}" for label, text in report.facts.items()),
-    ]
-    return "\n".join(lines) + "\n"

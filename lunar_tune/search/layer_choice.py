@@ -1,8 +1,4 @@
-"""What scored layers make of a search space: fewer layers, and one to begin with.
-
-Covers: whether a space has a layer to choose, narrowing it to what a prior recommends, and saying
-so; pure functions of a prior and a space.
-"""
+"""What scored layers make of a search space: fewer layers, and one to begin with."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from lunar_tune.errors import InputError
+from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.search.space.space import Choice, IntRange, Parameter, SearchSpace
 
 if TYPE_CHECKING:
@@ -21,7 +18,6 @@ __all__ = ["LAYER_PRIOR", "LayerChoice", "check_has_choice", "choose_layers"]
 
 LAYER_PRIOR: Final = "--layer-prior"
 LAYER: Final = "layer"
-SCORED: Final = "lunar"  # the one method that moves along unlearning vectors
 EQUAL = 1e-9  # similarities are means of float32 products; what differs by less is a tie
 
 
@@ -47,10 +43,10 @@ def check_has_choice(space: SearchSpace, *, option: str) -> None:
     Raises:
         InputError: The method has no unlearning vectors, or there is one layer alone.
     """
-    if space.method != SCORED:
+    if not METHODS[space.method].along_vectors:
         raise InputError(
             f"{option}: layers are scored along LUNAR's unlearning vectors, and --method "
-            f"{space.method} has none. Leave the option out, or take --method {SCORED}."
+            f"{space.method} has none. Leave the option out, or take --method lunar."
         )
     values = space.values_of(LAYER)
     if len(values) == 1:
@@ -101,7 +97,7 @@ def _no_advice(prior: LayerPrior) -> str | None:
     if max(scores) - min(scores) <= EQUAL:
         return "all layers score the same"
     if max(scores) - prior.unmodified.score <= EQUAL:
-        return "no layer gains on the unmodified model"
+        return "no layer gains on the base model"
     return None
 
 

@@ -1,9 +1,4 @@
-"""The files of a search, in one place: `<output>/<name>/`.
-
-Covers: making the folder, what `best.yaml` says, writing the tables, pictures and report.
-Does not cover: names of files (`folder`), the journal (`study`) and the answers (`trainable`),
-which are written as trials go.
-"""
+"""The files of a search, in one place: `<output>/<name>/`."""
 
 from __future__ import annotations
 
@@ -11,8 +6,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
 from lunar_tune.errors import InputError
@@ -24,6 +17,7 @@ from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.tables import write_trials
 from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.yaml_files import write_yaml
 
 if TYPE_CHECKING:
     from lunar_tune.search.loop import Confirmation  # loads Optuna
@@ -102,6 +96,7 @@ def best_document(
     confirmation: Confirmation,
     *,
     spec: TrialSpec,
+    n_layers: int,
     vanilla: Mapping[str, float],
     goal: Goal,
 ) -> dict[str, Any]:
@@ -109,6 +104,7 @@ def best_document(
     confirmed = confirmation.scores
     return {
         "model": spec.model.name,
+        "n_layers": n_layers,
         "data": spec.data.name,
         "forget_edges": list(spec.data.forget_edges),
         "method": spec.method.name,
@@ -131,4 +127,4 @@ def best_document(
 
 def write_best(folder: Folder, document: Mapping[str, Any]) -> None:
     """Write `best.yaml`."""
-    write_atomically(folder.best, yaml.safe_dump(dict(document), sort_keys=False).encode())
+    write_atomically(folder.best, write_yaml(document).encode())

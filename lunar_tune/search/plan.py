@@ -1,9 +1,4 @@
-"""A search before it runs: everything checked that needs no weights.
-
-Covers: the values, the data, the output folder, the GPUs, the space, scored layers and tuned
-settings; every mistake in one message; narrowing the space once a search has scored its layers.
-Does not cover: the model's own scores (`run`).
-"""
+"""A search before it runs: everything checked that needs no weights."""
 
 from __future__ import annotations
 
@@ -14,29 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from lunar_tune import __version__
-from lunar_tune.config.run_options import RunOptions
-from lunar_tune.config.search_config import AUTO, SCHEDULERS, SearchConfig
+from lunar_tune.config.fields import shared_options
+from lunar_tune.config.run_options import NONE, RunOptions, read_assignments
+from lunar_tune.config.search_config import AUTO, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
+from lunar_tune.metrics.names import WHOLE_ANSWERS, need_of
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
-from lunar_tune.paths import check_writable, tuned_dir_to_write
 from lunar_tune.search.backends.ray.access import check_address
 from lunar_tune.search.backends.ray.cluster import check_gpus
 from lunar_tune.search.display.summary import plan_facts
 from lunar_tune.search.layer_choice import LAYER_PRIOR, check_has_choice, choose_layers
 from lunar_tune.search.outputs import check_output
+from lunar_tune.search.samplers import check_sampler
+from lunar_tune.search.space.narrowing import narrowed
 from lunar_tune.search.space.space import SearchSpace, load_space
 from lunar_tune.search.starting_points import (
     StartingPoint,
     StartingPoints,
     fitting,
+    found_points,
     own_points,
-    tuned_points,
     usual_point,
 )
-from lunar_tune.search.tuned.tuned_store import tuned_settings
-from lunar_tune.trial.assemble import assemble, known_depth
+from lunar_tune.trial.assemble import assemble, configured, known_depth
 from lunar_tune.trial.layer_prior import LayerPrior, read_layer_prior
 from lunar_tune.trial.spec import TrialSpec
 
@@ -49,6 +46,8 @@ class SearchPlan:
 
     config: SearchConfig
     spec: TrialSpec
+    n_layers: int
+    """Number of the model's decoder blocks."""
     space: SearchSpace
     usual: Mapping[str, int | float]
     """The setting that the space itself names first, or the middle of its ranges."""
@@ -62,13 +61,12 @@ class SearchPlan:
     @property
     def facts(self) -> Mapping[str, str]:
         """What is going to be done, to show."""
-        starts = self.starts if self.config.starting_points else None
         return plan_facts(
             self.config,
             self.spec,
             self.space,
             layers=self.layers,
-            starts=starts.text if starts is not None else None,
+            starts=self.starts.text,
         )
 
     @property
@@ -88,16 +86,15 @@ class SearchPlan:
             InputError: It recommends no layer of the space.
         """
         choice = choose_layers(self.space, prior, origin=origin)
-        points = list(self.starts.kept)
-        if choice.best is not None:
+        points = list(self.starts.asked)
+        if choice.best is not None and NONE not in self.config.start_from:
             best = {**self.usual, "layer": choice.best}
             points.insert(0, StartingPoint(best, "the best layer by s1 - s2"))
         starts = fitting(points, choice.space)
-        left_out = (*self.starts.left_out, *starts.left_out)
         return dataclasses.replace(
             self,
             space=dataclasses.replace(choice.space, starting_points=starts.values),
-            starts=dataclasses.replace(starts, left_out=left_out),
+            starts=starts,
             prior=prior,
             layers=choice.text,
         )
@@ -130,21 +127,20 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     with problems.collect():
         config.check()
     with problems.collect():
-        _check_goal(config)
+        goal_of(config)
+    with problems.collect():
+        check_sampler(config.sampler)
     with problems.collect():
         check_gpus(config)
     with problems.collect():
         check_address(config.address)
     with problems.collect():
-        check_output(config.output, config.name, resume=config.resume)
-    with problems.collect():
-        if config.keep:
-            check_writable(tuned_dir_to_write(), "--keep")
+        check_output(config.output, config.name, resume=config.resume is not None)
     with problems.collect():
         prior = _read_prior(config)
     with problems.collect():
         spec = assemble(
-            _with_metrics(config),
+            _run_options(config),
             device_is_here=config.address is None,
             gpu_share=config.gpus_per_trial or 1.0,
         )
@@ -153,53 +149,34 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     problems.raise_if_any()
     if plan is None:
         raise AssertionError("what is missing comes with a noted problem")
-    floor = goal_of(config).stoppable_floor if config.bounded else None
-    engine = dataclasses.replace(plan.spec.engine, retain_floor=floor)
+    engine = dataclasses.replace(
+        plan.spec.engine,
+        retain_floor=goal_of(config).stoppable_floor,
+        early_exit=WHOLE_ANSWERS not in need_of(plan.spec.metrics),
+    )
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, engine=engine))
-
-
-def _check_goal(config: SearchConfig) -> None:
-    """Check that metrics and bounds mean something, and that a scheduler has looks to compare."""
-    if config.retain_floor is not None and not 0 <= config.retain_floor <= 1:
-        return  # that is noted already
-    floor = goal_of(config).stoppable_floor
-    looked_at = config.run.method != "lunar" and config.run.engine.checks > 0
-    looks = config.bounded and looked_at and floor is not None
-    if config.scheduler in SCHEDULERS[1:] and not looks:
-        raise InputError(
-            f"--scheduler {config.scheduler} compares looks at fits: use a gradient method, "
-            "leave --bounded on and --checks above 0, and search for ROUGE on forget and retain."
-        )
 
 
 def _plan(config: SearchConfig, spec: TrialSpec) -> SearchPlan:
     """Read space and starting points; scored layers are not looked at yet."""
-    space = _space(config, spec)
-    starts = fitting([*_tuned(config, spec), *own_points(space)], space)
+    n_layers = _depth(config, spec)
+    space = _space(config, spec, n_layers)
+    own = [] if NONE in config.start_from else own_points(space)
+    starts = fitting([*_found(config, spec, n_layers), *own], space)
     return SearchPlan(
         config=config,
         spec=spec,
+        n_layers=n_layers,
         space=dataclasses.replace(space, starting_points=starts.values),
         usual=usual_point(space),
         starts=starts,
     )
 
 
-def _tuned(config: SearchConfig, spec: TrialSpec) -> list[StartingPoint]:
-    """Return what was tuned for the model, if that is wanted."""
-    if not (config.tuned and config.starting_points):
-        return []
-    try:
-        settings = tuned_settings(spec.model.name)
-    except InputError as error:
-        raise InputError(f"{error} --no-starting-points goes without.") from error
-    return tuned_points(
-        settings,
-        data=spec.data.name,
-        forget_edges=spec.data.forget_edges,
-        method=spec.method.name,
-        variant=spec.method.variant,
-    )
+def _found(config: SearchConfig, spec: TrialSpec, n_layers: int) -> list[StartingPoint]:
+    """Return the settings of other searches; a resumed study has queued them already."""
+    searches = [one for one in config.start_from if one != NONE and config.resume is None]
+    return found_points(searches, output=config.output, spec=spec, n_layers=n_layers)
 
 
 def _read_prior(config: SearchConfig) -> LayerPrior | None:
@@ -224,9 +201,7 @@ def _with_layers(plan: SearchPlan, prior: LayerPrior | None) -> SearchPlan:
         text = f"{kind}, to be narrowed by s1 - s2 ({AUTO}, {scored})"
         plan = dataclasses.replace(plan, layers=text)
     if prior is not None:
-        prior.check_fits(
-            model=plan.spec.model.name, n_layers=_depth(plan.config, plan.spec), source=option
-        )
+        prior.check_fits(model=plan.spec.model.name, n_layers=plan.n_layers, source=option)
         plan = plan.with_prior(prior, origin=_origin(plan, prior))
     edited = plan.space.values_of("layer") if plan.spec.method.edits_one_layer else ()
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, layers=edited))
@@ -240,31 +215,43 @@ def _origin(plan: SearchPlan, prior: LayerPrior) -> str:
     return f"{name}, scored on {prior.data} {'+'.join(prior.forget_edges)}"
 
 
-def _with_metrics(config: SearchConfig) -> RunOptions:
-    """Return the run's options with the goal's metrics among those that a trial computes."""
+def _run_options(config: SearchConfig) -> RunOptions:
+    """Return the run's options, with the goal's metrics among those that a trial computes."""
+    options = shared_options(config, RunOptions)
     try:
         wanted = goal_of(config).metrics
     except InputError:
-        return config.run  # that is noted already
-    return dataclasses.replace(config.run, metrics=(*config.run.metrics, *wanted))
+        return options  # that is noted already
+    return dataclasses.replace(options, metrics=(*options.metrics, *wanted))
 
 
-def _space(config: SearchConfig, spec: TrialSpec) -> SearchSpace:
-    """Read the space that fits the model's depth."""
-    return load_space(
+def _space(config: SearchConfig, spec: TrialSpec, n_layers: int) -> SearchSpace:
+    """Read the space that fits the model's depth, narrowed by what is fixed and by ranges."""
+    space = load_space(
         config.space,
         model_name=spec.model.name,
         method=spec.method.name,
         variant=spec.method.variant,
         parameters=spec.method.parameters,
         optional=spec.method.optional_parameters,
-        n_layers=_depth(config, spec),
+        n_layers=n_layers,
+    )
+    method, parameters = configured(config)
+    named = read_assignments(config.fix)
+    settings = [name for name in named if name not in parameters]
+    return narrowed(
+        space,
+        method,
+        fixed=parameters,
+        settings=settings,
+        ranges=config.range,
+        n_layers=n_layers,
     )
 
 
 def _depth(config: SearchConfig, spec: TrialSpec) -> int:
     """Return the number of the model's decoder blocks."""
-    depth = known_depth(config.run)
+    depth = known_depth(config)
     return depth if depth is not None else int(load_config(spec.model).num_hidden_layers)
 
 
@@ -273,13 +260,14 @@ def resolved_values(plan: SearchPlan, vanilla: Mapping[str, float]) -> dict[str,
 
     Args:
         plan: Of the search.
-        vanilla: Scores of the unmodified model.
+        vanilla: Scores of the base model.
     """
     data = plan.spec.data
     splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
     lineage = read_lineage(plan.spec.model.checkpoint)
     return {
         "space": plan.space.to_dict(),
+        "n_layers": plan.n_layers,
         "model_source": plan.spec.model.checkpoint,
         "weights": plan.spec.model.weights,
         "working_folder": str(Path.cwd()),

@@ -1,14 +1,10 @@
-"""What a search needs before its first trial: a model that knows the data.
-
-Covers: whether a model may be fine-tuned by itself, what that will take, doing it once for all
-searches, and going on with the result.
-Does not cover: the training (`finetuning`), judging the unmodified model (`session`).
-"""
+"""What a search needs before its first trial: a model that knows the data."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from datetime import datetime
 
 import torch
 from rich.console import Console
@@ -21,9 +17,9 @@ from lunar_tune.finetuning.kept import ensure_finetuned, kept_folder
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.memory import give_back
+from lunar_tune.search.finetuning_run import finetuning_content, shown_training
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.tracked_finetuning import TrackedFinetuning
-from lunar_tune.tracking.trial_runs import SearchTracker
+from lunar_tune.tracking.tracker import Tracker
 from lunar_tune.trial.learning import assemble_finetuning
 from lunar_tune.trial.spec import TrialSpec
 
@@ -88,7 +84,7 @@ class Prerequisite:
         if not may_finetune(plan.config, plan.spec):
             return None
         # One model serves every seed.
-        options = dataclasses.replace(plan.config.run, seed=0)
+        options = dataclasses.replace(plan.config, seed=0)
         job = assemble_finetuning(options, settings_for(plan.spec.model.name))
         return cls(dataclasses.replace(job, model=plan.spec.model))
 
@@ -102,27 +98,29 @@ class Prerequisite:
         model = dataclasses.replace(plan.spec.model, weights=str(kept_folder(self.job)))
         return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, model=model))
 
-    def fulfil(self, console: Console, config: SearchConfig, tracker: SearchTracker) -> None:
-        """Fine-tune, and show and record it.
+    def fulfil(self, console: Console, tracker: Tracker) -> None:
+        """Fine-tune, show it, and keep a run of it in MLflow.
 
         Args:
             console: Where to show progress.
-            config: The search's.
-            tracker: The search's, whose store is used.
+            tracker: Of the search's store.
 
         Raises:
             DivergenceError: The training diverged.
         """
         folder = kept_folder(self.job)
-        place = config.output / folder.name
-        tracking = TrackedFinetuning(self.job, place, tracker.uri, config.experiment)
-        with tracking.followed(console, kept_in=folder) as (on_start, on_epoch):
+        started = datetime.now()
+        with shown_training(self.job, console, kept_in=folder) as (on_start, on_epoch, losses):
             ensure_finetuned(self.job, on_start=on_start, on_epoch=on_epoch)
-            give_back()  # the workers are about to use the same GPU
-            lineage = read_lineage(folder)
-            if lineage is None:
-                raise AssertionError("a finished fine-tuning has a lineage")
-            tracking.known(lineage.knowledge)
+        give_back()  # the workers are about to use the same GPU
+        lineage = read_lineage(folder)
+        if lineage is None:
+            raise AssertionError("a finished fine-tuning has a lineage")
+        if losses:  # else another process has trained it, and has the run
+            content = finetuning_content(
+                self.job, folder.name, started=started, losses=losses, known=lineage.knowledge
+            )
+            tracker.write(content)
         console.print(
             f"fine-tuned: ROUGE-1 {lineage.knowledge['rouge1']:.3f} on {lineage.data}, declines "
             f"{lineage.knowledge['refused']:.0%} of questions about invented things; kept in "

@@ -1,23 +1,17 @@
-"""Going on with a search that has begun: what it was told, what may change, who works on it.
-
-Covers: the configuration of a search by its name, with what may be given anew; refusing what would
-make its trials incomparable; the lock that keeps two processes from one search.
-Does not cover: the study's trials that were left running (`study`), MLflow (`trial_runs`).
-"""
+"""Going on with a search that has begun: what it was told, what may change, who works on it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lunar_tune import __version__
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.fields import flag_of, options_of
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.search.plan import SearchPlan
@@ -30,46 +24,12 @@ from lunar_tune.tracking.store import with_password
 __all__ = [
     "BusySearchError",
     "alone",
-    "check_run",
     "check_unchanged",
     "is_finished",
     "resumed",
     "unfinished_like",
 ]
 
-MAY_CHANGE = (
-    "num_trials",
-    "time_budget",
-    "trial_timeout",
-    "max_failures",
-    "tracking_uri",
-    "gpus_per_trial",
-    "cpus_per_trial",
-    "concurrency",
-    "address",
-    "keep",
-    "system_metrics",
-    "output",
-)
-"""Options of a search that decide no score."""
-RUN_MAY_CHANGE = (
-    # Where something lies; that it is the same is checked (`check_unchanged`).
-    "model",
-    "model_path",
-    "data",
-    "retain_data",
-    "factual_data",
-    "reference_prompts",
-    "refusals",
-    "chat_template",
-    "embedding_model",
-    "device",
-    "engine.memory_budget",
-    "engine.cache_limit",
-    "engine.verify_weights",
-    "decoding.batch_size",
-)
-"""Those of its runs, by their fields."""
 _LOOKED_AT = 5
 
 
@@ -77,19 +37,11 @@ class BusySearchError(InputError):
     """Another process works on the same search."""
 
 
-def resumed(
-    name: str,
-    *,
-    output: Path,
-    given: Mapping[str, Any],
-    problems: Problems,
-) -> tuple[SearchConfig, Mapping[str, str]]:
+def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig, Mapping[str, str]]:
     """Return the configuration of a search that has begun, with what is given anew.
 
     Args:
-        name: Of the search, or its folder.
-        output: Where names are looked up.
-        given: Options of the search that were given beside the name, by field.
+        given: Options by field; `resume` names the search, `output` is where names are looked up.
         problems: Where it is noted that an option cannot change any more.
 
     Returns:
@@ -98,42 +50,24 @@ def resumed(
     Raises:
         InputError: There is no such search, or what it was told cannot be read.
     """
-    folder = find_search(name, output)
-    stored = StoredConfig.read(folder)
-    for field in sorted(set(given) - set(MAY_CHANGE)):
-        if given[field] != getattr(stored.search, field):
-            _refuse(f"--{field.replace('_', '-')}", folder.name, problems)
-    changed = {field: value for field, value in given.items() if field in MAY_CHANGE}
+    folder = find_search(given["resume"], given.get("output", SearchConfig().output))
+    stored, known = StoredConfig.read(folder), options_of(SearchConfig)
+    changed: dict[str, Any] = {}
+    for name, value in given.items():
+        if name == "force" or (name in known and known[name].resume):
+            changed[name] = value
+        elif name != "resume" and value != getattr(stored.search, name):
+            problems.add(
+                f"{flag_of(name)}: {folder.name} was begun with another value or none, and its "
+                "trials would not compare. Leave it out, or start a new search."
+            )
     changed["output"] = folder.path.parent
     uri = changed.get("tracking_uri", stored.search.tracking_uri)
     if uri is not None:
         with problems.collect():
             changed["tracking_uri"] = with_password(uri, folder.name)
-    return dataclasses.replace(stored.search, resume=True, **changed), stored.origins
-
-
-def check_run(
-    search: SearchConfig, run: RunOptions, flags: Mapping[str, str], problems: Problems
-) -> None:
-    """Note which options of a search's runs were given anew and cannot change any more.
-
-    Args:
-        search: That has begun.
-        run: Its options with what was given anew.
-        flags: Of the options that were given, by field.
-        problems: Where it is noted.
-    """
-    for field, flag in flags.items():
-        before, after = (attrgetter(field)(one) for one in (search.run, run))
-        if field not in RUN_MAY_CHANGE and before != after:
-            _refuse(flag, str(search.name), problems)
-
-
-def _refuse(flag: str, name: str, problems: Problems) -> None:
-    problems.add(
-        f"{flag}: {name} was begun with another value or none, and its trials would not "
-        "compare. Leave it out, or start a new search."
-    )
+    config = dataclasses.replace(stored.search, resume=folder.name, **changed)
+    return config, stored.origins
 
 
 def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:
@@ -181,12 +115,9 @@ def alone(folder: Folder) -> Iterator[None]:
 
 
 def is_finished(folder: Folder, num_trials: int) -> bool:
-    """Say whether a search has ended by itself, with as many trials as it is to have.
-
-    One that MLflow does not have whole is not: it is gone on with until it has.
-    """
+    """Say whether a search has ended by itself, with as many trials as it is to have."""
     stored = StoredStudy.read(folder.journal)
-    if stored is None or not stored.has_ended(1) or stored.notes.get("mirrored") is False:
+    if stored is None or not stored.has_ended(1):
         return False
     return sum(row.counts for row in stored.rows) >= num_trials
 

@@ -1,15 +1,10 @@
-"""A whole search, from its configuration to its outputs and exit code.
-
-Covers: the order of things before the first task: plan, model, folder, tracking, Ray.
-Does not cover: each of these, and what comes then; the modules beside this one do.
-"""
+"""A whole search, from its configuration to its outputs and exit code."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from lunar_tune import __version__
-from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.files import write_atomically
+from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
+from lunar_tune.errors import InputError
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 from lunar_tune.report.results import load_search
-from lunar_tune.search.backends.ray.cluster import Resources, ray_session, share_out
+from lunar_tune.search.backends.choice import open_backend
+from lunar_tune.search.backends.interface import Resources
 from lunar_tune.search.display.log_file import RECORD, search_log
-from lunar_tune.search.display.summary import keep_best, print_plan, print_result
+from lunar_tune.search.display.summary import print_plan, print_result
 from lunar_tune.search.outputs import make_folder
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
@@ -37,8 +33,9 @@ from lunar_tune.search.session import (
 )
 from lunar_tune.search.signature import signature_of
 from lunar_tune.study.folder import Folder
-from lunar_tune.tracking.store import default_tracking_uri, kept_uri
-from lunar_tune.tracking.trial_runs import SearchTracker
+from lunar_tune.study.stored_search import StoredSearch
+from lunar_tune.tracking.store import default_tracking_uri
+from lunar_tune.tracking.tracker import Tracker
 from lunar_tune.trial.assemble import materialise
 
 __all__ = ["run_search", "show_finished"]
@@ -79,13 +76,14 @@ def run_search(
         _given_back_if_unused(folder),
         search_log(folder.log, console, opening),
         _tracking(plan.config, folder) as opened,
-        ray_session(plan.config),
+        open_backend(plan.config, folder) as (backend, resources),
     ):
-        resources = share_out(plan.config)
+        opened()  # what the store cannot do is said before anything is computed
         plan = _on_device(plan, resources)
         start = functools.partial(
             SearchSession,
             folder=folder,
+            backend=backend,
             resources=resources,
             opened=opened,
             console=console,
@@ -94,14 +92,12 @@ def run_search(
             brief=brief,
         )
         code = _run_knowing(plan, start, console, arguments, opened)
-        if plan.config.keep and code == EXIT_FOUND:
-            keep_best(folder.path, console)
         RECORD.info("ended with exit code %d", code)
         return code
 
 
-def show_finished(folder: Folder, console: Console, *, keep: bool) -> int:
-    """Show what a finished search has found, and keep it if wanted; return its exit code."""
+def show_finished(folder: Folder, console: Console) -> int:
+    """Show what a finished search has found; return its exit code."""
     results = load_search(folder.path)
     console.print(
         f"{escape(folder.name)} is finished: {len(results.rows)} trials. A larger --num-trials "
@@ -110,11 +106,7 @@ def show_finished(folder: Folder, console: Console, *, keep: bool) -> int:
         soft_wrap=True,
     )
     print_result(console, results.report, folder=folder.path, commands={})
-    if results.best is None:
-        return EXIT_INFEASIBLE
-    if keep:
-        keep_best(folder.path, console)
-    return EXIT_FOUND
+    return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND
 
 
 def _point_out(unfinished: Folder | None, console: Console) -> None:
@@ -134,7 +126,7 @@ def _run_knowing(
     start: Callable[[SearchPlan], SearchSession],
     console: Console,
     arguments: Sequence[str],
-    opened: Callable[[], SearchTracker],
+    opened: Callable[[], Tracker],
 ) -> int:
     """Run the search, after the model has learned the data if it has to and may."""
     first = None if plan.config.force else Prerequisite.of(plan)
@@ -145,7 +137,7 @@ def _run_knowing(
             return start(plan).run(arguments)
         except UnknowingModelError as error:
             console.print(f"{str(error).partition(':')[0]}: it learns them first")
-            first.fulfil(console, plan.config, opened())
+            first.fulfil(console, opened())
     plan = first.applied(plan)
     weights = str(plan.spec.model.weights)
     console.print(f"the model has learned the data: {weights}", soft_wrap=True)
@@ -186,37 +178,18 @@ def _given_back_if_unused(folder: Folder) -> Iterator[None]:
         raise
 
 
-def _opened(uri: str, config: SearchConfig, folder: Folder) -> SearchTracker:
-    """Open the search's MLflow run, or that of an earlier process again, and keep which it is."""
-    earlier = None
-    with contextlib.suppress(OSError, ValueError):
-        kept = json.loads(folder.run.read_text(encoding="utf-8"))
-        earlier = kept["run_id"] if kept.get("uri") == kept_uri(uri) else None
-    tracker = SearchTracker(
-        uri,
-        output=config.output,
-        name=folder.name,
-        experiment=config.experiment,
-        earlier=earlier,
-    )
-    kept = {"uri": kept_uri(uri), "run_id": tracker.run_id}
-    write_atomically(folder.run, json.dumps(kept).encode())
-    return tracker
-
-
 @contextlib.contextmanager
-def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], SearchTracker]]:
-    """Open the tracker while Ray starts; close its runs when something else ends the search."""
+def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tracker]]:
+    """Open the store while Ray starts; an error that ends the search ends its run too."""
     uri = config.tracking_uri or default_tracking_uri(config.output)
     with ThreadPoolExecutor(1) as background:
-        opening = background.submit(_opened, uri, config, folder)
+        opening = background.submit(Tracker, uri, EXPERIMENT, folder.name)
         if config.tracking_uri is not None:
             opening.result()  # an address may be wrong: that is said before Ray starts
         try:
             yield opening.result
-        except BaseException as error:
+        except BaseException:
             if opening.exception() is None:
-                interrupted = isinstance(error, KeyboardInterrupt)
-                with opening.result().tolerating():
-                    opening.result().close(status="KILLED" if interrupted else "FAILED")
+                with contextlib.suppress(InputError, OSError):  # there may be no study yet
+                    opening.result().search(StoredSearch.read(folder.path), note=None)
             raise

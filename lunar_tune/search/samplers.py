@@ -5,20 +5,42 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import optuna
 
 from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.space.space import SearchSpace
 from lunar_tune.study.study import Study
 
-__all__ = ["make_sampler", "open_study"]
+__all__ = ["SAMPLERS", "check_sampler", "open_study"]
 
 # Measured on recorded surfaces of a small checkpoint: with 8 random trials first the constrained
 # GP found the grid's optimum within 20 to 30 trials (docs/benchmarks.md).
 STARTUP_TRIALS = 8
+
+
+SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
+    "tpe": lambda seed: optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True
+    ),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+"""By name: a sampler of a seed."""
+
+
+def check_sampler(name: str) -> None:
+    """Check that a sampler exists.
+
+    Raises:
+        InputError: It does not.
+    """
+    if name not in SAMPLERS:
+        raise InputError(f"--sampler {name}: there are {', '.join(SAMPLERS)}.")
 
 
 def open_study(path: Path, *, name: str, space: SearchSpace, config: SearchConfig) -> Study:
@@ -35,22 +57,9 @@ def open_study(path: Path, *, name: str, space: SearchSpace, config: SearchConfi
         name=name,
         goal=goal_of(config),
         distributions=space.distributions(),
-        sampler=functools.partial(_sampler_after, config.sampler, config.run.seed),
-        starting_points=space.starting_points if config.starting_points else (),
+        sampler=functools.partial(_sampler_after, config.sampler, config.seed),
+        starting_points=space.starting_points,
     )
-
-
-def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    """Return a sampler by its name on the command line."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if name == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        if name == "tpe":
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True
-            )
-        return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _sampler_after(name: str, seed: int, n_before: int) -> optuna.samplers.BaseSampler:
@@ -60,4 +69,6 @@ def _sampler_after(name: str, seed: int, n_before: int) -> optuna.samplers.BaseS
     """
     if n_before:
         seed = int.from_bytes(hashlib.sha256(f"{seed}/{n_before}".encode()).digest()[:4])
-    return make_sampler(name, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return SAMPLERS[name](seed)

@@ -1,17 +1,9 @@
-"""A search under way: its records, its display, its ending.
-
-Covers: judging the unmodified model, opening the study, showing progress, keeping the confirmed
-best, ending cleanly after an interruption.
-Does not cover: which task comes next (`loop`), what comes before the first one (`run`), MLflow
-(`mirroring`).
-"""
+"""A search under way: its records, its display, its ending."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,13 +14,10 @@ from rich.markup import escape
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
+from lunar_tune.report.report import short_report
 from lunar_tune.report.results import load_search
-from lunar_tune.search.backends.ray.cluster import Resources, leave_ray
-from lunar_tune.search.backends.ray.ray_watch import RayLostError, watched
-from lunar_tune.search.backends.ray.watchdog import crash_reason
-from lunar_tune.search.descriptions import (
-    search_document,
-)
+from lunar_tune.search.backends.interface import Backend, BackendLostError, Resources
+from lunar_tune.search.descriptions import description, search_document
 from lunar_tune.search.display.log_file import RECORD
 from lunar_tune.search.display.search_progress import SearchDisplay
 from lunar_tune.search.display.summary import (
@@ -37,15 +26,26 @@ from lunar_tune.search.display.summary import (
     print_vanilla,
     vanilla_problem,
 )
-from lunar_tune.search.loop import Confirmation, Course
-from lunar_tune.search.mirroring import SearchMirror
+from lunar_tune.search.loop import (
+    MAX_FAILURES,
+    Confirmation,
+    Confirmed,
+    Confirming,
+    Event,
+    SearchLoop,
+    TrialEnded,
+    Unconfirmed,
+)
 from lunar_tune.search.outputs import best_document, write_best, write_mirrors
 from lunar_tune.search.plan import SearchPlan, resolved_values
 from lunar_tune.search.samplers import open_study
+from lunar_tune.study.answers import AnswerFiles
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
+from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
-from lunar_tune.tracking.trial_runs import SearchTracker
+from lunar_tune.tracking.tracker import Tracker
+from lunar_tune.trial.tasks import Outcome
 
 __all__ = [
     "EXIT_FAILURES",
@@ -63,7 +63,7 @@ EXIT_FOUND, EXIT_LOST, EXIT_INFEASIBLE, EXIT_FAILURES, EXIT_INTERRUPTED = 0, 1, 
 
 
 class UnknowingModelError(InputError):
-    """The unmodified model does not know the data, so nothing could be found."""
+    """The base model does not know the data, so nothing could be found."""
 
 
 class SearchSession:
@@ -72,15 +72,15 @@ class SearchSession:
     Args:
         plan: What is searched, checked and with a model that can be loaded.
         folder: Where everything is written.
+        backend: Runs the tasks.
         resources: Of a trial.
-        opened: Gives the MLflow mirror, which may still be opening.
+        opened: Gives the way into MLflow, which may still be opening.
         console: Where to show what happens.
         given: Origin of options that were not left at their default.
         signature: Of what decides the trials, to be kept with the study.
         brief: Whether to leave out the commands that may come next.
     """
 
-    mirror: SearchMirror
     study: Study
     vanilla: Mapping[str, float]
 
@@ -88,15 +88,16 @@ class SearchSession:
         self,
         plan: SearchPlan,
         folder: Folder,
+        backend: Backend,
         resources: Resources,
-        opened: Callable[[], SearchTracker],
+        opened: Callable[[], Tracker],
         *,
         console: Console,
         given: Mapping[str, str],
         signature: str | None = None,
         brief: bool = False,
     ) -> None:
-        self.plan, self.folder, self.resources = plan, folder, resources
+        self.plan, self.folder, self._backend, self.resources = plan, folder, backend, resources
         self._opened, self._console, self._given = opened, console, given
         self._signature, self._brief = signature, brief
         self._display = SearchDisplay(console)
@@ -109,85 +110,77 @@ class SearchSession:
             arguments: The run's options as given, for the commands that are shown at the end.
 
         Raises:
-            LunarTuneError: The unmodified model cannot be evaluated, or makes success impossible;
+            LunarTuneError: The base model cannot be evaluated, or makes success impossible;
                 the search's files cannot be written.
         """
         try:
             return self._run(arguments)
         except OSError as error:
             raise LunarTuneError(
-                f"{error}. What was computed is kept: see to the disk, then go on with python -m "
-                f"lunar_tune.search --resume {self.folder.path}"
+                f"{error}. What was computed is kept: see to the disk, then go on with lunar-tune "
+                f"search --resume {self.folder.path}"
             ) from error
 
     def _run(self, arguments: Sequence[str]) -> int:
-        from lunar_tune.search.backends.ray.tuning import run_course
-
         config = self.plan.config
-        course = Course(
-            self,
-            num_trials=config.num_trials,
+        loop = SearchLoop(
+            self._begin,
+            self._hear,
+            AnswerFiles(self.folder, text=config.text),
             goal=goal_of(config),
-            confirm_once=config.run.holdout,
+            num_trials=config.num_trials,
+            n_retain=self.plan.spec.data.n_retain,
+            confirm_once=config.holdout,
             time_budget=config.time_budget,
-            max_failures=config.max_failures,
             layer_coefficient=self.plan.layer_coefficient,
-            crash_reason=functools.partial(crash_reason, self.folder),
         )
         code, ending = EXIT_INFEASIBLE, None
         if threading.current_thread() is threading.main_thread():
             # A machine that is taken away says so: the search ends as with an interruption.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            with self._display, watched(self._last_word):
-                self._display.doing("evaluating the unmodified model")
-                run_course(
-                    course,
-                    self.plan.spec,
-                    self.folder.path,
-                    self.resources,
-                    scheduler=config.scheduler,
-                    timeout=config.trial_timeout,
-                )
+            with self._display:
+                self._display.doing("evaluating the base model")
+                self._backend.run(loop, self.plan.spec)
         except KeyboardInterrupt as error:
-            lost = str(error) if isinstance(error, RayLostError) else None
-            leave_ray()
-            if course.study is None and lost is not None:
+            lost = str(error) if isinstance(error, BackendLostError) else None
+            if loop.study is None and lost is not None:
                 raise LunarTuneError(f"{lost} before the first trial; start again.") from error
-            if course.study is None:
+            if loop.study is None:
                 raise
             RECORD.warning(lost or "interrupted")
             code, ending = EXIT_INTERRUPTED, "Interrupted."
             if lost is not None:
                 code, ending = EXIT_LOST, f"{lost}; --resume goes on."
             self._end_running(INTERRUPTED)
-        if course.error is not None:
-            raise course.error
-        if course.gave_up and code not in {EXIT_INTERRUPTED, EXIT_LOST}:
-            failures = config.max_failures
-            code, ending = EXIT_FAILURES, f"Stopped after {failures} failed trials in a row."
-        if ending is None and self._best is None and course.unconfirmed is not None:
-            ending = f"No full evaluation gave an answer ({course.unconfirmed})."
+        if loop.error is not None:
+            raise loop.error
+        if loop.gave_up and code not in {EXIT_INTERRUPTED, EXIT_LOST}:
+            code, ending = EXIT_FAILURES, f"Stopped after {MAX_FAILURES} failed trials in a row."
+        if ending is None and self._best is None and loop.unconfirmed is not None:
+            ending = f"No full evaluation gave an answer ({loop.unconfirmed})."
         self._conclude(ending, arguments, killed=code in {EXIT_INTERRUPTED, EXIT_LOST})
         return EXIT_FOUND if self._best is not None and code == EXIT_INFEASIBLE else code
 
-    def on_vanilla(
-        self, scores: Mapping[str, float], note: str | None, layer_prior: str | None
-    ) -> Study:
-        """Judge the unmodified model; open the study and describe the search."""
+    def _begin(self, outcome: Outcome) -> Study:
+        """Judge the base model; open the study and describe the search."""
+        if outcome.result is None:
+            raise AssertionError("a base model without a result begins no search")
+        scores = outcome.result.evaluation.scores
         self._display.doing(None)
-        print_vanilla(self._console, scores, note)
+        print_vanilla(self._console, scores, outcome.plain_decoding)
         problem = vanilla_problem(scores, goal_of(self.plan.config).floor, self.plan.spec)
-        if problem is not None and not self.plan.config.force:
+        config = self.plan.config
+        if problem is not None and not (config.force or config.resume):
             raise UnknowingModelError(problem)
-        if problem is not None:
+        if problem is not None and config.force:
             self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
-        layer_prior = self._narrow(layer_prior)
+        layer_prior = self._narrow(outcome.layer_prior)
         self._compare_vanilla(scores)
         self.vanilla, tracker = scores, self._opened()
-        if self.plan.config.system_metrics:
-            tracker.monitor()
         document, resolved = self._document(tracker.uri)
+        stored = StoredStudy.read(self.folder.journal)
+        before = stored.notes if stored is not None else {}
         # Before the study: whoever goes on with it finds what it was told.
         write_atomically(self.folder.config, document.encode())
         self.study = open_study(
@@ -198,13 +191,15 @@ class SearchSession:
         )
         goal = goal_of(self.plan.config)
         notes = {
+            "mlflow": tracker.place(before.get("mlflow")),
+            "description": description(self.plan, resolved["digests"], before.get("description")),
+            "status": "KILLED",  # what is true of a search that could not say how it ended
             "goal": goal.text,
             "vanilla": dict(scores),
             "tags": self.plan.spec.tags,
             "signature": self._signature,
             "layer_prior": layer_prior,
             "facts": self._facts,
-            "mlflow": tracker.address,
             "configuration": document,
             # What an earlier attempt has left, perhaps with fewer trials:
             "confirmed": None,
@@ -213,14 +208,13 @@ class SearchSession:
         }
         for key, value in notes.items():
             self.study.note(key, value)
-        self.mirror = SearchMirror(tracker, self.plan, self.folder, self.study)
-        self.mirror.describe(document, resolved, scores)
-        config = self.plan.config
+        results = load_search(self.folder.path)
+        tracker.search(results, note=short_report(results.report), status="RUNNING")
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
 
     def _compare_vanilla(self, scores: Mapping[str, float]) -> None:
-        """Look whether the unmodified model is the one that an earlier process had.
+        """Look whether the base model is the one that an earlier process had.
 
         Raises:
             InputError: Its scores differ by more than rounding makes them.
@@ -232,34 +226,41 @@ class SearchSession:
         difference = max((abs(scores[name] - before[name]) for name in names), default=0.0)
         if difference > SAME_MODEL:
             raise InputError(
-                f"the unmodified model of {self.folder.name} is another one than when it began "
+                f"the base model of {self.folder.name} is another one than when it began "
                 f"({told}), so its trials would not compare. Give back the weights that it had "
                 "(--model-path), or start a new search."
             )
         if difference:
             self._console.print(
-                f"[yellow]the unmodified model answers a little differently than when the search "
+                f"[yellow]the base model answers a little differently than when the search "
                 f"began:[/yellow] {told}; another machine rounds differently",
                 highlight=False,
             )
 
-    def on_start(self, row: TrialRow) -> None:
-        """Mirror that a trial begins."""
-        self.mirror.start(row)
+    def _hear(self, event: Event) -> None:
+        """Show and keep what happens."""
+        match event:
+            case TrialEnded(row):
+                self._display.ended(row)
+                goal = goal_of(self.plan.config)
+                search = StoredSearch(folder=self.folder, study=self.study.stored, goal=goal)
+                self._opened().trial(search, row.number)
+            case Confirming(row):
+                asked = "held-out" if self.plan.config.holdout else "all"
+                self._display.doing(f"confirming trial {row.number} on {asked} questions")
+            case Unconfirmed(row, reason):
+                self._display.doing(None)
+                self._console.print(
+                    f"trial {row.number} could not be evaluated in full ({escape(reason)}); the "
+                    "next best is confirmed instead",
+                    highlight=False,
+                )
+            case Confirmed(row, confirmation, holds):
+                self._display.doing(None)
+                self._keep_best(row, confirmation, holds=holds)
 
-    def on_end(self, row: TrialRow) -> None:
-        """Show and mirror a trial that has ended."""
-        self._display.ended(row)
-        self.mirror.end(row)
-
-    def on_confirming(self, row: TrialRow) -> None:
-        """Show that a setting is evaluated in full."""
-        asked = "held-out" if self.plan.config.run.holdout else "all"
-        self._display.doing(f"confirming trial {row.number} on {asked} questions")
-
-    def on_confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
+    def _keep_best(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
         """Keep the best setting, or say why it is not the best."""
-        self._display.doing(None)
         if not holds:
             self._console.print(
                 f"trial {row.number} misses a bound when evaluated in full; the next best is "
@@ -272,20 +273,11 @@ class SearchSession:
             row,
             confirmation,
             spec=self.plan.spec,
+            n_layers=self.plan.n_layers,
             vanilla=self.vanilla,
             goal=goal_of(self.plan.config),
         )
         write_best(self.folder, document)
-        self.mirror.found(row, confirmation.scores, feasible=document["feasible"])
-
-    def on_unconfirmed(self, row: TrialRow, reason: str) -> None:
-        """Say that a setting could not be evaluated in full."""
-        self._display.doing(None)
-        self._console.print(
-            f"trial {row.number} could not be evaluated in full ({escape(reason)}); the next best "
-            "is confirmed instead",
-            highlight=False,
-        )
 
     @property
     def _facts(self) -> dict[str, str]:
@@ -315,22 +307,22 @@ class SearchSession:
         return document, resolved
 
     def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
-        """Write the mirrors, close MLflow's run and show the result."""
+        """Write what is made of the study, MLflow's runs among it, and show the result."""
         self.study.note("ending", ending)
-        report = load_search(self.folder.path).report
-        files = write_mirrors(self.folder, report)
+        self.study.note("status", "KILLED" if killed else "FINISHED")
+        results = load_search(self.folder.path)
+        report = results.report
+        write_mirrors(self.folder, report)
         with self._display:
-            mirrored = self.mirror.finish(
-                report,
-                files,
-                status="KILLED" if killed else "FINISHED",
+            is_whole = self._opened().finish(
+                results,
+                note=short_report(report),
                 waiting=lambda: self._display.doing("waiting for MLflow"),
             )
-        self.study.note("mirrored", mirrored)
-        if not mirrored:
+        if not is_whole:
             self._console.print(
-                "[yellow]MLflow does not have all of it:[/yellow] python -m lunar_tune.search "
-                f"--resume {escape(str(self.folder.path))} writes the rest when it answers again",
+                "[yellow]MLflow does not have all of it:[/yellow] python -m lunar_tune.compare "
+                f"{escape(str(self.folder.path))} writes the rest when it answers again",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -343,18 +335,7 @@ class SearchSession:
         )
         print_result(self._console, report, folder=self.folder.path, commands=commands)
 
-    def _last_word(self, lost: str) -> None:
-        """Say how to go on, where nothing else can be done any more."""
-        text = (
-            f"{lost}. What was computed is kept: go on with python -m lunar_tune.search --resume "
-            f"{self.folder.path}"
-        )
-        RECORD.error(text)
-        sys.stderr.write(f"error: {text}\n")
-        sys.stderr.flush()
-
     def _end_running(self, reason: str) -> None:
-        """Fail what has no result, and mirror that and what was about to be mirrored."""
+        """Fail what has no result."""
         for number in self.study.running():
             self.study.fail(number, reason, again=True)
-        self.mirror.end_open()

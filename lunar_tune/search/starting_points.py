@@ -1,32 +1,35 @@
-"""Which settings a search tries first, and where each comes from.
-
-Covers: a space's own points, the setting that a prior's best layer is tried with, tuned settings
-of the same model; leaving out what lies outside the space, and saying so.
-Does not cover: reading tuned settings (`tuned_store`), queueing points (`study`).
-"""
+"""Settings that a search tries first: of a layer prior, of other searches, of its own space."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
-from lunar_tune.errors import InputError
-from lunar_tune.search.space.space import Choice, Fixed, FloatRange, Parameter, SearchSpace
-from lunar_tune.search.tuned.tuned_settings import TunedSetting
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
+
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.models.catalog import CATALOG
+from lunar_tune.paths import is_file
+from lunar_tune.search.space.space import SearchSpace
+from lunar_tune.search.space.space_kinds import block_at, middle_of, nearest_of
+from lunar_tune.study.rows import best_first
+from lunar_tune.study.stored_search import StoredSearch
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.yaml_files import describe_mistakes, read_yaml
 
 __all__ = [
     "StartingPoint",
     "StartingPoints",
     "fitting",
+    "found_points",
     "own_points",
-    "tuned_points",
     "usual_point",
 ]
 
 OWN = "the space's own"
-# What was tuned on other data is a guess: a few of them are worth a trial each.
-MOST_OF_OTHERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +39,34 @@ class StartingPoint:
     values: Mapping[str, int | float]
     origin: str
     """Where it comes from, to show."""
+    movable: bool = False
+    """Whether values outside the space are moved inside; else the setting is left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartingPoints:
     """Settings to try first, in their order."""
 
+    asked: tuple[StartingPoint, ...] = ()
+    """All settings that were to be tried, as they were found."""
     kept: tuple[StartingPoint, ...] = ()
+    """Those that the space holds, each once."""
     left_out: tuple[str, ...] = ()
-    """Origin of those that lie outside the space, and why."""
+    """Origin of the others, and why."""
 
     @property
     def values(self) -> tuple[Mapping[str, int | float], ...]:
-        """The settings alone."""
+        """The kept settings alone."""
         return tuple(point.values for point in self.kept)
 
     @property
+    def found(self) -> tuple[StartingPoint, ...]:
+        """The settings of other searches, as they were found."""
+        return tuple(point for point in self.asked if point.movable)
+
+    @property
     def text(self) -> str:
-        """What they are, in one line."""
+        """Count and origins in one line."""
         origins = [point.origin for point in self.kept]
         counts = {origin: origins.count(origin) for origin in origins}
         named = (origin if n == 1 else f"{origin} ({n})" for origin, n in counts.items())
@@ -62,18 +75,20 @@ class StartingPoints:
 
 
 def fitting(points: Iterable[StartingPoint], space: SearchSpace) -> StartingPoints:
-    """Return the points that a space holds, each once, and say why others are left out."""
+    """Return the points that a space holds, some of them moved into it, each once."""
+    asked = tuple(points)
     kept: dict[tuple[tuple[str, int | float], ...], StartingPoint] = {}
     left_out = []
-    for point in points:
+    for one in asked:
+        point = _moved_inside(one, space) if one.movable else one
         try:
             space.check(point.values)
         except InputError as error:
             reasons = ", ".join(error.messages or (str(error),))
-            left_out.append(f"{point.origin} ({reasons})")
+            left_out.append(f"{one.origin} ({reasons})")
         else:
             kept.setdefault(tuple(sorted(point.values.items())), point)
-    return StartingPoints(tuple(kept.values()), tuple(left_out))
+    return StartingPoints(asked, tuple(kept.values()), tuple(left_out))
 
 
 def own_points(space: SearchSpace) -> list[StartingPoint]:
@@ -81,51 +96,110 @@ def own_points(space: SearchSpace) -> list[StartingPoint]:
     return [StartingPoint(point, OWN) for point in space.starting_points]
 
 
-def tuned_points(
-    settings: Sequence[TunedSetting],
-    *,
-    data: str,
-    forget_edges: Sequence[str],
-    method: str,
-    variant: str,
+def found_points(
+    searches: Sequence[str], *, output: Path, spec: TrialSpec, n_layers: int
 ) -> list[StartingPoint]:
-    """Return what was tuned for the same method: on the same data and edges, then a few others.
+    """Return the best settings of other searches, their layers carried over by relative depth.
 
     Args:
-        settings: Of one model.
-        data: Name of the search's data.
-        forget_edges: Of the search.
-        method: Of the search.
-        variant: Of the method.
+        searches: Names or folders of searches, or `best.yaml` files.
+        output: Folder in which names are looked up.
+        spec: Of the new search.
+        n_layers: Number of decoder blocks of the new search's model.
+
+    Raises:
+        InputError: A setting cannot be read or is of another method; every problem is listed.
     """
-    usable = [one for one in settings if (one.method, one.variant) == (method, variant)]
-    # Stable: what is newest comes first among equals, and the rest is by key.
-    usable.sort(key=lambda one: one.key)
-    usable.sort(key=lambda one: one.provenance.date, reverse=True)
-    wanted = (data, tuple(sorted(forget_edges)), method, variant)
-    same = [one for one in usable if one.key == wanted]
-    others = [one for one in usable if one.key != wanted]
-    others.sort(key=lambda one: one.data != data)
-    return [
-        StartingPoint(one.parameters, f"tuned on {one.data} {'+'.join(one.forget_edges)}")
-        for one in (*same, *others[:MOST_OF_OTHERS])
+    problems, points = Problems(), []
+    for search in searches:
+        with problems.collect():
+            points.append(_carried_over(_read(search, output), search, spec, n_layers))
+    problems.raise_if_any(InputError)
+    return points
+
+
+class _Found(BaseModel):
+    """The best setting of a search, as in `best.yaml`."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    model: str
+    method: str
+    solver: str
+    parameters: Annotated[dict[str, int | FiniteFloat], Field(min_length=1)]
+    n_layers: PositiveInt | None = None
+    """Number of the model's decoder blocks."""
+
+
+def _read(search: str, output: Path) -> _Found:
+    """Read a `best.yaml`, or the best setting of a search."""
+    path = Path(search)
+    content = read_yaml(path) if is_file(path) else _best_of(search, output)
+    try:
+        return _Found.model_validate(content)
+    except ValidationError as error:
+        mistakes = "; ".join(describe_mistakes(error, ()))
+        raise InputError(
+            f"--start-from {search}: {mistakes}. Name a search, or the best.yaml of one."
+        ) from error
+
+
+def _best_of(name: str, output: Path) -> dict[str, Any]:
+    """Return a search's confirmed best setting, else its best feasible one as searched."""
+    search = StoredSearch.read(name, runs=output)
+    best = search.best or next(iter(best_first(list(search.rows))), None)
+    if best is None:
+        raise InputError(
+            f"--start-from {name}: none of its trials is feasible. Name a search that found a "
+            "feasible setting, or write the setting into a file like best.yaml."
+        )
+    depth = search.config.resolved.get("n_layers")
+    return {**search.study.notes["tags"], "parameters": dict(best.parameters), "n_layers": depth}
+
+
+def _carried_over(found: _Found, search: str, spec: TrialSpec, n_layers: int) -> StartingPoint:
+    """Return a setting with its layer at the same relative depth of the new search's model."""
+    option, method = f"--start-from {search}", spec.method
+    if (found.method, found.solver) != (method.name, method.variant):
+        raise InputError(
+            f"{option}: has a setting of {found.method} ({found.solver}), and this search is of "
+            f"{method.name} ({method.variant}), whose parameters differ. Name a search of the same "
+            "method and solver."
+        )
+    values, origin = dict(found.parameters), f"found in {search}"
+    depth = found.n_layers
+    if depth is None and found.model in CATALOG:
+        depth = CATALOG[found.model].n_layers
+    if depth is None and found.model != spec.model.name and "layer" in values:
+        raise InputError(
+            f"{option}: the number of decoder blocks of {found.model} is not known, so its layer "
+            "cannot be carried over. Name a best.yaml with n_layers in it."
+        )
+    if depth is not None and depth != n_layers and "layer" in values:
+        values["layer"] = block_at(found.parameters["layer"] / max(1, depth - 1), n_layers)
+        change = f"layer {found.parameters['layer']} of {depth} → {values['layer']} of {n_layers}"
+        origin += f" ({change} by depth)"
+    return StartingPoint(values, origin, movable=True)
+
+
+def _moved_inside(point: StartingPoint, space: SearchSpace) -> StartingPoint:
+    """Return a point with each value that lies outside the space at the nearest inside."""
+    moved = {
+        name: nearest_of(kind, point.values[name])
+        for name, kind in space.parameters.items()
+        if name in point.values
+    }
+    changes = [
+        f"{name} {point.values[name]:g} → {value:g}"
+        for name, value in moved.items()
+        if value != point.values[name]
     ]
+    origin = " with ".join([point.origin, *([" and ".join(changes)] if changes else [])])
+    return dataclasses.replace(point, values={**point.values, **moved}, origin=origin)
 
 
 def usual_point(space: SearchSpace) -> dict[str, int | float]:
     """Return the first setting that a space names, else the middle of its ranges."""
     if space.starting_points:
         return dict(space.starting_points[0])
-    return {name: _middle(kind) for name, kind in space.parameters.items()}
-
-
-def _middle(kind: Parameter) -> int | float:
-    """Return a value in the middle that a trial may have; of logarithms where they are sampled."""
-    low, high = kind.bounds
-    if isinstance(kind, Fixed):
-        return kind.value
-    if isinstance(kind, Choice):
-        return sorted(kind.values)[(len(kind.values) - 1) // 2]
-    if isinstance(kind, FloatRange):
-        return math.sqrt(low) * math.sqrt(high) if kind.log else (low + high) / 2
-    return (int(low) + int(high)) // 2
+    return {name: middle_of(kind) for name, kind in space.parameters.items()}

@@ -1,9 +1,6 @@
 """A search's folder: which file is where, and finding the folder by what a user calls the search.
 
-    runs/NAME/  config.yaml  study.journal  trials/00007.parquet  trials.parquet  best.yaml  …
-
-Covers: names of files; a folder or a name under the folder of all searches.
-Does not cover: what is in the files (`study`, `outputs`, `stored_config`, `results`).
+runs/NAME/  config.yaml  study.journal  trials/00007.parquet  trials.parquet  best.yaml  …
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ _LISTED = 8
 _BEFORE_THE_FIRST_TRIAL = {
     ".lock",
     ".study.journal.lock",
-    ".mlflow-run",
     "config.yaml",
     "search.log",
     "trials",
@@ -70,11 +66,6 @@ class Folder:
         return self.path / ".lock"
 
     @property
-    def run(self) -> Path:
-        """Which MLflow run mirrors the search, for a process that goes on with it."""
-        return self.path / ".mlflow-run"
-
-    @property
     def trials(self) -> Path:
         """A row a trial."""
         return self.path / "trials.parquet"
@@ -98,13 +89,13 @@ class Folder:
         return self.path / "trials" / f"{number:05d}-full.parquet"
 
     def stack(self, number: int) -> Path:
-        """What a worker was doing when a trial took too long; below 0, the unmodified model."""
+        """What a worker was doing when a trial took too long; below 0, the base model."""
         name = f"{number:05d}" if number >= 0 else "vanilla"
         return self.path / "trials" / f"{name}-stack.txt"
 
     @property
     def vanilla_answers(self) -> Path:
-        """The unmodified model's answers."""
+        """The base model's answers."""
         return self.path / "trials" / "vanilla.parquet"
 
     @property

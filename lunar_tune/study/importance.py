@@ -1,8 +1,5 @@
 """How much each parameter decides a score, from the trials of a study.
 
-Covers: fANOVA (Hutter et al. 2014) by Optuna's evaluator, on the scale that was searched.
-Does not cover: drawing (`report.pictures.importance_figure`).
-
 Why fANOVA. PED-ANOVA, Optuna's default, asks which parameters lift a trial into the best tenth. Of
 30 trials that is three, and where many trials forget everything the best tenth is all of them and
 the answer is nothing. Mean decrease in impurity weighs each region by its trials, and a sampler

@@ -1,9 +1,4 @@
-"""Optuna's journal as a file: opened, locked, mended, read, and refused where it is damaged.
-
-Covers: a lock that its process takes along when it dies, a last line that a kill has torn, reading
-without a trace, one message for whatever else is wrong.
-Does not cover: what stands in it (`study`).
-"""
+"""Optuna's journal as a file: opened, locked, mended, read, and refused where it is damaged."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""One row a trial: the shape in which tables, pictures, report and mirrors see a search.
-
-Covers: the row type and its flat form with stable column names.
-Does not cover: where rows come from; the study is the truth about them.
-"""
+"""One row a trial: the shape in which tables, pictures, report and mirrors see a search."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ __all__ = [
     "COMPLETE",
     "FAILED",
     "HEADLINE_SCORES",
-    "PRUNED",
     "RUNNING",
     "TrialRow",
     "best_first",
@@ -29,7 +24,7 @@ __all__ = [
     "score_cells",
 ]
 
-COMPLETE, FAILED, PRUNED, RUNNING = "complete", "failed", "pruned", "running"
+COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
 
 HEADLINE_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
 """The scores that every table shows, in this order."""
@@ -42,7 +37,7 @@ class TrialRow:
     number: int
     """Counts from 0 within a study."""
     state: str
-    """complete, failed, pruned (ended by a scheduler while its fit went on) or running."""
+    """complete, failed or running."""
     parameters: Mapping[str, Any]
     scores: Mapping[str, float] = field(default_factory=dict)
     """`forget_rouge1` and the others; empty unless complete."""
@@ -59,7 +54,7 @@ class TrialRow:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`fit`, `evaluate`, `trial`, and `suggest`, the sampler's time."""
     failure: str | None = None
-    """Why the trial failed, or what was seen last of one that was pruned."""
+    """Why the trial failed."""
     again: bool = False
     """Whether that had nothing to do with its setting, which is run again under another number."""
     losses: tuple[float, ...] = ()

@@ -1,9 +1,6 @@
-"""A search's configuration, read back from its `config.yaml`.
+"""A search's configuration on disk: `config.yaml`, every option with its origin.
 
-Covers: every option with the value that it had, from the study where the file is gone; files that
-were named relative to the folder that the search was started in; options that this version does
-not know or that one did not have.
-Does not cover: writing it (`search_config`), scores (`results`).
+Files that were named relative to the folder that the search was started in are found from here.
 """
 
 from __future__ import annotations
@@ -14,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
+from lunar_tune.config.fields import from_document, options_of, plain
 from lunar_tune.config.run_options import OWN, RunOptions
 from lunar_tune.config.search_config import AUTO, SearchConfig
 from lunar_tune.data.bundled import BUNDLED
@@ -27,25 +22,39 @@ from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
 from lunar_tune.paths import is_file, is_folder, shipped_spaces
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.yaml_files import describe_mistakes
+from lunar_tune.yaml_files import read_yaml, write_yaml
 
-__all__ = ["StoredConfig"]
+__all__ = ["StoredConfig", "configuration_document"]
 
-# Options that may name a file or folder, and may as well be a name.
+DEFAULT, DERIVED = "default", "derived"
 _ADVICE = " Remove it: the study has a copy, which is taken then."
-_PLACES = (
-    "model",
-    "model_path",
-    "chat_template",
-    "data",
-    "retain_data",
-    "factual_data",
-    "reference_prompts",
-    "refusals",
-    "embedding_model",
-)
 # What is no file even where there is one of that name.
 _NAMES: tuple[Container[str], ...] = (BUNDLED, PUBLISHED, CATALOG, (AUTO, OWN, PUBLISHED_TURN))
+
+
+def configuration_document(
+    config: SearchConfig,
+    *,
+    given: Mapping[str, str],
+    derived: Mapping[str, Any],
+    resolved: Mapping[str, Any],
+) -> str:
+    """Return `config.yaml`: every value with its origin.
+
+    Args:
+        config: The search's configuration.
+        given: Origin of the options that were not left at their default, by field name.
+        derived: Values that stand for an option left open, by field name.
+        resolved: What there is beside options: the space, the model's source, data digests.
+    """
+    options = {}
+    for name in options_of(SearchConfig):
+        value, origin = getattr(config, name), given.get(name, DEFAULT)
+        if value in (None, ()) and name in derived:
+            value, origin = derived[name], DERIVED
+        options[name] = {"value": plain(value), "origin": origin}
+    document = {"options": options, "resolved": plain(resolved)}
+    return write_yaml(document)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,32 +76,26 @@ class StoredConfig:
             InputError: It is not there, or is not what a search writes.
         """
         document = _document(folder)
-        given = {part: _given(document.get(part)) for part in ("search", "run")}
-        resolved = document.get("resolved")
-        resolved = resolved if isinstance(resolved, dict) else {}
-        try:
-            run = TypeAdapter(RunOptions).validate_python(_values(given["run"]))
-            search = TypeAdapter(SearchConfig).validate_python(_values(given["search"]))
-        except ValidationError as error:
-            mistakes = "; ".join(describe_mistakes(error, ()))
-            raise InputError(f"{folder.config}: {mistakes}.") from error
-        started_in = _started_in(resolved)
-        places: dict[str, Any] = {n: _placed(getattr(run, n), started_in) for n in _PLACES}
-        search = dataclasses.replace(
-            search,
-            run=dataclasses.replace(run, **places),
-            output=folder.path.parent,
-            name=folder.name,
-            space=_placed(search.space, started_in),
-            layer_prior=_placed(search.layer_prior, started_in),
+        resolved, given = document["resolved"], _given(document["options"])
+        known = options_of(SearchConfig)
+        values = from_document(
+            SearchConfig,
+            {
+                name: value
+                for name, (value, origin) in given.items()
+                if origin != DERIVED and not (name in known and not known[name].stored)
+            },
+            source=str(folder.config),
         )
+        started_in = _started_in(resolved)
+        for name, said in known.items():
+            if said.place and name in values:
+                values[name] = _placed(values[name], started_in)
+        values |= {"output": folder.path.parent, "name": folder.name}
         origins = {
-            name: origin
-            for part in given.values()
-            for name, (_, origin) in part.items()
-            if origin not in {"default", "derived"}
+            name: origin for name, (_, origin) in given.items() if origin not in {DEFAULT, DERIVED}
         }
-        return cls(search=search, origins=origins, resolved=resolved)
+        return cls(search=SearchConfig(**values), origins=origins, resolved=resolved)
 
     @property
     def trial_options(self) -> RunOptions:
@@ -101,49 +104,40 @@ class StoredConfig:
         It differs from the search's where that fine-tuned its model first.
         """
         weights = _placed(self.resolved.get("weights"), _started_in(self.resolved))
-        run = self.search.run
-        return dataclasses.replace(run, model_path=weights) if weights is not None else run
+        return dataclasses.replace(self.search, model_path=weights) if weights else self.search
 
 
 def _document(folder: Folder) -> dict[str, Any]:
     """Return the file's content, or the study's own copy where there is no file."""
+    stored = StoredStudy.read(folder.journal)  # refuses what another version has written
+    source = folder.config if folder.config.exists() else _study_copy(folder, stored)
     try:
-        document = yaml.safe_load(_text(folder))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{folder.config}: cannot be read ({error}).{_ADVICE}") from error
-    parts = document if isinstance(document, dict) else {}
-    if not all(isinstance(parts.get(part), dict) for part in ("search", "run", "resolved")):
+        document = read_yaml(source)
+    except InputError as error:
+        problem = str(error).removeprefix(f"{folder.config}: ")
+        raise InputError(f"{folder.config}: {problem}.{_ADVICE}") from error
+    if not all(isinstance(document.get(part), dict) for part in ("options", "resolved")):
         raise InputError(f"{folder.config}: is damaged, a part of it is missing.{_ADVICE}")
-    return parts
+    return document
 
 
-def _text(folder: Folder) -> str:
-    try:
-        return folder.config.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        stored = StoredStudy.read(folder.journal)
-        text = stored.notes.get("configuration") if stored is not None else None
-        if text is None:
-            raise InputError(
-                f"{folder.path}: has no config.yaml, and its study has no copy of it, so there is "
-                "no search to read or to go on with."
-            ) from error
-        return str(text)
+def _study_copy(folder: Folder, stored: StoredStudy | None) -> str:
+    text = stored.notes.get("configuration") if stored is not None else None
+    if text is None:
+        raise InputError(
+            f"{folder.path}: has no config.yaml, and its study has no copy of it, so there is no "
+            "search to read or to go on with."
+        )
+    return str(text)
 
 
-def _given(part: Any) -> dict[str, tuple[Any, str]]:
-    """Return value and origin of each option of a part."""
-    entries = part if isinstance(part, dict) else {}
+def _given(part: Mapping[Any, Any]) -> dict[str, tuple[Any, str]]:
+    """Return value and origin of each option."""
     return {
         str(name): (entry.get("value"), str(entry.get("origin")))
-        for name, entry in entries.items()
+        for name, entry in part.items()
         if isinstance(entry, dict)
     }
-
-
-def _values(part: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
-    """Return the values; what was derived is derived again."""
-    return {name: value for name, (value, origin) in part.items() if origin != "derived"}
 
 
 def _started_in(resolved: Mapping[str, Any]) -> Path:

@@ -51,7 +51,7 @@ class StoredSearch:
             runs: Where names are looked up.
 
         Raises:
-            InputError: There is no such search, or it has not judged the unmodified model yet.
+            InputError: There is no such search, or it has not judged the base model yet.
         """
         folder = find_search(search, Path(runs))
         stored = StoredStudy.read(folder.journal)
@@ -66,7 +66,7 @@ class StoredSearch:
 
     @property
     def vanilla(self) -> Mapping[str, float]:
-        """The unmodified model's scores."""
+        """The base model's scores."""
         scores: Mapping[str, float] = self.study.notes["vanilla"]
         return scores
 
@@ -74,12 +74,12 @@ class StoredSearch:
     def held_out(self) -> bool:
         """Whether a full evaluation asks questions that no trial is judged on."""
         with suppress(InputError):  # a configuration that cannot be read has no part in the scores
-            return self.config.search.run.holdout
+            return self.config.search.holdout
         return False
 
     @property
     def vanilla_in_full(self) -> Mapping[str, float]:
-        """The unmodified model's scores on the questions of a full evaluation.
+        """The base model's scores on the questions of a full evaluation.
 
         Empty where these are held out and the search has not asked it, as earlier versions did not.
         """
@@ -144,11 +144,11 @@ class StoredSearch:
         return row
 
     def answers(self, number: int | None = None, *, full: bool = False) -> list[AnswerRow]:
-        """Return a trial's answers, or the unmodified model's, in the order in which they are kept.
+        """Return a trial's answers, or the base model's, in the order in which they are kept.
 
         Args:
-            number: Of the trial; None for the unmodified model.
-            full: Those of the full evaluation, which the best trial has, and of the unmodified
+            number: Of the trial; None for the base model.
+            full: Those of the full evaluation, which the best trial has, and of the base
                 model where questions are held out for it.
 
         Raises:
@@ -164,7 +164,7 @@ class StoredSearch:
         return stored_answers(path)
 
     def answers_table(self, number: int | None = None, *, full: bool = False) -> pd.DataFrame:
-        """Return a row an answer, beside what the unmodified model says to the same question.
+        """Return a row an answer, beside what the base model says to the same question.
 
         Args:
             number: Of the trial; None for the best.

@@ -1,34 +1,37 @@
 """The study: the truth about parameters, states, scores and failures.
 
-Covers: an Optuna study in a journal file, asking for the next parameters, telling results with
-their constraint, reading all trials back as rows.
-Does not cover: who runs the trials (`trainable`), mirrors (`trial_runs`, `report`).
-
 Only public calls of Optuna 5 are used: ask, set_constraint, set_user_attr, tell.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.study.journal import open_journal, read_journal, reading
-from lunar_tune.study.rows import COMPLETE, FAILED, PRUNED, RUNNING, TrialRow
+from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
+
+if TYPE_CHECKING:
+    from lunar_tune.trial.worker import TrialResult  # loads torch
 
 __all__ = ["StoredStudy", "Study"]
 
 LEFT_RUNNING = "the search was ended while the trial ran"
 INTERRUPTED = "interrupted"
 POINTS_QUEUED = "starting_points_queued"
+FORMAT_NOTE, FORMAT = "format", 2
+"""What is kept of a search, and how; raised when that changes."""
 AGAIN_OF = "again_of"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -66,7 +69,9 @@ class Study:
             storage = open_journal(path)
             begun = name in {one.study_name for one in optuna.get_all_study_summaries(storage)}
             if begun:
-                before = optuna.load_study(study_name=name, storage=storage).get_trials()
+                kept = optuna.load_study(study_name=name, storage=storage)
+                _check_format(path, kept.user_attrs)
+                before = kept.get_trials()
         self._study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -74,6 +79,8 @@ class Study:
             direction="minimize",
             load_if_exists=True,
         )
+        if not begun:
+            self.note(FORMAT_NOTE, FORMAT)
         if before:
             self._take_up()
         if POINTS_QUEUED not in self._study.user_attrs:
@@ -103,39 +110,49 @@ class Study:
         trial.set_user_attr("seconds_suggest", time.perf_counter() - start)
         return trial.number, dict(trial.params)
 
-    def complete(self, number: int, result: Mapping[str, Any]) -> None:
-        """Tell a trial's scores; scores that are not numbers make it a failure."""
-        scores = {name: float(value) for name, value in result["scores"].items()}
+    def complete(
+        self, number: int, result: TrialResult, *, answers_digest: str, n_retain: int
+    ) -> None:
+        """Tell a trial's scores; scores that are not numbers make it a failure.
+
+        Args:
+            number: Of the trial.
+            result: What it gave.
+            answers_digest: SHA-256 of the file of its answers.
+            n_retain: Questions to keep in all; a trial that was asked fewer has an estimate.
+        """
+        scores = {name: float(value) for name, value in result.evaluation.scores.items()}
         value, violations = self._goal.value(scores), self._goal.violations(scores)
         if not math.isfinite(value) or not all(map(math.isfinite, violations.values())):
-            self.fail(number, "a score is not a finite number", by_nature=True)
+            self.fail(number, "a score is not a finite number", deterministic=True)
             return
         trial = self._open[number]
         for bound, violation in violations.items():
             trial.set_constraint(bound, violation)
-        for key in (
-            "scores",
-            "seconds",
-            "retain_rows",
-            "retain_exact",
-            "max_new_tokens",
-            "losses",
-            "checks",
-            "answers_digest",
-        ):
-            trial.set_user_attr(key, result[key])
+        retain_rows = int(scores["retain_rows"])
+        for key, fact in {
+            "scores": scores,
+            "seconds": dict(result.seconds),
+            "retain_rows": retain_rows,
+            "retain_exact": retain_rows == n_retain,
+            "max_new_tokens": result.max_new_tokens,
+            "losses": list(result.fit.losses) if result.fit is not None else [],
+            "checks": [dataclasses.asdict(check) for check in result.checks],
+            "answers_digest": answers_digest,
+        }.items():
+            trial.set_user_attr(key, fact)
         self._study.tell(trial, value)
         del self._open[number]
 
     def fail(
-        self, number: int, reason: str, *, by_nature: bool = False, again: bool = False
+        self, number: int, reason: str, *, deterministic: bool = False, again: bool = False
     ) -> None:
         """Tell that a trial failed, and why; a trial that has ended is left as it is.
 
         Args:
             number: Of the trial.
             reason: Why, in a line.
-            by_nature: Whether its setting will fail always: the sampler is then told the worst
+            deterministic: Whether its setting will fail always: the sampler is then told the worst
                 scores that there can be, for it learns nothing of what it is not told.
             again: Whether its setting had no part in it, and is queued to be run again.
         """
@@ -145,7 +162,7 @@ class Study:
         trial.set_user_attr("failure", reason)
         if again:
             self._queue(number, trial.params, self.attempts(number) - (reason == INTERRUPTED))
-        worst = self._goal.worst(row.scores for row in self.rows()) if by_nature else None
+        worst = self._goal.worst(row.scores for row in self.rows()) if deterministic else None
         if worst is None:
             self._study.tell(trial, state=TrialState.FAIL)
             return
@@ -166,20 +183,10 @@ class Study:
             attrs = {"attempts": attempts, AGAIN_OF: number}
             self._study.enqueue_trial(dict(parameters), user_attrs=attrs, skip_if_exists=False)
 
-    def prune(self, number: int, seen: Mapping[str, Any]) -> None:
-        """Tell that a scheduler ended a trial while its fit went on.
-
-        Args:
-            number: Of the trial.
-            seen: The last look at it: `epochs`, `forget_rouge1`, `retain_rouge1`.
-        """
-        trial = self._open.pop(number)
-        trial.set_user_attr(
-            "failure",
-            f"pruned after {seen['epochs']} epochs: forget {seen['forget_rouge1']:.3f}, retain "
-            f"{seen['retain_rouge1']:.3f} on samples",
-        )
-        self._study.tell(trial, state=TrialState.PRUNED)
+    @property
+    def stored(self) -> StoredStudy:
+        """What its journal says now."""
+        return StoredStudy.of(self._study)
 
     def running(self) -> list[int]:
         """Return the numbers of trials that were asked for here and have not ended."""
@@ -250,12 +257,32 @@ class StoredStudy:
             if not names:
                 return None
             study = optuna.load_study(study_name=names[0], storage=storage)
-            notes = study.user_attrs
-            goal = Goal.read(*notes["goal"]) if "goal" in notes else None
-            rows = tuple(_rows(study, goal)) if goal is not None else ()
-            drawn = [one.distributions for one in study.get_trials(deepcopy=False)]
-            last = next((one for one in reversed(drawn) if one), {})  # one that waits has none
-            return cls(rows=rows, notes=notes, goal=goal, distributions=last)
+            _check_format(path, study.user_attrs)
+            return cls.of(study)
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> StoredStudy:
+        """Return what a study says."""
+        notes = study.user_attrs
+        goal = Goal.read(*notes["goal"]) if "goal" in notes else None
+        rows = tuple(_rows(study, goal)) if goal is not None else ()
+        drawn = [one.distributions for one in study.get_trials(deepcopy=False)]
+        last = next((one for one in reversed(drawn) if one), {})  # one that waits has none
+        return cls(rows=rows, notes=notes, goal=goal, distributions=last)
+
+
+def _check_format(path: Path, notes: Mapping[str, Any]) -> None:
+    """Refuse a search that another version has kept otherwise.
+
+    Raises:
+        InputError: It has.
+    """
+    if notes.get(FORMAT_NOTE) != FORMAT:
+        raise InputError(
+            f"{path.parent}: was begun by another version of lunar-tune, which keeps searches "
+            f"otherwise (format {notes.get(FORMAT_NOTE, 1)}, here {FORMAT}). Read and resume it "
+            "with that version, or start a new search."
+        )
 
 
 def _rows(study: optuna.Study, goal: Goal) -> list[TrialRow]:
@@ -273,12 +300,11 @@ def _row(trial: FrozenTrial, goal: Goal, superseded: Collection[int]) -> TrialRo
     attrs = trial.user_attrs
     scores = attrs.get("scores", {})
     failure = attrs.get("failure", LEFT_RUNNING if trial.state == TrialState.FAIL else None)
-    told = trial.state == TrialState.COMPLETE
-    complete = told and failure is None
-    ended = {TrialState.FAIL: FAILED, TrialState.PRUNED: PRUNED, TrialState.COMPLETE: COMPLETE}
+    complete = trial.state == TrialState.COMPLETE and failure is None
+    ended = FAILED if trial.state.is_finished() else RUNNING
     return TrialRow(
         number=trial.number,
-        state=FAILED if told and not complete else ended.get(trial.state, RUNNING),
+        state=COMPLETE if complete else ended,
         parameters=dict(trial.params),
         scores=scores if complete else {},
         objective=trial.value if complete else None,

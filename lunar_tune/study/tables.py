@@ -1,8 +1,4 @@
-"""Tables on disk: one row a trial, and one row an answer.
-
-Covers: Parquet files, written atomically, and their digests.
-Does not cover: tables on the screen (the commands print those).
-"""
+"""Tables on disk: one row a trial, and one row an answer."""
 
 from __future__ import annotations
 
@@ -95,12 +91,12 @@ def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> p
     """Return answers beside others to the same questions, in the order of `after`.
 
     Args:
-        before: The unmodified model's answers; what is missing there is empty.
+        before: The base model's answers; what is missing there is empty.
         after: A trial's answers.
 
     Returns:
         `set`, `edge`, `row`, `question`, `truth`, `unmodified`, `answer`, `rouge1_before`,
-        `rouge1`. Texts that were not kept are empty; what the unmodified model was not asked is
+        `rouge1`. Texts that were not kept are empty; what the base model was not asked is
         missing.
     """
     import pandas as pd

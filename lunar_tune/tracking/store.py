@@ -1,47 +1,52 @@
-"""MLflow's store: its address, opening it, and the runs below a run.
-
-Covers: the sqlite store that is taken by default; an address as it is kept, and one that was kept
-without its password; one that is opened under a lock, because three processes that opened a new
-sqlite store at once died in its migration; a store that cannot be used.
-Does not cover: what is written (`tracked_run`) and read (`mirror`).
-"""
+"""MLflow's store: its address, opening it, what it cannot do, and the experiment of the runs."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import url2pathname
 
 import filelock
 
 from lunar_tune.errors import InputError
+from lunar_tune.paths import check_writable
 from lunar_tune.secrets import is_masked, without_password, without_secrets
+from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment
 
 __all__ = [
-    "PARENT",
-    "child_runs",
+    "NOTE",
     "default_tracking_uri",
-    "few_retries",
+    "failing_soon",
+    "find_experiment",
     "kept_uri",
+    "open_experiment",
+    "opened_store",
+    "place_of",
+    "refusals",
     "sqlite_file",
-    "store_lock",
-    "usable_store",
+    "store_of",
     "with_password",
 ]
 
-PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
 _SQLITE = "sqlite:///"
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
-_PAGE = 1000
+_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_EXPERIMENT_TAGS = {
+    # Without it the UI asks whether the runs are of an agent or of a model.
+    "mlflow.experimentKind": "custom_model_development",
+    NOTE: "Searches of lunar-tune: a parent run for each search, a child run for each trial. "
+    "`python -m lunar_tune.compare` opens the comparison of a search's trials.",
+}
 
 
 def default_tracking_uri(output: Path) -> str:
@@ -50,7 +55,7 @@ def default_tracking_uri(output: Path) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a sqlite store; None for a server."""
+    """Return the file of a sqlite store; None for any other store."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
@@ -61,11 +66,11 @@ def kept_uri(uri: str) -> str:
 
 
 def with_password(kept: str, search: str) -> str:
-    """Return an address that was kept as one that can be used.
+    """Return an address that can be used, from one that `kept_uri` has masked.
 
     Args:
         kept: From `kept_uri`.
-        search: Who kept it, to show.
+        search: Name of the search that kept it, for the error.
 
     Raises:
         InputError: It wants a password, and `MLFLOW_TRACKING_URI` is another address.
@@ -81,81 +86,155 @@ def with_password(kept: str, search: str) -> str:
     )
 
 
-@contextmanager
-def few_retries() -> Iterator[None]:
-    """Inside, a server that does not answer is given up after seconds instead of four minutes.
+def place_of(search: StoredSearch) -> Mapping[str, str]:
+    """Return where a search's runs are: its identity `id`, the store's `uri`, the `experiment`.
 
-    What the user has set for MLflow is left alone.
+    Raises:
+        InputError: The search does not say.
     """
-    mine = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+    place: Mapping[str, str] | None = search.study.notes.get("mlflow")
+    if place is None:
+        raise InputError(
+            f"{search.folder.name}: does not say where its MLflow runs are. Go on with it (python "
+            f"-m lunar_tune.search --resume {search.folder.path}); --save FILE compares the "
+            "trials without MLflow."
+        )
+    return place
+
+
+def store_of(search: StoredSearch, given: str | None = None) -> str:
+    """Return the tracking URI of a search's store, which lies beside the search if it was moved.
+
+    Args:
+        search: The search.
+        given: Another store; None takes the one that the search was written to.
+
+    Raises:
+        InputError: There is no such file, or the address wants a password.
+    """
+    uri = given or place_of(search)["uri"]
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        if given is not None:
+            raise InputError(f"--tracking-uri {given}: there is no such file.")
+        uri = default_tracking_uri(search.folder.path.parent)
+    return with_password(uri, search.folder.name)
+
+
+@contextmanager
+def failing_soon() -> Iterator[None]:
+    """Inside, a server that does not answer fails after seconds instead of four minutes, quietly.
+
+    Retries that the user has set in the environment are left alone.
+    """
+    mine = {name: value for name, value in _RETRIES.items() if name not in os.environ}
+    # A warning for each attempt; what fails is raised as well, and told once.
+    connections = logging.getLogger("urllib3.connectionpool")
+    level = connections.level
     os.environ.update(mine)
+    connections.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's remarks on opening a store
+            yield
     finally:
+        connections.setLevel(level)
         for name in mine:
             os.environ.pop(name, None)
 
 
 @contextmanager
-def usable_store(uri: str, advice: str) -> Iterator[None]:
-    """Inside, a store is opened and used, and MLflow says nothing of its own about it.
-
-    Args:
-        uri: Tracking URI.
-        advice: What to do where it cannot be used.
+def opened_store(uri: str) -> Iterator[MlflowClient]:
+    """Give a client of a store; a sqlite store is made if it is missing.
 
     Raises:
-        InputError: It cannot be reached, or fails inside.
+        InputError: The store cannot be opened, or fails inside.
     """
-    import mlflow  # noqa: F401 its import sets loggers to INFO
+    os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the parent run
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # for each trial
+    try:
+        with failing_soon():
+            from mlflow import MlflowClient
+
+            for library in ("alembic", "mlflow"):  # importing mlflow sets them to INFO
+                logging.getLogger(library).setLevel(logging.CRITICAL)
+            try:
+                with _migration_lock(uri):
+                    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+                yield client
+            except refusals() as error:
+                raise ImportError(str(error)) from error
+    except ImportError as error:
+        reason = without_secrets(str(error)).rstrip(".")
+        raise InputError(
+            f"the MLflow store {without_password(uri)} cannot be used: {reason}. Start the server, "
+            "correct --tracking-uri, or leave that out for a sqlite file in the output folder."
+        ) from error
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """Return what a store raises that cannot be used."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    # What fails is raised as well, and told once.
-    for library in ("alembic", "mlflow"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    connections = logging.getLogger("urllib3.connectionpool")
-    level = connections.level
+    return MlflowException, SQLAlchemyError, OSError
+
+
+def open_experiment(client: MlflowClient, name: str) -> Experiment:
+    """Return an experiment, made if missing, after a look whether its artifacts can be reached.
+
+    Raises:
+        InputError: It was deleted, or its artifact store cannot be used.
+        MlflowException: The store cannot be used.
+    """
+    from mlflow.artifacts import list_artifacts
+    from mlflow.entities import LifecycleStage
+
+    experiment = find_experiment(client, name)
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise InputError(
+            f"MLflow experiment {name}: it was deleted in MLflow. Restore it (mlflow experiments "
+            f"restore -x {experiment.experiment_id}), or name another one "
+            "with MLFLOW_EXPERIMENT_NAME."
+        )
+    place = str(experiment.artifact_location)
     try:
-        connections.setLevel(logging.ERROR)  # a warning for each attempt
-        with warnings.catch_warnings(), few_retries():
-            warnings.simplefilter("ignore")  # MLflow's notes on opening a store
-            yield
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        # MLflow names the address as it was given.
+        if place.startswith("file:"):
+            check_writable(Path(url2pathname(place.removeprefix("file://"))), place)
+        list_artifacts(artifact_uri=place, tracking_uri=client.tracking_uri)
+    except Exception as error:  # of an artifact store's library: anything
         reason = without_secrets(str(error)).rstrip(".")
         raise InputError(
-            f"the MLflow store {without_password(uri)} cannot be used: {reason}. {advice}"
+            f"MLflow experiment {name}: its artifacts lie in {without_secrets(place)}, which "
+            f"cannot be used: {reason}. Install its client library, set its credentials, or name "
+            "another experiment with MLFLOW_EXPERIMENT_NAME."
         ) from error
-    finally:
-        connections.setLevel(level)
+    return experiment
 
 
-@contextmanager
-def store_lock(uri: str, output: Path | None = None) -> Iterator[None]:
-    """Inside, no other process of lunar-tune opens a store.
+def find_experiment(client: MlflowClient, name: str) -> Experiment:
+    """Return an experiment, made if missing; one that was deleted is returned as such."""
+    from mlflow.exceptions import MlflowException
 
-    Args:
-        uri: Tracking URI; the lock of a sqlite store lies beside its file.
-        output: Where the lock of a server is; None takes none.
-    """
+    if (found := client.get_experiment_by_name(name)) is not None:
+        return found
+    # MLflow would put the artifacts of a sqlite store into the current folder.
+    file = sqlite_file(client.tracking_uri)
+    place = (file.parent / "mlartifacts").resolve().as_uri() if file is not None else None
+    try:
+        client.create_experiment(name, artifact_location=place, tags=dict(_EXPERIMENT_TAGS))
+    except MlflowException:
+        if client.get_experiment_by_name(name) is None:  # else another process was first
+            raise
+    return find_experiment(client, name)
+
+
+def _migration_lock(uri: str) -> filelock.FileLock | nullcontext[None]:
+    """Return a lock: processes that open a new sqlite store at once die in its migration."""
     file = sqlite_file(uri)
-    folder = output if file is None else file.parent
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    if folder is None or not os.access(folder, os.W_OK):  # where nobody makes a store anew
-        yield
-        return
-    with filelock.FileLock(folder / ".mlflow.lock"):
-        yield
-
-
-def child_runs(client: MlflowClient, experiment_id: str, run_id: str) -> Iterator[Run]:
-    """Yield the runs below a run, page by page."""
-    token: str | None = None
-    where = f"tags.`{PARENT}` = '{run_id}'"
-    while True:
-        page = client.search_runs([experiment_id], where, max_results=_PAGE, page_token=token)
-        yield from page
-        if not (token := page.token):
-            return
+    if file is None:
+        return nullcontext()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # In a folder that cannot be written nobody makes a store anew.
+    writable = os.access(file.parent, os.W_OK)
+    return filelock.FileLock(file.parent / ".mlflow.lock") if writable else nullcontext()

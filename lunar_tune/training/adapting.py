@@ -1,11 +1,4 @@
-"""Making a model trainable for a while: an adapter put on and taken off, or all weights and back.
-
-Covers: a LoRA adapter on the linear maps of the blocks (peft); all weights or some matrices, in
-float32 while they are trained; the model bit for bit what it was afterwards, also after an error,
-or, where that is wanted, with what was trained as its own weights; what an adapter would make of
-the weights, and its factors; torch's generator.
-Does not cover: the loop (`loop`), losses.
-"""
+"""Making a model trainable for a while: an adapter on and off, or all weights and back."""
 
 from __future__ import annotations
 

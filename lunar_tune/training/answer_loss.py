@@ -1,9 +1,4 @@
-"""How likely a model finds an answer: log-probabilities of its tokens, with gradients.
-
-Covers: encoding an answer with its end, one forward of a few question-answer pairs, logits at the
-places that choose an answer's tokens and nowhere else.
-Does not cover: what is done with them (`methods.losses`), reading prompts (`models.chat`).
-"""
+"""How likely a model finds an answer: log-probabilities of its tokens, with gradients."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""One gradient loop: AdamW over some parameters, a loss over batches, a schedule, and no more.
-
-Covers: fine-tuning, gradient unlearning and LoRA alike; who calls it says what is trained, on which
-examples and with which loss. A NaN or an infinity ends it at once, before it reaches a weight.
-A loop that was cut short can go on after its last epoch with the same bits as if it had not been.
-Does not cover: files, evaluation, mixed precision, more than one process; seeding torch.
-"""
+"""One gradient loop: AdamW over some parameters, a loss over batches, a schedule, and no more."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""Writing a model, edited or not, as a checkpoint that loads elsewhere and answers the same.
-
-Covers: weights in safetensors, generation config, tokenizer; a check that the written tokenizer
-encodes as the one in memory does (transformers may pick another class on loading, which then
-splits numbers differently, silently).
-Does not cover: adapters.
-"""
+"""Writing a model, edited or not, as a checkpoint that loads elsewhere and answers the same."""
 
 from __future__ import annotations
 

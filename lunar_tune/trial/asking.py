@@ -1,9 +1,4 @@
-"""The same questions to the unmodified and to the unlearned model, side by side.
-
-Covers: loading once, fitting once, any number of greedy answers from both models; the true answers
-of questions that are in the data.
-Does not cover: scores (`worker`), where a setting comes from, the screen.
-"""
+"""The same questions to the unmodified and to the unlearned model, side by side."""
 
 from __future__ import annotations
 
@@ -129,12 +124,8 @@ class Asker:
     def _answers(self, questions: Sequence[str]) -> list[str]:
         """Return the answers of the model as it is now."""
         loaded = self._worker.loaded
-        rows = generate_tokens(
-            loaded,
-            self._worker.encoder.prompts(questions),
-            self._worker.spec.decoding,
-            max_new_tokens=self._max_new_tokens,
-        )
+        prompts = self._worker.encoder.prompts(questions)
+        rows = generate_tokens(loaded, prompts, max_new_tokens=self._max_new_tokens)
         return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
 

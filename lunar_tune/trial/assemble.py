@@ -1,8 +1,4 @@
-"""From options to a spec: names resolved, files read, sets split, everything checked.
-
-Covers: all that can be known without weights; every mistake in one message; making `tiny` exist.
-Does not cover: loading the model.
-"""
+"""From options to a spec: names resolved, files read, sets split, everything checked."""
 
 from __future__ import annotations
 
@@ -10,38 +6,31 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from lunar_tune.config.run_options import NONE, TINY, EngineSettings, RunOptions
+from lunar_tune.config.fields import check_values
+from lunar_tune.config.run_options import NONE, TINY, ModelOptions, RunOptions
 from lunar_tune.errors import Problems
-from lunar_tune.methods.contract import METHODS, Method
-from lunar_tune.methods.gradient import GradientMethod
-from lunar_tune.methods.lunar.method import LunarMethod
-from lunar_tune.methods.objectives import OBJECTIVES
-from lunar_tune.methods.rmu import RmuMethod
+from lunar_tune.methods.contract import Method
+from lunar_tune.methods.method_registry import configure_method
 from lunar_tune.metrics.embedding import check_embedding_model
-from lunar_tune.metrics.names import (
-    WHOLE_ANSWERS,
-    check_metrics,
-    find_metric,
-    need_of,
-)
+from lunar_tune.metrics.names import check_metrics, find_metric
 from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.models.catalog import resolve_model
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.device import resolve_device, resolve_dtype
+from lunar_tune.models.device import resolve_device
 from lunar_tune.models.footprint import check_fits
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
 from lunar_tune.paths import is_folder
+from lunar_tune.trial.reference_engine import check_reference
 from lunar_tune.trial.sets import read_sets
-from lunar_tune.trial.spec import TrialSpec
-
-# What numpy takes, and Optuna's samplers with it.
-LARGEST_SEED = 2**32 - 1
+from lunar_tune.trial.spec import EngineSettings, TrialSpec
 
 __all__ = [
     "assemble",
     "assemble_model",
     "check_family",
+    "configured",
     "known_depth",
     "materialise",
     "materialise_model",
@@ -71,9 +60,11 @@ def assemble(
     model, chat = assemble_model(options, problems, device_is_here=device_is_here)
     with problems.collect():
         method = method_of(options)
+        if options.engine == "reference":
+            check_reference(method)
     with problems.collect():
         check_scorable((), tokenizer=options.rouge_tokenizer)
-    _check_counts(options, problems)
+    check_values(options, problems)
     with problems.collect():
         metrics = _metrics(options)
     with problems.collect():
@@ -85,7 +76,7 @@ def assemble(
                 model,
                 trained=method is not None and method.variant == "full",
                 share=gpu_share,
-                budget_gib=options.engine.memory_budget,
+                budget_gib=options.memory_budget,
             )
     data = read_sets(options, model, problems)
     problems.raise_if_any()
@@ -95,11 +86,11 @@ def assemble(
         model=model,
         chat=chat,
         method=method,
-        decoding=options.decoding,
+        max_new_tokens=options.max_new_tokens,
         rouge_tokenizer=options.rouge_tokenizer,
         seed=options.seed,
         data=data,
-        engine=_engine(options.engine, metrics),
+        engine=_engine(options),
         metrics=metrics,
         embedding_model=embedding_model,
         text=options.text,
@@ -109,7 +100,7 @@ def assemble(
 
 
 def assemble_model(
-    options: RunOptions, problems: Problems, *, device_is_here: bool = True
+    options: ModelOptions, problems: Problems, *, device_is_here: bool = True
 ) -> tuple[ModelSpec | None, ChatFormat | None]:
     """Return the model and the chat format; None where something is wrong, which is then noted.
 
@@ -126,8 +117,6 @@ def assemble_model(
     with problems.collect():
         resolve_device(options.device if device_is_here else "cpu")
     with problems.collect():
-        resolve_dtype(options.dtype, resolve_device("cpu"))
-    with problems.collect():
         chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
     if reference is None:
         return None, chat
@@ -135,7 +124,7 @@ def assemble_model(
         name=reference.name,
         source=reference.source or TINY,
         weights=model_path,
-        revision=options.revision,
+        revision=reference.revision,
         dtype=options.dtype,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
@@ -206,10 +195,12 @@ def method_of(options: RunOptions) -> Method:
     Raises:
         InputError: There is no such method.
     """
-    METHODS[options.method]
-    if options.method in OBJECTIVES:
-        return GradientMethod(options.method, options.gradient)
-    return RmuMethod(options.gradient) if options.method == "rmu" else LunarMethod(options.lunar)
+    return configured(options)[0]
+
+
+def configured(options: RunOptions) -> tuple[Method, dict[str, Any]]:
+    """Return the method with its settings, and the fixed ones of its parameters."""
+    return configure_method(options.method, solver=options.solver, fixed=options.fixed)
 
 
 def _metrics(options: RunOptions) -> tuple[str, ...]:
@@ -224,19 +215,11 @@ def _metrics(options: RunOptions) -> tuple[str, ...]:
     return names
 
 
-def _engine(settings: EngineSettings, metrics: tuple[str, ...]) -> EngineSettings:
-    """Let answers go on where a metric reads them to their end."""
-    if WHOLE_ANSWERS not in need_of(metrics):
-        return settings
-    return dataclasses.replace(settings, early_exit=False)
-
-
-def _check_counts(options: RunOptions, problems: Problems) -> None:
-    for name, value in (
-        ("--retain-rows", options.retain_rows),
-        ("--evaluation-rows", options.evaluation_rows),
-    ):
-        if value is not None and value < 1:
-            problems.add(f"{name} {value}: at least 1.")
-    if not 0 <= options.seed <= LARGEST_SEED:
-        problems.add(f"--seed {options.seed}: between 0 and {LARGEST_SEED}.")
+def _engine(options: RunOptions) -> EngineSettings:
+    """Return what a trial keeps and skips, as far as options say."""
+    return EngineSettings(
+        reuse=options.engine == "fast",
+        reference=options.engine == "reference",
+        memory_budget=options.memory_budget,
+        cache_limit=options.cache_limit,
+    )

@@ -1,8 +1,4 @@
-"""Looks at a model while its fit goes on: scores of a small sample, and when a fit is lost.
-
-Covers: after which epochs to look, and the rule by which a fit that has lost what was to be kept
-ends early.
-"""
+"""Looks at a model while its fit goes on: scores of a small sample, and when a fit is lost."""
 
 from __future__ import annotations
 
@@ -11,8 +7,8 @@ from dataclasses import dataclass, field
 
 __all__ = ["CHECKED_ROWS", "Check", "Watch"]
 
-# Rows of each set that a check asks.
-CHECKED_ROWS = 32
+# Looks in a whole fit, and the rows of each set that one asks.
+LOOKS, CHECKED_ROWS = 4, 32
 # A fit is lost when retain ROUGE-1 is below this share of the floor twice in a row: once may be a
 # dip from which a loss with a retain term recovers.
 LOST_SHARE = 0.5
@@ -34,18 +30,16 @@ class Watch:
     """When to look at one fit, and what was seen."""
 
     n_epochs: int
-    """Of the fit."""
-    n_checks: int
-    """Looks in the whole fit; 0 never looks."""
+    """Epochs of the fit."""
     floor: float | None
     """Least retain ROUGE-1 of a feasible trial; None never looks."""
     checks: list[Check] = field(default_factory=list)
 
     def is_due(self, epochs: int) -> bool:
         """Say whether to look after so many epochs; the last one is evaluated anyway."""
-        if self.floor is None or self.n_checks < 1 or epochs >= self.n_epochs:
+        if self.floor is None or epochs >= self.n_epochs:
             return False
-        return epochs % math.ceil(self.n_epochs / (self.n_checks + 1)) == 0
+        return epochs % math.ceil(self.n_epochs / (LOOKS + 1)) == 0
 
     @property
     def is_lost(self) -> bool:

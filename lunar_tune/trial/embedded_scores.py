@@ -1,11 +1,6 @@
 """Scores that compare answers as embeddings: how much they are like refusals.
 
-Covers: refusal quality of an evaluation's answers, in the model's own states or in a
-sentence-embedding model; embedder and refusals made once in a worker's life.
-Does not cover: embeddings (`metrics.embedding`); scores of the unlearned model itself
-(`further_scores`).
-
-The model's own states are read from the unmodified model, also for the answers of an unlearned
+The model's own states are read from the base model, also for the answers of an unlearned
 one: an edit that moved the states of its own answers would otherwise be judged by itself.
 """
 

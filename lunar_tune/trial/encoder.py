@@ -1,8 +1,4 @@
-"""Questions and answers as a model reads them, each encoded once in a worker's life.
-
-Covers: prompts, answers with their end, pairs of both.
-Does not cover: how text becomes tokens (`models.chat`, `training.answer_loss`).
-"""
+"""Questions and answers as a model reads them, each encoded once in a worker's life."""
 
 from __future__ import annotations
 

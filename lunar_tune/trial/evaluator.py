@@ -1,8 +1,4 @@
-"""Judges a worker's model as it is: which questions are asked, who answers, which scores follow.
-
-Covers: evaluators of a trial, of a full evaluation and of a look between two epochs, made once.
-Does not cover: unlearning (`worker`), asking and scoring themselves (`metrics`).
-"""
+"""Judges a worker's model as it is: which questions are asked, who answers, which scores follow."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import dataclasses
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lunar_tune.config.decoding_settings import PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import PlainAnswerer, token_budget
@@ -25,6 +21,7 @@ from lunar_tune.metrics.evaluate import (
 from lunar_tune.models.layout import why_not_resumable
 from lunar_tune.trial.checks import CHECKED_ROWS, Check
 from lunar_tune.trial.further_scores import FurtherScores
+from lunar_tune.trial.reference_engine import reference_answers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +51,7 @@ class Judge:
     Args:
         spec: What is asked and how.
         loaded: The model.
-        activations: Of the unmodified model on the questions.
+        activations: Of the base model on the questions.
         encoder: Encodes them.
         memory: What may be used.
     """
@@ -73,10 +70,8 @@ class Judge:
     @property
     def plain_decoding(self) -> str | None:
         """Why answers are decoded from the first token on; None where they go on from streams."""
-        if not self.spec.engine.reuse:
+        if not self.spec.engine.reuse or self.spec.engine.reference:
             return "it was asked for"
-        if self.spec.decoding.repetition_penalty != 1.0:
-            return "a repetition penalty looks at all tokens of a row"
         longest = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens)
         longest += max(self.activations.prompt_lengths)
         return why_not_resumable(self.loaded.model.config, longest)
@@ -87,7 +82,7 @@ class Judge:
         data = self.spec.data
         records = (*data.forget, *data.retain, *data.factual)
         truths = [record.answer for record in records]
-        return token_budget(self.spec.decoding, self.loaded.tokenizer, truths)
+        return token_budget(self.spec.max_new_tokens, self.loaded.tokenizer, truths)
 
     def evaluate(
         self, edited_layer: int | None, *, full: bool, bounded: bool
@@ -171,16 +166,16 @@ class Judge:
 
     @cached_property
     def answers(self) -> AnswerSource:
-        """Who answers; made at first use, from the unmodified model."""
+        """Who answers; made at first use, from the base model."""
         if self.plain_decoding is not None:
             lengths, rows = self.activations.prompt_lengths, self.activations.tree.sequences
             prompts = [row[:length] for row, length in zip(rows, lengths, strict=True)]
-            return PlainAnswerer(self.loaded, prompts, self.spec.decoding)
+            generate = reference_answers if self.spec.engine.reference else None
+            return PlainAnswerer(self.loaded, prompts, generate)
         deepest = max(self.spec.layers, default=self.loaded.n_layers - 1)
         return Answerer(
             self.activations,
             deepest=deepest if self.spec.method.edits_one_layer else -1,
-            batch_size=self.spec.decoding.batch_size,
         )
 
     def _evaluation_set(self, name: str, records: tuple[Record, ...]) -> EvaluationSet:

@@ -1,9 +1,4 @@
-"""Scores beyond ROUGE, for the sets and metrics that were asked for and no others.
-
-Covers: from the names of `TrialSpec.metrics` to values in an evaluation's scores; true answers
-encoded once in a worker's life.
-Does not cover: how a score is computed (`metrics.likelihood`).
-"""
+"""Scores beyond ROUGE, for the sets and metrics that were asked for and no others."""
 
 from __future__ import annotations
 
@@ -42,9 +37,9 @@ class FurtherScores:
         loaded: LoadedModel,
         memory: DeviceMemory,
     ) -> None:
-        self._likelihoods = [
-            metric for metric in map(find_metric, metrics) if LIKELIHOODS in metric.needs
-        ]
+        wanted = [find_metric(name) for name in metrics]
+        self._likelihoods = [metric for metric in wanted if LIKELIHOODS in metric.needs]
+        self._of_answers = [metric for metric in wanted if metric.compute is not None]
         self._encode, self._loaded, self._memory = encode, loaded, memory
         self._pairs: dict[Record, Pair] = {}
 
@@ -63,6 +58,10 @@ class FurtherScores:
         if not evaluation.complete:
             return evaluation
         further: dict[str, float] = {}
+        for metric in self._of_answers:
+            if metric.compute is not None:
+                rows = [row for row in evaluation.rows if row.set_name in metric.sets]
+                further[metric.name] = float(metric.compute(rows))
         for name in dict.fromkeys(one for metric in self._likelihoods for one in metric.sets):
             means = likelihood_means(self._scorer.score(self._pairs_of(sets[name])))
             further |= {

@@ -9,9 +9,6 @@
 
 `score` is s1 − s2, for other readers. `layer_scores` may be some of the model's blocks only. Later
 versions may add keys, which are read over; a change of meaning raises `version`.
-
-Covers: the form, writing, reading, checking against a model.
-Does not cover: scoring (`layer_scores`); what a search makes of it.
 """
 
 from __future__ import annotations

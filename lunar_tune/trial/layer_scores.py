@@ -1,19 +1,12 @@
 """The paper's choice of a layer, without training.
 
-Covers: answers to the questions to forget while c·r_l is added after block l, for every l; their
-similarity to refusals (s1) and to the true answers (s2); which layers s1 − s2 recommends
-(LUNAR, arXiv 2502.07218, section 3).
-Does not cover: what the edit does to retained questions, which the scores say nothing about: a
-layer that is recommended here may still cost retain ROUGE. The file (`layer_prior`), printing.
-
-Cost: one greedy decoding of the rows for each layer and one for the unmodified model, all rows in
+Cost: one greedy decoding of the rows for each layer and one for the base model, all rows in
 one batch, plus embedding the answers. What lies below block l is computed again for every layer:
 at a few dozen rows a prompt costs about as much as one decoding step.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +18,7 @@ from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import Method
 from lunar_tune.methods.lunar.steering import steered
+from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.metrics.embedding import Embedder, StateEmbedder
 from lunar_tune.metrics.refusal import Refusals, truth_similarity
 from lunar_tune.models.layout import check_layers
@@ -43,8 +37,8 @@ __all__ = [
 ]
 
 DEFAULT_ROWS = 20  # an edge of PISTOL, an author of TOFU
-# A layer is recommended if it gains this share of what the best one gains over the unmodified
-# model. A share, since similarities stretch differently with every model and embedding.
+# A layer is recommended if it gains this share of what the best one gains over the base model.
+# A share, since similarities stretch differently with every model and embedding.
 RECOMMENDED_SHARE = 0.8
 
 
@@ -132,7 +126,7 @@ def layer_scores(
         layers: Which blocks; None takes all.
         rows: Questions that are asked, drawn by edge from those to forget if there are more.
         embedder: Of the answers; None takes the model's own states.
-        on_layer: Called with the answer sets done and their total, the unmodified model's included.
+        on_layer: Called with the answer sets done and their total, the base model's included.
 
     Raises:
         InputError: The method has no layers, the model lacks one, or a number is out of range.
@@ -142,8 +136,8 @@ def layer_scores(
     loaded = worker.loaded
     chosen = tuple(sorted(range(loaded.n_layers) if layers is None else layers))
     if not chosen:
-        raise InputError("--layers: none is named.")
-    check_layers(chosen, loaded.n_layers, option="--layers")
+        raise InputError("--range layer: none is named.")
+    check_layers(chosen, loaded.n_layers, option="--range layer")
     asking = _Asking(worker, rows, embedder)
     vectors = worker.preparation.vectors  # type: ignore[attr-defined] # checked above
     total = len(chosen) + 1
@@ -172,7 +166,7 @@ def check_has_layers(method: Method) -> None:
     Raises:
         InputError: It is not LUNAR.
     """
-    if method.name != "lunar":
+    if not METHODS[method.name].along_vectors:
         raise InputError(
             f"--method {method.name}: has no unlearning vector whose layer could be chosen. Layers "
             "are scored for --method lunar."
@@ -186,7 +180,7 @@ def check_coefficient(coefficient: float) -> None:
         InputError: It is 0, infinite or NaN.
     """
     if coefficient == 0 or not math.isfinite(coefficient):
-        raise InputError(f"--coefficient {coefficient}: a finite number other than 0.")
+        raise InputError(f"coefficient {coefficient}: a finite number other than 0.")
 
 
 class _Asking:
@@ -194,16 +188,18 @@ class _Asking:
 
     def __init__(self, worker: Worker, rows: int, embedder: Embedder | None) -> None:
         if rows < 1:
-            raise InputError(f"--rows {rows}: at least 1.")
+            raise InputError(f"--evaluation-rows {rows}: at least 1.")
         spec = worker.spec
         if not spec.data.refusals:
             raise InputError("--refusals: there is none, and answers are compared with them.")
         self.records = sample_by_edge(spec.data.forget, rows, seed=spec.seed)
         self._truths = [record.answer for record in self.records]
         self._prompts = worker.encoder.prompts([record.question for record in self.records])
-        self._loaded, self._decoding = worker.loaded, spec.decoding
-        self.max_new_tokens = token_budget(spec.decoding, self._loaded.tokenizer, self._truths)
-        self._batch = BatchSize(spec.decoding.batch_size or len(self._prompts), "the answers")
+        self._loaded = worker.loaded
+        self.max_new_tokens = token_budget(
+            spec.max_new_tokens, self._loaded.tokenizer, self._truths
+        )
+        self._batch = BatchSize(len(self._prompts), "the answers")
         self.embedder = embedder or StateEmbedder(
             self._loaded,
             context=worker.encoder.prompts([""])[0],
@@ -226,8 +222,5 @@ class _Asking:
 
     def _answer(self, size: int) -> list[list[int]]:
         return generate_tokens(
-            self._loaded,
-            self._prompts,
-            dataclasses.replace(self._decoding, batch_size=size),
-            max_new_tokens=self.max_new_tokens,
+            self._loaded, self._prompts, max_new_tokens=self.max_new_tokens, batch_size=size
         )

@@ -1,8 +1,4 @@
-"""From options to a fine-tuning job: names resolved, files read, everything checked.
-
-Covers: all that can be known without weights; every mistake in one message.
-Does not cover: the training (`finetuning.finetune`).
-"""
+"""From options to a fine-tuning job: names resolved, files read, everything checked."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The questions of a run: sets read, split, cut to what is evaluated, and checked.
-
-Covers: defaults that depend on model and data; every mistake noted, none raised; a half of every
-edge held out.
-Does not cover: reading files (`data.readers`), what else a run needs (`assemble`).
-"""
+"""The questions of a run: sets read, split, cut to what is evaluated, and checked."""
 
 from __future__ import annotations
 
@@ -60,7 +55,7 @@ def read_sets(options: RunOptions, model: ModelSpec | None, problems: Problems) 
         with problems.collect():
             existing = edges_of(records)
             groups = read_groups(resolve_data(name, kind="records"))
-            edges = options.forget_edges or _default_edge(existing, groups)
+            edges = options.forget_edge or _default_edge(existing, groups)
             # A file of nothing but what is to be forgotten is judged on the other retain set.
             chosen = expand_edges(edges, existing, groups)
             other_retain = other if set(chosen) >= set(existing) else None

@@ -1,11 +1,8 @@
-"""One unlearning run from options to scores, without Ray.
-
-Covers: what `python -m lunar_tune.unlearn` and a notebook call.
-Does not cover: printing.
-"""
+"""One unlearning run from options to scores, without Ray."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +28,7 @@ class SingleRun:
     result: TrialResult
     """The unlearned model."""
     vanilla: TrialResult | None
-    """The unmodified model, if it was asked for."""
+    """The base model, if it was asked for."""
 
     @property
     def scores(self) -> Mapping[str, float]:
@@ -55,7 +52,14 @@ class SingleRun:
             "seconds": dict(result.seconds),
             "losses": list(result.fit.losses) if result.fit is not None else [],
             "vanilla": dict(self.vanilla.evaluation.scores) if self.vanilla is not None else None,
+            "answers": self._answers(),
         }
+
+    def _answers(self) -> list[dict[str, Any]]:
+        """Return the unlearned model's answers; their texts only where they may be written."""
+        left_out = () if self.spec.text else ("question", "truth", "answer")
+        rows = map(dataclasses.asdict, self.result.evaluation.rows)
+        return [{key: one for key, one in row.items() if key not in left_out} for row in rows]
 
 
 def unlearn_once(
@@ -74,7 +78,7 @@ def unlearn_once(
         options: Model, data and method; None is the tiny model with its own data.
         layer: Decoder block to edit, or several; None for a method that has no such parameter.
         coefficient: How far to move, for each layer or one for all; None as for the layer.
-        vanilla: Whether to evaluate the unmodified model too.
+        vanilla: Whether to evaluate the base model too.
         save_to: Folder for the unlearned model as a checkpoint.
         on_progress: Called with epochs done and in all while `tiny` is being built.
         **parameters: What else the method takes: `ridge` for closed_form, `learning_rate` for the
@@ -116,7 +120,9 @@ def _checked(options: RunOptions, setting: Mapping[str, Any], save_to: Path | No
     with problems.collect():
         depth, layer = known_depth(options), setting.get("layer")
         if depth is not None and layer is not None:
-            check_layers((layer,) if isinstance(layer, int) else tuple(layer), depth)
+            layers = layer if isinstance(layer, (list, tuple)) else (layer,)
+            if all(isinstance(one, int) for one in layers):  # else that is noted already
+                check_layers(tuple(layers), depth)
     with problems.collect():
         if save_to is not None:
             check_save_folder(save_to)

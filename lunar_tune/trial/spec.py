@@ -1,22 +1,42 @@
-"""Everything that a worker needs for trials, resolved and picklable.
-
-Covers: the data itself rather than its file names, so that a worker on another machine needs no
-file; what is evaluated in a trial and in a full evaluation.
-Does not cover: how options become a spec (`assemble`).
-"""
+"""Everything that a worker needs for trials, resolved and picklable."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.run_options import EngineSettings
+from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.methods.contract import Method
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import ModelSpec
 
-__all__ = ["DataSets", "HeldOut", "TrialSpec"]
+__all__ = ["DataSets", "EngineSettings", "HeldOut", "TrialSpec"]
+
+VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What a trial keeps from others and what it skips; none of it changes a feasible score."""
+
+    reuse: bool = True
+    """Whether prompts go on from kept streams and drafts are checked; False decodes plainly."""
+    reference: bool = False
+    """Whether `lunar_tune.reference` does all of it, with nothing kept."""
+    early_exit: bool = False
+    """Whether an answer ends when it has said every word of the truth. Its ROUGE recall is 1 then,
+    whatever follows; an answer that is to be read should go on."""
+    retain_floor: float | None = None
+    """Least retain ROUGE-1: a trial that has missed it for certain asks no more. None asks all."""
+    verify_weights: bool = field(default_factory=lambda: bool(os.environ.get(VERIFY_VARIABLE)))
+    """Whether a trial ends with a look at every weight, whether it is what it was before; the
+    environment variable `LUNAR_TUNE_VERIFY_WEIGHTS` switches it on."""
+    memory_budget: float | None = None
+    """GiB of a GPU that weights, streams and batches share; None takes all that is free."""
+    cache_limit: float | None = None
+    """GiB that activations on disk may take; 0 keeps none there, None is a quarter of the disk's
+    free space, at most 100."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +95,10 @@ class TrialSpec:
     chat: ChatFormat
     method: Method
     data: DataSets
-    decoding: DecodingSettings
-    """How a trial's answers are generated."""
     rouge_tokenizer: str
     seed: int
+    max_new_tokens: int | None = PUBLISHED_MAX_NEW_TOKENS
+    """Token budget of a trial's answers; None is twice the longest true answer, at least 32."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     """What is kept and skipped."""
     layers: tuple[int, ...] = ()

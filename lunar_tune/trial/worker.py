@@ -1,14 +1,9 @@
-"""A loaded model ready for trials, and one trial on it.
-
-Covers: the worker's lifetime (model, encoded prompts, the method's preparation) and a trial's
-(unlearn, evaluate, restore); the unmodified model's own scores.
-Does not cover: who decides on parameters; a search, a single run and a proof call the same `run`.
-"""
+"""A loaded model ready for trials, and one trial on it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +25,7 @@ from lunar_tune.trial.checks import Check, Watch
 from lunar_tune.trial.embedded_scores import EmbeddedScores, sentence_embedder
 from lunar_tune.trial.encoder import Encoder
 from lunar_tune.trial.evaluator import Judge, asked_sets
+from lunar_tune.trial.reference_engine import ReferencePreparation, check_reference
 
 if TYPE_CHECKING:
     from lunar_tune.trial.spec import TrialSpec
@@ -44,13 +40,13 @@ SMALL_MODEL = 20_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """What one trial, or an evaluation of the unmodified model, gives."""
+    """What one trial, or an evaluation of the base model, gives."""
 
     parameters: Mapping[str, Any]
-    """Empty for the unmodified model."""
+    """Empty for the base model."""
     evaluation: Evaluation
     fit: FitReport | None
-    """None for the unmodified model."""
+    """None for the base model."""
     seconds: Mapping[str, float]
     """`prepare` (captures, at the first trial), `fit`, `evaluate` and their sum `trial`."""
     max_new_tokens: int
@@ -94,7 +90,7 @@ class Worker:
 
     @cached_property
     def activations(self) -> PromptActivations:
-        """What the unmodified model computes on all questions; captured as it is needed."""
+        """What the base model computes on all questions; captured as it is needed."""
         data = self.spec.data
         # Other methods encode their own pairs; what is asked is all that is kept for them.
         by_edit = self.spec.method.edits_one_layer
@@ -112,7 +108,7 @@ class Worker:
 
     @cached_property
     def judge(self) -> Judge:
-        """Who judges the model; made at first use, from the unmodified model."""
+        """Who judges the model; made at first use, from the base model."""
         return Judge(self.spec, self.loaded, self.activations, self.encoder, self.memory)
 
     @property
@@ -130,20 +126,21 @@ class Worker:
         """The method made ready for this model and split; done at first use."""
         spec, data = self.spec, self.spec.data
         forget, retain = map(self.encoder.pairs, (data.fit_forget, data.fit_retain))
-        return spec.method.prepare(
-            Subject(
-                activations=self.activations,
-                forget_prompts=tuple(pair.prompt for pair in forget),
-                retain_prompts=tuple(pair.prompt for pair in retain),
-                reference_prompts=self.encoder.prompts(data.reference_prompts),
-                forget_pairs=forget,
-                retain_pairs=retain,
-                refusals=self.encoder.answers(data.refusals),
-            )
+        subject = Subject(
+            activations=self.activations,
+            forget_prompts=tuple(pair.prompt for pair in forget),
+            retain_prompts=tuple(pair.prompt for pair in retain),
+            reference_prompts=self.encoder.prompts(data.reference_prompts),
+            forget_pairs=forget,
+            retain_pairs=retain,
+            refusals=self.encoder.answers(data.refusals),
         )
+        if spec.engine.reference:
+            return ReferencePreparation(check_reference(spec.method), subject)
+        return spec.method.prepare(subject)
 
     def draft(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
-        """Take the unmodified model's answers, which trials check before they decode.
+        """Take the base model's answers, which trials check before they decode.
 
         Args:
             answers: Tokens of the answer by prompt, from `drafts` of a worker with the same model.
@@ -154,7 +151,7 @@ class Worker:
 
     @property
     def drafts(self) -> Mapping[tuple[int, ...], tuple[int, ...]]:
-        """The unmodified model's answers by prompt; empty before `vanilla` or `draft`."""
+        """The base model's answers by prompt; empty before `vanilla` or `draft`."""
         return self._drafts
 
     def run(
@@ -181,30 +178,6 @@ class Worker:
             InputError: A parameter is missing, unknown or out of range.
             TrialError: The fit failed, for example by divergence.
         """
-        trial = self.trial(
-            parameters, full=full, bounded=bounded, seed=seed, inside=inside, on_change=on_change
-        )
-        while True:
-            try:
-                next(trial)
-            except StopIteration as end:
-                result: TrialResult = end.value
-                return result
-
-    def trial(
-        self,
-        parameters: Mapping[str, Any],
-        *,
-        full: bool = False,
-        bounded: bool = True,
-        seed: int | None = None,
-        inside: Callable[[LoadedModel], None] | None = None,
-        on_change: Callable[[LoadedModel, Change], None] | None = None,
-    ) -> Generator[Check, None, TrialResult]:
-        """Do what `run` does, and stop at each look at the model while its fit goes on.
-
-        Closing the generator ends the trial there and puts the model back.
-        """
         start = self._clock()
         preparation = self.preparation
         self.judge.answers.prepare()
@@ -212,11 +185,10 @@ class Worker:
         floor = self.spec.engine.retain_floor if bounded and not full else None
         seed = self.spec.seed if seed is None else seed
         with self._left_as_it_was(), preparation.unlearning(parameters, seed=seed) as fit:
-            watch = Watch(fit.n_epochs, self.spec.engine.checks, floor)
+            watch = Watch(fit.n_epochs, floor)
             for epochs in fit:
                 if watch.is_due(epochs):
                     watch.checks.append(self.judge.check(fit, epochs))
-                    yield watch.checks[-1]
                 if watch.is_lost:
                     break
             report = fit.finished()
@@ -247,7 +219,7 @@ class Worker:
         )
 
     def vanilla(self, *, full: bool = False) -> TrialResult:
-        """Evaluate the unmodified model, and keep its answers as drafts for trials."""
+        """Evaluate the base model, and keep its answers as drafts for trials."""
         start = self._clock()
         evaluation, budget = self.judge.evaluate(None, full=full, bounded=False)
         evaluation = self._embedded.added_to(evaluation)

@@ -37,9 +37,9 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     search, cwd = tiny_search(shared_folder(tmp_path_factory)), tmp_path_factory.mktemp("ui")
     assert search.done.returncode == 0, search.done.stderr
     copy_store(search.output / "mlflow.db", cwd / "mlflow.db")
-    options = ["--runs", str(search.output), "--tracking-uri", f"sqlite:///{cwd / 'mlflow.db'}"]
+    options = ["--output", str(search.output), "--tracking-uri", f"sqlite:///{cwd / 'mlflow.db'}"]
     expect.set_options(timeout=30_000)
-    process = start(command("compare", NAME, *options, "--no-open"), cwd=cwd)
+    process = start(command("compare", NAME, *options), cwd=cwd)
     assert process.stdout is not None
     found: list[str] = []
     for line in process.stdout:

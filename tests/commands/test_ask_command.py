@@ -14,24 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from click.testing import Result
-from command_lines import small_data
-from typer.testing import CliRunner
+from command_lines import Result, small_data, without_ray
+from made_outcomes import complete, trial_result
 
-from lunar_tune.cli.ask import _shown, ask
-from lunar_tune.cli.running import command_app
-from lunar_tune.config.adamw_settings import AdamWSettings
-from lunar_tune.config.lunar_settings import LunarSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
-from lunar_tune.config.search_config import SearchConfig, config_document
+from lunar_tune.cli.ask import COMMAND, _shown
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space.space import Fixed, SearchSpace
+from lunar_tune.study.stored_config import configuration_document
+from lunar_tune.yaml_files import read_yaml, write_yaml
 
 PARAMETERS = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
-SCORES = {"forget_rouge1": 0.1, "retain_rouge1": 0.9, "deviation_score": 14.1}
+SCORES = {"forget_rouge1": 0.1, "retain_rouge1": 0.9}
 KNOWN = "What is item 1 of A_B?"
 
 
@@ -40,15 +37,14 @@ def runs(tmp_path: Path, checkpoint: Callable[..., Path]) -> Path:
     """Return a folder with the search `one`: trial 0 is the confirmed best, trial 1 failed."""
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)
-    run = RunOptions(
+    config = SearchConfig(
         model=str(checkpoint("qwen2")),
         data=str(small_data(tmp_path)),
         factual_data="none",
         device="cpu",
-        lunar=LunarSettings(adamw=AdamWSettings(epochs=2)),
-        engine=EngineSettings(cache_limit=0),
+        fix=("epochs=2",),
+        cache_limit=0,
     )
-    config = SearchConfig(run=run)
     fixed: Any = {name: Fixed(type="fixed", value=value) for name, value in PARAMETERS.items()}
     space = SearchSpace(
         method="lunar", variant="adamw", parameters=fixed, starting_points=(), origin="a test"
@@ -56,16 +52,14 @@ def runs(tmp_path: Path, checkpoint: Callable[..., Path]) -> Path:
     study = open_study(folder / "study.journal", name="one", space=space, config=config)
     study.note("goal", goal_of(config).text)
     study.ask()
-    told = {"scores": SCORES, "seconds": {}, "retain_rows": 6, "retain_exact": True}
-    rest = {"max_new_tokens": 4, "losses": [2.0, 1.0], "checks": [], "answers_digest": ""}
-    study.complete(0, told | rest)
+    complete(study, 0, trial_result(0.1, 0.9, retain_rows=6, budget=4))
     study.ask()
     study.fail(1, "diverged")
     study.note("confirmed", {"number": 0, "scores": SCORES, "max_new_tokens": 512})
     digests = {"forget": records_digest(_forget())}
-    document = config_document(
+    document = configuration_document(
         config,
-        given=dict.fromkeys((f.name for f in dataclasses.fields(run)), "command line"),
+        given=dict.fromkeys((one.name for one in dataclasses.fields(RunOptions)), "command line"),
         derived={},
         resolved={"digests": digests, "working_folder": str(tmp_path)},
     )
@@ -78,12 +72,11 @@ def _forget() -> list[Record]:
 
 
 def invoke(*arguments: str, stdin: str = "", width: int = 160) -> Result:
-    environment = {"COLUMNS": str(width), "TERM": "dumb"}
-    return CliRunner().invoke(command_app(ask), list(arguments), env=environment, input=stdin)
+    return without_ray(COMMAND, *arguments, stdin=stdin, columns=width)
 
 
 def place(runs: Path) -> list[str]:
-    return ["--runs", str(runs), "--max-new-tokens", "6"]
+    return ["--output", str(runs), "--max-new-tokens", "6"]
 
 
 def test_questions_are_answered_in_one_table_and_written_as_json(runs: Path) -> None:
@@ -197,7 +190,7 @@ def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lunar_tune.trial.asking.Worker", None)
-    message = refused("another", "Who?", "--runs", str(runs), "--max-new-tokens", "0")
+    message = refused("another", "Who?", "--output", str(runs), "--max-new-tokens", "0")
     for part in ("2 things are wrong", "another: there is no such search", "has one", "at least 1"):
         assert part in message
     assert "trial 1: the trial is failed; completed are 0" in refused(
@@ -221,7 +214,7 @@ def test_data_or_weights_that_are_gone_or_changed_are_said(
     pairs.unlink()
     assert "pairs.json" in refused("one", "Who?", *place(runs))
     pairs.write_text(kept)
-    document = yaml.safe_load(config.read_text())
+    document = read_yaml(config)
     document["resolved"]["weights"] = str(runs / "nowhere")
-    config.write_text(yaml.safe_dump(document))
+    config.write_text(write_yaml(document))
     assert "nowhere" in refused("one", "Who?", *place(runs))

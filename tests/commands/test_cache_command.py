@@ -15,11 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_lines import command, finish, run_command, start
-from typer.testing import CliRunner, Result
+from command_lines import Result, command, finish, run_command, start, without_ray
 
-from lunar_tune.cli.cache import cache
-from lunar_tune.cli.running import command_app
+from lunar_tune.cli.cache import COMMAND
 from lunar_tune.engine.cache import ActivationCache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +48,7 @@ def keys() -> list[str]:
 
 
 def invoke(*arguments: str, columns: int = 160) -> Result:
-    environment = {"COLUMNS": str(columns), "TERM": "dumb"}
-    return CliRunner().invoke(command_app(cache), list(arguments), env=environment)
+    return without_ray(COMMAND, *arguments, columns=columns)
 
 
 def succeeded(*arguments: str, columns: int = 160) -> str:
@@ -64,7 +61,6 @@ def succeeded(*arguments: str, columns: int = 160) -> str:
 def refused(*arguments: str) -> str:
     result = invoke(*arguments)
     assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.output
     return result.stderr
@@ -142,11 +138,14 @@ def test_an_entry_whose_description_is_lost_is_shown(folder: Path) -> None:
     assert succeeded("--remove", "1a").startswith(f"{FIRST} (?) removed")
 
 
-def test_json_has_every_entry_for_other_tools() -> None:
-    assert json.loads(succeeded("--json")) == []
+def test_json_has_every_entry_for_other_tools(tmp_path: Path) -> None:
+    file = tmp_path / "entries.json"
+    assert succeeded("--json", str(file)) == ""
+    assert json.loads(file.read_text()) == []
     size = fill(FIRST, files=2)
     fill(SECOND, days=1)
-    first, second = json.loads(succeeded("--json", "--quiet"))
+    succeeded("--json", str(file), "--quiet")
+    first, second = json.loads(file.read_text())
     assert first == {
         "key": FIRST,
         "kind": "streams",
@@ -176,7 +175,7 @@ def test_a_key_that_is_unknown_ambiguous_or_empty_removes_nothing() -> None:
         fill(key)
     unknown = refused("--remove", "ff")
     assert "--remove ff: no key begins so" in unknown
-    for shown in ("1a1a1a1a", "1b1b1b1b", "2c2c2c2c", "--empty"):
+    for shown in ("1a1a1a1a", "1b1b1b1b", "2c2c2c2c", "--remove all"):
         assert shown in unknown
     ambiguous = refused("--remove", "1")
     assert "--remove 1: 2 keys begin so: " in ambiguous
@@ -208,18 +207,18 @@ def test_emptying_says_how_much_was_freed_and_leaves_the_built_models(folder: Pa
     fill(SECOND)
     assert re.fullmatch(
         rf"2 entries removed, 9\d\.\d KiB freed \({re.escape(str(folder))}\)\.\n",
-        succeeded("--empty"),
+        succeeded("--remove", "all"),
     )
     assert keys() == []
     assert list(folder.iterdir()) == []
     assert model.exists()
-    assert succeeded("--empty") == f"It was empty ({folder}).\n"
+    assert succeeded("--remove", "all") == f"It was empty ({folder}).\n"
 
 
 def test_what_cannot_be_removed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     fill(FIRST)
     monkeypatch.setattr("shutil.rmtree", lambda *_args, **_options: None)
-    for arguments in (("--remove", "1a"), ("--empty",)):
+    for arguments in (("--remove", "1a"), ("--remove", "all")):
         result = invoke(*arguments)
         assert result.exit_code == 1
         assert "could not be removed" in result.stderr
@@ -228,16 +227,17 @@ def test_what_cannot_be_removed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_one_thing_at_a_time() -> None:
     fill(FIRST)
-    for arguments in (("--empty", "--json"), ("--remove", "1a", "--empty")):
-        assert "one at a time" in refused(*arguments)
-    assert "--remove and --json: " in refused("--json", "--remove", "1a")
+    for removed in ("all", "1a"):
+        assert "--remove and --json: one at a time" in refused(
+            "--json", "a.json", "--remove", removed
+        )
     assert keys() == [FIRST]
 
 
 def test_nothing_is_shown_when_quiet() -> None:
     fill(FIRST)
     assert succeeded("--quiet") == ""
-    assert succeeded("--empty", "--quiet") == ""
+    assert succeeded("--remove", "all", "--quiet") == ""
     assert keys() == []
     assert succeeded("--quiet") == ""
 
@@ -259,8 +259,8 @@ def test_a_folder_that_cannot_be_made_is_refused_with_advice(
 
 
 def test_help_names_the_options_and_says_what_removal_means() -> None:
-    words = succeeded("--help").replace("│", " ").split()
-    for option in ("--remove", "--empty", "--json", "--quiet", "--debug", "KEY"):
+    words = succeeded("--help-all").replace("│", " ").split()
+    for option in ("--remove", "--json", "--quiet", "--debug", "KEY|all"):
         assert option in words
     assert "what is missing is computed again" in " ".join(words)
 

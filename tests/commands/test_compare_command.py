@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -16,21 +15,22 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs
 
 import psutil
 import pytest
-from command_lines import command, start
+from command_lines import Result, command, start, without_ray
+from filelock import FileLock
 from rich.console import Console
-from tracked_searches import SCORES, make_search
-from typer.testing import CliRunner, Result
+from tracked_searches import SCORES, begun_study, make_search
 
-from lunar_tune.cli.compare import _show, compare
-from lunar_tune.cli.running import command_app
-from lunar_tune.study.study import StoredStudy
-from lunar_tune.tracking.mirror import Mirror
+from lunar_tune.cli.compare import COMMAND, _show
+from lunar_tune.errors import InputError
+from lunar_tune.report.results import load_search
+from lunar_tune.study.folder import Folder
+from lunar_tune.tracking.chart_view import Compared
+from lunar_tune.tracking.store import store_of
 
 # MLflow and SQLAlchemy leave a store's connections to the garbage collector.
 pytestmark = [
@@ -40,10 +40,9 @@ pytestmark = [
 
 
 def invoke(*arguments: str | Path) -> Result:
-    environment = {"COLUMNS": "160", "TERM": "dumb"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return CliRunner().invoke(command_app(compare), list(map(str, arguments)), env=environment)
+        return without_ray(COMMAND, *arguments)
 
 
 def refused(*arguments: str | Path) -> str:
@@ -72,7 +71,7 @@ def compared(address: str) -> tuple[str, list[str], list[str]]:
 
 def started(arguments: Sequence[str], cwd: Path) -> tuple[subprocess.Popen[str], str]:
     """Start the command and return it with the address that it prints."""
-    process = start(command("compare", "--no-open", *arguments), cwd=cwd)
+    process = start(command("compare", *arguments), cwd=cwd)
     assert process.stdout is not None
     for line in process.stdout:
         if found := re.search(r"^\d+ trials: (http\S+)", line):
@@ -120,7 +119,7 @@ def test_without_a_name_the_search_written_to_last_is_compared(runs: Path, tmp_p
     os.utime(moved / "two" / "study.journal", (1, 1))
     (runs / "mlflow.db").rename(runs / "away.db")
     try:
-        process, address = started(["--runs", "moved"], tmp_path)
+        process, address = started(["--output", "moved"], tmp_path)
         try:
             server, ids, _ = compared(address)
             found = [asked(server, f"runs/get?run_id={one}")["run"] for one in ids]
@@ -129,17 +128,13 @@ def test_without_a_name_the_search_written_to_last_is_compared(runs: Path, tmp_p
     finally:
         (runs / "away.db").rename(runs / "mlflow.db")
     tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in found]
-    note = StoredStudy.read(moved / "one" / "study.journal")
-    assert note is not None
-    assert [one["mlflow.parentRunId"] for one in tags] == [note.notes["mlflow"]["run_id"]] * len(
-        SCORES
-    )
+    assert [one["lunar_tune.trial_of"] for one in tags] == ["id-of-one"] * len(SCORES)
 
 
 def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) -> None:
     """Nothing is started: the command prints the address and is over."""
     folders = [make_search(tmp_path, name, server) for name in ("one", "two")]
-    result = invoke("--no-open", *(folder.path for folder in folders))
+    result = invoke(*(folder.path for folder in folders))
     assert result.exit_code == 0, result.output
     address = next(line for line in result.stdout.splitlines() if " trials: " in line)
     at, ids, _ = compared(address.partition(" trials: ")[2])
@@ -149,11 +144,10 @@ def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) ->
     keys = re.findall(r"charts of \w+: \S+viewStateShareKey=([\w-]+)&", result.stdout)
     experiment = asked(server, "experiments/get-by-name?experiment_name=lunar-tune")["experiment"]
     tags = {tag["key"]: tag["value"] for tag in experiment["tags"]}
-    for key, folder in zip(keys, folders, strict=True):
-        note = StoredStudy.read(folder.journal)
-        assert note is not None
+    for key in keys:
         view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
-        assert f"'{note.notes['mlflow']['run_id']}'" in view["searchFilter"]
+        parent = key.removeprefix("lunar-tune-")
+        assert view["searchFilter"] == f"tags.`mlflow.parentRunId` = '{parent}'"
         assert view["orderByKey"] == "metrics.`forget_rouge1`"
         plot = view["compareRunCharts"][0]
         assert set(plot["selectedParams"]) == {"layer", "coefficient"}
@@ -178,21 +172,19 @@ def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
     """A server that starts brings an older store up to date: nothing else may open it then."""
     happened: list[str] = []
 
-    def trials(given: list[Mirror]) -> tuple[list[str], dict[Mirror, str]]:
+    def written(_: Any, __: str) -> list[Compared]:
         happened.append("trials")
-        return ["r"], {given[0]: "a-view"}
+        return [Compared(name="one", experiment="1", trials=["r"], view="a-view")]
 
     @contextmanager
-    def served(_: str, *, port: int | None) -> Iterator[Any]:
+    def served(_: str) -> Iterator[Any]:
         happened.append("server")
-        nothing = {"wait_until_ready": lambda: port, "wait_until_interrupted": lambda: port}
-        yield SimpleNamespace(address="http://127.0.0.1:1", **nothing)
+        yield "http://127.0.0.1:1", lambda: None
 
-    monkeypatch.setattr("lunar_tune.cli.compare._trials", trials)
+    monkeypatch.setattr("lunar_tune.cli.compare._written", written)
     monkeypatch.setattr("lunar_tune.tracking.ui.served", served)
     console = Console(file=(text := io.StringIO()))
-    mirror = Mirror(search="one", uri=uri, experiment_id="1", run_id="s")
-    _show([mirror], console, port=None, opens=False)
+    _show([], uri, console)
     assert happened == order
     assert shown in text.getvalue()
     assert "charts of one: " in text.getvalue()
@@ -200,22 +192,48 @@ def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
     assert "me:" not in text.getvalue()
 
 
-def test_a_store_that_has_lost_the_runs_is_named(server: str, runs: Path) -> None:
-    said = refused("--no-open", runs / "one", "--tracking-uri", server)
-    assert f"one: {server} has no run" in said
-    assert "--static" in said
+def test_a_store_that_was_away_is_caught_up_with(server: str, tmp_path: Path) -> None:
+    folder = make_search(tmp_path, "late", server, mirrored=False)
+    with FileLock(folder.lock):  # the search still runs, and writes its runs itself
+        said = refused(folder.path)
+    assert f"late: {server} does not have its runs" in said
+    assert "--save" in said
+    result = invoke(folder.path)
+    assert result.exit_code == 0, result.output
+    assert f"{len(SCORES)} trials: {server}" in result.stdout
+
+
+def test_a_search_without_scores_says_why_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    study = begun_study(Folder(tmp_path / "one"))
+    said = refused(tmp_path / "one")
+    assert "one: there is nothing to compare. No trial has ended yet. --save FILE" in said
+    study.fail(study.ask()[0], "the loss is NaN", deterministic=True)
+    said = refused(tmp_path / "one")
+    assert "Every trial failed, most of them with: the loss is NaN" in said
+
+
+def test_another_store_is_taken_with_its_password_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_search(tmp_path, "one", "http://me:***@host:5000", mirrored=False)
+    search = load_search(folder.path)
+    with pytest.raises(InputError, match=r"one: its store .* wants a password"):
+        store_of(search)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
+    assert store_of(search) == "http://me:secret@host:5000"
+    assert store_of(search, "http://host:1") == "http://host:1"
+    uri = f"sqlite:///{tmp_path / 'mistyped.db'}"
+    with pytest.raises(InputError, match="there is no such file"):
+        store_of(search, uri)
+    assert not (tmp_path / "mistyped.db").exists()
+    said = refused(folder.path, "--tracking-uri", "http://127.0.0.1:9")
+    assert "the MLflow store http://127.0.0.1:9 cannot be used" in said
 
 
 def test_every_mistake_is_said_at_once(runs: Path, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        said = refused("nosuch", "one", "neither", "--runs", runs, "--port", str(port))
-    assert "3 things are wrong" in said
+    said = refused("nosuch", "one", "neither", "--output", runs)
+    assert "2 things are wrong" in said
     assert "nosuch: there is no such search" in said
     assert "neither: there is no such search" in said
-    assert f"--port {port}: cannot be used" in said
-    assert "runs has no search to compare" in refused("--runs", tmp_path / "runs")
-    assert "--port 70000: a number from 1 to 65535" in refused(runs / "one", "--port", "70000")
-    assert "is a folder, not a file" in refused(runs / "one", "--static", tmp_path)
+    assert "runs has no search to compare" in refused("--output", tmp_path / "runs")
+    assert "is a folder, not a file" in refused(runs / "one", "--save", tmp_path)

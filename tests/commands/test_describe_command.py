@@ -8,11 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_lines import finish, small_data, start
-from typer.testing import CliRunner, Result
+from command_lines import Result, finish, small_data, start, without_ray
 
-from lunar_tune.cli.describe import describe
-from lunar_tune.cli.running import command_app
+from lunar_tune.cli.describe import COMMAND
 from lunar_tune.data.bundled import BUNDLED
 from lunar_tune.data.groups import groups_file
 from lunar_tune.models.loading import LoadedModel
@@ -21,8 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def invoke(*arguments: str | Path) -> Result:
-    environment = {"COLUMNS": "160", "TERM": "dumb"}
-    return CliRunner().invoke(command_app(describe), list(map(str, arguments)), env=environment)
+    return without_ray(COMMAND, *arguments)
 
 
 def succeeded(*arguments: str | Path) -> str:

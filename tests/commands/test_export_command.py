@@ -2,7 +2,7 @@
 
 Covers: forms loaded in a fresh process that cannot import the package, by the lines that their
 cards show; bfloat16; a trial that was stopped early; what is refused, and what is not proven.
-Does not cover: the arithmetic of deltas and adapters (`tests/core/test_core_exporting.py`).
+Does not cover: the arithmetic of adapters (`tests/core/test_core_exporting.py`).
 """
 
 from __future__ import annotations
@@ -18,22 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from click.testing import Result
-from command_lines import small_data
+import torch
+from command_lines import Result, small_data, without_ray
 from made_search import made_search
 from rouge_score.rouge_scorer import RougeScorer
-from typer.testing import CliRunner
 
-from lunar_tune.cli.export import export
-from lunar_tune.cli.running import command_app
-from lunar_tune.config.decoding_settings import DecodingSettings
+from lunar_tune.cli.export import COMMAND
 from lunar_tune.config.run_options import NONE, RunOptions
-from lunar_tune.export.delta import same_bits
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import ModelSpec, load_model
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.tables import read_answers, write_answers
+from lunar_tune.yaml_files import read_yaml
 
 pytestmark = pytest.mark.slow  # a search of its own
 
@@ -61,14 +57,13 @@ print(json.dumps(tokenizer.batch_decode(new, skip_special_tokens=True)))
 
 
 def invoke(*arguments: object) -> Result:
-    environment = {"COLUMNS": "160", "TERM": "dumb"}
-    return CliRunner().invoke(command_app(export), list(map(str, arguments)), env=environment)
+    return without_ray(COMMAND, *arguments)
 
 
 def exported(search: Path, form: str, *more: object) -> tuple[Path, dict[str, Any]]:
     """Export into a folder beside the search; return it with its export.json."""
     output = search.parent / f"{search.name}-{form}-{len(list(search.parent.iterdir()))}"
-    result = invoke(search, "--format", form, "--output", output, *more)
+    result = invoke(search, "--format", form, "--save", output, *more)
     assert result.exit_code == 0, result.output
     return output, json.loads((output / "export.json").read_text())
 
@@ -98,8 +93,8 @@ def _short_answers() -> Iterator[None]:
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a search of the tiny model, which knows its data."""
     options = RunOptions(
-        lunar=_lunar("closed_form"),
-        decoding=DecodingSettings(max_new_tokens=None),
+        solver="closed_form",
+        max_new_tokens=None,
         evaluation_rows=24,
         device="cpu",
     )
@@ -142,7 +137,7 @@ def random_search(
                     "factual_data": NONE,
                     "reference_prompts": str(prompts),
                     "device": "cpu",
-                    "decoding": DecodingSettings(max_new_tokens=6),
+                    "max_new_tokens": 6,
                 }
                 | options
             )
@@ -152,23 +147,18 @@ def random_search(
     return make
 
 
-def _lunar(solver: str) -> Any:
-    from lunar_tune.config.adamw_settings import AdamWSettings
-    from lunar_tune.config.lunar_settings import LunarSettings
-
-    return LunarSettings(solver=solver, adamw=AdamWSettings(epochs=2))
+def _lunar(solver: str) -> dict[str, Any]:
+    return {"solver": solver, "fix": ("epochs=2",)}
 
 
-def _gradient(trained: str) -> Any:
-    from lunar_tune.config.gradient_settings import GradientSettings
-
-    return GradientSettings(trained=trained, epochs=2, batch_size=2)
+def _gradient(trained: str) -> dict[str, Any]:
+    return {"method": "ga", "fix": (f"trained={trained}", "epochs=2", "batch_size=2")}
 
 
 # With the tiny model
 
 
-@pytest.mark.parametrize("form", ["checkpoint", "adapter", "delta"])
+@pytest.mark.parametrize("form", ["checkpoint", "adapter"])
 def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_reported(
     known: Path, carried: Callable[[str], tuple[Path, dict[str, Any]]], form: str, tmp_path: Path
 ) -> None:
@@ -200,7 +190,7 @@ def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_rep
     )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
-    confirmed = yaml.safe_load((known / "best.yaml").read_text())["confirmed"]["scores"]
+    confirmed = read_yaml(known / "best.yaml")["confirmed"]["scores"]
     for name in ("forget", "retain"):
         recalls = [
             RougeScorer(["rouge1"], use_stemmer=True).score(row.truth, answer)["rouge1"].recall
@@ -227,7 +217,7 @@ def test_a_checkpoint_says_where_it_comes_from_and_can_be_searched_on(
     different = [
         name
         for name, weight in load_model(base).model.named_parameters()
-        if not same_bits(weight, again.get_parameter(name))
+        if not torch.equal(weight, again.get_parameter(name))
     ]
     assert different == ["model.layers.1.mlp.down_proj.weight"]
 
@@ -235,9 +225,9 @@ def test_a_checkpoint_says_where_it_comes_from_and_can_be_searched_on(
 def test_a_card_shows_scores_setting_and_digests_and_no_text_of_the_data(
     known: Path, carried: Callable[[str], tuple[Path, dict[str, Any]]]
 ) -> None:
-    folder, document = carried("delta")
+    folder, document = carried("adapter")
     card = (folder / "README.md").read_text()
-    front = yaml.safe_load(card.split("---")[1])
+    front = read_yaml(card.split("---")[1])
     assert "unlearning" in front["tags"]
     assert "base_model" not in front  # a folder of this machine is no model of the hub
     assert f"`{Path(document['base']).name}`, a local folder" in card
@@ -259,14 +249,11 @@ def test_a_card_shows_scores_setting_and_digests_and_no_text_of_the_data(
 
 
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "closed_form": (SETTING, {"lunar": _lunar("closed_form")}),
-    "adamw": (
-        {"layer": 1, "coefficient": 2.0, "learning_rate": 0.01},
-        {"lunar": _lunar("adamw")},
-    ),
-    "lora": ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.01}, {"lunar": _lunar("lora")}),
-    "ga-lora": ({"learning_rate": 1e-3}, {"method": "ga", "gradient": _gradient("lora")}),
-    "ga-full": ({"learning_rate": 1e-4}, {"method": "ga", "gradient": _gradient("full")}),
+    "closed_form": (SETTING, {"solver": "closed_form"}),
+    "adamw": ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.01}, _lunar("adamw")),
+    "lora": ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.01}, _lunar("lora")),
+    "ga-lora": ({"learning_rate": 1e-3}, _gradient("lora")),
+    "ga-full": ({"learning_rate": 1e-4}, _gradient("full")),
 }
 
 
@@ -284,20 +271,19 @@ def test_every_form_of_every_kind_of_method_is_proven(
 ) -> None:
     parameters, options = METHODS[name]
     search = random_search(f"{name}-{dtype}", parameters, dtype=dtype, **options)
-    for form in ("checkpoint", "delta"):
-        _, document = exported(search, form)
-        assert document["dtype"] == dtype
-        assert document["parameters"] == parameters
-        if name != "ga-lora":  # merging rounds
-            assert document["differing_rows_of_the_run"] == 0
+    _, document = exported(search, "checkpoint")
+    assert document["dtype"] == dtype
+    assert document["parameters"] == parameters
+    if name != "ga-lora":  # merging rounds
+        assert document["differing_rows_of_the_run"] == 0
     if name == "ga-full":
         assert "trains whole weights" in refused(
-            search, "--format", "adapter", "--output", search.parent / "refused"
+            search, "--format", "adapter", "--save", search.parent / "refused"
         )
         return
     if dtype == "bfloat16":  # a random model's next words are near ties: another rounding, others
         return
-    folder, document = exported(search, "adapter", *(("--rank", 32) if name == "adamw" else ()))
+    folder, document = exported(search, "adapter:32" if name == "adamw" else "adapter")
     config = json.loads((folder / "adapter_config.json").read_text())
     expected = {"closed_form": 1, "adamw": 32, "lora": 8, "ga-lora": 8}[name]
     assert set(document["ranks"].values()) == {expected} == {config["r"]}
@@ -323,13 +309,13 @@ def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
         factual_data=NONE,
         reference_prompts=str(prompts),
         device="cpu",
-        decoding=DecodingSettings(max_new_tokens=4),
-        lunar=_lunar("closed_form"),
+        max_new_tokens=4,
+        solver="closed_form",
     )
     search = made_search(tmp_path, "s", options, SETTING, floor=0.9, confirmed=False)
     asked = len(read_answers(Folder(search).answers(0))[0])
     assert asked < len(pairs)
-    folder, document = exported(search, "delta", "--trial", 0)
+    folder, document = exported(search, "checkpoint", "--trial", 0)
     assert document["n_rows"] == asked
     assert document["differing_rows"] == 0
     assert document["max_new_tokens"] == 4
@@ -342,14 +328,14 @@ def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
     assert f"* feasible: no, it misses {missed}" in card
     assert f"* ≈: an estimate, mean of {of[0]} of {of[1]} questions to keep" in card
     assert card.count("| ≈ ") == 2 * 2  # retain and deviation score, as reported and as loaded
-    assert "name a trial by its number (0)" in refused(search, "--output", tmp_path / "none")
+    assert "name a trial by its number (0)" in refused(search, "--save", tmp_path / "none")
 
 
 def test_a_search_without_texts_is_proven_by_the_scores_of_its_rows(
     random_search: Callable[..., Path],
 ) -> None:
-    search = random_search("private", SETTING, lunar=_lunar("closed_form"), text=False)
-    folder, document = exported(search, "delta")
+    search = random_search("private", SETTING, solver="closed_form", text=False)
+    folder, document = exported(search, "checkpoint")
     assert document["proven"] is True
     assert (document["n_rows"], document["differing_rows"]) == (9, 0)
     assert document["compared"] == "ROUGE-1 and ROUGE-L of each row"
@@ -359,11 +345,11 @@ def test_a_search_without_texts_is_proven_by_the_scores_of_its_rows(
 def test_a_card_names_the_folder_that_was_called_here(
     random_search: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = random_search("dot", SETTING, lunar=_lunar("closed_form"))
+    search = random_search("dot", SETTING, solver="closed_form")
     output = tmp_path / "unlearned"
     output.mkdir()
     monkeypatch.chdir(output)
-    result = invoke(search, "--output", ".")
+    result = invoke(search, "--save", ".")
     assert result.exit_code == 0, result.output
     assert 'from_pretrained("unlearned"' in (output / "README.md").read_text()
 
@@ -371,12 +357,12 @@ def test_a_card_names_the_folder_that_was_called_here(
 def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
     random_search: Callable[..., Path], tmp_path: Path
 ) -> None:
-    search = random_search("other", SETTING, lunar=_lunar("closed_form"))
+    search = random_search("other", SETTING, solver="closed_form")
     file = Folder(search).full_answers(0)
     rows, losses = read_answers(file)
     rows[2] = dataclasses.replace(rows[2], answer="something else")
     write_answers(file, rows, losses)
-    result = invoke(search, "--format", "delta", "--output", tmp_path / "d")
+    result = invoke(search, "--format", "checkpoint", "--save", tmp_path / "d")
     assert result.exit_code == 1
     assert "1 of 9 answers differ" in result.stderr
     document = json.loads((tmp_path / "d" / "export.json").read_text())
@@ -388,7 +374,7 @@ def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
 def test_mistakes_are_said_together_before_anything_is_loaded(
     random_search: Callable[..., Path], tmp_path: Path
 ) -> None:
-    search = random_search("wrong", SETTING, lunar=_lunar("closed_form"))
+    search = random_search("wrong", SETTING, solver="closed_form")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     pairs = next(search.parent.glob("pairs.json"))
@@ -397,14 +383,13 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
     kept = prompts.read_text()
     prompts.write_text(f"{kept}What is never?\n", encoding="utf-8")
     message = refused(
-        *(search, "--format", "gguf", "--output", tmp_path / "full", "--trial", 5, "--rank", 0),
+        *(search, "--format", "gguf", "--save", tmp_path / "full", "--trial", 5),
         *("--json", tmp_path, "--register", "a/b"),
     )
     for said in (
-        "--format gguf: there are checkpoint, adapter, delta",
+        "--format gguf: there are checkpoint, adapter.",
         "the folder is not empty",
         "there is no such trial",
-        "--rank 0: at least 1",
         "is a folder, not a file",
         "the registry takes no name with /",
         "does not say where its MLflow runs are",
@@ -413,13 +398,14 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
     ):
         assert said in message
     prompts.write_text(kept, encoding="utf-8")
-    assert "--rank 2: the adapter of --method lunar (closed_form) is exact" in refused(
-        search, "--format", "adapter", "--output", tmp_path / "a", "--rank", 2
+    assert "adapter:2: the adapter of --method lunar (closed_form) is exact" in refused(
+        search, "--format", "adapter:2", "--save", tmp_path / "a"
     )
-    assert "--rank 2: is that of an adapter" in refused(
-        search, "--format", "delta", "--output", tmp_path / "a", "--rank", 2
-    )
-    missing = refused("nowhere", "--runs", tmp_path / "none", "--output", tmp_path / "a")
+    for form in ("checkpoint:2", "adapter:0", "adapter:x", "adapter:"):
+        assert f"--format {form}: checkpoint, adapter, or adapter:RANK" in refused(
+            search, "--format", form, "--save", tmp_path / "a"
+        )
+    missing = refused("nowhere", "--output", tmp_path / "none", "--save", tmp_path / "a")
     assert "there is no such search" in missing
 
 
@@ -429,12 +415,9 @@ def test_an_adapter_that_belongs_on_a_merged_adapter_is_refused(
     """The base would be a model and an adapter; only a whole checkpoint can be loaded by itself."""
     parameters, options = METHODS["ga-lora"]
     adapter, _ = exported(random_search("base", parameters, **options), "adapter")
-    search = random_search(
-        "on-adapter", SETTING, lunar=_lunar("closed_form"), model_path=str(adapter)
+    search = random_search("on-adapter", SETTING, solver="closed_form", model_path=str(adapter))
+    assert "use --format checkpoint" in refused(
+        search, "--format", "adapter", "--save", tmp_path / "adapter"
     )
-    for form in ("adapter", "delta"):
-        assert "use --format checkpoint" in refused(
-            search, "--format", form, "--output", tmp_path / form
-        )
     exported(search, "checkpoint")
     assert checkpoint("qwen2").is_dir()

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_lines import run_command
+from command_lines import Result, run_command, without_ray
 from file_server import HUB, PISTOL_2, FileServer, pistol_rows, serving, tofu_lines
-from typer.testing import CliRunner, Result
 
-from lunar_tune.cli.fetch import fetch_command
-from lunar_tune.cli.running import command_app
+from lunar_tune.cli.fetch import COMMAND
 from lunar_tune.data.published import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,18 +32,16 @@ def invoke(*arguments: str, server: FileServer | None = None, columns: int = 160
     urls = (
         {} if server is None else {"LUNAR_TUNE_GITHUB_URL": server.url, "HF_ENDPOINT": server.url}
     )
-    environment = {"COLUMNS": str(columns), "TERM": "dumb", **urls}
-    return CliRunner().invoke(command_app(fetch_command), list(arguments), env=environment)
+    return without_ray(COMMAND, *arguments, columns=columns, **urls)
 
 
 def test_without_names_everything_is_listed_and_nothing_fetched(folder: Path) -> None:
-    for arguments in ((), ("--list",), ("--list", "tofu")):
-        result = invoke(*arguments)
-        assert result.exit_code == 0, result.output
-        lines = result.stdout.splitlines()
-        assert [line.split()[0] for line in lines[1 : len(PUBLISHED) + 1]] == list(PUBLISHED)
-        assert lines[-1] == f"kept in {folder}"
-        assert "from https://huggingface.co/datasets/locuslab/TOFU/tree/324592d8" in result.stdout
+    result = invoke()
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1 : len(PUBLISHED) + 1]] == list(PUBLISHED)
+    assert lines[-1] == f"kept in {folder}"
+    assert "from https://huggingface.co/datasets/locuslab/TOFU/tree/324592d8" in result.stdout
     assert not folder.exists()
 
 
@@ -64,9 +60,8 @@ def test_names_are_fetched_from_the_servers_that_the_environment_names(
     assert "MIT     yes" not in listed["pistol-1"]
 
 
-def test_options_name_the_servers_as_well(server: FileServer) -> None:
-    arguments = ("--github-url", server.url, "--hub-url", f"{server.url}/", "--quiet")
-    result = invoke("pistol-2", "tofu", *arguments)
+def test_nothing_is_shown_when_quiet(server: FileServer) -> None:
+    result = invoke("pistol-2", "tofu", "--quiet", server=server)
     assert (result.exit_code, result.output) == (0, "")
     assert len(server.asked) == 2
 

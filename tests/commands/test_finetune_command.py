@@ -10,20 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from command_lines import small_data
-from typer.testing import CliRunner
+from command_lines import Result, small_data, without_ray
 
-from lunar_tune.cli.finetune import finetune
-from lunar_tune.cli.options.given import run_options
-from lunar_tune.cli.running import command_app
+from lunar_tune.cli.finetune import COMMAND
 from lunar_tune.data.readers import read_records
 from lunar_tune.data.records import records_digest
 from lunar_tune.models.lineage import read_lineage
 
 # MLflow and SQLAlchemy leave a store's connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-LEARNING = ("--train", "full", "--learning-rate", "0.01", "--batch-size", "4")
+LEARNING = ("--fix", "trained=full", "--fix", "learning_rate=0.01", "--fix", "batch_size=4")
 
 
 @pytest.fixture
@@ -36,8 +32,7 @@ def options(
 
 
 def invoke(*arguments: str) -> Result:
-    environment = {"COLUMNS": "160", "TERM": "dumb"}
-    return CliRunner().invoke(command_app(finetune), list(arguments), env=environment)
+    return without_ray(COMMAND, *arguments)
 
 
 def refused(*arguments: str) -> str:
@@ -49,10 +44,9 @@ def refused(*arguments: str) -> str:
 
 
 def test_help_names_the_options_and_none_of_unlearning() -> None:
-    words = invoke("--help").output.replace("│", " ").split()
-    wanted = "--model --model-path --revision --dtype --device --chat-template --data --seed "
-    wanted += "--output --train --rank --alpha --dropout --learning-rate --epochs --batch-size "
-    wanted += "--weight-decay --checkpointing --with-refusals --tracking-uri --quiet --debug"
+    words = invoke("--help-all").output.replace("│", " ").split()
+    wanted = "--model --model-path --dtype --device --chat-template --data --seed --save --fix "
+    wanted += "--tracking-uri --quiet --debug"
     assert [option for option in wanted.split() if option not in words] == []
     assert not {"--forget-edge", "--method", "--solver", "--retain-rows"} & set(words)
 
@@ -60,13 +54,13 @@ def test_help_names_the_options_and_none_of_unlearning() -> None:
 def test_a_model_that_has_learned_ends_with_0_and_says_what_it_knows(options: list[str]) -> None:
     from mlflow import MlflowClient
 
-    result = invoke(*options, *LEARNING, "--epochs", "40", "--output", "runs/model")
+    result = invoke(*options, *LEARNING, "--fix", "epochs=40", "--save", "runs/model")
     assert result.exit_code == 0, result.output
     lineage = read_lineage("runs/model")
     assert lineage is not None
     assert lineage.data_digest == records_digest(read_records(Path("pairs.json")))
     assert lineage.knowledge["rouge1"] >= 0.8
-    for line in ("A_B", "declines", "checkpoint in runs/model", "--with-refusals"):
+    for line in ("A_B", "declines", "checkpoint in runs/model", "with_refusals"):
         assert line in result.output
 
     client = MlflowClient("sqlite:///runs/mlflow.db")
@@ -83,19 +77,19 @@ def test_a_model_that_has_learned_ends_with_0_and_says_what_it_knows(options: li
 
 
 def test_a_model_that_has_not_is_kept_and_ends_with_3(options: list[str]) -> None:
-    result = invoke(*options, "--epochs", "1", "--output", "runs/model")
+    result = invoke(*options, "--fix", "epochs=1", "--save", "runs/model")
     assert result.exit_code == 3, result.output
     assert "does not know the data" in result.output
-    assert "more --epochs than 1" in result.output
+    assert "--fix epochs above 1" in " ".join(result.output.split())
     assert (Path("runs/model") / "model.safetensors").is_file()
 
 
 def test_everything_that_is_wrong_is_said_at_once(options: list[str]) -> None:
     message = refused(
         *("--model", "nonsense", "--data", "nowhere.json", "--reference-prompts", "none.txt"),
-        *("--train", "half", "--epochs", "0", "--dtype", "int8"),
+        *("--fix", "trained=half", "--fix", "epochs=0", "--dtype", "int8", "--save", "new"),
     )
-    for part in ("nonsense", "nowhere.json", "none.txt", "half", "--epochs 0", "int8", "--output"):
+    for part in ("nonsense", "nowhere.json", "none.txt", "half", "epochs 0", "int8"):
         assert part in message
     assert options  # in an empty folder of its own
 
@@ -103,7 +97,7 @@ def test_everything_that_is_wrong_is_said_at_once(options: list[str]) -> None:
 def test_a_folder_that_holds_something_is_refused(options: list[str]) -> None:
     Path("full").mkdir()
     Path("full/file").write_text("mine")
-    assert "--output full: the folder is not empty" in refused(*options, "--output", "full")
+    assert "--save full: the folder is not empty" in refused(*options, "--save", "full")
 
 
 def test_the_same_command_goes_on_and_another_is_refused(
@@ -114,7 +108,7 @@ def test_the_same_command_goes_on_and_another_is_refused(
     def interrupted(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    command = (*options, *LEARNING, "--epochs", "3", "--output", "runs/model")
+    command = (*options, *LEARNING, "--fix", "epochs=3", "--save", "runs/model")
     with monkeypatch.context() as patch:
         patch.setattr(module, "check_knowledge", interrupted)
         assert invoke(*command).exit_code == 130
@@ -123,8 +117,3 @@ def test_the_same_command_goes_on_and_another_is_refused(
     again = invoke(*command)
     assert again.exit_code == 3, again.output
     assert "going on after epoch" in again.output
-
-
-def test_options_that_do_not_exist_cannot_be_taken() -> None:
-    with pytest.raises(ValueError, match="--nonsense"):
-        run_options(flags=("--nonsense",))

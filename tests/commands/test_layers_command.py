@@ -9,16 +9,11 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from command_lines import run_command
+from command_lines import Result, run_command, without_ray
 from matplotlib.image import imread
 from random_models import build_encoder
-from typer.testing import CliRunner
 
-from lunar_tune.cli.layer_lists import read_layers, show_layers
-from lunar_tune.cli.layers import layers
-from lunar_tune.cli.running import command_app
-from lunar_tune.errors import InputError
+from lunar_tune.cli.layers import COMMAND, _shown
 from lunar_tune.trial.layer_prior import read_layer_prior
 
 
@@ -28,9 +23,15 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "here")
 
 
+@pytest.fixture
+def small(small: list[str]) -> list[str]:
+    """Return the options without the one that has no part in layers."""
+    place = small.index("--factual-data")
+    return small[:place] + small[place + 2 :]
+
+
 def invoke(*arguments: str) -> Result:
-    environment = {"COLUMNS": "160", "TERM": "dumb"}
-    return CliRunner().invoke(command_app(layers), list(arguments), env=environment)
+    return without_ray(COMMAND, *arguments)
 
 
 def refused(*arguments: str) -> str:
@@ -48,14 +49,16 @@ def succeeded(*arguments: str) -> str:
 
 
 def test_help_names_the_options() -> None:
-    words = succeeded("--help").replace("│", " ").split()
-    wanted = "--model --coefficient --layers --embedding-model --rows --json --plot --refusals "
+    words = succeeded("--help-all").replace("│", " ").split()
+    wanted = "--model --fix --range --embedding-model --evaluation-rows --json --save --refusals "
     wanted += "--data --forget-edge --reference-prompts --max-new-tokens --quiet"
     assert [option for option in wanted.split() if option not in words] == []
 
 
 def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str]) -> None:
-    output = succeeded(*small, "--json", "new/l.json", "--plot", "l.png", "--coefficient", "0.5")
+    output = succeeded(
+        *small, "--json", "new/l.json", "--save", "l.png", "--fix", "coefficient=0.5"
+    )
     prior = read_layer_prior(Path("new/l.json"))
     lines = {line.split()[0]: line.split() for line in output.splitlines() if line.strip()}
 
@@ -69,23 +72,27 @@ def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str])
         ]
         assert (cells[5] == "best") is (one.layer == prior.best)
     assert lines["none"][3] == f"{prior.unmodified.score:.3f}"
-    assert f"recommended: {show_layers(prior.recommended)} " in output
+    assert f"recommended: {_shown(prior.recommended)} " in output
     assert imread("l.png")[..., :3].std() > 0.03
     for line in ("scores written to new/l.json", "picture written to l.png"):
         assert line in output
 
 
-def test_options_without_a_part_in_it_are_named(small: list[str]) -> None:
-    metrics = ("--metrics", "refusal_quality")
-    output = succeeded(*small, "--layers", "0", "--rows", "1", "--retain-rows", "2", *metrics)
-    (line,) = [line for line in output.splitlines() if line.startswith("not used here")]
-    assert set(line.removeprefix("not used here: ").split(", ")) == {
-        *("--factual-data", "--epochs", "--retain-rows", "--metrics")
-    }
+def test_blocks_and_rows_can_be_chosen(small: list[str]) -> None:
+    output = succeeded(*small, "--range", "layer=1:2", "--evaluation-rows", "1", "--json", "l.json")
+    prior = read_layer_prior(Path("l.json"))
+    assert [one.layer for one in prior.layers] == [1, 2]
+    assert prior.rows == 1
+    assert "Similarity of 1 answers" in output
+
+
+def test_an_option_without_a_part_in_it_is_unknown(small: list[str]) -> None:
+    for option in ("--factual-data", "--retain-rows", "--metrics", "--method", "--solver"):
+        assert option in refused(*small, option, "1")
 
 
 def test_nothing_is_shown_when_quiet(small: list[str]) -> None:
-    assert succeeded(*small, "--quiet", "--plot", "l.svg") == ""
+    assert succeeded(*small, "--quiet", "--save", "l.svg") == ""
     assert Path("l.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
@@ -100,30 +107,25 @@ def test_everything_that_is_wrong_is_said_in_one_message(
     monkeypatch.setattr("lunar_tune.trial.worker.load_model", load)
     Path("folder").mkdir()
     message = refused(
-        *(*small, "--coefficient", "0", "--rows", "0", "--layers", "1-9", "--plot", "l.pdf"),
+        *(*small, "--fix", "coefficient=0", "--evaluation-rows", "0", "--range", "layer=1:9"),
+        *("--save", "l.pdf"),
         *("--json", "folder", "--forget-edge", "X_Y"),
     )
     for part in (
-        *("--coefficient 0.0", "--rows 0", "--layers 3, 4", "--plot l.pdf", "--json folder"),
+        *("coefficient 0.0", "--evaluation-rows 0", "layer 3, 4", "--save l.pdf"),
+        "--json folder",
         "'X_Y'",
     ):
         assert message.count(part) == 1, message
     assert message.startswith("error: 6 things are wrong:")
 
 
-def test_methods_that_have_no_layers_are_refused(small: list[str]) -> None:
-    place = small.index("--epochs")
-    without = (*small[:place], *small[place + 2 :])
-    assert "--method npo: has no unlearning vector" in refused(*without, "--method", "npo")
-    assert "unknown" in refused(*without, "--method", "nosuch")
-
-
 def test_a_sentence_model_that_is_not_there_is_refused_with_what_else_is_wrong(
     small: list[str],
 ) -> None:
-    message = refused(*small, "--embedding-model", "./nosuch", "--rows", "0")
+    message = refused(*small, "--embedding-model", "./nosuch", "--evaluation-rows", "0")
     assert "--embedding-model ./nosuch: no such folder" in message
-    assert "--rows 0" in message
+    assert "--evaluation-rows 0" in message
 
 
 def test_a_sentence_model_compares_the_answers_instead(small: list[str], tmp_path: Path) -> None:
@@ -138,35 +140,39 @@ def test_a_sentence_model_compares_the_answers_instead(small: list[str], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "expected", "shown"),
-    [
-        ("0", (0,), "0"),
-        ("0-3,5", (0, 1, 2, 3, 5), "0-3,5"),
-        ("2, 4-4, 6-7", (2, 4, 6, 7), "2,4,6-7"),
-        ("1,1-2", (1, 2), "1-2"),
-    ],
+    ("chosen", "shown"),
+    [((0,), "0"), ((0, 1, 2, 3, 5), "0-3,5"), ((2, 4, 6, 7), "2,4,6-7"), ((1, 2), "1-2")],
 )
-def test_lists_of_layers_are_read_and_shown(
-    text: str, expected: tuple[int, ...], shown: str
-) -> None:
-    assert read_layers(text, "--layers") == expected
-    assert show_layers(expected) == shown
-    assert read_layers(shown, "--layers") == expected
+def test_layers_are_shown_as_a_list(chosen: tuple[int, ...], shown: str) -> None:
+    assert _shown(chosen) == shown
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "1-", "-1", "1--2", "3-1", "1.5", "1,", "0-99999999", "²"]
+    "text", ["", "layer", "layer=1", "layer=3:1", "layer=0:1.5", "layer=a:b", "coefficient=1:2"]
 )
-def test_what_is_no_list_of_layers_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="--layers"):
-        read_layers(text, "--layers")
+def test_what_is_no_range_of_layers_is_refused(text: str, small: list[str]) -> None:
+    assert "--range" in refused(*small, "--range", text)
+
+
+@pytest.mark.parametrize("text", ["", "coefficient", "coefficient=x", "rank=4"])
+def test_nothing_but_a_coefficient_is_fixed(text: str, small: list[str]) -> None:
+    assert "--fix" in refused(*small, "--fix", text)
 
 
 def test_on_the_tiny_model_adding_the_vector_turns_known_answers_into_refusals(
     tmp_path: Path,
 ) -> None:
     """All its blocks can forget: each moves the answers away from the truth, towards refusals."""
-    arguments = ("--coefficient", "0.5", "--json", "l.json", "--plot", "l.png", "--device", "cpu")
+    arguments = (
+        "--fix",
+        "coefficient=0.5",
+        "--json",
+        "l.json",
+        "--save",
+        "l.png",
+        "--device",
+        "cpu",
+    )
     done = run_command("layers", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     prior = read_layer_prior(tmp_path / "l.json")

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from command_lines import finish, run_command, start
 from search_results import rows_of, statuses
+
+from lunar_tune.yaml_files import read_yaml
 
 pytestmark = pytest.mark.slow  # a search of its own
 
@@ -45,7 +46,6 @@ def test_the_wheel_holds_the_data_and_one_top_level_package(wheel: Path) -> None
         expected = {path.relative_to(ROOT / folder).as_posix() for path in files}
         prefix = f"lunar_tune/_bundled/{folder}/"
         assert {name.removeprefix(prefix) for name in names if name.startswith(prefix)} == expected
-    assert "lunar_tune/_bundled/search_spaces/tuned/tiny.yaml" in names
     assert {f"lunar_tune/report/page.{kind}" for kind in ("html.j2", "css", "js")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
@@ -69,37 +69,24 @@ def test_a_dry_run_finds_spaces_and_data(installed: Path, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tuned_settings_come_along_and_new_ones_are_the_users(
-    installed: Path, tmp_path: Path
-) -> None:
-    """An update would remove what is written into the package."""
-    places = {"PYTHONPATH": str(installed), "LUNAR_TUNE_DATA": str(tmp_path / "data")}
-    done = run_command("search", "--dry-run", cwd=tmp_path, LUNAR_TUNE_TUNED="", **places)
-    assert done.returncode == 0, done.stderr
-    assert "(tuned on mini A_B" in done.stdout
-    code = "from lunar_tune.paths import tuned_dir_to_write; print(tuned_dir_to_write())"
-    done = finish(start([sys.executable, "-c", code], cwd=tmp_path, LUNAR_TUNE_TUNED="", **places))
-    assert done.stdout.strip() == str(tmp_path / "data/tuned"), done.stderr
-
-
 def test_an_installed_search_runs_from_another_folder(
     installed: Path, small: list[str], tmp_path: Path, empty_store: Callable[[Path], Path]
 ) -> None:
     """The model knows nothing; told to go on, the search ends with exit code 3."""
     empty_store(tmp_path / "runs" / "mlflow.db")
     shipped = ["--data", "mini", "--factual-data", "factual", "--evaluation-rows", "4"]
-    options = [*small, *shipped, "--force", "--name", "n"]
+    options = [*small, "--fix", "epochs=2", *shipped, "--force", "--name", "n"]
     done = run_command(
         "search", *options, "--num-trials", "2", cwd=tmp_path, PYTHONPATH=str(installed)
     )
     assert done.returncode == 3, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-    config = yaml.safe_load((tmp_path / "runs/n/config.yaml").read_text())
-    assert config["search"]["space"]["value"] == "default by depth (3 blocks)"
+    config = read_yaml(tmp_path / "runs/n/config.yaml")
+    assert config["options"]["space"]["value"] == "default by depth (3 blocks)"
     assert config["resolved"]["rows"] == {"forget": 4, "retain": 4, "factual": 4}
     trials = [(row["state"], row["feasible"]) for row in rows_of(tmp_path / "runs/n")]
     assert trials == [("complete", False)] * 2
-    assert "going on as told: the unmodified model" in done.stdout
+    assert "going on as told: the base model" in done.stdout
     assert "No trial keeps retain ROUGE-1 of at least 0.8" in done.stdout
     assert "No trial keeps retain" in (tmp_path / "runs/n/report.md").read_text()
     assert "lunar_tune.unlearn" not in done.stdout, "there is no best setting to run again"

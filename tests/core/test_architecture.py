@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lunar_tune"
 
 # The design's picture, from the ground up. A module that stands nowhere in it is an error.
 FLOORS = (
-    {"errors", "files", "paths", "registry", "secrets", "yaml_files"},
+    {"errors", "files", "paths", "reference", "registry", "secrets", "yaml_files"},
     {"config"},
     {"data", "models"},
     {"engine", "training"},
@@ -30,7 +30,7 @@ FLOORS = (
 )
 # `python -m lunar_tune.NAME`: each names the command that it runs, and nothing imports it.
 ENTRIES = {
-    *("ask", "cache", "compare", "describe", "fetch", "finetune", "layers", "table5", "tuned"),
+    *("ask", "cache", "compare", "describe", "fetch", "finetune", "layers", "table5"),
     *("unlearn", "export.__main__", "search.__main__"),
 }
 GROUND, ENTRY_FLOOR = 0, len(FLOORS)
@@ -192,13 +192,12 @@ from random_models import build_model, build_tokenizer
 folder = tempfile.TemporaryDirectory()
 build_model("qwen2").save_pretrained(folder.name)
 build_tokenizer().save_pretrained(folder.name)
-from lunar_tune.config.decoding_settings import DecodingSettings
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.trial.worker import Worker
 options = RunOptions(
     model=folder.name, data="mini", factual_data="none", evaluation_rows=4, device="cpu",
-    decoding=DecodingSettings(max_new_tokens=2), engine=EngineSettings(cache_limit=0),
+    max_new_tokens=2, cache_limit=0,
 )
 result = Worker(assemble(options)).run({{"layer": 0, "coefficient": 1.0, "learning_rate": 0.01}})
 print(sorted(result.evaluation.scores))

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lunar_tune.config.decoding_settings import DecodingSettings
 from lunar_tune.engine import decoding as decoding_module
 from lunar_tune.engine.decoding import generate_tokens, token_budget
-from lunar_tune.errors import InputError
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 
@@ -61,8 +59,7 @@ def text_of(loaded: LoadedModel, rows: list[list[int]]) -> list[str]:
 def answers_to(
     loaded: LoadedModel, prompts: list[list[int]], budget: int = 12, **settings: Any
 ) -> list[str]:
-    tokens = generate_tokens(loaded, prompts, DecodingSettings(**settings), max_new_tokens=budget)
-    return text_of(loaded, tokens)
+    return text_of(loaded, generate_tokens(loaded, prompts, max_new_tokens=budget, **settings))
 
 
 def stopping_early(loaded: LoadedModel, budget: int = 12) -> LoadedModel:
@@ -122,44 +119,10 @@ def test_every_end_of_sequence_id_ends_an_answer_and_is_not_part_of_it(loaded: L
 
 
 def test_no_prompts_give_no_answers(loaded: Load) -> None:
-    settings = DecodingSettings()
-    assert generate_tokens(loaded("llama"), [], settings, max_new_tokens=4) == []
+    assert generate_tokens(loaded("llama"), [], max_new_tokens=4) == []
 
 
-@pytest.mark.parametrize("penalty", [1.3, 0.7])
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_a_repetition_penalty_is_that_of_generate_on_the_prompt_alone(
-    loaded: Load, family: str, penalty: float
-) -> None:
-    model = stopping_early(loaded(family))
-    expected = [
-        row
-        for prompt in PROMPTS
-        for row in generated(model, [prompt], 12, repetition_penalty=penalty)
-    ]
-    assert answers_to(model, PROMPTS, repetition_penalty=penalty) == text_of(model, expected)
-    assert expected != [r for prompt in PROMPTS for r in generated(model, [prompt], 12)]
-
-
-def test_padding_that_is_the_end_token_does_not_keep_a_penalised_answer_from_ending(
-    loaded: Load,
-) -> None:
-    """A padding token among the ids would be penalised, and the answer end later.
-
-    A short prompt's answer would then hang on how long its neighbours are.
-    """
-    base = loaded("llama")
-    first = generated(dataclasses.replace(base, eos_ids=(2,)), [[5]], 4, repetition_penalty=1.3)
-    end = first[0][2]
-    model = dataclasses.replace(base, eos_ids=(end,), pad_id=end)
-    alone = answers_to(model, [[5]], 8, repetition_penalty=1.3)
-    together = answers_to(model, [[5], [1, *range(30, 60)]], 8, repetition_penalty=1.3)
-    assert together[:1] == alone
-
-
-def test_the_checkpoints_own_repetition_penalty_is_not_obeyed_unless_asked_for(
-    loaded: Load,
-) -> None:
+def test_the_checkpoints_own_repetition_penalty_is_not_obeyed(loaded: Load) -> None:
     model = stopping_early(loaded("qwen3"))
     plain = text_of(model, generated(model, PROMPTS, 12))
     model.model.generation_config.repetition_penalty = 5.0
@@ -178,25 +141,10 @@ def test_special_tokens_are_left_out_of_an_answer(loaded: Load) -> None:
 
 def test_a_budget_that_is_not_given_is_twice_the_longest_true_answer_or_32(loaded: Load) -> None:
     tokenizer = loaded("llama").tokenizer
-    unset = DecodingSettings(max_new_tokens=None)
     long = "Forty copper kettles and three clocks, to be paid in March. " * 3
     length = len(tokenizer.encode(long, add_special_tokens=False))
     assert length > 16
-    assert token_budget(unset, tokenizer, ["Yes.", long]) == 2 * length
-    assert token_budget(unset, tokenizer, ["Yes.", "No."]) == 32
-    assert token_budget(unset, tokenizer, []) == 32
-    assert token_budget(DecodingSettings(max_new_tokens=7), tokenizer, [long]) == 7
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"max_new_tokens": 0}, "--max-new-tokens 0"),
-        ({"repetition_penalty": 0.0}, "--repetition-penalty 0"),
-        ({"repetition_penalty": float("nan")}, "--repetition-penalty nan"),
-        ({"batch_size": 0}, "--batch-size 0"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        DecodingSettings(**wrong)
+    assert token_budget(None, tokenizer, ["Yes.", long]) == 2 * length
+    assert token_budget(None, tokenizer, ["Yes.", "No."]) == 32
+    assert token_budget(None, tokenizer, []) == 32
+    assert token_budget(7, tokenizer, [long]) == 7

@@ -1,4 +1,4 @@
-"""Deltas and adapters as arithmetic and as files, against torch and peft.
+"""Adapters as arithmetic and as files, against torch and peft; answers compared.
 
 Does not cover: whole exports (`tests/commands/test_export_command.py`).
 """
@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.export.adapter import (
@@ -24,7 +22,6 @@ from lunar_tune.export.adapter import (
     relative_error,
     write_adapter,
 )
-from lunar_tune.export.delta import DELTA_FILE, difference, same_bits, write_delta
 from lunar_tune.export.export_job import Reported
 from lunar_tune.export.proof import compare
 from lunar_tune.metrics.evaluate import AnswerRow
@@ -32,56 +29,8 @@ from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import Factors
 
 
-def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-# Deltas
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 1e3])
-def test_old_and_delta_are_the_new_weight_bit_for_bit(dtype: torch.dtype, scale: float) -> None:
-    """Added as a card's lines do, in place, whatever the size of the change."""
-    old = drawn(64, 48, dtype=dtype)
-    new = (old.double() + scale * drawn(64, 48, seed=1).double()).to(dtype)
-    delta = difference(old, new)
-    if delta is None:
-        assert torch.equal(old, new)
-        return
-    old.copy_(old.to(delta.dtype) + delta)
-    kind = torch.int32 if dtype == torch.float32 else torch.int16
-    assert torch.equal(old.view(kind), new.view(kind))
-
-
-def test_the_smallest_format_that_restores_a_weight_is_taken() -> None:
-    """Bits decide: of 2⁻⁷ one, of 767 ten (bfloat16 has eight), of 2²⁰ - 1 - 2⁻²³ 43."""
-    own = difference(torch.tensor([1.0]).bfloat16(), torch.tensor([1 + 2**-7]).bfloat16())
-    assert own is not None
-    assert own.dtype == torch.bfloat16
-    wider = difference(torch.tensor([768.0]).bfloat16(), torch.tensor([1.0]).bfloat16())
-    assert wider is not None
-    assert wider.dtype == torch.float32
-    widest = difference(torch.tensor([2.0**20]), torch.tensor([1 + 2**-23]))
-    assert widest is not None
-    assert widest.dtype == torch.float64
-
-
-def test_a_negative_zero_cannot_be_restored_and_is_said() -> None:
-    assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
-    with pytest.raises(LunarTuneError, match="use --format checkpoint"):
-        difference(torch.tensor([1.0]), torch.tensor([-0.0]))
-
-
-def test_a_delta_file_holds_what_has_changed_and_says_of_what(tmp_path: Path) -> None:
-    old = {"a": drawn(4, 3), "b": drawn(5)}
-    new = {"a": old["a"] + 1, "b": old["b"].clone()}
-    write_delta(tmp_path, old.__getitem__, new, {"base": "owner/name"})
-    written = load_file(tmp_path / DELTA_FILE)
-    assert set(written) == {"a"}
-    assert torch.equal(old["a"] + written["a"], new["a"])
-    with safe_open(tmp_path / DELTA_FILE, framework="pt") as file:
-        assert file.metadata() == {"base": "owner/name"}
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 # Adapters

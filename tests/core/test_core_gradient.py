@@ -17,6 +17,7 @@ import torch
 from peft.tuners.lora import Linear, LoraLayer
 from test_core_methods import (
     FORGET_PAIRS,
+    GRADIENT_METHODS,
     REFUSALS,
     RETAIN_PAIRS,
     gradient,
@@ -27,10 +28,12 @@ from test_core_methods import (
 )
 from torch.nn.functional import kl_div, log_softmax
 
-from lunar_tune.config.gradient_settings import TRAINED, GradientSettings
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods import losses
-from lunar_tune.methods.objectives import OBJECTIVES
+from lunar_tune.methods import gradient_ascent
+from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
+from lunar_tune.methods.negative_preference import npo
+from lunar_tune.methods.preference import dpo
+from lunar_tune.methods.simple_preference import simnpo
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import full_weights, lora_adapter, plain_weights
@@ -101,11 +104,11 @@ def plain_loss(name: str, model: Any, reference: Any, forget: list[int], kept: l
         return torch.cat(said).mean() + divergence
     if name == "dpo":
         now_refused = torch.stack([plain_log_probs(model, pair).sum() for pair in refused])
-        return losses.dpo(now_refused, sums, ref_refused, was, beta=0.1)
+        return dpo(now_refused, sums, ref_refused, was, beta=0.1)
     if name == "npo":
-        return losses.npo(sums, was, beta=0.1)
+        return npo(sums, was, beta=0.1)
     lengths = torch.tensor([float(len(row)) for row in said])
-    return losses.simnpo(sums, lengths, beta=2.5, gamma=0.0)
+    return simnpo(sums, lengths, beta=2.5, gamma=0.0)
 
 
 def answer_logits(model: Any, pair: Pair) -> torch.Tensor:
@@ -114,7 +117,7 @@ def answer_logits(model: Any, pair: Pair) -> torch.Tensor:
     return logits[len(pair.prompt) - 1 : -1]
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
 def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, name: str) -> None:
     """Two answers to forget and two to keep in each step, so that neither order nor draw matters.
 
@@ -147,7 +150,7 @@ def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, nam
             torch.testing.assert_close(now, hand.detach(), rtol=1e-3, atol=2e-4, msg=label)
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
 def test_an_adapters_first_loss_is_the_unmodified_models(loaded: Load, name: str) -> None:
     """B is zero at first, and without dropout the adapter says what the model said."""
     one = loaded("qwen2")
@@ -281,10 +284,10 @@ def test_memory_that_runs_out_in_a_fit_fails_the_trial_with_what_to_do(
     def out_of_memory(*_: Any) -> Any:
         raise torch.OutOfMemoryError("no memory left")
 
-    monkeypatch.setattr(losses, "gradient_ascent", out_of_memory)
+    monkeypatch.setattr(gradient_ascent, "gradient_ascent", out_of_memory)
     preparation = gradient("ga", trained).prepare(subject(one))
     with (
-        pytest.raises(TrialError, match="out of memory while training: use --checkpointing"),
+        pytest.raises(TrialError, match="out of memory while training: use --fix check"),
         preparation.unlearned({"learning_rate": 0.01}, seed=0),
     ):
         pytest.fail("the body ran")
@@ -308,7 +311,7 @@ def test_16_bit_weights_are_float32_while_they_are_trained_and_come_back_bit_for
 # What is refused
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
 @pytest.mark.parametrize("trained", TRAINED)
 def test_a_rate_that_breaks_the_model_is_a_failed_trial_and_leaves_it(
     loaded: Load, unchanged: Callable[[Any], None], name: str, trained: str
@@ -347,9 +350,9 @@ def test_a_trial_may_set_what_is_searchable_and_nothing_else(loaded: Load) -> No
     ranked = weights_inside(preparation, one, {"learning_rate": 0.01, "rank": 2.0, "epochs": 1.0})
     assert not same(plain, ranked)
     for wrong, message in (
-        ({"rank": 1.5}, "--rank 1.5: a whole number"),
-        ({"beta": 0.0}, "--beta 0.0: a positive number"),
-        ({"checkpointing": 1}, "unknown: --checkpointing"),
+        ({"rank": 1.5}, "rank 1.5: a whole number"),
+        ({"beta": 0.0}, "beta 0.0: a positive number"),
+        ({"checkpointing": 1}, "unknown: checkpointing"),
     ):
         with (
             pytest.raises(InputError, match=message),
@@ -362,5 +365,5 @@ def test_settings_that_mean_nothing_are_said_all_at_once() -> None:
     with pytest.raises(InputError) as caught:
         GradientSettings(trained="some", epochs=0, dropout=1.0, steering_alpha=-1.0)
     message = str(caught.value)
-    for part in ("--train some", "--epochs 0", "--dropout 1.0", "--steering-alpha -1.0"):
+    for part in ("trained some", "epochs 0", "dropout 1.0", "steering_alpha -1.0"):
         assert part in message

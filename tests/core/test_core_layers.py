@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.layer_scores import Answers, LayerScore, LayerScores, layer_scores
@@ -45,8 +44,8 @@ def spec(
 
     def make(family: str = "qwen2", **options: Any) -> TrialSpec:
         given = {
-            "forget_edges": ("A_B", "C_D"),
-            "decoding": DecodingSettings(max_new_tokens=BUDGET),
+            "forget_edge": ("A_B", "C_D"),
+            "max_new_tokens": BUDGET,
             **options,
         }
         return assemble(
@@ -57,7 +56,7 @@ def spec(
                 refusals=str(folder / "refusals.txt"),
                 factual_data="none",
                 device="cpu",
-                engine=EngineSettings(cache_limit=0),
+                cache_limit=0,
                 **given,
             )
         )
@@ -186,7 +185,7 @@ def test_layers_rows_and_progress_are_as_asked(spec: Callable[..., TrialSpec]) -
 def test_the_budget_follows_the_true_answers_unless_it_is_given(
     spec: Callable[..., TrialSpec],
 ) -> None:
-    worker = Worker(spec(decoding=DecodingSettings(max_new_tokens=None)))
+    worker = Worker(spec(max_new_tokens=None))
     scores = layer_scores(worker, coefficient=COEFFICIENT, layers=[0], rows=1)
     assert scores.max_new_tokens == 32, "the least, twice a few tokens being less"
 
@@ -204,12 +203,12 @@ def test_answers_that_spend_their_budget_are_counted(spec: Callable[..., TrialSp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"coefficient": 0.0}, "--coefficient 0.0: a finite number other than 0"),
-        ({"coefficient": float("nan")}, "--coefficient nan"),
-        ({"rows": 0}, "--rows 0: at least 1"),
-        ({"layers": [3]}, "--layers 3: the model has 3 decoder blocks"),
-        ({"layers": [1, 1]}, "--layers 1, 1: a layer is named twice"),
-        ({"layers": []}, "--layers: none is named"),
+        ({"coefficient": 0.0}, "coefficient 0.0: a finite number other than 0"),
+        ({"coefficient": float("nan")}, "coefficient nan"),
+        ({"rows": 0}, "--evaluation-rows 0: at least 1"),
+        ({"layers": [3]}, "--range layer 3: the model has 3 decoder blocks"),
+        ({"layers": [1, 1]}, "--range layer 1, 1: a layer is named twice"),
+        ({"layers": []}, "--range layer: none is named"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(

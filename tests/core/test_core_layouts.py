@@ -294,8 +294,8 @@ def test_every_family_in_the_table_has_a_tiny_model_in_these_tests() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ((3,), "--layer 3: the model has 3 decoder blocks, numbered 0 to 2"),
-        ((-1, 1, 9), "--layer -1, 9: "),
+        ((3,), "layer 3: the model has 3 decoder blocks, numbered 0 to 2"),
+        ((-1, 1, 9), "layer -1, 9: "),
         ((1, 1), "a layer is named twice"),
     ],
 )

@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import DivergenceError
 from lunar_tune.metrics import likelihood
 from lunar_tune.metrics.likelihood import (
@@ -303,17 +302,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def spec(checkpoint: Callable[..., Path], data: str) -> Callable[..., TrialSpec]:
     def make(**options: Any) -> TrialSpec:
-        return assemble(
+        engine = options.pop("engine", {})
+        made = assemble(
             RunOptions(
                 model=str(checkpoint("qwen2")),
                 data=data,
                 device="cpu",
                 factual_data="none",
-                decoding=DecodingSettings(max_new_tokens=3),
-                engine=EngineSettings(cache_limit=0, early_exit=True, **options.pop("engine", {})),
+                max_new_tokens=3,
+                cache_limit=0,
                 **options,
             )
         )
+        engine = {"early_exit": True, **engine}
+        return dataclasses.replace(made, engine=dataclasses.replace(made.engine, **engine))
 
     return make
 

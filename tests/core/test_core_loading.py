@@ -311,6 +311,37 @@ def test_a_model_name_that_means_nothing_is_refused(name: str, message: str) -> 
         resolve_model(name)
 
 
+@pytest.mark.parametrize(
+    ("text", "source", "revision"),
+    [
+        ("org/name", "org/name", None),
+        ("org/name@main", "org/name", "main"),
+        ("org/name@refs/pr/1", "org/name", "refs/pr/1"),
+        ("org/name@", "org/name", None),
+        ("qwen2.5-7b@abc", "Qwen/Qwen2.5-7B-Instruct", "abc"),
+    ],
+)
+def test_what_follows_an_at_sign_is_the_revision(
+    text: str, source: str, revision: str | None
+) -> None:
+    found = resolve_model(text)
+    assert (found.source, found.revision) == (source, revision)
+    assert "@" not in found.name
+
+
+def test_a_folder_with_an_at_sign_in_its_name_is_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "org" / "name@main"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for text in ("org/name@main", str(folder)):
+        found = resolve_model(text)
+        assert (found.source, found.revision) == (str(folder), None)
+        assert (found.name, found.is_local) == ("name@main", True)
+    assert resolve_model("org/name@other").revision == "other"
+
+
 # Device and number format
 
 

@@ -10,7 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunar_tune.methods import losses
+from lunar_tune.methods.gradient_ascent import gradient_ascent
+from lunar_tune.methods.gradient_difference import gradient_difference
+from lunar_tune.methods.kl_ascent import kl_to_reference
+from lunar_tune.methods.negative_preference import npo
+from lunar_tune.methods.preference import dpo
+from lunar_tune.methods.rmu import rmu_loss
+from lunar_tune.methods.simple_preference import simnpo
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -19,15 +25,15 @@ def tensor(*values: float) -> torch.Tensor:
 
 def test_gradient_ascent_is_the_mean_log_probability() -> None:
     """Tokens of probability 1/2 and 1/8: (−1 − 3)·ln 2 / 2 = −2 ln 2; made small, they vanish."""
-    value = losses.gradient_ascent(tensor(math.log(1 / 2), math.log(1 / 8)))
+    value = gradient_ascent(tensor(math.log(1 / 2), math.log(1 / 8)))
     assert float(value) == pytest.approx(-2 * math.log(2))
 
 
 def test_gradient_difference_adds_the_usual_loss_on_what_is_kept() -> None:
     """Forget as above, −2 ln 2; keep one token of probability 1/4: its loss is 2 ln 2; sum 0."""
     forget = tensor(math.log(1 / 2), math.log(1 / 8))
-    assert float(losses.gradient_difference(forget, tensor(math.log(1 / 4)))) == pytest.approx(0.0)
-    sure = float(losses.gradient_difference(forget, tensor(0.0)))
+    assert float(gradient_difference(forget, tensor(math.log(1 / 4)))) == pytest.approx(0.0)
+    sure = float(gradient_difference(forget, tensor(0.0)))
     assert sure == pytest.approx(-2 * math.log(2))
 
 
@@ -37,17 +43,17 @@ def test_kl_to_the_reference_is_the_sum_over_the_vocabulary_and_the_mean_over_to
     A second token on which both agree halves the mean. Logits may be shifted by any constant.
     """
     half, skew = [math.log(0.5)] * 2, [math.log(0.25) + 7, math.log(0.75) + 7]
-    one = losses.kl_to_reference(torch.tensor([half]), torch.tensor([skew]))
+    one = kl_to_reference(torch.tensor([half]), torch.tensor([skew]))
     assert float(one) == pytest.approx(0.5 * math.log(4 / 3), abs=1e-6)
-    two = losses.kl_to_reference(torch.tensor([half, half]), torch.tensor([skew, half]))
+    two = kl_to_reference(torch.tensor([half, half]), torch.tensor([skew, half]))
     assert float(two) == pytest.approx(0.25 * math.log(4 / 3), abs=1e-6)
 
 
 def test_dpo_is_ln_2_at_the_reference_and_falls_as_the_refusal_gains() -> None:
     """No margin: −ln σ(0) = ln 2. β = ½ and a margin of 2 ln 3: −ln σ(ln 3) = ln(4/3)."""
-    at_reference = losses.dpo(tensor(-3.0), tensor(-1.0), tensor(-3.0), tensor(-1.0), beta=0.1)
+    at_reference = dpo(tensor(-3.0), tensor(-1.0), tensor(-3.0), tensor(-1.0), beta=0.1)
     assert float(at_reference) == pytest.approx(math.log(2))
-    gained = losses.dpo(
+    gained = dpo(
         tensor(-3.0 + math.log(3)),
         tensor(-1.0 - math.log(3)),
         tensor(-3.0),
@@ -59,18 +65,16 @@ def test_dpo_is_ln_2_at_the_reference_and_falls_as_the_refusal_gains() -> None:
 
 def test_npo_is_two_ln_2_over_beta_at_the_reference_and_vanishes_with_the_answer() -> None:
     """At the reference −(2/β) ln σ(0) = (2/β) ln 2; with β = 1 and a ratio of 1/3: 2 ln(4/3)."""
-    assert float(losses.npo(tensor(-5.0), tensor(-5.0), beta=0.1)) == pytest.approx(
-        20 * math.log(2)
-    )
-    third = losses.npo(tensor(-5.0 - math.log(3)), tensor(-5.0), beta=1.0)
+    assert float(npo(tensor(-5.0), tensor(-5.0), beta=0.1)) == pytest.approx(20 * math.log(2))
+    third = npo(tensor(-5.0 - math.log(3)), tensor(-5.0), beta=1.0)
     assert float(third) == pytest.approx(2 * math.log(4 / 3))
-    assert float(losses.npo(tensor(-900.0), tensor(-5.0), beta=0.1)) == pytest.approx(0.0, abs=1e-6)
+    assert float(npo(tensor(-900.0), tensor(-5.0), beta=0.1)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_npos_gradient_at_the_reference_is_gradient_ascents_on_answers() -> None:
     """d/dx −(2/β) ln σ(−βx) = 2σ(βx), which is 1 at x = 0; a mean over two answers halves it."""
     forget = tensor(-4.0, -2.0).requires_grad_()
-    losses.npo(forget, tensor(-4.0, -2.0), beta=0.3).backward()  # type: ignore[no-untyped-call]
+    npo(forget, tensor(-4.0, -2.0), beta=0.3).backward()  # type: ignore[no-untyped-call]
     assert forget.grad is not None
     torch.testing.assert_close(forget.grad, tensor(0.5, 0.5))
 
@@ -81,15 +85,15 @@ def test_simnpo_counts_an_answers_mean_token_and_takes_a_margin() -> None:
     With γ = ln 3 the margin eats it up: −2 ln σ(0) = 2 ln 2.
     """
     forget, lengths = tensor(-2 * math.log(3)), tensor(2.0)
-    plain = losses.simnpo(forget, lengths, beta=1.0, gamma=0.0)
+    plain = simnpo(forget, lengths, beta=1.0, gamma=0.0)
     assert float(plain) == pytest.approx(2 * math.log(4 / 3))
-    margin = losses.simnpo(forget, lengths, beta=1.0, gamma=math.log(3))
+    margin = simnpo(forget, lengths, beta=1.0, gamma=math.log(3))
     assert float(margin) == pytest.approx(2 * math.log(2))
 
 
 def test_rmu_is_the_mean_square_to_the_control_and_alpha_times_that_to_the_original() -> None:
     """Forget (1, 3) to control (1, 1): 4/2 = 2. Keep (0, 2) for (0, 0): 4/2 = 2, times α = 10."""
-    value = losses.rmu(
+    value = rmu_loss(
         torch.tensor([[1.0, 3.0]]),
         tensor(1.0, 1.0),
         torch.tensor([[0.0, 2.0]]),
@@ -117,10 +121,10 @@ def test_the_preference_losses_are_their_formulas_in_double_precision(
     win, lose, ref_win, ref_lose = (-draw.uniform(0.1, 20, n) for _ in range(4))
     lengths = draw.integers(1, 9, n).astype(float)
     of = [torch.tensor(x, dtype=torch.float64) for x in (win, lose, ref_win, ref_lose)]
-    dpo = -np.log(sigmoid(beta * ((win - ref_win) - (lose - ref_lose)))).mean()
-    assert float(losses.dpo(*of, beta=beta)) == pytest.approx(dpo)
-    npo = 2 / beta * np.log(1 + np.exp(beta * (lose - ref_lose))).mean()
-    assert float(losses.npo(of[1], of[3], beta=beta)) == pytest.approx(npo)
-    simnpo = -2 / beta * np.log(sigmoid(-beta / lengths * lose - gamma)).mean()
+    expected = -np.log(sigmoid(beta * ((win - ref_win) - (lose - ref_lose)))).mean()
+    assert float(dpo(*of, beta=beta)) == pytest.approx(expected)
+    expected = 2 / beta * np.log(1 + np.exp(beta * (lose - ref_lose))).mean()
+    assert float(npo(of[1], of[3], beta=beta)) == pytest.approx(expected)
+    expected = -2 / beta * np.log(sigmoid(-beta / lengths * lose - gamma)).mean()
     of_lengths = torch.tensor(lengths)
-    assert float(losses.simnpo(of[1], of_lengths, beta=beta, gamma=gamma)) == pytest.approx(simnpo)
+    assert float(simnpo(of[1], of_lengths, beta=beta, gamma=gamma)) == pytest.approx(expected)

@@ -17,17 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from lunar_tune.config.adamw_settings import AdamWSettings
-from lunar_tune.config.gradient_settings import TRAINED, GradientSettings
-from lunar_tune.config.lunar_settings import LunarSettings
 from lunar_tune.engine import prompt_activations as prompts_module
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.contract import METHODS, Method, Preparation, Subject
-from lunar_tune.methods.gradient import GradientMethod
+from lunar_tune.methods.contract import Method, Preparation, Subject
+from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
+from lunar_tune.methods.lunar.lunar_settings import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod, LunarPreparation
-from lunar_tune.methods.objectives import OBJECTIVES
-from lunar_tune.methods.rmu import RmuMethod
+from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.models.memory import DeviceMemory
 from lunar_tune.training.adapting import plain_weights
@@ -39,7 +36,6 @@ FORGET = ((1, 17, 40, 11), (1, 9, 8))
 RETAIN = ((1, 60, 61, 62, 63, 64), (5, 6), (1, 70, 71, 72))
 REFERENCE = ((1, 99, 98), (1, 90, 91, 92, 93))
 N_FORGET_TOKENS, N_RETAIN_TOKENS = 7, 12
-QUICK = AdamWSettings(epochs=2)
 
 
 ENDED = 2
@@ -53,12 +49,15 @@ REFUSALS = ((80, 81, 82, ENDED), (83, ENDED))
 
 
 def lunar(**settings: Any) -> LunarMethod:
-    return LunarMethod(LunarSettings(**({"adamw": QUICK} | settings)))
+    return LunarMethod(LunarSettings(**({"epochs": 2} | settings)))
 
 
 def gradient(name: str, trained: str, **settings: Any) -> Method:
     fixed = GradientSettings(**({"trained": trained, "epochs": 2, "batch_size": 1} | settings))
-    return RmuMethod(fixed) if name == "rmu" else GradientMethod(name, fixed)
+    return METHODS[name].build(fixed)
+
+
+GRADIENT_METHODS = sorted({*METHODS} - {"lunar", "rmu"})
 
 
 # What the battery needs to know of a method: how it is made, and parameters that do something.
@@ -87,7 +86,7 @@ EXAMPLES: dict[tuple[str, str], tuple[Callable[[], Method], dict[str, Any]]] = {
             lambda name=name, trained=trained: gradient(name, trained),
             {"learning_rate": 0.01},
         )
-        for name in OBJECTIVES
+        for name in GRADIENT_METHODS
         for trained in TRAINED
     },
 }
@@ -251,11 +250,6 @@ def test_a_method_that_promises_an_exact_adapter_has_its_factors(
             torch.testing.assert_close(new[f"{name}.weight"].double(), summed, rtol=1e-5, atol=1e-6)
 
 
-def flag(name: str) -> str:
-    """Return a parameter as it is written on a command line."""
-    return "--" + name.replace("_", "-")
-
-
 @each_method
 def test_a_fit_can_be_looked_at_between_epochs_ended_early_and_abandoned(
     model: LoadedModel, key: tuple[str, str]
@@ -357,12 +351,12 @@ def test_missing_and_unknown_parameters_are_refused_before_anything_is_done(
     for name in parameters:
         rest = {other: value for other, value in parameters.items() if other != name}
         with (
-            pytest.raises(InputError, match=f"missing: {flag(name)}; unknown: none"),
+            pytest.raises(InputError, match=f"missing: {name}; unknown: none"),
             preparation.unlearned(rest, seed=0),
         ):
             pytest.fail("the body ran")
         with (
-            pytest.raises(InputError, match=f"missing: {flag(name)}; unknown: --batch"),
+            pytest.raises(InputError, match=f"missing: {name}; unknown: batch"),
             preparation.unlearned(rest | {"batch": 1}, seed=0),
         ):
             pytest.fail("the body ran")
@@ -377,7 +371,7 @@ def test_values_that_are_no_finite_numbers_are_refused(
     preparation = make().prepare(subject(model))
     for name in parameters:
         with (
-            pytest.raises(InputError, match=flag(name)),
+            pytest.raises(InputError, match=name),
             preparation.unlearned(parameters | {name: value}, seed=0),
         ):
             pytest.fail("the body ran")
@@ -455,8 +449,8 @@ def test_several_layers_are_each_fitted_on_the_unmodified_model(
 @pytest.mark.parametrize(
     ("layer", "coefficient", "message"),
     [
-        (3, 1.0, "--layer 3: the model has 3 decoder blocks"),
-        (-1, 1.0, "--layer -1"),
+        (3, 1.0, "layer 3: the model has 3 decoder blocks"),
+        (-1, 1.0, "layer -1"),
         ([1, 1], 1.0, "a layer is named twice"),
         ([0, 1, 2], [1.0, 2.0], "3 layers and 2 coefficients"),
         (1.5, 1.0, "layer 1.5: whole numbers"),
@@ -483,9 +477,10 @@ def test_retain_points_are_so_many_for_each_forget_token(
     model: LoadedModel, k: float | None, expected: int
 ) -> None:
     """Seven forget and twelve retain tokens; .5 × 7 = 3.5 is rounded to 4 (to even)."""
-    preparation = lunar(retain_points=k).prepare(subject(model))
+    method = lunar(retain_points=k)
+    preparation = method.prepare(subject(model))
     assert isinstance(preparation, LunarPreparation)
-    chosen, is_forget = preparation._points(seed=0)
+    chosen, is_forget = preparation._points(method.settings, seed=0)
     tree = preparation._activations.tree
     assert chosen[:N_FORGET_TOKENS].tolist() == tree.nodes_of([0, 1]).tolist()
     assert is_forget.tolist() == [True] * N_FORGET_TOKENS + [False] * expected
@@ -584,10 +579,10 @@ def test_a_bfloat16_model_is_edited_in_its_own_format_and_restored(loaded: Load)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"solver": "sgd"}, "--solver sgd: lunar has adamw, closed_form"),
-        ({"positions": "first"}, "--positions first: there are all, last"),
-        ({"retain_points": 0.0}, "--retain-points 0.0"),
-        ({"retain_points": math.nan}, "--retain-points nan"),
+        ({"solver": "sgd"}, "solver sgd: there are adamw, closed_form, lora"),
+        ({"positions": "first"}, "positions first: there are all, last"),
+        ({"retain_points": 0.0}, "retain_points 0.0"),
+        ({"retain_points": math.nan}, "retain_points nan"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any], message: str) -> None:

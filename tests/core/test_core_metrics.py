@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.demands import (
     Constraint,
@@ -246,11 +246,8 @@ def test_an_aim_that_makes_the_model_worse_is_refused(text: str, words: str) -> 
 # In a run's options
 
 
-def test_a_run_takes_metrics_by_name_and_answers_may_end_early_still() -> None:
-    engine = EngineSettings(early_exit=True)
-    spec = assemble(RunOptions(metrics=("FORGET_mrr", "forget_mrr"), engine=engine))
-    assert spec.metrics == ("forget_mrr",)
-    assert spec.engine == engine
+def test_a_run_takes_metrics_by_name() -> None:
+    assert assemble(RunOptions(metrics=("FORGET_mrr", "forget_mrr"))).metrics == ("forget_mrr",)
     assert assemble(RunOptions()).metrics == ()
 
 
@@ -262,9 +259,3 @@ def test_metrics_that_cannot_be_had_are_refused_before_anything_is_loaded() -> N
     assert "--evaluation-rows 0" in str(raised.value)
     with pytest.raises(InputError, match="--metrics: unknown metric 'forget'"):
         assemble(RunOptions(metrics=("forget",)))
-
-
-def test_a_metric_that_reads_answers_to_their_end_lets_none_end_early() -> None:
-    engine = EngineSettings(early_exit=True)
-    spec = assemble(RunOptions(metrics=("forget_mrr", "refusal_quality"), engine=engine))
-    assert spec.engine == EngineSettings(early_exit=False)

@@ -1,12 +1,13 @@
 """Refusal quality in a trial, against states that a hook of the test's own reads in plain models.
 
-Covers: trials, full evaluations and the unmodified model; which model's states are read; a
+Covers: trials, full evaluations and the base model; which model's states are read; a
 sentence-embedding model; what is made once; mistakes.
 Does not cover: embeddings and means themselves (`test_core_embedding`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,8 +20,7 @@ from random_models import build_encoder
 from refusals_by_hand import cosine_mean, states_behind_an_empty_question
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
 
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, ModelError
 from lunar_tune.metrics.embedding import Embedder
 from lunar_tune.metrics.evaluate import Evaluation
@@ -50,17 +50,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def spec(checkpoint: Callable[..., Path], data: str) -> Callable[..., TrialSpec]:
     def make(**options: Any) -> TrialSpec:
-        return assemble(
+        engine = options.pop("engine", {})
+        made = assemble(
             RunOptions(
                 model=str(checkpoint("qwen2")),
                 data=data,
                 device="cpu",
                 factual_data="none",
-                decoding=DecodingSettings(max_new_tokens=3),
-                engine=EngineSettings(cache_limit=0, **options.pop("engine", {})),
+                max_new_tokens=3,
+                cache_limit=0,
                 **({"metrics": (QUALITY,)} | options),
             )
         )
+        return dataclasses.replace(made, engine=dataclasses.replace(made.engine, **engine))
 
     return make
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear, mse_loss
 
-from lunar_tune.config.adamw_settings import AdamWSettings
 from lunar_tune.errors import DivergenceError, InputError
+from lunar_tune.methods.lunar.lunar_settings import LunarSettings
 from lunar_tune.methods.lunar.solvers import (
     Solution,
     solve_adamw,
@@ -68,7 +68,7 @@ def adamw(p: Problem, *, learning_rate: float = 0.01, seed: int = 3, **fixed: ob
         p.is_forget,
         p.shift,
         learning_rate=learning_rate,
-        settings=AdamWSettings(**fixed),  # type: ignore[arg-type]
+        settings=LunarSettings(**fixed),  # type: ignore[arg-type]
         seed=seed,
     )
 
@@ -162,7 +162,7 @@ def test_the_loss_of_the_closed_form_is_the_mean_squared_error_that_remains() ->
 @pytest.mark.parametrize("ridge", [0.0, -1.0, math.nan, math.inf])
 def test_a_ridge_that_is_not_positive_is_refused(ridge: float) -> None:
     p = problem()
-    with pytest.raises(InputError, match=r"--ridge .*a positive number"):
+    with pytest.raises(InputError, match=r"ridge .*a positive number"):
         solve_ridge(p.inputs, p.is_forget, ridge=ridge)
 
 
@@ -280,7 +280,7 @@ def test_a_low_rank_fit_is_a_plain_autograd_loop_on_two_factors(rank: int) -> No
         p.is_forget,
         p.shift,
         learning_rate=0.01,
-        settings=AdamWSettings(epochs=4),
+        settings=LunarSettings(epochs=4),
         seed=3,
         rank=rank,
     )
@@ -331,10 +331,10 @@ def test_float32_keeps_updates_that_a_bfloat16_master_loses() -> None:
 
 def test_weight_decay_is_none_in_float32_and_torchs_own_in_bfloat16_unless_given() -> None:
     torchs = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).defaults["weight_decay"]
-    assert AdamWSettings().decay == 0.0
-    assert AdamWSettings(master_dtype="bfloat16").decay == torchs
-    assert AdamWSettings(master_dtype="bfloat16", weight_decay=0.0).decay == 0.0
-    assert AdamWSettings(weight_decay=0.3).decay == 0.3
+    assert LunarSettings().decay == 0.0
+    assert LunarSettings(master_dtype="bfloat16").decay == torchs
+    assert LunarSettings(master_dtype="bfloat16", weight_decay=0.0).decay == 0.0
+    assert LunarSettings(weight_decay=0.3).decay == 0.3
 
 
 @pytest.mark.parametrize("master", ["float32", "bfloat16"])
@@ -358,13 +358,13 @@ def test_inputs_that_are_not_numbers_are_a_divergence() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"epochs": 0}, "--epochs 0"),
-        ({"batch_size": 0}, "batch of 0"),
-        ({"master_dtype": "float16"}, "--master-dtype float16: there are float32, bfloat16"),
-        ({"weight_decay": -0.1}, "--weight-decay -0.1"),
-        ({"weight_decay": math.nan}, "--weight-decay nan"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"master_dtype": "float16"}, "master_dtype float16: there are float32, bfloat16"),
+        ({"weight_decay": -0.1}, "weight_decay -0.1"),
+        ({"weight_decay": math.nan}, "weight_decay nan"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        AdamWSettings(**wrong)  # type: ignore[arg-type]
+        LunarSettings(**wrong)  # type: ignore[arg-type]

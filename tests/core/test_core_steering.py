@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from lunar_tune.config.decoding_settings import DecodingSettings
 from lunar_tune.engine.decoding import generate_tokens
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.lunar.steering import steered
@@ -71,9 +70,8 @@ def test_logits_are_those_of_a_hook_written_by_hand(loaded: Load) -> None:
 def test_generated_tokens_are_moved_too(loaded: Load) -> None:
     """One position at a time, the answer is that of full forwards in which every token is moved."""
     model = loaded("llama")
-    settings = DecodingSettings(max_new_tokens=6)
     with steered(model, 0, SHIFT), torch.no_grad():
-        (answer,) = generate_tokens(model, [[1, 17, 40]], settings, max_new_tokens=6)
+        (answer,) = generate_tokens(model, [[1, 17, 40]], max_new_tokens=6)
         ids = [1, 17, 40]
         for _ in range(6):
             ids.append(int(model.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))

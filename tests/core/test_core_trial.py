@@ -5,6 +5,7 @@ Does not cover: `tiny`, whose own tests build it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -15,11 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from lunar_tune.config.adamw_settings import AdamWSettings
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.gradient_settings import GradientSettings
-from lunar_tune.config.lunar_settings import LunarSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError, ModelError, TrialError
 from lunar_tune.methods.lunar.method import LunarMethod
@@ -65,7 +62,7 @@ def test_without_options_a_run_is_tiny_on_mini_with_the_default_edge() -> None:
 
 
 def test_another_model_takes_the_contracts_and_its_hub_id() -> None:
-    spec = assemble(RunOptions(model="qwen2.5-7b", revision="abc"))
+    spec = assemble(RunOptions(model="qwen2.5-7b@abc"))
     assert (spec.model.source, spec.model.revision) == ("Qwen/Qwen2.5-7B-Instruct", "abc")
     assert spec.data.name == "contracts"
 
@@ -76,10 +73,10 @@ def test_a_spec_that_needs_no_building_is_materialised_as_it_is(data: str) -> No
 
 
 def test_edges_are_forgotten_as_asked_and_an_unknown_one_is_refused_with_a_list(data: str) -> None:
-    spec = assemble(RunOptions(data=data, forget_edges=("C_D", "B_C")))
+    spec = assemble(RunOptions(data=data, forget_edge=("C_D", "B_C")))
     assert (len(spec.data.forget), len(spec.data.retain)) == (10, 3)
     with pytest.raises(InputError, match=r"unknown forget edge 'X_Y'.*There are: A_B, B_C, C_D"):
-        assemble(RunOptions(data=data, forget_edges=("X_Y",)))
+        assemble(RunOptions(data=data, forget_edge=("X_Y",)))
 
 
 def test_data_without_the_default_edge_ask_for_one(tmp_path: Path) -> None:
@@ -172,7 +169,7 @@ def test_everything_that_is_wrong_is_said_in_one_message(data: str) -> None:
         chat_template="/absent/template",
         method="lunr",
         data=data,
-        forget_edges=("A_C",),
+        forget_edge=("A_C",),
         factual_data="factal",
         reference_prompts="/absent/prompts.json",
         retain_data="/absent/retain.json",
@@ -249,7 +246,6 @@ SOLVERS: dict[str, dict[str, Any]] = {
 
 
 def spec_for(folder: Path, data: str, solver: str = "closed_form", **options: Any) -> TrialSpec:
-    lunar = LunarSettings(solver=solver, adamw=AdamWSettings(epochs=2))
     return assemble(
         RunOptions(
             model=str(folder),
@@ -257,9 +253,10 @@ def spec_for(folder: Path, data: str, solver: str = "closed_form", **options: An
             device="cpu",
             factual_data="none",
             reference_prompts="harmful",
-            lunar=lunar,
-            decoding=DecodingSettings(max_new_tokens=8),
-            engine=EngineSettings(cache_limit=0),
+            solver=solver,
+            fix=() if solver == "closed_form" else ("epochs=2",),
+            max_new_tokens=8,
+            cache_limit=0,
             **options,
         )
     )
@@ -420,7 +417,7 @@ def test_trials_ask_one_half_and_full_evaluations_the_other(
         factual_data="none",
         holdout=True,
         device="cpu",
-        decoding=DecodingSettings(max_new_tokens=2),
+        max_new_tokens=2,
     )
     worker = Worker(assemble(options))
     sets = worker.spec.data
@@ -449,7 +446,7 @@ def test_a_16_bit_fit_is_looked_at_as_it_would_be_evaluated(
 ) -> None:
     """All rows are asked in a look here, so that its scores are those of a trial of that length."""
 
-    def run(epochs: int, checks: int) -> Any:
+    def run(epochs: int) -> Any:
         options = RunOptions(
             model=str(checkpoint("qwen2")),
             dtype="bfloat16",
@@ -457,11 +454,12 @@ def test_a_16_bit_fit_is_looked_at_as_it_would_be_evaluated(
             factual_data="none",
             device="cpu",
             method=method,
-            gradient=GradientSettings(trained=trained, epochs=epochs, dropout=0.0),
-            decoding=DecodingSettings(max_new_tokens=4),
-            engine=EngineSettings(retain_floor=0.0, checks=checks),
+            fix=(f"trained={trained}", f"epochs={epochs}", "dropout=0"),
+            max_new_tokens=4,
         )
-        worker = Worker(assemble(options))
+        spec = assemble(options)
+        engine = dataclasses.replace(spec.engine, retain_floor=0.0)
+        worker = Worker(dataclasses.replace(spec, engine=engine))
         before = {name: p.clone() for name, p in worker.loaded.model.state_dict().items()}
         own = {"layer": 1, "coefficient": 5.0} if method == "rmu" else {}
         result = worker.run({**own, "learning_rate": 1e-6})
@@ -469,8 +467,8 @@ def test_a_16_bit_fit_is_looked_at_as_it_would_be_evaluated(
         assert all(torch.equal(before[name], after[name]) for name in before)
         return result
 
-    (look,) = run(2, 1).checks
+    (look,) = run(2).checks
     # The rate falls over the whole fit; this small it changes no answer, looked at or not.
-    scores = run(1, 0).evaluation.scores
+    scores = run(1).evaluation.scores
     assert (look.epochs, look.forget_rouge1) == (1, scores["forget_rouge1"])
     assert look.retain_rouge1 == scores["retain_rouge1"]

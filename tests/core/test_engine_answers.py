@@ -144,7 +144,7 @@ def answers_of(
         edited_layer = min(weights, default=None)
     rules = AnswerRules(edited_layer=edited_layer, max_new_tokens=budget)
     if edited_layer is not None:
-        made.activations.reads(edited_layer)  # of the unmodified model, as a fit asks for them
+        made.activations.reads(edited_layer)  # of the base model, as a fit asks for them
     with edited(made.loaded, weights):
         run = made.begin(rules)
         known: Rows = {}
@@ -172,7 +172,7 @@ def test_answers_are_those_of_generate_on_the_edited_model(
     changes: dict[str, Any],
     layer: int | None,
 ) -> None:
-    """Without drafts to the budget; with those of the unmodified model to other ends."""
+    """Without drafts to the budget; with those of the base model to other ends."""
     model = loaded(family, **changes)
     unchanged(model.model)
     layers = [] if layer is None else [layer]

@@ -24,7 +24,7 @@ OUT_OF_MEMORY = [
 OTHERS = [
     RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     ValueError("not enough memory"),
-    InputError("--layer 99"),
+    InputError("layer 99"),
     KeyError("memory"),
 ]
 

@@ -183,7 +183,7 @@ def full_forwards(
 def forward_above(
     loaded: LoadedModel, layer: int, weight: Tensor, keys: NodeKeys, *, budget: int = 100
 ) -> dict[int, Tensor]:
-    """Return logits by node, from what the edited block's MLP reads in the unmodified model."""
+    """Return logits by node, from what the edited block's MLP reads in the base model."""
     reads = PromptActivations(ActivationSource(loaded), ROWS).reads(layer)
     # Rows that stand there twice are one row to a worker; here their nodes are the same.
     assert len(reads.inputs) == TREE.n_nodes

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lunar_tune.config.adamw_settings import AdamWSettings
 from lunar_tune.methods.lunar import solvers as solvers_module
+from lunar_tune.methods.lunar.lunar_settings import LunarSettings
 from lunar_tune.methods.lunar.solvers import solve_adamw, solve_closed_form, solve_ridge
 
 D_MODEL, D_FF = 7, 12
@@ -34,7 +34,7 @@ def adamw(inputs: Tensor, is_forget: Tensor, **options: Any) -> Any:
         is_forget,
         drawn(D_MODEL, seed=2),
         learning_rate=0.01,
-        settings=AdamWSettings(epochs=3, **fixed),
+        settings=LunarSettings(epochs=3, **fixed),
         seed=4,
         **options,
     )

@@ -1,6 +1,6 @@
 """A worker's trials with everything that the engine keeps, and the models it answers plainly.
 
-Covers: drafts of the unmodified model, several layers, both ways of answering against transformers'
+Covers: drafts of the base model, several layers, both ways of answering against transformers'
 `generate` on the edited model; which models and settings are answered plainly, and why.
 Does not cover: each part on its own (`test_engine_answers`).
 """
@@ -17,10 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from lunar_tune.config.adamw_settings import AdamWSettings
-from lunar_tune.config.decoding_settings import PUBLISHED_MAX_NEW_TOKENS, DecodingSettings
-from lunar_tune.config.lunar_settings import LunarSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
 from lunar_tune.engine import prompt_activations as prompts_module
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
@@ -50,9 +47,6 @@ def spec(checkpoint: Checkpoint, data: str) -> Callable[..., TrialSpec]:
     """Return a factory of specs on random models; nothing is kept on disk."""
 
     def make(family: str = "qwen2", *, solver: str = "closed_form", **options: Any) -> TrialSpec:
-        decoding = DecodingSettings(max_new_tokens=BUDGET, **options.pop("decoding", {}))
-        engine = EngineSettings(cache_limit=0, **options.pop("engine", {}))
-        lunar = LunarSettings(solver=solver, adamw=AdamWSettings(epochs=2))
         made = assemble(
             RunOptions(
                 model=str(checkpoint(family, **options.pop("changes", {}))),
@@ -60,9 +54,10 @@ def spec(checkpoint: Checkpoint, data: str) -> Callable[..., TrialSpec]:
                 device="cpu",
                 factual_data="none",
                 reference_prompts="harmful",
-                lunar=lunar,
-                decoding=decoding,
-                engine=engine,
+                solver=solver,
+                fix=() if solver == "closed_form" else ("epochs=2",),
+                max_new_tokens=BUDGET,
+                cache_limit=0,
                 **options,
             )
         )
@@ -170,7 +165,7 @@ def test_a_block_above_those_that_were_announced_is_answered_as_by_generate(
 
 
 def test_with_reuse_and_without_it_a_trial_says_the_same(spec: Callable[..., TrialSpec]) -> None:
-    kept, plain = Worker(spec()), Worker(spec(engine={"reuse": False}))
+    kept, plain = Worker(spec()), Worker(spec(engine="plain"))
     assert (kept.plain_decoding, plain.plain_decoding) == (None, "it was asked for")
     for worker in (kept, plain):
         worker.vanilla()
@@ -247,18 +242,6 @@ def test_eager_attention_is_answered_plainly_and_as_by_generate(
     worker.vanilla()
     result, said = trial_and_generate(worker, parameters(1))
     assert tokens_of(result) == said
-
-
-def test_a_repetition_penalty_is_answered_plainly_and_as_by_generate(
-    spec: Callable[..., TrialSpec],
-) -> None:
-    worker = Worker(spec(decoding={"repetition_penalty": 1.3}))
-    assert worker.plain_decoding == "a repetition penalty looks at all tokens of a row"
-    worker.vanilla()
-    result, said = trial_and_generate(worker, parameters(1), repetition_penalty=1.3)
-    assert tokens_of(result) == said
-    plain, _ = trial_and_generate(Worker(spec()), parameters(1))
-    assert tokens_of(plain) != said
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])

@@ -7,11 +7,8 @@ from collections import defaultdict
 from itertools import permutations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from lunar_tune.data.contract_terms import ATTRIBUTES, ContractKind
-from lunar_tune.data.contracts import (
+from contract_terms import ATTRIBUTES, ContractKind
+from contracts import (
     EdgeSpec,
     GraphSpec,
     chain,
@@ -19,6 +16,9 @@ from lunar_tune.data.contracts import (
     make_contracts,
     star,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from lunar_tune.data.invented import InventedWords, seeded
 from lunar_tune.data.splits import edges_of
 from lunar_tune.errors import DataError

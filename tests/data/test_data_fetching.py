@@ -184,7 +184,7 @@ def test_an_unreachable_server_is_named_with_what_to_do(folder: Path) -> None:
         pass
     message = refused("pistol-2", folder, gone)
     assert "cannot be fetched (Connection refused)" in message
-    assert "--github-url" in message
+    assert "LUNAR_TUNE_GITHUB_URL" in message
     assert not folder.exists()
 
 

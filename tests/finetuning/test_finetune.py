@@ -307,7 +307,13 @@ def test_what_counts_as_declining(answer: str, refuses: bool) -> None:
 def test_settings_are_checked_all_at_once() -> None:
     with pytest.raises(InputError) as raised:
         FinetuneSettings(trained="half", epochs=0, alpha=-1.0, dropout=1.0, learning_rate=0.0)
-    for flag in ("--train half", "--epochs 0", "--alpha -1.0", "--dropout 1.0", "--learning-rate"):
+    for flag in (
+        "trained half",
+        "epochs 0",
+        "alpha -1.0",
+        "dropout 1.0",
+        "learning_rate",
+    ):
         assert flag in str(raised.value)
 
 

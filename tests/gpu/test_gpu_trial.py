@@ -5,16 +5,17 @@ Deselected by default; run with `pytest -m gpu` on a machine that has one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from lunar_tune.config.gradient_settings import TRAINED, GradientSettings
-from lunar_tune.config.lunar_settings import SOLVERS, LunarSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
-from lunar_tune.methods.contract import METHODS
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.methods.gradient_settings import TRAINED
+from lunar_tune.methods.lunar.lunar_settings import SOLVERS
+from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.worker import Worker
 
@@ -34,8 +35,8 @@ def worker_on(device: str, solver: str, dtype: str) -> Worker:
         model="tiny",
         device=device,
         dtype=dtype,
-        lunar=LunarSettings(solver=solver),
-        engine=EngineSettings(cache_limit=0),
+        solver=solver,
+        cache_limit=0,
     )
     return Worker(materialise(assemble(options)))
 
@@ -75,11 +76,13 @@ def test_a_gradient_method_in_bfloat16_trains_and_leaves_the_weights_as_they_wer
         device="cuda",
         dtype="bfloat16",
         method=method,
-        gradient=GradientSettings(trained=trained, epochs=2),
-        engine=EngineSettings(cache_limit=0, retain_floor=0.0, checks=1),
+        fix=(f"trained={trained}", "epochs=2"),
+        cache_limit=0,
         evaluation_rows=8,
     )
-    worker = Worker(materialise(assemble(options)))
+    spec = materialise(assemble(options))
+    engine = dataclasses.replace(spec.engine, retain_floor=0.0)
+    worker = Worker(dataclasses.replace(spec, engine=engine))
     before = {name: value.clone() for name, value in worker.loaded.model.state_dict().items()}
     own = {"layer": 1, "coefficient": 6.5} if method == "rmu" else {}
     result = worker.run({**own, "learning_rate": 1e-3})
@@ -101,7 +104,7 @@ def test_vectors_on_the_device_equal_those_on_the_cpu(
             device=device,
             dtype="float32",
             data="mini",
-            engine=EngineSettings(cache_limit=0),
+            cache_limit=0,
         )
         vectors.append(worker_on_options(options).preparation.vectors)  # type: ignore[attr-defined]
     assert torch.allclose(vectors[0].cpu(), vectors[1], atol=1e-4)

@@ -246,7 +246,7 @@ def test_the_trade_off_has_every_trial_the_floor_and_the_confirmed_best() -> Non
     assert report.confirmed is not None
     confirmed = report.confirmed["forget_rouge1"], report.confirmed["retain_rouge1"]
     assert points_of(axes, "best, in full") == [pytest.approx(confirmed)]
-    assert points_of(axes, "unmodified") == [(0.98, 0.99)]
+    assert points_of(axes, "base model") == [(0.98, 0.99)]
     assert "forget ROUGE-1 recall" in axes.get_xlabel()
 
 

@@ -19,7 +19,6 @@ from lunar_tune.report.report import Report, verdict, write_report
 from lunar_tune.study.rows import (
     COMPLETE,
     FAILED,
-    PRUNED,
     RUNNING,
     TrialRow,
     best_first,
@@ -170,12 +169,10 @@ def test_a_label_is_the_setting_in_short() -> None:
 
 RUNS = TrialRow(number=8, state=RUNNING, parameters={})
 AGAIN = dataclasses.replace(failed(9), failure="the worker died", again=True)
-CUT = (*(TrialRow(number=n, state=PRUNED, parameters={}) for n in (0, 1)), failed(2))
 ROWS = {
     "nothing": (),
     "begun": (AGAIN, RUNS),
     "failing": (failed(0), AGAIN, RUNS),
-    "cut short": CUT,
     "failures": (failed(0), failed(1)),
     "infeasible": (complete(0, 0.1, 0.3), complete(1, 0.3, 0.7)),
     "found": (complete(0, 0.1, 0.3), failed(1), complete(2, 0.3, 0.85), complete(3, 0.2, 0.9)),
@@ -262,7 +259,6 @@ def test_answers_stand_beside_the_unmodified_models_to_the_same_question() -> No
         ("nothing", "No trial has ended yet."),
         ("begun", "No trial has ended yet."),
         ("failing", "Every trial failed, most of them with: the loss became NaN"),
-        ("cut short", "No trial was completed (2 pruned, 1 failed)."),
         ("failures", "Every trial failed, most of them with: the loss became NaN"),
         ("infeasible", "No trial keeps retain ROUGE-1 of at least 0.8."),
     ],
@@ -276,8 +272,9 @@ def test_a_report_without_a_feasible_trial_says_so(tmp_path: Path, case: str, wh
 
 def test_a_verdict_without_bounds_names_none() -> None:
     goal = Goal.read("forget_rouge1", ())
-    told = dataclasses.replace(report(*CUT, confirmed=False), goal=goal, ending="Interrupted.")
-    assert verdict(told) == "Interrupted. No trial was completed (2 pruned, 1 failed)."
+    told = dataclasses.replace(report(failed(0), confirmed=False), goal=goal, ending="Interrupted.")
+    why = "Interrupted. Every trial failed, most of them with: the loss became NaN"
+    assert verdict(told) == why
     assert verdict(dataclasses.replace(told, rows=(AGAIN,))) == "Interrupted. No trial has ended."
     row = dataclasses.replace(complete(0, 0.1, 0.3), feasible=False)
     said = verdict(dataclasses.replace(told, rows=(row,)))
@@ -295,7 +292,7 @@ def test_a_report_without_a_feasible_trial_has_its_nearest_miss(tmp_path: Path) 
         row.scores["forget_mrr"] = mrr  # type: ignore[index]
     one = dataclasses.replace(report(*rows), best=None, confirmed=None, goal=goal)
     assert [row.number for row in one.ranked] == [1, 2, 0]  # 0.3, 0.2 + 0.15 and infinity
-    assert list(one.compared) == ["unmodified model", "trial 1, nearest miss"]
+    assert list(one.compared) == ["base model", "trial 1, nearest miss"]
     text = text_of(tmp_path, one)
     assert "The nearest miss is trial 1 (L1 c2.0 lr3e-3, retain ROUGE-1 0.500)." in text
 

@@ -1,6 +1,6 @@
 """A search under random kills, in short; the long version is `scripts/chaos.py` by itself.
 
-Does not cover: what each fault leads to (`test_course`, `test_faults`).
+Does not cover: what each fault leads to (`test_loop`, `test_faults`).
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
-"""What can go wrong in a trial, and what a worker makes of it.
-
-Covers: a worker's step with every kind of error, a trial that hangs, a model that was left edited.
-Does not cover: what follows from it (`test_course`), killed processes (`test_chaos`).
-"""
+"""What can go wrong beside a task: Ray's processes end, a task hangs, a model is left edited."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import signal
 import subprocess
 import sys
@@ -23,17 +17,17 @@ import pytest
 import torch
 from command_lines import small_options
 
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
-from lunar_tune.errors import DivergenceError, EditedModelError, InputError
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.errors import DivergenceError, EditedModelError
 from lunar_tune.methods.contract import Change, Fit, Preparation
+from lunar_tune.search.backends.interface import BackendLostError
 from lunar_tune.search.backends.ray import ray_watch
-from lunar_tune.search.backends.ray.ray_watch import RayLostError, watched
-from lunar_tune.search.backends.ray.searcher import NewsCallback
-from lunar_tune.search.backends.ray.trainable import UnlearningTrainable
+from lunar_tune.search.backends.ray.ray_watch import watched
+from lunar_tune.search.backends.ray.trainable import HANDED_OVER, UnlearningTrainable
 from lunar_tune.search.backends.ray.watchdog import Watchdog, crash_reason
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Task
 from lunar_tune.trial.worker import Worker
 
 SETTING = {"layer": 1, "coefficient": 2.0, "learning_rate": 1e-3}
@@ -51,8 +45,8 @@ def worker(checkpoint: Callable[..., Path], tmp_path: Path) -> Worker:
                 reference_prompts=given["--reference-prompts"],
                 factual_data="none",
                 device="cpu",
-                decoding=DecodingSettings(max_new_tokens=4),
-                engine=EngineSettings(cache_limit=0, verify_weights=True),
+                max_new_tokens=4,
+                cache_limit=0,
             )
         )
     )
@@ -60,9 +54,9 @@ def worker(checkpoint: Callable[..., Path], tmp_path: Path) -> Worker:
 
 def trainable_with(worker: Worker, folder: Path, timeout: float | None = None) -> Any:
     trainable = UnlearningTrainable.__new__(UnlearningTrainable)
-    task = {"task": "trial", "number": 0, "parameters": SETTING}
-    trainable.setup(task, spec=worker.spec, folder=folder, timeout=timeout)
-    trainable._worker = worker
+    task = Task(kind=TRIAL, number=0, parameters=SETTING)
+    trainable.setup({"task": task}, spec=worker.spec, folder=Folder(folder), timeout=timeout)
+    trainable._runner._worker = worker
     return trainable
 
 
@@ -83,34 +77,6 @@ class Broken(Preparation):
         yield Fit(unmodified=nullcontext, change=nothing, losses=[1.0])
 
 
-@pytest.mark.parametrize(
-    ("error", "outcome"),
-    [
-        (DivergenceError("the loss became NaN"), {"failure": "the loss became NaN"}),
-        (InputError("no such layer"), {"failure": "no such layer"}),
-        (torch.OutOfMemoryError("of 3 GiB"), {"failure": "OutOfMemoryError: of 3 GiB (lower"}),
-        (MemoryError("host"), {"failure": "MemoryError: host"}),
-        (OSError(28, "No space left"), {"failure": "OSError: [Errno 28]", "again": True}),
-    ],
-    ids=["diverged", "input", "gpu memory", "host memory", "disk"],
-)
-def test_an_error_of_a_trial_is_an_outcome_and_the_model_serves_the_next(
-    worker: Worker, tmp_path: Path, error: Exception, outcome: dict[str, Any]
-) -> None:
-    trainable = trainable_with(worker, tmp_path)
-    whole = worker.preparation
-    worker.draft({(0,): (0,)})  # so that the unmodified model is not asked first
-    worker.__dict__["preparation"] = Broken(error)
-    told = trainable.step()
-    assert told["done"] is True
-    assert told["failure"].startswith(outcome.pop("failure"))
-    assert told.get("again", False) is outcome.get("again", False)
-
-    worker.__dict__["preparation"] = whole
-    trainable.reset_config({"task": "trial", "number": 1, "parameters": SETTING})
-    assert json.loads(trainable.step()["report"])["scores"]["retain_rows"] > 0
-
-
 def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the end of the search ends the watch, whatever becomes of Ray then."""
     monkeypatch.setattr(ray_watch, "_EVERY_SECONDS", 0.01)
@@ -118,7 +84,7 @@ def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch
     before = signal.getsignal(signal.SIGUSR2)
     with (
         sleeping() as process,
-        pytest.raises(RayLostError, match="Ray's sleep has ended"),
+        pytest.raises(BackendLostError, match="Ray's sleep has ended"),
     ):
         wait_while_it_dies(process)
     with sleeping() as process:
@@ -132,6 +98,7 @@ def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch
 STUCK = """
 import signal, subprocess, time
 import psutil
+from lunar_tune.search.backends.interface import BackendLostError
 from lunar_tune.search.backends.ray import ray_watch
 ray_watch._EVERY_SECONDS = ray_watch._GRACE_SECONDS = 0.05
 process = subprocess.Popen(["sleep", "100"])
@@ -162,44 +129,6 @@ def sleeping() -> Iterator[psutil.Process]:
             yield psutil.Process(process.pid)
         finally:
             process.kill()
-
-
-def test_what_a_worker_warns_of_reaches_whoever_watches_once(
-    worker: Worker, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trainable = trainable_with(worker, tmp_path)
-    worker.draft({(0,): (0,)})
-    lost = logging.getLogger("lunar_tune.engine.cache")
-
-    def fails() -> None:
-        lost.warning("x.safetensors is damaged; http://me:%s@host", "s3cretpw")
-        logging.getLogger("elsewhere").warning("of no interest")
-        raise InputError("no such layer")
-
-    whole = worker.preparation
-    worker.__dict__["preparation"] = Broken(None, fails)
-    told = trainable.step()
-    worker.__dict__["preparation"] = whole
-    trainable.reset_config({"task": "trial", "number": 1, "parameters": SETTING})
-    assert "warnings" not in trainable.step()
-
-    caplog.clear()
-    NewsCallback.__new__(NewsCallback).on_trial_result(1, [], None, told)
-    assert caplog.messages == ["a worker: x.safetensors is damaged; http://me:***@host"]
-
-
-@pytest.mark.parametrize(
-    "error", [RuntimeError("CUDA error: an illegal memory access"), ZeroDivisionError()]
-)
-def test_an_error_that_nobody_expects_costs_the_process(
-    worker: Worker, tmp_path: Path, error: Exception
-) -> None:
-    """A CUDA error leaves a process that can compute no more: Ray starts another."""
-    trainable = trainable_with(worker, tmp_path)
-    worker.draft({(0,): (0,)})
-    worker.__dict__["preparation"] = Broken(error)
-    with pytest.raises(type(error)):
-        trainable.step()
 
 
 @pytest.mark.parametrize("error", [None, ValueError("in the middle")])
@@ -235,9 +164,9 @@ def stuck_here():
     time.sleep(100)
 
 dog = Watchdog(Folder(Path(sys.argv[1])), 0.5)
-dog.begin(3)
+dog.begin(3, False)
 dog.end()
-dog.begin(4)
+dog.begin(4, False)
 stuck_here()
 """
 
@@ -256,7 +185,7 @@ def test_a_trial_that_hangs_ends_its_process_and_leaves_what_it_was_doing(tmp_pa
 def test_a_worker_that_was_killed_before_its_limit_is_not_said_to_hang(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     dog = Watchdog(folder, 100.0)
-    dog.begin(5)
+    dog.begin(5, full=False)
     assert crash_reason(folder, 5, "ActorDiedError: killed") == "ActorDiedError: killed"
     dog.end()
     assert crash_reason(folder, 6, "ActorDiedError: killed") == "ActorDiedError: killed"
@@ -270,12 +199,12 @@ def test_tasks_that_ask_every_question_may_take_ten_times_as_long(
         "faulthandler.dump_traceback_later", lambda limit, **_options: limits.append(limit)
     )
     trainable = trainable_with(worker, tmp_path, timeout=1000.0)
-    for kind, number in (("vanilla", -1), ("trial", 0), ("confirmation", 0)):
-        trainable.reset_config({"task": kind, "number": number, "parameters": dict(SETTING)})
-        if kind == "vanilla":
-            del trainable._task["parameters"]["coefficient"]
-        assert "report" in trainable.step()
-    assert limits == [10000.0, 1000.0, 10000.0]
+    in_force = {}
+    for kind, parameters in ((BASE_MODEL, {}), (TRIAL, SETTING), (CONFIRMATION, SETTING)):
+        trainable.reset_config({"task": Task(kind=kind, number=0, parameters=parameters)})
+        assert trainable.step()[HANDED_OVER].take().failure is None
+        in_force[kind] = limits[-1]
+    assert in_force == {BASE_MODEL: 10000.0, TRIAL: 1000.0, CONFIRMATION: 10000.0}
     assert sorted(tmp_path.glob("trials/*stack.txt")) == []
 
 

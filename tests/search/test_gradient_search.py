@@ -5,50 +5,40 @@ Does not cover: the outputs that every search has (`test_search_run`).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from command_lines import run_command
-from optuna.trial import TrialState
 from search_results import rows_of, statuses
-from test_course import Heard
-from test_study import frozen
-from typer.testing import CliRunner
 
-from lunar_tune.cli.export import export
-from lunar_tune.cli.running import command_app
-from lunar_tune.config.gradient_settings import GradientSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
-from lunar_tune.search.backends.ray.trainable import PENALISED, UnlearningTrainable
-from lunar_tune.study.rows import PRUNED
-from lunar_tune.trial.assemble import assemble
+from lunar_tune.cli.export import COMMAND
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.checks import Check, Watch
+from lunar_tune.trial.tasks import TRIAL, Task, TaskRunner
 from lunar_tune.trial.worker import Worker
+from lunar_tune.yaml_files import read_yaml
 
 pytestmark = pytest.mark.slow  # a search of its own
-
-SEEN = {"epochs": 4, "forget_rouge1": 0.5, "retain_rouge1": 0.25}
-
 
 # Looks
 
 
 def test_a_fit_is_looked_at_at_even_distances_and_not_after_its_last_epoch() -> None:
-    def due(n_epochs: int, n_checks: int, floor: float | None = 0.8) -> list[int]:
-        watch = Watch(n_epochs, n_checks, floor)
+    def due(n_epochs: int, floor: float | None = 0.8) -> list[int]:
+        watch = Watch(n_epochs, floor)
         return [epoch for epoch in range(1, n_epochs + 1) if watch.is_due(epoch)]
 
-    assert due(20, 4) == [4, 8, 12, 16]
-    assert due(20, 1) == [10]
-    assert due(3, 10) == [1, 2]
-    assert due(1, 4) == due(20, 0) == due(20, 4, floor=None) == []
+    assert due(20) == [4, 8, 12, 16]
+    assert due(12) == [3, 6, 9]
+    assert due(3) == [1, 2]
+    assert due(1) == due(20, floor=None) == []
 
 
 @pytest.mark.parametrize(
@@ -66,91 +56,54 @@ def test_a_fit_is_lost_below_half_of_the_floor_twice_in_a_row(
     retain: list[float], lost: bool
 ) -> None:
     seen = [Check(epochs=i, forget_rouge1=0.0, retain_rouge1=r) for i, r in enumerate(retain)]
-    assert Watch(20, 4, 0.8, seen).is_lost is lost
-
-
-def tiny_worker(**engine: Any) -> Worker:
-    from lunar_tune.config.decoding_settings import DecodingSettings
-    from lunar_tune.trial.assemble import materialise
-
-    options = RunOptions(
-        method="ga",
-        factual_data="none",
-        evaluation_rows=24,
-        gradient=GradientSettings(epochs=12),
-        decoding=DecodingSettings(max_new_tokens=None),
-        engine=EngineSettings(early_exit=True, **engine),
-    )
-    return Worker(materialise(assemble(options)))
+    assert Watch(20, 0.8, seen).is_lost is lost
 
 
 @pytest.fixture(scope="module")
 def worker() -> Worker:
     """Return a worker whose fits are looked at; what it has run leaves no trace in its model."""
-    return tiny_worker(retain_floor=0.8, checks=5)
+    options = RunOptions(
+        method="ga",
+        factual_data="none",
+        evaluation_rows=24,
+        fix=("epochs=12",),
+        max_new_tokens=None,
+    )
+    spec = materialise(assemble(options))
+    engine = dataclasses.replace(spec.engine, early_exit=True, retain_floor=0.8)
+    return Worker(dataclasses.replace(spec, engine=engine))
 
 
 def test_a_fit_that_loses_the_retain_set_ends_early_and_is_infeasible(worker: Worker) -> None:
     before = {name: p.detach().clone() for name, p in worker.loaded.model.named_parameters()}
     lost = worker.run({"learning_rate": 0.01})
-    assert [check.epochs for check in lost.checks] == [2, 4]
+    assert [check.epochs for check in lost.checks] == [3, 6]
     assert lost.fit is not None
-    assert len(lost.fit.losses) == 4
+    assert len(lost.fit.losses) == 6
     assert lost.evaluation.scores["retain_rouge1"] < 0.4
     whole = worker.run({"learning_rate": 0.01}, bounded=False)
     assert whole.fit is not None
     assert (len(whole.fit.losses), whole.checks) == (12, ())
-    trial = worker.trial({"learning_rate": 0.01})
-    assert next(trial) == lost.checks[0]
-    trial.close()
     for name, parameter in worker.loaded.model.named_parameters():
         assert torch.equal(parameter, before[name])
 
 
 def test_looking_at_a_fit_changes_no_score(worker: Worker) -> None:
+    """A setting that keeps the floor is asked everything, bounded or not."""
     looked = worker.run({"learning_rate": 3e-4})
-    alone = tiny_worker(retain_floor=0.8, checks=0).run({"learning_rate": 3e-4})
-    assert len(looked.checks) == 5
+    alone = worker.run({"learning_rate": 3e-4}, bounded=False)
+    assert (len(looked.checks), alone.checks) == (3, ())
     assert looked.evaluation.scores == alone.evaluation.scores
     assert looked.fit == alone.fit
 
 
-# Ended from outside
-
-
-def test_a_trial_that_a_scheduler_ends_is_pruned_and_no_failure(tmp_path: Path) -> None:
-    heard = Heard(tmp_path)
-    heard.vanilla()
-    heard.trial("one", {"number": 0, "done": False, **SEEN})
-    row = heard.study.row(0)
-    assert row.state == PRUNED
-    assert row.failure == "pruned after 4 epochs: forget 0.500, retain 0.250 on samples"
-    assert (row.scores, row.feasible) == ({}, None)
-    heard.trial("two", {"number": 1, "done": False, **SEEN})
-    assert not heard.course.gave_up
-    assert [trial.state for trial in frozen(tmp_path)] == [TrialState.PRUNED] * 2
-
-
-def test_a_worker_takes_a_step_for_each_look_and_puts_the_model_back(
-    tmp_path: Path, worker: Worker
-) -> None:
-    before = {name: p.detach().clone() for name, p in worker.loaded.model.named_parameters()}
-    trainable = UnlearningTrainable.__new__(UnlearningTrainable)
-    task = {"task": "trial", "number": 0, "parameters": {"learning_rate": 3e-4}}
-    trainable.setup(task, spec=worker.spec, folder=tmp_path)
-    trainable._worker = worker
-    first = trainable.step()
-    assert (first["done"], first["epochs"]) == (False, 2)
-    missed = max(0.0, 0.8 - first["retain_rouge1"])
-    assert first[PENALISED] == pytest.approx(first["forget_rouge1"] + 3 * missed)
-    trainable.reset_config(task | {"number": 1})  # as Ray does when a scheduler has ended it
-    for name, parameter in worker.loaded.model.named_parameters():
-        assert torch.equal(parameter, before[name])
-    steps = [trainable.step() for _ in range(6)]
-    assert [one["done"] for one in steps] == [False] * 5 + [True]
-    kept = json.loads(steps[-1]["report"])
-    assert [check["epochs"] for check in kept["checks"]] == [2, 4, 6, 8, 10]
-    assert (tmp_path / "trials" / "00001.parquet").is_file()
+def test_the_looks_at_a_fit_come_with_a_tasks_outcome(worker: Worker) -> None:
+    runner = TaskRunner(worker.spec)
+    runner._worker = worker
+    outcome = runner.run(Task(kind=TRIAL, number=1, parameters={"learning_rate": 3e-4}))
+    runner.close()
+    assert outcome.result is not None
+    assert [check.epochs for check in outcome.result.checks] == [3, 6, 9]
 
 
 # A whole search
@@ -168,7 +121,7 @@ def search(
         "      retain_weight: {type: choice, values: [0.0, 1.0]}\n"
         "    starting_points:\n      - {learning_rate: 1e-3, retain_weight: 1.0}\n"
     )
-    options = ["--method", "npo", "--epochs", "8", "--space", str(space), "--num-trials", "3"]
+    options = ["--method", "npo", "--fix", "epochs=8", "--space", str(space), "--num-trials", "3"]
     options += ["--factual-data", "none"]
     empty_store(folder / "runs" / "mlflow.db")
     done = run_command("search", *options, "--output", "runs", "--name", "npo", cwd=folder)
@@ -185,7 +138,7 @@ def test_a_gradient_search_finds_a_setting_that_forgets_and_keeps(
     assert [row["state"] for row in rows] == ["complete"] * 3
     assert rows[0]["params.learning_rate"] == 1e-3
     assert rows[0]["params.retain_weight"] == 1.0
-    best = yaml.safe_load((folder / "runs" / "npo" / "best.yaml").read_text())
+    best = read_yaml(folder / "runs" / "npo" / "best.yaml")
     assert (best["method"], best["solver"]) == ("npo", "lora")
     assert best["confirmed"]["scores"]["retain_rouge1"] >= 0.8
     assert best["confirmed"]["scores"]["forget_rouge1"] < 0.5
@@ -201,10 +154,9 @@ def test_the_printed_command_writes_a_plain_model_with_its_scores(
     name, *arguments = shlex.split(line)[2:]
     assert name == "lunar_tune.export"
     monkeypatch.chdir(folder)
-    written = CliRunner().invoke(command_app(export), arguments, env={"TERM": "dumb"})
-    assert written.exit_code == 0, written.output
+    assert COMMAND.main(arguments) == 0
     exported = json.loads((folder / "runs" / "npo" / "model" / "export.json").read_text())
-    best = yaml.safe_load((folder / "runs" / "npo" / "best.yaml").read_text())
+    best = read_yaml(folder / "runs" / "npo" / "best.yaml")
     assert exported["proven"] is True
     for name in ("forget_rouge1", "retain_rouge1"):
         assert exported["scores"][name] == pytest.approx(

@@ -1,4 +1,4 @@
-"""Questions that no trial is judged on: the unmodified model answers them, too.
+"""Questions that no trial is judged on: the base model answers them, too.
 
 Covers: the worker's task that confirms; results, page, picture, report and export of such a search.
 Does not cover: which questions are held out (`tests/core/test_core_trial.py`).
@@ -12,23 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
 from made_search import made_search
-from typer.testing import CliRunner
 
-from lunar_tune.cli.export import export
-from lunar_tune.cli.running import command_app
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.lunar_settings import LunarSettings
-from lunar_tune.config.run_options import NONE, EngineSettings, RunOptions
+from lunar_tune.cli.export import COMMAND
+from lunar_tune.config.run_options import NONE, RunOptions
+from lunar_tune.report.report import short_report
 from lunar_tune.report.results import load_search
 from lunar_tune.report.static_page import write_static_page
-from lunar_tune.search.backends.ray.trainable import UnlearningTrainable
-from lunar_tune.search.descriptions import run_note
-from lunar_tune.search.loop import CONFIRMATION
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.tables import read_answers
 from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.tasks import CONFIRMATION, Task, TaskRunner
 
 SETTING = {"layer": 1, "coefficient": 2.0, "ridge": 0.01}
 
@@ -57,9 +51,9 @@ def options(
         factual_data=NONE,
         reference_prompts=str(folder / "prompts.txt"),
         device="cpu",
-        decoding=DecodingSettings(max_new_tokens=6),
-        lunar=LunarSettings(solver="closed_form"),
-        engine=EngineSettings(cache_limit=0),
+        max_new_tokens=6,
+        solver="closed_form",
+        cache_limit=0,
         holdout=True,
     )
 
@@ -73,26 +67,27 @@ def questions(path: Path) -> set[tuple[str, str, int | None]]:
     return {(row.set_name, row.question, row.row) for row in read_answers(path)[0]}
 
 
-def test_the_task_that_confirms_asks_the_unmodified_model_the_held_out_questions(
-    tmp_path: Path, options: RunOptions
+def test_the_task_that_confirms_asks_the_base_model_the_held_out_questions(
+    options: RunOptions,
 ) -> None:
-    spec, folder = assemble(options), Folder(tmp_path / "search")
-    (folder.path / "trials").mkdir(parents=True)
-    worker = UnlearningTrainable.__new__(UnlearningTrainable)
-    task = {"task": CONFIRMATION, "number": 3, "parameters": SETTING}
-    worker.setup(task, spec=spec, folder=folder.path)
-    told = json.loads(worker.step()["report"])
+    spec = assemble(options)
+    runner = TaskRunner(spec)
+    told = runner.run(Task(kind=CONFIRMATION, number=3, parameters=SETTING))
+    runner.close()
 
     assert spec.data.held_out is not None
-    asked = questions(folder.vanilla_full_answers)
-    assert asked == questions(folder.full_answers(3))
+    assert told.result is not None
+    assert told.baseline is not None
+    rows, scores = told.baseline.evaluation.rows, told.baseline.evaluation.scores
+    asked = {(row.set_name, row.question, row.row) for row in rows}
+    again = told.result.evaluation.rows
+    assert asked == {(row.set_name, row.question, row.row) for row in again}
     assert {question for name, question, _ in asked if name == "retain"} == {
         record.question for record in spec.data.held_out.retain
     }
-    answers = [row for row in read_answers(folder.vanilla_full_answers)[0] if row.set_name != ""]
     for name in ("forget", "retain"):
-        recalls = [row.rouge1 for row in answers if row.set_name == name]
-        assert told["vanilla"][f"{name}_rouge1"] == pytest.approx(math.fsum(recalls) / len(recalls))
+        recalls = [row.rouge1 for row in rows if row.set_name == name]
+        assert scores[f"{name}_rouge1"] == pytest.approx(math.fsum(recalls) / len(recalls))
 
 
 def test_full_answers_stand_beside_the_unmodified_models_to_the_same_questions(
@@ -115,14 +110,14 @@ def test_page_note_and_picture_say_what_was_held_out(search: Folder, tmp_path: P
     report = load_search(search.path).report
     assert report.held_out
     assert list(report.compared) == [
-        "unmodified model",
+        "base model",
         "trial 0, as searched",
-        "unmodified model, held-out questions",
+        "base model, held-out questions",
         "trial 0, held-out questions",
     ]
-    assert "| trial 0, held-out questions |" in run_note(report)
+    assert "| trial 0, held-out questions |" in short_report(report)
     legend = load_search(search.path).trade_off().axes[0].get_legend_handles_labels()[1]
-    assert "unmodified model, held out" in legend
+    assert "base model, held out" in legend
     page = tmp_path / "page.html"
     write_static_page([load_search(search.path)], page)
     assert "confirmed on held-out questions" in page.read_text()
@@ -135,12 +130,11 @@ def test_page_note_and_picture_say_what_was_held_out(search: Folder, tmp_path: P
 
 
 def test_a_card_shows_the_unmodified_models_scores_on_the_held_out_questions(
-    search: Folder, tmp_path: Path
+    search: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "delta"
-    arguments = [str(search.path), "--format", "delta", "--output", str(output)]
-    result: Result = CliRunner().invoke(command_app(export), arguments, env={"TERM": "dumb"})
-    assert result.exit_code == 0, result.output
+    output = tmp_path / "model"
+    arguments = [str(search.path), "--save", str(output)]
+    assert COMMAND.main(arguments) == 0
     document = json.loads((output / "export.json").read_text())
     rows = [row for row in read_answers(search.vanilla_full_answers)[0] if row.set_name == "retain"]
     mean = math.fsum(row.rouge1 for row in rows) / len(rows)
@@ -150,17 +144,16 @@ def test_a_card_shows_the_unmodified_models_scores_on_the_held_out_questions(
     assert "as the search reported it, on held-out questions" in card
     assert "≈" not in card
     assert (document["on_held_out"], document["retain_exact"]) == (True, True)
-    assert "scores are on held-out questions" in result.output
+    assert "scores are on held-out questions" in capsys.readouterr().out
 
 
 def test_the_card_of_another_trial_says_that_its_scores_are_not_of_held_out_questions(
     tmp_path: Path, options: RunOptions
 ) -> None:
     search = made_search(tmp_path / "runs", "half", options, SETTING, confirmed=False)
-    output = tmp_path / "delta"
-    arguments = [str(search), "--trial", "0", "--format", "delta", "--output", str(output)]
-    result: Result = CliRunner().invoke(command_app(export), arguments, env={"TERM": "dumb"})
-    assert result.exit_code == 0, result.output
+    output = tmp_path / "model"
+    arguments = [str(search), "--trial", "0", "--save", str(output)]
+    assert COMMAND.main(arguments) == 0
     assert json.loads((output / "export.json").read_text())["on_held_out"] is False
     card = (output / "README.md").read_text()
     assert "* scores are on the questions of the trials, not on held-out questions" in card

@@ -138,8 +138,8 @@ def test_a_recommendation_outside_the_space_is_refused_with_both() -> None:
     [
         ({0: 0.66, 1: 0.66, 2: 0.66, 3: 0.66}, -1.5, "all layers score the same"),
         ({0: 0.66, 1: 0.66 + 1e-12, 2: 0.66, 3: 0.66}, -1.5, "all layers score the same"),
-        ({0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}, 0.4, "no layer gains on the unmodified model"),
-        ({0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}, 0.5, "no layer gains on the unmodified model"),
+        ({0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}, 0.4, "no layer gains on the base model"),
+        ({0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}, 0.5, "no layer gains on the base model"),
         ({2: 0.9}, -1.0, "layer 2 alone was scored, and compared with none"),
     ],
 )

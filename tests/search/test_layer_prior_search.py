@@ -1,6 +1,6 @@
-"""Searches of the tiny model that begin with scored layers, and what one keeps for the next.
+"""Searches of the tiny model that begin with scored layers, the second with what the first found.
 
-Covers: `--layer-prior FILE` and `auto`, `--keep`, through the command line.
+Covers: `--layer-prior FILE` and `auto`, `--start-from`, through the command line.
 Does not cover: narrowing in detail (`test_layer_choice`), the plan (`test_starting_points`).
 """
 
@@ -18,10 +18,8 @@ import yaml
 from command_lines import run_command
 from priors import prior_of
 from search_results import rows_of
-from typer.testing import CliRunner
 
-from lunar_tune.cli.layers import layers
-from lunar_tune.cli.running import command_app
+from lunar_tune.cli.layers import COMMAND
 
 # 0.5: with a coefficient of 2 the tiny model repeats itself whichever layer is steered.
 
@@ -38,16 +36,15 @@ lunar:
       - {layer: 1, coefficient: 0.5, learning_rate: 0.003}
 """
 
-QUICK = ("--epochs", "6")
+QUICK = ("--fix", "epochs=6")
 
 
 @dataclass(frozen=True)
 class Searched:
-    """A search that has ended, and the folder of tuned settings."""
+    """A search that has ended."""
 
     done: subprocess.CompletedProcess[str]
     folder: Path
-    tuned: Path
 
     @property
     def config(self) -> dict[str, Any]:
@@ -59,38 +56,36 @@ class Searched:
         return [{name: row[f"params.{name}"] for name in names} for row in rows_of(self.folder)]
 
     @property
-    def kept(self) -> dict[str, Any]:
-        return yaml.safe_load((self.tuned / "tiny.yaml").read_text())["entries"][0]
+    def best(self) -> dict[str, Any]:
+        return yaml.safe_load((self.folder / "best.yaml").read_text())
 
 
 def run_search(cwd: Path, name: str, *options: str) -> Searched:
-    done = run_command(
-        "search", "--output", "runs", "--name", name, *options, cwd=cwd, LUNAR_TUNE_TUNED="tuned"
-    )
+    done = run_command("search", "--output", "runs", "--name", name, *options, cwd=cwd)
     assert done.returncode == 0, done.stderr
-    return Searched(done, cwd / "runs" / name, cwd / "tuned")
+    return Searched(done, cwd / "runs" / name)
 
 
 @pytest.fixture(scope="module")
 def by_file(
     tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]
 ) -> Searched:
-    """Search two layers of four, of which 2 is the best, and keep what is found."""
+    """Search two layers of four, of which 2 is the best."""
     cwd = tmp_path_factory.mktemp("priors")
     prior = prior_of({0: 0.0, 1: 0.8, 2: 0.9, 3: 0.0}, [1, 2])
     (cwd / "layers.json").write_text(prior.document(), encoding="utf-8")
     empty_store(cwd / "runs" / "mlflow.db")
-    options = ("--layer-prior", "layers.json", "--num-trials", "4", "--keep", *QUICK)
+    options = ("--layer-prior", "layers.json", "--num-trials", "4", *QUICK)
     return run_search(cwd, "file", *options)
 
 
 @pytest.fixture(scope="module")
 def by_itself(by_file: Searched) -> Searched:
-    """Search again in the same place, with layers that the search scores itself."""
+    """Search again from what was found, with layers that the search scores itself."""
     cwd = by_file.folder.parents[1]
     (cwd / "space.yaml").write_text(SPACE, encoding="utf-8")
-    options = ("--space", "space.yaml", "--layer-prior", "auto", "--num-trials", "3", *QUICK)
-    return run_search(cwd, "auto", *options)
+    options = ("--space", "space.yaml", "--layer-prior", "auto", "--start-from", "file")
+    return run_search(cwd, "auto", *options, "--num-trials", "3", *QUICK)
 
 
 def test_the_layers_of_a_file_are_searched_and_no_others(by_file: Searched) -> None:
@@ -104,7 +99,7 @@ def test_the_layers_of_a_file_are_searched_and_no_others(by_file: Searched) -> N
 
 def test_the_configuration_has_the_file_and_its_curve(by_file: Searched) -> None:
     config = by_file.config
-    assert config["search"]["layer_prior"] == {"value": "layers.json", "origin": "command line"}
+    assert config["options"]["layer_prior"] == {"value": "layers.json", "origin": "command line"}
     kept = config["resolved"]["layer_prior"]
     assert kept["made_of_it"] == "1 … 2 by s1 - s2 (layers.json)"
     assert [one["score"] for one in kept["layers"]] == [0.0, 0.8, 0.9, 0.0]
@@ -112,26 +107,17 @@ def test_the_configuration_has_the_file_and_its_curve(by_file: Searched) -> None
     assert layer == {"type": "int", "low": 1, "high": 2}
 
 
-def test_the_best_setting_is_kept_at_the_end(by_file: Searched) -> None:
-    best = yaml.safe_load((by_file.folder / "best.yaml").read_text())
-    assert by_file.kept["parameters"] == best["parameters"]
-    assert by_file.kept["scores"] == best["confirmed"]["scores"]
-    provenance = by_file.kept["provenance"]
-    assert (provenance["search"], provenance["trials"]) == ("file", 4)
-    assert provenance["confirmed_in_full"] is True
-    digests = by_file.config["resolved"]["digests"]
-    assert provenance["digests"] == {s: digests[s] for s in ("forget", "retain", "factual")}
-    assert "kept for later searches in tuned/tiny.yaml" in by_file.done.stdout
+def test_the_best_setting_says_how_deep_its_model_is(by_file: Searched) -> None:
+    assert by_file.best["n_layers"] == by_file.config["resolved"]["n_layers"] == 4
 
 
 def test_a_search_scores_layers_as_the_command_does(
     by_itself: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the worker that then runs the trials, before the first one."""
-    arguments = ("--model", "tiny", "--coefficient", "0.5", "--json", "l.json")
+    arguments = ("--model", "tiny", "--fix", "coefficient=0.5", "--json", "l.json")
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(command_app(layers), list(arguments), env={"TERM": "dumb"})
-    assert done.exit_code == 0, done.output
+    assert COMMAND.main(arguments) == 0
     expected = json.loads((tmp_path / "l.json").read_text())
     found = by_itself.config["resolved"]["layer_prior"]
     assert found["best"] == expected["best"]
@@ -160,16 +146,14 @@ def test_a_search_keeps_to_the_layers_that_it_has_scored(by_itself: Searched) ->
     assert by_itself.done.stderr == ""
 
 
-def test_what_was_kept_is_tried_where_the_layers_still_hold_it(
-    by_file: Searched, by_itself: Searched
-) -> None:
-    """The plan has it; once layers are scored, one outside of them is left out and named."""
-    assert "2 (tuned on mini A_B, the space's own)" in by_itself.done.stdout
-    points = by_itself.config["resolved"]["space"]["starting_points"]
-    low, high = (
-        by_itself.config["resolved"]["space"]["parameters"]["layer"][key] for key in ("low", "high")
-    )
-    inside = low <= by_file.kept["parameters"]["layer"] <= high
-    assert (by_file.kept["parameters"] in points) is inside
-    report = (by_itself.folder / "report.md").read_text()
-    assert ("left out: tuned on mini A_B" in report) is not inside
+def test_what_another_search_found_is_tried_second(by_file: Searched, by_itself: Searched) -> None:
+    """The plan has it; once layers are scored its layer is the nearest of those that are left."""
+    assert "2 (found in file, the space's own)" in by_itself.done.stdout
+    kept = by_itself.config["resolved"]
+    low, high = (kept["space"]["parameters"]["layer"][key] for key in ("low", "high"))
+    found = by_file.best["parameters"]
+    expected = found | {"layer": min(max(found["layer"], low), high)}
+    assert by_itself.parameters[1] == pytest.approx(expected)
+    moved = f" with layer {found['layer']} → {expected['layer']}"
+    origin = "found in file" + (moved if expected != found else "")
+    assert f"(the best layer by s1 - s2, {origin}" in (by_itself.folder / "report.md").read_text()

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from command_lines import run_command
 from search_results import rows_of, statuses
 
-from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.prompts import generate_unverifiable
 from lunar_tune.finetuning.finetune_settings import FinetuneSettings, settings_for
@@ -26,6 +24,7 @@ from lunar_tune.models.lineage import read_lineage
 from lunar_tune.search.plan import plan_search
 from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
 from lunar_tune.trial.assemble import materialise
+from lunar_tune.yaml_files import read_yaml
 
 PLACES = ["harbour", "mill", "orchard", "quarry", "chapel", "bridge"]
 OWNERS = {"A_B": "Orla", "B_C": "Tamsin", "C_D": "Ludo", "D_E": "Pavel"}
@@ -56,7 +55,7 @@ def few_prompts(folder: Path) -> Path:
         ({"model": "qwen2.5-7b"}, {}, True),
         ({"model": "tiny", "data": "contracts"}, {}, True),
         ({"model": "tiny"}, {}, False),
-        ({"model": "tiny", "data": "factual", "forget_edges": ("arts",)}, {}, False),
+        ({"model": "tiny", "data": "factual", "forget_edge": ("arts",)}, {}, False),
         ({"model": "qwen2.5-7b"}, {"finetune": "never"}, False),
         ({"model": "qwen2.5-7b"}, {"address": "auto"}, False),
     ],
@@ -64,7 +63,7 @@ def few_prompts(folder: Path) -> Path:
 def test_only_a_model_of_the_catalogue_that_may_not_know_the_data_learns_them(
     tmp_path: Path, run: dict[str, Any], changes: dict[str, Any], applies: bool
 ) -> None:
-    config = SearchConfig(run=RunOptions(**run), output=tmp_path, space="default", **changes)
+    config = SearchConfig(**run, output=tmp_path, space="default", **changes)
     plan = plan_search(config)
     fact = finetuning_fact(config, plan.spec)
     assert bool(fact) is applies
@@ -77,8 +76,7 @@ def test_only_a_model_of_the_catalogue_that_may_not_know_the_data_learns_them(
 def test_a_model_path_is_never_fine_tuned(tmp_path: Path) -> None:
     """A wrong template can look like ignorance there."""
     config = SearchConfig(
-        run=RunOptions(model="tiny", data="contracts", model_path=str(ensure_tiny())),
-        output=tmp_path,
+        model="tiny", data="contracts", model_path=str(ensure_tiny()), output=tmp_path
     )
     plan = plan_search(config)
     assert finetuning_fact(config, plan.spec) == {}
@@ -89,14 +87,14 @@ def test_one_model_serves_every_seed_and_edge_and_other_data_have_their_own(
     tmp_path: Path,
 ) -> None:
     def key(**run: Any) -> str:
-        options = RunOptions(**({"model": "tiny", "data": "contracts"} | run))
-        plan = plan_search(SearchConfig(run=options, output=tmp_path))
+        options = {"model": "tiny", "data": "contracts"} | run
+        plan = plan_search(SearchConfig(**options, output=tmp_path))
         first = Prerequisite.of(dataclasses.replace(plan, spec=materialise(plan.spec)))
         assert first is not None
         assert not first.is_kept or read_lineage(first.applied(plan).spec.model.weights or "")
         return first.job.key()
 
-    assert key() == key(seed=3) == key(forget_edges=("B_C",)) == key(method="ga")
+    assert key() == key(seed=3) == key(forget_edge=("B_C",)) == key(method="ga")
     assert key() != key(data=str(own_data(tmp_path)))
     assert key() != key(system_prompt="Be brief.")
 
@@ -129,7 +127,7 @@ def test_a_search_lets_the_model_learn_first_and_the_next_search_finds_it(
     lineage = read_lineage(kept)
     assert lineage is not None
     assert (lineage.base, lineage.data) == ("tiny", "keepers")
-    config = yaml.safe_load((tmp_path / "runs" / "first" / "config.yaml").read_text())
+    config = read_yaml(tmp_path / "runs" / "first" / "config.yaml")
     assert config["resolved"]["model_source"] == str(kept)
     assert config["resolved"]["vanilla"]["retain_rouge1"] == 1.0
     assert f"--model-path {kept}" in first.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from tracking_server import tracking_server
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults, load_search
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.registering import check_registrable, register_model
 from lunar_tune.tracking.store import default_tracking_uri
 
@@ -92,7 +92,7 @@ def test_each_registration_is_a_new_version_and_the_alias_moves_to_it(
         )
 
     assert int(version.version) == 2
-    assert version.run_id == results.study.notes["mlflow"]["run_id"]
+    assert "lunar_tune.search" in registry.client.get_run(version.run_id).data.tags
     assert all(re.fullmatch(rf"model/trial-{BEST}-adapter-[0-9a-f]{{8}}", one) for one in places)
     row = results.trial(BEST)
     assert {
@@ -155,13 +155,24 @@ def test_a_store_that_cannot_be_reached_is_said_beforehand_with_a_wrong_name(
     assert "http://127.0.0.1:9" in str(caught.value)
 
 
-def test_a_search_that_has_lost_its_run_cannot_register(registry: Registry, exported: Path) -> None:
+def test_a_search_that_has_lost_its_run_gets_it_again(registry: Registry, exported: Path) -> None:
     results = load_search(registry.search.path)
-    notes = results.study.notes
-    lost = {**notes, "mlflow": {**notes["mlflow"], "run_id": "0" * 32}}
-    study = StoredStudy(rows=results.rows, notes=lost, goal=results.goal)
-    moved = type(results)(folder=results.folder, study=study, goal=results.goal)
-    with pytest.raises(InputError, match="0" * 32):
-        check_registrable(moved, "forgets")
-    with pytest.raises(InputError, match="0" * 32):
-        register(moved, exported, "forgets")
+    first = register(results, exported, "lost")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lost = registry.client.get_model_version("lost", str(first)).run_id
+        registry.client.delete_run(lost)
+        second = register(results, exported, "lost")
+        assert registry.client.get_model_version("lost", str(second)).run_id != lost
+
+
+def test_a_search_that_does_not_say_where_its_runs_are_cannot_register(
+    registry: Registry, exported: Path
+) -> None:
+    results = load_search(registry.search.path)
+    study = dataclasses.replace(results.study, notes={**results.study.notes, "mlflow": None})
+    unsaid = dataclasses.replace(results, study=study)
+    with pytest.raises(InputError, match="does not say where its MLflow runs are"):
+        check_registrable(unsaid, "forgets")
+    with pytest.raises(InputError, match="does not say where its MLflow runs are"):
+        register(unsaid, exported, "forgets")

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_outcomes import complete, trial_result
 
 from lunar_tune import SearchResults, load_search
-from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.report import short_report
 from lunar_tune.report.static_page import write_static_page
-from lunar_tune.search.descriptions import run_note
 from lunar_tune.search.outputs import write_mirrors
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space.space import Choice, FloatRange, IntRange, SearchSpace
@@ -75,7 +75,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> SearchResults:
         starting_points=(),
         origin="a test",
     )
-    config = SearchConfig(run=RunOptions(seed=0), sampler="random")
+    config = SearchConfig(seed=0, sampler="random")
     study = open_study(folder / "study.journal", name="s", space=space, config=config)
     for key, value in {
         "goal": GOAL.text,
@@ -93,23 +93,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> SearchResults:
     for _ in range(TRIALS):
         number, point = study.ask()
         decade = math.log10(point["learning_rate"])  # -4 to -1
-        study.complete(number, told(forget=-(decade + 1) / 3, retain=0.9))
+        complete(study, number, trial_result(-(decade + 1) / 3, 0.9))
     write_answers(folder / "trials" / "vanilla.parquet", [answer("Cedar", 1.0)], ())
     write_answers(folder / "trials" / "00004.parquet", [answer("I do not know", 0.0)], ())
     return load_search(folder)
-
-
-def told(*, forget: float, retain: float) -> dict[str, Any]:
-    return {
-        "scores": {"forget_rouge1": forget, "retain_rouge1": retain},
-        "seconds": {"trial": 1.0},
-        "retain_rows": 84,
-        "retain_exact": True,
-        "max_new_tokens": 32,
-        "losses": [],
-        "checks": [],
-        "answers_digest": "ab",
-    }
 
 
 def test_a_report_knows_scales_and_lists_from_the_study(results: SearchResults) -> None:
@@ -137,7 +124,7 @@ def test_what_decides_is_computed_once_and_only_where_it_is_shown(
     monkeypatch.setattr("lunar_tune.report.results.parameter_importance", noting)
     report = load_search(results.folder.path).report
     assert report.title == "tiny, mini: forget A_B, lunar (adamw)"
-    assert run_note(report)
+    assert short_report(report)
     assert computed == []
     both = ["forget_rouge1", "retain_rouge1"]
     write_mirrors(Folder(tmp_path), report)

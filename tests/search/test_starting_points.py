@@ -1,8 +1,8 @@
-"""Which settings come first, and a plan that puts scored layers and tuned settings together.
+"""Which settings come first: of scored layers, of other searches, of the space.
 
-Covers: middles of ranges, the order of tuned settings, what is left out; plans, and the first
-trials of a study made from one.
-Does not cover: whole searches (`test_layer_prior_search`), keeping settings (`test_tuned_store`).
+Covers: middles of ranges, what other searches found, moved into the space and carried over to
+another depth; plans, and the first trials of a study made from one.
+Does not cover: whole searches (`test_layer_prior_search`).
 """
 
 from __future__ import annotations
@@ -14,41 +14,37 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import yaml
+from made_outcomes import base_model, complete, trial_result
+from made_search import made_search
 from priors import prior_of
 from rich.console import Console
-from tuned import tuned_setting
+from tracked_searches import TAGS
 
-from lunar_tune.config.gradient_settings import GradientSettings
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.backends.ray.cluster import Resources
 from lunar_tune.search.outputs import make_folder
 from lunar_tune.search.plan import SearchPlan, plan_search, resolved_values
+from lunar_tune.search.resume import resumed
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import SearchSession
+from lunar_tune.search.signature import signature_of
 from lunar_tune.search.space.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
 from lunar_tune.search.starting_points import (
     StartingPoint,
     fitting,
     own_points,
-    tuned_points,
     usual_point,
 )
-from lunar_tune.search.table5.table_cells import Cell
-from lunar_tune.search.tuned.tuned_settings import TunedSetting
-from lunar_tune.search.tuned.tuned_store import keep_setting
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.stored_config import configuration_document
+from lunar_tune.yaml_files import read_yaml, write_yaml
 
 CURVE = {0: 0.1, 1: 0.2, 2: 0.7, 3: 0.9}
+PLACE = {"id": "one", "uri": "sqlite:///x.db", "experiment": "lunar-tune"}
 OWN = {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}  # search_spaces/tiny.yaml
-
-
-@pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder of tuned settings that is this test's alone."""
-    monkeypatch.setenv("LUNAR_TUNE_TUNED", str(tmp_path / "tuned"))
-    return tmp_path / "tuned"
 
 
 def planned(folder: Path, **options: Any) -> SearchPlan:
@@ -96,44 +92,18 @@ def test_points_outside_the_space_are_left_out_and_named() -> None:
     good = {"layer": 1, "coefficient": 1.0}
     points = fitting(
         [
-            StartingPoint({"layer": 9, "coefficient": 3.0}, "tuned on a A_B"),
-            StartingPoint(good, "tuned on b A_B"),
-            StartingPoint({"layer": 1}, "tuned on c A_B"),
+            StartingPoint({"layer": 9, "coefficient": 3.0}, "one"),
+            StartingPoint(good, "two"),
+            StartingPoint({"layer": 1}, "three"),
             StartingPoint(dict(good), "the space's own"),
         ],
         space,
     )
     assert points.values == (good,)
     assert points.text == (
-        "1 (tuned on b A_B); left out: tuned on a A_B (layer: is 9, outside 0 … 3, coefficient: is "
-        "3, outside 0.5 … 2); tuned on c A_B (coefficient: is missing)"
+        "1 (two); left out: one (layer: is 9, outside 0 … 3, coefficient: is 3, outside 0.5 … 2); "
+        "three (coefficient: is missing)"
     )
-
-
-def names(settings: list[TunedSetting], **changes: Any) -> list[str]:
-    wanted: dict[str, Any] = {"data": "mini", "forget_edges": ("A_B",), "method": "lunar"}
-    points = tuned_points(settings, **(wanted | {"variant": "adamw"} | changes))
-    return [point.origin.removeprefix("tuned on ") for point in points]
-
-
-def test_what_was_tuned_on_the_same_data_comes_first_then_three_others() -> None:
-    """The others: of the same data first, then the newest."""
-    settings = [
-        tuned_setting("old", date="2024-01-01"),
-        tuned_setting("new", date="2026-01-01"),
-        tuned_setting("mini", ("B_C",), date="2023-01-01"),
-        tuned_setting("newer", ("A_B", "C_D"), date="2026-02-02"),
-        tuned_setting("mini", ("A_B",), date="2020-01-01"),
-        tuned_setting("mini", ("A_B",), variant="lora"),
-        tuned_setting("mini", ("A_B",), method="npo"),
-    ]
-    assert names(settings) == ["mini A_B", "mini B_C", "newer A_B+C_D", "new A_B"]
-    assert names(settings) == names(settings[::-1])
-    assert names(settings, variant="lora") == ["mini A_B"]
-    assert names(settings, forget_edges=("X",)) == ["mini B_C", "mini A_B", "newer A_B+C_D"]
-    assert names(settings, method="ga") == []
-    swapped = names(settings, data="newer", forget_edges=("C_D", "A_B"))
-    assert swapped[0] == "newer A_B+C_D", "the order of edges says nothing"
 
 
 def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path) -> None:
@@ -181,21 +151,22 @@ def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Pat
     """Scores of another machine may differ in the last digits, and so may what they recommend."""
     plan = planned(tmp_path, layer_prior="auto", name="n", resume=True)
     folder = make_folder(plan.config, plan.spec)
-    vanilla = {"forget_rouge1": 1.0, "retain_rouge1": 1.0}
     for recommended in ([2, 3], [3]):
         session = SearchSession(
             plan,
             folder,
+            MagicMock(),
             Resources(cpus=1, gpus=0, concurrency=1),
-            lambda: MagicMock(uri="sqlite:///x.db", address={}, continued=False),
+            lambda: MagicMock(place=lambda _: PLACE),
             console=Console(quiet=True),
             given={},
         )
-        study = session.on_vanilla(vanilla, None, prior_of(CURVE, recommended).document())
+        prior = prior_of(CURVE, recommended).document()
+        study = session._begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
         assert session.plan.space.parameters["layer"] == IntRange(low=2, high=3)
         assert study.ask()[1]["layer"] == 3
         session._display.doing(None)
-    config = yaml.safe_load(folder.config.read_text())
+    config = read_yaml(folder.config)
     assert config["resolved"]["layer_prior"]["recommended"] == [2, 3]
 
 
@@ -209,11 +180,11 @@ def test_scores_that_tell_nothing_leave_space_and_points(tmp_path: Path) -> None
 
 
 def test_without_starting_points_a_prior_only_narrows(tmp_path: Path) -> None:
-    plan = planned(tmp_path, layer_prior=prior_file(tmp_path), starting_points=False)
+    plan = planned(tmp_path, layer_prior=prior_file(tmp_path), start_from=("none",))
     (first,) = first_trials(plan, tmp_path, 1)
     assert first["layer"] in {2, 3}
     assert first["coefficient"] != OWN["coefficient"]
-    assert "starting points" not in plan.facts
+    assert starts(plan) == "none"
 
 
 def refusal(folder: Path, **options: Any) -> str:
@@ -233,9 +204,8 @@ def test_a_prior_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_prior_for_a_method_without_vectors_is_refused(
     tmp_path: Path, method: str, named: str
 ) -> None:
-    run = RunOptions(method=method, gradient=GradientSettings(trained="lora"))
     prior = "auto" if named == "auto" else prior_file(tmp_path)
-    message = refusal(tmp_path, run=run, layer_prior=prior)
+    message = refusal(tmp_path, method=method, layer_prior=prior)
     assert message.startswith(f"--layer-prior {prior}: layers are scored along LUNAR's")
 
 
@@ -270,66 +240,231 @@ def test_a_file_that_is_no_prior_is_said_with_everything_else(tmp_path: Path) ->
     assert "nosuch.json: cannot be read" in message
 
 
-def test_tuned_settings_are_a_studys_first_trials(tmp_path: Path, kept: Path) -> None:
-    other = {"layer": 3, "coefficient": 4.0, "learning_rate": 0.001}
-    keep_setting("tiny", tuned_setting("contracts", parameters=other))
-    keep_setting("tiny", tuned_setting("far", parameters=other | {"layer": 17}))
-    mine = tuned_setting()
-    keep_setting("tiny", mine)
-    keep_setting("tiny-2", tuned_setting("elsewhere"))
-    plan = planned(tmp_path)
+FOUND = {"layer": 2, "coefficient": 4.0, "learning_rate": 0.001}
+GOOD, BETTER, INFEASIBLE = (0.5, 0.9), (0.25, 0.9), (0.0, 0.5)  # forget and retain ROUGE-1
 
-    assert first_trials(plan, tmp_path, 3) == [mine.parameters, other, OWN]
-    assert plan.facts["starting points"] == (
-        "3 (tuned on mini A_B, tuned on contracts A_B, the space's own); left out: tuned on far "
-        "A_B (layer: is 17, outside 0 … 3)"
+
+def searched(
+    folder: Path,
+    name: str,
+    *trials: tuple[dict[str, Any], tuple[float, float]],
+    confirmed: int | None = None,
+    n_layers: int | None = 4,
+    **tags: str,
+) -> str:
+    """Return the name of a search with such trials, settings and scores, none of them run."""
+    values = {key: sorted({setting[key] for setting, _ in trials}) for key in trials[0][0]}
+    space = SearchSpace(
+        "lunar",
+        "adamw",
+        {key: Choice(values=tuple(numbers)) for key, numbers in values.items()},
+        tuple(setting for setting, _ in trials),
+        "a test",
     )
-    assert (kept / "tiny.yaml").is_file()
+    config = SearchConfig(output=folder / "runs", name=name, sampler="random")
+    made = Folder(folder / "runs" / name)
+    made.path.mkdir(parents=True)
+    study = open_study(made.journal, name=name, space=space, config=config)
+    study.note("goal", goal_of(config).text)
+    study.note("tags", TAGS | tags)
+    for _, (forget, retain) in trials:
+        complete(study, study.ask()[0], trial_result(forget, retain))
+    if confirmed is not None:
+        study.note("confirmed", {"number": confirmed, "scores": {}, "max_new_tokens": 512})
+    resolved = {"n_layers": n_layers} if n_layers is not None else {}
+    made.config.write_text(configuration_document(config, given={}, derived={}, resolved=resolved))
+    return name
 
 
-@pytest.mark.usefixtures("kept")
-def test_without_starting_points_nothing_tuned_is_tried(tmp_path: Path) -> None:
-    mine = tuned_setting()
-    keep_setting("tiny", mine)
-    plan = planned(tmp_path, starting_points=False)
-    assert first_trials(plan, tmp_path, 1) != [mine.parameters]
-    assert plan.space.starting_points == (OWN,)
+def best_file(folder: Path, **changes: Any) -> str:
+    document = {"model": "tiny", "method": "lunar", "solver": "adamw", "parameters": FOUND}
+    path = folder / "best.yaml"
+    path.write_text(write_yaml(document | changes))
+    return str(path)
 
 
-@pytest.mark.usefixtures("kept")
-def test_tuned_settings_follow_the_best_layer_and_keep_to_the_narrowed_range(
+def starts(plan: SearchPlan) -> str:
+    return plan.facts["starting points"]
+
+
+def test_the_best_of_other_searches_are_a_studys_first_trials(tmp_path: Path) -> None:
+    """The confirmed best; else the best feasible one as searched."""
+    other = FOUND | {"layer": 3}
+    third = FOUND | {"coefficient": 1.0}
+    trials = (FOUND, GOOD), (other, BETTER), (third, INFEASIBLE)
+    one = searched(tmp_path, "one", *trials, confirmed=0)
+    two = searched(tmp_path, "two", *trials)
+    file = best_file(tmp_path, parameters=third)
+    plan = planned(tmp_path, start_from=(str(tmp_path / "runs" / one), two, file))
+
+    assert first_trials(plan, tmp_path, 4) == [FOUND, other, third, OWN]
+    places = f"found in {tmp_path / 'runs/one'}, found in two, found in {file}"
+    assert starts(plan) == f"4 ({places}, the space's own)"
+
+
+def test_what_a_real_search_has_confirmed_is_read_from_folder_and_file(tmp_path: Path) -> None:
+    folder = made_search(tmp_path / "runs", "real", RunOptions(), OWN | {"layer": 2})
+    for named in ("real", str(folder), str(folder / "best.yaml")):
+        plan = planned(tmp_path, start_from=(named,))
+        assert plan.space.starting_points == (OWN | {"layer": 2}, OWN)
+
+
+def test_settings_that_are_the_same_are_tried_once(tmp_path: Path) -> None:
+    name = searched(tmp_path, "one", (OWN, GOOD))
+    plan = planned(tmp_path, start_from=(name, name, best_file(tmp_path)))
+    assert plan.space.starting_points == (OWN, FOUND)
+    assert starts(plan) == f"2 (found in one, found in {tmp_path / 'best.yaml'})"
+
+
+def test_without_the_spaces_own_points_the_found_ones_are_tried_all_the_same(
     tmp_path: Path,
 ) -> None:
-    inside = {"layer": 2, "coefficient": 4.0, "learning_rate": 0.001}
-    keep_setting("tiny", tuned_setting(parameters=inside))
-    keep_setting("tiny", tuned_setting("contracts", parameters=inside | {"layer": 0}))
-    plan = planned(tmp_path, layer_prior=prior_file(tmp_path))
-    assert plan.space.starting_points == (OWN | {"layer": 3}, inside)
-    assert "left out: tuned on contracts A_B (layer: is 0" in plan.facts["starting points"]
+    named = (best_file(tmp_path), "none")
+    plan = planned(tmp_path, start_from=named, layer_prior=prior_file(tmp_path))
+    assert plan.space.starting_points == (FOUND,)
+    trials = first_trials(plan, tmp_path, 2)
+    assert trials[0] == FOUND
+    assert trials[1]["coefficient"] != OWN["coefficient"]
+    assert starts(plan) == f"1 (found in {tmp_path / 'best.yaml'})"
 
 
-@pytest.mark.usefixtures("kept")
-def test_a_comparison_of_methods_is_without_tuned_settings(tmp_path: Path) -> None:
-    """Else a table that goes on would find its cells made with other settings."""
-    cell = Cell(model="tiny", data="", method="lunar", variant="adamw", seed=0)
-    before = plan_search(cell.config(SearchConfig(output=tmp_path / "runs")))
-    keep_setting("tiny", tuned_setting())
-    after = plan_search(cell.config(SearchConfig(output=tmp_path / "runs")))
-    assert before.space == after.space
-    assert after.space.starting_points == (OWN,)
+def test_what_lies_outside_the_space_is_moved_to_the_nearest_value(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "lunar: {adamw: {parameters: {layer: {type: choice, values: [0, 3]}, coefficient: "
+        "{type: float, low: 1, high: 3.5}, learning_rate: {type: fixed, value: 0.01}}}}"
+    )
+    file = best_file(tmp_path, parameters=FOUND | {"coefficient": 5.25})
+    plan = planned(tmp_path, space=str(space), start_from=(file,))
+    expected = {"layer": 3, "coefficient": 3.5, "learning_rate": 0.01}
+    assert first_trials(plan, tmp_path, 1) == [expected]
+    moves = "layer 2 → 3 and coefficient 5.25 → 3.5 and learning_rate 0.001 → 0.01"
+    assert starts(plan) == f"1 (found in {file} with {moves})"
 
 
-def test_a_bad_file_of_tuned_settings_is_said_with_the_way_around(
-    tmp_path: Path, kept: Path
+def test_a_setting_with_other_parameters_is_left_out_and_named(tmp_path: Path) -> None:
+    file = best_file(tmp_path, parameters={"layer": 9, "learning_rate": 0.001, "ridge": 1.0})
+    text = starts(planned(tmp_path, start_from=(file,)))
+    assert text.startswith(f"1 (the space's own); left out: found in {file} (")
+    for part in ("coefficient: is missing", "ridge: "):
+        assert part in text
+
+
+def test_found_settings_follow_the_best_layer_and_keep_to_the_narrowed_range(
+    tmp_path: Path,
 ) -> None:
-    kept.mkdir()
-    (kept / "tiny.yaml").write_text("model: tiny\nentries: 3\n")
-    message = refusal(tmp_path, num_trials=0)
-    for part in ("--num-trials 0", "tiny.yaml: entries: ", "--no-starting-points goes without"):
+    """The layer is moved once, from where it was found to the nearest that is left."""
+    name = searched(tmp_path, "one", (FOUND | {"layer": 0, "coefficient": 9.0}, GOOD))
+    plan = planned(tmp_path, start_from=(name,), layer_prior="auto")
+    assert starts(plan) == "2 (found in one with coefficient 9 → 8, the space's own)"
+    scored = plan.with_own_prior(prior_of(CURVE, [2, 3]).document())
+    moved = FOUND | {"coefficient": 8.0}
+    assert scored.space.starting_points == (OWN | {"layer": 3}, moved)
+    assert starts(scored) == (
+        "2 (the best layer by s1 - s2, found in one with layer 0 → 2 and coefficient 9 → 8); "
+        "left out: the space's own (layer: is 1, outside 2 … 3)"
+    )
+
+
+@pytest.mark.parametrize(("layer", "expected"), [(0, 0), (9, 1), (14, 2), (20, 2), (27, 3)])
+def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(
+    tmp_path: Path, layer: int, expected: int
+) -> None:
+    """28 blocks: by the search's configuration, by best.yaml, by the catalogue; 4 of tiny."""
+    setting = FOUND | {"layer": layer}
+    plans = [
+        planned(tmp_path, start_from=(source,))
+        for source in (
+            searched(tmp_path, "one", (setting, GOOD), model="my/own", n_layers=28),
+            best_file(tmp_path, parameters=setting, model="my/own", n_layers=28),
+        )
+    ]
+    plans += [
+        planned(tmp_path, start_from=(source,))
+        for source in (
+            searched(tmp_path, "two", (setting, GOOD), model="qwen2.5-7b", n_layers=None),
+            best_file(tmp_path, parameters=setting, model="qwen2.5-7b"),
+        )
+    ]
+    for plan in plans:
+        assert plan.space.starting_points[0] == FOUND | {"layer": expected}
+        assert f" (layer {layer} of 28 → {expected} of 4 by depth)" in starts(plan)
+
+
+def test_a_layer_stays_where_depths_are_the_same(tmp_path: Path) -> None:
+    for changes in ({"model": "my/own", "n_layers": 4}, {"model": "tiny"}):
+        plan = planned(tmp_path, start_from=(best_file(tmp_path, **changes),))
+        assert plan.space.starting_points == (FOUND, OWN)
+        assert "by depth" not in starts(plan)
+
+
+def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> None:
+    nothing = searched(tmp_path, "nothing", (FOUND, INFEASIBLE))
+    npo = searched(tmp_path, "npo", ({"learning_rate": 0.1}, GOOD), method="npo", solver="lora")
+    solved = searched(tmp_path, "solved", (FOUND, GOOD), solver="closed_form")
+    deep = searched(tmp_path, "deep", (FOUND, GOOD), model="my/own", n_layers=None)
+    message = refusal(tmp_path, start_from=(nothing, npo, solved, deep, "absent"), num_trials=0)
+    assert message.startswith("6 things are wrong:")
+    for part in (
+        "--num-trials 0",
+        "--start-from nothing: none of its trials is feasible",
+        "--start-from npo: has a setting of npo (lora), and this search is of lunar (adamw)",
+        "--start-from solved: has a setting of lunar (closed_form), and this search is of lunar",
+        "--start-from deep: the number of decoder blocks of my/own is not known",
+        "absent: there is no such search",
+    ):
         assert part in message
-    planned(tmp_path, starting_points=False)
-    (kept / "tiny.yaml").rename(kept / "other.yaml")
-    planned(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"parameters": {}}, "parameters"),
+        ({"parameters": {"layer": "two"}}, "parameters.layer"),
+        ({"parameters": {"layer": True}}, "parameters.layer"),
+        ({"parameters": {"layer": math.nan}}, "parameters.layer"),
+        ({"parameters": [1]}, "parameters"),
+        ({"solver": None}, "solver"),
+        ({"n_layers": 0}, "n_layers"),
+    ],
+)
+def test_a_file_that_is_no_best_setting_is_refused(
+    tmp_path: Path, changes: dict[str, Any], part: str
+) -> None:
+    message = refusal(tmp_path, start_from=(best_file(tmp_path, **changes),))
+    assert message.startswith(f"--start-from {tmp_path / 'best.yaml'}: {part}")
+    assert "Name a search, or the best.yaml of one" in message
+
+
+def test_starting_points_of_other_searches_decide_no_score(tmp_path: Path) -> None:
+    plans = [planned(tmp_path, start_from=one) for one in ((), (best_file(tmp_path),))]
+    assert len({signature_of(plan) for plan in plans}) == 1
+
+
+def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> None:
+    """The study has it queued; the other search may be gone, and no other is taken instead."""
+    file = best_file(tmp_path, model="my/own", n_layers=7, parameters=FOUND | {"coefficient": 9.0})
+    plan = planned(tmp_path, start_from=(file,), name="n")
+    folder = make_folder(plan.config, plan.spec)
+    open_study(folder.journal, name="n", space=plan.space, config=plan.config)
+    folder.config.write_text(
+        configuration_document(
+            plan.config, given={}, derived={}, resolved=resolved_values(plan, {})
+        )
+    )
+    Path(file).unlink()
+
+    problems = Problems()
+    given: dict[str, Any] = {"resume": "n", "output": tmp_path / "runs"}
+    config, _ = resumed(given, problems)
+    again = plan_search(config)
+    assert signature_of(again) == signature_of(plan)
+    first = [FOUND | {"layer": 1, "coefficient": 8.0}, OWN]
+    study = open_study(folder.journal, name="n", space=again.space, config=config)
+    assert [study.ask()[1] for _ in first] == first
+    assert problems.messages == []
+    resumed({**given, "start_from": ("x",)}, problems)
+    assert "--start-from: n was begun with another value or none" in problems.messages[0]
 
 
 def test_points_of_the_space_alone_are_its_own() -> None:

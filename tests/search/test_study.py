@@ -12,11 +12,12 @@ from typing import Any
 
 import optuna
 import pytest
+from made_outcomes import complete, trial_result
 from optuna.trial import TrialState
 
-from lunar_tune.config.run_options import RunOptions
-from lunar_tune.config.search_config import SAMPLERS, SearchConfig
-from lunar_tune.search.samplers import open_study
+from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.metrics.evaluate import Evaluation
+from lunar_tune.search.samplers import SAMPLERS, open_study
 from lunar_tune.search.space.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, best_first
 from lunar_tune.study.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
@@ -36,26 +37,17 @@ SPACE = SearchSpace(
 )
 
 
-def study_in(folder: Path, *, space: SearchSpace = SPACE, seed: int = 0, **options: Any) -> Study:
-    config = SearchConfig(run=RunOptions(seed=seed), **options)
+def study_in(
+    folder: Path,
+    *,
+    space: SearchSpace = SPACE,
+    seed: int = 0,
+    starting_points: bool = True,
+    **options: Any,
+) -> Study:
+    config = SearchConfig(seed=seed, **options)
+    space = space if starting_points else dataclasses.replace(space, starting_points=())
     return open_study(folder / "study.journal", name="s", space=space, config=config)
-
-
-def result(forget: float, retain: float) -> dict[str, Any]:
-    return {
-        "scores": {
-            "forget_rouge1": forget,
-            "retain_rouge1": retain,
-            "deviation_score": 100 * math.hypot(forget, 1 - retain),
-        },
-        "seconds": {"fit": 0.5, "evaluate": 0.25, "trial": 0.75},
-        "retain_rows": 84,
-        "retain_exact": True,
-        "max_new_tokens": 32,
-        "losses": [2.0, 1.0],
-        "checks": [{"epochs": 1, "forget_rouge1": 0.9, "retain_rouge1": 0.8}],
-        "answers_digest": "ab",
-    }
 
 
 GOAL = ("forget_rouge1", ("retain_rouge1>=0.8",))
@@ -71,7 +63,7 @@ def frozen(folder: Path) -> list[optuna.trial.FrozenTrial]:
 def landscape(parameters: dict[str, Any]) -> dict[str, Any]:
     """Forget falls and retain falls as the model is moved further."""
     moved = parameters["coefficient"] / 8 * (1 + parameters["layer"]) / 4
-    return result(forget=1 - moved, retain=1 - moved / 2)
+    return trial_result(forget=1 - moved, retain=1 - moved / 2)
 
 
 def test_a_trial_is_running_until_it_is_told(tmp_path: Path) -> None:
@@ -81,12 +73,12 @@ def test_a_trial_is_running_until_it_is_told(tmp_path: Path) -> None:
     row = study.row(0)
     assert (row.state, row.parameters, row.scores, row.feasible) == (RUNNING, parameters, {}, None)
 
-    study.complete(0, result(0.2, 0.9))
+    complete(study, 0, trial_result(0.2, 0.9))
 
     row = study.row(0)
     assert study.running() == []
     assert (row.state, row.feasible, row.failure) == (COMPLETE, True, None)
-    assert row.scores == result(0.2, 0.9)["scores"]
+    assert row.scores == trial_result(0.2, 0.9).evaluation.scores
     assert row.losses == (2.0, 1.0)
     assert row.seconds["trial"] == 0.75
     assert row.seconds["suggest"] >= 0
@@ -103,7 +95,7 @@ def test_feasible_is_a_constraint_of_at_most_zero(
 ) -> None:
     study = study_in(tmp_path)
     study.ask()
-    study.complete(0, result(0.5, retain))
+    complete(study, 0, trial_result(0.5, retain))
 
     constraints = frozen(tmp_path)[0].constraints
     assert set(constraints) == {BOUND}
@@ -117,7 +109,7 @@ def test_scores_that_are_not_finite_fail_the_trial(
 ) -> None:
     study = study_in(tmp_path)
     study.ask()
-    study.complete(0, result(*scores))
+    complete(study, 0, trial_result(*scores))
 
     row = study.row(0)
     assert (row.state, row.failure) == (FAILED, "a score is not a finite number")
@@ -157,9 +149,16 @@ def test_a_setting_that_fails_by_its_nature_is_told_as_the_worst_that_can_be(
 ) -> None:
     study = study_in(tmp_path, **goal)
     study.ask()
-    study.complete(0, result(0.1, 0.9) | {"scores": seen})
+    complete(
+        study,
+        0,
+        dataclasses.replace(
+            trial_result(0.1, 0.9),
+            evaluation=Evaluation(rows=(), scores=seen | {"retain_rows": 84}),
+        ),
+    )
     study.ask()
-    study.fail(1, "the loss became NaN", by_nature=True)
+    study.fail(1, "the loss became NaN", deterministic=True)
 
     told = frozen(tmp_path)[1]
     assert (told.state, told.value, dict(told.constraints)) == (
@@ -180,7 +179,7 @@ def test_a_failure_is_not_told_to_the_sampler_where_no_worst_score_is_known(
 ) -> None:
     study = study_in(tmp_path, constrain=("retain_perplexity<=3",))
     study.ask()
-    study.fail(0, "the loss became NaN", by_nature=True)
+    study.fail(0, "the loss became NaN", deterministic=True)
     assert frozen(tmp_path)[0].state == TrialState.FAIL
     assert study.row(0).failure == "the loss became NaN"
 
@@ -193,9 +192,9 @@ def test_the_sampler_keeps_away_from_where_settings_fail(tmp_path: Path) -> None
         number, parameters = study.ask()
         rates.append(parameters["learning_rate"])
         if parameters["learning_rate"] > 3e-3:
-            study.fail(number, "diverged", by_nature=True)
+            study.fail(number, "diverged", deterministic=True)
         else:
-            study.complete(number, landscape(parameters))
+            complete(study, number, landscape(parameters))
     late = rates[15:]
     # A third of the range lies above, on its logarithmic scale 40 %.
     assert sum(rate > 3e-3 for rate in late) / len(late) < 0.2
@@ -210,7 +209,7 @@ def test_a_trial_that_was_nobodys_fault_runs_again_under_another_number(tmp_path
 
     assert study.ask() == (1, parameters)
     assert study.attempts(1) == 2
-    study.complete(1, result(0.2, 0.9))
+    complete(study, 1, trial_result(0.2, 0.9))
     assert (study.row(1).again, study.n_ended) == (False, 1)
 
 
@@ -237,7 +236,7 @@ def test_a_kill_between_failing_and_telling_counts_a_trial_once(tmp_path: Path) 
     number, parameters = study.ask()
     path = tmp_path / "study.journal"
     before = path.read_bytes().count(b"\n")
-    study.fail(number, "the loss became NaN", by_nature=True)
+    study.fail(number, "the loss became NaN", deterministic=True)
     lines = path.read_bytes().splitlines(keepends=True)
     said = next(i for i, line in enumerate(lines) if i >= before and b"NaN" in line)
     path.write_bytes(b"".join(lines[: said + 1]))
@@ -284,13 +283,13 @@ def test_a_failure_keeps_its_first_reason(tmp_path: Path) -> None:
 def test_failing_a_trial_that_is_complete_changes_nothing(tmp_path: Path) -> None:
     study = study_in(tmp_path)
     study.ask()
-    study.complete(0, result(0.2, 0.9))
+    complete(study, 0, trial_result(0.2, 0.9))
     study.fail(0, "too late")
 
     assert (study.row(0).state, study.row(0).failure) == (COMPLETE, None)
 
 
-def test_starting_points_come_first_unless_they_are_switched_off(tmp_path: Path) -> None:
+def test_starting_points_come_first(tmp_path: Path) -> None:
     (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()
     assert study_in(tmp_path / "with").ask() == (0, POINTS[0])
@@ -305,7 +304,7 @@ def test_opening_the_journal_again_shows_the_same_rows(tmp_path: Path) -> None:
     study = study_in(tmp_path)
     for forget, retain in ((0.5, 0.9), (0.1, 0.5), (0.3, 0.85)):
         number, _ = study.ask()
-        study.complete(number, result(forget, retain))
+        complete(study, number, trial_result(forget, retain))
     failed, _ = study.ask()
     study.fail(failed, "diverged")
 
@@ -321,7 +320,7 @@ def test_on_a_tie_the_trial_that_keeps_more_is_better(tmp_path: Path) -> None:
     study = study_in(tmp_path)
     for retain in (0.85, 0.95, 0.9, 0.95):
         number, _ = study.ask()
-        study.complete(number, result(0.1, retain))
+        complete(study, number, trial_result(0.1, retain))
 
     assert [row.number for row in best_first(study.rows())] == [1, 3, 2, 0]
 
@@ -333,7 +332,7 @@ def test_every_sampler_proposes_what_the_space_admits(tmp_path: Path, sampler: s
     for _ in range(10):
         number, parameters = study.ask()
         SPACE.check(parameters)
-        study.complete(number, landscape(parameters))
+        complete(study, number, landscape(parameters))
 
     assert len(study.rows()) == 10
     assert all(trial.constraints for trial in frozen(tmp_path))
@@ -347,7 +346,7 @@ def test_a_seed_decides_the_suggestions(tmp_path: Path, sampler: str) -> None:
         proposed = []
         for _ in range(8):
             number, parameters = study.ask()
-            study.complete(number, landscape(parameters))
+            complete(study, number, landscape(parameters))
             proposed.append(parameters)
         return proposed
 
@@ -361,7 +360,7 @@ def test_the_default_sampler_finds_the_feasible_optimum(tmp_path: Path) -> None:
     study = study_in(tmp_path, starting_points=False)
     for _ in range(16):
         number, parameters = study.ask()
-        study.complete(number, landscape(parameters))
+        complete(study, number, landscape(parameters))
 
     best = best_first(study.rows())[0]
     assert best.scores["forget_rouge1"] == pytest.approx(0.6, abs=0.03)
@@ -385,7 +384,7 @@ def test_fixed_values_and_choices_are_proposed_as_they_are(tmp_path: Path) -> No
         number, parameters = study.ask()
         space.check(parameters)
         assert (parameters["layer"], type(parameters["layer"])) == (2, int)
-        study.complete(number, result(parameters["coefficient"] / 8, 0.9))
+        complete(study, number, trial_result(parameters["coefficient"] / 8, 0.9))
 
 
 def test_a_trial_that_failed_does_not_stop_the_sampler(tmp_path: Path) -> None:
@@ -395,7 +394,7 @@ def test_a_trial_that_failed_does_not_stop_the_sampler(tmp_path: Path) -> None:
         if count % 2:
             study.fail(number, "diverged")
         else:
-            study.complete(number, landscape(parameters))
+            complete(study, number, landscape(parameters))
 
     assert [row.state for row in study.rows()] == [COMPLETE, FAILED] * 5
 
@@ -410,9 +409,7 @@ def test_a_metric_for_which_higher_is_better_is_maximised_under_several_bounds(
     study = study_in(tmp_path, minimise="retain_rouge1", constrain=bounds)
     for forget, retain, mrr in ((0.2, 0.9, 0.6), (0.2, 0.95, 0.4), (0.1, 0.7, 0.9)):
         number, _ = study.ask()
-        scored = result(forget, retain)
-        scored["scores"]["retain_mrr"] = mrr
-        study.complete(number, scored)
+        complete(study, number, trial_result(forget, retain, retain_mrr=mrr))
     trials = frozen(tmp_path)
     assert [trial.value for trial in trials] == [-0.9, -0.95, -0.7]
     assert [row.feasible for row in study.rows()] == [True, False, True]
@@ -427,7 +424,7 @@ def test_a_score_that_a_goal_needs_and_is_not_there_fails_the_trial(tmp_path: Pa
         folder.mkdir()
         study = study_in(folder, **goal)
         number, _ = study.ask()
-        study.complete(number, result(0.1, 0.9))
+        complete(study, number, trial_result(0.1, 0.9))
         assert study.row(number).state == FAILED
 
 
@@ -441,13 +438,13 @@ def test_a_study_that_is_opened_again_fails_what_was_left_and_runs_it_first(
     for _ in range(3):
         number, parameters = first.ask()
         if number < 2:
-            first.complete(number, landscape(parameters))
+            complete(first, number, landscape(parameters))
     again = study_in(tmp_path)
     assert [row.state for row in again.rows()] == [COMPLETE, COMPLETE, FAILED]
     assert again.row(2).failure == LEFT_RUNNING
     assert again.n_ended == 2
     assert again.ask() == (3, parameters)
-    again.complete(3, landscape(parameters))
+    complete(again, 3, landscape(parameters))
     _, fresh = again.ask()
     assert fresh not in [row.parameters for row in again.rows()[:4]]
 
@@ -466,7 +463,7 @@ def test_a_trial_that_was_interrupted_counts_for_nothing_and_runs_first(tmp_path
 def test_a_torn_last_line_is_cut_and_all_before_it_is_kept(tmp_path: Path) -> None:
     study = study_in(tmp_path)
     number, parameters = study.ask()
-    study.complete(number, landscape(parameters))
+    complete(study, number, landscape(parameters))
     study.note("goal", GOAL)
     path = tmp_path / "study.journal"
     whole = path.read_bytes()
@@ -483,7 +480,7 @@ def test_a_disk_that_is_full_for_one_line_only_costs_that_line(
     study = study_in(tmp_path)
     for _ in range(2):
         number, parameters = study.ask()
-        study.complete(number, landscape(parameters))
+        complete(study, number, landscape(parameters))
     number, parameters = study.ask()
 
     class Full:
@@ -507,7 +504,7 @@ def test_a_disk_that_is_full_for_one_line_only_costs_that_line(
     with monkeypatch.context() as full:
         full.setattr("optuna.storages.journal._file.open", opened, raising=False)
         with pytest.raises(OSError, match="No space left"):
-            study.complete(number, landscape(parameters))
+            complete(study, number, landscape(parameters))
     assert not (tmp_path / "study.journal").read_bytes().endswith(b"\n")
     study.fail(number, INTERRUPTED, again=True)
     assert [row.state for row in study.rows()] == [COMPLETE, COMPLETE, FAILED]
@@ -522,7 +519,7 @@ def test_reading_needs_no_right_to_write_and_leaves_everything_as_it_was(
     """Also where a search that still runs has written half a line."""
     study = study_in(tmp_path)
     number, parameters = study.ask()
-    study.complete(number, landscape(parameters))
+    complete(study, number, landscape(parameters))
     study.note("goal", GOAL)
     (tmp_path / ".study.journal.lock").unlink(missing_ok=True)
     path = tmp_path / "study.journal"
@@ -563,7 +560,7 @@ def test_a_journal_alone_says_what_the_study_says(tmp_path: Path) -> None:
     study.note("vanilla", {"retain_rouge1": 1.0})
     for _ in range(3):
         number, parameters = study.ask()
-        study.complete(number, landscape(parameters))
+        complete(study, number, landscape(parameters))
     study.ask()
     stored = StoredStudy.read(tmp_path / "study.journal")
     assert stored is not None

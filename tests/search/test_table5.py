@@ -19,13 +19,12 @@ from typing import Any
 import pytest
 from command_lines import TIMEOUT, command, run_command, start, without_ray
 from filelock import FileLock
+from made_outcomes import complete, trial_result
 from rich.console import Console
 from search_results import statuses
-from test_study import GOAL, result, study_in
+from test_study import GOAL, study_in
 
-from lunar_tune.cli.table5 import table5
-from lunar_tune.config.gradient_settings import GradientSettings
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.cli.table5 import COMMAND
 from lunar_tune.config.search_config import PAPER_METHODS, SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.report.methods_table import CellResult, Tolerance, write_methods_table
@@ -36,6 +35,7 @@ from lunar_tune.search.table5.table_cells import Cell, cells_of
 from lunar_tune.search.table5.table_results import is_finished, result_of
 from lunar_tune.search.table5.table_run import TableRun
 from lunar_tune.study.study import StoredStudy
+from lunar_tune.trial.assemble import method_of
 
 CELL = Cell(model="tiny", data="mini", method="lunar", variant="adamw", seed=0)
 
@@ -74,16 +74,17 @@ def test_names_that_look_alike_are_different_folders() -> None:
 
 
 def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
-    shared = SearchConfig(run=RunOptions(retain_rows=7), num_trials=3)
+    shared = SearchConfig(retain_rows=7, num_trials=3)
     (cell,) = cells_of(["tiny"], ["factual:arts+history"], ["lunar:closed_form"], seed=4)
     config = cell.config(shared)
-    run = config.run
-    assert (run.model, run.data, run.forget_edges) == ("tiny", "factual", ("arts", "history"))
-    assert (run.method, run.lunar.solver, run.seed) == ("lunar", "closed_form", 4)
-    assert (run.retain_rows, config.num_trials, config.resume) == (7, 3, True)
+    edges = ("arts", "history")
+    assert (config.model, config.data, config.forget_edge) == ("tiny", "factual", edges)
+    assert (config.method, method_of(config).variant, config.seed) == ("lunar", "closed_form", 4)
+    assert (config.retain_rows, config.num_trials) == (7, 3)
+    assert config.name == config.resume == cell.name
     (other,) = cells_of(["tiny"], [], ["npo:full"])
-    assert other.config(shared).run.gradient.trained == "full"
-    assert other.config(shared).run.data is None
+    assert method_of(other.config(shared)).variant == "full"
+    assert other.config(shared).data is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
     [
         ((["nope"], [], ["lunar"]), {}, "unknown model 'nope'"),
         ((["tiny"], [], ["lunr"]), {}, "Did you mean 'lunar'"),
-        ((["tiny"], [], ["ga:half"]), {}, "--methods ga:half: ga has lora, full."),
+        ((["tiny"], [], ["ga:half"]), {}, "--method ga:half: ga has lora, full."),
         ((["tiny"], ["mini", "mini"], ["ga"]), {}, "--data: mini is named twice."),
         ((["tiny"], [], ["lunar", "lunar:adamw"]), {}, "a method and variant are named twice"),
         ((["tiny"], [], ["ga"]), {"seeds": 0}, "--seeds 0: at least 1."),
@@ -106,7 +107,7 @@ def test_a_list_that_means_nothing_is_refused(
 
 
 def test_what_is_wrong_with_lists_data_and_options_is_said_at_once(tmp_path: Path) -> None:
-    wrong = ("--models", "tiny,bogus", "--data", "nosuch", "--methods", "x,lunar:y")
+    wrong = ("--model", "tiny,bogus", "--data", "nosuch", "--method", "x,lunar:y")
     done = run_command("table5", *wrong, "--num-trials", "0", "--seeds", "0", cwd=tmp_path)
     assert done.returncode == 2
     said = ("model 'bogus'", "nosuch", "method 'x'", "lunar:y", "--num-trials 0", "--seeds 0")
@@ -117,17 +118,16 @@ def test_what_is_wrong_with_lists_data_and_options_is_said_at_once(tmp_path: Pat
 
 def test_a_signature_tells_what_decides_trials_and_not_how_many_there_are(tmp_path: Path) -> None:
     def signature(**changes: Any) -> str:
-        run = RunOptions(**changes.pop("run", {}))
-        shared = SearchConfig(run=run, output=tmp_path, **changes)
+        shared = SearchConfig(output=tmp_path, **changes)
         return signature_of(plan_search(CELL.config(shared)))
 
     assert signature() == signature(num_trials=99, concurrency=1)
-    assert signature() == signature(run={"device": "cpu", "gradient": GradientSettings(beta=0.5)})
+    assert signature() == signature(device="cpu", fix=("beta=0.5",))
     others = [
-        signature(retain_floor=0.7),
+        signature(constrain=("retain_rouge1>=0.7",)),
         signature(sampler="random"),
-        signature(run={"retain_rows": 20}),
-        signature(run={"holdout": True}),
+        signature(retain_rows=20),
+        signature(holdout=True),
     ]
     assert len({signature(), *others}) == 5
 
@@ -141,7 +141,7 @@ def told(folder: Path, outcomes: list[tuple[float, float]], **notes: Any) -> Sto
     study.note("goal", GOAL)
     for forget, retain in outcomes:
         number, _ = study.ask()
-        study.complete(number, result(forget, retain))
+        complete(study, number, trial_result(forget, retain))
     for key, value in notes.items():
         study.note(key, value)
     return read(folder)
@@ -266,7 +266,7 @@ def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
 
 # A whole table
 
-OPTIONS = ["--data", "mini", "--methods", "lunar:closed_form,ga", "--epochs", "2"]
+OPTIONS = ["--data", "mini", "--method", "lunar:closed_form,ga", "--fix", "epochs=2"]
 QUICK = [*OPTIONS, "--num-trials", "3", "--output", "t", "--factual-data", "none"]
 QUICK += ["--evaluation-rows", "24"]
 CELLS = [
@@ -326,13 +326,13 @@ def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(
         for mirror in ("best.yaml", "trials.parquet", "config.yaml"):
             (output / name / mirror).unlink(missing_ok=True)
     monkeypatch.chdir(tmp_path)
-    again = without_ray(table5, *QUICK, "--only-table")
+    again = without_ray(COMMAND, *QUICK, "--time-budget", "0")
     assert again.exit_code == 0, again.stderr
     assert {file: (output / file).read_bytes() for file in tables} == tables
     rows = list(csv.DictReader(io.StringIO(tables["table.csv"].decode())))
     assert [row["state"] for row in rows] == ["feasible"] * 2
     assert {row["trials"] for row in rows} == {"3"}
 
-    other = without_ray(table5, *QUICK, "--retain-floor", "0.7")
+    other = without_ray(COMMAND, *QUICK, "--constrain", "retain_rouge1>=0.7")
     assert other.exit_code == 2
     assert other.stderr.count("was searched with other settings or data") == 2

@@ -1,6 +1,6 @@
 """Both models asked side by side: each says what transformers' `generate` says of it.
 
-Covers: LUNAR and a gradient method, a repetition penalty, a budget, several questions at once and
+Covers: LUNAR and a gradient method, a budget, several questions at once and
 one after another, true answers of questions of the data, the model afterwards.
 Does not cover: the command (`tests/commands/test_ask_command.py`).
 """
@@ -16,11 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lunar_tune.config.adamw_settings import AdamWSettings
-from lunar_tune.config.decoding_settings import DecodingSettings
-from lunar_tune.config.gradient_settings import GradientSettings
-from lunar_tune.config.lunar_settings import LunarSettings
-from lunar_tune.config.run_options import EngineSettings, RunOptions
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.trial.asking import asking
 from lunar_tune.trial.assemble import assemble
@@ -30,6 +26,7 @@ from lunar_tune.trial.worker import Worker
 Checkpoint = Callable[..., Path]
 QUESTIONS = ("What of A_B, 1?", "Who are you?", "What of C_D, 0?")
 LUNAR = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
+GA = {"method": "ga", "fix": ("epochs=3", "batch_size=1")}
 BUDGET = 9
 
 
@@ -48,25 +45,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def spec(checkpoint: Checkpoint, data: str) -> Callable[..., TrialSpec]:
     def make(**options: Any) -> TrialSpec:
-        penalty = options.pop("penalty", 1.0)
         return assemble(
             RunOptions(
                 model=str(checkpoint("qwen2")),
                 data=data,
                 device="cpu",
                 factual_data="none",
-                lunar=LunarSettings(adamw=AdamWSettings(epochs=2)),
-                gradient=GradientSettings(epochs=3, batch_size=1),
-                decoding=DecodingSettings(max_new_tokens=3, repetition_penalty=penalty),
-                engine=EngineSettings(cache_limit=0),
-                **options,
+                max_new_tokens=3,
+                cache_limit=0,
+                **({"fix": ("epochs=2",)} | options),
             )
         )
 
     return make
 
 
-def generated(folder: Path, model: Any, questions: Sequence[str], **options: Any) -> list[str]:
+def generated(folder: Path, model: Any, questions: Sequence[str]) -> list[str]:
     """Ask transformers, one question at a time, with its own chat template."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = []
@@ -77,9 +71,7 @@ def generated(folder: Path, model: Any, questions: Sequence[str], **options: Any
             return_tensors="pt",
             return_dict=True,
         )
-        said = model.generate(
-            **inputs, do_sample=False, max_new_tokens=BUDGET, pad_token_id=0, **options
-        )
+        said = model.generate(**inputs, do_sample=False, max_new_tokens=BUDGET, pad_token_id=0)
         answer = said[0, inputs["input_ids"].shape[1] :]
         texts.append(tokenizer.decode(answer, skip_special_tokens=True))
     return texts
@@ -87,12 +79,8 @@ def generated(folder: Path, model: Any, questions: Sequence[str], **options: Any
 
 @pytest.mark.parametrize(
     ("options", "parameters"),
-    [
-        ({}, LUNAR),
-        ({"penalty": 1.3}, LUNAR),
-        ({"method": "ga"}, {"learning_rate": 0.05}),
-    ],
-    ids=["lunar", "penalty", "ga"],
+    [({}, LUNAR), (GA, {"learning_rate": 0.05})],
+    ids=["lunar", "ga"],
 )
 def test_each_model_says_what_generate_says_of_it(
     spec: Callable[..., TrialSpec],
@@ -101,15 +89,12 @@ def test_each_model_says_what_generate_says_of_it(
     parameters: dict[str, float],
 ) -> None:
     made, folder = spec(**options), checkpoint("qwen2")
-    penalty = {"repetition_penalty": made.decoding.repetition_penalty}
     fresh = AutoModelForCausalLM.from_pretrained(folder)
-    expected = generated(folder, fresh, QUESTIONS, **penalty)
+    expected = generated(folder, fresh, QUESTIONS)
     unlearned: list[str] = []
     Worker(made).run(
         parameters,
-        inside=lambda loaded: unlearned.extend(
-            generated(folder, loaded.model, QUESTIONS, **penalty)
-        ),
+        inside=lambda loaded: unlearned.extend(generated(folder, loaded.model, QUESTIONS)),
     )
     assert unlearned != expected
 
@@ -124,7 +109,7 @@ def test_each_model_says_what_generate_says_of_it(
 
 def test_a_fit_that_ended_early_is_ended_there_again(spec: Callable[..., TrialSpec]) -> None:
     """After one of three epochs another model is asked than after all of them."""
-    made, rate = spec(method="ga"), {"learning_rate": 0.05}
+    made, rate = spec(**GA), {"learning_rate": 0.05}
     with asking(made, rate, epochs=1) as asker:
         state = asker._worker.loaded.model.state_dict()
         early = {name: tensor.clone() for name, tensor in state.items()}

@@ -23,7 +23,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def options(data: Path, *edges: str, **more: str) -> RunOptions:
-    return RunOptions(data=str(data), forget_edges=edges, factual_data="none", **more)  # type: ignore
+    return RunOptions(data=str(data), forget_edge=edges, factual_data="none", **more)  # type: ignore
 
 
 def test_a_group_forgets_its_edges_and_keeps_its_name(data: Path) -> None:

@@ -1,9 +1,4 @@
-"""The unlearning vector of every block.
-
-Covers: LUNAR, arXiv 2502.07218, equation 3: the difference of mean activations between reference
-prompts (which the model declines) and the questions to forget, at the last prompt token.
-Does not cover: choosing a block.
-"""
+"""The unlearning vector of every block."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ def unlearning_vectors(
     one, since it records block inputs.
 
     Args:
-        reference: The unmodified model's stream at the last token of the reference prompts, at the
+        reference: The base model's stream at the last token of the reference prompts, at the
             input of every block and the output of the last one.
         forget: The same of the questions to forget.
 

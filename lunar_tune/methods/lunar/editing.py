@@ -1,9 +1,4 @@
-"""Putting new weights into a model and taking them out again, bit for bit.
-
-Covers: in-place replacement of down-projection weights as a context manager; inside it, the
-originals again for a while.
-Does not cover: computing the weights (`solvers`).
-"""
+"""Putting new weights into a model and taking them out again, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""LUNAR (arXiv 2502.07218) as a method: parameters to an edited down-projection.
-
-Covers: one or several layers, each fitted on the unmodified model's activations as published;
-which tokens are moved and which are kept; what is reused between trials.
-Does not cover: the numeric work, which `methods.lunar` does.
-"""
+"""LUNAR (arXiv 2502.07218) as a method: parameters to an edited down-projection."""
 
 from __future__ import annotations
 
@@ -16,21 +11,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lunar_tune.config.flags import flag_of
-from lunar_tune.config.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.config.fields import types_of
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import (
-    METHODS,
     AdapterKind,
     Change,
     Fit,
     Method,
-    MethodInfo,
+    MethodEntry,
     Preparation,
     Subject,
+    with_settings,
 )
 from lunar_tune.methods.lunar.directions import unlearning_vectors
 from lunar_tune.methods.lunar.editing import edited
+from lunar_tune.methods.lunar.lunar_settings import SOLVERS, LunarSettings
 from lunar_tune.methods.lunar.solvers import (
     RidgeSolution,
     Solution,
@@ -41,12 +36,7 @@ from lunar_tune.methods.lunar.solvers import (
 from lunar_tune.models.layout import check_layers
 from lunar_tune.training.adapting import Factors
 
-__all__ = ["LunarMethod"]
-
-METHODS.register(
-    "lunar",
-    MethodInfo(summary="redirect the activations of the forgotten questions", variants=SOLVERS),
-)
+__all__ = ["ENTRY", "LunarMethod", "layers_and_coefficients"]
 
 
 class LunarMethod(Method):
@@ -72,6 +62,13 @@ class LunarMethod(Method):
         return ("layer", "coefficient", own)
 
     @property
+    def optional_parameters(self) -> tuple[str, ...]:
+        """The numbers among the settings, as far as the solver looks at them."""
+        kinds = types_of(LunarSettings)
+        numbers = [name for name, kind in kinds.items() if kind not in {str, bool}]
+        return tuple(name for name in numbers if name not in self.settings.without_use)
+
+    @property
     def edits_one_layer(self) -> bool:
         """The lowest edited block's down-projection is all that changes there and below."""
         return True
@@ -86,9 +83,11 @@ class LunarMethod(Method):
         super().check_parameters(parameters)
         problems = Problems()
         with problems.collect():
-            _layers_and_coefficients(parameters)
+            layers_and_coefficients(parameters)
         with problems.collect():
             _positive(self.parameters[-1], parameters[self.parameters[-1]])
+        with problems.collect():
+            with_settings(self.settings, parameters)
         problems.raise_if_any()
 
     def prepare(self, subject: Subject) -> LunarPreparation:
@@ -112,13 +111,13 @@ class LunarPreparation(Preparation):
         self._lengths = torch.tensor([self._activations.prompt_lengths[row] for row in rows])
         self._nodes: Int[Tensor, " tokens"] = self._activations.prompt_nodes(rows)
         self._n_forget = len(subject.forget_prompts)
-        self._ridge_solutions: dict[tuple[int, float, int], RidgeSolution] = {}
+        self._ridge_solutions: dict[tuple[int, float, float | None, int], RidgeSolution] = {}
 
     @contextmanager
     def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
         """Return a context in which the model is unlearned at once; see the contract."""
         self._method.check_parameters(parameters)
-        layers, coefficients = _layers_and_coefficients(parameters)
+        layers, coefficients = layers_and_coefficients(parameters)
         check_layers(layers, self._loaded.n_layers)
         # The lowest layer last: an evaluation starts from what its MLP reads, which is then
         # held, and nothing must be captured from an edited model.
@@ -153,15 +152,15 @@ class LunarPreparation(Preparation):
     def _solve(
         self, layer: int, coefficient: float, parameters: Mapping[str, Any], seed: int
     ) -> Solution:
-        settings = self._method.settings
+        settings = with_settings(self._method.settings, parameters)
         weight = self._loaded.layout.down_projection_of(self._loaded.model, layer).weight
         inputs = self._activations.reads(layer).inputs
-        nodes, is_forget = (points.to(inputs.device) for points in self._points(seed))
+        nodes, is_forget = (points.to(inputs.device) for points in self._points(settings, seed))
         shift = (coefficient * self.vectors[layer]).to(inputs.device)
         if settings.solver == "closed_form":
             ridge = _positive("ridge", parameters["ridge"])
             drawn = seed if settings.retain_points is not None else 0
-            key = (layer, ridge, drawn)
+            key = (layer, ridge, settings.retain_points, drawn)
             if key not in self._ridge_solutions:
                 self._ridge_solutions[key] = solve_ridge(inputs[nodes], is_forget, ridge=ridge)
             return solve_closed_form(weight, shift, self._ridge_solutions[key])
@@ -173,14 +172,15 @@ class LunarPreparation(Preparation):
             shift,
             tokens=nodes,
             learning_rate=_positive("learning_rate", parameters["learning_rate"]),
-            settings=settings.adamw,
+            settings=settings,
             seed=seed,
             rank=rank,
         )
 
-    def _points(self, seed: int) -> tuple[Int[Tensor, " points"], Bool[Tensor, " points"]]:
+    def _points(
+        self, settings: LunarSettings, seed: int
+    ) -> tuple[Int[Tensor, " points"], Bool[Tensor, " points"]]:
         """Return the nodes of the tokens that take part in the fit, and which of them are moved."""
-        settings = self._method.settings
         ends = self._lengths.cumsum(0)
         n_forget_tokens = int(ends[self._n_forget - 1])
         moved = torch.zeros(int(ends[-1]), dtype=torch.bool)
@@ -198,7 +198,7 @@ class LunarPreparation(Preparation):
         return self._nodes[chosen], moved[chosen]
 
 
-def _layers_and_coefficients(
+def layers_and_coefficients(
     parameters: Mapping[str, Any],
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Read one or several layers, and a coefficient for each or one for all."""
@@ -226,12 +226,23 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{flag_of(name)} {value}: finite numbers.")
+        raise InputError(f"{name} {value}: finite numbers.")
     return numbers
 
 
 def _positive(name: str, value: Any) -> float:
     numbers = _numbers(name, value)
     if len(numbers) != 1 or numbers[0] <= 0:
-        raise InputError(f"{flag_of(name)} {value}: a positive number.")
+        raise InputError(f"{name} {value}: a positive number.")
     return numbers[0]
+
+
+ENTRY = MethodEntry(
+    name="lunar",
+    summary="redirect the activations of the forgotten questions",
+    variants=SOLVERS,
+    variant_setting="solver",
+    settings=LunarSettings,
+    build=LunarMethod,
+    along_vectors=True,
+)

@@ -1,9 +1,5 @@
 """What an iterative solver trains: three ways to write the fitted down-projection.
 
-Covers: the difference from the original matrix, the matrix itself in bfloat16 as published, a
-product of low rank; each with its targets and its gradient, written out.
-Does not cover: the loop over batches (`solvers`).
-
 Notation (LUNAR, arXiv 2502.07218, equation 4): h is the input of the down-projection
 W₀ `[d_model, d_ff]`, targets are W₀h + shift for forget tokens and W₀h for the others. The gradient
 of such a product is a product as well; autograd would compute the same.

@@ -1,10 +1,5 @@
 """Fitting one down-projection so that forget tokens move by a shift and retain tokens stay.
 
-Covers: AdamW as published (batches of 64 tokens, learning rate decaying by 0.9 an epoch); the
-closed-form ridge solution, in the space of features or of tokens.
-Does not cover: what AdamW trains (`problems`), which tokens count as forget or retain
-(`methods.lunar.method`), the edit (`editing`).
-
 Notation (LUNAR, arXiv 2502.07218, equation 4): h is the input of the down-projection
 W₀ `[d_model, d_ff]`, targets are W₀h + shift for forget tokens and W₀h for the others.
 """
@@ -22,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lunar_tune.config.adamw_settings import AdamWSettings
 from lunar_tune.errors import DivergenceError, InputError
+from lunar_tune.methods.lunar.lunar_settings import LunarSettings
 from lunar_tune.methods.lunar.problems import Difference, LowRank, Matrix, Problem, Tokens
 
 __all__ = [
@@ -57,7 +52,7 @@ def solve_adamw(
     shift: Float[Tensor, " d_model"],
     *,
     learning_rate: float,
-    settings: AdamWSettings,
+    settings: LunarSettings,
     seed: int,
     tokens: Int[Tensor, " tokens"] | None = None,
     rank: int | None = None,
@@ -96,7 +91,7 @@ def solve_adamw(
 
 
 def _train(
-    problem: Problem, learning_rate: float, *, settings: AdamWSettings, seed: int
+    problem: Problem, learning_rate: float, *, settings: LunarSettings, seed: int
 ) -> tuple[float, ...]:
     """Minimise the mean squared error in place; return each epoch's mean loss.
 
@@ -229,7 +224,7 @@ def solve_ridge(
         DivergenceError: The system cannot be solved in float64.
     """
     if not 0 < ridge < math.inf:
-        raise InputError(f"--ridge {ridge}: a positive number.")
+        raise InputError(f"ridge {ridge}: a positive number.")
     tokens, d_ff = inputs.shape
     in_features = tokens >= d_ff
     indicator = is_forget.to(torch.float64)

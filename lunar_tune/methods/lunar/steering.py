@@ -1,8 +1,4 @@
-"""Adding a vector to the residual stream while a model answers, without changing a weight.
-
-Covers: activation addition after one block, as a context manager.
-Does not cover: which vector (`directions`), the edit that makes a model do so itself (`editing`).
-"""
+"""Adding a vector to the residual stream while a model answers, without changing a weight."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The course of a search, for the mouse.
-
-Covers: each trial's objective, and the best feasible so far, over the trials and over time.
-Does not cover: the same as a file (`pictures.history`).
-"""
+"""The course of a search, for the mouse."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The curve that chooses layers, for the mouse.
-
-Covers: s1, s2 and s1 − s2 over the layers, the best and the recommended ones.
-Does not cover: scoring layers; the same as a file (`pictures.layers`).
-"""
+"""The curve that chooses layers, for the mouse."""
 
 from __future__ import annotations
 

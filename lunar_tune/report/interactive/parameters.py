@@ -1,7 +1,4 @@
-"""Interactive pictures of what parameters do.
-
-Covers: forget and retain ROUGE-1 over layer and coefficient and over the learning rate.
-"""
+"""Interactive pictures of what parameters do."""
 
 from __future__ import annotations
 

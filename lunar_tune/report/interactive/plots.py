@@ -1,7 +1,4 @@
-"""The interactive pictures that a page shows of a search.
-
-Does not cover: pictures in files (`pictures`), the page that they stand on (`page`).
-"""
+"""The interactive pictures that a page shows of a search."""
 
 from __future__ import annotations
 

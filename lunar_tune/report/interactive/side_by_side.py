@@ -1,8 +1,4 @@
-"""All parameters and scores of a search side by side, for the mouse.
-
-Covers: a line a trial across an axis for each parameter and score.
-Does not cover: one parameter by itself (`parameters`).
-"""
+"""All parameters and scores of a search side by side, for the mouse."""
 
 from __future__ import annotations
 
@@ -76,7 +72,7 @@ class _Axis:
 
     label: str
     places: Sequence[float | None]
-    """Of each trial, between 0 and 1; None where nothing was measured."""
+    """Place of each trial, between 0 and 1; None where nothing was measured."""
     marks: Mapping[float, str]
     """What is written at which place."""
 

@@ -1,8 +1,5 @@
 """What the interactive pictures of a search share.
 
-Covers: their looks, a marker a trial, what is said of a trial under the mouse, axes of scores.
-Does not cover: what is drawn; a module a picture, or a few that are alike, listed in `plots`.
-
 Colours are Okabe and Ito's; shapes of markers tell apart in grey. Plotly reads some HTML in its
 texts, so what comes from outside is escaped.
 """
@@ -54,7 +51,7 @@ class Interactive:
     title: str
     caption: str
     figure: Any
-    """Of `plotly.graph_objects`."""
+    """A figure of `plotly.graph_objects`."""
 
 
 def score_axis(name: str) -> str:

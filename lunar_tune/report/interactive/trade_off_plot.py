@@ -1,8 +1,4 @@
-"""What is forgotten against what is kept, for the mouse.
-
-Covers: the goal's two scores against each other, its bound, the Pareto front, unmodified and best.
-Does not cover: the same as a file (`pictures.trade_off`).
-"""
+"""What is forgotten against what is kept, for the mouse."""
 
 from __future__ import annotations
 
@@ -113,11 +109,11 @@ def _front(
 
 
 def _marks(figure: Any, report: Report, x: str, y: str) -> None:
-    """Mark the unmodified model and the confirmed best."""
-    marks = [(report.vanilla, "unmodified model", "square-open", BLACK, 11)]
+    """Mark the base model and the confirmed best."""
+    marks = [(report.vanilla, "base model", "square-open", BLACK, 11)]
     if report.best is not None and report.confirmed is not None:
         if report.held_out:
-            name = "unmodified model, held out"
+            name = "base model, held out"
             marks.append((report.vanilla_in_full, name, "square-open-dot", BLACK, 11))
         asked = "held out" if report.held_out else "in full"
         name = f"best, {asked}: trial {report.best.number}"

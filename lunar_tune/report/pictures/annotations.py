@@ -1,9 +1,4 @@
-"""Trials, scores and parameters as pictures show them: marks, labels with units, axes.
-
-Covers: which trials can be shown, feasible and infeasible ones, the best, bounds; the scale and the
-label of an axis of scores or of a parameter.
-Does not cover: the figure itself (`figure`), what is set against what (a module a picture).
-"""
+"""Trials, scores and parameters as pictures show them: marks, labels with units, axes."""
 
 from __future__ import annotations
 

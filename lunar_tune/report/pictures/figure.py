@@ -1,9 +1,5 @@
 """What every picture shares: the figure, its title, its legend, its bytes.
 
-Covers: a figure that a notebook shows without pyplot; a title and a legend that cover nothing;
-colours; PNG and SVG.
-Does not cover: what is drawn (a module a picture), trials and scores (`annotations`).
-
 IPython shows a plain matplotlib `Figure` as text unless its inline backend is set up, which happens
 with pyplot; `Canvas` brings its own PNG. None of pyplot's state is touched: no figure stays open.
 """

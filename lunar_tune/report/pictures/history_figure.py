@@ -1,9 +1,4 @@
-"""How the search went: scores and the best feasible one so far, over trials and over time.
-
-Covers: one panel by the trial's number, one by the wall clock, pauses of a search that went on
-later included.
-Does not cover: scores other than the objective.
-"""
+"""How the search went: scores and the best feasible one so far, over trials and over time."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ from lunar_tune.report.axes import time_axis
 from lunar_tune.report.pictures.annotations import draw_trials, metrics_of, show_scores, shown_rows
 from lunar_tune.report.pictures.figure import BEST, Canvas, make_figure, show_legend
 from lunar_tune.report.report import Report
-from lunar_tune.study.rows import COMPLETE, TrialRow, best_so_far
+from lunar_tune.study.rows import FAILED, TrialRow, best_so_far
 
 __all__ = ["history"]
 
@@ -29,7 +24,7 @@ def history(report: Report) -> Canvas:
     rows = shown_rows(report, metric.name)
     show_scores(by_number, metric, [row.scores[metric.name] for row in rows], along="y")
     _draw(by_number, rows, metric, lambda row: float(row.number))
-    failed = [row.number for row in report.rows if row.counts and row.state != COMPLETE]
+    failed = [row.number for row in report.rows if row.counts and row.state == FAILED]
     if failed:
         by_number.plot(
             failed,
@@ -40,7 +35,7 @@ def history(report: Report) -> Canvas:
             ms=5,
             clip_on=False,
             color="black",
-            label=f"failed or pruned ({len(failed)})",
+            label=f"failed ({len(failed)})",
         )
     by_number.set_xlabel("trial (from 0)", fontsize=9)
     by_number.set_xlim(-0.6, max(len(report.rows), 1) - 0.4)

@@ -1,8 +1,4 @@
-"""How much each parameter decides, as bars.
-
-Covers: shares of a score's variance that the report has.
-Does not cover: computing them (`study.importance`).
-"""
+"""How much each parameter decides, as bars."""
 
 from __future__ import annotations
 

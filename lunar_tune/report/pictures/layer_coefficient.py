@@ -1,9 +1,4 @@
-"""The map of layer and coefficient: what each setting forgot and kept.
-
-Covers: a panel for each of the two scores, a mark a trial; trials near each other are spread within
-their layer's column.
-Does not cover: edits of several layers at once, whose layers are no place on an axis.
-"""
+"""The map of layer and coefficient: what each setting forgot and kept."""
 
 from __future__ import annotations
 

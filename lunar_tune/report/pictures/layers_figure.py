@@ -1,8 +1,4 @@
-"""The curve that chooses layers: how alike answers are to refusals and to the truth.
-
-Covers: s1, s2 and s1 − s2 over the layers, the best and the recommended ones.
-Does not cover: scoring layers.
-"""
+"""The curve that chooses layers: how alike answers are to refusals and to the truth."""
 
 from __future__ import annotations
 

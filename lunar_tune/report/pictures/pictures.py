@@ -1,8 +1,4 @@
-"""All pictures of a search, and writing those that apply.
-
-Covers: the registry: a name, what the picture shows, when it applies.
-Does not cover: how each is drawn (its own module).
-"""
+"""All pictures of a search, and writing those that apply."""
 
 from __future__ import annotations
 

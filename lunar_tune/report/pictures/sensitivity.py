@@ -1,8 +1,4 @@
-"""How much a parameter matters by itself: both scores against its values.
-
-Covers: the learning rate, or what a method has in its place; any numeric parameter by name.
-Does not cover: what other parameters did in the same trials; `importance_figure` weighs them.
-"""
+"""How much a parameter matters by itself: both scores against its values."""
 
 from __future__ import annotations
 

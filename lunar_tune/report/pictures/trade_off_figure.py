@@ -1,8 +1,4 @@
-"""What is made good against what is kept: every trial, the bounds, the best, the Pareto front.
-
-Covers: the objective on the x axis and the first bounded score on the y axis, whatever they are.
-Does not cover: bounds on other scores, which only decide whether a trial is feasible.
-"""
+"""What is made good against what is kept: every trial, the bounds, the best, the Pareto front."""
 
 from __future__ import annotations
 
@@ -60,10 +56,10 @@ def trade_off(report: Report) -> Canvas:
 
 def _marked(report: Report) -> dict[str, Mapping[str, float]]:
     """Return the scores that are marked by themselves."""
-    scores = {"unmodified model": report.vanilla}
+    scores = {"base model": report.vanilla}
     if report.best is not None and report.confirmed is not None:
         if report.held_out:
-            scores["unmodified model, held out"] = report.vanilla_in_full
+            scores["base model, held out"] = report.vanilla_in_full
         asked = "held out" if report.held_out else "in full"
         scores[best_label(report.best, asked)] = report.confirmed
     return scores
@@ -119,7 +115,7 @@ def _draw_front(axes: Axes, points: list[tuple[float, float]], x: Metric, y: Met
 
 
 def _mark(axes: Axes, report: Report, x: Metric, y: Metric) -> None:
-    """Mark the unmodified model and the confirmed best."""
+    """Mark the base model and the confirmed best."""
     for label, scores in _marked(report).items():
         if not {x.name, y.name} <= scores.keys():
             continue

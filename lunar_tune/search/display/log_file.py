@@ -1,12 +1,6 @@
 """What happened while nobody looked: a search's log, `search.log` in its folder.
 
-    2026-11-25 13:08:02+0000 INFO    trial 3/30  L14 c2.0 lr3e-3  forget 0.041  …
-
-Covers: all that is printed, with the time and without colours; what is said in the log alone
-(`RECORD`); warnings and worse of this package and of libraries; errors with their traceback;
-secrets left out.
-Does not cover: what is printed (`session`, `search_progress`), how workers' warnings come here
-(`worker_warnings`), what else they write.
+2026-11-25 13:08:02+0000 INFO    trial 3/30  L14 c2.0 lr3e-3  forget 0.041  …
 """
 
 from __future__ import annotations

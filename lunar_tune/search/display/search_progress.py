@@ -1,9 +1,4 @@
-"""What one sees while a search runs: one calm line that moves, or a plain line a trial.
-
-Covers: rich's progress bar on a terminal, plain lines elsewhere and in the log, nothing when quiet;
-how long it will still take; a search that goes on; what is done beside trials.
-Does not cover: the plan before and the summary after (`summary`), the log itself (`log_file`).
-"""
+"""What one sees while a search runs: one calm line that moves, or a plain line a trial."""
 
 from __future__ import annotations
 

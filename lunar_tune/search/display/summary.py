@@ -1,8 +1,4 @@
-"""What the search says before its first trial and after its last.
-
-Covers: the plan, the verdict on the untouched model, the result with the exact next commands.
-Does not cover: progress in between (`search_progress`).
-"""
+"""What the search says before its first trial and after its last."""
 
 from __future__ import annotations
 
@@ -17,19 +13,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lunar_tune.config.decoding_settings import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.config.run_options import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.errors import LunarTuneError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.report import Report, verdict
 from lunar_tune.search.space.space import SearchSpace
-from lunar_tune.search.tuned.finished_search import keep_finished
 from lunar_tune.study.rows import FAILED, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
 __all__ = [
-    "keep_best",
     "next_commands",
     "plan_facts",
     "print_plan",
@@ -81,8 +74,12 @@ def plan_facts(
         **({"starting points": starts} if starts is not None else {}),
         "goal": str(goal_of(config)),
         "trials": f"{config.num_trials} by {config.sampler}"
-        + (f", none started after {config.time_budget:g} s" if config.time_budget else ""),
-        "answers": f"up to {_budget(spec.decoding.max_new_tokens)} in a trial, "
+        + (
+            f", none started after {config.time_budget:g} s"
+            if config.time_budget is not None
+            else ""
+        ),
+        "answers": f"up to {_budget(spec.max_new_tokens)} in a trial, "
         f"at least {PUBLISHED_MAX_NEW_TOKENS} tokens in the confirmation",
     }
 
@@ -96,7 +93,7 @@ def print_plan(console: Console, facts: Mapping[str, str]) -> None:
 
 
 def print_vanilla(console: Console, scores: Mapping[str, float], note: str | None) -> None:
-    """Show the unmodified model's scores.
+    """Show the base model's scores.
 
     Args:
         console: Where.
@@ -105,7 +102,7 @@ def print_vanilla(console: Console, scores: Mapping[str, float], note: str | Non
     """
     factual = f", factual {scores['factual_rouge1']:.3f}" if "factual_rouge1" in scores else ""
     console.print(
-        f"unmodified model: forget ROUGE-1 {scores['forget_rouge1']:.3f}, "
+        f"base model: forget ROUGE-1 {scores['forget_rouge1']:.3f}, "
         f"retain {scores['retain_rouge1']:.3f}{factual}",
         highlight=False,
     )
@@ -120,14 +117,14 @@ def vanilla_problem(
     retain, forget = scores["retain_rouge1"], scores["forget_rouge1"]
     if floor is not None and retain < floor:
         return (
-            f"the unmodified model has retain ROUGE-1 {retain:.3f} on {spec.data.name}, below the "
+            f"the base model has retain ROUGE-1 {retain:.3f} on {spec.data.name}, below the "
             f"floor of {floor:g}: unlearning only lowers it, so no trial could be feasible. The "
             "model does not know these data: fine-tune it on them first and give the result with "
             "--model-path (or check --chat-template); --force goes on all the same."
         )
     if forget < LEAST_TO_FORGET:
         return (
-            f"the unmodified model has forget ROUGE-1 {forget:.3f} on "
+            f"the base model has forget ROUGE-1 {forget:.3f} on "
             f"{', '.join(spec.data.forget_edges)}: there is nothing to forget. Choose another "
             "--forget-edge or a model that knows it; --force goes on all the same."
         )
@@ -165,16 +162,6 @@ def print_result(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def keep_best(folder: Path, console: Console) -> None:
-    """Keep a search's best setting; say where, or why not, for the search itself has ended well."""
-    try:
-        _, path = keep_finished(folder)
-    except LunarTuneError as error:
-        console.print(f"[yellow]not kept:[/yellow] {escape(str(error))}", soft_wrap=True)
-    else:
-        console.print(f"kept for later searches in [bold]{escape(_shown(path))}[/bold]")
-
-
 def next_commands(
     config: SearchConfig,
     folder: Path,
@@ -199,7 +186,7 @@ def next_commands(
         commands["compare the trials in MLflow:"] = compare
     else:  # MLflow compares scores, of which there are none
         page = _shown(folder / "page.html")
-        commands["see the trials on a page:"] = [*compare, "--static", page]
+        commands["see the trials on a page:"] = [*compare, "--save", page]
     first = next(iter(report.ranked), None)
     if first is not None and first.feasible:
         confirmed = report.best is not None
@@ -207,10 +194,10 @@ def next_commands(
         commands[f"write the unlearned model of {what}, and prove that it is right:"] = [
             *(python, "-m", "lunar_tune.export", _shown(folder)),
             *([] if confirmed else ["--trial", str(first.number)]),
-            *("--format", "checkpoint", "--output", _shown(folder / "model")),
+            *("--save", _shown(folder / "model")),
         ]
     again = [python, "-m", "lunar_tune.search", *_without(arguments, "--seed")]
-    commands["search again with another seed:"] = [*again, "--seed", str(config.run.seed + 1)]
+    commands["search again with another seed:"] = [*again, "--seed", str(config.seed + 1)]
     return commands
 
 

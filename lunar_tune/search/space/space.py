@@ -13,10 +13,6 @@ One file a model, a section for each method, in it one for each variant (LUNAR's
 
 Kinds: int, float, choice, fixed, and for `layer` alone depth, in fractions of the model's depth
 (0 is the first block, 1 the last), which become an int range once the number of blocks is known.
-
-Covers: finding, reading and checking such a file (every mistake in one message).
-Does not cover: sections in detail (`space_sections`), kinds of parameters (`space_kinds`),
-choosing values (the sampler does).
 """
 
 from __future__ import annotations
@@ -35,7 +31,7 @@ from lunar_tune.search.space.space_sections import (
     read_sections,
     resolve_section,
 )
-from lunar_tune.yaml_files import read_yaml_mapping, suggestion
+from lunar_tune.yaml_files import read_yaml, suggestion
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -59,7 +55,7 @@ class SearchSpace:
 
     method: str
     variant: str
-    """Of the method; LUNAR's is the solver."""
+    """Variant of the method; LUNAR's is the solver."""
     parameters: Mapping[str, Parameter]
     """Every parameter of the method, in its order."""
     starting_points: tuple[Mapping[str, int | float], ...]
@@ -131,12 +127,12 @@ def load_space(
         SearchSpaceError: There is no such file, or something in it is wrong; all of it is said.
     """
     path = _find(space, model_name)
-    content = read_yaml_mapping(path, error_class=SearchSpaceError)
+    content = read_yaml(path, error_class=SearchSpaceError)
     known = content.get(method)
     if space is None and not (isinstance(known, dict) and variant in known):
         # a model's file need not know every method and variant
         path = _find(DEFAULT, model_name)
-        content = read_yaml_mapping(path, error_class=SearchSpaceError)
+        content = read_yaml(path, error_class=SearchSpaceError)
     problems = Problems()
     sections = read_sections(content, n_layers, problems)
     section = choose_section(sections, method, variant, problems)

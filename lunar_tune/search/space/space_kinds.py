@@ -1,32 +1,35 @@
-"""The kinds of searched parameters: ranges, choices, fixed values, depths.
-
-Covers: what a parameter may be, as frozen pydantic models that admit or refuse values; their
-counterparts in Optuna (imported where it is used).
-Does not cover: files and which parameters a method has (`space`).
-"""
+"""The kinds of searched parameters: ranges, choices, fixed values, depths."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from lunar_tune.yaml_files import looks_like_number, shown
+from lunar_tune.yaml_files import shown
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = ["KINDS", "Choice", "Depth", "Fixed", "FloatRange", "IntRange", "Parameter", "block_at"]
+__all__ = [
+    "KINDS",
+    "Choice",
+    "Depth",
+    "Fixed",
+    "FloatRange",
+    "IntRange",
+    "Parameter",
+    "block_at",
+    "middle_of",
+    "nearest_of",
+]
 
 
 def _number(value: object) -> int | float:
     """Return a finite number as it is, or raise ValueError with what is wrong."""
-    if isinstance(value, str):
-        quoted = looks_like_number(value)
-        advice = "remove the quotes to make it a number" if quoted else "a number is needed"
-        raise ValueError(f"is {shown(value)}; {advice}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"is {shown(value)}; a number is needed")
+        raise ValueError(f"is {shown(value)}; a number is needed, without quotes")
     if not abs(value) <= 1e300:  # NaN compares false
         raise ValueError(f"is {shown(value)}; a finite number is needed")
     return value
@@ -256,3 +259,24 @@ KINDS: dict[str, type[IntRange | FloatRange | Choice | Fixed | Depth]] = {
     "depth": Depth,
 }
 """What `type:` may say."""
+
+
+def middle_of(kind: Parameter) -> int | float:
+    """Return a value in the middle that a trial may have; of logarithms where they are sampled."""
+    low, high = kind.bounds
+    if isinstance(kind, Fixed):
+        return kind.value
+    if isinstance(kind, Choice):
+        return sorted(kind.values)[(len(kind.values) - 1) // 2]
+    if isinstance(kind, FloatRange):
+        return math.sqrt(low) * math.sqrt(high) if kind.log else (low + high) / 2
+    return (int(low) + int(high)) // 2
+
+
+def nearest_of(kind: Parameter, value: float) -> int | float:
+    """Return the nearest value that a trial may have."""
+    if isinstance(kind, Choice):
+        return min(kind.values, key=lambda one: abs(one - value))
+    low, high = kind.bounds
+    inside = min(max(value, low), high)
+    return kind.admit(round(inside) if isinstance(kind, IntRange) else inside)

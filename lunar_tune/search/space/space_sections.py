@@ -1,9 +1,4 @@
-"""The sections of a search-space file: from what YAML holds to checked parameters.
-
-Covers: every section of a file, starting points included, with each mistake noted under its key;
-choosing the section of one method and variant, and turning depths into blocks.
-Does not cover: which file (`space`), the kinds of parameters (`space_kinds`).
-"""
+"""The sections of a search-space file: from what YAML holds to checked parameters."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The cells of the table of methods: every model with every data set, method and seed.
-
-Covers: reading the lists from the command line, a cell's name and its search's configuration.
-Does not cover: running cells (`table_run`), reading them back (`table_results`).
-"""
+"""The cells of the table of methods: every model with every data set, method and seed."""
 
 from __future__ import annotations
 
@@ -16,10 +12,11 @@ from pathlib import Path
 from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
 from lunar_tune.data.bundled import resolve_data
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.models.catalog import resolve_model
 from lunar_tune.paths import safe_name
 
-__all__ = ["Cell", "cells_of"]
+__all__ = ["Cell", "cells_of", "check_fixed"]
 
 OWN_DATA = ""
 
@@ -49,39 +46,51 @@ class Cell:
         # Characters were left out, or are too many: other text may look the same.
         return f"{name[: LONGEST_NAME - 8]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
+    @property
+    def fixable(self) -> set[str]:
+        """Parameters and settings that can be fixed."""
+        return METHODS[self.method].names_in_use(self.variant)
+
     def config(self, shared: SearchConfig) -> SearchConfig:
         """Return the cell's search.
 
         Args:
             shared: What all cells have in common.
         """
-        run = shared.run
         name, _, edges = self.data.partition(":")
-        run = dataclasses.replace(
-            run,
-            model=self.model,
-            data=name or run.data,
-            forget_edges=tuple(edges.split("+")) if edges else run.forget_edges,
-            method=self.method,
-            seed=self.seed,
-        )
-        if self.method == "lunar":
-            run = dataclasses.replace(
-                run, lunar=dataclasses.replace(run.lunar, solver=self.variant)
-            )
-        else:
-            gradient = dataclasses.replace(run.gradient, trained=self.variant)
-            run = dataclasses.replace(run, gradient=gradient)
-        # What was tuned before would give one method a better start than another.
+        variant = f"{METHODS[self.method].variant_setting}={self.variant}"
+        known = self.fixable
         return dataclasses.replace(
             shared,
-            run=run,
+            model=self.model,
+            data=name or shared.data,
+            forget_edge=tuple(edges.split("+")) if edges else shared.forget_edge,
+            method=self.method,
+            # What one method has and another has not is for those that have it.
+            fix=(variant, *(text for text in shared.fix if _name_of(text) in known)),
+            seed=self.seed,
             name=self.name,
-            resume=True,
-            tuned=False,
-            # LUNAR's fits are over before they could be looked at.
-            scheduler="none" if self.method == "lunar" else shared.scheduler,
+            resume=self.name,
         )
+
+
+def check_fixed(cells: Sequence[Cell], fix: Sequence[str]) -> None:
+    """Check that what is fixed has a meaning with one of the methods at least.
+
+    Raises:
+        InputError: Something has none.
+    """
+    known = set[str]().union(*(cell.fixable for cell in cells))
+    unknown = [text for text in fix if _name_of(text) not in known]
+    if unknown:
+        raise InputError(
+            f"--fix {', '.join(unknown)}: no method of the table has it. There are: "
+            f"{', '.join(sorted(known))}."
+        )
+
+
+def _name_of(assignment: str) -> str:
+    return assignment.partition("=")[0].strip().replace("-", "_")
 
 
 def cells_of(
@@ -107,7 +116,7 @@ def cells_of(
     problems = Problems()
     if seeds < 1:
         problems.add(f"--seeds {seeds}: at least 1.")
-    for flag, names in (("--models", models), ("--data", data), ("--methods", methods)):
+    for flag, names in (("--model", models), ("--data", data), ("--method", methods)):
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
             problems.add(f"{flag}: {', '.join(twice)} is named twice.")
@@ -122,7 +131,7 @@ def cells_of(
         with problems.collect():
             variants.append(_variant_of(method))
     if len(set(variants)) < len(variants):
-        problems.add("--methods: a method and variant are named twice.")
+        problems.add("--method: a method and variant are named twice.")
     problems.raise_if_any()
     return [
         Cell(
@@ -140,12 +149,10 @@ def cells_of(
 
 
 def _variant_of(text: str) -> tuple[str, str]:
-    from lunar_tune.methods.contract import METHODS
-
     name, _, variant = text.partition(":")
     known = METHODS[name].variants
     if variant and variant not in known:
-        raise InputError(f"--methods {text}: {name} has {', '.join(known)}.")
+        raise InputError(f"--method {text}: {name} has {', '.join(known)}.")
     return name, variant or known[0]
 
 

@@ -1,8 +1,4 @@
-"""From a cell's study to what the table of methods says of it, and from nothing else.
-
-Covers: the confirmed best, or of an infeasible cell the nearest miss; how sharp the optimum is.
-Does not cover: running cells (`table_run`), how the table looks (`report.methods_table`).
-"""
+"""From a cell's study to what the table of methods says of it, and from nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from lunar_tune.report.methods_table import (
     Tolerance,
 )
 from lunar_tune.search.table5.table_cells import Cell
-from lunar_tune.study.rows import COMPLETE, FAILED, PRUNED, TrialRow, best_first, nearest_first
+from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, nearest_first
 from lunar_tune.study.study import StoredStudy
 
 __all__ = ["is_finished", "result_of"]
@@ -48,7 +44,7 @@ def result_of(cell: Cell, stored: StoredStudy | None, num_trials: int) -> CellRe
         refused = stored.notes.get("refused")
         if refused is not None:
             return _result(cell, REFUSED, reason=refused, rows=stored.rows)
-        ended = sum(row.state in {COMPLETE, PRUNED} for row in stored.rows)
+        ended = sum(row.state == COMPLETE for row in stored.rows)
         reason = f"{ended} of {num_trials} trials{_failures(stored.rows)}"
         return _result(cell, UNFINISHED, reason=reason, rows=stored.rows)
     complete = [row for row in stored.rows if row.state == COMPLETE]

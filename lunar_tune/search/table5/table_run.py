@@ -1,22 +1,18 @@
-"""The table of methods, cell by cell: what is missing is run, what is there is read.
-
-Covers: checking all cells before the first one runs, going on after an interruption, writing the
-table from the studies after every cell, one MLflow run for the table.
-Does not cover: which cells there are (`table_cells`), what a cell says (`table_results`).
-"""
+"""The table of methods, cell by cell: what is missing is run, what is there is read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.report.methods_table import (
     FEASIBLE,
@@ -24,7 +20,7 @@ from lunar_tune.report.methods_table import (
     CellResult,
     write_methods_table,
 )
-from lunar_tune.search.backends.ray.cluster import ray_session
+from lunar_tune.search.backends.choice import shared_session
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.prerequisite import finetuning_fact
 from lunar_tune.search.resume import BusySearchError, alone, check_unchanged
@@ -36,8 +32,9 @@ from lunar_tune.search.table5.table_results import is_finished, result_of
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import score_cells
 from lunar_tune.study.study import StoredStudy
+from lunar_tune.tracking.runs import RunContent
 from lunar_tune.tracking.store import default_tracking_uri
-from lunar_tune.tracking.tracked_run import TrackedRun
+from lunar_tune.tracking.tracker import Tracker
 
 __all__ = ["TableRun"]
 
@@ -136,7 +133,7 @@ class TableRun:
         self._console.print(f"{total} cells, {total - missing} finished, {missing} to run")
         code = EXIT_FOUND
         if missing:
-            with ray_session(self._shared):
+            with shared_session(self._shared):
                 code = self._run_cells()
         results = self.results()
         files = write_methods_table(results, self._shared.output)
@@ -195,21 +192,22 @@ class TableRun:
         uri = self._shared.tracking_uri or default_tracking_uri(self._shared.output)
         name = f"table {self._shared.output.name}"
         try:
-            run = TrackedRun(
-                uri,
-                output=self._shared.output,
-                name=name,
-                experiment=self._shared.experiment,
-            )
+            tracker = Tracker(uri, EXPERIMENT, name)
         except InputError as error:
             self._console.print(f"[yellow]not in MLflow:[/yellow] {escape(str(error))}")
             return
-        with run.tolerating():
-            for planned, result in zip(self._planned, results, strict=True):
-                scores = result.scores or {}
-                run.log_metrics({f"{planned.cell.name}.{k}": v for k, v in scores.items()})
-            run.log_files(files, root=self._shared.output)
-            run.close(status="FINISHED")
+        now = datetime.now()
+        curves = {
+            f"{planned.cell.name}.{metric}": [(0, value)]
+            for planned, result in zip(self._planned, results, strict=True)
+            for metric, value in (result.scores or {}).items()
+        }
+        places = {file.relative_to(self._shared.output).as_posix(): file for file in files}
+        tracker.write(
+            RunContent(
+                name=name, status="FINISHED", started=now, ended=now, curves=curves, files=places
+            )
+        )
 
     def _show(self, results: Sequence[CellResult], files: Sequence[Path]) -> None:
         from rich.table import Table

@@ -1,10 +1,5 @@
 """Who may use Ray: tokens of sessions that are started here, addresses of clusters that exist.
 
-Covers: a fresh token for every process that starts Ray, handed on in the environment, and a private
-folder for its sockets; whether somebody listens at an address, in seconds; when a token of the
-user's own is shown to a cluster.
-Does not cover: starting and connecting (`cluster`).
-
 Checked with Ray 2.60: gcs, raylet and workers listen on every interface whatever they are told, so
 that without a token anyone who reaches a port could run code. `ray.init` turns tokens on for a
 cluster of its own and by default keeps one for ever in `~/.ray/auth_token`; `ray start --head`

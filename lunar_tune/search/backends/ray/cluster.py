@@ -1,8 +1,4 @@
-"""Starting and asking Ray: quiet, with what a trial may use.
-
-Covers: a local Ray or an existing cluster, resources of a trial, errors in one line.
-Does not cover: Tune (`tuning`), who may use Ray (`access`).
-"""
+"""Starting and asking Ray: quiet, with what a trial may use."""
 
 from __future__ import annotations
 
@@ -12,17 +8,17 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
+from lunar_tune.search.backends.interface import Resources
 from lunar_tune.search.backends.ray.access import check_address, own_session, refusal, users_token
 
 if TYPE_CHECKING:
     from lunar_tune.config.search_config import SearchConfig
 
-__all__ = ["Resources", "check_gpus", "described", "leave_ray", "ray_session", "share_out"]
+__all__ = ["allocate_resources", "check_gpus", "leave_ray", "ray_session"]
 
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
 # Tune's snapshots of its state are never restored (the study is the state).
@@ -40,15 +36,6 @@ _QUIET = {
 # A trial on a CPU gains little from more cores than this with small models, and a large one is no
 # CPU matter.
 CPUS_PER_TRIAL = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """What one trial uses, and how many run at once."""
-
-    cpus: float
-    gpus: float
-    concurrency: int
 
 
 def check_gpus(config: SearchConfig) -> None:
@@ -132,7 +119,7 @@ def _connect(address: str | None, folder: Path | None) -> None:
         raise InputError(refusal(address, error)) from error
 
 
-def share_out(config: SearchConfig) -> Resources:
+def allocate_resources(config: SearchConfig) -> Resources:
     """Decide what a trial uses, from what Ray has; a trial runs on one node.
 
     Raises:
@@ -148,16 +135,14 @@ def share_out(config: SearchConfig) -> Resources:
     most_cpus, most_gpus = max(cpus for cpus, _ in nodes), max(gpus for _, gpus in nodes)
     gpus = config.gpus_per_trial
     if gpus is None:
-        gpus = 1.0 if most_gpus >= 1 and config.run.device != "cpu" else 0.0
-    if config.run.device.startswith("cuda") and not gpus:
+        gpus = 1.0 if most_gpus >= 1 and config.device != "cpu" else 0.0
+    if config.device.startswith("cuda") and not gpus:
         raise InputError(
-            f"--device {config.run.device}: Ray has no GPU for a trial ({most_gpus:g} on a node). "
+            f"--device {config.device}: Ray has no GPU for a trial ({most_gpus:g} on a node). "
             "Leave the option out, or start Ray where there are GPUs."
         )
-    cpus = config.cpus_per_trial
-    if cpus is None:
-        at_once = int(most_gpus / gpus) if gpus else config.concurrency
-        cpus = min(CPUS_PER_TRIAL * max(1.0, gpus), max(1.0, most_cpus // (at_once or 1)))
+    at_once = int(most_gpus / gpus) if gpus else config.concurrency
+    cpus = min(CPUS_PER_TRIAL * max(1.0, gpus), max(1.0, most_cpus // (at_once or 1)))
     fitting = sum(
         min(int(node_cpus / cpus), int(node_gpus / gpus) if gpus else int(node_cpus / cpus))
         for node_cpus, node_gpus in nodes
@@ -165,14 +150,6 @@ def share_out(config: SearchConfig) -> Resources:
     if fitting < 1:
         raise InputError(
             f"a trial wants {cpus:g} CPU cores and {gpus:g} GPUs on one machine; Ray has "
-            f"{most_cpus:g} and {most_gpus:g}. Lower --cpus-per-trial or --gpus-per-trial."
+            f"{most_cpus:g} and {most_gpus:g}. Lower --gpus-per-trial, or raise --concurrency."
         )
     return Resources(cpus=cpus, gpus=gpus, concurrency=min(fitting, config.concurrency or fitting))
-
-
-def described(error: BaseException) -> str:
-    """Return an error in one line, with advice where memory ran out."""
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    if "OutOfMemory" in type(error).__name__:
-        text += " (lower --batch-size, or give a trial a larger share with --gpus-per-trial)"
-    return text

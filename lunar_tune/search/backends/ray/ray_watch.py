@@ -1,9 +1,4 @@
-"""Whether the processes of a Ray that was started here are still there.
-
-Covers: an interruption of the search when one of them is gone, and a last word where the main
-thread hangs inside of Ray and cannot be interrupted: Ray would end it after a minute without one.
-Does not cover: workers, whose loss Ray tells (`searcher`); clusters that exist.
-"""
+"""Whether the processes of a Ray that was started here are still there."""
 
 from __future__ import annotations
 
@@ -16,20 +11,15 @@ from types import FrameType
 
 import psutil
 
-__all__ = ["RayLostError", "watched"]
+from lunar_tune.search.backends.interface import BackendLostError
+
+__all__ = ["watched"]
 
 _NAMES = ("gcs_server", "raylet")
 _EVERY_SECONDS = 1.0
 # A signal to all processes of the search ends Ray's too; the search then hears of it by itself.
 _GRACE_SECONDS = 10.0
 _SIGNAL = signal.SIGUSR2
-
-
-class RayLostError(KeyboardInterrupt):
-    """A process without which Ray does not work has ended.
-
-    An interruption, since Ray Tune would take any other error for that of a trial.
-    """
 
 
 @contextmanager
@@ -44,7 +34,7 @@ def watched(
         processes: They; None looks for them among the children of this process.
 
     Raises:
-        RayLostError: In the main thread.
+        BackendLostError: In the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -56,7 +46,7 @@ def watched(
     gone: list[str] = []
 
     def lost(_signal: int, _frame: FrameType | None) -> None:
-        raise RayLostError(told())
+        raise BackendLostError(told())
 
     def told() -> str:
         return f"Ray's {gone[0]} has ended"

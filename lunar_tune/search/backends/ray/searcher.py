@@ -1,37 +1,39 @@
-"""Between Ray Tune and the course of a search: tasks one way, outcomes the other.
+"""Between Ray Tune and a search's loop: tasks one way, outcomes the other.
 
-Covers: Ray's Searcher interface (ray 2.60) on the course, and a callback that hears of every ended
-task after the study has it (Ray calls the searcher's `on_trial_complete` before a callback's
-`on_trial_complete` and `on_trial_error`). What Ray calls a trial is a task here.
-Does not cover: which task comes next (`loop`).
+What Ray calls a trial is a task here. Ray 2.60 gives a result to a callback's `on_trial_result`
+before it asks the searcher for more; a crash is told by `on_trial_error`.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
 
-from lunar_tune.search.backends.ray.cluster import described
-from lunar_tune.search.backends.ray.worker_warnings import say_warnings
+from lunar_tune.search.backends.ray.trainable import HANDED_OVER
+from lunar_tune.search.backends.ray.watchdog import crash_reason
 from lunar_tune.search.display.log_file import RECORD
-from lunar_tune.search.loop import OVER, Course
+from lunar_tune.search.loop import DONE, SearchLoop, Signal
+from lunar_tune.secrets import without_secrets
+from lunar_tune.study.folder import Folder
+from lunar_tune.trial.tasks import format_error
 
-__all__ = ["CourseSearcher", "NewsCallback"]
+__all__ = ["LoopCallback", "LoopSearcher"]
+
+logger = logging.getLogger(__name__)
 
 
-class CourseSearcher(Searcher):
-    """Ray Tune's view of the course."""
+class LoopSearcher(Searcher):
+    """Ray Tune's view of the loop."""
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, loop: SearchLoop) -> None:
         super().__init__(metric=None, mode=None)
-        self._course = course
+        self._loop = loop
 
     def set_search_properties(
         self,
@@ -45,18 +47,15 @@ class CourseSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next task, None to wait, or say that there are to be no more."""
-        task: dict[str, Any] | str | None = OVER
-        with _kept(self._course):
-            task = self._course.next(trial_id)
-        return Searcher.FINISHED if task == OVER else task
+        task = self._loop.next(trial_id)
+        if isinstance(task, Signal):
+            return Searcher.FINISHED if task is DONE else None
+        return {"task": task}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Pass an outcome on; a crash is told by the callback, which knows its reason."""
-        if result is not None and not error:
-            with _kept(self._course):
-                self._course.finished(trial_id, result)
+        """Do nothing: the callback has handed over what there was."""
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the journal is the state."""
@@ -65,52 +64,52 @@ class CourseSearcher(Searcher):
         """Read nothing: see `save`."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the study: Ray stores the searcher, and nobody restores it."""
+        """Pickle without the loop: Ray stores the searcher, and nobody restores it."""
         return {}
 
 
-class NewsCallback(tune.Callback):
-    """Hears from Ray of every task's end, and of what its worker warns of on the way."""
+class LoopCallback(tune.Callback):
+    """Hears from Ray of every task's outcome and end.
 
-    def __init__(self, course: Course) -> None:
-        self._course = course
+    Args:
+        loop: Is told.
+        folder: Of the search, where workers leave what they were doing when time was up.
+    """
+
+    def __init__(self, loop: SearchLoop, folder: Folder) -> None:
+        self._loop, self._folder = loop, folder
 
     def on_trial_result(
         self,
         iteration: int,  # noqa: ARG002
         trials: list[Any],  # noqa: ARG002
-        trial: Any,  # noqa: ARG002
+        trial: Any,
         result: dict[str, Any],
         **info: Any,  # noqa: ARG002
     ) -> None:
-        """Say what a worker has warned of."""
-        say_warnings(result)
+        """Hand over an outcome, and say what its worker has warned of."""
+        outcome = result[HANDED_OVER].take()
+        if outcome is None:
+            return
+        for text in outcome.warnings:
+            logger.warning("a worker: %s", without_secrets(text))
+        self._loop.take(trial.trial_id, outcome)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Pass on that a task has ended."""
-        with _kept(self._course):
-            self._course.ended(trial.trial_id, None)
+        """Tell of a task that has ended without an outcome; one that had one is passed over."""
+        self._loop.lose(trial.trial_id, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Pass on that a task crashed, with the last line of its traceback."""
+        """Tell of a crash, with the last line of its traceback or what the watchdog left."""
         error = _error_of(trial)
         RECORD.error("a task crashed: %s", "".join(traceback.format_exception(error)).rstrip())
-        with _kept(self._course):
-            self._course.ended(trial.trial_id, described(getattr(error, "cause", None) or error))
+        told = format_error(getattr(error, "cause", None) or error)
+        number = trial.config["task"].number
+        self._loop.lose(trial.trial_id, crash_reason(self._folder, number, told))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle nothing; see `CourseSearcher`."""
+        """Pickle nothing; see `LoopSearcher`."""
         return {}
-
-
-@contextmanager
-def _kept(course: Course) -> Iterator[None]:
-    """Inside, an error ends the course, which keeps it as it is; Tune would turn it into text."""
-    try:
-        yield
-    except Exception as error:
-        if course.error is None:
-            course.error = error
 
 
 def _error_of(trial: Any) -> BaseException:

@@ -1,15 +1,13 @@
 """A limit on how long a task may take, kept by the worker itself.
 
-Covers: a process that ends itself, with what every thread was doing in a file; that file as a
-reason of failure. It works while Python itself is stuck in a library (`faulthandler` has a thread
-of its own that needs no interpreter lock).
-Does not cover: what happens to a task whose worker has ended (`loop`), a process that the system
-has stopped.
+It works while Python itself is stuck in a library: `faulthandler` has a thread of its own that
+needs no interpreter lock.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import tempfile
 from pathlib import Path
 from typing import IO
 
@@ -17,35 +15,40 @@ from lunar_tune.study.folder import Folder
 
 __all__ = ["Watchdog", "crash_reason"]
 
+IN_FULL = 10
+"""How many times as long as a trial the tasks may take that ask every question to its end."""
+
 
 class Watchdog:
     """Ends this process when a task takes too long.
 
     Args:
-        folder: Of the search.
-        limit: Seconds that a task may take; None watches nothing.
+        folder: Of the search; where it is not on this machine, what the process was doing stays in
+            the temporary folder.
+        limit: Seconds that a trial may take; None watches nothing.
     """
 
     def __init__(self, folder: Folder, limit: float | None) -> None:
-        self._folder, self._limit = folder, limit
+        here = folder if folder.path.is_dir() else Folder(Path(tempfile.gettempdir()))
+        self._folder, self._limit = here, limit
         self._file: IO[str] | None = None
         self._path: Path | None = None
 
-    def begin(self, number: int, *, times: int = 1) -> None:
-        """Watch a task from now on.
+    def begin(self, number: int, full: bool) -> None:
+        """Watch a part of a task from now on.
 
         Args:
             number: Of its trial.
-            times: How many times as long as a trial it may take.
+            full: Whether it asks every question to its end.
         """
         self.end()
         if self._limit is None:
             return
-        limit = times * self._limit
+        limit = self._limit * (IN_FULL if full else 1)
         self._path = self._folder.stack(number)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("w", encoding="utf-8")
-        told = "--trial-timeout" if times == 1 else f"{times} times --trial-timeout"
+        told = f"{IN_FULL} times --trial-timeout" if full else "--trial-timeout"
         self._file.write(f"took longer than {limit:g} s ({told})\n")
         self._file.flush()
         faulthandler.dump_traceback_later(limit, exit=True, file=self._file)

@@ -1,0 +1,85 @@
+"""`lunar-tune NAME …`: finds the command by its name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lunar_tune import __version__
+from lunar_tune.cli.commands import HELP_ALL, Command
+
+__all__ = ["COMMANDS", "command_of", "main", "run"]
+
+COMMANDS = {
+    "search": "search for the setting that forgets most while the model keeps the rest",
+    "unlearn": "unlearn once, with one setting",
+    "table5": "tune every method on every model and data set, and write a table",
+    "compare": "compare the trials of searches in MLflow, or on one page",
+    "ask": "ask the base model and the unlearned model the same questions",
+    "export": "write an unlearned model as a checkpoint or an adapter",
+    "layers": "score the layers without training",
+    "finetune": "teach a model the data of which it will forget a part",
+    "describe": "show what a data file holds",
+    "fetch": "fetch published data sets",
+    "cache": "show or empty the cache of activations",
+}
+
+
+def command_of(name: str) -> Command:
+    """Return a command by its name."""
+    module = importlib.import_module(f"lunar_tune.cli.{name}")
+    command: Command = module.COMMAND
+    return command
+
+
+def run(name: str) -> None:
+    """Run a command with this process's arguments, and exit."""
+    sys.exit(command_of(name).main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name, and exit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = given[0] if given else "--help"
+    if name in COMMANDS:
+        sys.exit(command_of(name).main(given[1:]))
+    if name in {"--help", "-h", HELP_ALL}:
+        print(_overview())  # noqa: T201
+    elif name == "--version":
+        print(f"lunar-tune {__version__}")  # noqa: T201
+    elif name == "--install-completion":
+        print(_completion())  # noqa: T201
+    else:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        sys.stderr.write(
+            f"error: unknown command {name!r}.{hint} There are: {', '.join(COMMANDS)}.\n"
+        )
+        sys.exit(2)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Tune LLM unlearning: lunar-tune COMMAND …",
+            "",
+            *lines,
+            "",
+            f"lunar-tune COMMAND --help explains a command, {HELP_ALL} shows all of its options;",
+            "--version, --install-completion.",
+        ]
+    )
+
+
+def _completion() -> str:
+    """Install completion for the shell that is in use; return what was done."""
+    from cyclopts import App
+
+    app = App(name="lunar-tune", version=__version__)
+    for name in COMMANDS:
+        app.command(command_of(name).app(), name=name)
+    return f"written to {app.install_completion()}; open a new shell"

@@ -1,0 +1,266 @@
+"""Options as dataclass fields: one declaration says everything that is said of an option.
+
+From it follow the flag, the key in files, the help, the check of its range, what the signature of a
+search holds and what `--resume` accepts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lunar_tune.errors import InputError, Problems
+
+__all__ = [
+    "Option",
+    "check_values",
+    "flag_of",
+    "from_document",
+    "option",
+    "options_of",
+    "plain",
+    "same_option",
+    "shared_options",
+    "typed_setting",
+    "types_of",
+]
+
+_METADATA = "lunar_tune.option"
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """What is said of one option, beside its name, type and default."""
+
+    help: str
+    """One sentence or two, in the words of the glossary."""
+    group: str
+    """Under which heading of the help it stands."""
+    metavar: str | None = None
+    """What its value looks like, where the type does not say it."""
+    choices: tuple[str, ...] = ()
+    """The words that it may be; none allows any."""
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    """Bounds of a number; `above` is excluded."""
+    common: bool = False
+    """Whether `--help` shows it; `--help-all` shows all."""
+    decides: bool = False
+    """Whether trials with another value would not compare."""
+    resume: bool = False
+    """Whether `--resume` takes a new value. A place may be given anew although its content decides
+    scores: that this is the same is checked by its digest."""
+    place: bool = False
+    """Whether it may name a file or folder, relative to where the command was started."""
+    commas: bool = False
+    """Whether several values may stand in one text, with commas between."""
+    positional: bool = False
+    """Whether it is written without its flag."""
+    stored: bool = True
+    """Whether it is part of what is kept of a search, and of the command that gives it again."""
+
+
+def option(default: Any, help: str, group: str, **facts: Any) -> Any:
+    """Return the dataclass field of an option.
+
+    Args:
+        default: Its value where it is not given.
+        help: See `Option`, as all that follows.
+        group: Under which heading it stands.
+        **facts: The rest of `Option`.
+    """
+    said = Option(help=help, group=group, **facts)
+    return field(default=default, metadata={_METADATA: said})
+
+
+def same_option(owner: Any, name: str, **changes: Any) -> Any:
+    """Return an option of another class as a field, with what is said differently of it.
+
+    Args:
+        owner: The class that declares it.
+        name: Of the option.
+        **changes: Other facts; `default` changes the default.
+    """
+    declared = owner.__dataclass_fields__[name]
+    default = changes.pop("default", declared.default)
+    said = dataclasses.replace(declared.metadata[_METADATA], **changes)
+    return field(default=default, metadata={_METADATA: said})
+
+
+def shared_options(options: Any, owner: type[Options], without: Collection[str] = ()) -> Options:
+    """Return the options that two classes share as an instance of the second.
+
+    Args:
+        options: An instance of the first.
+        owner: The second.
+        without: Options that mean something else in the second.
+    """
+    names = options_of(type(options)).keys() & options_of(owner).keys() - {*without}
+    return owner(**{name: getattr(options, name) for name in names})
+
+
+def options_of(owner: Any) -> Mapping[str, Option]:
+    """Return the options of a class, by field name, in the order of declaration."""
+    return {
+        entry.name: entry.metadata[_METADATA]
+        for entry in dataclasses.fields(owner)
+        if _METADATA in entry.metadata
+    }
+
+
+def types_of(owner: Any) -> Mapping[str, Any]:
+    """Return the type of each field."""
+    return typing.get_type_hints(owner)
+
+
+def flag_of(name: str) -> str:
+    """Return a field or parameter as it is written on a command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_values(values: Any, problems: Problems) -> None:
+    """Note every value that is none of its option's.
+
+    Args:
+        values: An instance of a class of options.
+        problems: Where mistakes are noted.
+    """
+    for name, said in options_of(type(values)).items():
+        value = getattr(values, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            for complaint in _complaints(one, said):
+                where = name if said.positional else flag_of(name)
+                problems.add(f"{where} {one}: {complaint}.")
+
+
+def _complaints(value: Any, said: Option) -> Iterator[str]:
+    if value is None or isinstance(value, bool):
+        return
+    if said.choices and value not in said.choices:
+        yield f"there are {', '.join(said.choices)}"
+    if not isinstance(value, int | float):
+        return
+    if not math.isfinite(value):
+        yield "a finite number"
+    elif said.above is not None and not value > said.above:
+        yield f"more than {_bound(said.above)}"
+    elif said.least is not None and value < said.least:
+        yield f"at least {_bound(said.least)}"
+    elif said.most is not None and value > said.most:
+        yield f"at most {_bound(said.most)}"
+
+
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def from_document(
+    owner: type, values: Mapping[str, Any], *, source: str | None = None
+) -> dict[str, Any]:
+    """Return values of a file or command line as the options' types.
+
+    Args:
+        owner: The class of options.
+        values: By key, which is the field's name or its flag without the dashes.
+        source: File of the values, to name in messages; None for the command line.
+
+    Raises:
+        InputError: A key is unknown, or a value has another type; all of it is said at once.
+    """
+    import difflib
+
+    problems, known, read = Problems(), options_of(owner), {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            problems.add(f"{source}: {key} is no option.{hint}")
+            continue
+        where = flag_of(name) if source is None else f"{source}: {key}"
+        try:
+            read[name] = _typed(value, types_of(owner)[name], commas=known[name].commas)
+        except (TypeError, ValueError, OverflowError):
+            problems.add(f"{where} is {value!r}; {_kind(types_of(owner)[name])} is needed.")
+            continue
+        if read[name] == () and value:
+            problems.add(f"{where} is empty: name at least one, or leave it out.")
+    problems.raise_if_any(InputError)
+    return read
+
+
+def typed_setting(name: str, value: Any, kind: Any) -> Any:
+    """Return a setting's value as its type.
+
+    Raises:
+        InputError: It is of another.
+    """
+    try:
+        return _typed(value, kind, commas=False)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} {value}: {_kind(kind)} is needed.") from None
+
+
+def _typed(value: Any, kind: Any, *, commas: bool) -> Any:
+    """Return a value of a file or command line as a type.
+
+    Raises:
+        TypeError: It is of another.
+        ValueError: It cannot be read as it.
+        OverflowError: It is a number that the type cannot hold.
+    """
+    members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and types.NoneType in members:
+        return None
+    kind = next(member for member in members if member is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        texts = value if isinstance(value, list | tuple) else [value]
+        parts = [part for text in map(_text, texts) for part in _parts(text, commas=commas)]
+        return tuple(parts)
+    if kind is bool or isinstance(value, bool):
+        if kind is not bool or not isinstance(value, bool):
+            raise TypeError
+        return value
+    if kind is Path:
+        return Path(_text(value))
+    if kind is str:
+        return _text(value)
+    if kind is int and isinstance(value, float) and not value.is_integer():
+        raise ValueError
+    return kind(value)
+
+
+def _parts(text: str, *, commas: bool) -> list[str]:
+    parts = [part.strip() for part in text.split(",")] if commas else [text]
+    return [part for part in parts if part or not commas]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | int | float | Path) or isinstance(value, bool):
+        raise TypeError
+    return str(value)
+
+
+def _kind(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return names.get(members[0], "a text or a list of texts")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as YAML and JSON can write it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

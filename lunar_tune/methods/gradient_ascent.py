@@ -1,0 +1,29 @@
+"""Gradient ascent (Jang et al., arXiv 2210.01504)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lunar_tune.methods.gradient import Objective, gradient_entry
+from lunar_tune.methods.steps import Step
+
+__all__ = ["ENTRY", "gradient_ascent"]
+
+
+def gradient_ascent(forget: Float[Tensor, " tokens"]) -> Float[Tensor, ""]:
+    """Return the mean log π of the tokens to forget: the negative of the usual loss.
+
+    Source: Jang et al., arXiv 2210.01504; TOFU, arXiv 2401.06121, section 3.3.
+    It has no lower bound, so training has to stop in time.
+    """
+    return forget.mean()
+
+
+def _loss(step: Step) -> Tensor:
+    return gradient_ascent(step.forget.tokens)
+
+
+ENTRY = gradient_entry(
+    Objective(name="ga", summary="gradient ascent on the answers to forget", loss=_loss)
+)

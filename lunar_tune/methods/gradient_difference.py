@@ -1,0 +1,35 @@
+"""Gradient difference (Liu et al., arXiv 2203.12817)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lunar_tune.methods.gradient import Objective, gradient_entry
+from lunar_tune.methods.steps import Step
+
+__all__ = ["ENTRY", "gradient_difference"]
+
+
+def gradient_difference(
+    forget: Float[Tensor, " forget_tokens"], retain: Float[Tensor, " retain_tokens"]
+) -> Float[Tensor, ""]:
+    """Return gradient ascent on the tokens to forget and the usual loss on those to keep.
+
+    Source: Liu et al., arXiv 2203.12817; TOFU, arXiv 2401.06121, section 3.3, with equal weights.
+    """
+    return forget.mean() - retain.mean()
+
+
+def _loss(step: Step) -> Tensor:
+    return gradient_difference(step.forget.tokens, step.retain.tokens)
+
+
+ENTRY = gradient_entry(
+    Objective(
+        name="gd",
+        summary="gradient difference: ascent, and descent on answers to keep",
+        loss=_loss,
+        keeps=True,
+    )
+)

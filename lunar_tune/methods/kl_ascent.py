@@ -1,0 +1,41 @@
+"""Gradient ascent with KL to the base model on answers to keep (TOFU, arXiv 2401.06121)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from lunar_tune.methods.gradient import Objective, gradient_entry
+from lunar_tune.methods.steps import Step
+
+__all__ = ["ENTRY", "kl_to_reference"]
+
+
+def kl_to_reference(
+    reference: Float[Tensor, "tokens vocabulary"], logits: Float[Tensor, "tokens vocabulary"]
+) -> Float[Tensor, ""]:
+    """Return the mean over tokens of KL(reference ‖ model), from both's logits.
+
+    Source: TOFU, arXiv 2401.06121, section 3.3 ("KL minimization"). UKL adds it on retained answers
+    to gradient ascent.
+    """
+    expected = log_softmax(reference.float(), dim=-1)
+    said = log_softmax(logits.float(), dim=-1)
+    return (expected.exp() * (expected - said)).sum(-1).mean()
+
+
+def _loss(step: Step) -> Tensor:
+    kept = kl_to_reference(step.reference_retain_logits, step.retain.logits)
+    return step.forget.tokens.mean() + kept
+
+
+ENTRY = gradient_entry(
+    Objective(
+        name="ukl",
+        summary="gradient ascent with KL to the original on answers to keep",
+        loss=_loss,
+        keeps=True,
+        asks_states=True,
+    )
+)

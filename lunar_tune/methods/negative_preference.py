@@ -1,0 +1,35 @@
+"""Negative preference optimisation (Zhang et al., arXiv 2404.05868)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from lunar_tune.methods.gradient import Objective, gradient_entry
+from lunar_tune.methods.steps import Step
+
+__all__ = ["ENTRY", "npo"]
+
+BETA = 0.1
+
+
+def npo(
+    forget: Float[Tensor, " answers"], reference: Float[Tensor, " answers"], *, beta: float
+) -> Float[Tensor, ""]:
+    """Return −(2/β) mean log σ(−β(log π − log ref)): DPO without a preferred answer.
+
+    Its gradient is gradient ascent's (on sums over answers) where π equals the reference, and
+    vanishes as an answer becomes unlikely.
+    Source: Zhang et al., arXiv 2404.05868, equation 3.
+    """
+    return -2 / beta * logsigmoid(-beta * (forget - reference)).mean()
+
+
+def _loss(step: Step) -> Tensor:
+    return npo(step.forget.answers, step.reference_forget, beta=step.beta(BETA)) + step.kept
+
+
+ENTRY = gradient_entry(
+    Objective(name="npo", summary="negative preference optimisation", loss=_loss, asks_forget=True)
+)

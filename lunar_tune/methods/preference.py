@@ -1,0 +1,52 @@
+"""Direct preference optimisation of refusals (Rafailov et al., arXiv 2305.18290)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from lunar_tune.methods.gradient import Objective, gradient_entry
+from lunar_tune.methods.steps import Step
+
+__all__ = ["ENTRY", "dpo"]
+
+BETA = 0.1
+
+
+def dpo(
+    preferred: Float[Tensor, " answers"],
+    rejected: Float[Tensor, " answers"],
+    reference_preferred: Float[Tensor, " answers"],
+    reference_rejected: Float[Tensor, " answers"],
+    *,
+    beta: float,
+) -> Float[Tensor, ""]:
+    """Return −mean log σ(β[(log π_p − log ref_p) − (log π_r − log ref_r)]).
+
+    Preferred are refusals, rejected the true answers that are to be forgotten.
+    Source: Rafailov et al., arXiv 2305.18290, equation 7; for unlearning TOFU, section 3.3.
+    """
+    margin = (preferred - reference_preferred) - (rejected - reference_rejected)
+    return -logsigmoid(beta * margin).mean()
+
+
+def _loss(step: Step) -> Tensor:
+    return dpo(
+        step.refused.answers,
+        step.forget.answers,
+        step.reference_refused,
+        step.reference_forget,
+        beta=step.beta(BETA),
+    )
+
+
+ENTRY = gradient_entry(
+    Objective(
+        name="dpo",
+        summary="direct preference optimisation of refusals over the answers",
+        loss=_loss,
+        refuses=True,
+        asks_forget=True,
+    )
+)

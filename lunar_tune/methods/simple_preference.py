@@ -1,0 +1,45 @@
+"""Negative preference optimisation without a reference: SimNPO (Fan et al., arXiv 2410.07163)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from lunar_tune.methods.gradient import Objective, gradient_entry
+from lunar_tune.methods.steps import Step
+
+__all__ = ["ENTRY", "simnpo"]
+
+BETA = 2.5  # it multiplies a mean over tokens, and 0.1 would hardly ever count less
+
+
+def simnpo(
+    forget: Float[Tensor, " answers"],
+    lengths: Float[Tensor, " answers"],
+    *,
+    beta: float,
+    gamma: float,
+) -> Float[Tensor, ""]:
+    """Return −(2/β) mean log σ(−β log π / length − γ): NPO without a reference.
+
+    Source: Fan et al., arXiv 2410.07163; lengths are in tokens, γ is the margin.
+    """
+    return -2 / beta * logsigmoid(-beta * forget / lengths - gamma).mean()
+
+
+def _loss(step: Step) -> Tensor:
+    forgotten = simnpo(
+        step.forget.answers,
+        step.forget.lengths,
+        beta=step.beta(BETA),
+        gamma=step.settings.gamma,
+    )
+    return forgotten + step.kept
+
+
+ENTRY = gradient_entry(
+    Objective(
+        name="simnpo", summary="negative preference optimisation without a reference", loss=_loss
+    )
+)

@@ -1,1 +1,0 @@
-"""Settings that were found by earlier searches."""

@@ -1,1 +1,0 @@
-"""The published LUNAR code's configuration file."""

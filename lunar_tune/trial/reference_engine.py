@@ -1,0 +1,101 @@
+"""A single run by the page of `lunar_tune.reference`, judged as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from lunar_tune import reference
+from lunar_tune.errors import InputError, TrialError
+from lunar_tune.methods.contract import Change, Fit, Method, Preparation, Subject
+from lunar_tune.methods.lunar.editing import edited
+from lunar_tune.methods.lunar.lunar_settings import LunarSettings
+from lunar_tune.methods.lunar.method import LunarMethod, layers_and_coefficients
+from lunar_tune.models.layout import check_layers
+from lunar_tune.models.loading import LoadedModel
+
+__all__ = ["ReferencePreparation", "check_reference", "reference_answers"]
+
+
+def check_reference(method: Method) -> LunarMethod:
+    """Return a method that the page can do.
+
+    Raises:
+        InputError: It is another, or its settings ask for more than the page does.
+    """
+    known = ("adamw", "closed_form")
+    if not isinstance(method, LunarMethod) or method.variant not in known:
+        raise InputError(
+            f"--engine reference: does lunar with {' or '.join(known)}, not {method.name} "
+            f"({method.variant})."
+        )
+    settings = method.settings
+    plain = LunarSettings(solver=settings.solver, epochs=settings.epochs)
+    if settings != plain:
+        raise InputError(
+            "--engine reference: of lunar's settings only solver and epochs may be set; the page "
+            "moves all prompt tokens, keeps all retain tokens and trains in float32."
+        )
+    return method
+
+
+class ReferencePreparation(Preparation):
+    """What the page needs of a run: model and encoded prompts; nothing is computed ahead."""
+
+    def __init__(self, method: LunarMethod, subject: Subject) -> None:
+        self._method, self._subject = method, subject
+
+    @contextmanager
+    def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
+        """Return a context in which the page's matrices stand in the model; see the contract."""
+        self._method.check_parameters(parameters)
+        layers, coefficients = layers_and_coefficients(parameters)
+        check_layers(layers, self._subject.loaded.n_layers)
+        if len(set(coefficients)) > 1:
+            raise InputError("--engine reference: takes one coefficient for all layers.")
+        loaded, subject = self._subject.loaded, self._subject
+        try:
+            unlearned = reference.unlearn(
+                loaded.model,
+                layers=layers,
+                coefficient=coefficients[0],
+                reference=subject.reference_prompts,
+                forget=subject.forget_prompts,
+                retain=subject.retain_prompts,
+                solver=self._solver(parameters, seed),
+            )
+        except ValueError as error:
+            raise TrialError(str(error)) from error
+        layout, model = loaded.layout, loaded.model
+        names = [f"{layout.down_projection_name(layer)}.weight" for layer in layers]
+        weights = {
+            layer: layout.down_projection_of(unlearned, layer).weight.detach() for layer in layers
+        }
+        with edited(loaded, weights) as unmodified:
+            yield Fit(
+                unmodified=unmodified,
+                change=Change(
+                    weights=lambda: {name: model.get_parameter(name).detach() for name in names}
+                ),
+            )
+
+    def _solver(self, parameters: Mapping[str, Any], seed: int) -> reference.Solver:
+        if self._method.variant == "closed_form":
+            return partial(reference.fit_closed_form, ridge=float(parameters["ridge"]))
+        return partial(
+            reference.fit_adamw,
+            learning_rate=float(parameters["learning_rate"]),
+            epochs=self._method.settings.epochs,
+            seed=seed,
+        )
+
+
+def reference_answers(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+) -> list[list[int]]:
+    """Return the page's greedy answer to each prompt."""
+    return reference.greedy_answers(
+        loaded.model, prompts, eos_ids=loaded.eos_ids, max_new_tokens=max_new_tokens
+    )

@@ -1,0 +1,204 @@
+"""The tasks of a search: what a worker is asked for, and what it hands over.
+
+What crosses the border between processes is plain and picklable: a task one way, an outcome with
+scores and answers the other. Files are written by whoever asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
+from lunar_tune.models.memory import give_back, is_out_of_memory
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.worker import TrialResult, Worker
+
+__all__ = [
+    "BASE_MODEL",
+    "CONFIRMATION",
+    "TRIAL",
+    "Failure",
+    "Outcome",
+    "Task",
+    "TaskRunner",
+    "format_error",
+]
+
+BASE_MODEL: Final = "base model"
+TRIAL: Final = "trial"
+CONFIRMATION: Final = "confirmation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One thing to do with the loaded model."""
+
+    kind: str
+    """`BASE_MODEL`, `TRIAL` or `CONFIRMATION`."""
+    number: int = -1
+    """Number of the trial; -1 for the base model."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """The setting."""
+    layer_coefficient: float | None = None
+    """Coefficient with which the base model's layers are scored; None scores none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a task gave no result."""
+
+    reason: str
+    transient: bool = False
+    """Whether it had nothing to do with the setting and may succeed when run again."""
+    crashed: bool = False
+    """Whether the worker was lost, which at last may be the setting's own doing."""
+    wrong_input: bool = False
+    """Whether the user has to mend something."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a task gives: a result or a failure, and what comes with it."""
+
+    result: TrialResult | None = None
+    failure: Failure | None = None
+    baseline: TrialResult | None = None
+    """With a confirmation on held-out questions: the base model on the same."""
+    plain_decoding: str | None = None
+    """With the base model: why answers are decoded from their first token on."""
+    layer_prior: str | None = None
+    """With the base model: its scored layers, as a file's text."""
+    warnings: tuple[str, ...] = ()
+    """What this package warned of meanwhile."""
+
+
+class TaskRunner:
+    """Runs tasks on one model, which is loaded by the first.
+
+    Args:
+        spec: Model, data and method.
+        watch: Called before each part of a task with its trial's number and whether it asks every
+            question to its end; whoever limits a task's time counts from there.
+    """
+
+    def __init__(
+        self, spec: TrialSpec, watch: Callable[[int, bool], None] = lambda _number, _full: None
+    ) -> None:
+        self._spec, self._watch = spec, watch
+        self._worker: Worker | None = None
+        self._warnings = _Warnings()
+
+    def run(self, task: Task) -> Outcome:
+        """Run a task; what goes wrong for a reason that can be told is its outcome.
+
+        Raises:
+            EditedModelError: The model is not what it was, and must not be used again.
+            Exception: What nobody foresaw; the process may be in any state.
+        """
+        try:
+            outcome = self._outcome(task)
+        except EditedModelError:
+            raise
+        except LunarTuneError as error:
+            failure = Failure(reason=str(error), wrong_input=isinstance(error, InputError))
+            outcome = Outcome(failure=failure)
+        except OSError as error:  # a full disk, a folder that is gone: no setting's fault
+            outcome = Outcome(failure=Failure(reason=format_error(error), transient=True))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            outcome = Outcome(failure=Failure(reason=format_error(error)))
+        if outcome.failure is not None:
+            give_back()  # outside the handlers, where no error holds tensors any more
+        return dataclasses.replace(outcome, warnings=self._warnings.take())
+
+    def close(self) -> None:
+        """Hear no more warnings."""
+        self._warnings.close()
+
+    def _outcome(self, task: Task) -> Outcome:
+        if self._worker is None:  # may take longer than a trial may take
+            self._worker = Worker(self._spec)
+        worker = self._worker
+        if task.kind == BASE_MODEL:
+            self._watch(task.number, True)
+            return self._base_model(worker, task)
+        if worker.plain_decoding is None and not worker.drafts:
+            # A worker that began later: its trials check these answers.
+            self._watch(task.number, True)
+            worker.vanilla()
+        self._watch(task.number, task.kind == CONFIRMATION)
+        if task.kind == TRIAL:
+            return Outcome(result=_light(worker.run(task.parameters)))
+        return self._confirmation(worker, task)
+
+    def _base_model(self, worker: Worker, task: Task) -> Outcome:
+        """Evaluate the base model, and score its layers where that is wanted."""
+        result = worker.vanilla()
+        prior = None
+        if task.layer_coefficient is not None:
+            prior = _layer_prior(worker, task.layer_coefficient)
+        return Outcome(
+            result=_light(result), plain_decoding=worker.plain_decoding, layer_prior=prior
+        )
+
+    def _confirmation(self, worker: Worker, task: Task) -> Outcome:
+        """Evaluate a setting in full."""
+        held_out = self._spec.data.held_out is not None  # there it is reported, not judged
+        result = worker.run(task.parameters, full=True, bounded=not held_out)
+        baseline = worker.vanilla(full=True) if held_out else None  # nothing is known there yet
+        return Outcome(
+            result=_light(result), baseline=_light(baseline) if baseline is not None else None
+        )
+
+
+def _light(result: TrialResult) -> TrialResult:
+    """Return a result without the tokens of its answers, which are of use in the worker alone."""
+    evaluation = dataclasses.replace(result.evaluation, tokens={})
+    return dataclasses.replace(result, evaluation=evaluation)
+
+
+def _layer_prior(worker: Worker, coefficient: float) -> str:
+    """Score the layers of the space on the loaded model; return the prior's text."""
+    from lunar_tune.trial.layer_prior import LayerPrior
+    from lunar_tune.trial.layer_scores import layer_scores
+
+    scores = layer_scores(worker, coefficient=coefficient, layers=worker.spec.layers)
+    return LayerPrior.of(scores, worker.spec, n_layers=worker.loaded.n_layers).document()
+
+
+def format_error(error: BaseException) -> str:
+    """Return an error in one line, with advice where memory ran out."""
+    text = next(iter(f"{type(error).__name__}: {error}".splitlines()), type(error).__name__)
+    if "OutOfMemory" in type(error).__name__:
+        text += " (give a trial a larger share with --gpus-per-trial)"
+    return text
+
+
+class _Warnings(logging.Handler):
+    """Keeps what this package warns of in this process, until it is taken."""
+
+    _PACKAGE = "lunar_tune"
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: list[str] = []
+        logging.getLogger(self._PACKAGE).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
+        self._texts.append(record.getMessage())
+
+    def close(self) -> None:
+        """Hear no more."""
+        logging.getLogger(self._PACKAGE).removeHandler(self)
+        super().close()
+
+    def take(self) -> tuple[str, ...]:
+        """Return what was kept since the last time."""
+        texts, self._texts = self._texts, []
+        return tuple(texts)

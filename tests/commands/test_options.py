@@ -1,0 +1,295 @@
+"""Options as a whole: how many there are, help, files of options, options given again.
+
+Does not cover: each option's own range (`test_search_command`, `test_unlearn_command`).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_lines import Result, without_ray
+
+import lunar_tune
+from lunar_tune.cli.commands import Command, Given
+from lunar_tune.cli.main import COMMANDS, command_of
+from lunar_tune.cli.printed import options_again
+from lunar_tune.cli.search import COMMAND, SearchOptions
+from lunar_tune.config.fields import flag_of, options_of
+from lunar_tune.config.run_options import read_assignments, read_range
+from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.errors import InputError
+from lunar_tune.study.stored_config import configuration_document
+from lunar_tune.yaml_files import write_yaml
+
+PACKAGE = Path(str(lunar_tune.__file__)).parent
+MOST_OPTIONS, MOST_LINES = 60, 48
+# A value of every option of a search, other than its default.
+VALUES: dict[str, Any] = {
+    "model": "qwen2.5-7b",
+    "model_path": "knows it",
+    "dtype": "float16",
+    "device": "cpu",
+    "chat_template": "published",
+    "system_prompt": "Say it: --now",
+    "trust_remote_code": True,
+    "data": "my file.json",
+    "forget_edge": ("A_B", "C_D"),
+    "factual_data": "none",
+    "reference_prompts": "harmful",
+    "refusals": "no.txt",
+    "retain_data": "mini",
+    "retain_rows": 7,
+    "evaluation_rows": 9,
+    "holdout": True,
+    "text": False,
+    "method": "npo",
+    "solver": "lora",
+    "fix": ("layer=2", "epochs=3"),
+    "seed": 4,
+    "max_new_tokens": 8,
+    "rouge_tokenizer": "words",
+    "metrics": ("forget_mrr", "retain_mrr"),
+    "embedding_model": "encoder",
+    "engine": "plain",
+    "memory_budget": 7.5,
+    "cache_limit": 0.0,
+    "num_trials": 7,
+    "minimise": "forget_mrr",
+    "constrain": ("retain_mrr>=0.5", "forget_rouge1<=1"),
+    "space": "own.yaml",
+    "range": ("coefficient=-1:4",),
+    "sampler": "tpe",
+    "start_from": ("a", "none"),
+    "layer_prior": "auto",
+    "time_budget": 1.5,
+    "trial_timeout": 60.0,
+    "finetune": "never",
+    "output": Path("else where"),
+    "tracking_uri": "http://host:5000",
+    "gpus_per_trial": 0.5,
+    "concurrency": 2,
+    "address": "auto",
+    "in_process": True,
+}
+
+
+def read(*arguments: str) -> tuple[SearchOptions, Given]:
+    """Return what the command is given by arguments, with the origins."""
+    seen: list[tuple[SearchOptions, Given]] = []
+
+    def search(options: SearchOptions, given: Given) -> None:
+        seen.append((options, given))
+
+    result = without_ray(Command(search, SearchOptions), *arguments)
+    assert result.exit_code == 0, result.output
+    return seen.pop()
+
+
+def stored(options: SearchOptions) -> dict[str, Any]:
+    """Return the values that are kept of a search."""
+    return {
+        name: getattr(options, name)
+        for name, said in options_of(SearchConfig).items()
+        if said.stored
+    }
+
+
+def arguments_of(values: dict[str, Any]) -> list[str]:
+    """Return options as they are typed, by the rules of a user and not of the package."""
+    typed: list[str] = []
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            typed.append(flag if value else f"--no-{flag[2:]}")
+        elif name in {"forget_edge", "metrics"}:
+            typed += [flag, ",".join(value)]
+        else:
+            texts = value if isinstance(value, tuple) else (value,)
+            typed += [part for text in texts for part in (flag, str(text))]
+    return typed
+
+
+def refused(*arguments: str) -> str:
+    result: Result = without_ray(COMMAND, *arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    return result.stderr
+
+
+def test_there_are_few_options() -> None:
+    flags = {
+        name
+        for command in COMMANDS
+        for name, said in options_of(command_of(command).options).items()
+        if not said.positional
+    }
+    assert len(flags) <= MOST_OPTIONS, f"{len(flags)}: {', '.join(sorted(flags))}"
+
+
+def test_every_option_is_one_thing_in_all_commands() -> None:
+    declared: Counter[str] = Counter()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.value, ast.Call)
+                and ast.unparse(node.value.func) == "option"
+                and "positional=True" not in ast.unparse(node.value)
+            ):
+                declared[ast.unparse(node.target)] += 1
+    assert {name: count for name, count in declared.items() if count > 1} == {}
+
+
+def test_the_values_of_this_file_are_those_of_every_option() -> None:
+    told = {name for name, said in options_of(SearchConfig).items() if said.stored}
+    assert set(VALUES) == told
+    assert all(value != getattr(SearchConfig(), name) for name, value in VALUES.items())
+
+
+def test_the_help_is_short() -> None:
+    shown = without_ray(COMMAND, "--help", columns=80).stdout.splitlines()
+    assert len(shown) <= MOST_LINES
+    assert max(map(len, shown)) <= 80
+    assert "--help-all shows every option." in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_all_of_the_help_names_every_option(name: str) -> None:
+    command = command_of(name)
+    words = without_ray(command, "--help-all").stdout.replace("│", " ").split()
+    for field, said in options_of(command.options).items():
+        flag = flag_of(field)
+        forms = {field.upper()} if said.positional else {flag, f"--no-{flag[2:]}"}
+        assert forms & set(words), field
+        assert said.group in " ".join(words)
+
+
+def test_a_switch_shows_the_form_that_changes_something() -> None:
+    words = without_ray(COMMAND, "--help-all").stdout.split()
+    assert {"--holdout", "--no-text"} <= set(words)
+    assert not {"--no-holdout", "--text"} & set(words)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_an_option_is_read_as_it_is_typed(name: str) -> None:
+    options, given = read(*arguments_of({name: VALUES[name]}))
+    assert getattr(options, name) == VALUES[name]
+    assert given == {name: "command line"}
+    assert stored(options) == stored(SearchOptions()) | {name: VALUES[name]}
+
+
+def test_a_file_gives_what_flags_give_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    plain = {
+        name.replace("_", "-"): list(value) if isinstance(value, tuple) else value
+        for name, value in (VALUES | {"output": "else where"}).items()
+    }
+    file.write_text(write_yaml(plain))
+    options, given = read("--config", str(file))
+    assert stored(options) == VALUES
+    assert {given[name] for name in VALUES} == {str(file)}
+
+    winning = ("--seed", "9", "--text", "--no-holdout", "--fix", "layer=1")
+    options, given = read("--config", str(file), *winning)
+    won = {"seed": 9, "text": True, "holdout": False, "fix": ("layer=1",)}
+    assert stored(options) == VALUES | won
+    assert {given[name] for name in won} == {"command line"}
+
+
+def test_what_is_wrong_in_a_file_is_one_message_with_the_keys(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(
+        "num_trial: 3\nseed: many\nholdout: 1\nmetrics: {a: b}\nmodel: [a]\ndata: mini\n"
+    )
+    message = refused("--config", str(file), "--dry-run")
+    assert "5 things are wrong" in message
+    assert f"{file}: num_trial is no option. Did you mean 'num_trials'?" in message
+    for said in (
+        "seed is 'many'; a whole number is needed.",
+        "holdout is 1; true or false is needed.",
+        "metrics is {'a': 'b'}; a text or a list of texts is needed.",
+        "model is ['a']; a text is needed.",
+    ):
+        assert f"{file}: {said}" in message
+    assert "nosuch.yaml" in refused("--config", str(tmp_path / "nosuch.yaml"))
+
+
+def test_a_searchs_own_file_gives_its_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    config = SearchConfig(**VALUES, name="first")
+    given = dict.fromkeys(VALUES, "command line") | {"name": "command line"}
+    file.write_text(configuration_document(config, given=given, derived={}, resolved={"a": 1}))
+    options, _ = read("--config", str(file))
+    assert stored(options) == VALUES
+    assert options.name is None, "another search has another name"
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_what_is_given_again_leads_to_the_same_value(name: str) -> None:
+    config = SearchConfig(**{name: VALUES[name]})
+    again = options_again(config, {name})
+    assert stored(read(*again)[0]) == stored(SearchOptions()) | {name: VALUES[name]}
+
+
+def test_all_options_are_given_again() -> None:
+    again = options_again(SearchConfig(**VALUES), VALUES)
+    assert stored(read(*again)[0]) == VALUES
+
+
+def test_only_what_was_given_is_given_again() -> None:
+    options, given = read(
+        "--model", "tiny", "--num-trials", "9", "--name", "n", "--force", "--dry-run"
+    )
+    assert options_again(options, given) == ("--num-trials", "9")
+
+
+def test_a_password_is_not_given_again() -> None:
+    config = SearchConfig(tracking_uri="http://me:s3cret@x@host:5000")
+    again = options_again(config, {"tracking_uri"})
+    assert again == ("--tracking-uri", "http://me:***@host:5000")
+
+
+def test_what_is_fixed_is_read_as_names_and_values() -> None:
+    texts = ("layer=1,2", "learning-rate = 1e-3", "trained=full", "a=true", "b=none", "c=1.5,x")
+    assert read_assignments(texts) == {
+        "layer": [1, 2],
+        "learning_rate": 1e-3,
+        "trained": "full",
+        "a": True,
+        "b": None,
+        "c": [1.5, "x"],
+    }
+
+
+@pytest.mark.parametrize("text", ["", "layer", "layer=", "=2", "layer:2"])
+def test_what_is_no_assignment_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="write NAME=VALUE"):
+        read_assignments((text,))
+    with pytest.raises(InputError, match="layer is fixed twice"):
+        read_assignments(("layer=1", "layer=2"))
+
+
+def test_a_range_is_read_as_a_name_and_bounds() -> None:
+    assert read_range("learning-rate=1e-4:1e-2") == ("learning_rate", 1e-4, 1e-2)
+    assert read_range("coefficient=-2:-2") == ("coefficient", -2.0, -2.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "layer", "layer=1", "=1:2", "layer=2:1", "layer=a:b", "layer=1:nan", "layer=1:2:3"]
+)
+def test_what_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="write NAME=LOW:HIGH"):
+        read_range(text)
+
+
+@pytest.mark.parametrize("bad", [("--fix", "layer"), ("--range", "layer=2:1")])
+def test_bad_forms_end_in_one_message(bad: tuple[str, ...]) -> None:
+    assert f"{' '.join(bad)}: write NAME=" in refused(*bad, "--dry-run")
+
+
+def test_the_last_of_two_values_counts() -> None:
+    assert read("--seed", "1", "--seed", "2")[0].seed == 2

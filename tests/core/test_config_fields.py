@@ -1,0 +1,274 @@
+"""Options from files and command lines: types, ranges, and what two classes share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lunar_tune.config.fields import (
+    check_values,
+    flag_of,
+    from_document,
+    option,
+    options_of,
+    plain,
+    same_option,
+    shared_options,
+    typed_setting,
+)
+from lunar_tune.config.run_options import (
+    PUBLISHED_MAX_NEW_TOKENS,
+    ModelOptions,
+    RunOptions,
+    read_assignments,
+    read_range,
+)
+from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.errors import InputError, Problems
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An option of every type."""
+
+    word: str = option("one", "A word.", "Group", choices=("one", "two"))
+    count: int = option(3, "A count.", "Group", least=1, most=5)
+    share: float | None = option(None, "A share.", "Group", above=0)
+    budget: int | None = option(7, "A budget.", "Group")
+    flag: bool = option(False, "A flag.", "Group")
+    place: Path = option(Path("here"), "A place.", "Group")
+    names: tuple[str, ...] = option((), "Names.", "Group", commas=True)
+    texts: tuple[str, ...] = option((), "Texts.", "Group", choices=("a,b", "c"))
+    said: tuple[str, ...] = option((), "Said first.", "Group", positional=True, choices=("x",))
+    internal: int = 1  # no option
+
+
+def read(**values: Any) -> dict[str, Any]:
+    return from_document(Choice, values, source="file.yaml")
+
+
+def complaints(options: Any) -> list[str]:
+    problems = Problems()
+    check_values(options, problems)
+    return problems.messages
+
+
+# From a file
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("word", "two", "two"),
+        ("word", 2, "2"),
+        ("count", 4, 4),
+        ("count", 4.0, 4),
+        ("count", "4", 4),
+        ("share", 1, 1.0),
+        ("share", "1e-3", 0.001),
+        ("share", None, None),
+        ("budget", None, None),
+        ("budget", 9, 9),
+        ("flag", True, True),
+        ("place", "there", Path("there")),
+        ("names", "a,b, c", ("a", "b", "c")),
+        ("names", ["a,b", "c"], ("a", "b", "c")),
+        ("names", "a,,b,", ("a", "b")),
+        ("names", [], ()),
+        ("names", [1, 2.5], ("1", "2.5")),
+        ("names", 3, ("3",)),
+        ("texts", "a,b", ("a,b",)),
+        ("texts", ["a,b", "c"], ("a,b", "c")),
+    ],
+)
+def test_a_value_becomes_its_options_type(name: str, value: object, expected: object) -> None:
+    found = read(**{name: value})[name]
+    assert (type(found), found) == (type(expected), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("word", None, "a text"),
+        ("word", True, "a text"),
+        ("word", ["one"], "a text"),
+        ("count", True, "a whole number"),
+        ("count", 4.5, "a whole number"),
+        ("count", "many", "a whole number"),
+        ("count", "", "a whole number"),
+        ("count", None, "a whole number"),
+        ("count", [4], "a whole number"),
+        ("count", math.inf, "a whole number"),
+        ("count", math.nan, "a whole number"),
+        ("share", False, "a number"),
+        ("share", "half", "a number"),
+        ("share", {"a": 1}, "a number"),
+        ("share", 10**400, "a number"),
+        ("budget", "none", "a whole number"),
+        ("flag", 1, "true or false"),
+        ("flag", "true", "true or false"),
+        ("flag", None, "true or false"),
+        ("place", 1j, "a text"),
+        ("names", None, "a text or a list of texts"),
+        ("names", [["a"]], "a text or a list of texts"),
+        ("names", {"a": "b"}, "a text or a list of texts"),
+        ("names", [True], "a text or a list of texts"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name: str, value: object, needed: str) -> None:
+    with pytest.raises(InputError) as raised:
+        read(**{name: value})
+    message = str(raised.value)
+    assert message.startswith(f"file.yaml: {name} is {value!r}; {needed}")
+    assert message.endswith(" is needed.")
+
+
+def test_all_that_is_wrong_with_a_file_is_said_at_once_and_a_close_name_with_it() -> None:
+    values = {"cuont": 3, "internal": 2, "flag": "yes", "word": "one"}
+    with pytest.raises(InputError) as raised:
+        from_document(Choice, values, source="file.yaml")
+    assert raised.value.messages == (
+        "file.yaml: cuont is no option. Did you mean 'count'?",
+        "file.yaml: internal is no option.",
+        "file.yaml: flag is 'yes'; true or false is needed.",
+    )
+
+
+def test_a_key_may_be_written_as_the_flag_is() -> None:
+    values = {"max-new-tokens": 9, "forget_edge": "A_B,C_D"}
+    assert from_document(RunOptions, values, source="file.yaml") == {
+        "max_new_tokens": 9,
+        "forget_edge": ("A_B", "C_D"),
+    }
+    assert flag_of("max_new_tokens") == "--max-new-tokens"
+
+
+def test_every_option_as_yaml_writes_it_is_read_as_it_was() -> None:
+    config = SearchConfig(
+        output=Path("x"), fix=("layer=1,2", "rank=4"), metrics=("forget_mrr",), holdout=True
+    )
+    written = {name: plain(getattr(config, name)) for name in options_of(SearchConfig)}
+    assert all(isinstance(v, str | int | float | bool | list | None) for v in written.values())
+    assert SearchConfig(**from_document(SearchConfig, written, source="it")) == config
+
+
+# Ranges
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"word": "three"}, "--word three: there are one, two."),
+        ({"count": 0}, "--count 0: at least 1."),
+        ({"count": 6}, "--count 6: at most 5."),
+        ({"share": 0.0}, "--share 0.0: more than 0."),
+        ({"share": -1.0}, "--share -1.0: more than 0."),
+        ({"share": math.nan}, "--share nan: a finite number."),
+        ({"share": math.inf}, "--share inf: a finite number."),
+        ({"texts": ("c", "d")}, "--texts d: there are a,b, c."),
+        ({"said": ("y",)}, "said y: there are x."),
+    ],
+)
+def test_a_value_out_of_range_is_noted(values: dict[str, Any], message: str) -> None:
+    assert complaints(Choice(**values)) == [message]
+
+
+def test_bounds_belong_to_the_range_but_for_those_that_are_left_out() -> None:
+    for values in ({"count": 1}, {"count": 5}, {"share": 1e-300}, {"share": None}, {"flag": True}):
+        assert complaints(Choice(**values)) == []
+    assert len(complaints(Choice(word="three", count=0, share=-1.0))) == 3
+
+
+@pytest.mark.parametrize("owner", [RunOptions, SearchConfig])
+def test_defaults_are_in_range(owner: type) -> None:
+    assert complaints(owner()) == []
+
+
+# One option in several classes
+
+
+def test_what_two_classes_share_is_taken_over() -> None:
+    options = RunOptions(model="owner/name", seed=3, forget_edge=("C_D",), max_new_tokens=9)
+    config = shared_options(options, SearchConfig)
+    assert (config.model, config.seed, config.forget_edge) == ("owner/name", 3, ("C_D",))
+    assert config.max_new_tokens == 9
+    assert config.num_trials == SearchConfig().num_trials
+    assert shared_options(options, SearchConfig, ["max_new_tokens"]).max_new_tokens is None
+    assert shared_options(config, ModelOptions) == ModelOptions(model="owner/name")
+
+
+def test_an_option_of_another_class_keeps_what_is_not_said_differently() -> None:
+    ours, theirs = (options_of(one)["max_new_tokens"] for one in (SearchConfig, RunOptions))
+    assert dataclasses.replace(ours, help=theirs.help) == theirs
+    assert (SearchConfig().max_new_tokens, RunOptions().max_new_tokens) == (
+        None,
+        PUBLISHED_MAX_NEW_TOKENS,
+    )
+
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+        count: int = same_option(Choice, "count", most=9)
+
+    assert Other().count == Choice().count
+    assert complaints(Other(9)) == []
+    assert complaints(Other(0)) == ["--count 0: at least 1."]
+
+
+# Settings and ranges of a command line
+
+
+def test_a_setting_is_of_its_type() -> None:
+    assert typed_setting("epochs", 2.0, int) == 2
+    assert typed_setting("retain_points", None, float | None) is None
+    with pytest.raises(InputError, match=r"epochs 2\.5: a whole number is needed"):
+        typed_setting("epochs", 2.5, int)
+    with pytest.raises(InputError, match=r"solver \[3, 4\]: a text is needed"):
+        typed_setting("solver", [3, 4], str)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("layer=22", {"layer": 22}),
+        (" learning-rate = 1e-3 ", {"learning_rate": 0.001}),
+        ("layer=3, 4", {"layer": [3, 4]}),
+        ("trained=full", {"trained": "full"}),
+        ("checkpointing=True", {"checkpointing": True}),
+        ("beta=none", {"beta": None}),
+        ("note=a=b", {"note": "a=b"}),
+    ],
+)
+def test_an_assignment_is_the_value_that_it_spells(text: str, expected: dict[str, Any]) -> None:
+    found = read_assignments((text,))
+    assert found == expected
+    assert [type(value) for value in found.values()] == [type(v) for v in expected.values()]
+
+
+@pytest.mark.parametrize("text", ["layer", "layer=", "=3", "", " = "])
+def test_a_text_that_assigns_nothing_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="write NAME=VALUE, for example layer=22"):
+        read_assignments((text,))
+
+
+def test_nothing_is_fixed_twice() -> None:
+    assert read_assignments(()) == {}
+    with pytest.raises(InputError, match="--fix weight-decay=1: weight_decay is fixed twice"):
+        read_assignments(("weight_decay=0", "weight-decay=1"))
+
+
+def test_a_range_has_a_name_and_two_bounds() -> None:
+    assert read_range("learning-rate=1e-4:0.1") == ("learning_rate", 1e-4, 0.1)
+    assert read_range(" layer = 3:3 ") == ("layer", 3.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["layer", "layer=3", "layer=3:", "layer=:3", "=1:2", "layer=4:3", "layer=a:b", "a=nan:1"],
+)
+def test_a_text_that_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"write NAME=LOW:HIGH, for example coefficient=0\.5:4"):
+        read_range(text)

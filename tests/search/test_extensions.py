@@ -1,0 +1,123 @@
+"""A method and a metric of another package: a file each, found by an entry point, searched with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from command_lines import run_command
+
+METHOD = '''
+"""Scales one block's down-projection towards zero: forgets, and everything else with it."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lunar_tune.methods.contract import Change, Fit, Method, MethodEntry, Preparation
+from lunar_tune.methods.lunar.editing import edited
+
+
+@dataclass(frozen=True)
+class Settings:
+    """No settings but the variant."""
+
+    kind: str = "shrink"
+
+
+class Shrink(Method):
+    def __init__(self, settings):
+        self.settings = settings
+
+    name = "shrink"
+    variant = "shrink"
+    parameters = ("layer", "share")
+    adapter = "none"
+
+    def prepare(self, subject):
+        return Prepared(subject.loaded)
+
+
+class Prepared(Preparation):
+    def __init__(self, loaded):
+        self.loaded = loaded
+
+    @contextmanager
+    def unlearning(self, parameters, *, seed):
+        layer = int(parameters["layer"])
+        weight = self.loaded.layout.down_projection_of(self.loaded.model, layer).weight
+        with edited(self.loaded, {layer: weight.detach() * parameters["share"]}) as unmodified:
+            yield Fit(unmodified=unmodified, change=Change(weights=dict), losses=(0.0,))
+
+
+ENTRY = MethodEntry(
+    name="shrink", summary="a toy", variants=("shrink",), variant_setting="kind",
+    settings=Settings, build=Shrink,
+)
+'''
+METRIC = '''
+"""Words of an answer to a question to keep, in the mean."""
+
+import math
+
+from lunar_tune.metrics.names import ANSWERS, WHOLE_ANSWERS, Metric
+
+
+def mean_words(rows):
+    return sum(len(row.answer.split()) for row in rows) / len(rows)
+
+
+WORDS = Metric(
+    name="retain_words", sets=("retain",), quantity="retain_words", low=0.0, high=math.inf,
+    lower_is_better=False, needs=frozenset({ANSWERS, WHOLE_ANSWERS}), compute=mean_words,
+)
+'''
+SPACE = """
+shrink:
+  shrink:
+    parameters:
+      layer: {type: int, low: 0, high: 3}
+      share: {type: float, low: 0.0, high: 1.0}
+    starting_points: []
+"""
+ENTRY_POINTS = """
+[lunar_tune.methods]
+shrink = toy_method:ENTRY
+
+[lunar_tune.metrics]
+retain_words = toy_metric:WORDS
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """Install a package of two files by hand: what pip leaves of one is a folder beside them."""
+    folder = tmp_path / "site"
+    about = folder / "toy-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(ENTRY_POINTS)
+    (folder / "toy_method.py").write_text(METHOD)
+    (folder / "toy_metric.py").write_text(METRIC)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    return folder
+
+
+def test_a_search_with_a_method_and_a_metric_of_another_package(
+    package: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        *("--model", "tiny", "--method", "shrink", "--space", "space.yaml", "--in-process"),
+        *("--num-trials", "3", "--constrain", "retain_words>=0", "--metrics", "retain_words"),
+        *("--name", "toy", "--factual-data", "none", "--max-new-tokens", "8"),
+    ]
+    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    done = run_command("search", *arguments, cwd=tmp_path, PYTHONPATH=paths)
+    assert done.returncode in {0, 3}, done.stderr
+    trials = pd.read_parquet(tmp_path / "runs/toy/trials.parquet")
+    assert set(trials["state"]) == {"complete"}
+    assert {"params.share", "retain_words"} <= set(trials.columns)
+    answers = pd.read_parquet(tmp_path / "runs/toy/trials/00000.parquet")
+    kept = answers[answers["set_name"] == "retain"]["answer"]
+    assert trials["retain_words"][0] == pytest.approx(kept.str.split().str.len().mean())

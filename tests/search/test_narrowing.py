@@ -1,0 +1,261 @@
+"""Parameters of a space that are fixed or narrowed on the command line.
+
+Covers: every kind of parameter, settings that a method may search, contradictions, starting points;
+plans of searches, and the trials of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_lines import run_command
+from search_results import rows_of
+
+from lunar_tune.config.run_options import read_assignments
+from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.errors import InputError
+from lunar_tune.methods.method_registry import configure_method
+from lunar_tune.search.plan import SearchPlan, plan_search
+from lunar_tune.search.samplers import open_study
+from lunar_tune.search.signature import signature_of
+from lunar_tune.search.space.narrowing import narrowed
+from lunar_tune.search.space.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
+from lunar_tune.search.space.space_kinds import Parameter
+from lunar_tune.trial.assemble import configured
+from lunar_tune.yaml_files import read_yaml
+
+KINDS: Mapping[str, Parameter] = {
+    "layer": IntRange(low=0, high=3),
+    "coefficient": FloatRange(low=0.5, high=8.0),
+    "learning_rate": FloatRange(low=1e-4, high=3e-2, log=True),
+}
+POINT = {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}
+NPO: Mapping[str, Parameter] = {"learning_rate": FloatRange(low=1e-5, high=1e-2, log=True)}
+
+
+def narrow(
+    kinds: Mapping[str, Parameter] = KINDS,
+    point: Mapping[str, Any] | None = None,
+    *,
+    fix: tuple[str, ...] = (),
+    ranges: tuple[str, ...] = (),
+    method: str = "lunar",
+    solver: str | None = None,
+) -> SearchSpace:
+    """Narrow a space of four blocks as a plan does."""
+    named = read_assignments(fix)
+    made, parameters = configure_method(method, solver=solver, fixed=named)
+    space = SearchSpace(
+        method, made.variant, dict(kinds), (point,) if point is not None else (), "a test"
+    )
+    return narrowed(
+        space,
+        made,
+        fixed=parameters,
+        settings=[name for name in named if name not in parameters],
+        ranges=ranges,
+        n_layers=4,
+    )
+
+
+def refusal(**options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        narrow(**options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["layer", "coefficient", "learning_rate"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda: IntRange(low=0, high=3),
+        lambda: FloatRange(low=0.5, high=3.0),
+        lambda: FloatRange(low=0.5, high=3.0, log=True),
+        lambda: Choice(values=(1, 2, 3)),
+        lambda: Fixed(value=3),
+    ],
+    ids=["int", "float", "log", "choice", "fixed"],
+)
+def test_a_parameter_of_any_kind_can_be_fixed(name: str, kind: Callable[[], Parameter]) -> None:
+    space = narrow({**KINDS, name: kind()}, fix=(f"{name}=2",))
+    assert space.parameters == {**KINDS, name: Fixed(value=2)}
+    assert type(space.parameters[name].value) is (int if name == "layer" else float)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "text", "expected"),
+    [
+        ("layer", IntRange(low=0, high=3), "1:2", IntRange(low=1, high=2)),
+        ("layer", IntRange(low=0, high=1), "1:3", IntRange(low=1, high=3)),
+        ("layer", IntRange(low=0, high=3), "2:2", Fixed(value=2)),
+        ("layer", Fixed(value=1), "2:3", IntRange(low=2, high=3)),
+        ("layer", Choice(values=(0, 2, 3)), "1:3", Choice(values=(2, 3))),
+        ("coefficient", FloatRange(low=0.5, high=8), "1:4", FloatRange(low=1, high=4)),
+        ("coefficient", FloatRange(low=0.5, high=8), "-1:4", FloatRange(low=-1, high=4)),
+        ("coefficient", FloatRange(low=0.5, high=8), "2:2", Fixed(value=2.0)),
+        ("coefficient", Fixed(value=1), "1:4", FloatRange(low=1, high=4)),
+        ("coefficient", Choice(values=(1, 2.5, 4)), "2:3", Choice(values=(2.5,))),
+        (
+            "learning_rate",
+            FloatRange(low=1e-4, high=3e-2, log=True),
+            "1e-3:1e-2",
+            FloatRange(low=1e-3, high=1e-2, log=True),
+        ),
+    ],
+)
+def test_a_parameter_of_any_kind_can_be_narrowed(
+    name: str, kind: Parameter, text: str, expected: Parameter
+) -> None:
+    space = narrow({**KINDS, name: kind}, ranges=(f"{name}={text}",))
+    assert space.parameters == {**KINDS, name: expected}
+    assert narrow({**KINDS, name: kind}, ranges=(f"{name.replace('_', '-')}={text}",)) == space
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"fix": ("layer=4",)}, "layer 4: the model has blocks 0 to 3"),
+        ({"fix": ("layer=-1",)}, "layer -1: the model has blocks 0 to 3"),
+        ({"ranges": ("layer=2:4",)}, "layer 4: the model has blocks 0 to 3"),
+        ({"fix": ("layer=1.5",)}, "--fix layer=1.5: a whole number is needed"),
+        ({"fix": ("layer=1,2",)}, "--fix layer=[1, 2]: "),
+        ({"fix": ("layer=true",)}, "a number is needed"),
+        ({"fix": ("coefficient=much",)}, "a number is needed"),
+        ({"fix": ("coefficient=inf",)}, "a finite number is needed"),
+        ({"fix": ("learning_rate=0",)}, "a positive number"),
+        ({"ranges": ("layer=0.5:2",)}, "a whole number is needed"),
+        ({"ranges": ("coefficient=1:inf",)}, "a finite number is needed"),
+        ({"ranges": ("coefficient=nan:1",)}, "write NAME=LOW:HIGH"),
+        ({"ranges": ("coefficient=4:1",)}, "write NAME=LOW:HIGH"),
+        ({"ranges": ("coefficient=4",)}, "write NAME=LOW:HIGH"),
+        ({"ranges": ("learning_rate=0:1",)}, "has no logarithm"),
+        (
+            {"ranges": ("ridge=0.1:1",)},
+            "--method lunar (adamw) searches no ridge. There are: batch_size",
+        ),
+        ({"ranges": ("positions=1:3",)}, "searches no positions"),
+        ({"fix": ("layer=2",), "ranges": ("layer=0:1",)}, "layer is named twice"),
+        ({"fix": ("epochs=2",), "ranges": ("epochs=1:3",)}, "epochs is named twice"),
+        ({"ranges": ("layer=0:1", "layer=2:3")}, "--range layer=2:3: layer is named twice"),
+        ({"fix": ("layer=1", "layer=2")}, "layer is fixed twice"),
+        ({"fix": ("layer",)}, "write NAME=VALUE"),
+        ({"fix": ("solver=lora",), "solver": "adamw"}, "--solver adamw contradicts"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(options: dict[str, Any], part: str) -> None:
+    assert part in refusal(**options)
+
+
+def test_a_range_that_holds_none_of_a_list_is_refused() -> None:
+    kinds = {**KINDS, "coefficient": Choice(values=(1, 4))}
+    assert "--range coefficient=2:3: holds none of 1, 4" in refusal(
+        kinds=kinds, ranges=("coefficient=2:3",)
+    )
+
+
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    message = refusal(fix=("coefficient=much",), ranges=("ridge=1:2", "layer=0.5:1"))
+    assert message.startswith("3 things are wrong:")
+
+
+def test_a_setting_that_is_fixed_is_searched_no_more() -> None:
+    kinds = {**NPO, "rank": IntRange(low=2, high=16), "beta": FloatRange(low=0.1, high=1)}
+    point = {"learning_rate": 1e-3, "rank": 4, "beta": 0.5}
+    space = narrow(kinds, point, fix=("rank=8",), method="npo")
+    assert space.parameters == {name: kind for name, kind in kinds.items() if name != "rank"}
+    assert space.starting_points == ({"learning_rate": 1e-3, "beta": 0.5},)
+
+
+def test_a_setting_that_the_space_does_not_search_is_searched_in_a_range() -> None:
+    """A setting of whole numbers has a whole range; starting points begin in its middle."""
+    point = {"learning_rate": 1e-3}
+    space = narrow(NPO, point, ranges=("rank=2:16", "beta=0.1:0.5"), method="npo")
+    added = {"rank": IntRange(low=2, high=16), "beta": FloatRange(low=0.1, high=0.5)}
+    assert space.parameters == {**NPO, **added}
+    assert space.starting_points == ({**point, "rank": 9, "beta": pytest.approx(0.3)},)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("rank=-2:4", "at least 1"), ("dropout=0:1", "below 1"), ("beta=0:1", "a positive number")],
+)
+def test_ends_that_the_method_would_refuse_are_refused(text: str, part: str) -> None:
+    assert part in refusal(kinds=NPO, ranges=(text,), method="npo")
+
+
+def test_starting_points_have_what_is_fixed_and_nothing_else_of_theirs_changes() -> None:
+    assert narrow(point=POINT).starting_points == (POINT,)
+    space = narrow(point=POINT, fix=("layer=3",), ranges=("coefficient=4:8",))
+    assert space.starting_points == (POINT | {"layer": 3},)
+
+
+# Searches
+
+
+def planned(folder: Path, **options: Any) -> SearchPlan:
+    return plan_search(SearchConfig(output=folder / "runs", **options))
+
+
+def test_a_plan_searches_what_is_left_and_a_study_asks_for_nothing_else(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path, sampler="random", fix=("layer=2", "epochs=3"), range=("coefficient=1:2",)
+    )
+    assert plan.facts["  layer"] == "2 (fixed)"
+    assert plan.facts["  coefficient"] == "1 … 2"
+    assert plan.spec.layers == (2,)
+    assert configured(plan.config)[1] == {"layer": 2}
+    assert plan.spec.method.settings.epochs == 3  # type: ignore[attr-defined]
+    study = open_study(tmp_path / "study.journal", name="s", space=plan.space, config=plan.config)
+    asked = [study.ask()[1] for _ in range(12)]
+    assert asked[0] == {"layer": 2, "coefficient": 2.0, "learning_rate": 0.003}
+    assert {one["layer"] for one in asked} == {2}
+    assert all(1 <= one["coefficient"] <= 2 for one in asked)
+    assert len({one["coefficient"] for one in asked}) == 12
+
+
+def test_what_a_range_excludes_is_left_out_of_what_is_tried_first(tmp_path: Path) -> None:
+    plan = planned(tmp_path, range=("coefficient=4:8",))
+    assert plan.space.starting_points == ()
+    assert "coefficient: is 2, outside 4 … 8" in plan.facts["starting points"]
+
+
+def test_searches_of_other_ranges_do_not_compare(tmp_path: Path) -> None:
+    options = [{}, {"fix": ("layer=1",)}, {"fix": ("layer=2",)}, {"range": ("layer=1:2",)}]
+    assert len({signature_of(planned(tmp_path, **one)) for one in options}) == len(options)
+
+
+def test_a_mistake_is_said_with_the_others(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        planned(tmp_path, num_trials=0, range=("layer=2:9",))
+    message = str(caught.value)
+    assert "--num-trials 0" in message
+    assert "layer 9: the model has blocks 0 to 3" in message
+
+
+@pytest.mark.alone
+def test_a_search_keeps_to_what_was_fixed_and_to_its_range(
+    tmp_path: Path, empty_store: Callable[[Path], Path]
+) -> None:
+    empty_store(tmp_path / "runs" / "mlflow.db")
+    options = ["--fix", "layer=1", "--fix", "epochs=6", "--range", "coefficient=1.5:2.5"]
+    options += ["--num-trials", "3", "--factual-data", "none", "--evaluation-rows", "24"]
+    done = run_command("search", *options, "--output", "runs", "--name", "n", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "runs/n")
+    assert [row["params.layer"] for row in rows] == [1, 1, 1]
+    assert all(1.5 <= row["params.coefficient"] <= 2.5 for row in rows)
+    assert len({row["params.coefficient"] for row in rows}) == 3
+    best = read_yaml(tmp_path / "runs/n/best.yaml")
+    assert best["parameters"]["layer"] == 1
+    config = read_yaml(tmp_path / "runs/n/config.yaml")
+    assert config["options"]["fix"] == {
+        "value": ["layer=1", "epochs=6"],
+        "origin": "command line",
+    }
+    assert config["resolved"]["space"]["parameters"]["layer"] == {"type": "fixed", "value": 1}
+    again = next(line for line in done.stdout.splitlines() if "--seed 1" in line)
+    assert "--fix layer=1 --fix epochs=6 " in again
+    assert "--range coefficient=1.5:2.5 " in again

@@ -1,0 +1,164 @@
+"""A search over two Ray nodes that share nothing but the network.
+
+Covers: outcomes that come back from a node which does not have the search's folder; the loss of
+that node in the middle of the search.
+Does not cover: real machines, GPUs, a model that only one node has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+from command_lines import command, environment
+from nodes import Node, connected, node, why_not
+
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import COMPLETE
+from lunar_tune.study.study import StoredStudy
+
+ADDRESSES = ("192.0.2.1", "192.0.2.2")  # for documentation, of no machine
+HEAD = f"{ADDRESSES[0]}:6379"
+TRIALS = 24
+LONGER = "epochs=4000"  # so that a node is lost in the middle of a trial
+START_SECONDS, SEARCH_SECONDS = 90.0, 300.0
+RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
+RAY += ["--object-store-memory=80000000", "--disable-usage-stats"]
+STARTED, TASK = "Ray runtime started", "Trainable.train"
+PROBE = f"""
+import json, ray
+ray.init(address={HEAD!r}, logging_level="ERROR", log_to_driver=False)
+tasks = [event for event in ray.timeline() if event["name"] == "train"]
+print(json.dumps([(task["pid"], task["tid"]) for task in tasks]))
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head and another node, each with a folder of the same name that the other does not see."""
+
+    head: Node
+    other: Node
+    private: Path
+    logs: Path
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Give a cluster of two nodes of one core each, which want a token."""
+    if (reason := why_not()) is not None:
+        pytest.skip(f"two nodes cannot be made: {reason}")
+    with ExitStack() as stack:
+        # A short name, for the paths of Ray's sockets.
+        private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lt-", dir="/tmp")))
+        own = {
+            "HOME": str(private),
+            "TMPDIR": str(private),
+            "LUNAR_TUNE_CACHE": str(private / "cache"),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "OMP_NUM_THREADS": "1",
+        }
+        head, other = (stack.enter_context(node(private, environment(**own))) for _ in ADDRESSES)
+        connected(head, other, ADDRESSES)
+        begin = ["--head", "--port=6379", "--include-dashboard=false"]
+        roles = ([*begin, f"--temp-dir={private / 'ray'}"], [f"--address={HEAD}"])
+        for one, address, role in zip((head, other), ADDRESSES, roles, strict=True):
+            ray = [*RAY, *role, f"--node-ip-address={address}"]
+            log = tmp_path / f"ray-{address}.log"
+            one.start(ray, log=log, cwd=tmp_path)
+            wait_for(partial(says, log, STARTED), START_SECONDS, f"there is no Ray at {address}")
+        yield Cluster(head, other, private, tmp_path)
+        assert list(private.iterdir()) == [], "nothing was written outside of the nodes"
+
+
+def says(log: Path, text: str) -> bool:
+    return text in log.read_text()
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float, failure: str) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, failure
+        time.sleep(0.1)
+
+
+def completed_tasks(cluster: Cluster, address: str) -> list[str]:
+    """Return the worker of each task that a node has run to its end, as Ray tells the head."""
+    said = cluster.logs / "probe.log"
+    probe = cluster.head.start([sys.executable, "-c", PROBE], log=said, cwd=cluster.logs)
+    assert probe.wait(60) == 0, said.read_text()
+    told = json.loads(said.read_text().splitlines()[-1])
+    return [worker for where, worker in told if where == address]
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_search_needs_no_common_folder_and_outlives_the_loss_of_a_node(
+    cluster: Cluster, small: list[str], tmp_path: Path
+) -> None:
+    options = [LONGER if one == "epochs=2" else one for one in small]
+    options += ["--address", HEAD, "--concurrency", "2", "--num-trials", str(TRIALS)]
+    options += [
+        "--constrain",
+        "retain_rouge1>=0",
+        "--force",
+        "--trial-timeout",
+        str(SEARCH_SECONDS),
+    ]
+    options += ["--output", str(cluster.private / "runs"), "--name", "two"]
+    log = tmp_path / "search.log"
+    search = cluster.head.start(command("search", *options), log=log, cwd=tmp_path)
+    folder = Folder(cluster.head.path(cluster.private / "runs" / "two"))
+
+    def works(one: Node) -> bool:
+        assert search.poll() is None, f"too late to lose a node\n{log.read_text()}"
+        return bool(one.processes(TASK))
+
+    def both_work() -> bool:
+        """Let a trial stand still meanwhile, for Tune starts no worker while another is free."""
+        at_work = [one for one in (cluster.head, cluster.other) if works(one)]
+        for process in (process for one in at_work for process in one.processes(TASK)):
+            process.resume() if len(at_work) == len(ADDRESSES) else process.suspend()
+        return len(at_work) == len(ADDRESSES)
+
+    wait_for(folder.journal.exists, SEARCH_SECONDS, "the base model has no scores")
+    wait_for(both_work, SEARCH_SECONDS, "only one node has a trial")
+    wait_for(
+        lambda: len(completed_tasks(cluster, ADDRESSES[1])) > 1,
+        SEARCH_SECONDS,
+        "it ends none",
+    )
+    wait_for(lambda: works(cluster.other), SEARCH_SECONDS, "it has no further one")
+    cluster.other.kill_all()
+
+    assert search.wait(SEARCH_SECONDS) == 0, log.read_text()
+    stored = StoredStudy.read(folder.journal)
+    assert stored is not None
+    counted = [row for row in stored.rows if not row.again]
+    assert [row.state for row in counted] == [COMPLETE] * TRIALS
+    for row in counted:
+        content = folder.answers(row.number).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == row.answers_digest
+    assert folder.best.exists()
+    assert any(row.again for row in stored.rows), "a trial was lost with the node, and run again"
+    for address in ADDRESSES:
+        assert len(completed_tasks(cluster, address)) > 1  # one of them was the base model
+    assert len(set(completed_tasks(cluster, ADDRESSES[1]))) == 1, "its worker was used again"
+    assert not cluster.other.path(cluster.private / "runs").exists()
+    assert files(folder.path) > {"study.journal", "search.log", "00000.parquet"}
+    assert files(folder.path).isdisjoint(files(cluster.other.path(cluster.private)))
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if not path.is_dir()}
