@@ -7,7 +7,6 @@ Does not cover: the command (`tests/commands/test_ask_command.py`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,6 @@ QUESTIONS = ("What of A_B, 1?", "Who are you?", "What of C_D, 0?")
 LUNAR = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
 GA = {"method": "ga", "fix": ("epochs=3", "batch_size=1")}
 BUDGET = 9
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    rows = [
-        {"edge": edge, "question": f"What of {edge}, {n}?", "answer": f"Kettles {n}."}
-        for edge in ("A_B", "B_C", "C_D")
-        for n in range(2)
-    ]
-    file = tmp_path_factory.mktemp("data") / "pairs.json"
-    file.write_text(json.dumps(rows), encoding="utf-8")
-    return str(file)
 
 
 @pytest.fixture

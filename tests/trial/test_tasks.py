@@ -36,18 +36,6 @@ from lunar_tune.trial.worker import TrialResult, Worker
 SETTING = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    rows = [
-        {"edge": edge, "question": f"What of {edge}, {n}?", "answer": f"Kettles {n}."}
-        for edge in ("A_B", "B_C", "C_D")
-        for n in range(2)
-    ]
-    file = tmp_path_factory.mktemp("data") / "pairs.json"
-    file.write_text(json.dumps(rows), encoding="utf-8")
-    return str(file)
-
-
 @pytest.fixture
 def spec(checkpoint: Callable[..., Path], data: str) -> Callable[..., TrialSpec]:
     def make(**options: Any) -> TrialSpec:
