@@ -162,8 +162,11 @@ class Command:
 
     def _taken(self, *, shown: Shown, as_help: bool) -> Callable[..., dict[str, Any]]:
         """Return a function whose signature is the options, each None where it is not given."""
+        kinds = types_of(self.options)
         parameters = [
-            self._parameter(name, is_shown=shown == "all" or said.common, as_help=as_help)
+            self._parameter(
+                name, said, kinds[name], is_shown=shown == "all" or said.common, as_help=as_help
+            )
             for name, said in options_of(self.options).items()
         ]
         signature = inspect.Signature(sorted(parameters, key=lambda one: one.kind))
@@ -177,8 +180,9 @@ class Command:
         take.__annotations__ = {one.name: one.annotation for one in parameters}
         return take
 
-    def _parameter(self, name: str, *, is_shown: bool, as_help: bool) -> inspect.Parameter:
-        said, kind = options_of(self.options)[name], types_of(self.options)[name]
+    def _parameter(
+        self, name: str, said: Option, kind: Any, *, is_shown: bool, as_help: bool
+    ) -> inspect.Parameter:
         default, off = _default(self.options, name), f"--no-{name.replace('_', '-')}"
         flag = off if as_help and default is True else flag_of(name)
         text = ", ".join(default) if isinstance(default, tuple) else str(default)

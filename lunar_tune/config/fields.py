@@ -177,7 +177,7 @@ def from_document(
     """
     import difflib
 
-    problems, known, read = Problems(), options_of(owner), {}
+    problems, known, kinds, read = Problems(), options_of(owner), types_of(owner), {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
@@ -187,9 +187,9 @@ def from_document(
             continue
         where = flag_of(name) if source is None else f"{source}: {key}"
         try:
-            read[name] = _typed(value, types_of(owner)[name], commas=known[name].commas)
+            read[name] = _typed(value, kinds[name], commas=known[name].commas)
         except (TypeError, ValueError, OverflowError):
-            problems.add(f"{where} is {value!r}; {_kind(types_of(owner)[name])} is needed.")
+            problems.add(f"{where} is {value!r}; {_kind(kinds[name])} is needed.")
             continue
         if read[name] == () and value:
             problems.add(f"{where} is empty: name at least one, or leave it out.")

@@ -67,7 +67,7 @@ class UnknowingModelError(InputError):
 
 
 class SearchSession:
-    """A search under way; it hears from its course what happens.
+    """A search under way; it hears from its loop what happens.
 
     Args:
         plan: What is searched, checked and with a model that can be loaded.
@@ -100,6 +100,7 @@ class SearchSession:
         self.plan, self.folder, self._backend, self.resources = plan, folder, backend, resources
         self._opened, self._console, self._given = opened, console, given
         self._signature, self._brief = signature, brief
+        self._goal = goal_of(plan.config)
         self._display = SearchDisplay(console)
         self._best: tuple[TrialRow, Mapping[str, float]] | None = None
 
@@ -127,7 +128,7 @@ class SearchSession:
             self._begin,
             self._hear,
             AnswerFiles(self.folder, text=config.text),
-            goal=goal_of(config),
+            goal=self._goal,
             num_trials=config.num_trials,
             n_retain=self.plan.spec.data.n_retain,
             confirm_once=config.holdout,
@@ -169,18 +170,18 @@ class SearchSession:
         scores = outcome.result.evaluation.scores
         self._display.doing(None)
         print_vanilla(self._console, scores, outcome.plain_decoding)
-        problem = vanilla_problem(scores, goal_of(self.plan.config).floor, self.plan.spec)
+        problem = vanilla_problem(scores, self._goal.floor, self.plan.spec)
         config = self.plan.config
         if problem is not None and not (config.force or config.resume):
             raise UnknowingModelError(problem)
         if problem is not None and config.force:
             self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
-        layer_prior = self._narrow(outcome.layer_prior)
-        self._compare_vanilla(scores)
-        self.vanilla, tracker = scores, self._opened()
-        document, resolved = self._document(tracker.uri)
         stored = StoredStudy.read(self.folder.journal)
         before = stored.notes if stored is not None else {}
+        layer_prior = self._narrow(outcome.layer_prior, before)
+        self._compare_vanilla(scores, before.get("vanilla", {}))
+        self.vanilla, tracker = scores, self._opened()
+        document, resolved = self._document(tracker.uri)
         # Before the study: whoever goes on with it finds what it was told.
         write_atomically(self.folder.config, document.encode())
         self.study = open_study(
@@ -189,12 +190,11 @@ class SearchSession:
             space=self.plan.space,
             config=self.plan.config,
         )
-        goal = goal_of(self.plan.config)
         notes = {
             "mlflow": tracker.place(before.get("mlflow")),
             "description": description(self.plan, resolved["digests"], before.get("description")),
             "status": "KILLED",  # what is true of a search that could not say how it ended
-            "goal": goal.text,
+            "goal": self._goal.text,
             "vanilla": dict(scores),
             "tags": self.plan.spec.tags,
             "signature": self._signature,
@@ -213,14 +213,12 @@ class SearchSession:
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
 
-    def _compare_vanilla(self, scores: Mapping[str, float]) -> None:
+    def _compare_vanilla(self, scores: Mapping[str, float], before: Mapping[str, float]) -> None:
         """Look whether the base model is the one that an earlier process had.
 
         Raises:
             InputError: Its scores differ by more than rounding makes them.
         """
-        stored = StoredStudy.read(self.folder.journal)
-        before = stored.notes.get("vanilla", {}) if stored is not None else {}
         names = [name for name in ("forget_rouge1", "retain_rouge1") if name in before]
         told = ", ".join(f"{name} {scores[name]:.3f} and was {before[name]:.3f}" for name in names)
         difference = max((abs(scores[name] - before[name]) for name in names), default=0.0)
@@ -242,8 +240,7 @@ class SearchSession:
         match event:
             case TrialEnded(row):
                 self._display.ended(row)
-                goal = goal_of(self.plan.config)
-                search = StoredSearch(folder=self.folder, study=self.study.stored, goal=goal)
+                search = StoredSearch(folder=self.folder, study=self.study.stored, goal=self._goal)
                 self._opened().trial(search, row.number)
             case Confirming(row):
                 asked = "held-out" if self.plan.config.holdout else "all"
@@ -275,7 +272,7 @@ class SearchSession:
             spec=self.plan.spec,
             n_layers=self.plan.n_layers,
             vanilla=self.vanilla,
-            goal=goal_of(self.plan.config),
+            goal=self._goal,
         )
         write_best(self.folder, document)
 
@@ -284,13 +281,13 @@ class SearchSession:
         """What is done, as label and value."""
         return {key.strip(): value for key, value in self.plan.facts.items()}
 
-    def _narrow(self, layer_prior: str | None) -> str | None:
+    def _narrow(self, layer_prior: str | None, before: Mapping[str, Any]) -> str | None:
         """Take layers that were scored; a study that has begun keeps those that it began with."""
-        stored = StoredStudy.read(self.folder.journal) if layer_prior is not None else None
-        kept = stored.notes.get("layer_prior") if stored is not None else None
-        if (text := kept or layer_prior) is not None:
-            self.plan = self.plan.with_own_prior(text)
-            self._console.print(f"layer {escape(str(self.plan.layers))}", highlight=False)
+        if layer_prior is None:
+            return None
+        text = before.get("layer_prior") or layer_prior
+        self.plan = self.plan.with_own_prior(text)
+        self._console.print(f"layer {escape(str(self.plan.layers))}", highlight=False)
         return text
 
     def _document(self, uri: str) -> tuple[str, Mapping[str, Any]]:

@@ -428,12 +428,15 @@ def test_another_unmodified_model_is_found_out(
     study_in(tmp_path).note("vanilla", {"forget_rouge1": 1.0, "retain_rouge1": 0.95})
     session = SearchSession.__new__(SearchSession)
     session.folder, session._console = Folder(tmp_path), Console(record=True, file=StringIO())
+    stored = StoredStudy.read(session.folder.journal)
+    assert stored is not None
+    before = stored.notes["vanilla"]
     scores = {"forget_rouge1": 1.0, "retain_rouge1": retain, "factual_rouge1": 0.5}
     if retain == 0.9:
         with pytest.raises(InputError, match=said):
-            session._compare_vanilla(scores)
+            session._compare_vanilla(scores, before)
         return
-    session._compare_vanilla(scores)
+    session._compare_vanilla(scores, before)
     text = session._console.export_text()
     assert (said in text) if said is not None else (text == "")
 
