@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 import reprlib
@@ -18,10 +17,10 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, suggestion
 from lunar_tune.files import read_beginning
 
-__all__ = ["describe_mistakes", "read_yaml", "shown", "suggestion", "write_yaml"]
+__all__ = ["describe_mistakes", "read_yaml", "shown", "write_yaml"]
 
 MAX_BYTES: Final = 1_000_000  # settings that people write; the parser is slow
 MAX_DEPTH: Final = 50  # the parser takes seconds for hundreds of levels
@@ -142,14 +141,6 @@ def shown(value: object) -> str:
 _SHORT: Final = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxlong = 60
 _SHORT.maxlevel = 2
-
-
-def suggestion(name: str, existing: Iterable[str]) -> str:
-    """Return ` Did you mean …? There are: ….` for a name that does not exist."""
-    names = list(existing)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{hint} There are: {', '.join(names) or 'none'}."
 
 
 def describe_mistakes(

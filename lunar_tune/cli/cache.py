@@ -17,9 +17,8 @@ from lunar_tune.cli.commands import OUTPUT, Command, CommonOptions, Given, Reuse
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.engine.cache import ActivationCache, EntryInfo
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.files import write_atomically
+from lunar_tune.files import check_writable_file, write_atomically
 from lunar_tune.models.memory import GIB
-from lunar_tune.paths import check_writable_file
 
 _ABOUT = ("model", "kind", "dtype", "rows")
 _SHORT = 8  # characters of a key that are shown, more where these do not tell two apart

@@ -18,7 +18,7 @@ from lunar_tune.cli.running import say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.paths import check_writable_file
+from lunar_tune.files import check_writable_file
 from lunar_tune.secrets import without_login, without_password
 
 if TYPE_CHECKING:

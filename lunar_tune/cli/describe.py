@@ -22,9 +22,8 @@ from lunar_tune.data.published import PUBLISHED, DataKind
 from lunar_tune.data.readers import holds_prompts, read_prompts, read_records
 from lunar_tune.data.splits import edges_of
 from lunar_tune.errors import InputError, ModelError
-from lunar_tune.files import write_atomically
+from lunar_tune.files import check_writable_file, write_atomically
 from lunar_tune.metrics.rouge import tokenize_words
-from lunar_tune.paths import check_writable_file
 
 _DEFAULT_EDGE = "A_B"
 _SHOWN_EDGES, _SHOWN_TEXTS = 12, 5

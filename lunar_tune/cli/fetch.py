@@ -18,7 +18,7 @@ from lunar_tune.data.fetching import Servers, state_of
 from lunar_tune.data.fetching import fetch as fetch_set
 from lunar_tune.data.published import PUBLISHED, PublishedSet
 from lunar_tune.errors import DataError, Problems
-from lunar_tune.paths import data_dir
+from lunar_tune.files import data_dir
 
 
 @dataclass(frozen=True, kw_only=True)

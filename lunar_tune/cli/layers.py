@@ -18,7 +18,7 @@ from lunar_tune.config.fields import check_values, same_option, shared_options
 from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments, read_range
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.paths import check_writable_file
+from lunar_tune.files import check_writable_file
 from lunar_tune.report.progress_bars import build_progress
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from lunar_tune.cli.running import say
 from lunar_tune.config.fields import option, same_option, shared_options
 from lunar_tune.config.run_options import RunOptions, read_assignments
 from lunar_tune.errors import Problems
+from lunar_tune.files import check_writable_file
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.paths import check_writable_file
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 from lunar_tune.study.rows import score_cells
 

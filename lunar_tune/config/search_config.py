@@ -11,7 +11,7 @@ from pathlib import Path
 from lunar_tune.config.fields import check_values, flag_of, option, same_option
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.paths import is_plain
+from lunar_tune.files import is_plain
 from lunar_tune.secrets import without_password
 
 __all__ = ["AUTO", "EXPERIMENT", "PAPER_METHODS", "RETAIN_FLOOR", "SearchConfig"]

@@ -17,9 +17,9 @@ from lunar_tune.config.search_config import AUTO, SearchConfig
 from lunar_tune.data.bundled import BUNDLED
 from lunar_tune.data.published import PUBLISHED
 from lunar_tune.errors import InputError
+from lunar_tune.files import is_file, is_folder, shipped_spaces
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
-from lunar_tune.paths import is_file, is_folder, shipped_spaces
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.yaml_files import read_yaml, write_yaml

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lunar_tune.errors import InputError
-from lunar_tune.paths import (
+from lunar_tune.files import (
     CACHE_VARIABLE,
     cache_dir,
     check_writable,
