@@ -10,10 +10,13 @@ from rich.console import Console
 from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Given, Reused
 from lunar_tune.config.fields import option, same_option, shared_options
 from lunar_tune.config.run_options import TINY
-from lunar_tune.config.search_config import PAPER_METHODS, SearchConfig
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems
 
-__all__ = ["COMMAND", "TableOptions"]
+__all__ = ["COMMAND", "PAPER_METHODS", "TableOptions"]
+
+PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
+"""The methods of the paper's Table 5."""
 
 
 @dataclass(frozen=True, kw_only=True)
