@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Given, Reused
-from lunar_tune.cli.running import say
-from lunar_tune.config.fields import option, same_option
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, say
+from lunar_tune.config.fields import check_values, option, same_option
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.files import check_writable_file
+from lunar_tune.files import check_writable_file, write_json
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 
 if TYPE_CHECKING:
-    from lunar_tune.report.results import SearchResults
     from lunar_tune.study.rows import TrialRow
-    from lunar_tune.trial.asking import SideBySide
+    from lunar_tune.trial.asking import Asker, SideBySide
     from lunar_tune.trial.spec import TrialSpec
-
-_PROMPT = "question: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +56,8 @@ class AskOptions(CommonOptions):
     json: Path | None = same_option(Reused, "json", help="Write questions and answers as JSON.")
 
 
-def ask(options: AskOptions, _: Given) -> None:
-    """Ask the unmodified and the unlearned model, side by side.
+def ask(options: AskOptions) -> None:
+    """Ask the base model and the unlearned model, side by side.
 
     The setting of the search's best trial, or of any other, is fitted once; then both models answer
     greedily, in the search's chat format. A question of the data comes with its true answer.
@@ -72,106 +67,70 @@ def ask(options: AskOptions, _: Given) -> None:
     Without a question one is asked for until an empty line or Ctrl-D. `--quiet` silences all but
     the answers.
     """
-    console, problems = Console(quiet=options.quiet, emoji=False), Problems()
+    from lunar_tune.report.results import load_search
+    from lunar_tune.search.data_check import assemble_again
+    from lunar_tune.trial.asking import check_questions
+
+    console, problems = options.console(), Problems()
     answered = Console(emoji=False)  # also when quiet: answers are what was asked for
-    results, row, spec = _checked(
-        options.search,
-        options.trial,
-        options.output,
-        options.device,
-        problems,
-        questions=options.questions,
-        max_new_tokens=options.max_new_tokens,
-        json_file=options.json,
-    )
+    check_values(options, problems)
+    with problems.collect():
+        check_questions(options.questions)
+    with problems.collect():
+        check_writable_file(options.json, "--json")
+    with problems.collect():
+        results = load_search(options.search, runs=options.output)
+        with problems.collect():
+            row = results.trial(options.trial)
+        with problems.collect():
+            spec = assemble_again(results, problems, device=options.device)
+    problems.raise_if_any()
     interactive = not options.questions and sys.stdin.isatty()
-    given = options.questions or ([] if interactive else _piped())
+    given = options.questions or (() if interactive else _piped())
     asked: list[SideBySide] = []
     try:
-        with _asking(spec, row, console, options.max_new_tokens) as answers:
+        with _asking(spec, row, console, options.max_new_tokens) as asker:
             if not interactive:
-                asked += answers(given)
+                asked += asker.ask(given)
                 answered.print(_table(asked))
             for question in _typed() if interactive else ():
-                asked += answers([question])
+                asked += asker.ask([question])
                 answered.print(_one(asked[-1]))
     finally:
         if options.json is not None and asked:
-            _write(options.json, results, row, asked, options.max_new_tokens)
+            document = {
+                "search": results.folder.name,
+                "trial": row.number,
+                "parameters": dict(row.parameters),
+                "max_new_tokens": options.max_new_tokens,
+                "answers": [dataclasses.asdict(one) for one in asked],
+            }
+            write_json(options.json, document)
             say(console, f"answers written to {options.json}")
-
-
-def _checked(
-    search: str,
-    trial: int | None,
-    runs: Path,
-    device: str | None,
-    problems: Problems,
-    *,
-    questions: Sequence[str],
-    max_new_tokens: int,
-    json_file: Path | None,
-) -> tuple[SearchResults, TrialRow, TrialSpec]:
-    """Return the search, the trial and what trials share, or say everything that is wrong."""
-    from lunar_tune.report.results import load_search
-    from lunar_tune.search.data_check import check_same_data
-    from lunar_tune.trial.asking import check_asked_tokens, check_questions
-    from lunar_tune.trial.assemble import assemble
-
-    results = row = spec = None
-    with problems.collect():
-        check_asked_tokens(max_new_tokens)
-    with problems.collect():
-        check_questions(questions)
-    with problems.collect():
-        check_writable_file(json_file, "--json")
-    with problems.collect():
-        results = load_search(search, runs=runs)
-    if results is not None:
-        with problems.collect():
-            row = results.trial(trial)
-        with problems.collect():
-            options = results.config.trial_options
-            if device is not None:
-                options = dataclasses.replace(options, device=device)
-            spec = assemble(options)
-            check_same_data(results, spec)
-    problems.raise_if_any()
-    if results is None or row is None or spec is None:
-        raise AssertionError("every None above comes with a noted problem")
-    return results, row, spec
 
 
 @contextlib.contextmanager
 def _asking(
     spec: TrialSpec, row: TrialRow, console: Console, max_new_tokens: int
-) -> Iterator[Callable[[Sequence[str]], list[SideBySide]]]:
+) -> Iterator[Asker]:
     """Inside, both models answer; load and fit them first."""
     from lunar_tune.trial.asking import asking
     from lunar_tune.trial.assemble import materialise
 
     with build_progress(console) as bar:
         ready = materialise(spec, epochs_shown(bar, "building the tiny model (once)"))
+    epochs = len(row.losses) or None
     with contextlib.ExitStack() as held:
         with console.status("loading the model and unlearning"):
             asker = held.enter_context(
-                asking(
-                    ready,
-                    row.parameters,
-                    epochs=len(row.losses) or None,
-                    max_new_tokens=max_new_tokens,
-                )
+                asking(ready, row.parameters, epochs=epochs, max_new_tokens=max_new_tokens)
             )
         say(console, f"trial {row.number}: {row.label}")
-        yield asker.ask
+        yield asker
 
 
 def _piped() -> list[str]:
-    """Return the questions on standard input, a line each.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Return the questions on standard input, a line each."""
     questions = [line.strip() for line in sys.stdin if line.strip()]
     if not questions:
         raise InputError(
@@ -185,22 +144,18 @@ def _typed() -> Iterator[str]:
     """Yield what is typed at the prompt until an empty line or the end of input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 lines can be edited and called back
-    while True:
-        try:
-            question = input(_PROMPT).strip()
-        except EOFError:
-            sys.stdout.write("\n")
-            return
-        if not question:
-            return
-        yield question
+    try:
+        while question := input("question: ").strip():
+            yield question
+    except EOFError:
+        sys.stdout.write("\n")
 
 
 def _table(asked: Sequence[SideBySide]) -> Table:
     """Return all answers as one table."""
     table = Table(show_lines=True, header_style="bold")
     known = any(one.truth is not None for one in asked)
-    columns = ["question", "unmodified", "unlearned", *(["true answer", "set"] if known else [])]
+    columns = ["question", "base model", "unlearned", *(["true answer", "set"] if known else [])]
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "set")
     for one in asked:
@@ -215,7 +170,7 @@ def _one(one: SideBySide) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("unmodified", _shown(one.unmodified))
+    table.add_row("base model", _shown(one.unmodified))
     table.add_row("unlearned", _shown(one.unlearned))
     if one.truth is not None:
         table.add_row("true answer", _shown(f"{one.truth} ({one.set_name})"))
@@ -229,26 +184,6 @@ def _shown(text: str) -> Text:
         for sign in text
     )
     return Text("".join(visible))
-
-
-def _write(
-    path: Path,
-    results: SearchResults,
-    row: TrialRow,
-    asked: Sequence[SideBySide],
-    max_new_tokens: int,
-) -> None:
-    from lunar_tune.files import write_atomically
-
-    document: dict[str, Any] = {
-        "search": results.folder.name,
-        "trial": row.number,
-        "parameters": dict(row.parameters),
-        "max_new_tokens": max_new_tokens,
-        "answers": [dataclasses.asdict(one) for one in asked],
-    }
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode())
 
 
 COMMAND = Command(ask, AskOptions)

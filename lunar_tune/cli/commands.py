@@ -7,37 +7,52 @@ command line and writes the help.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import FrameType
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Group, Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from lunar_tune import __version__
-from lunar_tune.cli.running import reporting_errors
-from lunar_tune.config.fields import (
-    Option,
-    flag_of,
-    from_document,
-    option,
-    options_of,
-    types_of,
-)
+from lunar_tune.config.fields import Option, flag_of, from_document, option, options_of, types_of
 from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL
 from lunar_tune.config.search_config import PLACE, SEARCH
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.errors import InputError, LunarTuneError, Problems
+from lunar_tune.secrets import without_secrets
 
-__all__ = ["Command", "CommonOptions", "Given", "Reused"]
+__all__ = [
+    "Command",
+    "CommonOptions",
+    "Reused",
+    "interrupted_once",
+    "plain_table",
+    "reporting_errors",
+    "say",
+    "score_table",
+    "warn",
+]
 
 SUBJECT, OUTPUT = "Subject", "Output"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
 """Headings of the help, in their order; the first is of what a command is about."""
 HELP_ALL = "--help-all"
-Shown = Literal["common", "all"]
-Given = Mapping[str, str]
-"""Where values come from that were not left at their default, by field name."""
+EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+_LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files
+_PATIENCE = 4  # presses of Ctrl-C after which an ending that takes too long is given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +68,12 @@ class CommonOptions:
     )
     quiet: bool = option(False, "Show errors only.", OUTPUT, stored=False)
     debug: bool = option(False, "Show tracebacks of errors too.", OUTPUT, stored=False)
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Where values come from that were not left at their default, by field name."""
+
+    def console(self) -> Console:
+        """Return the screen, on which nothing is shown if the command is to be quiet."""
+        return Console(quiet=self.quiet, emoji=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,74 +97,60 @@ class Command:
     """A command by name.
 
     Args:
-        run: Takes an instance of `options` and the origins of its values; returns the exit code,
-            None for 0. Its docstring is the help.
-        options: Dataclass of options.
+        run: Takes an instance of `options`; returns the exit code, None for 0. Its name is the
+            command's, its docstring the help.
+        options: Dataclass of options, a `CommonOptions`.
     """
 
-    run: Callable[[Any, Given], int | None]
+    run: Callable[[Any], int | None]
     options: type[Any]
 
-    @property
-    def name(self) -> str:
-        """As it is typed."""
-        return self.run.__name__
-
-    def app(self, *, shown: Shown = "all", as_help: bool = False) -> App:
+    def app(self, *, common: bool = False, as_help: bool = False) -> App:
         """Return the command line.
 
         Args:
-            shown: Options that the help names.
+            common: Whether the help names the common options only.
             as_help: Whether it is only to be shown: a switch has one form then.
         """
         app = App(
-            name=f"lunar-tune {self.name}",
+            name=f"lunar-tune {self.run.__name__}",
             help=inspect.getdoc(self.run),
             help_format="markdown",
             version=__version__,
-            help_epilogue=None if shown == "all" else f"{HELP_ALL} shows every option.",
+            help_epilogue=f"{HELP_ALL} shows every option." if common else None,
             group_commands=Group("Commands", show=False),
             suppress_keyboard_interrupt=False,
         )
-        app.default(self._taken(shown=shown, as_help=as_help))
+        app.default(self._taken(common=common, as_help=as_help))
         return app
 
     def main(self, arguments: Sequence[str]) -> int:
         """Run the command and return its exit code."""
-        everything = HELP_ALL in arguments
         given = ["--help" if one == HELP_ALL else one for one in arguments]
         with reporting_errors(debug="--debug" in given):
-            app = self.app(
-                shown="all" if everything else "common",
-                as_help=not {"--help", "-h"}.isdisjoint(given),
-            )
-            values = self._values(app, given)
-            if values is None:
+            as_help = not {"--help", "-h"}.isdisjoint(given)
+            app = self.app(common=HELP_ALL not in arguments, as_help=as_help)
+            try:
+                values = app(
+                    given, exit_on_error=False, print_error=False, result_action="return_value"
+                )
+            except cyclopts.CycloptsError as error:
+                advice = f"(lunar-tune {self.run.__name__} --help)"
+                raise InputError(f"{str(error).strip()} {advice}") from error
+            if not isinstance(values, dict):  # help or version was shown
                 return 0
             origins = dict.fromkeys(values, "command line")
             if (file := values.get("config")) is not None:
                 stated = self._from_file(file)
                 origins = dict.fromkeys(stated, str(file)) | origins
                 values = {**stated, **values}
-            self._check_needed(values)
-            return self.run(self.options(**values), origins) or 0
-
-    def _values(self, app: App, arguments: Sequence[str]) -> dict[str, Any] | None:
-        """Return what was given, by field; None where help or version was shown."""
-        try:
-            values = app(
-                arguments, exit_on_error=False, print_error=False, result_action="return_value"
-            )
-        except cyclopts.CycloptsError as error:
-            raise InputError(f"{str(error).strip()} (lunar-tune {self.name} --help)") from error
-        return values if isinstance(values, dict) else None
-
-    def _check_needed(self, values: Mapping[str, Any]) -> None:
-        problems = Problems()
-        for name, said in options_of(self.options).items():
-            if name not in values and _default(self.options, name) is MISSING:
-                problems.add(f"{_written(name, said)} is needed: {said.help}")
-        problems.raise_if_any(InputError)
+            problems = Problems()
+            for name, said in options_of(self.options).items():
+                if name not in values and self._default(name) is MISSING:
+                    written = name.upper() if said.positional else flag_of(name)
+                    problems.add(f"{written} is needed: {said.help}")
+            problems.raise_if_any()
+            return self.run(self.options(**values, given=origins)) or 0
 
     def _from_file(self, file: Path) -> dict[str, Any]:
         from lunar_tune.yaml_files import read_yaml
@@ -160,12 +167,12 @@ class Command:
             }
         return from_document(self.options, document, source=str(file))
 
-    def _taken(self, *, shown: Shown, as_help: bool) -> Callable[..., dict[str, Any]]:
+    def _taken(self, *, common: bool, as_help: bool) -> Callable[..., dict[str, Any]]:
         """Return a function whose signature is the options, each None where it is not given."""
         kinds = types_of(self.options)
         parameters = [
             self._parameter(
-                name, said, kinds[name], is_shown=shown == "all" or said.common, as_help=as_help
+                name, said, kinds[name], is_shown=said.common or not common, as_help=as_help
             )
             for name, said in options_of(self.options).items()
         ]
@@ -183,10 +190,12 @@ class Command:
     def _parameter(
         self, name: str, said: Option, kind: Any, *, is_shown: bool, as_help: bool
     ) -> inspect.Parameter:
-        default, off = _default(self.options, name), f"--no-{name.replace('_', '-')}"
+        default, off = self._default(name), f"--no-{name.replace('_', '-')}"
         flag = off if as_help and default is True else flag_of(name)
         text = ", ".join(default) if isinstance(default, tuple) else str(default)
         has_text = default not in (None, (), False, True, MISSING)
+        several = "tuple" in str(kind)
+        metavar = f"{said.metavar} …" if several and not said.commas else said.metavar
         parameter = Parameter(
             name=None if said.positional else flag,
             help=said.help,
@@ -194,31 +203,128 @@ class Command:
             show=is_shown or said.positional,
             negative=off if kind is bool and not as_help else (),
             show_default=(lambda _: text) if has_text else False,
-            metavar=None if said.positional else _metavar(said, kind),
+            metavar=None if said.positional else metavar,
             consume_multiple=False,
-            allow_repeating=None if "tuple" in str(kind) else True,
+            allow_repeating=None if several else True,
         )
-        if said.positional and "tuple" in str(kind):
-            several = inspect.Parameter.VAR_POSITIONAL
-            return inspect.Parameter(name, several, annotation=Annotated[str, parameter])
+        if said.positional and several:
+            rest = inspect.Parameter.VAR_POSITIONAL
+            return inspect.Parameter(name, rest, annotation=Annotated[str, parameter])
+        by_place, by_name = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(
             name,
-            inspect.Parameter.POSITIONAL_ONLY
-            if said.positional
-            else inspect.Parameter.KEYWORD_ONLY,
+            by_place if said.positional else by_name,
             default=None,
             annotation=Annotated[kind | None, parameter],
         )
 
-
-def _default(owner: type[Any], name: str) -> Any:
-    return next(one.default for one in fields(owner) if one.name == name)
-
-
-def _metavar(said: Option, kind: Any) -> str | None:
-    several = "tuple" in str(kind) and not said.commas
-    return f"{said.metavar} …" if several else said.metavar
+    def _default(self, name: str) -> Any:
+        return self.options.__dataclass_fields__[name].default
 
 
-def _written(name: str, said: Option) -> str:
-    return name.upper() if said.positional else flag_of(name)
+def say(console: Console, text: str) -> None:
+    """Print a line as it stands, however long it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(console: Console, text: str) -> None:
+    """Print a warning."""
+    console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+
+
+def plain_table(
+    columns: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    left: Collection[str] = ("",),
+    folded: Collection[str] = (),
+) -> Table:
+    """Return a table without lines, its texts shown as they stand.
+
+    Args:
+        columns: Their headings.
+        rows: The cells.
+        left: Columns of texts; all others are numbers, on the right.
+        folded: Columns of texts that may be folded where the screen is narrow.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        is_text = column in left or column in folded
+        table.add_column(
+            column,
+            justify="left" if is_text else "right",
+            overflow="fold",
+            no_wrap=column not in folded,
+        )
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def score_table(rows: Mapping[str, Sequence[str]]) -> Table:
+    """Return the headline scores of several models as a table."""
+    columns = ("", "forget", "retain", "factual", "deviation score")
+    return plain_table(columns, ((who, *cells) for who, cells in rows.items()))
+
+
+@contextmanager
+def reporting_errors(*, debug: bool) -> Iterator[None]:
+    """Inside, an error ends the program with one message and an exit code.
+
+    Args:
+        debug: Whether to show the traceback too.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        with interrupted_once():
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
+        console = Console(stderr=True, emoji=False)
+        if isinstance(error, KeyboardInterrupt):
+            console.print("interrupted")
+            sys.exit(EXIT_INTERRUPTED)
+        if isinstance(error, LunarTuneError):
+            console.print("[bold red]error:[/bold red]", end=" ")
+            say(console, without_secrets(str(error)))
+            sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
+        console.print("[bold red]unexpected error:[/bold red]", end=" ")
+        first = without_secrets(next(iter(str(error).splitlines()), ""))[:_LONGEST]
+        where = "" if debug else "run the command again with --debug to see where; "
+        advice = f"({where}if it is a mistake of the program, please report that)"
+        say(console, f"{type(error).__name__}: {first} {advice}")
+        sys.exit(EXIT_FAILED)
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Inside, the first Ctrl-C interrupts, and the next ones do not disturb what ends then.
+
+    What has begun is put back, written and closed: files, tracked runs, Ray's processes. The fourth
+    press gives up even that.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    here = threading.current_thread() is threading.main_thread()
+    if not here or before is not signal.default_int_handler:
+        yield  # somebody else has decided what an interruption does, or that it does nothing
+        return
+    presses = 0
+
+    def interrupted(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+        if presses in {1, _PATIENCE}:
+            raise KeyboardInterrupt
+        if presses < _PATIENCE:
+            more = _PATIENCE - presses
+            os.write(2, f"ending; {more} more to end at once, whatever is left open\n".encode())
+
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

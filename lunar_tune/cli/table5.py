@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Given, Reused
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
 from lunar_tune.config.fields import option, same_option, shared_options
 from lunar_tune.config.run_options import TINY
 from lunar_tune.config.search_config import SearchConfig
@@ -77,7 +75,7 @@ class TableOptions(SearchConfig, CommonOptions):
     start_from: tuple[str, ...] = ()
 
 
-def table5(options: TableOptions, given: Given) -> int:  # noqa: ARG001
+def table5(options: TableOptions) -> int:
     """Tune every method on every model and data set, and write a table of what they reach.
 
     Each cell is a search of its own, with its folder and its MLflow runs under the output. Cells
@@ -93,7 +91,7 @@ def table5(options: TableOptions, given: Given) -> int:  # noqa: ARG001
     from lunar_tune.search.table5.table_cells import cells_of, check_fixed
     from lunar_tune.search.table5.table_run import TableRun
 
-    problems, console = Problems(), Console(quiet=options.quiet, emoji=False)
+    problems, console = Problems(), options.console()
     models = _listed("--model", options.model, problems)
     data = _listed("--data", options.data, problems)
     methods = _listed("--method", options.method, problems)
@@ -108,12 +106,9 @@ def table5(options: TableOptions, given: Given) -> int:  # noqa: ARG001
     if not cells:  # else each cell is checked whole
         with problems.collect():
             shared.check()
-    table = None
     with problems.collect():
         table = TableRun(cells, shared, console)
     problems.raise_if_any()
-    if table is None:
-        raise AssertionError("what is missing comes with a noted problem")
     if options.dry_run:
         table.show_plan()
         return 0

@@ -90,7 +90,7 @@ def test_questions_are_answered_in_one_table_and_written_as_json(runs: Path) -> 
     assert document["parameters"] == PARAMETERS
     assert [one["question"] for one in document["answers"]] == [KNOWN, markup]
     assert [one["truth"] for one in document["answers"]] == ["Kettle 1 of A_B", None]
-    for word in ("unmodified", "unlearned", "true answer", "forget", "Kettle 1 of A_B", markup):
+    for word in ("base model", "unlearned", "true answer", "forget", "Kettle 1 of A_B", markup):
         assert word in result.output
     assert f"answers written to {file}" in " ".join(result.output.split("\n"))
 

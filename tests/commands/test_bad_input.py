@@ -22,10 +22,9 @@ from command_lines import Result, without_ray
 from random_models import build_tokenizer
 
 from lunar_tune.cli.ask import COMMAND as ASK
-from lunar_tune.cli.commands import Command
+from lunar_tune.cli.commands import Command, reporting_errors
 from lunar_tune.cli.describe import COMMAND as DESCRIBE
 from lunar_tune.cli.export import COMMAND as EXPORT
-from lunar_tune.cli.running import reporting_errors
 from lunar_tune.cli.search import COMMAND as SEARCH
 from lunar_tune.cli.unlearn import COMMAND as UNLEARN
 from lunar_tune.errors import InputError, Problems
@@ -230,7 +229,7 @@ MISTAKES = (
     Mistake(
         "a limit that no clock can tell",
         ("--trial-timeout", "1e300"),
-        "--trial-timeout 1e+300: at most 1e+08.",
+        "--trial-timeout 1e+300: at most 100000000.",
     ),
     Mistake(
         "large YAML",

@@ -125,12 +125,6 @@ def test_a_long_name_and_one_with_brackets_are_shown_whole() -> None:
     assert "".join(line[column].strip() for line in lines) == name
 
 
-def test_keys_are_shown_as_long_as_it_takes_to_tell_them_apart() -> None:
-    for key in ("a" * 32, "a" * 10 + "b" * 22):
-        fill(key)
-    assert {row.split()[0] for row in succeeded().splitlines()[1:-2]} == {"a" * 11, "a" * 10 + "b"}
-
-
 def test_an_entry_whose_description_is_lost_is_shown(folder: Path) -> None:
     fill(FIRST)
     (folder / FIRST / "about.json").unlink()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ import pytest
 from command_lines import Result, without_ray
 
 import lunar_tune
-from lunar_tune.cli.commands import Command, Given
+from lunar_tune.cli.commands import Command
 from lunar_tune.cli.main import COMMANDS, command_of
-from lunar_tune.cli.printed import options_again
-from lunar_tune.cli.search import COMMAND, SearchOptions
+from lunar_tune.cli.search import COMMAND, SearchOptions, options_again
 from lunar_tune.config.fields import flag_of, options_of
 from lunar_tune.config.run_options import read_assignments, read_range
 from lunar_tune.config.search_config import SearchConfig
@@ -77,12 +77,12 @@ VALUES: dict[str, Any] = {
 }
 
 
-def read(*arguments: str) -> tuple[SearchOptions, Given]:
+def read(*arguments: str) -> tuple[SearchOptions, Mapping[str, str]]:
     """Return what the command is given by arguments, with the origins."""
-    seen: list[tuple[SearchOptions, Given]] = []
+    seen: list[tuple[SearchOptions, Mapping[str, str]]] = []
 
-    def search(options: SearchOptions, given: Given) -> None:
-        seen.append((options, given))
+    def search(options: SearchOptions) -> None:
+        seen.append((options, options.given))
 
     result = without_ray(Command(search, SearchOptions), *arguments)
     assert result.exit_code == 0, result.output
