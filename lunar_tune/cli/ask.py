@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, say
+from lunar_tune.cli.commands import SUBJECT, Command, Reused, TrialOptions, say
 from lunar_tune.config.fields import check_values, option, same_option
 from lunar_tune.config.run_options import RunOptions
-from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file, write_json
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
@@ -30,10 +29,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskOptions(CommonOptions):
+class AskOptions(TrialOptions):
     """What the command takes."""
 
-    search: str = option(MISSING, "A search's folder or name.", SUBJECT, positional=True)
     questions: tuple[str, ...] = option(
         (),
         "What to ask; without one, questions are read from the terminal, or a line each from "
@@ -41,23 +39,14 @@ class AskOptions(CommonOptions):
         SUBJECT,
         positional=True,
     )
-    trial: int | None = same_option(
-        Reused, "trial", help="Number of the trial. Default: the confirmed best."
-    )
     max_new_tokens: int = same_option(
         RunOptions, "max_new_tokens", default=128, help="Token budget of an answer.", common=True
-    )
-    device: str | None = same_option(
-        RunOptions, "device", default=None, help="cpu, cuda or auto. Default: the search's."
-    )
-    output: Path = same_option(
-        SearchConfig, "output", help="Where names of searches are looked up."
     )
     json: Path | None = same_option(Reused, "json", help="Write questions and answers as JSON.")
 
 
 def ask(options: AskOptions) -> None:
-    """Ask the base model and the unlearned model, side by side.
+    """Ask the base model and the unlearned model the same questions.
 
     The setting of the search's best trial, or of any other, is fitted once; then both models answer
     greedily, in the search's chat format. A question of the data comes with its true answer.
@@ -85,17 +74,16 @@ def ask(options: AskOptions) -> None:
         with problems.collect():
             spec = assemble_again(results, problems, device=options.device)
     problems.raise_if_any()
-    interactive = not options.questions and sys.stdin.isatty()
-    given = options.questions or (() if interactive else _piped())
+    is_typed = not options.questions and sys.stdin.isatty()
+    batches = _typed() if is_typed else [options.questions or _piped()]
     asked: list[SideBySide] = []
     try:
         with _asking(spec, row, console, options.max_new_tokens) as asker:
-            if not interactive:
-                asked += asker.ask(given)
-                answered.print(_table(asked))
-            for question in _typed() if interactive else ():
-                asked += asker.ask([question])
-                answered.print(_one(asked[-1]))
+            for questions in batches:
+                for one in asker.ask(questions):
+                    asked.append(one)
+                    answered.print(_answers(one, with_question=not is_typed))
+                    answered.print()
     finally:
         if options.json is not None and asked:
             document = {
@@ -140,40 +128,28 @@ def _piped() -> list[str]:
     return questions
 
 
-def _typed() -> Iterator[str]:
-    """Yield what is typed at the prompt until an empty line or the end of input."""
+def _typed() -> Iterator[list[str]]:
+    """Yield one question after the other that is typed, until an empty line or end of input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 lines can be edited and called back
     try:
         while question := input("question: ").strip():
-            yield question
+            yield [question]
     except EOFError:
         sys.stdout.write("\n")
 
 
-def _table(asked: Sequence[SideBySide]) -> Table:
-    """Return all answers as one table."""
-    table = Table(show_lines=True, header_style="bold")
-    known = any(one.truth is not None for one in asked)
-    columns = ["question", "base model", "unlearned", *(["true answer", "set"] if known else [])]
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == "set")
-    for one in asked:
-        cells = [one.question, one.unmodified, one.unlearned]
-        cells += [one.truth or "", one.set_name or ""] if known else []
-        table.add_row(*map(_shown, cells))
-    return table
-
-
-def _one(one: SideBySide) -> Table:
+def _answers(one: SideBySide, *, with_question: bool) -> Table:
     """Return one question's answers, below each other."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("base model", _shown(one.unmodified))
-    table.add_row("unlearned", _shown(one.unlearned))
+    rows = [("question", one.question)] if with_question else []
+    rows += [("base model", one.unmodified), ("unlearned", one.unlearned)]
     if one.truth is not None:
-        table.add_row("true answer", _shown(f"{one.truth} ({one.set_name})"))
+        rows.append(("true answer", f"{one.truth} ({one.set_name})"))
+    for label, text in rows:
+        table.add_row(label, _shown(text))
     return table
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Group, Parameter
@@ -28,9 +28,17 @@ from rich.table import Table
 from rich.text import Text
 
 from lunar_tune import __version__
-from lunar_tune.config.fields import Option, flag_of, from_document, option, options_of, types_of
+from lunar_tune.config.fields import (
+    Option,
+    flag_of,
+    from_document,
+    option,
+    options_of,
+    same_option,
+    types_of,
+)
 from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL
-from lunar_tune.config.search_config import PLACE, SEARCH
+from lunar_tune.config.search_config import PLACE, SEARCH, SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError, Problems
 from lunar_tune.secrets import without_secrets
 
@@ -38,6 +46,7 @@ __all__ = [
     "Command",
     "CommonOptions",
     "Reused",
+    "TrialOptions",
     "interrupted_once",
     "plain_table",
     "reporting_errors",
@@ -80,7 +89,6 @@ class CommonOptions:
 class Reused:
     """What several commands take, each with a help of its own (`same_option`)."""
 
-    trial: int | None = option(None, "Number of a trial.", SUBJECT, common=True)
     json: Path | None = option(None, "Write JSON.", OUTPUT, metavar="FILE", common=True)
     save: Path | None = option(None, "Write files.", OUTPUT, metavar="DIR", common=True)
     dry_run: bool = option(
@@ -92,44 +100,57 @@ class Reused:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialOptions(CommonOptions):
+    """What a command takes that runs a search's trial again."""
+
+    search: str = option(MISSING, "A search's folder, or its name.", SUBJECT, positional=True)
+    trial: int | None = option(
+        None, "Number of the trial. Default: the confirmed best.", SUBJECT, common=True
+    )
+    output: Path = same_option(
+        SearchConfig, "output", help="Where names of searches are looked up."
+    )
+    device: str | None = same_option(
+        SearchConfig, "device", default=None, help="cpu, cuda or auto. Default: the search's."
+    )
+
+
 @dataclass(frozen=True)
 class Command:
     """A command by name.
 
     Args:
-        run: Takes an instance of `options`; returns the exit code, None for 0. Its name is the
+        run: Takes an instance of `options` and returns the exit code, None for 0. Its name is the
             command's, its docstring the help.
-        options: Dataclass of options, a `CommonOptions`.
+        options: A dataclass that extends `CommonOptions`.
     """
 
     run: Callable[[Any], int | None]
     options: type[Any]
 
-    def app(self, *, common: bool = False, as_help: bool = False) -> App:
-        """Return the command line.
-
-        Args:
-            common: Whether the help names the common options only.
-            as_help: Whether it is only to be shown: a switch has one form then.
-        """
+    def app(self, shown: Literal["common", "all"] | None = None) -> App:
+        """Return the command line, where help is asked for with the options that it shows."""
         app = App(
             name=f"lunar-tune {self.run.__name__}",
             help=inspect.getdoc(self.run),
             help_format="markdown",
             version=__version__,
-            help_epilogue=f"{HELP_ALL} shows every option." if common else None,
+            help_epilogue=f"{HELP_ALL} shows every option." if shown == "common" else None,
             group_commands=Group("Commands", show=False),
             suppress_keyboard_interrupt=False,
         )
-        app.default(self._taken(common=common, as_help=as_help))
+        app.default(self._taken(shown))
         return app
 
     def main(self, arguments: Sequence[str]) -> int:
         """Run the command and return its exit code."""
         given = ["--help" if one == HELP_ALL else one for one in arguments]
         with reporting_errors(debug="--debug" in given):
-            as_help = not {"--help", "-h"}.isdisjoint(given)
-            app = self.app(common=HELP_ALL not in arguments, as_help=as_help)
+            if not {"--help", "-h"}.isdisjoint(given):
+                app = self.app("all" if HELP_ALL in arguments else "common")
+            else:
+                app = self.app()
             try:
                 values = app(
                     given, exit_on_error=False, print_error=False, result_action="return_value"
@@ -167,13 +188,11 @@ class Command:
             }
         return from_document(self.options, document, source=str(file))
 
-    def _taken(self, *, common: bool, as_help: bool) -> Callable[..., dict[str, Any]]:
+    def _taken(self, shown: str | None) -> Callable[..., dict[str, Any]]:
         """Return a function whose signature is the options, each None where it is not given."""
         kinds = types_of(self.options)
         parameters = [
-            self._parameter(
-                name, said, kinds[name], is_shown=said.common or not common, as_help=as_help
-            )
+            self._parameter(name, said, kinds[name], shown)
             for name, said in options_of(self.options).items()
         ]
         signature = inspect.Signature(sorted(parameters, key=lambda one: one.kind))
@@ -188,10 +207,11 @@ class Command:
         return take
 
     def _parameter(
-        self, name: str, said: Option, kind: Any, *, is_shown: bool, as_help: bool
+        self, name: str, said: Option, kind: Any, shown: str | None
     ) -> inspect.Parameter:
         default, off = self._default(name), f"--no-{name.replace('_', '-')}"
-        flag = off if as_help and default is True else flag_of(name)
+        # In the help a switch has one form, the one that changes something.
+        flag = off if shown and default is True else flag_of(name)
         text = ", ".join(default) if isinstance(default, tuple) else str(default)
         has_text = default not in (None, (), False, True, MISSING)
         several = "tuple" in str(kind)
@@ -200,8 +220,8 @@ class Command:
             name=None if said.positional else flag,
             help=said.help,
             group=Group(said.group, sort_key=GROUPS.index(said.group)),
-            show=is_shown or said.positional,
-            negative=off if kind is bool and not as_help else (),
+            show=said.common or said.positional or shown != "common",
+            negative=off if kind is bool and not shown else (),
             show_default=(lambda _: text) if has_text else False,
             metavar=None if said.positional else metavar,
             consume_multiple=False,
@@ -241,11 +261,8 @@ def plain_table(
 ) -> Table:
     """Return a table without lines, its texts shown as they stand.
 
-    Args:
-        columns: Their headings.
-        rows: The cells.
-        left: Columns of texts; all others are numbers, on the right.
-        folded: Columns of texts that may be folded where the screen is narrow.
+    Columns named in `left` hold texts, as do those in `folded`, which may be folded on a narrow
+    screen; all others hold numbers.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -269,11 +286,7 @@ def score_table(rows: Mapping[str, Sequence[str]]) -> Table:
 
 @contextmanager
 def reporting_errors(*, debug: bool) -> Iterator[None]:
-    """Inside, an error ends the program with one message and an exit code.
-
-    Args:
-        debug: Whether to show the traceback too.
-    """
+    """Inside, an error ends the program with one message and an exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"

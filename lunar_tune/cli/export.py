@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import (
-    OUTPUT,
-    SUBJECT,
-    Command,
-    CommonOptions,
-    Reused,
-    say,
-    score_table,
-)
+from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions, say, score_table
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError, Problems
 from lunar_tune.files import check_writable_file, write_json
@@ -31,10 +22,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(CommonOptions):
+class ExportOptions(TrialOptions):
     """What the command takes."""
 
-    search: str = option(MISSING, "A search's folder, or its name.", SUBJECT, positional=True)
     save: Path = same_option(
         Reused, "save", help="Folder to write, empty or missing.", default=MISSING
     )
@@ -46,15 +36,8 @@ class ExportOptions(CommonOptions):
         metavar="FORMAT",
         common=True,
     )
-    trial: int | None = same_option(Reused, "trial", help="Another trial than the best.")
     register: str | None = option(
         None, "Register the folder as a version of this model in MLflow.", OUTPUT, metavar="NAME"
-    )
-    output: Path = same_option(
-        SearchConfig, "output", help="Where names of searches are looked up."
-    )
-    device: str | None = same_option(
-        RunOptions, "device", default=None, help="cpu, cuda or auto. Default: as in the search."
     )
     tracking_uri: str | None = same_option(
         SearchConfig,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import Command, CommonOptions, Reused, plain_table, say
+from lunar_tune.cli.commands import Command, CommonOptions, Reused, plain_table, say, warn
 from lunar_tune.config.fields import check_values, same_option, shared_options
 from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments, read_range
 from lunar_tune.config.search_config import SearchConfig
@@ -20,9 +18,8 @@ from lunar_tune.report.progress_bars import build_progress, epochs_shown
 
 if TYPE_CHECKING:
     from lunar_tune.trial.layer_prior import LayerPrior
-    from lunar_tune.trial.layer_scores import LayerScores
+    from lunar_tune.trial.layer_scores import Answers, LayerScores
     from lunar_tune.trial.spec import TrialSpec
-    from lunar_tune.trial.worker import Worker
 
 _ANSWER_WIDTH, _LEAST_ANSWER, _OTHER_COLUMNS = 60, 12, 60
 
@@ -77,44 +74,57 @@ def layers(options: LayersOptions) -> None:
 
     `lunar-tune layers --model tiny --save layers.png`
     """
+    from lunar_tune.metrics.embedding import load_sentence_embedder
+    from lunar_tune.trial.assemble import materialise
     from lunar_tune.trial.layer_prior import LayerPrior
+    from lunar_tune.trial.layer_scores import layer_scores
+    from lunar_tune.trial.worker import Worker
 
-    console, files = options.console(), {"scores": options.json, "picture": options.save}
+    console, embedder = options.console(), None
     spec, coefficient, chosen = _checked(options)
-    worker, scores = _scored(spec, options, console, coefficient=coefficient, layers=chosen)
+    if spec.embedding_model is not None:  # before the large model is loaded
+        embedder = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
+    with build_progress(console) as bar:
+        ready = materialise(spec, epochs_shown(bar, "building the tiny model (once)"))
+        asking = bar.add_task("asking, layer by layer", total=None, note="")
+        worker = Worker(ready)
+        scores = layer_scores(
+            worker,
+            coefficient=coefficient,
+            layers=chosen,
+            rows=options.evaluation_rows or 1,
+            embedder=embedder,
+            on_layer=lambda done, total: bar.update(asking, completed=done, total=total),
+        )
     prior = LayerPrior.of(scores, spec, n_layers=worker.loaded.n_layers)
     _show(scores, console, text=options.text)
     if options.json is not None:
         write_atomically(options.json, prior.document().encode())
+        say(console, f"scores written to {options.json}")
     if options.save is not None:
         _draw(prior, options.save)
-    for what, where in files.items():
-        if where is not None:
-            say(console, f"{what} written to {where}")
+        say(console, f"picture written to {options.save}")
 
 
 def _checked(options: LayersOptions) -> tuple[TrialSpec, float, tuple[int, ...] | None]:
     """Return the spec, the coefficient and the layers, or say everything that is wrong."""
     from lunar_tune.models.layout import check_layers
     from lunar_tune.trial.assemble import assemble, known_depth
-    from lunar_tune.trial.layer_scores import check_coefficient, check_has_layers
+    from lunar_tune.trial.layer_scores import check_coefficient
 
     problems, chosen = Problems(), None
     # Nothing is fitted and nothing is scored by ROUGE: all else is left at its default.
     run = shared_options(options, RunOptions, without={"evaluation_rows", "fix"})
     check_values(options, problems)
-    for flag, file in (("--json", options.json), ("--save", options.save)):
-        with problems.collect():
-            check_writable_file(file, flag)
-    if options.save is not None:
-        with problems.collect():
-            _check_picture(options.save)
+    with problems.collect():
+        check_writable_file(options.json, "--json")
+    with problems.collect():
+        _check_picture(options.save)
     with problems.collect():
         coefficient = _coefficient(options.fix)
         check_coefficient(coefficient)
     with problems.collect():
         spec = assemble(run)
-        check_has_layers(spec.method)
     if options.range:
         with problems.collect():
             chosen = _layers(options.range)
@@ -124,35 +134,31 @@ def _checked(options: LayersOptions) -> tuple[TrialSpec, float, tuple[int, ...] 
     return spec, coefficient, chosen
 
 
-def _scored(
-    spec: TrialSpec,
-    options: LayersOptions,
-    console: Console,
-    *,
-    coefficient: float,
-    layers: tuple[int, ...] | None,
-) -> tuple[Worker, LayerScores]:
-    from lunar_tune.metrics.embedding import load_sentence_embedder
-    from lunar_tune.trial.assemble import materialise
-    from lunar_tune.trial.layer_scores import layer_scores
-    from lunar_tune.trial.worker import Worker
+def _check_picture(file: Path | None) -> None:
+    if file is None:
+        return
+    from lunar_tune.report.pictures.figure import PICTURE_SUFFIXES  # loads matplotlib
 
-    embedder = None
-    if spec.embedding_model is not None:  # before the large model is loaded
-        embedder = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
-    with build_progress(console) as bar:
-        ready = materialise(spec, epochs_shown(bar, "building the tiny model (once)"))
-        asking = bar.add_task("asking, layer by layer", total=None, note="")
-        worker = Worker(dataclasses.replace(ready, metrics=()))  # it judges no trial
-        scores = layer_scores(
-            worker,
-            coefficient=coefficient,
-            layers=layers,
-            rows=options.evaluation_rows or 1,
-            embedder=embedder,
-            on_layer=lambda done, total: bar.update(asking, completed=done, total=total),
-        )
-    return worker, scores
+    check_writable_file(file, "--save")
+    if file.suffix.lower() not in PICTURE_SUFFIXES:
+        raise InputError(f"--save {file}: a name that ends in {' or '.join(PICTURE_SUFFIXES)}.")
+
+
+def _coefficient(fix: tuple[str, ...]) -> float:
+    """Return the coefficient that is fixed, which is all that may be."""
+    fixed = read_assignments(fix)
+    value = fixed.pop("coefficient", None)
+    if fixed or isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"--fix {', '.join(fix)}: coefficient=NUMBER is all that is fixed here.")
+    return float(value)
+
+
+def _layers(ranges: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the blocks of a range."""
+    name, low, high = read_range(ranges[0])
+    if len(ranges) > 1 or name != "layer" or not (low.is_integer() and high.is_integer()):
+        raise InputError(f"--range {', '.join(ranges)}: layer=LOW:HIGH, in whole numbers.")
+    return tuple(range(int(low), int(high) + 1))
 
 
 def _show(scores: LayerScores, console: Console, *, text: bool) -> None:
@@ -161,12 +167,12 @@ def _show(scores: LayerScores, console: Console, *, text: bool) -> None:
 
     width = min(_ANSWER_WIDTH, max(_LEAST_ANSWER, console.width - _OTHER_COLUMNS))
     rows, recommended = [], scores.recommended
-    answers = {"none": scores.unmodified, **{str(one.layer): one.answers for one in scores.layers}}
+    answers: dict[object, Answers] = {"none": scores.unmodified}
+    answers |= {one.layer: one.answers for one in scores.layers}
     for name, one in answers.items():
-        mark = "recommended" if name in map(str, recommended) else ""
+        mark = "best" if name == scores.best else "recommended" if name in recommended else ""
         numbers = (f"{value:.3f}" for value in (one.s1, one.s2, one.score))
         example = (" ".join(one.texts[0].split())[:width],) if text else ()
-        mark = "best" if name == str(scores.best) else mark
         rows.append((name, *numbers, f"{one.unfinished}/{len(one.texts)}", mark, *example))
     columns = ("layer", "s1", "s2", "s1-s2", "unfinished", "", *(("an answer",) if text else ()))
     say(
@@ -181,14 +187,14 @@ def _show(scores: LayerScores, console: Console, *, text: bool) -> None:
         "best layer's gain over the base model); a search takes them with --layer-prior and the "
         "file of --json",
     )
-    best = answers[str(scores.best)]
+    best = answers[scores.best]
     if best.score <= scores.unmodified.score:
-        console.print("No layer moves the answers: try a larger --fix coefficient.", style="yellow")
+        warn(console, "no layer moves the answers: try a larger --fix coefficient.")
     elif best.unfinished * 2 > len(best.texts):
-        console.print(
-            "Most answers at the best layer do not end: the vector is added too strongly for the "
+        warn(
+            console,
+            "most answers at the best layer do not end: the vector is added too strongly for the "
             "curve to tell layers apart; try a smaller --fix coefficient.",
-            style="yellow",
         )
 
 
@@ -199,30 +205,6 @@ def _draw(prior: LayerPrior, plot: Path) -> None:
     edges = ", ".join(prior.forget_edges)
     title = f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}"
     draw_layers(LayerCurve.read(prior.model_dump()), plot, title=title)
-
-
-def _check_picture(file: Path) -> None:
-    from lunar_tune.report.pictures.figure import PICTURE_SUFFIXES  # loads matplotlib
-
-    if file.suffix.lower() not in PICTURE_SUFFIXES:
-        raise InputError(f"--save {file}: a name that ends in {' or '.join(PICTURE_SUFFIXES)}.")
-
-
-def _coefficient(fix: tuple[str, ...]) -> float:
-    """Return the coefficient that is fixed, which is all that may be."""
-    fixed = read_assignments(fix)
-    value = fixed.pop("coefficient", 2.0)
-    if fixed or isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"--fix {', '.join(fix)}: coefficient=NUMBER is all that is fixed here.")
-    return float(value)
-
-
-def _layers(ranges: Sequence[str]) -> tuple[int, ...]:
-    """Return the blocks of a range."""
-    name, low, high = read_range(ranges[0])
-    if len(ranges) > 1 or name != "layer" or not (low.is_integer() and high.is_integer()):
-        raise InputError(f"--range {', '.join(ranges)}: layer=LOW:HIGH, in whole numbers.")
-    return tuple(range(int(low), int(high) + 1))
 
 
 COMMAND = Command(layers, LayersOptions)

@@ -79,7 +79,7 @@ def place(runs: Path) -> list[str]:
     return ["--output", str(runs), "--max-new-tokens", "6"]
 
 
-def test_questions_are_answered_in_one_table_and_written_as_json(runs: Path) -> None:
+def test_questions_are_answered_and_written_as_json(runs: Path) -> None:
     file = runs.parent / "answers.json"
     markup = "Is [bold]this[/bold] :smile: text?"
     result = invoke("one", KNOWN, markup, *place(runs), "--json", str(file))
