@@ -35,7 +35,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.commands import reporting_errors
+from lunar_tune.cli.running import reporting_errors
 from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.config.search_config import RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import InputError, TrialError

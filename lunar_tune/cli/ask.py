@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lunar_tune.cli.commands import SUBJECT, Command, Reused, TrialOptions, say
-from lunar_tune.config.fields import check_values, option, same_option
+from lunar_tune.cli.commands import SUBJECT, Command, Reused, TrialOptions
+from lunar_tune.cli.running import say
+from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.files import check_writable_file, write_json
+from lunar_tune.files import write_json
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class AskOptions(TrialOptions):
     json: Path | None = same_option(Reused, "json", help="Write questions and answers as JSON.")
 
 
-def ask(options: AskOptions) -> None:
+def ask(options: AskOptions, problems: Problems) -> None:
     """Ask the base model and the unlearned model the same questions.
 
     The setting of the search's best trial, or of any other, is fitted once; then both models answer
@@ -60,13 +61,10 @@ def ask(options: AskOptions) -> None:
     from lunar_tune.search.data_check import assemble_again
     from lunar_tune.trial.asking import check_questions
 
-    console, problems = options.console(), Problems()
+    console = options.console()
     answered = Console(emoji=False)  # also when quiet: answers are what was asked for
-    check_values(options, problems)
     with problems.collect():
         check_questions(options.questions)
-    with problems.collect():
-        check_writable_file(options.json, "--json")
     with problems.collect():
         results = load_search(options.search, runs=options.output)
         with problems.collect():

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import OUTPUT, Command, CommonOptions, Reused, plain_table, say
+from lunar_tune.cli.commands import OUTPUT, Command, CommonOptions, Reused
+from lunar_tune.cli.running import plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.engine.cache import ActivationCache, EntryInfo
-from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.files import check_writable_file, write_json
+from lunar_tune.errors import InputError, LunarTuneError, Problems
+from lunar_tune.files import write_json
 from lunar_tune.models.memory import GIB
 
 _ABOUT = ("model", "kind", "dtype", "rows")
@@ -35,7 +36,7 @@ class CacheOptions(CommonOptions):
     json: Path | None = same_option(Reused, "json", help="Write the entries as JSON.")
 
 
-def cache(options: CacheOptions) -> None:
+def cache(options: CacheOptions, problems: Problems) -> None:
     """Show what is kept on disk of models' activations, or remove it.
 
     Searches and single runs keep what the base model computes on its prompts, and later ones
@@ -48,7 +49,7 @@ def cache(options: CacheOptions) -> None:
     """
     if options.remove is not None and options.json is not None:
         raise InputError("--remove and --json: one at a time, in a command each.")
-    check_writable_file(options.json, "--json")
+    problems.raise_if_any()
     kept, console = ActivationCache(), options.console()
     if options.json is not None:
         write_json(options.json, [_document(entry) for entry in kept.entries()])

@@ -7,29 +7,20 @@ command line and writes the help.
 from __future__ import annotations
 
 import inspect
-import io
-import logging
-import os
-import signal
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Group, Parameter
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from lunar_tune import __version__
+from lunar_tune.cli.running import reporting_errors
 from lunar_tune.config.fields import (
     Option,
+    check_values,
     flag_of,
     from_document,
     option,
@@ -39,29 +30,20 @@ from lunar_tune.config.fields import (
 )
 from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL
 from lunar_tune.config.search_config import PLACE, SEARCH, SearchConfig
-from lunar_tune.errors import InputError, LunarTuneError, Problems
-from lunar_tune.secrets import without_secrets
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.files import check_writable_file
 
 __all__ = [
     "Command",
     "CommonOptions",
     "Reused",
     "TrialOptions",
-    "interrupted_once",
-    "plain_table",
-    "reporting_errors",
-    "say",
-    "score_table",
-    "warn",
 ]
 
 SUBJECT, OUTPUT = "Subject", "Output"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
 """Headings of the help, in their order; the first is of what a command is about."""
 HELP_ALL = "--help-all"
-EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
-_LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files
-_PATIENCE = 4  # presses of Ctrl-C after which an ending that takes too long is given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +71,9 @@ class CommonOptions:
 class Reused:
     """What several commands take, each with a help of its own (`same_option`)."""
 
-    json: Path | None = option(None, "Write JSON.", OUTPUT, metavar="FILE", common=True)
+    json: Path | None = option(
+        None, "Write JSON.", OUTPUT, metavar="FILE", common=True, written=True
+    )
     save: Path | None = option(None, "Write files.", OUTPUT, metavar="DIR", common=True)
     dry_run: bool = option(
         False,
@@ -121,16 +105,16 @@ class Command:
     """A command by name.
 
     Args:
-        run: Takes an instance of `options` and returns the exit code, None for 0. Its name is the
-            command's, its docstring the help.
+        run: Takes an instance of `options` and what is known to be wrong with it, and returns the
+            exit code, None for 0. Its name is the command's, its docstring the help.
         options: A dataclass that extends `CommonOptions`.
     """
 
-    run: Callable[[Any], int | None]
+    run: Callable[[Any, Problems], int | None]
     options: type[Any]
 
-    def app(self, shown: Literal["common", "all"] | None = None) -> App:
-        """Return the command line, where help is asked for with the options that it shows."""
+    def app(self, shown: str | None = None) -> App:
+        """Return the command line; `shown`, if help is asked for, is common or all."""
         app = App(
             name=f"lunar-tune {self.run.__name__}",
             help=inspect.getdoc(self.run),
@@ -147,12 +131,10 @@ class Command:
         """Run the command and return its exit code."""
         given = ["--help" if one == HELP_ALL else one for one in arguments]
         with reporting_errors(debug="--debug" in given):
-            if not {"--help", "-h"}.isdisjoint(given):
-                app = self.app("all" if HELP_ALL in arguments else "common")
-            else:
-                app = self.app()
+            is_help = not {"--help", "-h"}.isdisjoint(given)
+            shown = "all" if HELP_ALL in arguments else "common"
             try:
-                values = app(
+                values = self.app(shown if is_help else None)(
                     given, exit_on_error=False, print_error=False, result_action="return_value"
                 )
             except cyclopts.CycloptsError as error:
@@ -167,11 +149,17 @@ class Command:
                 values = {**stated, **values}
             problems = Problems()
             for name, said in options_of(self.options).items():
-                if name not in values and self._default(name) is MISSING:
+                if name not in values and not hasattr(self.options, name):
                     written = name.upper() if said.positional else flag_of(name)
                     problems.add(f"{written} is needed: {said.help}")
             problems.raise_if_any()
-            return self.run(self.options(**values, given=origins)) or 0
+            options = self.options(**values, given=origins)
+            check_values(options, problems)
+            for name, said in options_of(self.options).items():
+                if said.written:
+                    with problems.collect():
+                        check_writable_file(getattr(options, name), flag_of(name))
+            return self.run(options, problems) or 0
 
     def _from_file(self, file: Path) -> dict[str, Any]:
         from lunar_tune.yaml_files import read_yaml
@@ -209,11 +197,12 @@ class Command:
     def _parameter(
         self, name: str, said: Option, kind: Any, shown: str | None
     ) -> inspect.Parameter:
-        default, off = self._default(name), f"--no-{name.replace('_', '-')}"
+        default = getattr(self.options, name, None)
+        off = f"--no-{flag_of(name).removeprefix('--')}"
         # In the help a switch has one form, the one that changes something.
         flag = off if shown and default is True else flag_of(name)
         text = ", ".join(default) if isinstance(default, tuple) else str(default)
-        has_text = default not in (None, (), False, True, MISSING)
+        has_text = default not in (None, (), False, True)
         several = "tuple" in str(kind)
         metavar = f"{said.metavar} …" if several and not said.commas else said.metavar
         parameter = Parameter(
@@ -237,107 +226,3 @@ class Command:
             default=None,
             annotation=Annotated[kind | None, parameter],
         )
-
-    def _default(self, name: str) -> Any:
-        return self.options.__dataclass_fields__[name].default
-
-
-def say(console: Console, text: str) -> None:
-    """Print a line as it stands, however long it is."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def warn(console: Console, text: str) -> None:
-    """Print a warning."""
-    console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
-
-
-def plain_table(
-    columns: Sequence[str],
-    rows: Iterable[Iterable[object]],
-    *,
-    left: Collection[str] = ("",),
-    folded: Collection[str] = (),
-) -> Table:
-    """Return a table without lines, its texts shown as they stand.
-
-    Columns named in `left` hold texts, as do those in `folded`, which may be folded on a narrow
-    screen; all others hold numbers.
-    """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        is_text = column in left or column in folded
-        table.add_column(
-            column,
-            justify="left" if is_text else "right",
-            overflow="fold",
-            no_wrap=column not in folded,
-        )
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    return table
-
-
-def score_table(rows: Mapping[str, Sequence[str]]) -> Table:
-    """Return the headline scores of several models as a table."""
-    columns = ("", "forget", "retain", "factual", "deviation score")
-    return plain_table(columns, ((who, *cells) for who, cells in rows.items()))
-
-
-@contextmanager
-def reporting_errors(*, debug: bool) -> Iterator[None]:
-    """Inside, an error ends the program with one message and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        with interrupted_once():
-            yield
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
-        console = Console(stderr=True, emoji=False)
-        if isinstance(error, KeyboardInterrupt):
-            console.print("interrupted")
-            sys.exit(EXIT_INTERRUPTED)
-        if isinstance(error, LunarTuneError):
-            console.print("[bold red]error:[/bold red]", end=" ")
-            say(console, without_secrets(str(error)))
-            sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
-        console.print("[bold red]unexpected error:[/bold red]", end=" ")
-        first = without_secrets(next(iter(str(error).splitlines()), ""))[:_LONGEST]
-        where = "" if debug else "run the command again with --debug to see where; "
-        advice = f"({where}if it is a mistake of the program, please report that)"
-        say(console, f"{type(error).__name__}: {first} {advice}")
-        sys.exit(EXIT_FAILED)
-
-
-@contextmanager
-def interrupted_once() -> Iterator[None]:
-    """Inside, the first Ctrl-C interrupts, and the next ones do not disturb what ends then.
-
-    What has begun is put back, written and closed: files, tracked runs, Ray's processes. The fourth
-    press gives up even that.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    here = threading.current_thread() is threading.main_thread()
-    if not here or before is not signal.default_int_handler:
-        yield  # somebody else has decided what an interruption does, or that it does nothing
-        return
-    presses = 0
-
-    def interrupted(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal presses
-        presses += 1
-        if presses in {1, _PATIENCE}:
-            raise KeyboardInterrupt
-        if presses < _PATIENCE:
-            more = _PATIENCE - presses
-            os.write(2, f"ending; {more} more to end at once, whatever is left open\n".encode())
-
-    signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, say
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
+from lunar_tune.cli.running import say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.files import check_writable_file
 from lunar_tune.secrets import without_login, without_password
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class CompareOptions(CommonOptions):
         "save",
         help="Write one page of HTML to this file instead, and start nothing.",
         metavar="FILE",
+        written=True,
     )
     tracking_uri: str | None = same_option(
         SearchConfig,
@@ -52,7 +53,7 @@ class CompareOptions(CommonOptions):
     )
 
 
-def compare(options: CompareOptions) -> None:
+def compare(options: CompareOptions, problems: Problems) -> None:
     """Compare the trials of searches in MLflow's UI, or in one page of HTML.
 
     `lunar-tune compare`
@@ -65,7 +66,7 @@ def compare(options: CompareOptions) -> None:
     from lunar_tune.report.results import load_search
     from lunar_tune.study.folder import searches_in
 
-    console, problems, results, uri = options.console(), Problems(), [], ""
+    console, results, uri = options.console(), [], ""
     # Without names, the search that was written to last.
     searches = options.search or [str(one.path) for one in searches_in(options.output)[:1]]
     if not searches:
@@ -76,8 +77,6 @@ def compare(options: CompareOptions) -> None:
     for search in searches:
         with problems.collect():
             results.append(load_search(search, runs=options.output))
-    with problems.collect():
-        check_writable_file(options.save, "--save")
     if options.save is None:
         uri = _store(results, options.tracking_uri, problems)
     problems.raise_if_any()

@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.commands import Command, CommonOptions, Reused, plain_table, say
+from lunar_tune.cli.commands import Command, CommonOptions, Reused
+from lunar_tune.cli.running import plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import DATA, RunOptions
 from lunar_tune.data.bundled import BUNDLED, resolve_data
@@ -19,8 +20,8 @@ from lunar_tune.data.groups import read_groups
 from lunar_tune.data.published import PUBLISHED, DataKind
 from lunar_tune.data.readers import holds_prompts, read_prompts, read_records
 from lunar_tune.data.splits import edges_of
-from lunar_tune.errors import InputError, ModelError
-from lunar_tune.files import check_writable_file, write_json
+from lunar_tune.errors import InputError, ModelError, Problems
+from lunar_tune.files import write_json
 from lunar_tune.metrics.rouge import tokenize_words
 
 _DEFAULT_EDGE = "A_B"
@@ -47,7 +48,7 @@ class DescribeOptions(CommonOptions):
     json: Path | None = same_option(Reused, "json", help="Write the whole card as JSON.")
 
 
-def describe(options: DescribeOptions) -> None:
+def describe(options: DescribeOptions, problems: Problems) -> None:
     """Show what a data set holds and whether it is fit for unlearning.
 
     `lunar-tune describe mini`
@@ -57,7 +58,7 @@ def describe(options: DescribeOptions) -> None:
     For each edge to forget it says how much of it also stands in what is to be kept: an answer
     that is right elsewhere as well cannot be seen to be forgotten.
     """
-    check_writable_file(options.json, "--json")
+    problems.raise_if_any()
     path = resolve_data(options.data, kind=_kind(options.data))
     count = _token_counter(options.model) if options.model is not None else None
     card, console = _card(path, options, count), options.console()

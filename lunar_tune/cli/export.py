@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions, say, score_table
+from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions
+from lunar_tune.cli.running import say, score_table
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError, Problems
-from lunar_tune.files import check_writable_file, write_json
+from lunar_tune.files import write_json
 
 if TYPE_CHECKING:
     from lunar_tune.export.export_job import Exported, ExportJob
@@ -50,7 +51,7 @@ class ExportOptions(TrialOptions):
     )
 
 
-def export(options: ExportOptions) -> None:
+def export(options: ExportOptions, problems: Problems) -> None:
     """Write a search's winner as files that load without lunar-tune, and prove it.
 
     A search keeps no weights: its trial runs again, with the search's seed. What was written is
@@ -64,7 +65,7 @@ def export(options: ExportOptions) -> None:
     from lunar_tune.tracking.registering import register_model
 
     console = options.console()
-    results, job = _checked(options)
+    results, job = _checked(options, problems)
     with build_progress(console) as bar:
         exported = run_export(
             job,
@@ -90,17 +91,15 @@ def export(options: ExportOptions) -> None:
         say(console, f"registered as {options.register}, version {version}")
 
 
-def _checked(options: ExportOptions) -> tuple[SearchResults, ExportJob]:
+def _checked(options: ExportOptions, problems: Problems) -> tuple[SearchResults, ExportJob]:
     """Return the search and what is to be exported, or say everything that is wrong."""
     from lunar_tune.export.export_job import check_form
     from lunar_tune.report.results import load_search
     from lunar_tune.search.data_check import assemble_again
     from lunar_tune.tracking.registering import check_registrable
 
-    problems, spec = Problems(), None
+    spec = None
     form, rank = _form(options.format)
-    with problems.collect():
-        check_writable_file(options.json, "--json")
     with problems.collect():
         results = load_search(options.search, runs=options.output)
         if options.register is not None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions, plain_table, say
+from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions
+from lunar_tune.cli.running import plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.fetching import Servers, state_of
@@ -26,15 +27,11 @@ class FetchOptions(CommonOptions):
         (), "Data sets to fetch; without one, shows what there is.", SUBJECT, positional=True
     )
     force: bool = same_option(
-        SearchConfig,
-        "force",
-        help="Fetch again what is there already.",
-        group=OUTPUT,
-        common=True,
+        SearchConfig, "force", help="Fetch again what is there already.", group=OUTPUT, common=True
     )
 
 
-def fetch(options: FetchOptions) -> None:
+def fetch(options: FetchOptions, problems: Problems) -> None:
     """Fetch published data sets, to be used by name: `--data tofu`.
 
     `lunar-tune fetch` shows what there is, with licences.
@@ -45,7 +42,7 @@ def fetch(options: FetchOptions) -> None:
     comes from one commit of its repository and must hold the rows that are known of it; its
     checksum must be the known one or, where none is known, the one of the first fetch.
     """
-    console, folder, problems = options.console(), data_dir(), Problems()
+    console, folder = options.console(), data_dir()
     if not options.data:
         _show(console, folder)
     wanted = {}

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import Command, CommonOptions, Reused, plain_table, say, warn
-from lunar_tune.config.fields import check_values, same_option, shared_options
+from lunar_tune.cli.commands import Command, CommonOptions, Reused
+from lunar_tune.cli.running import plain_table, say, warn
+from lunar_tune.config.fields import same_option, shared_options
 from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments
 from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import Problems
@@ -21,8 +22,6 @@ from lunar_tune.report.progress_bars import build_progress, epochs_shown
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
     from lunar_tune.finetuning.finetune_job import FinetuneJob
-
-__all__ = ["COMMAND", "FinetuneOptions"]
 
 # Most of what the model cannot know should be declined: LUNAR redirects to where it declines.
 LEAST_REFUSED = 0.5
@@ -58,7 +57,7 @@ class FinetuneOptions(ModelOptions, CommonOptions):
     )
 
 
-def finetune(options: FinetuneOptions) -> int:
+def finetune(options: FinetuneOptions, problems: Problems) -> int:
     """Fine-tune a model on the data of which it will forget a part.
 
     A search is in vain on a model that does not know its data.
@@ -83,8 +82,7 @@ def finetune(options: FinetuneOptions) -> int:
     from lunar_tune.trial.assemble import materialise_model
     from lunar_tune.trial.learning import assemble_finetuning
 
-    console, problems, settings = options.console(), Problems(), FinetuneSettings()
-    check_values(options, problems)
+    console, settings = options.console(), FinetuneSettings()
     with problems.collect():
         settings = read_settings(read_assignments(options.fix))
     with problems.collect():

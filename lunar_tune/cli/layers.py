@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import Command, CommonOptions, Reused, plain_table, say, warn
-from lunar_tune.config.fields import check_values, same_option, shared_options
+from lunar_tune.cli.commands import Command, CommonOptions, Reused
+from lunar_tune.cli.running import plain_table, say, warn
+from lunar_tune.config.fields import same_option, shared_options
 from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments, read_range
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.files import check_writable_file, write_atomically
+from lunar_tune.files import write_atomically
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ class LayersOptions(ModelOptions, CommonOptions):
     cache_limit: float | None = same_option(RunOptions, "cache_limit")
     json: Path | None = same_option(Reused, "json", help="Write the scores, for a search's prior.")
     save: Path | None = same_option(
-        Reused, "save", help="Draw the curve, as .png or .svg.", metavar="FILE"
+        Reused, "save", help="Draw the curve, as .png or .svg.", metavar="FILE", written=True
     )
 
 
-def layers(options: LayersOptions) -> None:
+def layers(options: LayersOptions, problems: Problems) -> None:
     """Choose layers as LUNAR's paper does, without training.
 
     After each block in turn the unlearning vector is added while the questions to forget are
@@ -81,7 +82,7 @@ def layers(options: LayersOptions) -> None:
     from lunar_tune.trial.worker import Worker
 
     console, embedder = options.console(), None
-    spec, coefficient, chosen = _checked(options)
+    spec, coefficient, chosen = _checked(options, problems)
     if spec.embedding_model is not None:  # before the large model is loaded
         embedder = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
     with build_progress(console) as bar:
@@ -106,18 +107,17 @@ def layers(options: LayersOptions) -> None:
         say(console, f"picture written to {options.save}")
 
 
-def _checked(options: LayersOptions) -> tuple[TrialSpec, float, tuple[int, ...] | None]:
+def _checked(
+    options: LayersOptions, problems: Problems
+) -> tuple[TrialSpec, float, tuple[int, ...] | None]:
     """Return the spec, the coefficient and the layers, or say everything that is wrong."""
     from lunar_tune.models.layout import check_layers
     from lunar_tune.trial.assemble import assemble, known_depth
     from lunar_tune.trial.layer_scores import check_coefficient
 
-    problems, chosen = Problems(), None
+    chosen = None
     # Nothing is fitted and nothing is scored by ROUGE: all else is left at its default.
     run = shared_options(options, RunOptions, without={"evaluation_rows", "fix"})
-    check_values(options, problems)
-    with problems.collect():
-        check_writable_file(options.json, "--json")
     with problems.collect():
         _check_picture(options.save)
     with problems.collect():
@@ -139,7 +139,6 @@ def _check_picture(file: Path | None) -> None:
         return
     from lunar_tune.report.pictures.figure import PICTURE_SUFFIXES  # loads matplotlib
 
-    check_writable_file(file, "--save")
     if file.suffix.lower() not in PICTURE_SUFFIXES:
         raise InputError(f"--save {file}: a name that ends in {' or '.join(PICTURE_SUFFIXES)}.")
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import EXIT_INPUT, HELP_ALL, Command
+from lunar_tune.cli.commands import HELP_ALL, Command
+from lunar_tune.cli.running import EXIT_INPUT
 from lunar_tune.errors import suggestion
 
 __all__ = ["COMMANDS", "command_of", "main", "run"]

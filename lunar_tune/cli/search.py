@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from lunar_tune.cli.commands import Command, CommonOptions, Reused, say
+from lunar_tune.cli.commands import Command, CommonOptions, Reused
+from lunar_tune.cli.running import warn
 from lunar_tune.config.fields import flag_of, options_of, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.secrets import without_password
-
-__all__ = ["COMMAND", "SearchOptions", "options_again"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +20,7 @@ class SearchOptions(SearchConfig, CommonOptions):
     dry_run: bool = same_option(Reused, "dry_run")
 
 
-def search(options: SearchOptions) -> int:
+def search(options: SearchOptions, problems: Problems) -> int:
     """Search for the setting that forgets most while the model keeps the rest.
 
     A trial is one complete unlearning run: `lunar-tune search --model tiny`
@@ -36,7 +35,7 @@ def search(options: SearchOptions) -> int:
     from lunar_tune.search.run import run_search, show_finished
     from lunar_tune.study.folder import Folder
 
-    problems, console, given = Problems(), options.console(), dict(options.given)
+    console, given = options.console(), dict(options.given)
     config: SearchConfig = options
     if options.resume is not None:
         anew = {name: getattr(options, name) for name in options.given}
@@ -46,7 +45,7 @@ def search(options: SearchOptions) -> int:
     if config.resume is not None:
         folder = Folder((config.output / str(config.name)).resolve())
         if (warning := check_unchanged(plan, folder)) is not None:
-            say(console, f"warning: {warning}")
+            warn(console, warning)
         elsewhere = "tracking_uri" in options.given
         if not options.dry_run and not elsewhere and is_finished(folder, config.num_trials):
             return show_finished(folder, console)
@@ -69,8 +68,7 @@ def options_again(config: SearchConfig, given: Collection[str]) -> tuple[str, ..
     arguments: list[str] = []
     for name, said in options_of(SearchConfig).items():
         value, flag = getattr(config, name), flag_of(name)
-        default = SearchConfig.__dataclass_fields__[name].default
-        if not said.stored or name not in given or value in (None, default):
+        if not said.stored or name not in given or value in (None, getattr(SearchConfig, name)):
             continue
         if isinstance(value, bool):
             arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")

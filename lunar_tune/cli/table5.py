@@ -11,8 +11,6 @@ from lunar_tune.config.run_options import TINY
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems
 
-__all__ = ["COMMAND", "PAPER_METHODS", "TableOptions"]
-
 PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
 """The methods of the paper's Table 5."""
 
@@ -75,7 +73,7 @@ class TableOptions(SearchConfig, CommonOptions):
     start_from: tuple[str, ...] = ()
 
 
-def table5(options: TableOptions) -> int:
+def table5(options: TableOptions, problems: Problems) -> int:
     """Tune every method on every model and data set, and write a table of what they reach.
 
     Each cell is a search of its own, with its folder and its MLflow runs under the output. Cells
@@ -91,7 +89,7 @@ def table5(options: TableOptions) -> int:
     from lunar_tune.search.table5.table_cells import cells_of, check_fixed
     from lunar_tune.search.table5.table_run import TableRun
 
-    problems, console = Problems(), options.console()
+    console = options.console()
     models = _listed("--model", options.model, problems)
     data = _listed("--data", options.data, problems)
     methods = _listed("--method", options.method, problems)

@@ -9,27 +9,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import (
-    SUBJECT,
-    Command,
-    CommonOptions,
-    Reused,
-    plain_table,
-    say,
-    score_table,
-)
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
+from lunar_tune.cli.running import plain_table, say, score_table
 from lunar_tune.config.fields import option, options_of, same_option, shared_options
 from lunar_tune.config.run_options import RunOptions, read_assignments
 from lunar_tune.errors import Problems
-from lunar_tune.files import check_writable_file, write_json
+from lunar_tune.files import write_json
 from lunar_tune.metrics.names import METRICS
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 from lunar_tune.study.rows import score_cells
 
 if TYPE_CHECKING:
     from lunar_tune.trial.single import SingleRun
-
-__all__ = ["COMMAND", "UnlearnOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +48,7 @@ class UnlearnOptions(RunOptions, CommonOptions):
     )
 
 
-def unlearn(options: UnlearnOptions) -> None:
+def unlearn(options: UnlearnOptions, problems: Problems) -> None:
     """Unlearn once, with one setting, and say what was forgotten and what was kept.
 
     `lunar-tune unlearn layer=1 coefficient=2 learning_rate=0.003 --model tiny`
@@ -72,7 +63,7 @@ def unlearn(options: UnlearnOptions) -> None:
     from lunar_tune.trial.assemble import assemble, configured
     from lunar_tune.trial.single import unlearn_once
 
-    console, problems = options.console(), Problems()
+    console = options.console()
     run, save_to = shared_options(options, RunOptions), options.save
     if options.published_config is not None:
         run, save_to = _published(options.published_config, options, console)
@@ -81,8 +72,6 @@ def unlearn(options: UnlearnOptions) -> None:
         for name in method.parameters:
             if name not in parameters:
                 problems.add(f"{name}={name.upper()} is needed.")
-    with problems.collect():
-        check_writable_file(options.json, "--json")
     if problems.messages:
         with problems.collect():
             assemble(run)  # to say all that is wrong

@@ -61,6 +61,8 @@ class Option:
     commas: bool = False
     """Whether several values may stand in one text, with commas between."""
     positional: bool = False
+    written: bool = False
+    """Whether it names a file to write."""
     stored: bool = True
     """Whether it is part of what is kept of a search, and of the command that gives it again."""
 

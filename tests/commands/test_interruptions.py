@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from command_lines import start
 
-from lunar_tune.cli.commands import interrupted_once
+from lunar_tune.cli.running import interrupted_once
 
 ENDING = """
 import os, signal, sys
-from lunar_tune.cli.commands import reporting_errors
+from lunar_tune.cli.running import reporting_errors
 with reporting_errors(debug=False):
     try:
         os.kill(os.getpid(), signal.SIGINT)

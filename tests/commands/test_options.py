@@ -21,7 +21,7 @@ from lunar_tune.cli.search import COMMAND, SearchOptions, options_again
 from lunar_tune.config.fields import flag_of, options_of
 from lunar_tune.config.run_options import read_assignments, read_range
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.study.stored_config import configuration_document
 from lunar_tune.yaml_files import write_yaml
 
@@ -81,7 +81,7 @@ def read(*arguments: str) -> tuple[SearchOptions, Mapping[str, str]]:
     """Return what the command is given by arguments, with the origins."""
     seen: list[tuple[SearchOptions, Mapping[str, str]]] = []
 
-    def search(options: SearchOptions) -> None:
+    def search(options: SearchOptions, _: Problems) -> None:
         seen.append((options, options.given))
 
     result = without_ray(Command(search, SearchOptions), *arguments)
