@@ -28,7 +28,7 @@ class InputError(LunarTuneError):
     """What the user asked for cannot be done; the message says what exists and what to do."""
 
     messages: tuple[str, ...] = ()
-    """Each of several mistakes; empty where the error is about one."""
+    """The mistakes, where there are several."""
 
 
 class DataError(InputError):
@@ -62,8 +62,8 @@ class Problems:
         >>> problems = Problems()
         >>> with problems.collect():
         ...     raise InputError("--num-trials 0: at least 1")
-        >>> len(problems.messages)
-        1
+        >>> problems.messages
+        ['--num-trials 0: at least 1']
     """
 
     def __init__(self) -> None:

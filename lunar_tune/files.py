@@ -68,8 +68,8 @@ def cache_dir() -> Path:
     Raises:
         InputError: It cannot be made, or others could put weights and activations into it.
     """
-    moved = os.environ.get(CACHE_VARIABLE)
-    folder = Path(moved).expanduser() if moved else platformdirs.user_cache_path("lunar-tune")
+    own = platformdirs.user_cache_path("lunar-tune")
+    folder = Path(os.environ.get(CACHE_VARIABLE) or own).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -91,24 +91,17 @@ def cache_dir() -> Path:
 
 
 def mistrusted(owner: int, mode: int, user: int) -> str | None:
-    """Say why what lies in a folder may be somebody else's; None if it is the user's own.
-
-    The permissions of its group are a choice that somebody made.
-
-    Args:
-        owner: User id of the folder's owner.
-        mode: Its permissions.
-        user: User id of who asks.
-    """
+    """Say why a folder of an owner and a mode may hold another user's files; None if it may not."""
     if user != 0 and owner not in {user, 0}:  # root is trusted, and reads what it is told to
         return "belongs to another user"
+    # What its group may do is a choice that somebody made.
     return "can be written by every user" if mode & stat.S_IWOTH else None
 
 
 def data_dir() -> Path:
     """Return the user's folder of fetched data (`LUNAR_TUNE_DATA`), which need not exist."""
-    moved = os.environ.get(DATA_VARIABLE)
-    return Path(moved).expanduser() if moved else platformdirs.user_data_path("lunar-tune")
+    own = platformdirs.user_data_path("lunar-tune")
+    return Path(os.environ.get(DATA_VARIABLE) or own).expanduser()
 
 
 def is_file(path: Path) -> bool:
@@ -138,14 +131,12 @@ def check_writable(folder: Path, option: str) -> None:
         raise InputError(f"{option}: {existing} cannot be written.")
 
 
-def check_writable_file(file: Path | None, option: str) -> None:
-    """Check that a file can be written, without making it; None is fine.
+def check_writable_file(file: Path, option: str) -> None:
+    """Check that a file can be written, without making it.
 
     Raises:
         InputError: It is a folder, or its folder cannot be written; the message names the option.
     """
-    if file is None:
-        return
     if file.is_dir():
         raise InputError(f"{option} {file}: is a folder, not a file.")
     check_writable(file.parent, f"{option} {file}")

@@ -73,11 +73,7 @@ def _read_text(path: Path) -> str:
 
 
 def _checked(document: Any) -> dict[str, Any]:
-    """Return the document if it is a mapping of plain values that is not too large.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """Return the document if it is a mapping of plain values that is not too large."""
     if not isinstance(document, dict):
         raise ValueError(f"it is {shown(document)}; write `key: value` lines")
     for number, value in enumerate(_values(document)):
@@ -146,11 +142,11 @@ _SHORT.maxlevel = 2
 def describe_mistakes(
     error: ValidationError, known_keys: Iterable[str], *, place: str = ""
 ) -> list[str]:
-    """Return what pydantic found, a message for each mistake, that starts with the key.
+    """Return what pydantic found in a file's mapping, a message for each mistake.
 
     Args:
-        error: Of the validation of a mapping that stood in a file.
-        known_keys: Which keys there are, for those that are unknown.
+        error: What it found.
+        known_keys: The keys that there are.
         place: Where the mapping stood, as `lunar.adamw`; empty for the top level.
     """
     keys = list(known_keys)

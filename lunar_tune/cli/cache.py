@@ -125,8 +125,8 @@ def _keys(entries: Sequence[EntryInfo]) -> str:
 
 def _document(entry: EntryInfo) -> dict[str, object]:
     used = _used(entry).isoformat(timespec="seconds")
-    own = {"key": entry.key, "files": entry.files, "bytes": entry.bytes, "used": used}
-    return {"key": entry.key, **entry.about, **own}
+    size = {"files": entry.files, "bytes": entry.bytes, "used": used}
+    return {"key": entry.key, **entry.about, **size}
 
 
 def _used(entry: EntryInfo) -> datetime:

@@ -33,12 +33,7 @@ from lunar_tune.config.search_config import PLACE, SEARCH, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
 
-__all__ = [
-    "Command",
-    "CommonOptions",
-    "Reused",
-    "TrialOptions",
-]
+__all__ = ["Command", "CommonOptions", "Reused", "TrialOptions"]
 
 SUBJECT, OUTPUT = "Subject", "Output"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
@@ -156,9 +151,9 @@ class Command:
             options = self.options(**values, given=origins)
             check_values(options, problems)
             for name, said in options_of(self.options).items():
-                if said.written:
+                if said.written and (file := getattr(options, name)) is not None:
                     with problems.collect():
-                        check_writable_file(getattr(options, name), flag_of(name))
+                        check_writable_file(file, flag_of(name))
             return self.run(options, problems) or 0
 
     def _from_file(self, file: Path) -> dict[str, Any]:

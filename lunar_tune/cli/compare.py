@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, TrialOptions
 from lunar_tune.cli.running import say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
@@ -35,9 +35,7 @@ class CompareOptions(CommonOptions):
         SUBJECT,
         positional=True,
     )
-    output: Path = same_option(
-        SearchConfig, "output", help="Where names of searches are looked up."
-    )
+    output: Path = same_option(TrialOptions, "output")
     save: Path | None = same_option(
         Reused,
         "save",

@@ -1,8 +1,4 @@
-"""The command that asks both models: table, prompt, standard input, JSON, mistakes.
-
-Covers: a search of two trials made by hand on a random model, asked in this process.
-Does not cover: what the models say (`tests/trial/test_asking.py`).
-"""
+"""The command that asks both models: answers, prompt, standard input, JSON, mistakes."""
 
 from __future__ import annotations
 
@@ -218,3 +214,12 @@ def test_data_or_weights_that_are_gone_or_changed_are_said(
     document["resolved"]["weights"] = str(runs / "nowhere")
     config.write_text(write_yaml(document))
     assert "nowhere" in refused("one", "Who?", *place(runs))
+
+
+def test_a_sentence_model_of_the_search_is_not_needed_to_ask(runs: Path) -> None:
+    config = runs / "one" / "config.yaml"
+    document = read_yaml(config)
+    document["options"]["embedding_model"] = {"value": "./nowhere", "origin": "command line"}
+    config.write_text(write_yaml(document))
+    result = invoke("one", KNOWN, *place(runs))
+    assert result.exit_code == 0, result.output

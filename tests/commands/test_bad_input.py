@@ -1,9 +1,4 @@
-"""Bad input, a row a mistake: what a user does wrong, and the message that says so.
-
-Covers: commands in this process; every row ends with exit code 2 and one message, without a
-traceback, before anything is written.
-Does not cover: each option's own range (`test_search_command`, `test_unlearn_command`).
-"""
+"""Bad input, a row a mistake: exit code 2 and one message, before anything is written."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The command that shows and empties the cache of activations.
-
-Covers: table, JSON, removal and refusals in this process; that torch stays unloaded, in another.
-Does not cover: the cache itself (`tests/core/test_activation_cache.py`).
-"""
+"""The command that shows and empties the cache of activations: table, JSON, removal, refusals."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Options as a whole: how many there are, help, files of options, options given again.
-
-Does not cover: each option's own range (`test_search_command`, `test_unlearn_command`).
-"""
+"""Options as a whole: how many there are, help, files of options, options given again."""
 
 from __future__ import annotations
 
