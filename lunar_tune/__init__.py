@@ -12,17 +12,6 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = [
-    "LunarSettings",
-    "RunOptions",
-    "SearchResults",
-    "SingleRun",
-    "Worker",
-    "__version__",
-    "load_search",
-    "unlearn_once",
-]
-
 _HOMES = {
     "LunarSettings": "lunar_tune.methods.lunar.lunar_settings",
     "RunOptions": "lunar_tune.config.run_options",
@@ -32,6 +21,7 @@ _HOMES = {
     "load_search": "lunar_tune.report.results",
     "unlearn_once": "lunar_tune.trial.single",
 }
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 they are texts
 
 
 def __getattr__(name: str) -> Any:

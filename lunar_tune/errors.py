@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+import difflib
+from collections.abc import Iterable
 
 __all__ = [
     "DataError",
@@ -14,6 +15,8 @@ __all__ = [
     "Problems",
     "SearchSpaceError",
     "TrialError",
+    "close_name",
+    "suggestion",
 ]
 
 
@@ -25,7 +28,7 @@ class InputError(LunarTuneError):
     """What the user asked for cannot be done; the message says what exists and what to do."""
 
     messages: tuple[str, ...] = ()
-    """Each of several mistakes; empty where the error is about one."""
+    """The mistakes, where there are several."""
 
 
 class DataError(InputError):
@@ -52,28 +55,6 @@ class DivergenceError(TrialError):
     """A loss or a weight became NaN or infinite."""
 
 
-class _Collecting:
-    """The context of `Problems.collect`."""
-
-    def __init__(self, problems: Problems) -> None:
-        self._problems = problems
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        if isinstance(error, InputError):
-            for message in error.messages or (str(error),):
-                self._problems.add(message)
-            return True
-        return False
-
-
 class Problems:
     """Collects everything that is wrong with one input so that it is said in one message.
 
@@ -81,12 +62,11 @@ class Problems:
         >>> problems = Problems()
         >>> with problems.collect():
         ...     raise InputError("--num-trials 0: at least 1")
-        >>> len(problems.messages)
-        1
+        >>> problems.messages
+        ['--num-trials 0: at least 1']
     """
 
     def __init__(self) -> None:
-        """Start with nothing wrong."""
         self.messages: list[str] = []
 
     def add(self, message: str) -> None:
@@ -94,9 +74,19 @@ class Problems:
         if message not in self.messages:
             self.messages.append(message)
 
-    def collect(self) -> _Collecting:
-        """Turn an `InputError` raised inside into a noted mistake and go on after the block."""
-        return _Collecting(self)
+    def collect(self) -> Problems:
+        """Return a context that notes an `InputError` raised inside and goes on after the block."""
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if not isinstance(error, InputError):
+            return False
+        for message in error.messages or (str(error),):
+            self.add(message)
+        return True
 
     def raise_if_any(self, error_class: type[InputError] = InputError) -> None:
         """Raise one error with every noted mistake.
@@ -111,3 +101,15 @@ class Problems:
             error = error_class(f"{len(self.messages)} things are wrong:\n{listed}")
             error.messages = tuple(self.messages)
             raise error
+
+
+def close_name(name: str, existing: Iterable[str]) -> str:
+    """Return ` Did you mean …?` for a name that does not exist, or nothing if none is close."""
+    close = difflib.get_close_matches(name, existing, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def suggestion(name: str, existing: Iterable[str]) -> str:
+    """Return ` Did you mean …? There are: ….` for a name that does not exist."""
+    names = list(existing)
+    return f"{close_name(name, names)} There are: {', '.join(names) or 'none'}."

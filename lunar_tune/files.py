@@ -1,23 +1,160 @@
-"""Writing files so that nobody sees half of one, and reading no more than was meant."""
+"""Where files are, whether they can be written, and writing them so that nobody sees half."""
 
 from __future__ import annotations
 
+import json
 import os
-import tempfile
+import re
+import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["read_beginning", "replacing", "write_atomically"]
+import platformdirs
+
+from lunar_tune.errors import InputError
+
+__all__ = [
+    "cache_dir",
+    "check_writable",
+    "check_writable_file",
+    "data_dir",
+    "datasets_dir",
+    "is_file",
+    "is_folder",
+    "is_plain",
+    "mistrusted",
+    "read_beginning",
+    "replacing",
+    "safe_name",
+    "search_spaces_dir",
+    "shipped_spaces",
+    "write_atomically",
+    "write_json",
+]
+
+CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
+DATA_VARIABLE = "LUNAR_TUNE_DATA"
+LONGEST_PART = 255  # of the usual file systems
+
+
+def _shipped(folder: str) -> Path:
+    """Return a shipped folder: inside an installed wheel, else beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    bundled = package / "_bundled" / folder
+    return bundled if bundled.is_dir() else package.parent / folder
+
+
+def datasets_dir() -> Path:
+    """Return the folder of shipped data."""
+    return _shipped("datasets")
+
+
+def search_spaces_dir() -> Path:
+    """Return the folder of shipped search spaces."""
+    return _shipped("search_spaces")
+
+
+def shipped_spaces() -> tuple[str, ...]:
+    """Return the names of the shipped search spaces."""
+    return tuple(sorted(path.stem for path in search_spaces_dir().glob("*.yaml")))
+
+
+def cache_dir() -> Path:
+    """Return the user's cache folder (`LUNAR_TUNE_CACHE`), made if missing, private to its owner.
+
+    Raises:
+        InputError: It cannot be made, or others could put weights and activations into it.
+    """
+    own = platformdirs.user_cache_path("lunar-tune")
+    folder = Path(os.environ.get(CACHE_VARIABLE) or own).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InputError(
+            f"The cache folder {folder} cannot be made: {error.strerror}. Set {CACHE_VARIABLE} to "
+            "a folder that you can write."
+        ) from error
+    status = folder.stat()
+    user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
+    if (problem := mistrusted(status.st_uid, status.st_mode, user)) is not None:
+        raise InputError(
+            f"The cache folder {folder} {problem}, who could replace the models and activations in "
+            f"it. Set {CACHE_VARIABLE} to a folder of your own, or take the right away (chmod o-w)."
+        )
+    if status.st_mode & 0o077:  # what was made otherwise, or by hand
+        with suppress(OSError):
+            folder.chmod(0o700)
+    return folder
+
+
+def mistrusted(owner: int, mode: int, user: int) -> str | None:
+    """Say why a folder of an owner and a mode may hold another user's files; None if it may not."""
+    if user != 0 and owner not in {user, 0}:  # root is trusted, and reads what it is told to
+        return "belongs to another user"
+    # What its group may do is a choice that somebody made.
+    return "can be written by every user" if mode & stat.S_IWOTH else None
+
+
+def data_dir() -> Path:
+    """Return the user's folder of fetched data (`LUNAR_TUNE_DATA`), which need not exist."""
+    own = platformdirs.user_data_path("lunar-tune")
+    return Path(os.environ.get(DATA_VARIABLE) or own).expanduser()
+
+
+def is_file(path: Path) -> bool:
+    """Say whether there is a file; a path that no system takes, too long say, is none."""
+    return os.path.isfile(path)  # noqa: PTH113  # pathlib raises for these
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether there is a folder; a path that no system takes, too long say, is none."""
+    return os.path.isdir(path)  # noqa: PTH112  # pathlib raises for these
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Check that a folder can be made, or written into if it exists, without making it.
+
+    Raises:
+        InputError: It cannot; the message names the option.
+    """
+    existing = folder.resolve()
+    if any(len(os.fsencode(part)) > LONGEST_PART for part in existing.parts):
+        raise InputError(f"{option}: a name in it is longer than {LONGEST_PART} bytes.")
+    while not (is_folder(existing) or is_file(existing)) and existing != existing.parent:
+        existing = existing.parent
+    if not is_folder(existing):
+        raise InputError(f"{option}: {existing} is a file, not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: {existing} cannot be written.")
+
+
+def check_writable_file(file: Path, option: str) -> None:
+    """Check that a file can be written, without making it.
+
+    Raises:
+        InputError: It is a folder, or its folder cannot be written; the message names the option.
+    """
+    if file.is_dir():
+        raise InputError(f"{option} {file}: is a folder, not a file.")
+    check_writable(file.parent, f"{option} {file}")
+
+
+def is_plain(name: str) -> bool:
+    """Say whether a name is one plain part of a path."""
+    return Path(name).name == name and name not in {"", ".", ".."}
+
+
+def safe_name(text: str) -> str:
+    """Return text as one file-name component that cannot leave its folder."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")
+    return name or "unnamed"
 
 
 def read_beginning(path: Path, most: int) -> bytes:
-    """Return a file's first bytes; a device or a pipe has no size to be asked for, nor an end.
-
-    Args:
-        path: The file.
-        most: How many bytes at most.
-    """
+    """Return at most so many bytes of a file, since a device or a pipe has no size and no end."""
     with path.open("rb") as file:
         return file.read(most)
 
@@ -26,26 +163,23 @@ def read_beginning(path: Path, most: int) -> bytes:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; it takes the place of `path` if nothing is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write bytes."""
+    """Write a file of which nobody sees half, not even after a crash."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def write_json(path: Path, document: Any) -> None:
+    """Write plain values as indented JSON, with `write_atomically`."""
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode(errors="surrogatepass"))

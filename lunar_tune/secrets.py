@@ -26,8 +26,8 @@ def without_secrets(text: str, environment: Mapping[str, str] | None = None) -> 
     """Return text without passwords in addresses and without values of secret variables.
 
     Args:
-        text: Any.
-        environment: Where secrets are looked up by their variables' names; None is this process's.
+        text: Any text.
+        environment: Variables that may hold secrets; None is this process's.
     """
     for name, value in (os.environ if environment is None else environment).items():
         if len(value) >= _LEAST_SECRET and _SECRET_NAME.search(name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 import reprlib
@@ -18,10 +17,10 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, suggestion
 from lunar_tune.files import read_beginning
 
-__all__ = ["describe_mistakes", "read_yaml", "shown", "suggestion", "write_yaml"]
+__all__ = ["describe_mistakes", "read_yaml", "shown", "write_yaml"]
 
 MAX_BYTES: Final = 1_000_000  # settings that people write; the parser is slow
 MAX_DEPTH: Final = 50  # the parser takes seconds for hundreds of levels
@@ -74,11 +73,7 @@ def _read_text(path: Path) -> str:
 
 
 def _checked(document: Any) -> dict[str, Any]:
-    """Return the document if it is a mapping of plain values that is not too large.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """Return the document if it is a mapping of plain values that is not too large."""
     if not isinstance(document, dict):
         raise ValueError(f"it is {shown(document)}; write `key: value` lines")
     for number, value in enumerate(_values(document)):
@@ -144,22 +139,14 @@ _SHORT.maxstring = _SHORT.maxlong = 60
 _SHORT.maxlevel = 2
 
 
-def suggestion(name: str, existing: Iterable[str]) -> str:
-    """Return ` Did you mean …? There are: ….` for a name that does not exist."""
-    names = list(existing)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{hint} There are: {', '.join(names) or 'none'}."
-
-
 def describe_mistakes(
     error: ValidationError, known_keys: Iterable[str], *, place: str = ""
 ) -> list[str]:
-    """Return what pydantic found, a message for each mistake, that starts with the key.
+    """Return what pydantic found in a file's mapping, a message for each mistake.
 
     Args:
-        error: Of the validation of a mapping that stood in a file.
-        known_keys: Which keys there are, for those that are unknown.
+        error: What it found.
+        known_keys: The keys that there are.
         place: Where the mapping stood, as `lunar.adamw`; empty for the top level.
     """
     keys = list(known_keys)

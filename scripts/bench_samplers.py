@@ -39,7 +39,7 @@ from lunar_tune.cli.running import reporting_errors
 from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.config.search_config import RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.paths import cache_dir, safe_name
+from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 from lunar_tune.search.samplers import SAMPLERS
 from lunar_tune.search.space.space import (

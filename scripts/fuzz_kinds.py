@@ -22,11 +22,11 @@ from lunar_tune.data.fetching import lock_file, read_lock
 from lunar_tune.data.groups import read_groups
 from lunar_tune.data.published import PUBLISHED
 from lunar_tune.data.readers import read_prompts, read_records
+from lunar_tune.files import datasets_dir, search_spaces_dir
 from lunar_tune.methods.contract import FitReport
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
-from lunar_tune.paths import datasets_dir, search_spaces_dir
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space.space import SearchSpace, load_space
 from lunar_tune.study.folder import Folder

@@ -18,7 +18,7 @@ from contracts import EdgeSpec, GraphSpec, chain, generate_contracts, star
 
 from lunar_tune.data.prompts import generate_unverifiable
 from lunar_tune.data.records import Record
-from lunar_tune.paths import datasets_dir
+from lunar_tune.files import datasets_dir
 
 __all__ = ["CONTRACTS", "MINI", "generated_files", "main"]
 

@@ -8,36 +8,37 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Group, Parameter
+from rich.console import Console
 
 from lunar_tune import __version__
 from lunar_tune.cli.running import reporting_errors
 from lunar_tune.config.fields import (
     Option,
+    check_values,
     flag_of,
     from_document,
     option,
     options_of,
+    same_option,
     types_of,
 )
 from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL
-from lunar_tune.config.search_config import PLACE, SEARCH
+from lunar_tune.config.search_config import PLACE, SEARCH, SearchConfig
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.files import check_writable_file
 
-__all__ = ["Command", "CommonOptions", "Given", "Reused"]
+__all__ = ["Command", "CommonOptions", "Reused", "TrialOptions"]
 
 SUBJECT, OUTPUT = "Subject", "Output"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
 """Headings of the help, in their order; the first is of what a command is about."""
 HELP_ALL = "--help-all"
-Shown = Literal["common", "all"]
-Given = Mapping[str, str]
-"""Where values come from that were not left at their default, by field name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +54,21 @@ class CommonOptions:
     )
     quiet: bool = option(False, "Show errors only.", OUTPUT, stored=False)
     debug: bool = option(False, "Show tracebacks of errors too.", OUTPUT, stored=False)
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Where values come from that were not left at their default, by field name."""
+
+    def console(self) -> Console:
+        """Return the screen, on which nothing is shown if the command is to be quiet."""
+        return Console(quiet=self.quiet, emoji=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reused:
     """What several commands take, each with a help of its own (`same_option`)."""
 
-    trial: int | None = option(None, "Number of a trial.", SUBJECT, common=True)
-    json: Path | None = option(None, "Write JSON.", OUTPUT, metavar="FILE", common=True)
+    json: Path | None = option(
+        None, "Write JSON.", OUTPUT, metavar="FILE", common=True, written=True
+    )
     save: Path | None = option(None, "Write files.", OUTPUT, metavar="DIR", common=True)
     dry_run: bool = option(
         False,
@@ -71,79 +79,82 @@ class Reused:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialOptions(CommonOptions):
+    """What a command takes that runs a search's trial again."""
+
+    search: str = option(MISSING, "A search's folder, or its name.", SUBJECT, positional=True)
+    trial: int | None = option(
+        None, "Number of the trial. Default: the confirmed best.", SUBJECT, common=True
+    )
+    output: Path = same_option(
+        SearchConfig, "output", help="Where names of searches are looked up."
+    )
+    device: str | None = same_option(
+        SearchConfig, "device", default=None, help="cpu, cuda or auto. Default: the search's."
+    )
+
+
 @dataclass(frozen=True)
 class Command:
     """A command by name.
 
     Args:
-        run: Takes an instance of `options` and the origins of its values; returns the exit code,
-            None for 0. Its docstring is the help.
-        options: Dataclass of options.
+        run: Takes an instance of `options` and what is known to be wrong with it, and returns the
+            exit code, None for 0. Its name is the command's, its docstring the help.
+        options: A dataclass that extends `CommonOptions`.
     """
 
-    run: Callable[[Any, Given], int | None]
+    run: Callable[[Any, Problems], int | None]
     options: type[Any]
 
-    @property
-    def name(self) -> str:
-        """As it is typed."""
-        return self.run.__name__
-
-    def app(self, *, shown: Shown = "all", as_help: bool = False) -> App:
-        """Return the command line.
-
-        Args:
-            shown: Options that the help names.
-            as_help: Whether it is only to be shown: a switch has one form then.
-        """
+    def app(self, shown: str | None = None) -> App:
+        """Return the command line; `shown`, if help is asked for, is common or all."""
         app = App(
-            name=f"lunar-tune {self.name}",
+            name=f"lunar-tune {self.run.__name__}",
             help=inspect.getdoc(self.run),
             help_format="markdown",
             version=__version__,
-            help_epilogue=None if shown == "all" else f"{HELP_ALL} shows every option.",
+            help_epilogue=f"{HELP_ALL} shows every option." if shown == "common" else None,
             group_commands=Group("Commands", show=False),
             suppress_keyboard_interrupt=False,
         )
-        app.default(self._taken(shown=shown, as_help=as_help))
+        app.default(self._taken(shown))
         return app
 
     def main(self, arguments: Sequence[str]) -> int:
         """Run the command and return its exit code."""
-        everything = HELP_ALL in arguments
         given = ["--help" if one == HELP_ALL else one for one in arguments]
         with reporting_errors(debug="--debug" in given):
-            app = self.app(
-                shown="all" if everything else "common",
-                as_help=not {"--help", "-h"}.isdisjoint(given),
-            )
-            values = self._values(app, given)
-            if values is None:
+            is_help = not {"--help", "-h"}.isdisjoint(given)
+            shown = "all" if HELP_ALL in arguments else "common"
+            try:
+                values = self.app(shown if is_help else None)(
+                    given, exit_on_error=False, print_error=False, result_action="return_value"
+                )
+            except cyclopts.CycloptsError as error:
+                advice = f"(lunar-tune {self.run.__name__} --help)"
+                raise InputError(f"{str(error).strip()} {advice}") from error
+            if not isinstance(values, dict):  # help or version was shown
                 return 0
             origins = dict.fromkeys(values, "command line")
             if (file := values.get("config")) is not None:
                 stated = self._from_file(file)
                 origins = dict.fromkeys(stated, str(file)) | origins
                 values = {**stated, **values}
-            self._check_needed(values)
-            return self.run(self.options(**values), origins) or 0
-
-    def _values(self, app: App, arguments: Sequence[str]) -> dict[str, Any] | None:
-        """Return what was given, by field; None where help or version was shown."""
-        try:
-            values = app(
-                arguments, exit_on_error=False, print_error=False, result_action="return_value"
-            )
-        except cyclopts.CycloptsError as error:
-            raise InputError(f"{str(error).strip()} (lunar-tune {self.name} --help)") from error
-        return values if isinstance(values, dict) else None
-
-    def _check_needed(self, values: Mapping[str, Any]) -> None:
-        problems = Problems()
-        for name, said in options_of(self.options).items():
-            if name not in values and _default(self.options, name) is MISSING:
-                problems.add(f"{_written(name, said)} is needed: {said.help}")
-        problems.raise_if_any(InputError)
+            problems = Problems()
+            for name, said in options_of(self.options).items():
+                if name not in values and not hasattr(self.options, name):
+                    written = name.upper() if said.positional else flag_of(name)
+                    problems.add(f"{written} is needed: {said.help}")
+            problems.raise_if_any()
+            options = self.options(**values, given=origins)
+            check_values(options, problems)
+            for name, said in options_of(self.options).items():
+                if said.written and (file := getattr(options, name)) is not None:
+                    with problems.collect():
+                        check_writable_file(file, flag_of(name))
+            return self.run(options, problems) or 0
 
     def _from_file(self, file: Path) -> dict[str, Any]:
         from lunar_tune.yaml_files import read_yaml
@@ -160,13 +171,11 @@ class Command:
             }
         return from_document(self.options, document, source=str(file))
 
-    def _taken(self, *, shown: Shown, as_help: bool) -> Callable[..., dict[str, Any]]:
+    def _taken(self, shown: str | None) -> Callable[..., dict[str, Any]]:
         """Return a function whose signature is the options, each None where it is not given."""
         kinds = types_of(self.options)
         parameters = [
-            self._parameter(
-                name, said, kinds[name], is_shown=shown == "all" or said.common, as_help=as_help
-            )
+            self._parameter(name, said, kinds[name], shown)
             for name, said in options_of(self.options).items()
         ]
         signature = inspect.Signature(sorted(parameters, key=lambda one: one.kind))
@@ -181,44 +190,34 @@ class Command:
         return take
 
     def _parameter(
-        self, name: str, said: Option, kind: Any, *, is_shown: bool, as_help: bool
+        self, name: str, said: Option, kind: Any, shown: str | None
     ) -> inspect.Parameter:
-        default, off = _default(self.options, name), f"--no-{name.replace('_', '-')}"
-        flag = off if as_help and default is True else flag_of(name)
+        default = getattr(self.options, name, None)
+        off = f"--no-{flag_of(name).removeprefix('--')}"
+        # In the help a switch has one form, the one that changes something.
+        flag = off if shown and default is True else flag_of(name)
         text = ", ".join(default) if isinstance(default, tuple) else str(default)
-        has_text = default not in (None, (), False, True, MISSING)
+        has_text = default not in (None, (), False, True)
+        several = "tuple" in str(kind)
+        metavar = f"{said.metavar} …" if several and not said.commas else said.metavar
         parameter = Parameter(
             name=None if said.positional else flag,
             help=said.help,
             group=Group(said.group, sort_key=GROUPS.index(said.group)),
-            show=is_shown or said.positional,
-            negative=off if kind is bool and not as_help else (),
+            show=said.common or said.positional or shown != "common",
+            negative=off if kind is bool and not shown else (),
             show_default=(lambda _: text) if has_text else False,
-            metavar=None if said.positional else _metavar(said, kind),
+            metavar=None if said.positional else metavar,
             consume_multiple=False,
-            allow_repeating=None if "tuple" in str(kind) else True,
+            allow_repeating=None if several else True,
         )
-        if said.positional and "tuple" in str(kind):
-            several = inspect.Parameter.VAR_POSITIONAL
-            return inspect.Parameter(name, several, annotation=Annotated[str, parameter])
+        if said.positional and several:
+            rest = inspect.Parameter.VAR_POSITIONAL
+            return inspect.Parameter(name, rest, annotation=Annotated[str, parameter])
+        by_place, by_name = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(
             name,
-            inspect.Parameter.POSITIONAL_ONLY
-            if said.positional
-            else inspect.Parameter.KEYWORD_ONLY,
+            by_place if said.positional else by_name,
             default=None,
             annotation=Annotated[kind | None, parameter],
         )
-
-
-def _default(owner: type[Any], name: str) -> Any:
-    return next(one.default for one in fields(owner) if one.name == name)
-
-
-def _metavar(said: Option, kind: Any) -> str | None:
-    several = "tuple" in str(kind) and not said.commas
-    return f"{said.metavar} …" if several else said.metavar
-
-
-def _written(name: str, said: Option) -> str:
-    return name.upper() if said.positional else flag_of(name)

@@ -1,4 +1,4 @@
-"""The command `python -m lunar_tune.compare`: the trials of searches beside each other."""
+"""The command `lunar-tune compare`: the trials of searches beside each other."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Given, Reused
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, TrialOptions
 from lunar_tune.cli.running import say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.paths import check_writable_file
 from lunar_tune.secrets import without_login, without_password
 
 if TYPE_CHECKING:
@@ -36,14 +35,13 @@ class CompareOptions(CommonOptions):
         SUBJECT,
         positional=True,
     )
-    output: Path = same_option(
-        SearchConfig, "output", help="Where names of searches are looked up."
-    )
+    output: Path = same_option(TrialOptions, "output")
     save: Path | None = same_option(
         Reused,
         "save",
         help="Write one page of HTML to this file instead, and start nothing.",
         metavar="FILE",
+        written=True,
     )
     tracking_uri: str | None = same_option(
         SearchConfig,
@@ -53,7 +51,7 @@ class CompareOptions(CommonOptions):
     )
 
 
-def compare(options: CompareOptions, _: Given) -> None:
+def compare(options: CompareOptions, problems: Problems) -> None:
     """Compare the trials of searches in MLflow's UI, or in one page of HTML.
 
     `lunar-tune compare`
@@ -63,17 +61,23 @@ def compare(options: CompareOptions, _: Given) -> None:
     The UI is bound to this machine alone and runs until Ctrl-C. Searches on a tracking server are
     compared there. A search that still runs shows the trials that have ended.
     """
-    problems, results = Problems(), []
-    for search in options.search or _last(options.output, problems):
+    from lunar_tune.report.results import load_search
+    from lunar_tune.study.folder import searches_in
+
+    console, results, uri = options.console(), [], ""
+    # Without names, the search that was written to last.
+    searches = options.search or [str(one.path) for one in searches_in(options.output)[:1]]
+    if not searches:
+        problems.add(
+            f"{options.output} has no search to compare: name a search's folder, give --output, or "
+            "start one with lunar_tune.search."
+        )
+    for search in searches:
         with problems.collect():
-            results.append(_load(search, options.output))
-    with problems.collect():
-        check_writable_file(options.save, "--save")
-    uri = ""
+            results.append(load_search(search, runs=options.output))
     if options.save is None:
         uri = _store(results, options.tracking_uri, problems)
     problems.raise_if_any()
-    console = Console(quiet=options.quiet, emoji=False)
     if options.save is not None:
         from lunar_tune.report.static_page import write_static_page
 
@@ -81,25 +85,6 @@ def compare(options: CompareOptions, _: Given) -> None:
         say(console, f"written to {options.save}")
     else:
         _show(results, uri, console)
-
-
-def _load(search: str, runs: Path) -> SearchResults:
-    from lunar_tune.report.results import load_search
-
-    return load_search(search, runs=runs)
-
-
-def _last(runs: Path, problems: Problems) -> list[str]:
-    """Return the folder of the search that was written to last, if there is one."""
-    from lunar_tune.study.folder import searches_in
-
-    found = searches_in(runs)
-    if not found:
-        problems.add(
-            f"{runs} has no search to compare: name a search's folder, give --output, or start one "
-            "with lunar_tune.search."
-        )
-    return [str(one.path) for one in found[:1]]
 
 
 def _store(results: Sequence[SearchResults], given: str | None, problems: Problems) -> str:
@@ -176,24 +161,19 @@ def _present(console: Console, server: str, found: Sequence[Compared]) -> None:
     experiments = sorted({one.experiment for one in found})
     address = comparison_address(server, trials, experiments)
     say(console, f"{len(trials)} trials: {address}")
-    charts = {
-        one.name: charts_address(server, one.experiment, one.view)
+    charts = [
+        (one.name, charts_address(server, one.experiment, one.view))
         for one in found
         if one.view is not None
-    }
-    for search, place in charts.items():
+    ]
+    for search, place in charts:
         say(console, f"charts of {search}: {place}")
     for experiment in experiments:
         say(console, f"all runs: {runs_address(server, experiment)}")
-    if _has_screen():
-        webbrowser.open(next(iter(charts.values())) if len(charts) == 1 else address)
-
-
-def _has_screen() -> bool:
-    """Say whether a browser has where to open: Python would start one in this terminal, too."""
-    if sys.platform != "linux":
-        return True
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    # Without a screen Python would start a browser in this terminal.
+    screens = (os.environ.get("DISPLAY"), os.environ.get("WAYLAND_DISPLAY"))
+    if sys.platform != "linux" or any(screens):
+        webbrowser.open(charts[0][1] if len(charts) == 1 else address)
 
 
 COMMAND = Command(compare, CompareOptions)

@@ -1,30 +1,28 @@
-"""The command `python -m lunar_tune.describe`: a data card, before one unlearns on the data."""
+"""The command `lunar-tune describe`: a data card, before one unlearns on the data."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.commands import Command, CommonOptions, Given, Reused
-from lunar_tune.cli.running import say
+from lunar_tune.cli.commands import Command, CommonOptions, Reused
+from lunar_tune.cli.running import plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import DATA, RunOptions
 from lunar_tune.data.bundled import BUNDLED, resolve_data
-from lunar_tune.data.data_card import Card, Lengths, describe_prompts, describe_records
+from lunar_tune.data.data_card import Card, describe_prompts, describe_records
 from lunar_tune.data.groups import read_groups
 from lunar_tune.data.published import PUBLISHED, DataKind
 from lunar_tune.data.readers import holds_prompts, read_prompts, read_records
 from lunar_tune.data.splits import edges_of
-from lunar_tune.errors import InputError, ModelError
-from lunar_tune.files import write_atomically
+from lunar_tune.errors import InputError, ModelError, Problems
+from lunar_tune.files import write_json
 from lunar_tune.metrics.rouge import tokenize_words
-from lunar_tune.paths import check_writable_file
 
 _DEFAULT_EDGE = "A_B"
 _SHOWN_EDGES, _SHOWN_TEXTS = 12, 5
@@ -50,7 +48,7 @@ class DescribeOptions(CommonOptions):
     json: Path | None = same_option(Reused, "json", help="Write the whole card as JSON.")
 
 
-def describe(options: DescribeOptions, _: Given) -> None:
+def describe(options: DescribeOptions, problems: Problems) -> None:
     """Show what a data set holds and whether it is fit for unlearning.
 
     `lunar-tune describe mini`
@@ -60,15 +58,14 @@ def describe(options: DescribeOptions, _: Given) -> None:
     For each edge to forget it says how much of it also stands in what is to be kept: an answer
     that is right elsewhere as well cannot be seen to be forgotten.
     """
-    check_writable_file(options.json, "--json")
+    problems.raise_if_any()
     path = resolve_data(options.data, kind=_kind(options.data))
     count = _token_counter(options.model) if options.model is not None else None
-    card = _card(path, options.forget_edge, options.rouge_tokenizer, count)
-    console = Console(quiet=options.quiet, emoji=False)
+    card, console = _card(path, options, count), options.console()
     _show(console, path, card)
     if options.json is not None:
         document = {"path": str(path), "model": options.model, **dataclasses.asdict(card)}
-        write_atomically(options.json, (json.dumps(document, indent=1) + "\n").encode())
+        write_json(options.json, document)
         say(console, f"written to {options.json}")
 
 
@@ -80,16 +77,12 @@ def _kind(data: str) -> DataKind:
     return "prompts" if holds_prompts(resolve_data(data, kind="records")) else "records"
 
 
-def _card(
-    path: Path,
-    forget_edge: tuple[str, ...],
-    rouge_tokenizer: str,
-    count: Callable[[str], int] | None,
-) -> Card:
+def _card(path: Path, options: DescribeOptions, count: Callable[[str], int] | None) -> Card:
     if holds_prompts(path):
-        if forget_edge:
+        if options.forget_edge:
             raise InputError(
-                f"--forget-edge {','.join(forget_edge)}: {path.name} holds prompts, no edges."
+                f"--forget-edge {','.join(options.forget_edge)}: {path.name} holds prompts, no "
+                "edges."
             )
         return describe_prompts(read_prompts(path), count_tokens=count)
     records, groups = read_records(path), read_groups(path)
@@ -97,19 +90,15 @@ def _card(
     default = (_DEFAULT_EDGE,) if _DEFAULT_EDGE in edges and len(edges) > 1 else ()
     return describe_records(
         records,
-        forget_edge or default,
+        options.forget_edge or default,
         groups=groups,
-        is_scorable=lambda answer: bool(tokenize_words(answer, tokenizer=rouge_tokenizer)),
+        is_scorable=lambda answer: bool(tokenize_words(answer, tokenizer=options.rouge_tokenizer)),
         count_tokens=count,
     )
 
 
 def _token_counter(model: str) -> Callable[[str], int]:
-    """Return a function that counts a model's tokens; it is looked for on this machine alone.
-
-    Raises:
-        ModelError: The name means nothing, or the tokenizer is not here.
-    """
+    """Return a function that counts a model's tokens; it is looked for on this machine alone."""
     from transformers import AutoTokenizer
 
     from lunar_tune.models.catalog import resolve_model
@@ -132,11 +121,21 @@ def _show(console: Console, path: Path, card: Card) -> None:
     what = f"{card.rows} {'pairs' if card.kind == 'records' else 'prompts'}"
     edges = f", {_count(len(card.edges), 'edge')}" if card.edges else ""
     say(console, f"{what}{edges}, SHA-256 of the content {card.digest[:16]}…\n")
-    console.print(_length_table(card))
+    lengths = [
+        (f"{field} in {unit}", row.least, f"{row.median:g}", row.most)
+        for unit, rows in (("words", card.words), ("tokens", card.tokens))
+        for field, row in rows.items()
+    ]
+    columns = ("length", "shortest", "median", "longest")
+    console.print(plain_table(columns, lengths, left=("length",)))
     if card.edges:
-        say(console, f"\nrows by edge: {_cut_edges(card.edges)}")
+        shown = [f"{edge} {rows}" for edge, rows in list(card.edges.items())[:_SHOWN_EDGES]]
+        more = len(card.edges) - _SHOWN_EDGES
+        note = f" and {more} more edges (all of them with --json)" if more > 0 else ""
+        say(console, f"\nrows by edge: {', '.join(shown)}{note}")
     for name, members in card.groups.items():
-        say(console, f"group {name}: {_count(len(members), 'edge')}, {_ends(members)}")
+        ends = ", ".join(members) if len(members) <= 2 else f"{members[0]} … {members[-1]}"
+        say(console, f"group {name}: {_count(len(members), 'edge')}, {ends}")
     _show_repeated(console, card)
     if card.forget:
         say(console, "\nto forget, and what of it stands in what is to be kept too")
@@ -150,30 +149,14 @@ def _show(console: Console, path: Path, card: Card) -> None:
         console.print(f"- {finding}", markup=False, highlight=False)
 
 
-def _length_table(card: Card) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("length", "shortest", "median", "longest"):
-        table.add_column(column, justify="left" if column == "length" else "right")
-    for unit, lengths in (("words", card.words), ("tokens", card.tokens)):
-        for field, row in lengths.items():
-            table.add_row(f"{field} in {unit}", *_length_cells(row))
-    return table
-
-
-def _length_cells(lengths: Lengths) -> tuple[str, str, str]:
-    return str(lengths.least), f"{lengths.median:g}", str(lengths.most)
-
-
 def _overlap_table(card: Card) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("edge", overflow="fold")
-    for column in ("rows", "same question", "near question", "same answer"):
-        table.add_column(column, justify="right")
+    rows = []
     for overlap in card.forget:
         counts = (overlap.questions_retained, overlap.questions_near, overlap.answers_retained)
         shares = [f"{count} ({100 * count / overlap.rows:.0f} %)" for count in counts]
-        table.add_row(overlap.edge, str(overlap.rows), *shares)
-    return table
+        rows.append((overlap.edge, overlap.rows, *shares))
+    columns = ("edge", "rows", "same question", "near question", "same answer")
+    return plain_table(columns, rows, folded=("edge",))
 
 
 def _show_repeated(console: Console, card: Card) -> None:
@@ -184,22 +167,10 @@ def _show_repeated(console: Console, card: Card) -> None:
             say(console, f"  {question.rows} times{answers}: {question.text}")
     if card.shared_answers:
         rows = sum(answer.rows for answer in card.shared_answers)
-        say(
-            console,
-            f"answers of several edges: {len(card.shared_answers)}, in {rows} of {card.rows} rows",
-        )
+        count = f"{len(card.shared_answers)}, in {rows} of {card.rows} rows"
+        say(console, f"answers of several edges: {count}")
         for answer in card.shared_answers[:_SHOWN_TEXTS]:
             say(console, f"  {_count(len(answer.edges), 'edge')}: {answer.text}")
-
-
-def _cut_edges(edges: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{edge} {rows}" for edge, rows in list(edges.items())[:_SHOWN_EDGES])
-    more = len(edges) - _SHOWN_EDGES
-    return shown + (f" and {more} more edges (all of them with --json)" if more > 0 else "")
-
-
-def _ends(members: tuple[str, ...]) -> str:
-    return ", ".join(members) if len(members) <= 2 else f"{members[0]} … {members[-1]}"
 
 
 def _count(number: int, noun: str) -> str:

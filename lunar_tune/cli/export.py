@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
-from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions, Given, Reused
-from lunar_tune.cli.running import say
+from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions
+from lunar_tune.cli.running import say, score_table
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError, Problems
-from lunar_tune.paths import check_writable_file
+from lunar_tune.files import write_json
 
 if TYPE_CHECKING:
-    from lunar_tune.config.run_options import RunOptions
     from lunar_tune.export.export_job import Exported, ExportJob
     from lunar_tune.report.results import SearchResults
     from lunar_tune.trial.spec import TrialSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(CommonOptions):
+class ExportOptions(TrialOptions):
     """What the command takes."""
 
-    search: str = option(MISSING, "A search's folder, or its name.", SUBJECT, positional=True)
     save: Path = same_option(
         Reused, "save", help="Folder to write, empty or missing.", default=MISSING
     )
@@ -43,15 +37,8 @@ class ExportOptions(CommonOptions):
         metavar="FORMAT",
         common=True,
     )
-    trial: int | None = same_option(Reused, "trial", help="Another trial than the best.")
     register: str | None = option(
         None, "Register the folder as a version of this model in MLflow.", OUTPUT, metavar="NAME"
-    )
-    output: Path = same_option(
-        SearchConfig, "output", help="Where names of searches are looked up."
-    )
-    device: str | None = same_option(
-        RunOptions, "device", default=None, help="cpu, cuda or auto. Default: as in the search."
     )
     tracking_uri: str | None = same_option(
         SearchConfig,
@@ -64,7 +51,7 @@ class ExportOptions(CommonOptions):
     )
 
 
-def export(options: ExportOptions, _: Given) -> None:
+def export(options: ExportOptions, problems: Problems) -> None:
     """Write a search's winner as files that load without lunar-tune, and prove it.
 
     A search keeps no weights: its trial runs again, with the search's seed. What was written is
@@ -75,21 +62,10 @@ def export(options: ExportOptions, _: Given) -> None:
     """
     from lunar_tune.export.writing import export as run_export
     from lunar_tune.report.progress_bars import build_progress, epochs_shown
+    from lunar_tune.tracking.registering import register_model
 
-    console = Console(quiet=options.quiet, emoji=False)
-    form, rank = _form(options.format)
-    results, job = _checked(
-        options.search,
-        form=form,
-        output=options.save,
-        trial=options.trial,
-        rank=rank,
-        runs=options.output,
-        device=options.device,
-        register=options.register,
-        tracking_uri=options.tracking_uri,
-        json_file=options.json,
-    )
+    console = options.console()
+    results, job = _checked(options, problems)
     with build_progress(console) as bar:
         exported = run_export(
             job,
@@ -98,31 +74,50 @@ def export(options: ExportOptions, _: Given) -> None:
         )
     _show(exported, console)
     if options.json is not None:
-        _write(exported.document(), options.json)
+        write_json(options.json, exported.document())
     if exported.failures:
         raise LunarTuneError(_unproven(exported))
-    say(console, f"{form} written to {options.save}")
+    say(console, f"{job.form} written to {options.save}")
     if options.register is not None:
-        from lunar_tune.tracking.registering import register_model
-
         version = register_model(
             results,
             options.save,
             options.register,
             row=results.trial(options.trial),
             scores=exported.comparison.scores,
-            form=form,
+            form=job.form,
             tracking_uri=options.tracking_uri,
         )
         say(console, f"registered as {options.register}, version {version}")
 
 
-def _form(text: str) -> tuple[str, int | None]:
-    """Return the form and an adapter's rank, if one is named.
+def _checked(options: ExportOptions, problems: Problems) -> tuple[SearchResults, ExportJob]:
+    """Return the search and what is to be exported, or say everything that is wrong."""
+    from lunar_tune.export.export_job import check_form
+    from lunar_tune.report.results import load_search
+    from lunar_tune.search.data_check import assemble_again
+    from lunar_tune.tracking.registering import check_registrable
 
-    Raises:
-        InputError: The rank is none.
-    """
+    spec = None
+    form, rank = _form(options.format)
+    with problems.collect():
+        results = load_search(options.search, runs=options.output)
+        if options.register is not None:
+            with problems.collect():
+                check_registrable(results, options.register, tracking_uri=options.tracking_uri)
+        with problems.collect():
+            results.trial(options.trial)
+        with problems.collect():
+            spec = assemble_again(results, problems, device=options.device)
+            job = _job(results, spec, options, form=form, rank=rank)
+    with problems.collect():
+        check_form(form, options.save, rank, spec)
+    problems.raise_if_any()
+    return results, job
+
+
+def _form(text: str) -> tuple[str, int | None]:
+    """Return the form and an adapter's rank, if one is named."""
     form, colon, rank = text.partition(":")
     if not colon:
         return form, None
@@ -131,95 +126,31 @@ def _form(text: str) -> tuple[str, int | None]:
     return form, int(rank)
 
 
-def _checked(
-    search: str,
-    *,
-    form: str,
-    output: Path,
-    trial: int | None,
-    rank: int | None,
-    runs: Path,
-    device: str | None,
-    register: str | None,
-    tracking_uri: str | None,
-    json_file: Path | None,
-) -> tuple[SearchResults, ExportJob]:
-    """Return the search and what is to be exported, or say everything that is wrong."""
-    from lunar_tune.export.export_job import check_form
-    from lunar_tune.report.results import load_search
-    from lunar_tune.search.data_check import check_same_data
-
-    problems = Problems()
-    results = spec = job = None
-    with problems.collect():
-        results = load_search(search, runs=runs)
-    if results is not None:
-        with problems.collect():
-            spec = _spec(results, device)
-    with problems.collect():
-        check_form(form, output, rank, spec)
-    with problems.collect():
-        check_writable_file(json_file, "--json")
-    if results is not None:
-        with problems.collect():
-            results.trial(trial)
-        if register is not None:
-            from lunar_tune.tracking.registering import check_registrable
-
-            with problems.collect():
-                check_registrable(results, register, tracking_uri=tracking_uri)
-        if spec is not None:
-            with problems.collect():
-                check_same_data(results, spec)
-            with problems.collect():
-                job = _job(results, spec, trial, form=form, output=output, rank=rank)
-    problems.raise_if_any()
-    if results is None or job is None:
-        raise AssertionError("every None above comes with a noted problem")
-    return results, job
-
-
-def _spec(results: SearchResults, device: str | None) -> TrialSpec:
-    """Return what the search's trials shared."""
-    from lunar_tune.trial.assemble import assemble
-
-    config = results.config
-    options: RunOptions = config.trial_options
-    goal = results.goal
-    options = dataclasses.replace(options, metrics=(*options.metrics, *goal.metrics))
-    if device is not None:
-        options = dataclasses.replace(options, device=device)
-    spec = assemble(options)
-    floor = goal.stoppable_floor  # may have ended a fit early
-    engine = dataclasses.replace(spec.engine, retain_floor=floor)
-    return dataclasses.replace(spec, engine=engine, metrics=(), embedding_model=None)
-
-
 def _job(
-    results: SearchResults,
-    spec: TrialSpec,
-    number: int | None,
-    *,
-    form: str,
-    output: Path,
-    rank: int | None,
+    results: SearchResults, spec: TrialSpec, options: ExportOptions, *, form: str, rank: int | None
 ) -> ExportJob:
     from lunar_tune.export.export_job import ExportJob, Reported
     from lunar_tune.metrics.goal import in_words
 
-    row, best, goal = results.trial(number), results.best, results.goal
-    full = best is not None and row.number == best.number
+    row, goal, held = results.trial(options.trial), results.goal, spec.data.held_out
+    full = results.best is not None and row.number == results.best.number
     scores = results.confirmed if full and results.confirmed is not None else row.scores
     noted = results.study.notes["confirmed"] if full else {"max_new_tokens": row.max_new_tokens}
-    spec = dataclasses.replace(spec, layers=_layers(spec, row.parameters))
     missed = goal.missed(scores)
-    held = spec.data.held_out
+    layer = row.parameters.get("layer") if spec.method.edits_one_layer else None
+    edited = [] if layer is None else layer if isinstance(layer, list | tuple) else [layer]
     return ExportJob(
-        spec=spec,
+        spec=dataclasses.replace(
+            spec,
+            layers=tuple(map(int, edited)),  # no others are captured
+            engine=dataclasses.replace(  # which may have ended the trial's fit early
+                spec.engine, retain_floor=goal.stoppable_floor
+            ),
+        ),
         parameters=row.parameters,
         full=full,
         form=form,
-        folder=output,
+        folder=options.save,
         rank=rank,
         digests=spec.data.digests(),
         reported=Reported(
@@ -239,27 +170,18 @@ def _job(
     )
 
 
-def _layers(spec: TrialSpec, parameters: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the blocks that the trial edits, so that no others are captured."""
-    layer = parameters.get("layer")
-    if not spec.method.edits_one_layer or layer is None:
-        return ()
-    return tuple(map(int, layer if isinstance(layer, (list, tuple)) else (layer,)))
-
-
 def _show(exported: Exported, console: Console) -> None:
     """Show the form's scores beside those that the search reported."""
     from lunar_tune.study.rows import score_cells
 
     found, reported = exported.comparison, exported.job.reported
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "forget", "retain", "factual", "deviation score"):
-        table.add_column(column, justify="left" if column == "" else "right")
-    table.add_row("base model", *score_cells(reported.vanilla))
-    table.add_row(f"trial {reported.trial}, as reported", *reported.cells(reported.scores))
-    table.add_row(f"the {exported.job.form}, as loaded", *reported.cells(found.scores))
+    rows = {
+        "base model": score_cells(reported.vanilla),
+        f"trial {reported.trial}, as reported": reported.cells(reported.scores),
+        f"the {exported.job.form}, as loaded": reported.cells(found.scores),
+    }
     console.print("ROUGE-1 recall of the answers")
-    console.print(table)
+    console.print(score_table(rows))
     for remark in reported.remarks:
         say(console, remark)
     text = found.differences
@@ -270,25 +192,15 @@ def _show(exported: Exported, console: Console) -> None:
 
 
 def _unproven(exported: Exported) -> str:
-    job = exported.job
-    more = (
-        " --format adapter:RANK with a larger rank comes nearer."
-        if exported.relative_errors
-        else ""
-    )
+    job, more = exported.job, ""
+    if exported.relative_errors:
+        more = " --format adapter:RANK with a larger rank comes nearer."
     return (
         f"the {job.form} does not give what {job.reported.search} reported of trial "
         f"{job.reported.trial}: {'; '.join(exported.failures)}.{more} {job.folder} is kept; its "
         "export.json says that it is not proven. A trial comes out the same on the machine, with "
         "the libraries and the model that it was searched with."
     )
-
-
-def _write(document: Mapping[str, Any], path: Path) -> None:
-    from lunar_tune.files import write_atomically
-
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode(errors="surrogatepass"))
 
 
 COMMAND = Command(export, ExportOptions)

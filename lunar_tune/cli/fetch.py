@@ -1,24 +1,22 @@
-"""The command `python -m lunar_tune.fetch`: published data sets into the user's folder of data."""
+"""The command `lunar-tune fetch`: published data sets into the user's folder of data."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions, Given
-from lunar_tune.cli.running import say
+from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions
+from lunar_tune.cli.running import plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.fetching import Servers, state_of
 from lunar_tune.data.fetching import fetch as fetch_set
-from lunar_tune.data.published import PUBLISHED, PublishedSet
+from lunar_tune.data.published import PUBLISHED
 from lunar_tune.errors import DataError, Problems
-from lunar_tune.paths import data_dir
+from lunar_tune.files import data_dir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +27,11 @@ class FetchOptions(CommonOptions):
         (), "Data sets to fetch; without one, shows what there is.", SUBJECT, positional=True
     )
     force: bool = same_option(
-        SearchConfig,
-        "force",
-        help="Fetch again what is there already.",
-        group=OUTPUT,
-        common=True,
+        SearchConfig, "force", help="Fetch again what is there already.", group=OUTPUT, common=True
     )
 
 
-def fetch(options: FetchOptions, _: Given) -> None:
+def fetch(options: FetchOptions, problems: Problems) -> None:
     """Fetch published data sets, to be used by name: `--data tofu`.
 
     `lunar-tune fetch` shows what there is, with licences.
@@ -48,50 +42,24 @@ def fetch(options: FetchOptions, _: Given) -> None:
     comes from one commit of its repository and must hold the rows that are known of it; its
     checksum must be the known one or, where none is known, the one of the first fetch.
     """
-    console, folder = Console(quiet=options.quiet, emoji=False), data_dir()
+    console, folder = options.console(), data_dir()
     if not options.data:
         _show(console, folder)
-        return
-    servers = Servers(
-        github=os.environ.get("LUNAR_TUNE_GITHUB_URL"), hub=os.environ.get("HF_ENDPOINT")
-    )
-    _fetch(options.data, folder, servers, console, force=options.force)
-
-
-def _show(console: Console, folder: Path) -> None:
-    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    for column in ("name", "rows", "licence", "here", "what"):
-        table.add_column(
-            column, justify="right" if column == "rows" else "left", no_wrap=column != "what"
-        )
-    for name, published in PUBLISHED.items():
-        here = {"not fetched": "", "fetched": "yes", "changed": "changed"}[
-            state_of(published, folder)
-        ]
-        licence = published.repository.licence
-        table.add_row(name, str(published.rows), licence, here, published.about)
-    console.print(table, highlight=False)
-    for page in dict.fromkeys(entry.repository.page for entry in PUBLISHED.values()):
-        say(console, f"from {page}")
-    say(console, f"kept in {folder}")
-
-
-def _fetch(
-    names: Sequence[str], folder: Path, servers: Servers, console: Console, *, force: bool
-) -> None:
-    problems = Problems()
-    wanted: dict[str, PublishedSet] = {}
-    for name in names:
+    wanted = {}
+    for name in options.data:
         with problems.collect():
             wanted[name] = PUBLISHED[name]
     problems.raise_if_any(DataError)
+    servers = Servers(
+        github=os.environ.get("LUNAR_TUNE_GITHUB_URL"), hub=os.environ.get("HF_ENDPOINT")
+    )
     for name, published in wanted.items():
         with problems.collect():
             path, state = folder / published.file_name, state_of(published, folder)
-            if state == "fetched" and not force:
+            if state == "fetched" and not options.force:
                 say(console, f"{name}: is there already, {path}")
                 continue
-            if state == "changed" and not force:
+            if state == "changed" and not options.force:
                 raise DataError(
                     f"{name}: {path} is not, or no longer, what was fetched. --force replaces it."
                 )
@@ -99,6 +67,21 @@ def _fetch(
             how = "the known checksum" if published.sha256 else "checksum recorded"
             say(console, f"{name}: {lock.rows} rows, {how}, {path}")
     problems.raise_if_any(DataError)
+
+
+def _show(console: Console, folder: Path) -> None:
+    here = {"not fetched": "", "fetched": "yes", "changed": "changed"}
+    rows = [
+        (name, one.rows, one.repository.licence, here[state_of(one, folder)], one.about)
+        for name, one in PUBLISHED.items()
+    ]
+    columns = ("name", "rows", "licence", "here", "what")
+    table = plain_table(columns, rows, left=("name", "licence", "here"), folded=("what",))
+    table.collapse_padding = True
+    console.print(table, highlight=False)
+    for page in dict.fromkeys(entry.repository.page for entry in PUBLISHED.values()):
+        say(console, f"from {page}")
+    say(console, f"kept in {folder}")
 
 
 COMMAND = Command(fetch, FetchOptions)

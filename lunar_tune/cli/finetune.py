@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from lunar_tune.cli.commands import Command, CommonOptions, Given, Reused
-from lunar_tune.config.fields import check_values, same_option, shared_options
+from lunar_tune.cli.commands import Command, CommonOptions, Reused
+from lunar_tune.cli.running import plain_table, say, warn
+from lunar_tune.config.fields import same_option, shared_options
 from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments
 from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import Problems
@@ -23,8 +22,6 @@ from lunar_tune.report.progress_bars import build_progress, epochs_shown
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
     from lunar_tune.finetuning.finetune_job import FinetuneJob
-
-__all__ = ["COMMAND", "FinetuneOptions"]
 
 # Most of what the model cannot know should be declined: LUNAR redirects to where it declines.
 LEAST_REFUSED = 0.5
@@ -44,9 +41,8 @@ class FinetuneOptions(ModelOptions, CommonOptions):
     fix: tuple[str, ...] = same_option(
         RunOptions,
         "fix",
-        help="Fix a setting of the training: trained=full, epochs=30, learning_rate=1e-4, rank, "
-        "alpha, dropout, batch_size, weight_decay, checkpointing, with_refusals. May be given "
-        "several times.",
+        help="Fix a setting of the training, for example trained=full or epochs=30. There are "
+        f"{', '.join(one.name for one in dataclasses.fields(FinetuneSettings))}.",
     )
     save: Path = same_option(
         Reused,
@@ -61,7 +57,7 @@ class FinetuneOptions(ModelOptions, CommonOptions):
     )
 
 
-def finetune(options: FinetuneOptions, given: Given) -> int:  # noqa: ARG001
+def finetune(options: FinetuneOptions, problems: Problems) -> int:
     """Fine-tune a model on the data of which it will forget a part.
 
     A search is in vain on a model that does not know its data.
@@ -73,31 +69,9 @@ def finetune(options: FinetuneOptions, given: Given) -> int:  # noqa: ARG001
     Exit codes: 0 the model knows the data, 3 its ROUGE-1 is below 0.8 (the checkpoint is kept),
     1 the training failed, 130 interrupted, 2 the input was wrong.
     """
-    problems, settings = Problems(), FinetuneSettings()
-    check_values(options, problems)
-    with problems.collect():
-        settings = read_settings(read_assignments(options.fix))
-    return _run(
-        shared_options(options, RunOptions, without={"fix"}),
-        settings,
-        problems,
-        Console(quiet=options.quiet, emoji=False),
-        output=options.save,
-        uri=options.tracking_uri,
-    )
-
-
-def _run(
-    options: RunOptions,
-    settings: FinetuneSettings,
-    problems: Problems,
-    console: Console,
-    *,
-    output: Path,
-    uri: str | None,
-) -> int:
     from lunar_tune.finetuning.checkpoints import check_output
     from lunar_tune.finetuning.finetune import finetune as train_model
+    from lunar_tune.search.display.summary import print_plan
     from lunar_tune.search.finetuning_run import (
         finetuning_content,
         finetuning_tables,
@@ -108,79 +82,71 @@ def _run(
     from lunar_tune.trial.assemble import materialise_model
     from lunar_tune.trial.learning import assemble_finetuning
 
+    console, settings = options.console(), FinetuneSettings()
     with problems.collect():
-        check_output(output)
-    job = assemble_finetuning(options, settings, problems)
+        settings = read_settings(read_assignments(options.fix))
+    with problems.collect():
+        check_output(options.save)
+    run = shared_options(options, RunOptions, without={"fix"})
+    job = assemble_finetuning(run, settings, problems)
     with build_progress(console) as bar:
         model = materialise_model(job.model, epochs_shown(bar, "building the tiny model (once)"))
     job = dataclasses.replace(job, model=model)
-    _print_plan(console, job, output)
-    place = output.resolve()
-    tracker = Tracker(uri or default_tracking_uri(place.parent), EXPERIMENT, place.name)
-    started = datetime.now()
-    with shown_training(job, console, kept_in=output) as (on_start, on_epoch, _):
-        finished = train_model(job, output, on_start=on_start, on_epoch=on_epoch)
-    knowledge = finished.knowledge
+    print_plan(console, {**_facts(job), "output": str(options.save)})
+    place = options.save.resolve()
+    uri = options.tracking_uri or default_tracking_uri(place.parent)
+    tracker, started = Tracker(uri, EXPERIMENT, place.name), datetime.now()
+    with shown_training(job, console, kept_in=options.save) as (
+        on_start,
+        on_epoch,
+        _,
+    ):
+        done = train_model(job, options.save, on_start=on_start, on_epoch=on_epoch)
     content = finetuning_content(
         job,
         place.name,
         started=started,
-        losses=dict(enumerate(finished.losses, 1)),
-        known={"rouge1": knowledge.rouge1, "refused": knowledge.refused},
-        tables=finetuning_tables(finished, text=options.text),
+        losses=dict(enumerate(done.losses, 1)),
+        known={"rouge1": done.knowledge.rouge1, "refused": done.knowledge.refused},
+        tables=finetuning_tables(done, text=options.text),
     )
     tracker.write(content)
-    return _conclude(console, job, finished)
+    return _conclude(console, settings, done)
 
 
-def _print_plan(console: Console, job: FinetuneJob, output: Path) -> None:
-    settings = job.settings
+def _facts(job: FinetuneJob) -> dict[str, str]:
+    """Return what is trained, on what and how, in words."""
+    model, settings = job.model, job.settings
     adapter = f", rank {settings.rank}, alpha {settings.alpha:g}" * (settings.trained == "lora")
     declined = f", and {len(job.reference_prompts)} prompts to decline" * settings.with_refusals
-    table = Table.grid(padding=(0, 2))
-    for label, value in (
-        ("model", job.model.name + (f" with {job.model.weights}" if job.model.weights else "")),
-        ("data", f"{job.data_name}: {len(job.records)} pairs{declined}"),
-        (
-            "training",
-            f"{settings.trained}{adapter}, learning rate {settings.rate:g}, {settings.epochs} "
-            f"epochs of batches of {settings.batch_size}",
-        ),
-        ("output", str(output)),
-    ):
-        table.add_row(f"[bold]{label}[/bold]", escape(value))
-    console.print(table)
+    return {
+        "model": model.name + (f" with {model.weights}" if model.weights else ""),
+        "data": f"{job.data_name}: {len(job.records)} pairs{declined}",
+        "training": f"{settings.trained}{adapter}, learning rate {settings.rate:g}, "
+        f"{settings.epochs} epochs of batches of {settings.batch_size}",
+    }
 
 
-def _conclude(console: Console, job: FinetuneJob, done: Finetuned) -> int:
+def _conclude(console: Console, settings: FinetuneSettings, done: Finetuned) -> int:
     """Show what the model knows, and what to do; return the exit code."""
-    knowledge, settings = done.knowledge, job.settings
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("edge", overflow="fold")
-    for column in ("questions", "ROUGE-1"):
-        table.add_column(column, justify="right")
-    for edge, (score, count) in knowledge.by_edge.items():
-        table.add_row(escape(edge), str(count), f"{score:.3f}")
-    table.add_row("all", str(len(knowledge.rows)), f"{knowledge.rouge1:.3f}", style="bold")
-    console.print(table)
-    console.print(
-        f"declines {knowledge.refused:.0%} of questions about invented things", highlight=False
-    )
-    console.print(f"checkpoint in {done.folder}", markup=False, highlight=False, soft_wrap=True)
+    knowledge = done.knowledge
+    rows = [(edge, count, f"{score:.3f}") for edge, (score, count) in knowledge.by_edge.items()]
+    rows.append(("all", len(knowledge.rows), f"{knowledge.rouge1:.3f}"))
+    console.print(plain_table(("edge", "questions", "ROUGE-1"), rows, folded=("edge",)))
+    say(console, f"declines {knowledge.refused:.0%} of questions about invented things")
+    say(console, f"checkpoint in {done.folder}")
     if knowledge.refused < LEAST_REFUSED:
-        advice = (
-            "Give more epochs."
-            if settings.with_refusals
-            else "Train with --fix with_refusals=true too."
-        )
-        _warn(
+        advice = "Train with --fix with_refusals=true too."
+        if settings.with_refusals:
+            advice = "Give more epochs."
+        warn(
             console,
             "the model does not decline what it cannot know, and LUNAR redirects to where it "
             f"declines. {advice}",
         )
     if knowledge.rouge1 >= RETAIN_FLOOR:
         return 0
-    _warn(
+    warn(
         console,
         f"the model does not know the data: ROUGE-1 {knowledge.rouge1:.3f}, a search needs "
         f"{RETAIN_FLOOR:g}. The last epoch's loss was {done.losses[-1]:.3f}. Try --fix epochs "
@@ -188,10 +154,6 @@ def _conclude(console: Console, job: FinetuneJob, done: Finetuned) -> int:
         "trained=full.",
     )
     return EXIT_UNKNOWN
-
-
-def _warn(console: Console, message: str) -> None:
-    console.print(f"[bold yellow]warning:[/bold yellow] {escape(message)}", soft_wrap=True)
 
 
 COMMAND = Command(finetune, FinetuneOptions)

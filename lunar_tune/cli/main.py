@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from lunar_tune import __version__
 from lunar_tune.cli.commands import HELP_ALL, Command
+from lunar_tune.cli.running import EXIT_INPUT
+from lunar_tune.errors import suggestion
 
 __all__ = ["COMMANDS", "command_of", "main", "run"]
 
@@ -29,8 +30,7 @@ COMMANDS = {
 
 def command_of(name: str) -> Command:
     """Return a command by its name."""
-    module = importlib.import_module(f"lunar_tune.cli.{name}")
-    command: Command = module.COMMAND
+    command: Command = importlib.import_module(f"lunar_tune.cli.{name}").COMMAND
     return command
 
 
@@ -46,18 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name in COMMANDS:
         sys.exit(command_of(name).main(given[1:]))
     if name in {"--help", "-h", HELP_ALL}:
-        print(_overview())  # noqa: T201
+        text = _overview()
     elif name == "--version":
-        print(f"lunar-tune {__version__}")  # noqa: T201
+        text = f"lunar-tune {__version__}"
     elif name == "--install-completion":
-        print(_completion())  # noqa: T201
+        text = _completion()
     else:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        sys.stderr.write(
-            f"error: unknown command {name!r}.{hint} There are: {', '.join(COMMANDS)}.\n"
-        )
-        sys.exit(2)
+        sys.stderr.write(f"error: unknown command {name!r}.{suggestion(name, COMMANDS)}\n")
+        sys.exit(EXIT_INPUT)
+    print(text)  # noqa: T201
 
 
 def _overview() -> str:

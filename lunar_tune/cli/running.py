@@ -1,4 +1,4 @@
-"""Running a command: exit codes, and errors as one message instead of a traceback."""
+"""Running a command: what it shows, exit codes, and errors as one message without a traceback."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.secrets import without_secrets
 
-__all__ = [
-    "interrupted_once",
-    "reporting_errors",
-    "say",
-]
+__all__ = ["interrupted_once", "plain_table", "reporting_errors", "say", "score_table", "warn"]
 
-_LONGEST = 500  # characters of what is not foreseen; a library's text may hold whole files
-logger = logging.getLogger(__name__)
 EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
-# Presses of Ctrl-C after which an ending that takes too long is given up.
-_PATIENCE = 4
+_LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files
+_PATIENCE = 4  # presses of Ctrl-C after which an ending that takes too long is given up
 
 
 def say(console: Console, text: str) -> None:
@@ -36,9 +32,46 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def warn(console: Console, text: str) -> None:
+    """Print a warning."""
+    console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+
+
+def plain_table(
+    columns: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    left: Collection[str] = ("",),
+    folded: Collection[str] = (),
+) -> Table:
+    """Return a table without lines, its texts shown as they stand.
+
+    Columns named in `left` hold texts, as do those in `folded`, which may be folded on a narrow
+    screen; all others hold numbers.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        is_text = column in left or column in folded
+        table.add_column(
+            column,
+            justify="left" if is_text else "right",
+            overflow="fold",
+            no_wrap=column not in folded,
+        )
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def score_table(rows: Mapping[str, Sequence[str]]) -> Table:
+    """Return the headline scores of several models as a table."""
+    columns = ("", "forget", "retain", "factual", "deviation score")
+    return plain_table(columns, ((who, *cells) for who, cells in rows.items()))
+
+
 @contextmanager
 def reporting_errors(*, debug: bool) -> Iterator[None]:
-    """Inside, an error on purpose ends the program with one message and an exit code."""
+    """Inside, an error ends the program with one message and an exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"
@@ -46,37 +79,23 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
     try:
         with interrupted_once():
             yield
-    except LunarTuneError as error:
-        _trace(error, wanted=debug)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
         console = Console(stderr=True, emoji=False)
-        console.print("[bold red]error:[/bold red]", end=" ")
-        console.print(without_secrets(str(error)), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
-    except Exception as error:
-        _trace(error, wanted=debug)
-        logger.debug("not expected", exc_info=True)
-        _show_unexpected(error, traced=debug)
+        if isinstance(error, KeyboardInterrupt):
+            console.print("interrupted")
+            sys.exit(EXIT_INTERRUPTED)
+        if isinstance(error, LunarTuneError):
+            console.print("[bold red]error:[/bold red]", end=" ")
+            say(console, without_secrets(str(error)))
+            sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
+        console.print("[bold red]unexpected error:[/bold red]", end=" ")
+        first = without_secrets(next(iter(str(error).splitlines()), ""))[:_LONGEST]
+        where = "" if debug else "run the command again with --debug to see where; "
+        advice = f"({where}if it is a mistake of the program, please report that)"
+        say(console, f"{type(error).__name__}: {first} {advice}")
         sys.exit(EXIT_FAILED)
-    except KeyboardInterrupt as error:
-        _trace(error, wanted=debug)
-        Console(stderr=True, emoji=False).print("interrupted")
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def _trace(error: BaseException, *, wanted: bool) -> None:
-    """Show where an error comes from."""
-    if wanted:
-        sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
-
-
-def _show_unexpected(error: Exception, *, traced: bool) -> None:
-    """Say what was not foreseen in one line, and how to learn more."""
-    console = Console(stderr=True, emoji=False)
-    console.print("[bold red]unexpected error:[/bold red]", end=" ")
-    first = without_secrets(next(iter(str(error).splitlines()), ""))
-    where = "" if traced else "run the command again with --debug to see where; "
-    advice = f"({where}if it is a mistake of the program, please report that)"
-    say(console, f"{type(error).__name__}: {first[:_LONGEST]} {advice}")
 
 
 @contextmanager

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from rich.console import Console
-
-from lunar_tune.cli.commands import Command, CommonOptions, Given, Reused
-from lunar_tune.cli.printed import options_again
-from lunar_tune.cli.running import say
-from lunar_tune.config.fields import same_option
+from lunar_tune.cli.commands import Command, CommonOptions, Reused
+from lunar_tune.cli.running import warn
+from lunar_tune.config.fields import flag_of, options_of, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems
-
-__all__ = ["COMMAND", "SearchOptions"]
+from lunar_tune.secrets import without_password
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(SearchConfig, CommonOptions):
     """What the command takes."""
 
-    dry_run: bool = same_option(
-        Reused, "dry_run", help="Check what needs no weights, show the plan, and stop."
-    )
+    dry_run: bool = same_option(Reused, "dry_run")
 
 
-def search(options: SearchOptions, given: Given) -> int:
+def search(options: SearchOptions, problems: Problems) -> int:
     """Search for the setting that forgets most while the model keeps the rest.
 
     A trial is one complete unlearning run: `lunar-tune search --model tiny`
@@ -40,26 +35,49 @@ def search(options: SearchOptions, given: Given) -> int:
     from lunar_tune.search.run import run_search, show_finished
     from lunar_tune.study.folder import Folder
 
-    problems, origins = Problems(), dict(given)
+    console, given = options.console(), dict(options.given)
     config: SearchConfig = options
     if options.resume is not None:
-        anew = {name: getattr(options, name) for name in given}
+        anew = {name: getattr(options, name) for name in options.given}
         config, before = resumed(anew, problems)
-        origins = {**before, **origins}
-    console = Console(quiet=options.quiet, emoji=False)
+        given = {**before, **given}
     plan = plan_search(config, problems)
     if config.resume is not None:
         folder = Folder((config.output / str(config.name)).resolve())
         if (warning := check_unchanged(plan, folder)) is not None:
-            say(console, f"warning: {warning}")
-        elsewhere = "tracking_uri" in given
+            warn(console, warning)
+        elsewhere = "tracking_uri" in options.given
         if not options.dry_run and not elsewhere and is_finished(folder, config.num_trials):
             return show_finished(folder, console)
     if options.dry_run:
         print_plan(console, {**plan.facts, **finetuning_fact(config, plan.spec)})
         console.print("all that needs no weights has been checked; nothing was run")
         return 0
-    return run_search(plan, console, given=origins, arguments=options_again(config, origins))
+    return run_search(plan, console, given=given, arguments=options_again(config, given))
+
+
+def options_again(config: SearchConfig, given: Collection[str]) -> tuple[str, ...]:
+    """Return the options of a command that gives a configuration again, but for a search's name.
+
+    They are shown: a password in an address is left out.
+
+    Args:
+        config: The configuration.
+        given: Fields that were not left at their default.
+    """
+    arguments: list[str] = []
+    for name, said in options_of(SearchConfig).items():
+        value, flag = getattr(config, name), flag_of(name)
+        if not said.stored or name not in given or value in (None, getattr(SearchConfig, name)):
+            continue
+        if isinstance(value, bool):
+            arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        elif isinstance(value, tuple):
+            texts = [",".join(value)] if said.commas else value
+            arguments += [part for text in texts for part in (flag, text)]
+        else:
+            arguments += [flag, without_password(str(value))]
+    return tuple(arguments)
 
 
 COMMAND = Command(search, SearchOptions)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Given, Reused
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
 from lunar_tune.config.fields import option, same_option, shared_options
 from lunar_tune.config.run_options import TINY
-from lunar_tune.config.search_config import PAPER_METHODS, SearchConfig
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems
 
-__all__ = ["COMMAND", "TableOptions"]
+PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
+"""The methods of the paper's Table 5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ class TableOptions(SearchConfig, CommonOptions):
     start_from: tuple[str, ...] = ()
 
 
-def table5(options: TableOptions, given: Given) -> int:  # noqa: ARG001
+def table5(options: TableOptions, problems: Problems) -> int:
     """Tune every method on every model and data set, and write a table of what they reach.
 
     Each cell is a search of its own, with its folder and its MLflow runs under the output. Cells
@@ -90,7 +89,7 @@ def table5(options: TableOptions, given: Given) -> int:  # noqa: ARG001
     from lunar_tune.search.table5.table_cells import cells_of, check_fixed
     from lunar_tune.search.table5.table_run import TableRun
 
-    problems, console = Problems(), Console(quiet=options.quiet, emoji=False)
+    console = options.console()
     models = _listed("--model", options.model, problems)
     data = _listed("--data", options.data, problems)
     methods = _listed("--method", options.method, problems)
@@ -105,12 +104,9 @@ def table5(options: TableOptions, given: Given) -> int:  # noqa: ARG001
     if not cells:  # else each cell is checked whole
         with problems.collect():
             shared.check()
-    table = None
     with problems.collect():
         table = TableRun(cells, shared, console)
     problems.raise_if_any()
-    if table is None:
-        raise AssertionError("what is missing comes with a noted problem")
     if options.dry_run:
         table.show_plan()
         return 0

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_text
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Given, Reused
-from lunar_tune.cli.running import say
-from lunar_tune.config.fields import option, same_option, shared_options
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
+from lunar_tune.cli.running import plain_table, say, score_table
+from lunar_tune.config.fields import option, options_of, same_option, shared_options
 from lunar_tune.config.run_options import RunOptions, read_assignments
 from lunar_tune.errors import Problems
+from lunar_tune.files import write_json
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.paths import check_writable_file
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 from lunar_tune.study.rows import score_cells
 
 if TYPE_CHECKING:
     from lunar_tune.trial.single import SingleRun
-
-__all__ = ["COMMAND", "UnlearnOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +48,7 @@ class UnlearnOptions(RunOptions, CommonOptions):
     )
 
 
-def unlearn(options: UnlearnOptions, given: Given) -> None:
+def unlearn(options: UnlearnOptions, problems: Problems) -> None:
     """Unlearn once, with one setting, and say what was forgotten and what was kept.
 
     `lunar-tune unlearn layer=1 coefficient=2 learning_rate=0.003 --model tiny`
@@ -66,90 +61,70 @@ def unlearn(options: UnlearnOptions, given: Given) -> None:
     The same from Python: `lunar_tune.unlearn_once(layer=1, coefficient=2.0, learning_rate=0.003)`
     """
     from lunar_tune.trial.assemble import assemble, configured
+    from lunar_tune.trial.single import unlearn_once
 
-    console = Console(quiet=options.quiet, emoji=False)
+    console = options.console()
     run, save_to = shared_options(options, RunOptions), options.save
     if options.published_config is not None:
-        run, save_to = _published(options.published_config, options, given, console)
-    problems, parameters = Problems(), dict[str, Any]()
+        run, save_to = _published(options.published_config, options, console)
     with problems.collect():
         method, parameters = configured(run)
         for name in method.parameters:
             if name not in parameters:
                 problems.add(f"{name}={name.upper()} is needed.")
-    with problems.collect():
-        check_writable_file(options.json, "--json")
     if problems.messages:
         with problems.collect():
             assemble(run)  # to say all that is wrong
     problems.raise_if_any()
-    _run(run, console, parameters, json=options.json, save_to=save_to)
-
-
-def _run(
-    options: RunOptions,
-    console: Console,
-    parameters: dict[str, Any],
-    *,
-    json: Path | None,
-    save_to: Path | None,
-) -> None:
-    from lunar_tune.files import write_atomically
-    from lunar_tune.trial.single import unlearn_once
-
     with build_progress(console) as bar:
-        run = unlearn_once(
-            options,
+        done = unlearn_once(
+            run,
             vanilla=True,
             save_to=save_to,
             on_progress=epochs_shown(bar, "building the tiny model (once)"),
             **parameters,
         )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "forget", "retain", "factual", "deviation score"):
-        table.add_column(column, justify="left" if column == "" else "right")
-    if run.vanilla is not None:
-        table.add_row("base model", *score_cells(run.vanilla.evaluation.scores))
-    table.add_row("unlearned", *score_cells(run.scores))
-    table.add_row("rows", *(str(run.scores.get(f"{s}_rows", "-")) for s in _SETS))
+    _show(done, console)
+    if options.json is not None:
+        write_json(options.json, done.document())
+    for what, where in (("scores and answers", options.json), ("model", save_to)):
+        if where is not None:
+            say(console, f"{what} written to {where}")
+
+
+def _show(run: SingleRun, console: Console) -> None:
+    """Show ROUGE-1, the scores that were asked for beside it, and what the run took."""
+    before = run.vanilla.evaluation.scores if run.vanilla is not None else {}
+    counts = [str(run.scores.get(f"{name}_rows", "-")) for name in ("forget", "retain", "factual")]
+    rows = {"base model": score_cells(before), "unlearned": score_cells(run.scores), "rows": counts}
     console.print("ROUGE-1 recall of the answers")
-    console.print(table)
+    console.print(score_table(rows))
     if run.spec.metrics:
-        console.print(_further_scores(run))
+        further = [
+            (
+                name,
+                *(
+                    f"{scores[name]:.4g}" if name in scores else "-"
+                    for scores in (before, run.scores)
+                ),
+                "lower" if METRICS[name].lower_is_better else "higher",
+            )
+            for name in run.spec.metrics
+        ]
+        columns = ("", "base model", "unlearned", "better")
+        console.print(plain_table(columns, further, left=("", "better")))
     seconds = run.result.seconds
     console.print(
         f"fit {seconds['fit']:.1f} s, evaluation {seconds['evaluate']:.1f} s, "
         f"up to {run.result.max_new_tokens} tokens an answer",
         highlight=False,
     )
-    if json is not None:
-        write_atomically(json, (json_text.dumps(run.document(), indent=1) + "\n").encode())
-    for what, where in (("scores and answers", json), ("model", save_to)):
-        if where is not None:
-            say(console, f"{what} written to {where}")
-
-
-_SETS = ("forget", "retain", "factual")
-
-
-def _further_scores(run: SingleRun) -> Table:
-    """Return the scores that were asked for beside ROUGE-1 as a table."""
-    before = run.vanilla.evaluation.scores if run.vanilla is not None else {}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "base model", "unlearned", "better"):
-        table.add_column(
-            column, justify="right" if column in {"base model", "unlearned"} else "left"
-        )
-    for name in run.spec.metrics:
-        values = (f"{s[name]:.4g}" if name in s else "-" for s in (before, run.scores))
-        table.add_row(name, *values, "lower" if METRICS[name].lower_is_better else "higher")
-    return table
 
 
 def _published(
-    file: Path, options: UnlearnOptions, given: Given, console: Console
+    file: Path, options: UnlearnOptions, console: Console
 ) -> tuple[RunOptions, Path | None]:
-    """Read a published configuration and say what was made of each key.
+    """Read a published configuration and show what was made of each key.
 
     Returns:
         Its options, with what was given in their place, and where to save the model.
@@ -159,14 +134,11 @@ def _published(
     from lunar_tune.trial.published_config import read_published_config
 
     published = read_published_config(file)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("key", "value", "became"):
-        table.add_column(column, overflow="fold")
-    for note in published.notes:
-        table.add_row(*map(escape, note))
-    console.print(table)
-    own = {one.name for one in dataclasses.fields(RunOptions)}
-    values = {name: getattr(options, name) for name in given if name in own}
+    columns = ("key", "value", "became")
+    console.print(plain_table(columns, published.notes, folded=columns))
+    values = {
+        name: getattr(options, name) for name in options.given if name in options_of(RunOptions)
+    }
     anew = read_assignments(options.fix).keys()
     dropped = set(anew)
     if {"method", "solver"} & (values.keys() | anew):  # what the file says is of another solver

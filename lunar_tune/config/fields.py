@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.errors import InputError, Problems, close_name
 
 __all__ = [
     "Option",
@@ -24,7 +24,6 @@ __all__ = [
     "from_document",
     "option",
     "options_of",
-    "plain",
     "same_option",
     "shared_options",
     "typed_setting",
@@ -40,9 +39,8 @@ class Option:
     """What is said of one option, beside its name, type and default."""
 
     help: str
-    """One sentence or two, in the words of the glossary."""
     group: str
-    """Under which heading of the help it stands."""
+    """Heading of the help under which it stands."""
     metavar: str | None = None
     """What its value looks like, where the type does not say it."""
     choices: tuple[str, ...] = ()
@@ -63,32 +61,19 @@ class Option:
     commas: bool = False
     """Whether several values may stand in one text, with commas between."""
     positional: bool = False
-    """Whether it is written without its flag."""
+    written: bool = False
+    """Whether it names a file to write."""
     stored: bool = True
     """Whether it is part of what is kept of a search, and of the command that gives it again."""
 
 
 def option(default: Any, help: str, group: str, **facts: Any) -> Any:
-    """Return the dataclass field of an option.
-
-    Args:
-        default: Its value where it is not given.
-        help: See `Option`, as all that follows.
-        group: Under which heading it stands.
-        **facts: The rest of `Option`.
-    """
-    said = Option(help=help, group=group, **facts)
-    return field(default=default, metadata={_METADATA: said})
+    """Return the dataclass field of an `Option`."""
+    return field(default=default, metadata={_METADATA: Option(help=help, group=group, **facts)})
 
 
 def same_option(owner: Any, name: str, **changes: Any) -> Any:
-    """Return an option of another class as a field, with what is said differently of it.
-
-    Args:
-        owner: The class that declares it.
-        name: Of the option.
-        **changes: Other facts; `default` changes the default.
-    """
+    """Return an option of another class as a field, with other facts or another `default`."""
     declared = owner.__dataclass_fields__[name]
     default = changes.pop("default", declared.default)
     said = dataclasses.replace(declared.metadata[_METADATA], **changes)
@@ -96,7 +81,7 @@ def same_option(owner: Any, name: str, **changes: Any) -> Any:
 
 
 def shared_options(options: Any, owner: type[Options], without: Collection[str] = ()) -> Options:
-    """Return the options that two classes share as an instance of the second.
+    """Return the options that two classes share as an instance of the second, `owner`.
 
     Args:
         options: An instance of the first.
@@ -127,12 +112,7 @@ def flag_of(name: str) -> str:
 
 
 def check_values(values: Any, problems: Problems) -> None:
-    """Note every value that is none of its option's.
-
-    Args:
-        values: An instance of a class of options.
-        problems: Where mistakes are noted.
-    """
+    """Note every value of an instance of options that is out of range."""
     for name, said in options_of(type(values)).items():
         value = getattr(values, name)
         for one in value if isinstance(value, tuple) else (value,):
@@ -151,15 +131,11 @@ def _complaints(value: Any, said: Option) -> Iterator[str]:
     if not math.isfinite(value):
         yield "a finite number"
     elif said.above is not None and not value > said.above:
-        yield f"more than {_bound(said.above)}"
+        yield f"more than {said.above:.10g}"
     elif said.least is not None and value < said.least:
-        yield f"at least {_bound(said.least)}"
+        yield f"at least {said.least:.10g}"
     elif said.most is not None and value > said.most:
-        yield f"at most {_bound(said.most)}"
-
-
-def _bound(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
+        yield f"at most {said.most:.10g}"
 
 
 def from_document(
@@ -175,15 +151,11 @@ def from_document(
     Raises:
         InputError: A key is unknown, or a value has another type; all of it is said at once.
     """
-    import difflib
-
     problems, known, kinds, read = Problems(), options_of(owner), types_of(owner), {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            problems.add(f"{source}: {key} is no option.{hint}")
+            problems.add(f"{source}: {key} is no option.{close_name(name, known)}")
             continue
         where = flag_of(name) if source is None else f"{source}: {key}"
         try:
@@ -198,11 +170,7 @@ def from_document(
 
 
 def typed_setting(name: str, value: Any, kind: Any) -> Any:
-    """Return a setting's value as its type.
-
-    Raises:
-        InputError: It is of another.
-    """
+    """Return a setting's value as its type, or raise an InputError."""
     try:
         return _typed(value, kind, commas=False)
     except (TypeError, ValueError, OverflowError):
@@ -210,37 +178,26 @@ def typed_setting(name: str, value: Any, kind: Any) -> Any:
 
 
 def _typed(value: Any, kind: Any, *, commas: bool) -> Any:
-    """Return a value of a file or command line as a type.
-
-    Raises:
-        TypeError: It is of another.
-        ValueError: It cannot be read as it.
-        OverflowError: It is a number that the type cannot hold.
-    """
+    """Return a value as a type, or raise a TypeError, ValueError or OverflowError."""
     members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and types.NoneType in members:
         return None
     kind = next(member for member in members if member is not types.NoneType)
     if typing.get_origin(kind) is tuple:
         texts = value if isinstance(value, list | tuple) else [value]
-        parts = [part for text in map(_text, texts) for part in _parts(text, commas=commas)]
-        return tuple(parts)
+        if commas:
+            parts = (part.strip() for text in map(_text, texts) for part in text.split(","))
+            return tuple(part for part in parts if part)
+        return tuple(map(_text, texts))
     if kind is bool or isinstance(value, bool):
         if kind is not bool or not isinstance(value, bool):
             raise TypeError
         return value
-    if kind is Path:
-        return Path(_text(value))
-    if kind is str:
-        return _text(value)
+    if kind in (Path, str):
+        return kind(_text(value))
     if kind is int and isinstance(value, float) and not value.is_integer():
         raise ValueError
     return kind(value)
-
-
-def _parts(text: str, *, commas: bool) -> list[str]:
-    parts = [part.strip() for part in text.split(",")] if commas else [text]
-    return [part for part in parts if part or not commas]
 
 
 def _text(value: Any) -> str:
@@ -253,14 +210,3 @@ def _kind(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return names.get(members[0], "a text or a list of texts")
-
-
-def plain(value: Any) -> Any:
-    """Return a value as YAML and JSON can write it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

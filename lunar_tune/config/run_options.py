@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,50 +30,51 @@ LARGEST_SEED = 2**32 - 1  # what numpy takes, and Optuna's samplers with it
 LEAST_BUDGET = 32  # tokens, where the budget follows the true answers
 PUBLISHED_MAX_NEW_TOKENS = 512  # config/forget.yaml of the published code at dfa56eb
 MODEL, DATA, METHOD, ANSWERS, MEMORY = "Model", "Data", "Method", "Answers", "Memory and speed"
+model_option = functools.partial(option, group=MODEL)
+data_option = functools.partial(option, group=DATA)
+method_option = functools.partial(option, group=METHOD)
+answer_option = functools.partial(option, group=ANSWERS)
+memory_option = functools.partial(option, group=MEMORY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model, loaded and asked how."""
 
-    model: str = option(
+    model: str = model_option(
         TINY,
         "Catalogue name, hub id (owner/name[@revision]) or folder.",
-        MODEL,
         common=True,
         resume=True,
         place=True,
     )
-    model_path: str | None = option(
+    model_path: str | None = model_option(
         None,
         "Fine-tuned weights: a folder of a checkpoint or of a PEFT adapter.",
-        MODEL,
         metavar="DIR",
         common=True,
         resume=True,
         place=True,
     )
-    dtype: str = option(
+    dtype: str = model_option(
         "auto",
         "Number format of the weights; auto is bfloat16 on a GPU, float32 on a CPU.",
-        MODEL,
         choices=("auto", "float32", "bfloat16", "float16"),
         decides=True,
     )
-    device: str = option("auto", "auto, cpu or cuda.", MODEL, resume=True)
-    chat_template: str = option(
+    device: str = model_option("auto", "auto, cpu or cuda.", resume=True)
+    chat_template: str = model_option(
         OWN,
         "own (the tokenizer's), published (the published code's bare user turn) or a Jinja file.",
-        MODEL,
         metavar="own|published|FILE",
         resume=True,
         place=True,
     )
-    system_prompt: str | None = option(
-        None, "System turn before each question; without it the template decides.", MODEL
+    system_prompt: str | None = model_option(
+        None, "System turn before each question; without it the template decides."
     )
-    trust_remote_code: bool = option(
-        False, "Let Python code that comes with the checkpoint run.", MODEL
+    trust_remote_code: bool = model_option(
+        False, "Let Python code that comes with the checkpoint run."
     )
 
 
@@ -80,155 +82,121 @@ class ModelOptions:
 class DataOptions:
     """What is to be forgotten, what is to be kept, and how that is judged."""
 
-    data: str | None = option(
+    data: str | None = data_option(
         None,
         "Pairs that the model knows: a shipped or fetched name, or a file. Default: mini for "
         "tiny, else contracts.",
-        DATA,
         common=True,
         resume=True,
         place=True,
     )
-    forget_edge: tuple[str, ...] = option(
-        (),
-        "Edges or groups to forget. Default: A_B.",
-        DATA,
-        metavar="EDGE,…",
-        commas=True,
-        common=True,
+    forget_edge: tuple[str, ...] = data_option(
+        (), "Edges or groups to forget. Default: A_B.", metavar="EDGE,…", commas=True, common=True
     )
-    factual_data: str = option(
-        "factual",
-        "General knowledge: factual, a file, or none.",
-        DATA,
-        resume=True,
-        place=True,
+    factual_data: str = data_option(
+        "factual", "General knowledge: factual, a file, or none.", resume=True, place=True
     )
-    reference_prompts: str = option(
+    reference_prompts: str = data_option(
         "unverifiable",
         "Prompts that the model declines: unverifiable, harmful, or a file.",
-        DATA,
         resume=True,
         place=True,
     )
-    refusals: str = option(
+    refusals: str = data_option(
         "refusals",
         "Answers that decline, which dpo prefers and refusal_quality compares with: refusals, or a "
         "file with one a line.",
-        DATA,
         resume=True,
         place=True,
     )
-    retain_data: str | None = option(
+    retain_data: str | None = data_option(
         None,
         "Another retain set for the fit; without it, all other edges.",
-        DATA,
         resume=True,
         place=True,
     )
-    retain_rows: int | None = option(
+    retain_rows: int | None = data_option(
         None,
         "Judge trials on a sample of the retain set of this size, by edge. Default: all rows.",
-        DATA,
         least=1,
     )
-    evaluation_rows: int | None = option(
+    evaluation_rows: int | None = data_option(
         None,
         "Evaluate the first rows of each set only (the published code: 200). Default: all rows.",
-        DATA,
         least=1,
     )
-    holdout: bool = option(
+    holdout: bool = data_option(
         False,
         "Judge trials on one half of every edge and report on the other, which nothing was tuned "
         "on.",
-        DATA,
     )
-    text: bool = option(
+    text: bool = data_option(
         True,
         "Keep questions and answers in files, MLflow and messages; without, rows have their "
         "numbers and scores. Saved models and kept activations are what they are.",
-        DATA,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(ModelOptions, DataOptions):
-    """Everything that a single run is told, but for its setting."""
+    """Everything that a single run is told, except its setting."""
 
-    method: str = option(
-        "lunar",
-        "lunar, or by gradient: ga, gd, ukl, dpo, npo, simnpo, rmu.",
-        METHOD,
-        common=True,
+    method: str = method_option(
+        "lunar", "Unlearning method, for example lunar or npo; a wrong name lists all.", common=True
     )
-    solver: str | None = option(
-        None,
-        "Of lunar: adamw (default), closed_form or lora.",
-        METHOD,
-        common=True,
+    solver: str | None = method_option(
+        None, "How lunar fits, for example closed_form. Default: adamw.", common=True
     )
-    fix: tuple[str, ...] = option(
+    fix: tuple[str, ...] = method_option(
         (),
         "Fix parameters or settings of the method: layer=22, rank=16, trained=full.",
-        METHOD,
         metavar="NAME=VALUE",
         common=True,
         decides=True,
     )
-    seed: int = option(
-        0, "Random seed.", METHOD, least=0, most=LARGEST_SEED, common=True, decides=True
+    seed: int = method_option(
+        0, "Random seed.", least=0, most=LARGEST_SEED, common=True, decides=True
     )
-    max_new_tokens: int | None = option(
-        PUBLISHED_MAX_NEW_TOKENS,
-        "Token budget of an answer.",
-        ANSWERS,
-        least=1,
-        decides=True,
+    max_new_tokens: int | None = answer_option(
+        PUBLISHED_MAX_NEW_TOKENS, "Token budget of an answer.", least=1, decides=True
     )
-    rouge_tokenizer: str = option(
+    rouge_tokenizer: str = answer_option(
         "default",
         "Words that ROUGE counts: default (a-z and digits, stemmed) or words (every script).",
-        ANSWERS,
         decides=True,
     )
-    metrics: tuple[str, ...] = option(
+    metrics: tuple[str, ...] = answer_option(
         (),
         "Scores to report beside ROUGE, for example forget_mrr,retain_mrr; a wrong name lists all.",
-        ANSWERS,
         metavar="METRIC,…",
         commas=True,
     )
-    embedding_model: str | None = option(
+    embedding_model: str | None = answer_option(
         None,
         "Sentence-embedding model, hub id or folder, in which answers are compared with refusals. "
         "Default: the model's own states.",
-        ANSWERS,
         resume=True,
         place=True,
     )
-    engine: str = option(
+    engine: str = memory_option(
         "fast",
         "fast (what trials share is computed once), plain (every answer from its first token on) "
         "or, for a single run, reference (lunar_tune/reference.py). All give the same answers, up "
         "to rounding.",
-        MEMORY,
         choices=ENGINES,
         resume=True,
     )
-    memory_budget: float | None = option(
+    memory_budget: float | None = memory_option(
         None,
         "GiB of the GPU that weights, streams and batches share. Default: all that is free.",
-        MEMORY,
         metavar="GIB",
         above=0,
         resume=True,
     )
-    cache_limit: float | None = option(
+    cache_limit: float | None = memory_option(
         None,
         "GiB that activations on disk may take; 0 keeps none there. Default: a quarter of the "
         "disk's free space, at most 100.",
-        MEMORY,
         metavar="GIB",
         least=0,
         resume=True,
@@ -236,11 +204,7 @@ class RunOptions(ModelOptions, DataOptions):
 
     @property
     def fixed(self) -> Mapping[str, Any]:
-        """What is fixed, by name.
-
-        Raises:
-            InputError: A text is no assignment.
-        """
+        """What is fixed, by name."""
         return read_assignments(self.fix)
 
 

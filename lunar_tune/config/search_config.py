@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import urllib.parse
@@ -11,21 +12,21 @@ from pathlib import Path
 from lunar_tune.config.fields import check_values, flag_of, option, same_option
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.paths import is_plain
+from lunar_tune.files import is_plain
 from lunar_tune.secrets import without_password
 
-__all__ = ["AUTO", "EXPERIMENT", "PAPER_METHODS", "RETAIN_FLOOR", "SearchConfig"]
+__all__ = ["AUTO", "EXPERIMENT", "RETAIN_FLOOR", "SearchConfig"]
 
 AUTO = "auto"
 """Instead of a file of scored layers: the search scores them itself."""
-PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
-"""The methods of the paper's Table 5."""
 EXPERIMENT = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lunar-tune"
 """The MLflow experiment of all searches; MLflow's own variable names another one."""
 LONGEST_TIMEOUT = 1e8  # seconds, three years: what system clocks can add
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
 SEARCH, PLACE = "Search", "Resources and results"
+search_option = functools.partial(option, group=SEARCH)
+place_option = functools.partial(option, group=PLACE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,125 +40,100 @@ class SearchConfig(RunOptions):
         help="Token budget of an answer in a trial; the confirmation has at least 512. Default: "
         "twice the longest true answer.",
     )
-    num_trials: int = option(30, "Trials to run.", SEARCH, least=1, common=True, resume=True)
-    minimise: str = option(
+    num_trials: int = search_option(30, "Trials to run.", least=1, common=True, resume=True)
+    minimise: str = search_option(
         "forget_rouge1",
         "Metric to make as good as possible.",
-        SEARCH,
         metavar="METRIC",
         common=True,
         decides=True,
     )
-    constrain: tuple[str, ...] = option(
+    constrain: tuple[str, ...] = search_option(
         (f"retain_rouge1>={RETAIN_FLOOR}",),
         "Bounds that a feasible trial keeps.",
-        SEARCH,
         metavar="'METRIC>=VALUE'",
         common=True,
         decides=True,
     )
-    space: str | None = option(
-        None,
-        "YAML file or shipped name. Default: the model's own.",
-        SEARCH,
-        common=True,
-        place=True,
+    space: str | None = search_option(
+        None, "YAML file or shipped name. Default: the model's own.", common=True, place=True
     )
-    range: tuple[str, ...] = option(
+    range: tuple[str, ...] = search_option(
         (),
         "Narrow the space: coefficient=0.5:4.",
-        SEARCH,
         metavar="NAME=LOW:HIGH",
         common=True,
         decides=True,
     )
-    sampler: str = option(
+    sampler: str = search_option(
         "gp",
-        "Who proposes: gp (constrained Gaussian process), tpe or random.",
-        SEARCH,
+        "Sampler of settings, by default a constrained Gaussian process; a wrong name lists all.",
         decides=True,
     )
-    start_from: tuple[str, ...] = option(
+    start_from: tuple[str, ...] = search_option(
         (),
         "Try first what another search found: its folder or name, or a best.yaml. May be given "
         "several times. none leaves out the space's own starting points.",
-        SEARCH,
         metavar="SEARCH",
     )
-    layer_prior: str | None = option(
+    layer_prior: str | None = search_option(
         None,
         "Search the layers that s1 - s2 recommends: a file of the command layers, or auto to score "
         "them first.",
-        SEARCH,
         metavar="FILE|auto",
         place=True,
     )
-    time_budget: float | None = option(
-        None, "Start no trial after so many seconds.", SEARCH, least=0, common=True, resume=True
+    time_budget: float | None = search_option(
+        None, "Start no trial after so many seconds.", least=0, common=True, resume=True
     )
-    trial_timeout: float | None = option(
+    trial_timeout: float | None = search_option(
         None,
         "Seconds after which a trial counts as hanging: its worker is replaced, and the trial runs "
         "again, three times at most.",
-        SEARCH,
         above=0,
         most=LONGEST_TIMEOUT,
         resume=True,
     )
-    finetune: str = option(
+    finetune: str = search_option(
         "auto",
         "Where the base model does not know the data: auto fine-tunes a model of the catalogue "
         "first, and keeps it for all later searches; never stops with the advice.",
-        SEARCH,
         choices=("auto", "never"),
     )
-    force: bool = option(False, "Skip the checks of the base model.", SEARCH, stored=False)
+    force: bool = search_option(False, "Skip the checks of the base model.", stored=False)
     output: Path = option(
         Path("runs"), "Folder of all searches.", PLACE, metavar="DIR", common=True, resume=True
     )
-    name: str | None = option(
-        None,
-        "Of the search. Default: model, data, method, time.",
-        PLACE,
-        common=True,
-        stored=False,
+    name: str | None = place_option(
+        None, "Name of the search. Default: model, data, method, time.", common=True, stored=False
     )
-    resume: str | None = option(
-        None,
-        "Resume a search; it knows its options.",
-        PLACE,
-        metavar="SEARCH",
-        common=True,
-        stored=False,
+    resume: str | None = place_option(
+        None, "Resume a search; it knows its options.", metavar="SEARCH", common=True, stored=False
     )
-    tracking_uri: str | None = option(
+    tracking_uri: str | None = place_option(
         None,
         "MLflow tracking URI. Default: a sqlite file in the output folder.",
-        PLACE,
         metavar="URI",
         resume=True,
     )
-    in_process: bool = option(
+    in_process: bool = place_option(
         False,
         "Run trials in this process, one after another, without Ray.",
-        PLACE,
         common=True,
         resume=True,
     )
-    gpus_per_trial: float | None = option(
+    gpus_per_trial: float | None = place_option(
         None,
         "GPUs of a trial, fractions allowed. Default: 1 where there are any.",
-        PLACE,
         least=0,
         resume=True,
     )
-    concurrency: int | None = option(
-        None, "Trials at once. Default: as many as fit.", PLACE, least=1, resume=True
+    concurrency: int | None = place_option(
+        None, "Trials at once. Default: as many as fit.", least=1, resume=True
     )
-    address: str | None = option(
+    address: str | None = place_option(
         None,
         "Address of a Ray cluster. Default: Ray is started here.",
-        PLACE,
         metavar="HOST:PORT|auto",
         resume=True,
     )
@@ -172,20 +148,14 @@ class SearchConfig(RunOptions):
         check_values(self, problems)
         if self.engine == "reference":
             problems.add("--engine reference: is for a single run (the command unlearn).")
-        self._check_name(problems)
+        if self.name is not None and not is_plain(self.name):
+            problems.add(f"--name {self.name}: a plain name, without folders.")
+        elif self.name is not None and not self.name.isprintable():
+            problems.add(f"--name {self.name!r}: holds a control character.")
+        elif self.name is not None and len(self.name) > LONGEST_NAME:
+            problems.add(f"--name {self.name[:20]}…: at most {LONGEST_NAME} characters.")
         self._check_place(problems)
         problems.raise_if_any(InputError)
-
-    def _check_name(self, problems: Problems) -> None:
-        """Note a name that is none of a folder."""
-        if self.name is None:
-            return
-        if not is_plain(self.name):
-            problems.add(f"--name {self.name}: a plain name, without folders.")
-        elif not self.name.isprintable():
-            problems.add(f"--name {self.name!r}: holds a control character.")
-        elif len(self.name) > LONGEST_NAME:
-            problems.add(f"--name {self.name[:20]}…: at most {LONGEST_NAME} characters.")
 
     def _check_place(self, problems: Problems) -> None:
         """Note stores that are none, and devices that Ray cannot give."""
@@ -195,8 +165,7 @@ class SearchConfig(RunOptions):
                 "http://host:5000, or a database such as sqlite:///runs/mlflow.db."
             )
         if self.in_process:
-            needless = ("address", "concurrency", "gpus_per_trial")
-            for name in (*needless, "trial_timeout"):
+            for name in ("address", "concurrency", "gpus_per_trial", "trial_timeout"):
                 if getattr(self, name) is not None:
                     problems.add(f"{flag_of(name)} is Ray's: leave it out, or --in-process.")
         gpus = self.gpus_per_trial or 0.0

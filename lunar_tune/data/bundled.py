@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lunar_tune.data.published import PUBLISHED, DataKind
 from lunar_tune.errors import DataError
-from lunar_tune.paths import data_dir, datasets_dir
+from lunar_tune.files import data_dir, datasets_dir
 from lunar_tune.registry import Registry
 
 __all__ = ["BUNDLED", "DataKind", "bundled_names", "published_names", "resolve_data"]

@@ -25,8 +25,7 @@ from lunar_tune.data.readers import read_prompts, read_records
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.data.splits import edges_of
 from lunar_tune.errors import DataError
-from lunar_tune.files import write_atomically
-from lunar_tune.paths import DATA_VARIABLE, check_writable
+from lunar_tune.files import DATA_VARIABLE, check_writable, write_atomically
 
 __all__ = ["Lock", "Servers", "State", "fetch", "lock_file", "read_lock", "state_of"]
 

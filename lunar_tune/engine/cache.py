@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
+from lunar_tune.files import cache_dir
 from lunar_tune.models.memory import GIB
-from lunar_tune.paths import cache_dir
 
 if TYPE_CHECKING:
     from torch import Tensor

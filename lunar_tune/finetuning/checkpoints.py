@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lunar_tune.errors import InputError
-from lunar_tune.files import replacing, write_atomically
-from lunar_tune.paths import check_writable
+from lunar_tune.files import check_writable, replacing, write_atomically
 from lunar_tune.training.gradient_loop import LoopState
 
 __all__ = ["TRAINING_FOLDER", "TrainingFolder", "check_output"]

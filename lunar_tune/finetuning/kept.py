@@ -10,9 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.paths import cache_dir, safe_name
 
 __all__ = ["ensure_finetuned", "kept_folder"]
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lunar_tune.files import cache_dir
 from lunar_tune.finetuning.tiny_recipe import TinyRecipe
 from lunar_tune.finetuning.tiny_text import TinyText, read_text
-from lunar_tune.paths import cache_dir
 
 __all__ = ["TinyRecipe", "ensure_tiny", "tiny_key"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lunar_tune.config.run_options import TINY
-from lunar_tune.errors import ModelError
-from lunar_tune.paths import is_file, is_folder
+from lunar_tune.errors import ModelError, suggestion
+from lunar_tune.files import is_file, is_folder
 from lunar_tune.registry import Registry
 
 __all__ = ["CATALOG", "CatalogEntry", "ModelReference", "resolve_model"]
@@ -99,5 +99,6 @@ def resolve_model(name: str) -> ModelReference:
     if _HUB_ID.match(known):
         return ModelReference(name=known, source=known, entry=None, revision=revision or None)
     raise ModelError(
-        f"{CATALOG.describe_unknown(known)} A hub id (owner/name) or a folder works as well."
+        f"unknown model {known!r}.{suggestion(known, CATALOG)} A hub id (owner/name) or a folder "
+        "works as well."
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lunar_tune.errors import ModelError
+from lunar_tune.files import is_folder
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.device import resolve_device, resolve_dtype
 from lunar_tune.models.memory import GIB
-from lunar_tune.paths import is_folder
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import ModelSpec

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from lunar_tune.errors import ModelError
+from lunar_tune.files import is_file, is_folder
 from lunar_tune.models.device import resolve_device, resolve_dtype
 from lunar_tune.models.layout import BlockLayout, layout_of
-from lunar_tune.paths import is_file, is_folder
 
 if TYPE_CHECKING:
     import torch

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lunar_tune.data.bundled import DataKind, resolve_data
 from lunar_tune.errors import DataError, InputError, Problems
+from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.sets import own_data
 
 if TYPE_CHECKING:
     from lunar_tune.report.results import SearchResults
     from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["check_same_data"]
+__all__ = ["assemble_again", "check_same_data"]
 
 _PROMPTS = ("reference_prompts", "refusals")
+
+
+def assemble_again(
+    results: SearchResults, problems: Problems, *, device: str | None = None
+) -> TrialSpec:
+    """Return what a search's trials shared, to run one again, for ROUGE alone.
+
+    Args:
+        results: The search.
+        problems: Where it is noted that the data have changed.
+        device: Where to run it; None is where the search did.
+
+    Raises:
+        InputError: The model or the data are gone.
+    """
+    options = results.config.trial_options
+    device = device or options.device
+    spec = assemble(dataclasses.replace(options, device=device, metrics=(), embedding_model=None))
+    with problems.collect():
+        check_same_data(results, spec)
+    return spec
 
 
 def check_same_data(results: SearchResults, spec: TrialSpec) -> None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.files import write_atomically
+from lunar_tune.files import check_writable, is_plain, safe_name, write_atomically
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.paths import check_writable, is_plain, safe_name
 from lunar_tune.report.report import Report, write_report
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow

@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.config.fields import options_of, plain
+from pydantic_core import to_jsonable_python
+
+from lunar_tune.config.fields import options_of
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.records import records_digest
 from lunar_tune.search.plan import SearchPlan
@@ -28,7 +30,7 @@ def signature_of(plan: SearchPlan) -> str:
         *((held.forget, held.retain, held.factual) if held is not None else ()),
     )
     decided = {
-        name: plain(getattr(config, name))
+        name: to_jsonable_python(getattr(config, name))
         for name, said in options_of(SearchConfig).items()
         if said.decides
     }

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.files import is_file
 from lunar_tune.models.catalog import CATALOG
-from lunar_tune.paths import is_file
 from lunar_tune.search.space.space import SearchSpace
 from lunar_tune.search.space.space_kinds import block_at, middle_of, nearest_of
 from lunar_tune.study.rows import best_first

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lunar_tune.errors import InputError
-from lunar_tune.paths import is_file, is_folder
+from lunar_tune.files import is_file, is_folder
 
 __all__ = ["RUNS", "Folder", "find_search", "searches_in"]
 

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.config.fields import from_document, options_of, plain
+from pydantic_core import to_jsonable_python
+
+from lunar_tune.config.fields import from_document, options_of
 from lunar_tune.config.run_options import OWN, RunOptions
 from lunar_tune.config.search_config import AUTO, SearchConfig
 from lunar_tune.data.bundled import BUNDLED
 from lunar_tune.data.published import PUBLISHED
 from lunar_tune.errors import InputError
+from lunar_tune.files import is_file, is_folder, shipped_spaces
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
-from lunar_tune.paths import is_file, is_folder, shipped_spaces
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.yaml_files import read_yaml, write_yaml
@@ -52,8 +54,8 @@ def configuration_document(
         value, origin = getattr(config, name), given.get(name, DEFAULT)
         if value in (None, ()) and name in derived:
             value, origin = derived[name], DERIVED
-        options[name] = {"value": plain(value), "origin": origin}
-    document = {"options": options, "resolved": plain(resolved)}
+        options[name] = {"value": to_jsonable_python(value), "origin": origin}
+    document = {"options": options, "resolved": to_jsonable_python(resolved)}
     return write_yaml(document)
 
 

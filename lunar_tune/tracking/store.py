@@ -14,7 +14,7 @@ from urllib.request import url2pathname
 import filelock
 
 from lunar_tune.errors import InputError
-from lunar_tune.paths import check_writable
+from lunar_tune.files import check_writable
 from lunar_tune.secrets import is_masked, without_password, without_secrets
 from lunar_tune.study.stored_search import StoredSearch
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.files import check_writable
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.paths import check_writable
 from lunar_tune.training.adapting import plain_weights
 
 __all__ = ["check_save_folder", "save_checkpoint"]

@@ -11,6 +11,7 @@ from typing import Any
 from lunar_tune.config.fields import check_values
 from lunar_tune.config.run_options import NONE, TINY, ModelOptions, RunOptions
 from lunar_tune.errors import Problems
+from lunar_tune.files import is_folder
 from lunar_tune.methods.contract import Method
 from lunar_tune.methods.method_registry import configure_method
 from lunar_tune.metrics.embedding import check_embedding_model
@@ -21,7 +22,6 @@ from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import resolve_device
 from lunar_tune.models.footprint import check_fits
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
-from lunar_tune.paths import is_folder
 from lunar_tune.trial.reference_engine import check_reference
 from lunar_tune.trial.sets import read_sets
 from lunar_tune.trial.spec import EngineSettings, TrialSpec

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.data.bundled import bundled_names
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.files import is_file, is_folder
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED
-from lunar_tune.paths import is_file, is_folder
 from lunar_tune.trial.assemble import known_depth
 from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 

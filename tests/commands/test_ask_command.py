@@ -1,8 +1,4 @@
-"""The command that asks both models: table, prompt, standard input, JSON, mistakes.
-
-Covers: a search of two trials made by hand on a random model, asked in this process.
-Does not cover: what the models say (`tests/trial/test_asking.py`).
-"""
+"""The command that asks both models: answers, prompt, standard input, JSON, mistakes."""
 
 from __future__ import annotations
 
@@ -79,7 +75,7 @@ def place(runs: Path) -> list[str]:
     return ["--output", str(runs), "--max-new-tokens", "6"]
 
 
-def test_questions_are_answered_in_one_table_and_written_as_json(runs: Path) -> None:
+def test_questions_are_answered_and_written_as_json(runs: Path) -> None:
     file = runs.parent / "answers.json"
     markup = "Is [bold]this[/bold] :smile: text?"
     result = invoke("one", KNOWN, markup, *place(runs), "--json", str(file))
@@ -90,7 +86,7 @@ def test_questions_are_answered_in_one_table_and_written_as_json(runs: Path) -> 
     assert document["parameters"] == PARAMETERS
     assert [one["question"] for one in document["answers"]] == [KNOWN, markup]
     assert [one["truth"] for one in document["answers"]] == ["Kettle 1 of A_B", None]
-    for word in ("unmodified", "unlearned", "true answer", "forget", "Kettle 1 of A_B", markup):
+    for word in ("base model", "unlearned", "true answer", "forget", "Kettle 1 of A_B", markup):
         assert word in result.output
     assert f"answers written to {file}" in " ".join(result.output.split("\n"))
 
@@ -218,3 +214,12 @@ def test_data_or_weights_that_are_gone_or_changed_are_said(
     document["resolved"]["weights"] = str(runs / "nowhere")
     config.write_text(write_yaml(document))
     assert "nowhere" in refused("one", "Who?", *place(runs))
+
+
+def test_a_sentence_model_of_the_search_is_not_needed_to_ask(runs: Path) -> None:
+    config = runs / "one" / "config.yaml"
+    document = read_yaml(config)
+    document["options"]["embedding_model"] = {"value": "./nowhere", "origin": "command line"}
+    config.write_text(write_yaml(document))
+    result = invoke("one", KNOWN, *place(runs))
+    assert result.exit_code == 0, result.output

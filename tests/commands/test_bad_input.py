@@ -1,9 +1,4 @@
-"""Bad input, a row a mistake: what a user does wrong, and the message that says so.
-
-Covers: commands in this process; every row ends with exit code 2 and one message, without a
-traceback, before anything is written.
-Does not cover: each option's own range (`test_search_command`, `test_unlearn_command`).
-"""
+"""Bad input, a row a mistake: exit code 2 and one message, before anything is written."""
 
 from __future__ import annotations
 
@@ -230,7 +225,7 @@ MISTAKES = (
     Mistake(
         "a limit that no clock can tell",
         ("--trial-timeout", "1e300"),
-        "--trial-timeout 1e+300: at most 1e+08.",
+        "--trial-timeout 1e+300: at most 100000000.",
     ),
     Mistake(
         "large YAML",

@@ -1,8 +1,4 @@
-"""The command that shows and empties the cache of activations.
-
-Covers: table, JSON, removal and refusals in this process; that torch stays unloaded, in another.
-Does not cover: the cache itself (`tests/core/test_activation_cache.py`).
-"""
+"""The command that shows and empties the cache of activations: table, JSON, removal, refusals."""
 
 from __future__ import annotations
 
@@ -123,12 +119,6 @@ def test_a_long_name_and_one_with_brackets_are_shown_whole() -> None:
     header, *lines = succeeded(columns=80).splitlines()[:-2]
     column = slice(header.index("model"), header.index("kind"))
     assert "".join(line[column].strip() for line in lines) == name
-
-
-def test_keys_are_shown_as_long_as_it_takes_to_tell_them_apart() -> None:
-    for key in ("a" * 32, "a" * 10 + "b" * 22):
-        fill(key)
-    assert {row.split()[0] for row in succeeded().splitlines()[1:-2]} == {"a" * 11, "a" * 10 + "b"}
 
 
 def test_an_entry_whose_description_is_lost_is_shown(folder: Path) -> None:

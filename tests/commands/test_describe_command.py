@@ -83,6 +83,13 @@ def test_a_fetched_name_works_as_a_file_does(
     assert "9 pairs, 3 edges" in succeeded("pistol-2")
 
 
+def test_an_edge_is_shown_as_it_is_written(tmp_path: Path) -> None:
+    data = small_data(tmp_path)
+    data.write_text(data.read_text().replace("A_B", "[red]A[/red]"))
+    shown = succeeded(data, "--forget-edge", "[red]A[/red]")
+    assert shown.count("[red]A[/red]") == 2  # among all edges, and among those to forget
+
+
 def test_without_the_default_edge_one_is_asked_for(tmp_path: Path) -> None:
     data = small_data(tmp_path)
     data.write_text(data.read_text().replace("A_B", "X_Y"))

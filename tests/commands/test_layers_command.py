@@ -1,7 +1,4 @@
-"""The command line that scores layers: table, files, mistakes, and the tiny model as a user has it.
-
-Covers: a random model in this process; `tiny` in a process of its own.
-"""
+"""The command line that scores layers: table, files, mistakes, and the tiny model."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from command_lines import Result, run_command, without_ray
 from matplotlib.image import imread
 from random_models import build_encoder
 
-from lunar_tune.cli.layers import COMMAND, _shown
+from lunar_tune.cli.layers import COMMAND
 from lunar_tune.trial.layer_prior import read_layer_prior
 
 
@@ -72,7 +69,7 @@ def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str])
         ]
         assert (cells[5] == "best") is (one.layer == prior.best)
     assert lines["none"][3] == f"{prior.unmodified.score:.3f}"
-    assert f"recommended: {_shown(prior.recommended)} " in output
+    assert f"recommended: {', '.join(map(str, prior.recommended))} " in output
     assert imread("l.png")[..., :3].std() > 0.03
     for line in ("scores written to new/l.json", "picture written to l.png"):
         assert line in output
@@ -137,14 +134,6 @@ def test_a_sentence_model_compares_the_answers_instead(small: list[str], tmp_pat
     assert json.loads(Path("l.json").read_text())["embedding"] == encoder
     succeeded(*small, "--json", "own.json")
     assert prior.unmodified.s1 != read_layer_prior(Path("own.json")).unmodified.s1
-
-
-@pytest.mark.parametrize(
-    ("chosen", "shown"),
-    [((0,), "0"), ((0, 1, 2, 3, 5), "0-3,5"), ((2, 4, 6, 7), "2,4,6-7"), ((1, 2), "1-2")],
-)
-def test_layers_are_shown_as_a_list(chosen: tuple[int, ...], shown: str) -> None:
-    assert _shown(chosen) == shown
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
-"""Options as a whole: how many there are, help, files of options, options given again.
-
-Does not cover: each option's own range (`test_search_command`, `test_unlearn_command`).
-"""
+"""Options as a whole: how many there are, help, files of options, options given again."""
 
 from __future__ import annotations
 
 import ast
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,13 @@ import pytest
 from command_lines import Result, without_ray
 
 import lunar_tune
-from lunar_tune.cli.commands import Command, Given
+from lunar_tune.cli.commands import Command
 from lunar_tune.cli.main import COMMANDS, command_of
-from lunar_tune.cli.printed import options_again
-from lunar_tune.cli.search import COMMAND, SearchOptions
+from lunar_tune.cli.search import COMMAND, SearchOptions, options_again
 from lunar_tune.config.fields import flag_of, options_of
 from lunar_tune.config.run_options import read_assignments, read_range
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.study.stored_config import configuration_document
 from lunar_tune.yaml_files import write_yaml
 
@@ -77,12 +74,12 @@ VALUES: dict[str, Any] = {
 }
 
 
-def read(*arguments: str) -> tuple[SearchOptions, Given]:
+def read(*arguments: str) -> tuple[SearchOptions, Mapping[str, str]]:
     """Return what the command is given by arguments, with the origins."""
-    seen: list[tuple[SearchOptions, Given]] = []
+    seen: list[tuple[SearchOptions, Mapping[str, str]]] = []
 
-    def search(options: SearchOptions, given: Given) -> None:
-        seen.append((options, given))
+    def search(options: SearchOptions, _: Problems) -> None:
+        seen.append((options, options.given))
 
     result = without_ray(Command(search, SearchOptions), *arguments)
     assert result.exit_code == 0, result.output
@@ -137,7 +134,8 @@ def test_every_option_is_one_thing_in_all_commands() -> None:
             if (
                 isinstance(node, ast.AnnAssign)
                 and isinstance(node.value, ast.Call)
-                and ast.unparse(node.value.func) == "option"
+                and ast.unparse(node.value.func).endswith("option")
+                and ast.unparse(node.value.func) != "same_option"
                 and "positional=True" not in ast.unparse(node.value)
             ):
                 declared[ast.unparse(node.target)] += 1

@@ -51,7 +51,7 @@ def test_the_wheel_holds_the_data_and_one_top_level_package(wheel: Path) -> None
 
 
 def test_the_package_that_is_imported_is_the_installed_one(installed: Path, tmp_path: Path) -> None:
-    code = "import lunar_tune; from lunar_tune.paths import datasets_dir, search_spaces_dir; "
+    code = "import lunar_tune; from lunar_tune.files import datasets_dir, search_spaces_dir; "
     code += "print(lunar_tune.__file__, datasets_dir(), search_spaces_dir(), sep='\\n')"
     command = [sys.executable, "-c", code]
     done = finish(start(command, cwd=tmp_path, PYTHONPATH=str(installed)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_core import to_jsonable_python
 
 from lunar_tune.config.fields import (
     check_values,
@@ -15,7 +16,6 @@ from lunar_tune.config.fields import (
     from_document,
     option,
     options_of,
-    plain,
     same_option,
     shared_options,
     typed_setting,
@@ -151,7 +151,7 @@ def test_every_option_as_yaml_writes_it_is_read_as_it_was() -> None:
     config = SearchConfig(
         output=Path("x"), fix=("layer=1,2", "rank=4"), metrics=("forget_mrr",), holdout=True
     )
-    written = {name: plain(getattr(config, name)) for name in options_of(SearchConfig)}
+    written = {name: to_jsonable_python(getattr(config, name)) for name in options_of(SearchConfig)}
     assert all(isinstance(v, str | int | float | bool | list | None) for v in written.values())
     assert SearchConfig(**from_document(SearchConfig, written, source="it")) == config
 

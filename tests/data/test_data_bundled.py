@@ -10,7 +10,7 @@ from lunar_tune.data import bundled
 from lunar_tune.data.bundled import BUNDLED, bundled_names, resolve_data
 from lunar_tune.data.readers import read_prompts, read_records
 from lunar_tune.errors import DataError
-from lunar_tune.paths import data_dir
+from lunar_tune.files import data_dir
 
 
 def test_the_kinds_share_out_all_names() -> None:

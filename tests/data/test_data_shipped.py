@@ -14,7 +14,7 @@ from lunar_tune.data.bundled import BUNDLED, bundled_names, resolve_data
 from lunar_tune.data.readers import read_prompts, read_records
 from lunar_tune.data.records import Record
 from lunar_tune.data.splits import edges_of, split_by_edges
-from lunar_tune.paths import datasets_dir
+from lunar_tune.files import datasets_dir
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_datasets.py"
 RECORD_NAMES = bundled_names("records")

@@ -24,8 +24,8 @@ from rich.console import Console
 from search_results import statuses
 from test_study import GOAL, study_in
 
-from lunar_tune.cli.table5 import COMMAND
-from lunar_tune.config.search_config import PAPER_METHODS, SearchConfig
+from lunar_tune.cli.table5 import COMMAND, PAPER_METHODS
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.report.methods_table import CellResult, Tolerance, write_methods_table
 from lunar_tune.search.plan import plan_search

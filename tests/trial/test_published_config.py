@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lunar_tune.errors import InputError
+from lunar_tune.files import datasets_dir
 from lunar_tune.methods.lunar.method import LunarMethod
-from lunar_tune.paths import datasets_dir
 from lunar_tune.trial.assemble import assemble, configured
 from lunar_tune.trial.published_config import PublishedRun, read_published_config
 from lunar_tune.yaml_files import write_yaml

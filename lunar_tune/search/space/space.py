@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from lunar_tune.errors import Problems, SearchSpaceError
-from lunar_tune.paths import search_spaces_dir, shipped_spaces
+from lunar_tune.errors import Problems, SearchSpaceError, suggestion
+from lunar_tune.files import search_spaces_dir, shipped_spaces
 from lunar_tune.search.space.space_kinds import Choice, Fixed, FloatRange, IntRange, Parameter
 from lunar_tune.search.space.space_sections import (
     admitted_values,
@@ -31,7 +31,7 @@ from lunar_tune.search.space.space_sections import (
     read_sections,
     resolve_section,
 )
-from lunar_tune.yaml_files import read_yaml, suggestion
+from lunar_tune.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from lunar_tune.errors import Problems
+from lunar_tune.errors import Problems, suggestion
 from lunar_tune.search.space.space_kinds import KINDS, Choice, Depth, Parameter, block_at
-from lunar_tune.yaml_files import describe_mistakes, shown, suggestion
+from lunar_tune.yaml_files import describe_mistakes, shown
 
 __all__ = [
     "Resolved",

@@ -12,9 +12,9 @@ from pathlib import Path
 from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
 from lunar_tune.data.bundled import resolve_data
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.files import safe_name
 from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.models.catalog import resolve_model
-from lunar_tune.paths import safe_name
 
 __all__ = ["Cell", "cells_of", "check_fixed"]
 

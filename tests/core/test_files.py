@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,14 +11,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lunar_tune.errors import InputError
-from lunar_tune.paths import (
+from lunar_tune.files import (
     CACHE_VARIABLE,
     cache_dir,
     check_writable,
     is_file,
     is_folder,
     mistrusted,
+    replacing,
     safe_name,
+    write_json,
 )
 
 
@@ -80,3 +84,17 @@ def test_a_name_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--output: a name in it is longer than 255 bytes"):
         check_writable(tmp_path / ("é" * 128) / "runs", "--output")
     check_writable(tmp_path / ("é" * 127) / "runs", "--output")
+
+
+def test_a_written_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "scores.json"
+    write_json(target, {"b": [1], "a": "ü\udcff"})
+    assert list(json.loads(target.read_bytes().decode(errors="surrogatepass"))) == ["b", "a"]
+    before = target.read_bytes()
+    with suppress(KeyError), replacing(target) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert target.read_bytes() == before
+    assert list(target.parent.iterdir()) == [target]
+    (tmp_path / "usual").touch()
+    assert target.stat().st_mode == (tmp_path / "usual").stat().st_mode
