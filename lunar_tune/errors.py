@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
 
 __all__ = [
     "DataError",
@@ -15,6 +17,8 @@ __all__ = [
     "SearchSpaceError",
     "TrialError",
 ]
+
+Result = TypeVar("Result")
 
 
 class LunarTuneError(Exception):
@@ -97,6 +101,12 @@ class Problems:
     def collect(self) -> _Collecting:
         """Turn an `InputError` raised inside into a noted mistake and go on after the block."""
         return _Collecting(self)
+
+    def attempt(self, call: Callable[[], Result]) -> Result | None:
+        """Return what a call gives; None where it raises an `InputError`, which is noted."""
+        with self.collect():
+            return call()
+        return None
 
     def raise_if_any(self, error_class: type[InputError] = InputError) -> None:
         """Raise one error with every noted mistake.

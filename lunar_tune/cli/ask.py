@@ -28,7 +28,7 @@ from lunar_tune.report.progress_bars import build_progress, epochs_shown
 if TYPE_CHECKING:
     from lunar_tune.report.results import SearchResults
     from lunar_tune.study.rows import TrialRow
-    from lunar_tune.trial.asking import SideBySide
+    from lunar_tune.trial.single import SideBySide
     from lunar_tune.trial.spec import TrialSpec
 
 _PROMPT = "question: "
@@ -115,8 +115,8 @@ def _checked(
     """Return the search, the trial and what trials share, or say everything that is wrong."""
     from lunar_tune.report.results import load_search
     from lunar_tune.search.data_check import check_same_data
-    from lunar_tune.trial.asking import check_asked_tokens, check_questions
     from lunar_tune.trial.assemble import assemble
+    from lunar_tune.trial.single import check_asked_tokens, check_questions
 
     results = row = spec = None
     with problems.collect():
@@ -147,14 +147,14 @@ def _asking(
     spec: TrialSpec, row: TrialRow, console: Console, max_new_tokens: int
 ) -> Iterator[Callable[[Sequence[str]], list[SideBySide]]]:
     """Inside, both models answer; load and fit them first."""
-    from lunar_tune.trial.asking import asking
     from lunar_tune.trial.assemble import materialise
+    from lunar_tune.trial.single import asking
 
     with build_progress(console) as bar:
         ready = materialise(spec, epochs_shown(bar, "building the tiny model (once)"))
     with contextlib.ExitStack() as held:
         with console.status("loading the model and unlearning"):
-            asker = held.enter_context(
+            ask_both = held.enter_context(
                 asking(
                     ready,
                     row.parameters,
@@ -163,7 +163,7 @@ def _asking(
                 )
             )
         say(console, f"trial {row.number}: {row.label}")
-        yield asker.ask
+        yield ask_both
 
 
 def _piped() -> list[str]:

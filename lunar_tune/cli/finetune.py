@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import MISSING, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -105,15 +104,13 @@ def _run(
     )
     from lunar_tune.tracking.store import default_tracking_uri
     from lunar_tune.tracking.tracker import Tracker
-    from lunar_tune.trial.assemble import materialise_model
-    from lunar_tune.trial.learning import assemble_finetuning
+    from lunar_tune.trial.assemble import assemble_finetuning, materialise
 
     with problems.collect():
         check_output(output)
     job = assemble_finetuning(options, settings, problems)
     with build_progress(console) as bar:
-        model = materialise_model(job.model, epochs_shown(bar, "building the tiny model (once)"))
-    job = dataclasses.replace(job, model=model)
+        job = materialise(job, epochs_shown(bar, "building the tiny model (once)"))
     _print_plan(console, job, output)
     place = output.resolve()
     tracker = Tracker(uri or default_tracking_uri(place.parent), EXPERIMENT, place.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,7 @@ from lunar_tune.paths import check_writable_file
 from lunar_tune.report.progress_bars import build_progress
 
 if TYPE_CHECKING:
-    from lunar_tune.trial.layer_prior import LayerPrior
-    from lunar_tune.trial.layer_scores import LayerScores
+    from lunar_tune.trial.layer_scores import LayerPrior
     from lunar_tune.trial.spec import TrialSpec
 
 _ANSWER_WIDTH, _LEAST_ANSWER, _OTHER_COLUMNS = 60, 12, 60
@@ -91,8 +90,8 @@ def layers(options: LayersOptions, _: Given) -> None:
     with problems.collect():
         coefficient = _coefficient(options.fix)
     spec, chosen = _checked(run, options.range, coefficient, problems)
-    scores, prior = _score(spec, chosen, console, coefficient=coefficient, rows=rows)
-    _show(scores, console, text=options.text)
+    prior, answers = _score(spec, chosen, console, coefficient=coefficient, rows=rows)
+    _show(prior, answers, console, text=options.text)
     _write(prior, options.json, options.save, console)
 
 
@@ -133,10 +132,9 @@ def _score(
     *,
     coefficient: float,
     rows: int,
-) -> tuple[LayerScores, LayerPrior]:
+) -> tuple[LayerPrior, dict[int | None, tuple[str, ...]]]:
     from lunar_tune.metrics.embedding import load_sentence_embedder
     from lunar_tune.trial.assemble import materialise
-    from lunar_tune.trial.layer_prior import LayerPrior
     from lunar_tune.trial.layer_scores import layer_scores
     from lunar_tune.trial.worker import Worker
 
@@ -151,7 +149,7 @@ def _score(
         )
         asking = bar.add_task("asking, layer by layer", total=None, note="")
         worker = Worker(dataclasses.replace(ready, metrics=()))  # it judges no trial
-        scores = layer_scores(
+        return layer_scores(
             worker,
             coefficient=coefficient,
             layers=chosen,
@@ -159,10 +157,15 @@ def _score(
             embedder=embedder,
             on_layer=lambda done, total: bar.update(asking, completed=done, total=total),
         )
-    return scores, LayerPrior.of(scores, spec, n_layers=worker.loaded.n_layers)
 
 
-def _show(scores: LayerScores, console: Console, *, text: bool) -> None:
+def _show(
+    prior: LayerPrior,
+    answers: Mapping[int | None, Sequence[str]],
+    console: Console,
+    *,
+    text: bool,
+) -> None:
     """Print the table, with an answer each if it may be shown, and the recommendation."""
     from lunar_tune.trial.layer_scores import RECOMMENDED_SHARE
 
@@ -172,33 +175,34 @@ def _show(scores: LayerScores, console: Console, *, text: bool) -> None:
         numeric = column not in ("", "an answer")
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     width = min(_ANSWER_WIDTH, max(_LEAST_ANSWER, console.width - _OTHER_COLUMNS))
-    recommended = scores.recommended
-    for name, answers in (
-        ("none", scores.unmodified),
-        *((one.layer, one.answers) for one in scores.layers),
-    ):
-        mark = "best" if name == scores.best else "recommended" if name in recommended else ""
-        numbers = (f"{value:.3f}" for value in (answers.s1, answers.s2, answers.score))
-        unfinished = f"{answers.unfinished}/{len(answers.texts)}"
-        example = escape(" ".join(answers.texts[0].split())[:width])
-        table.add_row(str(name), *numbers, unfinished, mark, *((example,) if text else ()))
+    by_layer = {one.layer: one for one in prior.layers}
+    for layer, seen in ((None, prior.unmodified), *by_layer.items()):
+        mark = "recommended" if layer in prior.recommended else ""
+        numbers = (f"{value:.3f}" for value in (seen.s1, seen.s2, seen.score))
+        table.add_row(
+            "none" if layer is None else str(layer),
+            *numbers,
+            f"{seen.unfinished}/{prior.rows}",
+            "best" if layer == prior.best else mark,
+            *((escape(" ".join(answers[layer][0].split())[:width]),) if text else ()),
+        )
     console.print(
-        f"Similarity of {len(scores.records)} answers to refusals (s1) and to the true answers "
-        f"(s2), coefficient {scores.coefficient:g}, in: {scores.embedding}",
+        f"Similarity of {prior.rows} answers to refusals (s1) and to the true answers "
+        f"(s2), coefficient {prior.coefficient:g}, in: {prior.embedding}",
         highlight=False,
         markup=False,
     )
     console.print(table)
     console.print(
-        f"recommended: {_shown(recommended)} (at least {RECOMMENDED_SHARE:.0%} of the best "
-        f"layer's gain over the base model); in a search space: {_as_space(recommended)}",
+        f"recommended: {_shown(prior.recommended)} (at least {RECOMMENDED_SHARE:.0%} of the best "
+        f"layer's gain over the base model); in a search space: {_as_space(prior.recommended)}",
         highlight=False,
         markup=False,
     )
-    best = next(one.answers for one in scores.layers if one.layer == scores.best)
-    if best.score <= scores.unmodified.score:
+    best = by_layer[prior.best]
+    if best.score <= prior.unmodified.score:
         console.print("No layer moves the answers: try a larger --fix coefficient.", style="yellow")
-    elif best.unfinished * 2 > len(best.texts):
+    elif best.unfinished * 2 > prior.rows:
         console.print(
             "Most answers at the best layer do not end: the vector is added too strongly for the "
             "curve to tell layers apart; try a smaller --fix coefficient.",

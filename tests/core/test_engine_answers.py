@@ -20,11 +20,10 @@ from torch import Tensor
 
 from lunar_tune.engine import answering as answering_module
 from lunar_tune.engine import slot_decoding as decoding_module
-from lunar_tune.engine.answer_rules import AnswerRules
 from lunar_tune.engine.answering import Answerer, choose_tokens
-from lunar_tune.engine.guessing import REMEMBERED, Guesser
+from lunar_tune.engine.decoding import AnswerRules
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
-from lunar_tune.engine.slots import SlotCache
+from lunar_tune.engine.slot_decoding import REMEMBERED, Guesser, SlotCache
 from lunar_tune.methods.lunar.editing import edited
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lunar_tune.data.records import Record
-from lunar_tune.engine.answer_rules import AnswerRules
+from lunar_tune.engine.decoding import AnswerRules
 from lunar_tune.metrics.evaluate import Evaluation, EvaluationSet, Evaluator
 
 TRUTH = "a b c d e f g h i j"

@@ -295,7 +295,7 @@ def test_a_single_run_by_the_page_scores_as_the_engine_does(tiny: LoadedModel, s
     spec = spec_of(solver)
     parameters = {"layer": 1, **PARAMETERS[solver]}
     fast = Worker(spec, tiny).run(parameters).evaluation
-    by_page = dataclasses.replace(spec.engine, reference=True)
+    by_page = dataclasses.replace(spec.engine, kind="reference")
     page = Worker(dataclasses.replace(spec, engine=by_page), tiny).run(parameters).evaluation
     assert [(row.answer, row.rouge1) for row in page.rows] == [
         (row.answer, row.rouge1) for row in fast.rows
