@@ -14,10 +14,10 @@ from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import PlainAnswerer, generate_tokens, token_budget
 from lunar_tune.errors import DataError
-from lunar_tune.metrics.embedding import Embedder, StateEmbedder, load_sentence_embedder
+from lunar_tune.metrics.embedding import Embedder, StateEmbedder
 from lunar_tune.metrics.evaluate import JUDGED, AnswerSource, Evaluation, EvaluationSet, Evaluator
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
-from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, find_metric, need_of
+from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, find_metric
 from lunar_tune.metrics.refusal import Refusals
 from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.models.layout import why_not_resumable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lunar_tune.models.memory import DeviceMemory
     from lunar_tune.trial.spec import DataSets, TrialSpec
 
-__all__ = ["Check", "Encoder", "FurtherScores", "Judge", "asked_sets", "drive", "sentence_embedder"]
+__all__ = ["Check", "Encoder", "FurtherScores", "Judge", "asked_sets", "drive"]
 
 # Looks in a whole fit, and the rows of each set that one asks.
 LOOKS, CHECKED_ROWS = 4, 32
@@ -104,8 +104,8 @@ def drive(fit: Fit, floor: float | None, look: Callable[[int], Check]) -> tuple[
     the least retain ROUGE-1 of a feasible trial.
     """
     checks: list[Check] = []
+    between = math.ceil(fit.n_epochs / (LOOKS + 1))
     for epochs in fit:
-        between = math.ceil(fit.n_epochs / (LOOKS + 1))
         if floor is None or epochs >= fit.n_epochs or epochs % between:
             continue
         checks.append(look(epochs))
@@ -223,13 +223,6 @@ class Judge:
                 seed=spec.seed,
             )
         return self._evaluators[full, rows]
-
-
-def sentence_embedder(spec: TrialSpec) -> Embedder | None:
-    """Load the sentence-embedding model, if there is one and a score wants it."""
-    if spec.embedding_model is None or EMBEDDINGS not in need_of(spec.metrics):
-        return None
-    return load_sentence_embedder(spec.embedding_model, device=spec.model.device)
 
 
 class FurtherScores:

@@ -16,20 +16,14 @@ from lunar_tune.engine.cache import ActivationCache
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import EditedModelError
 from lunar_tune.methods.contract import Change, FitReport, Preparation, Subject
+from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
+from lunar_tune.metrics.names import EMBEDDINGS, need_of
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.models.memory import DeviceMemory
-from lunar_tune.trial.evaluator import (
-    Check,
-    Encoder,
-    FurtherScores,
-    Judge,
-    asked_sets,
-    drive,
-    sentence_embedder,
-)
+from lunar_tune.trial.evaluator import Check, Encoder, FurtherScores, Judge, asked_sets, drive
 from lunar_tune.trial.reference_engine import ReferencePreparation, check_reference
 
 if TYPE_CHECKING:
@@ -70,7 +64,10 @@ class Worker:
         self, spec: TrialSpec, loaded: LoadedModel | None = None, *, cache_root: Path | None = None
     ) -> None:
         self.spec = spec
-        sentences = sentence_embedder(spec)  # what is wrong with it is said before the long load
+        sentences = None
+        if spec.embedding_model is not None and EMBEDDINGS in need_of(spec.metrics):
+            # What is wrong with it is said before the long load.
+            sentences = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
         self.loaded = loaded if loaded is not None else load_model(spec.model)
         if self.loaded.device.type == "cpu" and self.loaded.n_parameters < SMALL_MODEL:
             limit_threads(1)
@@ -81,7 +78,8 @@ class Worker:
         self._source = ActivationSource(self.loaded, cache, memory)
         self.encoder = Encoder(self.loaded, spec.chat)
         self._further = FurtherScores(spec, self.loaded, self.encoder, memory, sentences)
-        self._drafts: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.drafts: Mapping[tuple[int, ...], tuple[int, ...]] = {}
+        """The base model's answers by prompt; empty before `vanilla` or `draft`."""
 
     @cached_property
     def activations(self) -> PromptActivations:
@@ -90,12 +88,10 @@ class Worker:
         # Other methods encode their own pairs; what is asked is all that is kept for them.
         by_edit = self.spec.method.edits_one_layer
         fitted = (data.fit_forget, data.fit_retain, data.retain) if by_edit else ()
-        trial, full = (asked_sets(data, full=full).values() for full in (False, True))
+        trial, full = (asked_sets(data, full=everything).values() for everything in (False, True))
         questions = [record.question for group in (*fitted, *trial, *full) for record in group]
         prompts = self.encoder.prompts(questions)
-        return PromptActivations(
-            self._source, prompts, drafts=self._drafts, layers=self.spec.layers
-        )
+        return PromptActivations(self._source, prompts, drafts=self.drafts, layers=self.spec.layers)
 
     @cached_property
     def judge(self) -> Judge:
@@ -125,14 +121,9 @@ class Worker:
             return ReferencePreparation(check_reference(spec.method), subject)
         return spec.method.prepare(subject)
 
-    @property
-    def drafts(self) -> Mapping[tuple[int, ...], tuple[int, ...]]:
-        """The base model's answers by prompt; empty before `vanilla` or `draft`."""
-        return self._drafts
-
     def draft(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
         """Take the `drafts` of a worker with the same model, which trials check first."""
-        self._drafts = dict(answers)
+        self.drafts = answers
         for name in ("activations", "preparation", "judge"):
             self.__dict__.pop(name, None)  # made again, with the drafts
 
@@ -196,7 +187,7 @@ class Worker:
         evaluation, budget = self.judge.evaluate(None, full=full, bounded=False)
         evaluation = self._further.of_answers(evaluation)
         seconds = self._clock() - start
-        if self.plain_decoding is None and not self._drafts:
+        if self.plain_decoding is None and not self.drafts:
             prompts, lengths = self.activations.tree.sequences, self.activations.prompt_lengths
             self.draft(
                 {prompts[row][: lengths[row]]: answer for row, answer in evaluation.tokens.items()}

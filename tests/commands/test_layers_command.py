@@ -1,7 +1,4 @@
-"""The command line that scores layers: table, files, mistakes, and the tiny model as a user has it.
-
-Covers: a random model in this process; `tiny` in a process of its own.
-"""
+"""The command line that scores layers: table, files, mistakes, and the tiny model."""
 
 from __future__ import annotations
 

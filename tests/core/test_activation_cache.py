@@ -1,9 +1,4 @@
-"""The cache of activations: what is read is what was written, whoever writes and removes meanwhile.
-
-Covers: the cache alone, several real processes, a disk that is full; prompts' activations with a
-cache on a tiny random model, where forwards are counted.
-Does not cover: the command (`tests/commands/test_cache_command.py`), the sweeps' numbers.
-"""
+"""The cache of activations: what is read is what was written, whoever else writes or removes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Every family of the table: what is captured, recomputed and edited is what a full forward does.
-
-Covers: residual streams, inputs of the down-projection, the edit and its restoration, a cut
-decoder; families and checkpoints that are refused.
-"""
+"""Every family: what is captured, recomputed and edited is what a full forward does."""
 
 from __future__ import annotations
 

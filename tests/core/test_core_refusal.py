@@ -1,9 +1,4 @@
-"""Refusal quality in a trial, against states that a hook of the test's own reads in plain models.
-
-Covers: trials, full evaluations and the base model; which model's states are read; a
-sentence-embedding model; what is made once; mistakes.
-Does not cover: embeddings and means themselves (`test_core_embedding`).
-"""
+"""Refusal quality in a trial, against states that the test's own hook reads in plain models."""
 
 from __future__ import annotations
 
@@ -222,7 +217,7 @@ def test_a_sentence_model_is_loaded_first_and_only_where_a_score_wants_it(
     with pytest.raises(ModelError, match=r"--embedding-model nosuch/it: cannot be loaded"):
         Worker(spec(embedding_model="nosuch/it"))
     monkeypatch.undo()
-    monkeypatch.setattr("lunar_tune.trial.evaluator.load_sentence_embedder", load)
+    monkeypatch.setattr("lunar_tune.trial.worker.load_sentence_embedder", load)
     Worker(spec(embedding_model="nosuch/it", metrics=("forget_mrr",)))
 
 

@@ -1,7 +1,4 @@
-"""Options to a spec, and the same run on every suitable family.
-
-Does not cover: `tiny`, whose own tests build it.
-"""
+"""Options to a spec, and the same run on every suitable family."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""Answers from kept streams are those of transformers' own `generate`, row by row.
-
-Covers: every family and block, drafts right and wrong, budgets, end-of-sequence ids, batches, keys
-that do not fit, caches that grow, guesses right and wrong.
-Does not cover: models that are answered plainly (`test_engine_worker`); answers that need not go on
-(`test_engine_finished`).
-"""
+"""Answers from kept streams are those of transformers' own `generate`, row by row."""
 
 from __future__ import annotations
 

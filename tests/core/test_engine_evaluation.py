@@ -1,8 +1,4 @@
-"""An evaluation that stops has missed the floor for certain, and one that does not is as ever.
-
-Covers: bounded evaluations over answers that are made up, some of them known after the first round.
-Does not cover: generating answers (`test_engine_answers`), ROUGE itself (`test_core_scores`).
-"""
+"""An evaluation that stops has missed the floor for certain, and one that does not is as ever."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Distinct prefixes, and a forward over them, against full forwards of single unpadded rows.
-
-Covers: numbering of prefixes; blocks above an edited one, from what its MLP read; keys and values
-by prefix; what is put back.
-Does not cover: which rows are asked, and what is done with their logits (`test_engine_answers`).
-"""
+"""Distinct prefixes, and a forward over them, against full forwards of single unpadded rows."""
 
 from __future__ import annotations
 

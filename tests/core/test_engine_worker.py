@@ -1,9 +1,4 @@
-"""A worker's trials with everything that the engine keeps, and the models it answers plainly.
-
-Covers: drafts of the base model, several layers, both ways of answering against transformers'
-`generate` on the edited model; which models and settings are answered plainly, and why.
-Does not cover: each part on its own (`test_engine_answers`).
-"""
+"""A worker's trials with everything that the engine keeps, and the models it answers plainly."""
 
 from __future__ import annotations
 

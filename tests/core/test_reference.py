@@ -1,9 +1,6 @@
 """LUNAR on one page is LUNAR, and a trial of the engine scores row by row as the page does.
 
-Covers: each step of `lunar_tune.reference` against a computation of its own; both solvers, one and
-two blocks of `tiny`, on the CPU in float32 at an equal token budget, with the engine that keeps and
-skips. ROUGE of the page's answers is the package rouge_score's.
-Does not cover: the published checkpoints (`scripts/check_conformance.py`).
+All on `tiny`, on the CPU in float32.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A search of a gradient method on the tiny model, and what ends its fits early.
-
-Does not cover: the outputs that every search has (`test_search_run`).
-"""
+"""A search of a gradient method on the tiny model, and what ends its fits early."""
 
 from __future__ import annotations
 

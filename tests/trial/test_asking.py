@@ -1,9 +1,4 @@
-"""Both models asked side by side: each says what transformers' `generate` says of it.
-
-Covers: LUNAR and a gradient method, a budget, several questions at once and
-one after another, true answers of questions of the data, the model afterwards.
-Does not cover: the command (`tests/commands/test_ask_command.py`).
-"""
+"""Both models asked side by side: each says what transformers' `generate` says of it."""
 
 from __future__ import annotations
 
