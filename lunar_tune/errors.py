@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 __all__ = [
     "DataError",
@@ -18,6 +19,8 @@ __all__ = [
     "close_name",
     "suggestion",
 ]
+
+Result = TypeVar("Result")
 
 
 class LunarTuneError(Exception):
@@ -87,6 +90,12 @@ class Problems:
         for message in error.messages or (str(error),):
             self.add(message)
         return True
+
+    def attempt(self, call: Callable[[], Result]) -> Result | None:
+        """Return what a call gives; None where it raises an `InputError`, which is noted."""
+        with self.collect():
+            return call()
+        return None
 
     def raise_if_any(self, error_class: type[InputError] = InputError) -> None:
         """Raise one error with every noted mistake.

@@ -34,7 +34,7 @@ from lunar_tune.study.stored_config import StoredConfig, configuration_document
 from lunar_tune.study.stored_search import stored_answers
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.study.tables import write_answers
-from lunar_tune.trial.layer_prior import read_layer_prior
+from lunar_tune.trial.layer_scores import read_layer_prior
 from lunar_tune.trial.published_config import read_published_config
 from lunar_tune.trial.worker import TrialResult
 from lunar_tune.yaml_files import read_yaml

@@ -9,7 +9,7 @@ from typing import Any
 from lunar_tune.methods.contract import FitReport
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.study.study import Study
-from lunar_tune.trial.checks import Check
+from lunar_tune.trial.evaluator import Check
 from lunar_tune.trial.tasks import Failure, Outcome
 from lunar_tune.trial.worker import TrialResult
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from lunar_tune.report.progress_bars import build_progress, epochs_shown
 
 if TYPE_CHECKING:
     from lunar_tune.study.rows import TrialRow
-    from lunar_tune.trial.asking import Asker, SideBySide
+    from lunar_tune.trial.single import SideBySide
     from lunar_tune.trial.spec import TrialSpec
 
 
@@ -59,7 +59,7 @@ def ask(options: AskOptions, problems: Problems) -> None:
     """
     from lunar_tune.report.results import load_search
     from lunar_tune.search.data_check import assemble_again
-    from lunar_tune.trial.asking import check_questions
+    from lunar_tune.trial.single import check_questions
 
     console = options.console()
     answered = Console(emoji=False)  # also when quiet: answers are what was asked for
@@ -76,9 +76,9 @@ def ask(options: AskOptions, problems: Problems) -> None:
     batches = _typed() if is_typed else [options.questions or _piped()]
     asked: list[SideBySide] = []
     try:
-        with _asking(spec, row, console, options.max_new_tokens) as asker:
+        with _asking(spec, row, console, options.max_new_tokens) as ask_both:
             for questions in batches:
-                for one in asker.ask(questions):
+                for one in ask_both(questions):
                     asked.append(one)
                     answered.print(_answers(one, with_question=not is_typed))
                     answered.print()
@@ -98,21 +98,21 @@ def ask(options: AskOptions, problems: Problems) -> None:
 @contextlib.contextmanager
 def _asking(
     spec: TrialSpec, row: TrialRow, console: Console, max_new_tokens: int
-) -> Iterator[Asker]:
+) -> Iterator[Callable[[Sequence[str]], list[SideBySide]]]:
     """Inside, both models answer; load and fit them first."""
-    from lunar_tune.trial.asking import asking
     from lunar_tune.trial.assemble import materialise
+    from lunar_tune.trial.single import asking
 
     with build_progress(console) as bar:
         ready = materialise(spec, epochs_shown(bar, "building the tiny model (once)"))
     epochs = len(row.losses) or None
     with contextlib.ExitStack() as held:
         with console.status("loading the model and unlearning"):
-            asker = held.enter_context(
+            ask_both = held.enter_context(
                 asking(ready, row.parameters, epochs=epochs, max_new_tokens=max_new_tokens)
             )
         say(console, f"trial {row.number}: {row.label}")
-        yield asker
+        yield ask_both
 
 
 def _piped() -> list[str]:

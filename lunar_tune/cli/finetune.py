@@ -79,8 +79,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     )
     from lunar_tune.tracking.store import default_tracking_uri
     from lunar_tune.tracking.tracker import Tracker
-    from lunar_tune.trial.assemble import materialise_model
-    from lunar_tune.trial.learning import assemble_finetuning
+    from lunar_tune.trial.assemble import assemble_finetuning, materialise
 
     console, settings = options.console(), FinetuneSettings()
     with problems.collect():
@@ -90,8 +89,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     run = shared_options(options, RunOptions, without={"fix"})
     job = assemble_finetuning(run, settings, problems)
     with build_progress(console) as bar:
-        model = materialise_model(job.model, epochs_shown(bar, "building the tiny model (once)"))
-    job = dataclasses.replace(job, model=model)
+        job = materialise(job, epochs_shown(bar, "building the tiny model (once)"))
     print_plan(console, {**_facts(job), "output": str(options.save)})
     place = options.save.resolve()
     uri = options.tracking_uri or default_tracking_uri(place.parent)

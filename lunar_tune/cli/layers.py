@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +20,7 @@ from lunar_tune.files import write_atomically
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 
 if TYPE_CHECKING:
-    from lunar_tune.trial.layer_prior import LayerPrior
-    from lunar_tune.trial.layer_scores import Answers, LayerScores
+    from lunar_tune.trial.layer_scores import LayerPrior
     from lunar_tune.trial.spec import TrialSpec
 
 _ANSWER_WIDTH, _LEAST_ANSWER, _OTHER_COLUMNS = 60, 12, 60
@@ -77,7 +78,6 @@ def layers(options: LayersOptions, problems: Problems) -> None:
     """
     from lunar_tune.metrics.embedding import load_sentence_embedder
     from lunar_tune.trial.assemble import materialise
-    from lunar_tune.trial.layer_prior import LayerPrior
     from lunar_tune.trial.layer_scores import layer_scores
     from lunar_tune.trial.worker import Worker
 
@@ -88,8 +88,8 @@ def layers(options: LayersOptions, problems: Problems) -> None:
     with build_progress(console) as bar:
         ready = materialise(spec, epochs_shown(bar, "building the tiny model (once)"))
         asking = bar.add_task("asking, layer by layer", total=None, note="")
-        worker = Worker(ready)
-        scores = layer_scores(
+        worker = Worker(dataclasses.replace(ready, metrics=()))  # it judges no trial
+        prior, answers = layer_scores(
             worker,
             coefficient=coefficient,
             layers=chosen,
@@ -97,8 +97,7 @@ def layers(options: LayersOptions, problems: Problems) -> None:
             embedder=embedder,
             on_layer=lambda done, total: bar.update(asking, completed=done, total=total),
         )
-    prior = LayerPrior.of(scores, spec, n_layers=worker.loaded.n_layers)
-    _show(scores, console, text=options.text)
+    _show(prior, answers, console, text=options.text)
     if options.json is not None:
         write_atomically(options.json, prior.document().encode())
         say(console, f"scores written to {options.json}")
@@ -113,7 +112,7 @@ def _checked(
     """Return the spec, the coefficient and the layers, or say everything that is wrong."""
     from lunar_tune.models.layout import check_layers
     from lunar_tune.trial.assemble import assemble, known_depth
-    from lunar_tune.trial.layer_scores import check_coefficient
+    from lunar_tune.trial.layer_scores import check_coefficient, check_has_layers
 
     chosen = None
     # Nothing is fitted and nothing is scored by ROUGE: all else is left at its default.
@@ -125,6 +124,7 @@ def _checked(
         check_coefficient(coefficient)
     with problems.collect():
         spec = assemble(run)
+        check_has_layers(spec.method)
     if options.range:
         with problems.collect():
             chosen = _layers(options.range)
@@ -160,36 +160,46 @@ def _layers(ranges: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(range(int(low), int(high) + 1))
 
 
-def _show(scores: LayerScores, console: Console, *, text: bool) -> None:
+def _show(
+    prior: LayerPrior,
+    answers: Mapping[int | None, Sequence[str]],
+    console: Console,
+    *,
+    text: bool,
+) -> None:
     """Print the table, with an answer each if it may be shown, and the recommendation."""
     from lunar_tune.trial.layer_scores import RECOMMENDED_SHARE
 
     width = min(_ANSWER_WIDTH, max(_LEAST_ANSWER, console.width - _OTHER_COLUMNS))
-    rows, recommended = [], scores.recommended
-    answers: dict[object, Answers] = {"none": scores.unmodified}
-    answers |= {one.layer: one.answers for one in scores.layers}
-    for name, one in answers.items():
-        mark = "best" if name == scores.best else "recommended" if name in recommended else ""
-        numbers = (f"{value:.3f}" for value in (one.s1, one.s2, one.score))
-        example = (" ".join(one.texts[0].split())[:width],) if text else ()
-        rows.append((name, *numbers, f"{one.unfinished}/{len(one.texts)}", mark, *example))
+    rows, by_layer = [], {one.layer: one for one in prior.layers}
+    for layer, seen in ((None, prior.unmodified), *by_layer.items()):
+        mark = "recommended" if layer in prior.recommended else ""
+        rows.append(
+            (
+                "none" if layer is None else layer,
+                *(f"{value:.3f}" for value in (seen.s1, seen.s2, seen.score)),
+                f"{seen.unfinished}/{prior.rows}",
+                "best" if layer == prior.best else mark,
+                *((" ".join(answers[layer][0].split())[:width],) if text else ()),
+            )
+        )
     columns = ("layer", "s1", "s2", "s1-s2", "unfinished", "", *(("an answer",) if text else ()))
     say(
         console,
-        f"Similarity of {len(scores.records)} answers to refusals (s1) and to the true answers "
-        f"(s2), coefficient {scores.coefficient:g}, in: {scores.embedding}",
+        f"Similarity of {prior.rows} answers to refusals (s1) and to the true answers "
+        f"(s2), coefficient {prior.coefficient:g}, in: {prior.embedding}",
     )
     console.print(plain_table(columns, rows, left=("", "an answer")))
     say(
         console,
-        f"recommended: {', '.join(map(str, recommended))} (at least {RECOMMENDED_SHARE:.0%} of the "
-        "best layer's gain over the base model); a search takes them with --layer-prior and the "
-        "file of --json",
+        f"recommended: {', '.join(map(str, prior.recommended))} (at least {RECOMMENDED_SHARE:.0%} "
+        "of the best layer's gain over the base model); a search takes them with --layer-prior and "
+        "the file of --json",
     )
-    best = answers[scores.best]
-    if best.score <= scores.unmodified.score:
+    best = by_layer[prior.best]
+    if best.score <= prior.unmodified.score:
         warn(console, "no layer moves the answers: try a larger --fix coefficient.")
-    elif best.unfinished * 2 > len(best.texts):
+    elif best.unfinished * 2 > prior.rows:
         warn(
             console,
             "most answers at the best layer do not end: the vector is added too strongly for the "

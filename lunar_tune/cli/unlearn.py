@@ -130,7 +130,7 @@ def _published(
         Its options, with what was given in their place, and where to save the model.
     """
     from lunar_tune.methods.method_registry import METHODS
-    from lunar_tune.trial.assemble import method_of
+    from lunar_tune.trial.assemble import configured
     from lunar_tune.trial.published_config import read_published_config
 
     published = read_published_config(file)
@@ -142,7 +142,8 @@ def _published(
     anew = read_assignments(options.fix).keys()
     dropped = set(anew)
     if {"method", "solver"} & (values.keys() | anew):  # what the file says is of another solver
-        method = method_of(dataclasses.replace(published.options, **values | {"fix": options.fix}))
+        changed = dataclasses.replace(published.options, **values | {"fix": options.fix})
+        method, _ = configured(changed)
         known = METHODS[method.name].names_in_use(method.variant) - {"learning_rate"}
         dropped |= read_assignments(published.options.fix).keys() - known
     kept = [text for text in published.options.fix if text.partition("=")[0] not in dropped]

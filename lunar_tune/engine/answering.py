@@ -16,12 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from lunar_tune.engine.answer_rules import AnswerRules
-from lunar_tune.engine.forward import NodeKeys, TreeBatch, arrange, tree_forward
-from lunar_tune.engine.guessing import Guesser
+from lunar_tune.engine.decoding import AnswerRules, likeliest, until_end
+from lunar_tune.engine.forward import KeyValues, TreeBatch, arrange, tree_forward
 from lunar_tune.engine.prompt_activations import PromptActivations
-from lunar_tune.engine.slot_decoding import SlotDecoding, likeliest, until_end
-from lunar_tune.engine.slots import SlotCache
+from lunar_tune.engine.slot_decoding import Guesser, SlotCache, SlotDecoding
 from lunar_tune.engine.streams import sweep_batch
 from lunar_tune.models.memory import BatchSize
 
@@ -62,13 +60,13 @@ class Answerer:
     def __init__(
         self, activations: PromptActivations, *, deepest: int, batch_size: int | None = None
     ) -> None:
-        self.activations = activations
+        self.activations, self.tree = activations, activations.tree
         self.loaded: LoadedModel = activations.source.loaded
-        self.trial_keys = NodeKeys(activations.tree.n_nodes, self.loaded.device)
+        self.memory = activations.source.memory
+        self.trial_keys = KeyValues(self.tree.n_nodes)
         """Keys of the blocks above the edit; each trial writes its own."""
         self.guesser = Guesser(activations.drafts)
-        self._deepest = deepest
-        self._asked_size = batch_size
+        self._deepest, self._batch_size = deepest, batch_size
         self._openings: dict[object, _Opening] = {}
         self._decode_sizes: dict[int, BatchSize] = {}
 
@@ -81,21 +79,17 @@ class Answerer:
         return AnsweringRun(self, rules)
 
     @cached_property
-    def kept_keys(self) -> NodeKeys | None:
+    def kept_keys(self) -> KeyValues | None:
         """Keys and values of the blocks that may lie below an edit, where they fit."""
         if self._deepest < 0:
             return None
-        memory, tree = self.activations.source.memory, self.activations.tree
-        size = 2 * tree.n_nodes * _key_width(self.loaded) * (self._deepest + 1)
-        if size * self.loaded.model.dtype.itemsize > memory.free_bytes() * KEYS_SHARE:
+        size = 2 * self.tree.n_nodes * _key_width(self.loaded) * (self._deepest + 1)
+        if size * self.loaded.model.dtype.itemsize > self.memory.free_bytes() * KEYS_SHARE:
             return None
 
-        def compute(budget: int) -> NodeKeys:
-            keys = NodeKeys(tree.n_nodes, self.loaded.device)
-            rows, lengths = range(tree.n_rows), tree.lengths.tolist()
-            for batch in arrange(
-                tree, rows, lengths, set(), set(), budget=budget, device=self.loaded.device
-            ):
+        def compute(budget: int) -> KeyValues:
+            keys, device = KeyValues(self.tree.n_nodes), self.loaded.device
+            for batch in arrange(self.tree, range(self.tree.n_rows), budget=budget, device=device):
                 tree_forward(self.loaded, batch, 0, None, keys, stop=self._deepest + 1)
             return keys
 
@@ -104,70 +98,53 @@ class Answerer:
     @cached_property
     def forward_size(self) -> BatchSize:
         """Prefixes in one forward of the first round."""
-        return sweep_batch(self.loaded, self.activations.source.memory, 4)
+        return sweep_batch(self.loaded, self.memory, 4)
 
     def opening(
         self, rows: tuple[int, ...], before: tuple[tuple[int, ...], ...], budget: int
     ) -> _Opening:
         """Arrange the first round of some rows, once for all trials.
 
-        Args:
-            rows: The rows.
-            before: What was opened before in the same evaluation.
-            budget: Prefixes in one forward.
+        `before` was opened before in the same evaluation; a forward has `budget` prefixes.
         """
         key = (rows, before, budget)
-        if key not in self._openings:
-            self._openings[key] = self._arranged(rows, before, budget)
-        return self._openings[key]
-
-    def _arranged(
-        self, rows: tuple[int, ...], before: tuple[tuple[int, ...], ...], budget: int
-    ) -> _Opening:
-        tree, device = self.activations.tree, self.loaded.device
-        prompt_lengths, drafts = self.activations.prompt_lengths, self.activations.drafts
-        done = {node for earlier in before for node in tree.nodes_of(earlier).tolist()}
-        longest = max((len(drafts[row]) for row in rows), default=0)
+        if key in self._openings:
+            return self._openings[key]
+        tree, device = self.tree, self.loaded.device
+        lengths, drafts = self.activations.prompt_lengths, self.activations.drafts
+        longest = max(len(drafts[row]) for row in rows)
         places = [
             [
-                int(tree.offsets[row]) + prompt_lengths[row] - 1 + min(i, len(drafts[row]))
+                tree.offsets[row] + lengths[row] - 1 + min(i, len(drafts[row]))
                 for i in range(longest + 1)
             ]
             for row in rows
         ]
-        asked = tree.nodes[torch.tensor(places, dtype=torch.int64).reshape(len(rows), longest + 1)]
-        table = [[*drafts[row], *[-1] * (longest - len(drafts[row]))] for row in rows]
+        padded = [[*drafts[row], *[-1] * (longest - len(drafts[row]))] for row in rows]
         batches = arrange(
             tree,
             rows,
-            tree.lengths[list(rows)].tolist(),
-            done,
-            self._asked_nodes,
             budget=budget,
             device=device,
+            done={node for earlier in before for node in tree.nodes_of(earlier).tolist()},
+            asked=self._asked_nodes,
         )
-        return _Opening(
+        self._openings[key] = _Opening(
             batches=tuple(batches),
-            asked=asked.to(device),
-            draft=torch.tensor(table, dtype=torch.int64, device=device).reshape(len(rows), longest),
+            asked=tree.nodes[torch.tensor(places)].to(device),
+            draft=torch.tensor(padded, dtype=torch.int64, device=device),
         )
+        return self._openings[key]
 
     @cached_property
     def _asked_nodes(self) -> set[int]:
         """The nodes after which any row's answer is chosen: the prompts' ends and the drafts."""
-        tree, lengths = self.activations.tree, self.activations.prompt_lengths
-        offsets = tree.offsets.tolist()
+        tree, lengths = self.tree, self.activations.prompt_lengths
         return {
             node
             for row in range(tree.n_rows)
-            for node in tree.nodes[offsets[row] + lengths[row] - 1 : offsets[row + 1]].tolist()
+            for node in tree.nodes_of([row])[lengths[row] - 1 :].tolist()
         }
-
-    def above(self, layer: int) -> Float[Tensor, "nodes d_model"]:
-        """Return the stream above the edited block: only what its MLP adds is computed."""
-        reads = self.activations.reads(layer)
-        weight = self.loaded.layout.down_projection_of(self.loaded.model, layer).weight
-        return reads.residual + linear(reads.inputs, weight)  # rounded twice, as in the block
 
     def decode_size(self, max_new_tokens: int) -> BatchSize:
         """Return how many rows are decoded together: what was asked for, or what fits.
@@ -179,46 +156,47 @@ class Answerer:
             slots = max(self.activations.prompt_lengths) + min(max_new_tokens, FIRST_SLOTS)
             row = 2 * slots * _key_width(loaded) * loaded.n_layers * loaded.model.dtype.itemsize
             row += config.vocab_size * 8 + config.intermediate_size * 32
-            fits = self.activations.source.memory.free_bytes() // row
-            self._decode_sizes[max_new_tokens] = BatchSize(self._asked_size or fits, "the answers")
+            most = self._batch_size or self.memory.free_bytes() // row
+            self._decode_sizes[max_new_tokens] = BatchSize(most, "the answers")
         return self._decode_sizes[max_new_tokens]
 
 
 class AnsweringRun:
-    """Answers of the model as it is now.
-
-    Args:
-        answerer: What is kept from run to run.
-        rules: Of this run.
-    """
+    """Answers of the model as it is now, by what an `Answerer` keeps from run to run."""
 
     def __init__(self, answerer: Answerer, rules: AnswerRules) -> None:
         self._answerer, self._rules = answerer, rules
-        self._activations, self._loaded = answerer.activations, answerer.loaded
+        self._tree, self._loaded = answerer.tree, answerer.loaded
+        self._start = 0 if rules.edited_layer is None else rules.edited_layer + 1
         self._opened: tuple[tuple[int, ...], ...] = ()
         self._answers: dict[int, list[int]] = {}
         self._pending: dict[int, list[int]] = {}
-        n_nodes = self._activations.tree.n_nodes
-        self._chosen = torch.zeros(n_nodes, dtype=torch.int64, device=self._loaded.device)
+        self._chosen = torch.zeros(
+            self._tree.n_nodes, dtype=torch.int64, device=self._loaded.device
+        )
         """The token that the model chooses after each node that is asked."""
 
     @torch.inference_mode()
     def open(self, rows: Sequence[int]) -> Mapping[int, list[int]]:
         """Compute prompts and check drafts; return the answers that are known by that.
 
-        Args:
-            rows: Rows that were not opened yet, each once.
+        Each row is opened once.
         """
         if not rows:
             return {}
         opening = self._answerer.forward_size.fit(lambda size: self._first_round(tuple(rows), size))
         self._opened = (*self._opened, tuple(rows))
-        tokens, goes_on = self._check(opening)
-        on = [i for i, going in enumerate(goes_on) if going]
-        stop = self._rules.stop
+        budget, eos, stop = self._rules.max_new_tokens, self._loaded.eos_ids, self._rules.stop
+        chosen = self._chosen[opening.asked]
+        agrees = chosen[:, :-1] == opening.draft
+        counts = (agrees.long().cumprod(1).sum(1) + 1).clamp(max=budget)
+        table = torch.cat([counts[:, None], chosen], dim=1).tolist()
+        said = [row[1 : 1 + row[0]] for row in table]
+        tokens = [until_end(row, eos) for row in said]
+        on = [i for i, row in enumerate(said) if len(tokens[i]) == len(row) < budget]
         if stop is not None and on:
-            said = stop([rows[i] for i in on], [tokens[i] for i in on])
-            on = [i for i, done in zip(on, said, strict=True) if not done]
+            stopped = stop([rows[i] for i in on], [tokens[i] for i in on])
+            on = [i for i, done in zip(on, stopped, strict=True) if not done]
         self._pending |= {rows[i]: tokens[i] for i in on}
         known = {row: tokens[i] for i, row in enumerate(rows) if row not in self._pending}
         self._answers |= known
@@ -229,7 +207,8 @@ class AnsweringRun:
         """Decode what is open to its end; return the answers to all rows opened so far."""
         if self._pending:
             # Rows of one length leave together; long ones do not make short ones wait.
-            order = sorted(self._pending, key=lambda row: self._activations.prompt_lengths[row])
+            lengths = self._answerer.activations.prompt_lengths
+            order = sorted(self._pending, key=lambda row: lengths[row])
             size = self._answerer.decode_size(self._rules.max_new_tokens)
             answers = size.fit(lambda most: self._decode(order, most))
             for row, answer in answers.items():
@@ -239,50 +218,34 @@ class AnsweringRun:
         return dict(self._answers)
 
     @cached_property
-    def _start(self) -> int:
-        layer = self._rules.edited_layer
-        return 0 if layer is None else layer + 1
-
-    @cached_property
     def _stream(self) -> Float[Tensor, "nodes d_model"] | None:
-        layer = self._rules.edited_layer
-        return None if layer is None else self._answerer.above(layer)
+        """The stream above the edited block: only what its MLP adds is computed."""
+        if (layer := self._rules.edited_layer) is None:
+            return None
+        reads = self._answerer.activations.reads(layer)
+        weight = self._loaded.layout.down_projection_of(self._loaded.model, layer).weight
+        return reads.residual + linear(reads.inputs, weight)  # rounded twice, as in the block
 
     def _first_round(self, rows: tuple[int, ...], budget: int) -> _Opening:
         opening = self._answerer.opening(rows, self._opened, budget)
+        keys = self._answerer.trial_keys
         for batch in opening.batches:
-            hidden = tree_forward(
-                self._loaded, batch, self._start, self._stream, self._answerer.trial_keys
-            )
+            hidden = tree_forward(self._loaded, batch, self._start, self._stream, keys)
             self._chosen[batch.nodes[batch.asked]] = choose_tokens(self._loaded, hidden)
         return opening
 
-    def _check(self, opening: _Opening) -> tuple[list[list[int]], list[bool]]:
-        """Return each row's tokens as far as they are known, and whether it must go on."""
-        chosen = self._chosen[opening.asked]
-        budget = self._rules.max_new_tokens
-        agrees = chosen[:, :-1] == opening.draft
-        known = (agrees.long().cumprod(1).sum(1) + 1).clamp(max=budget)
-        table = torch.cat([known[:, None], chosen], dim=1).tolist()
-        rows = [row[1 : 1 + row[0]] for row in table]
-        eos = self._loaded.eos_ids
-        goes_on = [len(row) < budget and not any(token in eos for token in row) for row in rows]
-        return [until_end(row, eos) for row in rows], goes_on
-
     def _decode(self, order: Sequence[int], most: int) -> dict[int, list[int]]:
+        lengths = self._answerer.activations.prompt_lengths
         answers: dict[int, list[int]] = {}
         for first in range(0, len(order), most):
-            rows = order[first : first + most]
-            tokens = [self._pending[row] for row in rows]
-            lengths = self._activations.prompt_lengths
-            held = [lengths[row] + len(said) - 1 for row, said in zip(rows, tokens, strict=True)]
-            cache = SlotCache(len(rows), max(held) + min(self._rules.max_new_tokens, FIRST_SLOTS))
-            self._fill(cache, rows, held)
+            said = {row: self._pending[row] for row in order[first : first + most]}
+            held = [lengths[row] + len(tokens) - 1 for row, tokens in said.items()]
+            cache = SlotCache(len(said), max(held) + min(self._rules.max_new_tokens, FIRST_SLOTS))
+            self._fill(cache, list(said), held)
             decoding = SlotDecoding(
                 self._loaded,
                 cache,
-                rows=rows,
-                tokens=tokens,
+                rows=said,
                 held=held,
                 rules=self._rules,
                 guesser=self._answerer.guesser,
@@ -292,31 +255,21 @@ class AnsweringRun:
 
     def _fill(self, cache: SlotCache, rows: Sequence[int], held: Sequence[int]) -> None:
         """Give rows the keys and values of their prompts and of what they have said so far."""
-        device, kept = self._loaded.device, self._answerer.kept_keys
-        if kept is not None and self._start > len(kept.keys):
-            kept = None  # the edit lies above what is kept
-        nodes = self._activations.tree.nodes_of(rows, held).to(device)
-        counts = torch.tensor(held)
-        row_index = torch.arange(len(rows)).repeat_interleave(counts).to(device)
-        starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        positions = (torch.arange(int(counts.sum())) - starts).to(device)
-        if kept is None and self._start:
-            self._compute_below(rows, held)
-            kept = self._answerer.trial_keys
+        device, computed = self._loaded.device, self._answerer.trial_keys
+        below = self._answerer.kept_keys
+        if self._start and (below is None or self._start > len(below.keys)):
+            # The edit lies above what is kept, so that is computed for these rows alone.
+            below = computed
+            budget = self._answerer.forward_size.size
+            for batch in arrange(self._tree, rows, budget=budget, device=device, lengths=held):
+                tree_forward(self._loaded, batch, 0, None, computed, stop=self._start)
+        nodes = self._tree.nodes_of(rows, held).to(device)
+        row_index = torch.arange(len(rows)).repeat_interleave(torch.tensor(held)).to(device)
+        positions = torch.cat([torch.arange(length) for length in held]).to(device)
         for layer in range(self._loaded.n_layers):
-            source = self._answerer.trial_keys if layer >= self._start or kept is None else kept
-            cache.fill(
-                layer, row_index, positions, source.keys[layer][nodes], source.values[layer][nodes]
-            )
-
-    def _compute_below(self, rows: Sequence[int], held: Sequence[int]) -> None:
-        """Compute the keys and values below the edit's MLP for these rows alone."""
-        tree, keys = self._activations.tree, self._answerer.trial_keys
-        budget = self._answerer.forward_size.size
-        for batch in arrange(
-            tree, rows, held, set(), set(), budget=budget, device=self._loaded.device
-        ):
-            tree_forward(self._loaded, batch, 0, None, keys, stop=self._start)
+            source = computed if layer >= self._start or below is None else below
+            keys, values = source.keys[layer][nodes], source.values[layer][nodes]
+            cache.put(layer, (row_index, positions), keys, values)
 
 
 def choose_tokens(

@@ -35,12 +35,11 @@ from lunar_tune.models.memory import GIB
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ActivationCache", "CacheEntry", "EntryInfo", "content_key", "default_limit_gib"]
+__all__ = ["ActivationCache", "CacheEntry", "EntryInfo", "content_key"]
 
 _TENSOR, _DIGEST = "tensor", "sha256"
 _ABOUT, _ENDING = "about.json", ".safetensors"
 _KEY = re.compile(r"[0-9a-f]{32}")  # nothing under another name is ours to list or to remove
-_NAME = re.compile(r"[a-z0-9-]+")
 _STALE_SECONDS = 24 * 3600  # an unfinished file of this age belongs to a process that died
 _SPARE_BYTES = 2**28  # of the disk, left for what a run has to write: its results
 _checked: set[tuple[str, int, int, int]] = set()
@@ -53,15 +52,6 @@ def content_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def default_limit_gib(folder: Path | None = None) -> float:
-    """Return the size that the cache may grow to: a quarter of what is free, at most 100 GiB.
-
-    Args:
-        folder: Where the cache is, or is going to be; None is the user's cache.
-    """
-    return min(100.0, _free_bytes(folder or cache_dir() / "activations") / 4 / GIB)
-
-
 @dataclass(frozen=True, slots=True)
 class EntryInfo:
     """One entry, to be shown."""
@@ -72,7 +62,6 @@ class EntryInfo:
     files: int
     """Tensors that can be read."""
     bytes: int
-    """Size of all its files, unfinished ones included."""
     used: float
     """When it was last used, in seconds since 1970."""
 
@@ -81,7 +70,8 @@ class ActivationCache:
     """All entries of this machine's user.
 
     Args:
-        limit_gib: GiB that all entries together may take; None is `default_limit_gib`.
+        limit_gib: GiB that all entries together may take; None is a quarter of what is free on the
+            disk, at most 100.
         root: The folder; None is the user's cache.
 
     Raises:
@@ -95,19 +85,12 @@ class ActivationCache:
     @property
     def limit_bytes(self) -> int:
         """Bytes that all entries together may take."""
-        limit = default_limit_gib(self.root) if self._limit_gib is None else self._limit_gib
-        return int(limit * GIB)
+        if self._limit_gib is None:
+            return min(100 * GIB, _free_bytes(self.root) // 4)
+        return int(self._limit_gib * GIB)
 
     def entry(self, key: str, about: Mapping[str, Any]) -> CacheEntry:
-        """Return an entry, which may hold nothing yet.
-
-        Args:
-            key: From `content_key`.
-            about: What to show of it.
-
-        Raises:
-            ValueError: The key is none of `content_key`.
-        """
+        """Return the entry of a `content_key`, which may hold nothing yet, and is shown so."""
         return CacheEntry(self, key, about)
 
     def entries(self) -> list[EntryInfo]:
@@ -136,32 +119,23 @@ class ActivationCache:
         return freed
 
     def make_room(self, needed: int, keep: str) -> bool:
-        """Remove entries used longest ago until `needed` bytes fit; say whether they do.
+        """Remove entries other than `keep`, used longest ago first, until `needed` bytes fit.
 
-        Nothing is removed where that would not be enough.
-
-        Args:
-            needed: Bytes that are going to be written.
-            keep: The entry that they belong to, which stays.
+        Returns:
+            Whether they fit; nothing is removed where that would not be enough.
         """
         limit, entries = self.limit_bytes, self.entries()
         held = sum(entry.bytes for entry in entries)
         others = [entry for entry in entries if entry.key != keep]
-        removable = sum(entry.bytes for entry in others)
 
-        def fits(held: int, freed: int = 0) -> bool:
-            free = _free_bytes(self.root) - _SPARE_BYTES + freed
-            return held + needed <= limit and needed <= free
+        def lacking() -> int:
+            return needed - min(limit - held, _free_bytes(self.root) - _SPARE_BYTES)
 
-        if not fits(held - removable, removable):
+        if lacking() > sum(entry.bytes for entry in others):
             return False
-        while others and not fits(held):
+        while others and lacking() > 0:
             held -= self.remove(others.pop().key)
-        return fits(held)
-
-    def make_root(self) -> None:
-        """Make the folder of all entries."""
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return lacking() <= 0
 
     def _keys(self) -> list[str]:
         return [path.name for path in self.root.glob("*") if _KEY.fullmatch(path.name)]
@@ -171,11 +145,8 @@ class CacheEntry:
     """The tensors made of one model and one set of prompts."""
 
     def __init__(self, cache: ActivationCache, key: str, about: Mapping[str, Any]) -> None:
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"{key!r} is no key of the cache; content_key makes them.")
         self.key = key
-        self._cache = cache
-        self._about = dict(about)
+        self._cache, self._about = cache, dict(about)
         self._folder = cache.root / key
 
     @contextmanager
@@ -186,7 +157,7 @@ class CacheEntry:
         """
         with contextlib.ExitStack() as stack:
             try:
-                self._cache.make_root()
+                self._cache.root.mkdir(parents=True, exist_ok=True, mode=0o700)
                 lock = FileLock(self._cache.root / f"{self.key}.lock", mode=0o600)
                 stack.enter_context(lock)
             except (OSError, NotImplementedError) as error:
@@ -197,11 +168,8 @@ class CacheEntry:
         """Return a tensor, mapped from its file; None if it is not there or is damaged.
 
         A change to the tensor changes neither the file nor what others read.
-
-        Args:
-            name: As it was saved.
         """
-        file = self._file(name)
+        file = self._folder / f"{name}{_ENDING}"
         try:
             mark = _mark(file)
             with safe_open(file, framework="pt") as opened:
@@ -227,21 +195,20 @@ class CacheEntry:
         return tensor
 
     def save(self, name: str, tensor: Tensor) -> bool:
-        """Write a tensor; return whether it was written, which a limit or the disk may forbid.
-
-        Args:
-            name: Of small letters, digits and hyphens.
-            tensor: In host memory.
-        """
+        """Write a tensor; return whether it was written, which a limit or the disk may forbid."""
         from safetensors.torch import save_file
 
-        file = self._file(name)
+        file = self._folder / f"{name}{_ENDING}"
         content = tensor.detach().contiguous()
         try:
-            self._cache.make_root()
+            self._cache.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not self._cache.make_room(content.nbytes, self.key):
                 return False
-            self._make_folder()
+            self._folder.mkdir(exist_ok=True, mode=0o700)
+            if not _about(self._folder):
+                text = json.dumps(self._about, indent=1)
+                _write(self._folder / _ABOUT, lambda path: path.write_text(text, encoding="utf-8"))
+            self._remove_stale()
             metadata = {_DIGEST: _digest(content)}
             _write(file, lambda path: save_file({_TENSOR: content}, path, metadata))
         except (OSError, SafetensorError) as error:  # the latter also where the disk is full
@@ -249,16 +216,7 @@ class CacheEntry:
             return False
         return True
 
-    def _file(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r}: a tensor's name has small letters, digits and hyphens.")
-        return self._folder / f"{name}{_ENDING}"
-
-    def _make_folder(self) -> None:
-        self._folder.mkdir(exist_ok=True, mode=0o700)
-        if not _about(self._folder):
-            text = json.dumps(self._about, indent=1)
-            _write(self._folder / _ABOUT, lambda path: path.write_text(text, encoding="utf-8"))
+    def _remove_stale(self) -> None:
         for left in self._folder.glob(".*"):  # `_write`'s and safetensors' own
             with contextlib.suppress(OSError):
                 if time.time() - left.stat().st_mtime > _STALE_SECONDS:

@@ -8,8 +8,8 @@ its whole path and the queries of its new end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
@@ -20,44 +20,32 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from lunar_tune.engine.prefixes import PrefixTree
+from lunar_tune.engine.streams import PrefixTree
 from lunar_tune.models.layout import decoder_slice
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["NodeKeys", "TreeBatch", "arrange", "tree_forward"]
-
-_NAME = "lunar_tune_tree"
+__all__ = ["KeyValues", "TreeBatch", "arrange", "tree_forward"]
 
 
-class NodeKeys:
-    """Attention keys and values `[nodes, kv_heads, head_dim]` of some blocks, by node.
+class KeyValues:
+    """Attention keys and values `[*shape, kv_heads, head_dim]` of some blocks, by node or slot."""
 
-    Args:
-        n_nodes: Of the tree.
-        device: Where they are kept.
-    """
-
-    def __init__(self, n_nodes: int, device: torch.device) -> None:
-        self._n_nodes, self._device = n_nodes, device
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
     def put(
-        self,
-        layer: int,
-        nodes: Int[Tensor, " new"],
-        keys: Float[Tensor, "new kv_heads head_dim"],
-        values: Float[Tensor, "new kv_heads head_dim"],
+        self, layer: int, places: tuple[Int[Tensor, " new"], ...], keys: Tensor, values: Tensor
     ) -> None:
-        """Write what a block computed for some nodes."""
+        """Write a block's keys and values `[new, kv_heads, head_dim]` at some places."""
         for kept, new in ((self.keys, keys), (self.values, values)):
             if layer not in kept:
                 # Zeros: what is masked is still multiplied by 0, and 0 times garbage may be NaN.
-                shape = (self._n_nodes, *new.shape[1:])
-                kept[layer] = torch.zeros(shape, dtype=new.dtype, device=self._device)
-            kept[layer][nodes.to(self._device)] = new.to(self._device)
+                kept[layer] = new.new_zeros((*self.shape, *new.shape[-2:]))
+            kept[layer][places] = new
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,43 +80,42 @@ class TreeQueries:
 def arrange(
     tree: PrefixTree,
     rows: Sequence[int],
-    lengths: Sequence[int],
-    done: set[int],
-    asked: set[int],
     *,
     budget: int,
     device: torch.device,
+    lengths: Sequence[int] | None = None,
+    done: Collection[int] = (),
+    asked: Collection[int] = (),
 ) -> list[TreeBatch]:
-    """Arrange the prefixes of some rows that are not computed yet.
+    """Arrange the prefixes of some rows in batches of at most `budget` new ones.
 
     Args:
         tree: The rows.
         rows: Which rows.
-        lengths: How many tokens of each row.
-        done: Nodes that are computed; those of these rows are added.
-        asked: Nodes whose final stream is wanted, whenever they are computed.
-        budget: New prefixes in a batch.
+        budget: New prefixes in a batch, unless a single row has more.
         device: Where the batches are needed.
+        lengths: How many tokens of each row; None takes all.
+        done: Nodes that are computed already.
+        asked: Nodes whose final stream is wanted.
     """
-    offsets = tree.offsets.tolist()
-    parts = []
-    for row, length in sorted(
-        zip(rows, lengths, strict=True), key=lambda part: tree.sequences[part[0]][: part[1]]
-    ):
-        path = tree.nodes[offsets[row] : offsets[row] + length].tolist()
-        low = next((i for i, node in enumerate(path) if node not in done), length)
-        done.update(path[low:])
-        if low < length:
-            parts.append((row, low, path))
+    known = set(done)
+    lengths = [tree.lengths[row] for row in rows] if lengths is None else lengths
     batches: list[TreeBatch] = []
     batch: list[tuple[int, int, list[int]]] = []
     size = 0
-    for part in parts:
-        new = len(part[2]) - part[1]
+    for row, length in sorted(
+        zip(rows, lengths, strict=True), key=lambda part: tree.sequences[part[0]][: part[1]]
+    ):
+        path = tree.nodes[tree.offsets[row] : tree.offsets[row] + length].tolist()
+        low = next((i for i, node in enumerate(path) if node not in known), length)
+        known.update(path[low:])
+        new = length - low
+        if not new:
+            continue
         if batch and size + new > budget:
             batches.append(_batch(tree, batch, asked, device))
             batch, size = [], 0
-        batch.append(part)
+        batch.append((row, low, path))
         size += new
     if batch:
         batches.append(_batch(tree, batch, asked, device))
@@ -138,7 +125,7 @@ def arrange(
 def _batch(
     tree: PrefixTree,
     parts: Sequence[tuple[int, int, list[int]]],
-    asked: set[int],
+    asked: Collection[int],
     device: torch.device,
 ) -> TreeBatch:
     """Return a batch of (row, first new place, path)."""
@@ -170,7 +157,6 @@ def _batch(
 def _queries(
     rows: Sequence[Sequence[int]], positions: Int[Tensor, " new"], length: int
 ) -> TreeQueries:
-    """Return queries of some places in each row."""
     most = max(map(len, rows))
     padded = [[*row, *[0] * (most - len(row))] for row in rows]
     device = positions.device
@@ -191,66 +177,64 @@ def tree_forward(
     batch: TreeBatch,
     start: int,
     stream: Float[Tensor, "nodes d_model"] | None,
-    keys: NodeKeys,
+    keys: KeyValues,
     *,
     stop: int | None = None,
 ) -> Float[Tensor, "asked d_model"]:
-    """Run blocks `start` to `stop` − 1 on a batch, and keep their keys and values.
+    """Run blocks `start` to `stop` − 1 on a batch; return the stream after the final norm.
 
     Args:
         loaded: The model, edited or not.
         batch: What is new.
         start: First block that is run; n_layers runs none.
-        stream: The residual stream at its input by node; None computes it from the tokens.
-        keys: Of these blocks, where those of the batch's ancestors stand already.
+        stream: The residual stream at its input; None computes it from the tokens.
+        keys: Of these blocks: those of the batch are written, those of its ancestors are there.
         stop: None runs all blocks from `start` on.
-
-    Returns:
-        The stream after the final norm, where it is asked for.
     """
-    given = (
-        {"input_ids": batch.ids}
-        if stream is None
-        else {"inputs_embeds": stream.index_select(0, batch.nodes)[None]}
-    )
+    given = {"input_ids": batch.ids}
+    if stream is not None:
+        given = {"inputs_embeds": stream.index_select(0, batch.nodes)[None]}
     end = stop or loaded.n_layers
     with (
         decoder_slice(loaded.model, loaded.layout, start, end) as decoder,
-        _tree_attention(decoder.config, _Attention(batch, keys, end - 1)),
-        _last_mlp_only_at(loaded, batch.asked),
+        _along_paths(loaded, decoder.config, batch, keys, end - 1),
     ):
         output = decoder(**given, position_ids=batch.positions, use_cache=False)
     hidden: Tensor = output.last_hidden_state[0, batch.asked]
     return hidden
 
 
-@dataclass(frozen=True, slots=True)
-class _Attention:
-    """What the attention of a forward needs to know."""
-
-    batch: TreeBatch
-    keys: NodeKeys
-    last: int
-    """The last block that is run."""
-
-
-_current: ContextVar[_Attention] = ContextVar("lunar_tune_tree")
+# What `_attend` works on: a batch, the keys so far, and the last block that is run.
+_current: ContextVar[tuple[TreeBatch, KeyValues, int]] = ContextVar("lunar_tune_tree")
+_NAME = "lunar_tune_tree"
 
 
 @contextmanager
-def _tree_attention(config: Any, attention: _Attention) -> Iterator[None]:
-    """Inside, the blocks' attention follows the paths of a batch."""
+def _along_paths(
+    loaded: LoadedModel, config: Any, batch: TreeBatch, keys: KeyValues, last: int
+) -> Iterator[None]:
+    """Inside, attention follows a batch's paths, and the last MLP works where it is asked for."""
     from transformers import AttentionInterface
 
+    def at_asked(_mlp: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        return args[0][:, batch.asked]
+
+    def spread(_mlp: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        """Give zeros elsewhere, where nobody reads them."""
+        whole = output.new_zeros(1, len(batch.nodes), output.shape[-1])
+        whole[:, batch.asked] = output
+        return whole
+
     AttentionInterface.register(_NAME, _attend)
-    usual = config._attn_implementation
-    token = _current.set(attention)
-    try:
+    with ExitStack() as stack:
+        stack.callback(_current.reset, _current.set((batch, keys, last)))
+        stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
         config._attn_implementation = _NAME
+        if loaded.n_layers:  # of the part that is run
+            mlp = loaded.layout.mlp_of(loaded.model, -1)
+            stack.callback(mlp.register_forward_pre_hook(at_asked).remove)
+            stack.callback(mlp.register_forward_hook(spread).remove)
         yield
-    finally:
-        config._attn_implementation = usual
-        _current.reset(token)
 
 
 def _attend(  # noqa: PLR0917 as transformers calls it
@@ -266,11 +250,10 @@ def _attend(  # noqa: PLR0917 as transformers calls it
 
     Query heads that share a key head are put side by side, so that nothing is repeated.
     """
-    attention = _current.get()
-    batch, kept = attention.batch, attention.keys
+    batch, kept, last = _current.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    kept.put(layer, batch.nodes, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    asking = batch.wanted if layer == attention.last else batch.every
+    kept.put(layer, (batch.nodes,), key[0].transpose(0, 1), value[0].transpose(0, 1))
+    asking = batch.wanted if layer == last else batch.every
     heads, new, head_dim = query.shape[1:]
     kv_heads = key.shape[1]
     repeats = heads // kv_heads
@@ -296,33 +279,3 @@ def _rows_at(table: Tensor, places: Int[Tensor, "rows length"]) -> Tensor:
     """Return `table[places]`; on a CPU in a fifth of that expression's time."""
     rows: Tensor = table.index_select(0, places.flatten())
     return rows.reshape(*places.shape, *table.shape[1:])
-
-
-@contextmanager
-def _last_mlp_only_at(loaded: LoadedModel, asked: Int[Tensor, " asked"]) -> Iterator[None]:
-    """Inside, the last block's MLP works where it is asked for; elsewhere nobody reads it."""
-    if not loaded.n_layers:  # of the part that is run
-        yield
-        return
-    parent, name = loaded.layout.mlp_of(loaded.model, -1)
-    mlp = getattr(parent, name)
-    try:
-        setattr(parent, name, _Selected(mlp, asked))
-        yield
-    finally:
-        setattr(parent, name, mlp)
-
-
-class _Selected(nn.Module):
-    """A module that works token by token, applied to some tokens; the others get zeros."""
-
-    def __init__(self, module: nn.Module, places: Int[Tensor, " places"]) -> None:
-        super().__init__()
-        self._module = module
-        self._places = places
-
-    def forward(self, x: Float[Tensor, "1 new d_model"]) -> Float[Tensor, "1 new d_model"]:
-        """Return the module's output at the places."""
-        output = torch.zeros_like(x)
-        output[:, self._places] = self._module(x[:, self._places])
-        return output

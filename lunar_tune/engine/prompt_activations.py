@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.engine.cache import ActivationCache, CacheEntry, content_key
-from lunar_tune.engine.prefixes import PrefixTree
 from lunar_tune.engine.streams import (
     BlockReads,
+    PrefixTree,
     block_reads,
     capture_last_tokens,
     capture_streams,
@@ -35,13 +35,7 @@ SWEEP_SHARE = 0.5
 
 
 class ActivationSource:
-    """A loaded, base model as a source of activations, and where they are kept.
-
-    Args:
-        loaded: The model.
-        cache: Where activations are kept on disk; None keeps them in memory only.
-        memory: What may be used of the device.
-    """
+    """The base model as a source of activations; without a cache they stay in memory."""
 
     def __init__(
         self,
@@ -49,8 +43,7 @@ class ActivationSource:
         cache: ActivationCache | None = None,
         memory: DeviceMemory | None = None,
     ) -> None:
-        self.loaded = loaded
-        self.cache = cache
+        self.loaded, self.cache = loaded, cache
         self.memory = memory or DeviceMemory(loaded.device)
 
     @cached_property
@@ -65,42 +58,55 @@ class ActivationSource:
         digest = hashlib.sha256()
         for sequence in sequences:
             digest.update(f"{','.join(map(str, sequence))};".encode())
+        dtype = str(self.loaded.model.dtype)
         parts = {
             "format": _FORMAT,
             "kind": kind,
             "model": self.model_key,
             "prompts": digest.hexdigest(),
             "positions": "from 0, no padding",
-            "dtype": str(self.loaded.model.dtype),
+            "dtype": dtype,
         }
-        about = {
-            "kind": kind,
-            "model": self.loaded.spec.name,
-            "dtype": str(self.loaded.model.dtype).removeprefix("torch."),
-            "rows": len(sequences),
-        }
+        shown = {"kind": kind, "model": self.loaded.spec.name, "rows": len(sequences)}
+        about = shown | {"dtype": dtype.removeprefix("torch.")}
         return self.cache.entry(content_key(parts), about)
+
+    def load_or_capture(
+        self,
+        kind: str,
+        sequences: Sequence[Sequence[int]],
+        name: str,
+        capture: Callable[[], dict[str, Tensor]],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a tensor from disk or captured, and what was captured but is not on disk.
+
+        `capture` gives it, and others that are worth keeping, by name.
+        """
+        entry = self.entry(kind, sequences)
+        if entry is None:
+            captured = capture()
+            return captured[name], captured
+        if (kept := entry.load(name)) is not None:
+            return kept, {}
+        with entry.locked():
+            if (kept := entry.load(name)) is not None:  # another process was faster
+                return kept, {}
+            captured = capture()
+            unsaved = {
+                other: tensor for other, tensor in captured.items() if not entry.save(other, tensor)
+            }
+        return captured[name], unsaved
 
     def last_tokens(
         self, prompts: Sequence[Sequence[int]]
     ) -> Float[Tensor, "n_points rows d_model"]:
         """Return the stream of each prompt's last token at every point."""
 
-        def capture() -> Tensor:
+        def capture() -> dict[str, Tensor]:
             batch = sweep_batch(self.loaded, self.memory, self.loaded.n_layers + 1)
-            return capture_last_tokens(self.loaded, prompts, batch)
+            return {"last": capture_last_tokens(self.loaded, prompts, batch)}
 
-        entry = self.entry("last tokens", prompts)
-        if entry is None:
-            return capture()
-        if (kept := entry.load("last")) is not None:
-            return kept
-        with entry.locked():
-            if (kept := entry.load("last")) is not None:
-                return kept  # another process was faster
-            captured = capture()
-            entry.save("last", captured)
-        return captured
+        return self.load_or_capture("last tokens", prompts, "last", capture)[0]
 
 
 class PromptActivations:
@@ -130,7 +136,7 @@ class PromptActivations:
         self.prompt_lengths = tuple(map(len, unique))
         self._rows = {prompt: row for row, prompt in enumerate(unique)}
         self._layers = tuple(layers)
-        self._streams: dict[int, Tensor] = {}
+        self._streams: dict[str, Tensor] = {}
         self._reads: dict[int, BlockReads] = {}
 
     def rows_of(self, prompts: Sequence[Sequence[int]]) -> list[int]:
@@ -156,25 +162,17 @@ class PromptActivations:
         return self._reads[layer]
 
     def _stream(self, point: int) -> Float[Tensor, "nodes d_model"]:
-        """Return a kept stream, from memory, from disk, or captured with its neighbours."""
-        if point in self._streams:
-            return self._streams[point]
-        entry = self.source.entry("streams", self.tree.sequences)
-        if entry is None:
-            self._streams.update(self._capture(point))
-            return self._streams[point]
-        if (kept := entry.load(_file_name(point))) is not None:
-            return kept
-        with entry.locked():
-            if (kept := entry.load(_file_name(point))) is not None:
-                return kept  # another process was faster
-            captured = self._capture(point)
-            for where, stream in captured.items():
-                if not entry.save(_file_name(where), stream):
-                    self._streams[where] = stream
-        return captured[point]
+        """Return the stream at a point, from memory, from disk, or captured with its neighbours."""
+        name = _file_name(point)
+        if name in self._streams:
+            return self._streams[name]
+        stream, unsaved = self.source.load_or_capture(
+            "streams", self.tree.sequences, name, lambda: self._capture(point)
+        )
+        self._streams |= unsaved
+        return stream
 
-    def _capture(self, point: int) -> dict[int, Tensor]:
+    def _capture(self, point: int) -> dict[str, Tensor]:
         """Sweep for a stream and for as many of the others as host memory holds.
 
         What finds no room on disk afterwards stays in memory, oldest out first.
@@ -184,11 +182,16 @@ class PromptActivations:
         room = host_free_bytes() * SWEEP_SHARE
         while self._streams and size > room:
             self._streams.pop(next(iter(self._streams)))
-        others = [layer for layer in self._layers if layer not in (point, *self._streams)]
+        others = [
+            layer
+            for layer in self._layers
+            if layer != point and _file_name(layer) not in self._streams
+        ]
         others.sort(key=lambda layer: abs(layer - point))
         points = [point, *others[: max(0, int(room // max(1, size)) - 1)]]
         batch = sweep_batch(loaded, self.source.memory, len(points))
-        return capture_streams(loaded, self.tree, sorted(points), batch)
+        captured = capture_streams(loaded, self.tree, sorted(points), batch)
+        return {_file_name(where): stream for where, stream in captured.items()}
 
 
 def _file_name(point: int) -> str:

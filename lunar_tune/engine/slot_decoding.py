@@ -6,24 +6,22 @@ chosen it, so the tokens are those of decoding one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lunar_tune.engine.answer_rules import AnswerRules
-from lunar_tune.engine.guessing import Guesser
-from lunar_tune.engine.slots import SlotCache
+from lunar_tune.engine.decoding import STEPS_PER_LOOK, AnswerRules, likeliest, until_end
+from lunar_tune.engine.forward import KeyValues
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["SlotDecoding", "likeliest", "until_end"]
+__all__ = ["Guesser", "SlotCache", "SlotDecoding"]
 
-# Steps between looks at which rows have ended: a look is a synchronisation on a GPU.
-STEPS_PER_LOOK = {"cpu": 1, "cuda": 8}
 # Steps between looks at what rows have said, which is text and lists on the host.
 STEPS_PER_READING = 4
 # Tokens that are guessed at once: few at first, more while the guesses hold.
@@ -32,6 +30,122 @@ FEWEST_GUESSED, MOST_GUESSED = 8, 64
 SHARE_WITH_GUESS = 0.5
 # Tokens in one forward above which guessing costs more than it saves.
 TOKENS_PER_GUESS = {"cpu": 128, "cuda": 4096}
+# A repetition has at most so many tokens; at least so many tokens in a row must repeat.
+LONGEST_PERIOD, LEAST_REPEATED = 16, 4
+# Different answers to one question that are remembered, the latest ones.
+REMEMBERED = 8
+
+
+class SlotCache(KeyValues):
+    """Keys and values `[rows, slots, kv_heads, head_dim]` of every block, for transformers' models.
+
+    A token's slot is its position, so what was written for a rejected draft is simply overwritten,
+    and one mask serves every block: a query at position p sees slots 0 to p.
+    """
+
+    def __init__(self, rows: int, slots: int) -> None:
+        super().__init__(rows, slots)
+        self._positions: Tensor | None = None
+        self._row_index: Tensor | None = None
+        self._width = slots
+
+    def at(
+        self, positions: Int[Tensor, "batch seq"], *, width: int
+    ) -> Bool[Tensor, "batch 1 seq width"]:
+        """Say which tokens the next forward computes, and return its attention mask.
+
+        Each row of the cache has a line of positions; no query looks beyond `width` slots.
+        """
+        self._positions, self._width = positions, width
+        self._row_index = torch.arange(len(positions), device=positions.device)[:, None]
+        return torch.arange(width, device=positions.device) <= positions[:, None, :, None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write a block's new keys and values; return all that its queries may look at."""
+        if self._positions is None:
+            raise AssertionError("`at` comes first")
+        seen = []
+        for kept, new in ((self.keys, key_states), (self.values, value_states)):
+            slots = kept[layer_idx]
+            slots[self._row_index, self._positions] = new.transpose(1, 2)
+            seen.append(slots[: len(new), : self._width].transpose(1, 2))
+        return seen[0], seen[1]
+
+    @property
+    def slots(self) -> int:
+        """Tokens of a row that there is room for."""
+        return self.shape[1]
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        """Return the width; positions are given, so nothing is derived from it."""
+        return self._width
+
+    def keep(self, holes: Sequence[int], movers: Sequence[int], rows: int) -> None:
+        """Let rows leave: `movers` take the places of `holes`, and `rows` of them stay."""
+        for kept in (self.keys, self.values):
+            for tensor in kept.values():
+                if holes:
+                    tensor[torch.tensor(holes)] = tensor[torch.tensor(movers)]
+        self.shape = (rows, self.slots)
+
+    def grow(self, slots: int) -> None:
+        """Make rows longer; the places of rows that have left are given up."""
+        rows, before = self.shape
+        for kept in (self.keys, self.values):
+            for layer, tensor in kept.items():
+                longer = tensor.new_zeros((rows, slots, *tensor.shape[2:]))
+                longer[:, :before] = tensor[:rows, :before]
+                kept[layer] = longer
+        self.shape = (rows, slots)
+
+
+class Guesser:
+    """Guesses at what an answer says next, from known answers; never trusted."""
+
+    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
+        followers: dict[tuple[int, ...], Counter[tuple[int, ...]]] = {}
+        for answer in answers:
+            for place in range(1, len(answer)):
+                rest = tuple(answer[place:])
+                # At an answer's beginning one token says enough, later it takes two.
+                said = (-1, answer[0]) if place == 1 else tuple(answer[place - 2 : place])
+                followers.setdefault(said, Counter())[rest] += 1
+        self._continuations = {
+            said: counts.most_common(1)[0][0] for said, counts in followers.items()
+        }
+        self._remembered: dict[int, deque[tuple[int, ...]]] = {}
+
+    def remember(self, row: int, answer: Sequence[int]) -> None:
+        """Note what was answered to a question: another trial may well say the same."""
+        latest = self._remembered.setdefault(row, deque(maxlen=REMEMBERED))
+        said = tuple(answer)
+        if said in latest:
+            latest.remove(said)
+        latest.appendleft(said)
+
+    def guess(self, row: int, said: Sequence[int], length: int) -> list[int]:
+        """Return at most `length` tokens that may come next; none where there is no guess."""
+        begun = tuple(said)
+        for answer in self._remembered.get(row, ()):
+            if len(answer) > len(begun) and answer[: len(begun)] == begun:
+                return list(answer[len(begun) : len(begun) + length])
+        if period := _period(said):
+            return [said[len(said) - period + i % period] for i in range(length)]
+        last = (-1, said[0]) if len(said) == 1 else tuple(said[-2:])
+        return list(self._continuations.get(last, ())[:length])
+
+
+def _period(said: Sequence[int]) -> int:
+    """Return after how many tokens an answer repeats itself at its end; 0 where it does not."""
+    for period in range(1, min(LONGEST_PERIOD, len(said) // 2) + 1):
+        compared = max(LEAST_REPEATED - 1, period)
+        if len(said) >= compared + period and all(
+            said[-i] == said[-i - period] for i in range(1, compared + 1)
+        ):
+            return period
+    return 0
 
 
 class SlotDecoding:
@@ -40,8 +154,7 @@ class SlotDecoding:
     Args:
         loaded: The model.
         cache: Keys and values of what the rows hold, all blocks.
-        rows: Their numbers.
-        tokens: What each has said so far, at least one token.
+        rows: What each row, by its number, has said so far: at least one token.
         held: Tokens of each row in the cache: its prompt and all it has said but the last token.
         rules: Of this run.
         guesser: Guesses at what a row says next.
@@ -52,8 +165,7 @@ class SlotDecoding:
         loaded: LoadedModel,
         cache: SlotCache,
         *,
-        rows: Sequence[int],
-        tokens: Sequence[Sequence[int]],
+        rows: Mapping[int, Sequence[int]],
         held: Sequence[int],
         rules: AnswerRules,
         guesser: Guesser,
@@ -64,10 +176,10 @@ class SlotDecoding:
         device, budget = loaded.device, rules.max_new_tokens
         self._eos = torch.tensor(loaded.eos_ids, device=device)
         # One place more than the budget takes what an ended row says until it leaves.
-        said = [[*row, *[0] * (budget + 1 - len(row))] for row in tokens]
+        said = [[*row, *[0] * (budget + 1 - len(row))] for row in rows.values()]
         self._tokens: Int[Tensor, "rows budget_and_one"] = torch.tensor(said, device=device)
-        self._counts = torch.tensor([len(row) for row in tokens], device=device)
-        self._positions = torch.tensor(list(held), device=device)
+        self._counts = torch.tensor([len(row) for row in rows.values()], device=device)
+        self._positions = torch.tensor(held, device=device)
         self._ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         self._width = max(held)
         """Slots in use, at most."""
@@ -81,20 +193,19 @@ class SlotDecoding:
             reads = step % STEPS_PER_READING == 0 or guessed > 0
             if reads or step % look == 0:
                 answers |= self._let_go(asks=reads)
-            guesses = self._guesses(guessed) if reads and self._rows else []
-            guessed = len(guesses[0]) if guesses else 0
             if self._rows:
-                self._advance(
-                    torch.tensor(guesses, device=self._tokens.device) if guesses else None
-                )
+                guesses = self._guesses(guessed) if reads else []
+                guessed = len(guesses[0]) if guesses else 0
+                self._advance(guesses)
             step += 1
         return answers
 
-    def _advance(self, guesses: Int[Tensor, "rows guessed"] | None) -> None:
+    def _advance(self, guesses: Sequence[Sequence[int]]) -> None:
         """Choose the next token of each row, and the ones after it as far as guesses hold."""
         count, budget = len(self._rows), self._rules.max_new_tokens
-        last = self._tokens[:count].gather(1, self._counts[:count, None] - 1)
-        inputs = last if guesses is None else torch.cat([last, guesses], dim=1)
+        inputs = self._tokens[:count].gather(1, self._counts[:count, None] - 1)
+        if guesses:
+            inputs = torch.cat([inputs, torch.tensor(guesses, device=inputs.device)], dim=1)
         seq = inputs.shape[1]
         self._width += seq
         if self._width > self._cache.slots:
@@ -120,11 +231,7 @@ class SlotDecoding:
         self._ended[:count] |= ends.any(1) | (self._counts[:count] >= budget)
 
     def _let_go(self, *, asks: bool) -> dict[int, list[int]]:
-        """Take out the rows that are done and return their tokens.
-
-        Args:
-            asks: Whether to ask the rules' stop as well.
-        """
+        """Take out the rows that are done, those of the rules' `stop` too; return their tokens."""
         count = len(self._rows)
         ended = self._ended[:count].tolist()
         if asks:
@@ -153,8 +260,7 @@ class SlotDecoding:
     def _guesses(self, before: int) -> list[list[int]]:
         """Return guesses at what the rows say next, all of one length, or none.
 
-        Args:
-            before: How many tokens were guessed in the last step; 0 for none.
+        More are made where `before` were guessed in the last step.
         """
         said = self._said(range(len(self._rows)))
         most = TOKENS_PER_GUESS.get(self._loaded.device.type, TOKENS_PER_GUESS["cpu"])
@@ -180,14 +286,3 @@ class SlotDecoding:
         rows = self._tokens[index, : max(counts)].tolist()
         pairs = zip(rows, counts, strict=True)
         return [until_end(row[:length], self._loaded.eos_ids) for row, length in pairs]
-
-
-def likeliest(logits: Float[Tensor, "*places vocabulary"]) -> Int[Tensor, "*places"]:
-    """Return the first of the likeliest tokens; on a CPU `max` takes a third of `argmax`'s time."""
-    return logits.max(-1).indices
-
-
-def until_end(row: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
-    """Return a row's tokens before its first end-of-sequence token."""
-    end = next((place for place, token in enumerate(row) if token in eos_ids), len(row))
-    return list(row[:end])

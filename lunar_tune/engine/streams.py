@@ -1,4 +1,7 @@
-"""What the base model computes on prompts, in batched sweeps: streams and what follows.
+"""Distinct prefixes of prompts, and what the base model computes at them in batched sweeps.
+
+What a decoder computes at a token depends on that token and those before it, so a prefix that many
+rows share is computed once: on PISTOL 40 % of all prompt tokens repeat a prefix of another row.
 
 Shapes: `nodes` counts the distinct prefixes of a `PrefixTree`; point l is the input of block l and
 point n_layers the output of the last block, before the final norm.
@@ -6,15 +9,15 @@ point n_layers the output of the last block, before the final norm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from lunar_tune.engine.prefixes import PrefixTree
 from lunar_tune.models.layout import decoder_slice
 from lunar_tune.models.memory import BatchSize, DeviceMemory
 
@@ -23,16 +26,70 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockReads",
+    "PrefixTree",
     "block_reads",
     "capture_last_tokens",
     "capture_streams",
     "sweep_batch",
 ]
 
+Key = TypeVar("Key")
+
 # Tokens in one batch of a sweep. On a CPU it matters little (a trial on a small model spent
 # .38 s on prompts in batches of 256, .30 s in 2,048); on a GPU the sweep of a 7B model is
 # compute-bound from a few thousand tokens on.
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
+
+
+class PrefixTree:
+    """Token sequences, one a row, and the numbers of their distinct prefixes, the nodes."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.sequences = tuple(map(tuple, sequences))
+        self.lengths = tuple(map(len, self.sequences))
+        self.offsets = (0, *accumulate(self.lengths))
+        """Where each row begins among all tokens, and their number."""
+        numbers: dict[tuple[int, int], int] = {}
+        nodes: list[int] = []
+        first: list[bool] = []
+        for sequence in self.sequences:
+            node = -1
+            for token in sequence:
+                new = len(numbers)
+                node = numbers.setdefault((node, token), new)
+                nodes.append(node)
+                first.append(node == new)
+        self.n_nodes = len(numbers)
+        self.nodes: Int[Tensor, " tokens"] = torch.tensor(nodes, dtype=torch.int64)
+        """The node of each token, row after row."""
+        self.first: Bool[Tensor, " tokens"] = torch.tensor(first, dtype=torch.bool)
+        """Whether a token is the first one with its node."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of sequences."""
+        return len(self.sequences)
+
+    def token_index(
+        self, rows: Sequence[int], lengths: Sequence[int] | None = None
+    ) -> Int[Tensor, " tokens_of_rows"]:
+        """Return where the tokens of some rows stand among all tokens, row after row.
+
+        Args:
+            rows: Which rows, in this order.
+            lengths: How many tokens of each row from its first; None takes all.
+        """
+        if lengths is None:
+            lengths = [self.lengths[row] for row in rows]
+        starts = [self.offsets[row] for row in rows]
+        pieces = [torch.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)]
+        return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64)
+
+    def nodes_of(
+        self, rows: Sequence[int], lengths: Sequence[int] | None = None
+    ) -> Int[Tensor, " tokens_of_rows"]:
+        """Return the nodes of some rows' tokens, row after row; see `token_index`."""
+        return self.nodes[self.token_index(rows, lengths)]
 
 
 class BlockReads(NamedTuple):
@@ -47,10 +104,7 @@ class BlockReads(NamedTuple):
 def sweep_batch(loaded: LoadedModel, memory: DeviceMemory, points: int) -> BatchSize:
     """Return the tokens of a sweep's batch, estimated from what a block holds for a token.
 
-    Args:
-        loaded: The model.
-        memory: What may be used.
-        points: Streams that are held until the batch ends.
+    `points` is the number of streams that are held until the batch ends.
     """
     config = loaded.model.config
     width = 4 * config.intermediate_size + (12 + points) * config.hidden_size
@@ -59,69 +113,41 @@ def sweep_batch(loaded: LoadedModel, memory: DeviceMemory, points: int) -> Batch
     return BatchSize(min(most, affordable), "the prompts' tokens")
 
 
-@torch.inference_mode()
 def capture_streams(
     loaded: LoadedModel, tree: PrefixTree, points: Sequence[int], batch: BatchSize
 ) -> dict[int, Float[Tensor, "nodes d_model"]]:
-    """Sweep all rows once and keep the residual stream at some points.
+    """Sweep the base model once over all rows and keep the residual stream at some points.
 
-    Args:
-        loaded: The base model.
-        tree: The rows.
-        points: Which points, each from 0 to n_layers.
-        batch: Padded tokens of a batch.
-
-    Returns:
-        Streams by point, in the model's number format, in host memory.
+    Streams are in the model's number format, in host memory.
     """
     shape = (tree.n_nodes, loaded.model.config.hidden_size)
     values = {point: torch.empty(shape, dtype=loaded.model.dtype) for point in points}
-    if not points:
-        return values
 
-    def sweep(budget: int) -> None:
-        with decoder_slice(loaded.model, loaded.layout, 0, max(1, *points)) as decoder:
-            for rows in _batches(tree.lengths, budget):
-                ids, mask = _right_padded([tree.sequences[row] for row in rows], loaded.pad_id)
-                index = _token_index(tree.offsets, rows)
-                first = tree.first[index]
-                keep = mask.masked_scatter(mask, first).to(loaded.device)
-                with _recording(loaded, points) as seen:
-                    decoder(input_ids=ids.to(loaded.device), use_cache=False)
-                for point, x in seen.items():
-                    values[point][tree.nodes[index[first]]] = x[keep].cpu()
+    def keep(rows: Sequence[int], mask: Tensor, seen: Mapping[int, Tensor]) -> None:
+        index = tree.token_index(rows)
+        first = tree.first[index]
+        chosen = mask.masked_scatter(mask, first).to(loaded.device)
+        for point, stream in seen.items():
+            values[point][tree.nodes[index[first]]] = stream[chosen].cpu()
 
-    batch.fit(sweep)
+    batch.fit(lambda budget: _sweep(loaded, tree.sequences, points, budget, keep))
     return values
 
 
-@torch.inference_mode()
 def capture_last_tokens(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], batch: BatchSize
 ) -> Float[Tensor, "n_points rows d_model"]:
-    """Return the stream of each prompt's last token at every point, in host memory.
-
-    Args:
-        loaded: The base model.
-        prompts: Token ids of each prompt.
-        batch: Padded tokens of a batch.
-    """
-    lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
+    """Return the stream of each prompt's last token at every point, in host memory."""
     points = range(loaded.n_layers + 1)
     shape = (len(points), len(prompts), loaded.model.config.hidden_size)
     values = torch.empty(shape, dtype=loaded.model.dtype)
 
-    def sweep(budget: int) -> None:
-        decoder = loaded.layout.decoder_of(loaded.model)
-        for rows in _batches(lengths, budget):
-            ids, _ = _right_padded([prompts[row] for row in rows], loaded.pad_id)
-            with _recording(loaded, points) as seen:
-                decoder(input_ids=ids.to(loaded.device), use_cache=False)
-            last = (torch.arange(len(rows)), lengths[rows] - 1)
-            for point, x in seen.items():
-                values[point, rows] = x[last].cpu()
+    def keep(rows: Sequence[int], mask: Tensor, seen: Mapping[int, Tensor]) -> None:
+        last = (torch.arange(len(rows)), mask.sum(1) - 1)
+        for point, stream in seen.items():
+            values[point, rows] = stream[last].cpu()
 
-    batch.fit(sweep)
+    batch.fit(lambda budget: _sweep(loaded, prompts, points, budget, keep))
     return values
 
 
@@ -133,17 +159,7 @@ def block_reads(
     layer: int,
     batch: BatchSize,
 ) -> BlockReads:
-    """Return what block `layer`'s MLP works on at every distinct prefix.
-
-    One forward of that block alone, from its kept input.
-
-    Args:
-        loaded: The base model.
-        tree: The rows.
-        stream: The block's input.
-        layer: Which block.
-        batch: Padded tokens of a batch.
-    """
+    """Return what block `layer`'s MLP works on: a forward of that block, from its kept input."""
     projection = loaded.layout.down_projection_of(loaded.model, layer)
     norm = loaded.layout.mlp_norm_of(loaded.model, layer)
 
@@ -155,67 +171,77 @@ def block_reads(
     def sweep(budget: int) -> None:
         with decoder_slice(loaded.model, loaded.layout, layer, layer + 1) as decoder:
             for rows in _batches(tree.lengths, budget):
-                index = _token_index(tree.offsets, rows)
+                index = tree.token_index(rows)
                 nodes, first = tree.nodes[index], tree.first[index]
-                mask = _mask(tree.lengths[rows])
+                mask = _mask([tree.lengths[row] for row in rows])
                 embeds = torch.zeros((*mask.shape, stream.shape[1]), dtype=stream.dtype)
                 embeds[mask] = stream[nodes]
-                keep = mask.masked_scatter(mask, first).to(loaded.device)
-                with _inputs_of(projection, norm) as seen:
+                with _recording({"inputs": projection, "residual": norm}, {}) as seen:
                     decoder(inputs_embeds=embeds.to(loaded.device), use_cache=False)
+                chosen = mask.masked_scatter(mask, first).to(loaded.device)
                 there = nodes[first].to(loaded.device)
-                reads.inputs[there] = seen[projection][keep]
-                reads.residual[there] = seen[norm][keep]
+                reads.inputs[there] = seen["inputs"][chosen]
+                reads.residual[there] = seen["residual"][chosen]
 
     batch.fit(sweep)
     return reads
 
 
+@torch.inference_mode()
+def _sweep(
+    loaded: LoadedModel,
+    sequences: Sequence[Sequence[int]],
+    points: Sequence[int],
+    budget: int,
+    keep: Callable[[list[int], Tensor, Mapping[int, Tensor]], None],
+) -> None:
+    """Run the blocks below the last point; `keep` gets each batch's rows, mask and streams.
+
+    Padding on the right needs no attention mask: a causal model's real tokens never see it, and
+    their positions count from 0 as in an unpadded prompt.
+    """
+    with decoder_slice(loaded.model, loaded.layout, 0, max(1, *points)) as decoder:
+        blocks = loaded.layout.blocks_of(loaded.model)
+        inputs = {0: blocks[0]} if 0 in points else {}
+        outputs = {point: blocks[point - 1] for point in points if point}
+        for rows in _batches([len(sequence) for sequence in sequences], budget):
+            mask = _mask([len(sequences[row]) for row in rows])
+            width = mask.shape[1]
+            ids = [
+                [*sequences[row], *[loaded.pad_id] * (width - len(sequences[row]))] for row in rows
+            ]
+            with _recording(inputs, outputs) as seen:
+                decoder(input_ids=torch.tensor(ids, device=loaded.device), use_cache=False)
+            keep(rows, mask, seen)
+
+
 @contextmanager
-def _recording(loaded: LoadedModel, points: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Inside, a forward keeps its streams at some points by their number."""
-    seen: dict[int, Tensor] = {}
-    blocks = loaded.layout.blocks_of(loaded.model)
+def _recording(
+    inputs: Mapping[Key, nn.Module], outputs: Mapping[Key, nn.Module]
+) -> Iterator[dict[Key, Tensor]]:
+    """Inside, what some modules read and others give stands under their keys."""
+    seen: dict[Key, Tensor] = {}
 
-    def on_input(_module: Any, args: tuple[Tensor, ...]) -> None:
-        seen[0] = args[0]
+    def record_as(key: Key) -> Callable[..., None]:
+        def record(_module: nn.Module, args: Any, output: Any = None) -> None:
+            recorded = args if output is None else output
+            seen[key] = recorded[0] if isinstance(recorded, tuple) else recorded
 
-    def on_output(point: int) -> Any:
-        def hook(_module: Any, _args: Any, output: Tensor | tuple[Tensor, ...]) -> None:
-            seen[point] = output[0] if isinstance(output, tuple) else output
-
-        return hook
+        return record
 
     with ExitStack() as stack:
-        for point in points:
-            handle = (
-                blocks[point - 1].register_forward_hook(on_output(point))
-                if point
-                else blocks[0].register_forward_pre_hook(on_input)
-            )
-            stack.callback(handle.remove)
+        for key, module in inputs.items():
+            stack.callback(module.register_forward_pre_hook(record_as(key)).remove)
+        for key, module in outputs.items():
+            stack.callback(module.register_forward_hook(record_as(key)).remove)
         yield seen
 
 
-@contextmanager
-def _inputs_of(*modules: torch.nn.Module) -> Iterator[dict[torch.nn.Module, Tensor]]:
-    """Inside, what each module read last stands in the dictionary."""
-    seen: dict[torch.nn.Module, Tensor] = {}
-
-    def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen[module] = args[0]
-
-    with ExitStack() as stack:
-        for module in modules:
-            stack.callback(module.register_forward_pre_hook(hook).remove)
-        yield seen
-
-
-def _batches(lengths: Int[Tensor, " rows"], budget: int) -> Iterator[list[int]]:
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Yield row indices in batches of similar length, bounded in padded tokens."""
     batch: list[int] = []
-    for row in torch.argsort(lengths, stable=True).tolist():
-        if batch and (len(batch) + 1) * int(lengths[row]) > budget:
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if batch and (len(batch) + 1) * lengths[row] > budget:
             yield batch
             batch = []
         batch.append(row)
@@ -223,25 +249,6 @@ def _batches(lengths: Int[Tensor, " rows"], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _token_index(
-    offsets: Int[Tensor, " rows_and_one"], rows: Sequence[int]
-) -> Int[Tensor, " tokens_of_rows"]:
-    """Return where the tokens of some rows stand among all tokens."""
-    return torch.cat([torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in rows])
-
-
-def _mask(lengths: Int[Tensor, " batch"]) -> Bool[Tensor, "batch seq"]:
+def _mask(lengths: Sequence[int]) -> Bool[Tensor, "batch seq"]:
     """Return which places of a right-padded batch hold a token."""
-    return torch.arange(int(lengths.max())) < lengths[:, None]
-
-
-def _right_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Return ids and a mask of real tokens, both `[batch, seq]`.
-
-    Padding on the right needs no attention mask: a causal model's real tokens never see it, and
-    their positions count from 0 as in an unpadded prompt.
-    """
-    mask = _mask(torch.tensor([len(prompt) for prompt in prompts]))
-    width = mask.shape[1]
-    ids = torch.tensor([[*prompt, *[pad_id] * (width - len(prompt))] for prompt in prompts])
-    return ids, mask
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]

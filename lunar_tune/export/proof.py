@@ -89,7 +89,7 @@ def ask(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> tuple[AnswerRow,
         spec: Which questions are asked, and how.
         full: See `Worker.run`.
     """
-    engine = dataclasses.replace(spec.engine, reuse=False, cache_limit=0)
+    engine = dataclasses.replace(spec.engine, kind="plain", cache_limit=0)
     plain = dataclasses.replace(spec, engine=engine, metrics=(), embedding_model=None)
     evaluation, _ = Worker(plain, loaded).judge.evaluate(None, full=full, bounded=False)
     return evaluation.rows

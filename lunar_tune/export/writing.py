@@ -117,7 +117,7 @@ def _run_again(job: ExportJob) -> _Run:
         else:
             weights.update({name: weight.to("cpu", copy=True) for name, weight in new.items()})
 
-    worker.run(job.parameters, full=job.full, bounded=not job.full, on_change=take)
+    worker.run(job.parameters, full=job.full, bounded=not job.full, inside=take)
     if job.form == "adapter":
         _write_adapter(job, run, model, weights)
     return run

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lunar_tune.engine.prefixes import PrefixTree
-from lunar_tune.engine.streams import capture_streams, sweep_batch
+from lunar_tune.engine.streams import PrefixTree, capture_streams, sweep_batch
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
 from lunar_tune.models.device import resolve_device

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from lunar_tune.engine.answer_rules import AnswerRules
 from lunar_tune.metrics.finished import RecallStop
 from lunar_tune.metrics.rouge import Recall, rouge_recall
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lunar_tune.data.records import Record
+    from lunar_tune.engine.decoding import AnswerRules
 
 __all__ = [
     "JUDGED",
@@ -142,6 +142,8 @@ class Evaluator:
             floor: Least retain ROUGE-1. Once no answer to the retain rows that are left could lift
                 the mean to it, nothing more is asked. None asks everything.
         """
+        from lunar_tune.engine.decoding import AnswerRules  # loads torch
+
         rules = AnswerRules(
             edited_layer=edited_layer,
             max_new_tokens=max_new_tokens,

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lunar_tune.engine.slot_decoding import likeliest
+from lunar_tune.engine.decoding import likeliest
 from lunar_tune.engine.streams import sweep_batch
 from lunar_tune.errors import DivergenceError
 from lunar_tune.training.answer_loss import Pair, answer_states, token_log_probs

@@ -54,11 +54,9 @@ class BlockLayout:
         """Return the path of block `layer`'s down-projection, as in `named_modules`."""
         return f"{self.decoder}.{self.blocks}.{layer}.{self.down_projection}"
 
-    def mlp_of(self, model: PreTrainedModel, layer: int) -> tuple[nn.Module, str]:
-        """Return the module that holds block `layer`'s MLP, and the MLP's name in it."""
-        block = self.blocks_of(model)[layer]
-        path, _, name = self.down_projection.rpartition(".")[0].rpartition(".")
-        return block.get_submodule(path) if path else block, name
+    def mlp_of(self, model: PreTrainedModel, layer: int) -> nn.Module:
+        """Return block `layer`'s MLP."""
+        return self.blocks_of(model)[layer].get_submodule(self.down_projection.rpartition(".")[0])
 
     def mlp_norm_of(self, model: PreTrainedModel, layer: int) -> nn.Module:
         """Return the norm before block `layer`'s MLP."""

@@ -26,7 +26,7 @@ class LayerCurve:
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> LayerCurve:
-        """Return the curve of a layer prior in its documented form (`trial.layer_prior`)."""
+        """Return the curve of a layer prior in its documented form (`trial.layer_scores`)."""
         scored = document["layers"]
         without = document["unmodified"]
         return cls(

@@ -12,7 +12,7 @@ from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.search.space.space import Choice, IntRange, Parameter, SearchSpace
 
 if TYPE_CHECKING:
-    from lunar_tune.trial.layer_prior import LayerPrior  # loads torch
+    from lunar_tune.trial.layer_scores import LayerPrior  # loads torch
 
 __all__ = ["LAYER_PRIOR", "LayerChoice", "check_has_choice", "choose_layers"]
 

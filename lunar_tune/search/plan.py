@@ -34,7 +34,7 @@ from lunar_tune.search.starting_points import (
     usual_point,
 )
 from lunar_tune.trial.assemble import assemble, configured, known_depth
-from lunar_tune.trial.layer_prior import LayerPrior, read_layer_prior
+from lunar_tune.trial.layer_scores import LayerPrior, read_layer_prior
 from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["SearchPlan", "plan_search", "resolved_values"]

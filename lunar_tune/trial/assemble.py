@@ -6,12 +6,14 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lunar_tune.config.fields import check_values
 from lunar_tune.config.run_options import NONE, TINY, ModelOptions, RunOptions
 from lunar_tune.errors import Problems
 from lunar_tune.files import is_folder
+from lunar_tune.finetuning.finetune_job import FinetuneJob
+from lunar_tune.finetuning.finetune_settings import FinetuneSettings
 from lunar_tune.methods.contract import Method
 from lunar_tune.methods.method_registry import configure_method
 from lunar_tune.metrics.embedding import check_embedding_model
@@ -23,19 +25,12 @@ from lunar_tune.models.device import resolve_device
 from lunar_tune.models.footprint import check_fits
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
 from lunar_tune.trial.reference_engine import check_reference
-from lunar_tune.trial.sets import read_sets
+from lunar_tune.trial.sets import own_data, read_prompts_of, read_records_of, read_sets
 from lunar_tune.trial.spec import EngineSettings, TrialSpec
 
-__all__ = [
-    "assemble",
-    "assemble_model",
-    "check_family",
-    "configured",
-    "known_depth",
-    "materialise",
-    "materialise_model",
-    "method_of",
-]
+__all__ = ["assemble", "assemble_finetuning", "configured", "known_depth", "materialise"]
+
+Job = TypeVar("Job", TrialSpec, FinetuneJob)
 
 
 def assemble(
@@ -54,35 +49,29 @@ def assemble(
     Raises:
         InputError: Something is wrong; all of it is said at once.
     """
-    problems = Problems()
-    method = embedding_model = None
-    metrics: tuple[str, ...] = ()
-    model, chat = assemble_model(options, problems, device_is_here=device_is_here)
-    with problems.collect():
-        method = method_of(options)
-        if options.engine == "reference":
+    problems, embedding_model = Problems(), options.embedding_model
+    model, chat = _model_and_chat(options, problems, device_is_here=device_is_here)
+    method = problems.attempt(lambda: configured(options)[0])
+    if method is not None and options.engine == "reference":
+        with problems.collect():
             check_reference(method)
     with problems.collect():
         check_scorable((), tokenizer=options.rouge_tokenizer)
     check_values(options, problems)
-    with problems.collect():
-        metrics = _metrics(options)
-    with problems.collect():
-        if options.embedding_model is not None:
-            embedding_model = check_embedding_model(options.embedding_model)
+    metrics = problems.attempt(lambda: _metrics(options))
+    if embedding_model is not None:
+        with problems.collect():
+            embedding_model = check_embedding_model(embedding_model)
     if model is not None and device_is_here:
         with problems.collect():
-            check_fits(
-                model,
-                trained=method is not None and method.variant == "full",
-                share=gpu_share,
-                budget_gib=options.memory_budget,
-            )
+            trained = method is not None and method.variant == "full"
+            check_fits(model, trained=trained, share=gpu_share, budget_gib=options.memory_budget)
     data = read_sets(options, model, problems)
     problems.raise_if_any()
-    if model is None or chat is None or method is None or data is None:
+    if model is None or chat is None or method is None or metrics is None or data is None:
         raise AssertionError("every None above comes with a noted problem")
-    spec = TrialSpec(
+    _check_family(model)
+    return TrialSpec(
         model=model,
         chat=chat,
         method=method,
@@ -90,80 +79,72 @@ def assemble(
         rouge_tokenizer=options.rouge_tokenizer,
         seed=options.seed,
         data=data,
-        engine=_engine(options),
+        engine=EngineSettings(
+            kind=options.engine,
+            memory_budget=options.memory_budget,
+            cache_limit=options.cache_limit,
+        ),
         metrics=metrics,
         embedding_model=embedding_model,
         text=options.text,
     )
-    check_family(spec.model)
-    return spec
 
 
-def assemble_model(
-    options: ModelOptions, problems: Problems, *, device_is_here: bool = True
-) -> tuple[ModelSpec | None, ChatFormat | None]:
-    """Return the model and the chat format; None where something is wrong, which is then noted.
+def assemble_finetuning(
+    options: RunOptions,
+    settings: FinetuneSettings | None = None,
+    problems: Problems | None = None,
+) -> FinetuneJob:
+    """Resolve and check everything that fine-tuning needs but the weights, as `assemble` does.
 
     Args:
-        options: What was asked for.
-        problems: Where mistakes are noted.
-        device_is_here: See `assemble`.
-    """
-    reference = model_path = chat = None
-    with problems.collect():
-        reference = resolve_model(options.model)
-    with problems.collect():
-        model_path = str(check_model_path(options.model_path)) if options.model_path else None
-    with problems.collect():
-        resolve_device(options.device if device_is_here else "cpu")
-    with problems.collect():
-        chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
-    if reference is None:
-        return None, chat
-    model = ModelSpec(
-        name=reference.name,
-        source=reference.source or TINY,
-        weights=model_path,
-        revision=reference.revision,
-        dtype=options.dtype,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-    )
-    return model, chat
-
-
-def check_family(model: ModelSpec) -> None:
-    """Refuse an unsuitable family where the configuration is on this machine.
+        options: Model, data, prompts, seed; what concerns unlearning is not looked at.
+        settings: Of the training.
+        problems: What is known to be wrong already.
 
     Raises:
-        ModelError: It is unsuitable, or cannot be read.
+        InputError: Something is wrong; all of it is said at once.
     """
-    if model.checkpoint != TINY and is_folder(Path(model.checkpoint)):
-        load_config(model)
+    problems = problems or Problems()
+    model, chat = _model_and_chat(options, problems)
+    name = options.data or own_data(model)
+    records = problems.attempt(lambda: read_records_of(name))
+    with problems.collect():
+        check_scorable(records or (), tokenizer=options.rouge_tokenizer, text=options.text)
+    prompts = problems.attempt(lambda: read_prompts_of(options.reference_prompts))
+    refusals = problems.attempt(lambda: read_prompts_of(options.refusals))
+    if model is not None:
+        with problems.collect():
+            _check_family(model)
+    problems.raise_if_any()
+    if model is None or chat is None or records is None or prompts is None or refusals is None:
+        raise AssertionError("every None above comes with a noted problem")
+    return FinetuneJob(
+        model=model,
+        chat=chat,
+        records=records,
+        data_name=Path(name).stem,
+        reference_prompts=prompts,
+        refusals=refusals,
+        rouge_tokenizer=options.rouge_tokenizer,
+        settings=settings or FinetuneSettings(),
+        seed=options.seed,
+    )
 
 
-def materialise(
-    spec: TrialSpec, on_progress: Callable[[int, int], None] | None = None
-) -> TrialSpec:
-    """Return the spec with a source that can be loaded: `tiny` is built if it does not exist yet.
+def materialise(job: Job, on_progress: Callable[[int, int], None] | None = None) -> Job:
+    """Return the job with a model source that can be loaded: `tiny` is built if it is missing.
 
     Args:
-        spec: From `assemble`.
+        job: From `assemble` or `assemble_finetuning`.
         on_progress: Called with epochs done and epochs in all while `tiny` is being built.
     """
-    model = materialise_model(spec.model, on_progress)
-    return spec if model is spec.model else dataclasses.replace(spec, model=model)
-
-
-def materialise_model(
-    model: ModelSpec, on_progress: Callable[[int, int], None] | None = None
-) -> ModelSpec:
-    """Return the model with a source that can be loaded; see `materialise`."""
-    if model.source != TINY:
-        return model
+    if job.model.source != TINY:
+        return job
     from lunar_tune.finetuning.tiny import ensure_tiny
 
-    return dataclasses.replace(model, source=str(ensure_tiny(on_progress=on_progress)))
+    source = str(ensure_tiny(on_progress=on_progress))
+    return dataclasses.replace(job, model=dataclasses.replace(job.model, source=source))
 
 
 def known_depth(options: RunOptions) -> int | None:
@@ -174,33 +155,57 @@ def known_depth(options: RunOptions) -> int | None:
     """
     reference = resolve_model(options.model)
     for folder in (options.model_path, reference.source if reference.is_local else None):
-        if folder is not None and (depth := _configured_depth(Path(folder).expanduser())):
+        if folder is None:
+            continue
+        try:
+            config = json.loads((Path(folder).expanduser() / "config.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        depth = config.get("num_hidden_layers") if isinstance(config, dict) else None
+        if isinstance(depth, int) and depth:
             return depth
     return reference.entry.n_layers if reference.entry is not None else None
 
 
-def _configured_depth(folder: Path) -> int | None:
-    """Return what a folder's config.json says; None where there is none that says it."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    depth = config.get("num_hidden_layers") if isinstance(config, dict) else None
-    return depth if isinstance(depth, int) else None
-
-
-def method_of(options: RunOptions) -> Method:
-    """Return the method that was asked for, with its settings.
+def configured(options: RunOptions) -> tuple[Method, dict[str, Any]]:
+    """Return the method with its settings, and the fixed ones of its parameters.
 
     Raises:
-        InputError: There is no such method.
+        InputError: There is no such method, or something else is wrong with it.
     """
-    return configured(options)[0]
-
-
-def configured(options: RunOptions) -> tuple[Method, dict[str, Any]]:
-    """Return the method with its settings, and the fixed ones of its parameters."""
     return configure_method(options.method, solver=options.solver, fixed=options.fixed)
+
+
+def _model_and_chat(
+    options: ModelOptions, problems: Problems, *, device_is_here: bool = True
+) -> tuple[ModelSpec | None, ChatFormat | None]:
+    """Return the model and the chat format; None where something is wrong, which is then noted."""
+    path = options.model_path
+    reference = problems.attempt(lambda: resolve_model(options.model))
+    weights = problems.attempt(lambda: str(check_model_path(path)) if path else None)
+    with problems.collect():
+        resolve_device(options.device if device_is_here else "cpu")
+    chat = problems.attempt(
+        lambda: ChatFormat.from_option(options.chat_template, options.system_prompt)
+    )
+    if reference is None:
+        return None, chat
+    model = ModelSpec(
+        name=reference.name,
+        source=reference.source or TINY,
+        weights=weights,
+        revision=reference.revision,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return model, chat
+
+
+def _check_family(model: ModelSpec) -> None:
+    """Refuse an unsuitable family where the configuration is on this machine."""
+    if model.checkpoint != TINY and is_folder(Path(model.checkpoint)):
+        load_config(model)
 
 
 def _metrics(options: RunOptions) -> tuple[str, ...]:
@@ -213,13 +218,3 @@ def _metrics(options: RunOptions) -> tuple[str, ...]:
             )
     problems.raise_if_any()
     return names
-
-
-def _engine(options: RunOptions) -> EngineSettings:
-    """Return what a trial keeps and skips, as far as options say."""
-    return EngineSettings(
-        reuse=options.engine == "fast",
-        reference=options.engine == "reference",
-        memory_budget=options.memory_budget,
-        cache_limit=options.cache_limit,
-    )

@@ -3,38 +3,116 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.answering import Answerer
-from lunar_tune.engine.decoding import PlainAnswerer, token_budget
-from lunar_tune.metrics.evaluate import (
-    JUDGED,
-    AnswerRow,
-    AnswerSource,
-    Evaluation,
-    EvaluationSet,
-    Evaluator,
-)
+from lunar_tune.engine.decoding import PlainAnswerer, generate_tokens, token_budget
+from lunar_tune.errors import DataError
+from lunar_tune.metrics.embedding import Embedder, StateEmbedder
+from lunar_tune.metrics.evaluate import JUDGED, AnswerSource, Evaluation, EvaluationSet, Evaluator
+from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
+from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, find_metric
+from lunar_tune.metrics.refusal import Refusals
+from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.models.layout import why_not_resumable
-from lunar_tune.trial.checks import CHECKED_ROWS, Check
-from lunar_tune.trial.further_scores import FurtherScores
+from lunar_tune.training.answer_loss import Pair, encode_answers
 from lunar_tune.trial.reference_engine import reference_answers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from lunar_tune.data.records import Record
     from lunar_tune.engine.prompt_activations import PromptActivations
     from lunar_tune.methods.contract import Fit
     from lunar_tune.models.loading import LoadedModel
     from lunar_tune.models.memory import DeviceMemory
-    from lunar_tune.trial.encoder import Encoder
     from lunar_tune.trial.spec import DataSets, TrialSpec
 
-__all__ = ["Judge", "asked_sets"]
+__all__ = ["Check", "Encoder", "FurtherScores", "Judge", "asked_sets", "drive"]
+
+# Looks in a whole fit, and the rows of each set that one asks.
+LOOKS, CHECKED_ROWS = 4, 32
+# A fit is lost when retain ROUGE-1 is below this share of the floor twice in a row: once may be a
+# dip from which a loss with a retain term recovers.
+LOST_SHARE = 0.5
+LOST_CHECKS = 2
+
+
+class Encoder:
+    """Questions and answers as a model reads them in one chat format, each encoded once."""
+
+    def __init__(self, loaded: LoadedModel, chat: ChatFormat) -> None:
+        self._loaded, self._chat = loaded, chat
+        self._prompts: dict[str, tuple[int, ...]] = {}
+
+    def prompts(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return each question's prompt, up to where its answer begins."""
+        new = [question for question in dict.fromkeys(questions) if question not in self._prompts]
+        encoded = encode_prompts(
+            self._loaded.tokenizer, new, self._chat, family=self._loaded.family
+        )
+        self._check_lengths(new, encoded)
+        self._prompts.update(zip(new, encoded, strict=True))
+        return tuple(self._prompts[question] for question in questions)
+
+    def answers(self, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return each answer with the token that ends it."""
+        end = end_of_turn(self._loaded.tokenizer, self._chat, self._loaded.eos_ids)
+        return encode_answers(self._loaded.tokenizer, answers, end=end)
+
+    def pairs(self, records: Sequence[Record]) -> tuple[Pair, ...]:
+        """Return records as prompts with their true answers."""
+        prompts = self.prompts([record.question for record in records])
+        answers = self.answers([record.answer for record in records])
+        self._check_lengths(
+            [record.question + record.answer for record in records],
+            [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
+        )
+        return tuple(Pair(*pair) for pair in zip(prompts, answers, strict=True))
+
+    def _check_lengths(self, texts: Sequence[str], encoded: Sequence[tuple[int, ...]]) -> None:
+        """Refuse what is longer than the model's context; the message shows none of the text."""
+        most = getattr(self._loaded.model.config, "max_position_embeddings", None)
+        lengths = sorted(((len(ids), len(text)) for ids, text in zip(encoded, texts, strict=True)))
+        if most is None or not lengths or lengths[-1][0] <= most:
+            return
+        tokens, characters = lengths[-1]
+        raise DataError(
+            f"{sum(length > most for length, _ in lengths)} rows are longer than the context of "
+            f"{self._loaded.spec.name}, {most} tokens; the longest has {tokens} in its chat "
+            f"template ({characters} characters of text). Shorten or remove them."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Scores of samples of the forget and the retain set in the middle of a fit."""
+
+    epochs: int
+    forget_rouge1: float
+    retain_rouge1: float
+
+
+def drive(fit: Fit, floor: float | None, look: Callable[[int], Check]) -> tuple[Check, ...]:
+    """Train until the fit ends or is lost, looking at it a few times; return what was seen.
+
+    The model is not looked at after the last epoch, which is evaluated anyway, nor without a floor,
+    the least retain ROUGE-1 of a feasible trial.
+    """
+    checks: list[Check] = []
+    between = math.ceil(fit.n_epochs / (LOOKS + 1))
+    for epochs in fit:
+        if floor is None or epochs >= fit.n_epochs or epochs % between:
+            continue
+        checks.append(look(epochs))
+        last = checks[-LOST_CHECKS:]
+        if len(last) == LOST_CHECKS and all(c.retain_rouge1 < LOST_SHARE * floor for c in last):
+            break
+    return tuple(checks)
 
 
 def asked_sets(data: DataSets, *, full: bool) -> dict[str, tuple[Record, ...]]:
@@ -46,15 +124,7 @@ def asked_sets(data: DataSets, *, full: bool) -> dict[str, tuple[Record, ...]]:
 
 
 class Judge:
-    """Asks the questions of a study.
-
-    Args:
-        spec: What is asked and how.
-        loaded: The model.
-        activations: Of the base model on the questions.
-        encoder: Encodes them.
-        memory: What may be used.
-    """
+    """Asks the questions of a study and scores the answers."""
 
     def __init__(
         self,
@@ -62,15 +132,17 @@ class Judge:
         loaded: LoadedModel,
         activations: PromptActivations,
         encoder: Encoder,
-        memory: DeviceMemory,
+        further: FurtherScores,
     ) -> None:
         self.spec, self.loaded, self.activations = spec, loaded, activations
-        self._encoder, self._memory = encoder, memory
+        self._encoder, self._further = encoder, further
+        self._row_numbers = spec.row_numbers
+        self._evaluators: dict[tuple[bool, int | None], Evaluator] = {}
 
     @property
     def plain_decoding(self) -> str | None:
         """Why answers are decoded from the first token on; None where they go on from streams."""
-        if not self.spec.engine.reuse or self.spec.engine.reference:
+        if self.spec.engine.kind != "fast":
             return "it was asked for"
         longest = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens)
         longest += max(self.activations.prompt_lengths)
@@ -80,9 +152,22 @@ class Judge:
     def max_new_tokens(self) -> int:
         """Token budget of a trial's answers."""
         data = self.spec.data
-        records = (*data.forget, *data.retain, *data.factual)
-        truths = [record.answer for record in records]
+        truths = [record.answer for record in (*data.forget, *data.retain, *data.factual)]
         return token_budget(self.spec.max_new_tokens, self.loaded.tokenizer, truths)
+
+    @cached_property
+    def answers(self) -> AnswerSource:
+        """Who answers; made at first use, from the base model."""
+        if self.plain_decoding is not None:
+            lengths, rows = self.activations.prompt_lengths, self.activations.tree.sequences
+            prompts = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+            by_reference = self.spec.engine.kind == "reference"
+            generate = reference_answers if by_reference else generate_tokens
+            return PlainAnswerer(partial(generate, self.loaded), prompts)
+        deepest = -1
+        if self.spec.method.edits_one_layer:
+            deepest = max(self.spec.layers, default=self.loaded.n_layers - 1)
+        return Answerer(self.activations, deepest=deepest)
 
     def evaluate(
         self, edited_layer: int | None, *, full: bool, bounded: bool
@@ -95,90 +180,123 @@ class Judge:
             bounded: Whether to stop asking once the retain floor is missed for certain.
         """
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
-        evaluation = (self._full_evaluator if full else self._evaluator).evaluate(
+        evaluation = self._evaluator(full=full).evaluate(
             edited_layer=edited_layer,
             max_new_tokens=budget,
             floor=self.spec.engine.retain_floor if bounded else None,
         )
-        evaluation = dataclasses.replace(evaluation, rows=self._numbered(evaluation.rows))
-        return self._further.added_to(evaluation, asked_sets(self.spec.data, full=full)), budget
-
-    def _numbered(self, rows: tuple[AnswerRow, ...]) -> tuple[AnswerRow, ...]:
-        """Return answers with the numbers of their questions."""
-        numbers = self._row_numbers
-        return tuple(
-            dataclasses.replace(row, row=numbers[row.set_name, row.edge, row.question, row.truth])
-            for row in rows
+        rows = tuple(
+            dataclasses.replace(
+                row, row=self._row_numbers[row.set_name, row.edge, row.question, row.truth]
+            )
+            for row in evaluation.rows
         )
-
-    @cached_property
-    def _row_numbers(self) -> Mapping[tuple[str, str, str, str], int]:
-        return self.spec.row_numbers
+        evaluation = dataclasses.replace(evaluation, rows=rows)
+        return self._further.of_model(evaluation, asked_sets(self.spec.data, full=full)), budget
 
     def check(self, fit: Fit, epochs: int) -> Check:
         """Look at the model between two epochs."""
         with fit.evaluating():
-            evaluation = self._checker.evaluate(
+            evaluation = self._evaluator(rows=CHECKED_ROWS).evaluate(
                 edited_layer=None, max_new_tokens=self.max_new_tokens
             )
-        return Check(
-            epochs=epochs,
-            forget_rouge1=evaluation.scores["forget_rouge1"],
-            retain_rouge1=evaluation.scores["retain_rouge1"],
-        )
+        forget, retain = (evaluation.scores[f"{name}_rouge1"] for name in JUDGED)
+        return Check(epochs=epochs, forget_rouge1=forget, retain_rouge1=retain)
 
-    @cached_property
-    def _evaluator(self) -> Evaluator:
-        """Asks what a trial asks."""
-        return self._evaluator_of(asked_sets(self.spec.data, full=False))
+    def _evaluator(self, *, full: bool = False, rows: int | None = None) -> Evaluator:
+        """Return who asks a trial's questions, all of them, or some by edge of the judged sets."""
+        if (full, rows) not in self._evaluators:
+            spec, sets = self.spec, asked_sets(self.spec.data, full=full)
+            if rows is not None:
+                sets = {name: sample_by_edge(sets[name], rows, seed=spec.seed) for name in JUDGED}
+            asked = []
+            for name, records in sets.items():
+                prompts = self._encoder.prompts([record.question for record in records])
+                places = tuple(self.activations.rows_of(prompts))
+                asked += [EvaluationSet(name, records, places)] if records else []
+            self._evaluators[full, rows] = Evaluator(
+                self.answers,
+                self.loaded.tokenizer,
+                asked,
+                rouge_tokenizer=spec.rouge_tokenizer,
+                early_exit=spec.engine.early_exit,
+                seed=spec.seed,
+            )
+        return self._evaluators[full, rows]
 
-    @cached_property
-    def _full_evaluator(self) -> Evaluator:
-        """Asks everything."""
-        return self._evaluator_of(asked_sets(self.spec.data, full=True))
 
-    @cached_property
-    def _checker(self) -> Evaluator:
-        """Asks a few questions, by edge."""
-        seed = self.spec.seed
-        return self._evaluator_of(
-            {
-                name: sample_by_edge(records, CHECKED_ROWS, seed=seed)
-                for name, records in asked_sets(self.spec.data, full=False).items()
-                if name in JUDGED
+class FurtherScores:
+    """Adds to evaluations what was asked for beside ROUGE.
+
+    An evaluation that was stopped early is returned as it is: that trial is judged already.
+    Answers are embedded by a sentence model, or else by the base model's own states.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        loaded: LoadedModel,
+        encoder: Encoder,
+        memory: DeviceMemory,
+        sentences: Embedder | None,
+    ) -> None:
+        self._metrics = [find_metric(name) for name in spec.metrics]
+        self._data, self._loaded, self._encoder = spec.data, loaded, encoder
+        self._memory, self._sentences = memory, sentences
+        self._pairs: dict[Record, Pair] = {}
+
+    def of_model(self, evaluation: Evaluation, sets: Mapping[str, Sequence[Record]]) -> Evaluation:
+        """Return the evaluation with the further scores of the model as it is now.
+
+        `sets` are the records that it asked.
+
+        Raises:
+            DivergenceError: A logit is NaN or infinite.
+        """
+        if not evaluation.complete:
+            return evaluation
+        further: dict[str, float] = {}
+        for metric in self._metrics:
+            if metric.compute is not None:
+                rows = [row for row in evaluation.rows if row.set_name in metric.sets]
+                further[metric.name] = float(metric.compute(rows))
+        likelihoods = [metric for metric in self._metrics if LIKELIHOODS in metric.needs]
+        for name in dict.fromkeys(one for metric in likelihoods for one in metric.sets):
+            means = likelihood_means(self._scorer.score(self._pairs_of(sets[name])))
+            further |= {
+                metric.name: means[metric.quantity] for metric in likelihoods if name in metric.sets
             }
-        )
+        return dataclasses.replace(evaluation, scores={**evaluation.scores, **further})
+
+    def of_answers(self, evaluation: Evaluation) -> Evaluation:
+        """Return the evaluation with what comparing its answers as embeddings gives.
+
+        The model must be the base model again, whose own states are read, also for the answers of
+        an unlearned one: an edit that moved them would otherwise be judged by itself.
+        """
+        if not evaluation.complete or not any(EMBEDDINGS in one.needs for one in self._metrics):
+            return evaluation
+        answers = [row.answer for row in evaluation.rows if row.set_name == "forget"]
+        quality = {"refusal_quality": self._refusals.quality(answers)}
+        return dataclasses.replace(evaluation, scores={**evaluation.scores, **quality})
 
     @cached_property
-    def _further(self) -> FurtherScores:
-        """Adds the scores beyond ROUGE that were asked for."""
-        return FurtherScores(self.spec.metrics, self._encoder.pairs, self.loaded, self._memory)
+    def _scorer(self) -> LikelihoodScorer:
+        return LikelihoodScorer(self._loaded, self._memory)
 
-    def _evaluator_of(self, sets: Mapping[str, tuple[Record, ...]]) -> Evaluator:
-        return Evaluator(
-            self.answers,
-            self.loaded.tokenizer,
-            [self._evaluation_set(name, records) for name, records in sets.items() if records],
-            rouge_tokenizer=self.spec.rouge_tokenizer,
-            early_exit=self.spec.engine.early_exit,
-            seed=self.spec.seed,
-        )
+    def _pairs_of(self, records: Sequence[Record]) -> list[Pair]:
+        new = [record for record in dict.fromkeys(records) if record not in self._pairs]
+        self._pairs.update(zip(new, self._encoder.pairs(new), strict=True))
+        return [self._pairs[record] for record in records]
 
     @cached_property
-    def answers(self) -> AnswerSource:
-        """Who answers; made at first use, from the base model."""
-        if self.plain_decoding is not None:
-            lengths, rows = self.activations.prompt_lengths, self.activations.tree.sequences
-            prompts = [row[:length] for row, length in zip(rows, lengths, strict=True)]
-            generate = reference_answers if self.spec.engine.reference else None
-            return PlainAnswerer(self.loaded, prompts, generate)
-        deepest = max(self.spec.layers, default=self.loaded.n_layers - 1)
-        return Answerer(
-            self.activations,
-            deepest=deepest if self.spec.method.edits_one_layer else -1,
+    def _refusals(self) -> Refusals:
+        data = self._data
+        embedder = self._sentences or StateEmbedder(
+            self._loaded,
+            context=self._encoder.prompts([""])[0],
+            # The same for trials and full evaluations.
+            centre=(*data.refusals, *(record.answer for record in data.forget)),
+            memory=self._memory,
         )
-
-    def _evaluation_set(self, name: str, records: tuple[Record, ...]) -> EvaluationSet:
-        prompts = self._encoder.prompts([record.question for record in records])
-        rows = tuple(self.activations.rows_of(prompts))
-        return EvaluationSet(name=name, records=records, rows=rows)
+        return Refusals(embedder, data.refusals)

@@ -1,18 +1,27 @@
-"""The paper's choice of a layer, without training.
+"""The paper's choice of a layer, without training, and the file in which a search finds it.
 
-Cost: one greedy decoding of the rows for each layer and one for the base model, all rows in
-one batch, plus embedding the answers. What lies below block l is computed again for every layer:
-at a few dozen rows a prompt costs about as much as one decoding step.
+    {"format": "lunar-tune layer prior", "version": 1,
+     "model": "tiny", "n_layers": 4, "best": 3, "recommended": [3],
+     "data": "mini", "forget_edges": ["A_B"], "rows": 12, "coefficient": 0.5,
+     "max_new_tokens": 32, "seed": 0, "embedding": "own states after block 1",
+     "unmodified": {"s1": -0.49, "s2": 1.0, "unfinished": 0, "score": -1.49},
+     "layers": [{"s1": -0.39, "s2": 0.77, "unfinished": 1, "layer": 0, "score": -1.16}, …]}
+
+`score` is s1 − s2, for other readers. Later versions may add keys, which are read over; a change of
+meaning raises `version`. What lies below a block is computed again for every layer: at a few dozen
+rows a prompt costs about as much as one decoding step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from lunar_tune.data.records import Record
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
+
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.errors import InputError
@@ -24,87 +33,144 @@ from lunar_tune.metrics.refusal import Refusals, truth_similarity
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.memory import BatchSize
 from lunar_tune.trial.worker import Worker
+from lunar_tune.yaml_files import describe_mistakes
 
 __all__ = [
-    "DEFAULT_ROWS",
     "RECOMMENDED_SHARE",
-    "Answers",
-    "LayerScore",
-    "LayerScores",
+    "LayerPrior",
+    "LayerSimilarities",
+    "Similarities",
     "check_coefficient",
     "check_has_layers",
     "layer_scores",
+    "read_layer_prior",
+    "recommended_layers",
 ]
 
 DEFAULT_ROWS = 20  # an edge of PISTOL, an author of TOFU
 # A layer is recommended if it gains this share of what the best one gains over the base model.
 # A share, since similarities stretch differently with every model and embedding.
 RECOMMENDED_SHARE = 0.8
+Index = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+_FORM = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
-    """Answers to the questions to forget, and how they look."""
+class Similarities(BaseModel):
+    """How answers to the questions to forget look."""
 
-    texts: tuple[str, ...]
+    model_config = _FORM
+
     s1: float
     """Mean similarity to the refusals; see `Refusals.quality`."""
     s2: float
     """Mean similarity to the true answers; see `truth_similarity`."""
-    unfinished: int
-    """Answers that spend their token budget. A vector that is added too strongly makes a model
+    unfinished: Index
+    """Answers that spent their token budget. A vector that is added too strongly makes a model
     repeat itself, which is like neither refusal nor truth, and which the score does not punish."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def score(self) -> float:
         """s1 − s2; higher is better."""
         return self.s1 - self.s2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerScore:
-    """One layer."""
+class LayerSimilarities(Similarities):
+    """How they look with c·r_l added after one block."""
 
-    layer: int
-    answers: Answers
-    """Given while c·r_l was added after its block."""
+    layer: Index
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerScores:
-    """The curve over the layers, and what it advises."""
+class LayerPrior(BaseModel):
+    """The curve over the layers, what it recommends, and how it came about."""
 
-    unmodified: Answers
-    """Without anything added."""
-    layers: tuple[LayerScore, ...]
-    """In ascending order."""
-    records: tuple[Record, ...]
-    """What was asked."""
+    model_config = _FORM
+
+    format: Literal["lunar-tune layer prior"] = "lunar-tune layer prior"
+    version: Literal[1] = 1
+    model: str
+    """Its name, as in a search's results."""
+    n_layers: Count
+    """Decoder blocks of the model."""
+    best: Index
+    """The layer with the highest score."""
+    recommended: Annotated[tuple[Index, ...], Field(min_length=1)]
+    """The layers that come near it, ascending."""
+    data: str
+    forget_edges: tuple[str, ...]
+    rows: Count
+    """Questions that were asked."""
     coefficient: float
-    max_new_tokens: int
-    """Token budget of an answer."""
+    max_new_tokens: Count
+    seed: int
     embedding: str
-    """Name of the embedder."""
+    """What similarities were taken in; they compare with those of the same embedding only."""
+    unmodified: Similarities
+    """Without anything added."""
+    layers: Annotated[tuple[LayerSimilarities, ...], Field(min_length=1)]
+    """Some of the model's blocks or all, ascending."""
 
-    @property
-    def best(self) -> int:
-        """The layer with the highest s1 − s2, the lowest one on a tie."""
-        return max(self.layers, key=lambda one: (one.answers.score, -one.layer)).layer
+    @model_validator(mode="after")
+    def _layers_agree(self) -> Self:
+        scored = [one.layer for one in self.layers]
+        if scored != sorted(set(scored)) or scored[-1] >= self.n_layers:
+            raise ValueError(
+                f"layers: ascending numbers from 0 to {self.n_layers - 1} are needed, each once"
+            )
+        strangers = sorted({self.best, *self.recommended} - set(scored))
+        if strangers:
+            raise ValueError(f"best, recommended: layer {strangers[0]} stands not among layers")
+        return self
 
-    @property
-    def recommended(self) -> tuple[int, ...]:
-        """The layers that gain `RECOMMENDED_SHARE` of what the best gains over the unmodified.
+    def document(self) -> str:
+        """Return the file's content."""
+        return self.model_dump_json(indent=1) + "\n"
 
-        If even the best one gains nothing there is nothing to recommend but itself.
+    def check_fits(self, *, model: str, n_layers: int | None, source: str) -> None:
+        """Refuse the layers of another model, by name and by depth if it is known already.
+
+        `source` says where they came from, for example `--layer-prior FILE`.
         """
-        start = self.unmodified.score
-        gain = max(one.answers.score for one in self.layers) - start
-        if gain <= 0:
-            return (self.best,)
-        least = start + RECOMMENDED_SHARE * gain
-        return tuple(
-            one.layer for one in self.layers if one.answers.score >= least or one.layer == self.best
+        if self.model == model and n_layers in (None, self.n_layers):
+            return
+        blocks = "" if n_layers is None else f" with {n_layers} decoder blocks"
+        raise InputError(
+            f"{source}: was made for model {self.model!r} with {self.n_layers} decoder blocks, "
+            f"and this is {model!r}{blocks}. Make one with: python -m lunar_tune.layers --model "
+            f"{model} --json FILE"
         )
+
+
+def read_layer_prior(path: Path) -> LayerPrior:
+    """Read a file that `python -m lunar_tune.layers --json` wrote.
+
+    Raises:
+        InputError: It cannot be read, or is no such file; the message says all that is wrong.
+    """
+    try:
+        return LayerPrior.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        what = "; ".join(describe_mistakes(error, ()))
+        raise InputError(
+            f"{path}: is no layer prior of python -m lunar_tune.layers --json: {what}."
+        ) from error
+
+
+def recommended_layers(base: float, scores: Mapping[int, float]) -> tuple[int, tuple[int, ...]]:
+    """Return the best layer, the lowest one on a tie, and the layers that come near it.
+
+    If even the best one gains nothing over the base model's score, there is nothing to recommend
+    but itself.
+    """
+    best = max(scores, key=lambda layer: (scores[layer], -layer))
+    gain = scores[best] - base
+    if gain <= 0:
+        return best, (best,)
+    least = base + RECOMMENDED_SHARE * gain
+    return best, tuple(layer for layer in scores if scores[layer] >= least or layer == best)
 
 
 def layer_scores(
@@ -114,17 +180,17 @@ def layer_scores(
     layers: Sequence[int] | None = None,
     rows: int = DEFAULT_ROWS,
     embedder: Embedder | None = None,
-    on_layer: Callable[[int, int], None] | None = None,
-) -> LayerScores:
+    on_layer: Callable[[int, int], None] = lambda _done, _total: None,
+) -> tuple[LayerPrior, dict[int | None, tuple[str, ...]]]:
     """Ask the questions to forget with c·r_l added after each block in turn, and score the answers.
 
-    The model's weights are not touched.
+    No weight is changed. The curve comes with the answers by layer; None is the base model's.
 
     Args:
         worker: Whose method is LUNAR.
         coefficient: c, as in a trial.
         layers: Which blocks; None takes all.
-        rows: Questions that are asked, drawn by edge from those to forget if there are more.
+        rows: How many questions, drawn by edge.
         embedder: Of the answers; None takes the model's own states.
         on_layer: Called with the answer sets done and their total, the base model's included.
 
@@ -133,39 +199,44 @@ def layer_scores(
     """
     check_has_layers(worker.spec.method)
     check_coefficient(coefficient)
-    loaded = worker.loaded
+    loaded, spec = worker.loaded, worker.spec
     chosen = tuple(sorted(range(loaded.n_layers) if layers is None else layers))
     if not chosen:
         raise InputError("--range layer: none is named.")
     check_layers(chosen, loaded.n_layers, option="--range layer")
     asking = _Asking(worker, rows, embedder)
     vectors = worker.preparation.vectors  # type: ignore[attr-defined] # checked above
-    total = len(chosen) + 1
-    report = on_layer or (lambda _done, _total: None)
-    report(0, total)
-    unmodified = asking.ask(nullcontext())
-    report(1, total)
-    scored = []
-    for done, layer in enumerate(chosen, start=2):
-        answers = asking.ask(steered(loaded, layer, coefficient * vectors[layer]))
-        scored.append(LayerScore(layer=layer, answers=answers))
-        report(done, total)
-    return LayerScores(
-        unmodified=unmodified,
-        layers=tuple(scored),
-        records=asking.records,
-        coefficient=coefficient,
+    changes: dict[int | None, AbstractContextManager[None]] = {None: nullcontext()}
+    changes |= {layer: steered(loaded, layer, coefficient * vectors[layer]) for layer in chosen}
+    seen: dict[int | None, dict[str, Any]] = {}
+    answers: dict[int | None, tuple[str, ...]] = {}
+    on_layer(0, len(changes))
+    for layer, changed in changes.items():
+        seen[layer], answers[layer] = asking.ask(changed)
+        on_layer(len(seen), len(changes))
+    base = Similarities(**seen[None])
+    scored = tuple(LayerSimilarities(layer=layer, **seen[layer]) for layer in chosen)
+    best, recommended = recommended_layers(base.score, {one.layer: one.score for one in scored})
+    prior = LayerPrior(
+        model=spec.model.name,
+        n_layers=loaded.n_layers,
+        best=best,
+        recommended=recommended,
+        data=spec.data.name,
+        forget_edges=spec.data.forget_edges,
+        coefficient=float(coefficient),
+        seed=spec.seed,
+        unmodified=base,
+        layers=scored,
+        rows=len(asking.records),
         max_new_tokens=asking.max_new_tokens,
         embedding=asking.embedder.name,
     )
+    return prior, answers
 
 
 def check_has_layers(method: Method) -> None:
-    """Refuse a method that does not choose a layer.
-
-    Raises:
-        InputError: It is not LUNAR.
-    """
+    """Refuse a method that does not choose a layer: all but LUNAR."""
     if not METHODS[method.name].along_vectors:
         raise InputError(
             f"--method {method.name}: has no unlearning vector whose layer could be chosen. Layers "
@@ -174,11 +245,7 @@ def check_has_layers(method: Method) -> None:
 
 
 def check_coefficient(coefficient: float) -> None:
-    """Refuse a coefficient that means nothing.
-
-    Raises:
-        InputError: It is 0, infinite or NaN.
-    """
+    """Refuse a coefficient that means nothing."""
     if coefficient == 0 or not math.isfinite(coefficient):
         raise InputError(f"coefficient {coefficient}: a finite number other than 0.")
 
@@ -189,16 +256,14 @@ class _Asking:
     def __init__(self, worker: Worker, rows: int, embedder: Embedder | None) -> None:
         if rows < 1:
             raise InputError(f"--evaluation-rows {rows}: at least 1.")
-        spec = worker.spec
+        spec, self._loaded = worker.spec, worker.loaded
         if not spec.data.refusals:
             raise InputError("--refusals: there is none, and answers are compared with them.")
         self.records = sample_by_edge(spec.data.forget, rows, seed=spec.seed)
         self._truths = [record.answer for record in self.records]
         self._prompts = worker.encoder.prompts([record.question for record in self.records])
-        self._loaded = worker.loaded
-        self.max_new_tokens = token_budget(
-            spec.max_new_tokens, self._loaded.tokenizer, self._truths
-        )
+        tokenizer = self._loaded.tokenizer
+        self.max_new_tokens = token_budget(spec.max_new_tokens, tokenizer, self._truths)
         self._batch = BatchSize(len(self._prompts), "the answers")
         self.embedder = embedder or StateEmbedder(
             self._loaded,
@@ -207,18 +272,18 @@ class _Asking:
         )
         self._refusals = Refusals(self.embedder, spec.data.refusals)
 
-    def ask(self, changed: AbstractContextManager[None]) -> Answers:
+    def ask(self, changed: AbstractContextManager[None]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Answer inside a context; score outside it, with the model as it was."""
         with changed:
             tokens = self._batch.fit(self._answer)
         decode = self._loaded.tokenizer.batch_decode
         texts = tuple(decode(tokens, skip_special_tokens=True))
-        return Answers(
-            texts=texts,
-            s1=self._refusals.quality(texts),
-            s2=truth_similarity(self.embedder, texts, self._truths),
-            unfinished=sum(len(answer) == self.max_new_tokens for answer in tokens),
-        )
+        similarities = {
+            "s1": self._refusals.quality(texts),
+            "s2": truth_similarity(self.embedder, texts, self._truths),
+            "unfinished": sum(len(answer) == self.max_new_tokens for answer in tokens),
+        }
+        return similarities, texts
 
     def _answer(self, size: int) -> list[list[int]]:
         return generate_tokens(

@@ -16,13 +16,12 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_file, is_folder
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED
-from lunar_tune.trial.assemble import known_depth
 from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 
 __all__ = ["PublishedRun", "read_published_config"]
 
 EVALUATED_ROWS: Final = 200  # src/eval_util.py, get_dataloader
-_LONGEST: Final = 4096  # characters of a text with references, which can grow by each
+_LONGEST: Final = 4096  # characters of a text, which can grow by each reference in it
 _REFERENCE: Final = re.compile(r"\$\{([^{}]*)\}")
 # What that code calls a model, where neither our name nor the hub's says it.
 _FAMILIES: Final = {
@@ -64,7 +63,7 @@ class _Values(BaseModel):
     coeff_list: list[float] = Field(title="coefficient")
     lr: float = Field(title="learning_rate", gt=0)
     num_epochs: int = Field(20, title="epochs", ge=1)
-    positions: Literal[-1] = -1
+    positions: Literal[-1] = Field(-1, title="the last prompt token, as always:")
     use_harmful: bool = Field(False, title="--reference-prompts")
     use_unverified: bool = Field(False, title="--reference-prompts")
     use_different_retain_dataset: bool = False
@@ -93,58 +92,59 @@ def read_published_config(path: Path) -> PublishedRun:
     Raises:
         InputError: The file cannot be read, or something in it is wrong.
     """
-    path, problems = Path(path), Problems()
     raw = read_yaml(path)
     try:
         values = _Values.model_validate(_resolved(raw))
-        taken = _taken(values, path.resolve().parent, problems)
-        options = _options(taken)
-        depth = None if problems.messages else known_depth(options)
+        taken = _taken(values, path.resolve().parent)
     except ValidationError as error:
-        problems.messages += describe_mistakes(error, [*_Values.model_fields, *_IGNORED])
+        mistakes = describe_mistakes(error, [*_Values.model_fields, *_IGNORED])
+        raise InputError(f"{path}: {'; '.join(mistakes)}.") from error
     except InputError as error:
-        problems.add(str(error))
-    else:
-        if depth is not None and max(taken["layer_modified"]) >= depth:
-            problems.add(f"layer_modified: {options.model} has {depth} blocks: 0 to {depth - 1}")
-    if problems.messages:
-        raise InputError(f"{path}: {'; '.join(problems.messages)}.")
-    save_to = taken["save_unlearned_model_path"]
-    return PublishedRun(
-        options=options,
-        save_to=Path(save_to) if save_to else None,
-        notes=(
-            *((key, _shown(value), _became(key, taken)) for key, value in raw.items()),
-            *((what, "always so there", became) for what, became in _ALWAYS.items()),
-        ),
-    )
-
-
-def _options(taken: Mapping[str, Any]) -> RunOptions:
-    return RunOptions(
+        raise InputError(f"{path}: {error}.") from error
+    options = RunOptions(
         model=taken["model"],
         model_path=taken["weights"],
         chat_template=PUBLISHED,
         data=taken["data_name"],
-        forget_edge=tuple(taken["forget_edge"]),
+        forget_edge=tuple(values.forget_edge),
         retain_data=taken["different_retain_set_path"],
         factual_data=taken["factual_data_path"] or NONE,
         reference_prompts=taken["use_harmful"] or taken["use_unverified"],
         evaluation_rows=EVALUATED_ROWS,
-        max_new_tokens=taken["eval_generation_max_new_tokens"],
+        max_new_tokens=values.eval_generation_max_new_tokens,
         fix=(
-            f"layer={','.join(map(str, taken['layer_modified']))}",
-            f"coefficient={','.join(map(str, taken['coeff_list']))}",
-            f"learning_rate={taken['lr']}",
-            f"epochs={taken['num_epochs']}",
+            f"layer={','.join(map(str, values.layer_modified))}",
+            f"coefficient={','.join(map(str, values.coeff_list))}",
+            f"learning_rate={values.lr}",
+            f"epochs={values.num_epochs}",
             "master_dtype=bfloat16",
         ),
     )
+    save_to = taken["save_unlearned_model_path"]
+    became = dict(_IGNORED)
+    for key, field in _Values.model_fields.items():
+        if field.title is None:
+            became[key] = "a switch for a path"
+        elif taken[key] is None:
+            became[key] = "unused: another key decides"
+        else:
+            became[key] = f"{field.title} {_shown(taken[key])}"
+        if key in _PROMPTS and taken[key] == _PROMPTS[key][1]:
+            became[key] += " (shipped, not those of that code)"
+    notes = [(key, _shown(value), became[key]) for key, value in raw.items()]
+    notes += [(what, "always so there", done) for what, done in _ALWAYS.items()]
+    return PublishedRun(
+        options=options, save_to=Path(save_to) if save_to else None, notes=tuple(notes)
+    )
 
 
-def _taken(values: _Values, folder: Path, problems: Problems) -> dict[str, Any]:
-    """Return what each option takes, by key: paths found, None where another key decides."""
-    taken = values.model_dump()
+def _taken(values: _Values, folder: Path) -> dict[str, Any]:
+    """Return what each option takes, by key: paths found, None where another key decides.
+
+    Raises:
+        InputError: Keys contradict each other, or data are not there; all of it is said.
+    """
+    taken, problems = values.model_dump(), Problems()
     roots = (folder, *folder.parents[:2], Path.cwd())
 
     def found(name: str | None) -> str | None:
@@ -165,10 +165,10 @@ def _taken(values: _Values, folder: Path, problems: Problems) -> dict[str, Any]:
         problems.add("layer_modified, coeff_list: give one coefficient for each layer")
     if values.use_harmful == values.use_unverified:
         problems.add("use_harmful, use_unverified: set one of them to true")
-    if values.save_unlearned_model and not values.save_unlearned_model_path:
-        problems.add("save_unlearned_model_path: is missing or empty")
     if not values.save_unlearned_model:
         taken["save_unlearned_model_path"] = None
+    elif not values.save_unlearned_model_path:
+        problems.add("save_unlearned_model_path: is missing or empty")
     for switch, (file, shipped) in _PROMPTS.items():
         taken[switch] = (found(file) or shipped) if taken[switch] else None
     taken["data_name"] = data("data_name", f"dataset/unlearning/{values.data_name}.json")
@@ -177,31 +177,19 @@ def _taken(values: _Values, folder: Path, problems: Problems) -> dict[str, Any]:
         ("if_eval_factual", "factual_data_path"),
     ):
         taken[key] = data(key, taken[key]) if taken[switch] else None
+    if problems.messages:
+        raise InputError("; ".join(problems.messages))
     # That code loads model_path; the family only chooses its prompt format. Here the base path, or
     # else the family, is the model, and model_path its weights if it is a folder.
     base = "base_model_path" if values.base_model_path else "model_family"
     model = found(values.base_model_path) or _catalogue_name(taken[base])
     tuned = values.model_path if values.model_path != values.base_model_path else None
     weights = found(tuned)
-    taken |= {"model_family": None, "base_model_path": None, base: model, "model_path": None}
+    taken |= {"model_family": None, "base_model_path": None, base: model, "model_path": weights}
     if tuned and (weights is None or (base == "model_family" and model not in CATALOG)):
         model, weights = weights or _catalogue_name(tuned), None
         taken |= {base: None, "model_path": model}
-    elif tuned:
-        taken["model_path"] = weights
     return taken | {"model": model, "weights": weights}
-
-
-def _became(key: str, taken: Mapping[str, Any]) -> str:
-    if key in _IGNORED:
-        return _IGNORED[key]
-    option, value = _Values.model_fields[key].title, taken[key]
-    if option is None:
-        return "the last prompt token, as always" if key == "positions" else "a switch for a path"
-    if value is None:
-        return "unused: another key decides"
-    missing = key in _PROMPTS and value == _PROMPTS[key][1]
-    return f"{option} {_shown(value)}{' (shipped, not those of that code)' if missing else ''}"
 
 
 def _shown(value: object) -> str:
@@ -222,11 +210,7 @@ def _catalogue_name(text: str) -> str:
 
 
 def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys that decide something, `${key}` references replaced.
-
-    Raises:
-        InputError: A reference leads nowhere or in a circle.
-    """
+    """Return the keys that decide something, `${key}` references replaced."""
     values = {key: value for key, value in raw.items() if key not in _IGNORED}
     for _ in range(4):  # each halves what is left of a chain
         values = {key: _replaced({**raw, **values}, key, value) for key, value in values.items()}
@@ -245,15 +229,13 @@ def _replaced(known: Mapping[str, Any], key: str, value: Any) -> Any:
         return items
     if not isinstance(value, str):
         return value
-    names = _REFERENCE.findall(value)
-    unknown = [name for name in names if name not in known]
-    if unknown or len(value) > _LONGEST:
-        problem = f"${{{unknown[0]}}} refers to no key of this file" if unknown else "is too long"
-        raise InputError(f"{key}: {problem}; write the value itself")
-    if _REFERENCE.fullmatch(value):
-        return known[names[0]]
-    return _REFERENCE.sub(lambda reference: _joined(known[reference[1]])[:_LONGEST], value)
-
-
-def _joined(value: object) -> str:
-    return "_".join(map(str, value)) if isinstance(value, list) else str(value)
+    targets: dict[str, Any] = {}
+    for name in _REFERENCE.findall(value):
+        if name not in known:
+            problem = f"${{{name}}} refers to no key of this file"
+            raise InputError(f"{key}: {problem}; write the value itself")
+        target = known[name]
+        targets[name] = "_".join(map(str, target if isinstance(target, list) else [target]))
+    if whole := _REFERENCE.fullmatch(value):
+        return known[whole[1]]
+    return _REFERENCE.sub(lambda one: targets[one[1]][:_LONGEST], value[:_LONGEST])

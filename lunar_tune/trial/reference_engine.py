@@ -25,15 +25,13 @@ def check_reference(method: Method) -> LunarMethod:
     Raises:
         InputError: It is another, or its settings ask for more than the page does.
     """
-    known = ("adamw", "closed_form")
-    if not isinstance(method, LunarMethod) or method.variant not in known:
+    if not isinstance(method, LunarMethod) or method.variant not in ("adamw", "closed_form"):
         raise InputError(
-            f"--engine reference: does lunar with {' or '.join(known)}, not {method.name} "
+            f"--engine reference: does lunar with adamw or closed_form, not {method.name} "
             f"({method.variant})."
         )
     settings = method.settings
-    plain = LunarSettings(solver=settings.solver, epochs=settings.epochs)
-    if settings != plain:
+    if settings != LunarSettings(solver=settings.solver, epochs=settings.epochs):
         raise InputError(
             "--engine reference: of lunar's settings only solver and epochs may be set; the page "
             "moves all prompt tokens, keeps all retain tokens and trains in float32."
@@ -50,15 +48,16 @@ class ReferencePreparation(Preparation):
     @contextmanager
     def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
         """Return a context in which the page's matrices stand in the model; see the contract."""
+        subject, loaded = self._subject, self._subject.loaded
+        layout, model = loaded.layout, loaded.model
         self._method.check_parameters(parameters)
         layers, coefficients = layers_and_coefficients(parameters)
-        check_layers(layers, self._subject.loaded.n_layers)
+        check_layers(layers, loaded.n_layers)
         if len(set(coefficients)) > 1:
             raise InputError("--engine reference: takes one coefficient for all layers.")
-        loaded, subject = self._subject.loaded, self._subject
         try:
             unlearned = reference.unlearn(
-                loaded.model,
+                model,
                 layers=layers,
                 coefficient=coefficients[0],
                 reference=subject.reference_prompts,
@@ -68,18 +67,15 @@ class ReferencePreparation(Preparation):
             )
         except ValueError as error:
             raise TrialError(str(error)) from error
-        layout, model = loaded.layout, loaded.model
         names = [f"{layout.down_projection_name(layer)}.weight" for layer in layers]
         weights = {
             layer: layout.down_projection_of(unlearned, layer).weight.detach() for layer in layers
         }
         with edited(loaded, weights) as unmodified:
-            yield Fit(
-                unmodified=unmodified,
-                change=Change(
-                    weights=lambda: {name: model.get_parameter(name).detach() for name in names}
-                ),
+            change = Change(
+                weights=lambda: {name: model.get_parameter(name).detach() for name in names}
             )
+            yield Fit(unmodified=unmodified, change=change)
 
     def _solver(self, parameters: Mapping[str, Any], seed: int) -> reference.Solver:
         if self._method.variant == "closed_form":

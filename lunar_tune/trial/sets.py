@@ -23,33 +23,23 @@ from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.models.loading import ModelSpec
 from lunar_tune.trial.spec import DataSets, HeldOut
 
-__all__ = ["own_data", "read_set", "read_sets"]
+__all__ = ["own_data", "read_prompts_of", "read_records_of", "read_sets"]
 
 DEFAULT_EDGES = ("A_B", "author_1")  # of PISTOL and of TOFU, as in the published code
 
 
 def read_sets(options: RunOptions, model: ModelSpec | None, problems: Problems) -> DataSets | None:
-    """Read and split all sets.
-
-    Args:
-        options: What was asked for.
-        model: The model; None where it could not be told.
-        problems: Where what is wrong is noted.
-
-    Returns:
-        The sets; None where something is wrong.
-    """
+    """Read and split all sets; None where something is wrong, which is then noted."""
     name = options.data or own_data(model)
-    records = read_set(name, problems)
-    # What is to be forgotten is no general knowledge.
-    without = options.factual_data in {NONE, name}
-    factual = () if without else read_set(options.factual_data, problems, NONE)
-    other = read_set(options.retain_data, problems, "retain") if options.retain_data else None
-    prompts = refusals = None
-    with problems.collect():
-        prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
-    with problems.collect():
-        refusals = read_prompts(resolve_data(options.refusals, kind="prompts"))
+    records = problems.attempt(lambda: read_records_of(name))
+    factual: tuple[Record, ...] | None = ()
+    if options.factual_data not in {NONE, name}:  # what is to be forgotten is not general knowledge
+        factual = problems.attempt(lambda: read_records_of(options.factual_data, NONE))
+    other, retain_data = None, options.retain_data
+    if retain_data:
+        other = problems.attempt(lambda: read_records_of(retain_data, "retain"))
+    prompts = problems.attempt(lambda: read_prompts_of(options.reference_prompts))
+    refusals = problems.attempt(lambda: read_prompts_of(options.refusals))
     split = None
     if records is not None:
         with problems.collect():
@@ -65,19 +55,28 @@ def read_sets(options: RunOptions, model: ModelSpec | None, problems: Problems) 
     if other is not None:
         with problems.collect():
             Split(forget=split.forget, retain=other, forget_edges=split.forget_edges)
-    sets = None
-    with problems.collect():
-        sets = _evaluated(options, name, split, factual)
-    if sets is None:
-        return None
-    fit_retain = split.retain if other is None else other
-    sets = dataclasses.replace(
-        sets, fit_retain=fit_retain, reference_prompts=prompts, refusals=refusals
+    # A count below 1 is a mistake that is noted already; what else is wrong is to be found too.
+    rows = None if options.evaluation_rows is None else max(1, options.evaluation_rows)
+    retain = split.retain[:rows]
+    size = len(retain) if options.retain_rows is None else max(1, options.retain_rows)
+    sets = DataSets(
+        name=Path(name).stem,
+        forget_edges=split.forget_edges,
+        forget=split.forget[:rows],
+        fit_forget=split.forget,
+        fit_retain=split.retain if other is None else other,
+        retain=retain,
+        n_retain=len(split.retain),
+        retain_sample=sample_by_edge(retain, size, seed=options.seed),
+        factual=factual[:rows],
+        reference_prompts=prompts,
+        refusals=refusals,
     )
-    if options.holdout:
-        with problems.collect():
-            return _tuned_on_half(sets, options)
-    return sets
+    with problems.collect():
+        evaluated = (*split.forget, *retain, *factual[:rows])
+        check_scorable(evaluated, tokenizer=options.rouge_tokenizer, text=options.text)
+        return _tuned_on_half(sets, options) if options.holdout else sets
+    return None
 
 
 def _tuned_on_half(sets: DataSets, options: RunOptions) -> DataSets:
@@ -100,41 +99,14 @@ def _tuned_on_half(sets: DataSets, options: RunOptions) -> DataSets:
     )
 
 
-def _evaluated(
-    options: RunOptions,
-    name: str,
-    split: Split,
-    factual: tuple[Record, ...],
-) -> DataSets:
-    """Cut the sets to what is evaluated, and check that it can be scored."""
-    # A count below 1 is a mistake that is noted already; what else is wrong is to be found too.
-    rows = None if options.evaluation_rows is None else max(1, options.evaluation_rows)
-    retain = split.retain[:rows]
-    size = len(retain) if options.retain_rows is None else max(1, options.retain_rows)
-    sample = sample_by_edge(retain, size, seed=options.seed)
-    evaluated = (*split.forget, *retain, *factual[:rows])
-    check_scorable(evaluated, tokenizer=options.rouge_tokenizer, text=options.text)
-    return DataSets(
-        name=Path(name).stem,
-        forget_edges=split.forget_edges,
-        forget=split.forget[:rows],
-        fit_forget=split.forget,
-        fit_retain=split.retain,
-        retain=retain,
-        n_retain=len(split.retain),
-        retain_sample=sample,
-        factual=factual[:rows],
-        reference_prompts=(),
-    )
+def read_records_of(name: str, default_edge: str | None = None) -> tuple[Record, ...]:
+    """Return the question-answer pairs of a data set's name or file."""
+    return read_records(resolve_data(name, kind="records"), default_edge=default_edge)
 
 
-def read_set(
-    name: str, problems: Problems, default_edge: str | None = None
-) -> tuple[Record, ...] | None:
-    """Read question-answer pairs; None where something is wrong, which is then noted."""
-    with problems.collect():
-        return read_records(resolve_data(name, kind="records"), default_edge=default_edge)
-    return None
+def read_prompts_of(name: str) -> tuple[str, ...]:
+    """Return the prompts, or the refusals, of a shipped name or file."""
+    return read_prompts(resolve_data(name, kind="prompts"))
 
 
 def own_data(model: ModelSpec | None) -> str:

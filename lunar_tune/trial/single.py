@@ -1,23 +1,33 @@
-"""One unlearning run from options to scores, without Ray."""
+"""One unlearning run from options to scores, or asked questions beside the base model; no Ray."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lunar_tune.config.run_options import RunOptions
-from lunar_tune.errors import Problems
+from lunar_tune.engine.decoding import generate_tokens
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.methods.contract import Change
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.saving import check_save_folder, save_checkpoint
-from lunar_tune.trial.assemble import assemble, known_depth, materialise, method_of
-from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.assemble import assemble, configured, known_depth, materialise
+from lunar_tune.trial.spec import DataSets, TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
 
-__all__ = ["SingleRun", "unlearn_once"]
+__all__ = [
+    "SideBySide",
+    "SingleRun",
+    "asking",
+    "check_asked_tokens",
+    "check_questions",
+    "unlearn_once",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +46,13 @@ class SingleRun:
         return self.result.evaluation.scores
 
     def document(self) -> dict[str, Any]:
-        """Return scores and circumstances as plain values, for JSON."""
+        """Return scores and circumstances as plain values, for JSON.
+
+        Texts of the answers are among them only where they may be written.
+        """
         spec, result = self.spec, self.result
+        left_out = () if spec.text else ("question", "truth", "answer")
+        rows = map(dataclasses.asdict, result.evaluation.rows)
         return {
             **self.scores,
             "model": spec.model.name,
@@ -52,14 +67,8 @@ class SingleRun:
             "seconds": dict(result.seconds),
             "losses": list(result.fit.losses) if result.fit is not None else [],
             "vanilla": dict(self.vanilla.evaluation.scores) if self.vanilla is not None else None,
-            "answers": self._answers(),
+            "answers": [{key: row[key] for key in row if key not in left_out} for row in rows],
         }
-
-    def _answers(self) -> list[dict[str, Any]]:
-        """Return the unlearned model's answers; their texts only where they may be written."""
-        left_out = () if self.spec.text else ("question", "truth", "answer")
-        rows = map(dataclasses.asdict, self.result.evaluation.rows)
-        return [{key: one for key, one in row.items() if key not in left_out} for row in rows]
 
 
 def unlearn_once(
@@ -100,7 +109,7 @@ def unlearn_once(
     full = spec.data.held_out is not None  # what is reported lies there
     before = worker.vanilla(full=full) if vanilla else None
 
-    def save(loaded: LoadedModel) -> None:
+    def save(loaded: LoadedModel, _: Change) -> None:
         if save_to is not None:
             questions = [record.question for record in (*spec.data.forget, *spec.data.retain)]
             save_checkpoint(loaded, save_to, texts=questions)
@@ -112,11 +121,9 @@ def unlearn_once(
 def _checked(options: RunOptions, setting: Mapping[str, Any], save_to: Path | None) -> TrialSpec:
     """Return what runs; raise with all that is wrong with options, setting and folder."""
     problems = Problems()
-    spec = None
+    spec = problems.attempt(lambda: assemble(options))
     with problems.collect():
-        spec = assemble(options)
-    with problems.collect():
-        method_of(options).check_parameters(setting)
+        configured(options)[0].check_parameters(setting)
     with problems.collect():
         depth, layer = known_depth(options), setting.get("layer")
         if depth is not None and layer is not None:
@@ -130,3 +137,86 @@ def _checked(options: RunOptions, setting: Mapping[str, Any], save_to: Path | No
     if spec is None:
         raise AssertionError("without a spec something is wrong")
     return spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideBySide:
+    """One question and what both models say, as decoded, without special tokens."""
+
+    question: str
+    unmodified: str
+    unlearned: str
+    truth: str | None
+    """The true answer; None for a question that is not in the data."""
+    set_name: str | None
+    """forget, retain or factual; None for a question that is not in the data."""
+
+
+@contextmanager
+def asking(
+    spec: TrialSpec,
+    parameters: Mapping[str, Any],
+    *,
+    epochs: int | None = None,
+    max_new_tokens: int = 128,
+    cache_root: Path | None = None,
+) -> Iterator[Callable[[Sequence[str]], list[SideBySide]]]:
+    """Inside, both models answer questions, greedily; the model is loaded and fitted once.
+
+    The fit ends after `epochs` epochs, as that of a trial that was ended early.
+
+    Raises:
+        InputError: Something that was asked for cannot be done.
+        TrialError: The fit failed, for example by divergence.
+    """
+    check_asked_tokens(max_new_tokens)
+    worker = Worker(dataclasses.replace(spec, metrics=()), cache_root=cache_root)
+    known, loaded = _known(spec.data), worker.loaded
+
+    def answers(questions: Sequence[str]) -> list[str]:
+        """Return the answers of the model as it is now, in the search's chat format."""
+        prompts = worker.encoder.prompts(questions)
+        rows = generate_tokens(loaded, prompts, max_new_tokens=max_new_tokens)
+        return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+
+    with worker.preparation.unlearning(parameters, seed=spec.seed) as fit:
+        for done in fit:
+            if done == epochs:
+                break
+        fit.finished()
+
+        def ask(questions: Sequence[str]) -> list[SideBySide]:
+            check_questions(questions)
+            with fit.unmodified():
+                before = answers(questions)
+            after = answers(questions)
+            return [
+                SideBySide(question=q, unmodified=b, unlearned=a, truth=truth, set_name=name)
+                for q, b, a in zip(questions, before, after, strict=True)
+                for truth, name in (known.get(q, (None, None)),)
+            ]
+
+        yield ask
+
+
+def check_asked_tokens(max_new_tokens: int) -> None:
+    """Refuse a token budget in which nothing can be said."""
+    if max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {max_new_tokens}: at least 1.")
+
+
+def check_questions(questions: Sequence[str]) -> None:
+    """Refuse questions in which nothing is asked."""
+    if not all(question.strip() for question in questions):
+        raise InputError("a question is empty.")
+
+
+def _known(data: DataSets) -> dict[str, tuple[str, str]]:
+    """Return the true answer and the set of each question of the data."""
+    held = data.held_out
+    sets = {
+        "factual": (*data.factual, *(held.factual if held is not None else ())),
+        "retain": (*data.fit_retain, *data.retain, *(held.retain if held is not None else ())),
+        "forget": (*data.fit_forget, *data.forget),
+    }
+    return {r.question: (r.answer, name) for name, records in sets.items() for r in records}

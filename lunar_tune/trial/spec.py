@@ -20,23 +20,20 @@ VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
 class EngineSettings:
     """What a trial keeps from others and what it skips; none of it changes a feasible score."""
 
-    reuse: bool = True
-    """Whether prompts go on from kept streams and drafts are checked; False decodes plainly."""
-    reference: bool = False
-    """Whether `lunar_tune.reference` does all of it, with nothing kept."""
+    kind: str = "fast"
+    """fast goes on from kept streams and checks drafts, plain decodes from the first token on,
+    reference leaves all to `lunar_tune.reference`, with nothing kept."""
     early_exit: bool = False
     """Whether an answer ends when it has said every word of the truth. Its ROUGE recall is 1 then,
     whatever follows; an answer that is to be read should go on."""
     retain_floor: float | None = None
     """Least retain ROUGE-1: a trial that has missed it for certain asks no more. None asks all."""
     verify_weights: bool = field(default_factory=lambda: bool(os.environ.get(VERIFY_VARIABLE)))
-    """Whether a trial ends with a look at every weight, whether it is what it was before; the
-    environment variable `LUNAR_TUNE_VERIFY_WEIGHTS` switches it on."""
+    """Whether a trial ends with a look at every weight, whether it is what it was before."""
     memory_budget: float | None = None
-    """GiB of a GPU that weights, streams and batches share; None takes all that is free."""
+    """As in `RunOptions`."""
     cache_limit: float | None = None
-    """GiB that activations on disk may take; 0 keeps none there, None is a quarter of the disk's
-    free space, at most 100."""
+    """As in `RunOptions`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +53,7 @@ class DataSets:
     """The data set's name or file name, to show."""
     forget_edges: tuple[str, ...]
     fit_forget: tuple[Record, ...]
-    """Questions to forget."""
     fit_retain: tuple[Record, ...]
-    """Questions that the fit keeps where they are."""
     forget: tuple[Record, ...]
     """Questions on which forgetting is judged."""
     retain: tuple[Record, ...]
@@ -70,9 +65,7 @@ class DataSets:
     factual: tuple[Record, ...]
     """General knowledge; may be empty."""
     reference_prompts: tuple[str, ...]
-    """Prompts that the model declines."""
     refusals: tuple[str, ...] = ()
-    """Answers that decline."""
     held_out: HeldOut | None = None
     """What is reported on instead of `forget`, `retain` and `factual`; None reports on those."""
 
@@ -100,14 +93,12 @@ class TrialSpec:
     max_new_tokens: int | None = PUBLISHED_MAX_NEW_TOKENS
     """Token budget of a trial's answers; None is twice the longest true answer, at least 32."""
     engine: EngineSettings = field(default_factory=EngineSettings)
-    """What is kept and skipped."""
     layers: tuple[int, ...] = ()
     """The blocks that trials may edit; empty where that is not known."""
     metrics: tuple[str, ...] = ()
     """Scores that are wanted beside ROUGE, by name (`metrics.names`)."""
     embedding_model: str | None = None
-    """Hub id or folder of the sentence-embedding model for the scores that need one; None takes
-    the model's own states."""
+    """Hub id or folder of a sentence-embedding model; None takes the model's own states."""
     text: bool = True
     """Whether questions and answers may be written down."""
 

@@ -31,6 +31,7 @@ __all__ = [
 BASE_MODEL: Final = "base model"
 TRIAL: Final = "trial"
 CONFIRMATION: Final = "confirmation"
+_LOGGER = logging.getLogger("lunar_tune")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +80,8 @@ class Outcome:
 class TaskRunner:
     """Runs tasks on one model, which is loaded by the first.
 
-    Args:
-        spec: Model, data and method.
-        watch: Called before each part of a task with its trial's number and whether it asks every
-            question to its end; whoever limits a task's time counts from there.
+    `watch` is called before each part of a task with its trial's number and whether it asks every
+    question to its end; whoever limits a task's time counts from there.
     """
 
     def __init__(
@@ -91,6 +90,7 @@ class TaskRunner:
         self._spec, self._watch = spec, watch
         self._worker: Worker | None = None
         self._warnings = _Warnings()
+        _LOGGER.addHandler(self._warnings)
 
     def run(self, task: Task) -> Outcome:
         """Run a task; what goes wrong for a reason that can be told is its outcome.
@@ -118,7 +118,7 @@ class TaskRunner:
 
     def close(self) -> None:
         """Hear no more warnings."""
-        self._warnings.close()
+        _LOGGER.removeHandler(self._warnings)
 
     def _outcome(self, task: Task) -> Outcome:
         if self._worker is None:  # may take longer than a trial may take
@@ -126,7 +126,12 @@ class TaskRunner:
         worker = self._worker
         if task.kind == BASE_MODEL:
             self._watch(task.number, True)
-            return self._base_model(worker, task)
+            result = _light(worker.vanilla())
+            prior = None
+            if task.layer_coefficient is not None:
+                prior = _layer_prior(worker, task.layer_coefficient)
+            plain = worker.plain_decoding
+            return Outcome(result=result, plain_decoding=plain, layer_prior=prior)
         if worker.plain_decoding is None and not worker.drafts:
             # A worker that began later: its trials check these answers.
             self._watch(task.number, True)
@@ -134,41 +139,25 @@ class TaskRunner:
         self._watch(task.number, task.kind == CONFIRMATION)
         if task.kind == TRIAL:
             return Outcome(result=_light(worker.run(task.parameters)))
-        return self._confirmation(worker, task)
-
-    def _base_model(self, worker: Worker, task: Task) -> Outcome:
-        """Evaluate the base model, and score its layers where that is wanted."""
-        result = worker.vanilla()
-        prior = None
-        if task.layer_coefficient is not None:
-            prior = _layer_prior(worker, task.layer_coefficient)
-        return Outcome(
-            result=_light(result), plain_decoding=worker.plain_decoding, layer_prior=prior
-        )
-
-    def _confirmation(self, worker: Worker, task: Task) -> Outcome:
-        """Evaluate a setting in full."""
         held_out = self._spec.data.held_out is not None  # there it is reported, not judged
-        result = worker.run(task.parameters, full=True, bounded=not held_out)
-        baseline = worker.vanilla(full=True) if held_out else None  # nothing is known there yet
-        return Outcome(
-            result=_light(result), baseline=_light(baseline) if baseline is not None else None
-        )
+        result = _light(worker.run(task.parameters, full=True, bounded=not held_out))
+        # Of held-out questions nothing is known yet of the base model.
+        baseline = _light(worker.vanilla(full=True)) if held_out else None
+        return Outcome(result=result, baseline=baseline)
+
+
+def _layer_prior(worker: Worker, coefficient: float) -> str:
+    """Score the layers of the space on the loaded model; return the file's text."""
+    from lunar_tune.trial.layer_scores import layer_scores
+
+    prior, _ = layer_scores(worker, coefficient=coefficient, layers=worker.spec.layers)
+    return prior.document()
 
 
 def _light(result: TrialResult) -> TrialResult:
     """Return a result without the tokens of its answers, which are of use in the worker alone."""
     evaluation = dataclasses.replace(result.evaluation, tokens={})
     return dataclasses.replace(result, evaluation=evaluation)
-
-
-def _layer_prior(worker: Worker, coefficient: float) -> str:
-    """Score the layers of the space on the loaded model; return the prior's text."""
-    from lunar_tune.trial.layer_prior import LayerPrior
-    from lunar_tune.trial.layer_scores import layer_scores
-
-    scores = layer_scores(worker, coefficient=coefficient, layers=worker.spec.layers)
-    return LayerPrior.of(scores, worker.spec, n_layers=worker.loaded.n_layers).document()
 
 
 def format_error(error: BaseException) -> str:
@@ -180,23 +169,14 @@ def format_error(error: BaseException) -> str:
 
 
 class _Warnings(logging.Handler):
-    """Keeps what this package warns of in this process, until it is taken."""
-
-    _PACKAGE = "lunar_tune"
+    """Keeps warnings until they are taken."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._texts: list[str] = []
-        logging.getLogger(self._PACKAGE).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning."""
         self._texts.append(record.getMessage())
-
-    def close(self) -> None:
-        """Hear no more."""
-        logging.getLogger(self._PACKAGE).removeHandler(self)
-        super().close()
 
     def take(self) -> tuple[str, ...]:
         """Return what was kept since the last time."""

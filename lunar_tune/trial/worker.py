@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,14 @@ from lunar_tune.engine.cache import ActivationCache
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import EditedModelError
 from lunar_tune.methods.contract import Change, FitReport, Preparation, Subject
+from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
+from lunar_tune.metrics.names import EMBEDDINGS, need_of
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.models.memory import DeviceMemory
-from lunar_tune.trial.checks import Check, Watch
-from lunar_tune.trial.embedded_scores import EmbeddedScores, sentence_embedder
-from lunar_tune.trial.encoder import Encoder
-from lunar_tune.trial.evaluator import Judge, asked_sets
+from lunar_tune.trial.evaluator import Check, Encoder, FurtherScores, Judge, asked_sets, drive
 from lunar_tune.trial.reference_engine import ReferencePreparation, check_reference
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ class TrialResult:
     seconds: Mapping[str, float]
     """`prepare` (captures, at the first trial), `fit`, `evaluate` and their sum `trial`."""
     max_new_tokens: int
-    """Token budget of the answers."""
     checks: tuple[Check, ...] = ()
     """What was seen while the fit went on."""
 
@@ -58,35 +56,30 @@ class TrialResult:
 class Worker:
     """A model and its prompts, loaded once for many trials.
 
-    A small model on a CPU makes torch use one thread in this process.
-
-    Args:
-        spec: Model, data and method.
-        loaded: The model, if it is loaded already.
-        cache_root: Folder of activations on disk; None is the user's cache.
+    The model is loaded unless it is given. A small one on a CPU makes torch use one thread in this
+    process. Activations on disk are in `cache_root`, or else in the user's cache.
     """
 
     def __init__(
-        self,
-        spec: TrialSpec,
-        loaded: LoadedModel | None = None,
-        *,
-        cache_root: Path | None = None,
+        self, spec: TrialSpec, loaded: LoadedModel | None = None, *, cache_root: Path | None = None
     ) -> None:
         self.spec = spec
-        sentences = sentence_embedder(spec)  # what is wrong with it is said before the long load
+        sentences = None
+        if spec.embedding_model is not None and EMBEDDINGS in need_of(spec.metrics):
+            # What is wrong with it is said before the long load.
+            sentences = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
         self.loaded = loaded if loaded is not None else load_model(spec.model)
         if self.loaded.device.type == "cpu" and self.loaded.n_parameters < SMALL_MODEL:
             limit_threads(1)
-        self.memory = DeviceMemory(self.loaded.device, spec.engine.memory_budget)
-        self.memory.enforce()
+        memory = DeviceMemory(self.loaded.device, spec.engine.memory_budget)
+        memory.enforce()
         limit = spec.engine.cache_limit
-        self._source = ActivationSource(
-            self.loaded, ActivationCache(limit, cache_root) if limit != 0 else None, self.memory
-        )
+        cache = ActivationCache(limit, cache_root) if limit != 0 else None
+        self._source = ActivationSource(self.loaded, cache, memory)
         self.encoder = Encoder(self.loaded, spec.chat)
-        self._embedded = EmbeddedScores(spec, self.loaded, self.encoder, self.memory, sentences)
-        self._drafts: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._further = FurtherScores(spec, self.loaded, self.encoder, memory, sentences)
+        self.drafts: Mapping[tuple[int, ...], tuple[int, ...]] = {}
+        """The base model's answers by prompt; empty before `vanilla` or `draft`."""
 
     @cached_property
     def activations(self) -> PromptActivations:
@@ -95,31 +88,20 @@ class Worker:
         # Other methods encode their own pairs; what is asked is all that is kept for them.
         by_edit = self.spec.method.edits_one_layer
         fitted = (data.fit_forget, data.fit_retain, data.retain) if by_edit else ()
-        asked = (
-            set_of for full in (False, True) for set_of in asked_sets(data, full=full).values()
-        )
-        questions = [record.question for group in (*fitted, *asked) for record in group]
-        return PromptActivations(
-            self._source,
-            self.encoder.prompts(questions),
-            drafts=self._drafts,
-            layers=self.spec.layers,
-        )
+        trial, full = (asked_sets(data, full=everything).values() for everything in (False, True))
+        questions = [record.question for group in (*fitted, *trial, *full) for record in group]
+        prompts = self.encoder.prompts(questions)
+        return PromptActivations(self._source, prompts, drafts=self.drafts, layers=self.spec.layers)
 
     @cached_property
     def judge(self) -> Judge:
         """Who judges the model; made at first use, from the base model."""
-        return Judge(self.spec, self.loaded, self.activations, self.encoder, self.memory)
+        return Judge(self.spec, self.loaded, self.activations, self.encoder, self._further)
 
     @property
     def plain_decoding(self) -> str | None:
         """Why answers are decoded from the first token on; None where they go on from streams."""
         return self.judge.plain_decoding
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Token budget of a trial's answers."""
-        return self.judge.max_new_tokens
 
     @cached_property
     def preparation(self) -> Preparation:
@@ -135,24 +117,15 @@ class Worker:
             retain_pairs=retain,
             refusals=self.encoder.answers(data.refusals),
         )
-        if spec.engine.reference:
+        if spec.engine.kind == "reference":
             return ReferencePreparation(check_reference(spec.method), subject)
         return spec.method.prepare(subject)
 
     def draft(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
-        """Take the base model's answers, which trials check before they decode.
-
-        Args:
-            answers: Tokens of the answer by prompt, from `drafts` of a worker with the same model.
-        """
-        self._drafts = dict(answers)
+        """Take the `drafts` of a worker with the same model, which trials check first."""
+        self.drafts = answers
         for name in ("activations", "preparation", "judge"):
             self.__dict__.pop(name, None)  # made again, with the drafts
-
-    @property
-    def drafts(self) -> Mapping[tuple[int, ...], tuple[int, ...]]:
-        """The base model's answers by prompt; empty before `vanilla` or `draft`."""
-        return self._drafts
 
     def run(
         self,
@@ -161,8 +134,7 @@ class Worker:
         full: bool = False,
         bounded: bool = True,
         seed: int | None = None,
-        inside: Callable[[LoadedModel], None] | None = None,
-        on_change: Callable[[LoadedModel, Change], None] | None = None,
+        inside: Callable[[LoadedModel, Change], None] = lambda _model, _change: None,
     ) -> TrialResult:
         """Unlearn, evaluate and put the model back as it was.
 
@@ -171,8 +143,8 @@ class Worker:
             full: Whether to evaluate all rows with the published token budget.
             bounded: Whether to stop asking once the spec's retain floor is missed for certain.
             seed: Of the fit; None takes the spec's.
-            inside: Called with the unlearned model after its evaluation, for example to save it.
-            on_change: Called likewise, and told what the fit changed.
+            inside: Called with the unlearned model after its evaluation, for example to save it,
+                and with what the fit changed.
 
         Raises:
             InputError: A parameter is missing, unknown or out of range.
@@ -185,24 +157,15 @@ class Worker:
         floor = self.spec.engine.retain_floor if bounded and not full else None
         seed = self.spec.seed if seed is None else seed
         with self._left_as_it_was(), preparation.unlearning(parameters, seed=seed) as fit:
-            watch = Watch(fit.n_epochs, floor)
-            for epochs in fit:
-                if watch.is_due(epochs):
-                    watch.checks.append(self.judge.check(fit, epochs))
-                if watch.is_lost:
-                    break
+            checks = drive(fit, floor, partial(self.judge.check, fit))
             report = fit.finished()
             fitted = self._clock()
-            evaluation, budget = self.judge.evaluate(
-                report.edited_layer, full=full, bounded=bounded
-            )
+            layer = report.edited_layer
+            evaluation, budget = self.judge.evaluate(layer, full=full, bounded=bounded)
             ended = self._clock()
-            if inside is not None:
-                inside(self.loaded)
-            if on_change is not None:
-                on_change(self.loaded, fit.change)
+            inside(self.loaded, fit.change)
         restored = self._clock()
-        evaluation = self._embedded.added_to(evaluation)
+        evaluation = self._further.of_answers(evaluation)
         embedded = self._clock() - restored
         return TrialResult(
             parameters=dict(parameters),
@@ -215,18 +178,17 @@ class Worker:
                 "trial": ended - start + embedded,
             },
             max_new_tokens=budget,
-            checks=tuple(watch.checks),
+            checks=checks,
         )
 
     def vanilla(self, *, full: bool = False) -> TrialResult:
         """Evaluate the base model, and keep its answers as drafts for trials."""
         start = self._clock()
         evaluation, budget = self.judge.evaluate(None, full=full, bounded=False)
-        evaluation = self._embedded.added_to(evaluation)
+        evaluation = self._further.of_answers(evaluation)
         seconds = self._clock() - start
-        prompts = self.activations.tree.sequences
-        if self.plain_decoding is None and not self._drafts:
-            lengths = self.activations.prompt_lengths
+        if self.plain_decoding is None and not self.drafts:
+            prompts, lengths = self.activations.tree.sequences, self.activations.prompt_lengths
             self.draft(
                 {prompts[row][: lengths[row]]: answer for row, answer in evaluation.tokens.items()}
             )
@@ -240,15 +202,11 @@ class Worker:
 
     @contextmanager
     def _left_as_it_was(self) -> Iterator[None]:
-        """Check after a trial, where that is wanted, that every weight is what it was.
-
-        Raises:
-            EditedModelError: One is not.
-        """
+        """Check after a trial, where that is wanted, that every weight is what it was."""
         if not self.spec.engine.verify_weights:
             yield
             return
-        before = self._untouched
+        before = self._base_weights
         try:
             yield
         finally:
@@ -256,7 +214,7 @@ class Worker:
                 raise EditedModelError("a trial has left the model's weights changed")
 
     @cached_property
-    def _untouched(self) -> str:
+    def _base_weights(self) -> str:
         return fingerprint(self.loaded)
 
     def _clock(self) -> float:

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from random_models import build_encoder
 
 from lunar_tune.cli.layers import COMMAND
-from lunar_tune.trial.layer_prior import read_layer_prior
+from lunar_tune.trial.layer_scores import read_layer_prior
 
 
 @pytest.fixture(autouse=True)

@@ -284,3 +284,11 @@ def test_a_published_configuration_that_is_wrong_is_refused(tmp_path: Path) -> N
     path.write_text("lr: fast\n")
     assert str(path) in refused("--published-config", str(path))
     assert "nosuch.yaml" in refused("--published-config", "nosuch.yaml")
+
+
+def test_a_layer_of_a_published_configuration_that_the_model_lacks_is_refused(
+    published: Path,
+) -> None:
+    published.write_text(published.read_text().replace("[1, 2]", "[1, 3]"))
+    output = refused("--published-config", str(published), "--device", "cpu")
+    assert "layer 3: the model has 3 decoder blocks" in output

@@ -1,9 +1,4 @@
-"""The cache of activations: what is read is what was written, whoever writes and removes meanwhile.
-
-Covers: the cache alone, several real processes, a disk that is full; prompts' activations with a
-cache on a tiny random model, where forwards are counted.
-Does not cover: the command (`tests/commands/test_cache_command.py`), the sweeps' numbers.
-"""
+"""The cache of activations: what is read is what was written, whoever else writes or removes."""
 
 from __future__ import annotations
 
@@ -32,7 +27,6 @@ from lunar_tune.engine.cache import (
     ActivationCache,
     CacheEntry,
     content_key,
-    default_limit_gib,
 )
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError
@@ -476,11 +470,10 @@ def test_the_limit_is_a_quarter_of_what_is_free_and_no_more_than_100_gib(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk(monkeypatch, lambda: 8 * GIB)
-    assert default_limit_gib(root) == 2.0
     assert ActivationCache(None, root).limit_bytes == 2 * GIB
     assert ActivationCache(0.5, root).limit_bytes == GIB // 2
     disk(monkeypatch, lambda: 4000 * GIB)
-    assert default_limit_gib(root) == 100.0
+    assert ActivationCache(None, root).limit_bytes == 100 * GIB
     assert not root.exists(), "asking makes nothing"
 
 
@@ -561,19 +554,9 @@ def test_unfinished_files_of_the_dead_are_removed_and_those_of_the_living_are_no
 def test_no_key_leaves_the_folder(root: Path, cache: ActivationCache, key: str) -> None:
     (root / "x").mkdir(parents=True)
     (root.parent / "x").mkdir()
-    with pytest.raises(ValueError, match="no key of the cache"):
-        cache.entry(key, ABOUT)
     assert cache.remove(key) == 0
     assert (root / "x").is_dir()
     assert (root.parent / "x").is_dir()
-
-
-@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "about.json", ".x"])
-def test_no_name_leaves_its_entry(entry: CacheEntry, name: str) -> None:
-    with pytest.raises(ValueError, match="a tensor's name"):
-        entry.save(name, values())
-    with pytest.raises(ValueError, match="a tensor's name"):
-        entry.load(name)
 
 
 def test_keys_are_of_the_content_and_not_of_its_order() -> None:

@@ -8,37 +8,39 @@ from typing import Any
 
 import pytest
 
-from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
-from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.layer_prior import LayerPrior, read_layer_prior
-from lunar_tune.trial.layer_scores import Answers, LayerScore, LayerScores
+from lunar_tune.trial.layer_scores import (
+    LayerPrior,
+    LayerSimilarities,
+    Similarities,
+    read_layer_prior,
+)
 
 COEFFICIENT = 1.5
 
 
 @pytest.fixture(scope="module")
 def prior() -> LayerPrior:
-    """Return what is kept of three of `tiny`'s blocks, whose answers are made up; no weights."""
-    spec = assemble(RunOptions())
-    truths = tuple(record.answer for record in spec.data.forget[:3])
-
-    def answers(s1: float, s2: float) -> Answers:
-        return Answers(texts=truths, s1=s1, s2=s2, unfinished=1)
-
-    scores = LayerScores(
-        unmodified=answers(-1 / 3, 1.0),
-        layers=(
-            LayerScore(layer=0, answers=answers(0.25, 0.5)),
-            LayerScore(layer=1, answers=answers(0.7, -0.1)),
-            LayerScore(layer=3, answers=answers(0.6, -0.1)),
-        ),
-        records=spec.data.forget[:3],
+    """Return made-up scores of three of `tiny`'s blocks."""
+    return LayerPrior(
+        model="tiny",
+        n_layers=4,
+        best=1,
+        recommended=(1, 3),
+        data="mini",
+        forget_edges=("A_B",),
+        rows=3,
         coefficient=COEFFICIENT,
         max_new_tokens=32,
+        seed=0,
         embedding="by hand",
+        unmodified=Similarities(s1=-1 / 3, s2=1.0, unfinished=1),
+        layers=(
+            LayerSimilarities(layer=0, s1=0.25, s2=0.5, unfinished=1),
+            LayerSimilarities(layer=1, s1=0.7, s2=-0.1, unfinished=1),
+            LayerSimilarities(layer=3, s1=0.6, s2=-0.1, unfinished=1),
+        ),
     )
-    return LayerPrior.of(scores, spec, n_layers=4)
 
 
 def test_a_prior_comes_back_as_it_was(prior: LayerPrior, tmp_path: Path) -> None:
@@ -53,7 +55,6 @@ def test_a_prior_comes_back_as_it_was(prior: LayerPrior, tmp_path: Path) -> None
     assert (document["best"], document["recommended"]) == (1, [1, 3])
     for one in document["layers"]:
         assert one["score"] == pytest.approx(one["s1"] - one["s2"])
-    assert "Cedar anchors" not in path.read_text(), "nothing of what is to be forgotten"
 
 
 def test_keys_of_a_later_version_are_read_over(prior: LayerPrior, tmp_path: Path) -> None:

@@ -1,8 +1,4 @@
-"""Layer scores equal a plain loop, and what is recommended follows from them.
-
-Covers: scores against single prompts, `generate` with a hook written here and cosines in numpy.
-Does not cover: the file (`test_core_layer_prior`), the command (`commands/test_layers_command`).
-"""
+"""Layer scores equal a plain loop of single prompts, and what is recommended follows from them."""
 
 from __future__ import annotations
 
@@ -17,9 +13,10 @@ import pytest
 import torch
 
 from lunar_tune.config.run_options import RunOptions
+from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.errors import InputError
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.layer_scores import Answers, LayerScore, LayerScores, layer_scores
+from lunar_tune.trial.layer_scores import layer_scores, recommended_layers
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
@@ -142,52 +139,54 @@ def test_scores_are_those_of_a_plain_loop(
 ) -> None:
     worker = Worker(spec(family))
     unchanged(worker.loaded.model)
-    scores = layer_scores(worker, coefficient=COEFFICIENT)
+    prior, answers = layer_scores(worker, coefficient=COEFFICIENT)
     plain = PlainLoop(worker)
-    assert len(scores.records) == len(plain.records) == 7
-    assert [one.layer for one in scores.layers] == [0, 1, 2]
-    for layer, seen in (
-        (None, scores.unmodified),
-        *((one.layer, one.answers) for one in scores.layers),
-    ):
+    assert prior.rows == len(plain.records) == 7
+    assert [one.layer for one in prior.layers] == [0, 1, 2]
+    for layer, seen in ((None, prior.unmodified), *enumerate(prior.layers)):
         texts, unfinished = plain.answers(layer)
-        assert list(seen.texts) == texts
+        assert list(answers[layer]) == texts
         assert seen.unfinished == unfinished
         assert seen.s1 == pytest.approx(plain.cosines(texts, REFUSALS).mean(), abs=1e-5)
         assert seen.s2 == pytest.approx(
             plain.cosines(texts, plain.truths).diagonal().mean(), abs=1e-5
         )
         assert seen.score == pytest.approx(seen.s1 - seen.s2)
-    answers = {one.answers.texts for one in scores.layers} | {scores.unmodified.texts}
-    assert len(answers) > 2, "layers differ, or the comparison would show nothing"
+    assert len(set(answers.values())) > 2, "layers differ, or the comparison would show nothing"
+    scores = {one.layer: one.score for one in prior.layers}
+    found = recommended_layers(prior.unmodified.score, scores)
+    assert (prior.best, prior.recommended) == found
+    document = prior.document()
+    assert not any(r.question in document or r.answer in document for r in plain.records)
 
 
 def test_layers_rows_and_progress_are_as_asked(spec: Callable[..., TrialSpec]) -> None:
     worker = Worker(spec())
     seen: list[tuple[int, int]] = []
-    scores = layer_scores(
+    prior, answers = layer_scores(
         worker,
         coefficient=COEFFICIENT,
         layers=[2, 0],
         rows=2,
         on_layer=lambda done, total: seen.append((done, total)),
     )
-    assert [one.layer for one in scores.layers] == [0, 2]
-    assert {record.edge for record in scores.records} == {"A_B", "C_D"}, "each edge has its share"
+    assert [one.layer for one in prior.layers] == [0, 2]
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    assert scores.max_new_tokens == BUDGET
-    assert all(len(one.answers.texts) == 2 for one in scores.layers)
-    whole = layer_scores(worker, coefficient=COEFFICIENT, layers=[0])
-    places = [whole.records.index(record) for record in scores.records]
-    assert scores.layers[0].answers.texts == tuple(whole.layers[0].answers.texts[p] for p in places)
+    assert (prior.max_new_tokens, prior.rows) == (BUDGET, 2)
+    assert {layer: len(texts) for layer, texts in answers.items()} == {None: 2, 0: 2, 2: 2}
+    _, whole = layer_scores(worker, coefficient=COEFFICIENT, layers=[0])
+    asked = sample_by_edge(worker.spec.data.forget, 2, seed=worker.spec.seed)
+    assert {record.edge for record in asked} == {"A_B", "C_D"}, "each edge has its share"
+    places = [worker.spec.data.forget.index(record) for record in asked]
+    assert answers[0] == tuple(whole[0][place] for place in places)
 
 
 def test_the_budget_follows_the_true_answers_unless_it_is_given(
     spec: Callable[..., TrialSpec],
 ) -> None:
     worker = Worker(spec(max_new_tokens=None))
-    scores = layer_scores(worker, coefficient=COEFFICIENT, layers=[0], rows=1)
-    assert scores.max_new_tokens == 32, "the least, twice a few tokens being less"
+    prior, _ = layer_scores(worker, coefficient=COEFFICIENT, layers=[0], rows=1)
+    assert prior.max_new_tokens == 32, "the least, twice a few tokens being less"
 
 
 def test_answers_that_spend_their_budget_are_counted(spec: Callable[..., TrialSpec]) -> None:
@@ -195,9 +194,10 @@ def test_answers_that_spend_their_budget_are_counted(spec: Callable[..., TrialSp
     worker = Worker(spec())
     kept = worker.loaded
     worker.loaded = dataclasses.replace(kept, eos_ids=tuple(range(320)))
-    (layer,) = layer_scores(worker, coefficient=COEFFICIENT, layers=[1], rows=3).layers
-    assert (layer.answers.unfinished, layer.answers.texts) == (0, ("", "", ""))
-    assert (layer.answers.s1, layer.answers.s2) == (0.0, 0.0)
+    prior, answers = layer_scores(worker, coefficient=COEFFICIENT, layers=[1], rows=3)
+    (layer,) = prior.layers
+    assert (layer.unfinished, answers[1]) == (0, ("", "", ""))
+    assert (layer.s1, layer.s2) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -226,20 +226,6 @@ def test_a_method_without_layers_is_refused(spec: Callable[..., TrialSpec]) -> N
 # What is recommended
 
 
-def scores_of(unmodified: float, *layers: float) -> LayerScores:
-    def answers(score: float) -> Answers:
-        return Answers(texts=("x",), s1=score / 2, s2=-score / 2, unfinished=0)
-
-    return LayerScores(
-        unmodified=answers(unmodified),
-        layers=tuple(LayerScore(layer=i + 4, answers=answers(s)) for i, s in enumerate(layers)),
-        records=(),
-        coefficient=2.0,
-        max_new_tokens=32,
-        embedding="by hand",
-    )
-
-
 @pytest.mark.parametrize(
     ("unmodified", "layers", "best", "recommended"),
     [
@@ -254,5 +240,5 @@ def scores_of(unmodified: float, *layers: float) -> LayerScores:
 def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended(
     unmodified: float, layers: tuple[float, ...], best: int, recommended: tuple[int, ...]
 ) -> None:
-    scores = scores_of(unmodified, *layers)
-    assert (scores.best, scores.recommended) == (best, recommended)
+    scores = dict(enumerate(layers, start=4))
+    assert recommended_layers(unmodified, scores) == (best, recommended)

@@ -1,8 +1,4 @@
-"""Every family of the table: what is captured, recomputed and edited is what a full forward does.
-
-Covers: residual streams, inputs of the down-projection, the edit and its restoration, a cut
-decoder; families and checkpoints that are refused.
-"""
+"""Every family: what is captured, recomputed and edited is what a full forward does."""
 
 from __future__ import annotations
 
@@ -16,8 +12,7 @@ import torch
 from transformers import AutoConfig
 
 from lunar_tune.engine import streams as streams_module
-from lunar_tune.engine.prefixes import PrefixTree
-from lunar_tune.engine.streams import block_reads, capture_last_tokens, capture_streams
+from lunar_tune.engine.streams import PrefixTree, block_reads, capture_last_tokens, capture_streams
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.lunar.editing import edited
 from lunar_tune.models.layout import LAYOUTS, UNSUITABLE, check_layers, decoder_slice, layout_of
@@ -140,16 +135,16 @@ def test_capture_does_not_depend_on_batching(loaded: Load, budget: int) -> None:
 
 
 def test_a_batch_never_holds_more_padded_tokens_than_its_budget_unless_one_row_does() -> None:
-    lengths = torch.tensor([3, 1, 12, 3, 3, 5, 2])
+    lengths = [3, 1, 12, 3, 3, 5, 2]
     batches = list(streams_module._batches(lengths, 10))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(int(lengths[row]) for row in batch) <= 10
+        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= 10
 
 
 def test_each_rows_tokens_and_its_last_one_are_known(loaded: Load) -> None:
     model = loaded("llama")
-    assert streams_module._token_index(TREE.offsets, [1, 0]).tolist() == [4, 5, 0, 1, 2, 3]
+    assert TREE.token_index([1, 0]).tolist() == [4, 5, 0, 1, 2, 3]
     assert TREE.nodes_of([]).tolist() == []
     streams = captured(model)
     prompts = [PROMPTS[row] for row in (1, 0, 2)]

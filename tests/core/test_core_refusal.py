@@ -1,9 +1,4 @@
-"""Refusal quality in a trial, against states that a hook of the test's own reads in plain models.
-
-Covers: trials, full evaluations and the base model; which model's states are read; a
-sentence-embedding model; what is made once; mistakes.
-Does not cover: embeddings and means themselves (`test_core_embedding`).
-"""
+"""Refusal quality in a trial, against states that the test's own hook reads in plain models."""
 
 from __future__ import annotations
 
@@ -22,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, ModelError
+from lunar_tune.methods.contract import Change
 from lunar_tune.metrics.embedding import Embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.trial import embedded_scores
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
@@ -121,7 +116,7 @@ def test_answers_of_an_unlearned_model_are_read_by_the_unmodified_one(
     plain = answers_of(Worker(spec(metrics=())).run(SETTING).evaluation)
     inside: list[float] = []
 
-    def judge(loaded: LoadedModel) -> None:
+    def judge(loaded: LoadedModel, _: Change) -> None:
         inside.append(by_hand(loaded.model, loaded.tokenizer, made, plain))
 
     evaluation = worker.run(SETTING, inside=judge).evaluation
@@ -222,7 +217,7 @@ def test_a_sentence_model_is_loaded_first_and_only_where_a_score_wants_it(
     with pytest.raises(ModelError, match=r"--embedding-model nosuch/it: cannot be loaded"):
         Worker(spec(embedding_model="nosuch/it"))
     monkeypatch.undo()
-    monkeypatch.setattr(embedded_scores, "load_sentence_embedder", load)
+    monkeypatch.setattr("lunar_tune.trial.worker.load_sentence_embedder", load)
     Worker(spec(embedding_model="nosuch/it", metrics=("forget_mrr",)))
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lunar_tune.data.records import Record
-from lunar_tune.engine.answer_rules import AnswerRules
 from lunar_tune.engine.answering import Answerer
+from lunar_tune.engine.decoding import AnswerRules
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import DataError, InputError
 from lunar_tune.metrics.evaluate import EvaluationSet, Evaluator, deviation_score

@@ -1,7 +1,4 @@
-"""Options to a spec, and the same run on every suitable family.
-
-Does not cover: `tiny`, whose own tests build it.
-"""
+"""Options to a spec, and the same run on every suitable family."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ import torch
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError, ModelError, TrialError
+from lunar_tune.methods.contract import Change
 from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.chat import encode_prompts
@@ -275,7 +273,7 @@ def test_the_same_run_works_on_every_suitable_family_and_restores_it(
     before = weights(worker.loaded)
     vanilla = worker.vanilla()
     inside: dict[str, torch.Tensor] = {}
-    result = worker.run(SOLVERS[solver], inside=lambda model: inside.update(weights(model)))
+    result = worker.run(SOLVERS[solver], inside=lambda model, _: inside.update(weights(model)))
     changed = [name for name in before if not torch.equal(before[name], inside[name])]
     assert changed == ["model.layers.1.mlp.down_proj.weight"]
     after = weights(worker.loaded)
@@ -297,7 +295,7 @@ def test_the_scores_of_a_trial_are_those_of_generate_on_the_edited_model(
     worker = Worker(spec_for(checkpoint("llama"), data))
     said: dict[str, str] = {}
 
-    def ask(loaded: LoadedModel) -> None:
+    def ask(loaded: LoadedModel, _: Change) -> None:
         """Ask one question at a time by transformers' own means."""
         model: Any = loaded.model
         tokenizer: Any = loaded.tokenizer
@@ -344,7 +342,7 @@ def test_a_failed_trial_leaves_the_worker_ready_for_the_next(
     with pytest.raises(InputError):
         worker.run({"layer": 1})
 
-    def fail(_loaded: LoadedModel) -> None:
+    def fail(_loaded: LoadedModel, _: Change) -> None:
         raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):
@@ -370,8 +368,6 @@ def test_a_model_that_is_loaded_already_is_used(
 def test_each_question_is_encoded_once(
     checkpoint: Callable[..., Path], data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lunar_tune.trial import encoder as encoder_module
-
     asked: list[str] = []
     original = encode_prompts
 
@@ -379,7 +375,7 @@ def test_each_question_is_encoded_once(
         asked.extend(questions)
         return original(tokenizer, questions, *args, **options)
 
-    monkeypatch.setattr(encoder_module, "encode_prompts", counting)
+    monkeypatch.setattr("lunar_tune.trial.evaluator.encode_prompts", counting)
     worker = Worker(spec_for(checkpoint("llama"), data))
     worker.run(SOLVERS["closed_form"])
     worker.vanilla()

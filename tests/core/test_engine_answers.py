@@ -1,10 +1,4 @@
-"""Answers from kept streams are those of transformers' own `generate`, row by row.
-
-Covers: every family and block, drafts right and wrong, budgets, end-of-sequence ids, batches, keys
-that do not fit, caches that grow, guesses right and wrong.
-Does not cover: models that are answered plainly (`test_engine_worker`); answers that need not go on
-(`test_engine_finished`).
-"""
+"""Answers from kept streams are those of transformers' own `generate`, row by row."""
 
 from __future__ import annotations
 
@@ -20,11 +14,10 @@ from torch import Tensor
 
 from lunar_tune.engine import answering as answering_module
 from lunar_tune.engine import slot_decoding as decoding_module
-from lunar_tune.engine.answer_rules import AnswerRules
 from lunar_tune.engine.answering import Answerer, choose_tokens
-from lunar_tune.engine.guessing import REMEMBERED, Guesser
+from lunar_tune.engine.decoding import AnswerRules
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
-from lunar_tune.engine.slots import SlotCache
+from lunar_tune.engine.slot_decoding import REMEMBERED, Guesser, SlotCache
 from lunar_tune.methods.lunar.editing import edited
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel

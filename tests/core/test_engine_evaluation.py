@@ -1,8 +1,4 @@
-"""An evaluation that stops has missed the floor for certain, and one that does not is as ever.
-
-Covers: bounded evaluations over answers that are made up, some of them known after the first round.
-Does not cover: generating answers (`test_engine_answers`), ROUGE itself (`test_core_scores`).
-"""
+"""An evaluation that stops has missed the floor for certain, and one that does not is as ever."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lunar_tune.data.records import Record
-from lunar_tune.engine.answer_rules import AnswerRules
+from lunar_tune.engine.decoding import AnswerRules
 from lunar_tune.metrics.evaluate import Evaluation, EvaluationSet, Evaluator
 
 TRUTH = "a b c d e f g h i j"

@@ -1,9 +1,4 @@
-"""Distinct prefixes, and a forward over them, against full forwards of single unpadded rows.
-
-Covers: numbering of prefixes; blocks above an edited one, from what its MLP read; keys and values
-by prefix; what is put back.
-Does not cover: which rows are asked, and what is done with their logits (`test_engine_answers`).
-"""
+"""Distinct prefixes, and a forward over them, against full forwards of single unpadded rows."""
 
 from __future__ import annotations
 
@@ -20,9 +15,9 @@ from torch.nn.functional import linear
 from transformers import DynamicCache
 
 from lunar_tune.engine import forward as tree_module
-from lunar_tune.engine.forward import NodeKeys, TreeBatch, arrange, tree_forward
-from lunar_tune.engine.prefixes import PrefixTree
+from lunar_tune.engine.forward import KeyValues, TreeBatch, arrange, tree_forward
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
+from lunar_tune.engine.streams import PrefixTree
 from lunar_tune.methods.lunar.editing import edited
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
@@ -96,14 +91,13 @@ def test_rows_have_the_nodes_of_their_tokens_whole_or_from_the_first_on(
     cut = [rows[row][:length] for row, length in zip(asked, lengths, strict=True)]
     assert tree.nodes_of(asked, lengths).tolist() == [number[prefix] for prefix in prefixes_of(cut)]
     assert tree.n_rows == len(rows)
-    assert tree.widest == max(map(len, rows))
-    assert tree.lengths.tolist() == [len(row) for row in rows]
+    assert tree.lengths == tuple(map(len, rows))
 
 
 def test_a_tree_of_nothing_has_no_nodes() -> None:
     for rows in ([], [()]):
         tree = PrefixTree(rows)
-        assert (tree.n_nodes, tree.widest, tree.nodes.tolist()) == (0, 0, [])
+        assert (tree.n_nodes, tree.nodes.tolist()) == (0, [])
 
 
 # Arranging
@@ -112,15 +106,12 @@ def test_a_tree_of_nothing_has_no_nodes() -> None:
 def arranged(
     tree: PrefixTree, *, budget: int, asked: set[int] | None = None, rows: Sequence[int] = ()
 ) -> list[TreeBatch]:
-    chosen = list(rows) or list(range(tree.n_rows))
     return arrange(
         tree,
-        chosen,
-        tree.lengths[chosen].tolist(),
-        set(),
-        set(range(tree.n_nodes)) if asked is None else asked,
+        list(rows) or range(tree.n_rows),
         budget=budget,
         device=torch.device("cpu"),
+        asked=range(tree.n_nodes) if asked is None else asked,
     )
 
 
@@ -181,7 +172,7 @@ def full_forwards(
 
 
 def forward_above(
-    loaded: LoadedModel, layer: int, weight: Tensor, keys: NodeKeys, *, budget: int = 100
+    loaded: LoadedModel, layer: int, weight: Tensor, keys: KeyValues, *, budget: int = 100
 ) -> dict[int, Tensor]:
     """Return logits by node, from what the edited block's MLP reads in the base model."""
     reads = PromptActivations(ActivationSource(loaded), ROWS).reads(layer)
@@ -210,7 +201,7 @@ def test_above_an_edited_block_logits_keys_and_values_are_those_of_full_forwards
     unchanged(model.model)
     weight = new_weight(model, layer)
     expected, expected_keys = full_forwards(model, layer, weight)
-    keys = NodeKeys(TREE.n_nodes, model.device)
+    keys = KeyValues(TREE.n_nodes)
     logits = forward_above(model, layer, weight, keys)
     assert set(logits) == set(expected) == set(range(TREE.n_nodes))
     for node, row in logits.items():
@@ -230,7 +221,7 @@ def test_from_the_tokens_on_logits_keys_and_values_are_those_of_full_forwards(
     model = loaded(family, **changes)
     weight = model.layout.down_projection_of(model.model, 0).weight
     expected, expected_keys = full_forwards(model, 0, weight)
-    keys = NodeKeys(TREE.n_nodes, model.device)
+    keys = KeyValues(TREE.n_nodes)
     for batch in arranged(TREE, budget=6):
         hidden = tree_forward(model, batch, 0, None, keys)
         logits = model.model.get_output_embeddings()(hidden)
@@ -245,8 +236,8 @@ def test_from_the_tokens_on_logits_keys_and_values_are_those_of_full_forwards(
 def test_logits_do_not_depend_on_how_prefixes_are_batched(loaded: Load, budget: int) -> None:
     model = loaded("qwen2")
     weight = new_weight(model, 1)
-    whole = forward_above(model, 1, weight, NodeKeys(TREE.n_nodes, model.device))
-    parts = forward_above(model, 1, weight, NodeKeys(TREE.n_nodes, model.device), budget=budget)
+    whole = forward_above(model, 1, weight, KeyValues(TREE.n_nodes))
+    parts = forward_above(model, 1, weight, KeyValues(TREE.n_nodes), budget=budget)
     for node, row in whole.items():
         torch.testing.assert_close(parts[node], row, rtol=1e-4, atol=1e-4)
 
@@ -255,13 +246,11 @@ def test_rows_that_come_later_go_on_from_what_earlier_ones_left(loaded: Load) ->
     """Rows 2 and 7 extend prefixes of rows 1 and 6; only their own ends are computed then."""
     model = loaded("llama")
     expected, _ = full_forwards(model, 0, model.layout.down_projection_of(model.model, 0).weight)
-    keys, done = NodeKeys(TREE.n_nodes, model.device), set[int]()
+    keys, everything = KeyValues(TREE.n_nodes), range(TREE.n_nodes)
     seen: list[int] = []
     for rows in ([1, 6], [2, 7, 0]):
-        lengths = [len(ROWS[row]) for row in rows]
-        everything = set(range(TREE.n_nodes))
         for batch in arrange(
-            TREE, rows, lengths, done, everything, budget=100, device=model.device
+            TREE, rows, budget=100, device=model.device, done=list(seen), asked=everything
         ):
             hidden = tree_forward(model, batch, 0, None, keys)
             logits = model.model.get_output_embeddings()(hidden)
@@ -276,7 +265,7 @@ def test_only_what_is_asked_is_returned_and_it_is_the_same(loaded: Load) -> None
     model = loaded("gemma")
     expected, _ = full_forwards(model, 0, model.layout.down_projection_of(model.model, 0).weight)
     asked = {TREE.nodes_of([row]).tolist()[-1] for row in (0, 1, 7)}
-    keys = NodeKeys(TREE.n_nodes, model.device)
+    keys = KeyValues(TREE.n_nodes)
     found: dict[int, Tensor] = {}
     for batch in arranged(TREE, budget=8, asked=asked):
         hidden = tree_forward(model, batch, 0, None, keys)
@@ -292,7 +281,7 @@ def test_a_part_of_the_blocks_keeps_the_keys_of_that_part(loaded: Load) -> None:
     model = loaded("qwen3")
     weight = model.layout.down_projection_of(model.model, 0).weight
     _, expected = full_forwards(model, 0, weight)
-    keys = NodeKeys(TREE.n_nodes, model.device)
+    keys = KeyValues(TREE.n_nodes)
     for batch in arranged(TREE, budget=9, asked=set()):
         tree_forward(model, batch, 0, None, keys, stop=2)
     assert set(keys.keys) == {0, 1}
@@ -324,7 +313,7 @@ def test_attention_and_mlp_are_put_back_also_when_a_block_raises(
     handle = blocks[-1].self_attn.register_forward_pre_hook(fail)
     try:
         with pytest.raises(RuntimeError, match="out of paper"):
-            tree_forward(model, batch, start, stream, NodeKeys(TREE.n_nodes, model.device))
+            tree_forward(model, batch, start, stream, KeyValues(TREE.n_nodes))
     finally:
         handle.remove()
     assert list(model.layout.blocks_of(model.model)) == blocks

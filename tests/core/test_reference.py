@@ -1,9 +1,6 @@
 """LUNAR on one page is LUNAR, and a trial of the engine scores row by row as the page does.
 
-Covers: each step of `lunar_tune.reference` against a computation of its own; both solvers, one and
-two blocks of `tiny`, on the CPU in float32 at an equal token budget, with the engine that keeps and
-skips. ROUGE of the page's answers is the package rouge_score's.
-Does not cover: the published checkpoints (`scripts/check_conformance.py`).
+All on `tiny`, on the CPU in float32.
 """
 
 from __future__ import annotations
@@ -295,7 +292,7 @@ def test_a_single_run_by_the_page_scores_as_the_engine_does(tiny: LoadedModel, s
     spec = spec_of(solver)
     parameters = {"layer": 1, **PARAMETERS[solver]}
     fast = Worker(spec, tiny).run(parameters).evaluation
-    by_page = dataclasses.replace(spec.engine, reference=True)
+    by_page = dataclasses.replace(spec.engine, kind="reference")
     page = Worker(dataclasses.replace(spec, engine=by_page), tiny).run(parameters).evaluation
     assert [(row.answer, row.rouge1) for row in page.rows] == [
         (row.answer, row.rouge1) for row in fast.rows

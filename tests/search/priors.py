@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lunar_tune.trial.layer_prior import LayerPrior, LayerSimilarities, Similarities
+from lunar_tune.trial.layer_scores import LayerPrior, LayerSimilarities, Similarities
 
 
 def prior_of(

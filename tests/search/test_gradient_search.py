@@ -1,7 +1,4 @@
-"""A search of a gradient method on the tiny model, and what ends its fits early.
-
-Does not cover: the outputs that every search has (`test_search_run`).
-"""
+"""A search of a gradient method on the tiny model, and what ends its fits early."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import dataclasses
 import json
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +16,9 @@ from search_results import rows_of, statuses
 
 from lunar_tune.cli.export import COMMAND
 from lunar_tune.config.run_options import RunOptions
+from lunar_tune.methods.contract import Fit
 from lunar_tune.trial.assemble import assemble, materialise
-from lunar_tune.trial.checks import Check, Watch
+from lunar_tune.trial.evaluator import Check, drive
 from lunar_tune.trial.tasks import TRIAL, Task, TaskRunner
 from lunar_tune.trial.worker import Worker
 from lunar_tune.yaml_files import read_yaml
@@ -30,33 +28,51 @@ pytestmark = pytest.mark.slow  # a search of its own
 # Looks
 
 
-def test_a_fit_is_looked_at_at_even_distances_and_not_after_its_last_epoch() -> None:
-    def due(n_epochs: int, floor: float | None = 0.8) -> list[int]:
-        watch = Watch(n_epochs, floor)
-        return [epoch for epoch in range(1, n_epochs + 1) if watch.is_due(epoch)]
+class MadeFit(Fit):
+    """A fit that trains nothing, and counts its epochs."""
 
-    assert due(20) == [4, 8, 12, 16]
-    assert due(12) == [3, 6, 9]
-    assert due(3) == [1, 2]
-    assert due(1) == due(20, floor=None) == []
+    def __init__(self, n_epochs: int) -> None:
+        self.n_epochs, self.done = n_epochs, 0
+
+    def __iter__(self) -> Iterator[int]:
+        for epoch in range(1, self.n_epochs + 1):
+            self.done = epoch
+            yield epoch
+
+
+def seen_of(fit: MadeFit, *retain: float, floor: float | None = 0.8) -> list[int]:
+    """Return after which epochs a fit is looked at that keeps so much, look by look."""
+    kept = iter(retain)
+
+    def look(epochs: int) -> Check:
+        return Check(epochs=epochs, forget_rouge1=0.0, retain_rouge1=next(kept, 1.0))
+
+    return [check.epochs for check in drive(fit, floor, look)]
+
+
+def test_a_fit_is_looked_at_at_even_distances_and_not_after_its_last_epoch() -> None:
+    assert seen_of(MadeFit(20)) == [4, 8, 12, 16]
+    assert seen_of(MadeFit(12)) == [3, 6, 9]
+    assert seen_of(MadeFit(3)) == [1, 2]
+    assert seen_of(MadeFit(1)) == seen_of(MadeFit(20), floor=None) == []
 
 
 @pytest.mark.parametrize(
-    ("retain", "lost"),
+    ("retain", "done"),
     [
-        ([], False),
-        ([0.39], False),
-        ([0.39, 0.39], True),
-        ([0.39, 0.41], False),
-        ([0.9, 0.4], False),
-        ([0.2, 0.9, 0.39, 0.0], True),
+        ([0.39], 20),
+        ([0.39, 0.39], 8),
+        ([0.39, 0.41], 20),
+        ([0.9, 0.4], 20),
+        ([0.2, 0.9, 0.39, 0.0], 16),
     ],
 )
-def test_a_fit_is_lost_below_half_of_the_floor_twice_in_a_row(
-    retain: list[float], lost: bool
+def test_a_fit_that_is_below_half_of_the_floor_twice_in_a_row_ends(
+    retain: list[float], done: int
 ) -> None:
-    seen = [Check(epochs=i, forget_rouge1=0.0, retain_rouge1=r) for i, r in enumerate(retain)]
-    assert Watch(20, 0.8, seen).is_lost is lost
+    fit = MadeFit(20)
+    seen_of(fit, *retain)
+    assert fit.done == done
 
 
 @pytest.fixture(scope="module")

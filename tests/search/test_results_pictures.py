@@ -22,7 +22,7 @@ from lunar_tune.search.space.space import Choice, FloatRange, IntRange, SearchSp
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.importance import parameter_importance
 from lunar_tune.study.tables import write_answers
-from lunar_tune.trial.layer_prior import LayerPrior, LayerSimilarities, Similarities
+from lunar_tune.trial.layer_scores import LayerPrior, LayerSimilarities, Similarities
 
 TRIALS = 12
 GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])

@@ -35,7 +35,7 @@ from lunar_tune.search.table5.table_cells import Cell, cells_of
 from lunar_tune.search.table5.table_results import is_finished, result_of
 from lunar_tune.search.table5.table_run import TableRun
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.trial.assemble import method_of
+from lunar_tune.trial.assemble import configured
 
 CELL = Cell(model="tiny", data="mini", method="lunar", variant="adamw", seed=0)
 
@@ -79,11 +79,15 @@ def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
     config = cell.config(shared)
     edges = ("arts", "history")
     assert (config.model, config.data, config.forget_edge) == ("tiny", "factual", edges)
-    assert (config.method, method_of(config).variant, config.seed) == ("lunar", "closed_form", 4)
+    assert (config.method, configured(config)[0].variant, config.seed) == (
+        "lunar",
+        "closed_form",
+        4,
+    )
     assert (config.retain_rows, config.num_trials) == (7, 3)
     assert config.name == config.resume == cell.name
     (other,) = cells_of(["tiny"], [], ["npo:full"])
-    assert method_of(other.config(shared)).variant == "full"
+    assert configured(other.config(shared))[0].variant == "full"
     assert other.config(shared).data is None
 
 

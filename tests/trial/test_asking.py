@@ -1,9 +1,4 @@
-"""Both models asked side by side: each says what transformers' `generate` says of it.
-
-Covers: LUNAR and a gradient method, a budget, several questions at once and
-one after another, true answers of questions of the data, the model afterwards.
-Does not cover: the command (`tests/commands/test_ask_command.py`).
-"""
+"""Both models asked side by side: each says what transformers' `generate` says of it."""
 
 from __future__ import annotations
 
@@ -12,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
-from lunar_tune.trial.asking import asking
 from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.single import asking
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
@@ -81,43 +75,42 @@ def test_each_model_says_what_generate_says_of_it(
     unlearned: list[str] = []
     Worker(made).run(
         parameters,
-        inside=lambda loaded: unlearned.extend(generated(folder, loaded.model, QUESTIONS)),
+        inside=lambda loaded, _: unlearned.extend(generated(folder, loaded.model, QUESTIONS)),
     )
     assert unlearned != expected
 
-    with asking(made, parameters, max_new_tokens=BUDGET) as asker:
-        together = asker.ask(QUESTIONS)
-        single = [one for question in reversed(QUESTIONS) for one in asker.ask([question])]
+    with asking(made, parameters, max_new_tokens=BUDGET) as ask:
+        together = ask(QUESTIONS)
+        single = [one for question in reversed(QUESTIONS) for one in ask([question])]
 
     assert [one.unmodified for one in together] == expected
     assert [one.unlearned for one in together] == unlearned
     assert single[::-1] == together
 
 
-def test_a_fit_that_ended_early_is_ended_there_again(spec: Callable[..., TrialSpec]) -> None:
-    """After one of three epochs another model is asked than after all of them."""
+def test_a_fit_that_ended_early_is_ended_there_again(
+    spec: Callable[..., TrialSpec], checkpoint: Checkpoint
+) -> None:
+    """After one of three epochs another model answers than after all of them."""
     made, rate = spec(**GA), {"learning_rate": 0.05}
-    with asking(made, rate, epochs=1) as asker:
-        state = asker._worker.loaded.model.state_dict()
-        early = {name: tensor.clone() for name, tensor in state.items()}
-    worker = Worker(made)
+    with asking(made, rate, epochs=1, max_new_tokens=BUDGET) as ask:
+        early = [one.unlearned for one in ask(QUESTIONS)]
+    folder, worker = checkpoint("qwen2"), Worker(made)
     with worker.preparation.unlearning(rate, seed=made.seed) as fit:
         next(iter(fit))
         fit.finished()
-        state = worker.loaded.model.state_dict()
-        assert all(torch.equal(state[name], tensor) for name, tensor in early.items())
+        assert generated(folder, worker.loaded.model, QUESTIONS) == early
     with worker.preparation.unlearned(rate, seed=made.seed):
-        state = worker.loaded.model.state_dict()
-        assert not all(torch.equal(state[name], tensor) for name, tensor in early.items())
+        assert generated(folder, worker.loaded.model, QUESTIONS) != early
 
 
 def test_questions_of_the_data_come_with_their_answer_and_set(
     spec: Callable[..., TrialSpec],
 ) -> None:
-    with asking(spec(), LUNAR, max_new_tokens=1) as asker:
-        found = asker.ask(QUESTIONS)
+    with asking(spec(), LUNAR, max_new_tokens=1) as ask:
+        found = ask(QUESTIONS)
         with pytest.raises(InputError, match="a question is empty"):
-            asker.ask(["What?", " "])
+            ask(["What?", " "])
     assert [one.question for one in found] == list(QUESTIONS)
     assert [(one.truth, one.set_name) for one in found] == [
         ("Kettles 1.", "forget"),
@@ -129,7 +122,7 @@ def test_questions_of_the_data_come_with_their_answer_and_set(
 def test_a_budget_without_a_token_is_refused_before_the_model_is_loaded(
     spec: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lunar_tune.trial.asking.Worker", None)
+    monkeypatch.setattr("lunar_tune.trial.single.Worker", None)
     with (
         pytest.raises(InputError, match="--max-new-tokens 0"),
         asking(spec(), LUNAR, max_new_tokens=0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -194,8 +193,9 @@ def test_the_base_path_wins_over_the_family(repository: Path) -> None:
     assert became(run, "model_family").startswith("unused")
     run = read(repository, base_model_path="meta-llama/Llama-3.2-3B-Instruct")
     assert run.options.model == "llama3.2-3b"
-    alone = message(repository, "base_model_path", "model_path", model_family="zephyr-7b")
-    assert "unknown model 'zephyr-7b'" in alone
+    alone = read(repository, "base_model_path", "model_path", model_family="zephyr-7b")
+    with pytest.raises(InputError, match="unknown model 'zephyr-7b'"):
+        assemble(alone.options)
 
 
 def test_fine_tuned_weights_in_a_folder_become_the_model_path(repository: Path) -> None:
@@ -217,12 +217,8 @@ def test_fine_tuned_weights_on_the_hub_become_the_model(repository: Path) -> Non
     assert became(run, "model_path") == "weights from someone/tuned-qwen"
 
 
-def test_a_base_path_may_be_a_folder_whose_depth_is_known(repository: Path) -> None:
-    (repository / "tuned" / "config.json").write_text(json.dumps({"num_hidden_layers": 20}))
-
+def test_a_base_path_may_be_a_folder(repository: Path) -> None:
     assert read(repository, base_model_path="tuned").options.model == str(repository / "tuned")
-    found = message(repository, base_model_path="tuned", layer_modified=[20])
-    assert "has 20 blocks: 0 to 19" in found
 
 
 def test_references_are_resolved_within_the_file(repository: Path) -> None:
@@ -247,7 +243,7 @@ def test_references_are_resolved_within_the_file(repository: Path) -> None:
         ({"data_name": "${nowhere}"}, "data_name: ${nowhere} refers to no key of this file"),
         ({"forget_edge": ["${forget_edge}"] * 9}, "forget_edge: holds a list in a list"),
         ({"data_name": "a${b"}, "data_name: its references do not end"),
-        ({"data_name": "${lr}" + "x" * 5000}, "data_name: is too long"),
+        ({"data_name": "${lr}" + "x" * 5000}, "data_name: is the text '0.004xxx"),
         ({"data_name": "x/${oc.env:DATA}"}, "data_name: ${oc.env:DATA} refers to no key"),
         (
             {"data_name": "${model_family}", "model_family": "${data_name}"},
@@ -296,7 +292,6 @@ def test_another_retain_set_and_no_factual_set(repository: Path) -> None:
         ({"use_unverified": True}, "use_harmful, use_unverified: set one"),
         ({"use_harmful": False}, "use_harmful, use_unverified: set one"),
         ({"layer_modified": [19, 20]}, "layer_modified, coeff_list: give one coefficient for each"),
-        ({"layer_modified": [28]}, "layer_modified: qwen2.5-7b has 28 blocks: 0 to 27"),
         ({"layer_modified": [-1]}, "layer_modified[0]: is -1; it should be greater than or equal"),
         ({"layer_modified": 19}, "layer_modified: is 19; it should be a valid list"),
         ({"layer_modified": []}, "layer_modified: is []; List should have at least 1 item"),

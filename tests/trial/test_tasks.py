@@ -33,42 +33,34 @@ from lunar_tune.trial.tasks import (
 )
 from lunar_tune.trial.worker import TrialResult, Worker
 
+Specs = Callable[..., TrialSpec]
 SETTING = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
 
 
 @pytest.fixture
-def spec(checkpoint: Callable[..., Path], data: str) -> Callable[..., TrialSpec]:
+def spec(checkpoint: Callable[..., Path], data: str) -> Specs:
     def make(**options: Any) -> TrialSpec:
-        made = assemble(
-            RunOptions(
-                model=str(checkpoint("qwen2")),
-                data=data,
-                device="cpu",
-                factual_data="none",
-                fix=("epochs=2",),
-                max_new_tokens=3,
-                cache_limit=0,
-                **options,
-            )
-        )
+        options |= {"data": data, "device": "cpu", "factual_data": "none", "fix": ("epochs=2",)}
+        model = str(checkpoint("qwen2"))
+        made = assemble(RunOptions(model=model, max_new_tokens=3, cache_limit=0, **options))
         few = dataclasses.replace(made.data, reference_prompts=made.data.reference_prompts[:3])
         return dataclasses.replace(made, data=few)
 
     return make
 
 
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Let no runner hear warnings when the test is over."""
+    logger = logging.getLogger("lunar_tune")
+    before = list(logger.handlers)
+    yield
+    logger.handlers[:] = before
+
+
 @pytest.fixture
-def runner_of() -> Iterator[Callable[..., TaskRunner]]:
-    """Return a factory of runners that hear no warnings any more when the test is over."""
-    made: list[TaskRunner] = []
-
-    def make(*given: Any) -> TaskRunner:
-        made.append(TaskRunner(*given))
-        return made[-1]
-
-    yield make
-    for runner in made:
-        runner.close()
+def runner(spec: Specs) -> TaskRunner:
+    return TaskRunner(spec())
 
 
 def trial(**facts: Any) -> Task:
@@ -81,13 +73,8 @@ def light(result: TrialResult) -> dict[str, Any]:
     return {**dataclasses.asdict(result), "evaluation": evaluation, "seconds": None}
 
 
-# Outcomes
-
-
-def test_outcomes_are_what_a_worker_gives(
-    spec: Callable[..., TrialSpec], runner_of: Callable[..., TaskRunner]
-) -> None:
-    runner, worker = runner_of(spec()), Worker(spec())
+def test_outcomes_are_what_a_worker_gives(spec: Specs, runner: TaskRunner) -> None:
+    worker = Worker(spec())
     base = runner.run(Task(kind=BASE_MODEL))
     ended = runner.run(trial())
     confirmed = runner.run(trial(kind=CONFIRMATION))
@@ -104,10 +91,10 @@ def test_outcomes_are_what_a_worker_gives(
 
 
 def test_a_confirmation_on_held_out_questions_brings_the_base_model_on_the_same(
-    spec: Callable[..., TrialSpec], runner_of: Callable[..., TaskRunner]
+    spec: Specs,
 ) -> None:
     made = spec(holdout=True)
-    outcome = runner_of(made).run(trial(kind=CONFIRMATION))
+    outcome = TaskRunner(made).run(trial(kind=CONFIRMATION))
     assert outcome.result is not None
     assert outcome.baseline is not None
     assert light(outcome.baseline) == light(Worker(made).vanilla(full=True))
@@ -119,36 +106,30 @@ def test_a_confirmation_on_held_out_questions_brings_the_base_model_on_the_same(
     assert asked == [{record.question for record in held}] * 2
 
 
-def test_the_base_models_layers_are_scored_where_that_is_wanted(
-    spec: Callable[..., TrialSpec], runner_of: Callable[..., TaskRunner]
-) -> None:
+def test_the_base_models_layers_are_scored_where_that_is_wanted(spec: Specs) -> None:
     made = dataclasses.replace(spec(), layers=(0, 2))
     task = Task(kind=BASE_MODEL, layer_coefficient=2.0)
-    prior = runner_of(made).run(task).layer_prior
+    prior = TaskRunner(made).run(task).layer_prior
     assert prior is not None
     assert [layer["layer"] for layer in json.loads(prior)["layers"]] == [0, 2]
 
 
 def test_why_a_model_is_decoded_plainly_is_told_and_it_is_then_asked_nothing_in_between(
-    spec: Callable[..., TrialSpec],
-    runner_of: Callable[..., TaskRunner],
-    monkeypatch: pytest.MonkeyPatch,
+    spec: Specs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without drafts no trial has a use for the base model's answers."""
-    runner = runner_of(spec(engine="plain"))
+    runner = TaskRunner(spec(engine="plain"))
     assert runner.run(Task(kind=BASE_MODEL)).plain_decoding == "it was asked for"
     monkeypatch.setattr(Worker, "vanilla", None)
     assert runner.run(trial()).failure is None
 
 
-def test_an_outcome_crosses_processes_without_tensors_and_tokens(
-    spec: Callable[..., TrialSpec], runner_of: Callable[..., TaskRunner]
-) -> None:
+def test_an_outcome_crosses_processes_without_tensors_and_tokens(spec: Specs) -> None:
     class PlainPickler(pickle.Pickler):
         def persistent_id(self, value: Any) -> None:
             assert not isinstance(value, torch.Tensor)
 
-    runner = runner_of(spec(holdout=True))
+    runner = TaskRunner(spec(holdout=True))
     for task in (Task(kind=BASE_MODEL), trial(), trial(kind=CONFIRMATION), trial(parameters={})):
         outcome, file = runner.run(task), io.BytesIO()
         PlainPickler(file).dump(outcome)
@@ -158,13 +139,8 @@ def test_an_outcome_crosses_processes_without_tensors_and_tokens(
         assert pickle.loads(pickle.dumps(task)) == task
 
 
-# The worker of a runner
-
-
 def test_a_model_is_loaded_once_and_asked_once_before_the_first_trial(
-    spec: Callable[..., TrialSpec],
-    runner_of: Callable[..., TaskRunner],
-    monkeypatch: pytest.MonkeyPatch,
+    spec: Specs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runner that did not evaluate the base model itself does so for its drafts, and once."""
     loaded: list[TrialSpec] = []
@@ -182,7 +158,7 @@ def test_a_model_is_loaded_once_and_asked_once_before_the_first_trial(
     monkeypatch.setattr(tasks_module, "Worker", load)
     monkeypatch.setattr(Worker, "vanilla", vanilla)
     made = spec()
-    runner = runner_of(made)
+    runner = TaskRunner(made)
     assert loaded == []
     for task in (trial(), trial(parameters={}), trial(), trial(kind=CONFIRMATION)):
         runner.run(task)
@@ -190,21 +166,26 @@ def test_a_model_is_loaded_once_and_asked_once_before_the_first_trial(
     assert asked == [False]
 
 
-def test_each_part_of_a_task_is_announced(
-    spec: Callable[..., TrialSpec], runner_of: Callable[..., TaskRunner]
-) -> None:
+def test_each_part_of_a_task_is_announced(spec: Specs) -> None:
     seen: list[tuple[int, bool]] = []
-    runner = runner_of(spec(), lambda number, full: seen.append((number, full)))
+    runner = TaskRunner(spec(), lambda number, full: seen.append((number, full)))
     for task in (trial(number=3), trial(), trial(kind=CONFIRMATION), Task(kind=BASE_MODEL)):
         runner.run(task)
     assert seen == [(3, True), (3, False), (4, False), (4, True), (-1, True)]
 
 
-# Failures
+ADVICE = "(give a trial a larger share with --gpus-per-trial)"
 
 
 class OutOfMemoryError(RuntimeError):
     """As torch calls its own."""
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize(
@@ -214,43 +195,25 @@ class OutOfMemoryError(RuntimeError):
         (TrialError("no scores"), Failure(reason="no scores")),
         (DivergenceError("in epoch 2"), Failure(reason="in epoch 2")),
         (OSError(28, "No space"), Failure(reason="OSError: [Errno 28] No space", transient=True)),
-        (
-            OutOfMemoryError("too much"),
-            Failure(
-                reason="OutOfMemoryError: too much "
-                "(give a trial a larger share with --gpus-per-trial)"
-            ),
-        ),
+        (OutOfMemoryError("much"), Failure(reason=f"OutOfMemoryError: much {ADVICE}")),
         (MemoryError(), Failure(reason="MemoryError: ")),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_on(
-    spec: Callable[..., TrialSpec],
-    runner_of: Callable[..., TaskRunner],
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    failure: Failure,
+    runner: TaskRunner, monkeypatch: pytest.MonkeyPatch, error: Exception, failure: Failure
 ) -> None:
-    runner = runner_of(spec())
     expected = runner.run(trial()).result
     assert expected is not None
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
     with monkeypatch.context() as patch:
-        patch.setattr(LunarPreparation, "unlearning", fail)
+        patch.setattr(LunarPreparation, "unlearning", raising(error))
         assert runner.run(trial()) == Outcome(failure=failure)
     again = runner.run(trial()).result
     assert again is not None
     assert light(again) == light(expected)
 
 
-def test_a_setting_that_means_nothing_or_diverges_is_a_failure(
-    spec: Callable[..., TrialSpec], runner_of: Callable[..., TaskRunner]
-) -> None:
-    runner = runner_of(spec())
+def test_a_setting_that_means_nothing_or_diverges_is_a_failure(runner: TaskRunner) -> None:
     wrong = runner.run(trial(parameters={**SETTING, "layer": 9})).failure
     assert wrong is not None
     assert (wrong.wrong_input, wrong.transient) == (True, False)
@@ -261,17 +224,10 @@ def test_a_setting_that_means_nothing_or_diverges_is_a_failure(
 
 
 def test_a_model_that_cannot_be_loaded_is_a_failure_and_tried_again_by_the_next_task(
-    spec: Callable[..., TrialSpec],
-    runner_of: Callable[..., TaskRunner],
-    monkeypatch: pytest.MonkeyPatch,
+    runner: TaskRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = runner_of(spec())
-
-    def gone(_: TrialSpec) -> Worker:
-        raise ConnectionError("the disk is gone")
-
     with monkeypatch.context() as patch:
-        patch.setattr(tasks_module, "Worker", gone)
+        patch.setattr(tasks_module, "Worker", raising(ConnectionError("the disk is gone")))
         failure = runner.run(trial()).failure
     assert failure == Failure(reason="ConnectionError: the disk is gone", transient=True)
     assert runner.run(trial()).failure is None
@@ -279,36 +235,25 @@ def test_a_model_that_cannot_be_loaded_is_a_failure_and_tried_again_by_the_next_
 
 @pytest.mark.parametrize("error", [EditedModelError("changed"), RuntimeError("CUDA error")])
 def test_what_leaves_the_model_or_the_process_in_doubt_is_raised(
-    spec: Callable[..., TrialSpec],
-    runner_of: Callable[..., TaskRunner],
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
+    runner: TaskRunner, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(LunarPreparation, "unlearning", fail)
+    monkeypatch.setattr(LunarPreparation, "unlearning", raising(error))
     with pytest.raises(type(error), match=str(error)):
-        runner_of(spec()).run(trial())
+        runner.run(trial())
 
 
 def test_a_model_that_a_failed_trial_has_left_changed_is_no_failure_of_the_trial(
-    spec: Callable[..., TrialSpec],
-    runner_of: Callable[..., TaskRunner],
-    monkeypatch: pytest.MonkeyPatch,
+    spec: Specs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = spec()
     engine = dataclasses.replace(made.engine, verify_weights=True)
     prints = iter("ab")
     monkeypatch.setattr("lunar_tune.trial.worker.fingerprint", lambda _: next(prints))
     with pytest.raises(EditedModelError, match="left the model's weights changed"):
-        runner_of(dataclasses.replace(made, engine=engine)).run(trial(parameters={}))
+        TaskRunner(dataclasses.replace(made, engine=engine)).run(trial(parameters={}))
 
 
-def test_a_failed_fit_leaves_the_model_as_it_was(
-    spec: Callable[..., TrialSpec], runner_of: Callable[..., TaskRunner]
-) -> None:
-    runner = runner_of(spec())
+def test_a_failed_fit_leaves_the_model_as_it_was(runner: TaskRunner) -> None:
     runner.run(Task(kind=BASE_MODEL))
     assert runner._worker is not None
     before = fingerprint(runner._worker.loaded)
@@ -322,15 +267,10 @@ def test_an_error_is_told_in_one_line() -> None:
     assert "--gpus-per-trial" in format_error(torch.OutOfMemoryError("full"))
 
 
-# Warnings
-
-
 def test_warnings_of_this_package_come_with_the_task_that_they_belong_to(
-    spec: Callable[..., TrialSpec],
-    runner_of: Callable[..., TaskRunner],
-    monkeypatch: pytest.MonkeyPatch,
+    runner: TaskRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner, plain = runner_of(spec()), Worker.run
+    plain = Worker.run
 
     def run(self: Worker, *given: Any, **how: Any) -> TrialResult:
         logging.getLogger("lunar_tune.models.memory").warning("%d at once are too many", 8)
