@@ -14,7 +14,7 @@ from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.report.results import load_search
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space.space import FloatRange, IntRange, SearchSpace
+from lunar_tune.search.space import FloatRange, IntRange, SearchSpace
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import Study
 from lunar_tune.study.tables import write_answers

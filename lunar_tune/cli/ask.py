@@ -114,7 +114,7 @@ def _checked(
 ) -> tuple[SearchResults, TrialRow, TrialSpec]:
     """Return the search, the trial and what trials share, or say everything that is wrong."""
     from lunar_tune.report.results import load_search
-    from lunar_tune.search.data_check import check_same_data
+    from lunar_tune.search.resume import check_same_data
     from lunar_tune.trial.asking import check_asked_tokens, check_questions
     from lunar_tune.trial.assemble import assemble
 

@@ -147,7 +147,7 @@ def _checked(
     """Return the search and what is to be exported, or say everything that is wrong."""
     from lunar_tune.export.export_job import check_form
     from lunar_tune.report.results import load_search
-    from lunar_tune.search.data_check import check_same_data
+    from lunar_tune.search.resume import check_same_data
 
     problems = Problems()
     results = spec = job = None

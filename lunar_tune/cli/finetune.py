@@ -81,7 +81,7 @@ def finetune(options: FinetuneOptions, given: Given) -> int:  # noqa: ARG001
         shared_options(options, RunOptions, without={"fix"}),
         settings,
         problems,
-        Console(quiet=options.quiet, emoji=False),
+        Console(quiet=options.quiet, emoji=False, highlight=False),
         output=options.save,
         uri=options.tracking_uri,
     )
@@ -98,7 +98,7 @@ def _run(
 ) -> int:
     from lunar_tune.finetuning.checkpoints import check_output
     from lunar_tune.finetuning.finetune import finetune as train_model
-    from lunar_tune.search.finetuning_run import (
+    from lunar_tune.search.prerequisite import (
         finetuning_content,
         finetuning_tables,
         shown_training,

@@ -46,7 +46,7 @@ def search(options: SearchOptions, given: Given) -> int:
         anew = {name: getattr(options, name) for name in given}
         config, before = resumed(anew, problems)
         origins = {**before, **origins}
-    console = Console(quiet=options.quiet, emoji=False)
+    console = Console(quiet=options.quiet, emoji=False, highlight=False)
     plan = plan_search(config, problems)
     if config.resume is not None:
         folder = Folder((config.output / str(config.name)).resolve())
@@ -56,7 +56,7 @@ def search(options: SearchOptions, given: Given) -> int:
         if not options.dry_run and not elsewhere and is_finished(folder, config.num_trials):
             return show_finished(folder, console)
     if options.dry_run:
-        print_plan(console, {**plan.facts, **finetuning_fact(config, plan.spec)})
+        print_plan(console, {**plan.facts, **finetuning_fact(plan)})
         console.print("all that needs no weights has been checked; nothing was run")
         return 0
     return run_search(plan, console, given=origins, arguments=options_again(config, origins))

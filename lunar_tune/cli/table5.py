@@ -87,10 +87,10 @@ def table5(options: TableOptions, given: Given) -> int:  # noqa: ARG001
     Exit codes: 0 every cell is finished, 3 some could not be run, 130 interrupted, 2 the input was
     wrong.
     """
-    from lunar_tune.search.table5.table_cells import cells_of, check_fixed
+    from lunar_tune.search.table5.table_cells import cells_of, check_names
     from lunar_tune.search.table5.table_run import TableRun
 
-    problems, console = Problems(), Console(quiet=options.quiet, emoji=False)
+    problems, console = Problems(), Console(quiet=options.quiet, emoji=False, highlight=False)
     models = _listed("--model", options.model, problems)
     data = _listed("--data", options.data, problems)
     methods = _listed("--method", options.method, problems)
@@ -101,7 +101,7 @@ def table5(options: TableOptions, given: Given) -> int:  # noqa: ARG001
     with problems.collect():
         cells = cells_of(models, data, methods, seed=options.seed, seeds=options.seeds)
     with problems.collect():
-        check_fixed(cells, shared.fix)
+        check_names(cells, shared)
     if not cells:  # else each cell is checked whole
         with problems.collect():
             shared.check()

@@ -14,9 +14,9 @@ from made_outcomes import base_model, ended, failed
 from ray.tune.search import Searcher
 from test_loop import Heard
 
-from lunar_tune.search.backends import in_process
-from lunar_tune.search.backends.in_process import InProcess
-from lunar_tune.search.backends.ray.searcher import LoopCallback, LoopSearcher
+from lunar_tune.search.backends import interface
+from lunar_tune.search.backends.interface import InProcess
+from lunar_tune.search.backends.ray.backend import LoopCallback, LoopSearcher
 from lunar_tune.search.backends.ray.trainable import HANDED_OVER, Parcel
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED
@@ -137,7 +137,7 @@ class Scripted:
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
     Scripted.asked, Scripted.closed = [], 0
-    monkeypatch.setattr(in_process, "TaskRunner", Scripted)
+    monkeypatch.setattr(interface, "TaskRunner", Scripted)
     return Scripted
 
 

@@ -37,7 +37,7 @@ class Heard:
     def __init__(self, folder: Path, *, refuses: bool = False, **options: Any) -> None:
         self.folder, self.refuses = folder, refuses
         self.news: list[tuple[str, Any]] = []
-        options = {"num_trials": 3, "goal": goal_of(SearchConfig()), "max_failures": 2} | options
+        options = {"num_trials": 3, "goal": goal_of(SearchConfig())} | options
         answers = AnswerFiles(Folder(folder))
         self.loop = SearchLoop(self.begin, self.hear, answers, n_retain=N_RETAIN, **options)
 
@@ -90,6 +90,12 @@ class Heard:
         assert task.kind == CONFIRMATION
         self.loop.take(task_id, ended(0.1, retain))
         return task.number
+
+
+@pytest.fixture(autouse=True)
+def two_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """End a search after two failed trials in a row."""
+    monkeypatch.setattr("lunar_tune.search.loop.MAX_FAILURES", 2)
 
 
 @pytest.fixture
@@ -311,7 +317,7 @@ def test_a_trial_whose_worker_is_lost_runs_again_and_the_budget_counts_it_once(
 
 
 def test_a_trial_whose_worker_is_lost_three_times_is_taken_to_be_at_fault(tmp_path: Path) -> None:
-    heard = Heard(tmp_path, num_trials=2, max_failures=9)
+    heard = Heard(tmp_path, num_trials=2)
     heard.base_model()
     setting = heard.next("1").parameters
     heard.loop.lose("1", "RuntimeError: killed")
@@ -389,7 +395,7 @@ def test_full_evaluations_that_all_crash_are_told_apart_from_bounds_that_are_mis
         assert heard.next(name).kind == CONFIRMATION
         heard.loop.take(name, failed("out of memory"))
     assert heard.loop.next("7") is DONE
-    assert heard.loop.unconfirmed == "out of memory"
+    assert heard.news[-1] == ("unconfirmed", (2, "out of memory"))
 
 
 def test_what_was_held_out_does_not_choose_between_settings(tmp_path: Path) -> None:
