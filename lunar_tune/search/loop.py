@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import Goal
@@ -37,13 +37,9 @@ __all__ = [
     "MAX_FAILURES",
     "WAIT",
     "Confirmation",
-    "Confirmed",
-    "Confirming",
-    "Event",
+    "Listener",
     "SearchLoop",
     "Signal",
-    "TrialEnded",
-    "Unconfirmed",
 ]
 
 NO_RESULT = "the trial ended without a result"
@@ -76,47 +72,30 @@ class Confirmation:
     """The base model's scores on the same questions, where those are held out."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrialEnded:
-    """A trial has ended, and the study has it."""
+class Listener(Protocol):
+    """Hears of what happens, when files and study have it."""
 
-    row: TrialRow
+    def begin(self, outcome: Outcome) -> Study:
+        """Judge the base model and open the study; raise to go no further."""
 
+    def ended(self, row: TrialRow) -> None:
+        """Hear that a trial has ended."""
 
-@dataclass(frozen=True, slots=True)
-class Confirming:
-    """A setting is about to be evaluated in full."""
+    def confirming(self, row: TrialRow) -> None:
+        """Hear that a setting is about to be evaluated in full."""
 
-    row: TrialRow
+    def confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
+        """Hear what a full evaluation gave, and whether every bound is kept."""
 
-
-@dataclass(frozen=True, slots=True)
-class Confirmed:
-    """A full evaluation has given an answer."""
-
-    row: TrialRow
-    confirmation: Confirmation
-    holds: bool
-    """Whether every bound is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unconfirmed:
-    """A full evaluation has given no answer; the next best setting is confirmed instead."""
-
-    row: TrialRow
-    reason: str
-
-
-Event = TrialEnded | Confirming | Confirmed | Unconfirmed
+    def unconfirmed(self, row: TrialRow, reason: str) -> None:
+        """Hear that a full evaluation gave no answer; the next best setting is confirmed."""
 
 
 class SearchLoop:
     """The tasks of one search.
 
     Args:
-        begin: Judges the base model and returns the study; raises to go no further.
-        tell: Hears of what happens, when files and study have it.
+        listener: Opens the study and hears of what happens.
         answers: Where answers are written, before their scores are told to the study.
         goal: Whose bounds a confirmed setting keeps.
         num_trials: Trials that are to have ended, those of an earlier process included.
@@ -129,8 +108,7 @@ class SearchLoop:
 
     def __init__(
         self,
-        begin: Callable[[Outcome], Study],
-        tell: Callable[[Event], None],
+        listener: Listener,
         answers: AnswerFiles,
         *,
         goal: Goal,
@@ -143,7 +121,7 @@ class SearchLoop:
         self.study: Study | None = None
         self.error: Exception | None = None
         """Why the search cannot go on; to be raised when the last task has ended."""
-        self._begin, self._tell, self._answers = begin, tell, answers
+        self._listener, self._answers = listener, answers
         self._goal, self._num_trials, self._n_retain = goal, num_trials, n_retain
         self._confirm_once, self._layer_coefficient = confirm_once, layer_coefficient
         self._time_budget = time_budget
@@ -191,7 +169,7 @@ class SearchLoop:
         if not self._candidates:
             return DONE
         best = self._candidates[0]
-        self._tell(Confirming(best))
+        self._listener.confirming(best)
         return Task(kind=CONFIRMATION, number=best.number, parameters=best.parameters)
 
     # What an outcome means.
@@ -242,7 +220,7 @@ class SearchLoop:
             self._failures_in_row += not row.again
         elif row.state == COMPLETE:
             self._failures_in_row = 0
-        self._tell(TrialEnded(row))
+        self._listener.ended(row)
 
     def _fail(self, study: Study, number: int, failure: Failure) -> None:
         """Fail a trial, and let its setting run again where that may have no part in it."""
@@ -271,7 +249,7 @@ class SearchLoop:
             self.error = kind(failure.reason)
         elif outcome.result is not None:
             self._answers.write_base_model(outcome.result)
-            self.study = self._begin(outcome)
+            self.study = self._listener.begin(outcome)
             self._started = self.study.n_ended
             if self._time_budget is not None:
                 self._deadline = time.monotonic() + self._time_budget
@@ -282,7 +260,8 @@ class SearchLoop:
             return
         row, failure = self._candidates.pop(0), outcome.failure
         if outcome.result is None:
-            self._tell(Unconfirmed(row, failure.reason if failure is not None else NO_RESULT))
+            reason = failure.reason if failure is not None else NO_RESULT
+            self._listener.unconfirmed(row, reason)
             return
         self._answers.write_confirmation(task.number, outcome.result, outcome.baseline)
         baseline = outcome.baseline
@@ -294,4 +273,4 @@ class SearchLoop:
         )
         # What nothing was tuned on must not choose between settings either.
         self._over = self._confirm_once or self._goal.is_kept(confirmation.scores)
-        self._tell(Confirmed(row, confirmation, holds=self._over))
+        self._listener.confirmed(row, confirmation, holds=self._over)

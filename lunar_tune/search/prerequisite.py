@@ -24,7 +24,7 @@ from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.memory import give_back
 from lunar_tune.report.progress_bars import build_progress
-from lunar_tune.search.display.log_file import RECORD
+from lunar_tune.search.display.log_file import tell
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.tracking.runs import Columns, RunContent
 from lunar_tune.tracking.tracker import Tracker
@@ -139,11 +139,7 @@ def shown_training(
         def on_epoch(done: int, loss: float) -> None:
             losses[done] = loss
             bar.update(bar.task_ids[0], completed=done, note=f"loss {loss:.4f}")
-            line = f"epoch {done}/{epochs}  loss {loss:.4f}"
-            if console.is_terminal:
-                RECORD.info("%s", line)
-            else:
-                console.print(line)
+            tell(console, f"epoch {done}/{epochs}  loss {loss:.4f}")
 
         yield on_start, on_epoch, losses
 

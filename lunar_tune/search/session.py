@@ -24,16 +24,7 @@ from lunar_tune.search.display.summary import (
     print_vanilla,
     vanilla_problem,
 )
-from lunar_tune.search.loop import (
-    MAX_FAILURES,
-    Confirmation,
-    Confirmed,
-    Confirming,
-    Event,
-    SearchLoop,
-    TrialEnded,
-    Unconfirmed,
-)
+from lunar_tune.search.loop import MAX_FAILURES, Confirmation, SearchLoop
 from lunar_tune.search.outputs import (
     search_document,
     tracked_description,
@@ -129,8 +120,7 @@ class SearchSession:
         """Run all tasks; return the exit code, and how the search ended if not by itself."""
         config = self.plan.config
         loop = SearchLoop(
-            self._begin,
-            self._hear,
+            self,
             AnswerFiles(self.folder, text=config.text),
             goal=self._goal,
             num_trials=config.num_trials,
@@ -171,7 +161,7 @@ class SearchSession:
             return EXIT_INFEASIBLE, f"No full evaluation gave an answer ({self._unconfirmed})."
         return EXIT_INFEASIBLE, None
 
-    def _begin(self, outcome: Outcome) -> Study:
+    def begin(self, outcome: Outcome) -> Study:
         """Judge the base model; open the study and describe the search."""
         if outcome.result is None:
             raise AssertionError("a base model without a result begins no search")
@@ -247,34 +237,35 @@ class SearchSession:
                 f"began:[/yellow] {told}; another machine rounds differently"
             )
 
-    def _hear(self, event: Event) -> None:
-        """Show and keep what happens."""
-        match event:
-            case TrialEnded(row):
-                self._display.ended(row)
-                search = StoredSearch(folder=self.folder, study=self.study.stored, goal=self._goal)
-                self._opened().trial(search, row.number)
-            case Confirming(row):
-                asked = "held-out" if self.plan.config.holdout else "all"
-                self._display.doing(f"confirming trial {row.number} on {asked} questions")
-            case Unconfirmed(row, reason):
-                self._unconfirmed = reason
-                self._display.doing(None)
-                self._console.print(
-                    f"trial {row.number} could not be evaluated in full ({escape(reason)}); the "
-                    "next best is confirmed instead"
-                )
-            case Confirmed(row, confirmation, holds):
-                self._display.doing(None)
-                if holds:
-                    self._keep_best(row, confirmation)
-                else:
-                    self._console.print(
-                        f"trial {row.number} misses a bound when evaluated in full; the next best "
-                        "is confirmed instead"
-                    )
+    def ended(self, row: TrialRow) -> None:
+        """Show a trial that has ended, and write its run."""
+        self._display.ended(row)
+        search = StoredSearch(folder=self.folder, study=self.study.stored, goal=self._goal)
+        self._opened().trial(search, row.number)
 
-    def _keep_best(self, row: TrialRow, confirmation: Confirmation) -> None:
+    def confirming(self, row: TrialRow) -> None:
+        """Show that a setting is about to be evaluated in full."""
+        asked = "held-out" if self.plan.config.holdout else "all"
+        self._display.doing(f"confirming trial {row.number} on {asked} questions")
+
+    def unconfirmed(self, row: TrialRow, reason: str) -> None:
+        """Say that a full evaluation gave no answer."""
+        self._unconfirmed = reason
+        self._display.doing(None)
+        self._console.print(
+            f"trial {row.number} could not be evaluated in full ({escape(reason)}); the next best "
+            "is confirmed instead"
+        )
+
+    def confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
+        """Keep the best setting, or say why it is not the best."""
+        self._display.doing(None)
+        if not holds:
+            self._console.print(
+                f"trial {row.number} misses a bound when evaluated in full; the next best is "
+                "confirmed instead"
+            )
+            return
         self._found = True
         self.study.note("confirmed", dataclasses.asdict(confirmation))
         write_best(

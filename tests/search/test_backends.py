@@ -108,10 +108,6 @@ def test_ray_can_pickle_both_without_the_study(on_ray: OnRay) -> None:
         assert vars(pickle.loads(pickle.dumps(one))) == {}
 
 
-def test_metric_and_space_are_not_rays_affair(on_ray: OnRay) -> None:
-    assert on_ray.searcher.set_search_properties("loss", "min", {"x": 1}) is True
-
-
 class Scripted:
     """In a runner's place: gives what it was told to, and notes what it was asked."""
 

@@ -14,19 +14,10 @@ from test_study import frozen, study_in
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.search.loop import (
-    DONE,
-    WAIT,
-    Confirmed,
-    Confirming,
-    Event,
-    SearchLoop,
-    TrialEnded,
-    Unconfirmed,
-)
+from lunar_tune.search.loop import DONE, WAIT, Confirmation, SearchLoop
 from lunar_tune.study.answers import AnswerFiles
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING
+from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.study.study import Study
 from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Task
 
@@ -39,7 +30,7 @@ class Heard:
         self.news: list[tuple[str, Any]] = []
         options = {"num_trials": 3, "goal": goal_of(SearchConfig())} | options
         answers = AnswerFiles(Folder(folder))
-        self.loop = SearchLoop(self.begin, self.hear, answers, n_retain=N_RETAIN, **options)
+        self.loop = SearchLoop(self, answers, n_retain=N_RETAIN, **options)
 
     def begin(self, outcome: Outcome) -> Study:
         assert outcome.result is not None
@@ -50,18 +41,19 @@ class Heard:
             raise InputError("nothing to forget")
         return study_in(self.folder)
 
-    def hear(self, event: Event) -> None:
-        match event:
-            case TrialEnded(row):
-                assert self.study.row(row.number) == row, "the study has it already"
-                self.news.append(("end", row))
-            case Confirming(row):
-                self.news.append(("confirming", row.number))
-            case Unconfirmed(row, reason):
-                self.news.append(("unconfirmed", (row.number, reason)))
-            case Confirmed(row, confirmation, holds):
-                assert row.number == confirmation.number
-                self.news.append(("holds" if holds else "falls", row.number))
+    def ended(self, row: TrialRow) -> None:
+        assert self.study.row(row.number) == row, "the study has it already"
+        self.news.append(("end", row))
+
+    def confirming(self, row: TrialRow) -> None:
+        self.news.append(("confirming", row.number))
+
+    def unconfirmed(self, row: TrialRow, reason: str) -> None:
+        self.news.append(("unconfirmed", (row.number, reason)))
+
+    def confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
+        assert row.number == confirmation.number
+        self.news.append(("holds" if holds else "falls", row.number))
 
     @property
     def study(self) -> Study:
@@ -379,7 +371,7 @@ def test_an_error_of_the_search_itself_ends_it_and_is_kept_as_it_is(
     else:
         heard.next("1")
         monkeypatch.setattr(
-            *((heard.study, "complete") if where == "telling" else (heard.loop, "_tell")), full
+            *((heard.study, "complete") if where == "telling" else (heard, "ended")), full
         )
         heard.loop.take("1", ended())
     assert heard.loop.error is error

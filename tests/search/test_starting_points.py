@@ -155,7 +155,7 @@ def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Pat
             given={},
         )
         prior = prior_of(CURVE, recommended).document()
-        study = session._begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
+        study = session.begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
         assert session.plan.space.parameters["layer"] == IntRange(low=2, high=3)
         assert study.ask()[1]["layer"] == 3
         session._display.doing(None)

@@ -18,7 +18,7 @@ from rich.control import Control
 
 from lunar_tune.secrets import without_secrets
 
-__all__ = ["RECORD", "search_log"]
+__all__ = ["RECORD", "search_log", "tell"]
 
 RECORD = logging.getLogger("lunar_tune.record")
 """For the log alone: while one is open, nothing of it reaches the screen."""
@@ -26,6 +26,14 @@ RECORD = logging.getLogger("lunar_tune.record")
 # Loggers of libraries that keep their records from the root.
 _APART = ("ray", "optuna", "mlflow", "transformers", "peft", "alembic", "sqlalchemy")
 _WIDE = 10_000  # no line is broken
+
+
+def tell(console: Console, line: str) -> None:
+    """Print a line; on a terminal, where a display that moves shows the same, only log it."""
+    if console.is_terminal:
+        RECORD.info("%s", line)
+    else:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lunar_tune.report.progress_bars import build_progress, shown_duration
-from lunar_tune.search.display.log_file import RECORD
+from lunar_tune.search.display.log_file import tell
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 
 __all__ = ["SearchDisplay", "TimeLeft"]
@@ -43,11 +43,9 @@ class SearchDisplay:
         self._shown.close()
         if text is None:
             return
+        tell(self._console, text)
         if self._console.is_terminal:
-            RECORD.info("%s", text)
             self._shown.enter_context(self._console.status(text))
-        else:
-            self._console.print(text, markup=False, soft_wrap=True)
 
     def follow(
         self,
@@ -76,11 +74,9 @@ class SearchDisplay:
         if not row.again:
             self._done += 1
             self._left.ended()
-        if self._bar is None:
-            self._console.print(self._line(row), markup=False, soft_wrap=True)
-        else:
+        tell(self._console, self._line(row))
+        if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note())
-            RECORD.info("%s", self._line(row))
 
     def _best(self) -> str:
         best = best_first(self._rows)

@@ -113,16 +113,6 @@ class LoopSearcher(Searcher):
         super().__init__(metric=None, mode=None)
         self._loop = loop
 
-    def set_search_properties(
-        self,
-        metric: str | None,  # noqa: ARG002
-        mode: str | None,  # noqa: ARG002
-        config: dict[str, Any],  # noqa: ARG002
-        **spec: Any,  # noqa: ARG002
-    ) -> bool:
-        """Accept: metric and space are the study's affair."""
-        return True
-
     def suggest(self, trial_id: str) -> Any:
         """Return the next task, None to wait, or say that there are to be no more."""
         task = self._loop.next(trial_id)
@@ -137,9 +127,6 @@ class LoopSearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the journal is the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Read nothing: see `save`."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the loop: Ray stores the searcher, and nobody restores it."""
