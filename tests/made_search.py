@@ -1,9 +1,4 @@
-"""A search's folder with one confirmed trial, made in this process without Ray.
-
-Covers: what commands read of a finished search: configuration, journal, answers, `best.yaml`. The
-trial is run by the same worker that a search's actors have.
-Does not cover: sampling, mirrors, pictures.
-"""
+"""A search's folder with one confirmed trial, run by a worker in this process without Ray."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Searches as they lie on disk, with their runs in MLflow, made without running any.
-
-Covers: a study of a few trials with a confirmed best, and one that has only begun.
-Does not cover: models, the tables and pictures of a search.
-"""
+"""Searches as they lie on disk, with their runs in MLflow, made without running any."""
 
 from __future__ import annotations
 

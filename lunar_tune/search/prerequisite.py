@@ -153,7 +153,7 @@ def finetuning_content(
     known: Mapping[str, float],
     tables: Mapping[str, Columns] | None = None,
 ) -> RunContent:
-    """Return the MLflow run of a fine-tuning.
+    """Return the MLflow run of a fine-tuning that has just ended.
 
     Args:
         job: What was trained.

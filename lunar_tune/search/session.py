@@ -64,12 +64,8 @@ class SearchSession:
     """A search under way; it hears from its loop what happens.
 
     Args:
-        plan: What is searched, checked and with a model that can be loaded.
-        folder: Where everything is written.
-        backend: Runs the tasks.
-        resources: Of a trial.
+        plan: With a model that can be loaded.
         opened: Gives the way into MLflow, which may still be opening.
-        console: Where to show what happens.
         given: Origin of options that were not left at their default.
         signature: Of what decides the trials, to be kept with the study.
         brief: Whether to leave out the commands that may come next.

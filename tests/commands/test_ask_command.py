@@ -1,8 +1,4 @@
-"""The command that asks both models: table, prompt, standard input, JSON, mistakes.
-
-Covers: a search of two trials made by hand on a random model, asked in this process.
-Does not cover: what the models say (`tests/trial/test_asking.py`).
-"""
+"""The command that asks both models: table, prompt, standard input, JSON, mistakes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The search's command line: help, dry run, and wrong inputs that end in one message.
-
-Covers: what needs no weights, in this process. Does not cover: real searches (`tests/search`).
-"""
+"""The search's command line: help, dry run, and wrong inputs that end in one message."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""What a search decides before and after its trials, each piece alone, without Ray.
-
-Covers: checks of the configuration, the folder, the plan, the verdict on the base model,
-sharing out of resources, next commands, `best.yaml` and `config.yaml`.
-Does not cover: whole searches (`test_search_run`, `test_search_endings`).
-"""
+"""What a search decides before and after its trials, each piece alone, without Ray."""
 
 from __future__ import annotations
 

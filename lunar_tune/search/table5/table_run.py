@@ -61,13 +61,7 @@ class _Planned:
 
 
 class TableRun:
-    """A table whose cells are checked.
-
-    Args:
-        cells: Its cells, in the order of the table.
-        shared: What all searches have in common.
-        console: Where to show what happens.
-    """
+    """A table whose cells are checked, in the order of the table."""
 
     def __init__(self, cells: Sequence[Cell], shared: SearchConfig, console: Console) -> None:
         """Check everything that needs no weights, of every cell.
@@ -132,7 +126,7 @@ class TableRun:
             self._console.print(
                 f"{n_cells} cells, {n_cells - len(missing)} finished, {len(missing)} to run"
             )
-            interrupted = bool(missing) and self._is_interrupted(missing)
+            interrupted = bool(missing) and self._run_cells(missing)
             results = self._results()
             files = write_methods_table(results, self._shared.output)
             if not interrupted:
@@ -143,8 +137,8 @@ class TableRun:
         states = {result.state for result in results}
         return EXIT_FOUND if states <= {FEASIBLE, INFEASIBLE} else EXIT_INFEASIBLE
 
-    def _is_interrupted(self, missing: Sequence[_Planned]) -> bool:
-        """Run cells until the last, or say that the user ends the table."""
+    def _run_cells(self, missing: Sequence[_Planned]) -> bool:
+        """Run cells; return whether the user has ended the table meanwhile."""
         with nullcontext() if self._shared.in_process else ray_session(self._shared):
             for one in missing:
                 place = f"{self._planned.index(one) + 1}/{len(self._planned)}"
