@@ -101,9 +101,9 @@ def table5(options: TableOptions, given: Given) -> int:  # noqa: ARG001
     with problems.collect():
         cells = cells_of(models, data, methods, seed=options.seed, seeds=options.seeds)
     with problems.collect():
-        check_names(cells, shared)
-    if not cells:  # else each cell is checked whole
-        with problems.collect():
+        if cells:  # each is checked whole later
+            check_names(cells, shared)
+        else:
             shared.check()
     table = None
     with problems.collect():

@@ -120,7 +120,9 @@ def test_a_list_that_means_nothing_is_refused(
 
 def test_what_is_wrong_with_lists_data_and_options_is_said_at_once(tmp_path: Path) -> None:
     wrong = ("--model", "tiny,bogus", "--data", "nosuch", "--method", "x,lunar:y")
-    done = run_command("table5", *wrong, "--num-trials", "0", "--seeds", "0", cwd=tmp_path)
+    done = run_command(
+        "table5", *wrong, "--fix", "epochs=2", "--num-trials", "0", "--seeds", "0", cwd=tmp_path
+    )
     assert done.returncode == 2
     said = ("model 'bogus'", "nosuch", "method 'x'", "lunar:y", "--num-trials 0", "--seeds 0")
     for part in said:
