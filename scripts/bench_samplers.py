@@ -40,16 +40,11 @@ from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.config.search_config import RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.files import cache_dir, safe_name
+from lunar_tune.models.loading import load_config
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 from lunar_tune.search.samplers import SAMPLERS
-from lunar_tune.search.space.space import (
-    Choice,
-    FloatRange,
-    IntRange,
-    Parameter,
-    SearchSpace,
-    load_space,
-)
+from lunar_tune.search.space import Choice, FloatRange, IntRange, Parameter, SearchSpace
+from lunar_tune.search.space_sources import load_space
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
@@ -446,14 +441,8 @@ def bench(
 
 def space_of(options: RunOptions, spec: TrialSpec, space: str | None) -> SearchSpace:
     """Return what a search with these options would search."""
-    return load_space(
-        space,
-        model_name=spec.model.name,
-        method=spec.method.name,
-        variant=spec.method.variant,
-        parameters=spec.method.parameters,
-        n_layers=known_depth(options),
-    )
+    n_layers = known_depth(options) or load_config(spec.model).num_hidden_layers
+    return load_space(space, spec.method, model_name=spec.model.name, n_layers=n_layers)
 
 
 def grid_of(

@@ -24,11 +24,13 @@ from lunar_tune.data.published import PUBLISHED
 from lunar_tune.data.readers import read_prompts, read_records
 from lunar_tune.files import datasets_dir, search_spaces_dir
 from lunar_tune.methods.contract import FitReport
+from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space.space import SearchSpace, load_space
+from lunar_tune.search.space import SearchSpace
+from lunar_tune.search.space_sources import load_space
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_config import StoredConfig, configuration_document
 from lunar_tune.study.stored_search import stored_answers
@@ -130,14 +132,7 @@ def _space() -> SearchSpace:
 
 
 def _load_space(path: Path) -> SearchSpace:
-    return load_space(
-        str(path),
-        model_name="tiny",
-        method="lunar",
-        variant="adamw",
-        parameters=("layer", "coefficient", "learning_rate"),
-        n_layers=64,
-    )
+    return load_space(str(path), LunarMethod(), model_name="tiny", n_layers=64)
 
 
 def _journal() -> bytes:

@@ -1,9 +1,4 @@
-"""A search's folder with one confirmed trial, made in this process without Ray.
-
-Covers: what commands read of a finished search: configuration, journal, answers, `best.yaml`. The
-trial is run by the same worker that a search's actors have.
-Does not cover: sampling, mirrors, pictures.
-"""
+"""A search's folder with one confirmed trial, run by a worker in this process without Ray."""
 
 from __future__ import annotations
 
@@ -18,9 +13,9 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.loading import load_config
 from lunar_tune.search.loop import Confirmation
-from lunar_tune.search.outputs import best_document, write_best
+from lunar_tune.search.outputs import write_best
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space.space import Choice, SearchSpace
+from lunar_tune.search.space import Choice, SearchSpace
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_config import configuration_document
 from lunar_tune.study.study import Study
@@ -120,7 +115,8 @@ def _confirm(
         vanilla=dict(held.scores) if held is not None else None,
     )
     study.note("confirmed", dataclasses.asdict(confirmation))
-    document = best_document(
+    write_best(
+        folder,
         row,
         confirmation,
         spec=worker.spec,
@@ -128,4 +124,3 @@ def _confirm(
         vanilla=vanilla,
         goal=goal_of(config),
     )
-    write_best(folder, document)

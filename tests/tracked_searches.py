@@ -1,8 +1,4 @@
-"""Searches as they lie on disk, with their runs in MLflow, made without running any.
-
-Covers: a study of a few trials with a confirmed best, and one that has only begun.
-Does not cover: models, the tables and pictures of a search.
-"""
+"""Searches as they lie on disk, with their runs in MLflow, made without running any."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.report.results import load_search
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space.space import FloatRange, IntRange, SearchSpace
+from lunar_tune.search.space import FloatRange, IntRange, SearchSpace
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import Study
 from lunar_tune.study.tables import write_answers

@@ -58,7 +58,7 @@ def ask(options: AskOptions, problems: Problems) -> None:
     the answers.
     """
     from lunar_tune.report.results import load_search
-    from lunar_tune.search.data_check import assemble_again
+    from lunar_tune.search.resume import assemble_again
     from lunar_tune.trial.single import check_questions
 
     console = options.console()

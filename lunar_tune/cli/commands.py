@@ -59,7 +59,7 @@ class CommonOptions:
 
     def console(self) -> Console:
         """Return the screen, on which nothing is shown if the command is to be quiet."""
-        return Console(quiet=self.quiet, emoji=False)
+        return Console(quiet=self.quiet, emoji=False, highlight=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ def _checked(options: ExportOptions, problems: Problems) -> tuple[SearchResults,
     """Return the search and what is to be exported, or say everything that is wrong."""
     from lunar_tune.export.export_job import check_form
     from lunar_tune.report.results import load_search
-    from lunar_tune.search.data_check import assemble_again
+    from lunar_tune.search.resume import assemble_again
     from lunar_tune.tracking.registering import check_registrable
 
     spec = None

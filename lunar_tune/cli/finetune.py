@@ -72,7 +72,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     from lunar_tune.finetuning.checkpoints import check_output
     from lunar_tune.finetuning.finetune import finetune as train_model
     from lunar_tune.search.display.summary import print_plan
-    from lunar_tune.search.finetuning_run import (
+    from lunar_tune.search.prerequisite import (
         finetuning_content,
         finetuning_tables,
         shown_training,

@@ -50,7 +50,7 @@ def search(options: SearchOptions, problems: Problems) -> int:
         if not options.dry_run and not elsewhere and is_finished(folder, config.num_trials):
             return show_finished(folder, console)
     if options.dry_run:
-        print_plan(console, {**plan.facts, **finetuning_fact(config, plan.spec)})
+        print_plan(console, {**plan.facts, **finetuning_fact(plan)})
         console.print("all that needs no weights has been checked; nothing was run")
         return 0
     return run_search(plan, console, given=given, arguments=options_again(config, given))

@@ -86,7 +86,7 @@ def table5(options: TableOptions, problems: Problems) -> int:
     Exit codes: 0 every cell is finished, 3 some could not be run, 130 interrupted, 2 the input was
     wrong.
     """
-    from lunar_tune.search.table5.table_cells import cells_of, check_fixed
+    from lunar_tune.search.table5.table_cells import cells_of, check_names
     from lunar_tune.search.table5.table_run import TableRun
 
     console = options.console()
@@ -100,9 +100,9 @@ def table5(options: TableOptions, problems: Problems) -> int:
     with problems.collect():
         cells = cells_of(models, data, methods, seed=options.seed, seeds=options.seeds)
     with problems.collect():
-        check_fixed(cells, shared.fix)
-    if not cells:  # else each cell is checked whole
-        with problems.collect():
+        if cells:  # each is checked whole later
+            check_names(cells, shared)
+        else:
             shared.check()
     with problems.collect():
         table = TableRun(cells, shared, console)

@@ -1,1 +1,1 @@
-"""The search: the only home of Ray, Optuna and MLflow."""
+"""A search: its plan, its loop, who runs its tasks, what it shows and writes."""

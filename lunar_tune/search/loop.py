@@ -9,12 +9,13 @@ of the best settings until one keeps the bounds.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import Goal
@@ -33,15 +34,12 @@ from lunar_tune.trial.tasks import (
 
 __all__ = [
     "DONE",
+    "MAX_FAILURES",
     "WAIT",
     "Confirmation",
-    "Confirmed",
-    "Confirming",
-    "Event",
+    "Listener",
     "SearchLoop",
     "Signal",
-    "TrialEnded",
-    "Unconfirmed",
 ]
 
 NO_RESULT = "the trial ended without a result"
@@ -74,62 +72,42 @@ class Confirmation:
     """The base model's scores on the same questions, where those are held out."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrialEnded:
-    """A trial has ended, and the study has it."""
+class Listener(Protocol):
+    """Hears of what happens, when files and study have it."""
 
-    row: TrialRow
+    def begin(self, outcome: Outcome) -> Study:
+        """Judge the base model and open the study; raise to go no further."""
 
+    def ended(self, row: TrialRow) -> None:
+        """Hear that a trial has ended."""
 
-@dataclass(frozen=True, slots=True)
-class Confirming:
-    """A setting is about to be evaluated in full."""
+    def confirming(self, row: TrialRow) -> None:
+        """Hear that a setting is about to be evaluated in full."""
 
-    row: TrialRow
+    def confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
+        """Hear what a full evaluation gave, and whether every bound is kept."""
 
-
-@dataclass(frozen=True, slots=True)
-class Confirmed:
-    """A full evaluation has given an answer."""
-
-    row: TrialRow
-    confirmation: Confirmation
-    holds: bool
-    """Whether every bound is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unconfirmed:
-    """A full evaluation has given no answer; the next best setting is confirmed instead."""
-
-    row: TrialRow
-    reason: str
-
-
-Event = TrialEnded | Confirming | Confirmed | Unconfirmed
+    def unconfirmed(self, row: TrialRow, reason: str) -> None:
+        """Hear that a full evaluation gave no answer; the next best setting is confirmed."""
 
 
 class SearchLoop:
     """The tasks of one search.
 
     Args:
-        begin: Judges the base model and returns the study; raises to go no further.
-        tell: Hears of what happens, when files and study have it.
+        listener: Opens the study and hears of what happens.
         answers: Where answers are written, before their scores are told to the study.
-        goal: Whose bounds a confirmed setting keeps.
         num_trials: Trials that are to have ended, those of an earlier process included.
         n_retain: Questions to keep in all; a trial that was asked fewer has an estimate.
         confirm_once: Whether the best as searched is reported whatever its full evaluation says.
         time_budget: Seconds after the first trial's start after which no trial starts.
-        max_failures: Failed trials in a row after which no trial starts.
         layer_coefficient: Coefficient with which layers are scored before the first trial; None
             scores none.
     """
 
     def __init__(
         self,
-        begin: Callable[[Outcome], Study],
-        tell: Callable[[Event], None],
+        listener: Listener,
         answers: AnswerFiles,
         *,
         goal: Goal,
@@ -137,20 +115,17 @@ class SearchLoop:
         n_retain: int,
         confirm_once: bool = False,
         time_budget: float | None = None,
-        max_failures: int = MAX_FAILURES,
         layer_coefficient: float | None = None,
     ) -> None:
         self.study: Study | None = None
         self.error: Exception | None = None
         """Why the search cannot go on; to be raised when the last task has ended."""
-        self.unconfirmed: str | None = None
-        """Why the last full evaluation without an answer gave none."""
-        self._begin, self._tell, self._answers = begin, tell, answers
+        self._listener, self._answers = listener, answers
         self._goal, self._num_trials, self._n_retain = goal, num_trials, n_retain
         self._confirm_once, self._layer_coefficient = confirm_once, layer_coefficient
         self._time_budget = time_budget
-        self._deadline: float | None = None
-        self._max_failures, self._failures_in_row = max_failures, 0
+        self._deadline = math.inf
+        self._failures_in_row = 0
         self._running: dict[str, Task] = {}
         self._started = 0
         self._candidates: list[TrialRow] | None = None
@@ -160,16 +135,12 @@ class SearchLoop:
     @property
     def gave_up(self) -> bool:
         """Whether too many trials failed in a row."""
-        return self._failures_in_row >= self._max_failures
+        return self._failures_in_row >= MAX_FAILURES
 
     # What is asked next.
 
     def next(self, task_id: str) -> Task | Signal:
-        """Return what to run now, or that there is nothing now, or nothing any more.
-
-        Args:
-            task_id: Under which the outcome will be handed over.
-        """
+        """Return what to run now under an id, or that there is nothing now, or nothing any more."""
         task: Task | Signal = DONE
         try:
             task = self._next()
@@ -182,7 +153,9 @@ class SearchLoop:
     def _next(self) -> Task | Signal:
         if self._over or self.error is not None:
             return DONE
-        if self.study is not None and self._may_start():
+        late = time.monotonic() > self._deadline
+        may_start = self._started < self._num_trials and not late and not self.gave_up
+        if self.study is not None and may_start:
             number, parameters = self.study.ask()
             self._started += 1
             return Task(kind=TRIAL, number=number, parameters=parameters)
@@ -190,20 +163,13 @@ class SearchLoop:
             return WAIT
         if self.study is None:
             return Task(kind=BASE_MODEL, layer_coefficient=self._layer_coefficient)
-        return self._next_confirmation(self.study)
-
-    def _next_confirmation(self, study: Study) -> Task | Signal:
         if self._candidates is None:
-            self._candidates = best_first(study.rows())
+            self._candidates = best_first(self.study.rows())
         if not self._candidates:
             return DONE
         best = self._candidates[0]
-        self._tell(Confirming(best))
+        self._listener.confirming(best)
         return Task(kind=CONFIRMATION, number=best.number, parameters=best.parameters)
-
-    def _may_start(self) -> bool:
-        late = self._deadline is not None and time.monotonic() > self._deadline
-        return self._started < self._num_trials and not late and not self.gave_up
 
     # What an outcome means.
 
@@ -215,8 +181,10 @@ class SearchLoop:
         try:
             if task.kind == TRIAL:
                 self._take_trial(task, outcome)
+            elif self._runs_again(task, outcome):
+                pass
             elif task.kind == BASE_MODEL:
-                self._take_base_model(task, outcome)
+                self._take_base_model(outcome)
             else:
                 self._take_confirmation(task, outcome)
         except Exception as error:
@@ -243,54 +211,56 @@ class SearchLoop:
                 self.study.complete(
                     task.number, outcome.result, answers_digest=digest, n_retain=self._n_retain
                 )
-        if failure is not None and failure.transient:
-            self._fail_or_queue(self.study, task.number, failure)
-        elif failure is not None:
-            self.study.fail(task.number, failure.reason, deterministic=True)
+        if failure is not None:
+            self._fail(self.study, task.number, failure)
         row = self.study.row(task.number)
         if row.state == FAILED:
             # A lost node fails all of its trials at once; those that run again have attempts.
             self._failures_in_row += not row.again
         elif row.state == COMPLETE:
             self._failures_in_row = 0
-        self._tell(TrialEnded(row))
+        self._listener.ended(row)
 
-    def _fail_or_queue(self, study: Study, number: int, failure: Failure) -> None:
-        """Fail a trial whose setting may have no part in it, and let that run again if it may."""
+    def _fail(self, study: Study, number: int, failure: Failure) -> None:
+        """Fail a trial, and let its setting run again where that may have no part in it."""
         attempts = study.attempts(number)
-        if attempts < ATTEMPTS:
+        if not failure.transient:
+            study.fail(number, failure.reason, deterministic=True)
+        elif attempts < ATTEMPTS:
             study.fail(number, failure.reason, again=True)
             self._started -= 1
         else:
             reason = f"{failure.reason} ({attempts} attempts)"
             study.fail(number, reason, deterministic=failure.crashed)
 
-    def _take_base_model(self, task: Task, outcome: Outcome) -> None:
+    def _runs_again(self, task: Task, outcome: Outcome) -> bool:
+        """Say whether a task other than a trial is begun again, and count that it was."""
+        if outcome.failure is None or not outcome.failure.transient:
+            return False
+        self._lost[task.kind, task.number] += 1
+        return self._lost[task.kind, task.number] < ATTEMPTS
+
+    def _take_base_model(self, outcome: Outcome) -> None:
         """Take the base model's scores, or why there are none."""
         failure = outcome.failure
-        if failure is not None and failure.transient and self._may_run_again(task):
-            return
         if failure is not None:
             kind = InputError if failure.wrong_input else LunarTuneError
             self.error = kind(failure.reason)
         elif outcome.result is not None:
             self._answers.write_base_model(outcome.result)
-            self.study = self._begin(outcome)
+            self.study = self._listener.begin(outcome)
             self._started = self.study.n_ended
             if self._time_budget is not None:
                 self._deadline = time.monotonic() + self._time_budget
 
     def _take_confirmation(self, task: Task, outcome: Outcome) -> None:
         """Take a full evaluation; one that failed leaves the turn to the next candidate."""
-        failure = outcome.failure
-        if failure is not None and failure.transient and self._may_run_again(task):
-            return
         if not self._candidates:
             return
-        row = self._candidates.pop(0)
+        row, failure = self._candidates.pop(0), outcome.failure
         if outcome.result is None:
-            self.unconfirmed = failure.reason if failure is not None else NO_RESULT
-            self._tell(Unconfirmed(row, self.unconfirmed))
+            reason = failure.reason if failure is not None else NO_RESULT
+            self._listener.unconfirmed(row, reason)
             return
         self._answers.write_confirmation(task.number, outcome.result, outcome.baseline)
         baseline = outcome.baseline
@@ -302,9 +272,4 @@ class SearchLoop:
         )
         # What nothing was tuned on must not choose between settings either.
         self._over = self._confirm_once or self._goal.is_kept(confirmation.scores)
-        self._tell(Confirmed(row, confirmation, holds=self._over))
-
-    def _may_run_again(self, task: Task) -> bool:
-        """Say whether a lost task is begun again, and count that it was."""
-        self._lost[task.kind, task.number] += 1
-        return self._lost[task.kind, task.number] < ATTEMPTS
+        self._listener.confirmed(row, confirmation, holds=self._over)

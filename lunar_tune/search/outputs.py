@@ -1,33 +1,113 @@
-"""The files of a search, in one place: `<output>/<name>/`."""
+"""What a search writes into its folder, and what its study keeps for MLflow."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
-from lunar_tune.errors import InputError
-from lunar_tune.files import check_writable, is_plain, safe_name, write_atomically
-from lunar_tune.metrics.goal import Goal
+from lunar_tune import __version__
+from lunar_tune.files import write_atomically
+from lunar_tune.metrics.goal import Goal, goal_of
+from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.report import Report, write_report
+from lunar_tune.search.backends.interface import Resources
+from lunar_tune.search.loop import Confirmation
+from lunar_tune.search.plan import SearchPlan
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
+from lunar_tune.study.stored_config import configuration_document
 from lunar_tune.study.tables import write_trials
+from lunar_tune.tracking.origin import origin_tags
+from lunar_tune.tracking.store import kept_uri
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import write_yaml
 
-if TYPE_CHECKING:
-    from lunar_tune.search.loop import Confirmation  # loads Optuna
-
 __all__ = [
-    "best_document",
-    "check_output",
-    "make_folder",
+    "resolved_values",
+    "search_document",
+    "tracked_description",
     "write_best",
     "write_mirrors",
 ]
+
+
+def search_document(
+    plan: SearchPlan,
+    *,
+    name: str,
+    uri: str,
+    resources: Resources,
+    given: Mapping[str, str],
+    vanilla: Mapping[str, float],
+) -> str:
+    """Return `config.yaml` of a search under way; `given` are origins of options."""
+    config = plan.config
+    if config.tracking_uri is not None:
+        config = dataclasses.replace(config, tracking_uri=kept_uri(config.tracking_uri))
+    derived = {
+        "name": name,
+        "tracking_uri": kept_uri(uri),
+        "gpus_per_trial": resources.gpus,
+        "concurrency": resources.concurrency,
+        "space": plan.space.origin,
+        "data": plan.spec.data.name,
+        "forget_edge": plan.spec.data.forget_edges,
+    }
+    resolved = resolved_values(plan, vanilla)
+    return configuration_document(config, given=given, derived=derived, resolved=resolved)
+
+
+def resolved_values(plan: SearchPlan, vanilla: Mapping[str, float]) -> dict[str, Any]:
+    """Return what `config.yaml` says beside options."""
+    spec, data, prior = plan.spec, plan.spec.data, plan.prior
+    lineage = read_lineage(spec.model.checkpoint)
+    document: dict[str, Any] = {
+        "space": plan.space.to_dict(),
+        "n_layers": plan.n_layers,
+        "model_source": spec.model.checkpoint,
+        "weights": spec.model.weights,
+        "working_folder": str(Path.cwd()),
+        "rows": _rows(plan),
+        "digests": data.digests(),
+        "vanilla": dict(vanilla),
+        "version": __version__,
+    }
+    if prior is not None:
+        document["layer_prior"] = {"made_of_it": plan.layers, **prior.model_dump(mode="json")}
+    if lineage is not None:
+        document["lineage"] = lineage.document()
+    return document
+
+
+def tracked_description(plan: SearchPlan, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what MLflow shows of a search and its study does not say otherwise.
+
+    The origin stays that which an earlier process has kept.
+    """
+    config, spec, digests = plan.config, plan.spec, plan.spec.data.digests()
+    lineage = read_lineage(spec.model.checkpoint)
+    return {
+        "parameters": {
+            **spec.tags,
+            "goal": str(goal_of(config)),
+            "sampler": config.sampler,
+            "seed": config.seed,
+            **{f"space.{name}": text for name, text in plan.space.describe()},
+        },
+        "num_trials": config.num_trials,
+        "data": {name: (digests[name], count) for name, count in _rows(plan).items()},
+        "lineage": lineage.tags() if lineage is not None else {},
+        "origin": (before or {}).get("origin") or origin_tags(),
+    }
+
+
+def _rows(plan: SearchPlan) -> dict[str, int]:
+    """Return the number of questions of each set."""
+    data = plan.spec.data
+    splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
+    return {name: len(records) for name, records in splits.items()}
 
 
 def write_mirrors(folder: Folder, report: Report) -> list[Path]:
@@ -43,54 +123,8 @@ def write_mirrors(folder: Folder, report: Report) -> list[Path]:
     return [*(path for files in pictures.values() for path in files), text]
 
 
-def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
-    """Make the folder of a new search.
-
-    Raises:
-        InputError: It exists, or cannot be written.
-    """
-    name = config.name
-    if name is None:
-        stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
-        edges = "+".join(spec.data.forget_edges)
-        method = f"{spec.method.name}-{spec.method.variant}-{stamp}"
-        about = f"{spec.model.name}-{spec.data.name}-{edges}"[: LONGEST_NAME - len(method) - 1]
-        name = safe_name(f"{about}-{method}")
-    path = config.output / name
-    if not config.resume and Folder(path).is_taken:
-        raise InputError(_taken(name, path))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {config.output}: cannot be written ({error}).") from error
-    return Folder(path.resolve())
-
-
-def _taken(name: str, path: Path) -> str:
-    return (
-        f"--name {name}: {path} exists already. Go on with it (python -m lunar_tune.search "
-        f"--resume {path}), choose another name, or delete the folder to search anew."
-    )
-
-
-def check_output(output: Path, name: str | None, *, resume: bool = False) -> None:
-    """Check that a search's folder can be made, without making it.
-
-    Args:
-        output: Folder of all searches.
-        name: The search's name; None if it is yet to be made.
-        resume: Whether one that exists is gone on with.
-
-    Raises:
-        InputError: It exists already, or cannot be written.
-    """
-    named = name is not None and is_plain(name) and not resume
-    if name is not None and named and Folder(output / name).is_taken:
-        raise InputError(_taken(name, output / name))
-    check_writable(output, f"--output {output}")
-
-
-def best_document(
+def write_best(
+    folder: Folder,
     row: TrialRow,
     confirmation: Confirmation,
     *,
@@ -98,10 +132,15 @@ def best_document(
     n_layers: int,
     vanilla: Mapping[str, float],
     goal: Goal,
-) -> dict[str, Any]:
-    """Return what `best.yaml` says: the setting, its scores in full, and as the trial saw them."""
-    confirmed = confirmation.scores
-    return {
+) -> None:
+    """Write `best.yaml`: a setting, its scores in full, and as the trial saw them."""
+    confirmed: dict[str, Any] = {
+        "max_new_tokens": confirmation.max_new_tokens,
+        "scores": dict(confirmation.scores),
+    }
+    if confirmation.vanilla is not None:
+        confirmed["vanilla"] = dict(confirmation.vanilla)
+    document = {
         "model": spec.model.name,
         "n_layers": n_layers,
         "data": spec.data.name,
@@ -112,18 +151,10 @@ def best_document(
         "parameters": dict(row.parameters),
         "minimise": goal.objective.metric,
         "constraints": [str(one) for one in goal.constraints],
-        "feasible": goal.is_kept(confirmed),
-        "confirmed": {
-            "max_new_tokens": confirmation.max_new_tokens,
-            "scores": dict(confirmed),
-            **({"vanilla": dict(held)} if (held := confirmation.vanilla) is not None else {}),
-        },
+        "feasible": goal.is_kept(confirmation.scores),
+        "confirmed": confirmed,
         "as_searched": {"max_new_tokens": row.max_new_tokens, "scores": dict(row.scores)},
         "vanilla": dict(vanilla),
         "seed": spec.seed,
     }
-
-
-def write_best(folder: Folder, document: Mapping[str, Any]) -> None:
-    """Write `best.yaml`."""
     write_atomically(folder.best, write_yaml(document).encode())

@@ -1,35 +1,47 @@
-"""Going on with a search that has begun: what it was told, what may change, who works on it."""
+"""Going on with a search that has begun: what it was told, what may change, what must not."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic_core import to_jsonable_python
 
 from lunar_tune import __version__
 from lunar_tune.config.fields import flag_of, options_of
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.data.bundled import DataKind, resolve_data
+from lunar_tune.data.records import records_digest
+from lunar_tune.errors import DataError, InputError, Problems
+from lunar_tune.report.results import SearchResults
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.signature import signature_of
 from lunar_tune.study.folder import Folder, find_search, searches_in
 from lunar_tune.study.stored_config import StoredConfig
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.store import with_password
+from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.sets import own_data
+from lunar_tune.trial.spec import TrialSpec
 
 __all__ = [
     "BusySearchError",
     "alone",
+    "assemble_again",
+    "check_same_data",
     "check_unchanged",
     "is_finished",
     "resumed",
+    "signature_of",
     "unfinished_like",
 ]
 
+_PROMPTS = ("reference_prompts", "refusals")
 _LOOKED_AT = 5
 
 
@@ -38,14 +50,11 @@ class BusySearchError(InputError):
 
 
 def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig, Mapping[str, str]]:
-    """Return the configuration of a search that has begun, with what is given anew.
+    """Return the configuration of a search that has begun, changed by what is given, and origins.
 
     Args:
         given: Options by field; `resume` names the search, `output` is where names are looked up.
         problems: Where it is noted that an option cannot change any more.
-
-    Returns:
-        The configuration, and the origins of what it says.
 
     Raises:
         InputError: There is no such search, or what it was told cannot be read.
@@ -97,6 +106,88 @@ def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:
     )
 
 
+def signature_of(plan: SearchPlan) -> str:
+    """Return a digest of all that decides a search's trials, but for how many there are."""
+    config, spec, data = plan.config, plan.spec, plan.spec.data
+    held = data.held_out
+    records = (
+        *(data.fit_forget, data.fit_retain, data.forget, data.retain),
+        *(data.retain_sample, data.factual),
+        *((held.forget, held.retain, held.factual) if held is not None else ()),
+    )
+    decided = {
+        name: to_jsonable_python(getattr(config, name))
+        for name, said in options_of(SearchConfig).items()
+        if said.decides
+    }
+    # Of the space what is tried, not the file that says so, and not what comes first.
+    left_out = {"origin", "starting_points"}
+    space = {key: value for key, value in plan.space.to_dict().items() if key not in left_out}
+    parts: list[Any] = [
+        [spec.model.name, spec.model.revision, _last(config.model_path)],
+        [spec.chat.template, spec.chat.system_prompt],
+        [list(spec.metrics), _last(spec.embedding_model)],
+        decided,
+        space,
+        [records_digest(one) for one in records],
+        [list(data.reference_prompts), list(data.refusals)],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _last(path: str | None) -> str | None:
+    return None if path is None else Path(path).name
+
+
+def assemble_again(
+    results: SearchResults, problems: Problems, *, device: str | None = None
+) -> TrialSpec:
+    """Return what a search's trials shared, to run one again, for ROUGE alone.
+
+    Args:
+        results: The search.
+        problems: Where it is noted that the data have changed.
+        device: Where to run it; None is where the search did.
+
+    Raises:
+        InputError: The model or the data are gone.
+    """
+    options = results.config.trial_options
+    device = device or options.device
+    spec = assemble(dataclasses.replace(options, device=device, metrics=(), embedding_model=None))
+    with problems.collect():
+        check_same_data(results, spec)
+    return spec
+
+
+def check_same_data(results: SearchResults, spec: TrialSpec) -> None:
+    """Check that the data of trials that are assembled again are what a search read.
+
+    Raises:
+        InputError: A set is another one; the file that it comes from is named.
+    """
+    options = results.config.trial_options
+    pairs = options.data or own_data(spec.model)
+    sources = {"factual": options.factual_data, **{n: getattr(options, n) for n in _PROMPTS}}
+    then = results.config.resolved.get("digests") or {}
+    changed: dict[str, list[str]] = {}
+    for name, digest in spec.data.digests().items():
+        if then.get(name, digest) != digest:
+            changed.setdefault(sources.get(name, pairs), []).append(name)
+    problems = Problems()
+    for source, names in changed.items():
+        kind: DataKind = "prompts" if set(names) <= set(_PROMPTS) else "records"
+        sets, place = " and ".join(names).replace("_", " "), source
+        with suppress(DataError):  # no file: factual data that are switched off now
+            place = str(resolve_data(source, kind=kind))
+        problems.add(
+            f"{place}: the data have changed since the search: the {sets} "
+            f"{'set is another one' if kind == 'records' else 'are others'}. Its trials cannot be "
+            "run again; put the file back, or search again."
+        )
+    problems.raise_if_any(InputError)
+
+
 @contextmanager
 def alone(folder: Folder) -> Iterator[None]:
     """Inside, no other process works on a search; one that dies holds no lock.
@@ -123,18 +214,11 @@ def is_finished(folder: Folder, num_trials: int) -> bool:
 
 
 def unfinished_like(signature: str, output: Path) -> Folder | None:
-    """Return the last unfinished search with a signature, of the few that were written to last.
-
-    Args:
-        signature: Of the search that is about to begin.
-        output: Folder of all searches.
-    """
+    """Return the last unfinished search with a signature, of the few that were written to last."""
     for folder in searches_in(output)[:_LOOKED_AT]:
-        stored = None
         with suppress(InputError, OSError):  # another search's damage is not this one's affair
             stored = StoredStudy.read(folder.journal)
-        if stored is None or stored.notes.get("signature") != signature:
-            continue
-        if stored.notes.get("num_trials") is None:
-            return folder
+            notes = stored.notes if stored is not None else {}
+            if notes.get("signature") == signature and notes.get("num_trials") is None:
+                return folder
     return None

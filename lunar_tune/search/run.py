@@ -5,33 +5,35 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
 from lunar_tune import __version__
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError
+from lunar_tune.finetuning.kept import kept_folder
+from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 from lunar_tune.report.results import load_search
-from lunar_tune.search.backends.choice import open_backend
-from lunar_tune.search.backends.interface import Resources
+from lunar_tune.search.backends.interface import Backend, InProcess, Resources
 from lunar_tune.search.display.log_file import RECORD, search_log
 from lunar_tune.search.display.summary import print_plan, print_result
-from lunar_tune.search.outputs import make_folder
-from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
-from lunar_tune.search.resume import alone, unfinished_like
+from lunar_tune.search.plan import SearchPlan, make_folder
+from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
+from lunar_tune.search.resume import alone, signature_of, unfinished_like
 from lunar_tune.search.session import (
     EXIT_FOUND,
     EXIT_INFEASIBLE,
     SearchSession,
     UnknowingModelError,
 )
-from lunar_tune.search.signature import signature_of
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.tracking.store import default_tracking_uri
@@ -59,15 +61,20 @@ def run_search(
         brief: Whether to leave out the plan and the commands that may come next.
 
     Raises:
-        InputError: The untouched model makes success impossible, or something cannot be reached.
+        InputError: The base model makes success impossible, or something cannot be reached.
     """
-    facts = {**plan.facts, **finetuning_fact(plan.config, plan.spec)}
+    facts, signature = {**plan.facts, **finetuning_fact(plan)}, signature_of(plan)
     if not brief:
         print_plan(console, facts)
-    signature = signature_of(plan)
-    if plan.config.name is None:
-        _point_out(unfinished_like(signature, plan.config.output), console)
-    plan = _with_model(plan, console)
+    if plan.config.name is None and (begun := unfinished_like(signature, plan.config.output)):
+        console.print(
+            f"[yellow]the same search is unfinished:[/yellow] {escape(begun.name)} (go on with it: "
+            f"python -m lunar_tune.search --resume {escape(str(begun.path))}); this is a new one",
+            soft_wrap=True,
+        )
+    with build_progress(console) as bar:
+        built = materialise(plan.spec, epochs_shown(bar, "building the tiny model (once)"))
+    plan = dataclasses.replace(plan, spec=built)
     folder = make_folder(plan.config, plan.spec)
     opening = [f"search {folder.name}, lunar-tune {__version__}"]
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
@@ -76,10 +83,11 @@ def run_search(
         _given_back_if_unused(folder),
         search_log(folder.log, console, opening),
         _tracking(plan.config, folder) as opened,
-        open_backend(plan.config, folder) as (backend, resources),
+        _backend(plan.config, folder) as (backend, resources),
     ):
         opened()  # what the store cannot do is said before anything is computed
-        plan = _on_device(plan, resources)
+        if not resources.gpus and plan.spec.model.device == "auto":
+            plan = _with_model(plan, device="cpu")  # Ray leaves GPUs visible that it has not given
         start = functools.partial(
             SearchSession,
             folder=folder,
@@ -96,31 +104,6 @@ def run_search(
         return code
 
 
-def show_finished(folder: Folder, console: Console) -> int:
-    """Show what a finished search has found; return its exit code."""
-    results = load_search(folder.path)
-    console.print(
-        f"{escape(folder.name)} is finished: {len(results.rows)} trials. A larger --num-trials "
-        "gives it more.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    print_result(console, results.report, folder=folder.path, commands={})
-    return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND
-
-
-def _point_out(unfinished: Folder | None, console: Console) -> None:
-    """Say that the same search has begun already."""
-    if unfinished is not None:
-        console.print(
-            f"[yellow]the same search is unfinished:[/yellow] {escape(unfinished.name)} (go on "
-            f"with it: python -m lunar_tune.search --resume {escape(str(unfinished.path))}); this "
-            "is a new one",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
 def _run_knowing(
     plan: SearchPlan,
     start: Callable[[SearchPlan], SearchSession],
@@ -129,20 +112,19 @@ def _run_knowing(
     opened: Callable[[], Tracker],
 ) -> int:
     """Run the search, after the model has learned the data if it has to and may."""
-    first = None if plan.config.force else Prerequisite.of(plan)
-    if first is None:
+    job = None if plan.config.force else finetuning_job(plan)
+    if job is None:
         return start(plan).run(arguments)
-    if not first.is_kept:
+    weights = str(kept_folder(job))
+    if read_lineage(weights) is None:
         try:
             return start(plan).run(arguments)
         except UnknowingModelError as error:
             console.print(f"{str(error).partition(':')[0]}: it learns them first")
-            first.fulfil(console, opened())
-    plan = first.applied(plan)
-    weights = str(plan.spec.model.weights)
+            finetune_first(job, console, opened())
     console.print(f"the model has learned the data: {weights}", soft_wrap=True)
     try:
-        return start(plan).run([*arguments, "--model-path", weights])
+        return start(_with_model(plan, weights=weights)).run([*arguments, "--model-path", weights])
     except UnknowingModelError as error:
         found = str(error).partition(":")[0]
         raise UnknowingModelError(
@@ -152,19 +134,30 @@ def _run_knowing(
         ) from error
 
 
-def _with_model(plan: SearchPlan, console: Console) -> SearchPlan:
-    """Build `tiny` if it is asked for and not there yet."""
-    with build_progress(console) as bar:
-        spec = materialise(plan.spec, epochs_shown(bar, "building the tiny model (once)"))
-    return dataclasses.replace(plan, spec=spec)
-
-
-def _on_device(plan: SearchPlan, resources: Resources) -> SearchPlan:
-    """Keep trials that were given no GPU off the GPUs, which Ray leaves visible to them."""
-    if resources.gpus or plan.spec.model.device != "auto":
-        return plan
-    model = dataclasses.replace(plan.spec.model, device="cpu")
+def _with_model(plan: SearchPlan, **changes: Any) -> SearchPlan:
+    model = dataclasses.replace(plan.spec.model, **changes)
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, model=model))
+
+
+@contextlib.contextmanager
+def _backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Resources]]:
+    """Give who runs the tasks of a search, and what each of them uses.
+
+    Raises:
+        InputError: A cluster cannot be reached, or has less than a trial wants.
+    """
+    if config.in_process:
+        on_gpu = config.device != "cpu" and torch.cuda.is_available()
+        cpus = float(os.cpu_count() or 1)
+        yield InProcess(), Resources(cpus=cpus, gpus=float(on_gpu), concurrency=1)
+        return
+    from lunar_tune.search.backends.ray.cluster import allocate_resources, ray_session
+
+    with ray_session(config):
+        from lunar_tune.search.backends.ray.backend import OnRay  # Ray reads its environment then
+
+        resources = allocate_resources(config)
+        yield OnRay(resources, folder, config.trial_timeout), resources
 
 
 @contextlib.contextmanager
@@ -193,3 +186,15 @@ def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tra
                 with contextlib.suppress(InputError, OSError):  # there may be no study yet
                     opening.result().search(StoredSearch.read(folder.path), note=None)
             raise
+
+
+def show_finished(folder: Folder, console: Console) -> int:
+    """Show what a finished search has found; return its exit code."""
+    results = load_search(folder.path)
+    console.print(
+        f"{escape(folder.name)} is finished: {len(results.rows)} trials. A larger --num-trials "
+        "gives it more.",
+        soft_wrap=True,
+    )
+    print_result(console, results.report, folder=folder.path, commands={})
+    return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND

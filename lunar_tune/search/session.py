@@ -6,7 +6,6 @@ import dataclasses
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +16,6 @@ from lunar_tune.metrics.goal import goal_of
 from lunar_tune.report.report import short_report
 from lunar_tune.report.results import load_search
 from lunar_tune.search.backends.interface import Backend, BackendLostError, Resources
-from lunar_tune.search.descriptions import description, search_document
 from lunar_tune.search.display.log_file import RECORD
 from lunar_tune.search.display.search_progress import SearchDisplay
 from lunar_tune.search.display.summary import (
@@ -26,18 +24,14 @@ from lunar_tune.search.display.summary import (
     print_vanilla,
     vanilla_problem,
 )
-from lunar_tune.search.loop import (
-    MAX_FAILURES,
-    Confirmation,
-    Confirmed,
-    Confirming,
-    Event,
-    SearchLoop,
-    TrialEnded,
-    Unconfirmed,
+from lunar_tune.search.loop import MAX_FAILURES, Confirmation, SearchLoop
+from lunar_tune.search.outputs import (
+    search_document,
+    tracked_description,
+    write_best,
+    write_mirrors,
 )
-from lunar_tune.search.outputs import best_document, write_best, write_mirrors
-from lunar_tune.search.plan import SearchPlan, resolved_values
+from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.samplers import open_study
 from lunar_tune.study.answers import AnswerFiles
 from lunar_tune.study.folder import Folder
@@ -70,12 +64,8 @@ class SearchSession:
     """A search under way; it hears from its loop what happens.
 
     Args:
-        plan: What is searched, checked and with a model that can be loaded.
-        folder: Where everything is written.
-        backend: Runs the tasks.
-        resources: Of a trial.
+        plan: With a model that can be loaded.
         opened: Gives the way into MLflow, which may still be opening.
-        console: Where to show what happens.
         given: Origin of options that were not left at their default.
         signature: Of what decides the trials, to be kept with the study.
         brief: Whether to leave out the commands that may come next.
@@ -102,31 +92,31 @@ class SearchSession:
         self._signature, self._brief = signature, brief
         self._goal = goal_of(plan.config)
         self._display = SearchDisplay(console)
-        self._best: tuple[TrialRow, Mapping[str, float]] | None = None
+        self._found = False
+        self._unconfirmed: str | None = None
 
     def run(self, arguments: Sequence[str]) -> int:
         """Run everything, then write and show what came out; return the exit code.
-
-        Args:
-            arguments: The run's options as given, for the commands that are shown at the end.
 
         Raises:
             LunarTuneError: The base model cannot be evaluated, or makes success impossible;
                 the search's files cannot be written.
         """
         try:
-            return self._run(arguments)
+            code, ending = self._run_tasks()
+            self._conclude(ending, arguments, killed=code in {EXIT_INTERRUPTED, EXIT_LOST})
         except OSError as error:
             raise LunarTuneError(
                 f"{error}. What was computed is kept: see to the disk, then go on with lunar-tune "
                 f"search --resume {self.folder.path}"
             ) from error
+        return code
 
-    def _run(self, arguments: Sequence[str]) -> int:
+    def _run_tasks(self) -> tuple[int, str | None]:
+        """Run all tasks; return the exit code, and how the search ended if not by itself."""
         config = self.plan.config
         loop = SearchLoop(
-            self._begin,
-            self._hear,
+            self,
             AnswerFiles(self.folder, text=config.text),
             goal=self._goal,
             num_trials=config.num_trials,
@@ -135,76 +125,85 @@ class SearchSession:
             time_budget=config.time_budget,
             layer_coefficient=self.plan.layer_coefficient,
         )
-        code, ending = EXIT_INFEASIBLE, None
         if threading.current_thread() is threading.main_thread():
             # A machine that is taken away says so: the search ends as with an interruption.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
+        interrupted = lost = None
         try:
             with self._display:
                 self._display.doing("evaluating the base model")
                 self._backend.run(loop, self.plan.spec)
         except KeyboardInterrupt as error:
+            interrupted = error
             lost = str(error) if isinstance(error, BackendLostError) else None
             if loop.study is None and lost is not None:
                 raise LunarTuneError(f"{lost} before the first trial; start again.") from error
             if loop.study is None:
                 raise
             RECORD.warning(lost or "interrupted")
-            code, ending = EXIT_INTERRUPTED, "Interrupted."
-            if lost is not None:
-                code, ending = EXIT_LOST, f"{lost}; --resume goes on."
-            self._end_running(INTERRUPTED)
+            for number in self.study.running():
+                self.study.fail(number, INTERRUPTED, again=True)
         if loop.error is not None:
             raise loop.error
-        if loop.gave_up and code not in {EXIT_INTERRUPTED, EXIT_LOST}:
-            code, ending = EXIT_FAILURES, f"Stopped after {MAX_FAILURES} failed trials in a row."
-        if ending is None and self._best is None and loop.unconfirmed is not None:
-            ending = f"No full evaluation gave an answer ({loop.unconfirmed})."
-        self._conclude(ending, arguments, killed=code in {EXIT_INTERRUPTED, EXIT_LOST})
-        return EXIT_FOUND if self._best is not None and code == EXIT_INFEASIBLE else code
+        if lost is not None:
+            return EXIT_LOST, f"{lost}; --resume goes on."
+        if interrupted is not None:
+            return EXIT_INTERRUPTED, "Interrupted."
+        if loop.gave_up:
+            return EXIT_FAILURES, f"Stopped after {MAX_FAILURES} failed trials in a row."
+        if self._found:
+            return EXIT_FOUND, None
+        if self._unconfirmed is not None:
+            return EXIT_INFEASIBLE, f"No full evaluation gave an answer ({self._unconfirmed})."
+        return EXIT_INFEASIBLE, None
 
-    def _begin(self, outcome: Outcome) -> Study:
+    def begin(self, outcome: Outcome) -> Study:
         """Judge the base model; open the study and describe the search."""
         if outcome.result is None:
             raise AssertionError("a base model without a result begins no search")
-        scores = outcome.result.evaluation.scores
+        config, scores = self.plan.config, outcome.result.evaluation.scores
         self._display.doing(None)
         print_vanilla(self._console, scores, outcome.plain_decoding)
         problem = vanilla_problem(scores, self._goal.floor, self.plan.spec)
-        config = self.plan.config
         if problem is not None and not (config.force or config.resume):
             raise UnknowingModelError(problem)
         if problem is not None and config.force:
             self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
         stored = StoredStudy.read(self.folder.journal)
         before = stored.notes if stored is not None else {}
-        layer_prior = self._narrow(outcome.layer_prior, before)
+        layer_prior = None
+        if outcome.layer_prior is not None:  # a search keeps the layers that it began with
+            layer_prior = before.get("layer_prior") or outcome.layer_prior
+            self.plan = self.plan.with_own_prior(layer_prior)
+            self._console.print(f"layer {escape(str(self.plan.layers))}")
         self._compare_vanilla(scores, before.get("vanilla", {}))
-        self.vanilla, tracker = scores, self._opened()
-        document, resolved = self._document(tracker.uri)
+        self.vanilla, tracker, plan = scores, self._opened(), self.plan
+        document = search_document(
+            plan,
+            name=self.folder.name,
+            uri=tracker.uri,
+            resources=self.resources,
+            given=self._given,
+            vanilla=scores,
+        )
         # Before the study: whoever goes on with it finds what it was told.
         write_atomically(self.folder.config, document.encode())
         self.study = open_study(
-            self.folder.journal,
-            name=self.folder.name,
-            space=self.plan.space,
-            config=self.plan.config,
+            self.folder.journal, name=self.folder.name, space=plan.space, config=config
         )
         notes = {
             "mlflow": tracker.place(before.get("mlflow")),
-            "description": description(self.plan, resolved["digests"], before.get("description")),
+            "description": tracked_description(plan, before.get("description")),
             "status": "KILLED",  # what is true of a search that could not say how it ended
             "goal": self._goal.text,
             "vanilla": dict(scores),
-            "tags": self.plan.spec.tags,
+            "tags": plan.spec.tags,
             "signature": self._signature,
             "layer_prior": layer_prior,
-            "facts": self._facts,
+            "facts": {label.strip(): value for label, value in plan.facts.items()},
             "configuration": document,
             # What an earlier attempt has left, perhaps with fewer trials:
-            "confirmed": None,
-            "num_trials": None,
-            "refused": None,
+            **dict.fromkeys(("confirmed", "num_trials", "refused")),
         }
         for key, value in notes.items():
             self.study.note(key, value)
@@ -231,42 +230,42 @@ class SearchSession:
         if difference:
             self._console.print(
                 f"[yellow]the base model answers a little differently than when the search "
-                f"began:[/yellow] {told}; another machine rounds differently",
-                highlight=False,
+                f"began:[/yellow] {told}; another machine rounds differently"
             )
 
-    def _hear(self, event: Event) -> None:
-        """Show and keep what happens."""
-        match event:
-            case TrialEnded(row):
-                self._display.ended(row)
-                search = StoredSearch(folder=self.folder, study=self.study.stored, goal=self._goal)
-                self._opened().trial(search, row.number)
-            case Confirming(row):
-                asked = "held-out" if self.plan.config.holdout else "all"
-                self._display.doing(f"confirming trial {row.number} on {asked} questions")
-            case Unconfirmed(row, reason):
-                self._display.doing(None)
-                self._console.print(
-                    f"trial {row.number} could not be evaluated in full ({escape(reason)}); the "
-                    "next best is confirmed instead",
-                    highlight=False,
-                )
-            case Confirmed(row, confirmation, holds):
-                self._display.doing(None)
-                self._keep_best(row, confirmation, holds=holds)
+    def ended(self, row: TrialRow) -> None:
+        """Show a trial that has ended, and write its run."""
+        self._display.ended(row)
+        search = StoredSearch(folder=self.folder, study=self.study.stored, goal=self._goal)
+        self._opened().trial(search, row.number)
 
-    def _keep_best(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
+    def confirming(self, row: TrialRow) -> None:
+        """Show that a setting is about to be evaluated in full."""
+        asked = "held-out" if self.plan.config.holdout else "all"
+        self._display.doing(f"confirming trial {row.number} on {asked} questions")
+
+    def unconfirmed(self, row: TrialRow, reason: str) -> None:
+        """Say that a full evaluation gave no answer."""
+        self._unconfirmed = reason
+        self._display.doing(None)
+        self._console.print(
+            f"trial {row.number} could not be evaluated in full ({escape(reason)}); the next best "
+            "is confirmed instead"
+        )
+
+    def confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
         """Keep the best setting, or say why it is not the best."""
+        self._display.doing(None)
         if not holds:
             self._console.print(
                 f"trial {row.number} misses a bound when evaluated in full; the next best is "
                 "confirmed instead"
             )
             return
-        self._best = row, confirmation.scores
+        self._found = True
         self.study.note("confirmed", dataclasses.asdict(confirmation))
-        document = best_document(
+        write_best(
+            self.folder,
             row,
             confirmation,
             spec=self.plan.spec,
@@ -274,34 +273,6 @@ class SearchSession:
             vanilla=self.vanilla,
             goal=self._goal,
         )
-        write_best(self.folder, document)
-
-    @property
-    def _facts(self) -> dict[str, str]:
-        """What is done, as label and value."""
-        return {key.strip(): value for key, value in self.plan.facts.items()}
-
-    def _narrow(self, layer_prior: str | None, before: Mapping[str, Any]) -> str | None:
-        """Take layers that were scored; a study that has begun keeps those that it began with."""
-        if layer_prior is None:
-            return None
-        text = before.get("layer_prior") or layer_prior
-        self.plan = self.plan.with_own_prior(text)
-        self._console.print(f"layer {escape(str(self.plan.layers))}", highlight=False)
-        return text
-
-    def _document(self, uri: str) -> tuple[str, Mapping[str, Any]]:
-        """Return the configuration, and what it says beside options."""
-        resolved = resolved_values(self.plan, self.vanilla)
-        document = search_document(
-            self.plan,
-            name=self.folder.name,
-            uri=uri,
-            resources=self.resources,
-            given=self._given,
-            resolved=resolved,
-        )
-        return document, resolved
 
     def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
         """Write what is made of the study, MLflow's runs among it, and show the result."""
@@ -320,19 +291,11 @@ class SearchSession:
             self._console.print(
                 "[yellow]MLflow does not have all of it:[/yellow] python -m lunar_tune.compare "
                 f"{escape(str(self.folder.path))} writes the rest when it answers again",
-                highlight=False,
                 soft_wrap=True,
             )
         if ending is None:  # the last word: nothing of a search that has it is done again
             self.study.note("num_trials", self.plan.config.num_trials)
-        commands = (
-            {}
-            if self._brief
-            else next_commands(self.plan.config, self.folder.path, report, arguments)
-        )
+        commands = {}
+        if not self._brief:
+            commands = next_commands(self.plan.config, self.folder.path, report, arguments)
         print_result(self._console, report, folder=self.folder.path, commands=commands)
-
-    def _end_running(self, reason: str) -> None:
-        """Fail what has no result."""
-        for number in self.study.running():
-            self.study.fail(number, reason, again=True)

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_file
 from lunar_tune.models.catalog import CATALOG
-from lunar_tune.search.space.space import SearchSpace
-from lunar_tune.search.space.space_kinds import block_at, middle_of, nearest_of
+from lunar_tune.search.space import SearchSpace, block_at, middle_of, nearest_of
 from lunar_tune.study.rows import best_first
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import describe_mistakes, read_yaml
 
-__all__ = [
-    "StartingPoint",
-    "StartingPoints",
-    "fitting",
-    "found_points",
-    "own_points",
-    "usual_point",
-]
-
-OWN = "the space's own"
+__all__ = ["StartingPoint", "fitting", "found_points", "usual_point"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,43 +34,17 @@ class StartingPoint:
     """Whether values outside the space are moved inside; else the setting is left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartingPoints:
-    """Settings to try first, in their order."""
+def fitting(
+    points: Iterable[StartingPoint], space: SearchSpace
+) -> tuple[tuple[Mapping[str, int | float], ...], str]:
+    """Return the settings that a space holds, some of them moved into it, each once.
 
-    asked: tuple[StartingPoint, ...] = ()
-    """All settings that were to be tried, as they were found."""
-    kept: tuple[StartingPoint, ...] = ()
-    """Those that the space holds, each once."""
-    left_out: tuple[str, ...] = ()
-    """Origin of the others, and why."""
-
-    @property
-    def values(self) -> tuple[Mapping[str, int | float], ...]:
-        """The kept settings alone."""
-        return tuple(point.values for point in self.kept)
-
-    @property
-    def found(self) -> tuple[StartingPoint, ...]:
-        """The settings of other searches, as they were found."""
-        return tuple(point for point in self.asked if point.movable)
-
-    @property
-    def text(self) -> str:
-        """Count and origins in one line."""
-        origins = [point.origin for point in self.kept]
-        counts = {origin: origins.count(origin) for origin in origins}
-        named = (origin if n == 1 else f"{origin} ({n})" for origin, n in counts.items())
-        text = f"{len(origins)} ({', '.join(named)})" if origins else "none"
-        return text + (f"; left out: {'; '.join(self.left_out)}" if self.left_out else "")
-
-
-def fitting(points: Iterable[StartingPoint], space: SearchSpace) -> StartingPoints:
-    """Return the points that a space holds, some of them moved into it, each once."""
-    asked = tuple(points)
+    Returns:
+        The settings, and their count and origins in a line, with those that are left out.
+    """
     kept: dict[tuple[tuple[str, int | float], ...], StartingPoint] = {}
     left_out = []
-    for one in asked:
+    for one in points:
         point = _moved_inside(one, space) if one.movable else one
         try:
             space.check(point.values)
@@ -88,12 +53,11 @@ def fitting(points: Iterable[StartingPoint], space: SearchSpace) -> StartingPoin
             left_out.append(f"{one.origin} ({reasons})")
         else:
             kept.setdefault(tuple(sorted(point.values.items())), point)
-    return StartingPoints(asked, tuple(kept.values()), tuple(left_out))
-
-
-def own_points(space: SearchSpace) -> list[StartingPoint]:
-    """Return the points that the space's file names."""
-    return [StartingPoint(point, OWN) for point in space.starting_points]
+    counts = Counter(point.origin for point in kept.values())
+    named = (origin if n == 1 else f"{origin} ({n})" for origin, n in counts.items())
+    text = f"{len(kept)} ({', '.join(named)})" if kept else "none"
+    text += f"; left out: {'; '.join(left_out)}" if left_out else ""
+    return tuple(point.values for point in kept.values()), text
 
 
 def found_points(
@@ -132,9 +96,20 @@ class _Found(BaseModel):
 
 
 def _read(search: str, output: Path) -> _Found:
-    """Read a `best.yaml`, or the best setting of a search."""
-    path = Path(search)
-    content = read_yaml(path) if is_file(path) else _best_of(search, output)
+    """Read a `best.yaml`, or a search's confirmed best setting, else its best as searched."""
+    if is_file(path := Path(search)):
+        content = read_yaml(path)
+    else:
+        stored = StoredSearch.read(search, runs=output)
+        best = stored.best or next(iter(best_first(list(stored.rows))), None)
+        if best is None:
+            raise InputError(
+                f"--start-from {search}: none of its trials is feasible. Name a search that found "
+                "a feasible setting, or write the setting into a file like best.yaml."
+            )
+        depth = stored.config.resolved.get("n_layers")
+        setting = {"parameters": dict(best.parameters), "n_layers": depth}
+        content = {**stored.study.notes["tags"], **setting}
     try:
         return _Found.model_validate(content)
     except ValidationError as error:
@@ -142,19 +117,6 @@ def _read(search: str, output: Path) -> _Found:
         raise InputError(
             f"--start-from {search}: {mistakes}. Name a search, or the best.yaml of one."
         ) from error
-
-
-def _best_of(name: str, output: Path) -> dict[str, Any]:
-    """Return a search's confirmed best setting, else its best feasible one as searched."""
-    search = StoredSearch.read(name, runs=output)
-    best = search.best or next(iter(best_first(list(search.rows))), None)
-    if best is None:
-        raise InputError(
-            f"--start-from {name}: none of its trials is feasible. Name a search that found a "
-            "feasible setting, or write the setting into a file like best.yaml."
-        )
-    depth = search.config.resolved.get("n_layers")
-    return {**search.study.notes["tags"], "parameters": dict(best.parameters), "n_layers": depth}
 
 
 def _carried_over(found: _Found, search: str, spec: TrialSpec, n_layers: int) -> StartingPoint:
@@ -184,18 +146,14 @@ def _carried_over(found: _Found, search: str, spec: TrialSpec, n_layers: int) ->
 
 def _moved_inside(point: StartingPoint, space: SearchSpace) -> StartingPoint:
     """Return a point with each value that lies outside the space at the nearest inside."""
-    moved = {
-        name: nearest_of(kind, point.values[name])
-        for name, kind in space.parameters.items()
-        if name in point.values
-    }
-    changes = [
-        f"{name} {point.values[name]:g} → {value:g}"
-        for name, value in moved.items()
-        if value != point.values[name]
-    ]
-    origin = " with ".join([point.origin, *([" and ".join(changes)] if changes else [])])
-    return dataclasses.replace(point, values={**point.values, **moved}, origin=origin)
+    values, changes = dict(point.values), []
+    for name, kind in space.parameters.items():
+        if name in values:
+            before, values[name] = values[name], nearest_of(kind, values[name])
+            if values[name] != before:
+                changes.append(f"{name} {before:g} → {values[name]:g}")
+    origin = f"{point.origin} with {' and '.join(changes)}" if changes else point.origin
+    return dataclasses.replace(point, values=values, origin=origin)
 
 
 def usual_point(space: SearchSpace) -> dict[str, int | float]:

@@ -1,7 +1,4 @@
-"""The search's command line: help, dry run, and wrong inputs that end in one message.
-
-Covers: what needs no weights, in this process. Does not cover: real searches (`tests/search`).
-"""
+"""The search's command line: help, dry run, and wrong inputs that end in one message."""
 
 from __future__ import annotations
 
@@ -110,7 +107,7 @@ runpy.run_module("lunar_tune.search", run_name="__main__")
         (("--forget-edge", "X_Y"), "A_B"),
         (("--layer-prior", "nosuch.json"), "nosuch.json: cannot be read"),
         (("--layer-prior", "auto", "--method", "npo"), "--layer-prior auto: layers are scored"),
-        (("--sampler", "grid"), "--sampler grid: there are gp, tpe, random."),
+        (("--sampler", "grid"), "unknown sampler 'grid'. There are: gp, tpe, random."),
         (("--solver", "sgd"), "solver sgd: there are adamw, closed_form, lora."),
         (("--method", "nop"), "unknown method 'nop'"),
         (("--method", "dpo", "--refusals", "nosuch.txt"), "nosuch.txt"),
@@ -170,7 +167,7 @@ def test_everything_that_is_wrong_is_said_in_one_message() -> None:
     listed = [line for line in message.splitlines() if line.startswith("  - ")]
     for part in (
         "retain_rouge1>=7",
-        "--sampler grid",
+        "unknown sampler 'grid'",
         "--fix layer",
         "X_Y",
         "nosuch.json",

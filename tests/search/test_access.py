@@ -1,7 +1,6 @@
 """Who may use Ray: a session that is started here is its starter's alone, a cluster is found fast.
 
-Covers: a real local Ray, what of it listens, clients without its token; addresses; tokens that are
-shown to a cluster or not. Real clusters of `ray start` are in a process group of their own.
+Real clusters of `ray start` are in a process group of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import pytest
 from command_lines import environment
 
 from lunar_tune.errors import InputError
-from lunar_tune.search.backends.ray.access import check_address, own_session, refusal, users_token
+from lunar_tune.search.backends.ray.cluster import check_address, own_session, refusal, users_token
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 INSIDE = """
@@ -156,7 +155,7 @@ def test_a_cluster_of_this_machine_is_joined_with_its_kept_token(head: str, tmp_
 def without_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("lunar_tune.search.backends.ray.access.Path.home", lambda: tmp_path)
+    monkeypatch.setattr("lunar_tune.search.backends.ray.cluster.Path.home", lambda: tmp_path)
     return tmp_path
 
 
@@ -212,7 +211,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lives stays, and so does what has begun so late that its lock may not be held yet."""
-    monkeypatch.setattr("lunar_tune.search.backends.ray.access._TEMP", tmp_path)
+    monkeypatch.setattr("lunar_tune.search.backends.ray.cluster._TEMP", tmp_path)
     for name, age in (("dead", 3600), ("alive", 3600), ("new", 0)):
         lock = tmp_path / f"lt-ray-{name}" / "alive"
         lock.parent.mkdir()

@@ -14,9 +14,9 @@ from made_outcomes import base_model, ended, failed
 from ray.tune.search import Searcher
 from test_loop import Heard
 
-from lunar_tune.search.backends import in_process
-from lunar_tune.search.backends.in_process import InProcess
-from lunar_tune.search.backends.ray.searcher import LoopCallback, LoopSearcher
+from lunar_tune.search.backends import interface
+from lunar_tune.search.backends.interface import InProcess
+from lunar_tune.search.backends.ray.backend import LoopCallback, LoopSearcher
 from lunar_tune.search.backends.ray.trainable import HANDED_OVER, Parcel
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED
@@ -108,10 +108,6 @@ def test_ray_can_pickle_both_without_the_study(on_ray: OnRay) -> None:
         assert vars(pickle.loads(pickle.dumps(one))) == {}
 
 
-def test_metric_and_space_are_not_rays_affair(on_ray: OnRay) -> None:
-    assert on_ray.searcher.set_search_properties("loss", "min", {"x": 1}) is True
-
-
 class Scripted:
     """In a runner's place: gives what it was told to, and notes what it was asked."""
 
@@ -137,7 +133,7 @@ class Scripted:
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
     Scripted.asked, Scripted.closed = [], 0
-    monkeypatch.setattr(in_process, "TaskRunner", Scripted)
+    monkeypatch.setattr(interface, "TaskRunner", Scripted)
     return Scripted
 
 

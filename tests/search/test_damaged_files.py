@@ -1,8 +1,4 @@
-"""What a search left, damaged: refused in one message, never a traceback.
-
-Covers: journals, answers, configurations; made by the writers themselves.
-Does not cover: many more kinds of damage (`scripts/fuzz.py`).
-"""
+"""What a search left, damaged: refused in one message, never a traceback."""
 
 from __future__ import annotations
 
@@ -18,11 +14,12 @@ from made_outcomes import complete, trial_result
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
+from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space.space import load_space
+from lunar_tune.search.space_sources import load_space
 from lunar_tune.study.stored_search import stored_answers
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.study.tables import write_answers
@@ -38,14 +35,7 @@ JSON = st.recursive(
 def journal(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return the lines of a journal with a completed, a failed and a running trial."""
     path = tmp_path_factory.mktemp("study") / "study.journal"
-    space = load_space(
-        None,
-        model_name="tiny",
-        method="lunar",
-        variant="adamw",
-        parameters=("layer", "coefficient", "learning_rate"),
-        n_layers=4,
-    )
+    space = load_space(None, LunarMethod(), model_name="tiny", n_layers=4)
     study = open_study(path, name="s", space=space, config=SearchConfig(sampler="random"))
     study.note("goal", goal_of(SearchConfig()).text)
     complete(study, study.ask()[0], trial_result(0.1, 0.9))

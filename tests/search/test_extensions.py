@@ -1,4 +1,4 @@
-"""A method and a metric of another package: a file each, found by an entry point, searched with."""
+"""A method, a metric and a sampler of another package: a file each, found by entry points."""
 
 from __future__ import annotations
 
@@ -73,6 +73,15 @@ WORDS = Metric(
     lower_is_better=False, needs=frozenset({ANSWERS, WHOLE_ANSWERS}), compute=mean_words,
 )
 '''
+SAMPLER = '''
+"""Always the same share, any layer."""
+
+from optuna.samplers import PartialFixedSampler, RandomSampler
+
+
+def half(seed):
+    return PartialFixedSampler({"share": 0.5}, RandomSampler(seed=seed))
+'''
 SPACE = """
 shrink:
   shrink:
@@ -87,12 +96,15 @@ shrink = toy_method:ENTRY
 
 [lunar_tune.metrics]
 retain_words = toy_metric:WORDS
+
+[lunar_tune.samplers]
+half = toy_sampler:half
 """
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """Install a package of two files by hand: what pip leaves of one is a folder beside them."""
+    """Install a package of three files by hand: what pip leaves of one is a folder beside them."""
     folder = tmp_path / "site"
     about = folder / "toy-1.0.dist-info"
     about.mkdir(parents=True)
@@ -100,17 +112,18 @@ def package(tmp_path: Path) -> Path:
     (about / "entry_points.txt").write_text(ENTRY_POINTS)
     (folder / "toy_method.py").write_text(METHOD)
     (folder / "toy_metric.py").write_text(METRIC)
+    (folder / "toy_sampler.py").write_text(SAMPLER)
     (tmp_path / "space.yaml").write_text(SPACE)
     return folder
 
 
-def test_a_search_with_a_method_and_a_metric_of_another_package(
+def test_a_search_with_a_method_a_metric_and_a_sampler_of_another_package(
     package: Path, tmp_path: Path
 ) -> None:
     arguments = [
         *("--model", "tiny", "--method", "shrink", "--space", "space.yaml", "--in-process"),
         *("--num-trials", "3", "--constrain", "retain_words>=0", "--metrics", "retain_words"),
-        *("--name", "toy", "--factual-data", "none", "--max-new-tokens", "8"),
+        *("--sampler", "half", "--name", "toy", "--factual-data", "none", "--max-new-tokens", "8"),
     ]
     paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     done = run_command("search", *arguments, cwd=tmp_path, PYTHONPATH=paths)
@@ -118,6 +131,7 @@ def test_a_search_with_a_method_and_a_metric_of_another_package(
     trials = pd.read_parquet(tmp_path / "runs/toy/trials.parquet")
     assert set(trials["state"]) == {"complete"}
     assert {"params.share", "retain_words"} <= set(trials.columns)
+    assert set(trials["params.share"]) == {0.5}
     answers = pd.read_parquet(tmp_path / "runs/toy/trials/00000.parquet")
     kept = answers[answers["set_name"] == "retain"]["answer"]
     assert trials["retain_words"][0] == pytest.approx(kept.str.split().str.len().mean())

@@ -21,10 +21,14 @@ from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import DivergenceError, EditedModelError
 from lunar_tune.methods.contract import Change, Fit, Preparation
 from lunar_tune.search.backends.interface import BackendLostError
-from lunar_tune.search.backends.ray import ray_watch
-from lunar_tune.search.backends.ray.ray_watch import watched
-from lunar_tune.search.backends.ray.trainable import HANDED_OVER, UnlearningTrainable
-from lunar_tune.search.backends.ray.watchdog import Watchdog, crash_reason
+from lunar_tune.search.backends.ray import backend
+from lunar_tune.search.backends.ray.backend import watched
+from lunar_tune.search.backends.ray.trainable import (
+    HANDED_OVER,
+    UnlearningTrainable,
+    Watchdog,
+    crash_reason,
+)
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Task
@@ -79,8 +83,8 @@ class Broken(Preparation):
 
 def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the end of the search ends the watch, whatever becomes of Ray then."""
-    monkeypatch.setattr(ray_watch, "_EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(ray_watch, "_GRACE_SECONDS", 3.0)  # time to react, on any machine
+    monkeypatch.setattr(backend, "_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(backend, "_GRACE_SECONDS", 3.0)  # time to react, on any machine
     before = signal.getsignal(signal.SIGUSR2)
     with (
         sleeping() as process,
@@ -99,10 +103,10 @@ STUCK = """
 import signal, subprocess, time
 import psutil
 from lunar_tune.search.backends.interface import BackendLostError
-from lunar_tune.search.backends.ray import ray_watch
-ray_watch._EVERY_SECONDS = ray_watch._GRACE_SECONDS = 0.05
+from lunar_tune.search.backends.ray import backend
+backend._EVERY_SECONDS = backend._GRACE_SECONDS = 0.05
 process = subprocess.Popen(["sleep", "100"])
-with ray_watch.watched(lambda lost: print(lost, flush=True), [psutil.Process(process.pid)]):
+with backend.watched(lambda lost: print(lost, flush=True), [psutil.Process(process.pid)]):
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # as a call that does not return
     process.kill()
     time.sleep(60)
@@ -158,7 +162,7 @@ HANGING = """
 import sys, time
 from pathlib import Path
 from lunar_tune.study.folder import Folder
-from lunar_tune.search.backends.ray.watchdog import Watchdog
+from lunar_tune.search.backends.ray.trainable import Watchdog
 
 def stuck_here():
     time.sleep(100)

@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 from priors import prior_of
 
 from lunar_tune.errors import InputError
+from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.search.layer_choice import check_has_choice, choose_layers
-from lunar_tune.search.space.space import (
-    Choice,
-    Fixed,
-    FloatRange,
-    IntRange,
-    Parameter,
-    SearchSpace,
-    load_space,
-)
+from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, Parameter, SearchSpace
+from lunar_tune.search.space_sources import load_space
 
 CURVE = {0: 0.1, 1: 0.7, 2: 0.9, 3: 0.2}  # over -1: gains 1.1, 1.7, 1.9, 1.2; 80 % of 1.9 is 1.52
 
@@ -43,33 +37,33 @@ def space_with(layer: Parameter, *, method: str = "lunar") -> SearchSpace:
 
 def test_an_int_range_becomes_the_smallest_that_holds_the_recommended_layers() -> None:
     space = space_with(IntRange(low=0, high=3))
-    choice = choose_layers(space, prior_of(CURVE, [1, 2]), origin="l.json")
+    narrowed, best, text = choose_layers(space, prior_of(CURVE, [1, 2]), origin="l.json")
 
-    assert choice.space.parameters["layer"] == IntRange(low=1, high=2)
-    assert choice.best == 2
-    assert choice.text == "1 … 2 by s1 - s2 (l.json)"
+    assert narrowed.parameters["layer"] == IntRange(low=1, high=2)
+    assert best == 2
+    assert text == "1 … 2 by s1 - s2 (l.json)"
     for name in ("coefficient", "learning_rate"):
-        assert choice.space.parameters[name] == space.parameters[name]
-    assert list(choice.space.parameters) == list(space.parameters), "the order of the method"
+        assert narrowed.parameters[name] == space.parameters[name]
+    assert list(narrowed.parameters) == list(space.parameters), "the order of the method"
     assert space.parameters["layer"] == IntRange(low=0, high=3), "the space itself is left alone"
 
 
 def test_layers_between_recommended_ones_stay_in_a_range_and_not_in_a_choice() -> None:
     curve = {0: 0.9, 1: -0.9, 2: 0.8, 3: -0.8}
     prior = prior_of(curve, [0, 2])
-    ranged = choose_layers(space_with(IntRange(low=0, high=3)), prior, origin="l").space
-    chosen = choose_layers(space_with(Choice(values=(3, 2, 1, 0))), prior, origin="l").space
+    ranged = choose_layers(space_with(IntRange(low=0, high=3)), prior, origin="l")[0]
+    chosen = choose_layers(space_with(Choice(values=(3, 2, 1, 0))), prior, origin="l")[0]
     assert ranged.parameters["layer"] == IntRange(low=0, high=2)
     assert chosen.parameters["layer"] == Choice(values=(2, 0)), "in the order of the file"
 
 
 def test_one_recommended_layer_leaves_one() -> None:
     prior = prior_of({0: -0.9, 1: -0.8, 2: -0.7, 3: 0.9}, [3])
-    choice = choose_layers(space_with(IntRange(low=0, high=3)), prior, origin="l")
-    assert choice.space.values_of("layer") == (3,)
-    assert choice.text == "3 by s1 - s2 (l)"
-    choice = choose_layers(space_with(Choice(values=(1, 3))), prior, origin="l")
-    assert choice.space.parameters["layer"] == Choice(values=(3,))
+    space, _, text = choose_layers(space_with(IntRange(low=0, high=3)), prior, origin="l")
+    assert space.values_of("layer") == (3,)
+    assert text == "3 by s1 - s2 (l)"
+    space, _, _ = choose_layers(space_with(Choice(values=(1, 3))), prior, origin="l")
+    assert space.parameters["layer"] == Choice(values=(3,))
 
 
 def test_a_range_by_depth_is_narrowed_in_blocks(tmp_path: Path) -> None:
@@ -78,15 +72,8 @@ def test_a_range_by_depth_is_narrowed_in_blocks(tmp_path: Path) -> None:
         "lunar: {adamw: {parameters: {layer: {type: depth, low: 0.0, high: 1.0}, coefficient: "
         "{type: fixed, value: 2.0}, learning_rate: {type: fixed, value: 0.01}}}}"
     )
-    space = load_space(
-        str(path),
-        model_name="m",
-        method="lunar",
-        variant="adamw",
-        parameters=("layer", "coefficient", "learning_rate"),
-        n_layers=4,
-    )
-    narrowed = choose_layers(space, prior_of(CURVE, [1, 2]), origin="l").space
+    space = load_space(str(path), LunarMethod(), model_name="m", n_layers=4)
+    narrowed = choose_layers(space, prior_of(CURVE, [1, 2]), origin="l")[0]
     assert narrowed.parameters["layer"] == IntRange(low=1, high=2)
 
 
@@ -109,21 +96,22 @@ def test_what_is_left_is_as_small_as_can_be(wanted: set[int], one: int, other: i
         (run for run in runs if inside <= set(range(run[0], run[1] + 1))),
         key=lambda run: run[1] - run[0],
     )
-    choice = choose_layers(space, prior, origin="l")
-    assert choice.space.parameters["layer"].bounds == shortest
-    assert choice.best in inside
+    narrowed, best, _ = choose_layers(space, prior, origin="l")
+    assert narrowed.parameters["layer"].bounds == shortest
+    assert best in inside
 
 
 def test_the_best_layer_within_the_space_comes_first() -> None:
     """The best of all is 2, which this space does not hold."""
-    choice = choose_layers(space_with(IntRange(low=0, high=1)), prior_of(CURVE, [1, 2]), origin="l")
-    assert choice.best == 1
-    assert choice.space.parameters["layer"] == IntRange(low=1, high=1)
+    prior = prior_of(CURVE, [1, 2])
+    narrowed, best, _ = choose_layers(space_with(IntRange(low=0, high=1)), prior, origin="l")
+    assert best == 1
+    assert narrowed.parameters["layer"] == IntRange(low=1, high=1)
 
 
 def test_of_equal_layers_the_lowest_is_the_best() -> None:
     prior = prior_of({0: 0.0, 1: 0.9, 2: 0.9, 3: 0.1}, [1, 2])
-    assert choose_layers(space_with(IntRange(low=0, high=3)), prior, origin="l").best == 1
+    assert choose_layers(space_with(IntRange(low=0, high=3)), prior, origin="l")[1] == 1
 
 
 def test_a_recommendation_outside_the_space_is_refused_with_both() -> None:
@@ -148,10 +136,10 @@ def test_scores_that_tell_nothing_leave_the_space_as_it_is(
 ) -> None:
     space = space_with(IntRange(low=0, high=3))
     prior = prior_of(curve, [max(curve)], unmodified=unmodified)
-    choice = choose_layers(space, prior, origin="l.json")
-    assert choice.space == space
-    assert choice.best is None
-    assert choice.text == f"0 … 3, as in the space: {reason} (l.json)"
+    same, best, text = choose_layers(space, prior, origin="l.json")
+    assert same == space
+    assert best is None
+    assert text == f"0 … 3, as in the space: {reason} (l.json)"
 
 
 @pytest.mark.parametrize(("unfinished", "warned"), [(6, False), (7, True)])
@@ -159,7 +147,7 @@ def test_a_curve_of_answers_that_do_not_end_is_said_to_tell_little(
     unfinished: int, warned: bool
 ) -> None:
     prior = prior_of(CURVE, [1, 2], unfinished=unfinished)
-    text = choose_layers(space_with(IntRange(low=0, high=3)), prior, origin="l").text
+    text = choose_layers(space_with(IntRange(low=0, high=3)), prior, origin="l")[2]
     assert ("most answers there do not end" in text) is warned
 
 

@@ -14,19 +14,10 @@ from test_study import frozen, study_in
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.search.loop import (
-    DONE,
-    WAIT,
-    Confirmed,
-    Confirming,
-    Event,
-    SearchLoop,
-    TrialEnded,
-    Unconfirmed,
-)
+from lunar_tune.search.loop import DONE, WAIT, Confirmation, SearchLoop
 from lunar_tune.study.answers import AnswerFiles
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING
+from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.study.study import Study
 from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Task
 
@@ -37,9 +28,9 @@ class Heard:
     def __init__(self, folder: Path, *, refuses: bool = False, **options: Any) -> None:
         self.folder, self.refuses = folder, refuses
         self.news: list[tuple[str, Any]] = []
-        options = {"num_trials": 3, "goal": goal_of(SearchConfig()), "max_failures": 2} | options
+        options = {"num_trials": 3, "goal": goal_of(SearchConfig())} | options
         answers = AnswerFiles(Folder(folder))
-        self.loop = SearchLoop(self.begin, self.hear, answers, n_retain=N_RETAIN, **options)
+        self.loop = SearchLoop(self, answers, n_retain=N_RETAIN, **options)
 
     def begin(self, outcome: Outcome) -> Study:
         assert outcome.result is not None
@@ -50,18 +41,19 @@ class Heard:
             raise InputError("nothing to forget")
         return study_in(self.folder)
 
-    def hear(self, event: Event) -> None:
-        match event:
-            case TrialEnded(row):
-                assert self.study.row(row.number) == row, "the study has it already"
-                self.news.append(("end", row))
-            case Confirming(row):
-                self.news.append(("confirming", row.number))
-            case Unconfirmed(row, reason):
-                self.news.append(("unconfirmed", (row.number, reason)))
-            case Confirmed(row, confirmation, holds):
-                assert row.number == confirmation.number
-                self.news.append(("holds" if holds else "falls", row.number))
+    def ended(self, row: TrialRow) -> None:
+        assert self.study.row(row.number) == row, "the study has it already"
+        self.news.append(("end", row))
+
+    def confirming(self, row: TrialRow) -> None:
+        self.news.append(("confirming", row.number))
+
+    def unconfirmed(self, row: TrialRow, reason: str) -> None:
+        self.news.append(("unconfirmed", (row.number, reason)))
+
+    def confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
+        assert row.number == confirmation.number
+        self.news.append(("holds" if holds else "falls", row.number))
 
     @property
     def study(self) -> Study:
@@ -90,6 +82,12 @@ class Heard:
         assert task.kind == CONFIRMATION
         self.loop.take(task_id, ended(0.1, retain))
         return task.number
+
+
+@pytest.fixture(autouse=True)
+def two_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """End a search after two failed trials in a row."""
+    monkeypatch.setattr("lunar_tune.search.loop.MAX_FAILURES", 2)
 
 
 @pytest.fixture
@@ -311,7 +309,7 @@ def test_a_trial_whose_worker_is_lost_runs_again_and_the_budget_counts_it_once(
 
 
 def test_a_trial_whose_worker_is_lost_three_times_is_taken_to_be_at_fault(tmp_path: Path) -> None:
-    heard = Heard(tmp_path, num_trials=2, max_failures=9)
+    heard = Heard(tmp_path, num_trials=2)
     heard.base_model()
     setting = heard.next("1").parameters
     heard.loop.lose("1", "RuntimeError: killed")
@@ -373,7 +371,7 @@ def test_an_error_of_the_search_itself_ends_it_and_is_kept_as_it_is(
     else:
         heard.next("1")
         monkeypatch.setattr(
-            *((heard.study, "complete") if where == "telling" else (heard.loop, "_tell")), full
+            *((heard.study, "complete") if where == "telling" else (heard, "ended")), full
         )
         heard.loop.take("1", ended())
     assert heard.loop.error is error
@@ -389,7 +387,7 @@ def test_full_evaluations_that_all_crash_are_told_apart_from_bounds_that_are_mis
         assert heard.next(name).kind == CONFIRMATION
         heard.loop.take(name, failed("out of memory"))
     assert heard.loop.next("7") is DONE
-    assert heard.loop.unconfirmed == "out of memory"
+    assert heard.news[-1] == ("unconfirmed", (2, "out of memory"))
 
 
 def test_what_was_held_out_does_not_choose_between_settings(tmp_path: Path) -> None:

@@ -1,8 +1,4 @@
-"""Parameters of a space that are fixed or narrowed on the command line.
-
-Covers: every kind of parameter, settings that a method may search, contradictions, starting points;
-plans of searches, and the trials of one.
-"""
+"""Parameters of a space that are fixed or narrowed on the command line."""
 
 from __future__ import annotations
 
@@ -19,11 +15,10 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.methods.method_registry import configure_method
 from lunar_tune.search.plan import SearchPlan, plan_search
+from lunar_tune.search.resume import signature_of
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.signature import signature_of
-from lunar_tune.search.space.narrowing import narrowed
-from lunar_tune.search.space.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
-from lunar_tune.search.space.space_kinds import Parameter
+from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, Parameter, SearchSpace
+from lunar_tune.search.space_sources import narrowed
 from lunar_tune.trial.assemble import configured
 from lunar_tune.yaml_files import read_yaml
 
@@ -46,19 +41,12 @@ def narrow(
     solver: str | None = None,
 ) -> SearchSpace:
     """Narrow a space of four blocks as a plan does."""
-    named = read_assignments(fix)
-    made, parameters = configure_method(method, solver=solver, fixed=named)
+    fixed = read_assignments(fix)
+    made, _ = configure_method(method, solver=solver, fixed=fixed)
     space = SearchSpace(
         method, made.variant, dict(kinds), (point,) if point is not None else (), "a test"
     )
-    return narrowed(
-        space,
-        made,
-        fixed=parameters,
-        settings=[name for name in named if name not in parameters],
-        ranges=ranges,
-        n_layers=4,
-    )
+    return narrowed(space, made, fixed=fixed, ranges=ranges, n_layers=4)
 
 
 def refusal(**options: Any) -> str:
@@ -120,7 +108,7 @@ def test_a_parameter_of_any_kind_can_be_narrowed(
         ({"fix": ("layer=4",)}, "layer 4: the model has blocks 0 to 3"),
         ({"fix": ("layer=-1",)}, "layer -1: the model has blocks 0 to 3"),
         ({"ranges": ("layer=2:4",)}, "layer 4: the model has blocks 0 to 3"),
-        ({"fix": ("layer=1.5",)}, "--fix layer=1.5: a whole number is needed"),
+        ({"fix": ("layer=1.5",)}, "--fix layer=1.5: is 1.5; a whole number is needed"),
         ({"fix": ("layer=1,2",)}, "--fix layer=[1, 2]: "),
         ({"fix": ("layer=true",)}, "a number is needed"),
         ({"fix": ("coefficient=much",)}, "a number is needed"),
@@ -159,6 +147,9 @@ def test_a_range_that_holds_none_of_a_list_is_refused() -> None:
 def test_everything_that_is_wrong_is_said_at_once() -> None:
     message = refusal(fix=("coefficient=much",), ranges=("ridge=1:2", "layer=0.5:1"))
     assert message.startswith("3 things are wrong:")
+    message = refusal(fix=("layer=9",), ranges=("ridge=1:2",))
+    assert "layer 9: the model has blocks 0 to 3" in message
+    assert "searches no ridge" in message
 
 
 def test_a_setting_that_is_fixed_is_searched_no_more() -> None:

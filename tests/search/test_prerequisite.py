@@ -1,7 +1,4 @@
-"""A search whose model does not know the data lets it learn them first, once for all searches.
-
-Does not cover: the training itself (`tests/finetuning`).
-"""
+"""A search whose model does not know the data lets it learn them first, once for all searches."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from lunar_tune.finetuning.finetune_settings import FinetuneSettings, settings_f
 from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.search.plan import plan_search
-from lunar_tune.search.prerequisite import Prerequisite, finetuning_fact
+from lunar_tune.search.prerequisite import finetuning_fact, finetuning_job
 from lunar_tune.trial.assemble import materialise
 from lunar_tune.yaml_files import read_yaml
 
@@ -65,10 +62,10 @@ def test_only_a_model_of_the_catalogue_that_may_not_know_the_data_learns_them(
 ) -> None:
     config = SearchConfig(**run, output=tmp_path, space="default", **changes)
     plan = plan_search(config)
-    fact = finetuning_fact(config, plan.spec)
+    fact = finetuning_fact(plan)
     assert bool(fact) is applies
     if not applies:
-        assert Prerequisite.of(plan) is None
+        assert finetuning_job(plan) is None
         return
     assert "epochs of 400 pairs, roughly" in fact["fine-tuning"]
 
@@ -79,8 +76,8 @@ def test_a_model_path_is_never_fine_tuned(tmp_path: Path) -> None:
         model="tiny", data="contracts", model_path=str(ensure_tiny()), output=tmp_path
     )
     plan = plan_search(config)
-    assert finetuning_fact(config, plan.spec) == {}
-    assert Prerequisite.of(plan) is None
+    assert finetuning_fact(plan) == {}
+    assert finetuning_job(plan) is None
 
 
 def test_one_model_serves_every_seed_and_edge_and_other_data_have_their_own(
@@ -89,10 +86,9 @@ def test_one_model_serves_every_seed_and_edge_and_other_data_have_their_own(
     def key(**run: Any) -> str:
         options = {"model": "tiny", "data": "contracts"} | run
         plan = plan_search(SearchConfig(**options, output=tmp_path))
-        first = Prerequisite.of(dataclasses.replace(plan, spec=materialise(plan.spec)))
-        assert first is not None
-        assert not first.is_kept or read_lineage(first.applied(plan).spec.model.weights or "")
-        return first.job.key()
+        job = finetuning_job(dataclasses.replace(plan, spec=materialise(plan.spec)))
+        assert job is not None
+        return job.key()
 
     assert key() == key(seed=3) == key(forget_edge=("B_C",)) == key(method="ga")
     assert key() != key(data=str(own_data(tmp_path)))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lunar_tune.report.progress_bars import shown_duration
 from lunar_tune.search.display.log_file import RECORD
-from lunar_tune.search.display.search_progress import SearchDisplay, SearchProgress, TimeLeft
+from lunar_tune.search.display.search_progress import SearchDisplay, TimeLeft
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 
 
@@ -43,9 +43,10 @@ def shown(
 ) -> str:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=width, quiet=quiet)
-    with SearchProgress(console, 3, earlier=earlier) as progress:
+    with SearchDisplay(console) as display:
+        display.follow(3, earlier)
         for one in rows:
-            progress.ended(one)
+            display.ended(one)
     return text.getvalue()
 
 
@@ -108,8 +109,9 @@ def test_the_whole_setting_can_be_read_on_80_columns() -> None:
     console = Console(file=text, force_terminal=True, width=80)
     parameters = {"layer": 14, "coefficient": 2.25, "learning_rate": 3.1e-3}
     best = dataclasses.replace(row(0, 0.5, 0.9), parameters=parameters)
-    with SearchProgress(console, 100, earlier=[best] * 11) as progress:
-        progress.ended(FAILURE)
+    with SearchDisplay(console) as display:
+        display.follow(100, [best] * 11)
+        display.ended(FAILURE)
     line = last_line(text.getvalue())
     assert "12/100" in line
     assert "1 failed" in line
@@ -118,8 +120,9 @@ def test_the_whole_setting_can_be_read_on_80_columns() -> None:
 
 def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
     before = [row(0, 0.5, 0.9), FAILURE]
-    (line,) = shown(row(1, 0.1, 0.4), terminal=False, earlier=before).splitlines()
+    told, line = shown(row(1, 0.1, 0.4), terminal=False, earlier=before).splitlines()
 
+    assert told == "going on after 2 trials"
     assert line.startswith("3/3  trial 1  L1")
     assert "best forget 0.500 at retain 0.900 (L0" in line
     assert "1 failed" in line

@@ -27,7 +27,7 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.backends.ray.cluster import Resources
-from lunar_tune.search.descriptions import search_document
+from lunar_tune.search.outputs import search_document
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.resume import (
     BusySearchError,
@@ -35,11 +35,11 @@ from lunar_tune.search.resume import (
     check_unchanged,
     is_finished,
     resumed,
+    signature_of,
     unfinished_like,
 )
 from lunar_tune.search.run import run_search
 from lunar_tune.search.session import SearchSession
-from lunar_tune.search.signature import signature_of
 from lunar_tune.secrets import without_password
 from lunar_tune.study.folder import Folder, find_search
 from lunar_tune.study.stored_config import StoredConfig, configuration_document
@@ -328,7 +328,7 @@ def test_a_store_is_kept_so_that_it_is_found_from_another_folder(
         uri="sqlite:///here.db",
         resources=Resources(cpus=1, gpus=0, concurrency=1),
         given={"tracking_uri": "command line"},
-        resolved={},
+        vanilla={},
     )
     folder.config.write_text(text)
     uri = StoredConfig.read(folder).search.tracking_uri

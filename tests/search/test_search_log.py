@@ -1,7 +1,4 @@
-"""A search's log: what is printed and what is not, with the time and without secrets.
-
-Does not cover: a whole search's log (`test_search_endings`).
-"""
+"""A search's log: what is printed and what is not, with the time and without secrets."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""What a search decides before and after its trials, each piece alone, without Ray.
-
-Covers: checks of the configuration, the folder, the plan, the verdict on the base model,
-sharing out of resources, next commands, `best.yaml` and `config.yaml`.
-Does not cover: whole searches (`test_search_run`, `test_search_endings`).
-"""
+"""What a search decides before and after its trials, each piece alone, without Ray."""
 
 from __future__ import annotations
 
@@ -30,8 +25,7 @@ from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.report.report import Report
 from lunar_tune.search.backends.ray import cluster
 from lunar_tune.search.display.summary import next_commands, print_result, vanilla_problem
-from lunar_tune.search.outputs import check_output, make_folder
-from lunar_tune.search.plan import plan_search
+from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 from lunar_tune.study.stored_config import configuration_document
@@ -106,7 +100,7 @@ def test_a_plan_says_all_that_is_wrong_with_options_space_and_data(tmp_path: Pat
     message = str(caught.value)
     assert message.startswith("5 things are wrong:")
     for part in (
-        "--sampler grid: there are gp, tpe, random.",
+        "unknown sampler 'grid'. There are: gp, tpe, random.",
         "retain_rouge1>=7",
         "exists already",
         "X_Y",
@@ -193,8 +187,8 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--name n: .* exists already.*--resume"):
         make_folder(config, spec)
     with pytest.raises(InputError, match=r"--name n: .* exists already"):
-        check_output(config.output, "n")
-    check_output(config.output, "other")
+        check_output(config)
+    check_output(dataclasses.replace(config, name="other"))
 
 
 def test_a_name_is_made_from_what_is_searched(tmp_path: Path) -> None:
@@ -208,12 +202,12 @@ def test_an_output_that_cannot_be_written_is_refused(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file, not a folder"):
-        check_output(tmp_path / "file/below", None)
+        check_output(SearchConfig(output=tmp_path / "file/below"))
     with pytest.raises(InputError, match=r"--output .*: cannot be written"):
         make_folder(SearchConfig(output=tmp_path / "file", name="n"), assemble(RunOptions()))
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(InputError, match="cannot be written"):
-        check_output(tmp_path, None)
+        check_output(SearchConfig(output=tmp_path))
 
 
 def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None:
@@ -312,9 +306,6 @@ def test_ray_is_started_here_unless_an_address_is_given(
     asked: dict[str, Any] = {}
     for name in cluster._QUIET:
         monkeypatch.setenv(name, cluster._QUIET[name])
-    monkeypatch.setattr(
-        "lunar_tune.search.backends.ray.cluster.check_address", lambda _address: None
-    )
     monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
     monkeypatch.setattr("ray.shutdown", lambda: asked.update(shut_down=True))
     with cluster.ray_session(SearchConfig(address=address)):
@@ -328,9 +319,6 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.Mo
 
     for name in cluster._QUIET:
         monkeypatch.setenv(name, cluster._QUIET[name])
-    monkeypatch.setattr(
-        "lunar_tune.search.backends.ray.cluster.check_address", lambda _address: None
-    )
     monkeypatch.setattr("ray.init", refuse)
     with (
         pytest.raises(InputError, match=r"--address 10\.0\.0\.1:1: no Ray cluster answers"),
@@ -405,7 +393,9 @@ def test_where_all_trials_failed_there_is_nothing_to_compare_in_mlflow(tmp_path:
 
 def test_numbers_in_words_of_the_result_are_not_coloured(tmp_path: Path) -> None:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=True, color_system="standard", width=200)
+    console = Console(
+        file=text, force_terminal=True, color_system="standard", width=200, highlight=False
+    )
     missed = dataclasses.replace(BEST, feasible=False, scores={**BEST.scores, "retain_rouge1": 0.5})
     print_result(console, found(missed), folder=tmp_path, commands={})
     assert "\nROUGE-1 recall of the answers\n" in text.getvalue()

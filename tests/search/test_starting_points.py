@@ -1,9 +1,4 @@
-"""Which settings come first: of scored layers, of other searches, of the space.
-
-Covers: middles of ranges, what other searches found, moved into the space and carried over to
-another depth; plans, and the first trials of a study made from one.
-Does not cover: whole searches (`test_layer_prior_search`).
-"""
+"""Which settings come first: of scored layers, of other searches, of the space."""
 
 from __future__ import annotations
 
@@ -25,17 +20,15 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.backends.ray.cluster import Resources
-from lunar_tune.search.outputs import make_folder
-from lunar_tune.search.plan import SearchPlan, plan_search, resolved_values
-from lunar_tune.search.resume import resumed
+from lunar_tune.search.outputs import resolved_values
+from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
+from lunar_tune.search.resume import resumed, signature_of
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import SearchSession
-from lunar_tune.search.signature import signature_of
-from lunar_tune.search.space.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
+from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
 from lunar_tune.search.starting_points import (
     StartingPoint,
     fitting,
-    own_points,
     usual_point,
 )
 from lunar_tune.study.folder import Folder
@@ -90,7 +83,7 @@ def test_the_usual_setting_is_the_first_that_the_space_names() -> None:
 def test_points_outside_the_space_are_left_out_and_named() -> None:
     space = space_of(layer=IntRange(low=0, high=3), coefficient=FloatRange(low=0.5, high=2.0))
     good = {"layer": 1, "coefficient": 1.0}
-    points = fitting(
+    values, text = fitting(
         [
             StartingPoint({"layer": 9, "coefficient": 3.0}, "one"),
             StartingPoint(good, "two"),
@@ -99,8 +92,8 @@ def test_points_outside_the_space_are_left_out_and_named() -> None:
         ],
         space,
     )
-    assert points.values == (good,)
-    assert points.text == (
+    assert values == (good,)
+    assert text == (
         "1 (two); left out: one (layer: is 9, outside 0 … 3, coefficient: is 3, outside 0.5 … 2); "
         "three (coefficient: is missing)"
     )
@@ -162,7 +155,7 @@ def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Pat
             given={},
         )
         prior = prior_of(CURVE, recommended).document()
-        study = session._begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
+        study = session.begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
         assert session.plan.space.parameters["layer"] == IntRange(low=2, high=3)
         assert study.ask()[1]["layer"] == 3
         session._display.doing(None)
@@ -465,10 +458,3 @@ def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> No
     assert problems.messages == []
     resumed({**given, "start_from": ("x",)}, problems)
     assert "--start-from: n was begun with another value or none" in problems.messages[0]
-
-
-def test_points_of_the_space_alone_are_its_own() -> None:
-    space = dataclasses.replace(
-        space_of(layer=IntRange(low=0, high=3)), starting_points=({"layer": 1},)
-    )
-    assert [point.origin for point in own_points(space)] == ["the space's own"]

@@ -1,7 +1,4 @@
-"""The table of methods: cells, what their studies say, its files, and one that is killed half-way.
-
-Does not cover: single searches (`test_search_run`).
-"""
+"""The table of methods: cells, what their studies say, its files, and one that is killed."""
 
 from __future__ import annotations
 
@@ -29,10 +26,9 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.report.methods_table import CellResult, Tolerance, write_methods_table
 from lunar_tune.search.plan import plan_search
+from lunar_tune.search.resume import signature_of
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.signature import signature_of
-from lunar_tune.search.table5.table_cells import Cell, cells_of
-from lunar_tune.search.table5.table_results import is_finished, result_of
+from lunar_tune.search.table5.table_cells import Cell, cells_of, check_names, result_of
 from lunar_tune.search.table5.table_run import TableRun
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import configured
@@ -91,6 +87,22 @@ def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
     assert other.config(shared).data is None
 
 
+def test_what_one_method_has_and_another_has_not_is_for_those_that_have_it() -> None:
+    shared = SearchConfig(
+        fix=("layer=1", "beta=0.5"), range=("coefficient=1:2", "learning-rate=0.001:0.01")
+    )
+    lunar, npo = cells_of(["tiny"], [], ["lunar", "npo"])
+    assert lunar.config(shared).fix == ("solver=adamw", "layer=1")
+    assert lunar.config(shared).range == shared.range
+    assert npo.config(shared).fix[1:] == ("beta=0.5",)
+    assert npo.config(shared).range == shared.range[1:]
+    check_names([lunar, npo], shared)
+    with pytest.raises(InputError, match=r"--fix beta=0\.5: no method of the table has it"):
+        check_names([lunar], shared)
+    with pytest.raises(InputError, match="--range coefficient=1:2: no method of the table has it"):
+        check_names([npo], dataclasses.replace(shared, fix=()))
+
+
 @pytest.mark.parametrize(
     ("lists", "options", "message"),
     [
@@ -112,7 +124,9 @@ def test_a_list_that_means_nothing_is_refused(
 
 def test_what_is_wrong_with_lists_data_and_options_is_said_at_once(tmp_path: Path) -> None:
     wrong = ("--model", "tiny,bogus", "--data", "nosuch", "--method", "x,lunar:y")
-    done = run_command("table5", *wrong, "--num-trials", "0", "--seeds", "0", cwd=tmp_path)
+    done = run_command(
+        "table5", *wrong, "--fix", "epochs=2", "--num-trials", "0", "--seeds", "0", cwd=tmp_path
+    )
     assert done.returncode == 2
     said = ("model 'bogus'", "nosuch", "method 'x'", "lunar:y", "--num-trials 0", "--seeds 0")
     for part in said:
@@ -162,8 +176,7 @@ def test_a_finished_cell_says_its_confirmed_best_and_how_sharp_it_is(tmp_path: P
     outcomes = [(0.0, 0.5), (0.1, 0.9), (0.4, 0.95), (0.14, 0.85)]
     confirmed = {"number": 1, "scores": {"forget_rouge1": 0.12, "retain_rouge1": 0.88}}
     stored = told(tmp_path, outcomes, confirmed=confirmed, num_trials=4)
-    assert is_finished(stored, 4)
-    assert not is_finished(stored, 5)
+    assert result_of(CELL, stored, 5).state == "unfinished"
     cell = result_of(CELL, stored, 4)
     assert cell.state == "feasible"
     assert cell.parameters == stored.rows[1].parameters

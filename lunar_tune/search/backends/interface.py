@@ -1,14 +1,19 @@
-"""Who runs a search's tasks, behind one interface."""
+"""Who runs a search's tasks, behind one interface; this process as its one worker."""
 
 from __future__ import annotations
 
+import itertools
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-from lunar_tune.search.loop import SearchLoop
+from lunar_tune.search.loop import DONE, SearchLoop, Signal
 from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.tasks import TaskRunner, format_error
 
-__all__ = ["Backend", "BackendLostError", "Resources"]
+__all__ = ["Backend", "BackendLostError", "InProcess", "Resources"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +38,33 @@ class Backend(Protocol):
     def run(self, loop: SearchLoop, spec: TrialSpec) -> None:
         """Ask the loop for tasks and hand over what they give.
 
-        Args:
-            loop: Says what to run and is told what came out; it keeps errors of its own.
-            spec: What workers load.
-
         Raises:
             KeyboardInterrupt: The user, or a scheduler of jobs, ends the search.
             BackendLostError: Nothing can be run any more.
         """
+
+
+class InProcess:
+    """Runs one task after another, without Ray: for notebooks, debugging and tests."""
+
+    def run(self, loop: SearchLoop, spec: TrialSpec) -> None:
+        """Run tasks until the loop is done; see `Backend`."""
+        runner = TaskRunner(spec)
+        try:
+            for task_id in map(str, itertools.count()):
+                task = loop.next(task_id)
+                if isinstance(task, Signal):
+                    if task is not DONE:
+                        raise AssertionError("nothing runs that could be waited for")
+                    return
+                try:
+                    outcome = runner.run(task)
+                except Exception as error:  # what would have ended a worker; the next is a new one
+                    logger.debug("a task crashed", exc_info=True)
+                    runner.close()
+                    runner = TaskRunner(spec)
+                    loop.lose(task_id, format_error(error))
+                else:
+                    loop.take(task_id, outcome)
+        finally:
+            runner.close()

@@ -1,4 +1,4 @@
-"""What happened while nobody looked: a search's log, `search.log` in its folder.
+"""A search's log, `search.log` in its folder.
 
 2026-11-25 13:08:02+0000 INFO    trial 3/30  L14 c2.0 lr3e-3  forget 0.041  …
 """
@@ -18,7 +18,7 @@ from rich.control import Control
 
 from lunar_tune.secrets import without_secrets
 
-__all__ = ["RECORD", "search_log"]
+__all__ = ["RECORD", "search_log", "tell"]
 
 RECORD = logging.getLogger("lunar_tune.record")
 """For the log alone: while one is open, nothing of it reaches the screen."""
@@ -26,6 +26,14 @@ RECORD = logging.getLogger("lunar_tune.record")
 # Loggers of libraries that keep their records from the root.
 _APART = ("ray", "optuna", "mlflow", "transformers", "peft", "alembic", "sqlalchemy")
 _WIDE = 10_000  # no line is broken
+
+
+def tell(console: Console, line: str) -> None:
+    """Print a line; on a terminal, where a display that moves shows the same, only log it."""
+    if console.is_terminal:
+        RECORD.info("%s", line)
+    else:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -47,13 +55,14 @@ def search_log(path: Path, console: Console, opening: Sequence[str] = ()) -> Ite
         with _listening(handler), _warnings_too():
             for line in opening:
                 RECORD.info("%s", line)
-            yield
-    except KeyboardInterrupt:
-        _end(handler, logging.WARNING, "interrupted", None)
-        raise
-    except BaseException as error:
-        _end(handler, logging.ERROR, "ended by an error", error)
-        raise
+            try:
+                yield
+            except KeyboardInterrupt:
+                RECORD.warning("interrupted")
+                raise
+            except BaseException:
+                RECORD.exception("ended by an error")
+                raise
     finally:
         console.pop_render_hook()
         with suppress(OSError):  # what could not be written cannot be now
@@ -80,19 +89,16 @@ class _Printed(RenderHook):
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         """Log what is printed, line by line, and change nothing of it."""
-        said = [one for one in renderables if not isinstance(one, Control)]
-        if said:  # a display that moves prints nothing but controls
-            for line in filter(str.strip, _plain(said).splitlines()):
-                RECORD.info("%s", line.rstrip())
+        text = io.StringIO()
+        plain = Console(
+            file=text, width=_WIDE, color_system=None, force_terminal=False, emoji=False
+        )
+        for one in renderables:
+            if not isinstance(one, Control):  # of which a display that moves prints nothing else
+                plain.print(one, soft_wrap=True, highlight=False)
+        for line in filter(str.strip, text.getvalue().splitlines()):
+            RECORD.info("%s", line.rstrip())
         return renderables
-
-
-def _plain(renderables: list[ConsoleRenderable]) -> str:
-    text = io.StringIO()
-    plain = Console(file=text, width=_WIDE, color_system=None, force_terminal=False, emoji=False)
-    for one in renderables:
-        plain.print(one, soft_wrap=True, highlight=False)
-    return text.getvalue()
 
 
 def _once(record: logging.LogRecord) -> bool:
@@ -145,9 +151,3 @@ def _warnings_too() -> Iterator[None]:
         is_open = False
         if warnings.showwarning is show:  # MLflow puts its own on top of it, for good
             warnings.showwarning = shown
-
-
-def _end(handler: logging.Handler, level: int, text: str, error: BaseException | None) -> None:
-    """Write how the search ended."""
-    told = (type(error), error, error.__traceback__) if error is not None else None
-    handler.handle(RECORD.makeRecord(RECORD.name, level, "", 0, text, (), told))

@@ -7,27 +7,28 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from rich.console import Console
+from rich.progress import Progress
 
 from lunar_tune.report.progress_bars import build_progress, shown_duration
-from lunar_tune.search.display.log_file import RECORD
+from lunar_tune.search.display.log_file import tell
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 
-__all__ = ["SearchDisplay", "SearchProgress", "TimeLeft"]
+__all__ = ["SearchDisplay", "TimeLeft"]
 
 # Columns from which on a bar has room for whole words.
 _ROOMY = 110
 
 
 class SearchDisplay:
-    """Shows a search from its first task to its last; used as a context.
-
-    Args:
-        console: Where.
-    """
+    """Shows a search from its first task to its last; used as a context."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._shown = console, ExitStack()
-        self._trials: SearchProgress | None = None
+        self._rows: list[TrialRow] = []
+        self._total = self._done = 0
+        self._left = TimeLeft(0)
+        self._bar: Progress | None = None
+        self._roomy = console.width >= _ROOMY
 
     def __enter__(self) -> SearchDisplay:
         """Begin with nothing."""
@@ -42,27 +43,77 @@ class SearchDisplay:
         self._shown.close()
         if text is None:
             return
+        tell(self._console, text)
         if self._console.is_terminal:
-            RECORD.info("%s", text)
             self._shown.enter_context(self._console.status(text))
-        else:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def follow(
-        self, num_trials: int, earlier: Sequence[TrialRow], time_budget: float | None
+        self,
+        num_trials: int,
+        earlier: Sequence[TrialRow] = (),
+        time_budget: float | None = None,
     ) -> None:
-        """Begin to show trials; see `SearchProgress`."""
+        """Begin to show trials; see `TimeLeft` for the numbers."""
         if earlier:
-            self._console.print(f"going on after {len(earlier)} trials", highlight=False)
-        self._trials = SearchProgress(
-            self._console, num_trials, earlier=earlier, time_budget=time_budget
-        )
-        self._shown.enter_context(self._trials)
+            self._console.print(f"going on after {len(earlier)} trials")
+        self._rows, self._total, self._done = list(earlier), num_trials, len(earlier)
+        self._left = TimeLeft(num_trials, done=self._done, budget=time_budget)
+        if self._console.is_terminal:
+            self._bar = self._shown.enter_context(build_progress(self._console))
+            self._bar.add_task(
+                "trials" if self._roomy else "",  # a setting is shown whole before a word
+                total=num_trials,
+                completed=self._done,
+                note=self._note() if earlier else "",
+                left=self._left,
+            )
 
     def ended(self, row: TrialRow) -> None:
         """Take note of an ended trial."""
-        if self._trials is not None:
-            self._trials.ended(row)
+        self._rows.append(row)
+        if not row.again:
+            self._done += 1
+            self._left.ended()
+        tell(self._console, self._line(row))
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note())
+
+    def _best(self) -> str:
+        best = best_first(self._rows)
+        if not best:
+            return "none feasible yet"
+        scores = best[0].scores
+        return (
+            f"best forget {scores['forget_rouge1']:.3f} at retain {scores['retain_rouge1']:.3f} "
+            f"({best[0].label})"
+        )
+
+    def _failures(self) -> str:
+        failed = sum(row.state == FAILED for row in self._rows)
+        return f"{failed} failed" if failed else ""
+
+    def _note(self) -> str:
+        """Return what stands beside the bar, the most important first: the end may be cut off."""
+        text = self._best()
+        if not self._roomy:
+            text = text.removeprefix("best ").replace(" at retain ", " retain ")
+            text = text.replace("(", "").removesuffix(")")
+        return " · ".join(filter(None, (self._failures(), text)))
+
+    def _line(self, row: TrialRow) -> str:
+        if row.state == COMPLETE:
+            outcome = (
+                f"forget {row.scores['forget_rouge1']:.3f}  retain "
+                f"{row.scores['retain_rouge1']:.3f}  "
+                f"{'feasible' if row.feasible else 'infeasible'}"
+            )
+        else:
+            outcome = f"{row.state}{', runs again' if row.again else ''}: {row.failure}"
+        best = " · ".join(filter(None, (self._best(), self._failures())))
+        left = self._left()
+        time_left = f"  |  about {shown_duration(left)} left" if left else ""
+        done = f"{self._done}/{self._total}"
+        return f"{done}  trial {row.number}  {row.label}  {outcome}  |  {best}{time_left}"
 
 
 class TimeLeft:
@@ -99,99 +150,3 @@ class TimeLeft:
         if self._deadline is not None:  # a trial that has begun by then is waited for
             left = min(left, max(0.0, self._deadline - now) + per_trial)
         return max(0.0, left)
-
-
-class SearchProgress:
-    """Follows the trials of a search.
-
-    Args:
-        console: Where to show it.
-        num_trials: Trials that are to have ended, those of an earlier process included.
-        earlier: What an earlier process has done.
-        time_budget: Seconds from now on after which no trial starts.
-    """
-
-    def __init__(
-        self,
-        console: Console,
-        num_trials: int,
-        *,
-        earlier: Sequence[TrialRow] = (),
-        time_budget: float | None = None,
-    ) -> None:
-        self._console, self._total, self._rows = console, num_trials, list(earlier)
-        self._done = len(earlier)
-        self._left = TimeLeft(num_trials, done=len(earlier), budget=time_budget)
-        self._bar = build_progress(console) if console.is_terminal else None
-        if self._bar is not None:
-            self._task = self._bar.add_task(
-                "trials" if self._is_roomy else "",  # a setting is shown whole before a word
-                total=num_trials,
-                completed=len(earlier),
-                note=self._note() if earlier else "",
-                left=self._left,
-            )
-
-    def __enter__(self) -> SearchProgress:
-        """Begin to show."""
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Stop showing and leave the last state on the screen."""
-        if self._bar is not None:
-            self._bar.stop()
-
-    def ended(self, row: TrialRow) -> None:
-        """Take note of an ended trial."""
-        self._rows.append(row)
-        if not row.again:
-            self._done += 1
-            self._left.ended()
-        if self._bar is None:
-            self._console.print(self._line(row), highlight=False, markup=False, soft_wrap=True)
-        else:
-            self._bar.update(self._task, completed=self._done, note=self._note())
-            RECORD.info("%s", self._line(row))
-
-    @property
-    def _is_roomy(self) -> bool:
-        return self._console.width >= _ROOMY
-
-    def _best(self) -> str:
-        best = best_first(self._rows)
-        if not best:
-            return "none feasible yet"
-        scores = best[0].scores
-        return (
-            f"best forget {scores['forget_rouge1']:.3f} at retain {scores['retain_rouge1']:.3f} "
-            f"({best[0].label})"
-        )
-
-    def _failures(self) -> str:
-        failed = sum(row.state == FAILED for row in self._rows)
-        return f"{failed} failed" if failed else ""
-
-    def _note(self) -> str:
-        """Return what stands beside the bar, the most important first: the end may be cut off."""
-        text = self._best()
-        if not self._is_roomy:
-            text = text.removeprefix("best ").replace(" at retain ", " retain ")
-            text = text.replace("(", "").removesuffix(")")
-        return " · ".join(filter(None, (self._failures(), text)))
-
-    def _line(self, row: TrialRow) -> str:
-        if row.state == COMPLETE:
-            outcome = (
-                f"forget {row.scores['forget_rouge1']:.3f}  retain "
-                f"{row.scores['retain_rouge1']:.3f}  "
-                f"{'feasible' if row.feasible else 'infeasible'}"
-            )
-        else:
-            outcome = f"{row.state}{', runs again' if row.again else ''}: {row.failure}"
-        best = " · ".join(filter(None, (self._best(), self._failures())))
-        left = self._left()
-        time_left = f"  |  about {shown_duration(left)} left" if left else ""
-        done = f"{self._done}/{self._total}"
-        return f"{done}  trial {row.number}  {row.label}  {outcome}  |  {best}{time_left}"

@@ -13,18 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lunar_tune.config.run_options import LEAST_BUDGET, PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.metrics.goal import goal_of
-from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.report import Report, verdict
-from lunar_tune.search.space.space import SearchSpace
 from lunar_tune.study.rows import FAILED, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
 __all__ = [
     "next_commands",
-    "plan_facts",
     "print_plan",
     "print_result",
     "print_vanilla",
@@ -33,55 +28,6 @@ __all__ = [
 
 # A model that answers fewer of the words than this does not know the data.
 LEAST_TO_FORGET = 0.3
-
-
-def plan_facts(
-    config: SearchConfig,
-    spec: TrialSpec,
-    space: SearchSpace,
-    *,
-    layers: str | None = None,
-    starts: str | None = None,
-) -> dict[str, str]:
-    """Return what is going to be done, as label and value.
-
-    Args:
-        config: What was asked for.
-        spec: What trials share.
-        space: What is searched.
-        layers: What scored layers made of the space's layer; None where there are none.
-        starts: What is tried first; None where nothing is.
-    """
-    data = spec.data
-    sample = len(data.retain_sample)
-    held = data.held_out
-    reported = (
-        f"; reported on as many others: {len(held.forget)}, {len(held.retain)}, {len(held.factual)}"
-        if held is not None
-        else ""
-    )
-    lineage = read_lineage(spec.model.checkpoint)
-    of_all = "" if sample == len(data.retain) else f" (a sample of {len(data.retain)})"
-    return {
-        "model": spec.model.name + (f" with {spec.model.weights}" if spec.model.weights else ""),
-        **({"  origin": lineage.summary} if lineage is not None else {}),
-        "data": f"{data.name}: forget {', '.join(data.forget_edges)} "
-        f"({len(data.forget)} questions), retain {sample}{of_all}, factual {len(data.factual)}"
-        + reported,
-        "method": f"{spec.method.name} ({spec.method.variant})",
-        **{f"  {name}": text for name, text in space.describe()},
-        **({"  layer": layers} if layers is not None else {}),
-        **({"starting points": starts} if starts is not None else {}),
-        "goal": str(goal_of(config)),
-        "trials": f"{config.num_trials} by {config.sampler}"
-        + (
-            f", none started after {config.time_budget:g} s"
-            if config.time_budget is not None
-            else ""
-        ),
-        "answers": f"up to {_budget(spec.max_new_tokens)} in a trial, "
-        f"at least {PUBLISHED_MAX_NEW_TOKENS} tokens in the confirmation",
-    }
 
 
 def print_plan(console: Console, facts: Mapping[str, str]) -> None:
@@ -93,18 +39,11 @@ def print_plan(console: Console, facts: Mapping[str, str]) -> None:
 
 
 def print_vanilla(console: Console, scores: Mapping[str, float], note: str | None) -> None:
-    """Show the base model's scores.
-
-    Args:
-        console: Where.
-        scores: Its scores.
-        note: Why answers are decoded plainly; None where they are not.
-    """
+    """Show the base model's scores, and why answers are decoded plainly if they are."""
     factual = f", factual {scores['factual_rouge1']:.3f}" if "factual_rouge1" in scores else ""
     console.print(
         f"base model: forget ROUGE-1 {scores['forget_rouge1']:.3f}, "
-        f"retain {scores['retain_rouge1']:.3f}{factual}",
-        highlight=False,
+        f"retain {scores['retain_rouge1']:.3f}{factual}"
     )
     if note is not None:
         console.print(f"answers are decoded from their first token on: {escape(note)}")
@@ -143,23 +82,17 @@ def print_result(
     console.print()
     if report.best is not None:
         setting = "  ".join(f"{k} {_brief(v)}" for k, v in report.best.parameters.items())
-        console.print(
-            f"[bold green]best feasible setting:[/bold green] {escape(setting)}", highlight=False
-        )
+        console.print(f"[bold green]best feasible setting:[/bold green] {escape(setting)}")
     else:
-        console.print(
-            f"[bold yellow]{escape(verdict(report))}[/bold yellow]",
-            soft_wrap=True,
-            highlight=False,
-        )
-    console.print("ROUGE-1 recall of the answers", highlight=False)
+        console.print(f"[bold yellow]{escape(verdict(report))}[/bold yellow]", soft_wrap=True)
+    console.print("ROUGE-1 recall of the answers")
     console.print(table)
-    console.print(_times(report.rows), highlight=False)
+    console.print(_times(report.rows))
     console.print(f"\nresults are in [bold]{escape(_shown(folder))}[/bold]", soft_wrap=True)
     for purpose, command in commands.items():
-        console.print(f"[bold]{purpose}[/bold]", highlight=False)
+        console.print(f"[bold]{purpose}[/bold]")
         line = "  " + " ".join(map(shlex.quote, command))
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def next_commands(
@@ -168,14 +101,7 @@ def next_commands(
     report: Report,
     arguments: Sequence[str],
 ) -> dict[str, list[str]]:
-    """Return the exact commands that a user may want next.
-
-    Args:
-        config: Of the search that has ended.
-        folder: Of that search.
-        report: What it has found.
-        arguments: The run's options as they were given.
-    """
+    """Return the exact commands that a user may want next, by their purpose."""
     python = _shown(Path(sys.executable), resolve=False)
     commands: dict[str, list[str]] = {}
     if report.ending is not None:
@@ -207,12 +133,6 @@ def _without(arguments: Sequence[str], flag: str) -> list[str]:
         return list(arguments)
     place = list(arguments).index(flag)
     return [*arguments[:place], *arguments[place + 2 :]]
-
-
-def _budget(max_new_tokens: int | None) -> str:
-    if max_new_tokens is None:
-        return f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
-    return f"{max_new_tokens} tokens"
 
 
 def _times(rows: Sequence[TrialRow]) -> str:

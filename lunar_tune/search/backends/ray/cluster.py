@@ -1,24 +1,36 @@
-"""Starting and asking Ray: quiet, with what a trial may use."""
+"""Ray's sessions: who may use them, what there is, what a trial uses.
+
+Checked with Ray 2.60: gcs, raylet and workers listen on every interface whatever they are told, so
+that without a token anyone who reaches a port could run code. `ray.init` turns tokens on for a
+cluster of its own and by default keeps one for ever in `~/.ray/auth_token`; `ray start --head`
+turns them on where that file exists. An address other than `auto` is not shown any token by itself.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import math
 import os
+import secrets
+import shutil
+import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from filelock import FileLock, Timeout
+
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.search.backends.interface import Resources
-from lunar_tune.search.backends.ray.access import check_address, own_session, refusal, users_token
 
-if TYPE_CHECKING:
-    from lunar_tune.config.search_config import SearchConfig
-
-__all__ = ["allocate_resources", "check_gpus", "leave_ray", "ray_session"]
+__all__ = ["allocate_resources", "check_address", "check_gpus", "ray_session"]
 
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
 # Tune's snapshots of its state are never restored (the study is the state).
@@ -36,6 +48,190 @@ _QUIET = {
 # A trial on a CPU gains little from more cores than this with small models, and a large one is no
 # CPU matter.
 CPUS_PER_TRIAL = 4
+AUTO = "auto"
+MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+PROBE_SECONDS = 5.0
+# Paths of sockets are limited to about a hundred characters, of which Ray's own part takes sixty.
+_TEMP = Path("/tmp")  # noqa: S108  # Ray's own choice; what is made in it is for us alone
+_PREFIX, _ALIVE = "lt-ray-", "alive"
+_BEGINNING_SECONDS = 600.0
+_RETRIES = "RAY_NUM_REDIS_GET_RETRIES"
+_REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")
+
+
+@contextmanager
+def ray_session(config: SearchConfig) -> Iterator[None]:
+    """Inside, Ray runs here or is connected to; after, it is shut down or left alone.
+
+    Where Ray is there already, in a session around this one, it is used.
+
+    Raises:
+        InputError: The cluster cannot be reached.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    imported = sys.modules.get("ray")
+    if imported is not None and imported.is_initialized():
+        yield
+        return
+    address = config.address
+    with own_session() if address is None else users_token(address) as folder:
+        import ray  # it reads its environment when it is imported
+        from ray.exceptions import RayError
+
+        # A crash is told once, as the trial's reason of failure, and not as Tune's traceback.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address is None:
+            # Else Ray would join the cluster of RAY_ADDRESS or of the last `ray start`.
+            ray.init(address="local", include_dashboard=False, _temp_dir=str(folder), **options)
+        else:
+            try:
+                ray.init(address=address, **options)
+            except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
+                raise InputError(refusal(address, error)) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def own_session() -> Iterator[Path]:
+    """Give a folder for Ray's sockets and logs, with the token in the environment, for a while.
+
+    The token is on no command line and in no file; other users can neither read the environment
+    nor enter the folder, which is removed in the end. Ray opens its own folders to everybody, the
+    one that it is given as well: what it is given lies in one that it does not know.
+
+    What processes have left that were killed is removed first.
+    """
+    place = _TEMP if _TEMP.is_dir() else Path(tempfile.gettempdir())
+    for left in place.glob(f"{_PREFIX}*"):
+        with suppress(OSError, Timeout):
+            # one that has just begun may not hold its lock yet
+            if time.time() - (left / _ALIVE).stat().st_mtime > _BEGINNING_SECONDS:
+                with FileLock(left / _ALIVE, timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=_PREFIX, dir=place, ignore_cleanup_errors=True
+        ) as private,
+        FileLock(Path(private) / _ALIVE),  # the system takes it back from a process that dies
+        # Without a mode Ray turns tokens on itself, also where it is imported already.
+        _environment({MODE: None, TOKEN_FILE: None, TOKEN: _session_token()}),
+    ):
+        yield Path(private) / "r"
+
+
+@cache
+def _session_token() -> str:
+    """Return this process's token; Ray's loader reads it once and then keeps it."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def users_token(address: str) -> Iterator[None]:
+    """Inside, the user's own token is shown to the cluster, if it is meant for it.
+
+    That is one that the environment names, and the kept one for a cluster on this machine: a token
+    for one cluster is not told to another.
+    """
+    named = bool(os.environ.get(TOKEN) or os.environ.get(TOKEN_FILE))
+    kept = (Path.home() / ".ray" / "auth_token").is_file() and _is_here(address)
+    changes = {_RETRIES: os.environ.get(_RETRIES, "3")}  # of one second; a refusal is final
+    if MODE not in os.environ and (named or kept):
+        changes[MODE] = "token"
+    with _environment(changes):
+        yield
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in (*changes, MODE)}  # Ray notes the mode there
+    _set(changes)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def check_address(address: str | None) -> None:
+    """Check an address of a cluster, before anything expensive.
+
+    Raises:
+        InputError: It is none, or nobody listens there.
+    """
+    if address is None or address.startswith("ray://"):
+        return  # a search refuses the latter itself
+    found = address
+    if address == AUTO:
+        try:  # what the last `ray start` on this machine left
+            file = Path(os.environ.get("RAY_TMPDIR", _TEMP)) / "ray" / "ray_current_cluster"
+            found = os.environ.get("RAY_ADDRESS") or file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeError):
+            found = ""
+    if not found:
+        return  # Ray looks for processes, and says at once if there are none
+    host, port = _parts(found)
+    try:
+        socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"--address {address}: nobody answers at {found} ({reason}). Start a cluster with "
+            "`ray start --head`, correct the address, or leave the option out."
+        ) from error
+
+
+def refusal(address: str, error: BaseException) -> str:
+    """Return why a cluster could not be joined and what to do."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    cause: BaseException | None = error
+    while cause is not None:
+        if any(word in f"{type(cause).__name__}: {cause}" for word in _REFUSED):
+            return (
+                f"--address {address}: the cluster wants a token and was shown none or another. "
+                f"Set {MODE}=token, and {TOKEN} or {TOKEN_FILE} to what `ray get-auth-token` "
+                "prints on its head."
+            )
+        cause = cause.__cause__
+    return (
+        f"--address {address}: no Ray cluster answers there ({first}). Start one with "
+        "`ray start --head`, correct the address, or leave the option out."
+    )
+
+
+def _parts(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(
+            f"--address {address}: auto (the cluster that this machine belongs to) or HOST:PORT."
+        )
+    return host.strip("[]"), int(port)
+
+
+def _is_here(address: str) -> bool:
+    """Say whether an address is one of this machine's."""
+    if address == AUTO:
+        return True
+    try:
+        host = socket.gethostbyname(_parts(address)[0])
+        if ipaddress.ip_address(host).is_loopback:
+            return True
+        with socket.socket() as probe:
+            probe.bind((host, 0))  # an address of another machine cannot be bound
+    except (OSError, UnicodeError, ValueError):
+        return False
+    return True
 
 
 def check_gpus(config: SearchConfig) -> None:
@@ -56,67 +252,6 @@ def check_gpus(config: SearchConfig) -> None:
             "devices that torch can see. Leave the option out to use what there is, or name a "
             "cluster with --address."
         )
-
-
-@contextmanager
-def ray_session(config: SearchConfig) -> Iterator[None]:
-    """Inside, Ray runs here or is connected to; after, it is shut down or left alone.
-
-    Where Ray is there already, in a session around this one, it is used.
-
-    Raises:
-        InputError: The cluster cannot be reached.
-    """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    if _is_there():
-        yield
-        return
-    local = config.address is None
-    with own_session() if local else users_token(str(config.address)) as folder:
-        import ray  # it reads its environment when it is imported
-
-        # A crash is told once, as the trial's reason of failure, and not as Tune's traceback.
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        _connect(config.address, folder)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def leave_ray() -> None:
-    """Let go of Ray at once, in whatever state it is.
-
-    A signal to the whole process group ends Ray's own processes too, and a driver that goes on
-    without them is ended after a minute.
-    """
-    import ray
-
-    ray.shutdown()
-
-
-def _is_there() -> bool:
-    """Say whether this process has a Ray, without importing it."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
-
-
-def _connect(address: str | None, folder: Path | None) -> None:
-    """Start Ray here, in a folder, or join the cluster of an address."""
-    import ray
-    from ray.exceptions import RayError
-
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None:
-        # Without an address Ray would join the cluster of RAY_ADDRESS or of the last `ray start`.
-        ray.init(address="local", include_dashboard=False, _temp_dir=str(folder), **options)
-        return
-    check_address(address)
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
-        raise InputError(refusal(address, error)) from error
 
 
 def allocate_resources(config: SearchConfig) -> Resources:

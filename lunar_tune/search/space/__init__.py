@@ -1,1 +1,0 @@
-"""Search spaces: files, parameters, ranges."""
