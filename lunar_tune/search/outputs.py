@@ -13,9 +13,9 @@ from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.paths import check_writable, is_plain, safe_name
 from lunar_tune.report.report import Report, write_report
+from lunar_tune.study.answers import write_trials
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
-from lunar_tune.study.tables import write_trials
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import write_yaml
 

@@ -17,7 +17,7 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.signature import signature_of
 from lunar_tune.study.folder import Folder, find_search, searches_in
-from lunar_tune.study.stored_config import StoredConfig
+from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.store import with_password
 

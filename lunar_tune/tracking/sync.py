@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.study.answers import read_answers
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_number
 from lunar_tune.study.stored_search import StoredSearch
-from lunar_tune.study.tables import read_answers
 from lunar_tune.tracking.runs import Curves, RunContent, add_points, bring
 from lunar_tune.tracking.store import NOTE, find_experiment, place_of
 
@@ -233,7 +233,7 @@ def _progress(search: StoredSearch, only: Collection[int] | None = None) -> list
 
 def _answers(path: Path) -> Mapping[str, Sequence[Any]]:
     """Return a trial's answers as columns; texts only where they were kept."""
-    rows, _ = read_answers(path)
+    rows = read_answers(path)
     texts = ("question", "truth", "answer") if any(row.question for row in rows) else ()
     columns = {name: [getattr(row, name) for row in rows] for name in ("edge", *texts, "rouge1")}
     return {"set": [row.set_name for row in rows], **columns}

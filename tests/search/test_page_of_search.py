@@ -12,10 +12,10 @@ from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.results import SearchResults
 from lunar_tune.report.static_page import write_static_page
+from lunar_tune.study.answers import write_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.study.tables import write_answers
 
 # By forget ROUGE-1 the feasible ones are 7, 5, 4, 3, 2, 0; confirmed is the second of them.
 ROWS = (

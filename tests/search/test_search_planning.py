@@ -34,7 +34,7 @@ from lunar_tune.search.outputs import check_output, make_folder
 from lunar_tune.search.plan import plan_search
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
-from lunar_tune.study.stored_config import configuration_document
+from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.yaml_files import read_yaml
 
