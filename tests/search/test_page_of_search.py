@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pages_by_hand import failure, said, trial
+from tracked_searches import TAGS
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
@@ -38,7 +39,7 @@ def search(
     rows = tuple(sorted(rows, key=lambda row: row.number))
     notes: dict[str, object] = {
         "vanilla": {"forget_rouge1": 1.0, "retain_rouge1": 1.0},
-        "tags": {"model": "tiny", "data": "mini", "forget_edge": "A_B", "method": "lunar"},
+        "tags": TAGS,
     }
     if confirmed is not None:
         notes["confirmed"] = {"number": confirmed, "scores": dict(rows[confirmed].scores)}
