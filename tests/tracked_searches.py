@@ -1,8 +1,4 @@
-"""Searches as they lie on disk, with their runs in MLflow, made without running any.
-
-Covers: a study of a few trials with a confirmed best, and one that has only begun.
-Does not cover: models, the tables and pictures of a search.
-"""
+"""Searches of a few trials as they lie on disk, with their runs in MLflow, made without a model."""
 
 from __future__ import annotations
 
@@ -63,6 +59,7 @@ def begun_study(folder: Folder, uri: str | None = None) -> Study:
             "num_trials": len(SCORES),
             "data": {"forget": ("f" * 64, 1), "retain": ("e" * 64, 2)},
             "origin": {"mlflow.source.type": "LOCAL"},
+            "lineage": {},
         },
         "goal": ("forget_rouge1", ("retain_rouge1>=0.8",)),
         "vanilla": VANILLA,

@@ -104,7 +104,7 @@ def _run(
         shown_training,
     )
     from lunar_tune.tracking.store import default_tracking_uri
-    from lunar_tune.tracking.tracker import Tracker
+    from lunar_tune.tracking.sync import Tracker
     from lunar_tune.trial.assemble import materialise_model
     from lunar_tune.trial.learning import assemble_finetuning
 

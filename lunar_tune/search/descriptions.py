@@ -11,8 +11,7 @@ from lunar_tune.models.lineage import read_lineage
 from lunar_tune.search.backends.interface import Resources
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.study.stored_search import configuration_document
-from lunar_tune.tracking.origin import origin_tags
-from lunar_tune.tracking.store import kept_uri
+from lunar_tune.tracking.store import kept_uri, origin_tags
 
 __all__ = ["description", "search_document"]
 

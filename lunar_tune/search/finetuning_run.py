@@ -78,7 +78,6 @@ def finetuning_content(
         tables: To be kept with the run, by place.
     """
     document = job.document()
-    knowledge = {key: [(0, float(known[key]))] for key in ("rouge1", "refused")}
     return RunContent(
         name=f"finetune {name}",
         status="FINISHED",
@@ -86,7 +85,8 @@ def finetuning_content(
         ended=datetime.now(),
         parameters=document,
         tags={"command": "finetune", "model": job.model.name, "data": job.data_name},
-        curves={"loss": sorted(losses.items()), **knowledge},
+        numbers={key: known[key] for key in ("rouge1", "refused")},
+        curves={"loss": sorted(losses.items())},
         data={"learned": (document["data_digest"], len(job.records))},
         tables={at: ("", functools.partial(dict, table)) for at, table in (tables or {}).items()},
     )

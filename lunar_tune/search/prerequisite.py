@@ -19,7 +19,7 @@ from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.memory import give_back
 from lunar_tune.search.finetuning_run import finetuning_content, shown_training
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.tracking.tracker import Tracker
+from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.learning import assemble_finetuning
 from lunar_tune.trial.spec import TrialSpec
 

@@ -44,7 +44,7 @@ from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
-from lunar_tune.tracking.tracker import Tracker
+from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.tasks import Outcome
 
 __all__ = [
@@ -241,7 +241,7 @@ class SearchSession:
             case TrialEnded(row):
                 self._display.ended(row)
                 search = StoredSearch(folder=self.folder, study=self.study.stored, goal=self._goal)
-                self._opened().trial(search, row.number)
+                self._opened().search(search, status="RUNNING")
             case Confirming(row):
                 asked = "held-out" if self.plan.config.holdout else "all"
                 self._display.doing(f"confirming trial {row.number} on {asked} questions")
@@ -310,13 +310,7 @@ class SearchSession:
         results = load_search(self.folder.path)
         report = results.report
         write_mirrors(self.folder, report)
-        with self._display:
-            is_whole = self._opened().finish(
-                results,
-                note=short_report(report),
-                waiting=lambda: self._display.doing("waiting for MLflow"),
-            )
-        if not is_whole:
+        if not self._opened().search(results, note=short_report(report)):
             self._console.print(
                 "[yellow]MLflow does not have all of it:[/yellow] python -m lunar_tune.compare "
                 f"{escape(str(self.folder.path))} writes the rest when it answers again",

@@ -1,8 +1,4 @@
-"""What a search left, damaged: refused in one message, never a traceback.
-
-Covers: journals, answers, configurations; made by the writers themselves.
-Does not cover: many more kinds of damage (`scripts/fuzz.py`).
-"""
+"""What a search left, damaged: refused in one message (more kinds: `scripts/fuzz.py`)."""
 
 from __future__ import annotations
 
