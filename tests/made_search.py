@@ -1,9 +1,4 @@
-"""A search's folder with one confirmed trial, made in this process without Ray.
-
-Covers: what commands read of a finished search: configuration, journal, answers, `best.yaml`. The
-trial is run by the same worker that a search's actors have.
-Does not cover: sampling, mirrors, pictures.
-"""
+"""A search's folder with one confirmed trial, run in this process by the worker of a search."""
 
 from __future__ import annotations
 
@@ -28,6 +23,9 @@ from lunar_tune.study.study import Study
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
+
+NOWHERE = "http://127.0.0.1:9"
+"""A store that cannot be reached: the discard port."""
 
 
 def made_search(
@@ -63,6 +61,7 @@ def made_search(
     study.note("goal", goal_of(config).text)
     study.note("vanilla", dict(vanilla.evaluation.scores))
     study.note("tags", spec.tags)
+    study.note("mlflow", {"id": name, "uri": NOWHERE, "experiment": "x"})
     number, asked = study.ask()
     assert asked == dict(parameters)
     result = worker.run(parameters)

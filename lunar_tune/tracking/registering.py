@@ -9,12 +9,11 @@ from pathlib import Path
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
-from lunar_tune.tracking.store import open_experiment, opened_store, place_of, store_of
+from lunar_tune.tracking.store import open_experiment, opened_store, store_of
 from lunar_tune.tracking.sync import completed_runs, shown_scores, sync
 
 __all__ = ["check_registrable", "register_model"]
 
-ALIAS = "best"
 _REFUSED = "/:'"  # MLflow refuses two, and its filters of names have no escape for the third
 
 
@@ -28,7 +27,7 @@ def check_registrable(search: StoredSearch, name: str, *, tracking_uri: str | No
     with problems.collect():
         _check_name(name)
     with problems.collect(), opened_store(store_of(search, tracking_uri)) as client:
-        open_experiment(client, place_of(search)["experiment"])
+        open_experiment(client, search.study.notes["mlflow"]["experiment"])
     problems.raise_if_any(InputError)
 
 
@@ -48,12 +47,12 @@ def register_model(
     version changes with a later one. The alias `best` moves to a version of the confirmed best.
 
     Args:
-        search: The search.
+        search: Whose setting was exported.
         folder: What was exported.
         name: Of the model in the registry; made if missing.
-        row: The trial that was exported.
+        row: The trial.
         scores: Of what was exported.
-        form: Of what was exported: checkpoint or adapter.
+        form: checkpoint or adapter.
         tracking_uri: Of the store, where it was moved or wants a password.
 
     Raises:
@@ -77,7 +76,7 @@ def register_model(
             description=f"{search.title}: {row.label}",
         )
         if row == search.best:
-            client.set_registered_model_alias(name, ALIAS, version.version)
+            client.set_registered_model_alias(name, "best", version.version)
     return int(version.version)
 
 

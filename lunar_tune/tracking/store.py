@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 __all__ = [
-    "NOTE",
     "code_commit",
     "default_tracking_uri",
     "find_experiment",
@@ -36,21 +35,19 @@ __all__ = [
     "open_experiment",
     "opened_store",
     "origin_tags",
-    "place_of",
     "sqlite_file",
     "store_of",
     "with_password",
 ]
 
-NOTE = "mlflow.note.content"
 _SQLITE = "sqlite:///"
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _EXPERIMENT_TAGS = {
     # Without it the UI asks whether the runs are of an agent or of a model.
     "mlflow.experimentKind": "custom_model_development",
-    NOTE: "Searches of lunar-tune: a parent run for each search, a child run for each trial. "
-    "`python -m lunar_tune.compare` opens the comparison of a search's trials.",
+    "mlflow.note.content": "Searches of lunar-tune: a parent run for each search, a child run for "
+    "each trial. `python -m lunar_tune.compare` opens the comparison of a search's trials.",
 }
 
 
@@ -87,22 +84,6 @@ def with_password(kept: str, search: str) -> str:
     )
 
 
-def place_of(search: StoredSearch) -> Mapping[str, str]:
-    """Return where a search's runs are: its identity `id`, the store's `uri`, the `experiment`.
-
-    Raises:
-        InputError: The search does not say.
-    """
-    place: Mapping[str, str] | None = search.study.notes.get("mlflow")
-    if place is None:
-        raise InputError(
-            f"{search.folder.name}: does not say where its MLflow runs are. Go on with it (python "
-            f"-m lunar_tune.search --resume {search.folder.path}); --save FILE compares the "
-            "trials without MLflow."
-        )
-    return place
-
-
 def store_of(search: StoredSearch, given: str | None = None) -> str:
     """Return the tracking URI of a search's store, which lies beside the search if it was moved.
 
@@ -111,7 +92,7 @@ def store_of(search: StoredSearch, given: str | None = None) -> str:
     Raises:
         InputError: There is no such file, or the address wants a password.
     """
-    uri = given or place_of(search)["uri"]
+    uri: str = given or search.study.notes["mlflow"]["uri"]
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         if given is not None:

@@ -22,12 +22,10 @@ from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_n
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.tracking.runs import Columns, Curve, RunContent, bring
 from lunar_tune.tracking.store import (
-    NOTE,
     find_experiment,
     kept_uri,
     open_experiment,
     opened_store,
-    place_of,
     with_password,
 )
 
@@ -39,9 +37,6 @@ __all__ = ["Tracker", "completed_runs", "shown_scores", "sync"]
 
 SEARCH, TRIAL_OF = "lunar_tune.search", "lunar_tune.trial_of"
 """Tags that tell a search's run, and those of its trials, by the identity that its study keeps."""
-PARENT = "mlflow.parentRunId"
-BASE, AS_SEARCHED, CONFIRMED = range(3)
-"""Steps of the metrics `stage_…`: the base model, the trial, and its confirmation."""
 _MOST_RUNS, _LONGEST_TAG = 50_000, 5000  # that MLflow gives at once, and takes
 _AWAY = 30.0
 """Seconds for which a store that has failed is left alone: trials do not wait for it."""
@@ -109,8 +104,7 @@ def sync(
     one with which the study says that the search ended.
 
     Raises:
-        InputError: The study does not say where the runs are.
-        MlflowException: The store cannot be used.
+        MlflowException: The store cannot be used; `opened_store` makes an `InputError` of it.
     """
     experiment, found, by_trial = _runs_of(client, search)
     parent = bring(client, experiment, found, _search_content(search, note, status))
@@ -139,7 +133,7 @@ def _runs_of(
     client: MlflowClient, search: StoredSearch
 ) -> tuple[Experiment, list[Run], dict[str, list[Run]]]:
     """Return the experiment, the runs that claim to be the search's, and those by trial."""
-    place = place_of(search)
+    place = search.study.notes["mlflow"]
     experiment = find_experiment(client, place["experiment"])
     parents, trials = (
         client.search_runs(
@@ -160,7 +154,7 @@ def _search_content(search: StoredSearch, note: str | None, status: str | None) 
     status = status or notes.get("status", "KILLED")
     numbers = _prefixed("vanilla", shown_scores(search.vanilla))
     numbers["num_trials"] = about["num_trials"]
-    tags = {SEARCH: place_of(search)["id"], "search": folder.name, **notes["tags"]}
+    tags = {SEARCH: notes["mlflow"]["id"], "search": folder.name, **notes["tags"]}
     tags |= about["origin"] | about["lineage"]
     if best is not None or status != "RUNNING":
         feasible = best is not None and search.goal.is_kept(scores)
@@ -171,7 +165,7 @@ def _search_content(search: StoredSearch, note: str | None, status: str | None) 
         numbers |= {"feasible": feasible, **_prefixed("best", shown)}
         tags |= {"feasible": str(feasible).lower(), **_prefixed("best", words)}
     if note is not None:
-        tags[NOTE] = note[:_LONGEST_TAG]
+        tags["mlflow.note.content"] = note[:_LONGEST_TAG]
     starts = [row.started for row in search.rows if row.started is not None]
     ends = [row.ended for row in search.rows if row.ended is not None]
     files = [folder.config, folder.best, folder.path / "report.md", folder.path / "page.html"]
@@ -206,8 +200,8 @@ def _trial_content(search: StoredSearch, row: TrialRow, parent: str) -> RunConte
     tags = {
         **notes["tags"],
         **notes["description"]["origin"],
-        TRIAL_OF: place_of(search)["id"],
-        PARENT: parent,
+        TRIAL_OF: notes["mlflow"]["id"],
+        "mlflow.parentRunId": parent,
         "search": search.folder.name,
         "trial": str(row.number),
         "state": row.state,
@@ -254,12 +248,15 @@ def _numbers(row: TrialRow, full: Mapping[str, float]) -> dict[str, float]:
 def _curves(
     row: TrialRow, base: Mapping[str, float], full: Mapping[str, float]
 ) -> dict[str, Curve]:
-    """Return a trial's metrics by epoch, and its ROUGE scores by stage."""
+    """Return a trial's metrics by epoch, and its ROUGE scores by stage.
+
+    Stages are the base model, the trial as searched, and its confirmation.
+    """
     curves: dict[str, Curve] = {"loss": list(enumerate(row.losses, 1))}
     for name in ("forget_rouge1", "retain_rouge1"):
         curves[f"check_{name}"] = [(int(check["epochs"]), check[name]) for check in row.checks]
     for name in (one for one in shown_scores(row.scores) if "_rouge" in one):
-        stages = ((BASE, base), (AS_SEARCHED, row.scores), (CONFIRMED, full))
+        stages = enumerate((base, row.scores, full))
         curves[f"stage_{name}"] = [(step, said[name]) for step, said in stages if name in said]
     return curves
 

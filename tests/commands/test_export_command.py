@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from command_lines import Result, small_data, without_ray
-from made_search import made_search
+from made_search import NOWHERE, made_search
 from rouge_score.rouge_scorer import RougeScorer
 
 from lunar_tune.cli.export import COMMAND
@@ -390,7 +390,7 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         "there is no such trial",
         "is a folder, not a file",
         "the registry takes no name with /",
-        "does not say where its MLflow runs are",
+        f"the MLflow store {NOWHERE} cannot be used",
         f"{pairs}: the data have changed since the search: the forget set is another one",
         f"{prompts}: the data have changed since the search: the reference prompts are others",
     ):
