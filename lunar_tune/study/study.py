@@ -63,12 +63,12 @@ class Study:
         self._goal = goal
         self._distributions = dict(distributions)
         self._open: dict[int, optuna.Trial] = {}
-        is_new = StoredStudy.read(path) is None  # refuses what cannot be gone on with
+        StoredStudy.read(path)  # refuses what cannot be gone on with
         storage = JournalStorage(_Journal(path))
         names = optuna.get_all_study_names(storage) or [name]
         self._study = optuna.create_study(storage=storage, study_name=names[0], load_if_exists=True)
         self._study.sampler = sampler(len(self._study.get_trials(deepcopy=False)))
-        if is_new:
+        if FORMAT_NOTE not in self._study.user_attrs:
             self.note(FORMAT_NOTE, FORMAT)
         self._take_up()
         if POINTS_QUEUED not in self._study.user_attrs:
@@ -212,7 +212,7 @@ class StoredStudy:
                 return None
             study = optuna.load_study(study_name=names[0], storage=storage)
             kept = study.user_attrs.get(FORMAT_NOTE, 1)
-            if kept == FORMAT:
+            if kept == FORMAT or not study.user_attrs:  # it was killed as it was made
                 return cls.of(study)
         except OSError:
             raise

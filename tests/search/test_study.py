@@ -449,6 +449,19 @@ def test_a_study_that_is_opened_again_fails_what_was_left_and_runs_it_first(
     assert fresh not in [row.parameters for row in again.rows()[:4]]
 
 
+def test_a_study_that_was_killed_as_it_was_made_is_made_whole(tmp_path: Path) -> None:
+    study_in(tmp_path)
+    path = tmp_path / "study.journal"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    stored = StoredStudy.read(path)
+    assert stored is not None
+    assert stored.notes == {}
+    assert study_in(tmp_path).ask() == (0, POINTS[0])
+    stored = StoredStudy.read(path)
+    assert stored is not None
+    assert "format" in stored.notes
+
+
 def test_a_search_whose_folder_was_renamed_goes_on_with_the_same_study(tmp_path: Path) -> None:
     first = study_in(tmp_path)
     number, parameters = first.ask()
