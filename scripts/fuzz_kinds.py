@@ -31,11 +31,10 @@ from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space import SearchSpace
 from lunar_tune.search.space_sources import load_space
+from lunar_tune.study.answers import read_answers, write_answers
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.stored_config import StoredConfig, configuration_document
-from lunar_tune.study.stored_search import stored_answers
+from lunar_tune.study.stored_search import StoredConfig, configuration_document
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.study.tables import write_answers
 from lunar_tune.trial.layer_scores import read_layer_prior
 from lunar_tune.trial.published_config import read_published_config
 from lunar_tune.trial.worker import TrialResult
@@ -238,5 +237,5 @@ KINDS = (
         "yaml",
     ),
     Kind("journal", "study.journal", (_journal(),), StoredStudy.read, "lines"),
-    Kind("answers", "00000.parquet", (_answers(),), stored_answers),
+    Kind("answers", "00000.parquet", (_answers(),), read_answers),
 )

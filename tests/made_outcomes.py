@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from lunar_tune.methods.contract import FitReport
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
@@ -15,6 +19,11 @@ from lunar_tune.trial.worker import TrialResult
 
 N_RETAIN = 84
 DIGEST = "ab"
+
+
+def losses_of(answers: Path) -> tuple[float, ...]:
+    """Return the loss curve that a file of answers has, read without the code under test."""
+    return tuple(json.loads(pq.read_schema(answers).metadata[b"lunar_tune.losses"]))
 
 
 def trial_result(

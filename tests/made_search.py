@@ -16,10 +16,10 @@ from lunar_tune.search.loop import Confirmation
 from lunar_tune.search.outputs import write_best
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space import Choice, SearchSpace
+from lunar_tune.study.answers import write_answers
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.stored_config import configuration_document
+from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.study.study import Study
-from lunar_tune.study.tables import write_answers
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker

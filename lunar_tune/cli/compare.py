@@ -22,7 +22,7 @@ from lunar_tune.secrets import without_login, without_password
 
 if TYPE_CHECKING:
     from lunar_tune.report.results import SearchResults
-    from lunar_tune.tracking.chart_view import Compared
+    from lunar_tune.tracking.ui import Compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +113,11 @@ def _store(results: Sequence[SearchResults], given: str | None, problems: Proble
 
 def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
     """Show the comparison on the store's own server, or on one that runs until Ctrl-C."""
-    from lunar_tune.tracking.ui import is_served, served
+    from lunar_tune.tracking.ui import served
 
     # Before the server starts, which would bring an older store up to date at the same time.
     found = _written(results, uri)
-    if is_served(uri):
+    if uri.startswith(("http://", "https://")):  # it has a server of its own
         _present(console, without_login(uri), found)
         return
     console.print("starting MLflow's UI", highlight=False)
@@ -130,18 +130,18 @@ def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
 def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
     """Bring the store up to date, and return what it shows of each search."""
     from lunar_tune.report.report import short_report
-    from lunar_tune.search.resume import BusySearchError, alone
-    from lunar_tune.tracking.chart_view import compared
-    from lunar_tune.tracking.store import opened_store, refusals
+    from lunar_tune.search.resume import alone
+    from lunar_tune.tracking.store import opened_store
     from lunar_tune.tracking.sync import sync
+    from lunar_tune.tracking.ui import compared
 
     found, problems = [], Problems()
     with opened_store(uri) as client:
         for one in results:
             # A search that runs writes its runs itself; the folder and the store may be another
             # user's, to be read alone.
-            with suppress(BusySearchError, *refusals()), alone(one.folder):
-                sync(one, client, note=short_report(one.report))
+            with suppress(InputError, OSError), alone(one.folder), opened_store(uri) as writing:
+                sync(one, writing, note=short_report(one.report))
             if (shown := compared(client, one)) is not None:
                 found.append(shown)
             else:

@@ -78,7 +78,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
         shown_training,
     )
     from lunar_tune.tracking.store import default_tracking_uri
-    from lunar_tune.tracking.tracker import Tracker
+    from lunar_tune.tracking.sync import Tracker
     from lunar_tune.trial.assemble import assemble_finetuning, materialise
 
     console, settings = options.console(), FinetuneSettings()

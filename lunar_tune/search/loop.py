@@ -249,7 +249,7 @@ class SearchLoop:
         elif outcome.result is not None:
             self._answers.write_base_model(outcome.result)
             self.study = self._listener.begin(outcome)
-            self._started = self.study.n_ended
+            self._started = len(self.study.ended)
             if self._time_budget is not None:
                 self._deadline = time.monotonic() + self._time_budget
 

@@ -15,12 +15,11 @@ from lunar_tune.report.report import Report, write_report
 from lunar_tune.search.backends.interface import Resources
 from lunar_tune.search.loop import Confirmation
 from lunar_tune.search.plan import SearchPlan
+from lunar_tune.study.answers import write_trials
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
-from lunar_tune.study.stored_config import configuration_document
-from lunar_tune.study.tables import write_trials
-from lunar_tune.tracking.origin import origin_tags
-from lunar_tune.tracking.store import kept_uri
+from lunar_tune.study.stored_search import configuration_document
+from lunar_tune.tracking.store import kept_uri, origin_tags
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import write_yaml
 

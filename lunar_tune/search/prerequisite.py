@@ -27,7 +27,7 @@ from lunar_tune.report.progress_bars import build_progress
 from lunar_tune.search.display.log_file import tell
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.tracking.runs import Columns, RunContent
-from lunar_tune.tracking.tracker import Tracker
+from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.assemble import assemble_finetuning
 
 __all__ = [
@@ -164,7 +164,6 @@ def finetuning_content(
         tables: To be kept with the run, by place.
     """
     document = job.document()
-    knowledge = {key: [(0, float(known[key]))] for key in ("rouge1", "refused")}
     return RunContent(
         name=f"finetune {name}",
         status="FINISHED",
@@ -172,7 +171,8 @@ def finetuning_content(
         ended=datetime.now(),
         parameters=document,
         tags={"command": "finetune", "model": job.model.name, "data": job.data_name},
-        curves={"loss": sorted(losses.items()), **knowledge},
+        numbers={key: known[key] for key in ("rouge1", "refused")},
+        curves={"loss": sorted(losses.items())},
         data={"learned": (document["data_digest"], len(job.records))},
         tables={at: ("", functools.partial(dict, table)) for at, table in (tables or {}).items()},
     )

@@ -22,7 +22,7 @@ from lunar_tune.errors import DataError, InputError, Problems
 from lunar_tune.report.results import SearchResults
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.study.folder import Folder, find_search, searches_in
-from lunar_tune.study.stored_config import StoredConfig
+from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.store import with_password
 from lunar_tune.trial.assemble import assemble

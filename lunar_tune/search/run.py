@@ -37,7 +37,7 @@ from lunar_tune.search.session import (
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.tracking.store import default_tracking_uri
-from lunar_tune.tracking.tracker import Tracker
+from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.assemble import materialise
 
 __all__ = ["run_search", "show_finished"]
@@ -184,7 +184,7 @@ def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tra
         except BaseException:
             if opening.exception() is None:
                 with contextlib.suppress(InputError, OSError):  # there may be no study yet
-                    opening.result().search(StoredSearch.read(folder.path), note=None)
+                    opening.result().search(StoredSearch.read(folder.path))
             raise
 
 

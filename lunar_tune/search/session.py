@@ -38,7 +38,7 @@ from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
-from lunar_tune.tracking.tracker import Tracker
+from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.tasks import Outcome
 
 __all__ = [
@@ -237,7 +237,7 @@ class SearchSession:
         """Show a trial that has ended, and write its run."""
         self._display.ended(row)
         search = StoredSearch(folder=self.folder, study=self.study.stored, goal=self._goal)
-        self._opened().trial(search, row.number)
+        self._opened().search(search, status="RUNNING")
 
     def confirming(self, row: TrialRow) -> None:
         """Show that a setting is about to be evaluated in full."""
@@ -281,13 +281,7 @@ class SearchSession:
         results = load_search(self.folder.path)
         report = results.report
         write_mirrors(self.folder, report)
-        with self._display:
-            is_whole = self._opened().finish(
-                results,
-                note=short_report(report),
-                waiting=lambda: self._display.doing("waiting for MLflow"),
-            )
-        if not is_whole:
+        if not self._opened().search(results, note=short_report(report)):
             self._console.print(
                 "[yellow]MLflow does not have all of it:[/yellow] python -m lunar_tune.compare "
                 f"{escape(str(self.folder.path))} writes the rest when it answers again",

@@ -16,40 +16,28 @@ __all__ = ["RUNS", "Folder", "find_search", "searches_in"]
 RUNS = Path("runs")
 """Where searches are kept unless another folder is named."""
 _LISTED = 8
-_BEFORE_THE_FIRST_TRIAL = {
-    ".lock",
-    ".study.journal.lock",
-    "config.yaml",
-    "search.log",
-    "trials",
-}
+_BEFORE_THE_FIRST_TRIAL = {".lock", ".study.journal.lock", "config.yaml", "search.log", "trials"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Folder:
     """The folder of one search."""
 
     path: Path
 
-    @property
-    def name(self) -> str:
-        """The search's name."""
-        return self.path.name
-
-    @property
-    def journal(self) -> Path:
-        """Optuna's journal: the truth about scores."""
-        return self.path / "study.journal"
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def best(self) -> Path:
-        """The best feasible setting, confirmed."""
-        return self.path / "best.yaml"
+    def __post_init__(self) -> None:
+        self.name = self.path.name
+        self.journal = self.path / "study.journal"  # Optuna's: the truth about scores
+        self.config = self.path / "config.yaml"  # every option, with its origin
+        self.trials = self.path / "trials.parquet"  # a row a trial
+        self.best = self.path / "best.yaml"  # the best feasible setting, confirmed
+        self.log = self.path / "search.log"
+        self.pictures = self.path / "pictures"  # each as PNG and SVG
+        self.lock = self.path / ".lock"  # held by the process that works on the search
+        # Answers of the base model: to the questions of trials, and of a full evaluation where
+        # those are held out.
+        self.vanilla_answers = self.path / "trials" / "vanilla.parquet"
+        self.vanilla_full_answers = self.path / "trials" / "vanilla-full.parquet"
 
     @property
     def is_taken(self) -> bool:
@@ -59,26 +47,6 @@ class Folder:
         return is_folder(self.path) and any(
             entry.name not in _BEFORE_THE_FIRST_TRIAL for entry in self.path.iterdir()
         )
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that works on the search."""
-        return self.path / ".lock"
-
-    @property
-    def trials(self) -> Path:
-        """A row a trial."""
-        return self.path / "trials.parquet"
-
-    @property
-    def log(self) -> Path:
-        """What happened, with the time."""
-        return self.path / "search.log"
-
-    @property
-    def pictures(self) -> Path:
-        """Every picture, as PNG and SVG."""
-        return self.path / "pictures"
 
     def answers(self, number: int) -> Path:
         """A trial's answers, as it was searched."""
@@ -93,23 +61,9 @@ class Folder:
         name = f"{number:05d}" if number >= 0 else "vanilla"
         return self.path / "trials" / f"{name}-stack.txt"
 
-    @property
-    def vanilla_answers(self) -> Path:
-        """The base model's answers."""
-        return self.path / "trials" / "vanilla.parquet"
-
-    @property
-    def vanilla_full_answers(self) -> Path:
-        """Its answers to the questions of a full evaluation, where those are held out."""
-        return self.path / "trials" / "vanilla-full.parquet"
-
 
 def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
-    """Return the folder of a search that was begun.
-
-    Args:
-        search: Its folder, or its name.
-        runs: Where names are looked up.
+    """Return the folder of a search that was begun, from its path or its name in `runs`.
 
     Raises:
         InputError: There is no such search; those that there are, are named.
@@ -124,7 +78,12 @@ def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
         raise InputError(f"{search}: cannot be looked at ({error}).") from error
     if is_folder:
         raise InputError(f"{search}: is not the folder of a search (it has no study.journal).")
-    raise InputError(f"{search}: there is no such search. {_listed(runs)}")
+    names = [folder.name for folder in searches_in(runs)]
+    listed = f"{runs} has none; name a search's folder, or start one with lunar_tune.search."
+    if names:
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        listed = f"{runs} has {', '.join(names[:_LISTED])}{more}."
+    raise InputError(f"{search}: there is no such search. {listed}")
 
 
 def searches_in(runs: Path) -> list[Folder]:
@@ -133,11 +92,3 @@ def searches_in(runs: Path) -> list[Folder]:
         runs.glob("*/study.journal"), key=lambda path: path.stat().st_mtime, reverse=True
     )
     return [Folder(path.parent.resolve()) for path in journals]
-
-
-def _listed(runs: Path) -> str:
-    names = [folder.name for folder in searches_in(runs)]
-    if not names:
-        return f"{runs} has none; name a search's folder, or start one with lunar_tune.search."
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{runs} has {', '.join(names[:_LISTED])}{more}."

@@ -1,4 +1,4 @@
-"""One row a trial: the shape in which tables, pictures, report and mirrors see a search."""
+"""One row a trial: the shape in which tables, pictures, report and MLflow see a search."""
 
 from __future__ import annotations
 
@@ -32,19 +32,17 @@ HEADLINE_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviatio
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRow:
-    """What is known of one trial."""
+    """What is known of one trial; scores, objective and feasibility if it is complete."""
 
     number: int
-    """Counts from 0 within a study."""
     state: str
     """complete, failed or running."""
     parameters: Mapping[str, Any]
     scores: Mapping[str, float] = field(default_factory=dict)
-    """`forget_rouge1` and the others; empty unless complete."""
     objective: float | None = None
-    """What the search makes small; None unless complete."""
+    """What the search makes small."""
     feasible: bool | None = None
-    """Whether every bound is kept; None unless complete."""
+    """Whether every bound is kept."""
     retain_rows: int | None = None
     """Retain rows that the score was taken on."""
     retain_exact: bool | None = None
@@ -60,13 +58,12 @@ class TrialRow:
     losses: tuple[float, ...] = ()
     """Training loss of each epoch."""
     checks: tuple[Mapping[str, float], ...] = ()
-    """Looks at the fit while it went on: `epochs`, `forget_rouge1`, `retain_rouge1` of samples."""
+    """Periodic evaluations: `epochs`, `forget_rouge1`, `retain_rouge1` of samples."""
     answers_digest: str | None = None
     """SHA-256 of the trial's answers file."""
     started: datetime | None = None
-    """When it was asked for, in local time."""
     ended: datetime | None = None
-    """When its result was told; None while it runs."""
+    """In local time: when it was asked for, and when its result was told."""
 
     @property
     def counts(self) -> bool:
@@ -83,7 +80,7 @@ class TrialRow:
 
     def flat(self) -> dict[str, Any]:
         """Return the row with the stable column names of `trials.parquet`."""
-        rest = {name: value for name, value in self.scores.items() if name not in HEADLINE_SCORES}
+        placed = {*HEADLINE_SCORES, "retain_rows"}
         return {
             "number": self.number,
             "state": self.state,
@@ -96,7 +93,7 @@ class TrialRow:
             "max_new_tokens": self.max_new_tokens,
             "seconds": self.seconds.get("trial"),
             **{f"seconds.{name}": value for name, value in self.seconds.items() if name != "trial"},
-            **{name: value for name, value in rest.items() if name != "retain_rows"},
+            **{name: value for name, value in self.scores.items() if name not in placed},
             "started": self.started,
             "ended": self.ended,
             "failure": self.failure,
@@ -130,37 +127,23 @@ def best_first(rows: list[TrialRow]) -> list[TrialRow]:
     """Return the feasible trials, lowest objective first, higher retain ROUGE-1 on a tie."""
     feasible = [row for row in rows if row.state == COMPLETE and row.feasible]
     return sorted(
-        feasible,
-        key=lambda row: (row.objective, -row.scores["retain_rouge1"], row.number),
+        feasible, key=lambda row: (row.objective, -row.scores["retain_rouge1"], row.number)
     )
 
 
 def nearest_first(rows: Iterable[TrialRow], goal: Goal) -> list[TrialRow]:
-    """Return the completed trials, the one that misses its bounds least first; of several the best.
-
-    Args:
-        rows: Of any state.
-        goal: Whose bounds.
-    """
+    """Return the completed trials, least missed bounds first; of several the best."""
 
     def missed(row: TrialRow) -> tuple[float, float, int]:
-        violations = goal.violations(row.scores).values()
+        by_how_much = sum(max(0.0, one) for one in goal.violations(row.scores).values())
         value = goal.value(row.scores)
-        return (
-            sum(max(0.0, one) for one in violations),
-            math.inf if math.isnan(value) else value,
-            row.number,
-        )
+        return by_how_much, math.inf if math.isnan(value) else value, row.number
 
     return sorted((row for row in rows if row.state == COMPLETE), key=missed)
 
 
 def best_so_far(rows: Iterable[TrialRow]) -> list[tuple[TrialRow, TrialRow]]:
-    """Return each trial with the best feasible one up to it, from the first feasible one on.
-
-    Args:
-        rows: In the order in which they count, by number or by time.
-    """
+    """Return each trial with the best feasible one up to it, from the first feasible one on."""
     pairs: list[tuple[TrialRow, TrialRow]] = []
     best: list[TrialRow] = []
     for row in rows:

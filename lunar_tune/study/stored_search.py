@@ -1,36 +1,150 @@
-"""A search as it stands on disk: rows, scores, answers and configuration.
-
-Nothing of it needs a store or pictures, which are made from it.
-"""
+"""A search as it stands on disk: configuration, rows, scores and answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import pyarrow as pa
+from pydantic_core import to_jsonable_python
 
+from lunar_tune.config.fields import from_document, options_of
+from lunar_tune.config.run_options import OWN, RunOptions
+from lunar_tune.config.search_config import AUTO, SearchConfig
+from lunar_tune.data.bundled import BUNDLED
+from lunar_tune.data.published import PUBLISHED
 from lunar_tune.errors import InputError
+from lunar_tune.files import is_file, is_folder, shipped_spaces
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.models.catalog import CATALOG
+from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
+from lunar_tune.study.answers import answers_beside, read_answers
 from lunar_tune.study.folder import RUNS, Folder, find_search
 from lunar_tune.study.rows import COMPLETE, TrialRow, best_first
-from lunar_tune.study.stored_config import StoredConfig
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.study.tables import read_answers
+from lunar_tune.yaml_files import read_yaml, write_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lunar_tune.metrics.evaluate import AnswerRow
 
-__all__ = ["StoredSearch", "stored_answers"]
+__all__ = ["StoredConfig", "StoredSearch", "configuration_document"]
 
-_LISTED = 10
-"""How many numbers of trials an error lists in full."""
+DEFAULT, DERIVED = "default", "derived"
+_LISTED = 10  # numbers of trials that an error lists in full
+_ADVICE = " Remove it: the study has a copy, which is taken then."
+# What is no file even where there is one of that name.
+_NAMES: tuple[Container[str], ...] = (BUNDLED, PUBLISHED, CATALOG, (AUTO, OWN, PUBLISHED_TURN))
+
+
+def configuration_document(
+    config: SearchConfig,
+    *,
+    given: Mapping[str, str],
+    derived: Mapping[str, Any],
+    resolved: Mapping[str, Any],
+) -> str:
+    """Return `config.yaml`: every value with its origin.
+
+    Args:
+        config: What the search was told.
+        given: Origin of the options that were not left at their default, by field name.
+        derived: Values that stand for an option left open, by field name.
+        resolved: What there is beside options: the space, the model's source, data digests.
+    """
+    options = {}
+    for name in options_of(SearchConfig):
+        value, origin = getattr(config, name), given.get(name, DEFAULT)
+        if value in (None, ()) and name in derived:
+            value, origin = derived[name], DERIVED
+        options[name] = {"value": to_jsonable_python(value), "origin": origin}
+    return write_yaml({"options": options, "resolved": to_jsonable_python(resolved)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredConfig:
+    """What a search was told."""
+
+    search: SearchConfig
+    """Every option, named as the search and with the output folder that it lies in now. Files that
+    were named relative to the folder that it was started in are found from here."""
+    origins: Mapping[str, str]
+    """Where values come from that were not left at their default, by field name."""
+    resolved: Mapping[str, Any]
+    """What there is beside options: the space, digests of the data, versions."""
+
+    @classmethod
+    def read(cls, folder: Folder) -> StoredConfig:
+        """Read `config.yaml`, or the study's own copy where there is no file.
+
+        Raises:
+            InputError: It is not there, or is not what a search writes.
+        """
+        stored = StoredStudy.read(folder.journal)  # refuses what another version has written
+        source: Path | str = folder.config
+        if not folder.config.exists():
+            source = (stored.notes.get("configuration") if stored is not None else None) or ""
+        if not source:
+            raise InputError(
+                f"{folder.path}: has no config.yaml, and its study has no copy of it, so there is "
+                "no search to read or to go on with."
+            )
+        try:
+            document = read_yaml(source)
+        except InputError as error:
+            problem = str(error).removeprefix(f"{folder.config}: ")
+            raise InputError(f"{folder.config}: {problem}.{_ADVICE}") from error
+        if not all(isinstance(document.get(part), dict) for part in ("options", "resolved")):
+            raise InputError(f"{folder.config}: is damaged, a part of it is missing.{_ADVICE}")
+        return cls._of(document, folder)
+
+    @classmethod
+    def _of(cls, document: Mapping[str, Any], folder: Folder) -> StoredConfig:
+        known, resolved = options_of(SearchConfig), document["resolved"]
+        told = {key: said for key, said in document["options"].items() if isinstance(said, dict)}
+        kept = {
+            key: said.get("value")
+            for key, said in told.items()
+            if said.get("origin") != DERIVED and (key not in known or known[key].stored)
+        }
+        values = from_document(SearchConfig, kept, source=str(folder.config))
+        for name in values.keys() & {name for name, said in known.items() if said.place}:
+            values[name] = _placed(values[name], resolved)
+        values |= {"output": folder.path.parent, "name": folder.name}
+        origins = {key: str(said.get("origin")) for key, said in told.items()}
+        return cls(
+            search=SearchConfig(**values),
+            origins={key: one for key, one in origins.items() if one not in {DEFAULT, DERIVED}},
+            resolved=resolved,
+        )
+
+    @property
+    def trial_options(self) -> RunOptions:
+        """The options of a single run of the model that the trials worked on.
+
+        It differs from the search's where that fine-tuned its model first.
+        """
+        weights = _placed(self.resolved.get("weights"), self.resolved)
+        return dataclasses.replace(self.search, model_path=weights) if weights else self.search
+
+
+def _placed(value: str | None, resolved: Mapping[str, Any]) -> str | None:
+    """Return a value that names a file where the search was started so that it is found here.
+
+    A file of that name in the current folder is another one. What is a name of something else than
+    a file stays one, as it was for the search.
+    """
+    if value is None or any(value in names for names in (*_NAMES, shipped_spaces())):
+        return value
+    here = Path(value).expanduser()
+    there = Path(str(resolved.get("working_folder", "."))) / here
+    is_there = is_file(there) or is_folder(there)
+    return str(there) if is_there and there.resolve() != here.resolve() else value
 
 
 @dataclass(frozen=True)
@@ -44,11 +158,7 @@ class StoredSearch:
 
     @classmethod
     def read(cls, search: str | Path, *, runs: str | Path = RUNS) -> Self:
-        """Read a search, finished or still running.
-
-        Args:
-            search: Its folder, or its name.
-            runs: Where names are looked up.
+        """Read a search, finished or still running, by its folder or its name in `runs`.
 
         Raises:
             InputError: There is no such search, or it has not judged the base model yet.
@@ -59,10 +169,26 @@ class StoredSearch:
             raise InputError(f"{folder.path}: the search has not begun its first trial.")
         return cls(folder=folder, study=stored, goal=stored.goal)
 
+    @cached_property
+    def config(self) -> StoredConfig:
+        """What it was told.
+
+        Raises:
+            InputError: `config.yaml` is not there or cannot be read.
+        """
+        return StoredConfig.read(self.folder)
+
     @property
     def rows(self) -> tuple[TrialRow, ...]:
         """All trials that were started, by number."""
         return self.study.rows
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A row a trial, with the columns of `trials.parquet`."""
+        import pandas as pd
+
+        return pd.DataFrame([row.flat() for row in self.rows])
 
     @property
     def vanilla(self) -> Mapping[str, float]:
@@ -79,10 +205,7 @@ class StoredSearch:
 
     @property
     def vanilla_in_full(self) -> Mapping[str, float]:
-        """The base model's scores on the questions of a full evaluation.
-
-        Empty where these are held out and the search has not asked it, as earlier versions did not.
-        """
+        """The base model's scores on the questions of a full evaluation; empty if not asked."""
         note = self.study.notes.get("confirmed") or {}
         return (note.get("vanilla") or {}) if self.held_out else self.vanilla
 
@@ -98,26 +221,14 @@ class StoredSearch:
         note = self.study.notes.get("confirmed")
         return self.rows[note["number"]] if note is not None else None
 
-    @cached_property
-    def config(self) -> StoredConfig:
-        """What it was told.
-
-        Raises:
-            InputError: `config.yaml` is not there or cannot be read.
-        """
-        return StoredConfig.read(self.folder)
-
     @property
     def title(self) -> str:
-        """What was searched, in a line; an older search does not know its method's solver."""
+        """What was searched, in a line."""
         tags = self.study.notes["tags"]
-        solver = f" ({tags['solver']})" if "solver" in tags else ""
-        parts = [
-            f"{tags['model']}, {tags['data']}: forget {tags['forget_edge'].replace(',', ', ')}",
-            *([tags["method"] + solver] if "method" in tags else []),
-            *(["half held out"] if self.held_out else []),
-        ]
-        return ", ".join(parts)
+        edges = tags["forget_edge"].replace(",", ", ")
+        about = f"{tags['model']}, {tags['data']}: forget {edges}"
+        held_out = ", half held out" if self.held_out else ""
+        return f"{about}, {tags['method']} ({tags['solver']}){held_out}"
 
     def trial(self, number: int | None = None) -> TrialRow:
         """Return a completed trial: the best, or one by its number.
@@ -127,9 +238,10 @@ class StoredSearch:
         """
         if number is None:
             if self.best is None:
+                ranked = best_first(list(self.rows))
                 found = "and no trial is feasible"
-                for first in best_first(list(self.rows))[:1]:
-                    found = f"the best as searched is trial {first.number}"
+                if ranked:
+                    found = f"the best as searched is trial {ranked[0].number}"
                 raise InputError(
                     f"{self.folder.name}: has no confirmed best setting, {found}; name a trial by "
                     f"its number ({self._numbers()})."
@@ -144,65 +256,38 @@ class StoredSearch:
         return row
 
     def answers(self, number: int | None = None, *, full: bool = False) -> list[AnswerRow]:
-        """Return a trial's answers, or the base model's, in the order in which they are kept.
+        """Return a trial's answers, or the base model's (None), in the order they are kept in.
 
-        Args:
-            number: Of the trial; None for the base model.
-            full: Those of the full evaluation, which the best trial has, and of the base
-                model where questions are held out for it.
+        The best trial has those of its `full` evaluation, too, and the base model where questions
+        are held out for that.
 
         Raises:
             InputError: They are not there.
         """
-        path = self.folder.vanilla_answers
-        if number is None and full and self.folder.vanilla_full_answers.is_file():
-            path = self.folder.vanilla_full_answers
-        elif number is not None:
-            path = (self.folder.full_answers if full else self.folder.answers)(number)
+        folder = self.folder
+        if number is not None:
+            path = folder.full_answers(number) if full else folder.answers(number)
+        elif full and folder.vanilla_full_answers.is_file():
+            path = folder.vanilla_full_answers
+        else:
+            path = folder.vanilla_answers
         if not path.is_file():
-            raise InputError(f"{self.folder.name}: there are no answers in {path}.")
-        return stored_answers(path)
+            raise InputError(f"{folder.name}: there are no answers in {path}.")
+        return read_answers(path)
 
     def answers_table(self, number: int | None = None, *, full: bool = False) -> pd.DataFrame:
-        """Return a row an answer, beside what the base model says to the same question.
+        """Return a trial's answers, or the best one's (None), each beside the base model's.
 
-        Args:
-            number: Of the trial; None for the best.
-            full: The answers of the full evaluation, which the best trial has.
-
-        Returns:
-            The columns of `study.tables.answers_beside`.
+        The columns are those of `answers_beside`, the arguments those of `answers`.
 
         Raises:
             InputError: There are no such answers.
         """
-        from lunar_tune.study.tables import answers_beside
-
         asked = self.answers(self.trial(number).number, full=full)
         return answers_beside(self.answers(full=full), asked)
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """A row a trial, with the columns of `trials.parquet`."""
-        import pandas as pd
-
-        return pd.DataFrame([row.flat() for row in self.rows])
 
     def _numbers(self) -> str:
         numbers = [str(row.number) for row in self.rows if row.state == COMPLETE]
         if len(numbers) > _LISTED:
             return f"{', '.join(numbers[: _LISTED // 2])} … {numbers[-1]}, {len(numbers)} in all"
         return ", ".join(numbers) or "none"
-
-
-def stored_answers(path: Path) -> list[AnswerRow]:
-    """Read a file of answers; with `--no-text` their texts are empty.
-
-    Raises:
-        InputError: It is damaged, or holds something else.
-    """
-    try:
-        return read_answers(path)[0]
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        raise InputError(f"{path}: is damaged, or holds no answers ({reason}).") from error

@@ -1,4 +1,4 @@
-"""The study: the truth about parameters, states, scores and failures.
+"""The study: the truth about parameters, states, scores and failures, in Optuna's journal.
 
 Only public calls of Optuna 5 are used: ask, set_constraint, set_user_attr, tell.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.study.journal import open_journal, read_journal, reading
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 
 if TYPE_CHECKING:
@@ -38,16 +41,13 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Study:
-    """One search's study.
+    """One search's study; its journal is made if missing.
 
-    Args:
-        path: The journal file; made if missing. One that is there is gone on with: trials that
-            were left running are failed, and their settings come first.
-        name: The study's name.
-        goal: What the search is after.
-        distributions: What is searched, by parameter.
-        sampler: Gives the sampler, from the number of trials that there are already.
-        starting_points: Settings that a new study tries first.
+    A study that is there is gone on with, whatever its name: trials that were left running are
+    failed, and their settings come first. The sampler is made for the number of trials so far.
+
+    Raises:
+        InputError: The journal is damaged, or of another version.
     """
 
     def __init__(
@@ -60,43 +60,57 @@ class Study:
         sampler: Callable[[int], optuna.samplers.BaseSampler],
         starting_points: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Open the journal or make it, and queue the starting points in a new study."""
         self._goal = goal
         self._distributions = dict(distributions)
         self._open: dict[int, optuna.Trial] = {}
-        before = []
-        with reading(path):
-            storage = open_journal(path)
-            begun = name in {one.study_name for one in optuna.get_all_study_summaries(storage)}
-            if begun:
-                kept = optuna.load_study(study_name=name, storage=storage)
-                _check_format(path, kept.user_attrs)
-                before = kept.get_trials()
-        self._study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            sampler=sampler(len(before)),
-            direction="minimize",
-            load_if_exists=True,
-        )
-        if not begun:
+        StoredStudy.read(path)  # refuses what cannot be gone on with
+        storage = JournalStorage(_Journal(path))
+        names = optuna.get_all_study_names(storage) or [name]
+        self._study = optuna.create_study(storage=storage, study_name=names[0], load_if_exists=True)
+        self._study.sampler = sampler(len(self._study.get_trials(deepcopy=False)))
+        if FORMAT_NOTE not in self._study.user_attrs:
             self.note(FORMAT_NOTE, FORMAT)
-        if before:
-            self._take_up()
+        self._take_up()
         if POINTS_QUEUED not in self._study.user_attrs:
             for point in starting_points:
                 self._study.enqueue_trial(dict(point), skip_if_exists=True)
             self.note(POINTS_QUEUED, value=True)
+
+    def _take_up(self) -> None:
+        """Fail what an earlier process left running, and queue it again."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            # One that was killed while it was being suggested has but what was queued of it.
+            setting = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            # What ended the search had nothing to do with the setting: it was not an attempt.
+            self._queue(trial.number, setting, trial.user_attrs.get("attempts", 0))
+            self._study.tell(trial.number, state=TrialState.FAIL)
+
+    @property
+    def stored(self) -> StoredStudy:
+        """What its journal says now."""
+        return StoredStudy.of(self._study)
 
     @property
     def ended(self) -> list[TrialRow]:
         """Trials that have ended by themselves, in this process or an earlier one."""
         return [row for row in self.rows() if row.counts]
 
-    @property
-    def n_ended(self) -> int:
-        """How many."""
-        return len(self.ended)
+    def rows(self) -> list[TrialRow]:
+        """Return all trials that were started, by number."""
+        return _rows(self._study, self._goal)
+
+    def row(self, number: int) -> TrialRow:
+        """Return one trial as a row."""
+        return self.rows()[number]
+
+    def running(self) -> list[int]:
+        """Return the numbers of trials that were asked for here and have not ended."""
+        return list(self._open)
+
+    def attempts(self, number: int) -> int:
+        """Return how often a trial's setting has been begun, this trial included."""
+        before: int = self._study.get_trials(deepcopy=False)[number].user_attrs.get("attempts", 0)
+        return before + 1
 
     def note(self, key: str, value: Any) -> None:
         """Keep a fact of the search itself, as plain values for JSON."""
@@ -115,21 +129,14 @@ class Study:
     ) -> None:
         """Tell a trial's scores; scores that are not numbers make it a failure.
 
-        Args:
-            number: Of the trial.
-            result: What it gave.
-            answers_digest: SHA-256 of the file of its answers.
-            n_retain: Questions to keep in all; a trial that was asked fewer has an estimate.
+        It has an estimate where it was asked fewer than all `n_retain` questions to keep.
         """
         scores = {name: float(value) for name, value in result.evaluation.scores.items()}
         value, violations = self._goal.value(scores), self._goal.violations(scores)
-        if not math.isfinite(value) or not all(map(math.isfinite, violations.values())):
+        if not all(map(math.isfinite, (value, *violations.values()))):
             self.fail(number, "a score is not a finite number", deterministic=True)
             return
-        trial = self._open[number]
-        for bound, violation in violations.items():
-            trial.set_constraint(bound, violation)
-        retain_rows = int(scores["retain_rows"])
+        trial, retain_rows = self._open[number], int(scores["retain_rows"])
         for key, fact in {
             "scores": scores,
             "seconds": dict(result.seconds),
@@ -141,20 +148,17 @@ class Study:
             "answers_digest": answers_digest,
         }.items():
             trial.set_user_attr(key, fact)
-        self._study.tell(trial, value)
+        self._tell(trial, value, violations)
         del self._open[number]
 
     def fail(
         self, number: int, reason: str, *, deterministic: bool = False, again: bool = False
     ) -> None:
-        """Tell that a trial failed, and why; a trial that has ended is left as it is.
+        """Tell that a trial failed, and why in a line; one that has ended is left as it is.
 
-        Args:
-            number: Of the trial.
-            reason: Why, in a line.
-            deterministic: Whether its setting will fail always: the sampler is then told the worst
-                scores that there can be, for it learns nothing of what it is not told.
-            again: Whether its setting had no part in it, and is queued to be run again.
+        A `deterministic` failure is told to the sampler as the worst scores that there can be, for
+        it learns nothing of what it is not told. A setting that had no part in the failure is
+        queued to be run `again`.
         """
         trial = self._open.pop(number, None)
         if trial is None:
@@ -165,50 +169,19 @@ class Study:
         worst = self._goal.worst(row.scores for row in self.rows()) if deterministic else None
         if worst is None:
             self._study.tell(trial, state=TrialState.FAIL)
-            return
-        value, violations = worst
+        else:
+            self._tell(trial, *worst)
+
+    def _tell(self, trial: optuna.Trial, value: float, violations: Mapping[str, float]) -> None:
         for bound, violation in violations.items():
             trial.set_constraint(bound, violation)
         self._study.tell(trial, value)
 
-    def attempts(self, number: int) -> int:
-        """Return how often a trial's setting has been begun, this trial included."""
-        before: int = self._study.get_trials(deepcopy=False)[number].user_attrs.get("attempts", 0)
-        return before + 1
-
     def _queue(self, number: int, parameters: Mapping[str, Any], attempts: int) -> None:
         """Queue a setting; once, also where a kill came between that and the trial's end."""
-        trials = self._study.get_trials(deepcopy=False)
-        if number not in _superseded(trials):
+        if number not in _superseded(self._study.get_trials(deepcopy=False)):
             attrs = {"attempts": attempts, AGAIN_OF: number}
             self._study.enqueue_trial(dict(parameters), user_attrs=attrs, skip_if_exists=False)
-
-    @property
-    def stored(self) -> StoredStudy:
-        """What its journal says now."""
-        return StoredStudy.of(self._study)
-
-    def running(self) -> list[int]:
-        """Return the numbers of trials that were asked for here and have not ended."""
-        return list(self._open)
-
-    def row(self, number: int) -> TrialRow:
-        """Return one trial as a row."""
-        trials = self._study.get_trials(deepcopy=False)
-        return _row(trials[number], self._goal, _superseded(trials))
-
-    def rows(self) -> list[TrialRow]:
-        """Return all trials that were started, by number."""
-        return _rows(self._study, self._goal)
-
-    def _take_up(self) -> None:
-        """Fail what an earlier process left running, and queue it again."""
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            # One that was killed while it was being suggested has but what was queued of it.
-            setting = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            # What ended the search had nothing to do with the setting: it was not an attempt.
-            self._queue(trial.number, setting, trial.user_attrs.get("attempts", 0))
-            self._study.tell(trial.number, state=TrialState.FAIL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +195,48 @@ class StoredStudy:
     """What the search is after; None where it had not begun."""
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
     """What the last trial's parameters were drawn from."""
+
+    @classmethod
+    def read(cls, path: Path) -> StoredStudy | None:
+        """Read a journal and change nothing; None where there is none, or no study in it yet.
+
+        Raises:
+            InputError: It is damaged, not of a search, or of another version.
+        """
+        if not path.is_file():
+            return None
+        try:
+            storage = JournalStorage(_Journal(path))
+            names = optuna.get_all_study_names(storage)
+            if not names:
+                return None
+            study = optuna.load_study(study_name=names[0], storage=storage)
+            kept = study.user_attrs.get(FORMAT_NOTE, 1)
+            if kept == FORMAT or not study.user_attrs:  # it was killed as it was made
+                return cls.of(study)
+        except OSError:
+            raise
+        except Exception as error:  # Optuna trusts the lines and stumbles over them in any way
+            reason = next(iter(str(error).splitlines()), "")[:200]
+            raise InputError(
+                f"{path}: is damaged, or not the journal of a search ({type(error).__name__}: "
+                f"{reason}). Take it from a copy, or name another search."
+            ) from error
+        raise InputError(
+            f"{path.parent}: was begun by another version of lunar-tune, which keeps searches "
+            f"otherwise (format {kept}, here {FORMAT}). Read and resume it with that version, or "
+            "start a new search."
+        )
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> StoredStudy:
+        """Return what a study says."""
+        notes = study.user_attrs
+        goal = Goal.read(*notes["goal"]) if "goal" in notes else None
+        rows = tuple(_rows(study, goal)) if goal is not None else ()
+        drawn = [one.distributions for one in study.get_trials(deepcopy=False)]
+        last = next((one for one in reversed(drawn) if one), {})  # one that waits has none
+        return cls(rows=rows, notes=notes, goal=goal, distributions=last)
 
     def has_ended(self, num_trials: int) -> bool:
         """Say whether the search has ended by itself when it was to have so many trials."""
@@ -241,48 +256,6 @@ class StoredStudy:
             for name, kind in self.distributions.items()
             if isinstance(kind, CategoricalDistribution)
         }
-
-    @classmethod
-    def read(cls, path: Path) -> StoredStudy | None:
-        """Read a journal and change nothing; None where there is none, or no study in it yet.
-
-        Raises:
-            InputError: It is damaged, or not of a search.
-        """
-        if not path.is_file():
-            return None
-        with reading(path):
-            storage = read_journal(path)
-            names = [one.study_name for one in optuna.get_all_study_summaries(storage)]
-            if not names:
-                return None
-            study = optuna.load_study(study_name=names[0], storage=storage)
-            _check_format(path, study.user_attrs)
-            return cls.of(study)
-
-    @classmethod
-    def of(cls, study: optuna.Study) -> StoredStudy:
-        """Return what a study says."""
-        notes = study.user_attrs
-        goal = Goal.read(*notes["goal"]) if "goal" in notes else None
-        rows = tuple(_rows(study, goal)) if goal is not None else ()
-        drawn = [one.distributions for one in study.get_trials(deepcopy=False)]
-        last = next((one for one in reversed(drawn) if one), {})  # one that waits has none
-        return cls(rows=rows, notes=notes, goal=goal, distributions=last)
-
-
-def _check_format(path: Path, notes: Mapping[str, Any]) -> None:
-    """Refuse a search that another version has kept otherwise.
-
-    Raises:
-        InputError: It has.
-    """
-    if notes.get(FORMAT_NOTE) != FORMAT:
-        raise InputError(
-            f"{path.parent}: was begun by another version of lunar-tune, which keeps searches "
-            f"otherwise (format {notes.get(FORMAT_NOTE, 1)}, here {FORMAT}). Read and resume it "
-            "with that version, or start a new search."
-        )
 
 
 def _rows(study: optuna.Study, goal: Goal) -> list[TrialRow]:
@@ -321,3 +294,32 @@ def _row(trial: FrozenTrial, goal: Goal, superseded: Collection[int]) -> TrialRo
         started=trial.datetime_start,
         ended=trial.datetime_complete,
     )
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's journal with a lock that the system takes back from a process that dies.
+
+    Optuna's own locks are files that a killed process leaves; they are waited for 30 seconds.
+    A journal is JSON, a line a change, and nothing of it is unpickled (snapshots are, which files
+    have none of; CMA-ES keeps its own state so, and is not offered here). Reading takes no lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # Optuna asks a lock to acquire and release; the base class of its own is not public.
+        lock: Any = FileLock(path.with_name(f".{path.name}.lock"))
+        super().__init__(str(path), lock)
+        self._path, self._alone = path, lock
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write lines; a last one that a kill or a full disk has torn is cut off first.
+
+        Optuna 5.0 cannot read past such a line, and every later read would raise. It is looked for
+        before every writing: a disk that was full for one line may have room for the next.
+        """
+        with self._alone:
+            with self._path.open("r+b") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                if file.read() not in {b"", b"\n"}:
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            super().append_logs(logs)

@@ -1,18 +1,23 @@
-"""MLflow's store: its address, opening it, what it cannot do, and the experiment of the runs."""
+"""MLflow's store: its address, opening it, its experiment, and where a run in it comes from."""
 
 from __future__ import annotations
 
+import getpass
+import importlib.metadata
 import logging
 import os
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import url2pathname
 
-import filelock
+from filelock import FileLock
 
+import lunar_tune
 from lunar_tune.errors import InputError
 from lunar_tune.files import check_writable
 from lunar_tune.secrets import is_masked, without_password, without_secrets
@@ -23,29 +28,26 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 __all__ = [
-    "NOTE",
+    "code_commit",
     "default_tracking_uri",
-    "failing_soon",
     "find_experiment",
     "kept_uri",
     "open_experiment",
     "opened_store",
-    "place_of",
-    "refusals",
+    "origin_tags",
     "sqlite_file",
     "store_of",
     "with_password",
 ]
 
-NOTE = "mlflow.note.content"
 _SQLITE = "sqlite:///"
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _EXPERIMENT_TAGS = {
     # Without it the UI asks whether the runs are of an agent or of a model.
     "mlflow.experimentKind": "custom_model_development",
-    NOTE: "Searches of lunar-tune: a parent run for each search, a child run for each trial. "
-    "`python -m lunar_tune.compare` opens the comparison of a search's trials.",
+    "mlflow.note.content": "Searches of lunar-tune: a parent run for each search, a child run for "
+    "each trial. `python -m lunar_tune.compare` opens the comparison of a search's trials.",
 }
 
 
@@ -66,11 +68,7 @@ def kept_uri(uri: str) -> str:
 
 
 def with_password(kept: str, search: str) -> str:
-    """Return an address that can be used, from one that `kept_uri` has masked.
-
-    Args:
-        kept: From `kept_uri`.
-        search: Name of the search that kept it, for the error.
+    """Return an address that can be used, from one that `kept_uri` of a search has masked.
 
     Raises:
         InputError: It wants a password, and `MLFLOW_TRACKING_URI` is another address.
@@ -86,33 +84,15 @@ def with_password(kept: str, search: str) -> str:
     )
 
 
-def place_of(search: StoredSearch) -> Mapping[str, str]:
-    """Return where a search's runs are: its identity `id`, the store's `uri`, the `experiment`.
-
-    Raises:
-        InputError: The search does not say.
-    """
-    place: Mapping[str, str] | None = search.study.notes.get("mlflow")
-    if place is None:
-        raise InputError(
-            f"{search.folder.name}: does not say where its MLflow runs are. Go on with it (python "
-            f"-m lunar_tune.search --resume {search.folder.path}); --save FILE compares the "
-            "trials without MLflow."
-        )
-    return place
-
-
 def store_of(search: StoredSearch, given: str | None = None) -> str:
     """Return the tracking URI of a search's store, which lies beside the search if it was moved.
 
-    Args:
-        search: The search.
-        given: Another store; None takes the one that the search was written to.
+    Another one may be `given`.
 
     Raises:
         InputError: There is no such file, or the address wants a password.
     """
-    uri = given or place_of(search)["uri"]
+    uri: str = given or search.study.notes["mlflow"]["uri"]
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         if given is not None:
@@ -122,62 +102,61 @@ def store_of(search: StoredSearch, given: str | None = None) -> str:
 
 
 @contextmanager
-def failing_soon() -> Iterator[None]:
-    """Inside, a server that does not answer fails after seconds instead of four minutes, quietly.
+def opened_store(uri: str) -> Iterator[MlflowClient]:
+    """Give a client of a store; a sqlite store is made if it is missing.
 
-    Retries that the user has set in the environment are left alone.
+    Inside, a server that does not answer fails after seconds instead of four minutes, quietly;
+    retries that the user has set in the environment are left alone.
+
+    Raises:
+        InputError: The store cannot be opened, or fails inside.
     """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the parent run
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # for each trial
     mine = {name: value for name, value in _RETRIES.items() if name not in os.environ}
+    os.environ.update(mine)
+    for library in ("alembic", "mlflow"):  # importing mlflow sets them to INFO
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     # A warning for each attempt; what fails is raised as well, and told once.
     connections = logging.getLogger("urllib3.connectionpool")
     level = connections.level
-    os.environ.update(mine)
     connections.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's remarks on opening a store
-            yield
+            with _migration_lock(uri):
+                client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            yield client
+    # A database may want a driver that is not there.
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        raise InputError(
+            f"the MLflow store {without_password(uri)} cannot be used: {_reason(error)}. Start the "
+            "server, correct --tracking-uri, or leave that out for a sqlite file in the output "
+            "folder."
+        ) from error
     finally:
         connections.setLevel(level)
         for name in mine:
             os.environ.pop(name, None)
 
 
-@contextmanager
-def opened_store(uri: str) -> Iterator[MlflowClient]:
-    """Give a client of a store; a sqlite store is made if it is missing.
-
-    Raises:
-        InputError: The store cannot be opened, or fails inside.
-    """
-    os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the parent run
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # for each trial
-    try:
-        with failing_soon():
-            from mlflow import MlflowClient
-
-            for library in ("alembic", "mlflow"):  # importing mlflow sets them to INFO
-                logging.getLogger(library).setLevel(logging.CRITICAL)
-            try:
-                with _migration_lock(uri):
-                    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-                yield client
-            except refusals() as error:
-                raise ImportError(str(error)) from error
-    except ImportError as error:
-        reason = without_secrets(str(error)).rstrip(".")
-        raise InputError(
-            f"the MLflow store {without_password(uri)} cannot be used: {reason}. Start the server, "
-            "correct --tracking-uri, or leave that out for a sqlite file in the output folder."
-        ) from error
+def _reason(error: Exception) -> str:
+    return without_secrets(str(error)).rstrip(".")
 
 
-def refusals() -> tuple[type[Exception], ...]:
-    """Return what a store raises that cannot be used."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, SQLAlchemyError, OSError
+def _migration_lock(uri: str) -> FileLock | nullcontext[None]:
+    """Return a lock: processes that open a new sqlite store at once die in its migration."""
+    file = sqlite_file(uri)
+    if file is None:
+        return nullcontext()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # In a folder that cannot be written nobody makes a store anew.
+    writable = os.access(file.parent, os.W_OK)
+    return FileLock(file.parent / ".mlflow.lock") if writable else nullcontext()
 
 
 def open_experiment(client: MlflowClient, name: str) -> Experiment:
@@ -203,11 +182,10 @@ def open_experiment(client: MlflowClient, name: str) -> Experiment:
             check_writable(Path(url2pathname(place.removeprefix("file://"))), place)
         list_artifacts(artifact_uri=place, tracking_uri=client.tracking_uri)
     except Exception as error:  # of an artifact store's library: anything
-        reason = without_secrets(str(error)).rstrip(".")
         raise InputError(
             f"MLflow experiment {name}: its artifacts lie in {without_secrets(place)}, which "
-            f"cannot be used: {reason}. Install its client library, set its credentials, or name "
-            "another experiment with MLFLOW_EXPERIMENT_NAME."
+            f"cannot be used: {_reason(error)}. Install its client library, set its credentials, "
+            "or name another experiment with MLFLOW_EXPERIMENT_NAME."
         ) from error
     return experiment
 
@@ -229,12 +207,32 @@ def find_experiment(client: MlflowClient, name: str) -> Experiment:
     return find_experiment(client, name)
 
 
-def _migration_lock(uri: str) -> filelock.FileLock | nullcontext[None]:
-    """Return a lock: processes that open a new sqlite store at once die in its migration."""
-    file = sqlite_file(uri)
-    if file is None:
-        return nullcontext()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder that cannot be written nobody makes a store anew.
-    writable = os.access(file.parent, os.W_OK)
-    return filelock.FileLock(file.parent / ".mlflow.lock") if writable else nullcontext()
+def origin_tags() -> dict[str, str]:
+    """Return where a run comes from that is started here and now, some for MLflow's own columns."""
+    user = "unknown"
+    with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
+        user = getpass.getuser()
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    command = str(spec.name).removesuffix(".__main__") if spec is not None else ""
+    tags = {
+        "mlflow.user": user,
+        "mlflow.source.name": command if command.startswith("lunar_tune") else "lunar_tune",
+        "mlflow.source.type": "LOCAL",
+        "version.lunar_tune": lunar_tune.__version__,
+    }
+    for package in ("torch", "transformers", "ray", "optuna"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            tags[f"version.{package}"] = importlib.metadata.version(package)
+    commit = code_commit(Path(lunar_tune.__file__).parent)
+    return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}
+
+
+def code_commit(package: Path) -> str | None:
+    """Return the commit of a package's own checkout; None where no repository has its files."""
+    try:  # an installed package may lie below the repository of something else
+        for asked in (["ls-files", "--error-unmatch", "__init__.py"], ["rev-parse", "HEAD"]):
+            command = ["git", "-C", str(package), *asked]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

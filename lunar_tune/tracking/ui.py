@@ -1,4 +1,4 @@
-"""MLflow's own UI on a store, as long as someone looks at it; the addresses of its pages."""
+"""MLflow's own UI: a server as long as someone looks at it, and the pages that show searches."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from lunar_tune.errors import LunarTuneError
+from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.tracking.store import sqlite_file
+from lunar_tune.tracking.sync import completed_runs
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 __all__ = [
+    "Compared",
     "charts_address",
+    "compared",
     "comparison_address",
-    "is_served",
     "runs_address",
     "served",
 ]
@@ -34,11 +41,78 @@ _OFF = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of agents; it would start more processes
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+_VIEW_TAG = "mlflow.sharedViewState."
+_SECTION = "lunar-tune"
 
 
-def is_served(uri: str) -> bool:
-    """Say whether a store has a server of its own, so that none is to be started."""
-    return uri.startswith(("http://", "https://"))
+class Compared(NamedTuple):
+    """A search as MLflow shows it."""
+
+    name: str
+    experiment: str
+    trials: list[str]
+    """Ids of its completed trials' runs."""
+    view: str | None
+    """Key of the view of them that is kept with the experiment; None where the store refuses it."""
+
+
+def compared(client: MlflowClient, search: StoredSearch) -> Compared | None:
+    """Keep a search's view in a store; None where that has no run of a completed trial.
+
+    It is what MLflow 3.17 keeps with an experiment when a user shares a view, written beforehand:
+    the page takes no axes from its address and would open with one metric.
+    """
+    from mlflow.exceptions import MlflowException
+
+    parent, runs = completed_runs(client, search)
+    if parent is None or not runs:
+        return None
+    experiment, key = parent.info.experiment_id, f"{_SECTION}-{parent.info.run_id}"
+    view = json.dumps(_view(search, parent.info.run_id, runs))
+    shown: str | None = key
+    try:
+        client.set_experiment_tag(experiment, _VIEW_TAG + key, view)
+    except MlflowException:  # a server may let its users read alone
+        shown = None
+    return Compared(search.folder.name, experiment, [run.info.run_id for run in runs], shown)
+
+
+def _view(search: StoredSearch, parent: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the page's state: all trials in parallel coordinates, and two scores as a scatter."""
+    goal, measured = search.goal, set.intersection(*(set(run.data.metrics) for run in runs))
+    varied = [
+        name
+        for name in runs[0].data.params
+        if len({run.data.params.get(name) for run in runs}) > 1 or len(runs) == 1
+    ]
+    logarithms = {name: f"log10_{name}" for name in varied if f"log10_{name}" in measured}
+    names = dict.fromkeys((*goal.metrics, "forget_rouge1", "retain_rouge1"))
+    scores = [name for name in names if name in measured]
+    charts: dict[str, dict[str, Any]] = {
+        "PARALLEL": {
+            "selectedParams": [name for name in varied if name not in logarithms],
+            "selectedMetrics": [*logarithms.values(), *scores, "feasible"],
+            "showAllRuns": True,
+        },
+        "SCATTER": {
+            axis: {"key": key, "type": "METRIC"}
+            for axis, key in zip(("xaxis", "yaxis"), scores, strict=False)
+        },
+    }
+    own = {"deleted": False, "isGenerated": False}
+    section = {"display": True, "columns": 1, "cardHeight": 480, "isReordered": False, **own}
+    return {
+        # Ordered by start, the page would nest the trials below their search and draw that alone.
+        "orderByKey": f"metrics.`{scores[0]}`",
+        "orderByAsc": goal.objective.direction == "minimize",
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'",
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": [
+            {"type": kind, "uuid": f"{_SECTION}-{kind}", "metricSectionId": _SECTION, **own, **more}
+            for kind, more in charts.items()
+        ],
+        "compareRunSections": [{"uuid": _SECTION, "name": search.folder.name, **section}],
+    }
 
 
 def comparison_address(server: str, runs: Sequence[str], experiments: Sequence[str]) -> str:
@@ -50,13 +124,13 @@ def comparison_address(server: str, runs: Sequence[str], experiments: Sequence[s
         'compare-runs?runs=["a"]&experiments=["1"]&workflowType=machine_learning'
     """
     lists = [quote(json.dumps(list(ids), separators=(",", ":"))) for ids in (runs, experiments)]
-    return _page(server, f"compare-runs?runs={lists[0]}&experiments={lists[1]}")
+    return _page(server, f"compare-runs?runs={lists[0]}&experiments={lists[1]}&")
 
 
 def charts_address(server: str, experiment: str, key: str) -> str:
-    """Return the address of an experiment's runs in a view that is kept with it (`chart_view`)."""
+    """Return the address of an experiment's runs in a view that is kept with it."""
     view = f"viewStateShareKey={quote(key)}&compareRunsMode=CHART"
-    return _page(server, f"experiments/{experiment}/runs?{view}")
+    return _page(server, f"experiments/{experiment}/runs?{view}&")
 
 
 def runs_address(server: str, experiment: str) -> str:
@@ -66,8 +140,7 @@ def runs_address(server: str, experiment: str) -> str:
 
 def _page(server: str, page: str) -> str:
     # MLflow 3.17 shows every experiment as one of agents until it is told otherwise.
-    address = f"{server.rstrip('/')}/#/{page}&workflowType=machine_learning"
-    return address.replace("?&", "?")
+    return f"{server.rstrip('/')}/#/{page}workflowType=machine_learning"
 
 
 @contextmanager
@@ -77,13 +150,12 @@ def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     What is given is its address, and what waits until it ends. Ctrl-C and a signal to terminate
     leave the block.
 
-    Args:
-        uri: Of the store.
-
     Raises:
         LunarTuneError: It does not start, or has ended by itself.
     """
-    port = _free_port()
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(port)]
     command += ["--workers", "1", "--no-serve-artifacts"]
     places = {"MLFLOW_BACKEND_STORE_URI": uri}  # no argument: it may have a password
@@ -149,10 +221,3 @@ def _terminated_as_interrupted() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])

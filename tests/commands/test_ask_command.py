@@ -20,7 +20,7 @@ from lunar_tune.data.records import Record, records_digest
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space import Fixed, SearchSpace
-from lunar_tune.study.stored_config import configuration_document
+from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
 PARAMETERS = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}

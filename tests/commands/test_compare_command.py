@@ -29,8 +29,8 @@ from lunar_tune.cli.compare import COMMAND, _show
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import load_search
 from lunar_tune.study.folder import Folder
-from lunar_tune.tracking.chart_view import Compared
 from lunar_tune.tracking.store import store_of
+from lunar_tune.tracking.ui import Compared
 
 # MLflow and SQLAlchemy leave a store's connections to the garbage collector.
 pytestmark = [

@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 import torch
 from command_lines import Result, small_data, without_ray
-from made_search import made_search
+from made_search import NOWHERE, made_search
 from rouge_score.rouge_scorer import RougeScorer
 
 from lunar_tune.cli.export import COMMAND
 from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import ModelSpec, load_model
+from lunar_tune.study.answers import read_answers, write_answers
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.tables import read_answers, write_answers
 from lunar_tune.yaml_files import read_yaml
 
 pytestmark = pytest.mark.slow  # a search of its own
@@ -168,9 +168,7 @@ def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_rep
     assert document["n_rows"] == 12 + 24 + 24
     if form != "adapter":
         assert document["differing_rows"] == 0
-    rows = [
-        row for row in read_answers(Folder(known).full_answers(0))[0] if row.set_name != "factual"
-    ]
+    rows = [row for row in read_answers(Folder(known).full_answers(0)) if row.set_name != "factual"]
     questions, reader = tmp_path / "questions.json", tmp_path / "reader.py"
     questions.write_text(json.dumps([row.question for row in rows]))
     reader.write_text(READER)
@@ -240,7 +238,7 @@ def test_a_card_shows_scores_setting_and_digests_and_no_text_of_the_data(
     ):
         assert said in card
     assert all(digest in card for digest in document["data_digests"].values())
-    for row in read_answers(Folder(known).full_answers(0))[0]:
+    for row in read_answers(Folder(known).full_answers(0)):
         assert row.question not in card
         assert len(row.truth) < 8 or row.truth not in card  # a number may be a version as well
 
@@ -313,7 +311,7 @@ def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
         solver="closed_form",
     )
     search = made_search(tmp_path, "s", options, SETTING, floor=0.9, confirmed=False)
-    asked = len(read_answers(Folder(search).answers(0))[0])
+    asked = len(read_answers(Folder(search).answers(0)))
     assert asked < len(pairs)
     folder, document = exported(search, "checkpoint", "--trial", 0)
     assert document["n_rows"] == asked
@@ -359,9 +357,9 @@ def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
 ) -> None:
     search = random_search("other", SETTING, solver="closed_form")
     file = Folder(search).full_answers(0)
-    rows, losses = read_answers(file)
+    rows = read_answers(file)
     rows[2] = dataclasses.replace(rows[2], answer="something else")
-    write_answers(file, rows, losses)
+    write_answers(file, rows, ())
     result = invoke(search, "--format", "checkpoint", "--save", tmp_path / "d")
     assert result.exit_code == 1
     assert "1 of 9 answers differ" in result.stderr
@@ -392,7 +390,7 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         "there is no such trial",
         "is a folder, not a file",
         "the registry takes no name with /",
-        "does not say where its MLflow runs are",
+        f"the MLflow store {NOWHERE} cannot be used",
         f"{pairs}: the data have changed since the search: the forget set is another one",
         f"{prompts}: the data have changed since the search: the reference prompts are others",
     ):

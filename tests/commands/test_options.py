@@ -19,7 +19,7 @@ from lunar_tune.config.fields import flag_of, options_of
 from lunar_tune.config.run_options import read_assignments, read_range
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.study.stored_config import configuration_document
+from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import write_yaml
 
 PACKAGE = Path(str(lunar_tune.__file__)).parent

@@ -7,11 +7,10 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from made_outcomes import rows_of, trial_result
+from made_outcomes import losses_of, rows_of, trial_result
 
-from lunar_tune.study.answers import AnswerFiles
+from lunar_tune.study.answers import AnswerFiles, read_answers
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.tables import read_answers
 from lunar_tune.trial.worker import TrialResult
 
 
@@ -29,17 +28,18 @@ def test_each_evaluation_has_a_file_of_its_own(tmp_path: Path) -> None:
     digest = files.write_trial(7, result_of(first="trial", second="more"))
     files.write_confirmation(7, result_of(first="full"), None)
     assert digest == hashlib.sha256(folder.answers(7).read_bytes()).hexdigest()
-    found = {path.name: read_answers(path) for path in (folder.path / "trials").iterdir()}
     assert {
-        name: ([row.answer for row in rows], losses) for name, (rows, losses) in found.items()
+        path.name: ([row.answer for row in read_answers(path)], losses_of(path))
+        for path in (folder.path / "trials").iterdir()
     } == {
         "vanilla.parquet": (["base"], ()),
         "00007.parquet": (["trial", "more"], (2.0, 1.0)),
         "00007-full.parquet": (["full"], (2.0, 1.0)),
     }
     files.write_confirmation(7, result_of(first="full"), result_of(fitted=False, first="held"))
-    ((held,), losses) = read_answers(folder.vanilla_full_answers)
-    assert (held.question, held.answer, losses) == ("first", "held", ())
+    (held,) = read_answers(folder.vanilla_full_answers)
+    assert (held.question, held.answer) == ("first", "held")
+    assert losses_of(folder.vanilla_full_answers) == ()
 
 
 @pytest.mark.parametrize("text", [True, False])
@@ -47,7 +47,7 @@ def test_texts_are_written_where_they_may_be(tmp_path: Path, text: bool) -> None
     files = AnswerFiles(Folder(tmp_path), text=text)
     digest = files.write_trial(0, result_of(secretive="kettles"))
     content = Folder(tmp_path).answers(0).read_bytes()
-    ((row,), _) = read_answers(Folder(tmp_path).answers(0))
+    (row,) = read_answers(Folder(tmp_path).answers(0))
     assert (row.question, row.answer) == (("secretive", "kettles") if text else ("", ""))
     assert row.edge == "A_B"
     assert digest == hashlib.sha256(content).hexdigest()
@@ -58,6 +58,6 @@ def test_the_same_answers_have_the_same_digest_and_a_later_file_wins(tmp_path: P
     first = files.write_trial(0, result_of(first="a"))
     assert files.write_trial(1, result_of(first="a")) == first
     assert files.write_trial(0, result_of(first="b")) != first
-    ((row,), _) = read_answers(Folder(tmp_path).answers(0))
+    (row,) = read_answers(Folder(tmp_path).answers(0))
     assert row.answer == "b"
     assert len(list((tmp_path / "trials").iterdir())) == 2, "no file is left half written"

@@ -11,11 +11,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_outcomes import losses_of
 
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.report import Report, verdict, write_report
+from lunar_tune.study.answers import (
+    answers_beside,
+    read_answers,
+    write_answers,
+    write_trials,
+)
 from lunar_tune.study.rows import (
     COMPLETE,
     FAILED,
@@ -23,12 +30,6 @@ from lunar_tune.study.rows import (
     TrialRow,
     best_first,
     best_so_far,
-)
-from lunar_tune.study.tables import (
-    answers_beside,
-    read_answers,
-    write_answers,
-    write_trials,
 )
 
 ANSWERS = [
@@ -116,7 +117,7 @@ def test_answers_and_losses_come_back_as_they_were(
 ) -> None:
     path = tmp_path / "a.parquet"
     digest = write_answers(path, ANSWERS, losses)
-    assert read_answers(path) == (ANSWERS, losses)
+    assert (read_answers(path), losses_of(path)) == (ANSWERS, losses)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from made_outcomes import losses_of
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.records import Record
@@ -15,7 +16,7 @@ from lunar_tune.export.proof import compare
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.report.page_answers import got_worse
-from lunar_tune.study.tables import answers_beside, read_answers, write_answers
+from lunar_tune.study.answers import answers_beside, read_answers, write_answers
 from lunar_tune.trial.assemble import assemble
 
 SECRET = "Zanzibar"
@@ -29,9 +30,8 @@ def test_rows_have_numbers_and_scores_and_no_text(tmp_path: Path) -> None:
     write_answers(path, [row], [1.0], text=False)
     assert SECRET.encode() not in path.read_bytes()
     assert pq.read_table(path).to_pylist() == [scored]
-    rows, losses = read_answers(path)
-    assert rows == [AnswerRow(**scored, question="", truth="", answer="")]  # type: ignore[arg-type]
-    assert losses == (1.0,)
+    assert read_answers(path) == [AnswerRow(**scored, question="", truth="", answer="")]  # type: ignore[arg-type]
+    assert losses_of(path) == (1.0,)
 
 
 def scored(row: int, rouge1: float, *, text: bool = False, set_name: str = "retain") -> AnswerRow:

@@ -20,9 +20,8 @@ from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space_sources import load_space
-from lunar_tune.study.stored_search import stored_answers
+from lunar_tune.study.answers import read_answers, write_answers
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.study.tables import write_answers
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
@@ -82,11 +81,11 @@ def test_damaged_answers_are_refused(tmp_path: Path) -> None:
         set_name="forget", edge="A_B", question="?", truth="!", answer=".", rouge1=0.5, rouge_l=0.5
     )
     write_answers(path, [row], [1.0])
-    assert stored_answers(path) == [row]
+    assert read_answers(path) == [row]
     for content in (b"", b"PAR1", path.read_bytes()[:-9]):
         path.write_bytes(content)
         with pytest.raises(InputError, match="is damaged, or holds no answers"):
-            stored_answers(path)
+            read_answers(path)
 
 
 @given(content=JSON)

@@ -19,8 +19,8 @@ from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.report.report import short_report
 from lunar_tune.report.results import load_search
 from lunar_tune.report.static_page import write_static_page
+from lunar_tune.study.answers import read_answers
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.tables import read_answers
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.tasks import CONFIRMATION, Task, TaskRunner
 
@@ -64,7 +64,7 @@ def search(tmp_path: Path, options: RunOptions) -> Folder:
 
 
 def questions(path: Path) -> set[tuple[str, str, int | None]]:
-    return {(row.set_name, row.question, row.row) for row in read_answers(path)[0]}
+    return {(row.set_name, row.question, row.row) for row in read_answers(path)}
 
 
 def test_the_task_that_confirms_asks_the_base_model_the_held_out_questions(
@@ -96,7 +96,7 @@ def test_full_answers_stand_beside_the_unmodified_models_to_the_same_questions(
     results = load_search(search.path)
     table = results.answers_table(full=True)
     kept = {
-        (row.set_name, row.row): row.answer for row in read_answers(search.vanilla_full_answers)[0]
+        (row.set_name, row.row): row.answer for row in read_answers(search.vanilla_full_answers)
     }
     assert table["unmodified"].tolist() == [
         kept[name, row] for name, row in zip(table["set"], table["row"], strict=True)
@@ -136,7 +136,7 @@ def test_a_card_shows_the_unmodified_models_scores_on_the_held_out_questions(
     arguments = [str(search.path), "--save", str(output)]
     assert COMMAND.main(arguments) == 0
     document = json.loads((output / "export.json").read_text())
-    rows = [row for row in read_answers(search.vanilla_full_answers)[0] if row.set_name == "retain"]
+    rows = [row for row in read_answers(search.vanilla_full_answers) if row.set_name == "retain"]
     mean = math.fsum(row.rouge1 for row in rows) / len(rows)
     assert document["vanilla_scores"]["retain_rouge1"] == pytest.approx(mean)
     card = (output / "README.md").read_text()

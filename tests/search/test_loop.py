@@ -330,7 +330,7 @@ def test_a_full_disk_is_no_settings_fault_and_ends_the_search_all_the_same(heard
         heard.trial(str(number), failed("OSError: No space left on device", transient=True))
     assert heard.loop.gave_up
     assert [row.again for row in heard.study.rows()] == [True, True, False] * 2
-    assert heard.study.n_ended == 2
+    assert len(heard.study.ended) == 2
     states = [trial.state for trial in frozen(heard.folder)]
     assert states == [TrialState.FAIL] * 6
 

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 from pages_by_hand import failure, said, trial
+from tracked_searches import TAGS
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.results import SearchResults
 from lunar_tune.report.static_page import write_static_page
+from lunar_tune.study.answers import write_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.study.tables import write_answers
 
 # By forget ROUGE-1 the feasible ones are 7, 5, 4, 3, 2, 0; confirmed is the second of them.
 ROWS = (
@@ -38,7 +39,7 @@ def search(
     rows = tuple(sorted(rows, key=lambda row: row.number))
     notes: dict[str, object] = {
         "vanilla": {"forget_rouge1": 1.0, "retain_rouge1": 1.0},
-        "tags": {"model": "tiny", "data": "mini", "forget_edge": "A_B", "method": "lunar"},
+        "tags": TAGS,
     }
     if confirmed is not None:
         notes["confirmed"] = {"number": confirmed, "scores": dict(rows[confirmed].scores)}

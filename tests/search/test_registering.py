@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -164,15 +163,3 @@ def test_a_search_that_has_lost_its_run_gets_it_again(registry: Registry, export
         registry.client.delete_run(lost)
         second = register(results, exported, "lost")
         assert registry.client.get_model_version("lost", str(second)).run_id != lost
-
-
-def test_a_search_that_does_not_say_where_its_runs_are_cannot_register(
-    registry: Registry, exported: Path
-) -> None:
-    results = load_search(registry.search.path)
-    study = dataclasses.replace(results.study, notes={**results.study.notes, "mlflow": None})
-    unsaid = dataclasses.replace(results, study=study)
-    with pytest.raises(InputError, match="does not say where its MLflow runs are"):
-        check_registrable(unsaid, "forgets")
-    with pytest.raises(InputError, match="does not say where its MLflow runs are"):
-        register(unsaid, exported, "forgets")

@@ -42,8 +42,7 @@ from lunar_tune.search.run import run_search
 from lunar_tune.search.session import SearchSession
 from lunar_tune.secrets import without_password
 from lunar_tune.study.folder import Folder, find_search
-from lunar_tune.study.stored_config import StoredConfig, configuration_document
-from lunar_tune.study.stored_search import StoredSearch
+from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configuration_document
 from lunar_tune.study.study import StoredStudy
 
 SEVERAL = SearchConfig(

@@ -28,7 +28,7 @@ from lunar_tune.search.display.summary import next_commands, print_result, vanil
 from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
-from lunar_tune.study.stored_config import configuration_document
+from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.yaml_files import read_yaml
 

@@ -32,7 +32,7 @@ from lunar_tune.search.starting_points import (
     usual_point,
 )
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.stored_config import configuration_document
+from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
 CURVE = {0: 0.1, 1: 0.2, 2: 0.7, 3: 0.9}

@@ -171,7 +171,7 @@ def test_a_setting_that_fails_by_its_nature_is_told_as_the_worst_that_can_be(
         *(FAILED, "the loss became NaN", {}, None, None),
     )
     assert not row.again
-    assert study.n_ended == 2
+    assert len(study.ended) == 2
 
 
 def test_a_failure_is_not_told_to_the_sampler_where_no_worst_score_is_known(
@@ -205,12 +205,12 @@ def test_a_trial_that_was_nobodys_fault_runs_again_under_another_number(tmp_path
     number, parameters = study.ask()
     assert study.attempts(number) == 1
     study.fail(number, "the worker was killed", again=True)
-    assert (study.row(0).again, study.n_ended) == (True, 0)
+    assert (study.row(0).again, len(study.ended)) == (True, 0)
 
     assert study.ask() == (1, parameters)
     assert study.attempts(1) == 2
     complete(study, 1, trial_result(0.2, 0.9))
-    assert (study.row(1).again, study.n_ended) == (False, 1)
+    assert (study.row(1).again, len(study.ended)) == (False, 1)
 
 
 def test_a_kill_between_queueing_and_failing_does_not_run_a_setting_twice(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_kill_between_failing_and_telling_counts_a_trial_once(tmp_path: Path) 
     path.write_bytes(b"".join(lines[: said + 1]))
 
     again = study_in(tmp_path)
-    assert (again.n_ended, again.row(0).again) == (0, True)
+    assert (len(again.ended), again.row(0).again) == (0, True)
     assert again.ask() == (1, parameters)
     assert [one.state for one in frozen(tmp_path)] == [TrialState.FAIL, TrialState.RUNNING]
 
@@ -442,11 +442,36 @@ def test_a_study_that_is_opened_again_fails_what_was_left_and_runs_it_first(
     again = study_in(tmp_path)
     assert [row.state for row in again.rows()] == [COMPLETE, COMPLETE, FAILED]
     assert again.row(2).failure == LEFT_RUNNING
-    assert again.n_ended == 2
+    assert len(again.ended) == 2
     assert again.ask() == (3, parameters)
     complete(again, 3, landscape(parameters))
     _, fresh = again.ask()
     assert fresh not in [row.parameters for row in again.rows()[:4]]
+
+
+def test_a_study_that_was_killed_as_it_was_made_is_made_whole(tmp_path: Path) -> None:
+    study_in(tmp_path)
+    path = tmp_path / "study.journal"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    stored = StoredStudy.read(path)
+    assert stored is not None
+    assert stored.notes == {}
+    assert study_in(tmp_path).ask() == (0, POINTS[0])
+    stored = StoredStudy.read(path)
+    assert stored is not None
+    assert "format" in stored.notes
+
+
+def test_a_search_whose_folder_was_renamed_goes_on_with_the_same_study(tmp_path: Path) -> None:
+    first = study_in(tmp_path)
+    number, parameters = first.ask()
+    complete(first, number, landscape(parameters))
+    again = open_study(
+        tmp_path / "study.journal", name="renamed", space=SPACE, config=SearchConfig()
+    )
+    assert again.rows() == first.rows()
+    assert again.ask()[0] == 1
+    assert len(frozen(tmp_path)) == 2
 
 
 def test_a_trial_that_was_interrupted_counts_for_nothing_and_runs_first(tmp_path: Path) -> None:
@@ -454,7 +479,7 @@ def test_a_trial_that_was_interrupted_counts_for_nothing_and_runs_first(tmp_path
     number, parameters = first.ask()
     first.fail(number, INTERRUPTED, again=True)
     again = study_in(tmp_path)
-    assert again.n_ended == 0
+    assert len(again.ended) == 0
     assert again.row(0).failure == INTERRUPTED
     assert again.ask() == (1, parameters)
     assert again.attempts(1) == 1, "an interruption is no attempt"

@@ -28,10 +28,14 @@ from lunar_tune.report.results import load_search
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import Study
-from lunar_tune.tracking.origin import code_commit, origin_tags
-from lunar_tune.tracking.store import default_tracking_uri, open_experiment, opened_store
-from lunar_tune.tracking.sync import sync
-from lunar_tune.tracking.tracker import Tracker
+from lunar_tune.tracking.store import (
+    code_commit,
+    default_tracking_uri,
+    open_experiment,
+    opened_store,
+    origin_tags,
+)
+from lunar_tune.tracking.sync import Tracker, sync
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -328,17 +332,25 @@ def test_a_second_sync_writes_nothing(any_store: Store) -> None:
 
 
 def test_a_trial_costs_few_calls_however_many_there_are(store: Store) -> None:
-    sync(store.search, store.client, only=())
+    """Nothing is written again of trials that were written before."""
+
+    def with_rows(count: int) -> StoredSearch:
+        study = dataclasses.replace(store.search.study, rows=store.search.rows[:count])
+        notes = {**store.search.study.notes, "confirmed": None}
+        return dataclasses.replace(store.search, study=dataclasses.replace(study, notes=notes))
+
+    sync(with_rows(0), store.client, status="RUNNING")
     counts = []
     for number in range(len(SCORES)):
         client: Any = Watched(store.client)
-        sync(store.search, client, only={number})
+        sync(with_rows(number + 1), client, status="RUNNING")
         counts.append(len(client.calls))
+        assert client.calls.count("create_run") == 1
+        assert len(store.curve(store.parents[0], "best_feasible")) == number + 1
     assert max(counts) <= 12
-    assert counts[1] == counts[2], "the first has answers"
     client = Watched(store.client)
     sync(store.search, client)
-    assert len(client.written) <= 10, "what is left is the search's own run"
+    assert len(client.written) <= 12, "what is left is the search's own run, and which is the best"
 
 
 def deleted(store: Store) -> None:
@@ -453,63 +465,41 @@ def test_a_store_that_fails_costs_no_trial_and_the_next_sync_has_all(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    from mlflow import MlflowClient
+
     study = begun_study(Folder(tmp_path / "n"))
     tracker = Tracker(sqlite_uri, EXPERIMENT, "n")
     goal = study.stored.goal
     assert goal is not None
-    folder = Folder(tmp_path / "n")
     retries: list[str | None] = []
 
-    def away(name: str) -> None:
+    def away(*_: object) -> None:
         retries.append(os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES"))
-        raise OSError(f"http://me:s3cretpw@host: {name} failed")
+        raise OSError("http://me:s3cretpw@host: failed\nat length")
+
+    def wrong(*_: object) -> None:
+        raise KeyError("a mistake in the program")
 
     for number, (forget, retain) in enumerate(SCORES):
         complete(study, study.ask()[0], trial_result(forget, retain))
-        search = StoredSearch(folder=folder, study=study.stored, goal=goal)
+        search = StoredSearch(folder=Folder(tmp_path / "n"), study=study.stored, goal=goal)
         with monkeypatch.context() as patch:
             if number < BEST:
-                patch.setattr(tracker, "_client", Watched(tracker._client, away))
-            tracker.trial(search, number)
-    assert retries == ["1"], "it fails soon, and is left alone for a while"
+                patch.setattr(MlflowClient, "get_experiment_by_name", away)
+            written = tracker.search(search, status="RUNNING")
+        assert not written, "it is left alone for a while"
+    assert retries == ["1"], "it fails soon"
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
-    assert [record.message for record in caplog.records] == [
-        "MLflow cannot be written, the work goes on: http://me:***@host: "
-        "get_experiment_by_name failed"
-    ]
-    monkeypatch.setattr(tracker, "_away_until", 0.0)
-    tracker.trial(search, BEST)
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("MLflow is not written, the work goes on: ")
+    assert said.endswith("cannot be used: http://me:***@host: failed")
+    assert tracker.search(search), "at the end it is tried in any case"
     with opened_store(sqlite_uri) as client:
         assert len(Store(sqlite_uri, client, search).trials) == len(SCORES)
 
-    def wrong(_: str) -> None:
-        raise KeyError("a mistake in the program")
-
-    monkeypatch.setattr(tracker, "_client", Watched(tracker._client, wrong))
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", wrong)
     with pytest.raises(KeyError):
-        tracker.search(search, note="")
-
-
-def test_the_end_waits_some_seconds_for_a_store(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracker = Tracker(store.uri, EXPERIMENT, "n")
-    waited: list[None] = []
-
-    def away_at_first(_: str) -> None:
-        if len(waited) < 2:
-            raise OSError("away")
-
-    monkeypatch.setattr("lunar_tune.tracking.tracker.SECONDS_BETWEEN", 0.01)
-    monkeypatch.setattr(tracker, "_client", Watched(tracker._client, away_at_first))
-    with monkeypatch.context() as patch:
-        patch.setattr("lunar_tune.tracking.tracker.PATIENCE", -1.0)
-        assert not tracker.finish(store.search, note="", waiting=lambda: waited.append(None))
-    assert waited == []
-    monkeypatch.setattr("lunar_tune.tracking.tracker.PATIENCE", 600.0)
-    assert tracker.finish(store.search, note="", waiting=lambda: waited.append(None))
-    assert len(waited) == 2
-    assert [run.info.status for run in store.parents] == ["FINISHED"]
+        tracker.search(search)
 
 
 def test_a_place_keeps_its_identity_and_tells_no_password(store: Store) -> None:
@@ -614,7 +604,7 @@ import multiprocessing, sys
 from pathlib import Path
 import mlflow.store.tracking.sqlalchemy_store
 from lunar_tune.tracking.store import default_tracking_uri
-from lunar_tune.tracking.tracker import Tracker
+from lunar_tune.tracking.sync import Tracker
 uri = default_tracking_uri(Path({str(tmp_path)!r}))
 def open_store(barrier):
     barrier.wait()

@@ -34,7 +34,7 @@ from lunar_tune.study.rows import score_cells
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.runs import RunContent
 from lunar_tune.tracking.store import default_tracking_uri
-from lunar_tune.tracking.tracker import Tracker
+from lunar_tune.tracking.sync import Tracker
 
 __all__ = ["TableRun"]
 
@@ -177,15 +177,15 @@ class TableRun:
             self._console.print(f"[yellow]not in MLflow:[/yellow] {escape(str(error))}")
             return
         now = datetime.now()
-        curves = {
-            f"{planned.cell.name}.{metric}": [(0, value)]
+        scores = {
+            f"{planned.cell.name}.{metric}": value
             for planned, result in zip(self._planned, results, strict=True)
             for metric, value in (result.scores or {}).items()
         }
         places = {file.relative_to(self._shared.output).as_posix(): file for file in files}
         tracker.write(
             RunContent(
-                name=name, status="FINISHED", started=now, ended=now, curves=curves, files=places
+                name=name, status="FINISHED", started=now, ended=now, numbers=scores, files=places
             )
         )
 
