@@ -75,7 +75,7 @@ def compare(options: CompareOptions, _: Given) -> None:
     problems.raise_if_any()
     console = Console(quiet=options.quiet, emoji=False)
     if options.save is not None:
-        from lunar_tune.report.static_page import write_static_page
+        from lunar_tune.report.page import write_static_page
 
         write_static_page(results, options.save)
         say(console, f"written to {options.save}")

@@ -219,15 +219,13 @@ def _write(prior: LayerPrior, json_file: Path | None, plot: Path | None, console
 
 
 def _draw(prior: LayerPrior, plot: Path) -> None:
-    from lunar_tune.report.layer_curve import LayerCurve
-    from lunar_tune.report.pictures.layers_figure import draw_layers
+    from lunar_tune.report.charts import layer_curve
+    from lunar_tune.report.marks import save_chart
+    from lunar_tune.report.report import LayerCurve
 
     edges = ", ".join(prior.forget_edges)
-    draw_layers(
-        LayerCurve.read(prior.model_dump()),
-        plot,
-        title=f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}",
-    )
+    title = f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}"
+    save_chart(layer_curve(LayerCurve.read(prior.model_dump()), title=title), plot)
 
 
 def _check_file(flag: str, file: Path | None) -> None:
@@ -235,7 +233,7 @@ def _check_file(flag: str, file: Path | None) -> None:
     check_writable_file(file, flag)
     if file is None or flag != "--save":
         return
-    from lunar_tune.report.pictures.figure import PICTURE_SUFFIXES  # loads matplotlib
+    from lunar_tune.report.marks import PICTURE_SUFFIXES  # loads Altair
 
     if file.suffix.lower() not in PICTURE_SUFFIXES:
         raise InputError(f"{flag} {file}: a name that ends in {' or '.join(PICTURE_SUFFIXES)}.")

@@ -10,8 +10,8 @@ from pages_by_hand import failure, said, trial
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.page import write_static_page
 from lunar_tune.report.results import SearchResults
-from lunar_tune.report.static_page import write_static_page
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.study import StoredStudy
