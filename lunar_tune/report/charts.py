@@ -20,6 +20,7 @@ from lunar_tune.report.marks import (
     INK,
     LINE,
     ORANGE,
+    OUTLINED,
     PICTURE_SUFFIXES,
     REGION,
     STAR,
@@ -123,7 +124,7 @@ def trade_off(report: Report) -> alt.ConcatChart:
             shape=alt.value(_RING),
             color=alt.value(INK),
         ),
-        points([*special], [*special.values()], size=240, **looks),
+        points([*special], [*special.values()], size=280, **OUTLINED, **looks),
     ]
     return frame(report.title, [layers], width=540, height=330)
 
@@ -283,7 +284,7 @@ def layer_curve(curve: LayerCurve, *, title: str) -> alt.ConcatChart:
     best = Mark(f"best: layer {curve.best}", GREEN, STAR)
     height = curve.scores[curve.layers.index(curve.best)]
     star = point(best, {}, None, x=curve.best, y=height)
-    drawn.append(points([best], [star], size=240, x=x, y=y))
+    drawn.append(points([best], [star], size=280, **OUTLINED, x=x, y=y))
     return frame(title, [drawn], width=540, height=300)
 
 

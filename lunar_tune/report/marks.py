@@ -28,6 +28,7 @@ __all__ = [
     "INK",
     "LINE",
     "ORANGE",
+    "OUTLINED",
     "PICTURE_SUFFIXES",
     "REGION",
     "STAR",
@@ -59,6 +60,7 @@ VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 INK, BLUE, VERMILION, GREEN, ORANGE = "#222222", "#0072B2", "#D55E00", "#009E73", "#E69F00"
 REGION = "#9CC4DE"  # drawn half transparent
+OUTLINED: dict[str, Any] = {"stroke": alt.value(INK), "strokeWidth": alt.value(0.8)}
 STAR = "M0,-1L.24,-.32L.95,-.31L.38,.12L.59,.81L0,.4L-.59,.81L-.38,.12L-.95,-.31L-.24,-.32Z"
 LINE = "M-1.4,-.2H1.4V.2H-1.4Z"
 _CROSS = "M-1,-.7L-.7,-1L0,-.3L.7,-1L1,-.7L.3,0L1,.7L.7,1L0,.3L-.7,1L-1,.7L-.3,0Z"

@@ -16,6 +16,7 @@ from lunar_tune.report.marks import (
     BLUE,
     INK,
     ORANGE,
+    OUTLINED,
     REGION,
     Layer,
     Mark,
@@ -84,8 +85,7 @@ def layer_coefficient(report: Report) -> alt.ConcatChart:
             lambda row: at(row) | {"score": row.scores[score]},
             **looks,
             color=alt.Color("score:Q", scale=scale(scale_of(score), scheme="cividis"), legend=bar),
-            stroke=alt.value(INK),
-            strokeWidth=alt.value(0.6),
+            **OUTLINED,
         )
         around = [point(ring, row.scores, row, **at(row)) for row in best]
         rings = points([ring] if best else [], around, size=300, **looks, color=alt.value(INK))
@@ -196,7 +196,7 @@ def _scores_over_parameters(
             *(shade(region, [one], x=x, x2="x2") for one in ends),
             *bounds(report, score, y),
             trial_points(trial_marks(rows), shown_rows(report, score), at, x=x, y=y),
-            trial_points(marks, known, at, size=240, x=x, y=y),
+            trial_points(marks, known, at, size=280, **OUTLINED, x=x, y=y),
         ]
 
     panels = [panel(*pair) for pair in pairs]

@@ -256,7 +256,7 @@ def test_a_search_without_texts_says_so_and_has_no_empty_columns(tmp_path: Path)
     assert "true answer" in written(tmp_path, page_of(trial(0, 0.1, 0.9))).text
 
 
-def test_answers_come_worst_first_beside_the_unmodified_models() -> None:
+def test_answers_come_worst_first_beside_the_base_models() -> None:
     vanilla = [said("retain", f"{n}?", f"v{n}", score) for n, score in enumerate((1.0, 0.5, 0.2))]
     rows = [said("retain", f"{n}?", f"u{n}", score) for n, score in enumerate((0.9, 0.0, 0.6))]
     worse = got_worse(rows, vanilla)
