@@ -6,6 +6,7 @@ Does not cover: what pictures make of them; the tests say that.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.layer_curve import LayerCurve
-from lunar_tune.report.report import Report
+from lunar_tune.report.report import LayerCurve, Report
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 
 BEGUN = datetime(2026, 1, 1)
@@ -132,3 +132,38 @@ def search_of(
             failed(number) if number % 7 == 6 else trial(number, forget, retain, point, goal)
         )
     return report_of(rows, goal=goal, **more)
+
+
+GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
+FULL: dict[str, Any] = {"importance": lambda: IMPORTANCE, "layers": CURVE}
+POINT = {"layer": 9, "coefficient": 2.0, "learning_rate": 0.003}
+SEARCHES = {
+    "of 6": search_of(6, **FULL),
+    "of 30": search_of(30, **FULL),
+    "of 300 and a long name": search_of(300, title=LONG, **FULL),
+    "of one word that does not end": search_of(12, title="W" * 200, **FULL),
+    "of another goal": search_of(
+        30, objective="forget_log_prob", constraints=["retain_perplexity<=3", "retain_rouge1>=0.5"]
+    ),
+    "without bounds": search_of(30, constraints=[]),
+    "to raise what is kept": search_of(
+        30, objective="retain_rouge1", constraints=["forget_rouge1<=0.2"]
+    ),
+    "without a trial": report_of([], goal=GOAL, layers=CURVE),
+    "of failures": report_of([failed(0), failed(1)], goal=GOAL),
+    "of one trial": report_of([trial(0, 0.2, 0.9, POINT, GOAL)], goal=GOAL),
+    "of infeasible trials": report_of(
+        [trial(n, 0.1, 0.3 + n / 100, POINT | {"layer": n}, GOAL) for n in range(5)], goal=GOAL
+    ),
+    "of equal trials": report_of([trial(n, 0.5, 0.9, POINT, GOAL) for n in range(5)], goal=GOAL),
+    "of near rates": report_of(
+        [trial(n, 0.5, 0.9, {"learning_rate": 0.0031 + n / 1e5}, GOAL) for n in range(5)], goal=GOAL
+    ),
+    "of a list": dataclasses.replace(
+        report_of(
+            [trial(n, n / 9, 0.9, {"ridge": 10.0 ** (n % 5 - 4)}, GOAL) for n in range(9)],
+            goal=GOAL,
+        ),
+        listed={"ridge": (1e-2, 1e-3, 1e-4, 1.0, 1e-1)},
+    ),
+}

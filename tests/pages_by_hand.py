@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from lunar_tune.metrics.evaluate import AnswerRow, deviation_score
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.page import PageSearch
-from lunar_tune.report.page_answers import TrialAnswers
+from lunar_tune.report.page import PageSearch, TrialAnswers
 from lunar_tune.report.report import Report
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 

@@ -79,7 +79,7 @@ def compare(options: CompareOptions, problems: Problems) -> None:
         uri = _store(results, options.tracking_uri, problems)
     problems.raise_if_any()
     if options.save is not None:
-        from lunar_tune.report.static_page import write_static_page
+        from lunar_tune.report.page import write_static_page
 
         write_static_page(results, options.save)
         say(console, f"written to {options.save}")

@@ -137,7 +137,7 @@ def _checked(
 def _check_picture(file: Path | None) -> None:
     if file is None:
         return
-    from lunar_tune.report.pictures.figure import PICTURE_SUFFIXES  # loads matplotlib
+    from lunar_tune.report.marks import PICTURE_SUFFIXES  # loads Altair
 
     if file.suffix.lower() not in PICTURE_SUFFIXES:
         raise InputError(f"--save {file}: a name that ends in {' or '.join(PICTURE_SUFFIXES)}.")
@@ -208,12 +208,13 @@ def _show(
 
 
 def _draw(prior: LayerPrior, plot: Path) -> None:
-    from lunar_tune.report.layer_curve import LayerCurve
-    from lunar_tune.report.pictures.layers_figure import draw_layers
+    from lunar_tune.report.charts import layer_curve
+    from lunar_tune.report.marks import save_chart
+    from lunar_tune.report.report import LayerCurve
 
     edges = ", ".join(prior.forget_edges)
     title = f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}"
-    draw_layers(LayerCurve.read(prior.model_dump()), plot, title=title)
+    save_chart(layer_curve(LayerCurve.read(prior.model_dump()), title=title), plot)
 
 
 COMMAND = Command(layers, LayersOptions)

@@ -1,36 +1,40 @@
 "use strict";
-// Draws the pictures, makes tables sortable, filters trials, shows one trial's answers at a time.
+// Draws the charts, makes tables sortable, filters trials, shows one trial's answers at a time.
 // All data stand in the page; the tables can be read without this.
 (async () => {
-  const all = (selector) => [...document.querySelectorAll(selector)];
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-  // DataTables is a module and can only be imported from an address: it gets one of its own.
-  const packed = atob(document.getElementById("datatables").textContent);
-  const bytes = Uint8Array.from(packed, (character) => character.charCodeAt(0));
-  const address = URL.createObjectURL(new Blob([bytes], { type: "text/javascript" }));
-  const { jQuery } = await import(address);
-  URL.revokeObjectURL(address);
-  const DataTable = jQuery.fn.dataTable;
-
-  // What was not measured comes last in both directions.
-  const lastIfMissing = (sign) => (a, b) =>
-    a === "" || b === "" ? (a === "") - (b === "") : sign * (Number(a) - Number(b));
-  DataTable.type("measured", "order", { asc: lastIfMissing(1), desc: lastIfMissing(-1) });
-  const tables = new Map();
+  // What was not measured comes last in both directions; what is equal stays in its order.
+  const sort = (table, head, sign) => {
+    const key = (row) => row.cells[head.cellIndex].dataset.order ?? row.cells[head.cellIndex].textContent;
+    const numeric = head.classList.contains("number");
+    const compare = (a, b) => {
+      if (a === "" || b === "") return (a === "") - (b === "");
+      return sign * (numeric ? Number(a) - Number(b) : a.localeCompare(b));
+    };
+    const rows = [...table.tBodies[0].rows].sort((a, b) => compare(key(a), key(b)));
+    table.tBodies[0].append(...rows);
+    all("th", table).forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+  };
   for (const table of all("table.sortable")) {
-    tables.set(table.id, new DataTable(table, {
-      paging: false, info: false, order: [], autoWidth: false, layout: { topStart: null, topEnd: null },
-    }));
+    for (const head of all("th", table)) {
+      const button = document.createElement("button");
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => sort(table, head, head.ariaSort === "ascending" ? -1 : 1));
+    }
   }
 
   for (const form of all("form.filters")) {
-    const table = tables.get(form.dataset.for);
-    const kept = (kind) => form.show.value === "all" || form.show.value === kind;
-    table.search.fixed("kind", (_text, _data, place) => kept(table.row(place).node().dataset.kind));
+    const rows = all("tbody tr", document.getElementById(form.dataset.for));
     const apply = () => {
-      table.search(form.text.value).draw();
-      form.querySelector(".count").value =
-        `${table.rows({ search: "applied" }).count()} of ${table.rows().count()} trials`;
+      const { value } = form.show, text = form.text.value.toLowerCase();
+      for (const row of rows) {
+        const kept = value === "all" || value === row.dataset.kind;
+        row.hidden = !(kept && row.textContent.toLowerCase().includes(text));
+      }
+      form.querySelector(".count").value = `${rows.filter((row) => !row.hidden).length} of ${rows.length} trials`;
     };
     form.addEventListener("input", apply);
     form.addEventListener("reset", () => setTimeout(apply));
@@ -40,7 +44,7 @@
 
   const showAnswers = (select) => {
     for (const part of all(`.answers[data-search="${select.dataset.for}"]`)) {
-      part.classList.toggle("hidden", part.dataset.number !== select.value);
+      part.hidden = part.dataset.number !== select.value;
     }
   };
   for (const select of all(".choice select")) {
@@ -48,29 +52,35 @@
     showAnswers(select);
   }
 
+  // A trial's answers where the page has them, else its row; the row is marked in any case.
   const showTrial = (anchor, number) => {
-    const id = `${anchor}-trial-${number}`;
-    if (!document.getElementById(id)) {
-      document.querySelector(`form[data-for="${anchor}-trials"]`).reset();
-    }
-    setTimeout(() => {
-      const row = document.getElementById(id);
-      all("tr.chosen").forEach((other) => other.classList.remove("chosen"));
-      row.classList.add("chosen");
-      row.scrollIntoView({ block: "center" });
-    });
+    const row = document.getElementById(`${anchor}-trial-${number}`);
+    if (row.hidden) document.querySelector(`form[data-for="${anchor}-trials"]`).reset();
+    all("tr.chosen").forEach((other) => other.classList.remove("chosen"));
+    row.classList.add("chosen");
     const select = document.querySelector(`.choice select[data-for="${anchor}"]`);
-    if (select && [...select.options].some((option) => option.value === String(number))) {
+    const known = select && [...select.options].some((option) => option.value === String(number));
+    if (known) {
       select.value = number;
       showAnswers(select);
     }
+    setTimeout(() => (known ? select : row).scrollIntoView({ block: known ? "start" : "center" }));
   };
-  const settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
-  for (const plot of all(".plot")) {
-    const { data, layout } = JSON.parse(plot.querySelector("script").textContent);
-    await Plotly.newPlot(plot, data, layout, settings);
-    plot.on("plotly_click", ({ points }) => {
-      if (points[0].customdata !== undefined) showTrial(plot.dataset.trials, points[0].customdata);
+
+  // `ast` has expressions read by an interpreter: the page's policy forbids to make code of text.
+  const options = { mode: "vega-lite", ast: true, renderer: "svg", actions: false, config: { background: null } };
+  for (const chart of all(".chart")) {
+    const spec = JSON.parse(chart.querySelector("script").textContent);
+    delete spec.title;
+    if (chart.clientWidth < 600) {
+      const width = chart.clientWidth - 70; // beside a panel are its axis and labels
+      spec.columns = 1;
+      Object.assign(spec.config.legend, { columns: 1, labelLimit: width });
+      for (const panel of spec.concat) panel.width = Math.min(panel.width, width);
+    }
+    const { view } = await vegaEmbed(chart, spec, options);
+    view.addEventListener("click", (_event, item) => {
+      if (item?.datum?.trial !== undefined) showTrial(chart.dataset.search, item.datum.trial);
     });
   }
   document.documentElement.dataset.ready = "yes";

@@ -1,7 +1,7 @@
 """One HTML page of one or several searches that opens from a file, without server or network.
 
-plotly.js (about 4.8 MB) and DataTables (0.9 MB as base64, from itables) are part of the page, once
-however many searches it shows. Texts are escaped by the template; data of pictures are JSON.
+Vega, Vega-Lite and vega-embed (0.9 MB) are part of the page, once however many searches it shows.
+Texts are escaped by the template; charts are JSON.
 """
 
 from __future__ import annotations
@@ -14,16 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow
-from lunar_tune.report.interactive.plots import interactive_pictures
-from lunar_tune.report.page_answers import (
-    SHOWN,
-    Compared,
-    TrialAnswers,
-    forgotten,
-    got_worse,
-)
+from lunar_tune.metrics.pairing import paired
 from lunar_tune.report.page_tables import (
     estimates_note,
     scores_table,
@@ -35,9 +29,38 @@ from lunar_tune.report.report import Report, verdict
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["PageSearch", "write_page"]
+    from lunar_tune.report.results import SearchResults
 
+__all__ = [
+    "SHOWN",
+    "Compared",
+    "PageSearch",
+    "TrialAnswers",
+    "forgotten",
+    "got_worse",
+    "write_page",
+    "write_static_page",
+]
+
+SHOWN = 50
+"""Answers of a set that a page shows at most; all are in the trial's own file."""
+_ANSWERED = 5  # trials whose answers a page shows: the best, or the nearest misses
 _HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class TrialAnswers:
+    """What an unlearned model says."""
+
+    number: int
+    """Number of the trial."""
+    label: str
+    """Its setting in short."""
+    rows: Sequence[AnswerRow]
+    full: bool = False
+    """Whether they come from the full evaluation."""
+    feasible: bool = True
+    """Whether the trial keeps every bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +79,63 @@ class PageSearch:
     """`config.yaml` as it is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One question with two models' answers."""
+
+    unlearned: AnswerRow
+    vanilla: AnswerRow | None
+    """None where the base model's answer is not kept."""
+
+    @property
+    def loss(self) -> float:
+        """By how much ROUGE-1 is lower than the base model's; 0 where that is not known."""
+        return self.vanilla.rouge1 - self.unlearned.rouge1 if self.vanilla is not None else 0.0
+
+
+def write_static_page(results: Sequence[SearchResults], path: Path) -> None:
+    """Write one self-contained page of searches, finished or still running, atomically.
+
+    Args:
+        results: The searches, in the order in which they are shown.
+        path: The file.
+
+    Raises:
+        InputError: There is no search to show, or the file cannot be written.
+    """
+    if not results:
+        raise InputError("there is no search to make a page of; name at least one.")
+    searches = [_page_search(one) for one in results]
+    try:
+        write_page(searches, path)
+    except OSError as error:
+        raise InputError(f"{path}: the page cannot be written ({error}).") from error
+
+
+def _page_search(results: SearchResults) -> PageSearch:
+    def kept(number: int | None = None, *, full: bool = False) -> list[AnswerRow]:
+        try:
+            return results.answers(number, full=full)
+        except InputError:  # their file is not there, as in a search of an older version
+            return []
+
+    answers = []
+    for row in results.report.ranked[:_ANSWERED]:
+        full = kept(row.number, full=True)
+        if rows := full or kept(row.number):
+            feasible = bool(row.feasible)
+            answers.append(TrialAnswers(row.number, row.label, rows, bool(full), feasible))
+    config = results.folder.config
+    return PageSearch(
+        name=results.folder.name,
+        report=results.report,
+        vanilla=kept(),
+        vanilla_in_full=kept(full=True),
+        answers=answers,
+        configuration=config.read_text(encoding="utf-8") if config.is_file() else "",
+    )
+
+
 def write_page(searches: Sequence[PageSearch], path: Path) -> None:
     """Write a page of searches, atomically.
 
@@ -63,9 +143,8 @@ def write_page(searches: Sequence[PageSearch], path: Path) -> None:
         searches: At least one.
         path: The file, usually `.html`.
     """
-    anchors = [f"search-{place}" for place in range(1, len(searches) + 1)]
-    anchored = list(zip(anchors, searches, strict=True))
-    scripts = {"plotly": _plotly(), "page": _text("page.js")}
+    anchored = [(f"search-{place}", one) for place, one in enumerate(searches, start=1)]
+    scripts = [_vega(), (_HERE / "page.js").read_text(encoding="utf-8")]
     page = _template().render(
         title=searches[0].report.title if len(searches) == 1 else f"{len(searches)} searches",
         several=searches_table([(anchor, one.name, one.report) for anchor, one in anchored])
@@ -74,17 +153,17 @@ def write_page(searches: Sequence[PageSearch], path: Path) -> None:
         searches=[_shown(anchor, one) for anchor, one in anchored],
         limit=SHOWN,
         scripts=scripts,
-        digests=[_digest(script) for script in scripts.values()],
-        styles=[_datatables(".css").decode(), _text("page.css")],
-        datatables=base64.b64encode(_datatables(".js")).decode(),
+        digests=[_digest(script) for script in scripts],
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
     )
     write_atomically(path, page.encode())
 
 
 def _shown(anchor: str, one: PageSearch) -> Mapping[str, Any]:
     """Return what the template asks of a search."""
+    from lunar_tune.report.charts import CHARTS, charts_of  # loads Altair
+
     report = one.report
-    pictures = interactive_pictures(report)
     return {
         "anchor": anchor,
         "name": one.name,
@@ -93,7 +172,10 @@ def _shown(anchor: str, one: PageSearch) -> Mapping[str, Any]:
         "scores": scores_table(report),
         "trials": trials_table(report),
         "estimates": estimates_note(report),
-        "pictures": [(picture, _json(picture.figure)) for picture in pictures],
+        "charts": [
+            (name, CHARTS[name].caption, chart.to_dict())
+            for name, chart in charts_of(report).items()
+        ],
         "answers": [_compared(one, answers) for answers in one.answers],
         "has_vanilla": bool(one.vanilla),
         "has_text": any(
@@ -113,6 +195,26 @@ def _compared(
     return answers, forgotten(answers.rows, vanilla), got_worse(answers.rows, vanilla)
 
 
+def forgotten(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[Compared]:
+    """Return the questions to forget, least forgotten first."""
+    asked = [row for row in rows if row.set_name == "forget"]
+    compared = [Compared(*pair) for pair in paired(asked, vanilla)]
+    return sorted(compared, key=lambda one: -one.unlearned.rouge1)
+
+
+def got_worse(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[Compared] | None:
+    """Return the retained questions whose ROUGE-1 fell, the greatest fall first.
+
+    None where the base model's answer to none of them is kept.
+    """
+    asked = [row for row in rows if row.set_name == "retain"]
+    compared = [Compared(*pair) for pair in paired(asked, vanilla)]
+    if compared and all(one.vanilla is None for one in compared):
+        return None
+    worse = [one for one in compared if one.loss > 0]
+    return sorted(worse, key=lambda one: (-one.loss, one.unlearned.rouge1))
+
+
 @functools.cache
 def _template() -> Template:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -127,30 +229,14 @@ def _template() -> Template:
     return environment.get_template("page.html.j2")
 
 
-def _json(figure: Any) -> str:
-    """Return a figure for a script element: `<`, `>` and `/` stand as escapes."""
-    from plotly.io import to_json
+@functools.cache
+def _vega() -> str:
+    """Return the script that draws charts, vega-embed among it; making it takes seconds."""
+    import vl_convert
 
-    text: str = to_json(figure)
-    return text
+    from lunar_tune.report.marks import VEGA_LITE
 
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    source: str = get_plotlyjs()
-    return source
-
-
-def _datatables(suffix: str) -> bytes:
-    """Return itables' bundle of DataTables, its script or its style sheet."""
-    from itables import options
-
-    return Path(options.dt_bundle).with_suffix(suffix).read_bytes()
-
-
-def _text(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
 
 
 def _digest(script: str) -> str:

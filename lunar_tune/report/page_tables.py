@@ -118,7 +118,7 @@ def searches_table(searches: Sequence[tuple[str, str, Report]]) -> Table:
     columns = [
         *(Column(title, numeric=False) for title in ("search", "what", "best setting")),
         *(Column(_title(name)) for name in HEADLINE_SCORES),
-        *(Column(f"unmodified {_title(name)}") for name in HEADLINE_SCORES[:2]),
+        *(Column(f"base model {_title(name)}") for name in HEADLINE_SCORES[:2]),
         *(Column(title) for title in ("trials", "feasible", "time (s)")),
     ]
     lines = [Line(cells=_search_cells(*search)) for search in searches]

@@ -1,4 +1,4 @@
-"""A search's results: its report, and its pictures for a notebook."""
+"""A search's results: its report, and its charts for a notebook."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lunar_tune.errors import InputError
-from lunar_tune.report.layer_curve import LayerCurve
-from lunar_tune.report.report import Report
+from lunar_tune.report.report import LayerCurve, Report
 from lunar_tune.study.folder import RUNS
 from lunar_tune.study.importance import parameter_importance
 from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
-    from lunar_tune.report.pictures.figure import Canvas
+    from altair import ConcatChart
 
 __all__ = ["SearchResults", "load_search"]
 
@@ -40,7 +39,7 @@ def load_search(search: str | Path, *, runs: str | Path = RUNS) -> SearchResults
 
 
 class SearchResults(StoredSearch):
-    """A search as it stands on disk, with its report and pictures."""
+    """A search as it stands on disk, with its report and charts."""
 
     @cached_property
     def report(self) -> Report:
@@ -64,15 +63,15 @@ class SearchResults(StoredSearch):
             layers=self._layers(),
         )
 
-    def trade_off(self) -> Canvas:
+    def trade_off(self) -> ConcatChart:
         """Draw what is forgotten against what is kept: every trial, the bounds, the best."""
         return self._draw("trade_off")
 
-    def history(self) -> Canvas:
+    def history(self) -> ConcatChart:
         """Draw the best feasible score so far, over the trials and over time."""
         return self._draw("history")
 
-    def layer_coefficient(self) -> Canvas:
+    def layer_coefficient(self) -> ConcatChart:
         """Draw the map of layer and coefficient.
 
         Raises:
@@ -80,17 +79,25 @@ class SearchResults(StoredSearch):
         """
         return self._draw("layer_coefficient")
 
-    def sensitivity(self, parameter: str | None = None) -> Canvas:
+    def sensitivity(self, parameter: str | None = None) -> ConcatChart:
         """Draw the scores against a parameter: the learning rate, or what is in its place.
 
         Raises:
             InputError: No two completed trials differ in it.
         """
-        from lunar_tune.report.pictures.sensitivity import sensitivity
+        from lunar_tune.report.parameter_charts import sensitivity
 
         return sensitivity(self.report, parameter)
 
-    def importance(self) -> Canvas:
+    def parameters(self) -> ConcatChart:
+        """Draw the objective against each parameter that varies.
+
+        Raises:
+            InputError: Completed trials differ in fewer than two parameters.
+        """
+        return self._draw("parameters")
+
+    def importance(self) -> ConcatChart:
         """Draw how much each parameter decides.
 
         Raises:
@@ -98,7 +105,7 @@ class SearchResults(StoredSearch):
         """
         return self._draw("importance")
 
-    def layers(self) -> Canvas:
+    def layers(self) -> ConcatChart:
         """Draw the similarities that chose the layers.
 
         Raises:
@@ -106,10 +113,10 @@ class SearchResults(StoredSearch):
         """
         return self._draw("layers")
 
-    def _draw(self, name: str) -> Canvas:
-        from lunar_tune.report.pictures.pictures import PICTURES  # loads matplotlib
+    def _draw(self, name: str) -> ConcatChart:
+        from lunar_tune.report.charts import CHARTS  # loads Altair
 
-        return PICTURES[name].draw(self.report)
+        return CHARTS[name].draw(self.report)
 
     def _importance(self) -> dict[str, dict[str, float]]:
         """Return what decides the scores that pictures show; of those that there is something.

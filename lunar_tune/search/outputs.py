@@ -113,11 +113,11 @@ def write_mirrors(folder: Folder, report: Report) -> list[Path]:
     """Write table, pictures and report from the rows; return the pictures and the report."""
     write_trials(folder.trials, report.rows)  # first: it needs nothing to be loaded
 
-    from lunar_tune.report.pictures.pictures import PICTURES, write_pictures
+    from lunar_tune.report.charts import CHARTS, write_charts  # loads Altair
 
-    pictures = write_pictures(report, folder.pictures)
+    pictures = write_charts(report, folder.pictures)
     text = folder.path / "report.md"
-    shown = {f"{folder.pictures.name}/{name}.png": PICTURES[name].caption for name in pictures}
+    shown = {f"{folder.pictures.name}/{name}.png": CHARTS[name].caption for name in pictures}
     write_report(report, text, shown)
     return [*(path for files in pictures.values() for path in files), text]
 

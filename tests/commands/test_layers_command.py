@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_lines import Result, run_command, without_ray
-from matplotlib.image import imread
+from PIL import Image
 from random_models import build_encoder
 
 from lunar_tune.cli.layers import COMMAND
@@ -70,7 +71,7 @@ def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str])
         assert (cells[5] == "best") is (one.layer == prior.best)
     assert lines["none"][3] == f"{prior.unmodified.score:.3f}"
     assert f"recommended: {', '.join(map(str, prior.recommended))} " in output
-    assert imread("l.png")[..., :3].std() > 0.03
+    assert np.asarray(Image.open("l.png").convert("RGB")).std() > 0.03 * 255
     for line in ("scores written to new/l.json", "picture written to l.png"):
         assert line in output
 
@@ -90,7 +91,7 @@ def test_an_option_without_a_part_in_it_is_unknown(small: list[str]) -> None:
 
 def test_nothing_is_shown_when_quiet(small: list[str]) -> None:
     assert succeeded(*small, "--quiet", "--save", "l.svg") == ""
-    assert Path("l.svg").read_text(encoding="utf-8").startswith("<?xml")
+    assert Path("l.svg").read_text(encoding="utf-8").startswith("<svg")
 
 
 def test_everything_that_is_wrong_is_said_in_one_message(

@@ -9,18 +9,12 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-from invented_searches import CURVE, IMPORTANCE, search_of
 from pages_by_hand import HOSTILE, failure, hostile, many, page_of, report, said, trial
 
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.axes import SPREAD
-from lunar_tune.report.interactive.plots import interactive_pictures
-from lunar_tune.report.page import PageSearch, write_page
-from lunar_tune.report.page_answers import TrialAnswers, forgotten, got_worse
-from lunar_tune.report.report import Report
+from lunar_tune.report.page import SHOWN, PageSearch, TrialAnswers, forgotten, got_worse, write_page
 from lunar_tune.study.rows import COMPLETE, TrialRow
 
 LOADING = {"src", "href", "data", "poster", "srcset", "action", "background"}
@@ -99,6 +93,7 @@ def test_libraries_are_in_the_page_once_however_many_searches(tmp_path: Path) ->
     one = written(tmp_path, page_of(*many(4)))
     size = (tmp_path / "page.html").stat().st_size
     three = written(tmp_path, *(page_of(*many(4), name=name) for name in "abc"))
+    assert size < 1_500_000
     libraries = [
         [text for kind, text in parsed.scripts if kind != "application/json"]
         for parsed in (one, three)
@@ -116,15 +111,10 @@ def test_what_others_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
     assert {tag for tag, _ in parsed.tags} <= {tag for tag, _ in tame.tags}
     running = [text for kind, text in parsed.scripts if kind is None]
     assert running == [text for kind, text in tame.scripts if kind is None]
+    for kind, text in parsed.scripts:
+        assert kind is None or "<" not in text
     handlers = [name for _, attributes in parsed.tags for name in attributes if name[:2] == "on"]
     assert handlers == []
-
-
-def test_pictures_escape_what_plotly_would_read_as_markup() -> None:
-    for picture in interactive_pictures(hostile().report):
-        texts = json.dumps(json.loads(picture.figure.to_json())).replace("<br>", "")
-        assert "&lt;script&gt;" in texts, picture.name
-        assert "<" not in texts, picture.name
 
 
 def test_a_row_shows_and_sorts_by_the_trials_own_numbers(tmp_path: Path) -> None:
@@ -213,14 +203,12 @@ def test_a_page_says_what_came_out_whatever_it_was(
 ) -> None:
     parsed = written(tmp_path, page_of(*rows))
     assert expected in parsed.text
-    drawn = sum(kind == "application/json" for kind, _ in parsed.scripts)
-    assert drawn == (5 if any(row.state == COMPLETE for row in rows) else 0)
-    for kind, text in parsed.scripts:
-        if kind == "application/json":
-            assert json.loads(text)["data"]
+    charts = [json.loads(text) for kind, text in parsed.scripts if kind == "application/json"]
+    assert len(charts) == (2 if any(row.state == COMPLETE for row in rows) else 0)
+    assert all(chart["concat"] for chart in charts)
 
 
-def test_other_goals_have_their_columns_and_axes(tmp_path: Path) -> None:
+def test_other_goals_have_their_columns(tmp_path: Path) -> None:
     goal = Goal.read("retain_perplexity", ["forget_mrr<=0.2"])
     rows = [
         TrialRow(
@@ -239,102 +227,21 @@ def test_other_goals_have_their_columns_and_axes(tmp_path: Path) -> None:
     columns = " ".join(parsed.text.split())
     assert "retain perplexity" in columns
     assert "forget MRR" in columns
-    pictures = {picture.name: picture.figure for picture in interactive_pictures(one)}
-    assert set(pictures) == {"trade-off", "sensitivity", "history", "parallel"}
-    layout = pictures["trade-off"].layout
-    assert layout.xaxis.title.text == "retain perplexity, lower is better"
-    assert layout.xaxis.type == "log"
-    assert layout.yaxis.title.text == "forget MRR, lower is better"
-    shaded = next(trace for trace in pictures["trade-off"].data if trace.fill == "toself")
-    assert max(shaded.y) == 0.2
 
 
-def test_a_parameter_that_is_a_name_has_a_place_beside_numbers() -> None:
-    rows = [trial(n, 0.1 * n, 0.9, layer=1, objective=name) for n, name in enumerate("bca")]
-    picture = interactive_pictures(report(*rows))[-1]
-    lines = next(trace for trace in picture.figure.data if (trace.name or "").startswith("feas"))
-    assert picture.figure.layout.xaxis.ticktext[:2] == ("layer", "objective")
-    per_trial = len(picture.figure.layout.xaxis.ticktext) + 1
-    assert [lines.y[1 + per_trial * n] for n in range(3)] == [0.5, 1.0, 0.0]
+def test_the_result_and_its_answers_come_first(tmp_path: Path) -> None:
+    written(tmp_path, page_of(*many(4)))
+    titles = re.findall(r"<h3>([^<]*)</h3>", (tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert titles == ["Result", "What was searched", "Answers", "Charts", "Trials", "Settings"]
 
 
-def test_pictures_show_every_completed_trial_where_its_scores_are() -> None:
-    rows = many(40)
-    complete = {row.number: row for row in rows if row.state == COMPLETE}
-    pictures = {one.name: one.figure for one in interactive_pictures(report(*rows))}
-    for name, at in (
-        ("trade-off", lambda r: (r.scores["forget_rouge1"], r.scores["retain_rouge1"])),
-        ("history", lambda r: (r.number, r.scores["forget_rouge1"])),
-    ):
-        traces = [trace for trace in pictures[name].data if trace.customdata is not None]
-        seen = {
-            number: (x, y)
-            for trace in traces
-            for number, x, y in zip(trace.customdata, trace.x, trace.y, strict=True)
-        }
-        assert seen == {number: at(row) for number, row in complete.items()}
-    *_, best = pictures["history"].data
-    assert best.mode == "lines", "the last is drawn above the others"
-    for number, value in zip(best.x, best.y, strict=True):
-        before = [r for r in complete.values() if r.feasible and r.number <= number]
-        assert value == min(row.scores["forget_rouge1"] for row in before)
-
-
-def test_the_front_is_steps_and_rings_its_members() -> None:
-    front = drawn(search_of(30))["trade-off"]["Pareto front"]
-    assert (front.line.shape, front.mode) == ("hv", "lines+markers")
-    # The least to be forgotten comes first: each step goes right before it goes up.
-    assert list(front.x) == sorted(front.x)
-    assert list(front.y) == sorted(front.y)
-
-
-def test_bounds_that_have_no_axis_are_named() -> None:
-    for constraints, hidden in (
-        (["retain_rouge1>=0.8", "retain_perplexity<=20"], True),
-        (["retain_rouge1>=0.8"], False),
-    ):
-        (picture, *_) = interactive_pictures(search_of(12, constraints=constraints))
-        assert ("retain perplexity of at most 20, which is not drawn" in picture.caption) is hidden
-
-
-def test_the_map_has_the_layer_across_and_rings_the_best() -> None:
-    one = search_of(60)
-    assert one.best is not None
-    (picture,) = [picture for picture in interactive_pictures(one) if picture.name == "map"]
-    rows = {row.number: row.parameters for row in one.rows}
-    marks, ring, *_ = picture.figure.data
-    for number, x, y in zip(marks.customdata, marks.x, marks.y, strict=True):
-        assert abs(x - rows[number]["layer"]) <= SPREAD + 1e-9
-        assert y == rows[number]["coefficient"]
-    assert len({*zip(marks.x, marks.y, strict=True)}) == len(marks.x)
-    assert any(x != round(x) for x in marks.x)
-    assert "beside each other" in picture.caption
-    place = list(marks.customdata).index(one.best.number)
-    assert (ring.x[0], ring.y[0]) == (marks.x[place], marks.y[place])
-    assert {(one.x0, one.x1) for one in picture.figure.layout.shapes} == {(8.5, 9.5), (10.5, 11.5)}
-
-
-def test_sensitivity_has_a_panel_a_score_with_bound_and_best() -> None:
-    one = search_of(30)
-    assert one.best is not None
-    figure = {p.name: p.figure for p in interactive_pictures(one)}["sensitivity"]
-    (bound,) = [trace for trace in figure.data if (trace.name or "").startswith("bound")]
-    assert (list(bound.y), bound.yaxis) == ([0.8, 0.8], "y2")
-    stars = {t.yaxis or "y": t.y[0] for t in figure.data if (t.name or "").startswith("best")}
-    scores = one.best.scores
-    assert stars == {"y": scores["forget_rouge1"], "y2": scores["retain_rouge1"]}
-    shown = dict(zip(figure.layout.xaxis.tickvals, figure.layout.xaxis.ticktext, strict=True))
-    assert shown[2e-3] == "2e-3"
-    assert all(float(text) == value for value, text in shown.items())
-
-
-def test_the_course_of_a_search_is_drawn_over_time_too() -> None:
-    figure = {p.name: p.figure for p in interactive_pictures(search_of(30))}["history"]
-    over_time = [trace for trace in figure.data if trace.xaxis == "x2"]
-    assert figure.layout.xaxis2.title.text == "minutes since the first trial began"
-    for trace in over_time:
-        if trace.customdata is not None:  # each trial takes a minute
-            assert list(trace.x) == [number + 1 for number in trace.customdata]
+def test_a_page_says_how_many_answers_it_leaves_out(tmp_path: Path) -> None:
+    rows = [said("forget", f"{n}?", f"answer {n}", 0.5) for n in range(SHOWN + 2)]
+    one = replace(page_of(trial(0, 0.1, 0.9)), answers=[TrialAnswers(0, "L0", rows)])
+    text = written(tmp_path, one).text
+    assert f"{SHOWN} of {SHOWN + 2} are shown" in text
+    assert f"answer {SHOWN - 1}" in text
+    assert f"answer {SHOWN}" not in text
 
 
 def test_a_search_without_texts_says_so_and_has_no_empty_columns(tmp_path: Path) -> None:
@@ -349,35 +256,7 @@ def test_a_search_without_texts_says_so_and_has_no_empty_columns(tmp_path: Path)
     assert "true answer" in written(tmp_path, page_of(trial(0, 0.1, 0.9))).text
 
 
-def drawn(one: Report) -> dict[str, dict[str, Any]]:
-    """Return the traces of each picture by the beginning of their entry in the legend."""
-    return {
-        picture.name: {(trace.name or "").split(" (")[0]: trace for trace in picture.figure.data}
-        for picture in interactive_pictures(one)
-    }
-
-
-def test_what_a_search_knows_besides_its_trials_is_drawn_too() -> None:
-    """Bars are the shares, the most important on top; the curve is that of the scored layers."""
-    known = replace(report(*many(12)), importance=lambda: IMPORTANCE, layers=CURVE)
-    pictures = {one.name: one.figure for one in interactive_pictures(known)}
-    bars = pictures["importance"]
-    assert bars.layout.yaxis.autorange == "reversed"
-    for trace, shares in zip(bars.data, IMPORTANCE.values(), strict=True):
-        assert list(trace.y) == ["layer", "coefficient", "learning rate"]
-        drawn = dict(zip(trace.y, trace.x, strict=True))
-        assert drawn == {name: shares.get(name.replace(" ", "_"), 0.0) for name in trace.y}
-    curve = {trace.name.split(":")[0]: trace for trace in pictures["layers"].data}
-    for name, values in (("s1", CURVE.refusal), ("s2", CURVE.truth)):
-        assert (tuple(curve[name].x), tuple(curve[name].y)) == (CURVE.layers, values)
-    assert curve["s1 − s2"].y == pytest.approx((-0.8, 0.5, 0.3, -0.1))  # noqa: RUF001
-    shaded = [(one.x0, one.x1) for one in pictures["layers"].layout.shapes]
-    assert shaded == [(2.5, 3.5), (3.5, 4.5)]
-    alone = interactive_pictures(replace(report(failure(0)), importance=dict, layers=CURVE))
-    assert [picture.name for picture in alone] == ["layers"]
-
-
-def test_answers_come_worst_first_beside_the_unmodified_models() -> None:
+def test_answers_come_worst_first_beside_the_base_models() -> None:
     vanilla = [said("retain", f"{n}?", f"v{n}", score) for n, score in enumerate((1.0, 0.5, 0.2))]
     rows = [said("retain", f"{n}?", f"u{n}", score) for n, score in enumerate((0.9, 0.0, 0.6))]
     worse = got_worse(rows, vanilla)

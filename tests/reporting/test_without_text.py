@@ -15,7 +15,7 @@ from lunar_tune.errors import DataError, LunarTuneError
 from lunar_tune.export.proof import compare
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.rouge import check_scorable
-from lunar_tune.report.page_answers import got_worse
+from lunar_tune.report.page import got_worse
 from lunar_tune.study.answers import answers_beside, read_answers, write_answers
 from lunar_tune.trial.assemble import assemble
 

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from chart_specs import legend
 from made_search import made_search
 
 from lunar_tune.cli.export import COMMAND
 from lunar_tune.config.run_options import NONE, RunOptions
+from lunar_tune.report.page import write_static_page
 from lunar_tune.report.report import short_report
 from lunar_tune.report.results import load_search
-from lunar_tune.report.static_page import write_static_page
 from lunar_tune.study.answers import read_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import assemble
@@ -116,12 +117,11 @@ def test_page_note_and_picture_say_what_was_held_out(search: Folder, tmp_path: P
         "trial 0, held-out questions",
     ]
     assert "| trial 0, held-out questions |" in short_report(report)
-    legend = load_search(search.path).trade_off().axes[0].get_legend_handles_labels()[1]
-    assert "base model, held out" in legend
+    assert "base model, held out" in legend(load_search(search.path).trade_off())
     page = tmp_path / "page.html"
     write_static_page([load_search(search.path)], page)
     assert "confirmed on held-out questions" in page.read_text()
-    assert "all questions" not in page.read_text().split("<main>")[1].split("<h3>Pictures")[0]
+    assert "all questions" not in page.read_text().split("<main>")[1].split("<h3>Charts")[0]
     assert "got worse is not known" not in page.read_text()
     search.vanilla_full_answers.unlink()
     write_static_page([load_search(search.path)], page)

@@ -11,8 +11,8 @@ from tracked_searches import TAGS
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.page import write_static_page
 from lunar_tune.report.results import SearchResults
-from lunar_tune.report.static_page import write_static_page
 from lunar_tune.study.answers import write_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow

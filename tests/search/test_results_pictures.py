@@ -14,8 +14,8 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.page import write_static_page
 from lunar_tune.report.report import short_report
-from lunar_tune.report.static_page import write_static_page
 from lunar_tune.search.outputs import write_mirrors
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space import Choice, FloatRange, IntRange, SearchSpace
@@ -143,12 +143,21 @@ def test_a_report_has_the_layers_that_the_search_scored(results: SearchResults) 
 
 
 @pytest.mark.parametrize(
-    "name", ["trade_off", "history", "layer_coefficient", "sensitivity", "importance", "layers"]
+    "name",
+    [
+        "trade_off",
+        "history",
+        "layer_coefficient",
+        "sensitivity",
+        "parameters",
+        "importance",
+        "layers",
+    ],
 )
-def test_a_notebook_has_every_picture(results: SearchResults, name: str) -> None:
-    figure = getattr(results, name)()
-    assert "tiny, mini: forget A_B" in figure.get_suptitle()
-    assert figure.axes
+def test_a_notebook_has_every_chart(results: SearchResults, name: str) -> None:
+    spec = getattr(results, name)().to_dict()
+    assert spec["title"]["text"] == ["tiny, mini: forget A_B, lunar (adamw)"]
+    assert spec["concat"]
 
 
 def test_mirrors_hold_every_picture_and_the_report_links_those(
@@ -161,7 +170,7 @@ def test_mirrors_hold_every_picture_and_the_report_links_those(
     links = [line.split("](")[1][:-1] for line in text.splitlines() if line.startswith("![")]
     pictures = [path.relative_to(tmp_path).as_posix() for path in files if path.suffix == ".png"]
     assert links == pictures
-    assert len(links) == 6
+    assert len(links) == 7
     assert "Share of the variance" in text
 
 

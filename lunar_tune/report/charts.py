@@ -1,0 +1,329 @@
+"""The charts of a search: one function each, for the page, the pictures and a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from lunar_tune.errors import InputError
+from lunar_tune.metrics.goal import in_words, score_label
+from lunar_tune.metrics.names import METRICS
+from lunar_tune.registry import Registry
+from lunar_tune.report.marks import (
+    BLUE,
+    GREEN,
+    INK,
+    LINE,
+    ORANGE,
+    OUTLINED,
+    PICTURE_SUFFIXES,
+    REGION,
+    STAR,
+    VERMILION,
+    Layer,
+    Mark,
+    best_mark,
+    bounds,
+    frame,
+    line,
+    point,
+    points,
+    rule,
+    save_chart,
+    scale,
+    score_axis,
+    shade,
+    shown_rows,
+    trial_marks,
+    trial_points,
+)
+from lunar_tune.report.parameter_charts import (
+    importance,
+    layer_coefficient,
+    parameters,
+    sensitivity,
+)
+from lunar_tune.report.report import LayerCurve, Report
+from lunar_tune.study.rows import FAILED, TrialRow, best_so_far, is_number
+
+__all__ = [
+    "CHARTS",
+    "ChartKind",
+    "charts_of",
+    "history",
+    "layer_curve",
+    "layers",
+    "pareto_front",
+    "trade_off",
+    "write_charts",
+]
+
+_OPEN_SQUARE = "M-1,-1H1V1H-1ZM-.6,-.6V.6H.6V-.6Z"
+_RING = "M-1,0A1,1,0,0,1,1,0A1,1,0,0,1,-1,0M-.9,0A.9,.9,0,0,0,.9,0A.9,.9,0,0,0,-.9,0"
+_STEPS = "M-1.4,.7H-.1V-.7H1.4V-.45H.15V.95H-1.4Z"
+_END: Mapping[tuple[str, str], Any] = {  # of an axis, in pixels, by the side of a bound
+    ("x", ">="): "width",
+    ("x", "<="): 0,
+    ("y", ">="): 0,
+    ("y", "<="): "height",
+}
+_TIMES = ((3 * 86400, 86400, "days"), (2 * 3600, 3600, "hours"), (300, 60, "minutes"))
+
+
+def trade_off(report: Report) -> alt.ConcatChart:
+    """Draw the trials' two scores, the bounds, the Pareto front, the base model and the best.
+
+    A trial that was stopped early stands at the mean of the retained questions that it was asked.
+
+    Raises:
+        InputError: No trial is completed.
+    """
+    x, y = report.goal.shown
+    rows = _completed(report, "trade-off", x, y)
+    axes = score_axis(alt.X, x), score_axis(alt.Y, y)
+    lower = METRICS[x].lower_is_better, METRICS[y].lower_is_better
+    scores = [(row.scores[x], row.scores[y]) for row in rows]
+    front = pareto_front(scores, lower_is_better=lower)
+    member = Mark(f"Pareto front ({len(front)})", INK, _STEPS)
+    rings = [
+        point(member, {}, rows[place], x=rows[place].scores[x], y=rows[place].scores[y])
+        for place in front
+    ]
+    special = {
+        mark: point(mark, scores, row, x=scores[x], y=scores[y])
+        for mark, scores, row in _special(report)
+        if is_number(scores.get(x)) and is_number(scores.get(y))
+    }
+    looks: dict[str, Any] = {"x": axes[0], "y": axes[1]}
+    layers = [
+        *_feasible_region(report, *axes),
+        *bounds(report, x, axes[0]),
+        *bounds(report, y, axes[1]),
+        trial_points(
+            trial_marks(rows), rows, lambda row: {"x": row.scores[x], "y": row.scores[y]}, **looks
+        ),
+        line(
+            member,
+            [scores[place] for place in front],
+            *axes,
+            interpolate="step-after",
+            strokeWidth=1,
+            strokeDash=[2, 3],
+        ),
+        points(
+            [member],
+            rings,
+            size=220,
+            keys=(),
+            **looks,
+            shape=alt.value(_RING),
+            color=alt.value(INK),
+        ),
+        points([*special], [*special.values()], size=280, **OUTLINED, **looks),
+    ]
+    return frame(report.title, [layers], width=540, height=330)
+
+
+def _completed(report: Report, what: str, *metrics: str) -> list[TrialRow]:
+    """Return the completed trials whose scores are known.
+
+    Raises:
+        InputError: There is none.
+    """
+    rows = shown_rows(report, *metrics)
+    if not rows:
+        known = " and ".join(map(score_label, metrics))
+        raise InputError(f"no picture of the {what}: no completed trial has {known}.")
+    return rows
+
+
+def _feasible_region(report: Report, x: alt.X, y: alt.Y) -> list[Layer]:
+    """Return where the bounds on both scores are kept; nothing without bounds."""
+    corner: dict[str, float] = {}
+    encodings: dict[str, Any] = {}
+    for along, axis, metric in zip("xy", (x, y), report.goal.shown, strict=True):
+        kept = [one for one in report.goal.constraints if one.metric == metric]
+        for field, one in zip((along, f"{along}2"), kept, strict=False):
+            corner[field] = one.bound
+            encodings |= {along: axis, f"{along}2": f"{along}2"}
+        if len(kept) == 1:
+            encodings[f"{along}2"] = alt.value(_END[along, kept[0].sense])
+    rest = in_words(one for one in report.goal.constraints if one.metric not in report.goal.shown)
+    mark = Mark(f"feasible region{f' (also {rest}, not drawn)' if rest else ''}", REGION, "square")
+    return [shade(mark, [corner], **encodings)] if corner else []
+
+
+def _special(report: Report) -> list[tuple[Mark, Mapping[str, float], TrialRow | None]]:
+    """Return the scores that are marked by themselves, of the best with its trial."""
+    found: list[tuple[Mark, Mapping[str, float], TrialRow | None]] = [
+        (Mark("base model", INK, _OPEN_SQUARE), report.vanilla, None)
+    ]
+    if report.best is not None and report.confirmed is not None:
+        if report.held_out:
+            mark = Mark("base model, held out", ORANGE, _OPEN_SQUARE)
+            found.append((mark, report.vanilla_in_full, None))
+        asked = "held out" if report.held_out else "in full"
+        found.append((best_mark(report.best, asked), report.confirmed, report.best))
+    return found
+
+
+def pareto_front(
+    points: Sequence[tuple[float, float]], *, lower_is_better: tuple[bool, bool]
+) -> list[int]:
+    """Return the indices of the points that no other beats, best first coordinate first.
+
+    A point beats another if it is as good in both coordinates and better in one; equal points are
+    all kept.
+
+    Args:
+        points: Finite coordinates.
+        lower_is_better: Of each coordinate.
+    """
+    signs = [1.0 if low else -1.0 for low in lower_is_better]
+    signed = [(signs[0] * x, signs[1] * y) for x, y in points]
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda index: signed[index]):
+        last = signed[front[-1]] if front else None
+        if last is None or signed[index][1] < last[1] or signed[index] == last:
+            front.append(index)
+    return front
+
+
+def history(report: Report) -> alt.ConcatChart:
+    """Draw the objective of every trial and the best feasible one so far, over trials and time.
+
+    Raises:
+        InputError: No trial is completed.
+    """
+    score = report.goal.shown[0]
+    rows = _completed(report, "course of the search", score)
+    y = score_axis(alt.Y, score)
+    best = Mark("best feasible so far", GREEN, LINE)
+
+    def panel(x: alt.X, places: Mapping[int, float]) -> list[Layer]:
+        ordered = sorted((r for r in rows if r.number in places), key=lambda r: places[r.number])
+        steps = [(places[row.number], one.scores[score]) for row, one in best_so_far(ordered)]
+        trials = trial_points(
+            trial_marks(rows),
+            ordered,
+            lambda row: {"x": places[row.number], "y": row.scores[score]},
+            x=x,
+            y=y,
+        )
+        found = line(best, steps, x, y, interpolate="step-after", strokeWidth=2.5)
+        return [trials, *([found] if steps else ())]
+
+    trials = scale("linear", domain=[0, max(len(report.rows) - 1, 1)], padding=10)
+    whole = alt.Axis(tickMinStep=1, format="d")
+    x = alt.X("x:Q", title="trial (from 0)", scale=trials, axis=whole)
+    panels = [panel(x, {row.number: row.number for row in rows})]
+    failed = [row for row in report.rows if row.counts and row.state == FAILED]
+    if failed:
+        mark = Mark(f"failed ({len(failed)})", INK, "triangle-up")
+        below = [point(mark, {}, row, x=row.number) for row in failed]
+        panels[0].append(points([mark], below, x=x, y=alt.value("height")))
+    unit, times = _times(report, rows)
+    if times:
+        title = f"{unit} since the first trial began"
+        span = scale("linear", domain=[0, max(times.values()) * 1.03 or 1.0])
+        panels.append(panel(alt.X("x:Q", title=title, scale=span), times))
+    return frame(report.title, panels, width=300, height=250, columns=2)
+
+
+def _times(report: Report, rows: Sequence[TrialRow]) -> tuple[str, dict[int, float]]:
+    """Return when trials ended after the first began, by number, where known; and in which unit."""
+    begun = min((row.started for row in report.rows if row.started is not None), default=None)
+    ended = {row.number: row.ended for row in rows if row.ended is not None}
+    if begun is None or not ended:
+        return "seconds", {}
+    seconds = {number: (end - begun).total_seconds() for number, end in ended.items()}
+    span = max(seconds.values())
+    unit, name = next(((u, name) for least, u, name in _TIMES if span >= least), (1, "seconds"))
+    return name, {number: value / unit for number, value in seconds.items()}
+
+
+def layers(report: Report) -> alt.ConcatChart:
+    """Draw the curve over the layers that a search began with.
+
+    Raises:
+        InputError: It had none.
+    """
+    if report.layers is None:
+        raise InputError(
+            "no curve over the layers: the search was not told to score layers (--layer-prior)."
+        )
+    return layer_curve(report.layers, title=report.title)
+
+
+def layer_curve(curve: LayerCurve, *, title: str) -> alt.ConcatChart:
+    """Draw how alike answers are to refusals and to the truth with each layer steered."""
+    whole = alt.Axis(tickMinStep=1, format="d")
+    span = scale("linear", padding=16)
+    x = alt.X("x:Q", title="layer (decoder block, from 0)", axis=whole, scale=span)
+    y = alt.Y("y:Q", title="mean cosine similarity", scale=alt.Scale(zero=False))
+    base = Mark("s1 − s2, nothing added", INK, LINE)  # noqa: RUF001 a minus sign
+    shaded = [{"x": layer - 0.5, "x2": layer + 0.5} for layer in curve.recommended]
+    drawn = [
+        shade(Mark("recommended", REGION, "square"), shaded, x=x, x2="x2"),
+        rule(base, curve.unmodified, y),
+    ]
+    # Line, mark and colour each tell the curves apart.
+    for mark, dash, values in (
+        (Mark("s1: like refusals", BLUE, "circle"), [6, 3], curve.refusal),
+        (Mark("s2: like the true answers", VERMILION, "square"), [6, 2, 1, 2], curve.truth),
+        (Mark("s1 − s2", GREEN, "diamond"), [1, 0], curve.scores),  # noqa: RUF001
+    ):
+        places = list(zip(curve.layers, values, strict=True))
+        drawn.append(line(mark, places, x, y, strokeDash=dash))
+        drawn.append(points([mark], [point(mark, {}, None, x=a, y=b) for a, b in places], x=x, y=y))
+    best = Mark(f"best: layer {curve.best}", GREEN, STAR)
+    height = curve.scores[curve.layers.index(curve.best)]
+    star = point(best, {}, None, x=curve.best, y=height)
+    drawn.append(points([best], [star], size=280, **OUTLINED, x=x, y=y))
+    return frame(title, [drawn], width=540, height=300)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChartKind:
+    """One kind of chart."""
+
+    caption: str
+    """What it shows, in a few words."""
+    draw: Callable[[Report], alt.ConcatChart]
+    """Raises an InputError where a search has no such chart."""
+
+
+CHARTS: Registry[ChartKind] = Registry("chart")
+for _caption, _draw in {
+    "what is forgotten against what is kept": trade_off,
+    "best feasible so far, over trials and time": history,
+    "layer and coefficient": layer_coefficient,
+    "sensitivity to the learning rate, or what stands in its place": sensitivity,
+    "the objective over each parameter": parameters,
+    "importance of the parameters": importance,
+    "similarities that choose a layer": layers,
+}.items():
+    CHARTS.register(_draw.__name__, ChartKind(caption=_caption, draw=_draw))
+
+
+def charts_of(report: Report) -> dict[str, alt.ConcatChart]:
+    """Return the charts that a search has, by their names."""
+    found = {}
+    for name, kind in CHARTS.items():
+        with suppress(InputError):
+            found[name] = kind.draw(report)
+    return found
+
+
+def write_charts(report: Report, folder: Path) -> dict[str, list[Path]]:
+    """Write the charts that a search has as PNG and SVG; return the files of each by its name."""
+    written = {}
+    for name, chart in charts_of(report).items():
+        written[name] = [folder / f"{name}{suffix}" for suffix in PICTURE_SUFFIXES]
+        save_chart(chart, *written[name])
+    return written

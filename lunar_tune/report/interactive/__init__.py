@@ -1,1 +1,0 @@
-"""Pictures of a search that answer to the mouse, drawn with plotly; listed in `gallery`."""

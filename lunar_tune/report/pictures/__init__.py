@@ -1,1 +1,0 @@
-"""Pictures of a search, drawn with matplotlib: one module a picture, listed in `gallery`."""

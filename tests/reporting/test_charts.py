@@ -1,0 +1,368 @@
+"""Charts: what is drawn is what the rows say."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from chart_specs import axis, drawn, forms, legend, panels, places
+from invented_searches import CURVE, IMPORTANCE, POINT, SEARCHES, report_of, trial
+from PIL import Image
+
+from lunar_tune.errors import InputError
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.charts import (
+    CHARTS,
+    charts_of,
+    history,
+    layer_curve,
+    layers,
+    pareto_front,
+    trade_off,
+    write_charts,
+)
+from lunar_tune.report.marks import PICTURE_SUFFIXES, save_chart
+from lunar_tune.report.parameter_charts import (
+    importance,
+    layer_coefficient,
+    parameters,
+    sensitivity,
+    swept_parameter,
+)
+from lunar_tune.report.report import Report
+from lunar_tune.study.rows import COMPLETE, TrialRow
+
+GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
+searches = pytest.mark.parametrize("case", list(SEARCHES))
+
+
+def complete(report: Report) -> list[TrialRow]:
+    return [row for row in report.rows if row.state == COMPLETE]
+
+
+@searches
+def test_axes_say_what_they_show(case: str) -> None:
+    for name, chart in charts_of(SEARCHES[case]).items():
+        for panel in panels(chart):
+            assert axis(panel, "x")["title"], name
+            # The parameters of the importance say themselves what they are.
+            assert name == "importance" or axis(panel, "y")["title"], name
+
+
+@pytest.mark.parametrize("case", ["of 300 and a long name", "of one word that does not end"])
+def test_a_title_is_broken_and_ends_where_the_picture_does(case: str) -> None:
+    """The picture would be as wide as the title otherwise."""
+    title = trade_off(SEARCHES[case]).to_dict()["title"]
+    assert SEARCHES[case].title.startswith(title["text"][0])
+    assert 1 < len(title["text"]) <= 3
+    assert title["limit"] < 600
+
+
+@pytest.mark.parametrize("case", ["of 30", "of 300 and a long name", "without a trial"])
+def test_every_chart_that_applies_is_written_as_png_and_svg(tmp_path: Path, case: str) -> None:
+    files = write_charts(SEARCHES[case], tmp_path)
+    assert list(files) == (["layers"] if case == "without a trial" else list(CHARTS))
+    every = [path for paths in files.values() for path in paths]
+    assert sorted(tmp_path.iterdir()) == sorted(every)
+    assert {path.suffix for path in every} == set(PICTURE_SUFFIXES)
+    for path in every:
+        assert_shows_something(path)
+
+
+def assert_shows_something(path: Path) -> None:
+    if path.suffix.lower() == ".svg":
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+        assert "NaN" not in path.read_text(encoding="utf-8")
+    else:
+        assert np.asarray(Image.open(path).convert("RGB")).std() > 0.03 * 255
+
+
+@searches
+def test_a_chart_that_does_not_apply_says_why(case: str) -> None:
+    report = SEARCHES[case]
+    for name in set(CHARTS) - set(charts_of(report)):
+        with pytest.raises(InputError, match="no "):
+            CHARTS[name].draw(report)
+
+
+def test_a_notebook_gets_what_it_draws() -> None:
+    bundle = trade_off(SEARCHES["of 6"])._repr_mimebundle_(None, None)
+    assert "vegaEmbed" in bundle["text/html"]
+
+
+def test_the_same_search_gives_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_charts(SEARCHES["of 6"], tmp_path / folder)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("lower_is_better", list(itertools.product((True, False), repeat=2)))
+@pytest.mark.parametrize("n_points", [0, 1, 2, 40])
+def test_the_front_is_what_nothing_beats(n_points: int, lower_is_better: tuple[bool, bool]) -> None:
+    draw = random.Random(n_points)
+    for _ in range(20):
+        # Few values, so that many coordinates and some points are equal.
+        points = [(draw.randint(0, 6) / 6, draw.randint(0, 6) / 6) for _ in range(n_points)]
+        signs = [1 if low else -1 for low in lower_is_better]
+
+        def beats(one: tuple[float, float], other: tuple[float, float], signs: Any = signs) -> bool:
+            gains = [sign * (b - a) for sign, a, b in zip(signs, one, other, strict=True)]
+            return min(gains) >= 0 and max(gains) > 0
+
+        expected = {
+            index
+            for index, point in enumerate(points)
+            if not any(beats(other, point) for other in points)
+        }
+        front = pareto_front(points, lower_is_better=lower_is_better)
+        assert set(front) == expected
+        assert len(front) == len(expected)
+        along = [signs[0] * points[index][0] for index in front]
+        assert along == sorted(along)
+
+
+def test_the_trade_off_has_every_trial_the_floor_and_the_confirmed_best() -> None:
+    report = SEARCHES["of 30"]
+    (panel,) = panels(trade_off(report))
+    for feasible, name in ((True, "feasible ("), (False, "infeasible (")):
+        rows = [row for row in complete(report) if row.feasible is feasible]
+        expected = [(row.scores["forget_rouge1"], row.scores["retain_rouge1"]) for row in rows]
+        assert expected
+        assert places(panel, name) == expected
+        # A click asks for the trial, a pointer for what it scored.
+        for row, one in zip(rows, drawn(panel, name), strict=True):
+            assert one["trial"] == row.number
+            assert f"trial {row.number}: {row.label}" in one["says"]
+            assert f"retain ROUGE-1 {row.scores['retain_rouge1']:.3f}" in one["says"]
+    (bound,) = forms(panel, "rule")
+    assert bound["values"] == [{"y": 0.8}]
+    (region,) = forms(panel, "rect")
+    # From the floor to the upper end, over the whole width.
+    assert (region["values"], region["encoding"]["y2"]) == ([{"y": 0.8}], {"value": 0})
+    assert "x" not in region["encoding"]
+    assert report.confirmed is not None
+    confirmed = report.confirmed["forget_rouge1"], report.confirmed["retain_rouge1"]
+    assert places(panel, "best, in full") == [confirmed]
+    assert places(panel, "base model") == [(0.98, 0.99)]
+    assert axis(panel, "x")["title"][0] == "forget ROUGE-1 recall"
+    assert axis(panel, "x")["scale"]["domain"] == [0, 1]
+
+
+def test_the_front_is_steps_and_rings_its_members() -> None:
+    """The least to be forgotten comes first: each step goes right before it goes up."""
+    (panel,) = panels(trade_off(SEARCHES["of 30"]))
+    (steps,) = forms(panel, "line")
+    assert steps["mark"]["interpolate"] == "step-after"
+    rings = places(panel, "Pareto front")
+    assert [(one["x"], one["y"]) for one in steps["values"]] == rings
+    assert [x for x, _ in rings] == sorted(x for x, _ in rings)
+    assert [y for _, y in rings] == sorted(y for _, y in rings)
+
+
+def test_the_trade_off_follows_the_goal() -> None:
+    chart = trade_off(SEARCHES["of another goal"])
+    (panel,) = panels(chart)
+    assert axis(panel, "x")["title"] == ["forget log prob [nats]", "(lower is better)"]
+    assert axis(panel, "y")["title"][0] == "retain perplexity"
+    assert axis(panel, "y")["scale"]["type"] == "log"
+    (region,) = forms(panel, "rect")
+    assert (region["values"], region["encoding"]["y2"]) == ([{"y": 3}], {"value": "height"})
+    assert legend(chart)[0] == ("feasible region (also retain ROUGE-1 of at least 0.5, not drawn)")
+
+
+def test_a_bound_on_what_is_raised_shades_its_side() -> None:
+    (panel,) = panels(trade_off(SEARCHES["to raise what is kept"]))
+    assert axis(panel, "x")["title"][0] == "retain ROUGE-1 recall"
+    assert forms(panel, "rule")[0]["values"] == [{"y": 0.2}]
+    (region,) = forms(panel, "rect")
+    assert (region["values"], region["encoding"]["y2"]) == ([{"y": 0.2}], {"value": "height"})
+
+
+def test_two_bounds_of_one_score_shade_what_lies_between() -> None:
+    goal = Goal.read("forget_rouge1", ["retain_rouge1>=0.5", "retain_rouge1<=0.9"])
+    (panel,) = panels(trade_off(report_of([trial(0, 0.2, 0.6, POINT, goal)], goal=goal)))
+    (region,) = forms(panel, "rect")
+    assert region["values"] == [{"y": 0.5, "y2": 0.9}]
+    assert region["encoding"]["y2"] == {"field": "y2"}
+
+
+def test_nothing_is_shaded_where_nothing_is_bounded() -> None:
+    (panel,) = panels(trade_off(SEARCHES["without bounds"]))
+    assert forms(panel, "rect") == forms(panel, "rule") == []
+
+
+def test_the_history_has_the_best_feasible_so_far_by_number_and_by_time() -> None:
+    rows = [
+        trial(0, 0.9, 0.9, POINT, GOAL),
+        trial(1, 0.1, 0.2, POINT, GOAL),
+        dataclasses.replace(SEARCHES["of failures"].rows[0], number=2),
+        trial(3, 0.6, 0.9, POINT, GOAL),
+        trial(4, 0.7, 0.9, POINT, GOAL),
+    ]
+    rows[3] = dataclasses.replace(rows[3], ended=rows[0].ended)  # beside the first
+    by_number, by_time = panels(history(report_of(rows, goal=GOAL)))
+
+    def steps(panel: list[dict[str, Any]]) -> list[tuple[float, float]]:
+        (line,) = forms(panel, "line")
+        return [(one["x"], one["y"]) for one in line["values"]]
+
+    assert steps(by_number) == [(0, 0.9), (1, 0.9), (3, 0.6), (4, 0.6)]
+    assert places(by_number, "infeasible") == [(1, 0.1)]
+    assert [one["x"] for one in drawn(by_number, "failed (1)")] == [2]
+    # Five minutes by the hand: it began with the first trial, the last ended in the fifth minute.
+    assert axis(by_time, "x")["title"] == "minutes since the first trial began"
+    assert steps(by_time) == [(1, 0.9), (1, 0.6), (2, 0.6), (5, 0.6)]
+
+
+def test_the_map_has_every_trial_apart_in_its_layers_column_with_its_score() -> None:
+    spread = [
+        trial(n, n / 10, 0.9 - n / 10, POINT | {"layer": 8 + n // 5, "coefficient": 2.0}, GOAL)
+        for n in range(10)
+    ]
+    spread.append(trial(10, 0.3, 0.9, POINT | {"layer": 10, "coefficient": 4.0}, GOAL))
+    report = report_of(spread, goal=GOAL)
+    assert report.best is not None
+    for panel, metric in zip(
+        panels(layer_coefficient(report)), ("forget_rouge1", "retain_rouge1"), strict=True
+    ):
+        marks, ring = panel[0]["values"], panel[1]["values"]
+        assert [(one["x"], one["y"], one["score"]) for one in marks] == [
+            (row.parameters["layer"], row.parameters["coefficient"], row.scores[metric])
+            for row in spread
+        ]
+        assert len({(one["x"], one["y"], one["beside"]) for one in marks}) == len(spread)
+        assert all(0 < one["beside"] < 1 for one in marks)
+        assert [one["trial"] for one in ring] == [report.best.number]
+        assert "beside each other" in axis(panel, "x")["title"][1]
+        assert panel[0]["encoding"]["color"]["legend"]["title"] == metric.replace(
+            "_rouge1", " ROUGE-1"
+        )
+
+
+def test_layers_of_a_list_stand_at_even_distances() -> None:
+    rows = [trial(n, 0.1, 0.9, POINT | {"layer": 4 * n, "coefficient": n}, GOAL) for n in range(3)]
+    report = dataclasses.replace(report_of(rows, goal=GOAL), listed={"layer": (0, 8, 4)})
+    x = axis(panels(layer_coefficient(report))[0], "x")
+    assert (x["type"], x["scale"]["domain"]) == ("ordinal", [0, 4, 8])
+    assert len(x["title"]) == 1, "each layer has one trial"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"learning_rate": 0.1},
+        {"layer": 9, "coefficient": 2.0},
+        {"layer": [8, 9], "coefficient": 2.0},
+    ],
+    ids=["no layer", "one setting", "several layers"],
+)
+def test_there_is_no_map_where_layer_and_coefficient_were_not_searched(
+    setting: dict[str, Any],
+) -> None:
+    rows = [trial(n, 0.2, 0.9, setting, GOAL) for n in range(3)]
+    with pytest.raises(InputError, match="no map of layer and coefficient"):
+        layer_coefficient(report_of(rows, goal=GOAL))
+
+
+def test_sensitivity_shades_what_is_near_the_best_and_marks_it() -> None:
+    scores = {1e-4: 0.9, 1e-3: 0.14, 3e-3: 0.1, 1e-2: 0.15, 2e-2: 0.16}
+    rows = [
+        trial(n, forget, 0.9, {"learning_rate": rate}, GOAL)
+        for n, (rate, forget) in enumerate(scores.items())
+    ]
+    rows.append(trial(5, 0.0, 0.1, {"learning_rate": 5e-2}, GOAL))
+    chart = sensitivity(report_of(rows, goal=GOAL))
+    assert legend(chart)[0] == (
+        "range of trials that are feasible and within 0.05 of the best forget ROUGE-1"
+    )
+    forget, retain = panels(chart)
+    for panel in (forget, retain):
+        x = axis(panel, "x")
+        assert (x["scale"]["type"], x["title"]) == ("log", "learning rate (log scale)")
+        (span,) = forms(panel, "rect")
+        assert span["values"] == [{"x": 1e-3, "x2": 1e-2}]
+    assert places(forget, "best, as searched") == [(3e-3, 0.1)]
+    assert places(forget, "feasible (") == list(scores.items())
+    assert places(retain, "infeasible (") == [(5e-2, 0.1)]
+    assert [one["values"] for one in forms(retain, "rule")] == [[{"y": 0.8}]]
+    assert forms(forget, "rule") == []
+
+
+def test_a_single_trial_near_the_best_is_no_range() -> None:
+    rows = [trial(n, n / 2, 0.9, {"learning_rate": 10.0**-n}, GOAL) for n in range(1, 3)]
+    chart = sensitivity(report_of(rows, goal=GOAL))
+    assert not any(entry.startswith("range") for entry in legend(chart))
+
+
+def test_sensitivity_takes_any_parameter_that_varies_and_names_those() -> None:
+    report = SEARCHES["of 30"]
+    assert swept_parameter(report) == "learning_rate"
+    x = axis(panels(sensitivity(report, "coefficient"))[0], "x")
+    assert (x["title"], x["scale"]["type"]) == ("coefficient", "linear")
+    with pytest.raises(InputError, match="layer, coefficient, learning_rate"):
+        sensitivity(report, "momentum")
+
+
+def test_values_of_a_list_stand_at_even_distances() -> None:
+    report = SEARCHES["of a list"]
+    assert swept_parameter(report) == "ridge"
+    panel = panels(sensitivity(report))[0]
+    x = axis(panel, "x")
+    assert (x["type"], x["scale"]["domain"]) == ("ordinal", [1e-4, 1e-3, 1e-2, 1e-1, 1])
+    assert places(panel, "feasible (") == [(10.0 ** (n % 5 - 4), n / 9) for n in range(9)]
+
+
+def test_the_overview_has_a_panel_for_each_parameter_also_for_names() -> None:
+    rows = [
+        trial(n, n / 10, 0.9, {"layer": n, "loss": name, "ridge": 0.1}, GOAL)
+        for n, name in enumerate("bca")
+    ]
+    numbers, names = panels(parameters(report_of(rows, goal=GOAL)))
+    assert places(numbers, "feasible (") == [(0, 0.0), (1, 0.1), (2, 0.2)]
+    assert places(names, "feasible (") == [("b", 0.0), ("c", 0.1), ("a", 0.2)]
+    assert axis(names, "x")["scale"]["domain"] == ["a", "b", "c"]
+    with pytest.raises(InputError, match="no overview"):
+        parameters(SEARCHES["of near rates"])
+
+
+def test_importance_has_a_bar_for_each_share_and_the_largest_on_top() -> None:
+    chart = importance(SEARCHES["of 30"])
+    assert legend(chart) == ["of forget ROUGE-1", "of retain ROUGE-1"]
+    ((bars, numbers),) = panels(chart)
+    assert bars["values"] == numbers["values"]
+    assert bars["encoding"]["y"]["sort"] is None, "in the order of the data"
+    for metric, shares in IMPORTANCE.items():
+        kind = f"of {metric.replace('_rouge1', ' ROUGE-1')}"
+        found = {one["parameter"]: one["share"] for one in bars["values"] if one["kind"] == kind}
+        assert list(found) == ["layer", "coefficient", "learning rate"]
+        assert found == {name: shares.get(name.replace(" ", "_"), 0.0) for name in found}
+
+
+def test_the_curve_over_layers_is_drawn_with_its_best_and_what_is_recommended() -> None:
+    (panel,) = panels(layers(SEARCHES["of 30"]))
+    for label, values in (("s1:", CURVE.refusal), ("s2:", CURVE.truth)):
+        assert places(panel, label) == list(zip(CURVE.layers, values, strict=True))
+    assert [y for _, y in places(panel, "s1 − s2")] == pytest.approx([-0.8, 0.5, 0.3, -0.1])  # noqa: RUF001
+    assert places(panel, "best: layer 3") == [(3, 0.5)]
+    (shaded,) = forms(panel, "rect")
+    assert shaded["values"] == [{"x": 2.5, "x2": 3.5}, {"x": 3.5, "x2": 4.5}]
+    (base,) = forms(panel, "rule")
+    assert base["values"] == [{"y": -0.9}]
+
+
+def test_the_curve_of_one_layer_can_be_drawn_and_is_svg_where_its_name_says_so(
+    tmp_path: Path,
+) -> None:
+    one = dataclasses.replace(
+        CURVE, layers=(0,), refusal=(0.1,), truth=(0.9,), best=0, recommended=(0,)
+    )
+    for name in ("a.png", "a.SVG"):
+        save_chart(layer_curve(one, title="tiny"), tmp_path / name)
+        assert_shows_something(tmp_path / name)
