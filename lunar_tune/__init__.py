@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LunarSettings": "lunar_tune.methods.lunar.lunar_settings",
+    "LunarSettings": "lunar_tune.methods.lunar",
     "RunOptions": "lunar_tune.config.run_options",
     "SearchResults": "lunar_tune.report.results",
     "SingleRun": "lunar_tune.trial.single",

@@ -29,13 +29,14 @@ __all__ = [
     "MethodEntry",
     "Preparation",
     "Subject",
+    "searchable",
     "with_settings",
 ]
 
 Settings = TypeVar("Settings")
 AdapterKind = Literal["exact", "approximate", "none"]
-"""How what a method changes can be said as an adapter: by factors that it has itself, by factors of
-matrices' differences, or not in any useful way, since every weight may be another one."""
+"""How what a method changes can be written as an adapter: by factors that it has itself, by factors
+of the matrices' differences, or not in a useful way, since any weight may have changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +46,12 @@ class Subject:
     activations: PromptActivations
     """The base model's, on the forget and retain prompts at least."""
     forget_prompts: tuple[tuple[int, ...], ...]
-    """Questions to forget."""
     retain_prompts: tuple[tuple[int, ...], ...]
-    """Questions to keep."""
     reference_prompts: tuple[tuple[int, ...], ...]
     """Prompts that the model declines to answer."""
     forget_pairs: tuple[Pair, ...] = ()
     """The questions to forget with their true answers."""
     retain_pairs: tuple[Pair, ...] = ()
-    """The questions to keep with theirs."""
     refusals: tuple[tuple[int, ...], ...] = ()
     """Answers that decline, each with the token that ends it."""
 
@@ -65,7 +63,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
-    """What a fit leaves to be looked at."""
+    """What is known of a fit at its end."""
 
     losses: tuple[float, ...]
     """Training loss of each epoch; one value for a closed form."""
@@ -91,50 +89,40 @@ class Change:
     `weights` answers with another rounding."""
 
 
+@dataclass(slots=True, kw_only=True)
 class Fit:
     """A fit under way: whoever holds it drives it epoch by epoch and may end it early.
 
     Between two epochs the model may be evaluated as it is.
-
-    Args:
-        losses: Training losses that are known already, for a fit that has no epochs to watch.
-        unmodified: Inside, the model is the unmodified one again; after, what the fit had made of
-            it; both bit for bit, and as often as is wanted.
-        epochs: Trains an epoch for each loss that it yields, and leaves the model to be evaluated.
-        n_epochs: How many.
-        evaluating: Inside, the model may be evaluated between two epochs.
-        finish: Called once after the last epoch that is wanted.
-        edited_layer: See `FitReport`.
-        change: What has changed, once the fit is finished.
     """
 
-    def __init__(
-        self,
-        *,
-        unmodified: Callable[[], AbstractContextManager[Any]],
-        change: Change,
-        losses: Sequence[float] = (),
-        epochs: Iterable[float] = (),
-        n_epochs: int = 0,
-        evaluating: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        finish: Callable[[], object] = lambda: None,
-        edited_layer: int | None = None,
-    ) -> None:
-        self.n_epochs, self.evaluating = n_epochs, evaluating
-        self.unmodified, self.change = unmodified, change
-        self._losses = list(losses)
-        self._epochs, self._finish, self._edited_layer = epochs, finish, edited_layer
+    unmodified: Callable[[], AbstractContextManager[Any]]
+    """Inside, the model is the base model again; after, what the fit had made of it; both bit for
+    bit, and as often as is wanted."""
+    change: Change
+    """What has changed, once the fit is finished."""
+    losses: Sequence[float] = ()
+    """Training losses so far; all of them for a fit that has no epochs to watch."""
+    epochs: Iterable[float] = ()
+    """Trains an epoch for each loss that it yields, and leaves the model to be evaluated."""
+    n_epochs: int = 0
+    evaluating: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Inside, the model may be evaluated between two epochs."""
+    finish: Callable[[], object] = lambda: None
+    """Called once after the last epoch that is wanted."""
+    edited_layer: int | None = None
+    """See `FitReport`."""
 
     def __iter__(self) -> Iterator[int]:
         """Train; yield the number of epochs done after each."""
-        for loss in self._epochs:
-            self._losses.append(loss)
-            yield len(self._losses)
+        for loss in self.epochs:
+            self.losses = (*self.losses, loss)
+            yield len(self.losses)
 
     def finished(self) -> FitReport:
         """End the fit where it is: the model is then unlearned."""
-        self._finish()
-        return FitReport(losses=tuple(self._losses), edited_layer=self._edited_layer)
+        self.finish()
+        return FitReport(losses=tuple(self.losses), edited_layer=self.edited_layer)
 
 
 class Preparation(ABC):
@@ -169,45 +157,32 @@ class Preparation(ABC):
 class Method(ABC):
     """A method with its fixed settings; picklable, and light to make."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Name in the registry."""
-
-    @property
-    @abstractmethod
-    def variant(self) -> str:
-        """What, beside the name, decides which parameters are searched, for example the solver."""
-
-    @property
-    @abstractmethod
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the parameters that a trial sets."""
-
-    @property
-    def optional_parameters(self) -> tuple[str, ...]:
-        """Names of fixed settings that a trial may set as well."""
-        return ()
-
-    @property
-    def edits_one_layer(self) -> bool:
-        """Whether a fit says above which block alone the model is another one."""
-        return False
-
-    @property
-    @abstractmethod
-    def adapter(self) -> AdapterKind:
-        """How what a fit changes can be said as an adapter; exact promises `Change.factors`."""
+    name: str
+    """Name in the registry."""
+    variant: str
+    """What, beside the name, decides which parameters are searched, for example the solver."""
+    parameters: tuple[str, ...]
+    """Names of the parameters that a trial sets."""
+    optional_parameters: tuple[str, ...] = ()
+    """Names of fixed settings that a trial may set as well."""
+    edits_one_layer: bool = False
+    """Whether its fits name an `edited_layer`."""
+    adapter: AdapterKind = "none"
+    """How what a fit changes can be written as an adapter; exact promises `Change.factors`."""
 
     @abstractmethod
     def prepare(self, subject: Subject) -> Preparation:
-        """Do what depends on model and data alone."""
-
-    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Check that the method's parameters are there and nothing that it does not know.
+        """Do what depends on model and data alone.
 
         Raises:
-            InputError: One is missing or unknown.
+            InputError: The data lack something that the method needs.
+        """
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Check what can be checked without the model.
+
+        Raises:
+            InputError: A parameter is missing, unknown or out of range.
         """
         wanted, given = set(self.parameters), set(parameters)
         known = wanted.union(self.optional_parameters)
@@ -218,6 +193,21 @@ class Method(ABC):
                 f"--method {self.name} ({self.variant}) takes {_listed(self.parameters)}; "
                 f"missing: {missing}; unknown: {unknown}."
             )
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def searchable(settings: object) -> tuple[str, ...]:
+    """Return the names of the settings that a trial may set: the numbers that are looked at.
+
+    Args:
+        settings: A dataclass; its `without_use`, if it has one, names what is not looked at.
+    """
+    unused = {*getattr(settings, "without_use", ())}
+    kinds = types_of(type(settings))
+    return tuple(n for n, kind in kinds.items() if kind not in {str, bool} and n not in unused)
 
 
 def with_settings(settings: Settings, parameters: Mapping[str, Any]) -> Settings:
@@ -241,18 +231,11 @@ def with_settings(settings: Settings, parameters: Mapping[str, Any]) -> Settings
     return changed
 
 
-def _listed(names: Collection[str]) -> str:
-    """Return names in order, in one text."""
-    return ", ".join(sorted(names))
-
-
 @dataclass(frozen=True, slots=True)
 class MethodEntry:
     """What the registry knows of a method."""
 
     name: str
-    summary: str
-    """One line for help and tables."""
     variants: tuple[str, ...]
     """What its variant may be; the first is the default."""
     variant_setting: str

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lunar_tune.engine.answer_rules import AnswerRules
-from lunar_tune.metrics.finished import RecallStop
-from lunar_tune.metrics.rouge import Recall, rouge_recall
+from lunar_tune.metrics.rouge import Recall, RecallStop, rouge_recall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,7 @@ __all__ = [
     "EvaluationSet",
     "Evaluator",
     "deviation_score",
+    "paired",
     "row_means",
 ]
 
@@ -299,3 +300,26 @@ def row_means(rows: Sequence[AnswerRow], names: Sequence[str]) -> dict[str, floa
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def paired(
+    rows: Sequence[AnswerRow], others: Sequence[AnswerRow]
+) -> list[tuple[AnswerRow, AnswerRow | None]]:
+    """Return each row with the other answer to its question, in the order of the rows.
+
+    Args:
+        rows: Answers, with or without texts.
+        others: Answers to these questions and to more or fewer; without texts they can only be told
+            apart where they have numbers.
+    """
+    numbered = all(row.row is not None for row in (*rows, *others))
+
+    def key(row: AnswerRow) -> tuple[Hashable, ...]:
+        if numbered:
+            return row.set_name, row.edge, row.row
+        return row.set_name, row.edge, row.question, row.truth
+
+    waiting: defaultdict[tuple[Hashable, ...], deque[AnswerRow]] = defaultdict(deque)
+    for other in others:
+        waiting[key(other)].append(other)
+    return [(row, found.popleft() if (found := waiting[key(row)]) else None) for row in rows]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nltk.stem.porter import PorterStemmer
 from rouge_score import rouge_scorer
@@ -16,7 +16,18 @@ from rouge_score.tokenize import tokenize
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, InputError
 
-__all__ = ["TOKENIZERS", "Recall", "check_scorable", "rouge_recall", "tokenize_words"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "TOKENIZERS",
+    "Recall",
+    "RecallStop",
+    "check_scorable",
+    "finished_part",
+    "rouge_recall",
+    "tokenize_words",
+]
 
 TOKENIZERS = ("default", "words")
 """`default`: rouge-score's own, [a-z0-9] with stemming. `words`: every script, no stemming; each
@@ -127,3 +138,83 @@ def check_scorable(
             f"{len(empty)} true answers have no word for the ROUGE tokenizer {tokenizer!r}, so "
             f"they could only score 0: {shown}{more}. {advice}"
         )
+
+
+_WORD_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+_REPLACEMENT = "\ufffd"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece vocabularies
+# Lowers to one letter at a word's end and to another within, and a full stop may stand within.
+_CAPITAL_SIGMA = "\u03a3"
+
+
+class RecallStop:
+    """Tells which rows have said their truth.
+
+    Args:
+        tokenizer: Of the model.
+        truths: The true answers of each row that may stop early.
+        rouge_tokenizer: Which words ROUGE counts.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        truths: Mapping[int, Sequence[str]],
+        *,
+        rouge_tokenizer: str,
+    ) -> None:
+        self._tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab()
+        self._bytes = frozenset(i for token, i in vocabulary.items() if _BYTE.fullmatch(token))
+        self._rouge_tokenizer = rouge_tokenizer
+        self._words = {
+            row: [tokenize_words(truth, tokenizer=rouge_tokenizer) for truth in texts]
+            for row, texts in truths.items()
+        }
+
+    def done(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> list[bool]:
+        """Say of each row whether its tokens so far hold the truth in finished words."""
+        verdicts = [False] * len(rows)
+        asked = [i for i, row in enumerate(rows) if row in self._words]
+        if not asked:
+            return verdicts
+        texts = self._tokenizer.batch_decode(
+            [self._without_bytes(tokens[i]) for i in asked], skip_special_tokens=True
+        )
+        for i, text in zip(asked, texts, strict=True):
+            part = finished_part(text, rouge_tokenizer=self._rouge_tokenizer)
+            said = tokenize_words(part, tokenizer=self._rouge_tokenizer)
+            verdicts[i] = all(_is_subsequence(words, said) for words in self._words[rows[i]])
+        return verdicts
+
+    def _without_bytes(self, tokens: Sequence[int]) -> list[int]:
+        """Return the tokens without bytes at their end."""
+        end = len(tokens)
+        while end and tokens[end - 1] in self._bytes:
+            end -= 1
+        return list(tokens[:end])
+
+
+def finished_part(text: str, *, rouge_tokenizer: str) -> str:
+    """Return the beginning of a text up to its last character that belongs to no word."""
+    has_sigma = _CAPITAL_SIGMA in text
+    text = text.lower().rstrip(_REPLACEMENT)
+    end = len(text)
+    while end and _belongs_to_a_word(text[end - 1], rouge_tokenizer, has_sigma=has_sigma):
+        end -= 1
+    return text[:end]
+
+
+def _belongs_to_a_word(character: str, rouge_tokenizer: str, *, has_sigma: bool) -> bool:
+    if rouge_tokenizer == "default":
+        return character in _WORD_CHARACTERS
+    if has_sigma and not character.isspace():
+        return True
+    # NFKC joins and parts characters: only what it leaves alone and calls no letter ends a word.
+    normal = unicodedata.normalize("NFKC", character)
+    return any(unicodedata.category(part)[0] in "LMN" for part in normal) or normal != character
+
+
+def _is_subsequence(words: Sequence[str], said: Sequence[str]) -> bool:
+    remaining = iter(said)
+    return all(word in remaining for word in words)

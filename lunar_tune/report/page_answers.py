@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lunar_tune.metrics.evaluate import AnswerRow
-from lunar_tune.metrics.pairing import paired
+from lunar_tune.metrics.evaluate import AnswerRow, paired
 
 __all__ = ["SHOWN", "Compared", "TrialAnswers", "forgotten", "got_worse"]
 

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.evaluate import AnswerRow
-from lunar_tune.metrics.pairing import paired
+from lunar_tune.metrics.evaluate import AnswerRow, paired
 from lunar_tune.study.rows import TrialRow
 
 if TYPE_CHECKING:

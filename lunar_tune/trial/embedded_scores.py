@@ -10,9 +10,8 @@ import dataclasses
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lunar_tune.metrics.embedding import Embedder, StateEmbedder, load_sentence_embedder
+from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder, load_sentence_embedder
 from lunar_tune.metrics.names import EMBEDDINGS, need_of
-from lunar_tune.metrics.refusal import Refusals
 
 if TYPE_CHECKING:
     from lunar_tune.metrics.evaluate import Evaluation

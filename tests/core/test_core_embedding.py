@@ -17,8 +17,13 @@ from torch import Tensor
 
 from lunar_tune.errors import ModelError
 from lunar_tune.metrics import embedding as embedding_module
-from lunar_tune.metrics.embedding import Embedder, StateEmbedder, load_sentence_embedder
-from lunar_tune.metrics.refusal import refusal_quality, truth_similarity
+from lunar_tune.metrics.embedding import (
+    Embedder,
+    StateEmbedder,
+    load_sentence_embedder,
+    refusal_quality,
+    truth_similarity,
+)
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 

@@ -1,8 +1,6 @@
 """What a gradient method trains on is what another, plain computation gives.
 
-Covers: likelihoods of answers, a whole fit against a loop written out with full logits and a second
-model as reference, adapters, RMU's activations.
-Does not cover: the contract (`test_core_methods`), the losses (`test_core_losses`).
+A whole fit is compared with a loop written out with full logits and a second model as reference.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods import gradient_ascent
-from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
+from lunar_tune.methods.gradient_fit import TRAINED, GradientSettings
 from lunar_tune.methods.negative_preference import npo
 from lunar_tune.methods.preference import dpo
 from lunar_tune.methods.simple_preference import simnpo

@@ -10,14 +10,14 @@ import pytest
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
-from lunar_tune.metrics.demands import (
+from lunar_tune.metrics.evaluate import deviation_score
+from lunar_tune.metrics.goal import (
     Constraint,
     Objective,
     parse_constraint,
     parse_constraints,
     parse_objective,
 )
-from lunar_tune.metrics.evaluate import deviation_score
 from lunar_tune.metrics.likelihood import AnswerLikelihood, likelihood_means
 from lunar_tune.metrics.names import (
     ANSWERS,
@@ -106,7 +106,7 @@ def test_unknown_metrics_are_all_named_with_what_is_close_and_what_there_is() ->
 
 def test_names_are_read_without_torch() -> None:
     code = (
-        "import sys, lunar_tune.metrics.demands, lunar_tune.metrics.names\n"
+        "import sys, lunar_tune.metrics.goal, lunar_tune.metrics.names\n"
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -52,8 +52,7 @@ class Prepared(Preparation):
 
 
 ENTRY = MethodEntry(
-    name="shrink", summary="a toy", variants=("shrink",), variant_setting="kind",
-    settings=Settings, build=Shrink,
+    name="shrink", variants=("shrink",), variant_setting="kind", settings=Settings, build=Shrink,
 )
 '''
 METRIC = '''

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import SearchSpaceError
-from lunar_tune.methods.lunar.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.methods.lunar import SOLVERS, LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.paths import search_spaces_dir

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lunar_tune.metrics.demands import Constraint
-from lunar_tune.metrics.goal import in_words, score_label
+from lunar_tune.metrics.goal import Constraint, in_words, score_label
 from lunar_tune.metrics.names import METRICS
 from lunar_tune.report.interactive.style import (
     BLACK,
