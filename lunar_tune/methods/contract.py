@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -29,6 +30,8 @@ __all__ = [
     "MethodEntry",
     "Preparation",
     "Subject",
+    "number_of",
+    "numbers_of",
     "searchable",
     "with_settings",
 ]
@@ -44,14 +47,12 @@ class Subject:
     """What a method works on: a model, encoded questions and answers, and activations."""
 
     activations: PromptActivations
-    """The base model's, on the forget and retain prompts at least."""
-    forget_prompts: tuple[tuple[int, ...], ...]
-    retain_prompts: tuple[tuple[int, ...], ...]
+    """The base model's, on the questions to forget and to keep at least."""
+    forget_pairs: tuple[Pair, ...]
+    """The questions to forget with their true answers."""
+    retain_pairs: tuple[Pair, ...]
     reference_prompts: tuple[tuple[int, ...], ...]
     """Prompts that the model declines to answer."""
-    forget_pairs: tuple[Pair, ...] = ()
-    """The questions to forget with their true answers."""
-    retain_pairs: tuple[Pair, ...] = ()
     refusals: tuple[tuple[int, ...], ...] = ()
     """Answers that decline, each with the token that ends it."""
 
@@ -69,8 +70,7 @@ class FitReport:
     """Training loss of each epoch; one value for a closed form."""
     edited_layer: int | None = None
     """The block whose down-projection is changed, with nothing changed below it and nothing else in
-    it: what lies below is then as in the base model, and an evaluation need not compute it
-    again. None promises nothing."""
+    it, so that an evaluation need not compute again what lies below. None promises nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +91,12 @@ class Change:
 
 @dataclass(slots=True, kw_only=True)
 class Fit:
-    """A fit under way: whoever holds it drives it epoch by epoch and may end it early.
-
-    Between two epochs the model may be evaluated as it is.
-    """
+    """A fit under way: whoever holds it drives it epoch by epoch and may end it early."""
 
     unmodified: Callable[[], AbstractContextManager[Any]]
     """Inside, the model is the base model again; after, what the fit had made of it; both bit for
     bit, and as often as is wanted."""
     change: Change
-    """What has changed, once the fit is finished."""
     losses: Sequence[float] = ()
     """Training losses so far; all of them for a fit that has no epochs to watch."""
     epochs: Iterable[float] = ()
@@ -145,14 +141,6 @@ class Preparation(ABC):
             TrialError: The fit failed, for example by divergence.
         """
 
-    @contextmanager
-    def unlearned(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[FitReport]:
-        """Return a context in which the model is unlearned; see `unlearning`."""
-        with self.unlearning(parameters, seed=seed) as fit:
-            for _ in fit:
-                pass
-            yield fit.finished()
-
 
 class Method(ABC):
     """A method with its fixed settings; picklable, and light to make."""
@@ -164,7 +152,7 @@ class Method(ABC):
     parameters: tuple[str, ...]
     """Names of the parameters that a trial sets."""
     optional_parameters: tuple[str, ...] = ()
-    """Names of fixed settings that a trial may set as well."""
+    """Names of settings that a trial may set as well."""
     edits_one_layer: bool = False
     """Whether its fits name an `edited_layer`."""
     adapter: AdapterKind = "none"
@@ -172,14 +160,10 @@ class Method(ABC):
 
     @abstractmethod
     def prepare(self, subject: Subject) -> Preparation:
-        """Do what depends on model and data alone.
-
-        Raises:
-            InputError: The data lack something that the method needs.
-        """
+        """Do what depends on model and data alone; say what the data lack."""
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Check what can be checked without the model.
+        """Check names; a method adds what it can check of values without the model.
 
         Raises:
             InputError: A parameter is missing, unknown or out of range.
@@ -200,22 +184,14 @@ def _listed(names: Collection[str]) -> str:
 
 
 def searchable(settings: object) -> tuple[str, ...]:
-    """Return the names of the settings that a trial may set: the numbers that are looked at.
-
-    Args:
-        settings: A dataclass; its `without_use`, if it has one, names what is not looked at.
-    """
+    """Return the names of the settings that a trial may set: the numbers that are in use."""
     unused = {*getattr(settings, "without_use", ())}
     kinds = types_of(type(settings))
     return tuple(n for n, kind in kinds.items() if kind not in {str, bool} and n not in unused)
 
 
 def with_settings(settings: Settings, parameters: Mapping[str, Any]) -> Settings:
-    """Return fixed settings with what a trial sets of them.
-
-    Args:
-        settings: A dataclass.
-        parameters: Of the trial; those that are no settings are passed over.
+    """Return fixed settings, a dataclass, with what a trial sets of them among its parameters.
 
     Raises:
         InputError: A value is of another type, or out of range.
@@ -231,6 +207,34 @@ def with_settings(settings: Settings, parameters: Mapping[str, Any]) -> Settings
     return changed
 
 
+def number_of(name: str, value: Any, *, positive: bool = False) -> float:
+    """Return a parameter that is one number.
+
+    Raises:
+        InputError: It is none, or not positive although it has to be.
+    """
+    numbers = numbers_of(name, value)
+    if len(numbers) != 1 or (positive and numbers[0] <= 0):
+        raise InputError(f"{name} {value}: a {'positive' if positive else 'finite'} number.")
+    return numbers[0]
+
+
+def numbers_of(name: str, value: Any) -> tuple[float, ...]:
+    """Return a parameter that is one finite number or a list of them.
+
+    Raises:
+        InputError: It is something else.
+    """
+    values = value if isinstance(value, list | tuple) else (value,)
+    try:
+        numbers = tuple(map(float, values))
+    except (TypeError, ValueError):
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{name} {value}: finite numbers.")
+    return numbers
+
+
 @dataclass(frozen=True, slots=True)
 class MethodEntry:
     """What the registry knows of a method."""
@@ -241,9 +245,9 @@ class MethodEntry:
     variant_setting: str
     """The setting that says which: `solver` of LUNAR, `trained` of the gradient methods."""
     settings: type
-    """Dataclass of the settings that are fixed over a search."""
+    """Dataclass of what is fixed over a search; its `without_use`, if any, names what a variant
+    does not look at."""
     build: Callable[[Any], Method]
-    """Makes the method from an instance of it."""
     along_vectors: bool = False
     """Whether it moves along unlearning vectors, so that layers can be scored without a fit."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lunar_tune.errors import InputError, Problems, TrialError
-from lunar_tune.methods.contract import Change, Fit, Method, searchable, with_settings
+from lunar_tune.methods.contract import Change, Fit, Method, number_of, searchable, with_settings
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.models.memory import is_out_of_memory
 from lunar_tune.training.adapting import (
@@ -101,18 +101,12 @@ class TrainedMethod(Method):
         Raises:
             InputError: A value is no number, or out of range.
         """
-        numbers: dict[str, float] = {}
-        for name, value in parameters.items():
-            kind = "a positive number" if name == "learning_rate" else "a finite number"
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number) or (name == "learning_rate" and number <= 0):
-                raise InputError(f"{name} {value}: {kind}.")
-            if name == "layer" and not number.is_integer():
-                raise InputError(f"layer {number:g}: a whole number.")
-            numbers[name] = number
+        numbers = {
+            name: number_of(name, value, positive=name == "learning_rate")
+            for name, value in parameters.items()
+        }
+        if not numbers.get("layer", 0.0).is_integer():
+            raise InputError(f"layer {parameters['layer']}: a whole number.")
         own = {name: numbers.pop(name) for name in self.parameters}
         return own, with_settings(self.settings, numbers)
 

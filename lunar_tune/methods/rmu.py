@@ -111,11 +111,9 @@ class RmuPreparation(Preparation):
         return direction.to(self._loaded.device)
 
     def _reference(self, layer: int) -> tuple[list[Tensor], float]:
-        """Return what block `layer` gave before unlearning, of one block, the last asked for.
+        """Return the base model's outputs of a block on each pair to keep, in host memory.
 
-        Returns:
-            Its outputs on each pair to keep, in host memory, and the median norm of its outputs
-            on the pairs to forget.
+        And the median norm of its outputs on the pairs to forget. Of one block, the last asked for.
         """
         if layer not in self._references:
             self._references.clear()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.metrics.names import METRICS, find_metric, is_metric
+from lunar_tune.metrics.names import METRICS, Metric, find_metric, own_name
 
 if TYPE_CHECKING:
     from lunar_tune.config.search_config import SearchConfig
@@ -21,14 +21,21 @@ __all__ = [
     "goal_of",
     "in_words",
     "parse_constraint",
-    "parse_constraints",
-    "parse_objective",
     "score_label",
 ]
 
 _OPERATOR = re.compile(r"[<>=!~≤≥]+")
 _SENSES = {">=": ">=", "<=": "<=", "≥": ">=", "≤": "<="}
 _MEANT = {">": ">=", "=>": ">=", "<": "<=", "=<": "<="}
+# What is known of a trial that was stopped because it had missed the retain floor for certain.
+KNOWN_AT_A_STOP = {
+    "forget_rouge1",
+    "forget_rougeL",
+    "retain_rouge1",
+    "retain_rougeL",
+    "deviation_score",
+}
+FLOORED = "retain_rouge1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +45,6 @@ class Constraint:
     Example:
         >>> round(Constraint("retain_rouge1", ">=", 0.8).violation({"retain_rouge1": 0.7}), 9)
         0.1
-        >>> Constraint("retain_rouge1", ">=", 0.8).violation({})
-        inf
     """
 
     metric: str
@@ -70,131 +75,6 @@ class Objective:
     """minimize or maximize."""
 
 
-def parse_objective(
-    text: str, *, direction: str | None = None, flag: str = "--minimise"
-) -> Objective:
-    """Read an aim: a metric's name.
-
-    Args:
-        text: The name.
-        direction: minimize or maximize; None takes the metric's better one.
-        flag: The option that says so, for the message.
-
-    Raises:
-        InputError: There is no such metric, or the direction would make the model worse.
-    """
-    name = text.strip()
-    if _OPERATOR.search(name):
-        raise InputError(f"{flag} {name}: a metric's name alone; a bound belongs to --constrain.")
-    try:
-        metric = find_metric(name)
-    except InputError as error:
-        raise InputError(f"{flag}: {error}") from None
-    if direction not in (None, metric.direction):
-        better = "lower" if metric.lower_is_better else "higher"
-        raise InputError(
-            f"{flag} {metric.name}: {better} is better. To keep it within a bound, use "
-            f"--constrain '{metric.name}>=VALUE' or '<=VALUE'."
-        )
-    return Objective(metric.name, metric.direction)
-
-
-def parse_constraint(text: str, *, flag: str = "--constrain") -> Constraint:
-    """Read a demand, `METRIC>=VALUE` or `METRIC<=VALUE`, with or without spaces.
-
-    Args:
-        text: The demand.
-        flag: The option that it was given with, for the message.
-
-    Raises:
-        InputError: It is none, names no metric, or a value that the metric cannot take; all that
-            is wrong with it is said.
-
-    Example:
-        >>> parse_constraint("retain_rouge1 >= 0.8")
-        Constraint(metric='retain_rouge1', sense='>=', bound=0.8)
-    """
-    said = f"{flag} {text.strip()!r}"
-    name, sense, value = _parts(text, said, flag)
-    problems = Problems()
-    metric = bound = None
-    try:
-        metric = find_metric(name)
-    except InputError as error:
-        problems.add(f"{said}: {error}")
-    try:
-        bound = float(value)
-    except ValueError:
-        problems.add(f"{said}: {value!r} is not a number. Write for example {name}{sense}0.8.")
-    if metric is not None and bound is not None:
-        try:
-            metric.check(bound)
-        except InputError as error:
-            problems.add(f"{said}: {error}")
-    problems.raise_if_any()
-    if metric is None or bound is None:
-        raise AssertionError("every None above comes with a noted problem")
-    return Constraint(metric.name, sense, bound)
-
-
-def parse_constraints(texts: Iterable[str], *, flag: str = "--constrain") -> tuple[Constraint, ...]:
-    """Read several demands, which must not contradict each other.
-
-    Raises:
-        InputError: One cannot be read, a metric is bounded twice on one side, or no value keeps
-            both of its bounds; all mistakes at once.
-    """
-    problems = Problems()
-    read: dict[tuple[str, str], Constraint] = {}
-    for text in texts:
-        with problems.collect():
-            one = parse_constraint(text, flag=flag)
-            same = read.setdefault((one.metric, one.sense), one)
-            if same is not one:
-                problems.add(f"{flag}: {same} and {one}: one of them is enough, leave one out.")
-    for (metric, sense), one in read.items():
-        other = read.get((metric, "<="))
-        if sense == ">=" and other is not None and one.bound > other.bound:
-            problems.add(f"{flag}: no value keeps both {one} and {other}.")
-    problems.raise_if_any()
-    return tuple(read.values())
-
-
-def _parts(text: str, said: str, flag: str) -> tuple[str, str, str]:
-    """Return name, sense and value of a demand as they were written."""
-    found = _OPERATOR.search(text)
-    if found is None:
-        raise InputError(
-            f"{said}: METRIC>=VALUE or METRIC<=VALUE, in quotation marks, because a shell takes "
-            "> and < for itself."
-        )
-    name, value = text[: found.start()].strip(), text[found.end() :].strip()
-    sense = _SENSES.get(found.group())
-    if sense is None:
-        meant = _MEANT.get(found.group())
-        ask = f"write {meant}" if meant else "write >= or <=; a score is never exactly a value"
-        raise InputError(f"{said}: {found.group()} is not a bound; {ask}.")
-    if _OPERATOR.search(value):
-        raise InputError(f"{said}: one bound at a time; give {flag} twice.")
-    if not name or not value:
-        raise InputError(f"{said}: {'the metric' if not name else 'the value'} is missing.")
-    if is_metric(value):
-        turned = "<=" if sense == ">=" else ">="
-        raise InputError(f"{said}: the metric comes first: {value}{turned}{name}.")
-    return name, sense, value
-
-
-# What is known of a trial that was stopped because it had missed the retain floor for certain.
-KNOWN_AT_A_STOP = {
-    "forget_rouge1",
-    "forget_rougeL",
-    "retain_rouge1",
-    "retain_rougeL",
-    "deviation_score",
-}
-FLOORED = "retain_rouge1"
-
-
 @dataclass(frozen=True, slots=True)
 class Goal:
     """A score to make as good as possible subject to bounds on others."""
@@ -204,12 +84,35 @@ class Goal:
 
     @classmethod
     def read(cls, objective: str, constraints: Iterable[str]) -> Goal:
-        """Return a goal from text, as it is written on the command line.
+        """Return a goal from a metric's name and bounds, as they are on the command line.
 
         Raises:
-            InputError: A metric or a bound means nothing.
+            InputError: A metric or a bound means nothing, a metric is bounded twice on one side,
+                or no value keeps both of its bounds; all mistakes at once.
         """
-        return cls(parse_objective(objective), parse_constraints(constraints))
+        problems = Problems()
+        aim = Objective("", "")
+        with problems.collect():
+            if _OPERATOR.search(objective):
+                raise InputError(
+                    f"--minimise {objective}: a metric's name alone; a bound belongs to "
+                    "--constrain."
+                )
+            metric = find_metric(objective, said="--minimise")
+            aim = Objective(metric.name, metric.direction)
+        read: dict[tuple[str, str], Constraint] = {}
+        for text in constraints:
+            with problems.collect():
+                one = parse_constraint(text)
+                same = read.setdefault((one.metric, one.sense), one)
+                if same is not one:
+                    problems.add(f"--constrain: {same} and {one}: leave one of them out.")
+        for (name, sense), one in read.items():
+            other = read.get((name, "<="))
+            if sense == ">=" and other is not None and one.bound > other.bound:
+                problems.add(f"--constrain: no value keeps both {one} and {other}.")
+        problems.raise_if_any()
+        return cls(aim, tuple(read.values()))
 
     def value(self, scores: Mapping[str, float]) -> float:
         """Return what is to be made small; NaN where it is not known."""
@@ -235,25 +138,25 @@ class Goal:
             seen: Scores that there were; where a metric has no end, the worst of them counts.
 
         Returns:
-            What `value` and `violations` would give; None where a metric has no end and nothing of
-            it was seen.
+            None where a metric has no end and nothing of it was seen.
         """
-        scores = list(seen)
+        seen = list(seen)
         ends = [(self.objective.metric, self.objective.direction == "minimize")]
         ends += [(one.metric, one.sense == "<=") for one in self.constraints]
-        values = []
+        worst = []
         for name, high_is_bad in ends:
-            metric = METRICS[name]
-            end = metric.high if high_is_bad else metric.low
+            end = METRICS[name].high if high_is_bad else METRICS[name].low
             if not math.isfinite(end):
-                known = [one[name] for one in scores if math.isfinite(one.get(name, math.nan))]
+                known = [one[name] for one in seen if math.isfinite(one.get(name, math.nan))]
                 if not known:
                     return None
                 end = max(known) if high_is_bad else min(known)
-            values.append(end)
-        value = values[0] if self.objective.direction == "minimize" else -values[0]
-        pairs = zip(self.constraints, values[1:], strict=True)
-        return value, {str(one): one.violation({one.metric: end}) for one, end in pairs}
+            worst.append(end)
+        violations = {
+            str(one): one.violation({one.metric: end})
+            for one, end in zip(self.constraints, worst[1:], strict=True)
+        }
+        return self.value({self.objective.metric: worst[0]}), violations
 
     @property
     def text(self) -> tuple[str, tuple[str, ...]]:
@@ -293,6 +196,59 @@ class Goal:
     def bounds(self) -> str:
         """The bounds in words."""
         return in_words(self.constraints)
+
+
+def parse_constraint(text: str) -> Constraint:
+    """Read a bound, `METRIC>=VALUE` or `METRIC<=VALUE`, with or without spaces.
+
+    Raises:
+        InputError: It is none, names no metric, or a value that the metric cannot take; all that
+            is wrong with it is said.
+
+    Example:
+        >>> parse_constraint("retain_rouge1 >= 0.8")
+        Constraint(metric='retain_rouge1', sense='>=', bound=0.8)
+    """
+    said = f"--constrain {text.strip()!r}"
+    name, sense, value = _parts(text, said)
+    problems = Problems()
+    metric: Metric | None = None
+    bound = math.nan
+    with problems.collect():
+        metric = find_metric(name, said=said)
+    try:
+        bound = float(value)
+    except ValueError:
+        problems.add(f"{said}: {value!r} is not a number. Write for example {name}{sense}0.8.")
+    else:
+        if metric is not None and (why := metric.why_never(bound)):
+            problems.add(f"{said}: {why}")
+    problems.raise_if_any()
+    return Constraint(own_name(name), sense, bound)
+
+
+def _parts(text: str, said: str) -> tuple[str, str, str]:
+    """Return name, sense and value of a bound as they were written."""
+    found = _OPERATOR.search(text)
+    if found is None:
+        raise InputError(
+            f"{said}: METRIC>=VALUE or METRIC<=VALUE, in quotation marks, because a shell takes "
+            "> and < for itself."
+        )
+    name, value = text[: found.start()].strip(), text[found.end() :].strip()
+    sense = _SENSES.get(found.group())
+    if sense is None:
+        meant = _MEANT.get(found.group())
+        ask = f"write {meant}" if meant else "write >= or <=; a score is never exactly a value"
+        raise InputError(f"{said}: {found.group()} is not a bound; {ask}.")
+    if _OPERATOR.search(value):
+        raise InputError(f"{said}: one bound at a time; give --constrain twice.")
+    if not name or not value:
+        raise InputError(f"{said}: {'the metric' if not name else 'the value'} is missing.")
+    if own_name(value) in METRICS:
+        turned = "<=" if sense == ">=" else ">="
+        raise InputError(f"{said}: the metric comes first: {value}{turned}{name}.")
+    return name, sense, value
 
 
 def goal_of(config: SearchConfig) -> Goal:

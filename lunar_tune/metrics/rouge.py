@@ -1,4 +1,11 @@
-"""ROUGE-1 and ROUGE-L recall of an answer against the true one."""
+"""ROUGE-1 and ROUGE-L recall of an answer, and which answers need not go on to have all of it.
+
+Recall can only grow as text is added, so an answer whose finished words hold the truth as a
+subsequence has ROUGE-L recall 1, and ROUGE-1 recall 1 with it, whatever follows. A word is finished
+when a character that belongs to no word follows it: until then the next token may lengthen it, and
+the stemmer may then see another word. A replacement character at the end may be the first half of
+any character, so it finishes nothing; nor do bytes as tokens, which more bytes may spoil.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +41,11 @@ TOKENIZERS = ("default", "words")
 ideograph, kana or Hangul syllable is a word."""
 
 _SYLLABLE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
+_WORD_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+_REPLACEMENT = "\ufffd"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece vocabularies
+# Lowers to one letter at a word's end and to another within, and a full stop may stand within.
+_CAPITAL_SIGMA = "\u03a3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +69,11 @@ class _WordTokenizer:
         return _SYLLABLE.sub(r" \g<0> ", kept).split()
 
 
-class _Stemmer(PorterStemmer):  # type: ignore[misc]  # nltk has no types
-    """rouge-score's stemmer; answers say the same words over and over."""
+class _DefaultTokenizer(PorterStemmer):  # type: ignore[misc]  # nltk has no types
+    """Splits text into words of [a-z0-9], stemmed as rouge-score does by default.
+
+    Stems are remembered: answers say the same words over and over.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,15 +83,8 @@ class _Stemmer(PorterStemmer):  # type: ignore[misc]  # nltk has no types
         stemmed: str = self._known(word, to_lowercase)
         return stemmed
 
-
-class _DefaultTokenizer:
-    """Splits text into stemmed words of [a-z0-9], as rouge-score does by default."""
-
-    def __init__(self) -> None:
-        self._stemmer = _Stemmer()
-
     def tokenize(self, text: str) -> list[str]:
-        words: list[str] = tokenize(text, self._stemmer)
+        words: list[str] = tokenize(text, self)
         return words
 
 
@@ -140,15 +148,8 @@ def check_scorable(
         )
 
 
-_WORD_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
-_REPLACEMENT = "\ufffd"
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece vocabularies
-# Lowers to one letter at a word's end and to another within, and a full stop may stand within.
-_CAPITAL_SIGMA = "\u03a3"
-
-
 class RecallStop:
-    """Tells which rows have said their truth.
+    """Tells which rows have said every word of their truths.
 
     Args:
         tokenizer: Of the model.
@@ -163,10 +164,9 @@ class RecallStop:
         *,
         rouge_tokenizer: str,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._rouge_tokenizer = tokenizer, rouge_tokenizer
         vocabulary = tokenizer.get_vocab()
         self._bytes = frozenset(i for token, i in vocabulary.items() if _BYTE.fullmatch(token))
-        self._rouge_tokenizer = rouge_tokenizer
         self._words = {
             row: [tokenize_words(truth, tokenizer=rouge_tokenizer) for truth in texts]
             for row, texts in truths.items()
@@ -174,18 +174,12 @@ class RecallStop:
 
     def done(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> list[bool]:
         """Say of each row whether its tokens so far hold the truth in finished words."""
-        verdicts = [False] * len(rows)
-        asked = [i for i, row in enumerate(rows) if row in self._words]
-        if not asked:
-            return verdicts
+        if not rows:  # `batch_decode` of nothing is one empty text
+            return []
         texts = self._tokenizer.batch_decode(
-            [self._without_bytes(tokens[i]) for i in asked], skip_special_tokens=True
+            [self._without_bytes(row) for row in tokens], skip_special_tokens=True
         )
-        for i, text in zip(asked, texts, strict=True):
-            part = finished_part(text, rouge_tokenizer=self._rouge_tokenizer)
-            said = tokenize_words(part, tokenizer=self._rouge_tokenizer)
-            verdicts[i] = all(_is_subsequence(words, said) for words in self._words[rows[i]])
-        return verdicts
+        return [self._holds(row, text) for row, text in zip(rows, texts, strict=True)]
 
     def _without_bytes(self, tokens: Sequence[int]) -> list[int]:
         """Return the tokens without bytes at their end."""
@@ -193,6 +187,11 @@ class RecallStop:
         while end and tokens[end - 1] in self._bytes:
             end -= 1
         return list(tokens[:end])
+
+    def _holds(self, row: int, text: str) -> bool:
+        part = finished_part(text, rouge_tokenizer=self._rouge_tokenizer)
+        said = tokenize_words(part, tokenizer=self._rouge_tokenizer)
+        return row in self._words and all(_is_subsequence(one, said) for one in self._words[row])
 
 
 def finished_part(text: str, *, rouge_tokenizer: str) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
-from lunar_tune.metrics.names import LIKELIHOODS, find_metric
+from lunar_tune.metrics.names import LIKELIHOODS, METRICS
 
 if TYPE_CHECKING:
     from lunar_tune.data.records import Record
@@ -37,7 +37,7 @@ class FurtherScores:
         loaded: LoadedModel,
         memory: DeviceMemory,
     ) -> None:
-        wanted = [find_metric(name) for name in metrics]
+        wanted = [METRICS[name] for name in metrics]
         self._likelihoods = [metric for metric in wanted if LIKELIHOODS in metric.needs]
         self._of_answers = [metric for metric in wanted if metric.compute is not None]
         self._encode, self._loaded, self._memory = encode, loaded, memory

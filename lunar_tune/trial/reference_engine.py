@@ -62,8 +62,8 @@ class ReferencePreparation(Preparation):
                 layers=layers,
                 coefficient=coefficients[0],
                 reference=subject.reference_prompts,
-                forget=subject.forget_prompts,
-                retain=subject.retain_prompts,
+                forget=[pair.prompt for pair in subject.forget_pairs],
+                retain=[pair.prompt for pair in subject.retain_pairs],
                 solver=self._solver(parameters, seed),
             )
         except ValueError as error:

@@ -68,8 +68,8 @@ def mean_words(rows):
 
 
 WORDS = Metric(
-    name="retain_words", sets=("retain",), quantity="retain_words", low=0.0, high=math.inf,
-    lower_is_better=False, needs=frozenset({ANSWERS, WHOLE_ANSWERS}), compute=mean_words,
+    name="retain_words", sets=("retain",), low=0.0, high=math.inf, lower_is_better=False,
+    needs=frozenset({ANSWERS, WHOLE_ANSWERS}), compute=mean_words,
 )
 '''
 SPACE = """

@@ -40,12 +40,11 @@ def edited(
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Inside, block l's down-projection weight is `weights[l]`; after, what it was, bit for bit.
 
-    Modifies the model's weights in place, without a copy of the model, and restores them also
-    when the body raises.
+    Modifies the weights in place, and restores them also when the body raises.
 
     Args:
         loaded: The model.
-        weights: New weight `[d_model, d_ff]` by layer, rounded to the model's number format.
+        weights: New weight `[d_model, d_ff]` by layer; rounded to the model's number format.
 
     Yields:
         A context in which the original weights are back; after it the new ones are, bit for bit.
@@ -89,16 +88,14 @@ def steered(loaded: LoadedModel, layer: int, shift: Float[Tensor, " d_model"]) -
     """Inside, block `layer`'s output is `shift` more than it was; after, what it was.
 
     It is added at every position: all prompt tokens and all generated ones. That is activation
-    addition as in LUNAR (arXiv 2502.07218, section 3) after Arditi et al. (arXiv 2406.11717).
-    It is also what foretells the edit best: its fit moves all tokens of a forget prompt, and the
-    edited matrix is there for generated tokens too. Padding moves as well; nothing attends to it.
-
-    Adds a forward hook to the block, and removes it also when the body raises; no weight changes.
-    Contexts may be nested: shifts of one block add up.
+    addition as in LUNAR (arXiv 2502.07218, section 3) after Arditi et al. (arXiv 2406.11717), and
+    what foretells the edit best, which moves all tokens of a forget prompt and generated ones too.
+    Padding moves as well; nothing attends to it. By a forward hook, which is removed also when the
+    body raises. Contexts may be nested: shifts of one block add up.
 
     Args:
         loaded: The model.
-        layer: Block whose output, the stream that the next one reads, is moved.
+        layer: The block.
         shift: c · r_l; rounded to the model's number format.
 
     Raises:
@@ -112,10 +109,7 @@ def steered(loaded: LoadedModel, layer: int, shift: Float[Tensor, " d_model"]) -
     added = shift.to(device=loaded.device, dtype=loaded.model.dtype)
 
     def add(_module: Any, _inputs: Any, output: Any) -> Any:
-        """Return what takes the output's place: replacing it is what this hook is for."""
-        if isinstance(output, tuple):
-            return (output[0] + added, *output[1:])
-        return output + added
+        return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
 
     handle = loaded.layout.blocks_of(loaded.model)[layer].register_forward_hook(add)
     try:

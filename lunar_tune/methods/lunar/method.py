@@ -19,6 +19,8 @@ from lunar_tune.methods.contract import (
     MethodEntry,
     Preparation,
     Subject,
+    number_of,
+    numbers_of,
     searchable,
     with_settings,
 )
@@ -64,22 +66,11 @@ class LunarMethod(Method):
         with problems.collect():
             layers_and_coefficients(parameters)
         with problems.collect():
-            self.own_value(parameters)
+            own = self.parameters[-1]
+            number_of(own, parameters[own], positive=True)
         with problems.collect():
             with_settings(self.settings, parameters)
         problems.raise_if_any()
-
-    def own_value(self, parameters: Mapping[str, Any]) -> float:
-        """Return the ridge or the learning rate.
-
-        Raises:
-            InputError: It is not a positive number.
-        """
-        name = self.parameters[-1]
-        numbers = _numbers(name, parameters[name])
-        if len(numbers) != 1 or numbers[0] <= 0:
-            raise InputError(f"{name} {parameters[name]}: a positive number.")
-        return numbers[0]
 
     def prepare(self, subject: Subject) -> LunarPreparation:
         """Take the unlearning vectors."""
@@ -95,12 +86,13 @@ class LunarPreparation(Preparation):
         source = subject.activations.source
         self.vectors: Float[Tensor, "n_layers d_model"] = unlearning_vectors(
             reference=source.last_tokens(subject.reference_prompts),
-            forget=source.last_tokens(subject.forget_prompts),
+            forget=source.last_tokens([pair.prompt for pair in subject.forget_pairs]),
         )
-        rows = self._activations.rows_of([*subject.forget_prompts, *subject.retain_prompts])
+        pairs = (*subject.forget_pairs, *subject.retain_pairs)
+        rows = self._activations.rows_of([pair.prompt for pair in pairs])
         self._lengths = torch.tensor([self._activations.prompt_lengths[row] for row in rows])
         self._nodes: Int[Tensor, " tokens"] = self._activations.prompt_nodes(rows)
-        self._n_forget = len(subject.forget_prompts)
+        self._n_forget = len(subject.forget_pairs)
         self._ridge_solutions: dict[tuple[int, float, float | None, int], RidgeSolution] = {}
 
     @contextmanager
@@ -143,7 +135,8 @@ class LunarPreparation(Preparation):
         self, layer: int, coefficient: float, parameters: Mapping[str, Any], seed: int
     ) -> Solution:
         settings = with_settings(self._method.settings, parameters)
-        own = self._method.own_value(parameters)
+        name = self._method.parameters[-1]
+        own = number_of(name, parameters[name], positive=True)
         weight = self._loaded.layout.down_projection_of(self._loaded.model, layer).weight
         inputs = self._activations.reads(layer).inputs
         nodes, is_forget = (points.to(inputs.device) for points in self._points(settings, seed))
@@ -182,8 +175,8 @@ def layers_and_coefficients(
     parameters: Mapping[str, Any],
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Read one or several layers, and a coefficient for each or one for all."""
-    layers = _numbers("layer", parameters["layer"])
-    coefficients = _numbers("coefficient", parameters["coefficient"])
+    layers = numbers_of("layer", parameters["layer"])
+    coefficients = numbers_of("coefficient", parameters["coefficient"])
     if not layers:
         raise InputError("layer: an empty list. Give at least one layer.")
     if len(coefficients) == 1:
@@ -196,18 +189,6 @@ def layers_and_coefficients(
     if not all(layer.is_integer() for layer in layers):
         raise InputError(f"layer {parameters['layer']}: whole numbers.")
     return tuple(map(int, layers)), coefficients
-
-
-def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    """Read one number or a list of them."""
-    values = value if isinstance(value, (list, tuple)) else (value,)
-    try:
-        numbers = tuple(map(float, values))
-    except (TypeError, ValueError):
-        numbers = (math.nan,)
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{name} {value}: finite numbers.")
-    return numbers
 
 
 ENTRY = MethodEntry(

@@ -33,7 +33,6 @@ PART = 2048  # rows or columns of H that are converted to float64 at a time
 
 
 Weight = Float[Tensor, "d_model d_ff"]
-Shift = Float[Tensor, " d_model"]
 BatchInputs = Float[Tensor, "batch d_ff"]
 BatchOutputs = Float[Tensor, "batch d_model"]
 
@@ -61,7 +60,7 @@ class Tokens:
     """Each token's row of `inputs`."""
     is_forget: Bool[Tensor, " tokens"]
     """Which tokens are to be moved."""
-    shift: Shift
+    shift: Float[Tensor, " d_model"]
     """By how much: c · r_l, coefficient and unlearning vector."""
 
 
@@ -88,10 +87,7 @@ class _Problem(ABC):
 
 
 class _Difference(_Problem):
-    """W less W₀ in float32, from zero, so that retain tokens start exactly on target.
-
-    Held transposed, where its products are fastest.
-    """
+    """W − W₀ in float32, from zero: retain tokens start exactly on target. Held transposed."""
 
     def __init__(self, tokens: Tokens) -> None:
         shape, device = tokens.weight.T.shape, tokens.weight.device
@@ -170,12 +166,8 @@ def solve_adamw(
 ) -> Solution:
     """Fit by AdamW on the mean squared error over shuffled batches of tokens.
 
-    Args:
-        tokens: What is to be fitted.
-        learning_rate: Of the first epoch; each later one has 0.9 of the one before.
-        settings: Whether all of the matrix is trained (adamw) or a product that is added to W₀
-            (lora), in which number format, and how long.
-        seed: Of the batch order, and of a low-rank product's start.
+    All of the matrix is trained (adamw) or a product of low rank that is added to W₀ (lora). The
+    learning rate is the first epoch's; each later one has 0.9 of the one before.
 
     Raises:
         DivergenceError: The loss or the matrix became NaN or infinite.
@@ -197,10 +189,7 @@ def solve_adamw(
 def _train(
     problem: _Problem, learning_rate: float, *, settings: LunarSettings, seed: int
 ) -> tuple[float, ...]:
-    """Minimise the mean squared error in place; return each epoch's mean loss.
-
-    Nothing waits for the device between one epoch's end and the next.
-    """
+    """Minimise the mean squared error in place; return each epoch's mean loss."""
     tokens, size = problem.tokens.nodes, settings.batch_size
     step = _adamw(problem.trained, problem.gradient, weight_decay=settings.decay)
     generator = torch.Generator().manual_seed(seed)
@@ -233,10 +222,9 @@ def _adamw(
     *,
     weight_decay: float,
 ) -> Callable[[float], None]:
-    """Return torch's AdamW on one tensor: takes a step along the gradient at a learning rate.
+    """Return torch's AdamW on one tensor, as a function that takes a step at a learning rate.
 
-    Without the bookkeeping of a `torch.optim.Optimizer`, whose step costs 60 µs of Python, as much
-    as a small model's arithmetic.
+    A `torch.optim.Optimizer` costs 60 µs of Python a step, as much as a small model's arithmetic.
     """
     # In bfloat16 the plain optimiser rounds after every one of its operations, as published;
     # the fused one computes a step in float32 and rounds once, which unlearns more.
@@ -267,8 +255,7 @@ def _tensor_cores(inputs: Float[Tensor, "nodes d_ff"]) -> Iterator[None]:
     """Inside, float32 products of 16-bit activations may run on a GPU's tensor cores (TF32).
 
     TF32 keeps 10 bits of a factor's mantissa: a 16-bit activation passes whole, the matrix and the
-    error are rounded to 2⁻¹¹. The result is rounded to the model's 16 bits in the end. Products of
-    float32 activations stay in float32.
+    error are rounded to 2⁻¹¹, and the result to the model's 16 bits in the end.
     """
     allowed = torch.backends.cuda.matmul.allow_tf32
     if inputs.device.type == "cuda" and inputs.dtype != torch.float32:
@@ -291,7 +278,7 @@ def _finite(weight: Weight) -> Weight:
 
 @dataclass(frozen=True, slots=True)
 class RidgeSolution:
-    """What the closed form needs of the tokens: it serves every coefficient and direction."""
+    """What the closed form needs of the tokens, whatever coefficient and unlearning vector are."""
 
     coefficients: Float[Tensor, " d_ff"]
     """v, in float64."""
@@ -307,9 +294,8 @@ def solve_ridge(
 ) -> RidgeSolution:
     """Solve v = (HᵀH + λI)⁻¹Hᵀ1_forget with λ = ridge · tr(HᵀH)/d_ff, in float64.
 
-    It depends neither on the coefficient nor on the unlearning vector. With fewer tokens than
-    features the same v is found in token space, v = Hᵀ(HHᵀ + λI)⁻¹1_forget. Only one square matrix
-    is held in float64; H is converted a part at a time.
+    With fewer tokens than features the same v is found in token space, v = Hᵀ(HHᵀ + λI)⁻¹1_forget.
+    Only one square matrix is held in float64; H is converted a part at a time.
 
     Raises:
         InputError: `ridge` is not positive.
@@ -330,32 +316,20 @@ def solve_ridge(
     torch.linalg.cholesky_ex(gram, out=(gram, info))
     if int(info) != 0:
         raise DivergenceError(f"ridge {ridge} is too small: the normal equations are singular.")
+    values = indicator if in_features else torch.cholesky_solve(indicator[:, None], gram)[:, 0]
+    v = torch.cat([part.double().T @ values for part in inputs.split(PART, dim=1)])  # Hᵀ·values
     if in_features:
-        v = torch.cholesky_solve(_transposed_times(inputs, indicator)[:, None], gram)[:, 0]
-    else:
-        v = _transposed_times(inputs, torch.cholesky_solve(indicator[:, None], gram)[:, 0])
+        v = torch.cholesky_solve(v[:, None], gram)[:, 0]
     said = torch.cat([part.double() @ v for part in inputs.split(PART)])
     return RidgeSolution(coefficients=v, error=float((said - indicator).square().mean()))
 
 
-def _transposed_times(
-    inputs: Float[Tensor, "tokens d_ff"], values: Float[Tensor, " tokens"]
-) -> Float[Tensor, " d_ff"]:
-    """Return Hᵀ·values in float64, a part of the features at a time."""
-    return torch.cat([part.double().T @ values for part in inputs.split(PART, dim=1)])
-
-
 def solve_closed_form(
     weight: Weight,
-    shift: Shift,
+    shift: Float[Tensor, " d_model"],
     solved: RidgeSolution,
 ) -> Solution:
     """Return W₀ + shift·vᵀ, the minimum of the ridge objective: a rank-one edit.
-
-    Args:
-        weight: The original matrix W₀; not modified.
-        shift: How far the tokens to forget move: coefficient × unlearning vector.
-        solved: From `solve_ridge`.
 
     Raises:
         DivergenceError: The matrix is NaN or infinite in its number format.
