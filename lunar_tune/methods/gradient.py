@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -29,59 +30,49 @@ from lunar_tune.training.answer_loss import (
     token_log_probs,
 )
 
-__all__ = ["GradientMethod", "Step", "gradient_entry"]
+__all__ = ["GradientMethod", "Objective", "Step", "gradient_entry"]
 
 
-def gradient_entry(
-    name: str,
-    loss: Callable[[Step], Tensor],
-    *,
-    keeps: bool = False,
-    references: tuple[str, ...] = (),
-) -> MethodEntry:
-    """Return what the registry knows of a gradient method.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What is special about a gradient method."""
 
-    Args:
-        name: In the registry.
-        loss: Of a step, which is minimised; a function of a module, so that it can be pickled.
-        keeps: Whether it needs answers to keep.
-        references: What it compares with the base model's: log π of the answers to `forget` or of
-            the `refused` questions, logits on answers to `retain`.
-    """
+    name: str
+    loss: Callable[[Step], Tensor]
+    """The loss of a step, which is minimised. A function of a module, so that it can be pickled."""
+    keeps: bool = False
+    """Whether it needs answers to keep."""
+    references: tuple[str, ...] = ()
+    """What it compares with the base model's: log π of the answers to `forget` or of the `refused`
+    questions, logits on answers to `retain`."""
+
+
+def gradient_entry(objective: Objective) -> MethodEntry:
+    """Return what the registry knows of a gradient method."""
     return MethodEntry(
-        name=name,
+        name=objective.name,
         variants=TRAINED,
         variant_setting="trained",
         settings=GradientSettings,
-        build=functools.partial(
-            GradientMethod, name=name, loss=loss, keeps=keeps, references=references
-        ),
+        build=functools.partial(GradientMethod, objective),
     )
 
 
 class GradientMethod(TrainedMethod):
-    """A gradient method with its fixed settings; see `gradient_entry`."""
+    """A gradient method with its fixed settings."""
 
     parameters = ("learning_rate",)
 
-    def __init__(
-        self,
-        settings: GradientSettings,
-        *,
-        name: str,
-        loss: Callable[[Step], Tensor],
-        keeps: bool,
-        references: tuple[str, ...],
-    ) -> None:
+    def __init__(self, objective: Objective, settings: GradientSettings) -> None:
         super().__init__(settings)
-        self.name, self.loss, self.references = name, loss, references
-        self._keeps = keeps or settings.retain_weight > 0
+        self.objective, self.name = objective, objective.name
 
     def prepare(self, subject: Subject) -> GradientPreparation:
         """Check that there is what the loss needs; see the contract."""
-        if self._keeps and not subject.retain_pairs:
+        keeps = self.objective.keeps or self.settings.retain_weight > 0
+        if keeps and not subject.retain_pairs:
             raise InputError(f"--method {self.name} needs answers to keep: there are none.")
-        if "refused" in self.references and not subject.refusals:
+        if "refused" in self.objective.references and not subject.refusals:
             raise InputError(f"--method {self.name} needs --refusals: there are none.")
         return GradientPreparation(self, subject)
 
@@ -110,14 +101,15 @@ class GradientPreparation(Preparation):
         """Return a context in which the model is trained; see the contract."""
         self._method.check_parameters(parameters)
         own, settings = self._method.resolved(parameters)
-        for name in self._method.references:  # asked of the base model, which this still is
+        objective = self._method.objective
+        for name in objective.references:  # asked of the base model, which this still is
             if name != "retain":
                 self.reference_sums(name)
             elif settings.trained == "full":
                 _ = self._reference_states
 
         def loss(trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
-            return self._method.loss(Step(self, trained, settings, batch, kept))
+            return objective.loss(Step(self, trained, settings, batch, kept))
 
         return gradient_fit(
             self._loaded,

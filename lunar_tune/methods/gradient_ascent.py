@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.methods.gradient import Step, gradient_entry
+from lunar_tune.methods.gradient import Objective, Step, gradient_entry
 
 __all__ = ["ENTRY", "gradient_ascent"]
 
@@ -23,4 +23,4 @@ def _loss(step: Step) -> Tensor:
     return gradient_ascent(step.forget.tokens)
 
 
-ENTRY = gradient_entry("ga", _loss)
+ENTRY = gradient_entry(Objective(name="ga", loss=_loss))

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lunar_tune.methods.gradient import Step, gradient_entry
+from lunar_tune.methods.gradient import Objective, Step, gradient_entry
 
 __all__ = ["ENTRY", "npo"]
 
@@ -30,4 +30,4 @@ def _loss(step: Step) -> Tensor:
     return npo(step.forget.answers, step.reference_forget, beta=beta) + step.kept
 
 
-ENTRY = gradient_entry("npo", _loss, references=("forget",))
+ENTRY = gradient_entry(Objective(name="npo", loss=_loss, references=("forget",)))

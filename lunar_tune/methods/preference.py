@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lunar_tune.methods.gradient import Step, gradient_entry
+from lunar_tune.methods.gradient import Objective, Step, gradient_entry
 
 __all__ = ["ENTRY", "dpo"]
 
@@ -40,4 +40,4 @@ def _loss(step: Step) -> Tensor:
     )
 
 
-ENTRY = gradient_entry("dpo", _loss, references=("refused", "forget"))
+ENTRY = gradient_entry(Objective(name="dpo", loss=_loss, references=("refused", "forget")))

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lunar_tune.methods.gradient import Step, gradient_entry
+from lunar_tune.methods.gradient import Objective, Step, gradient_entry
 
 __all__ = ["ENTRY", "simnpo"]
 
@@ -37,4 +37,4 @@ def _loss(step: Step) -> Tensor:
     return forgotten + step.kept
 
 
-ENTRY = gradient_entry("simnpo", _loss)
+ENTRY = gradient_entry(Objective(name="simnpo", loss=_loss))

@@ -37,15 +37,7 @@ TEXTS_PER_BATCH = 64
 
 
 class Refusals:
-    """Answers that decline, embedded once, to compare other answers with.
-
-    Args:
-        embedder: Of texts; with the model's own states, embed when the model is as it was.
-        texts: The refusals.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Answers that decline, embedded once, to compare other answers with."""
 
     def __init__(self, embedder: Embedder, texts: Sequence[str]) -> None:
         _check(texts)
@@ -55,27 +47,15 @@ class Refusals:
         """Return how much answers to the questions to forget are like refusals, from −1 to 1.
 
         For each answer the mean of its cosine similarities to all refusals (the shipped set has
-        ten), then the mean over the answers; a refusal that stands twice counts twice. As the
-        refusals differ among themselves, even one of them does not reach 1.
-
-        Raises:
-            ValueError: There is no answer.
+        ten), then the mean over the answers. As the refusals differ among themselves, even one of
+        them does not reach 1.
         """
         _check(answers)
         return float((self._embedder.embed(answers) @ self._embedded.T).mean())
 
 
 def truth_similarity(embedder: Embedder, answers: Sequence[str], truths: Sequence[str]) -> float:
-    """Return the mean cosine similarity of each answer to its own true answer, from −1 to 1.
-
-    Args:
-        embedder: See `Refusals`.
-        answers: What the model says.
-        truths: The true answers, in the same order.
-
-    Raises:
-        ValueError: There is none, or there are not as many truths as answers.
-    """
+    """Return the mean cosine similarity of each answer to its own true answer, from −1 to 1."""
     _check(answers, truths)
     if len(answers) != len(truths):
         raise ValueError(f"{len(answers)} answers and {len(truths)} true answers")
@@ -93,7 +73,6 @@ class Embedder(ABC):
     name: str
     """What is shown and written beside a similarity, which is worth nothing without it."""
     width: int
-    """Numbers in an embedding."""
 
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "texts d"]:
         """Return each text's embedding, in float64 and host memory.
@@ -167,13 +146,7 @@ class StateEmbedder(Embedder):
 
 
 class SentenceEmbedder(Embedder):
-    """A sentence-embedding model: the mean of its last states over a text's tokens.
-
-    Args:
-        name: As it was asked for.
-        model: An encoder, in evaluation mode.
-        tokenizer: Its own.
-    """
+    """A sentence-embedding model: the mean of its last states over a text's tokens."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         self.name, self.width = name, int(model.config.hidden_size)

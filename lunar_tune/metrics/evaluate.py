@@ -92,8 +92,7 @@ class Evaluation:
 
     rows: tuple[AnswerRow, ...]
     scores: Mapping[str, float]
-    """`<set>_rouge1`, `<set>_rougeL`, `<set>_rows` for each set, and `deviation_score`; only of
-    what was asked."""
+    """See `row_means`; of what was asked alone."""
     complete: bool = True
     """Whether every question was asked. Where not, the retain floor is missed for certain, and the
     retain scores are means over the rows that were asked."""
@@ -112,7 +111,7 @@ class Evaluator:
     Args:
         answers: Who answers.
         tokenizer: Of the model.
-        sets: Questions; forget, retain and factual.
+        sets: Questions.
         rouge_tokenizer: Which words ROUGE counts.
         early_exit: Whether an answer may end when it has said every word of the truth.
         seed: Of the order in which retain rows are asked.
@@ -192,11 +191,8 @@ class Evaluator:
 
         Retain rows are asked in a fixed shuffled order. If what is known of a chunk after the first
         round holds the floor already, all that is left is asked at once; if not, the chunk is
-        decoded to its end before the next one is begun.
-
-        Returns:
-            The places of the retain rows that were asked, in their order, and whether everything
-            else was asked too.
+        decoded to its end before the next one is begun. Return the places of the retain rows that
+        were asked, and whether everything was.
         """
         retain, total = self._retain, len(self._retain.records)
         allowed = total * (1 - floor)  # recall that may be missing in the whole set
@@ -244,7 +240,7 @@ def _new(rows: Sequence[int], begun: Collection[int]) -> list[int]:
 
 
 def row_means(rows: Sequence[AnswerRow], names: Sequence[str]) -> dict[str, float]:
-    """Return `Evaluation.scores` of some rows, of the named sets."""
+    """Return `<set>_rouge1`, `<set>_rougeL`, `<set>_rows` of each set, and `deviation_score`."""
     scores: dict[str, float] = {}
     for name in names:
         mine = [row for row in rows if row.set_name == name]
@@ -268,10 +264,7 @@ def paired(
 ) -> list[tuple[AnswerRow, AnswerRow | None]]:
     """Return each row with the other answer to its question, in the order of the rows.
 
-    Args:
-        rows: Answers, with or without texts.
-        others: Answers to these questions and to more or fewer; without texts they can only be told
-            apart where they have numbers.
+    Without texts, questions can only be told apart where they have numbers.
     """
     numbered = all(row.row is not None for row in (*rows, *others))
 

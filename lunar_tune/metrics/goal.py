@@ -40,12 +40,7 @@ FLOORED = "retain_rouge1"
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A bound that a score has to keep.
-
-    Example:
-        >>> round(Constraint("retain_rouge1", ">=", 0.8).violation({"retain_rouge1": 0.7}), 9)
-        0.1
-    """
+    """A bound that a score has to keep."""
 
     metric: str
     sense: str
@@ -56,10 +51,7 @@ class Constraint:
         return f"{self.metric}{self.sense}{self.bound!r}".removesuffix(".0")
 
     def violation(self, scores: Mapping[str, float]) -> float:
-        """Return by how much the bound is missed: 0 or less where it is kept.
-
-        A score that is absent or NaN keeps no bound: infinity.
-        """
+        """Return by how much the bound is missed, 0 or less if kept; infinity without a score."""
         value = scores.get(self.metric, math.nan)
         if math.isnan(value):
             return math.inf
@@ -68,11 +60,10 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A score that is to become as good as possible."""
+    """A score that is to become as good as possible, and its better direction."""
 
     metric: str
     direction: str
-    """minimize or maximize."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +82,10 @@ class Goal:
                 or no value keeps both of its bounds; all mistakes at once.
         """
         problems = Problems()
-        aim = Objective("", "")
         with problems.collect():
             if _OPERATOR.search(objective):
                 raise InputError(
-                    f"--minimise {objective}: a metric's name alone; a bound belongs to "
+                    f"--minimise {objective.strip()}: a metric's name alone; a bound belongs to "
                     "--constrain."
                 )
             metric = find_metric(objective, said="--minimise")
@@ -134,11 +124,8 @@ class Goal:
     def worst(self, seen: Iterable[Mapping[str, float]]) -> tuple[float, dict[str, float]] | None:
         """Return the value and violations of a setting that is as bad as one can be.
 
-        Args:
-            seen: Scores that there were; where a metric has no end, the worst of them counts.
-
-        Returns:
-            None where a metric has no end and nothing of it was seen.
+        Where a metric has no end, the worst of the scores that were seen counts; None if there is
+        none.
         """
         seen = list(seen)
         ends = [(self.objective.metric, self.objective.direction == "minimize")]
@@ -202,12 +189,7 @@ def parse_constraint(text: str) -> Constraint:
     """Read a bound, `METRIC>=VALUE` or `METRIC<=VALUE`, with or without spaces.
 
     Raises:
-        InputError: It is none, names no metric, or a value that the metric cannot take; all that
-            is wrong with it is said.
-
-    Example:
-        >>> parse_constraint("retain_rouge1 >= 0.8")
-        Constraint(metric='retain_rouge1', sense='>=', bound=0.8)
+        InputError: It is none, names no metric, or a value that the metric cannot take.
     """
     said = f"--constrain {text.strip()!r}"
     name, sense, value = _parts(text, said)

@@ -38,15 +38,7 @@ LOGITS_AT_ONCE = 2**25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLikelihood:
-    """What a model makes of one true answer.
-
-    Example:
-        >>> one = AnswerLikelihood(
-        ...     ranks=(1, 2, 1, 1), chosen=(True, False, True, True), log_probs=(-1.0,) * 5
-        ... )
-        >>> one.mrr, one.extraction_strength, one.log_prob
-        (0.875, 0.5, -5.0)
-    """
+    """What a model makes of one true answer."""
 
     ranks: tuple[int, ...]
     """Rank of each own token: 1 and the tokens of strictly greater logit; equal ones share the
@@ -119,7 +111,7 @@ class LikelihoodScorer:
         self._loaded, self._memory = loaded, memory
 
     def score(self, pairs: Sequence[Pair]) -> tuple[AnswerLikelihood, ...]:
-        """Return what the model makes of each pair's answer, in the order of the pairs.
+        """Return what the model makes of each pair's answer.
 
         Raises:
             DivergenceError: A logit is NaN or infinite.

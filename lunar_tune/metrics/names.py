@@ -133,12 +133,8 @@ def own_name(text: str) -> str:
 def find_metric(text: str, *, said: str) -> Metric:
     """Return a metric by its name, in whatever case.
 
-    Args:
-        text: The name.
-        said: The option that names it, for the message.
-
     Raises:
-        InputError: There is none; the message lists those that exist.
+        InputError: There is none; the message begins with `said`, the option that names it.
     """
     name = own_name(text)
     if name not in METRICS:

@@ -121,13 +121,8 @@ def check_scorable(
 ) -> None:
     """Refuse true answers in which the ROUGE tokenizer finds no word: they would score 0 for ever.
 
-    Args:
-        records: The pairs.
-        tokenizer: Of ROUGE.
-        text: Whether the message may show pairs.
-
     Raises:
-        DataError: There are such answers; the message shows the first of them.
+        DataError: There are such answers; the message shows the first of them where `text` allows.
     """
     _scorer(tokenizer)  # an unknown name is a mistake also without records
     empty = [record for record in records if not tokenize_words(record.answer, tokenizer=tokenizer)]
@@ -149,13 +144,7 @@ def check_scorable(
 
 
 class RecallStop:
-    """Tells which rows have said every word of their truths.
-
-    Args:
-        tokenizer: Of the model.
-        truths: The true answers of each row that may stop early.
-        rouge_tokenizer: Which words ROUGE counts.
-    """
+    """Tells which rows have said every word of their truths; other rows go on."""
 
     def __init__(
         self,

@@ -1,9 +1,4 @@
-"""Ranks and probabilities of true answers, against one row at a time and real generation.
-
-Covers: each number of an answer, means of a set, batches and memory, what a worker adds to a
-trial's scores.
-Does not cover: names and ranges of scores (`test_core_metrics`).
-"""
+"""Ranks and probabilities of true answers, against one row at a time and real generation."""
 
 from __future__ import annotations
 

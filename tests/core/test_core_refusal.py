@@ -1,9 +1,4 @@
-"""Refusal quality in a trial, against states that a hook of the test's own reads in plain models.
-
-Covers: trials, full evaluations and the base model; which model's states are read; a
-sentence-embedding model; what is made once; mistakes.
-Does not cover: embeddings and means themselves (`test_core_embedding`).
-"""
+"""Refusal quality in a trial, against states that a hook of the test reads in plain models."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""An answer that need not go on has ROUGE recall 1 whatever follows, and no other answer stops.
-
-Covers: finished words of both ROUGE tokenizers, stops from tokens, evaluations with and without.
-Does not cover: where in decoding rows leave (`test_engine_answers`).
-"""
+"""An answer that need not go on has ROUGE recall 1 whatever follows, and no other answer stops."""
 
 from __future__ import annotations
 

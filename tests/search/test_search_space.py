@@ -116,6 +116,19 @@ def test_known_settings_of_public_code_are_tried_first() -> None:
     assert points["gemma-7b"] == {"layer": 18, "coefficient": 2.0, "learning_rate": 0.01}
 
 
+@pytest.mark.parametrize("variant", ["lora", "full"])
+def test_a_method_that_no_shipped_space_knows_begins_where_one_with_its_parameters_begins(
+    variant: str,
+) -> None:
+    new, known = (
+        load(None, method=method, variant=variant, parameters=("learning_rate",))
+        for method in ("new", "ga")
+    )
+    assert (new.parameters, new.starting_points) == (known.parameters, known.starting_points)
+    with pytest.raises(SearchSpaceError, match="has no section for the method 'new'"):
+        load(None, method="new", variant=variant, parameters=("temperature",))
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("n_layers", range(2, 101))
 def test_the_default_fits_every_depth(n_layers: int, solver: str) -> None:

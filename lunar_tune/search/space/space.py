@@ -133,6 +133,11 @@ def load_space(
         # a model's file need not know every method and variant
         path = _find(DEFAULT, model_name)
         content = read_yaml(path, error_class=SearchSpaceError)
+        if method not in content:  # it begins where another begins that searches the same
+            for variants in content.values():
+                if {*parameters} == {*variants.get(variant, {}).get("parameters", ())}:
+                    content = {**content, method: variants}
+                    break
     problems = Problems()
     sections = read_sections(content, n_layers, problems)
     section = choose_section(sections, method, variant, problems)
