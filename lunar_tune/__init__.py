@@ -13,7 +13,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 _HOMES = {
-    "LunarSettings": "lunar_tune.methods.lunar.lunar_settings",
+    "LunarSettings": "lunar_tune.methods.lunar",
     "RunOptions": "lunar_tune.config.run_options",
     "SearchResults": "lunar_tune.report.results",
     "SingleRun": "lunar_tune.trial.single",

@@ -24,6 +24,7 @@ from lunar_tune.data.published import PUBLISHED
 from lunar_tune.data.readers import read_prompts, read_records
 from lunar_tune.files import datasets_dir, search_spaces_dir
 from lunar_tune.methods.contract import FitReport
+from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.metrics.goal import goal_of
@@ -131,7 +132,7 @@ def _space() -> SearchSpace:
 
 
 def _load_space(path: Path) -> SearchSpace:
-    return load_space(str(path), LunarMethod(), model_name="tiny", n_layers=64)
+    return load_space(str(path), LunarMethod(LunarSettings()), model_name="tiny", n_layers=64)
 
 
 def _journal() -> bytes:

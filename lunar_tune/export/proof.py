@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from lunar_tune.errors import LunarTuneError
-from lunar_tune.metrics.evaluate import row_means
-from lunar_tune.metrics.pairing import paired
+from lunar_tune.metrics.evaluate import paired, row_means
 from lunar_tune.trial.worker import Worker
 
 if TYPE_CHECKING:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -29,13 +30,16 @@ __all__ = [
     "MethodEntry",
     "Preparation",
     "Subject",
+    "number_of",
+    "numbers_of",
+    "searchable",
     "with_settings",
 ]
 
 Settings = TypeVar("Settings")
 AdapterKind = Literal["exact", "approximate", "none"]
-"""How what a method changes can be said as an adapter: by factors that it has itself, by factors of
-matrices' differences, or not in any useful way, since every weight may be another one."""
+"""How what a method changes can be written as an adapter: by factors that it has itself, by factors
+of the matrices' differences, or not in a useful way, since any weight may have changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +47,12 @@ class Subject:
     """What a method works on: a model, encoded questions and answers, and activations."""
 
     activations: PromptActivations
-    """The base model's, on the forget and retain prompts at least."""
-    forget_prompts: tuple[tuple[int, ...], ...]
-    """Questions to forget."""
-    retain_prompts: tuple[tuple[int, ...], ...]
-    """Questions to keep."""
+    """The base model's, on the questions to forget and to keep at least."""
+    forget_pairs: tuple[Pair, ...]
+    """The questions to forget with their true answers."""
+    retain_pairs: tuple[Pair, ...]
     reference_prompts: tuple[tuple[int, ...], ...]
     """Prompts that the model declines to answer."""
-    forget_pairs: tuple[Pair, ...] = ()
-    """The questions to forget with their true answers."""
-    retain_pairs: tuple[Pair, ...] = ()
-    """The questions to keep with theirs."""
     refusals: tuple[tuple[int, ...], ...] = ()
     """Answers that decline, each with the token that ends it."""
 
@@ -65,14 +64,13 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
-    """What a fit leaves to be looked at."""
+    """What is known of a fit at its end."""
 
     losses: tuple[float, ...]
     """Training loss of each epoch; one value for a closed form."""
     edited_layer: int | None = None
     """The block whose down-projection is changed, with nothing changed below it and nothing else in
-    it: what lies below is then as in the base model, and an evaluation need not compute it
-    again. None promises nothing."""
+    it, so that an evaluation need not compute again what lies below. None promises nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,50 +89,36 @@ class Change:
     `weights` answers with another rounding."""
 
 
+@dataclass(slots=True, kw_only=True)
 class Fit:
-    """A fit under way: whoever holds it drives it epoch by epoch and may end it early.
+    """A fit under way: whoever holds it drives it epoch by epoch and may end it early."""
 
-    Between two epochs the model may be evaluated as it is.
-
-    Args:
-        losses: Training losses that are known already, for a fit that has no epochs to watch.
-        unmodified: Inside, the model is the unmodified one again; after, what the fit had made of
-            it; both bit for bit, and as often as is wanted.
-        epochs: Trains an epoch for each loss that it yields, and leaves the model to be evaluated.
-        n_epochs: How many.
-        evaluating: Inside, the model may be evaluated between two epochs.
-        finish: Called once after the last epoch that is wanted.
-        edited_layer: See `FitReport`.
-        change: What has changed, once the fit is finished.
-    """
-
-    def __init__(
-        self,
-        *,
-        unmodified: Callable[[], AbstractContextManager[Any]],
-        change: Change,
-        losses: Sequence[float] = (),
-        epochs: Iterable[float] = (),
-        n_epochs: int = 0,
-        evaluating: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        finish: Callable[[], object] = lambda: None,
-        edited_layer: int | None = None,
-    ) -> None:
-        self.n_epochs, self.evaluating = n_epochs, evaluating
-        self.unmodified, self.change = unmodified, change
-        self._losses = list(losses)
-        self._epochs, self._finish, self._edited_layer = epochs, finish, edited_layer
+    unmodified: Callable[[], AbstractContextManager[Any]]
+    """Inside, the model is the base model again; after, what the fit had made of it; both bit for
+    bit, and as often as is wanted."""
+    change: Change
+    losses: Sequence[float] = ()
+    """Training losses so far; all of them for a fit that has no epochs to watch."""
+    epochs: Iterable[float] = ()
+    """Trains an epoch for each loss that it yields, and leaves the model to be evaluated."""
+    n_epochs: int = 0
+    evaluating: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Inside, the model may be evaluated between two epochs."""
+    finish: Callable[[], object] = lambda: None
+    """Called once after the last epoch that is wanted."""
+    edited_layer: int | None = None
+    """See `FitReport`."""
 
     def __iter__(self) -> Iterator[int]:
         """Train; yield the number of epochs done after each."""
-        for loss in self._epochs:
-            self._losses.append(loss)
-            yield len(self._losses)
+        for loss in self.epochs:
+            self.losses = (*self.losses, loss)
+            yield len(self.losses)
 
     def finished(self) -> FitReport:
         """End the fit where it is: the model is then unlearned."""
-        self._finish()
-        return FitReport(losses=tuple(self._losses), edited_layer=self._edited_layer)
+        self.finish()
+        return FitReport(losses=tuple(self.losses), edited_layer=self.edited_layer)
 
 
 class Preparation(ABC):
@@ -157,57 +141,32 @@ class Preparation(ABC):
             TrialError: The fit failed, for example by divergence.
         """
 
-    @contextmanager
-    def unlearned(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[FitReport]:
-        """Return a context in which the model is unlearned; see `unlearning`."""
-        with self.unlearning(parameters, seed=seed) as fit:
-            for _ in fit:
-                pass
-            yield fit.finished()
-
 
 class Method(ABC):
     """A method with its fixed settings; picklable, and light to make."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Name in the registry."""
-
-    @property
-    @abstractmethod
-    def variant(self) -> str:
-        """What, beside the name, decides which parameters are searched, for example the solver."""
-
-    @property
-    @abstractmethod
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the parameters that a trial sets."""
-
-    @property
-    def optional_parameters(self) -> tuple[str, ...]:
-        """Names of fixed settings that a trial may set as well."""
-        return ()
-
-    @property
-    def edits_one_layer(self) -> bool:
-        """Whether a fit says above which block alone the model is another one."""
-        return False
-
-    @property
-    @abstractmethod
-    def adapter(self) -> AdapterKind:
-        """How what a fit changes can be said as an adapter; exact promises `Change.factors`."""
+    name: str
+    """Name in the registry."""
+    variant: str
+    """What, beside the name, decides which parameters are searched, for example the solver."""
+    parameters: tuple[str, ...]
+    """Names of the parameters that a trial sets."""
+    optional_parameters: tuple[str, ...] = ()
+    """Names of settings that a trial may set as well."""
+    edits_one_layer: bool = False
+    """Whether its fits name an `edited_layer`."""
+    adapter: AdapterKind = "none"
+    """How what a fit changes can be written as an adapter; exact promises `Change.factors`."""
 
     @abstractmethod
     def prepare(self, subject: Subject) -> Preparation:
-        """Do what depends on model and data alone."""
+        """Do what depends on model and data alone; say what the data lack."""
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Check that the method's parameters are there and nothing that it does not know.
+        """Check names; a method adds what it can check of values without the model.
 
         Raises:
-            InputError: One is missing or unknown.
+            InputError: A parameter is missing, unknown or out of range.
         """
         wanted, given = set(self.parameters), set(parameters)
         known = wanted.union(self.optional_parameters)
@@ -220,12 +179,19 @@ class Method(ABC):
             )
 
 
-def with_settings(settings: Settings, parameters: Mapping[str, Any]) -> Settings:
-    """Return fixed settings with what a trial sets of them.
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names))
 
-    Args:
-        settings: A dataclass.
-        parameters: Of the trial; those that are no settings are passed over.
+
+def searchable(settings: object) -> tuple[str, ...]:
+    """Return the names of the settings that a trial may set: the numbers that are in use."""
+    unused = {*getattr(settings, "without_use", ())}
+    kinds = types_of(type(settings))
+    return tuple(n for n, kind in kinds.items() if kind not in {str, bool} and n not in unused)
+
+
+def with_settings(settings: Settings, parameters: Mapping[str, Any]) -> Settings:
+    """Return fixed settings, a dataclass, with what a trial sets of them among its parameters.
 
     Raises:
         InputError: A value is of another type, or out of range.
@@ -241,9 +207,32 @@ def with_settings(settings: Settings, parameters: Mapping[str, Any]) -> Settings
     return changed
 
 
-def _listed(names: Collection[str]) -> str:
-    """Return names in order, in one text."""
-    return ", ".join(sorted(names))
+def number_of(name: str, value: Any, *, positive: bool = False) -> float:
+    """Return a parameter that is one number.
+
+    Raises:
+        InputError: It is none, or not positive although it has to be.
+    """
+    numbers = numbers_of(name, value)
+    if len(numbers) != 1 or (positive and numbers[0] <= 0):
+        raise InputError(f"{name} {value}: a {'positive' if positive else 'finite'} number.")
+    return numbers[0]
+
+
+def numbers_of(name: str, value: Any) -> tuple[float, ...]:
+    """Return a parameter that is one finite number or a list of them.
+
+    Raises:
+        InputError: It is something else.
+    """
+    values = value if isinstance(value, list | tuple) else (value,)
+    try:
+        numbers = tuple(map(float, values))
+    except (TypeError, ValueError):
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{name} {value}: finite numbers.")
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,16 +240,14 @@ class MethodEntry:
     """What the registry knows of a method."""
 
     name: str
-    summary: str
-    """One line for help and tables."""
     variants: tuple[str, ...]
     """What its variant may be; the first is the default."""
     variant_setting: str
     """The setting that says which: `solver` of LUNAR, `trained` of the gradient methods."""
     settings: type
-    """Dataclass of the settings that are fixed over a search."""
+    """Dataclass of what is fixed over a search; its `without_use`, if any, names what a variant
+    does not look at."""
     build: Callable[[Any], Method]
-    """Makes the method from an instance of it."""
     along_vectors: bool = False
     """Whether it moves along unlearning vectors, so that layers can be scored without a fit."""
 

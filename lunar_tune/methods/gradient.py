@@ -1,10 +1,10 @@
-"""Unlearning by gradients: an adapter or all weights, and a loss for each method."""
+"""Methods that train an adapter or all weights on a loss of answers' log-probabilities."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,14 +14,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import Fit, MethodEntry, Preparation, Subject, with_settings
-from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit, numbers_of
-from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
-from lunar_tune.methods.steps import Said, Source, Step
+from lunar_tune.methods.contract import Fit, MethodEntry, Preparation, Subject
+from lunar_tune.methods.gradient_fit import (
+    TRAINED,
+    GradientSettings,
+    TrainedMethod,
+    gradient_fit,
+)
 from lunar_tune.training.adapting import Trained
-from lunar_tune.training.answer_loss import Pair, answer_states, reference_batches
+from lunar_tune.training.answer_loss import (
+    AnswerStates,
+    Pair,
+    answer_states,
+    reference_batches,
+    token_log_probs,
+)
 
-__all__ = ["GradientMethod", "Objective", "gradient_entry"]
+__all__ = ["GradientMethod", "Objective", "Step", "gradient_entry"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,124 +38,104 @@ class Objective:
     """What is special about a gradient method."""
 
     name: str
-    summary: str
     loss: Callable[[Step], Tensor]
     """The loss of a step, which is minimised. A function of a module, so that it can be pickled."""
     keeps: bool = False
     """Whether it needs answers to keep."""
-    refuses: bool = False
-    """Whether it needs refusals, and the base model's log π of them."""
-    asks_forget: bool = False
-    """Whether it compares with the base model's log π of the answers to forget."""
-    asks_states: bool = False
-    """Whether it compares with the base model's logits on answers to keep."""
+    references: tuple[str, ...] = ()
+    """What it compares with the base model's: log π of the answers to `forget` or of the `refused`
+    questions, logits on answers to `retain`."""
+
+
+def gradient_entry(objective: Objective) -> MethodEntry:
+    """Return what the registry knows of a gradient method."""
+    return MethodEntry(
+        name=objective.name,
+        variants=TRAINED,
+        variant_setting="trained",
+        settings=GradientSettings,
+        build=functools.partial(GradientMethod, objective),
+    )
 
 
 class GradientMethod(TrainedMethod):
-    """A gradient method with its fixed settings.
+    """A gradient method with its fixed settings."""
 
-    Args:
-        objective: Its loss, and what that needs.
-        settings: Fixed settings.
-    """
+    parameters = ("learning_rate",)
 
-    def __init__(self, objective: Objective, settings: GradientSettings | None = None) -> None:
+    def __init__(self, objective: Objective, settings: GradientSettings) -> None:
         super().__init__(settings)
-        self.objective = objective
-
-    @property
-    def name(self) -> str:
-        """Name in the registry."""
-        return self.objective.name
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """The learning rate."""
-        return ("learning_rate",)
-
-    def resolved(self, parameters: Mapping[str, Any]) -> tuple[float, GradientSettings]:
-        """Return the learning rate, and the settings with what a trial sets of them.
-
-        Raises:
-            InputError: A value is no number, or out of range.
-        """
-        numbers = numbers_of(parameters)
-        rate = numbers.pop("learning_rate")
-        return rate, with_settings(self.settings, numbers)
+        self.objective, self.name = objective, objective.name
 
     def prepare(self, subject: Subject) -> GradientPreparation:
-        """Check that there is what the loss needs.
-
-        Raises:
-            InputError: There are no answers to keep, or no refusals.
-        """
-        objective = self.objective
-        keeps = objective.keeps or self.settings.retain_weight > 0
+        """Check that there is what the loss needs; see the contract."""
+        keeps = self.objective.keeps or self.settings.retain_weight > 0
         if keeps and not subject.retain_pairs:
             raise InputError(f"--method {self.name} needs answers to keep: there are none.")
-        if objective.refuses and not subject.refusals:
+        if "refused" in self.objective.references and not subject.refusals:
             raise InputError(f"--method {self.name} needs --refusals: there are none.")
         return GradientPreparation(self, subject)
 
 
-class GradientPreparation(Preparation, Source):
-    """Encoded pairs, and what the model said of them before unlearning."""
+class GradientPreparation(Preparation):
+    """Encoded pairs, and what the base model says of them."""
 
     def __init__(self, method: GradientMethod, subject: Subject) -> None:
+        self._method, self._loaded = method, subject.loaded
+        self._decoder = self._loaded.layout.decoder_of(self._loaded.model)
         forget, refusals = subject.forget_pairs, subject.refusals
         refused = [
             Pair(pair.prompt, refusals[i % len(refusals)])
             for i, pair in enumerate(forget if refusals else ())
         ]
-        super().__init__(forget, refused, subject.retain_pairs)
-        self._method, self._loaded = method, subject.loaded
-        self._decoder = self._loaded.layout.decoder_of(self._loaded.model)
+        self._pairs: dict[str, Sequence[Pair]] = {
+            "forget": forget,
+            "refused": refused,
+            "retain": subject.retain_pairs,
+        }
+        self._sums: dict[str, Float[Tensor, " answers"]] = {}
 
-    @contextmanager
-    def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
+    def unlearning(
+        self, parameters: Mapping[str, Any], *, seed: int
+    ) -> AbstractContextManager[Fit]:
         """Return a context in which the model is trained; see the contract."""
         self._method.check_parameters(parameters)
-        rate, settings = self._method.resolved(parameters)
+        own, settings = self._method.resolved(parameters)
         objective = self._method.objective
-        self._ask_reference(objective, settings)
+        for name in objective.references:  # asked of the base model, which this still is
+            if name != "retain":
+                self.reference_sums(name)
+            elif settings.trained == "full":
+                _ = self._reference_states
 
         def loss(trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
             return objective.loss(Step(self, trained, settings, batch, kept))
 
-        with gradient_fit(
+        return gradient_fit(
             self._loaded,
             settings,
             loss,
-            n_forget=len(self.forget),
-            n_retain=len(self.retain),
-            learning_rate=rate,
+            n_forget=len(self._pairs["forget"]),
+            n_retain=len(self._pairs["retain"]),
+            learning_rate=own["learning_rate"],
             seed=seed,
-        ) as fit:
-            yield fit
+        )
 
-    def _ask_reference(self, objective: Objective, settings: GradientSettings) -> None:
-        """Compute, while the model is what it was, what the loss compares with."""
-        if objective.asks_forget:
-            _ = self.reference_forget
-        if objective.refuses:
-            _ = self.reference_refused
-        if objective.asks_states and settings.trained == "full":
-            _ = self.reference_states
+    def logits(self, name: str, places: Sequence[int]) -> AnswerLogits:
+        """Return what the model as it is now says of some of the named pairs."""
+        return self._logits([self._pairs[name][i] for i in places])
 
-    def said(self, pairs: Sequence[Pair]) -> Said:
-        """Return what the model as it is now says of some answers."""
+    def _logits(self, pairs: Sequence[Pair]) -> AnswerLogits:
         states = answer_states(self._loaded.model, self._decoder, pairs)
-        return Said(states, self._loaded.model.get_output_embeddings())
+        return AnswerLogits(states, self._loaded.model.get_output_embeddings())
 
-    @cached_property
-    def reference_forget(self) -> Float[Tensor, " answers"]:
-        """The base model's log π of each answer to forget."""
-        return self._sums(self.forget)
-
-    @cached_property
-    def reference_refused(self) -> Float[Tensor, " answers"]:
-        """The base model's log π of each refusal."""
-        return self._sums(self.refused)
+    def reference_sums(self, name: str) -> Float[Tensor, " answers"]:
+        """Return the base model's log π of the answer of each of the named pairs."""
+        if name not in self._sums:
+            batches = reference_batches(self._pairs[name])
+            with torch.no_grad():
+                self._sums[name] = torch.cat([self._logits(batch).answers for batch in batches])
+        return self._sums[name]
 
     def reference_logits(
         self, trained: Trained, kept: Sequence[int]
@@ -157,37 +146,95 @@ class GradientPreparation(Preparation, Source):
         that were kept meet a copy of the head.
         """
         if trained.untrained is None:
-            states, head = self.reference_states
+            states, head = self._reference_states
             return torch.cat([states[i] for i in kept]).to(head.device) @ head.T
         was_training = self._loaded.model.training
         with torch.no_grad(), trained.untrained():
             self._loaded.model.eval()
-            logits = self.said([self.retain[i] for i in kept]).logits
+            logits = self.logits("retain", kept).logits
         self._loaded.model.train(was_training)
         return logits
 
     @cached_property
-    def reference_states(self) -> tuple[list[Tensor], Tensor]:
+    def _reference_states(self) -> tuple[list[Tensor], Tensor]:
         """The base model's final hidden states of each answer to keep, and its head."""
         states = []
-        for batch in reference_batches(self.retain):
+        for batch in reference_batches(self._pairs["retain"]):
             with torch.no_grad():
                 said = answer_states(self._loaded.model, self._decoder, batch)
             states += [said.hidden[said.rows == row].cpu() for row in range(len(batch))]
         return states, self._loaded.model.get_output_embeddings().weight.detach().clone()
 
-    def _sums(self, pairs: Sequence[Pair]) -> Float[Tensor, " answers"]:
-        with torch.no_grad():
-            return torch.cat([self.said(batch).answers for batch in reference_batches(pairs)])
+
+class Step:
+    """What a loss may ask for in one step; what it does not ask for is not computed."""
+
+    def __init__(
+        self,
+        source: GradientPreparation,
+        trained: Trained,
+        settings: GradientSettings,
+        batch: list[int],
+        kept: list[int],
+    ) -> None:
+        self._source, self._trained, self.settings = source, trained, settings
+        self._batch, self._kept = batch, kept  # places of the answers to forget and to keep
+
+    @cached_property
+    def forget(self) -> AnswerLogits:
+        """Answers to forget."""
+        return self._source.logits("forget", self._batch)
+
+    @cached_property
+    def refused(self) -> AnswerLogits:
+        """The same questions, refused."""
+        return self._source.logits("refused", self._batch)
+
+    @cached_property
+    def retain(self) -> AnswerLogits:
+        """Answers to keep."""
+        return self._source.logits("retain", self._kept)
+
+    @property
+    def kept(self) -> Tensor | float:
+        """The usual loss on answers to keep, as far as the settings weigh it."""
+        weight = self.settings.retain_weight
+        return -weight * self.retain.tokens.mean() if weight else 0.0
+
+    @property
+    def reference_forget(self) -> Float[Tensor, " answers"]:
+        """The base model's log π of the answers to forget."""
+        return self._source.reference_sums("forget")[self._batch]
+
+    @property
+    def reference_refused(self) -> Float[Tensor, " answers"]:
+        """The base model's log π of the refusals."""
+        return self._source.reference_sums("refused")[self._batch]
+
+    @property
+    def reference_retain_logits(self) -> Float[Tensor, "tokens vocabulary"]:
+        """The base model's logits of the answers to keep."""
+        return self._source.reference_logits(self._trained, self._kept)
 
 
-def gradient_entry(objective: Objective) -> MethodEntry:
-    """Return what the registry knows of a gradient method."""
-    return MethodEntry(
-        name=objective.name,
-        summary=objective.summary,
-        variants=TRAINED,
-        variant_setting="trained",
-        settings=GradientSettings,
-        build=functools.partial(GradientMethod, objective),
-    )
+class AnswerLogits:
+    """Logits of a few answers' tokens, and what follows from them."""
+
+    def __init__(self, states: AnswerStates, head: Any) -> None:
+        self._states = states
+        self.logits: Float[Tensor, "tokens vocabulary"] = head(states.hidden)
+
+    @cached_property
+    def tokens(self) -> Float[Tensor, " tokens"]:
+        """Log π of each token."""
+        return token_log_probs(self.logits, self._states.targets)
+
+    @cached_property
+    def answers(self) -> Float[Tensor, " answers"]:
+        """Log π of each answer."""
+        return self._states.sums(self.tokens)
+
+    @property
+    def lengths(self) -> Float[Tensor, " answers"]:
+        """Tokens of each answer."""
+        return self._states.lengths

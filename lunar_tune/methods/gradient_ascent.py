@@ -5,8 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.methods.gradient import Objective, gradient_entry
-from lunar_tune.methods.steps import Step
+from lunar_tune.methods.gradient import Objective, Step, gradient_entry
 
 __all__ = ["ENTRY", "gradient_ascent"]
 
@@ -24,6 +23,4 @@ def _loss(step: Step) -> Tensor:
     return gradient_ascent(step.forget.tokens)
 
 
-ENTRY = gradient_entry(
-    Objective(name="ga", summary="gradient ascent on the answers to forget", loss=_loss)
-)
+ENTRY = gradient_entry(Objective(name="ga", loss=_loss))

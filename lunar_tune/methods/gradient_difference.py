@@ -5,8 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.methods.gradient import Objective, gradient_entry
-from lunar_tune.methods.steps import Step
+from lunar_tune.methods.gradient import Objective, Step, gradient_entry
 
 __all__ = ["ENTRY", "gradient_difference"]
 
@@ -25,11 +24,4 @@ def _loss(step: Step) -> Tensor:
     return gradient_difference(step.forget.tokens, step.retain.tokens)
 
 
-ENTRY = gradient_entry(
-    Objective(
-        name="gd",
-        summary="gradient difference: ascent, and descent on answers to keep",
-        loss=_loss,
-        keeps=True,
-    )
-)
+ENTRY = gradient_entry(Objective(name="gd", loss=_loss, keeps=True))

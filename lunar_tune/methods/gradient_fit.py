@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.contract import AdapterKind, Change, Fit, Method
-from lunar_tune.methods.gradient_settings import SEARCHABLE, GradientSettings
+from lunar_tune.errors import InputError, Problems, TrialError
+from lunar_tune.methods.contract import Change, Fit, Method, number_of, searchable, with_settings
+from lunar_tune.models.loading import LoadedModel
 from lunar_tune.models.memory import is_out_of_memory
 from lunar_tune.training.adapting import (
     Trained,
@@ -26,78 +26,96 @@ from lunar_tune.training.adapting import (
 )
 from lunar_tune.training.gradient_loop import LoopSettings, train_epochs
 
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+__all__ = ["TRAINED", "GradientSettings", "TrainedMethod", "gradient_fit"]
 
-__all__ = ["BatchLoss", "TrainedMethod", "gradient_fit", "numbers_of"]
+TRAINED = ("lora", "full")
 
-BatchLoss = Callable[[Trained, list[int], list[int]], Tensor]
-"""The loss of a step: what is trained, answers to forget and answers to keep by their places."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientSettings:
+    """What is fixed over a search; defaults are PISTOL's (arXiv 2406.16810) where it has them."""
+
+    trained: str = "lora"
+    """lora (an adapter on every linear map of the blocks) or full (all weights)."""
+    epochs: int = 20
+    """Passes over the answers to forget."""
+    batch_size: int = 4
+    """Answers to forget in a step; as many to keep are drawn where a loss wants them."""
+    rank: int = 8
+    """Rank of the adapter's matrices."""
+    alpha: float = 32.0
+    """The adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Share of the adapter's inputs that are left out in training."""
+    weight_decay: float = 0.01
+    """AdamW's."""
+    beta: float | None = None
+    """For dpo, npo and simnpo: how far an answer may go before it counts less. None is 0.1, for
+    simnpo 2.5: there it multiplies a mean over tokens, and 0.1 would hardly ever count less."""
+    gamma: float = 0.0
+    """For simnpo: the margin."""
+    retain_weight: float = 0.0
+    """For npo and simnpo: how much the usual loss on answers to keep counts; 0 leaves it out."""
+    steering_alpha: float = 100.0
+    """For rmu: weight of keeping retained activations; the paper's code has 100 and 1,200."""
+    checkpointing: bool = False
+    """Whether activations are computed again in the backward pass, which takes less memory."""
+
+    def __post_init__(self) -> None:
+        """Reject values that mean nothing; all of them at once."""
+        problems = Problems()
+        if self.trained not in TRAINED:
+            problems.add(f"trained {self.trained}: there are {', '.join(TRAINED)}.")
+        for name in ("epochs", "batch_size", "rank"):
+            if (value := getattr(self, name)) < 1:
+                problems.add(f"{name} {value}: at least 1.")
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                problems.add(f"{name} {value}: a positive number.")
+        for name in ("weight_decay", "gamma", "retain_weight", "steering_alpha"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                problems.add(f"{name} {value}: 0 or more.")
+        if not 0 <= self.dropout < 1:
+            problems.add(f"dropout {self.dropout}: at least 0, below 1.")
+        problems.raise_if_any()
 
 
 class TrainedMethod(Method):
-    """What methods share that train an adapter or weights with a loss of their own.
+    """What methods share that train an adapter or weights with a loss of their own."""
 
-    Args:
-        settings: Fixed settings.
-    """
-
-    def __init__(self, settings: GradientSettings | None = None) -> None:
-        self.settings = settings or GradientSettings()
-
-    @property
-    def variant(self) -> str:
-        """What is trained."""
-        return self.settings.trained
-
-    @property
-    def adapter(self) -> AdapterKind:
-        """The adapter that was trained, or none."""
-        return "none" if self.settings.trained == "full" else "exact"
-
-    @property
-    def optional_parameters(self) -> tuple[str, ...]:
-        """Settings that a space may search as well."""
-        return SEARCHABLE
+    def __init__(self, settings: GradientSettings) -> None:
+        self.settings = settings
+        self.variant = settings.trained
+        self.adapter = "none" if settings.trained == "full" else "exact"
+        self.optional_parameters = searchable(settings)
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Check names and values; what depends on the model is checked with it."""
         super().check_parameters(parameters)
         self.resolved(parameters)
 
-    @abstractmethod
-    def resolved(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return the parameters as numbers, and the settings with what a trial sets of them.
+    def resolved(self, parameters: Mapping[str, Any]) -> tuple[dict[str, float], GradientSettings]:
+        """Return the method's own parameters, and the settings with what a trial sets of them.
 
         Raises:
             InputError: A value is no number, or out of range.
         """
-
-
-def numbers_of(parameters: Mapping[str, Any]) -> dict[str, float]:
-    """Return parameters as finite numbers.
-
-    Raises:
-        InputError: One is no number, or the learning rate is not positive.
-    """
-    numbers: dict[str, float] = {}
-    for name, value in parameters.items():
-        try:
-            numbers[name] = float(value)
-        except (TypeError, ValueError):
-            numbers[name] = math.nan
-        positive = name != "learning_rate" or numbers[name] > 0
-        if not math.isfinite(numbers[name]) or not positive:
-            kind = "a positive number" if name == "learning_rate" else "a finite number"
-            raise InputError(f"{name} {value}: {kind}.")
-    return numbers
+        numbers = {
+            name: number_of(name, value, positive=name == "learning_rate")
+            for name, value in parameters.items()
+        }
+        if not numbers.get("layer", 0.0).is_integer():
+            raise InputError(f"layer {parameters['layer']}: a whole number.")
+        own = {name: numbers.pop(name) for name in self.parameters}
+        return own, with_settings(self.settings, numbers)
 
 
 @contextmanager
 def gradient_fit(
     loaded: LoadedModel,
     settings: GradientSettings,
-    loss: BatchLoss,
+    loss: Callable[[Trained, list[int], list[int]], Tensor],
     *,
     n_forget: int,
     n_retain: int,
@@ -110,24 +128,14 @@ def gradient_fit(
     Args:
         loaded: The model.
         settings: How it is trained.
-        loss: Of a step.
+        loss: Of a step: of what is trained, and the places of answers to forget and to keep.
         n_forget: Answers to forget; an epoch takes each once.
         n_retain: Answers to keep, of which a step draws as many as it forgets.
         learning_rate: Falls linearly to zero.
         seed: Of adapter, dropout, order and draws.
         modules: Names of what is trained; None trains everything.
     """
-    context: AbstractContextManager[Trained] = (
-        full_weights(loaded, modules=modules)
-        if settings.trained == "full"
-        else lora_adapter(
-            loaded,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            dropout=settings.dropout,
-            modules=modules,
-        )
-    )
+    context, change = _trainable(loaded, settings, modules)
     draws = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
     loop = LoopSettings(
         epochs=settings.epochs,
@@ -156,21 +164,31 @@ def gradient_fit(
 
             yield Fit(
                 unmodified=trained.unmodified,
+                change=change,
                 epochs=epochs,
                 n_epochs=settings.epochs,
                 evaluating=trained.evaluating,
                 finish=finish,
-                change=_change(loaded.model, settings),
             )
 
 
-def _change(model: nn.Module, settings: GradientSettings) -> Change:
-    """Return the weights that are trained, or what the adapter makes of them."""
+def _trainable(
+    loaded: LoadedModel, settings: GradientSettings, modules: Sequence[str] | None
+) -> tuple[AbstractContextManager[Trained], Change]:
+    """Return the context in which weights or an adapter are trained, and what that changes."""
+    model = loaded.model
     if settings.trained == "full":
-        return Change(
+        return full_weights(loaded, modules=modules), Change(
             weights=lambda: {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         )
-    return Change(
+    adapter = lora_adapter(
+        loaded,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        modules=modules,
+    )
+    return adapter, Change(
         weights=lambda: merged_weights(model), factors=lambda: adapter_factors(model), merged=True
     )
 

@@ -6,8 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from lunar_tune.methods.gradient import Objective, gradient_entry
-from lunar_tune.methods.steps import Step
+from lunar_tune.methods.gradient import Objective, Step, gradient_entry
 
 __all__ = ["ENTRY", "kl_to_reference"]
 
@@ -30,12 +29,4 @@ def _loss(step: Step) -> Tensor:
     return step.forget.tokens.mean() + kept
 
 
-ENTRY = gradient_entry(
-    Objective(
-        name="ukl",
-        summary="gradient ascent with KL to the original on answers to keep",
-        loss=_loss,
-        keeps=True,
-        asks_states=True,
-    )
-)
+ENTRY = gradient_entry(Objective(name="ukl", loss=_loss, keeps=True, references=("retain",)))

@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lunar_tune import methods
 from lunar_tune.config.fields import typed_setting, types_of
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.errors import Problems
 from lunar_tune.methods.contract import Method, MethodEntry
 from lunar_tune.registry import Registry
 
 __all__ = ["METHODS", "configure_method"]
 
 
-def _entries() -> Iterator[MethodEntry]:
-    """Yield the entries of this package's modules, LUNAR first."""
-    names = [one.name for one in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")]
-    modules = [importlib.import_module(name) for name in names if name != __name__]
-    entries = [module.ENTRY for module in modules if hasattr(module, "ENTRY")]
-    yield from sorted(entries, key=lambda entry: (entry.name != "lunar", entry.name))
-
-
 METHODS: Registry[MethodEntry] = Registry("method", group="lunar_tune.methods")
-for _entry in _entries():
+
+_names = [one.name for one in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")]
+_modules = [importlib.import_module(name) for name in _names if name != __name__]
+_entries: list[MethodEntry] = [one.ENTRY for one in _modules if hasattr(one, "ENTRY")]
+for _entry in sorted(_entries, key=lambda one: (one.name != "lunar", one.name)):
     METHODS.register(_entry.name, _entry)
 
 
@@ -58,20 +54,15 @@ def configure_method(
     for key in [key for key in given if key in kinds]:
         with problems.collect():
             values[key] = typed_setting(key, given.pop(key), kinds[key])
-    method = settings = None
     with problems.collect():
         settings = entry.settings(**values)
         method = entry.build(settings)
-    if method is not None:
         for key in sorted(values.keys() & getattr(settings, "without_use", ())):
             problems.add(f"{key} has no meaning with --solver {method.variant}.")
         for key in sorted(given.keys() - {*method.parameters}):
             problems.add(
                 f"--fix {key}: --method {name} ({method.variant}) has no such parameter or "
-                "setting. "
-                f"There are: {', '.join((*method.parameters, *kinds))}."
+                f"setting. There are: {', '.join((*method.parameters, *kinds))}."
             )
-    problems.raise_if_any(InputError)
-    if method is None:
-        raise AssertionError("what is missing comes with a noted problem")
+    problems.raise_if_any()
     return method, given

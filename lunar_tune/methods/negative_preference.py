@@ -6,8 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lunar_tune.methods.gradient import Objective, gradient_entry
-from lunar_tune.methods.steps import Step
+from lunar_tune.methods.gradient import Objective, Step, gradient_entry
 
 __all__ = ["ENTRY", "npo"]
 
@@ -27,9 +26,8 @@ def npo(
 
 
 def _loss(step: Step) -> Tensor:
-    return npo(step.forget.answers, step.reference_forget, beta=step.beta(BETA)) + step.kept
+    beta = step.settings.beta or BETA
+    return npo(step.forget.answers, step.reference_forget, beta=beta) + step.kept
 
 
-ENTRY = gradient_entry(
-    Objective(name="npo", summary="negative preference optimisation", loss=_loss, asks_forget=True)
-)
+ENTRY = gradient_entry(Objective(name="npo", loss=_loss, references=("forget",)))

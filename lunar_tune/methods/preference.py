@@ -6,8 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lunar_tune.methods.gradient import Objective, gradient_entry
-from lunar_tune.methods.steps import Step
+from lunar_tune.methods.gradient import Objective, Step, gradient_entry
 
 __all__ = ["ENTRY", "dpo"]
 
@@ -37,16 +36,8 @@ def _loss(step: Step) -> Tensor:
         step.forget.answers,
         step.reference_refused,
         step.reference_forget,
-        beta=step.beta(BETA),
+        beta=step.settings.beta or BETA,
     )
 
 
-ENTRY = gradient_entry(
-    Objective(
-        name="dpo",
-        summary="direct preference optimisation of refusals over the answers",
-        loss=_loss,
-        refuses=True,
-        asks_forget=True,
-    )
-)
+ENTRY = gradient_entry(Objective(name="dpo", loss=_loss, references=("refused", "forget")))

@@ -1,4 +1,4 @@
-"""RMU (arXiv 2403.03218) as a method: a block's outputs are steered to a random direction.
+"""RMU (arXiv 2403.03218): a block's outputs are steered to a random direction.
 
 Differences from the paper: the coefficient counts in median norms of the outputs to forget
 (Adaptive RMU, arXiv 2408.06223, scales by norms), so that one range serves all models; its own 6.5
@@ -7,8 +7,8 @@ is absolute. A median, since a prompt's first token may have a norm of quite ano
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,9 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import Fit, MethodEntry, Preparation, Subject, with_settings
-from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit, numbers_of
-from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
+from lunar_tune.methods.contract import Fit, MethodEntry, Preparation, Subject
+from lunar_tune.methods.gradient_fit import (
+    TRAINED,
+    GradientSettings,
+    TrainedMethod,
+    gradient_fit,
+)
 from lunar_tune.models.layout import check_layers, decoder_slice
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import Pair, padded_ids, reference_batches
@@ -49,34 +53,11 @@ def rmu_loss(
 class RmuMethod(TrainedMethod):
     """RMU with its fixed settings."""
 
-    @property
-    def name(self) -> str:
-        """Name in the registry."""
-        return "rmu"
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Block, how far, and the learning rate."""
-        return ("layer", "coefficient", "learning_rate")
-
-    def resolved(self, parameters: Mapping[str, Any]) -> tuple[int, float, float, GradientSettings]:
-        """Return block, coefficient, learning rate, and the settings with what a trial sets.
-
-        Raises:
-            InputError: A value is no number, or out of range.
-        """
-        numbers = numbers_of(parameters)
-        layer, coefficient, rate = (numbers.pop(name) for name in self.parameters)
-        if not layer.is_integer():
-            raise InputError(f"layer {layer:g}: a whole number.")
-        return int(layer), coefficient, rate, with_settings(self.settings, numbers)
+    name = "rmu"
+    parameters = ("layer", "coefficient", "learning_rate")
 
     def prepare(self, subject: Subject) -> RmuPreparation:
-        """Check that there is what the loss needs.
-
-        Raises:
-            InputError: There are no answers to keep.
-        """
+        """Check that there is what the loss needs; see the contract."""
         if not subject.retain_pairs:
             raise InputError("--method rmu needs answers to keep: there are none.")
         return RmuPreparation(self, subject)
@@ -90,14 +71,16 @@ class RmuPreparation(Preparation):
         self._forget, self._retain = subject.forget_pairs, subject.retain_pairs
         self._references: dict[int, tuple[list[Tensor], float]] = {}
 
-    @contextmanager
-    def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
+    def unlearning(
+        self, parameters: Mapping[str, Any], *, seed: int
+    ) -> AbstractContextManager[Fit]:
         """Return a context in which the model is trained; see the contract."""
         self._method.check_parameters(parameters)
-        layer, coefficient, rate, settings = self._method.resolved(parameters)
+        own, settings = self._method.resolved(parameters)
+        layer = int(own["layer"])
         check_layers((layer,), self._loaded.n_layers)
         references, norm = self._reference(layer)
-        control = coefficient * norm * self._direction(seed)
+        control = own["coefficient"] * norm * self._direction(seed)
 
         def loss(_trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
             return rmu_loss(
@@ -108,17 +91,17 @@ class RmuPreparation(Preparation):
                 alpha=settings.steering_alpha,
             )
 
-        with gradient_fit(
+        blocks = range(max(0, layer - BLOCKS + 1), layer + 1)
+        return gradient_fit(
             self._loaded,
             settings,
             loss,
             n_forget=len(self._forget),
             n_retain=len(self._retain),
-            learning_rate=rate,
+            learning_rate=own["learning_rate"],
             seed=seed,
-            modules=self._modules(layer),
-        ) as fit:
-            yield fit
+            modules=[self._loaded.layout.down_projection_name(block) for block in blocks],
+        )
 
     def _direction(self, seed: int) -> Float[Tensor, " d_model"]:
         """Return a random unit vector with positive entries, as in the paper's code."""
@@ -127,17 +110,10 @@ class RmuPreparation(Preparation):
         direction: Tensor = drawn / drawn.norm()
         return direction.to(self._loaded.device)
 
-    def _modules(self, layer: int) -> list[str]:
-        """Return the names of the down-projections that are trained."""
-        blocks = range(max(0, layer - BLOCKS + 1), layer + 1)
-        return [self._loaded.layout.down_projection_name(block) for block in blocks]
-
     def _reference(self, layer: int) -> tuple[list[Tensor], float]:
-        """Return what block `layer` gave before unlearning, of one block, the last asked for.
+        """Return the base model's outputs of a block on each pair to keep, in host memory.
 
-        Returns:
-            Its outputs on each pair to keep, in host memory, and the median norm of its outputs
-            on the pairs to forget.
+        And the median norm of its outputs on the pairs to forget. Of one block, the last asked for.
         """
         if layer not in self._references:
             self._references.clear()
@@ -175,7 +151,6 @@ class RmuPreparation(Preparation):
 
 ENTRY = MethodEntry(
     name="rmu",
-    summary="steer a block's outputs to a random direction",
     variants=TRAINED,
     variant_setting="trained",
     settings=GradientSettings,

@@ -6,8 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lunar_tune.methods.gradient import Objective, gradient_entry
-from lunar_tune.methods.steps import Step
+from lunar_tune.methods.gradient import Objective, Step, gradient_entry
 
 __all__ = ["ENTRY", "simnpo"]
 
@@ -32,14 +31,10 @@ def _loss(step: Step) -> Tensor:
     forgotten = simnpo(
         step.forget.answers,
         step.forget.lengths,
-        beta=step.beta(BETA),
+        beta=step.settings.beta or BETA,
         gamma=step.settings.gamma,
     )
     return forgotten + step.kept
 
 
-ENTRY = gradient_entry(
-    Objective(
-        name="simnpo", summary="negative preference optimisation without a reference", loss=_loss
-    )
-)
+ENTRY = gradient_entry(Objective(name="simnpo", loss=_loss))

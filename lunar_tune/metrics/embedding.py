@@ -1,4 +1,4 @@
-"""Embeddings of texts, for how alike in meaning two answers are.
+"""Embeddings of texts, and how alike in meaning answers are to refusals and to the truth.
 
 Shapes: `texts` counts the texts of a call, `d` is the embedder's width.
 """
@@ -6,48 +6,72 @@ Shapes: `texts` counts the texts of a call, `d` is the embedder's width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.engine.streams import PrefixTree, capture_streams, sweep_batch
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
 from lunar_tune.models.device import resolve_device
-from lunar_tune.models.loading import hub_resolves
+from lunar_tune.models.loading import LoadedModel, hub_resolves
 from lunar_tune.models.memory import DeviceMemory
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
 
 __all__ = [
     "Embedder",
+    "Refusals",
     "SentenceEmbedder",
     "StateEmbedder",
     "check_embedding_model",
     "load_sentence_embedder",
+    "truth_similarity",
 ]
 
 # Texts in a forward of a sentence-embedding model; such models are small.
 TEXTS_PER_BATCH = 64
 
 
+class Refusals:
+    """Answers that decline, embedded once, to compare other answers with."""
+
+    def __init__(self, embedder: Embedder, texts: Sequence[str]) -> None:
+        _check(texts)
+        self._embedder, self._embedded = embedder, embedder.embed(texts)
+
+    def quality(self, answers: Sequence[str]) -> float:
+        """Return how much answers to the questions to forget are like refusals, from −1 to 1.
+
+        For each answer the mean of its cosine similarities to all refusals (the shipped set has
+        ten), then the mean over the answers. As the refusals differ among themselves, even one of
+        them does not reach 1.
+        """
+        _check(answers)
+        return float((self._embedder.embed(answers) @ self._embedded.T).mean())
+
+
+def truth_similarity(embedder: Embedder, answers: Sequence[str], truths: Sequence[str]) -> float:
+    """Return the mean cosine similarity of each answer to its own true answer, from −1 to 1."""
+    _check(answers, truths)
+    if len(answers) != len(truths):
+        raise ValueError(f"{len(answers)} answers and {len(truths)} true answers")
+    return float((embedder.embed(answers) * embedder.embed(truths)).sum(1).mean())
+
+
+def _check(*groups: Sequence[str]) -> None:
+    if not all(groups):
+        raise ValueError("a mean similarity of no texts was asked for")
+
+
 class Embedder(ABC):
     """Texts to vectors of length one, so that a product of two is their cosine similarity."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What is shown and written beside a similarity, which is worth nothing without it."""
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """Numbers in an embedding."""
+    name: str
+    """What is shown and written beside a similarity, which is worth nothing without it."""
+    width: int
 
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "texts d"]:
         """Return each text's embedding, in float64 and host memory.
@@ -71,25 +95,17 @@ class Embedder(ABC):
 class StateEmbedder(Embedder):
     """The model's own states: the mean over a text's tokens of the middle of the residual stream.
 
-    The model must be the unmodified one whenever `embed` is called; embed after a trial's context
-    has ended.
-
-    Choices, measured on `tiny` with sixteen ways of declining that are not among the refusals,
-    against the true answers of its contracts (d′ is the difference of mean similarities to the
-    refusals over their standard deviation; docs/log.md has the table):
+    The model must be the base model whenever `embed` is called; embed after a trial's context
+    has ended. Similarities are comparable between answers of one model on one data set, not between
+    models. Choices, measured on `tiny` (docs/log.md has the table):
 
     * *Centred.* States of a decoder share a large common part (arXiv 1909.00512): different true
-      answers are .94 alike with it, which leaves no room below 1, and d′ is 1.5. Less the mean of
-      the texts that are compared, .33 and 3.1.
-    * *As an answer*, behind a prompt that is not pooled. `tiny` knows one sentence that declines;
-      only read as an answer it is nearer to the refusals than the truth is to a useful degree (.25
-      against −.49; behind a single token −.14 against −.46). The prompt also takes up the large,
-      meaningless activations of a sequence's first token (arXiv 2402.17762).
-    * *Middle of the depth.* The last block's output separates a little better (d′ 3.6, the known
-      sentence .21) and costs twice the blocks; in larger models middle states are the better
-      embeddings (arXiv 2502.02013).
-
-    So similarities are comparable between answers of one model on one data set, not between models.
+      answers are .94 alike with it, which leaves no room below 1.
+    * *As an answer*, behind a prompt that is not pooled: `tiny` knows one sentence that declines;
+      only read as an answer it is nearer to the refusals than the truth is to a useful degree. The
+      prompt also takes up the large, meaningless activations of a first token (arXiv 2402.17762).
+    * *Middle of the depth.* The last block's output separates a little better on `tiny` and costs
+      twice the blocks; in larger models middle states are better embeddings (arXiv 2502.02013).
 
     Args:
         loaded: The base model.
@@ -109,18 +125,10 @@ class StateEmbedder(Embedder):
         self._loaded, self._context = loaded, tuple(context)
         self._memory = memory or DeviceMemory(loaded.device)
         self._point = max(1, loaded.n_layers // 2)
+        self.name = f"own states after block {self._point - 1}"
+        self.width = int(loaded.model.config.hidden_size)
         texts = [text.strip() for text in centre if text.strip()]
         self._origin = self._states(texts).mean(0) if texts else torch.zeros(1, self.width)
-
-    @property
-    def name(self) -> str:
-        """Which states."""
-        return f"own states after block {self._point - 1}"
-
-    @property
-    def width(self) -> int:
-        """The model's own."""
-        return int(self._loaded.model.config.hidden_size)
 
     def _pool(self, texts: Sequence[str]) -> Float[Tensor, "texts d"]:
         return self._states(texts) - self._origin
@@ -137,27 +145,12 @@ class StateEmbedder(Embedder):
 
 
 class SentenceEmbedder(Embedder):
-    """A sentence-embedding model: the mean of its last states over a text's tokens.
-
-    Args:
-        name: As it was asked for.
-        model: An encoder, in evaluation mode.
-        tokenizer: Its own.
-    """
+    """A sentence-embedding model: the mean of its last states over a text's tokens."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
-        self._name, self._model, self._tokenizer = name, model, tokenizer
+        self.name, self.width = name, int(model.config.hidden_size)
+        self._model, self._tokenizer = model, tokenizer
         self._most = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-
-    @property
-    def name(self) -> str:
-        """As it was asked for."""
-        return self._name
-
-    @property
-    def width(self) -> int:
-        """The model's own."""
-        return int(self._model.config.hidden_size)
 
     @torch.inference_mode()
     def _pool(self, texts: Sequence[str]) -> Float[Tensor, "texts d"]:
@@ -171,7 +164,8 @@ class SentenceEmbedder(Embedder):
                 return_tensors="pt",
             ).to(self._model.device)
             states = self._model(**batch).last_hidden_state
-            pooled.append(_masked_mean(states, batch["attention_mask"]))
+            weights = batch["attention_mask"][..., None].to(states.dtype)
+            pooled.append((states * weights).sum(1) / weights.sum(1))
         return torch.cat(pooled)
 
 
@@ -231,14 +225,7 @@ def load_sentence_embedder(name: str, *, device: str = "auto") -> SentenceEmbedd
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    _check_encoder(name, model, tokenizer, report["missing_keys"])
-    model.eval().requires_grad_(requires_grad=False).to(resolve_device(device))
-    return SentenceEmbedder(name, model, tokenizer)
-
-
-def _check_encoder(name: str, model: Any, tokenizer: Any, missing: Collection[str]) -> None:
-    """Refuse what would give numbers without a meaning."""
-    lacking = sorted(key for key in missing if not key.startswith("pooler."))  # not used here
+    lacking = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))  # not used
     if lacking:
         raise ModelError(
             f"--embedding-model {name}: the weights lack {len(lacking)} tensors that its "
@@ -249,11 +236,5 @@ def _check_encoder(name: str, model: Any, tokenizer: Any, missing: Collection[st
             f"--embedding-model {name}: is not an encoder with a padding token, as "
             "sentence-embedding models are. Without the option the model's own states are used."
         )
-
-
-def _masked_mean(
-    states: Float[Tensor, "texts seq d"], mask: Int[Tensor, "texts seq"]
-) -> Float[Tensor, "texts d"]:
-    """Return the mean over the tokens that the mask marks."""
-    weights = mask[..., None].to(states.dtype)
-    return (states * weights).sum(1) / weights.sum(1)
+    model.eval().requires_grad_(requires_grad=False).to(resolve_device(device))
+    return SentenceEmbedder(name, model, tokenizer)

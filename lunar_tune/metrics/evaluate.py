@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from lunar_tune.metrics.finished import RecallStop
-from lunar_tune.metrics.rouge import Recall, rouge_recall
+from lunar_tune.metrics.rouge import Recall, RecallStop, rouge_recall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +25,8 @@ __all__ = [
     "EvaluationSet",
     "Evaluator",
     "deviation_score",
+    "mean",
+    "paired",
     "row_means",
 ]
 
@@ -92,8 +93,7 @@ class Evaluation:
 
     rows: tuple[AnswerRow, ...]
     scores: Mapping[str, float]
-    """`<set>_rouge1`, `<set>_rougeL`, `<set>_rows` for each set, and `deviation_score`; only of
-    what was asked."""
+    """See `row_means`; of what was asked alone."""
     complete: bool = True
     """Whether every question was asked. Where not, the retain floor is missed for certain, and the
     retain scores are means over the rows that were asked."""
@@ -112,7 +112,7 @@ class Evaluator:
     Args:
         answers: Who answers.
         tokenizer: Of the model.
-        sets: Questions; forget, retain and factual.
+        sets: Questions.
         rouge_tokenizer: Which words ROUGE counts.
         early_exit: Whether an answer may end when it has said every word of the truth.
         seed: Of the order in which retain rows are asked.
@@ -129,7 +129,15 @@ class Evaluator:
         seed: int = 0,
     ) -> None:
         self._answers, self._tokenizer, self._sets = answers, tokenizer, tuple(sets)
-        self._rouge_tokenizer, self._early_exit, self._seed = rouge_tokenizer, early_exit, seed
+        self._rouge_tokenizer, self._seed = rouge_tokenizer, seed
+        nothing = EvaluationSet("retain", (), ())
+        self._retain = next((one for one in self._sets if one.name == "retain"), nothing)
+        truths: defaultdict[int, list[str]] = defaultdict(list)
+        for one in self._sets if early_exit else ():
+            for record, row in zip(one.records, one.rows, strict=True):
+                truths[row].append(record.answer)
+        stop = RecallStop(tokenizer, truths, rouge_tokenizer=rouge_tokenizer)
+        self._stop = stop.done if early_exit else None
 
     def evaluate(
         self, *, edited_layer: int | None, max_new_tokens: int, floor: float | None = None
@@ -144,109 +152,25 @@ class Evaluator:
         """
         from lunar_tune.engine.decoding import AnswerRules  # loads torch
 
-        rules = AnswerRules(
-            edited_layer=edited_layer,
-            max_new_tokens=max_new_tokens,
-            stop=self._stop.done if self._early_exit else None,
+        run = self._answers.begin(
+            AnswerRules(edited_layer=edited_layer, max_new_tokens=max_new_tokens, stop=self._stop)
         )
-        run = self._answers.begin(rules)
-        asked = [list(range(len(one.records))) for one in self._sets]
+        asked: dict[str, Sequence[int]] = {one.name: range(len(one.rows)) for one in self._sets}
         complete = True
         if floor is None or not self._retain.records:
             run.open(_new([row for one in self._sets for row in one.rows], ()))
         else:
-            seen, complete = self._in_chunks(run, floor)
-            asked = [
-                seen if one.name == "retain" else places
-                for one, places in zip(self._sets, asked, strict=True)
-            ]
-        tokens = run.close()
-        scored = self._score(tokens, asked, complete=complete)
+            asked["retain"], complete = self._in_chunks(run, floor)
         names = [one.name for one in self._sets if complete or one.name in JUDGED]
-        return Evaluation(
-            rows=scored,
-            scores=row_means(scored, names),
-            complete=complete,
-            tokens={row: tuple(answer) for row, answer in tokens.items()},
-        )
-
-    def _in_chunks(self, run: AnswerRun, floor: float) -> tuple[list[int], bool]:
-        """Ask the forget set, then retain rows until the floor is missed for certain.
-
-        If what is known of a chunk after the first round holds the floor already, all that is left
-        is asked at once; if not, the chunk is decoded to its end before the next one is begun.
-
-        Returns:
-            The places of the retain rows that were asked, in their order, and whether everything
-            else was asked too.
-        """
-        retain, total = self._retain, len(self._retain.records)
-        allowed = total * (1 - floor)  # recall that may be missing in the whole set
-        seen: list[int] = []
-        known: dict[int, list[int]] = {}
-        begun: list[int] = []
-        first = [row for one in self._sets if one.name == "forget" for row in one.rows]
-        for chunk in self._chunks(max(LEAST_CHUNK, math.ceil(2 * allowed))):
-            rows = _new([*first, *(retain.rows[i] for i in chunk)], begun)
-            known |= run.open(rows)
-            begun += rows
-            seen += chunk
-            if self._missing(chunk, known) <= len(chunk) * (1 - floor):
-                break
-            known |= run.close()
-            if self._missing(seen, known) > allowed + ROUNDING * total:
-                return sorted(seen), False
-        rest = [row for one in self._sets if one.name != "forget" for row in one.rows]
-        run.open(_new(rest, begun))
-        return list(range(total)), True
-
-    def _chunks(self, size: int) -> Iterator[list[int]]:
-        """Yield places of retain rows in a fixed shuffled order."""
-        order = list(range(len(self._retain.records)))
-        random.Random(self._seed).shuffle(order)  # noqa: S311 an order, not a secret
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
-
-    def _missing(self, places: Sequence[int], tokens: Mapping[int, Sequence[int]]) -> float:
-        """Return the recall that some retain rows lack of 1; all of it where there is no answer."""
-        known = [i for i in places if self._retain.rows[i] in tokens]
-        recalls = self._recalls(
-            [self._retain.records[i] for i in known],
-            [tokens[self._retain.rows[i]] for i in known],
-        )
-        return len(places) - math.fsum(recall.rouge1 for recall in recalls)
-
-    def _recalls(self, records: Sequence[Record], tokens: Sequence[Sequence[int]]) -> list[Recall]:
-        truths = [record.answer for record in records]
-        return rouge_recall(truths, self._texts(tokens), tokenizer=self._rouge_tokenizer)
-
-    def _texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
-        if not tokens:  # `batch_decode` of nothing is one empty text
-            return []
-        texts: list[str] = self._tokenizer.batch_decode(
-            [list(row) for row in tokens], skip_special_tokens=True
-        )
-        return texts
-
-    def _score(
-        self,
-        tokens: Mapping[int, Sequence[int]],
-        asked: Sequence[Sequence[int]],
-        *,
-        complete: bool,
-    ) -> tuple[AnswerRow, ...]:
-        """Return a row for each question that was asked, in the order of the sets."""
+        tokens = run.close()
         questions = [
             (one.name, one.records[i], one.rows[i])
-            for one, places in zip(self._sets, asked, strict=True)
-            if complete or one.name in JUDGED
-            for i in places
+            for one in self._sets
+            if one.name in names
+            for i in asked[one.name]
         ]
-        texts = self._texts([tokens[row] for _, _, row in questions])
-        recalls = rouge_recall(
-            [record.answer for _, record, _ in questions], texts, tokenizer=self._rouge_tokenizer
-        )
-        return tuple(
+        answers = self._scored([(record, tokens[row]) for _, record, row in questions])
+        rows = tuple(
             AnswerRow(
                 set_name=name,
                 edge=record.edge,
@@ -256,22 +180,61 @@ class Evaluator:
                 rouge1=recall.rouge1,
                 rouge_l=recall.rouge_l,
             )
-            for (name, record, _), text, recall in zip(questions, texts, recalls, strict=True)
+            for (name, record, _), (text, recall) in zip(questions, answers, strict=True)
+        )
+        return Evaluation(
+            rows=rows,
+            scores=row_means(rows, names),
+            complete=complete,
+            tokens={row: tuple(answer) for row, answer in tokens.items()},
         )
 
-    @cached_property
-    def _retain(self) -> EvaluationSet:
-        return next(
-            (one for one in self._sets if one.name == "retain"), EvaluationSet("retain", (), ())
-        )
+    def _in_chunks(self, run: AnswerRun, floor: float) -> tuple[list[int], bool]:
+        """Ask the forget set, then retain rows until the floor is missed for certain.
 
-    @cached_property
-    def _stop(self) -> RecallStop:
-        truths: dict[int, list[str]] = {}
-        for one in self._sets:
-            for record, row in zip(one.records, one.rows, strict=True):
-                truths.setdefault(row, []).append(record.answer)
-        return RecallStop(self._tokenizer, truths, rouge_tokenizer=self._rouge_tokenizer)
+        Retain rows are asked in a fixed shuffled order. If what is known of a chunk after the first
+        round holds the floor already, all that is left is asked at once; if not, the chunk is
+        decoded to its end before the next one is begun. Return the places of the retain rows that
+        were asked, and whether everything was.
+        """
+        retain, total = self._retain, len(self._retain.records)
+        allowed = total * (1 - floor)  # recall that may be missing in the whole set
+        size = max(LEAST_CHUNK, math.ceil(2 * allowed))
+        order = list(range(total))
+        random.Random(self._seed).shuffle(order)  # noqa: S311 an order, not a secret
+        known: dict[int, list[int]] = {}
+        begun: list[int] = []
+        first = [row for one in self._sets if one.name == "forget" for row in one.rows]
+        for end in range(size, total + size, size):
+            chunk = order[end - size : end]
+            rows = _new([*first, *(retain.rows[i] for i in chunk)], begun)
+            known |= run.open(rows)
+            begun += rows
+            if self._missing(chunk, known) <= len(chunk) * (1 - floor):
+                break
+            known |= run.close()
+            if self._missing(order[:end], known) > allowed + ROUNDING * total:
+                return sorted(order[:end]), False
+        run.open(_new([row for one in self._sets for row in one.rows], begun))
+        return list(range(total)), True
+
+    def _missing(self, places: Sequence[int], tokens: Mapping[int, Sequence[int]]) -> float:
+        """Return the recall that some retain rows lack of 1; all of it where there is no answer."""
+        retain = self._retain
+        answered = [i for i in places if retain.rows[i] in tokens]
+        scored = self._scored([(retain.records[i], tokens[retain.rows[i]]) for i in answered])
+        return len(places) - math.fsum(recall.rouge1 for _, recall in scored)
+
+    def _scored(self, answers: Sequence[tuple[Record, Sequence[int]]]) -> list[tuple[str, Recall]]:
+        """Return the text of each answer, and its recall of the record's."""
+        if not answers:  # `batch_decode` of nothing is one empty text
+            return []
+        texts: list[str] = self._tokenizer.batch_decode(
+            [list(tokens) for _, tokens in answers], skip_special_tokens=True
+        )
+        truths = [record.answer for record, _ in answers]
+        recalls = rouge_recall(truths, texts, tokenizer=self._rouge_tokenizer)
+        return list(zip(texts, recalls, strict=True))
 
 
 def _new(rows: Sequence[int], begun: Collection[int]) -> list[int]:
@@ -280,17 +243,12 @@ def _new(rows: Sequence[int], begun: Collection[int]) -> list[int]:
 
 
 def row_means(rows: Sequence[AnswerRow], names: Sequence[str]) -> dict[str, float]:
-    """Return `Evaluation.scores` of some rows.
-
-    Args:
-        rows: Answers.
-        names: Of the sets that count.
-    """
+    """Return `<set>_rouge1`, `<set>_rougeL`, `<set>_rows` of each set, and `deviation_score`."""
     scores: dict[str, float] = {}
     for name in names:
         mine = [row for row in rows if row.set_name == name]
-        scores[f"{name}_rouge1"] = _mean([row.rouge1 for row in mine])
-        scores[f"{name}_rougeL"] = _mean([row.rouge_l for row in mine])
+        scores[f"{name}_rouge1"] = mean([row.rouge1 for row in mine])
+        scores[f"{name}_rougeL"] = mean([row.rouge_l for row in mine])
         scores[f"{name}_rows"] = len(mine)
     if "forget_rouge1" in scores and "retain_rouge1" in scores:
         scores["deviation_score"] = deviation_score(
@@ -299,5 +257,26 @@ def row_means(rows: Sequence[AnswerRow], names: Sequence[str]) -> dict[str, floa
     return scores
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; NaN where there is nothing."""
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def paired(
+    rows: Sequence[AnswerRow], others: Sequence[AnswerRow]
+) -> list[tuple[AnswerRow, AnswerRow | None]]:
+    """Return each row with the other answer to its question, in the order of the rows.
+
+    Without texts, questions can only be told apart where they have numbers.
+    """
+    numbered = all(row.row is not None for row in (*rows, *others))
+
+    def key(row: AnswerRow) -> tuple[Hashable, ...]:
+        if numbered:
+            return row.set_name, row.edge, row.row
+        return row.set_name, row.edge, row.question, row.truth
+
+    waiting: defaultdict[tuple[Hashable, ...], deque[AnswerRow]] = defaultdict(deque)
+    for other in others:
+        waiting[key(other)].append(other)
+    return [(row, found.popleft() if (found := waiting[key(row)]) else None) for row in rows]

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lunar_tune.metrics.demands import (
-    Constraint,
-    Objective,
-    parse_constraints,
-    parse_objective,
-)
-from lunar_tune.metrics.names import METRICS
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.metrics.names import METRICS, Metric, find_metric, own_name
 
 if TYPE_CHECKING:
     from lunar_tune.config.search_config import SearchConfig
 
-__all__ = ["Goal", "goal_of", "in_words", "score_label"]
+__all__ = [
+    "Constraint",
+    "Goal",
+    "Objective",
+    "goal_of",
+    "in_words",
+    "parse_constraint",
+    "score_label",
+]
 
+_OPERATOR = re.compile(r"[<>=!~≤≥]+")
+_SENSES = {">=": ">=", "<=": "<=", "≥": ">=", "≤": "<="}
+_MEANT = {">": ">=", "=>": ">=", "<": "<=", "=<": "<="}
 # What is known of a trial that was stopped because it had missed the retain floor for certain.
 KNOWN_AT_A_STOP = {
     "forget_rouge1",
@@ -32,6 +39,34 @@ FLOORED = "retain_rouge1"
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """A bound that a score has to keep."""
+
+    metric: str
+    sense: str
+    """`>=` or `<=`."""
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.sense}{self.bound!r}".removesuffix(".0")
+
+    def violation(self, scores: Mapping[str, float]) -> float:
+        """Return by how much the bound is missed, 0 or less if kept; infinity without a score."""
+        value = scores.get(self.metric, math.nan)
+        if math.isnan(value):
+            return math.inf
+        return self.bound - value if self.sense == ">=" else value - self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A score that is to become as good as possible, and its better direction."""
+
+    metric: str
+    direction: str
+
+
+@dataclass(frozen=True, slots=True)
 class Goal:
     """A score to make as good as possible subject to bounds on others."""
 
@@ -40,12 +75,34 @@ class Goal:
 
     @classmethod
     def read(cls, objective: str, constraints: Iterable[str]) -> Goal:
-        """Return a goal from text, as it is written on the command line.
+        """Return a goal from a metric's name and bounds, as they are on the command line.
 
         Raises:
-            InputError: A metric or a bound means nothing.
+            InputError: A metric or a bound means nothing, a metric is bounded twice on one side,
+                or no value keeps both of its bounds; all mistakes at once.
         """
-        return cls(parse_objective(objective), parse_constraints(constraints))
+        problems = Problems()
+        with problems.collect():
+            if _OPERATOR.search(objective):
+                raise InputError(
+                    f"--minimise {objective.strip()}: a metric's name alone; a bound belongs to "
+                    "--constrain."
+                )
+            metric = find_metric(objective, said="--minimise")
+            aim = Objective(metric.name, metric.direction)
+        read: dict[tuple[str, str], Constraint] = {}
+        for text in constraints:
+            with problems.collect():
+                one = parse_constraint(text)
+                same = read.setdefault((one.metric, one.sense), one)
+                if same is not one:
+                    problems.add(f"--constrain: {same} and {one}: leave one of them out.")
+        for (name, sense), one in read.items():
+            other = read.get((name, "<="))
+            if sense == ">=" and other is not None and one.bound > other.bound:
+                problems.add(f"--constrain: no value keeps both {one} and {other}.")
+        problems.raise_if_any()
+        return cls(aim, tuple(read.values()))
 
     def value(self, scores: Mapping[str, float]) -> float:
         """Return what is to be made small; NaN where it is not known."""
@@ -67,29 +124,26 @@ class Goal:
     def worst(self, seen: Iterable[Mapping[str, float]]) -> tuple[float, dict[str, float]] | None:
         """Return the value and violations of a setting that is as bad as one can be.
 
-        Args:
-            seen: Scores that there were; where a metric has no end, the worst of them counts.
-
-        Returns:
-            What `value` and `violations` would give; None where a metric has no end and nothing of
-            it was seen.
+        Where a metric has no end, the worst of the scores that were seen counts; None if there is
+        none.
         """
-        scores = list(seen)
+        seen = list(seen)
         ends = [(self.objective.metric, self.objective.direction == "minimize")]
         ends += [(one.metric, one.sense == "<=") for one in self.constraints]
-        values = []
+        worst = []
         for name, high_is_bad in ends:
-            metric = METRICS[name]
-            end = metric.high if high_is_bad else metric.low
+            end = METRICS[name].high if high_is_bad else METRICS[name].low
             if not math.isfinite(end):
-                known = [one[name] for one in scores if math.isfinite(one.get(name, math.nan))]
+                known = [one[name] for one in seen if math.isfinite(one.get(name, math.nan))]
                 if not known:
                     return None
                 end = max(known) if high_is_bad else min(known)
-            values.append(end)
-        value = values[0] if self.objective.direction == "minimize" else -values[0]
-        pairs = zip(self.constraints, values[1:], strict=True)
-        return value, {str(one): one.violation({one.metric: end}) for one, end in pairs}
+            worst.append(end)
+        violations = {
+            str(one): one.violation({one.metric: end})
+            for one, end in zip(self.constraints, worst[1:], strict=True)
+        }
+        return self.value({self.objective.metric: worst[0]}), violations
 
     @property
     def text(self) -> tuple[str, tuple[str, ...]]:
@@ -129,6 +183,54 @@ class Goal:
     def bounds(self) -> str:
         """The bounds in words."""
         return in_words(self.constraints)
+
+
+def parse_constraint(text: str) -> Constraint:
+    """Read a bound, `METRIC>=VALUE` or `METRIC<=VALUE`, with or without spaces.
+
+    Raises:
+        InputError: It is none, names no metric, or a value that the metric cannot take.
+    """
+    said = f"--constrain {text.strip()!r}"
+    name, sense, value = _parts(text, said)
+    problems = Problems()
+    metric: Metric | None = None
+    bound = math.nan
+    with problems.collect():
+        metric = find_metric(name, said=said)
+    try:
+        bound = float(value)
+    except ValueError:
+        problems.add(f"{said}: {value!r} is not a number. Write for example {name}{sense}0.8.")
+    else:
+        if metric is not None and (why := metric.why_never(bound)):
+            problems.add(f"{said}: {why}")
+    problems.raise_if_any()
+    return Constraint(own_name(name), sense, bound)
+
+
+def _parts(text: str, said: str) -> tuple[str, str, str]:
+    """Return name, sense and value of a bound as they were written."""
+    found = _OPERATOR.search(text)
+    if found is None:
+        raise InputError(
+            f"{said}: METRIC>=VALUE or METRIC<=VALUE, in quotation marks, because a shell takes "
+            "> and < for itself."
+        )
+    name, value = text[: found.start()].strip(), text[found.end() :].strip()
+    sense = _SENSES.get(found.group())
+    if sense is None:
+        meant = _MEANT.get(found.group())
+        ask = f"write {meant}" if meant else "write >= or <=; a score is never exactly a value"
+        raise InputError(f"{said}: {found.group()} is not a bound; {ask}.")
+    if _OPERATOR.search(value):
+        raise InputError(f"{said}: one bound at a time; give --constrain twice.")
+    if not name or not value:
+        raise InputError(f"{said}: {'the metric' if not name else 'the value'} is missing.")
+    if own_name(value) in METRICS:
+        turned = "<=" if sense == ">=" else ">="
+        raise InputError(f"{said}: the metric comes first: {value}{turned}{name}.")
+    return name, sense, value
 
 
 def goal_of(config: SearchConfig) -> Goal:

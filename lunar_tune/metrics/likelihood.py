@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -25,11 +24,10 @@ from torch import Tensor
 from lunar_tune.engine.decoding import likeliest
 from lunar_tune.engine.streams import sweep_batch
 from lunar_tune.errors import DivergenceError
+from lunar_tune.metrics.evaluate import mean
+from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.memory import BatchSize, DeviceMemory
 from lunar_tune.training.answer_loss import Pair, answer_states, token_log_probs
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
-    from lunar_tune.models.memory import BatchSize, DeviceMemory
 
 __all__ = ["AnswerLikelihood", "LikelihoodScorer", "likelihood_means"]
 
@@ -40,15 +38,7 @@ LOGITS_AT_ONCE = 2**25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLikelihood:
-    """What a model makes of one true answer.
-
-    Example:
-        >>> one = AnswerLikelihood(
-        ...     ranks=(1, 2, 1, 1), chosen=(True, False, True, True), log_probs=(-1.0,) * 5
-        ... )
-        >>> one.mrr, one.extraction_strength, one.log_prob
-        (0.875, 0.5, -5.0)
-    """
+    """What a model makes of one true answer."""
 
     ranks: tuple[int, ...]
     """Rank of each own token: 1 and the tokens of strictly greater logit; equal ones share the
@@ -61,12 +51,12 @@ class AnswerLikelihood:
     @property
     def mrr(self) -> float:
         """Mean of 1/rank of the own tokens."""
-        return _mean([1 / rank for rank in self.ranks])
+        return mean([1 / rank for rank in self.ranks])
 
     @property
     def hit_ratio(self) -> float:
         """Share of the own tokens whose rank is at most 100."""
-        return _mean([float(rank <= HIT_RANK) for rank in self.ranks])
+        return mean([float(rank <= HIT_RANK) for rank in self.ranks])
 
     @property
     def log_prob(self) -> float:
@@ -76,7 +66,7 @@ class AnswerLikelihood:
     @property
     def answer_log_prob(self) -> float:
         """Mean log π of a token of the answer with its end."""
-        return _mean(self.log_probs)
+        return mean(self.log_probs)
 
     @property
     def extraction_strength(self) -> float:
@@ -88,8 +78,7 @@ class AnswerLikelihood:
         """
         if not self.chosen:
             return math.nan
-        places = [place for place, chosen in enumerate(self.chosen) if not chosen]
-        given = places[-1] + 1 if places else 0
+        given = max((k for k, chosen in enumerate(self.chosen, start=1) if not chosen), default=0)
         return 1 - given / len(self.chosen)
 
 
@@ -100,30 +89,29 @@ def likelihood_means(answers: Sequence[AnswerLikelihood]) -> dict[str, float]:
     exp(−Σ log π / tokens): a mean over answers would be the worst answer's. It ends at the
     largest float, so that it stays a number in every file.
     """
-    per_token = _mean([value for answer in answers for value in answer.log_probs])
+    nats = -mean([value for answer in answers for value in answer.log_probs])
+    try:
+        perplexity = math.exp(nats)
+    except OverflowError:
+        perplexity = sys.float_info.max
     return {
-        "mrr": _mean([answer.mrr for answer in answers]),
-        "hit_ratio": _mean([answer.hit_ratio for answer in answers]),
-        "log_prob": _mean([answer.log_prob for answer in answers]),
-        "answer_log_prob": _mean([answer.answer_log_prob for answer in answers]),
-        "perplexity": _exp(-per_token),
-        "extraction_strength": _mean([answer.extraction_strength for answer in answers]),
+        "mrr": mean([answer.mrr for answer in answers]),
+        "hit_ratio": mean([answer.hit_ratio for answer in answers]),
+        "log_prob": mean([answer.log_prob for answer in answers]),
+        "answer_log_prob": mean([answer.answer_log_prob for answer in answers]),
+        "perplexity": perplexity,
+        "extraction_strength": mean([answer.extraction_strength for answer in answers]),
     }
 
 
 class LikelihoodScorer:
-    """Judges true answers by the model as it is when asked, with batches that are remembered.
-
-    Args:
-        loaded: The model.
-        memory: What may be used.
-    """
+    """Judges true answers by the model as it is when asked, with batches that are remembered."""
 
     def __init__(self, loaded: LoadedModel, memory: DeviceMemory) -> None:
         self._loaded, self._memory = loaded, memory
 
     def score(self, pairs: Sequence[Pair]) -> tuple[AnswerLikelihood, ...]:
-        """Return what the model makes of each pair's answer, in the order of the pairs.
+        """Return what the model makes of each pair's answer.
 
         Raises:
             DivergenceError: A logit is NaN or infinite.
@@ -137,12 +125,11 @@ class LikelihoodScorer:
 
     @torch.inference_mode()
     def _score(self, pairs: Sequence[Pair], tokens: int) -> tuple[AnswerLikelihood, ...]:
-        model = self._loaded.model
-        decoder = self._loaded.layout.decoder_of(model)
+        decoder = self._loaded.layout.decoder_of(self._loaded.model)
         scored: dict[int, AnswerLikelihood] = {}
         for places in _batches(pairs, tokens):
             batch = [pairs[place] for place in places]
-            states = answer_states(model, decoder, batch)
+            states = answer_states(self._loaded.model, decoder, batch)
             ranks, chosen, log_probs = self._judged(states.hidden, states.targets)
             start = 0
             for place, pair in zip(places, batch, strict=True):
@@ -164,8 +151,7 @@ class LikelihoodScorer:
         parts = []
         for states, truth in zip(hidden.split(step), targets.split(step), strict=True):
             logits = head(states)
-            own = logits.gather(1, truth[:, None])
-            ranks = 1 + (logits > own).sum(1)
+            ranks = 1 + (logits > logits.gather(1, truth[:, None])).sum(1)
             parts.append((ranks, likeliest(logits) == truth, token_log_probs(logits, truth)))
         ranks, chosen, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
         if not bool(log_probs.isfinite().all()):
@@ -185,14 +171,3 @@ def _batches(pairs: Sequence[Pair], tokens: int) -> Iterator[list[int]]:
         batch.append(place)
     if batch:
         yield batch
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return sys.float_info.max

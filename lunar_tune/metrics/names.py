@@ -1,19 +1,21 @@
-"""Every score that can be asked for by name: what it says, where it lies, what it takes.
+"""Every score that can be asked for by name: where it lies, which end is better, what it takes.
 
-A name is a set and a quantity: `forget_rouge1` is ROUGE-1 on the questions to forget.
+A name is a set and a quantity: `forget_rouge1` is ROUGE-1 on the questions to forget. What each of
+them says is in the README. A package adds one with an entry point of the group `lunar_tune.metrics`
+that names a `Metric`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.registry import Registry
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports numpy
     from lunar_tune.metrics.evaluate import AnswerRow
 
 __all__ = [
@@ -25,8 +27,8 @@ __all__ = [
     "Metric",
     "check_metrics",
     "find_metric",
-    "is_metric",
     "need_of",
+    "own_name",
 ]
 
 ANSWERS = "generated answers"
@@ -35,19 +37,15 @@ WHOLE_ANSWERS = "whole answers"
 LIKELIHOODS = "likelihoods of the true answers"
 EMBEDDINGS = "sentence embeddings"
 
-MINIMIZE, MAXIMIZE = "minimize", "maximize"  # as Optuna writes them
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A score: what it says, where it lies, and what it takes."""
+    """A score: what it judges, where it lies, and what it takes."""
 
     name: str
     """As on the command line and in `Evaluation.scores`."""
     sets: tuple[str, ...]
     """Sets of questions that it judges: forget, retain, factual."""
-    quantity: str
-    """The name without the set."""
     low: float
     high: float
     """It lies between the two, both included where finite."""
@@ -58,37 +56,32 @@ class Metric:
     """Gives the score from all answers of its sets; None where it is computed with others."""
 
     @property
-    def direction(self) -> str:
-        """The better direction: minimize or maximize."""
-        return MINIMIZE if self.lower_is_better else MAXIMIZE
+    def quantity(self) -> str:
+        """The name without the set."""
+        return self.name.removeprefix(f"{self.sets[0]}_")
 
     @property
-    def range(self) -> str:
-        """Where it lies, in words."""
-        if math.isinf(self.high):
-            return f"is at least {self.low:g}"
-        if math.isinf(self.low):
-            return f"is at most {self.high:g}"
-        return f"lies between {self.low:g} and {self.high:g}"
+    def direction(self) -> str:
+        """The better direction, as Optuna writes it."""
+        return "minimize" if self.lower_is_better else "maximize"
 
-    def check(self, value: float) -> None:
-        """Check that the score can take a value.
-
-        Raises:
-            InputError: It cannot.
-        """
+    def why_never(self, value: float) -> str | None:
+        """Return why the score never has a value; None where it may."""
         if not math.isfinite(value):
-            raise InputError(f"{value:g}: not a number that {self.name} can be compared with.")
-        if not self.low <= value <= self.high:
-            raise InputError(f"{value:g}: {self.name} {self.range}.")
+            return f"{value:g}: not a number that {self.name} can be compared with."
+        if self.low <= value <= self.high:
+            return None
+        if math.isinf(self.high):
+            return f"{value:g}: {self.name} is at least {self.low:g}."
+        if math.isinf(self.low):
+            return f"{value:g}: {self.name} is at most {self.high:g}."
+        return f"{value:g}: {self.name} lies between {self.low:g} and {self.high:g}."
 
 
 METRICS: Registry[Metric] = Registry("metric", group="lunar_tune.metrics")
-"""A package adds one with an entry point of its name in the group `lunar_tune.metrics`."""
 
-# Of each quantity: least and greatest value, whether a low one means that little is known, and what
-# it needs. What each of them says is in the README.
-_QUANTITIES: Mapping[str, tuple[float, float, bool, str]] = {
+# Least and greatest value, whether a low one means that little is known, and what it needs.
+_QUANTITIES = {
     "rouge1": (0.0, 1.0, True, ANSWERS),
     "rougeL": (0.0, 1.0, True, ANSWERS),
     "mrr": (0.0, 1.0, True, LIKELIHOODS),
@@ -98,78 +91,59 @@ _QUANTITIES: Mapping[str, tuple[float, float, bool, str]] = {
     "perplexity": (1.0, math.inf, False, LIKELIHOODS),
     "extraction_strength": (0.0, 1.0, True, LIKELIHOODS),
 }
-
-
-def _register(metric: Metric) -> None:
-    METRICS.register(metric.name, metric)
-
-
-for _set in ("forget", "retain", "factual"):
-    for _quantity, (_low, _high, _low_is_ignorance, _need) in _QUANTITIES.items():
-        _register(
-            Metric(
-                name=f"{_set}_{_quantity}",
-                sets=(_set,),
-                quantity=_quantity,
-                low=_low,
-                high=_high,
-                lower_is_better=_low_is_ignorance == (_set == "forget"),
-                needs=frozenset({_need}),
-            )
+for _metric in (
+    *(
+        Metric(
+            name=f"{_set}_{_quantity}",
+            sets=(_set,),
+            low=_low,
+            high=_high,
+            lower_is_better=_low_is_ignorance == (_set == "forget"),
+            needs=frozenset({_need}),
         )
-# The distance of ROUGE-1 from 0 on forget and 1 on retain, in percent.
-_register(
-    Metric(
+        for _set in ("forget", "retain", "factual")
+        for _quantity, (_low, _high, _low_is_ignorance, _need) in _QUANTITIES.items()
+    ),
+    Metric(  # the distance of ROUGE-1 from 0 on forget and 1 on retain, in percent
         name="deviation_score",
         sets=("forget", "retain"),
-        quantity="deviation_score",
         low=0.0,
         high=100 * math.sqrt(2),
         lower_is_better=True,
         needs=frozenset({ANSWERS}),
-    )
-)
-# How like the answers on forget are to answers that decline: a cosine.
-_register(
-    Metric(
+    ),
+    Metric(  # how like the answers on forget are to answers that decline: a cosine
         name="refusal_quality",
         sets=("forget",),
-        quantity="refusal_quality",
         low=-1.0,
         high=1.0,
         lower_is_better=False,
         needs=frozenset({ANSWERS, WHOLE_ANSWERS, EMBEDDINGS}),
-    )
-)
+    ),
+):
+    METRICS.register(_metric.name, _metric)
 
 
-def find_metric(name: str) -> Metric:
-    """Return a metric by its name, in whatever case.
-
-    Raises:
-        InputError: There is none; the message lists those that exist.
-    """
-    return METRICS[_own_case(name)]
-
-
-def is_metric(text: str) -> bool:
-    """Say whether a text is a metric's name, in whatever case."""
-    return _own_case(text) in METRICS
-
-
-def _own_case(text: str) -> str:
+def own_name(text: str) -> str:
     """Return a metric's name as it is written, from any case; another text as it is."""
     stripped = text.strip()
     return next((name for name in METRICS if name.lower() == stripped.lower()), stripped)
 
 
-def need_of(names: Iterable[str]) -> frozenset[str]:
-    """Return what some metrics need, together."""
-    return frozenset[str]().union(*(find_metric(name).needs for name in names))
+def find_metric(text: str, *, said: str) -> Metric:
+    """Return a metric by its name, in whatever case.
+
+    Raises:
+        InputError: There is none; the message begins with `said`, the option that names it.
+    """
+    try:
+        return METRICS[own_name(text)]
+    except InputError as error:
+        raise InputError(f"{said}: {error}") from error
 
 
-def check_metrics(names: Iterable[str], *, flag: str = "--metrics") -> tuple[str, ...]:
-    """Return the metrics' own names, each once.
+def check_metrics(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the own names of the metrics of `--metrics`, each once.
 
     Raises:
         InputError: There is no such metric; all of them are named.
@@ -177,9 +151,12 @@ def check_metrics(names: Iterable[str], *, flag: str = "--metrics") -> tuple[str
     problems = Problems()
     found: dict[str, None] = {}
     for name in names:
-        try:
-            found[find_metric(name).name] = None
-        except InputError as error:
-            problems.add(f"{flag}: {error}")
+        with problems.collect():
+            found[find_metric(name, said="--metrics").name] = None
     problems.raise_if_any()
     return tuple(found)
+
+
+def need_of(names: Iterable[str]) -> frozenset[str]:
+    """Return what some metrics need, together."""
+    return frozenset[str]().union(*(METRICS[name].needs for name in names))

@@ -1,13 +1,20 @@
-"""ROUGE-1 and ROUGE-L recall of an answer against the true one."""
+"""ROUGE-1 and ROUGE-L recall of an answer, and which answers need not go on to have all of it.
+
+Recall can only grow as text is added, so an answer whose finished words hold the truth as a
+subsequence has ROUGE-L recall 1, and ROUGE-1 recall 1 with it, whatever follows. A word is finished
+when a character that belongs to no word follows it: until then the next token may lengthen it, and
+the stemmer may then see another word. A replacement character at the end may be the first half of
+any character, so it finishes nothing; nor do bytes as tokens, which more bytes may spoil.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nltk.stem.porter import PorterStemmer
 from rouge_score import rouge_scorer
@@ -16,13 +23,29 @@ from rouge_score.tokenize import tokenize
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, InputError
 
-__all__ = ["TOKENIZERS", "Recall", "check_scorable", "rouge_recall", "tokenize_words"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "TOKENIZERS",
+    "Recall",
+    "RecallStop",
+    "check_scorable",
+    "finished_part",
+    "rouge_recall",
+    "tokenize_words",
+]
 
 TOKENIZERS = ("default", "words")
 """`default`: rouge-score's own, [a-z0-9] with stemming. `words`: every script, no stemming; each
 ideograph, kana or Hangul syllable is a word."""
 
 _SYLLABLE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
+_WORD_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+_REPLACEMENT = "\ufffd"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece vocabularies
+# Lowers to one letter at a word's end and to another within, and a full stop may stand within.
+_CAPITAL_SIGMA = "\u03a3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +69,11 @@ class _WordTokenizer:
         return _SYLLABLE.sub(r" \g<0> ", kept).split()
 
 
-class _Stemmer(PorterStemmer):  # type: ignore[misc]  # nltk has no types
-    """rouge-score's stemmer; answers say the same words over and over."""
+class _DefaultTokenizer(PorterStemmer):  # type: ignore[misc]  # nltk has no types
+    """Splits text into words of [a-z0-9], stemmed as rouge-score does by default.
+
+    Stems are remembered: answers say the same words over and over.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,15 +83,8 @@ class _Stemmer(PorterStemmer):  # type: ignore[misc]  # nltk has no types
         stemmed: str = self._known(word, to_lowercase)
         return stemmed
 
-
-class _DefaultTokenizer:
-    """Splits text into stemmed words of [a-z0-9], as rouge-score does by default."""
-
-    def __init__(self) -> None:
-        self._stemmer = _Stemmer()
-
     def tokenize(self, text: str) -> list[str]:
-        words: list[str] = tokenize(text, self._stemmer)
+        words: list[str] = tokenize(text, self)
         return words
 
 
@@ -102,13 +121,8 @@ def check_scorable(
 ) -> None:
     """Refuse true answers in which the ROUGE tokenizer finds no word: they would score 0 for ever.
 
-    Args:
-        records: The pairs.
-        tokenizer: Of ROUGE.
-        text: Whether the message may show pairs.
-
     Raises:
-        DataError: There are such answers; the message shows the first of them.
+        DataError: There are such answers; the message shows the first of them where `text` allows.
     """
     _scorer(tokenizer)  # an unknown name is a mistake also without records
     empty = [record for record in records if not tokenize_words(record.answer, tokenizer=tokenizer)]
@@ -127,3 +141,68 @@ def check_scorable(
             f"{len(empty)} true answers have no word for the ROUGE tokenizer {tokenizer!r}, so "
             f"they could only score 0: {shown}{more}. {advice}"
         )
+
+
+class RecallStop:
+    """Tells which rows have said every word of their truths; other rows go on."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        truths: Mapping[int, Sequence[str]],
+        *,
+        rouge_tokenizer: str,
+    ) -> None:
+        self._tokenizer, self._rouge_tokenizer = tokenizer, rouge_tokenizer
+        vocabulary = tokenizer.get_vocab()
+        self._bytes = frozenset(i for token, i in vocabulary.items() if _BYTE.fullmatch(token))
+        self._words = {
+            row: [tokenize_words(truth, tokenizer=rouge_tokenizer) for truth in texts]
+            for row, texts in truths.items()
+        }
+
+    def done(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> list[bool]:
+        """Say of each row whether its tokens so far hold the truth in finished words."""
+        if not rows:  # `batch_decode` of nothing is one empty text
+            return []
+        texts = self._tokenizer.batch_decode(
+            [self._without_bytes(row) for row in tokens], skip_special_tokens=True
+        )
+        return [self._holds(row, text) for row, text in zip(rows, texts, strict=True)]
+
+    def _without_bytes(self, tokens: Sequence[int]) -> list[int]:
+        """Return the tokens without bytes at their end."""
+        end = len(tokens)
+        while end and tokens[end - 1] in self._bytes:
+            end -= 1
+        return list(tokens[:end])
+
+    def _holds(self, row: int, text: str) -> bool:
+        part = finished_part(text, rouge_tokenizer=self._rouge_tokenizer)
+        said = tokenize_words(part, tokenizer=self._rouge_tokenizer)
+        return row in self._words and all(_is_subsequence(one, said) for one in self._words[row])
+
+
+def finished_part(text: str, *, rouge_tokenizer: str) -> str:
+    """Return the beginning of a text up to its last character that belongs to no word."""
+    has_sigma = _CAPITAL_SIGMA in text
+    text = text.lower().rstrip(_REPLACEMENT)
+    end = len(text)
+    while end and _belongs_to_a_word(text[end - 1], rouge_tokenizer, has_sigma=has_sigma):
+        end -= 1
+    return text[:end]
+
+
+def _belongs_to_a_word(character: str, rouge_tokenizer: str, *, has_sigma: bool) -> bool:
+    if rouge_tokenizer == "default":
+        return character in _WORD_CHARACTERS
+    if has_sigma and not character.isspace():
+        return True
+    # NFKC joins and parts characters: only what it leaves alone and calls no letter ends a word.
+    normal = unicodedata.normalize("NFKC", character)
+    return any(unicodedata.category(part)[0] in "LMN" for part in normal) or normal != character
+
+
+def _is_subsequence(words: Sequence[str], said: Sequence[str]) -> bool:
+    remaining = iter(said)
+    return all(word in remaining for word in words)

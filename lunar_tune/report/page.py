@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.evaluate import AnswerRow
-from lunar_tune.metrics.pairing import paired
+from lunar_tune.metrics.evaluate import AnswerRow, paired
 from lunar_tune.report.page_tables import (
     estimates_note,
     scores_table,

@@ -92,6 +92,11 @@ def load_space(space: str | None, method: Method, *, model_name: str, n_layers: 
         # a model's file need not know every method and variant
         path = _find(DEFAULT, model_name)
         content = read_yaml(path, error_class=SearchSpaceError)
+        if name not in content:  # it begins where another begins that searches the same
+            for variants in content.values():
+                if {*method.parameters} == {*variants.get(variant, {}).get("parameters", ())}:
+                    content = {**content, name: variants}
+                    break
     problems = Problems()
     section = _read_file(content, name, variant, n_layers, problems)
     place = f"{name}.{variant}.parameters"

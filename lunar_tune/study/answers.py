@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 
 from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.evaluate import AnswerRow
-from lunar_tune.metrics.pairing import paired
+from lunar_tune.metrics.evaluate import AnswerRow, paired
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import HEADLINE_SCORES, TrialRow
 

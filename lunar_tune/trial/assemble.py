@@ -17,7 +17,7 @@ from lunar_tune.finetuning.finetune_settings import FinetuneSettings
 from lunar_tune.methods.contract import Method
 from lunar_tune.methods.method_registry import configure_method
 from lunar_tune.metrics.embedding import check_embedding_model
-from lunar_tune.metrics.names import check_metrics, find_metric
+from lunar_tune.metrics.names import METRICS, check_metrics
 from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.models.catalog import resolve_model
 from lunar_tune.models.chat import ChatFormat
@@ -211,10 +211,8 @@ def _check_family(model: ModelSpec) -> None:
 def _metrics(options: RunOptions) -> tuple[str, ...]:
     """Return the further scores that are wanted, after checking that they can be had."""
     names, problems = check_metrics(options.metrics), Problems()
-    for metric in map(find_metric, names):
-        if "factual" in metric.sets and options.factual_data == NONE:
-            problems.add(
-                f"--metrics {metric.name}: there are no questions with --factual-data none."
-            )
+    for name in names:
+        if "factual" in METRICS[name].sets and options.factual_data == NONE:
+            problems.add(f"--metrics {name}: there are no questions with --factual-data none.")
     problems.raise_if_any()
     return names

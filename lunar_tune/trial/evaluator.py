@@ -14,11 +14,10 @@ from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import PlainAnswerer, generate_tokens, token_budget
 from lunar_tune.errors import DataError
-from lunar_tune.metrics.embedding import Embedder, StateEmbedder
+from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
 from lunar_tune.metrics.evaluate import JUDGED, AnswerSource, Evaluation, EvaluationSet, Evaluator
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
-from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, find_metric
-from lunar_tune.metrics.refusal import Refusals
+from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, METRICS
 from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.models.layout import why_not_resumable
 from lunar_tune.training.answer_loss import Pair, encode_answers
@@ -240,7 +239,7 @@ class FurtherScores:
         memory: DeviceMemory,
         sentences: Embedder | None,
     ) -> None:
-        self._metrics = [find_metric(name) for name in spec.metrics]
+        self._metrics = [METRICS[name] for name in spec.metrics]
         self._data, self._loaded, self._encoder = spec.data, loaded, encoder
         self._memory, self._sentences = memory, sentences
         self._pairs: dict[Record, Pair] = {}

@@ -10,8 +10,8 @@ from typing import Any
 from lunar_tune import reference
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods.contract import Change, Fit, Method, Preparation, Subject
+from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.editing import edited
-from lunar_tune.methods.lunar.lunar_settings import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod, layers_and_coefficients
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
@@ -61,8 +61,8 @@ class ReferencePreparation(Preparation):
                 layers=layers,
                 coefficient=coefficients[0],
                 reference=subject.reference_prompts,
-                forget=subject.forget_prompts,
-                retain=subject.retain_prompts,
+                forget=[pair.prompt for pair in subject.forget_pairs],
+                retain=[pair.prompt for pair in subject.retain_pairs],
                 solver=self._solver(parameters, seed),
             )
         except ValueError as error:

@@ -110,11 +110,9 @@ class Worker:
         forget, retain = map(self.encoder.pairs, (data.fit_forget, data.fit_retain))
         subject = Subject(
             activations=self.activations,
-            forget_prompts=tuple(pair.prompt for pair in forget),
-            retain_prompts=tuple(pair.prompt for pair in retain),
-            reference_prompts=self.encoder.prompts(data.reference_prompts),
             forget_pairs=forget,
             retain_pairs=retain,
+            reference_prompts=self.encoder.prompts(data.reference_prompts),
             refusals=self.encoder.answers(data.refusals),
         )
         if spec.engine.kind == "reference":

@@ -17,8 +17,13 @@ from torch import Tensor
 
 from lunar_tune.errors import ModelError
 from lunar_tune.metrics import embedding as embedding_module
-from lunar_tune.metrics.embedding import Embedder, StateEmbedder, load_sentence_embedder
-from lunar_tune.metrics.refusal import refusal_quality, truth_similarity
+from lunar_tune.metrics.embedding import (
+    Embedder,
+    Refusals,
+    StateEmbedder,
+    load_sentence_embedder,
+    truth_similarity,
+)
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 
@@ -177,13 +182,7 @@ VECTORS = {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (3.0, 4.0), "d": (-2.0, 0.0)}
 class ByHand(Embedder):
     """Two numbers a text, so that every cosine is plain: a·c = .6, b·c = .8, a·d = −1."""
 
-    @property
-    def name(self) -> str:
-        return "by hand"
-
-    @property
-    def width(self) -> int:
-        return 2
+    name, width = "by hand", 2
 
     def _pool(self, texts: Sequence[str]) -> Float[Tensor, "texts d"]:
         return torch.tensor([VECTORS[text] for text in texts])
@@ -192,10 +191,10 @@ class ByHand(Embedder):
 def test_refusal_quality_is_the_mean_over_answers_of_the_mean_over_refusals() -> None:
     """To the refusals a and c: a has 1 and .6, b has 0 and .8; d has −1 and −.6; nothing has 0."""
     embedder = ByHand()
-    assert refusal_quality(embedder, ["a"], ["a", "c"]) == pytest.approx(0.8)
-    assert refusal_quality(embedder, ["a", "b"], ["a", "c"]) == pytest.approx(0.6)
-    assert refusal_quality(embedder, ["a", "b", "d", ""], ["a", "c"]) == pytest.approx(0.1)
-    assert refusal_quality(embedder, ["a"], ["a", "a", "c"]) == pytest.approx(2.6 / 3)
+    assert Refusals(embedder, ["a", "c"]).quality(["a"]) == pytest.approx(0.8)
+    assert Refusals(embedder, ["a", "c"]).quality(["a", "b"]) == pytest.approx(0.6)
+    assert Refusals(embedder, ["a", "c"]).quality(["a", "b", "d", ""]) == pytest.approx(0.1)
+    assert Refusals(embedder, ["a", "a", "c"]).quality(["a"]) == pytest.approx(2.6 / 3)
 
 
 def test_truth_similarity_compares_each_answer_with_its_own_truth() -> None:
@@ -207,7 +206,7 @@ def test_truth_similarity_compares_each_answer_with_its_own_truth() -> None:
 def test_means_of_nothing_and_lists_of_unequal_length_are_mistakes() -> None:
     for answers, others in (([], ["a"]), (["a"], [])):
         with pytest.raises(ValueError, match="no texts"):
-            refusal_quality(ByHand(), answers, others)
+            Refusals(ByHand(), others).quality(answers)
         with pytest.raises(ValueError, match="no texts"):
             truth_similarity(ByHand(), answers, others)
     with pytest.raises(ValueError, match="1 answers and 2 true answers"):

@@ -1,8 +1,6 @@
 """What a gradient method trains on is what another, plain computation gives.
 
-Covers: likelihoods of answers, a whole fit against a loop written out with full logits and a second
-model as reference, adapters, RMU's activations.
-Does not cover: the contract (`test_core_methods`), the losses (`test_core_losses`).
+A whole fit is compared with a loop written out with full logits and a second model as reference.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from test_core_methods import (
     gradient,
     same,
     subject,
+    unlearned,
     weights,
     weights_inside,
 )
@@ -30,7 +29,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods import gradient_ascent
-from lunar_tune.methods.gradient_settings import TRAINED, GradientSettings
+from lunar_tune.methods.gradient_fit import TRAINED, GradientSettings
 from lunar_tune.methods.negative_preference import npo
 from lunar_tune.methods.preference import dpo
 from lunar_tune.methods.simple_preference import simnpo
@@ -143,7 +142,7 @@ def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, nam
         expected.append(float(loss.detach()))
     two = dataclasses.replace(subject(one), retain_pairs=RETAIN_PAIRS[:2])
     preparation = gradient(name, "full", epochs=epochs, batch_size=2).prepare(two)
-    with preparation.unlearned({"learning_rate": rate}, seed=0) as report:
+    with unlearned(preparation, {"learning_rate": rate}, seed=0) as report:
         assert report.losses == pytest.approx(expected, rel=1e-3, abs=1e-4)
         for label, hand in by_hand.named_parameters():
             now = one.model.get_parameter(label)
@@ -158,7 +157,7 @@ def test_an_adapters_first_loss_is_the_unmodified_models(loaded: Load, name: str
     with torch.no_grad():
         expected = plain_loss(name, one.model, one.model, [0, 1], [0, 1])
     method = gradient(name, "lora", epochs=1, batch_size=2, dropout=0.0)
-    with method.prepare(two).unlearned({"learning_rate": 1e-3}, seed=0) as report:
+    with unlearned(method.prepare(two), {"learning_rate": 1e-3}, seed=0) as report:
         assert report.losses[0] == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
 
 
@@ -168,7 +167,7 @@ def test_gradient_checkpointing_changes_no_loss_and_no_weight(loaded: Load, trai
     inside = []
     for checkpointing in (False, True):
         method = gradient("gd", trained, dropout=0.0, checkpointing=checkpointing)
-        with method.prepare(subject(one)).unlearned({"learning_rate": 0.01}, seed=0) as report:
+        with unlearned(method.prepare(subject(one)), {"learning_rate": 0.01}, seed=0) as report:
             inside.append((report.losses, weights(one)))
         assert not one.model.is_gradient_checkpointing
     assert inside[0][0] == inside[1][0]
@@ -185,7 +184,7 @@ def test_npo_with_a_retain_weight_adds_the_usual_loss_on_answers_to_keep(
         npo = plain_loss("npo", one.model, one.model, [0, 1], [0, 1])
         kept = torch.cat([plain_log_probs(one.model, pair) for pair in RETAIN_PAIRS[:2]])
     method = gradient("npo", trained, epochs=1, batch_size=2, dropout=0.0, retain_weight=3.0)
-    with method.prepare(two).unlearned({"learning_rate": 1e-4}, seed=0) as report:
+    with unlearned(method.prepare(two), {"learning_rate": 1e-4}, seed=0) as report:
         assert report.losses[0] == pytest.approx(float(npo - 3 * kept.mean()), rel=1e-3)
 
 
@@ -210,11 +209,11 @@ def test_rmu_starts_from_the_distance_to_a_random_direction_and_trains_three_mat
     before = weights(one)
     method = gradient("rmu", "full", epochs=1, batch_size=2)
     parameters = {"layer": layer, "coefficient": coefficient, "learning_rate": 0.01}
-    with method.prepare(subject(one)).unlearned(parameters, seed=7) as report:
+    with unlearned(method.prepare(subject(one)), parameters, seed=7) as report:
         assert report.losses[0] == pytest.approx(expected, rel=1e-4)
         changed = {name for name, now in weights(one).items() if not torch.equal(now, before[name])}
     assert changed == {f"model.layers.{block}.mlp.down_proj.weight" for block in (0, 1, 2)}
-    with method.prepare(subject(one)).unlearned(parameters | {"layer": 0}, seed=7):
+    with unlearned(method.prepare(subject(one)), parameters | {"layer": 0}, seed=7):
         changed = {name for name, now in weights(one).items() if not torch.equal(now, before[name])}
     assert changed == {"model.layers.0.mlp.down_proj.weight"}
 
@@ -270,7 +269,7 @@ def test_an_adapter_that_cannot_be_put_on_leaves_nothing_of_it_and_tells_why(
     assert [(name, module) for name, module in one.model.named_modules()] == modules
     assert not any(parameter.requires_grad for parameter in one.model.parameters())
     method = gradient("ga", "lora")
-    with method.prepare(subject(one)).unlearned({"learning_rate": 0.01}, seed=0) as report:
+    with unlearned(method.prepare(subject(one)), {"learning_rate": 0.01}, seed=0) as report:
         assert report.losses
 
 
@@ -288,7 +287,7 @@ def test_memory_that_runs_out_in_a_fit_fails_the_trial_with_what_to_do(
     preparation = gradient("ga", trained).prepare(subject(one))
     with (
         pytest.raises(TrialError, match="out of memory while training: use --fix check"),
-        preparation.unlearned({"learning_rate": 0.01}, seed=0),
+        unlearned(preparation, {"learning_rate": 0.01}, seed=0),
     ):
         pytest.fail("the body ran")
 
@@ -321,7 +320,7 @@ def test_a_rate_that_breaks_the_model_is_a_failed_trial_and_leaves_it(
     preparation = gradient(name, trained, epochs=4).prepare(subject(one))
     with (
         pytest.raises(TrialError, match="learning rate"),
-        preparation.unlearned({"learning_rate": 1e38}, seed=0),
+        unlearned(preparation, {"learning_rate": 1e38}, seed=0),
     ):
         pytest.fail("the body ran")
 
@@ -356,7 +355,7 @@ def test_a_trial_may_set_what_is_searchable_and_nothing_else(loaded: Load) -> No
     ):
         with (
             pytest.raises(InputError, match=message),
-            preparation.unlearned({"learning_rate": 0.01} | wrong, seed=0),
+            unlearned(preparation, {"learning_rate": 0.01} | wrong, seed=0),
         ):
             pytest.fail("the body ran")
 

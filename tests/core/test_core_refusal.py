@@ -1,4 +1,4 @@
-"""Refusal quality in a trial, against states that the test's own hook reads in plain models."""
+"""Refusal quality in a trial, against states that a hook of the test reads in plain models."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from dataclasses import dataclass
 
 import jaxtyping
 import numpy as np
@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import linear, mse_loss
 
 from lunar_tune.errors import DivergenceError, InputError
-from lunar_tune.methods.lunar.lunar_settings import LunarSettings
+from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.solvers import (
     Solution,
+    Tokens,
     solve_adamw,
     solve_closed_form,
     solve_ridge,
@@ -27,32 +28,23 @@ from lunar_tune.methods.lunar.solvers import (
 D_MODEL, D_FF = 7, 12
 
 
-@dataclass
-class Problem:
-    """One matrix to fit."""
-
-    weight: Tensor
-    inputs: Tensor
-    is_forget: Tensor
-    shift: Tensor
-
-
-def problem(*, tokens: int = 200, seed: int = 0, repeated: int = 0) -> Problem:
+def problem(*, tokens: int = 200, seed: int = 0, repeated: int = 0) -> Tokens:
     """Return random data; the first `repeated` tokens are the same, as template tokens are."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(tokens, D_FF, generator=generator) + 0.3
     inputs[:repeated] = inputs[0].clone()
     is_forget = torch.zeros(tokens, dtype=torch.bool)
     is_forget[: max(1, tokens // 4)] = True
-    return Problem(
+    return Tokens(
         weight=torch.randn(D_MODEL, D_FF, generator=generator) * 0.2,
         inputs=inputs,
+        nodes=torch.arange(tokens),
         is_forget=is_forget,
         shift=torch.randn(D_MODEL, generator=generator),
     )
 
 
-def numpy_ridge(p: Problem, ridge: float) -> np.ndarray:
+def numpy_ridge(p: Tokens, ridge: float) -> np.ndarray:
     """Solve the ridge problem as least squares on stacked rows [H; sqrt(λ)I] → [1_forget; 0]."""
     h = p.inputs.double().numpy()
     strength = ridge * float(np.trace(h.T @ h)) / D_FF
@@ -61,16 +53,9 @@ def numpy_ridge(p: Problem, ridge: float) -> np.ndarray:
     return np.asarray(np.linalg.lstsq(stacked, target, rcond=None)[0])
 
 
-def adamw(p: Problem, *, learning_rate: float = 0.01, seed: int = 3, **fixed: object) -> Solution:
-    return solve_adamw(
-        p.weight,
-        p.inputs,
-        p.is_forget,
-        p.shift,
-        learning_rate=learning_rate,
-        settings=LunarSettings(**fixed),  # type: ignore[arg-type]
-        seed=seed,
-    )
+def adamw(p: Tokens, *, learning_rate: float = 0.01, seed: int = 3, **fixed: object) -> Solution:
+    settings = LunarSettings(**fixed)  # type: ignore[arg-type]
+    return solve_adamw(p, learning_rate=learning_rate, settings=settings, seed=seed)
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.float32])
@@ -183,7 +168,7 @@ def test_an_edit_too_large_for_the_number_format_is_a_divergence() -> None:
 
 
 def plain_loop(
-    p: Problem, *, rate: float, seed: int, epochs: int, decay: float, dtype: torch.dtype
+    p: Tokens, *, rate: float, seed: int, epochs: int, decay: float, dtype: torch.dtype
 ) -> tuple[Tensor, list[float]]:
     """Train by autograd: in float32 and float64 the difference to W₀, in bfloat16 the matrix."""
     h, w0 = p.inputs.to(dtype), p.weight.to(dtype)
@@ -247,7 +232,7 @@ def test_adamw_with_many_epochs_reaches_what_least_squares_reaches() -> None:
 
 
 def plain_low_rank(
-    p: Problem, *, rate: float, seed: int, epochs: int, rank: int
+    p: Tokens, *, rate: float, seed: int, epochs: int, rank: int
 ) -> tuple[Tensor, list[float]]:
     """Train W₀ + B·A in float64 with torch's own AdamW and autograd."""
     generator = torch.Generator().manual_seed(seed)
@@ -274,16 +259,7 @@ def plain_low_rank(
 @pytest.mark.parametrize("rank", [1, 4])
 def test_a_low_rank_fit_is_a_plain_autograd_loop_on_two_factors(rank: int) -> None:
     p = problem()
-    solution = solve_adamw(
-        p.weight,
-        p.inputs,
-        p.is_forget,
-        p.shift,
-        learning_rate=0.01,
-        settings=LunarSettings(epochs=4),
-        seed=3,
-        rank=rank,
-    )
+    solution = adamw(p, solver="lora", rank=rank, epochs=4)
     weight, losses = plain_low_rank(p, rate=0.01, seed=3, epochs=4, rank=rank)
     torch.testing.assert_close(solution.weight, weight, rtol=1e-4, atol=1e-5)
     assert solution.losses == pytest.approx(losses, rel=1e-5)
@@ -314,7 +290,7 @@ def test_the_original_matrix_is_not_modified() -> None:
     for master in ("float32", "bfloat16"):
         for dtype in (torch.float32, torch.bfloat16):
             p = problem()
-            p.weight = p.weight.to(dtype)
+            p = dataclasses.replace(p, weight=p.weight.to(dtype))
             before = p.weight.clone()
             solution = adamw(p, epochs=1, master_dtype=master)
             assert torch.equal(p.weight, before)
@@ -324,7 +300,7 @@ def test_the_original_matrix_is_not_modified() -> None:
 def test_float32_keeps_updates_that_a_bfloat16_master_loses() -> None:
     """At a learning rate of 1e-6 a step is below half a bfloat16 unit of weights near .2."""
     p = problem()
-    p.weight = torch.full_like(p.weight, 0.2).bfloat16().float()
+    p = dataclasses.replace(p, weight=torch.full_like(p.weight, 0.2).bfloat16().float())
     assert torch.equal(adamw(p, learning_rate=1e-6, master_dtype="bfloat16").weight, p.weight)
     assert not torch.equal(adamw(p, learning_rate=1e-6).weight, p.weight)
 

@@ -1,8 +1,4 @@
-"""An answer that need not go on has ROUGE recall 1 whatever follows, and no other answer stops.
-
-Covers: finished words of both ROUGE tokenizers, stops from tokens, evaluations with and without.
-Does not cover: where in decoding rows leave (`test_engine_answers`).
-"""
+"""An answer that need not go on has ROUGE recall 1 whatever follows, and no other answer stops."""
 
 from __future__ import annotations
 
@@ -23,8 +19,13 @@ from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.methods.lunar.editing import edited
 from lunar_tune.metrics.evaluate import Evaluation, EvaluationSet, Evaluator
-from lunar_tune.metrics.finished import RecallStop, finished_part
-from lunar_tune.metrics.rouge import TOKENIZERS, rouge_recall, tokenize_words
+from lunar_tune.metrics.rouge import (
+    TOKENIZERS,
+    RecallStop,
+    finished_part,
+    rouge_recall,
+    tokenize_words,
+)
 from lunar_tune.models.loading import LoadedModel
 
 each_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)

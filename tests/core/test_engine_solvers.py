@@ -1,8 +1,4 @@
-"""Fits over distinct prefixes and in parts are those over all tokens at once.
-
-Covers: AdamW on rows that tokens share, the ridge solution a part at a time, its error.
-Does not cover: the fits as such (`test_core_solvers`).
-"""
+"""Fits over distinct prefixes and in parts are those over all tokens at once."""
 
 from __future__ import annotations
 
@@ -15,9 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar import solvers as solvers_module
-from lunar_tune.methods.lunar.lunar_settings import LunarSettings
-from lunar_tune.methods.lunar.solvers import solve_adamw, solve_closed_form, solve_ridge
+from lunar_tune.methods.lunar.solvers import (
+    Solution,
+    Tokens,
+    solve_adamw,
+    solve_closed_form,
+    solve_ridge,
+)
 
 D_MODEL, D_FF = 7, 12
 
@@ -26,18 +28,19 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + 0.3
 
 
-def adamw(inputs: Tensor, is_forget: Tensor, **options: Any) -> Any:
-    fixed = {name: options.pop(name) for name in ("master_dtype", "batch_size") if name in options}
-    return solve_adamw(
-        drawn(D_MODEL, D_FF, seed=1),
-        inputs,
-        is_forget,
-        drawn(D_MODEL, seed=2),
-        learning_rate=0.01,
-        settings=LunarSettings(epochs=3, **fixed),
-        seed=4,
-        **options,
+def adamw(
+    inputs: Tensor, is_forget: Tensor, *, nodes: Tensor | None = None, **fixed: Any
+) -> Solution:
+    """Fit; the rows of `inputs` are the tokens unless nodes are given."""
+    tokens = Tokens(
+        weight=drawn(D_MODEL, D_FF, seed=1),
+        inputs=inputs,
+        nodes=torch.arange(len(inputs)) if nodes is None else nodes,
+        is_forget=is_forget,
+        shift=drawn(D_MODEL, seed=2),
     )
+    settings = LunarSettings(epochs=3, **fixed)
+    return solve_adamw(tokens, learning_rate=0.01, settings=settings, seed=4)
 
 
 @pytest.mark.parametrize("master", ["float32", "bfloat16"])
@@ -51,18 +54,16 @@ def test_adamw_on_rows_that_tokens_share_is_adamw_on_the_rows_written_out(
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(0, n_nodes, (n_tokens,), generator=generator)
     is_forget = torch.rand(n_tokens, generator=generator) < 0.3
-    shared = adamw(inputs, is_forget, tokens=tokens, master_dtype=master)
+    shared = adamw(inputs, is_forget, nodes=tokens, master_dtype=master)
     written = adamw(inputs[tokens], is_forget, master_dtype=master)
     assert torch.equal(shared.weight, written.weight)
     assert shared.losses == written.losses
 
 
-def test_tokens_in_their_order_are_the_default() -> None:
+def test_a_token_is_moved_by_what_is_said_of_it_and_not_of_its_row() -> None:
     inputs, is_forget = drawn(30, D_FF), torch.arange(30) < 8
     first = adamw(inputs, is_forget, batch_size=16)
-    second = adamw(inputs, is_forget, batch_size=16, tokens=torch.arange(30))
-    turned = adamw(inputs, is_forget, batch_size=16, tokens=torch.arange(30).flip(0))
-    assert torch.equal(first.weight, second.weight)
+    turned = adamw(inputs, is_forget, batch_size=16, nodes=torch.arange(30).flip(0))
     assert not torch.equal(first.weight, turned.weight)
 
 

@@ -52,8 +52,7 @@ class Prepared(Preparation):
 
 
 ENTRY = MethodEntry(
-    name="shrink", summary="a toy", variants=("shrink",), variant_setting="kind",
-    settings=Settings, build=Shrink,
+    name="shrink", variants=("shrink",), variant_setting="kind", settings=Settings, build=Shrink,
 )
 '''
 METRIC = '''
@@ -69,8 +68,8 @@ def mean_words(rows):
 
 
 WORDS = Metric(
-    name="retain_words", sets=("retain",), quantity="retain_words", low=0.0, high=math.inf,
-    lower_is_better=False, needs=frozenset({ANSWERS, WHOLE_ANSWERS}), compute=mean_words,
+    name="retain_words", sets=("retain",), low=0.0, high=math.inf, lower_is_better=False,
+    needs=frozenset({ANSWERS, WHOLE_ANSWERS}), compute=mean_words,
 )
 '''
 SAMPLER = '''

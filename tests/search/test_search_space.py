@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import SearchSpaceError
 from lunar_tune.files import search_spaces_dir, shipped_spaces
-from lunar_tune.methods.lunar.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.methods.lunar import SOLVERS, LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, Parameter, SearchSpace
@@ -106,6 +106,19 @@ def test_known_settings_of_public_code_are_tried_first() -> None:
     assert points["llama2-7b"] == {"layer": 22, "coefficient": 2.0, "learning_rate": 0.01}
     assert points["llama3-8b"] == {"layer": 22, "coefficient": 2.0, "learning_rate": 0.005}
     assert points["gemma-7b"] == {"layer": 18, "coefficient": 2.0, "learning_rate": 0.01}
+
+
+@pytest.mark.parametrize("variant", ["lora", "full"])
+def test_a_method_that_no_shipped_space_knows_begins_where_one_with_its_parameters_begins(
+    variant: str,
+) -> None:
+    new, known = (
+        load(None, method=method, variant=variant, parameters=("learning_rate",))
+        for method in ("new", "ga")
+    )
+    assert (new.parameters, new.starting_points) == (known.parameters, known.starting_points)
+    with pytest.raises(SearchSpaceError, match="has no section for the method 'new'"):
+        load(None, method="new", variant=variant, parameters=("temperature",))
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

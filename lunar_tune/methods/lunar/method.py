@@ -11,24 +11,25 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lunar_tune.config.fields import types_of
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import (
-    AdapterKind,
     Change,
     Fit,
     Method,
     MethodEntry,
     Preparation,
     Subject,
+    number_of,
+    numbers_of,
+    searchable,
     with_settings,
 )
-from lunar_tune.methods.lunar.directions import unlearning_vectors
-from lunar_tune.methods.lunar.editing import edited
-from lunar_tune.methods.lunar.lunar_settings import SOLVERS, LunarSettings
+from lunar_tune.methods.lunar import SOLVERS, LunarSettings
+from lunar_tune.methods.lunar.editing import edited, unlearning_vectors
 from lunar_tune.methods.lunar.solvers import (
     RidgeSolution,
     Solution,
+    Tokens,
     solve_adamw,
     solve_closed_form,
     solve_ridge,
@@ -36,47 +37,27 @@ from lunar_tune.methods.lunar.solvers import (
 from lunar_tune.models.layout import check_layers
 from lunar_tune.training.adapting import Factors
 
-__all__ = ["ENTRY", "LunarMethod", "layers_and_coefficients"]
+__all__ = ["ENTRY", "LunarMethod", "LunarPreparation", "layers_and_coefficients"]
 
 
 class LunarMethod(Method):
-    """LUNAR with its fixed settings."""
+    """LUNAR with its fixed settings.
 
-    def __init__(self, settings: LunarSettings | None = None) -> None:
-        self.settings = settings or LunarSettings()
+    A trial sets layer and coefficient, a list each for several layers, and the solver's own
+    parameter: ridge or learning rate.
+    """
 
-    @property
-    def name(self) -> str:
-        """Name in the registry."""
-        return "lunar"
+    name = "lunar"
+    edits_one_layer = True  # the lowest of them: nothing else changes there and below
 
-    @property
-    def variant(self) -> str:
-        """The solver."""
-        return self.settings.solver
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Layer and coefficient (a list each for several layers) and the solver's own."""
-        own = "ridge" if self.settings.solver == "closed_form" else "learning_rate"
-        return ("layer", "coefficient", own)
-
-    @property
-    def optional_parameters(self) -> tuple[str, ...]:
-        """The numbers among the settings, as far as the solver looks at them."""
-        kinds = types_of(LunarSettings)
-        numbers = [name for name, kind in kinds.items() if kind not in {str, bool}]
-        return tuple(name for name in numbers if name not in self.settings.without_use)
-
-    @property
-    def edits_one_layer(self) -> bool:
-        """The lowest edited block's down-projection is all that changes there and below."""
-        return True
-
-    @property
-    def adapter(self) -> AdapterKind:
-        """AdamW trains a whole matrix; the others add a product."""
-        return "approximate" if self.settings.solver == "adamw" else "exact"
+    def __init__(self, settings: LunarSettings) -> None:
+        self.settings = settings
+        self.variant = settings.solver
+        own = "ridge" if settings.solver == "closed_form" else "learning_rate"
+        self.parameters = ("layer", "coefficient", own)
+        self.optional_parameters = searchable(settings)
+        # AdamW trains a whole matrix; the others add a product.
+        self.adapter = "approximate" if settings.solver == "adamw" else "exact"
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Check names and values; whether the model has the layers is checked with the model."""
@@ -85,7 +66,8 @@ class LunarMethod(Method):
         with problems.collect():
             layers_and_coefficients(parameters)
         with problems.collect():
-            _positive(self.parameters[-1], parameters[self.parameters[-1]])
+            own = self.parameters[-1]
+            number_of(own, parameters[own], positive=True)
         with problems.collect():
             with_settings(self.settings, parameters)
         problems.raise_if_any()
@@ -99,18 +81,18 @@ class LunarPreparation(Preparation):
     """Unlearning vectors, and what was solved from the activations so far."""
 
     def __init__(self, method: LunarMethod, subject: Subject) -> None:
-        self._method = method
-        self._loaded = subject.loaded
+        self._method, self._loaded = method, subject.loaded
         self._activations = subject.activations
         source = subject.activations.source
         self.vectors: Float[Tensor, "n_layers d_model"] = unlearning_vectors(
             reference=source.last_tokens(subject.reference_prompts),
-            forget=source.last_tokens(subject.forget_prompts),
+            forget=source.last_tokens([pair.prompt for pair in subject.forget_pairs]),
         )
-        rows = self._activations.rows_of([*subject.forget_prompts, *subject.retain_prompts])
+        pairs = (*subject.forget_pairs, *subject.retain_pairs)
+        rows = self._activations.rows_of([pair.prompt for pair in pairs])
         self._lengths = torch.tensor([self._activations.prompt_lengths[row] for row in rows])
         self._nodes: Int[Tensor, " tokens"] = self._activations.prompt_nodes(rows)
-        self._n_forget = len(subject.forget_prompts)
+        self._n_forget = len(subject.forget_pairs)
         self._ridge_solutions: dict[tuple[int, float, float | None, int], RidgeSolution] = {}
 
     @contextmanager
@@ -153,29 +135,20 @@ class LunarPreparation(Preparation):
         self, layer: int, coefficient: float, parameters: Mapping[str, Any], seed: int
     ) -> Solution:
         settings = with_settings(self._method.settings, parameters)
+        name = self._method.parameters[-1]
+        own = number_of(name, parameters[name], positive=True)
         weight = self._loaded.layout.down_projection_of(self._loaded.model, layer).weight
         inputs = self._activations.reads(layer).inputs
         nodes, is_forget = (points.to(inputs.device) for points in self._points(settings, seed))
         shift = (coefficient * self.vectors[layer]).to(inputs.device)
         if settings.solver == "closed_form":
-            ridge = _positive("ridge", parameters["ridge"])
             drawn = seed if settings.retain_points is not None else 0
-            key = (layer, ridge, settings.retain_points, drawn)
+            key = (layer, own, settings.retain_points, drawn)
             if key not in self._ridge_solutions:
-                self._ridge_solutions[key] = solve_ridge(inputs[nodes], is_forget, ridge=ridge)
+                self._ridge_solutions[key] = solve_ridge(inputs[nodes], is_forget, ridge=own)
             return solve_closed_form(weight, shift, self._ridge_solutions[key])
-        rank = settings.rank if settings.solver == "lora" else None
-        return solve_adamw(
-            weight,
-            inputs,
-            is_forget,
-            shift,
-            tokens=nodes,
-            learning_rate=_positive("learning_rate", parameters["learning_rate"]),
-            settings=settings,
-            seed=seed,
-            rank=rank,
-        )
+        tokens = Tokens(weight, inputs, nodes, is_forget, shift)
+        return solve_adamw(tokens, learning_rate=own, settings=settings, seed=seed)
 
     def _points(
         self, settings: LunarSettings, seed: int
@@ -202,8 +175,8 @@ def layers_and_coefficients(
     parameters: Mapping[str, Any],
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Read one or several layers, and a coefficient for each or one for all."""
-    layers = _numbers("layer", parameters["layer"])
-    coefficients = _numbers("coefficient", parameters["coefficient"])
+    layers = numbers_of("layer", parameters["layer"])
+    coefficients = numbers_of("coefficient", parameters["coefficient"])
     if not layers:
         raise InputError("layer: an empty list. Give at least one layer.")
     if len(coefficients) == 1:
@@ -218,28 +191,8 @@ def layers_and_coefficients(
     return tuple(map(int, layers)), coefficients
 
 
-def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    """Read one number or a list of them."""
-    values = value if isinstance(value, (list, tuple)) else (value,)
-    try:
-        numbers = tuple(map(float, values))
-    except (TypeError, ValueError):
-        numbers = (math.nan,)
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{name} {value}: finite numbers.")
-    return numbers
-
-
-def _positive(name: str, value: Any) -> float:
-    numbers = _numbers(name, value)
-    if len(numbers) != 1 or numbers[0] <= 0:
-        raise InputError(f"{name} {value}: a positive number.")
-    return numbers[0]
-
-
 ENTRY = MethodEntry(
     name="lunar",
-    summary="redirect the activations of the forgotten questions",
     variants=SOLVERS,
     variant_setting="solver",
     settings=LunarSettings,

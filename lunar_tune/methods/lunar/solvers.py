@@ -1,16 +1,18 @@
 """Fitting one down-projection so that forget tokens move by a shift and retain tokens stay.
 
 Notation (LUNAR, arXiv 2502.07218, equation 4): h is the input of the down-projection
-W₀ `[d_model, d_ff]`, targets are W₀h + shift for forget tokens and W₀h for the others.
+W₀ `[d_model, d_ff]`, targets are W₀h + shift for forget tokens and W₀h for the others. The gradient
+of such a product is a product as well; autograd would compute the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,87 +20,178 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lunar_tune.errors import DivergenceError, InputError
-from lunar_tune.methods.lunar.lunar_settings import LunarSettings
-from lunar_tune.methods.lunar.problems import Difference, LowRank, Matrix, Problem, Tokens
+from lunar_tune.methods.lunar import LunarSettings
 
-__all__ = [
-    "RidgeSolution",
-    "Solution",
-    "solve_adamw",
-    "solve_closed_form",
-    "solve_ridge",
-]
+__all__ = ["RidgeSolution", "Solution", "Tokens", "solve_adamw", "solve_closed_form", "solve_ridge"]
 
 LEARNING_RATE_DECAY = 0.9  # per epoch, as published (run_lunar.py at dfa56eb)
+# Standard deviation of a low-rank product's first factor (src/estimated_net_utils.py of the
+# published code at dfa56eb, LUNAR_LoRA_net).
+LOW_RANK_DEVIATION = 0.01
 STEPS_AHEAD = 64  # whose targets are made together
 PART = 2048  # rows or columns of H that are converted to float64 at a time
+
+
+Weight = Float[Tensor, "d_model d_ff"]
+BatchInputs = Float[Tensor, "batch d_ff"]
+BatchOutputs = Float[Tensor, "batch d_model"]
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
     """A fitted down-projection."""
 
-    weight: Float[Tensor, "d_model d_ff"]
-    losses: tuple[float, ...] = field(default=())
+    weight: Weight
+    losses: tuple[float, ...]
     """Mean squared error of each epoch (AdamW), or the one that remains (closed form)."""
     factors: tuple[Float[Tensor, "rank d_ff"], Float[Tensor, "d_model rank"]] | None = None
     """A and B where the fitted matrix is W₀ + B·A, rounded to its number format; None otherwise."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What is to be fitted."""
+
+    weight: Weight
+    """W₀; it is not modified."""
+    inputs: Float[Tensor, "nodes d_ff"]
+    """h at every distinct prefix."""
+    nodes: Int[Tensor, " tokens"]
+    """Each token's row of `inputs`."""
+    is_forget: Bool[Tensor, " tokens"]
+    """Which tokens are to be moved."""
+    shift: Float[Tensor, " d_model"]
+    """By how much: c · r_l, coefficient and unlearning vector."""
+
+
+class _Problem(ABC):
+    """Least squares over tokens in `trained`, whose mean squared error has `gradient`."""
+
+    def __init__(self, tokens: Tokens, trained: Float[Tensor, "rows columns"]) -> None:
+        self.tokens, self.inputs, self.trained = tokens, tokens.inputs, trained
+        self.indicator = tokens.is_forget.to(trained)
+        self.shift = tokens.shift.to(trained)
+        self.gradient = torch.empty_like(trained)
+
+    def targets(self, batch: Int[Tensor, " batch"]) -> BatchOutputs:
+        """Return where the outputs of some tokens are to go."""
+        return torch.outer(self.indicator[batch], self.shift)
+
+    @abstractmethod
+    def differentiate(self, h: BatchInputs, target: BatchOutputs) -> None:
+        """Set `gradient` to the mean squared error's, and `target` to the error, up to its sign."""
+
+    @abstractmethod
+    def fitted(self) -> Weight:
+        """Return the down-projection: W₀ with what was trained."""
+
+
+class _Difference(_Problem):
+    """W − W₀ in float32, from zero: retain tokens start exactly on target. Held transposed."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        shape, device = tokens.weight.T.shape, tokens.weight.device
+        super().__init__(tokens, torch.zeros(shape, dtype=torch.float32, device=device))
+
+    def differentiate(self, h: BatchInputs, target: BatchOutputs) -> None:
+        error = target.addmm_(h, self.trained, beta=-1)
+        scale = 2 / error.numel()
+        torch.addmm(self.gradient, h.T, error, beta=0, alpha=scale, out=self.gradient)
+
+    def fitted(self) -> Weight:
+        weight = self.tokens.weight
+        return (weight.float() + self.trained.T).to(weight.dtype)
+
+
+class _Matrix(_Problem):
+    """W itself in bfloat16, as published, optimiser state and all of h included; held transposed.
+
+    Small updates are lost to rounding there, and most of the weight decay with them.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        own = torch.contiguous_format
+        weight = tokens.weight.detach()
+        super().__init__(tokens, weight.T.to(torch.bfloat16, copy=True, memory_format=own))
+        self.inputs = self.inputs.to(self.trained)
+        self._originals = self.inputs @ self.trained
+
+    def targets(self, batch: Int[Tensor, " batch"]) -> BatchOutputs:
+        original = self._originals[self.tokens.nodes[batch]]
+        return original.addr_(self.indicator[batch], self.shift)
+
+    def differentiate(self, h: BatchInputs, target: BatchOutputs) -> None:
+        error = torch.sub(h @ self.trained, target, out=target)  # rounded twice, as published
+        torch.mm(h.T, error * (2 / error.numel()), out=self.gradient)
+
+    def fitted(self) -> Weight:
+        return self.trained.T.to(self.tokens.weight.dtype, memory_format=torch.contiguous_format)
+
+
+class _LowRank(_Problem):
+    """B·A with W = W₀ + B·A, in float32; A and Bᵀ stand side by side in one matrix.
+
+    A is drawn as published. B starts at zero, so that retain tokens start exactly on target; the
+    published code draws it like A.
+    """
+
+    def __init__(self, tokens: Tokens, *, rank: int, seed: int) -> None:
+        d_model, self._d_ff = tokens.weight.shape
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.empty(rank, self._d_ff).normal_(std=LOW_RANK_DEVIATION, generator=generator)
+        both = torch.cat([drawn, torch.zeros(rank, d_model)], dim=1)
+        super().__init__(tokens, both.to(tokens.weight.device))
+
+    @property
+    def factors(self) -> tuple[Float[Tensor, "rank d_ff"], Float[Tensor, "rank d_model"]]:
+        """A and Bᵀ."""
+        return self.trained[:, : self._d_ff], self.trained[:, self._d_ff :]
+
+    def differentiate(self, h: BatchInputs, target: BatchOutputs) -> None:
+        first, second = self.factors
+        inner = h @ first.T
+        error = target.addmm_(inner, second, beta=-1)
+        scaled = error * (2 / error.numel())
+        self.gradient[:, : self._d_ff] = (scaled @ second.T).T @ h
+        self.gradient[:, self._d_ff :] = inner.T @ scaled
+
+    def fitted(self) -> Weight:
+        first, second = self.factors
+        weight = self.tokens.weight
+        return torch.addmm(weight.float(), second.T, first).to(weight.dtype)
+
+
 def solve_adamw(
-    weight: Float[Tensor, "d_model d_ff"],
-    inputs: Float[Tensor, "nodes d_ff"],
-    is_forget: Bool[Tensor, " tokens"],
-    shift: Float[Tensor, " d_model"],
-    *,
-    learning_rate: float,
-    settings: LunarSettings,
-    seed: int,
-    tokens: Int[Tensor, " tokens"] | None = None,
-    rank: int | None = None,
+    tokens: Tokens, *, learning_rate: float, settings: LunarSettings, seed: int
 ) -> Solution:
     """Fit by AdamW on the mean squared error over shuffled batches of tokens.
 
-    Args:
-        weight: The original matrix W₀; not modified.
-        inputs: h at every distinct prefix.
-        is_forget: Which tokens are to be moved.
-        shift: By how much: coefficient × unlearning vector.
-        learning_rate: Of the first epoch; each later one has 0.9 of the one before.
-        settings: Epochs, batch size, number format.
-        seed: Of the batch order, and of a low-rank product's start.
-        tokens: Each token's row of `inputs`; None where the rows are the tokens.
-        rank: Of the product that is added to W₀; None trains all of the matrix.
+    All of the matrix is trained (adamw) or a product of low rank that is added to W₀ (lora). The
+    learning rate is the first epoch's; each later one has 0.9 of the one before.
 
     Raises:
         DivergenceError: The loss or the matrix became NaN or infinite.
     """
-    if tokens is None:
-        tokens = torch.arange(len(inputs), device=inputs.device)
-    given = Tokens(weight, inputs, is_forget, shift, tokens)
-    problem: Problem
-    if rank is not None:
-        problem = LowRank(given, rank=rank, seed=seed)
-    else:
-        problem = (Matrix if settings.master_dtype == "bfloat16" else Difference)(given)
-    with _tensor_cores(inputs):
-        losses = _train(problem, learning_rate, settings=settings, seed=seed)
+    problem: _Problem
     factors = None
-    if isinstance(problem, LowRank):
+    if settings.solver == "lora":
+        problem = _LowRank(tokens, rank=settings.rank, seed=seed)
+    else:
+        problem = (_Matrix if settings.master_dtype == "bfloat16" else _Difference)(tokens)
+    with _tensor_cores(tokens.inputs):
+        losses = _train(problem, learning_rate, settings=settings, seed=seed)
+    if isinstance(problem, _LowRank):
         first, second = problem.factors
         factors = first.clone(), second.T.clone()
     return Solution(weight=_finite(problem.fitted()), losses=losses, factors=factors)
 
 
 def _train(
-    problem: Problem, learning_rate: float, *, settings: LunarSettings, seed: int
+    problem: _Problem, learning_rate: float, *, settings: LunarSettings, seed: int
 ) -> tuple[float, ...]:
-    """Minimise the mean squared error in place; return each epoch's mean loss.
-
-    Nothing waits for the device between one epoch's end and the next.
-    """
+    """Minimise the mean squared error in place; return each epoch's mean loss."""
     tokens, size = problem.tokens.nodes, settings.batch_size
-    update = _AdamW(problem.trained, problem.gradient, weight_decay=settings.decay)
+    step = _adamw(problem.trained, problem.gradient, weight_decay=settings.decay)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for epoch in range(settings.epochs):
@@ -109,56 +202,52 @@ def _train(
             for nodes, target in zip(tokens[group].split(size), targets.split(size), strict=True):
                 h = problem.inputs.index_select(0, nodes).to(problem.trained.dtype)
                 problem.differentiate(h, target)
-                update.step(learning_rate)
+                step(learning_rate)
             squares.append(targets.float().square_().mean(1))  # they hold the errors now
         of_steps = [batch.mean() for batch in torch.cat(squares).split(size)]
-        losses.append(_checked(float(torch.stack(of_steps).mean()), epoch, settings.epochs))
+        loss = float(torch.stack(of_steps).mean())
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"the loss became {loss} in epoch {epoch + 1} of {settings.epochs}: the learning "
+                "rate is too high for these activations."
+            )
+        losses.append(loss)
         learning_rate *= LEARNING_RATE_DECAY
     return tuple(losses)
 
 
-class _AdamW:
-    """torch's AdamW on one tensor, without the bookkeeping of a `torch.optim.Optimizer`.
+def _adamw(
+    trained: Float[Tensor, "rows columns"],
+    gradient: Float[Tensor, "rows columns"],
+    *,
+    weight_decay: float,
+) -> Callable[[float], None]:
+    """Return torch's AdamW on one tensor, as a function that takes a step at a learning rate.
 
-    Its step costs 60 µs of Python there, as much as a small model's arithmetic.
+    A `torch.optim.Optimizer` costs 60 µs of Python a step, as much as a small model's arithmetic.
     """
+    # In bfloat16 the plain optimiser rounds after every one of its operations, as published;
+    # the fused one computes a step in float32 and rounds once, which unlearns more.
+    fused = trained.dtype == torch.float32
+    steps = torch.zeros((), device=trained.device if fused else "cpu")
+    moments = [torch.zeros_like(trained)], [torch.zeros_like(trained)]
+    update = partial(
+        torch._fused_adamw_ if fused else partial(adamw, foreach=False, fused=False),
+        *([trained], [gradient], *moments, list[Tensor](), [steps]),
+        amsgrad=False,
+        beta1=0.9,
+        beta2=0.999,
+        weight_decay=weight_decay,
+        eps=1e-8,
+        maximize=False,
+    )
 
-    def __init__(
-        self,
-        trained: Float[Tensor, "rows columns"],
-        gradient: Float[Tensor, "rows columns"],
-        *,
-        weight_decay: float,
-    ) -> None:
-        # In bfloat16 the plain optimiser rounds after every one of its operations, as published;
-        # the fused one computes a step in float32 and rounds once, which unlearns more.
-        self._fused = trained.dtype == torch.float32
-        steps = torch.zeros((), device=trained.device if self._fused else "cpu")
-        self._state = (
-            [trained],
-            [gradient],
-            [torch.zeros_like(trained)],
-            [torch.zeros_like(trained)],
-            list[Tensor](),
-            [steps],
-        )
-        self._steps = steps
-        self._constants: dict[str, Any] = {
-            "amsgrad": False,
-            "beta1": 0.9,
-            "beta2": 0.999,
-            "weight_decay": weight_decay,
-            "eps": 1e-8,
-            "maximize": False,
-        }
+    def step(learning_rate: float) -> None:
+        if fused:  # the kernel alone does not count
+            steps.add_(1)
+        update(lr=learning_rate)
 
-    def step(self, learning_rate: float) -> None:
-        """Take one step along the gradient."""
-        if self._fused:  # the kernel alone; what torch.optim puts around it is a tenth of a step
-            self._steps += 1
-            torch._fused_adamw_(*self._state, lr=learning_rate, **self._constants)
-        else:
-            adamw(*self._state, foreach=False, fused=False, lr=learning_rate, **self._constants)
+    return step
 
 
 @contextmanager
@@ -166,8 +255,7 @@ def _tensor_cores(inputs: Float[Tensor, "nodes d_ff"]) -> Iterator[None]:
     """Inside, float32 products of 16-bit activations may run on a GPU's tensor cores (TF32).
 
     TF32 keeps 10 bits of a factor's mantissa: a 16-bit activation passes whole, the matrix and the
-    error are rounded to 2⁻¹¹. The result is rounded to the model's 16 bits in the end. Products of
-    float32 activations stay in float32.
+    error are rounded to 2⁻¹¹, and the result to the model's 16 bits in the end.
     """
     allowed = torch.backends.cuda.matmul.allow_tf32
     if inputs.device.type == "cuda" and inputs.dtype != torch.float32:
@@ -178,16 +266,7 @@ def _tensor_cores(inputs: Float[Tensor, "nodes d_ff"]) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def _checked(loss: float, epoch: int, epochs: int) -> float:
-    if not math.isfinite(loss):
-        raise DivergenceError(
-            f"the loss became {loss} in epoch {epoch + 1} of {epochs}: the learning rate is too "
-            "high for these activations."
-        )
-    return loss
-
-
-def _finite(weight: Float[Tensor, "d_model d_ff"]) -> Float[Tensor, "d_model d_ff"]:
+def _finite(weight: Weight) -> Weight:
     """Return the matrix; the last step's loss is never taken, and a number format has an end."""
     if not bool(weight.isfinite().all()):
         raise DivergenceError(
@@ -199,7 +278,7 @@ def _finite(weight: Float[Tensor, "d_model d_ff"]) -> Float[Tensor, "d_model d_f
 
 @dataclass(frozen=True, slots=True)
 class RidgeSolution:
-    """What the closed form needs of the tokens: it serves every coefficient and direction."""
+    """What the closed form needs of the tokens, whatever coefficient and unlearning vector are."""
 
     coefficients: Float[Tensor, " d_ff"]
     """v, in float64."""
@@ -215,9 +294,8 @@ def solve_ridge(
 ) -> RidgeSolution:
     """Solve v = (HᵀH + λI)⁻¹Hᵀ1_forget with λ = ridge · tr(HᵀH)/d_ff, in float64.
 
-    It depends neither on the coefficient nor on the unlearning vector. With fewer tokens than
-    features the same v is found in token space, v = Hᵀ(HHᵀ + λI)⁻¹1_forget. Only one square matrix
-    is held in float64; H is converted a part at a time.
+    With fewer tokens than features the same v is found in token space, v = Hᵀ(HHᵀ + λI)⁻¹1_forget.
+    Only one square matrix is held in float64; H is converted a part at a time.
 
     Raises:
         InputError: `ridge` is not positive.
@@ -238,32 +316,20 @@ def solve_ridge(
     torch.linalg.cholesky_ex(gram, out=(gram, info))
     if int(info) != 0:
         raise DivergenceError(f"ridge {ridge} is too small: the normal equations are singular.")
+    values = indicator if in_features else torch.cholesky_solve(indicator[:, None], gram)[:, 0]
+    v = torch.cat([part.double().T @ values for part in inputs.split(PART, dim=1)])  # Hᵀ·values
     if in_features:
-        v = torch.cholesky_solve(_transposed_times(inputs, indicator)[:, None], gram)[:, 0]
-    else:
-        v = _transposed_times(inputs, torch.cholesky_solve(indicator[:, None], gram)[:, 0])
+        v = torch.cholesky_solve(v[:, None], gram)[:, 0]
     said = torch.cat([part.double() @ v for part in inputs.split(PART)])
     return RidgeSolution(coefficients=v, error=float((said - indicator).square().mean()))
 
 
-def _transposed_times(
-    inputs: Float[Tensor, "tokens d_ff"], values: Float[Tensor, " tokens"]
-) -> Float[Tensor, " d_ff"]:
-    """Return Hᵀ·values in float64, a part of the features at a time."""
-    return torch.cat([part.double().T @ values for part in inputs.split(PART, dim=1)])
-
-
 def solve_closed_form(
-    weight: Float[Tensor, "d_model d_ff"],
+    weight: Weight,
     shift: Float[Tensor, " d_model"],
     solved: RidgeSolution,
 ) -> Solution:
     """Return W₀ + shift·vᵀ, the minimum of the ridge objective: a rank-one edit.
-
-    Args:
-        weight: The original matrix W₀; not modified.
-        shift: How far the tokens to forget move: coefficient × unlearning vector.
-        solved: From `solve_ridge`.
 
     Raises:
         DivergenceError: The matrix is NaN or infinite in its number format.
