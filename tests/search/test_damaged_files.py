@@ -14,6 +14,7 @@ from made_outcomes import complete, trial_result
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
+from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import goal_of
@@ -34,7 +35,7 @@ JSON = st.recursive(
 def journal(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return the lines of a journal with a completed, a failed and a running trial."""
     path = tmp_path_factory.mktemp("study") / "study.journal"
-    space = load_space(None, LunarMethod(), model_name="tiny", n_layers=4)
+    space = load_space(None, LunarMethod(LunarSettings()), model_name="tiny", n_layers=4)
     study = open_study(path, name="s", space=space, config=SearchConfig(sampler="random"))
     study.note("goal", goal_of(SearchConfig()).text)
     complete(study, study.ask()[0], trial_result(0.1, 0.9))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from priors import prior_of
 
 from lunar_tune.errors import InputError
+from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.search.layer_choice import check_has_choice, choose_layers
 from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, Parameter, SearchSpace
@@ -72,7 +73,7 @@ def test_a_range_by_depth_is_narrowed_in_blocks(tmp_path: Path) -> None:
         "lunar: {adamw: {parameters: {layer: {type: depth, low: 0.0, high: 1.0}, coefficient: "
         "{type: fixed, value: 2.0}, learning_rate: {type: fixed, value: 0.01}}}}"
     )
-    space = load_space(str(path), LunarMethod(), model_name="m", n_layers=4)
+    space = load_space(str(path), LunarMethod(LunarSettings()), model_name="m", n_layers=4)
     narrowed = choose_layers(space, prior_of(CURVE, [1, 2]), origin="l")[0]
     assert narrowed.parameters["layer"] == IntRange(low=1, high=2)
 
