@@ -24,6 +24,9 @@ from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
+NOWHERE = "http://127.0.0.1:9"
+"""A store that cannot be reached: the discard port."""
+
 
 def made_search(
     runs: Path,
@@ -58,6 +61,7 @@ def made_search(
     study.note("goal", goal_of(config).text)
     study.note("vanilla", dict(vanilla.evaluation.scores))
     study.note("tags", spec.tags)
+    study.note("mlflow", {"id": name, "uri": NOWHERE, "experiment": "x"})
     number, asked = study.ask()
     assert asked == dict(parameters)
     result = worker.run(parameters)

@@ -59,6 +59,7 @@ def begun_study(folder: Folder, uri: str | None = None) -> Study:
             "num_trials": len(SCORES),
             "data": {"forget": ("f" * 64, 1), "retain": ("e" * 64, 2)},
             "origin": {"mlflow.source.type": "LOCAL"},
+            "lineage": {},
         },
         "goal": ("forget_rouge1", ("retain_rouge1>=0.8",)),
         "vanilla": VANILLA,
