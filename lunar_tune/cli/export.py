@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError, Problems
+from lunar_tune.files import write_atomically
 from lunar_tune.paths import check_writable_file
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def export(options: ExportOptions, _: Given) -> None:
         )
     _show(exported, console)
     if options.json is not None:
-        _write(exported.document(), options.json)
+        write_atomically(options.json, (options.save / "export.json").read_bytes())
     if exported.failures:
         raise LunarTuneError(_unproven(exported))
     say(console, f"{form} written to {options.save}")
@@ -217,11 +217,9 @@ def _job(
     return ExportJob(
         spec=spec,
         parameters=row.parameters,
-        full=full,
         form=form,
         folder=output,
         rank=rank,
-        digests=spec.data.digests(),
         reported=Reported(
             search=results.folder.name,
             trial=row.number,
@@ -230,7 +228,6 @@ def _job(
             rows=results.answers(row.number, full=full),
             max_new_tokens=int(noted["max_new_tokens"] or 0),
             vanilla=results.vanilla_in_full if full else results.vanilla,
-            feasible=not missed,
             missed=in_words(missed),
             n_retain=len(held.retain) if held is not None and full else spec.data.n_retain,
             held_out=held is not None,
@@ -263,32 +260,21 @@ def _show(exported: Exported, console: Console) -> None:
     for remark in reported.remarks:
         say(console, remark)
     text = found.differences
-    if exported.relative_errors:
-        ranks, error = exported.ranks.values(), max(exported.relative_errors.values())
-        text += f"; rank {max(ranks)}, relative error {error:.2g} (Frobenius)"
+    if exported.run.errors:
+        rank, error = max(exported.run.ranks.values()), exported.run.relative_error
+        text += f"; rank {rank}, relative error {error:.2g} (Frobenius)"
     say(console, text)
 
 
 def _unproven(exported: Exported) -> str:
     job = exported.job
-    more = (
-        " --format adapter:RANK with a larger rank comes nearer."
-        if exported.relative_errors
-        else ""
-    )
+    more = " --format adapter:RANK with a larger rank comes nearer." if exported.run.errors else ""
     return (
         f"the {job.form} does not give what {job.reported.search} reported of trial "
         f"{job.reported.trial}: {'; '.join(exported.failures)}.{more} {job.folder} is kept; its "
         "export.json says that it is not proven. A trial comes out the same on the machine, with "
         "the libraries and the model that it was searched with."
     )
-
-
-def _write(document: Mapping[str, Any], path: Path) -> None:
-    from lunar_tune.files import write_atomically
-
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode(errors="surrogatepass"))
 
 
 COMMAND = Command(export, ExportOptions)

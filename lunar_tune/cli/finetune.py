@@ -17,12 +17,11 @@ from lunar_tune.config.fields import check_values, same_option, shared_options
 from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments
 from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import Problems
-from lunar_tune.finetuning.finetune_settings import FinetuneSettings, read_settings
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
-    from lunar_tune.finetuning.finetune_job import FinetuneJob
+    from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings
 
 __all__ = ["COMMAND", "FinetuneOptions"]
 
@@ -73,6 +72,8 @@ def finetune(options: FinetuneOptions, given: Given) -> int:  # noqa: ARG001
     Exit codes: 0 the model knows the data, 3 its ROUGE-1 is below 0.8 (the checkpoint is kept),
     1 the training failed, 130 interrupted, 2 the input was wrong.
     """
+    from lunar_tune.finetuning.finetune_job import FinetuneSettings, read_settings
+
     problems, settings = Problems(), FinetuneSettings()
     check_values(options, problems)
     with problems.collect():

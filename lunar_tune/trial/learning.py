@@ -8,8 +8,7 @@ from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.bundled import resolve_data
 from lunar_tune.data.readers import read_prompts
 from lunar_tune.errors import Problems
-from lunar_tune.finetuning.finetune_job import FinetuneJob
-from lunar_tune.finetuning.finetune_settings import FinetuneSettings
+from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings
 from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.trial.assemble import assemble_model, check_family
 from lunar_tune.trial.sets import own_data, read_set

@@ -12,7 +12,7 @@ from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import Problems
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.saving import check_save_folder, save_checkpoint
+from lunar_tune.training.adapting import check_save_folder, save_checkpoint
 from lunar_tune.trial.assemble import assemble, known_depth, materialise, method_of
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
