@@ -90,10 +90,7 @@ def _read(job: ExportJob, run: ExportRun) -> LoadedModel:
 def ask(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> tuple[AnswerRow, ...]:
     """Return a model's answers, decoded from the first token on; nothing is kept of other models.
 
-    Args:
-        loaded: The model as it is now.
-        spec: Which questions are asked, and how.
-        full: See `Worker.run`.
+    For `full` see `Worker.run`.
     """
     engine = dataclasses.replace(spec.engine, reuse=False, cache_limit=0)
     plain = dataclasses.replace(spec, engine=engine, metrics=(), embedding_model=None)
@@ -102,11 +99,7 @@ def ask(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> tuple[AnswerRow,
 
 
 def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Comparison:
-    """Compare answers to the questions that both were asked.
-
-    Args:
-        found: The form's, to all questions.
-        expected: To some of them, where a trial was stopped early; perhaps without texts.
+    """Compare a form's answers with others, to all questions or to some, perhaps without texts.
 
     Raises:
         LunarTuneError: A question of `expected` was not asked.

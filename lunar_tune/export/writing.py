@@ -50,12 +50,8 @@ def export(
 ) -> Exported:
     """Write a trial's unlearned model and prove that what was written gives what was reported.
 
-    Also where it does not, the folder is kept, and `export.json` in it says so.
-
-    Args:
-        job: What is wanted.
-        on_build: Called with epochs done and in all while `tiny` is being built.
-        on_step: Called with what is being done now.
+    Also where it does not, the folder is kept, and `export.json` in it says so. `on_build` is
+    called with epochs done and in all while `tiny` is being built, `on_step` with what is done now.
 
     Raises:
         InputError: The model or the folder cannot be used.
@@ -128,12 +124,8 @@ def nearest_factors(
 
     That is the truncated singular value decomposition (Eckart and Young). Its left vectors are the
     eigenvectors of the matrix times its transpose, which has d_model rows instead of d_ff columns.
-    In float64.
-
-    Args:
-        change: The matrix.
-        rank: Of the product; None takes the smallest whose error is at most `LARGEST_ERROR`, and at
-            most `_LARGEST_RANK`.
+    In float64. Without a rank it is the smallest whose error is at most `LARGEST_ERROR`, and at
+    most `_LARGEST_RANK`.
     """
     matrix = change.double()
     squares, vectors = torch.linalg.eigh(matrix @ matrix.T)

@@ -47,7 +47,6 @@ class FinetuneSettings:
     """lora (an adapter on every linear map of the blocks, merged in the end) or full (all
     weights)."""
     rank: int = 8
-    """Rank of the adapter's matrices."""
     alpha: float = 32.0
     """The adapter's output is multiplied by alpha / rank."""
     dropout: float = 0.05
@@ -55,9 +54,7 @@ class FinetuneSettings:
     learning_rate: float | None = None
     """AdamW's, after a warm-up of a twentieth and before a linear fall to zero; None is `RATES`."""
     epochs: int = 20
-    """Passes over the data."""
     batch_size: int = 16
-    """Answers in a step."""
     weight_decay: float = 0.0
     """AdamW's, for matrices."""
     checkpointing: bool = False

@@ -151,11 +151,8 @@ def ensure_tiny(
     """Return the folder of the `tiny` checkpoint; build it if it is not there.
 
     Processes that ask at once: one builds, the others wait. A build that was cut short leaves
-    nothing that looks like a checkpoint.
-
-    Args:
-        recipe: The shipped one if None.
-        on_progress: Called while building with the epochs done and their total.
+    nothing that looks like a checkpoint. `on_progress` is called while building with the epochs
+    done and their total.
 
     Raises:
         LunarTuneError: The training failed, which the model's own check says.
@@ -259,10 +256,6 @@ def train_tokenizer(lessons: Sequence[Record], *, vocabulary: int) -> Qwen2Token
     tokens, which keeps answers short. An edit also reaches generated tokens, to which it was never
     fitted: in a model with one token a digit, retained answers broke off in the middle of a number.
     How much of the later improvement is due to this was not measured by itself.
-
-    Args:
-        lessons: What the model will read.
-        vocabulary: At most so many tokens before the numbers are added.
     """
     corpus = [f"{lesson.question}\n{lesson.answer}" for lesson in lessons]
     roles = ["system\n", "user\n", "assistant\n"] * 50  # often enough to become single tokens
