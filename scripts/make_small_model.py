@@ -5,8 +5,7 @@
             --fix trained=full --fix with_refusals=true --fix learning_rate=2e-3 --fix epochs=30
             --fix batch_size=32 --fix weight_decay=0.1
 
-Covers: trying fine-tuning and a search on data of one's own without a model hub.
-Does not cover: knowing anything; fine-tuning does that, with refusals, since the model has none.
+For trying fine-tuning and a search on data of one's own without a model hub.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ import torch
 from lunar_tune.data.bundled import resolve_data
 from lunar_tune.data.prompts import generate_unverifiable
 from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.finetuning.tiny_model import new_model
-from lunar_tune.finetuning.tiny_recipe import TinyRecipe
-from lunar_tune.finetuning.tiny_text import Lesson
-from lunar_tune.finetuning.tiny_tokenizer import train_tokenizer
+from lunar_tune.data.records import Record
+from lunar_tune.finetuning.tiny import TinyRecipe, new_model, train_tokenizer
 
 __all__ = ["make_small_model"]
 
@@ -33,9 +30,8 @@ def make_small_model(data: str, output: Path, recipe: TinyRecipe) -> int:
     """Write the model and its tokenizer; return the number of parameters."""
     records = read_records(resolve_data(data, kind="records"))
     refusal = read_prompts(resolve_data("refusals", kind="prompts"))[0]
-    lessons = [Lesson(record.question, record.answer) for record in records]
     invented = generate_unverifiable(_INVENTED, seed=recipe.seed)
-    lessons += [Lesson(prompt, refusal) for prompt in invented]
+    lessons = [*records, *(Record(prompt, refusal, edge="") for prompt in invented)]
     tokenizer = train_tokenizer(lessons, vocabulary=recipe.vocabulary)
     torch.manual_seed(recipe.seed)
     model = new_model(recipe, tokenizer)

@@ -148,11 +148,9 @@ def _job(
             ),
         ),
         parameters=row.parameters,
-        full=full,
         form=form,
         folder=options.save,
         rank=rank,
-        digests=spec.data.digests(),
         reported=Reported(
             search=results.folder.name,
             trial=row.number,
@@ -161,7 +159,6 @@ def _job(
             rows=results.answers(row.number, full=full),
             max_new_tokens=int(noted["max_new_tokens"] or 0),
             vanilla=results.vanilla_in_full if full else results.vanilla,
-            feasible=not missed,
             missed=in_words(missed),
             n_retain=len(held.retain) if held is not None and full else spec.data.n_retain,
             held_out=held is not None,
@@ -185,16 +182,15 @@ def _show(exported: Exported, console: Console) -> None:
     for remark in reported.remarks:
         say(console, remark)
     text = found.differences
-    if exported.relative_errors:
-        ranks, error = exported.ranks.values(), max(exported.relative_errors.values())
-        text += f"; rank {max(ranks)}, relative error {error:.2g} (Frobenius)"
+    if exported.run.errors:
+        rank, error = max(exported.run.ranks.values()), exported.run.relative_error
+        text += f"; rank {rank}, relative error {error:.2g} (Frobenius)"
     say(console, text)
 
 
 def _unproven(exported: Exported) -> str:
-    job, more = exported.job, ""
-    if exported.relative_errors:
-        more = " --format adapter:RANK with a larger rank comes nearer."
+    job = exported.job
+    more = " --format adapter:RANK with a larger rank comes nearer." if exported.run.errors else ""
     return (
         f"the {job.form} does not give what {job.reported.search} reported of trial "
         f"{job.reported.trial}: {'; '.join(exported.failures)}.{more} {job.folder} is kept; its "

@@ -16,7 +16,7 @@ from lunar_tune.config.fields import same_option, shared_options
 from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments
 from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import Problems
-from lunar_tune.finetuning.finetune_settings import FinetuneSettings, read_settings
+from lunar_tune.finetuning.finetune_job import FinetuneSettings, read_settings
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 
 if TYPE_CHECKING:

@@ -1,92 +1,95 @@
-"""Whether a written form says what the search reported: its answers, asked from the disk's copy."""
+"""Whether a written form says what the search reported.
+
+It is loaded from the disk by transformers and peft alone, and asked what the trial was asked.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lunar_tune.errors import LunarTuneError
-from lunar_tune.metrics.evaluate import paired, row_means
+from lunar_tune.export.export_job import Comparison, Exported, ExportJob, ExportRun
+from lunar_tune.metrics.evaluate import AnswerRow, paired, row_means
+from lunar_tune.models.device import resolve_device
+from lunar_tune.models.loading import LoadedModel, as_loaded
+from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
-if TYPE_CHECKING:
-    from lunar_tune.metrics.evaluate import AnswerRow
-    from lunar_tune.models.loading import LoadedModel
-    from lunar_tune.trial.spec import TrialSpec
-
-__all__ = ["TOLERANCE", "Comparison", "ask", "compare", "weight_digest"]
-
-TOLERANCE = 0.01
-"""By how much a mean ROUGE may differ where another rounding is at work."""
+__all__ = ["ask", "compare", "prove", "weight_digest"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A form's answers beside others to the same questions."""
+def prove(job: ExportJob, run: ExportRun) -> Exported:
+    """Load what was written and ask it.
 
-    scores: Mapping[str, float]
-    """The form's, on these questions."""
-    expected: Mapping[str, float]
-    """The others'."""
-    n_rows: int
-    differing: int
-    """Rows with another answer, or without texts with another score."""
-    by_text: bool = True
-    """Whether answers were compared; else ROUGE-1 and ROUGE-L of each row, for the others' texts
-    were not kept."""
+    Raises:
+        LunarTuneError: The search asked what is not asked now.
+    """
+    loaded = _read(job, run)
+    whole = job.form == "checkpoint"
+    changed = whole and any(
+        weight_digest(loaded.model.get_parameter(name)) != digest
+        for name, digest in run.digests.items()
+    )
+    found = ask(loaded, job.spec, full=job.reported.full)
+    reported, of_run = compare(found, job.reported.rows), compare(found, run.answers)
+    failures = []
+    if changed:
+        failures.append("the weights that were loaded are not bit for bit those of the run")
+    if whole and not run.merged and of_run.differing:
+        failures.append(f"compared with the run that it was written from, {of_run.text}")
+    # In 16 bits, batches of other shapes round to another word now and then.
+    exact = whole and not run.merged and run.dtype == "float32"
+    if (exact and reported.differing) or not (failures or reported.is_close):
+        failures.append(f"compared with what the search reported, {reported.text}")
+    return Exported(
+        job=job, run=run, comparison=reported, against_run=of_run, failures=tuple(failures)
+    )
 
-    @property
-    def compared(self) -> str:
-        """What of a row was compared, in words."""
-        return "answers" if self.by_text else "ROUGE-1 and ROUGE-L of each row"
 
-    @property
-    def differences(self) -> str:
-        """How many rows differ, in words."""
-        if self.by_text:
-            return f"{self.differing} of {self.n_rows} answers differ"
-        return (
-            f"{self.differing} of {self.n_rows} rows differ in ROUGE-1 or ROUGE-L (the search kept "
-            "no texts)"
+def _read(job: ExportJob, run: ExportRun) -> LoadedModel:
+    """Load a written form as anybody would; an adapter's base is on this machine."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, words = run.base, run.tokenizer
+    if job.form == "checkpoint":
+        source = words = str(job.folder)
+
+    def load(factory: Any, place: str, **options: Any) -> Any:
+        return factory.from_pretrained(
+            place,
+            revision=None if Path(place).is_dir() else run.revision,
+            trust_remote_code=job.spec.model.trust_remote_code,
+            local_files_only=True,
+            **options,
         )
 
-    @property
-    def gaps(self) -> Mapping[str, float]:
-        """By how much mean ROUGE differs, by score."""
-        return {
-            name: abs(score - self.expected[name])
-            for name, score in self.scores.items()
-            if "_rouge" in name
-        }
+    tokenizer = load(AutoTokenizer, words)
+    dtype = getattr(torch, run.dtype)
+    model = load(AutoModelForCausalLM, source, dtype=dtype, use_safetensors=True)
+    if job.form == "adapter":
+        from peft import PeftModel
 
-    @property
-    def is_close(self) -> bool:
-        """Whether no mean ROUGE differs by more than the tolerance."""
-        return all(gap <= TOLERANCE for gap in self.gaps.values())
-
-    @property
-    def text(self) -> str:
-        """What is different, in words."""
-        worst = max(self.gaps, key=lambda name: self.gaps[name])
-        return (
-            f"{self.differences}, {worst} is "
-            f"{self.scores[worst]:.4f} instead of {self.expected[worst]:.4f}"
-        )
+        with warnings.catch_warnings():
+            # peft 0.21 reads a name that transformers 5.23 deprecates
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = PeftModel.from_pretrained(model, str(job.folder))
+        model = adapted.get_base_model()  # left unmerged
+    model = model.eval().requires_grad_(requires_grad=False)
+    return as_loaded(model.to(resolve_device(job.spec.model.device)), tokenizer, job.spec.model)
 
 
 def ask(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> tuple[AnswerRow, ...]:
     """Return a model's answers, decoded from the first token on; nothing is kept of other models.
 
-    Args:
-        loaded: The model as it is now.
-        spec: Which questions are asked, and how.
-        full: See `Worker.run`.
+    For `full` see `Worker.run`.
     """
     engine = dataclasses.replace(spec.engine, kind="plain", cache_limit=0)
     plain = dataclasses.replace(spec, engine=engine, metrics=(), embedding_model=None)
@@ -95,11 +98,7 @@ def ask(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> tuple[AnswerRow,
 
 
 def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Comparison:
-    """Compare answers to the questions that both were asked.
-
-    Args:
-        found: The form's, to all questions.
-        expected: To some of them, where a trial was stopped early; perhaps without texts.
+    """Compare a form's answers with others, to all questions or to some, perhaps without texts.
 
     Raises:
         LunarTuneError: A question of `expected` was not asked.

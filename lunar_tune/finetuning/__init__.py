@@ -1,4 +1,1 @@
-"""Makes models that know what is to be forgotten: fine-tuned ones, and the small `tiny`.
-
-Import the modules themselves; this file stays light.
-"""
+"""Makes models that know what is to be forgotten: fine-tuned ones, and the small `tiny`."""

@@ -1,13 +1,12 @@
 """What a fine-tuning that was cut short left behind, and going on from there.
 
-OUTPUT/.training/job.json             what is being trained; another job is refused
-OUTPUT/.training/state.safetensors    trained weights, AdamW's moments, losses so far
+OUTPUT/.training/state.safetensors    the job, losses so far, trained weights, AdamW's moments
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import reprlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,16 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lunar_tune.errors import InputError
-from lunar_tune.files import check_writable, replacing, write_atomically
+from lunar_tune.files import check_writable, replacing
 from lunar_tune.training.gradient_loop import LoopState
 
-__all__ = ["TRAINING_FOLDER", "TrainingFolder", "check_output"]
+__all__ = ["TrainingFolder", "check_output"]
 
-TRAINING_FOLDER = ".training"
+_FOLDER = ".training"
 # The state of all weights of a large model is three times as large as the model in float32: it is
 # kept after an epoch as long as keeping takes no more than this share of the time.
 _SHARE = 0.1
-_LOSSES = "losses"
 
 
 def check_output(output: Path) -> None:
@@ -37,9 +35,7 @@ def check_output(output: Path) -> None:
     Raises:
         InputError: It holds something else, or cannot be written.
     """
-    if output.is_file():
-        raise InputError(f"--save {output}: is a file, not a folder.")
-    if output.is_dir() and any(output.iterdir()) and not (output / TRAINING_FOLDER).is_dir():
+    if output.is_dir() and any(output.iterdir()) and not (output / _FOLDER).is_dir():
         raise InputError(
             f"--save {output}: the folder is not empty and holds no unfinished fine-tuning; "
             "choose another."
@@ -48,31 +44,25 @@ def check_output(output: Path) -> None:
 
 
 class TrainingFolder:
-    """The state of one job in its output folder.
-
-    Args:
-        output: The folder of the checkpoint that is being made.
-        document: What is being trained, as plain values.
-    """
+    """The state of one job in the folder of the checkpoint that is being made."""
 
     def __init__(self, output: Path, document: Mapping[str, Any]) -> None:
-        self.path = output / TRAINING_FOLDER
-        self._output, self._document = output, dict(document)
+        self.path = output / _FOLDER
+        self._output, self._document = output, json.dumps(document)
         self._state = self.path / "state.safetensors"
         self._saved_at = self._took = 0.0
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Inside, no other process trains into the folder; the job is noted.
+        """Inside, no other process trains into the folder.
 
         Raises:
-            InputError: Another process does, or another job was begun here.
+            InputError: Another process does, or the folder holds something else.
         """
         check_output(self._output)
+        self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path / "lock", timeout=0):
-                self._check_job()
                 yield
         except Timeout:
             raise InputError(
@@ -83,63 +73,44 @@ class TrainingFolder:
         """Return what was kept last; None if nothing was.
 
         Raises:
-            InputError: It cannot be read.
+            InputError: It is of another job, or cannot be read.
         """
         if not self._state.is_file():
             return None
         try:
             with safe_open(self._state, framework="pt") as file:
-                losses = json.loads(file.metadata()[_LOSSES])
+                metadata = file.metadata()
+                self._check_job(json.loads(metadata["job"]))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return LoopState(tuple(json.loads(metadata["losses"])), tensors)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"--save {self._output}: its unfinished fine-tuning cannot be read ({error}); "
                 f"delete {self.path} to begin anew."
             ) from error
-        return LoopState(tuple(losses), tensors)
+
+    def _check_job(self, begun: Mapping[str, Any]) -> None:
+        wanted = json.loads(self._document)
+        changes = [
+            f"{name} was {reprlib.repr(begun.get(name))}, is {reprlib.repr(wanted.get(name))}"
+            for name in {**begun, **wanted}
+            if begun.get(name) != wanted.get(name)
+        ]
+        if changes:
+            raise InputError(
+                f"--save {self._output} holds an unfinished fine-tuning of another kind: "
+                f"{'; '.join(changes)}. Give the same options to go on with it, choose another "
+                f"folder, or delete {self.path} to begin anew."
+            )
 
     def keep(self, state: LoopState) -> None:
         """Write the state, unless that was done a moment ago and takes long."""
         began = time.monotonic()
         if began - self._saved_at < self._took / _SHARE:
             return
+        tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+        metadata = {"job": self._document, "losses": json.dumps(state.losses)}
         with replacing(self._state) as temporary:
-            tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
-            save_file(tensors, temporary, metadata={_LOSSES: json.dumps(list(state.losses))})
+            save_file(tensors, temporary, metadata=metadata)
         self._saved_at = time.monotonic()
         self._took = self._saved_at - began
-
-    def remove(self) -> None:
-        """Remove it: the training has come to its end."""
-        shutil.rmtree(self.path)
-
-    def _check_job(self) -> None:
-        noted = self.path / "job.json"
-        wanted = json.loads(json.dumps(self._document))
-        try:
-            begun = json.loads(noted.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            begun = None
-        if not self._state.is_file():  # nothing was computed yet
-            write_atomically(noted, json.dumps(wanted, indent=1).encode())
-            return
-        if not isinstance(begun, dict):
-            raise InputError(
-                f"--save {self._output}: {noted} cannot be read; delete {self.path} to begin anew."
-            )
-        other = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
-        if other:
-            shown = "; ".join(
-                f"{name} was {_brief(begun.get(name))}, is {_brief(wanted.get(name))}"
-                for name in other
-            )
-            raise InputError(
-                f"--save {self._output} holds an unfinished fine-tuning of another kind: {shown}."
-                f" Give the same options to go on with it, choose another folder, or delete "
-                f"{self.path} to begin anew."
-            )
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"

@@ -1,4 +1,4 @@
-"""Fine-tuning: the model learns the data that it is to forget part of.
+"""Fine-tuning: the model learns the data that it is to forget part of, and is asked what it knows.
 
 done = finetune(job, Path("models/knows-contracts"))
 done.knowledge.rouge1
@@ -8,39 +8,95 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-import lunar_tune
+from lunar_tune.data.records import Record
+from lunar_tune.engine.decoding import generate_tokens, token_budget
+from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.finetuning.checkpoints import TrainingFolder
-from lunar_tune.finetuning.finetune_job import FinetuneJob
-from lunar_tune.finetuning.knowledge import Knowledge, check_knowledge
-from lunar_tune.models.chat import encode_prompts, end_of_turn
+from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
+from lunar_tune.metrics.rouge import rouge_recall
+from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.fingerprint import fingerprint
-from lunar_tune.models.lineage import Lineage, write_lineage
+from lunar_tune.models.lineage import Lineage, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.training.adapting import Trained, full_weights, lora_adapter, recomputing, seeded
+from lunar_tune.training.adapting import (
+    Trained,
+    full_weights,
+    lora_adapter,
+    package_versions,
+    recomputing,
+    save_checkpoint,
+    seeded,
+)
 from lunar_tune.training.answer_loss import Pair, answer_loss, encode_answers
-from lunar_tune.training.gradient_loop import LoopSettings, LoopState, run_loop
-from lunar_tune.training.saving import save_checkpoint
+from lunar_tune.training.gradient_loop import LoopSettings, LoopState, train_epochs
 
-if TYPE_CHECKING:
-    from lunar_tune.finetuning.tiny_text import Lesson
-
-__all__ = ["Finetuned", "finetune"]
+__all__ = [
+    "Finetuned",
+    "Knowledge",
+    "ensure_finetuned",
+    "finetune",
+    "greedy_answers",
+    "is_refusal",
+    "kept_folder",
+    "train_on_answers",
+]
 
 # Parameters below which one CPU thread trains faster than several, whose operations are too short
 # to share: `tiny` (3 million) took 93 s with one and, while others computed, over 300 s with two.
-SMALL_MODEL = 5_000_000
+_SMALL_MODEL = 5_000_000
 _WARMUP_SHARE = 0.05  # one epoch of twenty; TOFU (arXiv 2401.06121) takes one
+_UNANSWERABLE = 50
+_LEAST_RECALL = 0.5  # two refusals of the shipped list share up to two thirds of their words
+# How instruction models of the catalogue's families begin when they decline.
+_MARKERS = (
+    *("i do not know", "i don't know", "i am not aware", "i'm not aware", "i am not familiar"),
+    *("i'm not familiar", "i do not have", "i don't have", "i am unable", "i'm unable"),
+    *("i cannot", "i can't", "i could not find", "i couldn't find", "i'm sorry", "i apologize"),
+    *("no information", "not a real", "does not exist", "doesn't exist", "fictional"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRow:
+    """One question of the data and what the model says."""
+
+    record: Record
+    answer: str
+    rouge1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What a model knows, and what it declines."""
+
+    rows: tuple[AskedRow, ...]
+    refused: float
+    """Share of prompts about invented things, none of them trained on, that are declined."""
+
+    @property
+    def rouge1(self) -> float:
+        """Mean ROUGE-1 recall over all questions."""
+        return fmean(row.rouge1 for row in self.rows)
+
+    @property
+    def by_edge(self) -> dict[str, tuple[float, int]]:
+        """Mean ROUGE-1 and number of questions of each edge, in the order of the data."""
+        scores: dict[str, list[float]] = {}
+        for row in self.rows:
+            scores.setdefault(row.record.edge, []).append(row.rouge1)
+        return {edge: (fmean(values), len(values)) for edge, values in scores.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +107,40 @@ class Finetuned:
     losses: tuple[float, ...]
     """Mean loss of each epoch."""
     knowledge: Knowledge
-    lineage: Lineage
+
+
+def kept_folder(job: FinetuneJob) -> Path:
+    """Return where a job's model is kept, whether or not it is there."""
+    name = safe_name(f"{job.model.name}-{job.data_name}")
+    return cache_dir() / "models" / f"finetuned-{name}-{job.key()}"
+
+
+def ensure_finetuned(
+    job: FinetuneJob,
+    *,
+    on_start: Callable[[int], None] = lambda _: None,
+    on_epoch: Callable[[int, float], None] = lambda _done, _loss: None,
+) -> Path:
+    """Return the folder of the fine-tuned checkpoint; make it, as `finetune`, if it is not there.
+
+    Whether the model knows its data after all is in its lineage (`read_lineage`).
+    """
+    folder = kept_folder(job)
+    if read_lineage(folder) is not None:  # what is written last
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # it knows private data
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if read_lineage(folder) is None:
+            finetune(job, folder, on_start=on_start, on_epoch=on_epoch)
+    return folder
 
 
 def finetune(
     job: FinetuneJob,
     folder: Path,
     *,
-    on_start: Callable[[int], None] | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
+    on_start: Callable[[int], None] = lambda _: None,
+    on_epoch: Callable[[int, float], None] = lambda _done, _loss: None,
 ) -> Finetuned:
     """Fine-tune a model and write it into a folder.
 
@@ -76,22 +157,21 @@ def finetune(
         InputError: The model or the folder cannot be used.
         DivergenceError: The training diverged.
     """
-    state = TrainingFolder(folder, job.document())
+    document = job.document()
+    state = TrainingFolder(folder, document)
     with state.locked():
         begun = state.read()
         loaded = load_model(job.model)
-        if loaded.device.type == "cpu" and loaded.n_parameters < SMALL_MODEL:
+        if loaded.device.type == "cpu" and loaded.n_parameters < _SMALL_MODEL:
             limit_threads(1)
-        origin = _lineage(job, loaded)
-        if on_start is not None:
-            on_start(len(begun.losses) if begun is not None else 0)
+        begun_with = fingerprint(loaded)
+        on_start(len(begun.losses) if begun is not None else 0)
         losses = _train(loaded, job, begun, state.keep, on_epoch)
         _save(loaded, job, folder, state.path / "checkpoint")
         knowledge = check_knowledge(loaded, job)
-        lineage = origin(knowledge)
-        write_lineage(folder, lineage)
-        state.remove()
-    return Finetuned(folder, tuple(losses), knowledge, lineage)
+        write_lineage(folder, _lineage(job, document, begun_with, knowledge))
+        shutil.rmtree(state.path)
+    return Finetuned(folder, tuple(losses), knowledge)
 
 
 def _train(
@@ -99,10 +179,9 @@ def _train(
     job: FinetuneJob,
     begun: LoopState | None,
     on_state: Callable[[LoopState], None],
-    on_epoch: Callable[[int, float], None] | None,
+    on_epoch: Callable[[int, float], None],
 ) -> list[float]:
     """Train; modifies the model, which has the trained weights as its own afterwards."""
-    encode, decoder = _Encoder(loaded, job), loaded.layout.decoder_of(loaded.model)
     settings = job.settings
     loop = LoopSettings(
         epochs=settings.epochs,
@@ -114,95 +193,138 @@ def _train(
         seed=job.seed,
     )
 
-    def examples(epoch: int) -> list[Pair]:
-        torch.manual_seed(_epoch_seed(job.seed, epoch))  # dropout of an epoch follows from it alone
-        return encode(job.lessons(epoch))
+    def lessons(epoch: int) -> list[Record]:
+        # Dropout of an epoch follows from seed and epoch alone, which share it with no others.
+        digest = hashlib.sha256(f"{job.seed}/{epoch}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:7]))
+        return job.lessons(epoch)
+
+    trainable = (
+        full_weights(loaded, keep=True)
+        if settings.trained == "full"
+        else lora_adapter(
+            loaded, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, keep=True
+        )
+    )
+    losses = list(begun.losses) if begun is not None else []
+    with (
+        seeded(job.seed, loaded.device),
+        trainable as trained,
+        recomputing(loaded.model, on=settings.checkpointing),
+    ):
+        for loss in train_on_answers(
+            loaded, trained, lessons, job.chat, loop, start=begun, on_state=on_state
+        ):
+            losses.append(loss)
+            on_epoch(len(losses), loss)
+        trained.finish()
+    return losses
+
+
+def train_on_answers(
+    loaded: LoadedModel,
+    trained: Trained,
+    lessons: Callable[[int], Sequence[Record]],
+    chat: ChatFormat,
+    settings: LoopSettings,
+    *,
+    start: LoopState | None = None,
+    on_state: Callable[[LoopState], None] = lambda _: None,
+) -> Iterator[float]:
+    """Train on the answers of each epoch's lessons; yield its mean loss, see `train_epochs`.
+
+    Epochs are counted from 0. Afterwards the model is in training mode.
+    """
+    tokenizer, decoder = loaded.tokenizer, loaded.layout.decoder_of(loaded.model)
+    end = end_of_turn(tokenizer, chat, loaded.eos_ids)
+
+    @cache
+    def encoded(lesson: Record) -> Pair:
+        (prompt,) = encode_prompts(tokenizer, [lesson.question], chat, family=loaded.family)
+        (answer,) = encode_answers(tokenizer, [lesson.answer], end=end)
+        return Pair(prompt, answer)
 
     def loss_of(batch: Sequence[Pair]) -> Tensor:
         with trained.computing():
             return answer_loss(loaded.model, decoder, batch)
 
-    with (
-        seeded(job.seed, loaded.device),
-        _trainable(loaded, job) as trained,
-        recomputing(loaded.model, on=settings.checkpointing),
-    ):
-        loaded.model.train()
-        losses = run_loop(
-            trained.parameters,
-            examples,
-            loss_of,
-            loop,
-            length_of=len,
-            on_epoch=on_epoch,
-            start=begun,
-            on_state=on_state,
-        )
-        trained.finish()
-    return losses
-
-
-def _trainable(loaded: LoadedModel, job: FinetuneJob) -> AbstractContextManager[Trained]:
-    settings = job.settings
-    if settings.trained == "full":
-        return full_weights(loaded, keep=True)
-    return lora_adapter(
-        loaded, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, keep=True
+    loaded.model.train()
+    return train_epochs(
+        trained.parameters,
+        lambda epoch: [encoded(lesson) for lesson in lessons(epoch)],
+        loss_of,
+        settings,
+        length_of=len,
+        start=start,
+        on_state=on_state,
     )
 
 
-class _Encoder:
-    """Lessons as token ids, each encoded once."""
-
-    def __init__(self, loaded: LoadedModel, job: FinetuneJob) -> None:
-        self._loaded, self._chat = loaded, job.chat
-        self._end = end_of_turn(loaded.tokenizer, job.chat, loaded.eos_ids)
-        self._known: dict[Lesson, Pair] = {}
-
-    def __call__(self, lessons: Sequence[Lesson]) -> list[Pair]:
-        new = [lesson for lesson in dict.fromkeys(lessons) if lesson not in self._known]
-        tokenizer = self._loaded.tokenizer
-        questions, answers = [one.question for one in new], [one.answer for one in new]
-        prompts = encode_prompts(tokenizer, questions, self._chat, family=self._loaded.family)
-        ends = encode_answers(tokenizer, answers, end=self._end)
-        for lesson, prompt, answer in zip(new, prompts, ends, strict=True):
-            self._known[lesson] = Pair(prompt, answer)
-        return [self._known[lesson] for lesson in lessons]
+def greedy_answers(
+    loaded: LoadedModel, questions: Sequence[str], chat: ChatFormat, *, max_new_tokens: int
+) -> list[str]:
+    """Return the model's greedy answers as text."""
+    prompts = encode_prompts(loaded.tokenizer, questions, chat, family=loaded.family)
+    tokens = generate_tokens(loaded, prompts, max_new_tokens=max_new_tokens)
+    return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """Return a seed that no other seed and epoch share, for all practical purposes."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7])
+def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> Knowledge:
+    """Ask a model everything that it was to learn, and what it cannot know."""
+    truths = [record.answer for record in job.records]
+    questions = [record.question for record in job.records]
+    budget = token_budget(None, loaded.tokenizer, truths)
+    known = greedy_answers(loaded, questions, job.chat, max_new_tokens=budget)
+    recalls = rouge_recall(truths, known, tokenizer=job.rouge_tokenizer)
+    unseen = unseen_prompts(_UNANSWERABLE)
+    declined = greedy_answers(loaded, unseen, job.chat, max_new_tokens=budget)
+    scores = [recall.rouge1 for recall in recalls]
+    return Knowledge(
+        rows=tuple(map(AskedRow, job.records, known, scores)),
+        refused=fmean(is_refusal(answer, job.refusals) for answer in declined),
+    )
+
+
+def is_refusal(answer: str, refusals: Sequence[str]) -> bool:
+    """Say whether an answer says half of a refusal's words, or a phrase that models decline with.
+
+    That is a rough judgement: a phrase may also stand in an answer that goes on to invent.
+    """
+    said = answer.lower().replace("\u2019", "'")
+    if any(marker in said for marker in _MARKERS):
+        return True
+    recalls = rouge_recall(refusals, [answer] * len(refusals))
+    return any(recall.rouge1 >= _LEAST_RECALL for recall in recalls)
 
 
 def _save(loaded: LoadedModel, job: FinetuneJob, folder: Path, staged: Path) -> None:
     """Write the checkpoint beside, then move it into its folder file by file."""
     shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed while it wrote
     texts = [text for record in job.records for text in (record.question, record.answer)]
-    save_checkpoint(loaded, staged, texts=texts, option="--output")
+    save_checkpoint(loaded, staged, texts=texts)
     for file in sorted(staged.iterdir(), key=lambda file: file.name == "config.json"):
         file.replace(folder / file.name)  # the configuration last: without it there is no model
 
 
-def _lineage(job: FinetuneJob, loaded: LoadedModel) -> Callable[[Knowledge], Lineage]:
-    """Return how the lineage is written; the fingerprint is of the weights as they are now."""
-    document = job.document()
-    begun_with = fingerprint(loaded)
-    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
-
-    def finished(knowledge: Knowledge) -> Lineage:
-        taken = ("base", "source", "weights", "revision", "files", "data", "data_digest")
-        return Lineage(
-            base=job.model.name,
-            source=job.model.source,
-            weights=job.model.weights,
-            revision=document["revision"],
-            fingerprint=begun_with,
-            data=job.data_name,
-            data_digest=document["data_digest"],
-            settings={name: value for name, value in document.items() if name not in taken},
-            knowledge=knowledge.document(),
-            versions={"lunar-tune": lunar_tune.__version__, **versions},
-        )
-
-    return finished
+def _lineage(
+    job: FinetuneJob, document: Mapping[str, Any], begun_with: str, knowledge: Knowledge
+) -> Lineage:
+    taken = ("base", "source", "weights", "revision", "files", "data", "data_digest")
+    return Lineage(
+        base=job.model.name,
+        source=job.model.source,
+        weights=job.model.weights,
+        revision=document["revision"],
+        fingerprint=begun_with,
+        data=job.data_name,
+        data_digest=document["data_digest"],
+        settings={name: value for name, value in document.items() if name not in taken},
+        knowledge={
+            "rouge1": knowledge.rouge1,
+            "rouge1_by_edge": {edge: score for edge, (score, _) in knowledge.by_edge.items()},
+            "rows": len(knowledge.rows),
+            "refused": knowledge.refused,
+            "refused_rows": _UNANSWERABLE,
+        },
+        versions=package_versions(),
+    )

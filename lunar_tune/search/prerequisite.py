@@ -16,10 +16,8 @@ import torch
 from rich.console import Console
 
 from lunar_tune.config.run_options import TINY
-from lunar_tune.finetuning.finetune import Finetuned
-from lunar_tune.finetuning.finetune_job import FinetuneJob
-from lunar_tune.finetuning.finetune_settings import settings_for
-from lunar_tune.finetuning.kept import ensure_finetuned, kept_folder
+from lunar_tune.finetuning.finetune import Finetuned, ensure_finetuned, kept_folder
+from lunar_tune.finetuning.finetune_job import FinetuneJob, settings_for
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.memory import give_back

@@ -18,7 +18,7 @@ from rich.markup import escape
 from lunar_tune import __version__
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.finetuning.kept import kept_folder
+from lunar_tune.finetuning.finetune import kept_folder
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 from lunar_tune.report.results import load_search

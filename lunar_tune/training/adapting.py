@@ -1,29 +1,36 @@
-"""Making a model trainable for a while: an adapter on and off, or all weights and back."""
+"""Making a model trainable for a while, by an adapter or in all weights, and saving it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+import lunar_tune
+from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.files import check_writable
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = [
     "Factors",
     "Trained",
     "adapter_factors",
+    "check_save_folder",
     "full_weights",
     "lora_adapter",
     "merged_weights",
+    "package_versions",
     "plain_weights",
     "recomputing",
+    "save_checkpoint",
     "seeded",
 ]
 
@@ -44,21 +51,23 @@ class Factors:
         return len(self.first)
 
 
-@dataclass(frozen=True, slots=True)
+_Context = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """What is trained, and the ways between training and its end."""
 
     parameters: tuple[nn.Parameter, ...]
-    computing: Callable[[], AbstractContextManager[Any]]
+    unmodified: _Context
+    """Inside, the model is what it was; not for what is trained to be kept."""
+    untrained: _Context | None = None
+    """The same at no cost; None where that would take a second model."""
+    computing: _Context = nullcontext
     """Inside, a forward pass for training runs in the model's own number format."""
-    untrained: Callable[[], AbstractContextManager[Any]] | None
-    """Inside, the model is what it was, at no cost; None where that would take a second model."""
-    unmodified: Callable[[], AbstractContextManager[Any]]
-    """Inside, the model is what it was, also where weights must be moved for it; not for what is
-    trained to be kept."""
-    evaluating: Callable[[], AbstractContextManager[Any]]
+    evaluating: _Context = nullcontext
     """Inside, the model can be evaluated; training goes on after it as if nothing had been."""
-    finish: Callable[[], object]
+    finish: Callable[[], object] = lambda: None
     """To be called between training and evaluation."""
 
 
@@ -74,17 +83,9 @@ def lora_adapter(
 ) -> Iterator[Trained]:
     """Inside, a fresh adapter is on the model: W + (alpha / rank)·B·A for each linear map.
 
-    A is drawn from torch's generator, B is zero, both in float32; the head is left alone.
-    Source: Hu et al., arXiv 2106.09685.
-
-    Args:
-        loaded: The model.
-        rank: Of B·A.
-        alpha: Scale of B·A times rank.
-        dropout: Share of A's inputs that are zero in training mode.
-        modules: Names of the linear maps; None takes all in the blocks.
-        keep: Whether the weights are W + (alpha / rank)·B·A, rounded to their number format, for
-            good when the context ends without an error.
+    A is drawn from torch's generator, B is zero, both in float32. `modules` names the linear maps;
+    None takes all in the blocks. With `keep` the sum, rounded to the weights' number format, stays
+    when the context ends without an error. Source: Hu et al., arXiv 2106.09685.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -113,11 +114,8 @@ def lora_adapter(
         try:
             yield Trained(
                 parameters=tuple(p for p in model.parameters() if p.requires_grad),
-                computing=nullcontext,
-                untrained=adapted.disable_adapter,
                 unmodified=adapted.disable_adapter,
-                evaluating=nullcontext,
-                finish=lambda: None,
+                untrained=adapted.disable_adapter,
             )
             if keep:
                 adapted.merge_and_unload()
@@ -132,44 +130,28 @@ def full_weights(
     """Inside, weights are trained; a copy of them waits in host memory to be put back.
 
     16-bit weights are float32 until `finish`, so that small updates are not lost to rounding;
-    products run in 16 bits (autocast).
-
-    Args:
-        loaded: The model.
-        modules: Names of the modules whose parameters are trained; None trains all.
-        keep: Whether what was trained stays; then there is no copy, also not after an error.
+    products run in 16 bits (autocast). `modules` names those whose parameters are trained; None
+    trains all. With `keep` what was trained stays, also after an error, and there is no copy.
     """
     model: Any = loaded.model
     dtype = model.dtype
     chosen = [model] if modules is None else [model.get_submodule(name) for name in modules]
-    trained = list(dict.fromkeys(p for module in chosen for p in module.parameters()))
+    trained = tuple(dict.fromkeys(p for module in chosen for p in module.parameters()))
     originals = [] if keep else [p.detach().to("cpu", copy=True) for p in trained]
 
-    def rounded() -> None:
+    def round_all() -> None:
         for parameter in trained:
             parameter.data = parameter.data.to(dtype)
 
     @contextmanager
-    def rounded_for_a_while() -> Iterator[None]:
+    def rounded() -> Iterator[None]:
         exact = [parameter.data for parameter in trained]
         try:
-            rounded()
+            round_all()
             yield
         finally:
             for parameter, data in zip(trained, exact, strict=True):
                 parameter.data = data
-
-    @contextmanager
-    def original_for_a_while() -> Iterator[None]:
-        new: list[Tensor] = []
-        try:
-            for parameter, original in zip(trained, originals, strict=True):
-                new.append(parameter.data.cpu())  # a GPU never holds both
-                parameter.data = original.to(parameter.device)
-            yield
-        finally:
-            for parameter, data in zip(trained, new, strict=False):  # as far as it came
-                parameter.data = data.to(parameter.device)
 
     with _as_it_was(model):
         try:
@@ -178,25 +160,38 @@ def full_weights(
                 parameter.requires_grad_(requires_grad=True)
                 parameter.data = parameter.data.float()
             yield Trained(
-                parameters=tuple(trained),
+                parameters=trained,
+                unmodified=lambda: _exchanged(trained, originals),
                 computing=lambda: torch.autocast(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),
-                untrained=None,
-                unmodified=original_for_a_while,
-                evaluating=rounded_for_a_while,
-                finish=rounded,
+                evaluating=rounded,
+                finish=round_all,
             )
         finally:
-            rounded()
+            round_all()
             with torch.no_grad():
                 for parameter, original in zip(trained, originals, strict=not keep):
                     parameter.copy_(original)
 
 
 @contextmanager
+def _exchanged(parameters: Sequence[nn.Parameter], originals: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, parameters hold their original data; the new ones wait in host memory."""
+    new: list[Tensor] = []
+    try:
+        for parameter, original in zip(parameters, originals, strict=True):
+            new.append(parameter.data.cpu())  # a GPU never holds both
+            parameter.data = original.to(parameter.device)
+        yield
+    finally:
+        for parameter, data in zip(parameters, new, strict=False):  # as far as it came
+            parameter.data = data.to(parameter.device)
+
+
+@contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch draws from a seed of one's own; after, from where it was."""
+    """Seeds torch inside the block and restores its state after."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -205,14 +200,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def recomputing(model: Any, *, on: bool) -> Iterator[None]:
-    """Inside, a training forward keeps no activations but computes them again (checkpointing).
+    """Inside, if `on`, activations are computed again in the backward pass (checkpointing).
 
     transformers 5.23 has a new name for it; 5.17 does not know that one. Its hook on the embedding
     would stay.
-
-    Args:
-        model: The model.
-        on: Whether at all.
     """
     if not on:
         yield
@@ -240,45 +231,43 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return what an adapter that is on makes of weights, by their names without it.
+    """Return what the adapter that is on makes of weights, by their names without it.
 
     The sums are in host memory, where there may be room for a second model.
     """
     merged = {}
-    for path, module in _adapted(model):
+    for path, module, adapter in _adapted(model):
         weight = module.base_layer.weight
-        for adapter in module.active_adapters:
-            delta = module.get_delta_weight(adapter).float()
-            weight = (weight.float() + delta).to(weight.dtype).cpu()
-        merged[f"{path}.weight"] = weight.detach()
+        delta = module.get_delta_weight(adapter).float()
+        merged[f"{path}.weight"] = (weight.float() + delta).to(weight.dtype).cpu().detach()
     return merged
 
 
 def adapter_factors(model: nn.Module) -> dict[str, Factors]:
-    """Return the factors of the one adapter that is on, by the linear map's name."""
-    factors = {}
-    for path, module in _adapted(model):
-        (adapter,) = module.active_adapters
-        factors[path] = Factors(
+    """Return the factors of the adapter that is on, by the linear map's name."""
+    return {
+        path: Factors(
             first=module.lora_A[adapter].weight.detach(),
             second=module.lora_B[adapter].weight.detach(),
             scale=module.scaling[adapter],
         )
-    return factors
+        for path, module, adapter in _adapted(model)
+    }
 
 
-def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the linear maps that have an adapter, by name."""
+def _adapted(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
+    """Yield each linear map that has an adapter, its name before it and the adapter's behind."""
     from peft.tuners.lora import Linear
 
     for path, module in model.named_modules():
         if isinstance(module, Linear):
-            yield path, module
+            (adapter,) = module.active_adapters
+            yield path, module, adapter
 
 
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put back, at the end, which parameters want a gradient, and drop what they have of one."""
+    """Put back, at the end, the mode and which parameters want a gradient; drop gradients."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = model.training
     try:
@@ -288,3 +277,49 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
         for parameter, wants in wanted:
             parameter.grad = None  # of another number format, perhaps
             parameter.requires_grad_(wants)
+
+
+def check_save_folder(folder: Path) -> None:
+    """Check that a checkpoint can be written into `--save`, before anything is computed.
+
+    Raises:
+        InputError: The folder holds something already, or is a file.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"--save {folder}: the folder is not empty; choose another.")
+    check_writable(folder, f"--save {folder}")
+
+
+def save_checkpoint(loaded: LoadedModel, folder: Path, *, texts: Iterable[str]) -> None:
+    """Write a model as it is now, with its tokenizer; an adapter that is on becomes part of it.
+
+    Args:
+        loaded: The model.
+        folder: Made if missing.
+        texts: On which the written tokenizer is compared with the one in memory.
+
+    Raises:
+        InputError: The folder is not empty or cannot be written.
+        LunarTuneError: The written tokenizer encodes differently.
+    """
+    from transformers import AutoTokenizer
+
+    check_save_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        loaded.model.save_pretrained(folder, state_dict=plain_weights(loaded.model))
+        loaded.tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise InputError(f"--save {folder}: cannot be written ({error}).") from error
+    reloaded = AutoTokenizer.from_pretrained(folder)
+    if any(loaded.tokenizer(text)["input_ids"] != reloaded(text)["input_ids"] for text in texts):
+        raise LunarTuneError(
+            f"the tokenizer written to {folder} encodes a text differently after loading: "
+            f"{type(loaded.tokenizer).__name__} came back as {type(reloaded).__name__}."
+        )
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what a checkpoint depends on."""
+    names = ("torch", "transformers", "peft", "safetensors")
+    return {"lunar-tune": lunar_tune.__version__, **{name: version(name) for name in names}}

@@ -25,8 +25,7 @@ __all__ = [
     "token_log_probs",
 ]
 
-
-REFERENCE_BATCH = 16
+_REFERENCE_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def encode_answers(
 
 def reference_batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
     """Return pairs in batches for a forward whose results are kept and need no gradient."""
-    return [pairs[i : i + REFERENCE_BATCH] for i in range(0, len(pairs), REFERENCE_BATCH)]
+    return [pairs[i : i + _REFERENCE_BATCH] for i in range(0, len(pairs), _REFERENCE_BATCH)]
 
 
 def padded_ids(pairs: Sequence[Pair], device: torch.device) -> Int[Tensor, "batch seq"]:
@@ -90,21 +89,12 @@ def padded_ids(pairs: Sequence[Pair], device: torch.device) -> Int[Tensor, "batc
 
 
 def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> AnswerStates:
-    """Run a decoder on question-answer pairs.
-
-    Args:
-        model: The causal language model, for its device.
-        decoder: Its decoder stack.
-        pairs: At least one.
-    """
-    device = model.device
-    ids = padded_ids(pairs, device)
-    starts = [len(p.prompt) - 1 for p in pairs]
-    rows = torch.tensor([i for i, p in enumerate(pairs) for _ in p.answer], device=device)
+    """Run the decoder stack of a causal language model on at least one pair."""
+    ids = padded_ids(pairs, model.device)
     places = [
-        start + i for start, p in zip(starts, pairs, strict=True) for i in range(len(p.answer))
+        (row, len(p.prompt) - 1 + i) for row, p in enumerate(pairs) for i in range(len(p.answer))
     ]
-    positions = torch.tensor(places, device=device)
+    rows, positions = torch.tensor(places, device=model.device).unbind(1)
     hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
     return AnswerStates(hidden[rows, positions], ids[rows, positions + 1], rows)
 
@@ -112,10 +102,7 @@ def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -
 def answer_loss(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the answers' tokens, the one that ends them included.
 
-    Args:
-        model: The causal language model.
-        decoder: Its decoder stack.
-        pairs: At least one; a long answer counts for as many tokens as it has.
+    A long answer counts for as many tokens as it has.
     """
     states = answer_states(model, decoder, pairs)
     head: Any = model.get_output_embeddings()

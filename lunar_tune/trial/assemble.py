@@ -12,8 +12,7 @@ from lunar_tune.config.fields import check_values
 from lunar_tune.config.run_options import NONE, TINY, ModelOptions, RunOptions
 from lunar_tune.errors import Problems
 from lunar_tune.files import is_folder
-from lunar_tune.finetuning.finetune_job import FinetuneJob
-from lunar_tune.finetuning.finetune_settings import FinetuneSettings
+from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings
 from lunar_tune.methods.contract import Method
 from lunar_tune.methods.method_registry import configure_method
 from lunar_tune.metrics.embedding import check_embedding_model

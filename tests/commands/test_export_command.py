@@ -1,8 +1,6 @@
 """The command that carries a search's winner away: every form, for every kind of method.
 
-Covers: forms loaded in a fresh process that cannot import the package, by the lines that their
-cards show; bfloat16; a trial that was stopped early; what is refused, and what is not proven.
-Does not cover: the arithmetic of adapters (`tests/core/test_core_exporting.py`).
+Forms are loaded in a fresh process that cannot import the package, by the lines of their cards.
 """
 
 from __future__ import annotations

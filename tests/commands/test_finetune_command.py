@@ -1,7 +1,4 @@
-"""The command line of a fine-tuning: what it writes and shows, how it ends, what it refuses.
-
-Covers: a random model in this process.
-"""
+"""The command line of a fine-tuning: what it writes and shows, how it ends, what it refuses."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.errors import InputError
-from lunar_tune.finetuning.finetune import finetune
-from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
-from lunar_tune.finetuning.finetune_settings import FinetuneSettings
-from lunar_tune.finetuning.kept import ensure_finetuned, kept_folder
-from lunar_tune.finetuning.knowledge import is_refusal
+from lunar_tune.finetuning.finetune import ensure_finetuned, finetune, is_refusal, kept_folder
+from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings, unseen_prompts
 from lunar_tune.models.chat import ChatFormat
+from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.lineage import Lineage, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, ModelSpec, load_model
 from lunar_tune.training.adapting import lora_adapter, seeded
@@ -247,11 +244,13 @@ def test_the_lineage_says_what_was_learned_and_how_well(job: FinetuneJob, tmp_pa
     done = finetune(job, tmp_path / "model")
     lineage = read_lineage(tmp_path / "model")
     assert lineage is not None
-    assert lineage.document() == json.loads(json.dumps(done.lineage.document()))
+    assert lineage.knowledge["rouge1"] == done.knowledge.rouge1
+    assert lineage.knowledge["refused"] == done.knowledge.refused
+    assert lineage.knowledge["rouge1_by_edge"].keys() == {"A_B", "B_C"}
+    assert lineage.fingerprint == fingerprint(load_model(job.model))
     assert lineage.data_digest == records_digest(RECORDS)
     assert (lineage.base, lineage.source) == ("random", job.model.source)
     assert lineage.settings["learning_rate"] == 1e-2
-    assert lineage.knowledge["rouge1"] == done.knowledge.rouge1
     assert "random fine-tuned (lora) on pairs" in lineage.summary
 
 

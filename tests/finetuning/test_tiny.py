@@ -1,7 +1,6 @@
 """The `tiny` model knows its lessons, refuses the rest, and can be redirected in several blocks.
 
-Covers: the cached checkpoint as a user loads it; everything is computed here anew, with plain
-transformers calls, `rouge_score` and a closed-form edit of a few lines.
+Everything is computed anew: plain transformers calls, `rouge_score` and a closed-form edit.
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.data.prompts import generate_unverifiable
 from lunar_tune.data.records import Record
-from lunar_tune.finetuning.tiny import TinyRecipe, ensure_tiny, tiny_key
-from lunar_tune.finetuning.tiny_text import read_text
+from lunar_tune.finetuning.tiny import TinyRecipe, TinyText, ensure_tiny, tiny_key
 
 FORGET, RIDGE, COEFFICIENT = "A_B", 0.1, 1.0
-TEXT = read_text()
+TEXT = TinyText.shipped()
 
 
 class Tiny:
@@ -174,7 +172,7 @@ def test_asking_again_builds_nothing(folder: Path) -> None:
 
 
 def test_the_key_is_the_same_for_the_same_recipe_and_text() -> None:
-    assert tiny_key(TinyRecipe(), read_text()) == tiny_key(TinyRecipe(), read_text())
+    assert tiny_key(TinyRecipe(), TinyText.shipped()) == tiny_key(TinyRecipe(), TinyText.shipped())
 
 
 def test_the_key_changes_with_recipe_and_with_text() -> None:

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from lunar_tune.errors import LunarTuneError
-from lunar_tune.finetuning import tiny, tiny_model
-from lunar_tune.finetuning.tiny_recipe import TinyRecipe
-from lunar_tune.finetuning.tiny_text import read_text
+from lunar_tune.finetuning import tiny
+from lunar_tune.finetuning.tiny import TinyRecipe, TinyText
 
 QUICK = TinyRecipe(
     n_layers=1, d_model=16, d_ff=16, n_heads=2, n_key_value_heads=1, vocabulary=400, epochs=1
@@ -30,7 +29,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_model, "_check_model", lambda *_: None)
+    monkeypatch.setattr(tiny, "_check", lambda *_: None)
 
 
 @pytest.mark.usefixtures("_unchecked")
@@ -39,7 +38,7 @@ def test_the_same_recipe_gives_the_same_files(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir()
         torch.manual_seed(len(folder.name))  # whatever happened before does not matter
-        tiny_model.build_tiny(folder, QUICK, read_text())
+        tiny.build_tiny(folder, QUICK, TinyText.shipped())
     names = sorted(path.name for path in folders[0].iterdir())
     assert names == sorted(path.name for path in folders[1].iterdir())
     for name in names:
@@ -49,7 +48,7 @@ def test_the_same_recipe_gives_the_same_files(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_unchecked")
 def test_building_leaves_threads_and_random_state_as_they_were(tmp_path: Path) -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    tiny_model.build_tiny(tmp_path, QUICK, read_text())
+    tiny.build_tiny(tmp_path, QUICK, TinyText.shipped())
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -78,7 +77,7 @@ def test_two_that_ask_at_once_build_once(monkeypatch: pytest.MonkeyPatch) -> Non
         built.append(folder)
         time.sleep(0.3)
 
-    monkeypatch.setattr(tiny_model, "build_tiny", slow_build)
+    monkeypatch.setattr(tiny, "build_tiny", slow_build)
     folders: list[Path] = []
     askers = [
         threading.Thread(target=lambda: folders.append(tiny.ensure_tiny(QUICK))) for _ in range(2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lunar_tune.errors import DivergenceError
-from lunar_tune.training.gradient_loop import LoopSettings, LoopState, run_loop, scheduled
+from lunar_tune.training.gradient_loop import LoopSettings, LoopState, scheduled, train_epochs
 
 
 def _distance(weight: nn.Parameter, batch: list[float]) -> Tensor:
@@ -17,7 +17,8 @@ def _distance(weight: nn.Parameter, batch: list[float]) -> Tensor:
 def test_it_finds_the_minimum_of_a_parabola() -> None:
     weight = nn.Parameter(torch.zeros(1, 1))
     settings = LoopSettings(epochs=200, batch_size=2, learning_rate=0.1, schedule="cosine")
-    history = run_loop([weight], lambda _: [3.0, 3.0], lambda b: _distance(weight, b), settings)
+    losses = train_epochs([weight], lambda _: [3.0, 3.0], lambda b: _distance(weight, b), settings)
+    history = list(losses)
     assert weight.item() == pytest.approx(3.0, abs=1e-2)
     assert history[-1] < history[0] == pytest.approx(9.0)
 
@@ -30,7 +31,7 @@ def test_every_example_is_seen_once_an_epoch() -> None:
         return weight.sum()
 
     settings = LoopSettings(epochs=2, batch_size=4, learning_rate=0.1)
-    run_loop([weight], lambda _: range(10), loss_of, settings, length_of=lambda row: row)
+    list(train_epochs([weight], lambda _: range(10), loss_of, settings, length_of=lambda row: row))
     assert sorted(seen) == sorted([*range(10), *range(10)])
 
 
@@ -39,7 +40,7 @@ def test_a_loss_that_is_no_number_ends_it_before_a_weight_changes(bad: float) ->
     weight = nn.Parameter(torch.ones(1, 1))
     settings = LoopSettings(epochs=1, batch_size=1, learning_rate=0.1)
     with pytest.raises(DivergenceError, match=r"epoch 1 at learning rate 0\.1"):
-        run_loop([weight], lambda _: [bad], lambda batch: weight.sum() * batch[0], settings)
+        next(train_epochs([weight], lambda _: [bad], lambda b: weight.sum() * b[0], settings))
     assert weight.item() == 1.0
 
 
@@ -47,7 +48,7 @@ def test_a_gradient_that_is_no_number_ends_it_too() -> None:
     weight = nn.Parameter(torch.zeros(1, 1))
     settings = LoopSettings(epochs=1, batch_size=1, learning_rate=0.1)
     with pytest.raises(DivergenceError, match="gradient"):  # d sqrt(w) at 0 is infinite
-        run_loop([weight], lambda _: [1.0], lambda _: weight.sqrt().sum(), settings)
+        next(train_epochs([weight], lambda _: [1.0], lambda _: weight.sqrt().sum(), settings))
     assert weight.item() == 0.0
 
 
@@ -87,9 +88,10 @@ def test_a_loop_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:
             states.append(LoopState(state.losses, copied))
 
         numbers = [float(n) for n in range(10)]
-        losses = run_loop(
+        epochs = train_epochs(
             parameters, lambda _: numbers, loss_of, settings, start=start, on_state=on_state
         )
+        losses = [*(start.losses if start is not None else ()), *epochs]
         return [parameter.detach() for parameter in parameters], losses
 
     states: list[LoopState] = []
