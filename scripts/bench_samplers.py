@@ -153,7 +153,7 @@ def record(grid: Grid, spec: TrialSpec, console: Console) -> None:
     with build_progress(console) as bar:
         spec = materialise(spec, epochs_shown(bar, "building tiny"))
     worker = Worker(dataclasses.replace(spec, layers=tuple(map(int, layers))))
-    scores = worker.vanilla().evaluation.scores  # its answers are the trials' drafts
+    scores = worker.baseline().evaluation.scores  # its answers are the trials' drafts
     console.print(
         f"base model: forget {scores['forget_rouge1']:.3f}, retain {scores['retain_rouge1']:.3f}"
     )

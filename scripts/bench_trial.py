@@ -95,7 +95,7 @@ class Figures:
     """What was measured with one solver."""
 
     plain: list[PlainTrial] = dataclasses.field(default_factory=list)
-    vanilla: float = 0.0
+    baseline: float = 0.0
     """Seconds of the base model's evaluation, once per worker."""
     first: dict[str, float] = dataclasses.field(default_factory=dict)
     warm: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -159,7 +159,7 @@ class Bench:
         self._worker = self._new_worker()
         if self._loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self.figures.vanilla = self._worker.vanilla().seconds["trial"]
+        self.figures.baseline = self._worker.baseline().seconds["trial"]
         self.figures.first = dict(self._worker.run(self._setting, bounded=False).seconds)
 
     def warm(self, repeats: int) -> TrialResult:
@@ -416,7 +416,7 @@ def _print(console: Console, solver: str, setting: Mapping[str, Any], figures: F
     console.print(f"\n{where}; answers of up to {figures.budget} tokens", highlight=False)
     console.print(table)
     console.print(
-        f"once per worker: the base model {figures.vanilla:.2f} s"
+        f"once per worker: the base model {figures.baseline:.2f} s"
         + (f"; full evaluation {figures.full:.2f} s" if figures.full is not None else "")
         + (f"; peak {figures.peak_gib:.1f} GiB" if figures.peak_gib is not None else ""),
         highlight=False,
@@ -446,7 +446,7 @@ def _document(results: Mapping[str, Figures], under: dict[str, Any] | None) -> d
         document[f"ratio_{solver}"] = None if ratio is None else math.floor(ratio * 10) / 10
         document[solver] = {
             "plain": [one.seconds for one in figures.plain],
-            "vanilla": figures.vanilla,
+            "baseline": figures.baseline,
             "first": figures.first,
             "warm": figures.warm,
             "full_evaluation": figures.full,

@@ -63,7 +63,7 @@ PRIOR: dict[str, Any] = {
     **{"format": "lunar-tune layer prior", "version": 1, "model": "tiny", "n_layers": 4, "best": 1},
     **{"recommended": [1], "data": "mini", "forget_edges": ["A_B"], "rows": 3, "coefficient": 0.5},
     **{"max_new_tokens": 8, "seed": 0, "embedding": "own states after block 1"},
-    "unmodified": {"s1": -0.5, "s2": 1.0, "unfinished": 0},
+    "base_model": {"s1": -0.5, "s2": 1.0, "unfinished": 0},
     "layers": [{"s1": 0.1, "s2": 0.2, "unfinished": 0, "layer": n} for n in range(4)],
 }
 PUBLISHED_CONFIG = b"""\

@@ -26,7 +26,7 @@ CURVE = LayerCurve(
     layers=(2, 3, 4, 7),
     refusal=(0.1, 0.6, 0.5, 0.2),
     truth=(0.9, 0.1, 0.2, 0.3),
-    unmodified=-0.9,
+    base_model=-0.9,
     best=3,
     recommended=(3, 4),
 )
@@ -97,7 +97,7 @@ def report_of(
         title=title,
         facts={},
         goal=goal,
-        vanilla={
+        baseline={
             "forget_rouge1": 0.98,
             "retain_rouge1": 0.99,
             "forget_log_prob": -2.0,

@@ -55,11 +55,11 @@ def made_search(
     spec = dataclasses.replace(materialise(spec), engine=engine)
     worker, folder = Worker(spec), Folder(runs / name)
     folder.path.mkdir(parents=True)
-    vanilla = worker.vanilla()
-    write_answers(folder.vanilla_answers, vanilla.evaluation.rows, (), text=spec.text)
+    baseline = worker.baseline()
+    write_answers(folder.baseline_answers, baseline.evaluation.rows, (), text=spec.text)
     study = open_study(folder.journal, name=name, space=_space(spec, parameters), config=config)
     study.note("goal", goal_of(config).text)
-    study.note("vanilla", dict(vanilla.evaluation.scores))
+    study.note("baseline", dict(baseline.evaluation.scores))
     study.note("tags", spec.tags)
     study.note("mlflow", {"id": name, "uri": NOWHERE, "experiment": "x"})
     number, asked = study.ask()
@@ -68,7 +68,7 @@ def made_search(
     digest = write_answers(folder.answers(number), result.evaluation.rows, (), text=spec.text)
     study.complete(number, result, answers_digest=digest, n_retain=spec.data.n_retain)
     if confirmed:
-        _confirm(worker, study, folder, config, vanilla.evaluation.scores)
+        _confirm(worker, study, folder, config, baseline.evaluation.scores)
     resolved = {
         "working_folder": str(Path.cwd()),
         "weights": None,
@@ -103,20 +103,20 @@ def _confirm(
     study: Study,
     folder: Folder,
     config: SearchConfig,
-    vanilla: Mapping[str, float],
+    baseline: Mapping[str, float],
 ) -> None:
     row = study.row(0)
     full = worker.run(row.parameters, full=True)
     write_answers(folder.full_answers(0), full.evaluation.rows, (), text=worker.spec.text)
     held = None
     if worker.spec.data.held_out is not None:
-        held = worker.vanilla(full=True).evaluation
-        write_answers(folder.vanilla_full_answers, held.rows, (), text=worker.spec.text)
+        held = worker.baseline(full=True).evaluation
+        write_answers(folder.baseline_full_answers, held.rows, (), text=worker.spec.text)
     confirmation = Confirmation(
         number=0,
         scores=dict(full.evaluation.scores),
         max_new_tokens=full.max_new_tokens,
-        vanilla=dict(held.scores) if held is not None else None,
+        baseline=dict(held.scores) if held is not None else None,
     )
     study.note("confirmed", dataclasses.asdict(confirmation))
     write_best(
@@ -125,6 +125,6 @@ def _confirm(
         confirmation,
         spec=worker.spec,
         n_layers=depth_of(worker.spec),
-        vanilla=vanilla,
+        baseline=baseline,
         goal=goal_of(config),
     )

@@ -73,7 +73,7 @@ def report(*rows: TrialRow, goal: Goal | None = None) -> Report:
         title="tiny, mini: forget A_B",
         facts={"model": "tiny", "data": "mini", "method": "lunar (adamw)"},
         goal=goal or Goal.read("forget_rouge1", [f"retain_rouge1>={FLOOR}"]),
-        vanilla={"forget_rouge1": 0.98, "retain_rouge1": 0.99, "deviation_score": 98.0},
+        baseline={"forget_rouge1": 0.98, "retain_rouge1": 0.99, "deviation_score": 98.0},
         rows=rows,
         best=best,
         confirmed=best.scores if best is not None else None,
@@ -95,9 +95,9 @@ def said(set_name: str, question: str, answer: str, rouge1: float) -> AnswerRow:
 
 def page_of(*rows: TrialRow, name: str = "first") -> PageSearch:
     """Return a search with answers of its two best trials."""
-    vanilla = [
-        *(said("forget", f"forget {n}?", "vanilla says", 1.0) for n in range(3)),
-        *(said("retain", f"keep {n}?", "vanilla keeps", 1.0) for n in range(4)),
+    baseline = [
+        *(said("forget", f"forget {n}?", "baseline says", 1.0) for n in range(3)),
+        *(said("retain", f"keep {n}?", "baseline keeps", 1.0) for n in range(4)),
     ]
     answers = [
         TrialAnswers(
@@ -113,7 +113,7 @@ def page_of(*rows: TrialRow, name: str = "first") -> PageSearch:
     return PageSearch(
         name=name,
         report=report(*rows),
-        vanilla=vanilla,
+        baseline=baseline,
         answers=answers,
         configuration="search:\n  num_trials: 12\n",
     )
@@ -133,7 +133,7 @@ def hostile() -> PageSearch:
         report=replace(
             one, title=HOSTILE[4], facts={text: text for text in HOSTILE}, ending=HOSTILE[2]
         ),
-        vanilla=[replace(answer, rouge1=1.0) for answer in answers],
+        baseline=[replace(answer, rouge1=1.0) for answer in answers],
         answers=[TrialAnswers(0, HOSTILE[0], answers)],
         configuration="\n".join(HOSTILE),
     )

@@ -62,7 +62,7 @@ def begun_study(folder: Folder, uri: str | None = None) -> Study:
             "lineage": {},
         },
         "goal": ("forget_rouge1", ("retain_rouge1>=0.8",)),
-        "vanilla": VANILLA,
+        "baseline": VANILLA,
         "tags": TAGS,
     }
     for key, value in notes.items():

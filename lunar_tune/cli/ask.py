@@ -143,7 +143,7 @@ def _answers(one: SideBySide, *, with_question: bool) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     rows = [("question", one.question)] if with_question else []
-    rows += [("base model", one.unmodified), ("unlearned", one.unlearned)]
+    rows += [("base model", one.base_model), ("unlearned", one.unlearned)]
     if one.truth is not None:
         rows.append(("true answer", f"{one.truth} ({one.set_name})"))
     for label, text in rows:

@@ -158,7 +158,7 @@ def _job(
             scores=scores,
             rows=results.answers(row.number, full=full),
             max_new_tokens=int(noted["max_new_tokens"] or 0),
-            vanilla=results.vanilla_in_full if full else results.vanilla,
+            baseline=results.baseline_in_full if full else results.baseline,
             missed=in_words(missed),
             n_retain=len(held.retain) if held is not None and full else spec.data.n_retain,
             held_out=held is not None,
@@ -173,7 +173,7 @@ def _show(exported: Exported, console: Console) -> None:
 
     found, reported = exported.comparison, exported.job.reported
     rows = {
-        "base model": score_cells(reported.vanilla),
+        "base model": score_cells(reported.baseline),
         f"trial {reported.trial}, as reported": reported.cells(reported.scores),
         f"the {exported.job.form}, as loaded": reported.cells(found.scores),
     }

@@ -172,7 +172,7 @@ def _show(
 
     width = min(_ANSWER_WIDTH, max(_LEAST_ANSWER, console.width - _OTHER_COLUMNS))
     rows, by_layer = [], {one.layer: one for one in prior.layers}
-    for layer, seen in ((None, prior.unmodified), *by_layer.items()):
+    for layer, seen in ((None, prior.base_model), *by_layer.items()):
         mark = "recommended" if layer in prior.recommended else ""
         rows.append(
             (
@@ -197,7 +197,7 @@ def _show(
         "the file of --json",
     )
     best = by_layer[prior.best]
-    if best.score <= prior.unmodified.score:
+    if best.score <= prior.base_model.score:
         warn(console, "no layer moves the answers: try a larger --fix coefficient.")
     elif best.unfinished * 2 > prior.rows:
         warn(

@@ -79,7 +79,7 @@ def unlearn(options: UnlearnOptions, problems: Problems) -> None:
     with build_progress(console) as bar:
         done = unlearn_once(
             run,
-            vanilla=True,
+            baseline=True,
             save_to=save_to,
             on_progress=epochs_shown(bar, "building the tiny model (once)"),
             **parameters,
@@ -94,7 +94,7 @@ def unlearn(options: UnlearnOptions, problems: Problems) -> None:
 
 def _show(run: SingleRun, console: Console) -> None:
     """Show ROUGE-1, the scores that were asked for beside it, and what the run took."""
-    before = run.vanilla.evaluation.scores if run.vanilla is not None else {}
+    before = run.baseline.evaluation.scores if run.baseline is not None else {}
     counts = [str(run.scores.get(f"{name}_rows", "-")) for name in ("forget", "retain", "factual")]
     rows = {"base model": score_cells(before), "unlearned": score_cells(run.scores), "rows": counts}
     console.print("ROUGE-1 recall of the answers")

@@ -71,7 +71,7 @@ class Answerer:
         self._decode_sizes: dict[int, BatchSize] = {}
 
     def prepare(self) -> None:
-        """Compute what is kept of the model; it must be unmodified, unlike later."""
+        """Compute what is kept of the model; it must be the base model, unlike later."""
         _ = self.kept_keys
 
     def begin(self, rules: AnswerRules) -> AnsweringRun:

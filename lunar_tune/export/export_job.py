@@ -33,7 +33,7 @@ class Reported:
     rows: Sequence[AnswerRow]
     """The answers from which the scores come; not all questions where the trial was stopped."""
     max_new_tokens: int
-    vanilla: Mapping[str, float]
+    baseline: Mapping[str, float]
     missed: str = ""
     """The bounds that are not kept, in words; empty where the trial is feasible."""
     n_retain: int
@@ -212,7 +212,7 @@ class Exported:
             "on_held_out": reported.on_held_out,
             "scores": dict(found.scores),
             "reported_scores": dict(reported.scores),
-            "vanilla_scores": dict(reported.vanilla),
+            "baseline_scores": dict(reported.baseline),
             "n_rows": found.n_rows,
             "compared": "answers" if found.by_text else "ROUGE-1 and ROUGE-L of each row",
             "differing_rows": found.differing,

@@ -129,7 +129,7 @@ def _rows(exported: Exported) -> str:
     reported = exported.job.reported
     on = ", on held-out questions" if reported.on_held_out else ""
     rows = (
-        ("base model, in the search", score_cells(reported.vanilla)),
+        ("base model, in the search", score_cells(reported.baseline)),
         ("as the search reported it", reported.cells(reported.scores)),
         ("loaded from these files", reported.cells(exported.comparison.scores)),
     )

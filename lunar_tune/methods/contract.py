@@ -93,7 +93,7 @@ class Change:
 class Fit:
     """A fit under way: whoever holds it drives it epoch by epoch and may end it early."""
 
-    unmodified: Callable[[], AbstractContextManager[Any]]
+    base_model: Callable[[], AbstractContextManager[Any]]
     """Inside, the model is the base model again; after, what the fit had made of it; both bit for
     bit, and as often as is wanted."""
     change: Change

@@ -163,7 +163,7 @@ def gradient_fit(
                 trained.finish()
 
             yield Fit(
-                unmodified=trained.unmodified,
+                base_model=trained.base_model,
                 change=change,
                 epochs=epochs,
                 n_epochs=settings.epochs,

@@ -161,12 +161,12 @@ def _feasible_region(report: Report, x: alt.X, y: alt.Y) -> list[Layer]:
 def _special(report: Report) -> list[tuple[Mark, Mapping[str, float], TrialRow | None]]:
     """Return the scores that are marked by themselves, of the best with its trial."""
     found: list[tuple[Mark, Mapping[str, float], TrialRow | None]] = [
-        (Mark("base model", INK, _OPEN_SQUARE), report.vanilla, None)
+        (Mark("base model", INK, _OPEN_SQUARE), report.baseline, None)
     ]
     if report.best is not None and report.confirmed is not None:
         if report.held_out:
             mark = Mark("base model, held out", ORANGE, _OPEN_SQUARE)
-            found.append((mark, report.vanilla_in_full, None))
+            found.append((mark, report.baseline_in_full, None))
         asked = "held out" if report.held_out else "in full"
         found.append((best_mark(report.best, asked), report.confirmed, report.best))
     return found
@@ -270,7 +270,7 @@ def layer_curve(curve: LayerCurve, *, title: str) -> alt.ConcatChart:
     shaded = [{"x": layer - 0.5, "x2": layer + 0.5} for layer in curve.recommended]
     drawn = [
         shade(Mark("recommended", REGION, "square"), shaded, x=x, x2="x2"),
-        rule(base, curve.unmodified, y),
+        rule(base, curve.base_model, y),
     ]
     # Line, mark and colour each tell the curves apart.
     for mark, dash, values in (

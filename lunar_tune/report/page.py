@@ -68,9 +68,9 @@ class PageSearch:
 
     name: str
     report: Report
-    vanilla: Sequence[AnswerRow] = ()
+    baseline: Sequence[AnswerRow] = ()
     """The base model's answers; empty where they are not kept."""
-    vanilla_in_full: Sequence[AnswerRow] = ()
+    baseline_in_full: Sequence[AnswerRow] = ()
     """Its answers to the questions of the full evaluation; empty where it has no others."""
     answers: Sequence[TrialAnswers] = ()
     """Answers of the best trials, the best first."""
@@ -83,13 +83,13 @@ class Compared:
     """One question with two models' answers."""
 
     unlearned: AnswerRow
-    vanilla: AnswerRow | None
+    baseline: AnswerRow | None
     """None where the base model's answer is not kept."""
 
     @property
     def loss(self) -> float:
         """By how much ROUGE-1 is lower than the base model's; 0 where that is not known."""
-        return self.vanilla.rouge1 - self.unlearned.rouge1 if self.vanilla is not None else 0.0
+        return self.baseline.rouge1 - self.unlearned.rouge1 if self.baseline is not None else 0.0
 
 
 def write_static_page(results: Sequence[SearchResults], path: Path) -> None:
@@ -128,8 +128,8 @@ def _page_search(results: SearchResults) -> PageSearch:
     return PageSearch(
         name=results.folder.name,
         report=results.report,
-        vanilla=kept(),
-        vanilla_in_full=kept(full=True),
+        baseline=kept(),
+        baseline_in_full=kept(full=True),
         answers=answers,
         configuration=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
@@ -176,7 +176,7 @@ def _shown(anchor: str, one: PageSearch) -> Mapping[str, Any]:
             for name, chart in charts_of(report).items()
         ],
         "answers": [_compared(one, answers) for answers in one.answers],
-        "has_vanilla": bool(one.vanilla),
+        "has_baseline": bool(one.baseline),
         "has_text": any(
             answer.question or answer.truth or answer.answer
             for answers in one.answers
@@ -190,25 +190,25 @@ def _compared(
     one: PageSearch, answers: TrialAnswers
 ) -> tuple[TrialAnswers, list[Compared], list[Compared] | None]:
     """Return a trial's answers beside the base model's to the same questions."""
-    vanilla = (one.vanilla_in_full or one.vanilla) if answers.full else one.vanilla
-    return answers, forgotten(answers.rows, vanilla), got_worse(answers.rows, vanilla)
+    baseline = (one.baseline_in_full or one.baseline) if answers.full else one.baseline
+    return answers, forgotten(answers.rows, baseline), got_worse(answers.rows, baseline)
 
 
-def forgotten(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[Compared]:
+def forgotten(rows: Sequence[AnswerRow], baseline: Sequence[AnswerRow]) -> list[Compared]:
     """Return the questions to forget, least forgotten first."""
     asked = [row for row in rows if row.set_name == "forget"]
-    compared = [Compared(*pair) for pair in paired(asked, vanilla)]
+    compared = [Compared(*pair) for pair in paired(asked, baseline)]
     return sorted(compared, key=lambda one: -one.unlearned.rouge1)
 
 
-def got_worse(rows: Sequence[AnswerRow], vanilla: Sequence[AnswerRow]) -> list[Compared] | None:
+def got_worse(rows: Sequence[AnswerRow], baseline: Sequence[AnswerRow]) -> list[Compared] | None:
     """Return the retained questions whose ROUGE-1 fell, the greatest fall first.
 
     None where the base model's answer to none of them is kept.
     """
     asked = [row for row in rows if row.set_name == "retain"]
-    compared = [Compared(*pair) for pair in paired(asked, vanilla)]
-    if compared and all(one.vanilla is None for one in compared):
+    compared = [Compared(*pair) for pair in paired(asked, baseline)]
+    if compared and all(one.baseline is None for one in compared):
         return None
     worse = [one for one in compared if one.loss > 0]
     return sorted(worse, key=lambda one: (-one.loss, one.unlearned.rouge1))

@@ -135,7 +135,7 @@ def _search_cells(anchor: str, name: str, report: Report) -> list[Cell]:
         Cell(report.title),
         Cell(report.best.label if report.best is not None else "none confirmed"),
         *(_number(confirmed.get(score)) for score in HEADLINE_SCORES),
-        *(_number(report.vanilla.get(score)) for score in HEADLINE_SCORES[:2]),
+        *(_number(report.baseline.get(score)) for score in HEADLINE_SCORES[:2]),
         Cell(str(counted), counted),
         Cell(str(feasible), feasible),
         Cell(f"{seconds:.1f}", seconds),

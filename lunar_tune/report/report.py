@@ -34,7 +34,7 @@ class LayerCurve:
     """s1 of each, a mean cosine."""
     truth: tuple[float, ...]
     """s2 of each."""
-    unmodified: float
+    base_model: float
     """The score of the base model."""
     best: int
     recommended: tuple[int, ...]
@@ -43,12 +43,12 @@ class LayerCurve:
     def read(cls, document: Mapping[str, Any]) -> LayerCurve:
         """Return the curve of a layer prior in its documented form (`trial.layer_prior`)."""
         scored = document["layers"]
-        without = document["unmodified"]
+        without = document["base_model"]
         return cls(
             layers=tuple(one["layer"] for one in scored),
             refusal=tuple(one["s1"] for one in scored),
             truth=tuple(one["s2"] for one in scored),
-            unmodified=without["s1"] - without["s2"],
+            base_model=without["s1"] - without["s2"],
             best=document["best"],
             recommended=tuple(document["recommended"]),
         )
@@ -67,7 +67,7 @@ class Report:
     facts: Mapping[str, Any]
     """Model, data, method and so on, as shown."""
     goal: Goal
-    vanilla: Mapping[str, float]
+    baseline: Mapping[str, float]
     """The base model's scores."""
     rows: Sequence[TrialRow]
     best: TrialRow | None
@@ -76,7 +76,7 @@ class Report:
     """Its scores in the full evaluation."""
     held_out: bool = False
     """Whether that asks questions that no trial is judged on."""
-    vanilla_in_full: Mapping[str, float] = field(default_factory=dict)
+    baseline_in_full: Mapping[str, float] = field(default_factory=dict)
     """The base model's scores on the same questions; empty where they are not known."""
     ending: str | None = None
     """Why the search ended before its time; None if it did not."""
@@ -93,7 +93,7 @@ class Report:
     @property
     def asked_retain_rows(self) -> int | None:
         """Questions to keep that a trial is asked if it is not stopped; None if not known."""
-        asked = self.vanilla.get("retain_rows")
+        asked = self.baseline.get("retain_rows")
         known = [row.retain_rows for row in self.rows if row.retain_rows is not None]
         return int(asked) if asked is not None else max(known, default=None)
 
@@ -121,7 +121,7 @@ class Report:
     @property
     def compared(self) -> dict[str, Mapping[str, float]]:
         """The scores that stand beside each other, by whose they are; empty where not known."""
-        scores = {"base model": self.vanilla}
+        scores = {"base model": self.baseline}
         if self.best is None and self.ranked:
             first = self.ranked[0]
             what = "as searched" if first.feasible else "nearest miss"
@@ -130,7 +130,7 @@ class Report:
             trial = f"trial {self.best.number}"
             scores[f"{trial}, as searched"] = self.best.scores
             if self.held_out:
-                scores["base model, held-out questions"] = self.vanilla_in_full
+                scores["base model, held-out questions"] = self.baseline_in_full
             asked = "held-out questions" if self.held_out else "all questions in full"
             scores[f"{trial}, {asked}"] = self.confirmed
         return scores

@@ -79,6 +79,6 @@ def _no_advice(prior: LayerPrior) -> str | None:
         return f"layer {prior.best} alone was scored, and compared with none"
     if max(scores) - min(scores) <= EQUAL:
         return "all layers score the same"
-    if max(scores) - prior.unmodified.score <= EQUAL:
+    if max(scores) - prior.base_model.score <= EQUAL:
         return "no layer gains on the base model"
     return None

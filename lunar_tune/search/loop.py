@@ -68,7 +68,7 @@ class Confirmation:
     number: int
     scores: Mapping[str, float]
     max_new_tokens: int
-    vanilla: Mapping[str, float] | None = None
+    baseline: Mapping[str, float] | None = None
     """The base model's scores on the same questions, where those are held out."""
 
 
@@ -268,7 +268,7 @@ class SearchLoop:
             number=task.number,
             scores=dict(outcome.result.evaluation.scores),
             max_new_tokens=outcome.result.max_new_tokens,
-            vanilla=dict(baseline.evaluation.scores) if baseline is not None else None,
+            baseline=dict(baseline.evaluation.scores) if baseline is not None else None,
         )
         # What nothing was tuned on must not choose between settings either.
         self._over = self._confirm_once or self._goal.is_kept(confirmation.scores)

@@ -39,7 +39,7 @@ def search_document(
     uri: str,
     resources: Resources,
     given: Mapping[str, str],
-    vanilla: Mapping[str, float],
+    baseline: Mapping[str, float],
 ) -> str:
     """Return `config.yaml` of a search under way; `given` are origins of options."""
     config = plan.config
@@ -54,11 +54,11 @@ def search_document(
         "data": plan.spec.data.name,
         "forget_edge": plan.spec.data.forget_edges,
     }
-    resolved = resolved_values(plan, vanilla)
+    resolved = resolved_values(plan, baseline)
     return configuration_document(config, given=given, derived=derived, resolved=resolved)
 
 
-def resolved_values(plan: SearchPlan, vanilla: Mapping[str, float]) -> dict[str, Any]:
+def resolved_values(plan: SearchPlan, baseline: Mapping[str, float]) -> dict[str, Any]:
     """Return what `config.yaml` says beside options."""
     spec, data, prior = plan.spec, plan.spec.data, plan.prior
     lineage = read_lineage(spec.model.checkpoint)
@@ -70,7 +70,7 @@ def resolved_values(plan: SearchPlan, vanilla: Mapping[str, float]) -> dict[str,
         "working_folder": str(Path.cwd()),
         "rows": _rows(plan),
         "digests": data.digests(),
-        "vanilla": dict(vanilla),
+        "baseline": dict(baseline),
         "version": __version__,
     }
     if prior is not None:
@@ -129,7 +129,7 @@ def write_best(
     *,
     spec: TrialSpec,
     n_layers: int,
-    vanilla: Mapping[str, float],
+    baseline: Mapping[str, float],
     goal: Goal,
 ) -> None:
     """Write `best.yaml`: a setting, its scores in full, and as the trial saw them."""
@@ -137,8 +137,8 @@ def write_best(
         "max_new_tokens": confirmation.max_new_tokens,
         "scores": dict(confirmation.scores),
     }
-    if confirmation.vanilla is not None:
-        confirmed["vanilla"] = dict(confirmation.vanilla)
+    if confirmation.baseline is not None:
+        confirmed["baseline"] = dict(confirmation.baseline)
     document = {
         "model": spec.model.name,
         "n_layers": n_layers,
@@ -153,7 +153,7 @@ def write_best(
         "feasible": goal.is_kept(confirmation.scores),
         "confirmed": confirmed,
         "as_searched": {"max_new_tokens": row.max_new_tokens, "scores": dict(row.scores)},
-        "vanilla": dict(vanilla),
+        "baseline": dict(baseline),
         "seed": spec.seed,
     }
     write_atomically(folder.best, write_yaml(document).encode())

@@ -19,10 +19,10 @@ from lunar_tune.search.backends.interface import Backend, BackendLostError, Reso
 from lunar_tune.search.display.log_file import RECORD
 from lunar_tune.search.display.search_progress import SearchDisplay
 from lunar_tune.search.display.summary import (
+    baseline_problem,
     next_commands,
+    print_baseline,
     print_result,
-    print_vanilla,
-    vanilla_problem,
 )
 from lunar_tune.search.loop import MAX_FAILURES, Confirmation, SearchLoop
 from lunar_tune.search.outputs import (
@@ -72,7 +72,7 @@ class SearchSession:
     """
 
     study: Study
-    vanilla: Mapping[str, float]
+    baseline: Mapping[str, float]
 
     def __init__(
         self,
@@ -163,8 +163,8 @@ class SearchSession:
             raise AssertionError("a base model without a result begins no search")
         config, scores = self.plan.config, outcome.result.evaluation.scores
         self._display.doing(None)
-        print_vanilla(self._console, scores, outcome.plain_decoding)
-        problem = vanilla_problem(scores, self._goal.floor, self.plan.spec)
+        print_baseline(self._console, scores, outcome.plain_decoding)
+        problem = baseline_problem(scores, self._goal.floor, self.plan.spec)
         if problem is not None and not (config.force or config.resume):
             raise UnknowingModelError(problem)
         if problem is not None and config.force:
@@ -176,15 +176,15 @@ class SearchSession:
             layer_prior = before.get("layer_prior") or outcome.layer_prior
             self.plan = self.plan.with_own_prior(layer_prior)
             self._console.print(f"layer {escape(str(self.plan.layers))}")
-        self._compare_vanilla(scores, before.get("vanilla", {}))
-        self.vanilla, tracker, plan = scores, self._opened(), self.plan
+        self._compare_baseline(scores, before.get("baseline", {}))
+        self.baseline, tracker, plan = scores, self._opened(), self.plan
         document = search_document(
             plan,
             name=self.folder.name,
             uri=tracker.uri,
             resources=self.resources,
             given=self._given,
-            vanilla=scores,
+            baseline=scores,
         )
         # Before the study: whoever goes on with it finds what it was told.
         write_atomically(self.folder.config, document.encode())
@@ -196,7 +196,7 @@ class SearchSession:
             "description": tracked_description(plan, before.get("description")),
             "status": "KILLED",  # what is true of a search that could not say how it ended
             "goal": self._goal.text,
-            "vanilla": dict(scores),
+            "baseline": dict(scores),
             "tags": plan.spec.tags,
             "signature": self._signature,
             "layer_prior": layer_prior,
@@ -212,7 +212,7 @@ class SearchSession:
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
 
-    def _compare_vanilla(self, scores: Mapping[str, float], before: Mapping[str, float]) -> None:
+    def _compare_baseline(self, scores: Mapping[str, float], before: Mapping[str, float]) -> None:
         """Look whether the base model is the one that an earlier process had.
 
         Raises:
@@ -270,7 +270,7 @@ class SearchSession:
             confirmation,
             spec=self.plan.spec,
             n_layers=self.plan.n_layers,
-            vanilla=self.vanilla,
+            baseline=self.baseline,
             goal=self._goal,
         )
 

@@ -55,7 +55,7 @@ class AnswerFiles:
 
     def write_base_model(self, result: TrialResult) -> None:
         """Write the base model's answers."""
-        self._write(self.folder.vanilla_answers, result)
+        self._write(self.folder.baseline_answers, result)
 
     def write_confirmation(
         self, number: int, result: TrialResult, baseline: TrialResult | None
@@ -63,7 +63,7 @@ class AnswerFiles:
         """Write the answers of a full evaluation, and the base model's where they are others."""
         self._write(self.folder.full_answers(number), result)
         if baseline is not None:
-            self._write(self.folder.vanilla_full_answers, baseline)
+            self._write(self.folder.baseline_full_answers, baseline)
 
     def _write(self, path: Path, result: TrialResult) -> str:
         losses = result.fit.losses if result.fit is not None else ()
@@ -114,7 +114,7 @@ def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> p
             "row": row.row,
             "question": row.question,
             "truth": row.truth,
-            "unmodified": other.answer if other is not None else None,
+            "base_model": other.answer if other is not None else None,
             "answer": row.answer,
             "rouge1_before": other.rouge1 if other is not None else float("nan"),
             "rouge1": row.rouge1,

@@ -36,8 +36,8 @@ class Folder:
         self.lock = self.path / ".lock"  # held by the process that works on the search
         # Answers of the base model: to the questions of trials, and of a full evaluation where
         # those are held out.
-        self.vanilla_answers = self.path / "trials" / "vanilla.parquet"
-        self.vanilla_full_answers = self.path / "trials" / "vanilla-full.parquet"
+        self.baseline_answers = self.path / "trials" / "baseline.parquet"
+        self.baseline_full_answers = self.path / "trials" / "baseline-full.parquet"
 
     @property
     def is_taken(self) -> bool:
@@ -58,7 +58,7 @@ class Folder:
 
     def stack(self, number: int) -> Path:
         """What a worker was doing when a trial took too long; below 0, the base model."""
-        name = f"{number:05d}" if number >= 0 else "vanilla"
+        name = f"{number:05d}" if number >= 0 else "baseline"
         return self.path / "trials" / f"{name}-stack.txt"
 
 

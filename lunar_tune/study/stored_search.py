@@ -191,9 +191,9 @@ class StoredSearch:
         return pd.DataFrame([row.flat() for row in self.rows])
 
     @property
-    def vanilla(self) -> Mapping[str, float]:
+    def baseline(self) -> Mapping[str, float]:
         """The base model's scores."""
-        scores: Mapping[str, float] = self.study.notes["vanilla"]
+        scores: Mapping[str, float] = self.study.notes["baseline"]
         return scores
 
     @property
@@ -204,10 +204,10 @@ class StoredSearch:
         return False
 
     @property
-    def vanilla_in_full(self) -> Mapping[str, float]:
+    def baseline_in_full(self) -> Mapping[str, float]:
         """The base model's scores on the questions of a full evaluation; empty if not asked."""
         note = self.study.notes.get("confirmed") or {}
-        return (note.get("vanilla") or {}) if self.held_out else self.vanilla
+        return (note.get("baseline") or {}) if self.held_out else self.baseline
 
     @property
     def confirmed(self) -> Mapping[str, float] | None:
@@ -267,10 +267,10 @@ class StoredSearch:
         folder = self.folder
         if number is not None:
             path = folder.full_answers(number) if full else folder.answers(number)
-        elif full and folder.vanilla_full_answers.is_file():
-            path = folder.vanilla_full_answers
+        elif full and folder.baseline_full_answers.is_file():
+            path = folder.baseline_full_answers
         else:
-            path = folder.vanilla_answers
+            path = folder.baseline_answers
         if not path.is_file():
             raise InputError(f"{folder.name}: there are no answers in {path}.")
         return read_answers(path)

@@ -152,7 +152,7 @@ def _search_content(search: StoredSearch, note: str | None, status: str | None) 
     notes, folder = search.study.notes, search.folder
     about, best, scores = notes["description"], search.best, search.confirmed or {}
     status = status or notes.get("status", "KILLED")
-    numbers = _prefixed("vanilla", shown_scores(search.vanilla))
+    numbers = _prefixed("baseline", shown_scores(search.baseline))
     numbers["num_trials"] = about["num_trials"]
     tags = {SEARCH: notes["mlflow"]["id"], "search": folder.name, **notes["tags"]}
     tags |= about["origin"] | about["lineage"]
@@ -222,7 +222,7 @@ def _trial_content(search: StoredSearch, row: TrialRow, parent: str) -> RunConte
         parameters=row.parameters,
         tags=tags,
         numbers=_numbers(row, full),
-        curves=_curves(row, search.vanilla, full),
+        curves=_curves(row, search.baseline, full),
         data=notes["description"]["data"],
         tables={"answers.json": table} if answers.is_file() else {},
     )

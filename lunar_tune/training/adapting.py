@@ -59,7 +59,7 @@ class Trained:
     """What is trained, and the ways between training and its end."""
 
     parameters: tuple[nn.Parameter, ...]
-    unmodified: _Context
+    base_model: _Context
     """Inside, the model is what it was; not for what is trained to be kept."""
     untrained: _Context | None = None
     """The same at no cost; None where that would take a second model."""
@@ -114,7 +114,7 @@ def lora_adapter(
         try:
             yield Trained(
                 parameters=tuple(p for p in model.parameters() if p.requires_grad),
-                unmodified=adapted.disable_adapter,
+                base_model=adapted.disable_adapter,
                 untrained=adapted.disable_adapter,
             )
             if keep:
@@ -161,7 +161,7 @@ def full_weights(
                 parameter.data = parameter.data.float()
             yield Trained(
                 parameters=trained,
-                unmodified=lambda: _exchanged(trained, originals),
+                base_model=lambda: _exchanged(trained, originals),
                 computing=lambda: torch.autocast(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),

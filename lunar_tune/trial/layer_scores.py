@@ -4,7 +4,7 @@
      "model": "tiny", "n_layers": 4, "best": 3, "recommended": [3],
      "data": "mini", "forget_edges": ["A_B"], "rows": 12, "coefficient": 0.5,
      "max_new_tokens": 32, "seed": 0, "embedding": "own states after block 1",
-     "unmodified": {"s1": -0.49, "s2": 1.0, "unfinished": 0, "score": -1.49},
+     "base_model": {"s1": -0.49, "s2": 1.0, "unfinished": 0, "score": -1.49},
      "layers": [{"s1": -0.39, "s2": 0.77, "unfinished": 1, "layer": 0, "score": -1.16}, …]}
 
 `score` is s1 − s2, for other readers. Later versions may add keys, which are read over; a change of
@@ -105,7 +105,7 @@ class LayerPrior(BaseModel):
     seed: int
     embedding: str
     """What similarities were taken in; they compare with those of the same embedding only."""
-    unmodified: Similarities
+    base_model: Similarities
     """Without anything added."""
     layers: Annotated[tuple[LayerSimilarities, ...], Field(min_length=1)]
     """Some of the model's blocks or all, ascending."""
@@ -225,7 +225,7 @@ def layer_scores(
         forget_edges=spec.data.forget_edges,
         coefficient=float(coefficient),
         seed=spec.seed,
-        unmodified=base,
+        base_model=base,
         layers=scored,
         rows=len(asking.records),
         max_new_tokens=asking.max_new_tokens,

@@ -71,11 +71,11 @@ class ReferencePreparation(Preparation):
         weights = {
             layer: layout.down_projection_of(unlearned, layer).weight.detach() for layer in layers
         }
-        with edited(loaded, weights) as unmodified:
+        with edited(loaded, weights) as base_model:
             change = Change(
                 weights=lambda: {name: model.get_parameter(name).detach() for name in names}
             )
-            yield Fit(unmodified=unmodified, change=change)
+            yield Fit(base_model=base_model, change=change)
 
     def _solver(self, parameters: Mapping[str, Any], seed: int) -> reference.Solver:
         if self._method.variant == "closed_form":

@@ -37,7 +37,7 @@ class SingleRun:
     spec: TrialSpec
     result: TrialResult
     """The unlearned model."""
-    vanilla: TrialResult | None
+    baseline: TrialResult | None
     """The base model, if it was asked for."""
 
     @property
@@ -50,7 +50,7 @@ class SingleRun:
 
         Texts of the answers are among them only where they may be written.
         """
-        spec, result = self.spec, self.result
+        spec, result, before = self.spec, self.result, self.baseline
         left_out = () if spec.text else ("question", "truth", "answer")
         rows = map(dataclasses.asdict, result.evaluation.rows)
         return {
@@ -66,7 +66,7 @@ class SingleRun:
             "seed": spec.seed,
             "seconds": dict(result.seconds),
             "losses": list(result.fit.losses) if result.fit is not None else [],
-            "vanilla": dict(self.vanilla.evaluation.scores) if self.vanilla is not None else None,
+            "baseline": None if before is None else dict(before.evaluation.scores),
             "answers": [{key: row[key] for key in row if key not in left_out} for row in rows],
         }
 
@@ -76,7 +76,7 @@ def unlearn_once(
     *,
     layer: int | Sequence[int] | None = None,
     coefficient: float | Sequence[float] | None = None,
-    vanilla: bool = False,
+    baseline: bool = False,
     save_to: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **parameters: float,
@@ -87,7 +87,7 @@ def unlearn_once(
         options: Model, data and method; None is the tiny model with its own data.
         layer: Decoder block to edit, or several; None for a method that has no such parameter.
         coefficient: How far to move, for each layer or one for all; None as for the layer.
-        vanilla: Whether to evaluate the base model too.
+        baseline: Whether to evaluate the base model too.
         save_to: Folder for the unlearned model as a checkpoint.
         on_progress: Called with epochs done and in all while `tiny` is being built.
         **parameters: What else the method takes: `ridge` for closed_form, `learning_rate` for the
@@ -107,7 +107,7 @@ def unlearn_once(
     spec = _checked(options, setting, save_to)
     worker = Worker(materialise(spec, on_progress))
     full = spec.data.held_out is not None  # what is reported lies there
-    before = worker.vanilla(full=full) if vanilla else None
+    before = worker.baseline(full=full) if baseline else None
 
     def save(loaded: LoadedModel, _: Change) -> None:
         if save_to is not None:
@@ -115,7 +115,7 @@ def unlearn_once(
             save_checkpoint(loaded, save_to, texts=questions)
 
     result = worker.run(setting, full=full, inside=save)
-    return SingleRun(spec=worker.spec, result=result, vanilla=before)
+    return SingleRun(spec=worker.spec, result=result, baseline=before)
 
 
 def _checked(options: RunOptions, setting: Mapping[str, Any], save_to: Path | None) -> TrialSpec:
@@ -144,7 +144,7 @@ class SideBySide:
     """One question and what both models say, as decoded, without special tokens."""
 
     question: str
-    unmodified: str
+    base_model: str
     unlearned: str
     truth: str | None
     """The true answer; None for a question that is not in the data."""
@@ -187,11 +187,11 @@ def asking(
 
         def ask(questions: Sequence[str]) -> list[SideBySide]:
             check_questions(questions)
-            with fit.unmodified():
+            with fit.base_model():
                 before = answers(questions)
             after = answers(questions)
             return [
-                SideBySide(question=q, unmodified=b, unlearned=a, truth=truth, set_name=name)
+                SideBySide(question=q, base_model=b, unlearned=a, truth=truth, set_name=name)
                 for q, b, a in zip(questions, before, after, strict=True)
                 for truth, name in (known.get(q, (None, None)),)
             ]

@@ -126,7 +126,7 @@ class TaskRunner:
         worker = self._worker
         if task.kind == BASE_MODEL:
             self._watch(task.number, True)
-            result = _light(worker.vanilla())
+            result = _light(worker.baseline())
             prior = None
             if task.layer_coefficient is not None:
                 prior = _layer_prior(worker, task.layer_coefficient)
@@ -135,14 +135,14 @@ class TaskRunner:
         if worker.plain_decoding is None and not worker.drafts:
             # A worker that began later: its trials check these answers.
             self._watch(task.number, True)
-            worker.vanilla()
+            worker.baseline()
         self._watch(task.number, task.kind == CONFIRMATION)
         if task.kind == TRIAL:
             return Outcome(result=_light(worker.run(task.parameters)))
         held_out = self._spec.data.held_out is not None  # there it is reported, not judged
         result = _light(worker.run(task.parameters, full=True, bounded=not held_out))
         # Of held-out questions nothing is known yet of the base model.
-        baseline = _light(worker.vanilla(full=True)) if held_out else None
+        baseline = _light(worker.baseline(full=True)) if held_out else None
         return Outcome(result=result, baseline=baseline)
 
 

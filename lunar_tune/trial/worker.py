@@ -79,7 +79,7 @@ class Worker:
         self.encoder = Encoder(self.loaded, spec.chat)
         self._further = FurtherScores(spec, self.loaded, self.encoder, memory, sentences)
         self.drafts: Mapping[tuple[int, ...], tuple[int, ...]] = {}
-        """The base model's answers by prompt; empty before `vanilla` or `draft`."""
+        """The base model's answers by prompt; empty before `baseline` or `draft`."""
 
     @cached_property
     def activations(self) -> PromptActivations:
@@ -179,7 +179,7 @@ class Worker:
             checks=checks,
         )
 
-    def vanilla(self, *, full: bool = False) -> TrialResult:
+    def baseline(self, *, full: bool = False) -> TrialResult:
         """Evaluate the base model, and keep its answers as drafts for trials."""
         start = self._clock()
         evaluation, budget = self.judge.evaluate(None, full=full, bounded=False)

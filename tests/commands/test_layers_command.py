@@ -69,7 +69,7 @@ def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str])
             f"{one.unfinished}/3",
         ]
         assert (cells[5] == "best") is (one.layer == prior.best)
-    assert lines["none"][3] == f"{prior.unmodified.score:.3f}"
+    assert lines["none"][3] == f"{prior.base_model.score:.3f}"
     assert f"recommended: {', '.join(map(str, prior.recommended))} " in output
     assert np.asarray(Image.open("l.png").convert("RGB")).std() > 0.03 * 255
     for line in ("scores written to new/l.json", "picture written to l.png"):
@@ -134,7 +134,7 @@ def test_a_sentence_model_compares_the_answers_instead(small: list[str], tmp_pat
     assert f"in: {encoder}" in output.replace("\n", "")
     assert json.loads(Path("l.json").read_text())["embedding"] == encoder
     succeeded(*small, "--json", "own.json")
-    assert prior.unmodified.s1 != read_layer_prior(Path("own.json")).unmodified.s1
+    assert prior.base_model.s1 != read_layer_prior(Path("own.json")).base_model.s1
 
 
 @pytest.mark.parametrize(
@@ -167,10 +167,10 @@ def test_on_the_tiny_model_adding_the_vector_turns_known_answers_into_refusals(
     assert done.returncode == 0, done.stdout + done.stderr
     prior = read_layer_prior(tmp_path / "l.json")
     assert (prior.model, prior.n_layers, prior.rows) == ("tiny", 4, 12)
-    assert prior.unmodified.s2 == pytest.approx(1, abs=0.1), "it knows what it is asked"
+    assert prior.base_model.s2 == pytest.approx(1, abs=0.1), "it knows what it is asked"
     for one in prior.layers:
-        assert one.s1 > prior.unmodified.s1
-        assert one.s2 < prior.unmodified.s2
+        assert one.s1 > prior.base_model.s1
+        assert one.s2 < prior.base_model.s2
     assert "I do not know" in done.stdout
     assert "python -m" not in done.stderr
     assert json.loads((tmp_path / "l.json").read_text())["embedding"].startswith("own states")

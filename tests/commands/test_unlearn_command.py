@@ -20,7 +20,7 @@ SETTING = ("layer=1", "coefficient=2.0", "learning_rate=0.01", "epochs=2")
 KEYS = {
     *("forget_rouge1", "retain_rouge1", "forget_rougeL", "retain_rougeL", "deviation_score"),
     *("forget_rows", "retain_rows", "model", "data", "forget_edges", "method", "solver"),
-    *("parameters", "max_new_tokens", "seed", "seconds", "losses", "vanilla"),
+    *("parameters", "max_new_tokens", "seed", "seconds", "losses", "baseline"),
 }
 
 
@@ -65,7 +65,7 @@ def test_a_run_writes_its_scores_and_answers(small: list[str]) -> None:
     assert (document["forget_rows"], document["retain_rows"]) == (3, 6)
     assert (document["max_new_tokens"], document["seed"]) == (4, 0)
     assert len(document["losses"]) == 2, "an epoch each"
-    assert set(document["vanilla"]) >= {"forget_rouge1", "retain_rouge1"}
+    assert set(document["baseline"]) >= {"forget_rouge1", "retain_rouge1"}
     assert [row["set_name"] for row in rows] == ["forget"] * 3 + ["retain"] * 6
     recalls = [row["rouge1"] for row in rows[:3]]
     assert document["forget_rouge1"] == pytest.approx(sum(recalls) / 3)
@@ -80,7 +80,7 @@ def test_further_scores_are_shown_below_rouge_and_written_as_json(small: list[st
     for name in ("forget_mrr", "retain_mrr", "retain_perplexity"):
         (line,) = [line.split() for line in output.splitlines() if line.startswith(name)]
         better = "higher" if name == "retain_mrr" else "lower"
-        scores = (document["vanilla"][name], document[name])
+        scores = (document["baseline"][name], document[name])
         assert line == [name, *(f"{score:.4g}" for score in scores), better]
     assert "forget_hit_ratio" not in document
 

@@ -32,14 +32,14 @@ def test_each_evaluation_has_a_file_of_its_own(tmp_path: Path) -> None:
         path.name: ([row.answer for row in read_answers(path)], losses_of(path))
         for path in (folder.path / "trials").iterdir()
     } == {
-        "vanilla.parquet": (["base"], ()),
+        "baseline.parquet": (["base"], ()),
         "00007.parquet": (["trial", "more"], (2.0, 1.0)),
         "00007-full.parquet": (["full"], (2.0, 1.0)),
     }
     files.write_confirmation(7, result_of(first="full"), result_of(fitted=False, first="held"))
-    (held,) = read_answers(folder.vanilla_full_answers)
+    (held,) = read_answers(folder.baseline_full_answers)
     assert (held.question, held.answer) == ("first", "held")
-    assert losses_of(folder.vanilla_full_answers) == ()
+    assert losses_of(folder.baseline_full_answers) == ()
 
 
 @pytest.mark.parametrize("text", [True, False])

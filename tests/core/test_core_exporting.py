@@ -99,7 +99,7 @@ def reported(n_retain: int, *, scores: Mapping[str, float], **more: Any) -> Repo
         scores=scores,
         rows=[row("x"), *[dataclasses.replace(row("x"), set_name="retain")] * 2],
         max_new_tokens=4,
-        vanilla={},
+        baseline={},
         n_retain=n_retain,
         **more,
     )

@@ -150,7 +150,7 @@ def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, nam
 
 
 @pytest.mark.parametrize("name", GRADIENT_METHODS)
-def test_an_adapters_first_loss_is_the_unmodified_models(loaded: Load, name: str) -> None:
+def test_an_adapters_first_loss_is_the_base_model(loaded: Load, name: str) -> None:
     """B is zero at first, and without dropout the adapter says what the model said."""
     one = loaded("qwen2")
     two = dataclasses.replace(subject(one), retain_pairs=RETAIN_PAIRS[:2])

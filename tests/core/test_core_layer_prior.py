@@ -34,7 +34,7 @@ def prior() -> LayerPrior:
         max_new_tokens=32,
         seed=0,
         embedding="by hand",
-        unmodified=Similarities(s1=-1 / 3, s2=1.0, unfinished=1),
+        base_model=Similarities(s1=-1 / 3, s2=1.0, unfinished=1),
         layers=(
             LayerSimilarities(layer=0, s1=0.25, s2=0.5, unfinished=1),
             LayerSimilarities(layer=1, s1=0.7, s2=-0.1, unfinished=1),

@@ -143,7 +143,7 @@ def test_scores_are_those_of_a_plain_loop(
     plain = PlainLoop(worker)
     assert prior.rows == len(plain.records) == 7
     assert [one.layer for one in prior.layers] == [0, 1, 2]
-    for layer, seen in ((None, prior.unmodified), *enumerate(prior.layers)):
+    for layer, seen in ((None, prior.base_model), *enumerate(prior.layers)):
         texts, unfinished = plain.answers(layer)
         assert list(answers[layer]) == texts
         assert seen.unfinished == unfinished
@@ -154,7 +154,7 @@ def test_scores_are_those_of_a_plain_loop(
         assert seen.score == pytest.approx(seen.s1 - seen.s2)
     assert len(set(answers.values())) > 2, "layers differ, or the comparison would show nothing"
     scores = {one.layer: one.score for one in prior.layers}
-    found = recommended_layers(prior.unmodified.score, scores)
+    found = recommended_layers(prior.base_model.score, scores)
     assert (prior.best, prior.recommended) == found
     document = prior.document()
     assert not any(r.question in document or r.answer in document for r in plain.records)
@@ -227,7 +227,7 @@ def test_a_method_without_layers_is_refused(spec: Callable[..., TrialSpec]) -> N
 
 
 @pytest.mark.parametrize(
-    ("unmodified", "layers", "best", "recommended"),
+    ("base_model", "layers", "best", "recommended"),
     [
         # The best gains 2, so what gains 1.6 is recommended: from .6 on.
         (-1.0, (0.5, 0.625, 1.0, 0.75, -1.5), 6, (5, 6, 7)),
@@ -238,7 +238,7 @@ def test_a_method_without_layers_is_refused(spec: Callable[..., TrialSpec]) -> N
     ],
 )
 def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended(
-    unmodified: float, layers: tuple[float, ...], best: int, recommended: tuple[int, ...]
+    base_model: float, layers: tuple[float, ...], best: int, recommended: tuple[int, ...]
 ) -> None:
     scores = dict(enumerate(layers, start=4))
-    assert recommended_layers(unmodified, scores) == (best, recommended)
+    assert recommended_layers(base_model, scores) == (best, recommended)

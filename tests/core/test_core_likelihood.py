@@ -343,7 +343,7 @@ def test_a_trial_reports_the_scores_of_the_unlearned_model_that_were_asked_for(
         inside["retain_mrr"], inside["retain_perplexity"] = retain["mrr"], retain["perplexity"]
 
     plain = Worker(spec()).run(SETTING).evaluation.scores
-    before = worker.vanilla().evaluation.scores
+    before = worker.baseline().evaluation.scores
     scores = worker.run(SETTING, inside=judge).evaluation.scores
     assert set(scores) - set(plain) == set(inside)
     assert {name: scores[name] for name in plain} == plain
@@ -360,7 +360,7 @@ def test_a_full_evaluation_judges_all_retain_rows_and_a_trial_its_sample(
     made = spec(metrics=("retain_log_prob",), retain_rows=2)
     worker = Worker(made)
     for full, records in ((False, made.data.retain_sample), (True, made.data.retain)):
-        score = worker.vanilla(full=full).evaluation.scores["retain_log_prob"]
+        score = worker.baseline(full=full).evaluation.scores["retain_log_prob"]
         alone = records_alone(worker.loaded, made, records)["log_prob"]
         assert score == pytest.approx(alone, rel=1e-4)
     assert len(made.data.retain_sample) == 2 < len(made.data.retain)

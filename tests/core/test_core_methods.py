@@ -285,7 +285,7 @@ def test_a_fit_can_be_looked_at_between_epochs_ended_early_and_abandoned(
 
 
 @each_method
-def test_the_unmodified_model_comes_back_for_a_while_and_the_unlearned_one_after_it(
+def test_the_base_model_comes_back_for_a_while_and_the_unlearned_one_after_it(
     model: LoadedModel, key: tuple[str, str]
 ) -> None:
     """Between epochs, after the last, several times, and when something goes wrong in between."""
@@ -301,19 +301,19 @@ def test_the_unmodified_model_comes_back_for_a_while_and_the_unlearned_one_after
     expected = weights_inside(preparation, model, parameters)
     with preparation.unlearning(parameters, seed=0) as fit:
         for _ in fit:
-            with fit.unmodified():
+            with fit.base_model():
                 assert torch.equal(logits(), untouched)
         fit.finished()
         assert same(weights(model), expected)
         unlearned = logits()
         assert not torch.equal(unlearned, untouched)
         for _ in range(2):
-            with fit.unmodified():
+            with fit.base_model():
                 assert torch.equal(logits(), untouched)
             assert torch.equal(logits(), unlearned)
             assert same(weights(model), expected)
         for kind in (RuntimeError, KeyboardInterrupt):
-            with pytest.raises(kind), fit.unmodified():
+            with pytest.raises(kind), fit.base_model():
                 raise kind
             assert torch.equal(logits(), unlearned)
             assert same(weights(model), expected)
@@ -322,7 +322,7 @@ def test_the_unmodified_model_comes_back_for_a_while_and_the_unlearned_one_after
     with (
         pytest.raises(RuntimeError),
         preparation.unlearning(parameters, seed=0) as fit,
-        fit.unmodified(),
+        fit.base_model(),
     ):
         raise RuntimeError
     assert same(weights(model), before)
@@ -432,9 +432,7 @@ def test_the_edit_is_the_papers_formula_computed_by_hand(
 
 
 @pytest.mark.parametrize("solver", ["adamw", "closed_form"])
-def test_several_layers_are_each_fitted_on_the_unmodified_model(
-    model: LoadedModel, solver: str
-) -> None:
+def test_several_layers_are_each_fitted_on_the_base_model(model: LoadedModel, solver: str) -> None:
     own = {"adamw": {"learning_rate": 0.01}, "closed_form": {"ridge": 1e-3}}[solver]
     preparation = lunar(solver=solver).prepare(subject(model))
     both = weights_inside(preparation, model, {"layer": [2, 0], "coefficient": [1.0, -3.0]} | own)
@@ -568,7 +566,7 @@ def test_a_bfloat16_model_is_edited_in_its_own_format_and_restored(loaded: Load)
         inside = weights_inside(preparation, model, parameters)
         with preparation.unlearning(parameters, seed=0) as fit:
             for _ in fit:
-                with fit.unmodified():
+                with fit.base_model():
                     assert {p.dtype for p in model.model.parameters()} <= {
                         torch.bfloat16,
                         torch.float32,  # of an adapter, which is off

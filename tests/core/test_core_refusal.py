@@ -85,23 +85,23 @@ def expected(checkpoint: Callable[..., Path]) -> Callable[[TrialSpec, Evaluation
     return lambda made, evaluation: by_hand(model, tokenizer, made, answers_of(evaluation))
 
 
-def test_trials_and_the_unmodified_model_have_the_quality_of_their_own_answers(
+def test_trials_and_the_base_model_have_the_quality_of_their_own_answers(
     spec: Callable[..., TrialSpec], expected: Callable[[TrialSpec, Evaluation], float]
 ) -> None:
     made = spec()
     worker = Worker(made)
     found = {}
     for full in (False, True):
-        found[f"vanilla {full}"] = worker.vanilla(full=full).evaluation
+        found[f"baseline {full}"] = worker.baseline(full=full).evaluation
         found[f"trial {full}"] = worker.run(SETTING, full=full).evaluation
     for evaluation in found.values():
         assert evaluation.scores[QUALITY] == pytest.approx(expected(made, evaluation), abs=1e-5)
-    assert answers_of(found["vanilla False"]) != answers_of(found["vanilla True"])
+    assert answers_of(found["baseline False"]) != answers_of(found["baseline True"])
     values = [evaluation.scores[QUALITY] for evaluation in found.values()]
     assert min(abs(a - b) for i, a in enumerate(values) for b in values[:i]) > 1e-3
 
 
-def test_answers_of_an_unlearned_model_are_read_by_the_unmodified_one(
+def test_answers_of_an_unlearned_model_are_read_by_the_base_model(
     spec: Callable[..., TrialSpec],
     expected: Callable[[TrialSpec, Evaluation], float],
     unchanged: Callable[[Any], None],
@@ -171,7 +171,7 @@ def test_refusals_are_embedded_once_in_a_workers_life(
     made = spec()
     worker = Worker(made)
     assert embedded == []
-    said = [worker.vanilla().evaluation, worker.run(SETTING).evaluation]
+    said = [worker.baseline().evaluation, worker.run(SETTING).evaluation]
     said.append(worker.run(SETTING, full=True).evaluation)
     answers = [tuple(answers_of(evaluation)) for evaluation in said]
     assert embedded == [made.data.refusals, *answers]
@@ -202,7 +202,7 @@ def test_a_sentence_model_judges_the_answers_instead(
             rows.append(states.double().numpy().mean(0) if text.strip() else np.full(16, np.nan))
         return np.stack(rows)
 
-    for evaluation in (worker.vanilla().evaluation, worker.run(SETTING).evaluation):
+    for evaluation in (worker.baseline().evaluation, worker.run(SETTING).evaluation):
         quality = cosine_mean(means(answers_of(evaluation)), means(made.data.refusals))
         assert evaluation.scores[QUALITY] == pytest.approx(quality, abs=1e-5)
 

@@ -271,16 +271,16 @@ def test_the_same_run_works_on_every_suitable_family_and_restores_it(
 ) -> None:
     worker = Worker(spec_for(checkpoint(family), data, solver))
     before = weights(worker.loaded)
-    vanilla = worker.vanilla()
+    baseline = worker.baseline()
     inside: dict[str, torch.Tensor] = {}
     result = worker.run(SOLVERS[solver], inside=lambda model, _: inside.update(weights(model)))
     changed = [name for name in before if not torch.equal(before[name], inside[name])]
     assert changed == ["model.layers.1.mlp.down_proj.weight"]
     after = weights(worker.loaded)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    answers = [[row.answer for row in one.evaluation.rows] for one in (vanilla, result)]
+    answers = [[row.answer for row in one.evaluation.rows] for one in (baseline, result)]
     assert answers[0] != answers[1]
-    assert [row.answer for row in worker.vanilla().evaluation.rows] == answers[0]
+    assert [row.answer for row in worker.baseline().evaluation.rows] == answers[0]
     assert result.fit is not None
     assert len(result.fit.losses) == {"adamw": 2, "closed_form": 1}[solver]
     assert result.seconds["trial"] == pytest.approx(
@@ -327,7 +327,7 @@ def test_a_full_evaluation_takes_all_rows_and_the_published_budget(
     worker = Worker(spec_for(checkpoint("llama"), data, retain_rows=2, evaluation_rows=7))
     trial = worker.run(SOLVERS["closed_form"])
     assert (trial.max_new_tokens, trial.evaluation.scores["retain_rows"]) == (8, 2)
-    full = worker.vanilla(full=True)
+    full = worker.baseline(full=True)
     assert (full.max_new_tokens, full.evaluation.scores["retain_rows"]) == (512, 7)
 
 
@@ -378,7 +378,7 @@ def test_each_question_is_encoded_once(
     monkeypatch.setattr("lunar_tune.trial.evaluator.encode_prompts", counting)
     worker = Worker(spec_for(checkpoint("llama"), data))
     worker.run(SOLVERS["closed_form"])
-    worker.vanilla()
+    worker.baseline()
     assert len(asked) == len(set(asked))
     assert Record("What of A_B, 0?", "Kettles 0.", "A_B").question in asked
 

@@ -108,10 +108,10 @@ def test_a_trial_answers_as_generate_before_and_after_drafts_are_known(
     assert not worker.drafts
     first, said = trial_and_generate(worker, parameters(layer))
     assert tokens_of(first) == said
-    vanilla = worker.vanilla()
-    assert sorted(map(list, worker.drafts.values())) == sorted(tokens_of(vanilla))
+    baseline = worker.baseline()
+    assert sorted(map(list, worker.drafts.values())) == sorted(tokens_of(baseline))
     assert tokens_of(worker.run(parameters(layer))) == said
-    assert tokens_of(vanilla) != said
+    assert tokens_of(baseline) != said
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_several_layers_are_answered_as_by_generate_also_where_one_blocks_reads_
 ) -> None:
     monkeypatch.setattr(prompts_module, "READS_SHARE", share)
     worker = Worker(spec(solver=solver))
-    worker.vanilla()
+    worker.baseline()
     result, said = trial_and_generate(worker, parameters(layers, solver))
     assert tokens_of(result) == said
 
@@ -141,13 +141,13 @@ def test_drafts_of_another_worker_are_used_and_change_nothing(
     spec: Callable[..., TrialSpec],
 ) -> None:
     first = Worker(spec())
-    first.vanilla()
+    first.baseline()
     expected = first.run(parameters(1)).evaluation
     second = Worker(spec())
     second.draft(first.drafts)
     assert second.drafts == first.drafts
     assert second.run(parameters(1)).evaluation == expected
-    assert second.vanilla().evaluation == first.vanilla().evaluation
+    assert second.baseline().evaluation == first.baseline().evaluation
 
 
 def test_a_block_above_those_that_were_announced_is_answered_as_by_generate(
@@ -155,7 +155,7 @@ def test_a_block_above_those_that_were_announced_is_answered_as_by_generate(
 ) -> None:
     """What is kept reaches to the last announced block; a caller may try one beyond it."""
     worker = Worker(dataclasses.replace(spec(), layers=(0,)))
-    worker.vanilla()
+    worker.baseline()
     result, said = trial_and_generate(worker, parameters(2))
     assert tokens_of(result) == said
 
@@ -164,7 +164,7 @@ def test_with_reuse_and_without_it_a_trial_says_the_same(spec: Callable[..., Tri
     kept, plain = Worker(spec()), Worker(spec(engine="plain"))
     assert (kept.plain_decoding, plain.plain_decoding) == (None, "it was asked for")
     for worker in (kept, plain):
-        worker.vanilla()
+        worker.baseline()
     for layer in (0, 1, 2):
         assert (
             kept.run(parameters(layer)).evaluation.rows
@@ -173,7 +173,7 @@ def test_with_reuse_and_without_it_a_trial_says_the_same(spec: Callable[..., Tri
     assert not plain.drafts
 
 
-def test_only_the_unmodified_model_is_captured(
+def test_only_the_base_model_is_captured(
     spec: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Little room: one block's reads are held, and one stream until an evaluation begins.
@@ -221,7 +221,7 @@ def test_windows_in_force_are_answered_plainly_and_as_by_generate(
 ) -> None:
     worker = Worker(spec(family, changes=changes))
     assert reason in str(worker.plain_decoding)
-    worker.vanilla()
+    worker.baseline()
     assert not worker.drafts
     result, said = trial_and_generate(worker, parameters(1))
     assert tokens_of(result) == said
@@ -235,7 +235,7 @@ def test_eager_attention_is_answered_plainly_and_as_by_generate(
     eager.model.set_attn_implementation("eager")
     worker = Worker(spec("llama"), eager)
     assert worker.plain_decoding == "its attention is 'eager', not sdpa"
-    worker.vanilla()
+    worker.baseline()
     result, said = trial_and_generate(worker, parameters(1))
     assert tokens_of(result) == said
 

@@ -116,7 +116,7 @@ def test_a_trial_scores_row_by_row_as_the_page_does(
     rouge1, rouge_l, tokens = by_the_page(worker, layers, solver)
     parameters = {"layer": layers if len(layers) > 1 else layers[0], **PARAMETERS[solver]}
     without_drafts = worker.run(parameters).evaluation
-    vanilla = worker.vanilla().evaluation
+    baseline = worker.baseline().evaluation
     with_drafts = worker.run(parameters).evaluation
     for evaluation in (without_drafts, with_drafts):
         assert [row.rouge1 for row in evaluation.rows] == rouge1
@@ -127,7 +127,7 @@ def test_a_trial_scores_row_by_row_as_the_page_does(
         )
         assert [list(evaluation.tokens[row]) for row in rows] == tokens
     # The trial does something, and not to all.
-    before = [row.rouge1 for row in vanilla.rows]
+    before = [row.rouge1 for row in baseline.rows]
     assert before != rouge1
     assert any(one == other for one, other in zip(before, rouge1, strict=True))
 
@@ -136,7 +136,7 @@ def test_a_trial_scores_row_by_row_as_the_page_does(
 def test_what_is_skipped_changes_no_score(tiny: LoadedModel, solver: str) -> None:
     """An early exit, and a retain floor that is held."""
     worker = Worker(spec_of(solver, early_exit=True, retain_floor=0.0), tiny)
-    worker.vanilla()
+    worker.baseline()
     rouge1, rouge_l, _ = by_the_page(worker, [2], solver)
     evaluation = worker.run({"layer": 2, **PARAMETERS[solver]}).evaluation
     assert evaluation.complete

@@ -59,9 +59,9 @@ def test_a_trial_in_float32_scores_as_on_the_cpu_and_leaves_the_weights_as_they_
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_trial_in_bfloat16_forgets_and_keeps(solver: str) -> None:
     worker = worker_on("cuda", solver, "bfloat16")
-    vanilla = worker.vanilla().evaluation.scores
+    baseline = worker.baseline().evaluation.scores
     scores = worker.run(PARAMETERS[solver]).evaluation.scores
-    assert vanilla["forget_rouge1"] > 0.9
+    assert baseline["forget_rouge1"] > 0.9
     assert scores["forget_rouge1"] < 0.3
     assert scores["retain_rouge1"] > 0.8
 

@@ -257,14 +257,14 @@ def test_a_search_without_texts_says_so_and_has_no_empty_columns(tmp_path: Path)
 
 
 def test_answers_come_worst_first_beside_the_base_models() -> None:
-    vanilla = [said("retain", f"{n}?", f"v{n}", score) for n, score in enumerate((1.0, 0.5, 0.2))]
+    baseline = [said("retain", f"{n}?", f"v{n}", score) for n, score in enumerate((1.0, 0.5, 0.2))]
     rows = [said("retain", f"{n}?", f"u{n}", score) for n, score in enumerate((0.9, 0.0, 0.6))]
-    worse = got_worse(rows, vanilla)
-    assert [(one.unlearned.answer, one.vanilla and one.vanilla.answer) for one in worse] == [
+    worse = got_worse(rows, baseline)
+    assert [(one.unlearned.answer, one.baseline and one.baseline.answer) for one in worse] == [
         ("u1", "v1"),
         ("u0", "v0"),
     ]
     asked = [said("forget", f"{n}?", f"f{n}", score) for n, score in enumerate((0.1, 0.7, 0.4))]
-    compared = forgotten([*asked, *rows], vanilla)
+    compared = forgotten([*asked, *rows], baseline)
     assert [one.unlearned.answer for one in compared] == ["f1", "f2", "f0"]
-    assert [one.vanilla for one in compared] == [None] * 3
+    assert [one.baseline for one in compared] == [None] * 3

@@ -86,7 +86,7 @@ def report(*rows: TrialRow, confirmed: bool = True) -> Report:
         title="tiny, mini: forget A_B",
         facts={"model": "tiny", "data": "a | b"},
         goal=Goal.read("forget_rouge1", ["retain_rouge1>=0.8"]),
-        vanilla={"forget_rouge1": 1.0, "retain_rouge1": 0.99},
+        baseline={"forget_rouge1": 1.0, "retain_rouge1": 0.99},
         rows=rows,
         best=best[0] if best else None,
         confirmed=best[0].scores if best else None,
@@ -218,7 +218,7 @@ def test_a_report_links_the_pictures_that_there_are_and_says_what_decides(tmp_pa
     assert "forget ROUGE-1: learning rate 0.75, layer 0.20." in "\n".join(lines)
 
 
-def test_answers_stand_beside_the_unmodified_models_to_the_same_question() -> None:
+def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
     def answer(edge: str, question: str, text: str, rouge1: float) -> AnswerRow:
         return AnswerRow(
             set_name="forget",
@@ -245,13 +245,13 @@ def test_answers_stand_beside_the_unmodified_models_to_the_same_question() -> No
     table = answers_beside(before, after)
     assert list(table) == [
         *("set", "edge", "row", "question", "truth"),
-        *("unmodified", "answer", "rouge1_before", "rouge1"),
+        *("base_model", "answer", "rouge1_before", "rouge1"),
     ]
     assert table["answer"].tolist() == ["c", "a", "b", "d"]
-    assert table["unmodified"].tolist()[:3] == ["other edge", "first", "again"]
+    assert table["base_model"].tolist()[:3] == ["other edge", "first", "again"]
     assert table["rouge1_before"].tolist()[:3] == [0.25, 1.0, 0.5]
     assert table["rouge1"].tolist() == [0.0, 0.1, 0.2, 0.3]
-    assert table.iloc[3][["unmodified", "rouge1_before"]].isna().all()
+    assert table.iloc[3][["base_model", "rouge1_before"]].isna().all()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def prior_of(
     scores: Mapping[int, float],
     recommended: Sequence[int],
     *,
-    unmodified: float = -1.0,
+    base_model: float = -1.0,
     unfinished: int = 0,
     **changes: Any,
 ) -> LayerPrior:
@@ -24,7 +24,7 @@ def prior_of(
     Args:
         scores: s1 - s2 of each layer.
         recommended: Said by the test, which knows it.
-        unmodified: s1 - s2 without anything added.
+        base_model: s1 - s2 without anything added.
         unfinished: Answers of every layer that do not end.
         changes: Other values of the prior.
     """
@@ -41,7 +41,7 @@ def prior_of(
         "max_new_tokens": 32,
         "seed": 0,
         "embedding": "by hand",
-        "unmodified": Similarities(s1=unmodified, s2=0.0, unfinished=0),
+        "base_model": Similarities(s1=base_model, s2=0.0, unfinished=0),
         "layers": tuple(
             LayerSimilarities(layer=layer, s1=score, s2=0.0, unfinished=unfinished)
             for layer, score in sorted(scores.items())

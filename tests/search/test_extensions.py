@@ -47,8 +47,8 @@ class Prepared(Preparation):
     def unlearning(self, parameters, *, seed):
         layer = int(parameters["layer"])
         weight = self.loaded.layout.down_projection_of(self.loaded.model, layer).weight
-        with edited(self.loaded, {layer: weight.detach() * parameters["share"]}) as unmodified:
-            yield Fit(unmodified=unmodified, change=Change(weights=dict), losses=(0.0,))
+        with edited(self.loaded, {layer: weight.detach() * parameters["share"]}) as base_model:
+            yield Fit(base_model=base_model, change=Change(weights=dict), losses=(0.0,))
 
 
 ENTRY = MethodEntry(

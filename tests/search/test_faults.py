@@ -78,7 +78,7 @@ class Broken(Preparation):
         if self._error is not None:
             raise self._error
         nothing = Change(weights=dict, factors=None)
-        yield Fit(unmodified=nullcontext, change=nothing, losses=[1.0])
+        yield Fit(base_model=nullcontext, change=nothing, losses=[1.0])
 
 
 def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def test_a_recommendation_outside_the_space_is_refused_with_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("curve", "unmodified", "reason"),
+    ("curve", "base_model", "reason"),
     [
         ({0: 0.66, 1: 0.66, 2: 0.66, 3: 0.66}, -1.5, "all layers score the same"),
         ({0: 0.66, 1: 0.66 + 1e-12, 2: 0.66, 3: 0.66}, -1.5, "all layers score the same"),
@@ -133,10 +133,10 @@ def test_a_recommendation_outside_the_space_is_refused_with_both() -> None:
     ],
 )
 def test_scores_that_tell_nothing_leave_the_space_as_it_is(
-    curve: dict[int, float], unmodified: float, reason: str
+    curve: dict[int, float], base_model: float, reason: str
 ) -> None:
     space = space_with(IntRange(low=0, high=3))
-    prior = prior_of(curve, [max(curve)], unmodified=unmodified)
+    prior = prior_of(curve, [max(curve)], base_model=base_model)
     same, best, text = choose_layers(space, prior, origin="l.json")
     assert same == space
     assert best is None

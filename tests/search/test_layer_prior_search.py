@@ -128,7 +128,7 @@ def test_a_search_scores_layers_as_the_command_does(
 
 def test_a_search_keeps_to_the_layers_that_it_has_scored(by_itself: Searched) -> None:
     prior = by_itself.config["resolved"]["layer_prior"]
-    gains = {one["layer"]: one["score"] - prior["unmodified"]["score"] for one in prior["layers"]}
+    gains = {one["layer"]: one["score"] - prior["base_model"]["score"] for one in prior["layers"]}
     good = [layer for layer, gain in gains.items() if gain >= 0.8 * max(gains.values())]
     best = max(gains, key=lambda layer: gains[layer])
     assert len(good) < 4, "else this would show nothing"

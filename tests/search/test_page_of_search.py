@@ -38,7 +38,7 @@ def search(
     """Return a search in a folder that holds answers and a configuration, if any."""
     rows = tuple(sorted(rows, key=lambda row: row.number))
     notes: dict[str, object] = {
-        "vanilla": {"forget_rouge1": 1.0, "retain_rouge1": 1.0},
+        "baseline": {"forget_rouge1": 1.0, "retain_rouge1": 1.0},
         "tags": TAGS,
     }
     if confirmed is not None:
@@ -52,7 +52,7 @@ def search(
                 write_answers(folder.answers(row.number), told, ())
         full = [said("forget", "where?", "told in full", 0.1)]
         write_answers(folder.full_answers(5), full, ())
-        write_answers(folder.vanilla_answers, [said("forget", "where?", "known", 1.0)], ())
+        write_answers(folder.baseline_answers, [said("forget", "where?", "known", 1.0)], ())
         folder.config.write_text("search:\n  name: <this & that>\n")
     return SearchResults(folder=folder, study=StoredStudy(rows, notes, GOAL), goal=GOAL)
 

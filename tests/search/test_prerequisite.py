@@ -125,7 +125,7 @@ def test_a_search_lets_the_model_learn_first_and_the_next_search_finds_it(
     assert (lineage.base, lineage.data) == ("tiny", "keepers")
     config = read_yaml(tmp_path / "runs" / "first" / "config.yaml")
     assert config["resolved"]["model_source"] == str(kept)
-    assert config["resolved"]["vanilla"]["retain_rouge1"] == 1.0
+    assert config["resolved"]["baseline"]["retain_rouge1"] == 1.0
     assert f"--model-path {kept}" in first.stdout
     weights = (kept / "model.safetensors").stat().st_mtime_ns
 

@@ -71,7 +71,7 @@ def test_nothing_private_is_written_or_shown(private: Private, text: str) -> Non
 
 
 def test_answers_have_numbers_in_the_place_of_texts(private: Private, tmp_path: Path) -> None:
-    names = ("vanilla", "00000", "00001")
+    names = ("baseline", "00000", "00001")
     for name in names:
         rows = pq.read_table(private.output / f"n/trials/{name}.parquet").to_pylist()
         assert [row["row"] for row in rows] == [0, 1, 2, *range(6)]

@@ -38,7 +38,7 @@ PRIOR = LayerPrior(
     max_new_tokens=32,
     seed=0,
     embedding="own states",
-    unmodified=Similarities(s1=-0.5, s2=1.0, unfinished=0),
+    base_model=Similarities(s1=-0.5, s2=1.0, unfinished=0),
     layers=tuple(
         LayerSimilarities(layer=layer, s1=layer / 10, s2=1 - layer / 10, unfinished=0)
         for layer in range(4)
@@ -79,7 +79,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> SearchResults:
     study = open_study(folder / "study.journal", name="s", space=space, config=config)
     for key, value in {
         "goal": GOAL.text,
-        "vanilla": {"forget_rouge1": 1.0, "retain_rouge1": 0.98},
+        "baseline": {"forget_rouge1": 1.0, "retain_rouge1": 0.98},
         "tags": {
             "model": "tiny",
             "data": "mini",
@@ -94,7 +94,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> SearchResults:
         number, point = study.ask()
         decade = math.log10(point["learning_rate"])  # -4 to -1
         complete(study, number, trial_result(-(decade + 1) / 3, 0.9))
-    write_answers(folder / "trials" / "vanilla.parquet", [answer("Cedar", 1.0)], ())
+    write_answers(folder / "trials" / "baseline.parquet", [answer("Cedar", 1.0)], ())
     write_answers(folder / "trials" / "00004.parquet", [answer("I do not know", 0.0)], ())
     return load_search(folder)
 
@@ -138,7 +138,7 @@ def test_a_report_has_the_layers_that_the_search_scored(results: SearchResults) 
     assert curve is not None
     assert curve.layers == (0, 1, 2, 3)
     assert curve.scores == pytest.approx([one.score for one in PRIOR.layers])
-    assert curve.unmodified == PRIOR.unmodified.score
+    assert curve.base_model == PRIOR.base_model.score
     assert (curve.best, curve.recommended) == (3, (2, 3))
 
 
@@ -174,7 +174,7 @@ def test_mirrors_hold_every_picture_and_the_report_links_those(
     assert "Share of the variance" in text
 
 
-def test_answers_stand_beside_the_unmodified_models(results: SearchResults) -> None:
+def test_answers_stand_beside_the_base_model(results: SearchResults) -> None:
     (row,) = results.answers_table(4).to_dict("records")
     assert row == {
         "set": "forget",
@@ -182,7 +182,7 @@ def test_answers_stand_beside_the_unmodified_models(results: SearchResults) -> N
         "row": 2,
         "question": "Who?",
         "truth": "Cedar",
-        "unmodified": "Cedar",
+        "base_model": "Cedar",
         "answer": "I do not know",
         "rouge1_before": 1.0,
         "rouge1": 0.0,

@@ -327,7 +327,7 @@ def test_a_store_is_kept_so_that_it_is_found_from_another_folder(
         uri="sqlite:///here.db",
         resources=Resources(cpus=1, gpus=0, concurrency=1),
         given={"tracking_uri": "command line"},
-        vanilla={},
+        baseline={},
     )
     folder.config.write_text(text)
     uri = StoredConfig.read(folder).search.tracking_uri
@@ -411,31 +411,29 @@ def test_a_search_that_is_refused_because_another_works_on_it_leaves_it_alone(
     """The other one is still evaluating the base model: its folder is nearly empty."""
     plan = plan_search(SearchConfig(output=tmp_path, name="n"))
     folder = Folder((tmp_path / "n").resolve())
-    folder.vanilla_answers.parent.mkdir(parents=True)
-    folder.vanilla_answers.touch()
+    folder.baseline_answers.parent.mkdir(parents=True)
+    folder.baseline_answers.touch()
     with alone(folder), pytest.raises(BusySearchError, match="another process works on"):
         run_search(plan, Console(quiet=True), given={}, arguments=())
-    assert folder.vanilla_answers.exists()
+    assert folder.baseline_answers.exists()
 
 
 @pytest.mark.parametrize(
     ("retain", "said"), [(0.95, None), (0.94, "a little differently"), (0.9, "another one than")]
 )
-def test_another_unmodified_model_is_found_out(
-    tmp_path: Path, retain: float, said: str | None
-) -> None:
-    study_in(tmp_path).note("vanilla", {"forget_rouge1": 1.0, "retain_rouge1": 0.95})
+def test_another_base_model_is_found_out(tmp_path: Path, retain: float, said: str | None) -> None:
+    study_in(tmp_path).note("baseline", {"forget_rouge1": 1.0, "retain_rouge1": 0.95})
     session = SearchSession.__new__(SearchSession)
     session.folder, session._console = Folder(tmp_path), Console(record=True, file=StringIO())
     stored = StoredStudy.read(session.folder.journal)
     assert stored is not None
-    before = stored.notes["vanilla"]
+    before = stored.notes["baseline"]
     scores = {"forget_rouge1": 1.0, "retain_rouge1": retain, "factual_rouge1": 0.5}
     if retain == 0.9:
         with pytest.raises(InputError, match=said):
-            session._compare_vanilla(scores, before)
+            session._compare_baseline(scores, before)
         return
-    session._compare_vanilla(scores, before)
+    session._compare_baseline(scores, before)
     text = session._console.export_text()
     assert (said in text) if said is not None else (text == "")
 

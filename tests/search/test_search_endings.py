@@ -81,7 +81,7 @@ def test_a_search_whose_trials_all_fail_gives_up(small: list[str], tmp_path: Pat
     assert done.stdout.count("failed: ") == 5
     assert statuses(tmp_path / "runs") == (["FINISHED"], ["FAILED"] * 5)
     kept = [path.name for path in (tmp_path / "runs/n").glob("trials/*")]
-    assert kept == ["vanilla.parquet"]
+    assert kept == ["baseline.parquet"]
 
 
 @pytest.mark.alone

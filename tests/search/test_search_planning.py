@@ -24,7 +24,7 @@ from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.report.report import Report
 from lunar_tune.search.backends.ray import cluster
-from lunar_tune.search.display.summary import next_commands, print_result, vanilla_problem
+from lunar_tune.search.display.summary import baseline_problem, next_commands, print_result
 from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
@@ -180,8 +180,8 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     assert (folder.path, folder.name) == ((tmp_path / "deep/runs/n").resolve(), "n")
 
     folder.lock.touch()
-    folder.vanilla_answers.parent.mkdir()
-    folder.vanilla_answers.touch()
+    folder.baseline_answers.parent.mkdir()
+    folder.baseline_answers.touch()
     make_folder(config, spec)  # of a search that was killed before its first trial
     folder.journal.touch()
     with pytest.raises(InputError, match=r"--name n: .* exists already.*--resume"):
@@ -214,7 +214,7 @@ def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None
     spec = assemble(RunOptions())
 
     def problem(forget: float, retain: float) -> str | None:
-        return vanilla_problem({"forget_rouge1": forget, "retain_rouge1": retain}, 0.8, spec)
+        return baseline_problem({"forget_rouge1": forget, "retain_rouge1": retain}, 0.8, spec)
 
     assert problem(0.9, 0.8) is None
     low_retain, low_forget = problem(0.9, 0.44), problem(0.05, 0.95)
@@ -337,7 +337,7 @@ def found(*rows: TrialRow, best: TrialRow | None = None, ending: str | None = No
         title="tiny, mini",
         facts={},
         goal=goal_of(SearchConfig()),
-        vanilla={"forget_rouge1": 1.0, "retain_rouge1": 1.0},
+        baseline={"forget_rouge1": 1.0, "retain_rouge1": 1.0},
         rows=rows,
         best=best,
         confirmed=best.scores if best is not None else None,

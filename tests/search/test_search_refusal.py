@@ -66,7 +66,7 @@ def test_a_search_raises_refusal_quality_and_confirms_the_best(
     assert best["trial"] == max(values, key=lambda number: values[number])
     assert best["confirmed"]["max_new_tokens"] == 512
     assert -1 <= best["confirmed"]["scores"]["refusal_quality"] <= 1
-    assert best["vanilla"]["refusal_quality"] not in values.values()
+    assert best["baseline"]["refusal_quality"] not in values.values()
 
 
 @pytest.mark.parametrize(

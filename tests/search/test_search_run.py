@@ -152,7 +152,7 @@ def test_the_configuration_names_the_origin_of_every_value(search: Finished) -> 
         "coefficient",
         "learning_rate",
     }
-    assert config["resolved"]["vanilla"]["retain_rouge1"] >= 0.97
+    assert config["resolved"]["baseline"]["retain_rouge1"] >= 0.97
 
 
 def test_every_trial_of_the_study_is_complete_and_constrained(search: Finished) -> None:
@@ -355,12 +355,12 @@ def test_mlflow_has_one_parent_and_a_child_for_each_trial_and_nothing_else(
     assert {run.info.experiment_id for run in tracked.runs} == {tracked.experiment.experiment_id}
 
 
-def test_the_parent_has_vanilla_and_confirmed_scores_data_and_configuration(
+def test_the_parent_has_baseline_and_confirmed_scores_data_and_configuration(
     search: Finished, tracked: Tracked
 ) -> None:
     parent = tracked.parents[0]
     for prefix, scores in (
-        ("vanilla", search.best["vanilla"]),
+        ("baseline", search.best["baseline"]),
         ("best", search.best["confirmed"]["scores"]),
     ):
         shown = {name: value for name, value in scores.items() if not name.endswith("_rows")}

@@ -582,7 +582,7 @@ def test_a_journal_alone_says_what_the_study_says(tmp_path: Path) -> None:
     assert StoredStudy.read(tmp_path / "study.journal") is None
     study = study_in(tmp_path)
     study.note("goal", GOAL)
-    study.note("vanilla", {"retain_rouge1": 1.0})
+    study.note("baseline", {"retain_rouge1": 1.0})
     for _ in range(3):
         number, parameters = study.ask()
         complete(study, number, landscape(parameters))
@@ -590,4 +590,4 @@ def test_a_journal_alone_says_what_the_study_says(tmp_path: Path) -> None:
     stored = StoredStudy.read(tmp_path / "study.journal")
     assert stored is not None
     assert list(stored.rows) == study.rows()
-    assert stored.notes["vanilla"] == {"retain_rouge1": 1.0}
+    assert stored.notes["baseline"] == {"retain_rouge1": 1.0}

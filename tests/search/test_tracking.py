@@ -191,8 +191,8 @@ def test_a_finished_search_is_a_run_with_a_run_for_each_trial(any_store: Store) 
     assert found.data.params == {**TAGS, "seed": "3"}
     best = any_store.search.rows[BEST].parameters
     assert found.data.metrics == {
-        "vanilla_forget_rouge1": 1.0,
-        "vanilla_retain_rouge1": 0.875,
+        "baseline_forget_rouge1": 1.0,
+        "baseline_retain_rouge1": 0.875,
         "num_trials": 3.0,
         "best_feasible": 0.125,
         "feasible": 1.0,

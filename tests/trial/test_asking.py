@@ -83,7 +83,7 @@ def test_each_model_says_what_generate_says_of_it(
         together = ask(QUESTIONS)
         single = [one for question in reversed(QUESTIONS) for one in ask([question])]
 
-    assert [one.unmodified for one in together] == expected
+    assert [one.base_model for one in together] == expected
     assert [one.unlearned for one in together] == unlearned
     assert single[::-1] == together
 

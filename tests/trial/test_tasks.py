@@ -78,10 +78,10 @@ def test_outcomes_are_what_a_worker_gives(spec: Specs, runner: TaskRunner) -> No
     base = runner.run(Task(kind=BASE_MODEL))
     ended = runner.run(trial())
     confirmed = runner.run(trial(kind=CONFIRMATION))
-    vanilla = worker.vanilla()
+    baseline = worker.baseline()
     assert base.plain_decoding is base.layer_prior is base.baseline is ended.baseline is None
     for outcome, expected in (
-        (base, vanilla),
+        (base, baseline),
         (ended, worker.run(SETTING)),
         (confirmed, worker.run(SETTING, full=True)),
     ):
@@ -97,7 +97,7 @@ def test_a_confirmation_on_held_out_questions_brings_the_base_model_on_the_same(
     outcome = TaskRunner(made).run(trial(kind=CONFIRMATION))
     assert outcome.result is not None
     assert outcome.baseline is not None
-    assert light(outcome.baseline) == light(Worker(made).vanilla(full=True))
+    assert light(outcome.baseline) == light(Worker(made).baseline(full=True))
     asked = [
         {row.question for row in one.evaluation.rows} for one in (outcome.result, outcome.baseline)
     ]
@@ -120,7 +120,7 @@ def test_why_a_model_is_decoded_plainly_is_told_and_it_is_then_asked_nothing_in_
     """Without drafts no trial has a use for the base model's answers."""
     runner = TaskRunner(spec(engine="plain"))
     assert runner.run(Task(kind=BASE_MODEL)).plain_decoding == "it was asked for"
-    monkeypatch.setattr(Worker, "vanilla", None)
+    monkeypatch.setattr(Worker, "baseline", None)
     assert runner.run(trial()).failure is None
 
 
@@ -145,18 +145,18 @@ def test_a_model_is_loaded_once_and_asked_once_before_the_first_trial(
     """A runner that did not evaluate the base model itself does so for its drafts, and once."""
     loaded: list[TrialSpec] = []
     asked: list[bool] = []
-    plain = Worker.vanilla
+    plain = Worker.baseline
 
     def load(made: TrialSpec) -> Worker:
         loaded.append(made)
         return Worker(made)
 
-    def vanilla(self: Worker, *, full: bool = False) -> TrialResult:
+    def baseline(self: Worker, *, full: bool = False) -> TrialResult:
         asked.append(full)
         return plain(self, full=full)
 
     monkeypatch.setattr(tasks_module, "Worker", load)
-    monkeypatch.setattr(Worker, "vanilla", vanilla)
+    monkeypatch.setattr(Worker, "baseline", baseline)
     made = spec()
     runner = TaskRunner(made)
     assert loaded == []

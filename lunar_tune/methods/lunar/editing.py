@@ -68,7 +68,7 @@ def edited(
                 parameters[layer].copy_(weight)
 
     @contextmanager
-    def unmodified() -> Iterator[None]:
+    def base_model() -> Iterator[None]:
         new = {layer: parameter.detach().clone() for layer, parameter in parameters.items()}
         try:
             put(originals)
@@ -78,7 +78,7 @@ def edited(
 
     try:
         put(weights)
-        yield unmodified
+        yield base_model
     finally:
         put(originals)
 

@@ -108,9 +108,9 @@ class LunarPreparation(Preparation):
         # The published code sums the layers' losses; they share no parameter.
         losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
         weights = {layer: s.weight for layer, s in solutions.items()}
-        with edited(self._loaded, weights) as unmodified:
+        with edited(self._loaded, weights) as base_model:
             yield Fit(
-                unmodified=unmodified,
+                base_model=base_model,
                 change=self._change(solutions),
                 losses=losses,
                 edited_layer=min(layers),

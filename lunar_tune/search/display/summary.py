@@ -19,11 +19,11 @@ from lunar_tune.study.rows import FAILED, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
 __all__ = [
+    "baseline_problem",
     "next_commands",
+    "print_baseline",
     "print_plan",
     "print_result",
-    "print_vanilla",
-    "vanilla_problem",
 ]
 
 # A model that answers fewer of the words than this does not know the data.
@@ -38,7 +38,7 @@ def print_plan(console: Console, facts: Mapping[str, str]) -> None:
     console.print(table)
 
 
-def print_vanilla(console: Console, scores: Mapping[str, float], note: str | None) -> None:
+def print_baseline(console: Console, scores: Mapping[str, float], note: str | None) -> None:
     """Show the base model's scores, and why answers are decoded plainly if they are."""
     factual = f", factual {scores['factual_rouge1']:.3f}" if "factual_rouge1" in scores else ""
     console.print(
@@ -49,7 +49,7 @@ def print_vanilla(console: Console, scores: Mapping[str, float], note: str | Non
         console.print(f"answers are decoded from their first token on: {escape(note)}")
 
 
-def vanilla_problem(
+def baseline_problem(
     scores: Mapping[str, float], floor: float | None, spec: TrialSpec
 ) -> str | None:
     """Say why a search on this model is bound to fail or pointless; None if it is not."""
