@@ -29,7 +29,7 @@ from rich.table import Table
 from lunar_tune.cli.running import reporting_errors
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
-from lunar_tune.methods.method_registry import METHODS
+from lunar_tune.methods.contract import METHODS
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.trial.assemble import assemble, materialise

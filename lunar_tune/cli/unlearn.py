@@ -129,7 +129,7 @@ def _published(
     Returns:
         Its options, with what was given in their place, and where to save the model.
     """
-    from lunar_tune.methods.method_registry import METHODS
+    from lunar_tune.methods.contract import METHODS
     from lunar_tune.trial.assemble import configured
     from lunar_tune.trial.published_config import read_published_config
 

@@ -14,7 +14,7 @@ from typing import Any
 from tabulate import tabulate
 
 from lunar_tune.files import write_atomically
-from lunar_tune.methods.method_registry import METHODS
+from lunar_tune.methods.contract import METHODS
 from lunar_tune.study.rows import HEADLINE_SCORES
 
 __all__ = ["CellResult", "Tolerance", "write_methods_table"]

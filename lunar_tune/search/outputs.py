@@ -12,7 +12,7 @@ from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.report import Report, write_report
-from lunar_tune.search.backends.interface import Resources
+from lunar_tune.search.backends import Resources
 from lunar_tune.search.loop import Confirmation
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.study.answers import write_trials

@@ -24,12 +24,14 @@ from lunar_tune.metrics.names import WHOLE_ANSWERS, need_of
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
 from lunar_tune.search.backends.ray.cluster import check_address, check_gpus
-from lunar_tune.search.layer_choice import LAYER_PRIOR, check_has_choice, choose_layers
 from lunar_tune.search.samplers import SAMPLERS
 from lunar_tune.search.space import LAYER, SearchSpace
 from lunar_tune.search.space_sources import load_space, narrowed
 from lunar_tune.search.starting_points import (
+    LAYER_PRIOR,
     StartingPoint,
+    check_has_choice,
+    choose_layers,
     fitting,
     found_points,
     usual_point,

@@ -26,8 +26,7 @@ from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.store import with_password
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.sets import own_data
-from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.spec import TrialSpec, own_data
 
 __all__ = [
     "BusySearchError",

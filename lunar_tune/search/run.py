@@ -22,7 +22,7 @@ from lunar_tune.finetuning.finetune import kept_folder
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.progress_bars import build_progress, epochs_shown
 from lunar_tune.report.results import load_search
-from lunar_tune.search.backends.interface import Backend, InProcess, Resources
+from lunar_tune.search.backends import Backend, InProcess, Resources
 from lunar_tune.search.display.log_file import RECORD, search_log
 from lunar_tune.search.display.summary import print_plan, print_result
 from lunar_tune.search.plan import SearchPlan, make_folder

@@ -13,8 +13,7 @@ from lunar_tune.config.run_options import NONE, TINY, ModelOptions, RunOptions
 from lunar_tune.errors import Problems
 from lunar_tune.files import is_folder
 from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings
-from lunar_tune.methods.contract import Method
-from lunar_tune.methods.method_registry import configure_method
+from lunar_tune.methods.contract import Method, configure_method
 from lunar_tune.metrics.embedding import check_embedding_model
 from lunar_tune.metrics.names import METRICS, check_metrics
 from lunar_tune.metrics.rouge import check_scorable
@@ -24,8 +23,14 @@ from lunar_tune.models.device import resolve_device
 from lunar_tune.models.footprint import check_fits
 from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
 from lunar_tune.trial.reference_engine import check_reference
-from lunar_tune.trial.sets import own_data, read_prompts_of, read_records_of, read_sets
-from lunar_tune.trial.spec import EngineSettings, TrialSpec
+from lunar_tune.trial.spec import (
+    EngineSettings,
+    TrialSpec,
+    own_data,
+    read_prompts_of,
+    read_records_of,
+    read_sets,
+)
 
 __all__ = ["assemble", "assemble_finetuning", "configured", "known_depth", "materialise"]
 

@@ -18,11 +18,10 @@ import torch
 from lunar_tune.engine import prompt_activations as prompts_module
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.contract import FitReport, Method, Preparation, Subject
+from lunar_tune.methods.contract import METHODS, FitReport, Method, Preparation, Subject
 from lunar_tune.methods.gradient_fit import TRAINED, GradientSettings
 from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod, LunarPreparation
-from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.models.memory import DeviceMemory
 from lunar_tune.training.adapting import plain_weights

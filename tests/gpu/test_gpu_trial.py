@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from lunar_tune.config.run_options import RunOptions
+from lunar_tune.methods.contract import METHODS
 from lunar_tune.methods.gradient_fit import TRAINED
 from lunar_tune.methods.lunar import SOLVERS
-from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.worker import Worker
 

@@ -14,8 +14,7 @@ from made_outcomes import base_model, ended, failed
 from ray.tune.search import Searcher
 from test_loop import Heard
 
-from lunar_tune.search.backends import interface
-from lunar_tune.search.backends.interface import InProcess
+from lunar_tune.search.backends import InProcess
 from lunar_tune.search.backends.ray.backend import LoopCallback, LoopSearcher
 from lunar_tune.search.backends.ray.trainable import HANDED_OVER, Parcel
 from lunar_tune.study.folder import Folder
@@ -133,7 +132,7 @@ class Scripted:
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
     Scripted.asked, Scripted.closed = [], 0
-    monkeypatch.setattr(interface, "TaskRunner", Scripted)
+    monkeypatch.setattr(backends, "TaskRunner", Scripted)
     return Scripted
 
 

@@ -20,7 +20,7 @@ from command_lines import small_options
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import DivergenceError, EditedModelError
 from lunar_tune.methods.contract import Change, Fit, Preparation
-from lunar_tune.search.backends.interface import BackendLostError
+from lunar_tune.search.backends import BackendLostError
 from lunar_tune.search.backends.ray import backend
 from lunar_tune.search.backends.ray.backend import watched
 from lunar_tune.search.backends.ray.trainable import (
@@ -102,7 +102,7 @@ def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch
 STUCK = """
 import signal, subprocess, time
 import psutil
-from lunar_tune.search.backends.interface import BackendLostError
+from lunar_tune.search.backends import BackendLostError
 from lunar_tune.search.backends.ray import backend
 backend._EVERY_SECONDS = backend._GRACE_SECONDS = 0.05
 process = subprocess.Popen(["sleep", "100"])

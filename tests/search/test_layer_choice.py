@@ -15,9 +15,9 @@ from priors import prior_of
 from lunar_tune.errors import InputError
 from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod
-from lunar_tune.search.layer_choice import check_has_choice, choose_layers
 from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, Parameter, SearchSpace
 from lunar_tune.search.space_sources import load_space
+from lunar_tune.search.starting_points import check_has_choice, choose_layers
 
 CURVE = {0: 0.1, 1: 0.7, 2: 0.9, 3: 0.2}  # over -1: gains 1.1, 1.7, 1.9, 1.2; 80 % of 1.9 is 1.52
 

@@ -14,7 +14,7 @@ from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
 from lunar_tune.data.bundled import resolve_data
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import safe_name
-from lunar_tune.methods.method_registry import METHODS
+from lunar_tune.methods.contract import METHODS
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.models.catalog import resolve_model
 from lunar_tune.report.methods_table import (

@@ -26,7 +26,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from lunar_tune.search.backends.interface import BackendLostError, Resources
+from lunar_tune.search.backends import BackendLostError, Resources
 from lunar_tune.search.backends.ray.trainable import HANDED_OVER, UnlearningTrainable, crash_reason
 from lunar_tune.search.display.log_file import RECORD
 from lunar_tune.search.loop import DONE, SearchLoop, Signal
@@ -57,7 +57,7 @@ class OnRay:
     """Seconds that a trial may take."""
 
     def run(self, loop: SearchLoop, spec: TrialSpec) -> None:
-        """Run tasks until the loop is done; see `backends.interface`.
+        """Run tasks until the loop is done; see `search.backends`.
 
         Raises:
             BackendLostError: One of Ray's own processes has ended.

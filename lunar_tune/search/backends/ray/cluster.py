@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.search.backends.interface import Resources
+from lunar_tune.search.backends import Resources
 
 __all__ = ["allocate_resources", "check_address", "check_gpus", "ray_session"]
 
