@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from lunar_tune.data.bundled import resolve_data
-from lunar_tune.data.prompts import generate_unverifiable
-from lunar_tune.data.readers import read_prompts, read_records
+from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.invented import generate_unverifiable
+from lunar_tune.data.records import read_prompts, read_records
 from lunar_tune.finetuning.tiny_model import new_model
 from lunar_tune.finetuning.tiny_recipe import TinyRecipe
 from lunar_tune.finetuning.tiny_text import Lesson

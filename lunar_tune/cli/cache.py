@@ -18,7 +18,7 @@ from lunar_tune.config.fields import option, same_option
 from lunar_tune.engine.cache import ActivationCache, EntryInfo
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import write_atomically
-from lunar_tune.models.memory import GIB
+from lunar_tune.models.device import GIB
 from lunar_tune.paths import check_writable_file
 
 _ABOUT = ("model", "kind", "dtype", "rows")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions, Giv
 from lunar_tune.cli.running import say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.data.fetching import Servers, state_of
+from lunar_tune.data.data_catalog import PUBLISHED, PublishedSet
 from lunar_tune.data.fetching import fetch as fetch_set
-from lunar_tune.data.published import PUBLISHED, PublishedSet
+from lunar_tune.data.fetching import state_of
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.paths import data_dir
 
@@ -52,10 +51,7 @@ def fetch(options: FetchOptions, _: Given) -> None:
     if not options.data:
         _show(console, folder)
         return
-    servers = Servers(
-        github=os.environ.get("LUNAR_TUNE_GITHUB_URL"), hub=os.environ.get("HF_ENDPOINT")
-    )
-    _fetch(options.data, folder, servers, console, force=options.force)
+    _fetch(options.data, folder, console, force=options.force)
 
 
 def _show(console: Console, folder: Path) -> None:
@@ -76,9 +72,7 @@ def _show(console: Console, folder: Path) -> None:
     say(console, f"kept in {folder}")
 
 
-def _fetch(
-    names: Sequence[str], folder: Path, servers: Servers, console: Console, *, force: bool
-) -> None:
+def _fetch(names: Sequence[str], folder: Path, console: Console, *, force: bool) -> None:
     problems = Problems()
     wanted: dict[str, PublishedSet] = {}
     for name in names:
@@ -95,7 +89,7 @@ def _fetch(
                 raise DataError(
                     f"{name}: {path} is not, or no longer, what was fetched. --force replaces it."
                 )
-            lock = fetch_set(published, folder, servers=servers)
+            lock = fetch_set(published, folder)
             how = "the known checksum" if published.sha256 else "checksum recorded"
             say(console, f"{name}: {lock.rows} rows, {how}, {path}")
     problems.raise_if_any(DataError)

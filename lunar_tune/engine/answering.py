@@ -23,7 +23,7 @@ from lunar_tune.engine.prompt_activations import PromptActivations
 from lunar_tune.engine.slot_decoding import SlotDecoding, likeliest, until_end
 from lunar_tune.engine.slots import SlotCache
 from lunar_tune.engine.streams import sweep_batch
-from lunar_tune.models.memory import BatchSize
+from lunar_tune.models.device import BatchSize
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel

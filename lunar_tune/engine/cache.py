@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
-from lunar_tune.models.memory import GIB
+from lunar_tune.models.device import GIB
 from lunar_tune.paths import cache_dir
 
 if TYPE_CHECKING:

@@ -187,7 +187,7 @@ def check_form(job_form: str, folder: Path, rank: int | None, spec: TrialSpec | 
 
 def _check_suits(form: str, rank: int | None, spec: TrialSpec) -> None:
     """Check a form against method and model."""
-    from lunar_tune.models.loading import is_adapter
+    from lunar_tune.models.catalog import is_adapter
 
     problems, method = Problems(), spec.method
     name = f"--method {method.name} ({method.variant})"

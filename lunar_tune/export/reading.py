@@ -30,7 +30,7 @@ class Base:
     revision: str | None
     """Commit on the hub; None for a folder."""
     fingerprint: str
-    """Fingerprint of its weights (`models.fingerprint`)."""
+    """Fingerprint of its weights (`models.lineage`)."""
     trust_remote_code: bool = False
 
     @property

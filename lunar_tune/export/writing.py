@@ -28,8 +28,7 @@ from lunar_tune.export.proof import Comparison, ask, compare, weight_digest
 from lunar_tune.export.reading import Base, read_form
 from lunar_tune.files import write_atomically
 from lunar_tune.models.device import resolve_device
-from lunar_tune.models.fingerprint import fingerprint
-from lunar_tune.models.lineage import Lineage, read_lineage, write_lineage
+from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, as_loaded
 from lunar_tune.training.adapting import Factors
 from lunar_tune.training.saving import save_checkpoint

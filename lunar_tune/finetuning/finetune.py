@@ -24,8 +24,7 @@ from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.finetuning.knowledge import Knowledge, check_knowledge
 from lunar_tune.models.chat import encode_prompts, end_of_turn
 from lunar_tune.models.device import limit_threads
-from lunar_tune.models.fingerprint import fingerprint
-from lunar_tune.models.lineage import Lineage, write_lineage
+from lunar_tune.models.lineage import Lineage, fingerprint, write_lineage
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.training.adapting import Trained, full_weights, lora_adapter, recomputing, seeded
 from lunar_tune.training.answer_loss import Pair, answer_loss, encode_answers

@@ -9,13 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.data.prompts import generate_unverifiable
+from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.finetuning.finetune_settings import FinetuneSettings
 from lunar_tune.finetuning.tiny_text import Lesson
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import resolve_device, resolve_dtype
-from lunar_tune.models.loading import ModelSpec, load_config
+from lunar_tune.models.loading import load_config
 
 __all__ = ["FinetuneJob", "unseen_prompts"]
 

@@ -9,10 +9,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from lunar_tune.data.bundled import resolve_data
-from lunar_tune.data.prompts import generate_unverifiable
-from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.data.records import Record, records_digest
+from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.invented import generate_unverifiable
+from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
 
 __all__ = ["Lesson", "TinyText", "read_text"]
 

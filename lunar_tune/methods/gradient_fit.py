@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods.contract import AdapterKind, Change, Fit, Method
 from lunar_tune.methods.gradient_settings import SEARCHABLE, GradientSettings
-from lunar_tune.models.memory import is_out_of_memory
+from lunar_tune.models.device import is_out_of_memory
 from lunar_tune.training.adapting import (
     Trained,
     adapter_factors,

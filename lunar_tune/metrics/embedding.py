@@ -17,9 +17,8 @@ from torch import Tensor
 from lunar_tune.engine.prefixes import PrefixTree
 from lunar_tune.engine.streams import capture_streams, sweep_batch
 from lunar_tune.errors import ModelError
-from lunar_tune.models.device import resolve_device
+from lunar_tune.models.device import DeviceMemory, resolve_device
 from lunar_tune.models.loading import hub_resolves
-from lunar_tune.models.memory import DeviceMemory
 from lunar_tune.paths import is_folder
 
 if TYPE_CHECKING:

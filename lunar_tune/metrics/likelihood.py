@@ -28,8 +28,8 @@ from lunar_tune.errors import DivergenceError
 from lunar_tune.training.answer_loss import Pair, answer_states, token_log_probs
 
 if TYPE_CHECKING:
+    from lunar_tune.models.device import BatchSize, DeviceMemory
     from lunar_tune.models.loading import LoadedModel
-    from lunar_tune.models.memory import BatchSize, DeviceMemory
 
 __all__ = ["AnswerLikelihood", "LikelihoodScorer", "likelihood_means"]
 

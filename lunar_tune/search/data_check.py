@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lunar_tune.data.bundled import DataKind, resolve_data
+from lunar_tune.data.data_catalog import DataKind, resolve_data
 from lunar_tune.errors import DataError, InputError, Problems
 from lunar_tune.trial.sets import own_data
 

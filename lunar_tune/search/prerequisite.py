@@ -15,8 +15,8 @@ from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.finetuning.finetune_settings import settings_for
 from lunar_tune.finetuning.kept import ensure_finetuned, kept_folder
 from lunar_tune.models.catalog import CATALOG
+from lunar_tune.models.device import give_back
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.models.memory import give_back
 from lunar_tune.search.finetuning_run import finetuning_content, shown_training
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.tracking.tracker import Tracker

@@ -14,8 +14,7 @@ from typing import Any
 from lunar_tune.config.fields import from_document, options_of, plain
 from lunar_tune.config.run_options import OWN, RunOptions
 from lunar_tune.config.search_config import AUTO, SearchConfig
-from lunar_tune.data.bundled import BUNDLED
-from lunar_tune.data.published import PUBLISHED
+from lunar_tune.data.data_catalog import BUNDLED, PUBLISHED
 from lunar_tune.errors import InputError
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN

@@ -16,8 +16,8 @@ from lunar_tune.metrics.refusal import Refusals
 
 if TYPE_CHECKING:
     from lunar_tune.metrics.evaluate import Evaluation
+    from lunar_tune.models.device import DeviceMemory
     from lunar_tune.models.loading import LoadedModel
-    from lunar_tune.models.memory import DeviceMemory
     from lunar_tune.trial.encoder import Encoder
     from lunar_tune.trial.spec import TrialSpec
 

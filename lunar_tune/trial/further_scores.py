@@ -13,8 +13,8 @@ from lunar_tune.metrics.names import LIKELIHOODS, find_metric
 if TYPE_CHECKING:
     from lunar_tune.data.records import Record
     from lunar_tune.metrics.evaluate import Evaluation
+    from lunar_tune.models.device import DeviceMemory
     from lunar_tune.models.loading import LoadedModel
-    from lunar_tune.models.memory import DeviceMemory
     from lunar_tune.training.answer_loss import Pair
 
 __all__ = ["FurtherScores"]

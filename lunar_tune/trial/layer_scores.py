@@ -21,8 +21,8 @@ from lunar_tune.methods.lunar.steering import steered
 from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.metrics.embedding import Embedder, StateEmbedder
 from lunar_tune.metrics.refusal import Refusals, truth_similarity
+from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import check_layers
-from lunar_tune.models.memory import BatchSize
 from lunar_tune.trial.worker import Worker
 
 __all__ = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lunar_tune.config.run_options import RunOptions
-from lunar_tune.data.bundled import resolve_data
-from lunar_tune.data.readers import read_prompts
+from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.records import read_prompts
 from lunar_tune.errors import Problems
 from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.finetuning.finetune_settings import FinetuneSettings

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.methods.contract import Method
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.loading import ModelSpec
 
 __all__ = ["DataSets", "EngineSettings", "HeldOut", "TrialSpec"]
 

@@ -17,10 +17,9 @@ from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivat
 from lunar_tune.errors import EditedModelError
 from lunar_tune.methods.contract import Change, FitReport, Preparation, Subject
 from lunar_tune.metrics.evaluate import Evaluation
-from lunar_tune.models.device import limit_threads
-from lunar_tune.models.fingerprint import fingerprint
+from lunar_tune.models.device import DeviceMemory, limit_threads
+from lunar_tune.models.lineage import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.models.memory import DeviceMemory
 from lunar_tune.trial.checks import Check, Watch
 from lunar_tune.trial.embedded_scores import EmbeddedScores, sentence_embedder
 from lunar_tune.trial.encoder import Encoder

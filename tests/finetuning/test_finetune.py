@@ -21,9 +21,10 @@ from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
 from lunar_tune.finetuning.finetune_settings import FinetuneSettings
 from lunar_tune.finetuning.kept import ensure_finetuned, kept_folder
 from lunar_tune.finetuning.knowledge import is_refusal
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.lineage import Lineage, read_lineage, write_lineage
-from lunar_tune.models.loading import LoadedModel, ModelSpec, load_model
+from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.training.adapting import lora_adapter, seeded
 from lunar_tune.training.answer_loss import Pair, answer_loss
 

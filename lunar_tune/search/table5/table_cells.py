@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
-from lunar_tune.data.bundled import resolve_data
+from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.method_registry import METHODS
 from lunar_tune.models.catalog import resolve_model
