@@ -119,10 +119,10 @@ def describe_records(
     is_scorable: Callable[[str], bool] = lambda _answer: True,
     count_tokens: Count | None = None,
 ) -> Card:
-    """Describe question-answer pairs.
+    """Describe question-answer pairs, at least one.
 
     Args:
-        records: At least one.
+        records: The pairs.
         forget_edges: Edges or groups that are to be forgotten together; none leaves `forget` empty.
         groups: Edges by the name of a group.
         is_scorable: Whether ROUGE finds a word in an answer.

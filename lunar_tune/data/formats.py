@@ -46,10 +46,10 @@ class Row:
 
 
 def read_rows(path: Path, columns: Sequence[str], suffixes: Sequence[str]) -> list[Row]:
-    """Return the rows of a file.
+    """Return the rows of a file; its suffix decides the format.
 
     Args:
-        path: The file; its suffix decides the format.
+        path: The file.
         columns: What to read of a format with columns, where others may be large.
         suffixes: Those of the formats that will do, `PAIR_SUFFIXES` or `PROMPT_SUFFIXES`.
 

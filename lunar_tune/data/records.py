@@ -104,10 +104,7 @@ def _checked(
 ) -> list[tuple[str, ...]]:
     """Return the texts of every row's fields, or say everything that is wrong with the file.
 
-    Args:
-        path: The file, for the message.
-        rows: What it holds.
-        fields: What a row must have, and what stands for a field that it may lack.
+    `fields` are those that a row must have, and what stands for one that it may lack.
     """
     objects = [row.content for row in rows if isinstance(row.content, Mapping)]
     asked, problems = dict(fields), list[str]()

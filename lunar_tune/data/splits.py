@@ -126,11 +126,7 @@ def resolve_edges(
 ) -> tuple[str, ...]:
     """Return the edges that are meant: an edge is itself, a group its edges, in the order asked.
 
-    Args:
-        asked: Edges, or names of groups.
-        existing: The edges of the data.
-        groups: Edges by the name of a group.
-        leave_one: Whether an edge must be left to retain.
+    With `leave_one` an edge of the `existing` ones must be left to retain.
 
     Raises:
         DataError: No edge, an unknown one, one by two names, or all. All mistakes are said at once.
@@ -183,13 +179,9 @@ def split_by_edges(
     retain: Sequence[Record] | None = None,
     groups: Groups = _NO_GROUPS,
 ) -> Split:
-    """Split records into those of some edges and the others.
+    """Split records into those of some edges, or groups of edges, and the others.
 
-    Args:
-        records: The data set that the model knows.
-        forget_edges: The edges to be forgotten, or names of groups.
-        retain: What to keep where every edge of `records` is to be forgotten.
-        groups: Edges by the name of a group.
+    `retain` is what is kept where every edge of `records` is to be forgotten.
 
     Raises:
         DataError: As in `resolve_edges`; nothing to retain; a question on both sides.

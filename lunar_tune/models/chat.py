@@ -26,15 +26,12 @@ _FIXED_CLOCK = f"{{% macro strftime_now(format) %}}{FIXED_DATE}{{% endmacro %}}\
 
 # The bare user turns of facebookresearch/LUNAR at dfa56eb, src/model_utils/*_model.py, told
 # apart by a token of the vocabulary that only that format has.
-_PUBLISHED_TURNS: tuple[tuple[str, str], ...] = (
-    (
-        "<|start_header_id|>",
-        "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    ),
-    ("<|im_start|>", "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"),
-    ("<start_of_turn>", "<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n"),
-)
+_PUBLISHED_TURNS = {
+    "<|start_header_id|>": "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|im_start|>": "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
+    "<start_of_turn>": "<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n",
+}
 _PUBLISHED_INST = "[INST] {question} [/INST]"
 _INST_FAMILIES = ("llama", "mistral")
 
@@ -81,18 +78,19 @@ def render_prompt(
 ) -> str:
     """Return the text that puts `question` to the model, up to where its answer begins.
 
-    Args:
-        tokenizer: The model's tokenizer.
-        question: The user's turn.
-        chat: The format.
-        family: `config.model_type`.
-
     Raises:
         ModelError: The tokenizer has no chat template, the template fails (many refuse a system
             turn), or the published code has no user turn for this family.
     """
     if chat.template == PUBLISHED:
-        return _published_turn(tokenizer, family).format(question=question)
+        vocabulary = tokenizer.get_vocab()
+        turns = [turn for token, turn in _PUBLISHED_TURNS.items() if token in vocabulary]
+        if not turns and family not in _INST_FAMILIES:
+            raise ModelError(
+                f"--chat-template published: the published code has no user turn for the family "
+                f"{family!r}. Use --chat-template own."
+            )
+        return (turns or [_PUBLISHED_INST])[0].format(question=question)
     if chat.template == OWN and not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template. Use "
@@ -142,8 +140,7 @@ def encode_prompts(
     A chat template writes its own special tokens. The published turns leave the
     beginning-of-sequence token to the tokenizer, as the published code does.
     """
-    special = chat.template == PUBLISHED
-    bos = tokenizer.bos_token_id
+    special, bos = chat.template == PUBLISHED, tokenizer.bos_token_id
     encoded = []
     for question in questions:
         text = render_prompt(tokenizer, question, chat, family=family)
@@ -160,36 +157,17 @@ def end_of_turn(
     """Return the token that ends an answer.
 
     It is the first end-of-sequence token that the chat template writes after an assistant's turn;
-    where it writes none, the tokenizer's own.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        chat: The format.
-        eos_ids: The tokens at which the model stops.
+    where it writes none, the tokenizer's own. `eos_ids` are the tokens at which the model stops.
     """
     answer = "lunar tune marker"
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
     after = ""
     if chat.template != PUBLISHED:
         try:
-            rendered = _rendered(tokenizer, messages, chat, prompt=False)
-            after = rendered.rpartition(answer)[2]
+            after = _rendered(tokenizer, messages, chat, prompt=False).rpartition(answer)[2]
         except Exception:  # Jinja's are unrelated; a template need not know assistants
             after = ""
     written = tokenizer(after, add_special_tokens=False)["input_ids"]
     own = tokenizer.eos_token_id
     fallback = own if own in eos_ids else eos_ids[0]
     return next((token for token in written if token in eos_ids), fallback)
-
-
-def _published_turn(tokenizer: PreTrainedTokenizerBase, family: str) -> str:
-    vocabulary = tokenizer.get_vocab()
-    for token, turn in _PUBLISHED_TURNS:
-        if token in vocabulary:
-            return turn
-    if family in _INST_FAMILIES:
-        return _PUBLISHED_INST
-    raise ModelError(
-        f"--chat-template published: the published code has no user turn for the family "
-        f"{family!r}. Use --chat-template own."
-    )

@@ -203,13 +203,7 @@ class BatchSize:
 
 
 def bytes_needed(parameters: float, bytes_each: int, *, trained: bool = False) -> int:
-    """Return the least memory that a model can be worked with.
-
-    Args:
-        parameters: How many it has.
-        bytes_each: Of a parameter in the number format it is loaded in.
-        trained: Whether all weights are trained, rather than one matrix or an adapter.
-    """
+    """Return the least memory for a model, loaded in `bytes_each` a parameter or wholly trained."""
     weights = parameters * (TRAINED_BYTES if trained else bytes_each)
     return int(weights * (1 + WORKING_SHARE)) + WORKING_BYTES
 
