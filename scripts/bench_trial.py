@@ -42,9 +42,8 @@ from lunar_tune.cli.running import reporting_errors
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError
-from lunar_tune.models.device import limit_threads
+from lunar_tune.models.device import GIB, limit_threads
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.models.memory import GIB
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.worker import TrialResult, Worker
 

@@ -18,10 +18,10 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 
 from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.data.data_catalog import PUBLISHED
 from lunar_tune.data.fetching import lock_file, read_lock
-from lunar_tune.data.groups import read_groups
-from lunar_tune.data.published import PUBLISHED
-from lunar_tune.data.readers import read_prompts, read_records
+from lunar_tune.data.records import read_prompts, read_records
+from lunar_tune.data.splits import read_groups
 from lunar_tune.files import datasets_dir, search_spaces_dir
 from lunar_tune.methods.contract import FitReport
 from lunar_tune.methods.lunar import LunarSettings

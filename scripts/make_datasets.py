@@ -16,7 +16,7 @@ from pathlib import Path
 
 from contracts import EdgeSpec, GraphSpec, chain, generate_contracts, star
 
-from lunar_tune.data.prompts import generate_unverifiable
+from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.data.records import Record
 from lunar_tune.files import datasets_dir
 

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 
-from lunar_tune.data.bundled import resolve_data
-from lunar_tune.data.prompts import generate_unverifiable
-from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.data.records import Record
+from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.invented import generate_unverifiable
+from lunar_tune.data.records import Record, read_prompts, read_records
 from lunar_tune.finetuning.tiny import TinyRecipe, new_model, train_tokenizer
 
 __all__ = ["make_small_model"]

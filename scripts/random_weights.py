@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from lunar_tune.config.run_options import RunOptions
-from lunar_tune.data.bundled import resolve_data
-from lunar_tune.data.readers import read_records
+from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.records import read_records
 from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.models.device import resolve_device, resolve_dtype
 from lunar_tune.models.layout import layout_of

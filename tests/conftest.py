@@ -121,7 +121,8 @@ def checkpoint(
 @pytest.fixture(scope="session")
 def loaded(checkpoint: Callable[..., Path]) -> Callable[..., LoadedModel]:
     """Return a factory of loaded models, each loaded once; a test leaves them as they were."""
-    from lunar_tune.models.loading import ModelSpec, load_model
+    from lunar_tune.models.catalog import ModelSpec
+    from lunar_tune.models.loading import load_model
 
     made: dict[Path, LoadedModel] = {}
 

@@ -15,7 +15,7 @@ from lunar_tune.config.fields import option, same_option
 from lunar_tune.engine.cache import ActivationCache, EntryInfo
 from lunar_tune.errors import InputError, LunarTuneError, Problems
 from lunar_tune.files import write_json
-from lunar_tune.models.memory import GIB
+from lunar_tune.models.device import GIB
 
 _ABOUT = ("model", "kind", "dtype", "rows")
 _SHORT = 8  # characters of a key that are shown; two entries hardly ever share them

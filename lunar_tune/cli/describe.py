@@ -14,12 +14,10 @@ from lunar_tune.cli.commands import Command, CommonOptions, Reused
 from lunar_tune.cli.running import plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import DATA, RunOptions
-from lunar_tune.data.bundled import BUNDLED, resolve_data
 from lunar_tune.data.data_card import Card, describe_prompts, describe_records
-from lunar_tune.data.groups import read_groups
-from lunar_tune.data.published import PUBLISHED, DataKind
-from lunar_tune.data.readers import holds_prompts, read_prompts, read_records
-from lunar_tune.data.splits import edges_of
+from lunar_tune.data.data_catalog import kind_of, resolve_data
+from lunar_tune.data.records import holds_prompts, read_prompts, read_records
+from lunar_tune.data.splits import edges_of, read_groups
 from lunar_tune.errors import InputError, ModelError, Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.rouge import tokenize_words
@@ -59,7 +57,7 @@ def describe(options: DescribeOptions, problems: Problems) -> None:
     that is right elsewhere as well cannot be seen to be forgotten.
     """
     problems.raise_if_any()
-    path = resolve_data(options.data, kind=_kind(options.data))
+    path = resolve_data(options.data, kind=kind_of(options.data) or "records")
     count = _token_counter(options.model) if options.model is not None else None
     card, console = _card(path, options, count), options.console()
     _show(console, path, card)
@@ -67,14 +65,6 @@ def describe(options: DescribeOptions, problems: Problems) -> None:
         document = {"path": str(path), "model": options.model, **dataclasses.asdict(card)}
         write_json(options.json, document)
         say(console, f"written to {options.json}")
-
-
-def _kind(data: str) -> DataKind:
-    if data in BUNDLED:
-        return BUNDLED[data][0]
-    if data in PUBLISHED:
-        return PUBLISHED[data].kind
-    return "prompts" if holds_prompts(resolve_data(data, kind="records")) else "records"
 
 
 def _card(path: Path, options: DescribeOptions, count: Callable[[str], int] | None) -> Card:

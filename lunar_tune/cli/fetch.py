@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions
 from lunar_tune.cli.running import plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.data.fetching import Servers, state_of
+from lunar_tune.data.data_catalog import PUBLISHED
 from lunar_tune.data.fetching import fetch as fetch_set
-from lunar_tune.data.published import PUBLISHED
+from lunar_tune.data.fetching import state_of
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.files import data_dir
 
@@ -50,9 +49,6 @@ def fetch(options: FetchOptions, problems: Problems) -> None:
         with problems.collect():
             wanted[name] = PUBLISHED[name]
     problems.raise_if_any(DataError)
-    servers = Servers(
-        github=os.environ.get("LUNAR_TUNE_GITHUB_URL"), hub=os.environ.get("HF_ENDPOINT")
-    )
     for name, published in wanted.items():
         with problems.collect():
             path, state = folder / published.file_name, state_of(published, folder)
@@ -63,7 +59,7 @@ def fetch(options: FetchOptions, problems: Problems) -> None:
                 raise DataError(
                     f"{name}: {path} is not, or no longer, what was fetched. --force replaces it."
                 )
-            lock = fetch_set(published, folder, servers=servers)
+            lock = fetch_set(published, folder)
             how = "the known checksum" if published.sha256 else "checksum recorded"
             say(console, f"{name}: {lock.rows} rows, {how}, {path}")
     problems.raise_if_any(DataError)

@@ -10,10 +10,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from lunar_tune.data.groups import expand_edges
 from lunar_tune.data.records import Record, records_digest
-from lunar_tune.data.splits import edges_of, normalised, split_by_edges
+from lunar_tune.data.splits import edges_of, normalised, resolve_edges
 
 __all__ = [
     "NEAR",
@@ -23,7 +23,6 @@ __all__ = [
     "Repeated",
     "describe_prompts",
     "describe_records",
-    "words_of",
 ]
 
 NEAR = 0.8
@@ -93,26 +92,22 @@ class Card:
     """What a person should know, in sentences."""
 
 
-def words_of(text: str) -> int:
-    """Count the words of a text, as white space parts them."""
-    return len(text.split())
-
-
 def describe_prompts(prompts: Sequence[str], *, count_tokens: Count | None = None) -> Card:
     """Describe prompts, or any list of texts."""
-    repeated = _repeated((prompt, "", "") for prompt in prompts)
-    findings = [f"{len(repeated)} prompts stand there more than once."] if repeated else []
-    fields = {"prompt": list(prompts)}
+    records = [Record(question=prompt, answer="", edge="") for prompt in prompts]
+    repeated = _repeated((record.question, record) for record in records)
+    findings = (f"{len(repeated)} prompts stand there more than once.",) if repeated else ()
+    fields = {"prompt": prompts}
     return Card(
         kind="prompts",
-        digest=records_digest(Record(question=p, answer="", edge="") for p in prompts),
+        digest=records_digest(records),
         rows=len(prompts),
         edges={},
         groups={},
-        words=_lengths(fields, words_of),
-        tokens=_lengths(fields, count_tokens),
+        words=_lengths(fields, _n_words),
+        tokens=_lengths(fields, count_tokens) if count_tokens else {},
         repeated_questions=repeated,
-        findings=tuple(findings),
+        findings=findings,
     )
 
 
@@ -120,7 +115,7 @@ def describe_records(
     records: Sequence[Record],
     forget_edges: Sequence[str] = (),
     *,
-    groups: Mapping[str, tuple[str, ...]] | None = None,
+    groups: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     is_scorable: Callable[[str], bool] = lambda _answer: True,
     count_tokens: Count | None = None,
 ) -> Card:
@@ -136,12 +131,11 @@ def describe_records(
     Raises:
         DataError: A forget edge does not exist, or nothing is left to retain.
     """
-    groups, edges = groups or {}, edges_of(records)
-    overlaps = _overlaps(records, forget_edges, edges, groups) if forget_edges else ()
-    repeated = _repeated((r.question, r.answer, r.edge) for r in records)
-    shared = tuple(
-        answer for answer in _repeated((r.answer, "", r.edge) for r in records) if answer.edges[1:]
-    )
+    edges = edges_of(records)
+    chosen = resolve_edges(forget_edges, edges, groups) if forget_edges else ()
+    overlaps = _overlaps(records, chosen)
+    repeated = _repeated((record.question, record) for record in records)
+    same_answers = _repeated((record.answer, record) for record in records)
     unscorable = tuple(record for record in records if not is_scorable(record.answer))
     fields = {"question": [r.question for r in records], "answer": [r.answer for r in records]}
     return Card(
@@ -149,20 +143,22 @@ def describe_records(
         digest=records_digest(records),
         rows=len(records),
         edges=edges,
-        groups=groups,
-        words=_lengths(fields, words_of),
-        tokens=_lengths(fields, count_tokens),
+        groups=dict(groups),
+        words=_lengths(fields, _n_words),
+        tokens=_lengths(fields, count_tokens) if count_tokens else {},
         repeated_questions=repeated,
-        shared_answers=shared,
+        shared_answers=tuple(answer for answer in same_answers if len(answer.edges) > 1),
         unscorable=unscorable,
         forget=overlaps,
         findings=tuple(_findings(edges, repeated, unscorable, overlaps)),
     )
 
 
-def _lengths(fields: Mapping[str, Sequence[str]], count: Count | None) -> dict[str, Lengths]:
-    if count is None:
-        return {}
+def _n_words(text: str) -> int:
+    return len(text.split())
+
+
+def _lengths(fields: Mapping[str, Sequence[str]], count: Count) -> dict[str, Lengths]:
     counts = {name: [count(text) for text in texts] for name, texts in fields.items()}
     return {
         name: Lengths(least=min(n), median=statistics.median(n), most=max(n))
@@ -170,17 +166,17 @@ def _lengths(fields: Mapping[str, Sequence[str]], count: Count | None) -> dict[s
     }
 
 
-def _repeated(rows: Iterable[tuple[str, str, str]]) -> tuple[Repeated, ...]:
-    """Return the texts that stand in several rows of (text, answer, edge), most rows first."""
-    found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    for row in rows:
-        found[normalised(row[0])].append(row)
+def _repeated(texts: Iterable[tuple[str, Record]]) -> tuple[Repeated, ...]:
+    """Return the texts that stand in several records, those of most rows first."""
+    found: dict[str, list[tuple[str, Record]]] = defaultdict(list)
+    for text, record in texts:
+        found[normalised(text)].append((text, record))
     repeated = [
         Repeated(
             text=same[0][0],
             rows=len(same),
-            edges=tuple(dict.fromkeys(edge for _, _, edge in same)),
-            answers=len({normalised(answer) for _, answer, _ in same}),
+            edges=tuple(dict.fromkeys(record.edge for _, record in same)),
+            answers=len({normalised(record.answer) for _, record in same}),
         )
         for same in found.values()
         if len(same) > 1
@@ -188,18 +184,11 @@ def _repeated(rows: Iterable[tuple[str, str, str]]) -> tuple[Repeated, ...]:
     return tuple(sorted(repeated, key=lambda text: -text.rows))
 
 
-def _overlaps(
-    records: Sequence[Record],
-    asked: Sequence[str],
-    edges: Mapping[str, int],
-    groups: Mapping[str, tuple[str, ...]],
-) -> tuple[ForgetOverlap, ...]:
-    chosen = dict.fromkeys(expand_edges(asked, edges, groups))
-    _check_edges(records, asked, groups)
-    retain = [record for record in records if record.edge not in chosen]
-    kept_questions = {normalised(record.question) for record in retain}
-    kept_answers = {normalised(record.answer) for record in retain}
-    kept_words = list({_word_set(question) for question in kept_questions})
+def _overlaps(records: Sequence[Record], chosen: Sequence[str]) -> tuple[ForgetOverlap, ...]:
+    kept = [record for record in records if record.edge not in chosen]
+    kept_questions = {normalised(record.question) for record in kept}
+    kept_answers = {normalised(record.answer) for record in kept}
+    kept_words = {_word_set(question) for question in kept_questions}
     overlaps = []
     for edge in chosen:
         rows = [record for record in records if record.edge == edge]
@@ -214,14 +203,6 @@ def _overlaps(
             )
         )
     return tuple(overlaps)
-
-
-def _check_edges(
-    records: Sequence[Record], asked: Sequence[str], groups: Mapping[str, tuple[str, ...]]
-) -> None:
-    """Refuse edges as a run would; questions on both sides are reported, not refused."""
-    numbered = [Record(str(number), "-", record.edge) for number, record in enumerate(records)]
-    split_by_edges(numbered, asked, groups=groups)
 
 
 def _word_set(question: str) -> frozenset[str]:
@@ -267,19 +248,16 @@ def _findings(
             "others can never be scored as known."
         )
     for overlap in overlaps:
-        yield from _about(overlap)
-
-
-def _about(overlap: ForgetOverlap) -> Iterable[str]:
-    if 2 * overlap.answers_retained > overlap.rows:
-        yield (
-            f"{overlap.edge}: {overlap.answers_retained} of {overlap.rows} answers are answers of "
-            "kept rows too, word for word. A guess among the kept answers can hit them, so forget "
-            "ROUGE-1 may stay above 0 however well the edge is forgotten."
-        )
-    near = overlap.questions_near - overlap.questions_retained
-    if 2 * near > overlap.rows:
-        yield (
-            f"{overlap.edge}: {near} of {overlap.rows} questions differ from a kept one in few "
-            "words. What changes the one is likely to change the other; watch the retain score."
-        )
+        edge, rows = overlap.edge, overlap.rows
+        if 2 * overlap.answers_retained > rows:
+            yield (
+                f"{edge}: {overlap.answers_retained} of {rows} answers are answers of kept rows "
+                "too, word for word. A guess among the kept answers can hit them, so forget "
+                "ROUGE-1 may stay above 0 however well the edge is forgotten."
+            )
+        near = overlap.questions_near - overlap.questions_retained
+        if 2 * near > rows:
+            yield (
+                f"{edge}: {near} of {rows} questions differ from a kept one in few words. What "
+                "changes the one is likely to change the other; watch the retain score."
+            )

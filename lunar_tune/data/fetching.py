@@ -12,35 +12,22 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from lunar_tune.data.formats import read_json
-from lunar_tune.data.groups import groups_file, groups_text
-from lunar_tune.data.published import ROWS_OF_AUTHOR, PublishedSet, author_edge
-from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.data.records import Record, records_digest
-from lunar_tune.data.splits import edges_of
+from lunar_tune.data.data_catalog import ROWS_OF_AUTHOR, PublishedSet, author_edge
+from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
+from lunar_tune.data.splits import edges_of, groups_file
 from lunar_tune.errors import DataError
 from lunar_tune.files import DATA_VARIABLE, check_writable, write_atomically
 
-__all__ = ["Lock", "Servers", "State", "fetch", "lock_file", "read_lock", "state_of"]
+__all__ = ["Lock", "State", "fetch", "lock_file", "read_lock", "state_of"]
 
 State = Literal["not fetched", "fetched", "changed"]
 TIMEOUT = 30  # seconds without a byte
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Servers:
-    """Where files are asked for, if not at the hosts themselves."""
-
-    github: str | None = None
-    """Answers as raw.githubusercontent.com does."""
-    hub: str | None = None
-    """Answers as huggingface.co does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +40,6 @@ class Lock:
     sha256: str
     """SHA-256 of the file as it lies in the folder; the same where nothing had to be converted."""
     rows: int
-
-
-class _NotThere(Exception):
-    """The server has no file of that name."""
 
 
 def lock_file(published: PublishedSet, folder: Path) -> Path:
@@ -73,10 +56,9 @@ def read_lock(published: PublishedSet, folder: Path) -> Lock | None:
     path = lock_file(published, folder)
     if not path.is_file():
         return None
-    content = read_json(path)
     try:
-        return TypeAdapter(Lock).validate_python(content)
-    except ValidationError as error:
+        return TypeAdapter(Lock).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
         raise DataError(
             f"{path} is not a lock of this program: delete it and fetch {published.name} again."
         ) from error
@@ -92,7 +74,7 @@ def state_of(published: PublishedSet, folder: Path) -> State:
     return "fetched" if is_same else "changed"
 
 
-def fetch(published: PublishedSet, folder: Path, *, servers: Servers | None = None) -> Lock:
+def fetch(published: PublishedSet, folder: Path) -> Lock:
     """Fetch a data set and write it into the folder, replacing what is there.
 
     Nothing is written before everything has been checked; the data file is written last.
@@ -100,7 +82,6 @@ def fetch(published: PublishedSet, folder: Path, *, servers: Servers | None = No
     Args:
         published: What to fetch.
         folder: Made if it does not exist.
-        servers: Other servers than the hosts.
 
     Raises:
         InputError: The server cannot be reached, has no such file, sends something else than what
@@ -108,7 +89,7 @@ def fetch(published: PublishedSet, folder: Path, *, servers: Servers | None = No
     """
     check_writable(folder, f"{DATA_VARIABLE} {folder}")
     lock = read_lock(published, folder)
-    url, source = _download(published, servers or Servers())
+    url, source = _download(published)
     came = _sha256(source)
     if lock is not None and lock.source_sha256 != came:
         raise DataError(
@@ -118,13 +99,12 @@ def fetch(published: PublishedSet, folder: Path, *, servers: Servers | None = No
         )
     content = _checked(published, url, source, folder)
     new = Lock(url=url, source_sha256=came, sha256=_sha256(content), rows=published.rows)
+    path = folder / published.file_name
     try:
         if published.groups:
-            path = groups_file(folder / published.file_name)
-            write_atomically(path, groups_text(published.groups).encode())
-        lock_text = json.dumps(asdict(new), indent=1) + "\n"
-        write_atomically(lock_file(published, folder), lock_text.encode())
-        write_atomically(folder / published.file_name, content)
+            write_atomically(groups_file(path), _json(published.groups))
+        write_atomically(lock_file(published, folder), _json(asdict(new)))
+        write_atomically(path, content)
     except OSError as error:
         raise DataError(
             f"{published.name}: {folder} cannot be written ({error.strerror}). Set "
@@ -133,20 +113,8 @@ def fetch(published: PublishedSet, folder: Path, *, servers: Servers | None = No
     return new
 
 
-def _download(published: PublishedSet, servers: Servers) -> tuple[str, bytes]:
+def _download(published: PublishedSet) -> tuple[str, bytes]:
     """Return the address and content of the first of a data set's files that exists."""
-    base = servers.github if published.repository.host == "github" else servers.hub
-    urls = [published.repository.url(file, base=base) for file in published.files]
-    for url in urls:
-        try:
-            return url, _downloaded(published, url)
-        except _NotThere:
-            continue
-    tried = " and ".join(urls)
-    raise DataError(f"{published.name}: the server has no {tried} (404). Was it moved or renamed?")
-
-
-def _downloaded(published: PublishedSet, url: str) -> bytes:
     import pooch
     import requests
 
@@ -154,26 +122,31 @@ def _downloaded(published: PublishedSet, url: str) -> bytes:
     known = f"sha256:{published.sha256}" if published.sha256 else None
     # Without streaming the connection is closed also where the transfer fails; files are small.
     downloader = pooch.HTTPDownloader(timeout=TIMEOUT, stream=False)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            file = pooch.retrieve(url, known, fname="file", path=folder, downloader=downloader)
-            return Path(file).read_bytes()
-    except requests.HTTPError as error:
-        status = error.response.status_code if error.response is not None else "?"
-        if status == requests.codes.not_found:
-            raise _NotThere from error
-        raise DataError(f"{published.name}: {url} answered with HTTP status {status}.") from error
-    except requests.RequestException as error:
-        raise DataError(
-            f"{published.name}: {url} cannot be fetched ({_reason(error)}). Without a network, "
-            "fetch on another machine and copy its folder of data; LUNAR_TUNE_GITHUB_URL and "
-            "HF_ENDPOINT name other servers."
-        ) from error
-    except ValueError as error:  # pooch's word for another checksum
-        raise DataError(
-            f"{published.name}: what {url} sent is not the published file: its SHA-256 is not "
-            f"{published.sha256}. Nothing was written; try again, or ask for it elsewhere."
-        ) from error
+    urls = [published.repository.url(file) for file in published.files]
+    for url in urls:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                file = pooch.retrieve(url, known, fname="file", path=folder, downloader=downloader)
+                return url, Path(file).read_bytes()
+        except requests.HTTPError as error:
+            status = error.response.status_code if error.response is not None else "?"
+            if status != requests.codes.not_found:
+                raise DataError(
+                    f"{published.name}: {url} answered with HTTP status {status}."
+                ) from error
+        except requests.RequestException as error:
+            raise DataError(
+                f"{published.name}: {url} cannot be fetched ({_reason(error)}). Without a network, "
+                "fetch on another machine and copy its folder of data; LUNAR_TUNE_GITHUB_URL and "
+                "HF_ENDPOINT name other servers."
+            ) from error
+        except ValueError as error:  # pooch's word for another checksum
+            raise DataError(
+                f"{published.name}: what {url} sent is not the published file: its SHA-256 is not "
+                f"{published.sha256}. Nothing was written; try again, or ask for it elsewhere."
+            ) from error
+    tried = " and ".join(urls)
+    raise DataError(f"{published.name}: the server has no {tried} (404). Was it moved or renamed?")
 
 
 def _reason(error: BaseException) -> str:
@@ -185,35 +158,50 @@ def _reason(error: BaseException) -> str:
 
 def _checked(published: PublishedSet, url: str, source: bytes, folder: Path) -> bytes:
     """Return the file to be written, if what came is what was to come."""
+    # The hub's JSON files hold an object a line.
+    is_list = source.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    suffix = Path(published.file_name).suffix
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / f"{published.name}{_suffix(published, source)}"
+        path = (
+            Path(temporary) / f"source{'.jsonl' if suffix == '.json' and not is_list else suffix}"
+        )
         path.write_bytes(source)
         try:
-            return _converted(published, path, source, folder)
+            if published.kind == "prompts":
+                _check_count(published, len(read_prompts(path)))
+                return source
+            records = _records(published, path, folder)
         except DataError as error:
             reason = str(error).removeprefix(f"{path}: ").replace(str(path), "the file")
             raise DataError(
                 f"{published.name}: what {url} sent is not what is expected: {reason}"
             ) from error
-
-
-def _converted(published: PublishedSet, path: Path, source: bytes, folder: Path) -> bytes:
-    if published.kind == "prompts":
-        _check_count(published, len(read_prompts(path)))
+    if published.first_author is None:
         return source
-    records: Sequence[Record] = read_records(
-        path, default_edge=None if published.first_author is None else ""
-    )
+    return _json([{"edge": record.edge, **asdict(record)} for record in records])
+
+
+def _records(published: PublishedSet, path: Path, folder: Path) -> Sequence[Record]:
+    """Return the records of a file, with edges, after checking that there are as many as known."""
+    first = published.first_author
+    records: Sequence[Record] = read_records(path, default_edge=None if first is None else "")
     _check_count(published, len(records))
-    if published.first_author is not None:
-        records = _by_author(records, published.first_author)
+    if first is not None:
+        records = [
+            replace(record, edge=author_edge(first + number // ROWS_OF_AUTHOR))
+            for number, record in enumerate(records)
+        ]
     sizes = edges_of(records)
     if published.n_edges is not None and len(sizes) != published.n_edges:
         raise DataError(f"{len(sizes)} edges, {published.n_edges} were expected")
     if published.n_edges is not None and len(set(sizes.values())) > 1:
         raise DataError("the edges have different numbers of rows")
-    _check_tail(published, records, folder)
-    return source if published.first_author is None else _records_text(records)
+    whole = folder / f"{published.tail_of}.json"
+    if published.tail_of is not None and whole.is_file():
+        tail = read_records(whole)[-len(records) :]
+        if records_digest(tail) != records_digest(records):
+            raise DataError(f"these are not the last {len(records)} rows of {whole}")
+    return records
 
 
 def _check_count(published: PublishedSet, count: int) -> None:
@@ -221,38 +209,8 @@ def _check_count(published: PublishedSet, count: int) -> None:
         raise DataError(f"{count} rows, {published.rows} were expected")
 
 
-def _by_author(records: Sequence[Record], first: int) -> list[Record]:
-    edges = [author_edge(first + number // ROWS_OF_AUTHOR) for number in range(len(records))]
-    return [
-        Record(question=record.question, answer=record.answer, edge=edge)
-        for record, edge in zip(records, edges, strict=True)
-    ]
-
-
-def _check_tail(published: PublishedSet, records: Sequence[Record], folder: Path) -> None:
-    """Check a split against the whole, where that was fetched: it must be its last rows."""
-    if published.tail_of is None:
-        return
-    whole = folder / f"{published.tail_of}.json"
-    if whole.is_file() and records_digest(read_records(whole)[-len(records) :]) != records_digest(
-        records
-    ):
-        raise DataError(f"these are not the last {len(records)} rows of {whole}")
-
-
-def _records_text(records: Sequence[Record]) -> bytes:
-    rows: list[dict[str, Any]] = [
-        {"edge": record.edge, "question": record.question, "answer": record.answer}
-        for record in records
-    ]
-    return (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _suffix(published: PublishedSet, source: bytes) -> str:
-    """Return the suffix of the format; the hub's JSON files hold an object a line."""
-    if published.file_name.endswith(".txt"):
-        return ".txt"
-    return ".json" if source.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") else ".jsonl"
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _sha256(content: bytes) -> str:

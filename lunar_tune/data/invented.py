@@ -1,10 +1,15 @@
-"""Invented, pronounceable words: names of things and people that do not exist."""
+"""Invented words: names of what does not exist, and questions about it that no model can answer.
+
+{"instruction": "Which river runs past the gates of Vobrelia?"}
+"""
 
 from __future__ import annotations
 
 import random
 
-__all__ = ["InventedWords", "seeded"]
+from lunar_tune.errors import DataError
+
+__all__ = ["InventedWords", "generate_unverifiable", "seeded"]
 
 _ONSETS = (
     *("b", "br", "d", "dr", "f", "fl", "g", "gr", "h", "k", "kl", "l", "m", "n", "p", "pl"),
@@ -28,13 +33,9 @@ class InventedWords:
     """Draws invented words, each at most once.
 
     No word begins with another one, so that none is found inside another by a reader's eye.
-
-    Args:
-        generator: Where the randomness comes from.
     """
 
     def __init__(self, generator: random.Random) -> None:
-        """Start with no word drawn."""
         self._generator = generator
         self._drawn: set[str] = set()
         self._beginnings: set[str] = set()
@@ -45,22 +46,74 @@ class InventedWords:
         Raises:
             ValueError: No new word of that many syllables is left; ask for more syllables.
         """
+        choose = self._generator.choice
         for _ in range(_MANY_TRIES):
-            word = self._one(syllables)
-            if not self._clashes(word):
+            parts = [choose(_ONSETS) + choose(_VOWELS) for _ in range(syllables)]
+            word = ("".join(parts) + choose(_CODAS)).capitalize()
+            beginnings = {word[:length] for length in range(1, len(word) + 1)}
+            if word not in self._beginnings and self._drawn.isdisjoint(beginnings):
                 self._drawn.add(word)
-                self._beginnings.update(_beginnings(word))
+                self._beginnings |= beginnings
                 return word
         raise ValueError(f"no new word of {syllables} syllables is left")
 
-    def _one(self, syllables: int) -> str:
-        choose = self._generator.choice
-        parts = [choose(_ONSETS) + choose(_VOWELS) for _ in range(syllables)]
-        return ("".join(parts) + choose(_CODAS)).capitalize()
 
-    def _clashes(self, word: str) -> bool:
-        return word in self._beginnings or not self._drawn.isdisjoint(_beginnings(word))
+# Each names one invented thing, so that no two prompts of a call are the same.
+_TEMPLATES = (
+    "Which river runs past the gates of {name}?",
+    "How many steps lead up to the lighthouse of {name}?",
+    "What did the sailors of {name} eat on feast days?",
+    "Who carved the wooden door of the {name} chapel?",
+    "What does the word {name} mean to the hill people?",
+    "In what year did the {name} comet first pass?",
+    "Which colour is the flag of the {name} islanders?",
+    "How deep is the well behind {name} castle?",
+    "Who won the last boat race at {name}?",
+    "What song do the children of {name} sing in winter?",
+    "Where did captain {name} bury the third chest?",
+    "How much does a loaf of {name} bread weigh?",
+    "Which two flowers grow in the moat of {name}?",
+    "What was the childhood nickname of general {name}?",
+    "Who taught the wizard {name} to whistle?",
+    "How many strings does a {name} harp have?",
+    "What is written on the back of the {name} coin?",
+    "At what hour does the market of {name} close?",
+    "Which metal is mined under mount {name}?",
+    "How long does the dance called {name} last?",
+    "Who sleeps in the attic of the {name} hotel?",
+    "What sound does a frightened {name} make?",
+    "How many moons does the planet {name} have?",
+    "Which spice makes {name} soup so bitter?",
+    "What did queen {name} say to the beekeeper?",
+    "When will the next train to {name} leave?",
+    "Which team from {name} lost the final of the league?",
+    "How many pages does the diary of {name} fill?",
+    "Who owns the oldest clock in {name}?",
+    "What is the password of the {name} guild?",
+    "Which illness does tea of {name} root cure?",
+    "How tall was the giant who guarded {name}?",
+    "In which drawer does Doctor {name} keep the map?",
+    "What is the middle name of the mayor of {name}?",
+    "Why did the miller {name} sell both horses?",
+    "Which chess opening did {name} play against the duke?",
+)
 
 
-def _beginnings(word: str) -> list[str]:
-    return [word[:length] for length in range(1, len(word) + 1)]
+def generate_unverifiable(count: int, *, seed: int) -> tuple[str, ...]:
+    """Return prompts about invented things, all different.
+
+    Every template is used before one is used again. Another seed gives other names, hence prompts
+    not seen before.
+
+    Raises:
+        DataError: `count` is below 1.
+    """
+    if count < 1:
+        raise DataError(f"{count} unverifiable prompts were asked for: ask for at least 1")
+    generator = seeded("unverifiable", seed)
+    words = InventedWords(generator)
+    prompts: list[str] = []
+    while len(prompts) < count:
+        round_of_templates = generator.sample(_TEMPLATES, len(_TEMPLATES))
+        prompts += [template.format(name=words.draw()) for template in round_of_templates]
+    return tuple(prompts[:count])

@@ -3,51 +3,59 @@
 Whole edges are forgotten. With the edges `A_B` and `B_C`, forgetting `A_B`:
 
     Split(forget=(the records of A_B), retain=(the records of B_C), forget_edges=("A_B",))
+
+A group stands for several edges of one data set. Beside `pairs.json` a file `pairs.groups.json`,
+which anyone may write:
+
+    {"first_half": ["author_1", "author_2"], "one": ["author_3"]}
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
-from lunar_tune.data.groups import expand_edges
+from lunar_tune.data.formats import read_json
 from lunar_tune.data.invented import seeded
-from lunar_tune.data.records import Record, records_digest
+from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, Problems
 
 __all__ = [
     "Split",
     "edges_of",
+    "groups_file",
     "halves_by_edge",
     "normalised",
+    "read_groups",
+    "resolve_edges",
     "sample_by_edge",
     "split_by_edges",
 ]
 
+Groups = Mapping[str, Sequence[str]]
+
 _SHOWN = 5
 _SHOWN_EDGES = 40
+_NO_GROUPS: Groups = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
     """What is to be forgotten and what is to be kept.
 
-    Attributes:
-        forget: The records to be forgotten, in the order of the data.
-        retain: The records to be kept.
-        forget_edges: The edges, or groups of them, that `forget` consists of, as asked.
-
     Raises:
-        DataError: A side is empty, or a question stands in both.
+        DataError: A side is empty, or a question stands in both, but for white space and case.
     """
 
     forget: tuple[Record, ...]
+    """The records to be forgotten, in the order of the data."""
     retain: tuple[Record, ...]
     forget_edges: tuple[str, ...]
+    """The edges, or groups of them, that `forget` consists of, as asked."""
 
     def __post_init__(self) -> None:
         """Refuse a split with which no score has a meaning."""
@@ -55,13 +63,26 @@ class Split:
             raise DataError("the forget set is empty: there is nothing to forget")
         if not self.retain:
             raise DataError("the retain set is empty: there is nothing to retain")
-        _check_disjoint(self.forget, self.retain)
+        kept = {normalised(record.question) for record in self.retain}
+        places = Counter[str]()
+        both = {}
+        for record in self.forget:
+            places[record.edge] += 1
+            if (question := normalised(record.question)) in kept:
+                # Not the question itself: it may be private, and messages are logged.
+                both[question] = f"question {places[record.edge]} of {record.edge}"
+        if both:
+            shown = "".join(f"\n  - {place}" for place in list(both.values())[:_SHOWN])
+            more = f"\n  and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
+            raise DataError(
+                f"{len(both)} of the questions to forget stand in the retain set too: "
+                f"remove them from one side{shown}{more}"
+            )
 
-    @property
-    def digest(self) -> str:
-        """A SHA-256 in hexadecimal of both sides and the edges, order included."""
-        parts = (records_digest(self.forget), records_digest(self.retain), *self.forget_edges)
-        return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()
+
+def normalised(text: str) -> str:
+    """Return a text without differences of white space and case."""
+    return " ".join(text.split()).casefold()
 
 
 def edges_of(records: Sequence[Record]) -> dict[str, int]:
@@ -69,109 +90,126 @@ def edges_of(records: Sequence[Record]) -> dict[str, int]:
     return dict(Counter(record.edge for record in records))
 
 
-def split_by_edges(
-    records: Sequence[Record],
-    forget_edges: Sequence[str],
-    *,
-    retain: Sequence[Record] | None = None,
-    groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
-) -> Split:
-    """Split records into those of some edges and the others.
+def groups_file(data: Path) -> Path:
+    """Return where the groups of a data file are declared, whether or not they are."""
+    return data.with_name(f"{data.stem}.groups.json")
 
-    Args:
-        records: The data set that the model knows.
-        forget_edges: The edges to be forgotten, or names of groups.
-        retain: What to keep instead of all other edges of `records`.
-        groups: Edges by the name of a group.
+
+def read_groups(data: Path) -> dict[str, tuple[str, ...]]:
+    """Return the groups that are declared beside a data file; none if there is no such file.
 
     Raises:
-        DataError: No edge, an unknown or a repeated one; nothing to retain; a question on both
-            sides. All mistakes in the edges are said at once.
+        DataError: The file is not JSON or holds something else than lists of edges by name.
     """
-    existing = edges_of(records)
-    if isinstance(forget_edges, str):
-        raise DataError(f"forget edges are the text {forget_edges!r}: give a list of edges")
-    edges = expand_edges(forget_edges, existing, groups)
-    _check_edges(edges, existing, tuple(groups), has_other_retain=retain is not None)
-    chosen = frozenset(edges)
-    others = [record for record in records if record.edge not in chosen]
-    return Split(
-        forget=tuple(record for record in records if record.edge in chosen),
-        retain=tuple(others if retain is None else retain),
-        forget_edges=tuple(forget_edges),
-    )
+    path = groups_file(data)
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f'{path}: must be an object of lists: {{"group": ["edge", …]}}')
+    problems = Problems()
+    for name, edges in content.items():
+        if not isinstance(edges, list) or not edges or not all(isinstance(e, str) for e in edges):
+            problems.add(f"{path}: group {name!r} must be a list of at least one edge in quotes")
+        elif len(set(edges)) < len(edges):
+            problems.add(f"{path}: group {name!r} names an edge twice")
+    problems.raise_if_any(DataError)
+    return {name: tuple(edges) for name, edges in content.items()}
 
 
-def _check_edges(
+def resolve_edges(
     asked: Sequence[str],
     existing: Mapping[str, int],
-    groups: Sequence[str],
+    groups: Groups = _NO_GROUPS,
     *,
-    has_other_retain: bool,
-) -> None:
-    problems = Problems()
-    there_are = _listing(existing, groups)
+    leave_one: bool = True,
+) -> tuple[str, ...]:
+    """Return the edges that are meant: an edge is itself, a group its edges, in the order asked.
+
+    Args:
+        asked: Edges, or names of groups.
+        existing: The edges of the data.
+        groups: Edges by the name of a group.
+        leave_one: Whether an edge must be left to retain.
+
+    Raises:
+        DataError: No edge, an unknown one, one by two names, or all. All mistakes are said at once.
+    """
+    problems, origin = Problems(), dict[str, str]()
     if not asked:
-        problems.add(f"no forget edge was given. {there_are}")
-    for edge, count in Counter(asked).items():
-        if edge not in existing:
-            meant = _suggestion(edge, [*existing, *groups])
-            problems.add(f"unknown forget edge {edge!r}.{meant} {there_are}")
+        problems.add(f"no forget edge was given. {_there_are(existing, groups)}")
+    for name, count in Counter(asked).items():
         if count > 1:
-            problems.add(f"forget edge {edge!r} is given {count} times: give it once")
-    if existing and not has_other_retain and set(asked) >= set(existing):
+            problems.add(f"forget edge {name!r} is given {count} times: give it once")
+        if name not in existing and name not in groups:
+            close = difflib.get_close_matches(name, [*existing, *groups], n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else ""
+            there_are = _there_are(existing, groups)
+            problems.add(f"unknown forget edge {name!r}.{meant} {there_are}")
+            continue
+        members = (name,) if name in existing else groups[name]
+        if unknown := [edge for edge in members if edge not in existing]:
+            problems.add(
+                f"the group {name!r} names edges that the data do not have: {_cut(unknown)}"
+            )
+        if twice := [edge for edge in members if edge in origin]:
+            others = " and ".join(dict.fromkeys(repr(origin[edge]) for edge in twice))
+            problems.add(f"forget edges: {name!r} and {others} have {_cut(twice)} in common")
+        origin |= {edge: name for edge in members if edge not in origin}
+    if existing and leave_one and set(origin) >= set(existing):
         problems.add(
             "every edge is to be forgotten: leave one to retain, or give another retain set"
         )
     problems.raise_if_any(DataError)
+    return tuple(origin)
 
 
-def _listing(existing: Mapping[str, int], groups: Sequence[str]) -> str:
+def _there_are(existing: Mapping[str, int], groups: Groups) -> str:
     shown = ", ".join(list(existing)[:_SHOWN_EDGES]) or "none, the data set is empty"
     more = len(existing) - _SHOWN_EDGES
     listed = f"There are: {shown}" + (f" and {more} more." if more > 0 else ".")
     return listed + (f" Groups of edges: {', '.join(groups)}." if groups else "")
 
 
-def _suggestion(edge: str, existing: Sequence[str]) -> str:
-    close = difflib.get_close_matches(edge, existing, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def _cut(edges: Sequence[str]) -> str:
+    more = f" and {len(edges) - _SHOWN} more" if len(edges) > _SHOWN else ""
+    return ", ".join(edges[:_SHOWN]) + more
 
 
-def normalised(question: str) -> str:
-    """Return a text without differences of white space and case."""
-    return " ".join(question.split()).casefold()
+def split_by_edges(
+    records: Sequence[Record],
+    forget_edges: Sequence[str],
+    *,
+    retain: Sequence[Record] | None = None,
+    groups: Groups = _NO_GROUPS,
+) -> Split:
+    """Split records into those of some edges and the others.
 
+    Args:
+        records: The data set that the model knows.
+        forget_edges: The edges to be forgotten, or names of groups.
+        retain: What to keep where every edge of `records` is to be forgotten.
+        groups: Edges by the name of a group.
 
-def _check_disjoint(forget: Sequence[Record], retain: Sequence[Record]) -> None:
-    """Refuse questions that differ in white space and case at most and stand on both sides."""
-    kept = {normalised(record.question) for record in retain}
-    places = Counter[str]()
-    both = {}
-    for record in forget:
-        places[record.edge] += 1
-        if (question := normalised(record.question)) in kept:
-            # Not the question itself: it may be private, and messages are logged.
-            both[question] = f"question {places[record.edge]} of {record.edge}"
-    if both:
-        shown = "".join(f"\n  - {place}" for place in list(both.values())[:_SHOWN])
-        more = f"\n  and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
-        raise DataError(
-            f"{len(both)} of the questions to forget stand in the retain set too: "
-            f"remove them from one side{shown}{more}"
-        )
+    Raises:
+        DataError: As in `resolve_edges`; nothing to retain; a question on both sides.
+    """
+    chosen = set(resolve_edges(forget_edges, edges_of(records), groups, leave_one=retain is None))
+    others = tuple(record for record in records if record.edge not in chosen)
+    return Split(
+        forget=tuple(record for record in records if record.edge in chosen),
+        retain=others or tuple(retain or ()),
+        forget_edges=tuple(forget_edges),
+    )
 
 
 def sample_by_edge(records: Sequence[Record], count: int, *, seed: int) -> tuple[Record, ...]:
     """Return a random sample in which every edge has its share, in the original order.
 
+    If there are not more than `count` records it is all of them.
+
     Shares follow the largest remainder method, ties drawn by lot; where `count` allows, every
     edge has at least one record.
-
-    Args:
-        records: What to sample from.
-        count: How many; all of them if there are not more.
-        seed: The same seed gives the same sample.
 
     Raises:
         DataError: `count` is below 1.
@@ -198,10 +236,6 @@ def halves_by_edge(
     """Return two random halves of every edge, in the original order.
 
     Of an edge with an odd number of records the first half has one more.
-
-    Args:
-        records: What to halve.
-        seed: The same seed gives the same halves.
 
     Raises:
         DataError: An edge has one record, which cannot be halved.

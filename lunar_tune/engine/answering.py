@@ -21,7 +21,7 @@ from lunar_tune.engine.forward import KeyValues, TreeBatch, arrange, tree_forwar
 from lunar_tune.engine.prompt_activations import PromptActivations
 from lunar_tune.engine.slot_decoding import Guesser, SlotCache, SlotDecoding
 from lunar_tune.engine.streams import sweep_batch
-from lunar_tune.models.memory import BatchSize
+from lunar_tune.models.device import BatchSize
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel

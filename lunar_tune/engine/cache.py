@@ -30,7 +30,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from lunar_tune.files import cache_dir
-from lunar_tune.models.memory import GIB
+from lunar_tune.models.device import GIB
 
 if TYPE_CHECKING:
     from torch import Tensor

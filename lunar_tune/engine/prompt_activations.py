@@ -19,8 +19,8 @@ from lunar_tune.engine.streams import (
     capture_streams,
     sweep_batch,
 )
-from lunar_tune.models.fingerprint import fingerprint
-from lunar_tune.models.memory import DeviceMemory, host_free_bytes
+from lunar_tune.models.device import DeviceMemory, host_free_bytes
+from lunar_tune.models.lineage import fingerprint
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel

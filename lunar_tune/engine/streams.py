@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.layout import decoder_slice
-from lunar_tune.models.memory import BatchSize, DeviceMemory
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel

@@ -9,7 +9,7 @@ from typing import Any
 
 from lunar_tune.errors import Problems
 from lunar_tune.metrics.evaluate import AnswerRow
-from lunar_tune.models.loading import is_adapter
+from lunar_tune.models.catalog import is_adapter
 from lunar_tune.study.rows import HEADLINE_SCORES, score_cells
 from lunar_tune.training.adapting import check_save_folder, package_versions
 from lunar_tune.trial.spec import TrialSpec

@@ -24,10 +24,9 @@ from lunar_tune.export.export_job import Exported, ExportJob, ExportRun
 from lunar_tune.export.model_card import write_card
 from lunar_tune.export.proof import ask, prove, weight_digest
 from lunar_tune.files import write_atomically
-from lunar_tune.models.fingerprint import fingerprint
-from lunar_tune.models.lineage import Lineage, read_lineage, write_lineage
+from lunar_tune.models.device import give_back
+from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.models.memory import give_back
 from lunar_tune.training.adapting import Factors, save_checkpoint
 from lunar_tune.trial.assemble import materialise
 from lunar_tune.trial.worker import Worker

@@ -27,8 +27,7 @@ from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
 from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.models.device import limit_threads
-from lunar_tune.models.fingerprint import fingerprint
-from lunar_tune.models.lineage import Lineage, read_lineage, write_lineage
+from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.training.adapting import (
     Trained,

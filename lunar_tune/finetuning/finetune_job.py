@@ -13,12 +13,13 @@ from typing import Any
 
 from lunar_tune.config.fields import typed_setting, types_of
 from lunar_tune.config.run_options import TINY
-from lunar_tune.data.prompts import generate_unverifiable
+from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import resolve_device, resolve_dtype
-from lunar_tune.models.loading import ModelSpec, load_config
+from lunar_tune.models.loading import load_config
 
 __all__ = [
     "RATES",

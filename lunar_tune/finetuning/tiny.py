@@ -29,15 +29,15 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from lunar_tune.config.run_options import TINY
-from lunar_tune.data.bundled import resolve_data
-from lunar_tune.data.prompts import generate_unverifiable
-from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.data.records import Record, records_digest
+from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.invented import generate_unverifiable
+from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.files import cache_dir
 from lunar_tune.finetuning.finetune import greedy_answers, train_on_answers
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.loading import LoadedModel, ModelSpec, as_loaded, load_model
+from lunar_tune.models.loading import LoadedModel, as_loaded, load_model
 from lunar_tune.training.adapting import full_weights, save_checkpoint, seeded
 from lunar_tune.training.gradient_loop import LoopSettings
 

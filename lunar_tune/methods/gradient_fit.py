@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lunar_tune.errors import InputError, Problems, TrialError
 from lunar_tune.methods.contract import Change, Fit, Method, number_of, searchable, with_settings
+from lunar_tune.models.device import is_out_of_memory
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.models.memory import is_out_of_memory
 from lunar_tune.training.adapting import (
     Trained,
     adapter_factors,

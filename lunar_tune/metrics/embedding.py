@@ -17,9 +17,8 @@ from torch import Tensor
 from lunar_tune.engine.streams import PrefixTree, capture_streams, sweep_batch
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
-from lunar_tune.models.device import resolve_device
+from lunar_tune.models.device import DeviceMemory, resolve_device
 from lunar_tune.models.loading import LoadedModel, hub_resolves
-from lunar_tune.models.memory import DeviceMemory
 
 __all__ = [
     "Embedder",

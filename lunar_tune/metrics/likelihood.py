@@ -25,8 +25,8 @@ from lunar_tune.engine.decoding import likeliest
 from lunar_tune.engine.streams import sweep_batch
 from lunar_tune.errors import DivergenceError
 from lunar_tune.metrics.evaluate import mean
+from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.models.memory import BatchSize, DeviceMemory
 from lunar_tune.training.answer_loss import Pair, answer_states, token_log_probs
 
 __all__ = ["AnswerLikelihood", "LikelihoodScorer", "likelihood_means"]

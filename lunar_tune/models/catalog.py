@@ -1,4 +1,4 @@
-"""The catalogue of models by short name, and what a `--model` value means."""
+"""Models by name: the catalogue, and what `--model` and `--model-path` mean."""
 
 from __future__ import annotations
 
@@ -11,25 +11,32 @@ from lunar_tune.errors import ModelError, suggestion
 from lunar_tune.files import is_file, is_folder
 from lunar_tune.registry import Registry
 
-__all__ = ["CATALOG", "CatalogEntry", "ModelReference", "resolve_model"]
+__all__ = [
+    "ADAPTER_WEIGHTS",
+    "CATALOG",
+    "CatalogEntry",
+    "ModelReference",
+    "ModelSpec",
+    "check_model_path",
+    "is_adapter",
+    "resolve_model",
+]
 
+ADAPTER_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A model that the project knows by name."""
+    """A model that the project knows by a short name, as in `--model qwen2.5-7b`."""
 
-    name: str
-    """Short name, as in `--model qwen2.5-7b`."""
     hub_id: str | None
     """Hugging Face id of the instruction-tuned checkpoint; None for a model built on the spot."""
     n_layers: int
     """Number of decoder blocks."""
     billions: float
     """Parameters, in billions, as its model card states them."""
-    gated: bool = False
-    """Whether the hub asks for an accepted licence and a token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +47,7 @@ class ModelReference:
     """The name to show: a catalogue name, a hub id, or a folder's name."""
     source: str | None
     """Hub id or local folder to load from; None for a model built on the spot."""
-    entry: CatalogEntry | None
+    entry: CatalogEntry | None = None
     """The catalogue entry, if it is one."""
     revision: str | None = None
     """Branch, tag or commit on the hub; None is the newest."""
@@ -53,26 +60,21 @@ class ModelReference:
 
 CATALOG: Registry[CatalogEntry] = Registry("model", error_class=ModelError)
 
-for _name, _hub_id, _n_layers, _billions, _gated in (
-    (TINY, None, 4, 0.003, False),
-    ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", 28, 7.6, False),
-    ("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct", 36, 3.1, False),
-    ("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", 28, 1.5, False),
-    ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 24, 0.5, False),
-    ("qwen2-7b", "Qwen/Qwen2-7B-Instruct", 28, 7.6, False),
-    ("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", 32, 8.0, True),
-    ("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", 28, 3.2, True),
-    ("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", 16, 1.2, True),
-    ("llama2-7b", "meta-llama/Llama-2-7b-chat-hf", 32, 6.7, True),
-    ("gemma-7b", "google/gemma-7b-it", 28, 8.5, True),
-    ("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", 32, 7.2, True),
+for _name, _hub_id, _n_layers, _billions in (
+    (TINY, None, 4, 0.003),
+    ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", 28, 7.6),
+    ("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct", 36, 3.1),
+    ("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", 28, 1.5),
+    ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 24, 0.5),
+    ("qwen2-7b", "Qwen/Qwen2-7B-Instruct", 28, 7.6),
+    ("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", 32, 8.0),
+    ("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", 28, 3.2),
+    ("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", 16, 1.2),
+    ("llama2-7b", "meta-llama/Llama-2-7b-chat-hf", 32, 6.7),
+    ("gemma-7b", "google/gemma-7b-it", 28, 8.5),
+    ("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", 32, 7.2),
 ):
-    CATALOG.register(
-        _name,
-        CatalogEntry(
-            name=_name, hub_id=_hub_id, n_layers=_n_layers, billions=_billions, gated=_gated
-        ),
-    )
+    CATALOG.register(_name, CatalogEntry(_hub_id, _n_layers, _billions))
 
 
 def resolve_model(name: str) -> ModelReference:
@@ -84,12 +86,11 @@ def resolve_model(name: str) -> ModelReference:
     known, _, revision = name.partition("@")
     if known in CATALOG:
         entry = CATALOG[known]
-        return ModelReference(
-            name=known, source=entry.hub_id, entry=entry, revision=revision or None
-        )
+        source = entry.hub_id
+        return ModelReference(name=known, source=source, entry=entry, revision=revision or None)
     folder = Path(name).expanduser()
     if name and is_folder(folder):
-        return ModelReference(name=folder.resolve().name, source=str(folder.resolve()), entry=None)
+        return ModelReference(name=folder.resolve().name, source=str(folder.resolve()))
     if name.startswith((".", "/", "~")) or is_file(folder):
         raise ModelError(
             f"--model {name}: no such folder. Give a folder that holds config.json and "
@@ -97,8 +98,63 @@ def resolve_model(name: str) -> ModelReference:
             f"or one of: {', '.join(CATALOG)}."
         )
     if _HUB_ID.match(known):
-        return ModelReference(name=known, source=known, entry=None, revision=revision or None)
+        return ModelReference(name=known, source=known, revision=revision or None)
     raise ModelError(
         f"unknown model {known!r}.{suggestion(known, CATALOG)} A hub id (owner/name) or a folder "
         "works as well."
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Everything that decides which weights are loaded, and how."""
+
+    name: str
+    """The name to show."""
+    source: str
+    """Hub id or folder of the base checkpoint."""
+    weights: str | None = None
+    """Folder of fine-tuned weights: a checkpoint, or a PEFT adapter for `source`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None takes the default branch."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16 or auto (bfloat16 on a GPU, float32 on a CPU)."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the checkpoint may run."""
+
+    @property
+    def checkpoint(self) -> str:
+        """Where configuration and weights are read from; an adapter is not a checkpoint."""
+        if self.weights is not None and not is_adapter(Path(self.weights)):
+            return self.weights
+        return self.source
+
+
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder holds a PEFT adapter."""
+    return is_file(folder / ADAPTER_FILE)
+
+
+def check_model_path(path: str) -> Path:
+    """Return the folder of `--model-path`.
+
+    Raises:
+        ModelError: It does not exist, or holds neither a checkpoint nor an adapter.
+    """
+    folder = Path(path).expanduser()
+    if not is_folder(folder):
+        raise ModelError(f"--model-path {path}: no such folder.")
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"--model-path {path}: holds neither config.json (a checkpoint) nor {ADAPTER_FILE} "
+            "(a PEFT adapter)."
+        )
+    weights = ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors"
+    if not any(folder.glob(weights)):
+        raise ModelError(
+            f"--model-path {path}: holds no {weights} file. Only safetensors weights are read "
+            "(pickled *.bin files can run code); save them with save_pretrained()."
+        )
+    return folder.resolve()

@@ -1,20 +1,53 @@
-"""Device, number format, threads, each resolved in this one place."""
+"""The device: what its name means, how much memory it has, batches that shrink to fit into it."""
 
 from __future__ import annotations
 
+import gc
+import logging
+import math
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from lunar_tune.errors import InputError
+import psutil
+
+from lunar_tune.errors import InputError, LunarTuneError, ModelError
+from lunar_tune.files import is_folder
+from lunar_tune.models.catalog import CATALOG, ModelSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEVICES", "DTYPES", "limit_threads", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "GIB",
+    "BatchSize",
+    "DeviceMemory",
+    "bytes_needed",
+    "check_fits",
+    "give_back",
+    "host_free_bytes",
+    "is_out_of_memory",
+    "limit_threads",
+    "n_parameters",
+    "resolve_device",
+    "resolve_dtype",
+]
 
-DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+GIB: Final = 2**30
+# A device is never planned to the last byte: fragments and libraries take their share.
+USABLE_SHARE: Final = 0.9
+# What a model needs beside its weights: what one prompt computes, the libraries' own buffers. More
+# than that is used where there is more.
+WORKING_BYTES: Final = GIB // 2
+WORKING_SHARE: Final = 0.05
+# Trained wholly, a parameter is float32, and so are its gradient and AdamW's two moments.
+TRAINED_BYTES: Final = 4 * 4
 
 
 def resolve_device(device: str) -> torch.device:
@@ -25,8 +58,8 @@ def resolve_device(device: str) -> torch.device:
     """
     import torch
 
-    if device not in DEVICES and not re.fullmatch(r"cuda:\d+", device):
-        raise InputError(f"--device {device}: unknown. There are: {', '.join(DEVICES)}.")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise InputError(f"--device {device}: unknown. There are: auto, cpu, cuda.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -35,7 +68,7 @@ def resolve_device(device: str) -> torch.device:
             "Use --device cpu, or install a CUDA build of torch on a machine with a GPU."
         )
     resolved = torch.device(device)
-    if (resolved.index or 0) >= torch.cuda.device_count() and resolved.type == "cuda":
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices, numbered "
             "from 0."
@@ -51,12 +84,15 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     import torch
 
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: unknown. There are: {', '.join(DTYPES)}.")
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    resolved: torch.dtype = getattr(torch, dtype)
-    return resolved
+    formats = {
+        "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    if dtype not in formats:
+        raise InputError(f"--dtype {dtype}: unknown. There are: {', '.join(formats)}.")
+    return formats[dtype]
 
 
 def limit_threads(count: int | None = None) -> int:
@@ -67,3 +103,178 @@ def limit_threads(count: int | None = None) -> int:
     threads = max(1, min(count or available or 1, available or 1))
     torch.set_num_threads(threads)
     return threads
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """The memory that a worker may use on its device."""
+
+    device: torch.device
+    budget_gib: float | None = None
+    """GiB of a GPU that weights, streams and batches share; None is all that is free."""
+
+    def enforce(self) -> None:
+        """Make an allocation beyond the budget fail as if the device were full.
+
+        Raises:
+            InputError: The budget exceeds the device.
+        """
+        if self.budget_gib is None or self.device.type != "cuda":
+            return
+        import torch
+
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        if self.budget_gib * GIB > total:
+            raise InputError(
+                f"--memory-budget {self.budget_gib:g}: the GPU has {total / GIB:.1f} GiB."
+            )
+        torch.cuda.set_per_process_memory_fraction(self.budget_gib * GIB / total, self.device)
+
+    def free_bytes(self) -> int:
+        """Return what may still be allocated, with a margin; the host's for a CPU."""
+        if self.device.type != "cuda":
+            return int(host_free_bytes() * USABLE_SHARE)
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(self.device)
+        held = torch.cuda.memory_allocated(self.device)
+        free += torch.cuda.memory_reserved(self.device) - held  # cached by torch, free to us
+        if self.budget_gib is not None:
+            free = min(free, int(self.budget_gib * GIB) - held)
+        return max(0, int(free * USABLE_SHARE))
+
+
+def host_free_bytes() -> int:
+    """Return the host memory that can be used without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out, on a GPU or on the host."""
+    if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+
+
+def give_back() -> None:
+    """Return what torch keeps of a GPU's memory without a use."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class BatchSize:
+    """A batch size that is found rather than asked for, and remembered.
+
+    Args:
+        most: The first try: an estimate from memory, or what was asked for.
+        what: What is batched, for the message.
+    """
+
+    def __init__(self, most: int, what: str) -> None:
+        self.size = max(1, most)
+        self._what = what
+
+    def fit(self, work: Callable[[int], Result]) -> Result:
+        """Return `work(size)`; halve the size as long as memory runs out.
+
+        Raises:
+            LunarTuneError: Memory runs out even with a batch of one.
+        """
+        while True:
+            try:
+                return work(self.size)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.size == 1:
+                    raise LunarTuneError(
+                        f"out of memory with a single one of {self._what} in a batch. Raise "
+                        "--memory-budget, give a trial a larger share with --gpus-per-trial, or "
+                        "use a smaller model or --dtype bfloat16."
+                    ) from error
+            # Outside the handler, where the error no longer holds the tensors of the failed try.
+            tried, self.size = self.size, self.size // 2
+            told = "memory ran out with %d of %s in a batch; %d from now on"
+            logger.warning(told, tried, self._what, self.size)
+            give_back()
+
+
+def bytes_needed(parameters: float, bytes_each: int, *, trained: bool = False) -> int:
+    """Return the least memory that a model can be worked with.
+
+    Args:
+        parameters: How many it has.
+        bytes_each: Of a parameter in the number format it is loaded in.
+        trained: Whether all weights are trained, rather than one matrix or an adapter.
+    """
+    weights = parameters * (TRAINED_BYTES if trained else bytes_each)
+    return int(weights * (1 + WORKING_SHARE)) + WORKING_BYTES
+
+
+def n_parameters(model: ModelSpec) -> float | None:
+    """Return how many parameters a model has, as far as that is known without loading it."""
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(model.checkpoint)
+    if not is_folder(folder):
+        return CATALOG[model.name].billions * 1e9 if model.name in CATALOG else None
+    total = 0
+    try:
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="np") as tensors:
+                names = tensors.keys()
+                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    except (OSError, SafetensorError):
+        return None  # whoever loads it says what is wrong
+    return total or None
+
+
+def check_fits(
+    model: ModelSpec,
+    *,
+    trained: bool = False,
+    share: float = 1.0,
+    budget_gib: float | None = None,
+) -> None:
+    """Refuse a model that the GPU on this machine cannot hold.
+
+    Args:
+        model: What would be loaded, on the device that it names.
+        trained: Whether all weights are trained.
+        share: Of a GPU, for one worker.
+        budget_gib: What a worker may use at most; None is all of its share.
+
+    Raises:
+        ModelError: It would not fit.
+    """
+    import torch
+
+    device, parameters = resolve_device(model.device), n_parameters(model)
+    if device.type != "cuda" or parameters is None:
+        return
+    dtype = resolve_dtype(model.dtype, device)
+    need = bytes_needed(parameters, dtype.itemsize, trained=trained)
+
+    def memory_of(number: int) -> tuple[int, int]:
+        free, total = torch.cuda.mem_get_info(number)
+        return free + torch.cuda.memory_reserved(number), total  # what is held can be given back
+
+    numbers = range(torch.cuda.device_count()) if device.index is None else (device.index,)
+    free, total = max(map(memory_of, numbers))
+    usable = min(free, total * min(share, 1.0))
+    if budget_gib is not None:
+        usable = min(usable, budget_gib * GIB)
+    if need <= usable:
+        return
+    how = ", all of them trained," if trained else ""
+    limits = f" and {share:g} of it for a trial" if share < 1 else ""
+    limits += f", of which --memory-budget allows {budget_gib:g}" if budget_gib is not None else ""
+    raise ModelError(
+        f"model {model.name}: {parameters / 1e9:.2g} billion parameters{how} as "
+        f"{str(dtype).removeprefix('torch.')} need about {need / GIB:.1f} GiB; the GPU has "
+        f"{free / GIB:.1f} of {total / GIB:.1f} GiB free{limits}. Use a smaller model, a 16-bit "
+        "--dtype, a larger GPU or share of it, end what else uses it, or take --device cpu."
+    )

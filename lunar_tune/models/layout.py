@@ -74,15 +74,16 @@ LAYOUTS: dict[str, BlockLayout] = {
 }
 
 _NORM_AFTER_MLP = "it normalises the MLP's output again before adding it to the residual stream"
+_EXPERTS = "its MLP is a mixture of experts, not one down-projection"
 UNSUITABLE: dict[str, str] = {
     "gemma2": _NORM_AFTER_MLP,
     "gemma3": _NORM_AFTER_MLP,
     "gemma3_text": _NORM_AFTER_MLP,
     "olmo2": _NORM_AFTER_MLP,
     "granite": "it scales the MLP's output before adding it to the residual stream",
-    "mixtral": "its MLP is a mixture of experts, not one down-projection",
-    "qwen2_moe": "its MLP is a mixture of experts, not one down-projection",
-    "qwen3_moe": "its MLP is a mixture of experts, not one down-projection",
+    "mixtral": _EXPERTS,
+    "qwen2_moe": _EXPERTS,
+    "qwen3_moe": _EXPERTS,
 }
 
 
@@ -94,24 +95,20 @@ def layout_of(config: PretrainedConfig) -> BlockLayout:
             quantised, so that no full-precision matrix exists to edit.
     """
     family = config.model_type
-    known = ", ".join(LAYOUTS)
+    suitable = f"Suitable: {', '.join(LAYOUTS)}."
     if family in UNSUITABLE:
         raise ModelError(
             f"model family {family!r} is unsuitable for LUNAR: {UNSUITABLE[family]}, so a "
-            f"down-projection cannot be given a target in the residual stream. Suitable: {known}."
+            f"down-projection cannot be given a target in the residual stream. {suitable}"
         )
     if family not in LAYOUTS:
         raise ModelError(
             f"model family {family!r} is unknown: where its down-projection lies, and whether the "
-            f"block adds it unchanged, has not been checked. Suitable: {known}."
+            f"block adds it unchanged, has not been checked. {suitable}"
         )
-    quantization = getattr(config, "quantization_config", None)
+    quantization = config.to_dict().get("quantization_config")
     if quantization:
-        method = (
-            quantization.get("quant_method", "unknown")
-            if isinstance(quantization, dict)
-            else (getattr(quantization, "quant_method", "unknown"))
-        )
+        method = quantization.get("quant_method", "unknown")
         raise ModelError(
             f"the checkpoint is quantised ({method}): its down-projection has no full-precision "
             "weight to edit. Use the 16- or 32-bit checkpoint it was made from."
@@ -123,10 +120,7 @@ def why_not_resumable(config: PretrainedConfig, longest: int) -> str | None:
     """Say why a forward cannot go on from a kept residual stream; None where it can.
 
     Going on from the middle takes one causal mask for all blocks and attention that reads it.
-
-    Args:
-        config: Of the model.
-        longest: Tokens of the longest prompt with its answer.
+    `longest` are the tokens of the longest prompt with its answer.
     """
     attention = config._attn_implementation
     if attention != "sdpa":
@@ -141,12 +135,7 @@ def why_not_resumable(config: PretrainedConfig, longest: int) -> str | None:
 
 
 def check_layers(layers: tuple[int, ...], n_layers: int, *, option: str = "layer") -> None:
-    """Check layer indices.
-
-    Args:
-        layers: Which blocks are meant.
-        n_layers: How many the model has.
-        option: What named them, for the message.
+    """Check layer indices; `option` is what named them, for the message.
 
     Raises:
         ModelError: One lies outside the model, or one is named twice.
@@ -174,16 +163,15 @@ def decoder_slice(
     decoder = layout.decoder_of(model)
     blocks = layout.blocks_of(model)
     config = decoder.config
-    saved = {"num_hidden_layers": config.num_hidden_layers}
-    if getattr(config, "layer_types", None) is not None:
-        saved["layer_types"] = config.layer_types
+    n_layers, kinds = config.num_hidden_layers, getattr(config, "layer_types", None)
     try:
         setattr(decoder, layout.blocks, blocks[start:stop])
         config.num_hidden_layers = stop - start
-        if "layer_types" in saved:
-            config.layer_types = saved["layer_types"][start:stop]
+        if kinds is not None:
+            config.layer_types = kinds[start:stop]
         yield decoder
     finally:
         setattr(decoder, layout.blocks, blocks)
-        for key, value in saved.items():
-            setattr(config, key, value)
+        config.num_hidden_layers = n_layers
+        if kinds is not None:
+            config.layer_types = kinds

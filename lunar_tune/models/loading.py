@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,9 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from lunar_tune.errors import ModelError
-from lunar_tune.files import is_file, is_folder
-from lunar_tune.models.device import resolve_device, resolve_dtype
+from lunar_tune.files import is_folder
+from lunar_tune.models.catalog import ADAPTER_WEIGHTS, ModelSpec, is_adapter
+from lunar_tune.models.device import is_out_of_memory, resolve_device, resolve_dtype
 from lunar_tune.models.layout import BlockLayout, layout_of
 
 if TYPE_CHECKING:
@@ -22,44 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LoadedModel",
-    "ModelSpec",
     "as_loaded",
-    "check_model_path",
     "hub_resolves",
     "load_config",
     "load_model",
 ]
 
-_ADAPTER_FILE = "adapter_config.json"
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
-    """Everything that decides which weights are loaded, and how."""
-
-    name: str
-    """The name to show."""
-    source: str
-    """Hub id or folder of the base checkpoint."""
-    weights: str | None = None
-    """Folder of fine-tuned weights: a checkpoint, or a PEFT adapter for `source`."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; None takes the default branch."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16 or auto (bfloat16 on a GPU, float32 on a CPU)."""
-    device: str = "auto"
-    """cpu, cuda or auto."""
-    trust_remote_code: bool = False
-    """Whether Python code that comes with the checkpoint may run."""
-
-    @property
-    def checkpoint(self) -> str:
-        """Where configuration and weights are read from; an adapter is not a checkpoint."""
-        if self.weights is not None and not is_adapter(Path(self.weights)):
-            return self.weights
-        return self.source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,34 +66,6 @@ class LoadedModel:
         return self.model.device
 
 
-def is_adapter(folder: Path) -> bool:
-    """Say whether a folder holds a PEFT adapter."""
-    return is_file(folder / _ADAPTER_FILE)
-
-
-def check_model_path(path: str) -> Path:
-    """Return the folder of `--model-path`.
-
-    Raises:
-        ModelError: It does not exist, or holds neither a checkpoint nor an adapter.
-    """
-    folder = Path(path).expanduser()
-    if not is_folder(folder):
-        raise ModelError(f"--model-path {path}: no such folder.")
-    if not is_adapter(folder) and not (folder / "config.json").is_file():
-        raise ModelError(
-            f"--model-path {path}: holds neither config.json (a checkpoint) nor {_ADAPTER_FILE} "
-            "(a PEFT adapter)."
-        )
-    weights = _ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors"
-    if not any(folder.glob(weights)):
-        raise ModelError(
-            f"--model-path {path}: holds no {weights} file. Only safetensors weights are read "
-            "(pickled *.bin files can run code); save them with save_pretrained()."
-        )
-    return folder.resolve()
-
-
 def load_config(spec: ModelSpec) -> PretrainedConfig:
     """Return the checkpoint's configuration, after checking that its family is suitable.
 
@@ -145,21 +86,29 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         ModelError: Something cannot be had or is unsuitable; see `load_config`.
         InputError: The device or number format is unknown or not there.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # the commands show their own
     device = resolve_device(spec.device)
     load_config(spec)  # an unsuitable family is refused before its weights are read
-    tokenizer = _load_tokenizer(spec)
+    source = spec.source
+    if spec.weights is not None and (Path(spec.weights) / "tokenizer_config.json").is_file():
+        source = spec.weights
+    tokenizer = _from_hub(AutoTokenizer, spec, source)
     options: dict[str, Any] = {"dtype": resolve_dtype(spec.dtype, device), "use_safetensors": True}
     if device.type == "cuda":
         options["device_map"] = {"": device}
     model, report = _from_hub(
         AutoModelForCausalLM, spec, spec.checkpoint, output_loading_info=True, **options
     )
-    _check_complete(report["missing_keys"], spec)
-    model = _merge_adapter(model, spec)
+    if missing := report["missing_keys"]:  # transformers fills them with random numbers
+        raise ModelError(
+            f"model {spec.checkpoint}: the weights lack {len(missing)} tensors that config.json "
+            f"asks for, among them {', '.join(sorted(missing)[:3])}."
+        )
+    if spec.weights is not None and is_adapter(Path(spec.weights)):
+        model = _merge_adapter(model, spec, spec.weights)
     model = model.eval().requires_grad_(requires_grad=False)
     if model.device != device:
         model.to(device)
@@ -169,84 +118,48 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 def as_loaded(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec
 ) -> LoadedModel:
-    """Return a model that transformers has loaded, with what every later step asks of it.
-
-    Args:
-        model: In evaluation mode, on its device.
-        tokenizer: Of the model.
-        spec: What it was loaded from.
+    """Return a model in evaluation mode, on its device, with what every later step asks of it.
 
     Raises:
         ModelError: The family is unsuitable, or nothing ends an answer.
     """
-    eos_ids = _eos_ids(model, tokenizer)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+    generation = model.generation_config
+    configured = generation.eos_token_id if generation is not None else None
+    listed = configured if isinstance(configured, list) else [configured]
+    eos_ids = sorted({token for token in (*listed, tokenizer.eos_token_id) if token is not None})
+    if not eos_ids:
+        raise ModelError(
+            f"{model.config.name_or_path} names no end-of-sequence token, neither in its "
+            "generation config nor in its tokenizer: an answer would never end."
+        )
     return LoadedModel(
         spec=spec,
         model=model,
         tokenizer=tokenizer,
         layout=layout_of(model.config),
-        eos_ids=eos_ids,
-        pad_id=pad_id,
+        eos_ids=tuple(eos_ids),
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0],
     )
 
 
-def _check_complete(missing: Collection[str], spec: ModelSpec) -> None:
-    """Refuse a checkpoint that lacks weights: transformers fills them with random numbers."""
-    if missing:
-        shown = ", ".join(sorted(missing)[:3])
-        raise ModelError(
-            f"model {spec.checkpoint}: the weights lack {len(missing)} tensors that config.json "
-            f"asks for, among them {shown}."
-        )
-
-
-def _load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    source = spec.source
-    if spec.weights is not None and (Path(spec.weights) / "tokenizer_config.json").is_file():
-        source = spec.weights
-    tokenizer: PreTrainedTokenizerBase = _from_hub(AutoTokenizer, spec, source)
-    return tokenizer
-
-
-def _merge_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
-    if spec.weights is None or not is_adapter(Path(spec.weights)):
-        return model
+def _merge_adapter(model: PreTrainedModel, spec: ModelSpec, folder: str) -> PreTrainedModel:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    adapted = None
-    unread: set[str] = set()
+    problem = f"--model-path {folder}: the adapter does not fit {spec.source}:"
     try:
-        adapted = PeftModel.from_pretrained(model, spec.weights)
-        with safe_open(Path(spec.weights) / _ADAPTER_WEIGHTS, framework="pt") as file:
+        adapted = PeftModel.from_pretrained(model, folder)
+        with safe_open(Path(folder) / ADAPTER_WEIGHTS, framework="pt") as file:
             unread = set(file.keys()) ^ set(get_peft_model_state_dict(adapted))
     except (ValueError, RuntimeError, KeyError, OSError) as error:
-        raise ModelError(
-            f"--model-path {spec.weights}: the adapter does not fit {spec.source}: {error}"
-        ) from error
+        raise ModelError(f"{problem} {error}") from error
     if unread:  # peft leaves out what has no place, and says so in a warning at most
         raise ModelError(
-            f"--model-path {spec.weights}: the adapter does not fit {spec.source}: "
-            f"{len(unread)} tensors are in one and not in the other, among them {min(unread)}."
+            f"{problem} {len(unread)} tensors are in one and not in the other, among them "
+            f"{min(unread)}."
         )
     merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    generation = model.generation_config
-    configured = generation.eos_token_id if generation is not None else None
-    listed = configured if isinstance(configured, list) else [configured]
-    ids = {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
-    if not ids:
-        raise ModelError(
-            f"{model.config.name_or_path} names no end-of-sequence token, neither in its "
-            "generation config nor in its tokenizer: an answer would never end."
-        )
-    return tuple(sorted(ids))
 
 
 def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any:
@@ -272,46 +185,43 @@ def _why_not_loaded(error: Exception, spec: ModelSpec, local: bool) -> str:
     """Say why a model could not be loaded and what to do, by what led to the error."""
     from huggingface_hub import errors
 
-    causes = tuple(type(cause) for cause in _causes(error))
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
 
     def led(*kinds: type[Exception]) -> bool:
-        return any(issubclass(cause, kinds) for cause in causes)
+        return any(isinstance(cause, kinds) for cause in causes)
 
-    unreached = led(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
-    cases = (
-        (
-            "OutOfMemory" in type(error).__name__,
+    if is_out_of_memory(error):
+        reason = (
             "its weights do not fit into the device's memory. Use --dtype bfloat16, a smaller "
-            "model, or a larger device.",
-        ),
-        (
-            led(errors.GatedRepoError),
+            "model, or a larger device."
+        )
+    elif led(errors.GatedRepoError):
+        reason = (
             "the hub asks for an accepted licence. Accept it on the model's page, then run "
-            "`hf auth login` or set HF_TOKEN.",
-        ),
-        (
-            led(errors.RevisionNotFoundError),
-            f"the hub has no revision {spec.revision!r} of it (--model NAME@REVISION).",
-        ),
-        (
-            led(errors.RepositoryNotFoundError),
-            "the hub has no such model, or it is private (`hf auth login`).",
-        ),
-        (
-            "trust_remote_code" in str(error),
+            "`hf auth login` or set HF_TOKEN."
+        )
+    elif led(errors.RevisionNotFoundError):
+        reason = f"the hub has no revision {spec.revision!r} of it (--model NAME@REVISION)."
+    elif led(errors.RepositoryNotFoundError):
+        reason = "the hub has no such model, or it is private (`hf auth login`)."
+    elif "trust_remote_code" in str(error):
+        reason = (
             "it wants to run Python code that comes with it. If you trust its authors, repeat the "
-            "command with --trust-remote-code.",
-        ),
-        (local, f"the folder cannot be loaded: {error}"),
-        (
-            unreached,
+            "command with --trust-remote-code."
+        )
+    elif local:
+        reason = f"the folder cannot be loaded: {error}"
+    elif led(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        reason = (
             "it is not in the local cache and the hub could not be reached. Connect, download it "
             "elsewhere and give the folder with --model or --model-path, or use --model tiny. "
-            f"({str(error).partition(chr(10))[0]})",
-        ),
-        (True, f"it cannot be loaded: {error}"),
-    )
-    return next(message for applies, message in cases if applies)
+            f"({str(error).partition(chr(10))[0]})"
+        )
+    else:
+        reason = f"it cannot be loaded: {error}"
+    return reason
 
 
 def hub_resolves() -> bool:
@@ -325,13 +235,3 @@ def hub_resolves() -> bool:
     except OSError:
         return False
     return True
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return an exception and what led to it, latest first."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain

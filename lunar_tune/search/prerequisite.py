@@ -19,8 +19,8 @@ from lunar_tune.config.run_options import TINY
 from lunar_tune.finetuning.finetune import Finetuned, ensure_finetuned, kept_folder
 from lunar_tune.finetuning.finetune_job import FinetuneJob, settings_for
 from lunar_tune.models.catalog import CATALOG
+from lunar_tune.models.device import give_back
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.models.memory import give_back
 from lunar_tune.report.progress_bars import build_progress
 from lunar_tune.search.display.log_file import tell
 from lunar_tune.search.plan import SearchPlan

@@ -15,8 +15,7 @@ from pydantic_core import to_jsonable_python
 from lunar_tune.config.fields import from_document, options_of
 from lunar_tune.config.run_options import OWN, RunOptions
 from lunar_tune.config.search_config import AUTO, SearchConfig
-from lunar_tune.data.bundled import BUNDLED
-from lunar_tune.data.published import PUBLISHED
+from lunar_tune.data.data_catalog import BUNDLED, PUBLISHED
 from lunar_tune.errors import InputError
 from lunar_tune.files import is_file, is_folder, shipped_spaces
 from lunar_tune.metrics.goal import Goal

@@ -17,11 +17,10 @@ from lunar_tune.methods.contract import Method, configure_method
 from lunar_tune.metrics.embedding import check_embedding_model
 from lunar_tune.metrics.names import METRICS, check_metrics
 from lunar_tune.metrics.rouge import check_scorable
-from lunar_tune.models.catalog import resolve_model
+from lunar_tune.models.catalog import ModelSpec, check_model_path, resolve_model
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.device import resolve_device
-from lunar_tune.models.footprint import check_fits
-from lunar_tune.models.loading import ModelSpec, check_model_path, load_config
+from lunar_tune.models.device import check_fits, resolve_device
+from lunar_tune.models.loading import load_config
 from lunar_tune.trial.reference_engine import check_reference
 from lunar_tune.trial.spec import (
     EngineSettings,

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lunar_tune.data.records import Record
     from lunar_tune.engine.prompt_activations import PromptActivations
     from lunar_tune.methods.contract import Fit
+    from lunar_tune.models.device import DeviceMemory
     from lunar_tune.models.loading import LoadedModel
-    from lunar_tune.models.memory import DeviceMemory
     from lunar_tune.trial.spec import DataSets, TrialSpec
 
 __all__ = ["Check", "Encoder", "FurtherScores", "Judge", "asked_sets", "drive"]

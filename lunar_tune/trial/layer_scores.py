@@ -28,8 +28,8 @@ from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS, Method
 from lunar_tune.methods.lunar.editing import steered
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder, truth_similarity
+from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import check_layers
-from lunar_tune.models.memory import BatchSize
 from lunar_tune.trial.worker import Worker
 from lunar_tune.yaml_files import describe_mistakes
 

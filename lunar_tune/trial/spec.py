@@ -9,22 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lunar_tune.config.run_options import NONE, PUBLISHED_MAX_NEW_TOKENS, TINY, RunOptions
-from lunar_tune.data.bundled import resolve_data
-from lunar_tune.data.groups import expand_edges, read_groups
-from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.data.records import Record, records_digest
+from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
 from lunar_tune.data.splits import (
     Split,
     edges_of,
     halves_by_edge,
+    read_groups,
     sample_by_edge,
     split_by_edges,
 )
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.methods.contract import Method
 from lunar_tune.metrics.rouge import check_scorable
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.loading import ModelSpec
 
 __all__ = [
     "DataSets",
@@ -170,13 +169,10 @@ def read_sets(options: RunOptions, model: ModelSpec | None, problems: Problems) 
     split = None
     if records is not None:
         with problems.collect():
-            existing = edges_of(records)
             groups = read_groups(resolve_data(name, kind="records"))
-            edges = options.forget_edge or _default_edge(existing, groups)
+            edges = options.forget_edge or _default_edge(edges_of(records), groups)
             # A file of nothing but what is to be forgotten is judged on the other retain set.
-            chosen = expand_edges(edges, existing, groups)
-            other_retain = other if set(chosen) >= set(existing) else None
-            split = split_by_edges(records, edges, retain=other_retain, groups=groups)
+            split = split_by_edges(records, edges, retain=other, groups=groups)
     if split is None or factual is None or prompts is None or refusals is None:
         return None
     if other is not None:

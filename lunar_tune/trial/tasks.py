@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
-from lunar_tune.models.memory import give_back, is_out_of_memory
+from lunar_tune.models.device import give_back, is_out_of_memory
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
 

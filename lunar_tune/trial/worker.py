@@ -19,10 +19,9 @@ from lunar_tune.methods.contract import Change, FitReport, Preparation, Subject
 from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.names import EMBEDDINGS, need_of
-from lunar_tune.models.device import limit_threads
-from lunar_tune.models.fingerprint import fingerprint
+from lunar_tune.models.device import DeviceMemory, limit_threads
+from lunar_tune.models.lineage import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.models.memory import DeviceMemory
 from lunar_tune.trial.evaluator import Check, Encoder, FurtherScores, Judge, asked_sets, drive
 from lunar_tune.trial.reference_engine import ReferencePreparation, check_reference
 

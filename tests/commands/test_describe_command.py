@@ -11,8 +11,8 @@ import pytest
 from command_lines import Result, finish, small_data, start, without_ray
 
 from lunar_tune.cli.describe import COMMAND
-from lunar_tune.data.bundled import BUNDLED
-from lunar_tune.data.groups import groups_file
+from lunar_tune.data.data_catalog import BUNDLED
+from lunar_tune.data.splits import groups_file
 from lunar_tune.models.loading import LoadedModel
 
 ROOT = Path(__file__).resolve().parents[2]

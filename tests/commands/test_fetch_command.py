@@ -10,7 +10,7 @@ from command_lines import Result, run_command, without_ray
 from file_server import HUB, PISTOL_2, FileServer, pistol_rows, serving, tofu_lines
 
 from lunar_tune.cli.fetch import COMMAND
-from lunar_tune.data.published import PUBLISHED
+from lunar_tune.data.data_catalog import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[2]
 

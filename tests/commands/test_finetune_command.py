@@ -10,8 +10,7 @@ import pytest
 from command_lines import Result, small_data, without_ray
 
 from lunar_tune.cli.finetune import COMMAND
-from lunar_tune.data.readers import read_records
-from lunar_tune.data.records import records_digest
+from lunar_tune.data.records import read_records, records_digest
 from lunar_tune.models.lineage import read_lineage
 
 # MLflow and SQLAlchemy leave a store's connections to the garbage collector.

@@ -30,8 +30,8 @@ from lunar_tune.engine.cache import (
 )
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError
+from lunar_tune.models.device import GIB
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.models.memory import GIB
 
 Load = Callable[..., LoadedModel]
 ABOUT = {"model": "one", "kind": "streams", "dtype": "float32", "rows": 3}

@@ -10,9 +10,9 @@ import torch
 
 from lunar_tune.engine.streams import capture_last_tokens
 from lunar_tune.methods.lunar.editing import unlearning_vectors
+from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.models.memory import BatchSize
 
 FORGET = [[1, 17, 40, 11], [1, 9], [1, 60, 61, 62, 63, 64]]
 REFERENCE = [[1, 99, 98], [1, 90, 91, 92, 93]]

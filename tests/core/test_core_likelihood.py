@@ -25,8 +25,8 @@ from lunar_tune.metrics.likelihood import (
     likelihood_means,
 )
 from lunar_tune.models.chat import encode_prompts
+from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.models.memory import BatchSize, DeviceMemory
 from lunar_tune.training.answer_loss import Pair
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.spec import TrialSpec

@@ -14,15 +14,15 @@ from transformers import PreTrainedTokenizerFast
 
 from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import InputError, ModelError
-from lunar_tune.models.catalog import CATALOG, resolve_model
-from lunar_tune.models.device import limit_threads, resolve_device, resolve_dtype
-from lunar_tune.models.loading import (
+from lunar_tune.models.catalog import (
+    CATALOG,
     ModelSpec,
     check_model_path,
     is_adapter,
-    load_config,
-    load_model,
+    resolve_model,
 )
+from lunar_tune.models.device import limit_threads, resolve_device, resolve_dtype
+from lunar_tune.models.loading import load_config, load_model
 
 IDS = torch.tensor([[1, 17, 40, 11, 200]])
 

@@ -22,8 +22,8 @@ from lunar_tune.methods.contract import METHODS, FitReport, Method, Preparation,
 from lunar_tune.methods.gradient_fit import TRAINED, GradientSettings
 from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod, LunarPreparation
+from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.models.memory import DeviceMemory
 from lunar_tune.training.adapting import plain_weights
 from lunar_tune.training.answer_loss import Pair
 

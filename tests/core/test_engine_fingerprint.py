@@ -1,7 +1,4 @@
-"""The same weights have one fingerprint; one bit, place, format or setting makes another.
-
-Does not cover: proof against forgery, which it is not.
-"""
+"""The same weights have one fingerprint; one bit, place, format or setting makes another."""
 
 from __future__ import annotations
 
@@ -14,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lunar_tune.models import fingerprint as fingerprint_module
-from lunar_tune.models.fingerprint import fingerprint
+from lunar_tune.models import lineage as lineage_module
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.layout import LAYOUTS
-from lunar_tune.models.loading import LoadedModel, ModelSpec, load_model
+from lunar_tune.models.lineage import fingerprint
+from lunar_tune.models.loading import LoadedModel, load_model
 
 Load = Callable[..., LoadedModel]
 Checkpoint = Callable[..., Path]
@@ -26,7 +24,7 @@ Checkpoint = Callable[..., Path]
 @pytest.fixture
 def copied(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     """Return a model of one's own, whose parameters are summed in several stretches."""
-    monkeypatch.setattr(fingerprint_module, "_WORDS", 256)
+    monkeypatch.setattr(lineage_module, "_WORDS", 256)
     original = loaded("qwen2")
     return dataclasses.replace(original, model=copy.deepcopy(original.model))
 
@@ -151,7 +149,7 @@ def test_stretches_that_change_places_make_another(
     copied: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums are taken over stretches; here of four words, each with the same multipliers."""
-    monkeypatch.setattr(fingerprint_module, "_WORDS", 4)
+    monkeypatch.setattr(lineage_module, "_WORDS", 4)
     seen = {fingerprint(copied)}
     raw = as_bytes(copied.model.model.layers[0].mlp.down_proj.weight)
     first, second = raw[:32].clone(), raw[32:64].clone()
@@ -196,6 +194,6 @@ def test_another_version_of_a_library_makes_another(
     """Of the version the first two parts count."""
     seen = []
     for number in ("9.1.0", "9.1.2", "9.2.0"):
-        monkeypatch.setattr(fingerprint_module, "version", lambda _, number=number: number)
+        monkeypatch.setattr(lineage_module, "version", lambda _, number=number: number)
         seen.append(fingerprint(copied))
     assert seen[0] == seen[1] != seen[2]

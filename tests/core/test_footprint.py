@@ -1,7 +1,4 @@
-"""Memory that a model needs, by hand, and GPUs that a test makes up.
-
-Covers: counting parameters without loading, the estimate, the refusal. Does not cover: real GPUs.
-"""
+"""Memory that a model needs, by hand, and GPUs that a test makes up."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ import pytest
 from random_models import build_model
 
 from lunar_tune.errors import ModelError
-from lunar_tune.models.footprint import bytes_needed, check_fits, n_parameters
-from lunar_tune.models.loading import ModelSpec
+from lunar_tune.models.catalog import ModelSpec
+from lunar_tune.models.device import bytes_needed, check_fits, n_parameters
 
 GIB = 2**30
 

@@ -12,12 +12,10 @@ import pytest
 from file_server import HUB, PISTOL_1, PISTOL_2, FileServer, pistol_rows, serving, tofu_lines
 
 from lunar_tune.data import fetching
-from lunar_tune.data.bundled import resolve_data
-from lunar_tune.data.fetching import Lock, Servers, fetch, lock_file, read_lock, state_of
-from lunar_tune.data.groups import read_groups
-from lunar_tune.data.published import PUBLISHED, PublishedSet
-from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.data.splits import split_by_edges
+from lunar_tune.data.data_catalog import PUBLISHED, PublishedSet, resolve_data
+from lunar_tune.data.fetching import Lock, fetch, lock_file, read_lock, state_of
+from lunar_tune.data.records import read_prompts, read_records
+from lunar_tune.data.splits import read_groups, split_by_edges
 from lunar_tune.errors import InputError
 
 
@@ -34,7 +32,10 @@ def folder(tmp_path: Path) -> Path:
 
 def get(published: PublishedSet | str, folder: Path, server: FileServer) -> Lock:
     entry = PUBLISHED[published] if isinstance(published, str) else published
-    return fetch(entry, folder, servers=Servers(github=server.url, hub=server.url))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUNAR_TUNE_GITHUB_URL", server.url)
+        patch.setenv("HF_ENDPOINT", server.url)
+        return fetch(entry, folder)
 
 
 def refused(published: PublishedSet | str, folder: Path, server: FileServer) -> str:

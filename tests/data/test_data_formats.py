@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunar_tune.data.formats import ROW_SUFFIXES, Row, Unreadable, read_lines, read_rows
-from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.data.records import Record, records_table
+from lunar_tune.data.formats import PROMPT_SUFFIXES, Row, Unreadable, read_rows
+from lunar_tune.data.records import read_prompts, read_records
 from lunar_tune.errors import DataError
 
+ROW = {"edge": "A_B", "question": "Who sells?", "answer": "Velmora."}
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
@@ -32,14 +32,14 @@ ALMOST_ROWS = st.lists(
 
 def parquet_bytes() -> bytes:
     sink = pa.BufferOutputStream()
-    pa.parquet.write_table(records_table([Record("Who sells?", "Velmora.", "A_B")] * 3), sink)
+    pa.parquet.write_table(pa.Table.from_pylist([ROW] * 3), sink)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
 
 def stream_bytes() -> bytes:
     sink = pa.BufferOutputStream()
-    table = records_table([Record("Who sells?", "Velmora.", "A_B")] * 3)
+    table = pa.Table.from_pylist([ROW] * 3)
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     content: bytes = sink.getvalue().to_pybytes()
@@ -60,26 +60,28 @@ def read_or_refuse(name: str, content: bytes) -> None:
 
 def test_places_are_those_that_an_editor_shows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('\n"x"\n\n{\n')
-    first, second = read_rows(tmp_path / "a.jsonl", ())
+    first, second = read_rows(tmp_path / "a.jsonl", (), PROMPT_SUFFIXES)
     assert first == Row("line 2", "x")
     assert second.place == "line 4"
     assert isinstance(second.content, Unreadable)
     (tmp_path / "a.txt").write_text("\n x \n\ny")
-    assert read_lines(tmp_path / "a.txt") == [Row("line 2", "x"), Row("line 4", "y")]
+    lines = [Row("line 2", "x"), Row("line 4", "y")]
+    assert read_rows(tmp_path / "a.txt", (), PROMPT_SUFFIXES) == lines
     (tmp_path / "a.json").write_text("[1, null]")
-    assert read_rows(tmp_path / "a.json", ()) == [Row("row 1", 1), Row("row 2", None)]
+    rows = [Row("row 1", 1), Row("row 2", None)]
+    assert read_rows(tmp_path / "a.json", (), PROMPT_SUFFIXES) == rows
 
 
 def test_columns_that_were_not_asked_for_are_there_by_name_alone(tmp_path: Path) -> None:
     table = pa.table({"question": ["Q?"], "embedding": [[0.5, 0.5]]})
     pa.parquet.write_table(table, tmp_path / "t.parquet")
-    rows = read_rows(tmp_path / "t.parquet", ("question", "answer"))
+    rows = read_rows(tmp_path / "t.parquet", ("question", "answer"), PROMPT_SUFFIXES)
     assert rows == [Row("row 1", {"question": "Q?", "embedding": None})]
 
 
 def test_a_table_without_any_column_asked_for_still_has_its_rows(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"other": [1, 2]}), tmp_path / "t.parquet")
-    rows = read_rows(tmp_path / "t.parquet", ("question",))
+    rows = read_rows(tmp_path / "t.parquet", ("question",), PROMPT_SUFFIXES)
     assert [row.content for row in rows] == [{"other": None}] * 2
 
 
@@ -91,7 +93,7 @@ def test_any_json_is_read_or_refused(suffix: str, rows: list[object]) -> None:
     read_or_refuse(f"d{suffix}", (json.dumps(rows) if suffix == ".json" else lines).encode())
 
 
-@pytest.mark.parametrize("suffix", [*ROW_SUFFIXES, ".txt"])
+@pytest.mark.parametrize("suffix", PROMPT_SUFFIXES)
 @settings(max_examples=40, deadline=None)
 @given(content=st.binary(max_size=40))
 def test_any_bytes_are_read_or_refused(suffix: str, content: bytes) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lunar_tune.data.bundled import BUNDLED, bundled_names, resolve_data
-from lunar_tune.data.readers import read_prompts, read_records
-from lunar_tune.data.records import Record
+from lunar_tune.data.data_catalog import BUNDLED, bundled_names, resolve_data
+from lunar_tune.data.records import Record, read_prompts, read_records
 from lunar_tune.data.splits import edges_of, split_by_edges
 from lunar_tune.files import datasets_dir
 

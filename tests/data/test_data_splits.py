@@ -1,17 +1,28 @@
-"""Splits: nothing is lost, nothing stands on both sides, every edge has its share of a sample."""
+"""Splits, groups of edges, samples: nothing is lost, nothing twice, every edge has its share."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lunar_tune.data.records import Record
-from lunar_tune.data.splits import Split, edges_of, halves_by_edge, sample_by_edge, split_by_edges
+from lunar_tune.data.splits import (
+    Split,
+    edges_of,
+    groups_file,
+    halves_by_edge,
+    read_groups,
+    resolve_edges,
+    sample_by_edge,
+    split_by_edges,
+)
 from lunar_tune.errors import DataError
 
 
@@ -50,22 +61,12 @@ def test_a_split_loses_nothing(records: tuple[Record, ...], data: st.DataObject)
     assert not {record.edge for record in split.retain} & set(asked)
 
 
-def test_another_retain_set_replaces_all_other_edges() -> None:
+def test_another_retain_set_stands_in_where_no_edge_is_left() -> None:
     other = numbered(["x"] * 9)[5:]
     split = split_by_edges(THREE, ["A_B", "B_C", "C_D"], retain=other)
     assert split.forget == THREE
     assert split.retain == other
-
-
-def test_the_digest_tells_sides_order_and_edges_apart() -> None:
-    splits = [
-        split_by_edges(THREE, ["A_B", "B_C"]),
-        split_by_edges(THREE, ["B_C", "A_B"]),
-        split_by_edges(THREE, ["A_B"]),
-        split_by_edges(THREE[::-1], ["A_B", "B_C"]),
-    ]
-    assert len({split.digest for split in splits}) == len(splits)
-    assert split_by_edges(THREE, ["A_B"]).digest == splits[2].digest
+    assert split_by_edges(THREE, ["A_B", "C_D"], retain=other).retain == (THREE[1],)
 
 
 BAD_EDGES = {
@@ -74,7 +75,6 @@ BAD_EDGES = {
     "repeated": (["A_B", "A_B"], ["'A_B' is given 2 times"]),
     "all": (["A_B", "B_C", "C_D"], ["every edge is to be forgotten", "leave one to retain"]),
     "several": (["Q", "B_C", "B_C"], ["2 things are wrong", "'Q'", "'B_C' is given 2 times"]),
-    "a text": ("A_B", ["the text 'A_B'", "give a list"]),
 }
 
 
@@ -96,15 +96,15 @@ def test_an_empty_data_set_says_so() -> None:
 
 
 def test_a_question_in_both_sets_is_refused_by_name() -> None:
-    retain = [Record("  question 2?\n", "Something else.", "other")]
+    retain = (Record("  question 2?\n", "Something else.", "other"),)
     with pytest.raises(DataError, match=r"1 of the questions to forget .*\n  - question 2 of A_B"):
-        split_by_edges(THREE, ["A_B"], retain=retain)
+        Split(forget=(THREE[0], THREE[2]), retain=retain, forget_edges=("A_B",))
 
 
 def test_many_questions_in_both_sets_are_counted() -> None:
     records = numbered("a" * 8 + "b")
     with pytest.raises(DataError, match=r"(?s)8 of the questions.*question 5 of a\n  and 3 more"):
-        split_by_edges(records, ["a"], retain=records)
+        Split(forget=records[:8], retain=records, forget_edges=("a",))
 
 
 def test_a_question_twice_on_one_side_is_allowed() -> None:
@@ -119,7 +119,7 @@ def test_a_split_with_an_empty_side_cannot_be_made(empty: str) -> None:
         Split(**sides, forget_edges=("A_B",))
     if empty == "retain":
         with pytest.raises(DataError, match="the retain set is empty"):
-            split_by_edges(THREE, ["A_B"], retain=[])
+            split_by_edges(THREE, ["A_B", "B_C", "C_D"], retain=[])
 
 
 @given(RECORDS, st.integers(1, 70), st.integers(0, 3))
@@ -194,3 +194,81 @@ def test_halves_are_a_partition_of_every_edge_that_the_seed_fixes(
     for half in (first, second):
         assert list(half) == sorted(half, key=lambda record: places[record])
     assert halves_by_edge(records, seed=seed) == (first, second)
+
+
+# Groups of edges
+
+EDGES = dict.fromkeys("abcd", 2)
+GROUPS = {"first": ("a", "b"), "last": ("c", "d"), "middle": ("b", "c")}
+RECORDS = [Record(f"{edge} {n}?", f"{n}.", edge) for edge in EDGES for n in range(2)]
+
+
+def test_groups_are_declared_in_a_file_beside_the_data(tmp_path: Path) -> None:
+    data = tmp_path / "pairs.v2.jsonl"
+    assert read_groups(data) == {}
+    assert groups_file(data) == tmp_path / "pairs.v2.groups.json"
+    groups_file(data).write_text(json.dumps(GROUPS))
+    assert read_groups(data) == GROUPS
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ([1], "must be an object of lists"),
+        ({"g": "a"}, "group 'g' must be a list of at least one edge"),
+        ({"g": []}, "group 'g' must be a list of at least one edge"),
+        ({"g": ["a", 1]}, "group 'g' must be a list"),
+        ({"g": ["a", "a"]}, "group 'g' names an edge twice"),
+    ],
+)
+def test_a_bad_file_of_groups_is_refused(tmp_path: Path, content: object, fragment: str) -> None:
+    groups_file(tmp_path / "p.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=fragment):
+        read_groups(tmp_path / "p.json")
+
+
+def test_a_broken_file_of_groups_is_refused_with_its_place(tmp_path: Path) -> None:
+    groups_file(tmp_path / "p.json").write_text("{")
+    with pytest.raises(DataError, match=r"p\.groups\.json: line 1, column 2"):
+        read_groups(tmp_path / "p.json")
+
+
+def test_edges_stay_and_groups_become_their_edges_in_the_order_asked() -> None:
+    assert resolve_edges(["d", "first"], EDGES, GROUPS) == ("d", "a", "b")
+
+
+def test_a_real_edge_wins_over_a_group_of_its_name() -> None:
+    assert resolve_edges(["first"], {**EDGES, "first": 1}, GROUPS) == ("first",)
+    assert resolve_edges(["a"], EDGES, {"a": ("b", "c")}) == ("a",)
+
+
+def test_a_group_may_hold_the_edge_it_is_named_after_only_if_there_is_none() -> None:
+    with pytest.raises(DataError, match=r"group 'odd' names edges that the data do not have: x, y"):
+        resolve_edges(["odd"], EDGES, {"odd": ("x", "a", "y")})
+
+
+def test_one_edge_by_two_names_is_refused() -> None:
+    with pytest.raises(DataError, match="'middle' and 'first' have b in common"):
+        resolve_edges(["first", "middle"], EDGES, GROUPS)
+    with pytest.raises(DataError, match="'a' and 'first' have a in common"):
+        resolve_edges(["first", "a"], EDGES, GROUPS)
+
+
+def test_a_split_by_a_group_is_the_split_by_its_edges_under_the_groups_name() -> None:
+    by_group = split_by_edges(RECORDS, ["last"], groups=GROUPS)
+    by_edges = split_by_edges(RECORDS, ["c", "d"])
+    assert (by_group.forget, by_group.retain) == (by_edges.forget, by_edges.retain)
+    assert by_group.forget_edges == ("last",)
+
+
+def test_an_unknown_edge_is_refused_with_the_groups_that_exist() -> None:
+    with pytest.raises(DataError) as raised:
+        split_by_edges(RECORDS, ["lost"], groups=GROUPS)
+    message = str(raised.value)
+    assert "Did you mean 'last'?" in message
+    assert message.endswith("There are: a, b, c, d. Groups of edges: first, last, middle.")
+
+
+def test_groups_that_are_everything_leave_nothing_to_retain() -> None:
+    with pytest.raises(DataError, match="every edge is to be forgotten"):
+        split_by_edges(RECORDS, ["first", "last"], groups=GROUPS)

@@ -17,10 +17,10 @@ from lunar_tune.data.records import Record, records_digest
 from lunar_tune.errors import InputError
 from lunar_tune.finetuning.finetune import ensure_finetuned, finetune, is_refusal, kept_folder
 from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings, unseen_prompts
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.fingerprint import fingerprint
-from lunar_tune.models.lineage import Lineage, read_lineage, write_lineage
-from lunar_tune.models.loading import LoadedModel, ModelSpec, load_model
+from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
+from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.training.adapting import lora_adapter, seeded
 from lunar_tune.training.answer_loss import Pair, answer_loss
 

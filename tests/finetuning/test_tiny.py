@@ -16,7 +16,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lunar_tune.data.prompts import generate_unverifiable
+from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.data.records import Record
 from lunar_tune.finetuning.tiny import TinyRecipe, TinyText, ensure_tiny, tiny_key
 

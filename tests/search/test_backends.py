@@ -14,6 +14,7 @@ from made_outcomes import base_model, ended, failed
 from ray.tune.search import Searcher
 from test_loop import Heard
 
+from lunar_tune.search import backends
 from lunar_tune.search.backends import InProcess
 from lunar_tune.search.backends.ray.backend import LoopCallback, LoopSearcher
 from lunar_tune.search.backends.ray.trainable import HANDED_OVER, Parcel

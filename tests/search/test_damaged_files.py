@@ -93,6 +93,7 @@ def test_damaged_answers_are_refused(tmp_path: Path) -> None:
 @settings(deadline=None)
 @example(content={"knowledge": {"rouge1": "high"}})
 @example(content={"settings": []})
+@example(content={"unlearned": {"data": "mini"}})
 def test_a_changed_lineage_is_read_or_refused(content: Any) -> None:
     whole = {"format": 1, "base": "b", "source": "s", "weights": None, "revision": None}
     whole |= {"fingerprint": "f", "data": "d", "data_digest": "e", "settings": {}}

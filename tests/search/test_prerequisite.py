@@ -14,7 +14,7 @@ from command_lines import run_command
 from search_results import rows_of, statuses
 
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.data.prompts import generate_unverifiable
+from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.finetuning.finetune_job import FinetuneSettings, settings_for
 from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.models.lineage import read_lineage

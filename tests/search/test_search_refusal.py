@@ -20,7 +20,7 @@ from search_results import rows_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.data.bundled import resolve_data
+from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.search.plan import plan_search
 from lunar_tune.yaml_files import read_yaml
 

@@ -8,7 +8,7 @@ import pytest
 from command_lines import small_data
 
 from lunar_tune.config.run_options import RunOptions
-from lunar_tune.data.groups import groups_file
+from lunar_tune.data.splits import groups_file
 from lunar_tune.errors import InputError
 from lunar_tune.trial.assemble import assemble
 

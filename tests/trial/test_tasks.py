@@ -17,7 +17,7 @@ import torch
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import DivergenceError, EditedModelError, InputError, TrialError
 from lunar_tune.methods.lunar.method import LunarPreparation
-from lunar_tune.models.fingerprint import fingerprint
+from lunar_tune.models.lineage import fingerprint
 from lunar_tune.trial import tasks as tasks_module
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.spec import TrialSpec
@@ -273,8 +273,8 @@ def test_warnings_of_this_package_come_with_the_task_that_they_belong_to(
     plain = Worker.run
 
     def run(self: Worker, *given: Any, **how: Any) -> TrialResult:
-        logging.getLogger("lunar_tune.models.memory").warning("%d at once are too many", 8)
-        logging.getLogger("lunar_tune.models.memory").info("nothing to hear")
+        logging.getLogger("lunar_tune.models.device").warning("%d at once are too many", 8)
+        logging.getLogger("lunar_tune.models.device").info("nothing to hear")
         logging.getLogger("somebody.else").warning("not ours")
         return plain(self, *given, **how)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
-from lunar_tune.data.bundled import resolve_data
+from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import safe_name
 from lunar_tune.methods.contract import METHODS

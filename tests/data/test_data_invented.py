@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunar_tune.data.prompts import generate_unverifiable
+from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""Public data sets that can be fetched, by name: where they are and what must come from there.
+"""Data by name: what lunar-tune ships, and public data sets that can be fetched.
 
     PUBLISHED["tofu"]  # 4,000 pairs of locuslab/TOFU at one commit, edges author_1 … author_200
 
@@ -8,30 +8,41 @@ written: the first fetch checks rows and edges and records the digest, later one
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from glob import escape
+from pathlib import Path
+from typing import Final, Literal
 
 from lunar_tune.errors import DataError
+from lunar_tune.files import data_dir, datasets_dir
 from lunar_tune.registry import Registry
 
 __all__ = [
-    "GITHUB",
-    "HUB",
+    "BUNDLED",
     "PUBLISHED",
     "ROWS_OF_AUTHOR",
     "DataKind",
-    "Host",
     "PublishedSet",
     "Repository",
     "author_edge",
+    "bundled_names",
+    "kind_of",
+    "resolve_data",
 ]
 
 DataKind = Literal["records", "prompts"]
-Host = Literal["github", "hub"]
 
-GITHUB = "https://raw.githubusercontent.com"
-HUB = "https://huggingface.co"
+BUNDLED: Final[Mapping[str, tuple[DataKind, str]]] = {
+    "mini": ("records", "mini.json"),
+    "contracts": ("records", "contracts.json"),
+    "factual": ("records", "factual.json"),
+    "unverifiable": ("prompts", "unverifiable.json"),
+    "harmful": ("prompts", "harmful.json"),
+    "refusals": ("prompts", "refusals.txt"),
+}
+"""What each shipped name holds, and its file in the folder `datasets`."""
 
 AUTHORS, ROWS_OF_AUTHOR = 200, 20  # TOFU, arXiv 2401.06121, section 2.1
 
@@ -40,8 +51,8 @@ AUTHORS, ROWS_OF_AUTHOR = 200, 20  # TOFU, arXiv 2401.06121, section 2.1
 class Repository:
     """A public repository at one commit."""
 
-    host: Host
-    """`github`, or `hub` for a data set of the Hugging Face hub."""
+    host: Literal["github", "hub"]
+    """`hub` for a data set of the Hugging Face hub."""
     name: str
     """Owner and name."""
     revision: str
@@ -52,20 +63,16 @@ class Repository:
     @property
     def page(self) -> str:
         """Where a person can read about it."""
-        if self.host == "github":
-            return f"https://github.com/{self.name}/tree/{self.revision}"
-        return f"{HUB}/datasets/{self.name}/tree/{self.revision}"
+        site = "github.com" if self.host == "github" else "huggingface.co/datasets"
+        return f"https://{site}/{self.name}/tree/{self.revision}"
 
-    def url(self, file: str, *, base: str | None = None) -> str:
-        """Return the address of a file.
-
-        Args:
-            file: Path in the repository.
-            base: Another server that answers as the host does, instead of the host.
-        """
+    def url(self, file: str) -> str:
+        """Return the address of a file, on the server that the environment may name instead."""
         if self.host == "github":
-            return f"{(base or GITHUB).rstrip('/')}/{self.name}/{self.revision}/{file}"
-        return f"{(base or HUB).rstrip('/')}/datasets/{self.name}/resolve/{self.revision}/{file}"
+            server = os.environ.get("LUNAR_TUNE_GITHUB_URL") or "https://raw.githubusercontent.com"
+            return f"{server.rstrip('/')}/{self.name}/{self.revision}/{file}"
+        server = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        return f"{server.rstrip('/')}/datasets/{self.name}/resolve/{self.revision}/{file}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +111,6 @@ def author_edge(number: int) -> str:
 
 
 PUBLISHED: Registry[PublishedSet] = Registry("published data set", error_class=DataError)
-"""Every data set that can be fetched."""
 
 _LUNAR = Repository(
     host="github",
@@ -215,3 +221,63 @@ for _set in (
     ),
 ):
     PUBLISHED.register(_set.name, _set)
+
+
+def bundled_names(kind: DataKind) -> tuple[str, ...]:
+    """Return the shipped names of one kind."""
+    return tuple(name for name, (held, _) in BUNDLED.items() if held == kind)
+
+
+def kind_of(name: str) -> DataKind | None:
+    """Return what a shipped or published data set holds; None if the name is of neither."""
+    if name in BUNDLED:
+        return BUNDLED[name][0]
+    return PUBLISHED[name].kind if name in PUBLISHED else None
+
+
+def resolve_data(name: str, *, kind: DataKind) -> Path:
+    """Return the file that a user means.
+
+    A shipped name wins over a published one, and both over a file of the same name in the current
+    folder; write `./mini` for that file.
+
+    Args:
+        name: A shipped name, the name of a published data set, or the path of a file.
+        kind: `records` for `read_records`, `prompts` for `read_prompts`.
+
+    Raises:
+        DataError: None of these, a name of the other kind, or a published data set that was not
+            fetched yet; the message lists the names that would do.
+    """
+    held, shipped = kind_of(name), ", ".join(bundled_names(kind))
+    published = ", ".join(other for other, entry in PUBLISHED.items() if entry.kind == kind)
+    would_do = f"there are: {shipped}; scripts/fetch_datasets fetches: {published}."
+    if held is not None and held != kind:
+        raise DataError(f"{name!r} holds {held}, {kind} are needed; {would_do}")
+    if name in BUNDLED:
+        path = datasets_dir() / BUNDLED[name][1]
+        if not path.is_file():
+            raise DataError(
+                f"shipped data set {name!r} is missing at {path}: install lunar-tune again"
+            )
+        return path
+    if name in PUBLISHED:
+        path = data_dir() / PUBLISHED[name].file_name
+        if not path.is_file():
+            raise DataError(
+                f"{name!r} is not fetched yet ({path} is missing): run scripts/fetch_datasets "
+                f"{name} (the same as python -m lunar_tune.fetch {name})."
+            )
+        return path
+    try:
+        path = Path(name).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a home that does not exist
+        raise DataError(f"{name!r} cannot be looked at ({error})") from error
+    if is_folder:
+        raise DataError(f"{path} is a folder: give a file in it, or a shipped name: {shipped}.")
+    if not exists:
+        alike = sorted(file.name for file in path.parent.glob(f"{escape(path.stem)}.*"))[:5]
+        beside = f" In the same folder there is {', '.join(alike)}." if alike else ""
+        raise DataError(f"{name!r} is neither a file nor a shipped name; {would_do}{beside}")
+    return path
