@@ -100,7 +100,8 @@ def test_a_fit_that_ended_early_is_ended_there_again(
         next(iter(fit))
         fit.finished()
         assert generated(folder, worker.loaded.model, QUESTIONS) == early
-    with worker.preparation.unlearned(rate, seed=made.seed):
+    with worker.preparation.unlearning(rate, seed=made.seed) as fit:
+        fit.finished()
         assert generated(folder, worker.loaded.model, QUESTIONS) != early
 
 
