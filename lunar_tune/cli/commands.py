@@ -7,7 +7,7 @@ command line and writes the help.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,12 +28,13 @@ from lunar_tune.config.fields import (
     same_option,
     types_of,
 )
-from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL
+from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL, RunOptions
 from lunar_tune.config.search_config import PLACE, SEARCH, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
+from lunar_tune.secrets import without_password
 
-__all__ = ["Command", "CommonOptions", "Reused", "TrialOptions"]
+__all__ = ["Command", "CommonOptions", "Reused", "TrialOptions", "options_again"]
 
 SUBJECT, OUTPUT = "Subject", "Output"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
@@ -221,3 +222,26 @@ class Command:
             default=None,
             annotation=Annotated[kind | None, parameter],
         )
+
+
+def options_again(
+    config: RunOptions, given: Collection[str], *, owner: type[RunOptions] = SearchConfig
+) -> tuple[str, ...]:
+    """Return the options of a command that gives a configuration again, but for a search's name.
+
+    `given` are the fields that were not left at their default. The options are shown: a password
+    in an address is left out.
+    """
+    arguments: list[str] = []
+    for name, said in options_of(owner).items():
+        value, flag = getattr(config, name), flag_of(name)
+        if not said.stored or name not in given or value in (None, getattr(owner, name)):
+            continue
+        if isinstance(value, bool):
+            arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        elif isinstance(value, tuple):
+            texts = [",".join(value)] if said.commas else value
+            arguments += [part for text in texts for part in (flag, text)]
+        else:
+            arguments += [flag, without_password(str(value))]
+    return tuple(arguments)

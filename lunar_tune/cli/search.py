@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
-from lunar_tune.cli.commands import Command, CommonOptions, Reused
+from lunar_tune.cli.commands import Command, CommonOptions, Reused, options_again
 from lunar_tune.cli.running import warn
-from lunar_tune.config.fields import flag_of, options_of, same_option
+from lunar_tune.config.fields import same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems
-from lunar_tune.secrets import without_password
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +52,6 @@ def search(options: SearchOptions, problems: Problems) -> int:
         console.print("all that needs no weights has been checked; nothing was run")
         return 0
     return run_search(plan, console, given=given, arguments=options_again(config, given))
-
-
-def options_again(config: SearchConfig, given: Collection[str]) -> tuple[str, ...]:
-    """Return the options of a command that gives a configuration again, but for a search's name.
-
-    They are shown: a password in an address is left out.
-
-    Args:
-        config: The configuration.
-        given: Fields that were not left at their default.
-    """
-    arguments: list[str] = []
-    for name, said in options_of(SearchConfig).items():
-        value, flag = getattr(config, name), flag_of(name)
-        if not said.stored or name not in given or value in (None, getattr(SearchConfig, name)):
-            continue
-        if isinstance(value, bool):
-            arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")
-        elif isinstance(value, tuple):
-            texts = [",".join(value)] if said.commas else value
-            arguments += [part for text in texts for part in (flag, text)]
-        else:
-            arguments += [flag, without_password(str(value))]
-    return tuple(arguments)
 
 
 COMMAND = Command(search, SearchOptions)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, options_again
 from lunar_tune.cli.running import plain_table, say, score_table
 from lunar_tune.config.fields import option, options_of, same_option, shared_options
 from lunar_tune.config.run_options import RunOptions, read_assignments
@@ -124,31 +125,29 @@ def _show(run: SingleRun, console: Console) -> None:
 def _published(
     file: Path, options: UnlearnOptions, console: Console
 ) -> tuple[RunOptions, Path | None]:
-    """Read a published configuration and show what was made of each key.
-
-    Returns:
-        Its options, with what was given in their place, and where to save the model.
-    """
+    """Return a published file's options, changed by what was given, and where to save the model."""
     from lunar_tune.methods.contract import METHODS
     from lunar_tune.trial.assemble import configured
     from lunar_tune.trial.published_config import read_published_config
 
-    published = read_published_config(file)
-    columns = ("key", "value", "became")
-    console.print(plain_table(columns, published.notes, folded=columns))
+    published, save_to, ignored = read_published_config(file)
+    again = options_again(published, options_of(RunOptions), owner=RunOptions)
+    say(console, f"{file} says: lunar-tune unlearn {shlex.join(again)}")
+    if ignored:
+        say(console, f"without a part in the run: {', '.join(ignored)}")
     values = {
         name: getattr(options, name) for name in options.given if name in options_of(RunOptions)
     }
     anew = read_assignments(options.fix).keys()
     dropped = set(anew)
     if {"method", "solver"} & (values.keys() | anew):  # what the file says is of another solver
-        changed = dataclasses.replace(published.options, **values | {"fix": options.fix})
+        changed = dataclasses.replace(published, **values | {"fix": options.fix})
         method, _ = configured(changed)
         known = METHODS[method.name].names_in_use(method.variant) - {"learning_rate"}
-        dropped |= read_assignments(published.options.fix).keys() - known
-    kept = [text for text in published.options.fix if text.partition("=")[0] not in dropped]
+        dropped |= read_assignments(published.fix).keys() - known
+    kept = [text for text in published.fix if text.partition("=")[0] not in dropped]
     values["fix"] = (*kept, *options.fix)
-    return dataclasses.replace(published.options, **values), options.save or published.save_to
+    return dataclasses.replace(published, **values), options.save or save_to
 
 
 COMMAND = Command(unlearn, UnlearnOptions)

@@ -256,8 +256,10 @@ def test_a_published_configuration_runs_as_it_is(published: Path) -> None:
     }
     assert (len(document["losses"]), document["max_new_tokens"]) == (3, 3)
     assert (document["data"], document["forget_edges"]) == ("pairs", ["A_B"])
-    for key in ("layer_modified", "coeff_list", "use_harmful", "num_epochs", "data_name"):
-        assert key in output
+    written = " ".join(output.split())
+    assert "says: lunar-tune unlearn " in written
+    assert "--fix layer=1,2 --fix coefficient=2.0,1.0 --fix learning_rate=0.01" in written
+    assert "without a part in the run: eval_batch_size" in written
     AutoModelForCausalLM.from_pretrained("saved")
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.files import datasets_dir
 from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.trial.assemble import assemble, configured
-from lunar_tune.trial.published_config import PublishedRun, read_published_config
+from lunar_tune.trial.published_config import read_published_config
 from lunar_tune.yaml_files import write_yaml
 
 QWEN = "Qwen/Qwen2.5-7B-Instruct"
@@ -64,12 +65,19 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def read(repository: Path, *without: str, **changed: Any) -> PublishedRun:
+Read = tuple[RunOptions, Path | None, list[str]]
+
+
+def read_all(repository: Path, *without: str, **changed: Any) -> Read:
     """Read the file with some keys left out and some changed."""
     content = {key: value for key, value in (KEYS | changed).items() if key not in without}
     path = repository / "config" / "forget.yaml"
     path.write_text(write_yaml(content), encoding="utf-8")
     return read_published_config(path)
+
+
+def read(repository: Path, *without: str, **changed: Any) -> RunOptions:
+    return read_all(repository, *without, **changed)[0]
 
 
 def message(repository: Path, *without: str, **changed: Any) -> str:
@@ -79,14 +87,8 @@ def message(repository: Path, *without: str, **changed: Any) -> str:
     return str(caught.value)
 
 
-def became(run: PublishedRun, key: str) -> str:
-    (found,) = (became for name, _, became in run.notes if name == key)
-    return found
-
-
 def test_every_deciding_key_becomes_an_option(repository: Path) -> None:
-    run = read(repository)
-    options = run.options
+    options, save_to, _ = read_all(repository)
 
     assert options.model == "qwen2.5-7b"
     assert options.model_path is None
@@ -100,11 +102,11 @@ def test_every_deciding_key_becomes_an_option(repository: Path) -> None:
         *("layer=19", "coefficient=2.5", "learning_rate=0.004", "epochs=7"),
         "master_dtype=bfloat16",
     )
-    assert run.save_to is None
+    assert save_to is None
 
 
 def test_what_the_published_code_always_does_is_done(repository: Path) -> None:
-    options = read(repository).options
+    options = read(repository)
 
     assert options.chat_template == "published"
     assert options.evaluation_rows == 200
@@ -119,51 +121,28 @@ def test_what_the_published_code_always_does_is_done(repository: Path) -> None:
 
 
 def test_the_options_can_be_assembled(repository: Path) -> None:
-    data = assemble(read(repository, use_different_retain_dataset=True).options).data
+    data = assemble(read(repository, use_different_retain_dataset=True)).data
 
     assert {record.edge for record in data.forget} == {"A_B"}
     assert len(data.fit_retain) == len(data.factual)  # the facts are the fit's retain set here
     assert "A_B" not in {record.edge for record in data.retain}
 
 
-def test_every_key_of_the_file_has_one_note_in_its_order(repository: Path) -> None:
-    notes = read(repository).notes
-    keys = [key for key, _, _ in notes]
-
-    assert keys[: len(KEYS)] == list(KEYS)
-    assert len(set(keys)) == len(keys)
-    assert all(value and became for _, value, became in notes)
+def test_keys_without_a_part_in_a_run_are_named_in_the_order_of_the_file(repository: Path) -> None:
+    assert read_all(repository)[2] == [
+        *("n_train", "n_test", "n_val", "max_new_tokens"),
+        *("eval_batch_size", "eval_generation_max_length", "compute_es_score"),
+        *("save_folder", "save_path"),
+    ]
 
 
 def test_an_unknown_key_is_refused_with_a_close_name(repository: Path) -> None:
     assert "num_epoch: is unknown. Did you mean 'num_epochs'?" in message(repository, num_epoch=3)
 
 
-@pytest.mark.parametrize(
-    ("key", "words"),
-    [
-        ("base_model_path", "--model qwen2.5-7b"),
-        ("n_train", "unused there as well"),
-        ("max_new_tokens", "unused there as well"),
-        ("eval_generation_max_length", "ignored"),
-        ("compute_es_score", "--metrics extraction_strength"),
-        ("save_path", "ignored: --save"),
-        ("use_unverified", "unused: another key decides"),
-        ("different_retain_set_path", "unused: another key decides"),
-        ("save_unlearned_model_path", "unused: another key decides"),
-        ("lr", "learning_rate 0.004"),
-        ("layer_modified", "layer 19"),
-        ("eval_batch_size", "ignored: batches are as large"),
-        ("rows evaluated", "--evaluation-rows 200"),
-    ],
-)
-def test_a_note_says_what_was_made_of_a_key(repository: Path, key: str, words: str) -> None:
-    assert words in became(read(repository), key)
-
-
 def test_keys_that_are_not_there_take_the_published_values(repository: Path) -> None:
     absent = ("num_epochs", "eval_generation_max_new_tokens", "eval_batch_size", "positions")
-    options = read(repository, *absent).options
+    options = read(repository, *absent)
 
     assert "epochs=20" in options.fix
     assert options.max_new_tokens == 512
@@ -183,65 +162,58 @@ def test_keys_that_are_not_there_take_the_published_values(repository: Path) -> 
 def test_a_family_alone_names_a_catalogue_model(repository: Path, family: str, name: str) -> None:
     run = read(repository, "base_model_path", "model_path", model_family=family)
 
-    assert run.options.model == name
-    assert became(run, "model_family") == f"--model {name}"
+    assert run.model == name
 
 
 def test_the_base_path_wins_over_the_family(repository: Path) -> None:
     run = read(repository, model_family="zephyr-7b", base_model_path="someone/zephyr-7b")
-    assert run.options.model == "someone/zephyr-7b"
-    assert became(run, "model_family").startswith("unused")
+    assert run.model == "someone/zephyr-7b"
     run = read(repository, base_model_path="meta-llama/Llama-3.2-3B-Instruct")
-    assert run.options.model == "llama3.2-3b"
+    assert run.model == "llama3.2-3b"
     alone = read(repository, "base_model_path", "model_path", model_family="zephyr-7b")
     with pytest.raises(InputError, match="unknown model 'zephyr-7b'"):
-        assemble(alone.options)
+        assemble(alone)
 
 
 def test_fine_tuned_weights_in_a_folder_become_the_model_path(repository: Path) -> None:
     for written in ("tuned", str(repository / "tuned")):
         run = read(repository, model_path=written)
-        assert run.options.model == "qwen2.5-7b"
-        assert run.options.model_path == str(repository / "tuned")
+        assert run.model == "qwen2.5-7b"
+        assert run.model_path == str(repository / "tuned")
 
     alone = read(repository, "base_model_path", model_family="zephyr", model_path="tuned")
-    assert alone.options.model == str(repository / "tuned")
-    assert alone.options.model_path is None
+    assert alone.model == str(repository / "tuned")
+    assert alone.model_path is None
 
 
 def test_fine_tuned_weights_on_the_hub_become_the_model(repository: Path) -> None:
     run = read(repository, model_path="someone/tuned-qwen")
 
-    assert run.options.model == "someone/tuned-qwen"
-    assert run.options.model_path is None
-    assert became(run, "model_path") == "weights from someone/tuned-qwen"
+    assert run.model == "someone/tuned-qwen"
+    assert run.model_path is None
 
 
 def test_a_base_path_may_be_a_folder(repository: Path) -> None:
-    assert read(repository, base_model_path="tuned").options.model == str(repository / "tuned")
+    assert read(repository, base_model_path="tuned").model == str(repository / "tuned")
 
 
 def test_references_are_resolved_within_the_file(repository: Path) -> None:
-    run = read(
+    run, save_to, _ = read_all(
         repository,
         save_unlearned_model=True,
-        coeff_list=["${eval_batch_size}", 1],
-        layer_modified=[3, 4],
         save_unlearned_model_path="out/${data_name}/${model_family}/${forget_edge}",
         forget_edge=["A_B", "B_C"],
         save_path="${now:%Y}",  # what is ignored is not resolved
     )
 
-    assert run.options.fixed["layer"] == [3, 4]
-    assert run.options.fixed["coefficient"] == [8, 1]
-    assert run.save_to == Path("out/pairs/Qwen2.5-7B-Instruct/A_B_B_C")
+    assert run.model == "qwen2.5-7b"  # model_path refers to base_model_path
+    assert save_to == Path("out/pairs/Qwen2.5-7B-Instruct/A_B_B_C")
 
 
 @pytest.mark.parametrize(
     ("changed", "fragment"),
     [
         ({"data_name": "${nowhere}"}, "data_name: ${nowhere} refers to no key of this file"),
-        ({"forget_edge": ["${forget_edge}"] * 9}, "forget_edge: holds a list in a list"),
         ({"data_name": "a${b"}, "data_name: its references do not end"),
         ({"data_name": "${lr}" + "x" * 5000}, "data_name: is the text '0.004xxx"),
         ({"data_name": "x/${oc.env:DATA}"}, "data_name: ${oc.env:DATA} refers to no key"),
@@ -262,28 +234,24 @@ def test_data_are_looked_for_beside_above_and_in_the_current_folder(repository: 
     here.mkdir(parents=True)
     shutil.copy(datasets_dir() / "mini.json", here / "other.json")
 
-    assert read(repository, data_name="other").options.data == str((here / "other.json").resolve())
-    assert read(repository, data_name="mini").options.data == "mini"  # the shipped one
+    assert read(repository, data_name="other").data == str((here / "other.json").resolve())
+    assert read(repository, data_name="mini").data == "mini"  # the shipped one
     found = message(repository, data_name="absent")
     assert f"data_name: is the text 'absent', no file beside or above {repository}" in found
     assert "no shipped name (there are: mini," in found
 
 
-def test_reference_prompts_that_are_not_there_are_replaced_and_that_is_said(
-    repository: Path,
-) -> None:
+def test_reference_prompts_that_are_not_there_are_the_shipped_ones(repository: Path) -> None:
     run = read(repository, use_harmful=False, use_unverified=True)
 
-    assert run.options.reference_prompts == "unverifiable"
-    assert "(shipped, not those of that code)" in became(run, "use_unverified")
+    assert run.reference_prompts == "unverifiable"
 
 
 def test_another_retain_set_and_no_factual_set(repository: Path) -> None:
     run = read(repository, use_different_retain_dataset=True, if_eval_factual=False)
 
-    assert run.options.retain_data == str(repository / "dataset/unlearning/facts.json")
-    assert run.options.factual_data == "none"
-    assert "unused" in became(run, "factual_data_path")
+    assert run.retain_data == str(repository / "dataset/unlearning/facts.json")
+    assert run.factual_data == "none"
 
 
 @pytest.mark.parametrize(
