@@ -1,8 +1,4 @@
-"""Charts as tests read them: panels of layers with their data.
-
-Covers: where Altair keeps a layer's data, what the legend lists.
-Does not cover: how Vega draws; tests in a browser look at that.
-"""
+"""Charts as tests read them: panels of layers with their data."""
 
 from __future__ import annotations
 

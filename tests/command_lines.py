@@ -1,9 +1,4 @@
-"""Commands as a user starts them, in a process of their own, and in this one.
-
-Covers: an environment without this machine's peculiarities, a time limit that ends the command's
-own processes and no others, a small data set and search space for models that know nothing.
-Does not cover: what a command prints to a terminal.
-"""
+"""Commands as a user starts them, in a process of their own, and in this one."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Run-time shape checks for the numeric modules, and tiny models to test them on.
-
-Covers: jaxtyping's import hook with beartype; checkpoints and loaded models of every suitable
-family, each made once; an empty MLflow store and a server; saying which tests were left out.
-Does not cover: how they are built (`random_models`).
-"""
+"""Run-time shape checks for the numeric modules, and tiny models to test them on."""
 
 from __future__ import annotations
 

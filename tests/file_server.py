@@ -1,8 +1,4 @@
-"""A server on this machine that answers as GitHub's raw files or the hub do.
-
-Covers: files by path, and the ways in which a transfer fails.
-Does not cover: real data; the tests make what is served.
-"""
+"""A server on this machine that answers as GitHub's raw files or the hub do."""
 
 from __future__ import annotations
 

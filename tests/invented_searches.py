@@ -1,8 +1,4 @@
-"""Searches that were never run, as reports.
-
-Covers: rows whose scores follow from the setting, of any number, for any goal.
-Does not cover: what pictures make of them; the tests say that.
-"""
+"""Searches that were never run, as reports."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""What takes long to make and is only read or copied: made by the first test process that asks.
-
-Covers: a folder for all parallel processes; one that waits while another one makes a thing; an
-empty MLflow store, which MLflow builds by dozens of migrations.
-Does not cover: what is changed by a test; it changes a copy.
-"""
+"""What takes long to make and is only read or copied: made by the first test process that asks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Searches made by hand for tests of the page.
-
-Covers: rows of every kind, answers, texts that are HTML.
-Does not cover: a search; none is run.
-"""
+"""Searches made by hand for tests of the page."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Tiny random models of every suitable family, and a tokenizer trained on the spot.
-
-Covers: models built from configuration classes in well under a second.
-Does not cover: a model that knows anything; `lunar_tune.finetuning` builds that one.
-"""
+"""Tiny random models of every suitable family, and a tokenizer trained on the spot."""
 
 from __future__ import annotations
 

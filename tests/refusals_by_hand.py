@@ -1,8 +1,4 @@
-"""Refusal quality in plain transformers and numpy, one text at a time.
-
-Covers: states of a model that stands in a folder and was never unlearned, by a hook of its own.
-Does not cover: the package's embedders, which are under test.
-"""
+"""Refusal quality in plain transformers and numpy, one text at a time."""
 
 from __future__ import annotations
 

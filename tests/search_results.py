@@ -1,8 +1,4 @@
-"""What a search has left, read without the classes under test.
-
-Covers: the table of trials, the states of MLflow's runs.
-Does not cover: what they should be; the tests say that.
-"""
+"""What a search has left, read without the classes under test."""
 
 from __future__ import annotations
 

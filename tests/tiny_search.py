@@ -1,10 +1,4 @@
-"""One plain search of the tiny model through the command line, made once for all test processes.
-
-Covers: a search with nothing given but its size, seed and place; what it printed. It makes its
-MLflow store itself.
-Does not cover: what it should have found; the tests say that. They leave it as it is: `model` in
-its folder and files beside the output are what they may add.
-"""
+"""One plain search of the tiny model through the command line, made once for all test processes."""
 
 from __future__ import annotations
 

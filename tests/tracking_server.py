@@ -1,8 +1,4 @@
-"""An MLflow tracking server on this machine, as someone sets one up: `mlflow server`.
-
-Covers: a database and artifacts of its own, which it serves; ending it with all it started.
-Does not cover: the UI that lunar-tune starts on a sqlite store (`lunar_tune.tracking.ui`).
-"""
+"""An MLflow tracking server on this machine, as someone sets one up: `mlflow server`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A page of a real browser, for tests that look at what a user sees.
-
-Covers: Chromium under Playwright; errors of a page's scripts fail the test.
-Does not cover: what is looked at.
-"""
+"""A page of a real browser, for tests that look at what a user sees."""
 
 from __future__ import annotations
 

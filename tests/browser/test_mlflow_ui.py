@@ -1,8 +1,4 @@
-"""MLflow's UI on a real search, opened by the command that compares, as a user sees it.
-
-Covers: the list of runs, choosing the trials, *Compare*, the axes; the address that is printed.
-Does not cover: that nothing is left behind (`tests/commands/test_compare_command.py`).
-"""
+"""MLflow's UI on a real search, opened by the command that compares, as a user sees it."""
 
 from __future__ import annotations
 

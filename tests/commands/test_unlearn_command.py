@@ -1,8 +1,4 @@
-"""The command line of a single run: results, files, saved model, published configuration.
-
-Covers: a random model in this process. The tiny model's own command, as a search prints it, is
-run in `tests/search/test_search_run.py`.
-"""
+"""The command line of a single run: results, files, saved model, published configuration."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Scored layers made up by hand, for whoever tests what a search makes of them.
-
-Covers: a prior from a score a layer. Does not cover: scoring (`tests/core/test_core_layers.py`).
-"""
+"""Scored layers made up by hand, for whoever tests what a search makes of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A search under random kills, in short; the long version is `scripts/chaos.py` by itself.
-
-Does not cover: what each fault leads to (`test_loop`, `test_faults`).
-"""
+"""A search under random kills, in short; the long version is `scripts/chaos.py` by itself."""
 
 from __future__ import annotations
 

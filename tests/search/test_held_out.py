@@ -1,8 +1,4 @@
-"""Questions that no trial is judged on: the base model answers them, too.
-
-Covers: the worker's task that confirms; results, page, picture, report and export of such a search.
-Does not cover: which questions are held out (`tests/core/test_core_trial.py`).
-"""
+"""Questions that no trial is judged on: the base model answers them, too."""
 
 from __future__ import annotations
 

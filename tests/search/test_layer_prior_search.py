@@ -1,8 +1,4 @@
-"""Searches of the tiny model that begin with scored layers, the second with what the first found.
-
-Covers: `--layer-prior FILE` and `auto`, `--start-from`, through the command line.
-Does not cover: narrowing in detail (`test_layer_choice`), the plan (`test_starting_points`).
-"""
+"""Searches of the tiny model that begin with scored layers, the second with what the first found."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What a search must not write down: tokens and passwords ever, texts of the data with --no-text.
-
-Covers: one search through the command line; its folder, MLflow's store and artifacts, the screen.
-Does not cover: kept activations, which are their owner's alone (`tests/core`).
-"""
+"""What a search must not write down: tokens and passwords ever, texts of the data with --no-text."""
 
 from __future__ import annotations
 

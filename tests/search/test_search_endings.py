@@ -1,10 +1,4 @@
-"""Searches that do not end well: each ends with its own exit code and leaves everything closed.
-
-Covers: a model that does not know the data; trials that all fail; an interruption in the middle.
-A random model of three blocks stands for the real one.
-Does not cover: going on with `--force` to the end; the installed wheel does that
-(`tests/commands/test_wheel.py`).
-"""
+"""Searches that do not end well: each ends with its own exit code and leaves everything closed."""
 
 from __future__ import annotations
 

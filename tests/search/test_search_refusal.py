@@ -1,9 +1,4 @@
-"""A search after refusal quality, through the command line, on a model that knows nothing.
-
-Covers: trials and the confirmation, each score computed anew from the answers in the plain model;
-what a plan makes of such a goal.
-Does not cover: the score of one trial (`tests/core/test_core_refusal.py`).
-"""
+"""A search after refusal quality, through the command line, on a model that knows nothing."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""One search of the tiny model through the command line, looked at from every side.
-
-Covers: exit code, every output file, MLflow, the printed commands; all numbers computed anew from
-the answers with rouge-score, and the best setting run again on its own.
-Does not cover: refusals and failing searches (`test_search_endings`).
-"""
+"""One search of the tiny model through the command line, looked at from every side."""
 
 from __future__ import annotations
 

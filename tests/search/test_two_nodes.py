@@ -1,9 +1,4 @@
-"""A search over two Ray nodes that share nothing but the network.
-
-Covers: outcomes that come back from a node which does not have the search's folder; the loss of
-that node in the middle of the search.
-Does not cover: real machines, GPUs, a model that only one node has.
-"""
+"""A search over two Ray nodes that share nothing but the network."""
 
 from __future__ import annotations
 
