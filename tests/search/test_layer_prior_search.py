@@ -1,4 +1,4 @@
-"""Searches of the tiny model that begin with scored layers, the second with what the first found."""
+"""Searches of the tiny model that begin with scored layers, then with what the first found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search must not write down: tokens and passwords ever, texts of the data with --no-text."""
+"""What a search must not write down: secrets ever, and texts of the data with --no-text."""
 
 from __future__ import annotations
 
