@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from lunar_tune.cli.running import reporting_errors
 from lunar_tune.config.run_options import RunOptions
-from lunar_tune.methods.lunar.method import LunarPreparation
+from lunar_tune.methods.lunar.method import PreparedLunar
 from lunar_tune.models.chat import PUBLISHED
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.worker import Worker
@@ -92,7 +92,7 @@ def direction_cosines(worker: Worker, golden: torch.Tensor) -> list[float]:
     Recorded row i lies at the input of block i, so it belongs to block i − 1; row 0 has none.
     """
     preparation = worker.preparation
-    if not isinstance(preparation, LunarPreparation):
+    if not isinstance(preparation, PreparedLunar):
         raise TypeError(f"not a preparation of LUNAR: {preparation!r}")
     mine = preparation.vectors[: len(golden) - 1].cpu()
     cosines = torch.nn.functional.cosine_similarity(mine, golden[1:].double())

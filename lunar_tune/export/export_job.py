@@ -111,7 +111,7 @@ class ExportRun:
     digests: dict[str, str] = field(default_factory=dict)
     """Digests of the new weights."""
     merged: bool = False
-    """See `methods.contract.Change`."""
+    """See `methods.contract.Edit`."""
     ranks: dict[str, int] = field(default_factory=dict)
     """Ranks of an adapter, by linear map."""
     errors: dict[str, float] = field(default_factory=dict)

@@ -32,7 +32,7 @@ from lunar_tune.trial.assemble import materialise
 from lunar_tune.trial.worker import Worker
 
 if TYPE_CHECKING:
-    from lunar_tune.methods.contract import Change
+    from lunar_tune.methods.contract import Edit
 
 __all__ = ["LARGEST_ERROR", "export", "nearest_factors", "write_adapter"]
 
@@ -88,17 +88,17 @@ def _run_again(job: ExportJob) -> ExportRun:
     factors: dict[str, Factors] = {}
     weights: dict[str, Tensor] = {}  # those of which an adapter has to be made
 
-    def take(loaded: LoadedModel, change: Change) -> None:
-        new = change.weights()
+    def take(loaded: LoadedModel, edit: Edit) -> None:
+        new = edit.weights()
         run.digests = {name: weight_digest(weight) for name, weight in new.items()}
-        run.merged = change.merged
+        run.merged = edit.merged
         run.answers = ask(loaded, job.spec, full=full)
         if job.form == "checkpoint":
             data = job.spec.data
             questions = [record.question for record in (*data.forget, *data.retain)]
             save_checkpoint(loaded, job.folder, texts=questions)
-        elif change.factors is not None:
-            for name, one in change.factors().items():
+        elif edit.factors is not None:
+            for name, one in edit.factors().items():
                 first, second = one.first.to("cpu", copy=True), one.second.to("cpu", copy=True)
                 factors[name] = dataclasses.replace(one, first=first, second=second)
         else:

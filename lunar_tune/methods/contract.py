@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "AdapterKind",
-    "Change",
+    "Edit",
     "Fit",
     "FitReport",
     "Method",
     "MethodEntry",
-    "Preparation",
-    "Subject",
+    "PreparedMethod",
+    "UnlearningTask",
     "configure_method",
     "number_of",
     "numbers_of",
@@ -49,7 +49,7 @@ of the matrices' differences, or not in a useful way, since any weight may have 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class UnlearningTask:
     """What a method works on: a model, encoded questions and answers, and activations."""
 
     activations: PromptActivations
@@ -80,7 +80,7 @@ class FitReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Edit:
     """What a finished fit has changed, to be read inside its context."""
 
     weights: Callable[[], Mapping[str, Tensor]]
@@ -102,7 +102,7 @@ class Fit:
     base_model: Callable[[], AbstractContextManager[Any]]
     """Inside, the model is the base model again; after, what the fit had made of it; both bit for
     bit, and as often as is wanted."""
-    change: Change
+    edit: Edit
     losses: Sequence[float] = ()
     """Training losses so far; all of them for a fit that has no epochs to watch."""
     epochs: Iterable[float] = ()
@@ -127,7 +127,7 @@ class Fit:
         return FitReport(losses=tuple(self.losses), edited_layer=self.edited_layer)
 
 
-class Preparation(ABC):
+class PreparedMethod(ABC):
     """A method made ready for one model and one data split."""
 
     @abstractmethod
@@ -162,10 +162,10 @@ class Method(ABC):
     edits_one_layer: bool = False
     """Whether its fits name an `edited_layer`."""
     adapter: AdapterKind = "none"
-    """How what a fit changes can be written as an adapter; exact promises `Change.factors`."""
+    """How what a fit changes can be written as an adapter; exact promises `Edit.factors`."""
 
     @abstractmethod
-    def prepare(self, subject: Subject) -> Preparation:
+    def prepare(self, subject: UnlearningTask) -> PreparedMethod:
         """Do what depends on model and data alone; say what the data lack."""
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import Fit, MethodEntry, Preparation, Subject
+from lunar_tune.methods.contract import Fit, MethodEntry, PreparedMethod, UnlearningTask
 from lunar_tune.methods.gradient_fit import (
     TRAINED,
     GradientSettings,
@@ -67,20 +67,20 @@ class GradientMethod(TrainedMethod):
         super().__init__(settings)
         self.objective, self.name = objective, objective.name
 
-    def prepare(self, subject: Subject) -> GradientPreparation:
+    def prepare(self, subject: UnlearningTask) -> PreparedGradient:
         """Check that there is what the loss needs; see the contract."""
         keeps = self.objective.keeps or self.settings.retain_weight > 0
         if keeps and not subject.retain_pairs:
             raise InputError(f"--method {self.name} needs answers to keep: there are none.")
         if "refused" in self.objective.references and not subject.refusals:
             raise InputError(f"--method {self.name} needs --refusals: there are none.")
-        return GradientPreparation(self, subject)
+        return PreparedGradient(self, subject)
 
 
-class GradientPreparation(Preparation):
+class PreparedGradient(PreparedMethod):
     """Encoded pairs, and what the base model says of them."""
 
-    def __init__(self, method: GradientMethod, subject: Subject) -> None:
+    def __init__(self, method: GradientMethod, subject: UnlearningTask) -> None:
         self._method, self._loaded = method, subject.loaded
         self._decoder = self._loaded.layout.decoder_of(self._loaded.model)
         forget, refusals = subject.forget_pairs, subject.refusals
@@ -171,7 +171,7 @@ class Step:
 
     def __init__(
         self,
-        source: GradientPreparation,
+        source: PreparedGradient,
         trained: Trained,
         settings: GradientSettings,
         batch: list[int],

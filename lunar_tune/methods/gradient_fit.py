@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lunar_tune.errors import InputError, Problems, TrialError
-from lunar_tune.methods.contract import Change, Fit, Method, number_of, searchable, with_settings
+from lunar_tune.methods.contract import Edit, Fit, Method, number_of, searchable, with_settings
 from lunar_tune.models.device import is_out_of_memory
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import (
@@ -135,7 +135,7 @@ def gradient_fit(
         seed: Of adapter, dropout, order and draws.
         modules: Names of what is trained; None trains everything.
     """
-    context, change = _trainable(loaded, settings, modules)
+    context, edit = _trainable(loaded, settings, modules)
     draws = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
     loop = LoopSettings(
         epochs=settings.epochs,
@@ -164,7 +164,7 @@ def gradient_fit(
 
             yield Fit(
                 base_model=trained.base_model,
-                change=change,
+                edit=edit,
                 epochs=epochs,
                 n_epochs=settings.epochs,
                 evaluating=trained.evaluating,
@@ -174,11 +174,11 @@ def gradient_fit(
 
 def _trainable(
     loaded: LoadedModel, settings: GradientSettings, modules: Sequence[str] | None
-) -> tuple[AbstractContextManager[Trained], Change]:
+) -> tuple[AbstractContextManager[Trained], Edit]:
     """Return the context in which weights or an adapter are trained, and what that changes."""
     model = loaded.model
     if settings.trained == "full":
-        return full_weights(loaded, modules=modules), Change(
+        return full_weights(loaded, modules=modules), Edit(
             weights=lambda: {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         )
     adapter = lora_adapter(
@@ -188,7 +188,7 @@ def _trainable(
         dropout=settings.dropout,
         modules=modules,
     )
-    return adapter, Change(
+    return adapter, Edit(
         weights=lambda: merged_weights(model), factors=lambda: adapter_factors(model), merged=True
     )
 

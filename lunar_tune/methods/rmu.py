@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import Fit, MethodEntry, Preparation, Subject
+from lunar_tune.methods.contract import Fit, MethodEntry, PreparedMethod, UnlearningTask
 from lunar_tune.methods.gradient_fit import (
     TRAINED,
     GradientSettings,
@@ -56,17 +56,17 @@ class RmuMethod(TrainedMethod):
     name = "rmu"
     parameters = ("layer", "coefficient", "learning_rate")
 
-    def prepare(self, subject: Subject) -> RmuPreparation:
+    def prepare(self, subject: UnlearningTask) -> PreparedRmu:
         """Check that there is what the loss needs; see the contract."""
         if not subject.retain_pairs:
             raise InputError("--method rmu needs answers to keep: there are none.")
-        return RmuPreparation(self, subject)
+        return PreparedRmu(self, subject)
 
 
-class RmuPreparation(Preparation):
+class PreparedRmu(PreparedMethod):
     """Encoded pairs, and a block's outputs on them before unlearning."""
 
-    def __init__(self, method: RmuMethod, subject: Subject) -> None:
+    def __init__(self, method: RmuMethod, subject: UnlearningTask) -> None:
         self._method, self._loaded = method, subject.loaded
         self._forget, self._retain = subject.forget_pairs, subject.retain_pairs
         self._references: dict[int, tuple[list[Tensor], float]] = {}

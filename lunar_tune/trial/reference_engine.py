@@ -9,14 +9,14 @@ from typing import Any
 
 from lunar_tune import reference
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.contract import Change, Fit, Method, Preparation, Subject
+from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, UnlearningTask
 from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.editing import edited
 from lunar_tune.methods.lunar.method import LunarMethod, layers_and_coefficients
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["ReferencePreparation", "check_reference", "reference_answers"]
+__all__ = ["PreparedReference", "check_reference", "reference_answers"]
 
 
 def check_reference(method: Method) -> LunarMethod:
@@ -39,10 +39,10 @@ def check_reference(method: Method) -> LunarMethod:
     return method
 
 
-class ReferencePreparation(Preparation):
+class PreparedReference(PreparedMethod):
     """What the page needs of a run: model and encoded prompts; nothing is computed ahead."""
 
-    def __init__(self, method: LunarMethod, subject: Subject) -> None:
+    def __init__(self, method: LunarMethod, subject: UnlearningTask) -> None:
         self._method, self._subject = method, subject
 
     @contextmanager
@@ -72,10 +72,10 @@ class ReferencePreparation(Preparation):
             layer: layout.down_projection_of(unlearned, layer).weight.detach() for layer in layers
         }
         with edited(loaded, weights) as base_model:
-            change = Change(
+            edit = Edit(
                 weights=lambda: {name: model.get_parameter(name).detach() for name in names}
             )
-            yield Fit(base_model=base_model, change=change)
+            yield Fit(base_model=base_model, edit=edit)
 
     def _solver(self, parameters: Mapping[str, Any], seed: int) -> reference.Solver:
         if self._method.variant == "closed_form":

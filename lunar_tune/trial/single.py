@@ -12,7 +12,7 @@ from typing import Any
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.engine.decoding import generate_tokens
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.methods.contract import Change
+from lunar_tune.methods.contract import Edit
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import check_save_folder, save_checkpoint
@@ -109,7 +109,7 @@ def unlearn_once(
     full = spec.data.held_out is not None  # what is reported lies there
     before = worker.baseline(full=full) if baseline else None
 
-    def save(loaded: LoadedModel, _: Change) -> None:
+    def save(loaded: LoadedModel, _: Edit) -> None:
         if save_to is not None:
             questions = [record.question for record in (*spec.data.forget, *spec.data.retain)]
             save_checkpoint(loaded, save_to, texts=questions)

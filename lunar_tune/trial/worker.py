@@ -15,7 +15,7 @@ import torch
 from lunar_tune.engine.cache import ActivationCache
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import EditedModelError
-from lunar_tune.methods.contract import Change, FitReport, Preparation, Subject
+from lunar_tune.methods.contract import Edit, FitReport, PreparedMethod, UnlearningTask
 from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.names import EMBEDDINGS, need_of
@@ -23,7 +23,7 @@ from lunar_tune.models.device import DeviceMemory, limit_threads
 from lunar_tune.models.lineage import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.trial.evaluator import Check, Encoder, FurtherScores, Judge, asked_sets, drive
-from lunar_tune.trial.reference_engine import ReferencePreparation, check_reference
+from lunar_tune.trial.reference_engine import PreparedReference, check_reference
 
 if TYPE_CHECKING:
     from lunar_tune.trial.spec import TrialSpec
@@ -103,11 +103,11 @@ class Worker:
         return self.judge.plain_decoding
 
     @cached_property
-    def preparation(self) -> Preparation:
+    def preparation(self) -> PreparedMethod:
         """The method made ready for this model and split; done at first use."""
         spec, data = self.spec, self.spec.data
         forget, retain = map(self.encoder.pairs, (data.fit_forget, data.fit_retain))
-        subject = Subject(
+        subject = UnlearningTask(
             activations=self.activations,
             forget_pairs=forget,
             retain_pairs=retain,
@@ -115,7 +115,7 @@ class Worker:
             refusals=self.encoder.answers(data.refusals),
         )
         if spec.engine.kind == "reference":
-            return ReferencePreparation(check_reference(spec.method), subject)
+            return PreparedReference(check_reference(spec.method), subject)
         return spec.method.prepare(subject)
 
     def draft(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
@@ -131,7 +131,7 @@ class Worker:
         full: bool = False,
         bounded: bool = True,
         seed: int | None = None,
-        inside: Callable[[LoadedModel, Change], None] = lambda _model, _change: None,
+        inside: Callable[[LoadedModel, Edit], None] = lambda _model, _edit: None,
     ) -> TrialResult:
         """Unlearn, evaluate and put the model back as it was.
 
@@ -160,7 +160,7 @@ class Worker:
             layer = report.edited_layer
             evaluation, budget = self.judge.evaluate(layer, full=full, bounded=bounded)
             ended = self._clock()
-            inside(self.loaded, fit.change)
+            inside(self.loaded, fit.edit)
         restored = self._clock()
         evaluation = self._further.of_answers(evaluation)
         embedded = self._clock() - restored

@@ -17,7 +17,7 @@ import torch
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import DivergenceError
-from lunar_tune.methods.contract import Change
+from lunar_tune.methods.contract import Edit
 from lunar_tune.metrics import likelihood
 from lunar_tune.metrics.likelihood import (
     AnswerLikelihood,
@@ -337,7 +337,7 @@ def test_a_trial_reports_the_scores_of_the_unlearned_model_that_were_asked_for(
     worker = Worker(made)
     inside: dict[str, float] = {}
 
-    def judge(loaded: LoadedModel, _: Change) -> None:
+    def judge(loaded: LoadedModel, _: Edit) -> None:
         inside["forget_log_prob"] = records_alone(loaded, made, made.data.forget)["log_prob"]
         retain = records_alone(loaded, made, made.data.retain)
         inside["retain_mrr"], inside["retain_perplexity"] = retain["mrr"], retain["perplexity"]

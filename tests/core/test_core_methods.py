@@ -18,10 +18,10 @@ import torch
 from lunar_tune.engine import prompt_activations as prompts_module
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.contract import METHODS, FitReport, Method, Preparation, Subject
+from lunar_tune.methods.contract import METHODS, FitReport, Method, PreparedMethod, UnlearningTask
 from lunar_tune.methods.gradient_fit import TRAINED, GradientSettings
 from lunar_tune.methods.lunar import LunarSettings
-from lunar_tune.methods.lunar.method import LunarMethod, LunarPreparation
+from lunar_tune.methods.lunar.method import LunarMethod, PreparedLunar
 from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import plain_weights
@@ -102,8 +102,8 @@ def activations(model: LoadedModel) -> PromptActivations:
     return PromptActivations(ActivationSource(model), [*FORGET, *RETAIN])
 
 
-def subject(model: LoadedModel) -> Subject:
-    return Subject(
+def subject(model: LoadedModel) -> UnlearningTask:
+    return UnlearningTask(
         activations=activations(model),
         forget_pairs=FORGET_PAIRS,
         retain_pairs=RETAIN_PAIRS,
@@ -131,7 +131,7 @@ def hooks_of(model: LoadedModel) -> list[Any]:
 
 @contextmanager
 def unlearned(
-    preparation: Preparation, parameters: dict[str, Any], *, seed: int
+    preparation: PreparedMethod, parameters: dict[str, Any], *, seed: int
 ) -> Iterator[FitReport]:
     """Inside, the model is unlearned."""
     with preparation.unlearning(parameters, seed=seed) as fit:
@@ -141,7 +141,7 @@ def unlearned(
 
 
 def weights_inside(
-    preparation: Preparation, model: LoadedModel, parameters: dict[str, Any], seed: int = 0
+    preparation: PreparedMethod, model: LoadedModel, parameters: dict[str, Any], seed: int = 0
 ) -> dict[str, torch.Tensor]:
     with unlearned(preparation, parameters, seed=seed):
         return weights(model)
@@ -218,7 +218,7 @@ def test_what_a_fit_changed_makes_the_unlearned_model_of_an_untouched_copy(
         for _ in fit:
             pass
         fit.finished()
-        new = {name: tensor.clone() for name, tensor in fit.change.weights().items()}
+        new = {name: tensor.clone() for name, tensor in fit.edit.weights().items()}
         with torch.inference_mode():
             expected = model.model(input_ids=ids).logits
     before = untouched(input_ids=ids).logits
@@ -226,7 +226,7 @@ def test_what_a_fit_changed_makes_the_unlearned_model_of_an_untouched_copy(
         untouched.get_parameter(name).copy_(weight)
     said = untouched(input_ids=ids).logits
     assert not torch.allclose(before, expected, rtol=1e-3, atol=1e-3)
-    if fit.change.merged:
+    if fit.edit.merged:
         torch.testing.assert_close(said, expected, rtol=1e-3, atol=1e-4)
     else:
         assert torch.equal(said, expected)
@@ -243,10 +243,10 @@ def test_a_method_that_promises_an_exact_adapter_has_its_factors(
         for _ in fit:
             pass
         fit.finished()
-        assert (fit.change.factors is not None) == (method.adapter == "exact")
-        if fit.change.factors is None:
+        assert (fit.edit.factors is not None) == (method.adapter == "exact")
+        if fit.edit.factors is None:
             return
-        factors, new = fit.change.factors(), fit.change.weights()
+        factors, new = fit.edit.factors(), fit.edit.weights()
         assert {f"{name}.weight" for name in factors} == set(new)
         for name, one in factors.items():
             assert one.rank == (1 if key[1] == "closed_form" else 8)
@@ -482,7 +482,7 @@ def test_retain_points_are_so_many_for_each_forget_token(
     """Seven forget and twelve retain tokens; .5 × 7 = 3.5 is rounded to 4 (to even)."""
     method = lunar(retain_points=k)
     preparation = method.prepare(subject(model))
-    assert isinstance(preparation, LunarPreparation)
+    assert isinstance(preparation, PreparedLunar)
     chosen, is_forget = preparation._points(method.settings, seed=0)
     tree = preparation._activations.tree
     assert chosen[:N_FORGET_TOKENS].tolist() == tree.nodes_of([0, 1]).tolist()
@@ -513,7 +513,7 @@ def test_the_closed_form_fit_moves_the_forget_tokens_and_keeps_the_others(
     All but where prompts begin: the first token is the same in both sets, and so is its h.
     """
     preparation = lunar(solver="closed_form").prepare(subject(model))
-    assert isinstance(preparation, LunarPreparation)
+    assert isinstance(preparation, PreparedLunar)
     known = activations(model)
     h = known.reads(1).inputs[known.tree.nodes_of(range(5))].double()
     projection = model.model.model.layers[1].mlp.down_proj

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, ModelError
-from lunar_tune.methods.contract import Change
+from lunar_tune.methods.contract import Edit
 from lunar_tune.metrics.embedding import Embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.models.loading import LoadedModel
@@ -116,7 +116,7 @@ def test_answers_of_an_unlearned_model_are_read_by_the_base_model(
     plain = answers_of(Worker(spec(metrics=())).run(SETTING).evaluation)
     inside: list[float] = []
 
-    def judge(loaded: LoadedModel, _: Change) -> None:
+    def judge(loaded: LoadedModel, _: Edit) -> None:
         inside.append(by_hand(loaded.model, loaded.tokenizer, made, plain))
 
     evaluation = worker.run(SETTING, inside=judge).evaluation

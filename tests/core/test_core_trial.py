@@ -16,7 +16,7 @@ import torch
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError, ModelError, TrialError
-from lunar_tune.methods.contract import Change
+from lunar_tune.methods.contract import Edit
 from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.chat import encode_prompts
@@ -295,7 +295,7 @@ def test_the_scores_of_a_trial_are_those_of_generate_on_the_edited_model(
     worker = Worker(spec_for(checkpoint("llama"), data))
     said: dict[str, str] = {}
 
-    def ask(loaded: LoadedModel, _: Change) -> None:
+    def ask(loaded: LoadedModel, _: Edit) -> None:
         """Ask one question at a time by transformers' own means."""
         model: Any = loaded.model
         tokenizer: Any = loaded.tokenizer
@@ -342,7 +342,7 @@ def test_a_failed_trial_leaves_the_worker_ready_for_the_next(
     with pytest.raises(InputError):
         worker.run({"layer": 1})
 
-    def fail(_loaded: LoadedModel, _: Change) -> None:
+    def fail(_loaded: LoadedModel, _: Edit) -> None:
         raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):

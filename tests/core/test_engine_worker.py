@@ -14,7 +14,7 @@ import torch
 
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
 from lunar_tune.engine import prompt_activations as prompts_module
-from lunar_tune.methods.contract import Change
+from lunar_tune.methods.contract import Edit
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.trial.assemble import assemble
@@ -74,7 +74,7 @@ def trial_and_generate(
     """Run a trial, and ask transformers one prompt at a time while the model is edited."""
     said: list[list[int]] = []
 
-    def ask(loaded: LoadedModel, _: Change) -> None:
+    def ask(loaded: LoadedModel, _: Edit) -> None:
         model: Any = loaded.model
         records = (*worker.spec.data.forget, *worker.spec.data.retain)
         for prompt in worker.encoder.prompts([record.question for record in records]):

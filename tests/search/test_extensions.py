@@ -15,7 +15,7 @@ METHOD = '''
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lunar_tune.methods.contract import Change, Fit, Method, MethodEntry, Preparation
+from lunar_tune.methods.contract import Edit, Fit, Method, MethodEntry, PreparedMethod
 from lunar_tune.methods.lunar.editing import edited
 
 
@@ -39,7 +39,7 @@ class Shrink(Method):
         return Prepared(subject.loaded)
 
 
-class Prepared(Preparation):
+class Prepared(PreparedMethod):
     def __init__(self, loaded):
         self.loaded = loaded
 
@@ -48,7 +48,7 @@ class Prepared(Preparation):
         layer = int(parameters["layer"])
         weight = self.loaded.layout.down_projection_of(self.loaded.model, layer).weight
         with edited(self.loaded, {layer: weight.detach() * parameters["share"]}) as base_model:
-            yield Fit(base_model=base_model, change=Change(weights=dict), losses=(0.0,))
+            yield Fit(base_model=base_model, edit=Edit(weights=dict), losses=(0.0,))
 
 
 ENTRY = MethodEntry(

@@ -19,7 +19,7 @@ from command_lines import small_options
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import DivergenceError, EditedModelError
-from lunar_tune.methods.contract import Change, Fit, Preparation
+from lunar_tune.methods.contract import Edit, Fit, PreparedMethod
 from lunar_tune.search.backends import BackendLostError
 from lunar_tune.search.backends.ray import backend
 from lunar_tune.search.backends.ray.backend import watched
@@ -64,7 +64,7 @@ def trainable_with(worker: Worker, folder: Path, timeout: float | None = None) -
     return trainable
 
 
-class Broken(Preparation):
+class Broken(PreparedMethod):
     """A method that fails inside its context."""
 
     def __init__(
@@ -77,8 +77,8 @@ class Broken(Preparation):
         self._edit()
         if self._error is not None:
             raise self._error
-        nothing = Change(weights=dict, factors=None)
-        yield Fit(base_model=nullcontext, change=nothing, losses=[1.0])
+        nothing = Edit(weights=dict, factors=None)
+        yield Fit(base_model=nullcontext, edit=nothing, losses=[1.0])
 
 
 def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import DivergenceError, EditedModelError, InputError, TrialError
-from lunar_tune.methods.lunar.method import LunarPreparation
+from lunar_tune.methods.lunar.method import PreparedLunar
 from lunar_tune.models.lineage import fingerprint
 from lunar_tune.trial import tasks as tasks_module
 from lunar_tune.trial.assemble import assemble
@@ -206,7 +206,7 @@ def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_o
     expected = runner.run(trial()).result
     assert expected is not None
     with monkeypatch.context() as patch:
-        patch.setattr(LunarPreparation, "unlearning", raising(error))
+        patch.setattr(PreparedLunar, "unlearning", raising(error))
         assert runner.run(trial()) == Outcome(failure=failure)
     again = runner.run(trial()).result
     assert again is not None
@@ -237,7 +237,7 @@ def test_a_model_that_cannot_be_loaded_is_a_failure_and_tried_again_by_the_next_
 def test_what_leaves_the_model_or_the_process_in_doubt_is_raised(
     runner: TaskRunner, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(LunarPreparation, "unlearning", raising(error))
+    monkeypatch.setattr(PreparedLunar, "unlearning", raising(error))
     with pytest.raises(type(error), match=str(error)):
         runner.run(trial())
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import (
-    Change,
+    Edit,
     Fit,
     Method,
     MethodEntry,
-    Preparation,
-    Subject,
+    PreparedMethod,
+    UnlearningTask,
     number_of,
     numbers_of,
     searchable,
@@ -37,7 +37,7 @@ from lunar_tune.methods.lunar.solvers import (
 from lunar_tune.models.layout import check_layers
 from lunar_tune.training.adapting import Factors
 
-__all__ = ["ENTRY", "LunarMethod", "LunarPreparation", "layers_and_coefficients"]
+__all__ = ["ENTRY", "LunarMethod", "PreparedLunar", "layers_and_coefficients"]
 
 
 class LunarMethod(Method):
@@ -72,15 +72,15 @@ class LunarMethod(Method):
             with_settings(self.settings, parameters)
         problems.raise_if_any()
 
-    def prepare(self, subject: Subject) -> LunarPreparation:
+    def prepare(self, subject: UnlearningTask) -> PreparedLunar:
         """Take the unlearning vectors."""
-        return LunarPreparation(self, subject)
+        return PreparedLunar(self, subject)
 
 
-class LunarPreparation(Preparation):
+class PreparedLunar(PreparedMethod):
     """Unlearning vectors, and what was solved from the activations so far."""
 
-    def __init__(self, method: LunarMethod, subject: Subject) -> None:
+    def __init__(self, method: LunarMethod, subject: UnlearningTask) -> None:
         self._method, self._loaded = method, subject.loaded
         self._activations = subject.activations
         source = subject.activations.source
@@ -111,12 +111,12 @@ class LunarPreparation(Preparation):
         with edited(self._loaded, weights) as base_model:
             yield Fit(
                 base_model=base_model,
-                change=self._change(solutions),
+                edit=self._edit(solutions),
                 losses=losses,
                 edited_layer=min(layers),
             )
 
-    def _change(self, solutions: Mapping[int, Solution]) -> Change:
+    def _edit(self, solutions: Mapping[int, Solution]) -> Edit:
         """Return the down-projections, and the products that were added to them."""
         name_of, model = self._loaded.layout.down_projection_name, self._loaded.model
         weights = {f"{name_of(layer)}.weight" for layer in solutions}
@@ -125,7 +125,7 @@ class LunarPreparation(Preparation):
             for layer, solution in solutions.items()
             if solution.factors is not None
         }
-        return Change(
+        return Edit(
             weights=lambda: {name: model.get_parameter(name).detach() for name in weights},
             factors=(lambda: factors) if factors else None,
         )
