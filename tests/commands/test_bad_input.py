@@ -176,7 +176,7 @@ MISTAKES = (
         "pairs.json: row 1: holds 2000008 bytes of text; at most 1000000 are allowed",
         pairs(ROW | {"question": "x" * 2_000_002}, OTHER),
     ),
-    Mistake("huge file", DATA, "pairs.json: is 3.0 GiB large; at most 2 are read", sparse),
+    Mistake("huge file", DATA, "pairs.json: is longer than 2048 MiB; at most that is read", sparse),
     Mistake(
         "unknown edge",
         (*DATA, "--forget-edge", "A_C"),

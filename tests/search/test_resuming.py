@@ -191,7 +191,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 
 
 REFUSED = (
-    "was begun by another version of lunar-tune, which keeps searches otherwise (format 1, here 2)"
+    "was begun by another version of lunar-tune, which keeps searches otherwise (format 1, here 3)"
     ". Read and resume it with that version, or start a new search."
 )
 
