@@ -237,7 +237,7 @@ class SearchSession:
         """Show a trial that has ended, and write its run."""
         self._display.ended(row)
         search = StoredSearch(folder=self.folder, study=self.study.stored, goal=self._goal)
-        self._opened().search(search, status="RUNNING")
+        self._opened().search(search, status="RUNNING", trial=row.number)
 
     def confirming(self, row: TrialRow) -> None:
         """Show that a setting is about to be evaluated in full."""

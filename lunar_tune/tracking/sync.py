@@ -55,6 +55,7 @@ class Tracker:
     def __init__(self, uri: str, experiment: str, name: str) -> None:
         self.uri, self.experiment = with_password(uri, name), experiment
         self._away_until = 0.0  # it has never failed
+        self._has_all = False
         with opened_store(self.uri) as client:
             open_experiment(client, experiment)
 
@@ -64,12 +65,24 @@ class Tracker:
         return {"id": identity, "uri": kept_uri(self.uri), "experiment": self.experiment}
 
     def search(
-        self, search: StoredSearch, *, note: str | None = None, status: str | None = None
+        self,
+        search: StoredSearch,
+        *,
+        note: str | None = None,
+        status: str | None = None,
+        trial: int | None = None,
     ) -> bool:
-        """Write a search's runs, and say whether MLflow has all of them; see `sync`."""
+        """Write a search's runs, and say whether MLflow has all of them; see `sync`.
+
+        A trial's number says that nothing else is new; all is looked at where MLflow lacks more.
+        """
         if status == "RUNNING" and time.monotonic() < self._away_until:
             return False
-        return self._tolerating(lambda client: sync(search, client, note=note, status=status))
+        trial = trial if self._has_all else None
+        self._has_all = self._tolerating(
+            lambda client: sync(search, client, note=note, status=status, trial=trial)
+        )
+        return self._has_all
 
     def write(self, content: RunContent) -> bool:
         """Write one run that is over, and say whether MLflow has it."""
@@ -96,20 +109,22 @@ def sync(
     *,
     note: str | None = None,
     status: str | None = None,
+    trial: int | None = None,
 ) -> Run:
     """Make MLflow's runs say what a search's study says; what is right is not written again.
 
     It is for the process that holds the search's lock. The page of the search's run gets a note in
     Markdown, and keeps the one that it has where there is none. Without a status the run takes the
-    one with which the study says that the search ended.
+    one with which the study says that the search ended. With a trial's number only the search's run
+    and that trial's are looked at.
 
     Raises:
         MlflowException: The store cannot be used; `opened_store` makes an `InputError` of it.
     """
-    experiment, found, by_trial = _runs_of(client, search)
+    experiment, found, by_trial = _runs_of(client, search, trial)
     parent = bring(client, experiment, found, _search_content(search, note, status))
     for row in search.rows:
-        if row.state != RUNNING:
+        if row.state != RUNNING and trial in (None, row.number):
             content = _trial_content(search, row, parent.info.run_id)
             bring(client, experiment, by_trial.pop(str(row.number), []), content)
     for run in itertools.chain.from_iterable(by_trial.values()):  # of no trial that has ended
@@ -130,16 +145,19 @@ def shown_scores(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _runs_of(
-    client: MlflowClient, search: StoredSearch
+    client: MlflowClient, search: StoredSearch, trial: int | None = None
 ) -> tuple[Experiment, list[Run], dict[str, list[Run]]]:
     """Return the experiment, the runs that claim to be the search's, and those by trial."""
+    one = "" if trial is None else f" and tags.trial = '{trial}'"
     place = search.study.notes["mlflow"]
     experiment = find_experiment(client, place["experiment"])
     parents, trials = (
         client.search_runs(
-            [experiment.experiment_id], f"tags.`{tag}` = '{place['id']}'", max_results=_MOST_RUNS
+            [experiment.experiment_id],
+            f"tags.`{tag}` = '{place['id']}'{more}",
+            max_results=_MOST_RUNS,
         )
-        for tag in (SEARCH, TRIAL_OF)
+        for tag, more in ((SEARCH, ""), (TRIAL_OF, one))
     )
     by_trial: dict[str, list[Run]] = defaultdict(list)
     for run in trials:

@@ -11,6 +11,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -351,6 +352,35 @@ def test_a_trial_costs_few_calls_however_many_there_are(store: Store) -> None:
     client = Watched(store.client)
     sync(store.search, client)
     assert len(client.written) <= 12, "what is left is the search's own run, and which is the best"
+
+
+def test_of_one_trial_nothing_else_is_looked_at(store: Store) -> None:
+    sync(store.search, store.client)
+    for run in store.trials[:2]:
+        store.client.delete_run(run.info.run_id)
+    sync(store.search, store.client, trial=1)
+    assert [run.data.tags["trial"] for run in store.trials] == ["1", "2"]
+
+
+def test_a_tracker_looks_at_all_trials_first_and_after_a_failure(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What MLflow lacked before, or while it was away, is there after the next trial."""
+    from mlflow import MlflowClient
+
+    def away(*_: object) -> None:
+        raise OSError("gone")
+
+    sync(store.search, store.client)
+    tracker, later = Tracker(store.uri, EXPERIMENT, "n"), time.monotonic() + 60
+    for _ in range(2):
+        store.client.delete_run(store.trials[0].info.run_id)
+        assert tracker.search(store.search, status="RUNNING", trial=BEST)
+        assert len(store.trials) == len(SCORES)
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "get_experiment_by_name", away)
+            assert not tracker.search(store.search, status="RUNNING", trial=BEST)
+        monkeypatch.setattr("time.monotonic", lambda: later)
 
 
 def deleted(store: Store) -> None:
