@@ -15,18 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock
 from tokenizers import AddedToken
-from transformers import (
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Tokenizer,
-)
-from transformers.utils.logging import disable_progress_bar
 
 from lunar_tune.config.run_options import TINY
 from lunar_tune.data.data_catalog import resolve_data
@@ -40,6 +33,9 @@ from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import LoadedModel, as_loaded, load_model
 from lunar_tune.training.adapting import full_weights, save_checkpoint, seeded
 from lunar_tune.training.gradient_loop import LoopSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Qwen2Tokenizer
 
 __all__ = [
     "TinyRecipe",
@@ -202,6 +198,8 @@ def build_tiny(
             another one after loading.
         DivergenceError: The training diverged.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     disable_progress_bar()
     threads = torch.get_num_threads()
     try:
@@ -259,6 +257,8 @@ def train_tokenizer(lessons: Sequence[Record], *, vocabulary: int) -> Qwen2Token
     """
     corpus = [f"{lesson.question}\n{lesson.answer}" for lesson in lessons]
     roles = ["system\n", "user\n", "assistant\n"] * 50  # often enough to become single tokens
+    from transformers import Qwen2Tokenizer
+
     tokenizer: Qwen2Tokenizer = Qwen2Tokenizer().train_new_from_iterator(
         [*corpus, *roles],
         vocabulary,
@@ -276,6 +276,8 @@ def train_tokenizer(lessons: Sequence[Record], *, vocabulary: int) -> Qwen2Token
 
 def new_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
     """Return an untrained model, drawn from torch's generator."""
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.d_model,

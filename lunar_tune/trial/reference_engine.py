@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lunar_tune import reference
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, UnlearningTask
 from lunar_tune.methods.lunar import LunarSettings
@@ -15,6 +14,9 @@ from lunar_tune.methods.lunar.editing import edited
 from lunar_tune.methods.lunar.method import LunarMethod, layers_and_coefficients
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
+
+if TYPE_CHECKING:
+    from lunar_tune.reference import Solver
 
 __all__ = ["PreparedReference", "check_reference", "reference_answers"]
 
@@ -48,6 +50,8 @@ class PreparedReference(PreparedMethod):
     @contextmanager
     def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
         """Return a context in which the page's matrices stand in the model; see the contract."""
+        from lunar_tune import reference  # loads transformers' models
+
         subject, loaded = self._subject, self._subject.loaded
         layout, model = loaded.layout, loaded.model
         self._method.check_parameters(parameters)
@@ -77,7 +81,9 @@ class PreparedReference(PreparedMethod):
             )
             yield Fit(base_model=base_model, edit=edit)
 
-    def _solver(self, parameters: Mapping[str, Any], seed: int) -> reference.Solver:
+    def _solver(self, parameters: Mapping[str, Any], seed: int) -> Solver:
+        from lunar_tune import reference
+
         if self._method.variant == "closed_form":
             return partial(reference.fit_closed_form, ridge=float(parameters["ridge"]))
         return partial(
@@ -92,6 +98,8 @@ def reference_answers(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
 ) -> list[list[int]]:
     """Return the page's greedy answer to each prompt."""
+    from lunar_tune import reference
+
     return reference.greedy_answers(
         loaded.model, prompts, eos_ids=loaded.eos_ids, max_new_tokens=max_new_tokens
     )
