@@ -97,8 +97,8 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
     retain, factual = values.different_retain_set_path, values.factual_data_path
     layers, coefficients = values.layer_modified, values.coeff_list
     save_to = values.save_unlearned_model_path if values.save_unlearned_model else None
-    name = "harmful" if values.use_harmful else "unverified"
-    shipped_prompts = "harmful" if values.use_harmful else "unverifiable"
+    harmful, unverified = ("harmful", "harmful"), ("unverified", "unverifiable")
+    prompts, shipped_prompts = harmful if values.use_harmful else unverified
     model, weights = _model(values, found(values.base_model_path), found(values.model_path))
     if len(layers) != len(coefficients):
         problems.add("layer_modified, coeff_list: give one coefficient for each layer")
@@ -112,7 +112,7 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
         chat_template=PUBLISHED,
         data=data("data_name", f"dataset/unlearning/{values.data_name}.json"),
         forget_edge=tuple(values.forget_edge),
-        reference_prompts=found(f"dataset/splits/{name}.json") or shipped_prompts,
+        reference_prompts=found(f"dataset/splits/{prompts}.json") or shipped_prompts,
         evaluation_rows=EVALUATED_ROWS,
         max_new_tokens=values.eval_generation_max_new_tokens,
         factual_data=data("factual_data_path", factual) if values.if_eval_factual else NONE,
@@ -161,10 +161,11 @@ def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
                 break
             for name in _REFERENCE.findall(text):
                 if name not in raw:
-                    raise InputError(f"{key}: ${{{name}}} refers to no key of this file")
+                    problem = f"${{{name}}} refers to no key of this file"
+                    raise InputError(f"{key}: {problem}; write the value itself")
                 value = raw[name] if isinstance(raw[name], list) else [raw[name]]
                 text = text.replace(f"${{{name}}}", "_".join(map(str, value))[:_LONGEST])[:_LONGEST]
-        if isinstance(text, str) and "${" in text:
+        if "${" in str(text):  # also in a list, where references are not replaced
             raise InputError(f"{key}: its references do not end; write the value itself")
         values[key] = text
     return values

@@ -213,7 +213,11 @@ def test_references_are_resolved_within_the_file(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "fragment"),
     [
-        ({"data_name": "${nowhere}"}, "data_name: ${nowhere} refers to no key of this file"),
+        (
+            {"data_name": "${nowhere}"},
+            "data_name: ${nowhere} refers to no key of this file; write the value",
+        ),
+        ({"forget_edge": ["${lr}"]}, "forget_edge: its references do not end; write the value"),
         ({"data_name": "a${b"}, "data_name: its references do not end"),
         ({"data_name": "${lr}" + "x" * 5000}, "data_name: is the text '0.004xxx"),
         ({"data_name": "x/${oc.env:DATA}"}, "data_name: ${oc.env:DATA} refers to no key"),
