@@ -12,17 +12,15 @@ which anyone may write:
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from lunar_tune.data.formats import read_json
 from lunar_tune.data.invented import seeded
-from lunar_tune.data.records import Record
-from lunar_tune.errors import DataError, Problems
+from lunar_tune.data.records import Record, read_json
+from lunar_tune.errors import DataError, Problems, close_name, listed
 
 __all__ = [
     "Split",
@@ -38,7 +36,6 @@ __all__ = [
 
 Groups = Mapping[str, Sequence[str]]
 
-_SHOWN = 5
 _SHOWN_EDGES = 40
 _NO_GROUPS: Groups = MappingProxyType({})
 
@@ -72,11 +69,9 @@ class Split:
                 # Not the question itself: it may be private, and messages are logged.
                 both[question] = f"question {places[record.edge]} of {record.edge}"
         if both:
-            shown = "".join(f"\n  - {place}" for place in list(both.values())[:_SHOWN])
-            more = f"\n  and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
             raise DataError(
                 f"{len(both)} of the questions to forget stand in the retain set too: "
-                f"remove them from one side{shown}{more}"
+                f"{listed(list(both.values()))}. Remove them from one side."
             )
 
 
@@ -142,19 +137,18 @@ def resolve_edges(
         if count > 1:
             problems.add(f"forget edge {name!r} is given {count} times: give it once")
         if name not in existing and name not in groups:
-            close = difflib.get_close_matches(name, [*existing, *groups], n=1)
-            meant = f" Did you mean {close[0]!r}?" if close else ""
+            meant = close_name(name, [*existing, *groups])
             there_are = _there_are(existing, groups)
             problems.add(f"unknown forget edge {name!r}.{meant} {there_are}")
             continue
         members = (name,) if name in existing else groups[name]
         if unknown := [edge for edge in members if edge not in existing]:
             problems.add(
-                f"the group {name!r} names edges that the data do not have: {_cut(unknown)}"
+                f"the group {name!r} names edges that the data do not have: {listed(unknown)}"
             )
         if twice := [edge for edge in members if edge in origin]:
             others = " and ".join(dict.fromkeys(repr(origin[edge]) for edge in twice))
-            problems.add(f"forget edges: {name!r} and {others} have {_cut(twice)} in common")
+            problems.add(f"forget edges: {name!r} and {others} have {listed(twice)} in common")
         origin |= {edge: name for edge in members if edge not in origin}
     if existing and leave_one and set(origin) >= set(existing):
         problems.add(
@@ -165,15 +159,8 @@ def resolve_edges(
 
 
 def _there_are(existing: Mapping[str, int], groups: Groups) -> str:
-    shown = ", ".join(list(existing)[:_SHOWN_EDGES]) or "none, the data set is empty"
-    more = len(existing) - _SHOWN_EDGES
-    listed = f"There are: {shown}" + (f" and {more} more." if more > 0 else ".")
-    return listed + (f" Groups of edges: {', '.join(groups)}." if groups else "")
-
-
-def _cut(edges: Sequence[str]) -> str:
-    more = f" and {len(edges) - _SHOWN} more" if len(edges) > _SHOWN else ""
-    return ", ".join(edges[:_SHOWN]) + more
+    edges = listed(list(existing), _SHOWN_EDGES) or "none, the data set is empty"
+    return f"There are: {edges}." + (f" Groups of edges: {', '.join(groups)}." if groups else "")
 
 
 def split_by_edges(

@@ -148,7 +148,7 @@ MISTAKES = (
     Mistake(
         "wrong type",
         DATA,
-        "pairs.json: row 2, field 'answer': is the number 3; write it as a text in quotes",
+        "pairs.json: row 2, field 'answer': is 3; it must be a text in quotes",
         pairs(ROW, OTHER | {"answer": 3}),
     ),
     Mistake(

@@ -14,8 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunar_tune.data.formats import PROMPT_SUFFIXES, Row, Unreadable, read_rows
-from lunar_tune.data.records import read_prompts, read_records
+from lunar_tune.data.records import (
+    PROMPT_SUFFIXES,
+    Row,
+    read_prompts,
+    read_records,
+    read_rows,
+)
 from lunar_tune.errors import DataError
 
 ROW = {"edge": "A_B", "question": "Who sells?", "answer": "Velmora."}
@@ -63,7 +68,7 @@ def test_places_are_those_that_an_editor_shows(tmp_path: Path) -> None:
     first, second = read_rows(tmp_path / "a.jsonl", (), PROMPT_SUFFIXES)
     assert first == Row("line 2", "x")
     assert second.place == "line 4"
-    assert isinstance(second.content, Unreadable)
+    assert "is not valid JSON" in second.problem
     (tmp_path / "a.txt").write_text("\n x \n\ny")
     lines = [Row("line 2", "x"), Row("line 4", "y")]
     assert read_rows(tmp_path / "a.txt", (), PROMPT_SUFFIXES) == lines
