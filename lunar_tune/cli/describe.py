@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.cli.commands import Command, CommonOptions, Reused
-from lunar_tune.cli.running import plain_table, say
+from lunar_tune.cli.running import counted, plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import DATA, RunOptions
 from lunar_tune.data.data_card import Card, describe_prompts, describe_records
@@ -109,7 +109,7 @@ def _token_counter(model: str) -> Callable[[str], int]:
 def _show(console: Console, path: Path, card: Card) -> None:
     say(console, str(path))
     what = f"{card.rows} {'pairs' if card.kind == 'records' else 'prompts'}"
-    edges = f", {_count(len(card.edges), 'edge')}" if card.edges else ""
+    edges = f", {counted(len(card.edges), 'edge')}" if card.edges else ""
     say(console, f"{what}{edges}, SHA-256 of the content {card.digest[:16]}…\n")
     lengths = [
         (f"{field} in {unit}", row.least, f"{row.median:g}", row.most)
@@ -125,7 +125,7 @@ def _show(console: Console, path: Path, card: Card) -> None:
         say(console, f"\nrows by edge: {', '.join(shown)}{note}")
     for name, members in card.groups.items():
         ends = ", ".join(members) if len(members) <= 2 else f"{members[0]} … {members[-1]}"
-        say(console, f"group {name}: {_count(len(members), 'edge')}, {ends}")
+        say(console, f"group {name}: {counted(len(members), 'edge')}, {ends}")
     _show_repeated(console, card)
     if card.forget:
         say(console, "\nto forget, and what of it stands in what is to be kept too")
@@ -153,18 +153,14 @@ def _show_repeated(console: Console, card: Card) -> None:
     if card.repeated_questions:
         say(console, f"asked more than once: {len(card.repeated_questions)}")
         for question in card.repeated_questions[:_SHOWN_TEXTS]:
-            answers = f", {_count(question.answers, 'answer')}" if card.edges else ""
+            answers = f", {counted(question.answers, 'answer')}" if card.edges else ""
             say(console, f"  {question.rows} times{answers}: {question.text}")
     if card.shared_answers:
         rows = sum(answer.rows for answer in card.shared_answers)
         count = f"{len(card.shared_answers)}, in {rows} of {card.rows} rows"
         say(console, f"answers of several edges: {count}")
         for answer in card.shared_answers[:_SHOWN_TEXTS]:
-            say(console, f"  {_count(len(answer.edges), 'edge')}: {answer.text}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+            say(console, f"  {counted(len(answer.edges), 'edge')}: {answer.text}")
 
 
 COMMAND = Command(describe, DescribeOptions)

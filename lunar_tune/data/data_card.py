@@ -9,7 +9,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from lunar_tune.data.records import Record, records_digest
@@ -75,39 +75,35 @@ class Card:
     digest: str
     """SHA-256 of the records' content, whatever the file format; of the texts, for prompts."""
     rows: int
-    edges: Mapping[str, int]
+    edges: Mapping[str, int] = field(default_factory=dict)
     """Rows by edge; empty for prompts."""
-    groups: Mapping[str, tuple[str, ...]]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     words: Mapping[str, Lengths]
     """By field: `question` and `answer`, or `prompt`."""
     tokens: Mapping[str, Lengths]
     """The same in tokens; empty without a tokenizer."""
-    repeated_questions: tuple[Repeated, ...] = ()
+    repeated_questions: tuple[Repeated, ...]
     shared_answers: tuple[Repeated, ...] = ()
     """Answers of more than one edge, those with most rows first."""
     unscorable: tuple[Record, ...] = ()
     """Rows in whose answer ROUGE finds no word; a run refuses them."""
     forget: tuple[ForgetOverlap, ...] = ()
-    findings: tuple[str, ...] = ()
+    findings: tuple[str, ...]
     """What a person should know, in sentences."""
 
 
 def describe_prompts(prompts: Sequence[str], *, count_tokens: Count | None = None) -> Card:
     """Describe prompts, or any list of texts."""
     records = [Record(question=prompt, answer="", edge="") for prompt in prompts]
-    repeated = _repeated((record.question, record) for record in records)
-    findings = (f"{len(repeated)} prompts stand there more than once.",) if repeated else ()
-    fields = {"prompt": prompts}
+    repeated = _repeated(records, "question")
     return Card(
         kind="prompts",
         digest=records_digest(records),
         rows=len(prompts),
-        edges={},
-        groups={},
-        words=_lengths(fields, _n_words),
-        tokens=_lengths(fields, count_tokens) if count_tokens else {},
+        words=_lengths({"prompt": prompts}, _n_words),
+        tokens=_lengths({"prompt": prompts}, count_tokens),
         repeated_questions=repeated,
-        findings=findings,
+        findings=(f"{len(repeated)} prompts stand there more than once.",) if repeated else (),
     )
 
 
@@ -116,7 +112,7 @@ def describe_records(
     forget_edges: Sequence[str] = (),
     *,
     groups: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
-    is_scorable: Callable[[str], bool] = lambda _answer: True,
+    is_scorable: Callable[[str], bool] = bool,
     count_tokens: Count | None = None,
 ) -> Card:
     """Describe question-answer pairs.
@@ -134,8 +130,7 @@ def describe_records(
     edges = edges_of(records)
     chosen = resolve_edges(forget_edges, edges, groups) if forget_edges else ()
     overlaps = _overlaps(records, chosen)
-    repeated = _repeated((record.question, record) for record in records)
-    same_answers = _repeated((record.answer, record) for record in records)
+    repeated = _repeated(records, "question")
     unscorable = tuple(record for record in records if not is_scorable(record.answer))
     fields = {"question": [r.question for r in records], "answer": [r.answer for r in records]}
     return Card(
@@ -145,9 +140,9 @@ def describe_records(
         edges=edges,
         groups=dict(groups),
         words=_lengths(fields, _n_words),
-        tokens=_lengths(fields, count_tokens) if count_tokens else {},
+        tokens=_lengths(fields, count_tokens),
         repeated_questions=repeated,
-        shared_answers=tuple(answer for answer in same_answers if len(answer.edges) > 1),
+        shared_answers=tuple(one for one in _repeated(records, "answer") if len(one.edges) > 1),
         unscorable=unscorable,
         forget=overlaps,
         findings=tuple(_findings(edges, repeated, unscorable, overlaps)),
@@ -158,25 +153,25 @@ def _n_words(text: str) -> int:
     return len(text.split())
 
 
-def _lengths(fields: Mapping[str, Sequence[str]], count: Count) -> dict[str, Lengths]:
-    counts = {name: [count(text) for text in texts] for name, texts in fields.items()}
+def _lengths(fields: Mapping[str, Sequence[str]], count: Count | None) -> dict[str, Lengths]:
+    counts = {name: list(map(count, texts)) for name, texts in fields.items() if count is not None}
     return {
         name: Lengths(least=min(n), median=statistics.median(n), most=max(n))
         for name, n in counts.items()
     }
 
 
-def _repeated(texts: Iterable[tuple[str, Record]]) -> tuple[Repeated, ...]:
-    """Return the texts that stand in several records, those of most rows first."""
-    found: dict[str, list[tuple[str, Record]]] = defaultdict(list)
-    for text, record in texts:
-        found[normalised(text)].append((text, record))
+def _repeated(records: Sequence[Record], column: str) -> tuple[Repeated, ...]:
+    """Return the questions or answers that stand in several records, those of most rows first."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        found[normalised(getattr(record, column))].append(record)
     repeated = [
         Repeated(
-            text=same[0][0],
+            text=getattr(same[0], column),
             rows=len(same),
-            edges=tuple(dict.fromkeys(record.edge for _, record in same)),
-            answers=len({normalised(record.answer) for _, record in same}),
+            edges=tuple(edges_of(same)),
+            answers=len({normalised(record.answer) for record in same}),
         )
         for same in found.values()
         if len(same) > 1
@@ -188,7 +183,7 @@ def _overlaps(records: Sequence[Record], chosen: Sequence[str]) -> tuple[ForgetO
     kept = [record for record in records if record.edge not in chosen]
     kept_questions = {normalised(record.question) for record in kept}
     kept_answers = {normalised(record.answer) for record in kept}
-    kept_words = {_word_set(question) for question in kept_questions}
+    kept_words = set(map(_word_set, kept_questions))
     overlaps = []
     for edge in chosen:
         rows = [record for record in records if record.edge == edge]
