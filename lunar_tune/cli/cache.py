@@ -104,13 +104,11 @@ def _remove(kept: ActivationCache, wanted: str) -> str:
         raise LunarTuneError(
             f"{counted(len(left), 'entry', 'entries')} could not be removed from {kept.root}."
         )
+    if not chosen:
+        return f"It was empty ({kept.root})."
     if wanted == "all":
-        said = (
-            f"{counted(len(chosen), 'entry', 'entries')} removed, {_size(freed)} freed"
-            if chosen
-            else "It was empty"
-        )
-        return f"{said} ({kept.root})."
+        removed = f"{counted(len(chosen), 'entry', 'entries')} removed"
+        return f"{removed}, {_size(freed)} freed ({kept.root})."
     entry = chosen[0]
     what = ", ".join(str(entry.about[name]) for name in _ABOUT[:3] if name in entry.about)
     return f"{entry.key} ({what or '?'}) removed, {_size(freed)} freed."
@@ -122,16 +120,11 @@ def _chosen(entries: Sequence[EntryInfo], wanted: str) -> EntryInfo:
     if len(matching) == 1:
         return matching[0]
     keys = listed([entry.key[:_SHORT] for entry in matching or entries], _MOST_NAMED)
-    if not entries:
-        problem = "the cache is empty, there is nothing to remove."
-    elif matching:
-        problem = f"{len(matching)} keys begin so: {keys}. Give more characters."
-    else:
-        problem = (
-            f"no key begins so. There are: {keys}. Give the beginning of one, or --remove all to "
-            "remove everything."
-        )
-    raise InputError(f"--remove {wanted or repr(wanted)}: {problem}")
+    raise InputError(
+        f"--remove {wanted or repr(wanted)}: {len(matching) or 'no'} keys begin so, but it must be "
+        f"one. There are: {keys or 'none, the cache is empty'}. Give more characters of one, or "
+        "--remove all to remove everything."
+    )
 
 
 def _size(count: int) -> str:

@@ -27,8 +27,7 @@ from lunar_tune.errors import DataError, listed
 from lunar_tune.files import read_beginning
 
 __all__ = [
-    "PAIR_SUFFIXES",
-    "PROMPT_SUFFIXES",
+    "SUFFIXES",
     "Record",
     "Row",
     "holds_prompts",
@@ -39,8 +38,7 @@ __all__ = [
     "records_digest",
 ]
 
-PAIR_SUFFIXES: Final = (".json", ".jsonl", ".parquet", ".arrow", ".feather")
-PROMPT_SUFFIXES: Final = (*PAIR_SUFFIXES, ".txt")
+SUFFIXES: Final = (".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt")
 _MAX_FILE_BYTES = 2 * 2**30  # all of it is read at once
 # A chat prompt of a megabyte is a file read into the wrong field, and no model's context holds it.
 _MAX_TEXT_BYTES = 1_000_000
@@ -99,7 +97,7 @@ def read_records(path: Path, *, default_edge: str | None = None) -> tuple[Record
             and the first twenty problems with rows and field.
     """
     fields = {"question": None, "answer": None, "edge": default_edge}
-    rows = read_rows(path, tuple(fields), PAIR_SUFFIXES)
+    rows = read_rows(path, tuple(fields))
     return tuple(Record(*texts) for texts in _texts(path, rows, fields))
 
 
@@ -115,7 +113,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """
     rows = [
         row._replace(content={"instruction": row.content}) if isinstance(row.content, str) else row
-        for row in read_rows(path, ("instruction",), PROMPT_SUFFIXES)
+        for row in read_rows(path, ("instruction",))
     ]
     return tuple(text for (text,) in _texts(path, rows, {"instruction": None}))
 
@@ -126,7 +124,7 @@ def holds_prompts(path: Path) -> bool:
     Raises:
         DataError: The file cannot be opened, as in `read_records`.
     """
-    rows = read_rows(path, ("question", "instruction"), PROMPT_SUFFIXES)
+    rows = read_rows(path, ("question", "instruction"))
     first = rows[0].content if rows else None
     if isinstance(first, Mapping):
         return "instruction" in first and "question" not in first
@@ -201,22 +199,18 @@ def _described(value: object) -> str:
     return kinds.get(type(value)) or json.dumps(value, default=str)[:_SHOWN_CHARACTERS]
 
 
-def read_rows(path: Path, columns: Sequence[str], suffixes: Sequence[str]) -> list[Row]:
-    """Return the rows of a file.
+def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Return the rows of a file, whose suffix decides the format.
 
-    Args:
-        path: The file; its suffix decides the format.
-        columns: What to read of a format with columns, where others may be large.
-        suffixes: Those of the formats that will do, `PAIR_SUFFIXES` or `PROMPT_SUFFIXES`.
+    Of a format with columns only those asked for are read, since others may be large.
 
     Raises:
         DataError: The file is missing, empty, of another format or of broken syntax.
     """
     suffix = path.suffix.lower()
-    if suffix not in suffixes:
-        supported = ", ".join(suffixes)
+    if suffix not in SUFFIXES:
         raise DataError(
-            f"{path}: the suffix {path.suffix!r} is not supported; there are: {supported}"
+            f"{path}: the suffix {path.suffix!r} is not supported; there are: {', '.join(SUFFIXES)}"
         )
     if suffix == ".json":
         content = read_json(path)

@@ -161,6 +161,7 @@ BAD_RECORDS = {
     "an object": ("data.json", GOOD, ["holds an object", "list of objects"]),
     "a text": ("data.json", '"x"', ["holds str"]),
     "row a text": ("data.json", [GOOD, "x"], ["row 2: is a text", "question, answer, edge"]),
+    "prompts": ("data.txt", "x\ny", ["every row: is a text; it must be an object with question"]),
     "row a list": ("data.json", [[1]], ["row 1: is a list"]),
     "row null": ("data.json", [None], ["row 1: is null"]),
     "missing": ("data.json", [GOOD, without("answer")], ["row 2, field 'answer'", "'question'"]),
