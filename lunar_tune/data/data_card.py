@@ -90,14 +90,9 @@ def describe_records(
     is_scorable: Callable[[str], bool] = lambda _answer: True,
     count_tokens: Count | None = None,
 ) -> Card:
-    """Describe question-answer pairs.
+    """Describe question-answer pairs, some of whose edges or groups are to be forgotten together.
 
-    Args:
-        records: At least one.
-        forget_edges: Edges or groups that are to be forgotten together; none leaves `forget` empty.
-        groups: Edges by the name of a group.
-        is_scorable: Whether ROUGE finds a word in an answer.
-        count_tokens: Counts a model's tokens.
+    `is_scorable` says whether ROUGE finds a word in an answer.
 
     Raises:
         DataError: A forget edge does not exist, or nothing is left to retain.

@@ -136,14 +136,10 @@ def kind_of(name: str) -> DataKind | None:
 
 
 def resolve_data(name: str, *, kind: DataKind) -> Path:
-    """Return the file that a user means.
+    """Return the file that a user means by a name or a path.
 
     A shipped name wins over a published one, and both over a file of the same name in the current
     folder; write `./mini` for that file.
-
-    Args:
-        name: A shipped name, the name of a published data set, or the path of a file.
-        kind: `records` for `read_records`, `prompts` for `read_prompts`.
 
     Raises:
         DataError: None of these, a name of the other kind, or a published data set that was not

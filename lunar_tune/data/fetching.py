@@ -77,10 +77,6 @@ def fetch(published: PublishedSet, folder: Path) -> Lock:
 
     Nothing is written before everything has been checked; the data file is written last.
 
-    Args:
-        published: What to fetch.
-        folder: Made if it does not exist.
-
     Raises:
         InputError: The server cannot be reached, has no such file, sends something else than what
             is known or was recorded; or the folder cannot be written.

@@ -209,9 +209,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(
-            f"{path}: the suffix {path.suffix!r} is not supported; there are: {', '.join(SUFFIXES)}"
-        )
+        known = f"{', '.join(SUFFIXES)} (for prompts alone)"
+        raise DataError(f"{path}: the suffix {path.suffix!r} is not supported; there are: {known}")
     if suffix == ".json":
         content = read_json(path)
         if not isinstance(content, list):
@@ -224,7 +223,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
     lines = [(n, line) for n, line in enumerate(_read_text(path).split("\n"), 1) if line.strip()]
     if suffix == ".txt":
         return [Row(f"line {n}", line.strip()) for n, line in lines]
-    return [_json_row(f"line {n}", line) for n, line in lines]
+    return [Row(f"line {n}", *_parsed(line)) for n, line in lines]
 
 
 def read_json(path: Path) -> object:
@@ -233,28 +232,26 @@ def read_json(path: Path) -> object:
     Raises:
         DataError: The file is missing, empty, not UTF-8 or not JSON.
     """
-    try:
-        content: object = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        hint = "; if each line is an object, name it .jsonl" if "Extra data" in str(error) else ""
-        place = f"line {error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{path}: {place}{_json_problem(error)}{hint}") from error
+    content, problem = _parsed(_read_text(path))
+    if problem:
+        raise DataError(f"{path}: {problem}")
     return content
 
 
-def _json_row(place: str, line: str) -> Row:
+def _parsed(text: str) -> tuple[object, str]:
+    """Return what JSON says, or why it cannot be read."""
     try:
-        return Row(place, json.loads(line))
-    except (ValueError, RecursionError) as error:
-        return Row(place, None, _json_problem(error))
-
-
-def _json_problem(error: ValueError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "is nested too deeply"
-    if isinstance(error, json.JSONDecodeError):
-        return f"column {error.colno}: is not valid JSON ({error.msg})"
-    return f"is not valid JSON ({error})"
+        return json.loads(text), ""
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        hint = (
+            "; if each line is an object, name it .jsonl" if line and "Extra" in error.msg else ""
+        )
+        return None, f"{line}column {error.colno}: is not valid JSON ({error.msg}){hint}"
+    except RecursionError:
+        return None, "is nested too deeply"
+    except ValueError as error:  # a number of very many digits
+        return None, f"is not valid JSON ({error})"
 
 
 def _table_rows(path: Path, columns: Sequence[str]) -> list[Row]:

@@ -121,24 +121,22 @@ def resolve_edges(
 ) -> tuple[str, ...]:
     """Return the edges that are meant: an edge is itself, a group its edges, in the order asked.
 
-    Args:
-        asked: Edges, or names of groups.
-        existing: The edges of the data.
-        groups: Edges by the name of a group.
-        leave_one: Whether an edge must be left to retain.
-
     Raises:
-        DataError: No edge, an unknown one, one by two names, or all. All mistakes are said at once.
+        DataError: No edge, an unknown one, one by two names, or all where `leave_one` is set. All
+            mistakes are said at once.
     """
     problems, origin = Problems(), dict[str, str]()
+    there_are = (
+        f"There are: {listed(list(existing), _SHOWN_EDGES) or 'none, the data set is empty'}."
+    )
+    there_are += f" Groups of edges: {', '.join(groups)}." if groups else ""
     if not asked:
-        problems.add(f"no forget edge was given. {_there_are(existing, groups)}")
+        problems.add(f"no forget edge was given. {there_are}")
     for name, count in Counter(asked).items():
         if count > 1:
             problems.add(f"forget edge {name!r} is given {count} times: give it once")
         if name not in existing and name not in groups:
             meant = close_name(name, [*existing, *groups])
-            there_are = _there_are(existing, groups)
             problems.add(f"unknown forget edge {name!r}.{meant} {there_are}")
             continue
         members = (name,) if name in existing else groups[name]
@@ -158,11 +156,6 @@ def resolve_edges(
     return tuple(origin)
 
 
-def _there_are(existing: Mapping[str, int], groups: Groups) -> str:
-    edges = listed(list(existing), _SHOWN_EDGES) or "none, the data set is empty"
-    return f"There are: {edges}." + (f" Groups of edges: {', '.join(groups)}." if groups else "")
-
-
 def split_by_edges(
     records: Sequence[Record],
     forget_edges: Sequence[str],
@@ -170,13 +163,9 @@ def split_by_edges(
     retain: Sequence[Record] | None = None,
     groups: Groups = _NO_GROUPS,
 ) -> Split:
-    """Split records into those of some edges and the others.
+    """Split records into those of some edges, or groups of them, and the others.
 
-    Args:
-        records: The data set that the model knows.
-        forget_edges: The edges to be forgotten, or names of groups.
-        retain: What to keep where every edge of `records` is to be forgotten.
-        groups: Edges by the name of a group.
+    `retain` is kept where every edge of `records` is to be forgotten.
 
     Raises:
         DataError: As in `resolve_edges`; nothing to retain; a question on both sides.

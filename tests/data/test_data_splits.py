@@ -229,7 +229,7 @@ def test_a_bad_file_of_groups_is_refused(tmp_path: Path, content: object, fragme
 
 def test_a_broken_file_of_groups_is_refused_with_its_place(tmp_path: Path) -> None:
     groups_file(tmp_path / "p.json").write_text("{")
-    with pytest.raises(DataError, match=r"p\.groups\.json: line 1, column 2"):
+    with pytest.raises(DataError, match=r"p\.groups\.json: column 2"):
         read_groups(tmp_path / "p.json")
 
 
