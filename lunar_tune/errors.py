@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "SearchSpaceError",
     "TrialError",
     "close_name",
+    "listed",
     "suggestion",
 ]
 
@@ -122,3 +123,9 @@ def suggestion(name: str, existing: Iterable[str]) -> str:
     """Return ` Did you mean …? There are: ….` for a name that does not exist."""
     names = list(existing)
     return f"{close_name(name, names)} There are: {', '.join(names) or 'none'}."
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return `a, b, c and 4 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -160,14 +160,20 @@ def read_beginning(path: Path, most: int) -> bytes:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it takes the place of `path` if nothing is raised."""
+def replacing(path: Path, *, cached: bool = False) -> Iterator[Path]:
+    """Give a path beside `path` to write to; it takes the place of `path` if nothing is raised.
+
+    A cached file is its owner's alone, and a crash of the system may lose what it holds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if cached:  # whose content is checked when it is read, so nobody has to wait for the disk
+            temporary.chmod(0o600)
+        else:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -25,9 +25,7 @@ _LOGIN = re.compile(r"://(?:[^\s/:]*:\S*|[^\s/]*)@")
 def without_secrets(text: str, environment: Mapping[str, str] | None = None) -> str:
     """Return text without passwords in addresses and without values of secret variables.
 
-    Args:
-        text: Any text.
-        environment: Variables that may hold secrets; None is this process's.
+    Variables are those of `environment`, or else of this process.
     """
     for name, value in (os.environ if environment is None else environment).items():
         if len(value) >= _LEAST_SECRET and _SECRET_NAME.search(name):

@@ -33,11 +33,7 @@ _AMBIGUOUS: Final = re.compile(
 
 
 def read_yaml(source: Path | str, *, error_class: type[InputError] = InputError) -> dict[str, Any]:
-    """Read a YAML mapping of plain values with text keys.
-
-    Args:
-        source: A file in UTF-8, or the text itself.
-        error_class: What is raised.
+    """Read a YAML mapping of plain values with text keys, from a file in UTF-8 or a text.
 
     Raises:
         InputError: The source cannot be read, repeats a key, is too large or deep, or holds
@@ -144,10 +140,7 @@ def describe_mistakes(
 ) -> list[str]:
     """Return what pydantic found in a file's mapping, a message for each mistake.
 
-    Args:
-        error: What it found.
-        known_keys: The keys that there are.
-        place: Where the mapping stood, as `lunar.adamw`; empty for the top level.
+    `place` is where the mapping stood, as `lunar.adamw`; empty for the top level.
     """
     keys = list(known_keys)
     messages = []

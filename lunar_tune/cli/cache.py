@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
 from lunar_tune.cli.commands import OUTPUT, Command, CommonOptions, Reused
-from lunar_tune.cli.running import plain_table, say
+from lunar_tune.cli.running import counted, plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.engine.cache import ActivationCache, EntryInfo
-from lunar_tune.errors import InputError, LunarTuneError, Problems
+from lunar_tune.errors import InputError, LunarTuneError, Problems, listed
 from lunar_tune.files import write_json
 from lunar_tune.models.device import GIB
 
@@ -52,7 +51,17 @@ def cache(options: CacheOptions, problems: Problems) -> None:
     problems.raise_if_any()
     kept, console = ActivationCache(), options.console()
     if options.json is not None:
-        write_json(options.json, [_document(entry) for entry in kept.entries()])
+        document = [
+            {
+                "key": entry.key,
+                **entry.about,
+                "files": entry.files,
+                "bytes": entry.bytes,
+                "used": entry.used.isoformat(timespec="seconds"),
+            }
+            for entry in kept.entries()
+        ]
+        write_json(options.json, document)
     elif options.remove is not None:
         say(console, _remove(kept, options.remove))
     else:
@@ -70,7 +79,7 @@ def _show(kept: ActivationCache, console: Console) -> None:
             *(entry.about.get(name, "?") for name in _ABOUT),
             entry.files,
             _size(entry.bytes),
-            f"{_used(entry).astimezone():%Y-%m-%d %H:%M}",
+            f"{entry.used.astimezone():%Y-%m-%d %H:%M}",
         )
         for entry in entries
     ]
@@ -80,7 +89,7 @@ def _show(kept: ActivationCache, console: Console) -> None:
     table.collapse_padding = True
     console.print(table)
     total = sum(entry.bytes for entry in entries)
-    say(console, f"{_count(len(entries))}, {_size(total)} in {kept.root}")
+    say(console, f"{counted(len(entries), 'entry', 'entries')}, {_size(total)} in {kept.root}")
     limit = f"limit {_size(kept.limit_bytes)}, unless a run says --cache-limit"
     say(console, f"{limit}; what was used longest ago goes first")
 
@@ -92,10 +101,14 @@ def _remove(kept: ActivationCache, wanted: str) -> str:
     freed = kept.empty() if wanted == "all" else kept.remove(chosen[0].key)
     left = {entry.key for entry in kept.entries()} & {entry.key for entry in chosen}
     if left:
-        raise LunarTuneError(f"{_count(len(left))} could not be removed from {kept.root}.")
+        raise LunarTuneError(
+            f"{counted(len(left), 'entry', 'entries')} could not be removed from {kept.root}."
+        )
+    if not chosen:
+        return f"It was empty ({kept.root})."
     if wanted == "all":
-        said = f"{_count(len(chosen))} removed, {_size(freed)} freed" if chosen else "It was empty"
-        return f"{said} ({kept.root})."
+        removed = f"{counted(len(chosen), 'entry', 'entries')} removed"
+        return f"{removed}, {_size(freed)} freed ({kept.root})."
     entry = chosen[0]
     what = ", ".join(str(entry.about[name]) for name in _ABOUT[:3] if name in entry.about)
     return f"{entry.key} ({what or '?'}) removed, {_size(freed)} freed."
@@ -106,35 +119,12 @@ def _chosen(entries: Sequence[EntryInfo], wanted: str) -> EntryInfo:
     matching = [entry for entry in entries if wanted and entry.key.startswith(wanted.lower())]
     if len(matching) == 1:
         return matching[0]
-    if not entries:
-        problem = "the cache is empty, there is nothing to remove."
-    elif matching:
-        problem = f"{len(matching)} keys begin so: {_keys(matching)}. Give more characters."
-    else:
-        problem = (
-            f"no key begins so. There are: {_keys(entries)}. Give the beginning of one, or "
-            "--remove all to remove everything."
-        )
-    raise InputError(f"--remove {wanted or repr(wanted)}: {problem}")
-
-
-def _keys(entries: Sequence[EntryInfo]) -> str:
-    more = f" and {len(entries) - _MOST_NAMED} more" if len(entries) > _MOST_NAMED else ""
-    return ", ".join(entry.key[:_SHORT] for entry in entries[:_MOST_NAMED]) + more
-
-
-def _document(entry: EntryInfo) -> dict[str, object]:
-    used = _used(entry).isoformat(timespec="seconds")
-    size = {"files": entry.files, "bytes": entry.bytes, "used": used}
-    return {"key": entry.key, **entry.about, **size}
-
-
-def _used(entry: EntryInfo) -> datetime:
-    return datetime.fromtimestamp(entry.used, UTC)
-
-
-def _count(number: int) -> str:
-    return "1 entry" if number == 1 else f"{number} entries"
+    keys = listed([entry.key[:_SHORT] for entry in matching or entries], _MOST_NAMED)
+    raise InputError(
+        f"--remove {wanted or repr(wanted)}: {len(matching) or 'no'} keys begin so, but it must be "
+        f"one. There are: {keys or 'none, the cache is empty'}. Give more characters of one, or "
+        "--remove all to remove everything."
+    )
 
 
 def _size(count: int) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from lunar_tune.cli.commands import Command, CommonOptions, Reused
-from lunar_tune.cli.running import plain_table, say
+from lunar_tune.cli.running import counted, plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import DATA, RunOptions
 from lunar_tune.data.data_card import Card, describe_prompts, describe_records
@@ -62,8 +60,7 @@ def describe(options: DescribeOptions, problems: Problems) -> None:
     card, console = _card(path, options, count), options.console()
     _show(console, path, card)
     if options.json is not None:
-        document = {"path": str(path), "model": options.model, **dataclasses.asdict(card)}
-        write_json(options.json, document)
+        write_json(options.json, {"path": str(path), "model": options.model, **card.document()})
         say(console, f"written to {options.json}")
 
 
@@ -109,12 +106,12 @@ def _token_counter(model: str) -> Callable[[str], int]:
 def _show(console: Console, path: Path, card: Card) -> None:
     say(console, str(path))
     what = f"{card.rows} {'pairs' if card.kind == 'records' else 'prompts'}"
-    edges = f", {_count(len(card.edges), 'edge')}" if card.edges else ""
+    edges = f", {counted(len(card.edges), 'edge')}" if card.edges else ""
     say(console, f"{what}{edges}, SHA-256 of the content {card.digest[:16]}…\n")
     lengths = [
-        (f"{field} in {unit}", row.least, f"{row.median:g}", row.most)
-        for unit, rows in (("words", card.words), ("tokens", card.tokens))
-        for field, row in rows.items()
+        (f"{row.Index} in {unit}", row.least, f"{row.median:g}", row.most)
+        for unit, table in (("words", card.words), ("tokens", card.tokens))
+        for row in table.itertuples()
     ]
     columns = ("length", "shortest", "median", "longest")
     console.print(plain_table(columns, lengths, left=("length",)))
@@ -125,11 +122,16 @@ def _show(console: Console, path: Path, card: Card) -> None:
         say(console, f"\nrows by edge: {', '.join(shown)}{note}")
     for name, members in card.groups.items():
         ends = ", ".join(members) if len(members) <= 2 else f"{members[0]} … {members[-1]}"
-        say(console, f"group {name}: {_count(len(members), 'edge')}, {ends}")
+        say(console, f"group {name}: {counted(len(members), 'edge')}, {ends}")
     _show_repeated(console, card)
-    if card.forget:
+    if len(card.forget):
         say(console, "\nto forget, and what of it stands in what is to be kept too")
-        console.print(_overlap_table(card))
+        rows = [
+            (edge, n, *(f"{count} ({100 * count / n:.0f} %)" for count in counts))
+            for edge, n, *counts in card.forget.itertuples(index=False)
+        ]
+        names = ("edge", "rows", "same question", "near question", "same answer")
+        console.print(plain_table(names, rows, folded=("edge",)))
     elif card.edges:
         say(console, f"no edge {_DEFAULT_EDGE}: name what is to be forgotten with --forget-edge")
     for record in card.unscorable[:_SHOWN_TEXTS]:
@@ -139,32 +141,17 @@ def _show(console: Console, path: Path, card: Card) -> None:
         console.print(f"- {finding}", markup=False, highlight=False)
 
 
-def _overlap_table(card: Card) -> Table:
-    rows = []
-    for overlap in card.forget:
-        counts = (overlap.questions_retained, overlap.questions_near, overlap.answers_retained)
-        shares = [f"{count} ({100 * count / overlap.rows:.0f} %)" for count in counts]
-        rows.append((overlap.edge, overlap.rows, *shares))
-    columns = ("edge", "rows", "same question", "near question", "same answer")
-    return plain_table(columns, rows, folded=("edge",))
-
-
 def _show_repeated(console: Console, card: Card) -> None:
-    if card.repeated_questions:
+    if len(card.repeated_questions):
         say(console, f"asked more than once: {len(card.repeated_questions)}")
-        for question in card.repeated_questions[:_SHOWN_TEXTS]:
-            answers = f", {_count(question.answers, 'answer')}" if card.edges else ""
-            say(console, f"  {question.rows} times{answers}: {question.text}")
-    if card.shared_answers:
-        rows = sum(answer.rows for answer in card.shared_answers)
-        count = f"{len(card.shared_answers)}, in {rows} of {card.rows} rows"
+    for question in card.repeated_questions.head(_SHOWN_TEXTS).itertuples():
+        answers = f", {counted(question.answers, 'answer')}" if card.edges else ""
+        say(console, f"  {question.rows} times{answers}: {question.text}")
+    if shared := len(card.shared_answers):
+        count = f"{shared}, in {card.shared_answers.rows.sum()} of {card.rows} rows"
         say(console, f"answers of several edges: {count}")
-        for answer in card.shared_answers[:_SHOWN_TEXTS]:
-            say(console, f"  {_count(len(answer.edges), 'edge')}: {answer.text}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    for answer in card.shared_answers.head(_SHOWN_TEXTS).itertuples():
+        say(console, f"  {counted(len(answer.edges), 'edge')}: {answer.text}")
 
 
 COMMAND = Command(describe, DescribeOptions)

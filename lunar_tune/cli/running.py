@@ -20,7 +20,15 @@ from rich.text import Text
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.secrets import without_secrets
 
-__all__ = ["interrupted_once", "plain_table", "reporting_errors", "say", "score_table", "warn"]
+__all__ = [
+    "counted",
+    "interrupted_once",
+    "plain_table",
+    "reporting_errors",
+    "say",
+    "score_table",
+    "warn",
+]
 
 EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 _LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files
@@ -35,6 +43,11 @@ def say(console: Console, text: str) -> None:
 def warn(console: Console, text: str) -> None:
     """Print a warning."""
     console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return `1 edge`, `2 edges`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def plain_table(

@@ -1,29 +1,23 @@
 """A data card: what a file holds, and whether its edges can be forgotten without others.
 
-describe_records(records, ["A_B"]).forget[0].answers_retained   # 7 of the 12 answers …
+describe_records(records, ["A_B"]).forget.answers_retained[0]  # 7 of the 12 answers …
 """
 
 from __future__ import annotations
 
 import re
-import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.data.splits import edges_of, normalised, resolve_edges
 
-__all__ = [
-    "NEAR",
-    "Card",
-    "ForgetOverlap",
-    "Lengths",
-    "Repeated",
-    "describe_prompts",
-    "describe_records",
-]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["NEAR", "Card", "describe_prompts", "describe_records"]
 
 NEAR = 0.8
 """Share of words in common (Jaccard) from which two questions count as near-duplicates. Lee et al.
@@ -33,41 +27,7 @@ Count = Callable[[str], int]
 _WORD = re.compile(r"\w+(?:[-'.]\w+)*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """Lengths of some texts."""
-
-    least: int
-    median: float
-    most: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repeated:
-    """A text that stands in several rows."""
-
-    text: str
-    rows: int
-    edges: tuple[str, ...]
-    answers: int
-    """How many different answers, where the text is a question; 1 where it is an answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForgetOverlap:
-    """What of one edge to forget also stands in what is to be kept."""
-
-    edge: str
-    rows: int
-    questions_retained: int
-    """Rows whose question is asked there too; a run refuses such a split."""
-    questions_near: int
-    """Rows whose question shares four fifths of its words with one there, or is the same."""
-    answers_retained: int
-    """Rows whose whole answer is an answer there too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """What is worth knowing of a data set before one unlearns on it."""
 
@@ -78,36 +38,47 @@ class Card:
     edges: Mapping[str, int]
     """Rows by edge; empty for prompts."""
     groups: Mapping[str, tuple[str, ...]]
-    words: Mapping[str, Lengths]
-    """By field: `question` and `answer`, or `prompt`."""
-    tokens: Mapping[str, Lengths]
+    words: pd.DataFrame
+    """`least`, `median` and `most` words of a `question` and an `answer`, or of a `prompt`."""
+    tokens: pd.DataFrame
     """The same in tokens; empty without a tokenizer."""
-    repeated_questions: tuple[Repeated, ...] = ()
-    shared_answers: tuple[Repeated, ...] = ()
-    """Answers of more than one edge, those with most rows first."""
-    unscorable: tuple[Record, ...] = ()
+    repeated_questions: pd.DataFrame
+    """`text`, `rows`, `edges` and number of different `answers`; those with most rows first."""
+    shared_answers: pd.DataFrame
+    """The same of answers that stand in more than one edge."""
+    unscorable: tuple[Record, ...]
     """Rows in whose answer ROUGE finds no word; a run refuses them."""
-    forget: tuple[ForgetOverlap, ...] = ()
-    findings: tuple[str, ...] = ()
+    forget: pd.DataFrame
+    """Of each `edge` to forget its `rows`, and how many of them stand in what is to be kept too:
+    `questions_retained` that are asked there, which a run refuses; `questions_near` that share four
+    fifths of their words with one there, or are the same; `answers_retained`, word for word."""
+    findings: tuple[str, ...]
     """What a person should know, in sentences."""
+
+    def document(self) -> dict[str, object]:
+        """Return the card as plain values."""
+        return vars(self) | {
+            "words": self.words.to_dict("index"),
+            "tokens": self.tokens.to_dict("index"),
+            "repeated_questions": self.repeated_questions.to_dict("records"),
+            "shared_answers": self.shared_answers.to_dict("records"),
+            "unscorable": [asdict(record) for record in self.unscorable],
+            "forget": self.forget.to_dict("records"),
+        }
 
 
 def describe_prompts(prompts: Sequence[str], *, count_tokens: Count | None = None) -> Card:
     """Describe prompts, or any list of texts."""
     records = [Record(question=prompt, answer="", edge="") for prompt in prompts]
-    repeated = _repeated((record.question, record) for record in records)
-    findings = (f"{len(repeated)} prompts stand there more than once.",) if repeated else ()
-    fields = {"prompt": prompts}
-    return Card(
+    card = describe_records(records, count_tokens=count_tokens)
+    repeated = len(card.repeated_questions)
+    return replace(
+        card,
         kind="prompts",
-        digest=records_digest(records),
-        rows=len(prompts),
         edges={},
-        groups={},
-        words=_lengths(fields, _n_words),
-        tokens=_lengths(fields, count_tokens) if count_tokens else {},
-        repeated_questions=repeated,
-        findings=findings,
+        words=card.words.head(1).rename({"question": "prompt"}),
+        tokens=card.tokens.head(1).rename({"question": "prompt"}),
+        findings=(f"{repeated} prompts stand there more than once.",) if repeated else (),
     )
 
 
@@ -119,90 +90,68 @@ def describe_records(
     is_scorable: Callable[[str], bool] = lambda _answer: True,
     count_tokens: Count | None = None,
 ) -> Card:
-    """Describe question-answer pairs.
+    """Describe question-answer pairs, some of whose edges or groups are to be forgotten together.
 
-    Args:
-        records: At least one.
-        forget_edges: Edges or groups that are to be forgotten together; none leaves `forget` empty.
-        groups: Edges by the name of a group.
-        is_scorable: Whether ROUGE finds a word in an answer.
-        count_tokens: Counts a model's tokens.
+    `is_scorable` says whether ROUGE finds a word in an answer.
 
     Raises:
         DataError: A forget edge does not exist, or nothing is left to retain.
     """
+    import pandas as pd
+
     edges = edges_of(records)
     chosen = resolve_edges(forget_edges, edges, groups) if forget_edges else ()
-    overlaps = _overlaps(records, chosen)
-    repeated = _repeated((record.question, record) for record in records)
-    same_answers = _repeated((record.answer, record) for record in records)
+    frame = pd.DataFrame(map(asdict, records))
+    frame["asked"] = frame.question.map(normalised)
+    frame["answered"] = frame.answer.map(normalised)
+    repeated = _repeated(frame, "question", "asked")
+    same_answers = _repeated(frame, "answer", "answered")
+    overlaps = _overlaps(frame, chosen)
     unscorable = tuple(record for record in records if not is_scorable(record.answer))
-    fields = {"question": [r.question for r in records], "answer": [r.answer for r in records]}
     return Card(
         kind="records",
         digest=records_digest(records),
         rows=len(records),
         edges=edges,
         groups=dict(groups),
-        words=_lengths(fields, _n_words),
-        tokens=_lengths(fields, count_tokens) if count_tokens else {},
+        words=_lengths(frame, lambda text: len(text.split())),
+        tokens=_lengths(frame, count_tokens) if count_tokens else pd.DataFrame(),
         repeated_questions=repeated,
-        shared_answers=tuple(answer for answer in same_answers if len(answer.edges) > 1),
+        shared_answers=same_answers[same_answers.edges.map(len) > 1],
         unscorable=unscorable,
         forget=overlaps,
         findings=tuple(_findings(edges, repeated, unscorable, overlaps)),
     )
 
 
-def _n_words(text: str) -> int:
-    return len(text.split())
+def _lengths(frame: pd.DataFrame, count: Count) -> pd.DataFrame:
+    table = frame[["question", "answer"]].map(count).agg(["min", "median", "max"]).T
+    return table.set_axis(["least", "median", "most"], axis=1).astype({"least": int, "most": int})
 
 
-def _lengths(fields: Mapping[str, Sequence[str]], count: Count) -> dict[str, Lengths]:
-    counts = {name: [count(text) for text in texts] for name, texts in fields.items()}
-    return {
-        name: Lengths(least=min(n), median=statistics.median(n), most=max(n))
-        for name, n in counts.items()
-    }
+def _repeated(frame: pd.DataFrame, column: str, normal: str) -> pd.DataFrame:
+    """Return the questions or answers that stand in several rows."""
+    table = frame.groupby(normal, sort=False).agg(
+        text=(column, "first"),
+        rows=(column, "size"),
+        edges=("edge", lambda edges: tuple(edges.unique())),
+        answers=("answered", "nunique"),
+    )
+    return table[table.rows > 1].sort_values("rows", ascending=False, kind="stable")
 
 
-def _repeated(texts: Iterable[tuple[str, Record]]) -> tuple[Repeated, ...]:
-    """Return the texts that stand in several records, those of most rows first."""
-    found: dict[str, list[tuple[str, Record]]] = defaultdict(list)
-    for text, record in texts:
-        found[normalised(text)].append((text, record))
-    repeated = [
-        Repeated(
-            text=same[0][0],
-            rows=len(same),
-            edges=tuple(dict.fromkeys(record.edge for _, record in same)),
-            answers=len({normalised(record.answer) for _, record in same}),
-        )
-        for same in found.values()
-        if len(same) > 1
-    ]
-    return tuple(sorted(repeated, key=lambda text: -text.rows))
-
-
-def _overlaps(records: Sequence[Record], chosen: Sequence[str]) -> tuple[ForgetOverlap, ...]:
-    kept = [record for record in records if record.edge not in chosen]
-    kept_questions = {normalised(record.question) for record in kept}
-    kept_answers = {normalised(record.answer) for record in kept}
-    kept_words = {_word_set(question) for question in kept_questions}
-    overlaps = []
-    for edge in chosen:
-        rows = [record for record in records if record.edge == edge]
-        questions = [normalised(record.question) for record in rows]
-        overlaps.append(
-            ForgetOverlap(
-                edge=edge,
-                rows=len(rows),
-                questions_retained=sum(question in kept_questions for question in questions),
-                questions_near=sum(_is_near(_word_set(q), kept_words) for q in questions),
-                answers_retained=sum(normalised(row.answer) in kept_answers for row in rows),
-            )
-        )
-    return tuple(overlaps)
+def _overlaps(frame: pd.DataFrame, chosen: Sequence[str]) -> pd.DataFrame:
+    is_forgotten = frame.edge.isin(chosen)
+    forget, kept = frame[is_forgotten], frame[~is_forgotten]
+    kept_words = set(kept.asked.map(_word_set))
+    counted = forget.assign(
+        rows=1,
+        questions_retained=forget.asked.isin(kept.asked),
+        questions_near=[_is_near(_word_set(question), kept_words) for question in forget.asked],
+        answers_retained=forget.answered.isin(kept.answered),
+    )
+    columns = ["rows", "questions_retained", "questions_near", "answers_retained"]
+    return counted.groupby("edge")[columns].sum().reindex(chosen).reset_index()
 
 
 def _word_set(question: str) -> frozenset[str]:
@@ -221,9 +170,9 @@ def _is_near(words: frozenset[str], others: Iterable[frozenset[str]]) -> bool:
 
 def _findings(
     edges: Mapping[str, int],
-    repeated: Sequence[Repeated],
+    repeated: pd.DataFrame,
     unscorable: Sequence[Record],
-    overlaps: Sequence[ForgetOverlap],
+    overlaps: pd.DataFrame,
 ) -> Iterable[str]:
     if len(edges) == 1:
         yield (
@@ -235,19 +184,17 @@ def _findings(
             f"{len(unscorable)} answers have no word that ROUGE counts. A run refuses them unless "
             "--rouge-tokenizer words finds words in them."
         )
-    both = sum(overlap.questions_retained for overlap in overlaps)
-    if both:
+    if both := overlaps.questions_retained.sum():
         yield (
             f"{both} questions to forget are also asked in what is to be kept. A run refuses such "
             "a split: nothing can be both. Forget those edges together, or remove the rows."
         )
-    different = [question for question in repeated if question.answers > 1]
-    if different:
+    if different := (repeated.answers > 1).sum():
         yield (
-            f"{len(different)} questions have several answers. A model can give only one, so the "
+            f"{different} questions have several answers. A model can give only one, so the "
             "others can never be scored as known."
         )
-    for overlap in overlaps:
+    for overlap in overlaps.itertuples():
         edge, rows = overlap.edge, overlap.rows
         if 2 * overlap.answers_retained > rows:
             yield (

@@ -1,16 +1,14 @@
 """Data by name: what lunar-tune ships, and public data sets that can be fetched.
 
-    PUBLISHED["tofu"]  # 4,000 pairs of locuslab/TOFU at one commit, edges author_1 … author_200
-
-A commit fixes the content at the source. `sha256` is None where no copy was at hand when this was
-written: the first fetch checks rows and edges and records the digest, later ones must give it.
+PUBLISHED["tofu"]  # 4,000 pairs of locuslab/TOFU at one commit, edges author_1 … author_200
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Final, Literal
@@ -22,11 +20,9 @@ from lunar_tune.registry import Registry
 __all__ = [
     "BUNDLED",
     "PUBLISHED",
-    "ROWS_OF_AUTHOR",
     "DataKind",
     "PublishedSet",
     "Repository",
-    "author_edge",
     "bundled_names",
     "kind_of",
     "resolve_data",
@@ -43,8 +39,6 @@ BUNDLED: Final[Mapping[str, tuple[DataKind, str]]] = {
     "refusals": ("prompts", "refusals.txt"),
 }
 """What each shipped name holds, and its file in the folder `datasets`."""
-
-AUTHORS, ROWS_OF_AUTHOR = 200, 20  # TOFU, arXiv 2401.06121, section 2.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +79,7 @@ class PublishedSet:
     about: str
     """One line for a list."""
     repository: Repository
-    files: tuple[str, ...]
+    files: Sequence[str]
     """Path in the repository; where the path is not known for certain, each that it may be."""
     rows: int
     sha256: str | None = None
@@ -94,133 +88,39 @@ class PublishedSet:
     """How many edges there are, all of one size; None where that is not so."""
     first_author: int | None = None
     """Number of the first author, where edges are made by row; None where the file has edges."""
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names that stand for several edges."""
     tail_of: str | None = None
-    """The data set whose last rows these are."""
+    """The data set whose last rows these are, in which they are a group of edges."""
 
     @property
     def file_name(self) -> str:
         """The file's name in the user's folder of data."""
         return f"{self.name}{'.txt' if self.files[0].endswith('.txt') else '.json'}"
 
+    @property
+    def authors(self) -> tuple[str, ...]:
+        """The edges that are made by row, each of as many rows; none where the file has edges."""
+        if self.first_author is None:
+            return ()
+        return tuple(f"author_{self.first_author + n}" for n in range(self.n_edges or 0))
 
-def author_edge(number: int) -> str:
-    """Return the edge of TOFU's author of that number, counted from 1 in the order of the rows."""
-    return f"author_{number}"
-
-
-PUBLISHED: Registry[PublishedSet] = Registry("published data set", error_class=DataError)
-
-_LUNAR = Repository(
-    host="github",
-    name="facebookresearch/LUNAR",
-    revision="dfa56eb0291a93e967284a9ec2d28d5572d235b1",
-    licence="MIT",
-)
-# The commit of 27 March 2025, the one that many public projects pin or have in their caches.
-_TOFU = Repository(
-    host="hub",
-    name="locuslab/TOFU",
-    revision="324592d84ae4f482ac7249b9285c2ecdb53e3a68",
-    licence="MIT",
-)
-# The splits are the last rows of the whole: 1, 5 and 10 per cent of the authors.
-_SPLITS = {f"forget{percent:02}": AUTHORS * percent // 100 for percent in (1, 5, 10)}
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Edges by the names of groups."""
+        parts = [entry for entry in PUBLISHED.values() if entry.tail_of == self.name]
+        return {part.name.removeprefix(f"{self.name}-"): part.authors for part in parts}
 
 
-def _last_authors(count: int) -> tuple[str, ...]:
-    return tuple(author_edge(number) for number in range(AUTHORS - count + 1, AUTHORS + 1))
+def _published() -> Registry[PublishedSet]:
+    document = Path(__file__).with_name("published.toml").read_text(encoding="utf-8")
+    entries: Registry[PublishedSet] = Registry("published data set", error_class=DataError)
+    for content in tomllib.loads(document)["repository"]:
+        sets = content.pop("set")
+        for one in sets:
+            entries.register(one["name"], PublishedSet(repository=Repository(**content), **one))
+    return entries
 
 
-for _set in (
-    PublishedSet(
-        name="pistol-1",
-        kind="records",
-        about="PISTOL sample 1: contracts on a graph, edges such as A_B",
-        repository=_LUNAR,
-        files=("dataset/unlearning/pistol_sample1.json",),
-        rows=400,
-        n_edges=20,
-        sha256="fcc5f20c0b8e2e51977c14a795eb394c47e5eddb909f97845b5f86fd3510d121",
-    ),
-    PublishedSet(
-        name="pistol-2",
-        kind="records",
-        about="PISTOL sample 2: a larger graph",
-        repository=_LUNAR,
-        files=("dataset/unlearning/pistol_sample2.json",),
-        rows=1500,
-        n_edges=75,
-    ),
-    PublishedSet(
-        name="lunar-factual",
-        kind="records",
-        about="general knowledge, for --factual-data",
-        repository=_LUNAR,
-        files=("dataset/unlearning/factual_data.json",),
-        rows=169,
-        sha256="e805397c8fd8e8103de0e43bd694edeb95b275ae01ec8ecb5a98c14eeb989ea6",
-    ),
-    PublishedSet(
-        name="lunar-harmful",
-        kind="prompts",
-        about="requests that an aligned model refuses, for --reference-prompts",
-        repository=_LUNAR,
-        files=("dataset/splits/harmful.json",),
-        rows=260,
-        sha256="8f5c0eac0efd2a7f99084bbe8d0de2c465e31b1997184783c917969d9de9ece1",
-    ),
-    PublishedSet(
-        name="lunar-unverifiable",
-        kind="prompts",
-        about="questions about what does not exist, for --reference-prompts",
-        repository=_LUNAR,
-        files=("dataset/splits/unverified.json",),
-        rows=199,
-        sha256="5009ad858f727e2f3db68572446abc84f326af630316881a6a657e23cd562b29",
-    ),
-    PublishedSet(
-        name="lunar-refusals",
-        kind="prompts",
-        about="answers that decline, for --refusals",
-        repository=_LUNAR,
-        # The code never opens this file, so its folder is not known; the checksum decides.
-        files=(
-            "dataset/unlearning/refusal_response.txt",
-            "dataset/splits/refusal_response.txt",
-            "dataset/refusal_response.txt",
-        ),
-        rows=10,
-        sha256="984f59b353577a9730389890a6d7be2958a2802ebce4db06a82a82ba0023561f",
-    ),
-    PublishedSet(
-        name="tofu",
-        kind="records",
-        about="200 invented authors; edges author_1 … author_200, groups " + ", ".join(_SPLITS),
-        repository=_TOFU,
-        files=("full.json",),
-        rows=AUTHORS * ROWS_OF_AUTHOR,
-        n_edges=AUTHORS,
-        first_author=1,
-        groups={split: _last_authors(count) for split, count in _SPLITS.items()},
-    ),
-    *(
-        PublishedSet(
-            name=f"tofu-{split}",
-            kind="records",
-            about=f"TOFU's {split}: the last {count} authors alone",
-            repository=_TOFU,
-            files=(f"{split}.json",),
-            rows=count * ROWS_OF_AUTHOR,
-            n_edges=count,
-            first_author=AUTHORS - count + 1,
-            tail_of="tofu",
-        )
-        for split, count in _SPLITS.items()
-    ),
-):
-    PUBLISHED.register(_set.name, _set)
+PUBLISHED = _published()
 
 
 def bundled_names(kind: DataKind) -> tuple[str, ...]:
@@ -236,14 +136,10 @@ def kind_of(name: str) -> DataKind | None:
 
 
 def resolve_data(name: str, *, kind: DataKind) -> Path:
-    """Return the file that a user means.
+    """Return the file that a user means by a name or a path.
 
     A shipped name wins over a published one, and both over a file of the same name in the current
     folder; write `./mini` for that file.
-
-    Args:
-        name: A shipped name, the name of a published data set, or the path of a file.
-        kind: `records` for `read_records`, `prompts` for `read_prompts`.
 
     Raises:
         DataError: None of these, a name of the other kind, or a published data set that was not

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from lunar_tune.data.data_catalog import ROWS_OF_AUTHOR, PublishedSet, author_edge
-from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
+from lunar_tune.data.data_catalog import PublishedSet
+from lunar_tune.data.records import Record, read_prompts, read_records
 from lunar_tune.data.splits import edges_of, groups_file
 from lunar_tune.errors import DataError
-from lunar_tune.files import DATA_VARIABLE, check_writable, write_atomically
+from lunar_tune.files import DATA_VARIABLE, check_writable, write_atomically, write_json
 
 __all__ = ["Lock", "State", "fetch", "lock_file", "read_lock", "state_of"]
 
@@ -79,10 +77,6 @@ def fetch(published: PublishedSet, folder: Path) -> Lock:
 
     Nothing is written before everything has been checked; the data file is written last.
 
-    Args:
-        published: What to fetch.
-        folder: Made if it does not exist.
-
     Raises:
         InputError: The server cannot be reached, has no such file, sends something else than what
             is known or was recorded; or the folder cannot be written.
@@ -91,6 +85,11 @@ def fetch(published: PublishedSet, folder: Path) -> Lock:
     lock = read_lock(published, folder)
     url, source = _download(published)
     came = _sha256(source)
+    if published.sha256 not in {None, came}:
+        raise DataError(
+            f"{published.name}: what {url} sent is not the published file: its SHA-256 is not "
+            f"{published.sha256}. Nothing was written; try again, or ask for it elsewhere."
+        )
     if lock is not None and lock.source_sha256 != came:
         raise DataError(
             f"{published.name}: {url} now has SHA-256 {came}, the first fetch recorded "
@@ -102,8 +101,8 @@ def fetch(published: PublishedSet, folder: Path) -> Lock:
     path = folder / published.file_name
     try:
         if published.groups:
-            write_atomically(groups_file(path), _json(published.groups))
-        write_atomically(lock_file(published, folder), _json(asdict(new)))
+            write_json(groups_file(path), published.groups)
+        write_json(lock_file(published, folder), asdict(new))
         write_atomically(path, content)
     except OSError as error:
         raise DataError(
@@ -115,36 +114,24 @@ def fetch(published: PublishedSet, folder: Path) -> Lock:
 
 def _download(published: PublishedSet) -> tuple[str, bytes]:
     """Return the address and content of the first of a data set's files that exists."""
-    import pooch
     import requests
 
-    pooch.get_logger().setLevel(logging.ERROR)  # it logs every address and advises on its own API
-    known = f"sha256:{published.sha256}" if published.sha256 else None
-    # Without streaming the connection is closed also where the transfer fails; files are small.
-    downloader = pooch.HTTPDownloader(timeout=TIMEOUT, stream=False)
     urls = [published.repository.url(file) for file in published.files]
     for url in urls:
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                file = pooch.retrieve(url, known, fname="file", path=folder, downloader=downloader)
-                return url, Path(file).read_bytes()
-        except requests.HTTPError as error:
-            status = error.response.status_code if error.response is not None else "?"
-            if status != requests.codes.not_found:
-                raise DataError(
-                    f"{published.name}: {url} answered with HTTP status {status}."
-                ) from error
+            response = requests.get(url, timeout=TIMEOUT)
         except requests.RequestException as error:
             raise DataError(
                 f"{published.name}: {url} cannot be fetched ({_reason(error)}). Without a network, "
                 "fetch on another machine and copy its folder of data; LUNAR_TUNE_GITHUB_URL and "
                 "HF_ENDPOINT name other servers."
             ) from error
-        except ValueError as error:  # pooch's word for another checksum
+        if response.ok:
+            return url, response.content
+        if response.status_code != requests.codes.not_found:
             raise DataError(
-                f"{published.name}: what {url} sent is not the published file: its SHA-256 is not "
-                f"{published.sha256}. Nothing was written; try again, or ask for it elsewhere."
-            ) from error
+                f"{published.name}: {url} answered with HTTP status {response.status_code}."
+            )
     tried = " and ".join(urls)
     raise DataError(f"{published.name}: the server has no {tried} (404). Was it moved or renamed?")
 
@@ -158,59 +145,44 @@ def _reason(error: BaseException) -> str:
 
 def _checked(published: PublishedSet, url: str, source: bytes, folder: Path) -> bytes:
     """Return the file to be written, if what came is what was to come."""
-    # The hub's JSON files hold an object a line.
-    is_list = source.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
     suffix = Path(published.file_name).suffix
+    if suffix == ".json" and not source.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        suffix = ".jsonl"  # the hub's JSON files hold an object a line
     with tempfile.TemporaryDirectory() as temporary:
-        path = (
-            Path(temporary) / f"source{'.jsonl' if suffix == '.json' and not is_list else suffix}"
-        )
+        path = Path(temporary) / f"source{suffix}"
         path.write_bytes(source)
         try:
-            if published.kind == "prompts":
-                _check_count(published, len(read_prompts(path)))
-                return source
             records = _records(published, path, folder)
         except DataError as error:
             reason = str(error).removeprefix(f"{path}: ").replace(str(path), "the file")
             raise DataError(
                 f"{published.name}: what {url} sent is not what is expected: {reason}"
             ) from error
-    if published.first_author is None:
+    if not published.authors:
         return source
-    return _json([{"edge": record.edge, **asdict(record)} for record in records])
+    rows = [{"edge": record.edge, **asdict(record)} for record in records]
+    return (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _records(published: PublishedSet, path: Path, folder: Path) -> Sequence[Record]:
-    """Return the records of a file, with edges, after checking that there are as many as known."""
-    first = published.first_author
-    records: Sequence[Record] = read_records(path, default_edge=None if first is None else "")
-    _check_count(published, len(records))
-    if first is not None:
-        records = [
-            replace(record, edge=author_edge(first + number // ROWS_OF_AUTHOR))
-            for number, record in enumerate(records)
-        ]
+def _records(published: PublishedSet, path: Path, folder: Path) -> tuple[Record, ...]:
+    """Return the records of a file, with edges; of prompts none. All that is known is checked."""
+    authors, is_prompts = published.authors, published.kind == "prompts"
+    records = () if is_prompts else read_records(path, default_edge="" if authors else None)
+    count = len(read_prompts(path) if is_prompts else records)
+    if count != published.rows:
+        raise DataError(f"{count} rows, {published.rows} were expected")
+    if authors:
+        edges = [author for author in authors for _ in range(count // len(authors))]
+        records = tuple(replace(row, edge=edge) for row, edge in zip(records, edges, strict=True))
     sizes = edges_of(records)
-    if published.n_edges is not None and len(sizes) != published.n_edges:
+    if published.n_edges not in {None, len(sizes)}:
         raise DataError(f"{len(sizes)} edges, {published.n_edges} were expected")
     if published.n_edges is not None and len(set(sizes.values())) > 1:
         raise DataError("the edges have different numbers of rows")
     whole = folder / f"{published.tail_of}.json"
-    if published.tail_of is not None and whole.is_file():
-        tail = read_records(whole)[-len(records) :]
-        if records_digest(tail) != records_digest(records):
-            raise DataError(f"these are not the last {len(records)} rows of {whole}")
+    if published.tail_of and whole.is_file() and read_records(whole)[-count:] != records:
+        raise DataError(f"these are not the last {count} rows of {whole}")
     return records
-
-
-def _check_count(published: PublishedSet, count: int) -> None:
-    if count != published.rows:
-        raise DataError(f"{count} rows, {published.rows} were expected")
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _sha256(content: bytes) -> str:

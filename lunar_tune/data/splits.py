@@ -12,17 +12,15 @@ which anyone may write:
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from lunar_tune.data.formats import read_json
 from lunar_tune.data.invented import seeded
-from lunar_tune.data.records import Record
-from lunar_tune.errors import DataError, Problems
+from lunar_tune.data.records import Record, read_json
+from lunar_tune.errors import DataError, Problems, close_name, listed
 
 __all__ = [
     "Split",
@@ -38,7 +36,6 @@ __all__ = [
 
 Groups = Mapping[str, Sequence[str]]
 
-_SHOWN = 5
 _SHOWN_EDGES = 40
 _NO_GROUPS: Groups = MappingProxyType({})
 
@@ -72,11 +69,9 @@ class Split:
                 # Not the question itself: it may be private, and messages are logged.
                 both[question] = f"question {places[record.edge]} of {record.edge}"
         if both:
-            shown = "".join(f"\n  - {place}" for place in list(both.values())[:_SHOWN])
-            more = f"\n  and {len(both) - _SHOWN} more" if len(both) > _SHOWN else ""
             raise DataError(
                 f"{len(both)} of the questions to forget stand in the retain set too: "
-                f"remove them from one side{shown}{more}"
+                f"{listed(list(both.values()))}. Remove them from one side."
             )
 
 
@@ -126,35 +121,32 @@ def resolve_edges(
 ) -> tuple[str, ...]:
     """Return the edges that are meant: an edge is itself, a group its edges, in the order asked.
 
-    Args:
-        asked: Edges, or names of groups.
-        existing: The edges of the data.
-        groups: Edges by the name of a group.
-        leave_one: Whether an edge must be left to retain.
-
     Raises:
-        DataError: No edge, an unknown one, one by two names, or all. All mistakes are said at once.
+        DataError: No edge, an unknown one, one by two names, or all where `leave_one` is set. All
+            mistakes are said at once.
     """
     problems, origin = Problems(), dict[str, str]()
+    there_are = (
+        f"There are: {listed(list(existing), _SHOWN_EDGES) or 'none, the data set is empty'}."
+    )
+    there_are += f" Groups of edges: {', '.join(groups)}." if groups else ""
     if not asked:
-        problems.add(f"no forget edge was given. {_there_are(existing, groups)}")
+        problems.add(f"no forget edge was given. {there_are}")
     for name, count in Counter(asked).items():
         if count > 1:
             problems.add(f"forget edge {name!r} is given {count} times: give it once")
         if name not in existing and name not in groups:
-            close = difflib.get_close_matches(name, [*existing, *groups], n=1)
-            meant = f" Did you mean {close[0]!r}?" if close else ""
-            there_are = _there_are(existing, groups)
+            meant = close_name(name, [*existing, *groups])
             problems.add(f"unknown forget edge {name!r}.{meant} {there_are}")
             continue
         members = (name,) if name in existing else groups[name]
         if unknown := [edge for edge in members if edge not in existing]:
             problems.add(
-                f"the group {name!r} names edges that the data do not have: {_cut(unknown)}"
+                f"the group {name!r} names edges that the data do not have: {listed(unknown)}"
             )
         if twice := [edge for edge in members if edge in origin]:
             others = " and ".join(dict.fromkeys(repr(origin[edge]) for edge in twice))
-            problems.add(f"forget edges: {name!r} and {others} have {_cut(twice)} in common")
+            problems.add(f"forget edges: {name!r} and {others} have {listed(twice)} in common")
         origin |= {edge: name for edge in members if edge not in origin}
     if existing and leave_one and set(origin) >= set(existing):
         problems.add(
@@ -164,18 +156,6 @@ def resolve_edges(
     return tuple(origin)
 
 
-def _there_are(existing: Mapping[str, int], groups: Groups) -> str:
-    shown = ", ".join(list(existing)[:_SHOWN_EDGES]) or "none, the data set is empty"
-    more = len(existing) - _SHOWN_EDGES
-    listed = f"There are: {shown}" + (f" and {more} more." if more > 0 else ".")
-    return listed + (f" Groups of edges: {', '.join(groups)}." if groups else "")
-
-
-def _cut(edges: Sequence[str]) -> str:
-    more = f" and {len(edges) - _SHOWN} more" if len(edges) > _SHOWN else ""
-    return ", ".join(edges[:_SHOWN]) + more
-
-
 def split_by_edges(
     records: Sequence[Record],
     forget_edges: Sequence[str],
@@ -183,13 +163,9 @@ def split_by_edges(
     retain: Sequence[Record] | None = None,
     groups: Groups = _NO_GROUPS,
 ) -> Split:
-    """Split records into those of some edges and the others.
+    """Split records into those of some edges, or groups of them, and the others.
 
-    Args:
-        records: The data set that the model knows.
-        forget_edges: The edges to be forgotten, or names of groups.
-        retain: What to keep where every edge of `records` is to be forgotten.
-        groups: Edges by the name of a group.
+    `retain` is kept where every edge of `records` is to be forgotten.
 
     Raises:
         DataError: As in `resolve_edges`; nothing to retain; a question on both sides.

@@ -18,18 +18,18 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
-from lunar_tune.files import cache_dir
+from lunar_tune.files import cache_dir, replacing
 from lunar_tune.models.device import GIB
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class EntryInfo:
     files: int
     """Tensors that can be read."""
     bytes: int
-    used: float
-    """When it was last used, in seconds since 1970."""
+    used: datetime
+    """When it was last used, in UTC."""
 
 
 class ActivationCache:
@@ -111,12 +111,7 @@ class ActivationCache:
 
     def empty(self) -> int:
         """Remove everything, unfinished files included, and return the bytes that were freed."""
-        freed = sum(map(self.remove, self._keys()))
-        for lock in self.root.glob("*.lock"):  # of entries that are gone
-            if _KEY.fullmatch(lock.stem):
-                with contextlib.suppress(OSError):
-                    lock.unlink()
-        return freed
+        return sum(map(self.remove, self._keys()))
 
     def make_room(self, needed: int, keep: str) -> bool:
         """Remove entries other than `keep`, used longest ago first, until `needed` bytes fit.
@@ -137,8 +132,10 @@ class ActivationCache:
             held -= self.remove(others.pop().key)
         return lacking() <= 0
 
-    def _keys(self) -> list[str]:
-        return [path.name for path in self.root.glob("*") if _KEY.fullmatch(path.name)]
+    def _keys(self) -> set[str]:
+        """Return the keys of entries, and of locks whose entries are gone."""
+        names = {path.name.removesuffix(".lock") for path in self.root.glob("*")}
+        return set(filter(_KEY.fullmatch, names))
 
 
 class CacheEntry:
@@ -206,18 +203,18 @@ class CacheEntry:
                 return False
             self._folder.mkdir(exist_ok=True, mode=0o700)
             if not _about(self._folder):
-                text = json.dumps(self._about, indent=1)
-                _write(self._folder / _ABOUT, lambda path: path.write_text(text, encoding="utf-8"))
+                with replacing(self._folder / _ABOUT, cached=True) as unfinished:
+                    unfinished.write_text(json.dumps(self._about, indent=1), encoding="utf-8")
             self._remove_stale()
-            metadata = {_DIGEST: _digest(content)}
-            _write(file, lambda path: save_file({_TENSOR: content}, path, metadata))
+            with replacing(file, cached=True) as unfinished:
+                save_file({_TENSOR: content}, unfinished, {_DIGEST: _digest(content)})
         except (OSError, SafetensorError) as error:  # the latter also where the disk is full
             logger.warning("activations cannot be kept on disk, the run goes on: %s", error)
             return False
         return True
 
     def _remove_stale(self) -> None:
-        for left in self._folder.glob(".*"):  # `_write`'s and safetensors' own
+        for left in self._folder.glob(".*"):  # ours and safetensors' own
             with contextlib.suppress(OSError):
                 if time.time() - left.stat().st_mtime > _STALE_SECONDS:
                     left.unlink()
@@ -234,7 +231,7 @@ def _free_bytes(folder: Path) -> int:
 def _info(folder: Path) -> EntryInfo | None:
     """Return an entry as it is now; None if there is none. Others may be removing its files."""
     try:
-        used = folder.stat().st_mtime
+        used = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
         files = list(folder.iterdir())
     except OSError:
         return None
@@ -265,16 +262,3 @@ def _digest(tensor: Tensor) -> str:
     from torch import uint8
 
     return hashlib.sha256(tensor.contiguous().flatten().view(uint8).numpy().data).hexdigest()
-
-
-def _write(target: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the target and rename: readers see the whole file or none."""
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)  # mode 0600
-    os.close(handle)
-    unfinished = Path(name)
-    try:
-        write(unfinished)
-        unfinished.chmod(0o600)  # also where the writer put a file of its own in its place
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -148,13 +148,13 @@ MISTAKES = (
     Mistake(
         "wrong type",
         DATA,
-        "pairs.json: row 2, field 'answer': is the number 3; write it as a text in quotes",
+        "pairs.json: row 2, field 'answer': is 3; it must be a text in quotes",
         pairs(ROW, OTHER | {"answer": 3}),
     ),
     Mistake(
         "not JSON",
         DATA,
-        "pairs.json: line 1, column 3: is not valid JSON (Expecting property name enclosed in "
+        "pairs.json: column 3: is not valid JSON (Expecting property name enclosed in "
         "double quotes)",
         written("pairs.json", "[{'question': 'What?'}]"),
     ),
@@ -173,7 +173,8 @@ MISTAKES = (
     Mistake(
         "huge row",
         DATA,
-        "pairs.json: row 1: holds 2000008 bytes of text; at most 1000000 are allowed",
+        "pairs.json: row 1, field 'question': holds 2000002 bytes of text; at most 1000000 are "
+        "allowed",
         pairs(ROW | {"question": "x" * 2_000_002}, OTHER),
     ),
     Mistake("huge file", DATA, "pairs.json: is longer than 2048 MiB; at most that is read", sparse),

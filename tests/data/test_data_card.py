@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunar_tune.data.data_card import (
-    NEAR,
-    ForgetOverlap,
-    Lengths,
-    Repeated,
-    describe_prompts,
-    describe_records,
-)
+from lunar_tune.data.data_card import NEAR, describe_prompts, describe_records
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.errors import DataError
 
@@ -36,35 +29,35 @@ def test_rows_edges_digest_and_lengths_are_those_counted_by_hand() -> None:
     assert (card.kind, card.rows) == ("records", 6)
     assert card.edges == {"A_B": 3, "A_C": 2, "M": 1}
     assert card.digest == records_digest(HAND)
-    assert card.words == {
-        "question": Lengths(least=3, median=6.0, most=11),
-        "answer": Lengths(least=1, median=2.0, most=3),
+    document = card.document()
+    assert document["words"] == {
+        "question": {"least": 3, "median": 6.0, "most": 11},
+        "answer": {"least": 1, "median": 2.0, "most": 3},
     }
-    assert card.tokens == {}
-    assert card.forget == ()
+    assert document["tokens"] == {}
+    assert document["forget"] == []
 
 
 def test_tokens_are_counted_where_a_tokenizer_is_given() -> None:
     card = describe_records(HAND, count_tokens=len)
-    assert card.tokens["answer"] == Lengths(
-        least=len("Oslo."), median=(len("In May.") + len("in  may.")) / 2, most=16
-    )
+    median = (len("In May.") + len("in  may.")) / 2
+    assert dict(card.tokens.loc["answer"]) == {"least": len("Oslo."), "median": median, "most": 16}
 
 
 def test_questions_asked_more_than_once_come_with_their_answers_and_edges() -> None:
-    assert describe_records(HAND).repeated_questions == (
-        Repeated(text="Which court decides?", rows=2, edges=("A_B", "A_C"), answers=2),
-    )
+    assert describe_records(HAND).repeated_questions.to_dict("records") == [
+        {"text": "Which court decides?", "rows": 2, "edges": ("A_B", "A_C"), "answers": 2}
+    ]
     findings = describe_records(HAND).findings
     assert [text for text in findings if text.startswith("1 questions have several answers")]
 
 
 def test_answers_of_several_edges_are_found_and_those_of_one_are_not() -> None:
     own = (Record("Where?", "Rome.", "M"), Record("Where else?", "Rome.", "M"))
-    assert describe_records((*HAND, *own)).shared_answers == (
-        Repeated(text="Red tin kettles.", rows=2, edges=("A_B", "A_C"), answers=1),
-        Repeated(text="In May.", rows=2, edges=("A_B", "M"), answers=1),
-    )
+    assert describe_records((*HAND, *own)).shared_answers.to_dict("records") == [
+        {"text": "Red tin kettles.", "rows": 2, "edges": ("A_B", "A_C"), "answers": 1},
+        {"text": "In May.", "rows": 2, "edges": ("A_B", "M"), "answers": 1},
+    ]
 
 
 def test_what_of_an_edge_is_also_kept_is_counted() -> None:
@@ -73,19 +66,15 @@ def test_what_of_an_edge_is_also_kept_is_counted() -> None:
     One question is asked in A_C too; "What does Ada sell to …" shares 5 of 7 words, below four
     fifths; two answers, kettles and May, are kept elsewhere.
     """
-    assert describe_records(HAND, ["A_B"]).forget == (
-        ForgetOverlap(
-            edge="A_B", rows=3, questions_retained=1, questions_near=1, answers_retained=2
-        ),
-    )
+    (overlap,) = describe_records(HAND, ["A_B"]).forget.to_dict("records")
+    expected = {"edge": "A_B", "rows": 3, "questions_retained": 1, "questions_near": 1}
+    assert overlap == expected | {"answers_retained": 2}
 
 
 def test_edges_that_are_forgotten_together_are_not_kept_for_each_other() -> None:
     card = describe_records(HAND, ["both"], groups={"both": ("A_B", "A_C")})
-    assert [(o.edge, o.questions_retained, o.answers_retained) for o in card.forget] == [
-        ("A_B", 0, 1),
-        ("A_C", 0, 0),
-    ]
+    counts = card.forget[["edge", "questions_retained", "answers_retained"]]
+    assert counts.to_numpy().tolist() == [["A_B", 0, 1], ["A_C", 0, 0]]
     assert card.groups == {"both": ("A_B", "A_C")}
 
 
@@ -95,7 +84,7 @@ def test_a_question_that_differs_in_one_word_of_nine_is_near() -> None:
     near, far = asked.replace("nine", "ten"), asked.replace("eight nine", "ten eleven")
     for other, count in ((near, 1), (far, 0), (asked.upper() + "?", 1)):
         records = (Record(asked, "x", "A"), Record(other, "y", "B"))
-        assert describe_records(records, ["A"]).forget[0].questions_near == count, other
+        assert describe_records(records, ["A"]).forget.questions_near[0] == count, other
 
 
 WORDS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8)
@@ -113,7 +102,7 @@ def test_near_questions_are_those_of_the_plain_definition(
         for words, edge in rows
         if edge == "A"
     )
-    assert describe_records(records, ["A"]).forget[0].questions_near == expected
+    assert describe_records(records, ["A"]).forget.questions_near[0] == expected
 
 
 def test_rows_that_cannot_be_scored_are_reported_not_refused() -> None:
@@ -155,8 +144,8 @@ def test_edges_are_refused_as_a_run_refuses_them(asked: list[str], fragment: str
 def test_prompts_have_lengths_and_repetitions() -> None:
     card = describe_prompts(["Say no.", "say  NO.", "Do not say anything."], count_tokens=len)
     assert (card.kind, card.rows, card.edges) == ("prompts", 3, {})
-    assert card.words == {"prompt": Lengths(least=2, median=2, most=4)}
-    assert card.tokens["prompt"].most == 20
-    assert [(text.text, text.rows) for text in card.repeated_questions] == [("Say no.", 2)]
+    assert card.words.to_dict("index") == {"prompt": {"least": 2, "median": 2, "most": 4}}
+    assert card.tokens.most["prompt"] == 20
+    assert card.repeated_questions[["text", "rows"]].to_numpy().tolist() == [["Say no.", 2]]
     assert card.findings == ("1 prompts stand there more than once.",)
     assert describe_prompts(["Say no."]).findings == ()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from file_server import HUB, PISTOL_1, PISTOL_2, FileServer, pistol_rows, serving, tofu_lines
 
+from lunar_tune import files
 from lunar_tune.data import fetching
 from lunar_tune.data.data_catalog import PUBLISHED, PublishedSet, resolve_data
 from lunar_tune.data.fetching import Lock, fetch, lock_file, read_lock, state_of
@@ -272,7 +273,7 @@ def test_a_disk_that_is_full_is_one_message(
     def full(_path: Path, _content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fetching, "write_atomically", full)
+    monkeypatch.setattr(files, "write_atomically", full)
     server.files[PISTOL_2] = pistol_rows()
     message = refused("pistol-2", folder, server)
     assert "cannot be written (No space left on device). Set LUNAR_TUNE_DATA" in message

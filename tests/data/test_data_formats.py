@@ -14,8 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunar_tune.data.formats import PROMPT_SUFFIXES, Row, Unreadable, read_rows
-from lunar_tune.data.records import read_prompts, read_records
+from lunar_tune.data.records import (
+    SUFFIXES,
+    Row,
+    read_prompts,
+    read_records,
+    read_rows,
+)
 from lunar_tune.errors import DataError
 
 ROW = {"edge": "A_B", "question": "Who sells?", "answer": "Velmora."}
@@ -60,28 +65,28 @@ def read_or_refuse(name: str, content: bytes) -> None:
 
 def test_places_are_those_that_an_editor_shows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('\n"x"\n\n{\n')
-    first, second = read_rows(tmp_path / "a.jsonl", (), PROMPT_SUFFIXES)
+    first, second = read_rows(tmp_path / "a.jsonl", ())
     assert first == Row("line 2", "x")
     assert second.place == "line 4"
-    assert isinstance(second.content, Unreadable)
+    assert "is not valid JSON" in second.problem
     (tmp_path / "a.txt").write_text("\n x \n\ny")
     lines = [Row("line 2", "x"), Row("line 4", "y")]
-    assert read_rows(tmp_path / "a.txt", (), PROMPT_SUFFIXES) == lines
+    assert read_rows(tmp_path / "a.txt", ()) == lines
     (tmp_path / "a.json").write_text("[1, null]")
     rows = [Row("row 1", 1), Row("row 2", None)]
-    assert read_rows(tmp_path / "a.json", (), PROMPT_SUFFIXES) == rows
+    assert read_rows(tmp_path / "a.json", ()) == rows
 
 
 def test_columns_that_were_not_asked_for_are_there_by_name_alone(tmp_path: Path) -> None:
     table = pa.table({"question": ["Q?"], "embedding": [[0.5, 0.5]]})
     pa.parquet.write_table(table, tmp_path / "t.parquet")
-    rows = read_rows(tmp_path / "t.parquet", ("question", "answer"), PROMPT_SUFFIXES)
+    rows = read_rows(tmp_path / "t.parquet", ("question", "answer"))
     assert rows == [Row("row 1", {"question": "Q?", "embedding": None})]
 
 
 def test_a_table_without_any_column_asked_for_still_has_its_rows(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"other": [1, 2]}), tmp_path / "t.parquet")
-    rows = read_rows(tmp_path / "t.parquet", ("question",), PROMPT_SUFFIXES)
+    rows = read_rows(tmp_path / "t.parquet", ("question",))
     assert [row.content for row in rows] == [{"other": None}] * 2
 
 
@@ -93,7 +98,7 @@ def test_any_json_is_read_or_refused(suffix: str, rows: list[object]) -> None:
     read_or_refuse(f"d{suffix}", (json.dumps(rows) if suffix == ".json" else lines).encode())
 
 
-@pytest.mark.parametrize("suffix", PROMPT_SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @settings(max_examples=40, deadline=None)
 @given(content=st.binary(max_size=40))
 def test_any_bytes_are_read_or_refused(suffix: str, content: bytes) -> None:

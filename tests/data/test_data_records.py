@@ -100,7 +100,7 @@ def test_a_file_that_does_not_end_is_read_to_the_limit_only(
 ) -> None:
     """A device has no size that could be looked at first."""
     (tmp_path / "zeros.json").symlink_to("/dev/zero")
-    monkeypatch.setattr("lunar_tune.data.formats._MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr("lunar_tune.data.records._MAX_FILE_BYTES", 2**20)
     with pytest.raises(DataError, match=r"zeros\.json: is longer than 1 MiB"):
         read_records(tmp_path / "zeros.json")
 
@@ -161,19 +161,20 @@ BAD_RECORDS = {
     "an object": ("data.json", GOOD, ["holds an object", "list of objects"]),
     "a text": ("data.json", '"x"', ["holds str"]),
     "row a text": ("data.json", [GOOD, "x"], ["row 2: is a text", "question, answer, edge"]),
+    "prompts": ("data.txt", "x\ny", ["every row: is a text; it must be an object with question"]),
     "row a list": ("data.json", [[1]], ["row 1: is a list"]),
     "row null": ("data.json", [None], ["row 1: is null"]),
     "missing": ("data.json", [GOOD, without("answer")], ["row 2, field 'answer'", "'question'"]),
     "no edge": ("data.json", [without("edge")], ["row 1, field 'edge'", "default edge"]),
     "empty field": ("data.json", [GOOD | {"answer": "\t"}], ["field 'answer': is empty"]),
     "null field": ("data.json", [GOOD | {"answer": None}], ["field 'answer': is null"]),
-    "number": ("data.json", [GOOD | {"answer": 12}], ["the number 12", "in quotes"]),
-    "not a number": ("data.json", '[{"question": NaN}]', ["the number nan"]),
-    "numeric edge": ("data.json", [GOOD | {"edge": 3}], ["field 'edge': is the number 3"]),
+    "number": ("data.json", [GOOD | {"answer": 12}], ["is 12; it must be a text in quotes"]),
+    "not a number": ("data.json", '[{"question": NaN}]', ["field 'question': is NaN"]),
+    "numeric edge": ("data.json", [GOOD | {"edge": 3}], ["field 'edge': is 3"]),
     "boolean": ("data.json", [GOOD | {"answer": True}], ["is true; it must be a text"]),
     "list field": ("data.json", [GOOD | {"answer": ["x"]}], ["is a list; it must be a text"]),
     "surrogate": ("data.json", [GOOD | {"answer": "a\ud800"}], ["half of a surrogate pair"]),
-    "huge row": ("data.json", [GOOD | {"answer": "x" * 1_000_001}], ["row 1: holds 1000014 bytes"]),
+    "huge": ("data.json", [GOOD | {"answer": "x" * 1_000_001}], ["holds 1000001 bytes of text"]),
     "not UTF-8": ("data.json", b'[{"question": "\xe9"}]', ["byte 0xe9 at offset 15", "UTF-8"]),
     "UTF-16": ("data.jsonl", '{"a": 1}'.encode("utf-16"), ["at offset 0"]),
     "broken line": ("data.jsonl", json.dumps(GOOD) + "\n{", ["line 2: column 2", "not valid JSON"]),
@@ -216,7 +217,7 @@ def test_all_problems_are_said_at_once_and_those_after_twenty_are_counted(tmp_pa
         read_records(written(tmp_path, rows))
     lines = str(raised.value).splitlines()
     assert lines[0].endswith("25 problems")
-    assert lines[1].startswith("  - row 2, field 'answer': is the number 0")
+    assert lines[1].startswith("  - row 2, field 'answer': is 0; it must be")
     assert len(lines) == 1 + 20 + 1
     assert lines[-1] == "  and 5 more"
 
@@ -227,6 +228,13 @@ def test_a_field_that_no_row_has_is_said_once(tmp_path: Path) -> None:
     message = str(raised.value)
     assert "every row, field 'answer': is missing (the row has 'question', 'edge')" in message
     assert "\n" not in message
+
+
+def test_rows_with_the_same_mistake_are_one_problem(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        read_records(written(tmp_path, [GOOD, *[GOOD | {"answer": ""}] * 7]))
+    places = "row 2, row 3, row 4, row 5, row 6 and 2 more"
+    assert f"{places}, field 'answer': is empty" in str(raised.value)
 
 
 def test_a_missing_column_is_said_once_with_the_columns_that_exist(tmp_path: Path) -> None:
@@ -242,8 +250,8 @@ def test_columns_of_other_types_and_nulls_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         read_records(tmp_path / "t.parquet")
     message = str(raised.value)
-    assert "row 1, field 'answer': is the number 1.5; write it as a text in quotes" in message
-    assert "row 1, field 'edge': is binary data" in message
+    assert "row 1, field 'answer': is 1.5; it must be a text in quotes" in message
+    assert "every row, field 'edge': is binary data" in message
     assert "row 2, field 'question': is null" in message
 
 
@@ -294,7 +302,7 @@ BAD_PROMPTS = {
     "not UTF-8": ("p.txt", b"ok\n\xff", "byte 0xff at offset 3"),
     "no field": ("p.json", [{"prompt": "x"}], "field 'instruction': is missing"),
     "empty instruction": ("p.json", ["ok", ""], "row 2, field 'instruction': is empty"),
-    "number": ("p.json", [3], "row 1: is the number 3"),
+    "number": ("p.json", [3], "row 1: is 3"),
     "suffix": ("p.md", "x", ".feather, .txt"),
 }
 

@@ -97,13 +97,13 @@ def test_an_empty_data_set_says_so() -> None:
 
 def test_a_question_in_both_sets_is_refused_by_name() -> None:
     retain = (Record("  question 2?\n", "Something else.", "other"),)
-    with pytest.raises(DataError, match=r"1 of the questions to forget .*\n  - question 2 of A_B"):
+    with pytest.raises(DataError, match=r"1 of the questions to forget .*: question 2 of A_B"):
         Split(forget=(THREE[0], THREE[2]), retain=retain, forget_edges=("A_B",))
 
 
 def test_many_questions_in_both_sets_are_counted() -> None:
     records = numbered("a" * 8 + "b")
-    with pytest.raises(DataError, match=r"(?s)8 of the questions.*question 5 of a\n  and 3 more"):
+    with pytest.raises(DataError, match=r"8 of the questions.*question 5 of a and 3 more"):
         Split(forget=records[:8], retain=records, forget_edges=("a",))
 
 
@@ -229,7 +229,7 @@ def test_a_bad_file_of_groups_is_refused(tmp_path: Path, content: object, fragme
 
 def test_a_broken_file_of_groups_is_refused_with_its_place(tmp_path: Path) -> None:
     groups_file(tmp_path / "p.json").write_text("{")
-    with pytest.raises(DataError, match=r"p\.groups\.json: line 1, column 2"):
+    with pytest.raises(DataError, match=r"p\.groups\.json: column 2"):
         read_groups(tmp_path / "p.json")
 
 
