@@ -17,7 +17,7 @@ from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignm
 from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.finetuning.finetune_job import FinetuneSettings, read_settings
-from lunar_tune.report.progress_bars import build_progress, epochs_shown
+from lunar_tune.report.progress import build_progress, epochs_shown
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
@@ -71,7 +71,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     """
     from lunar_tune.finetuning.checkpoints import check_output
     from lunar_tune.finetuning.finetune import finetune as train_model
-    from lunar_tune.search.display.summary import print_plan
+    from lunar_tune.report.summary import print_plan
     from lunar_tune.search.prerequisite import (
         finetuning_content,
         finetuning_tables,
@@ -89,7 +89,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     run = shared_options(options, RunOptions, without={"fix"})
     job = assemble_finetuning(run, settings, problems)
     with build_progress(console) as bar:
-        job = materialise(job, epochs_shown(bar, "building the tiny model (once)"))
+        job = materialise(job, epochs_shown(bar))
     print_plan(console, {**_facts(job), "output": str(options.save)})
     place = options.save.resolve()
     uri = options.tracking_uri or default_tracking_uri(place.parent)

@@ -26,7 +26,7 @@ def search(options: SearchOptions, problems: Problems) -> int:
     Exit codes: 0 a feasible setting was found, 3 none was, 4 too many trials failed in a row,
     130 interrupted, 2 the input was wrong.
     """
-    from lunar_tune.search.display.summary import print_plan
+    from lunar_tune.report.summary import print_plan
     from lunar_tune.search.plan import plan_search
     from lunar_tune.search.prerequisite import finetuning_fact
     from lunar_tune.search.resume import check_unchanged, is_finished, resumed

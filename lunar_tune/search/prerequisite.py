@@ -21,8 +21,8 @@ from lunar_tune.finetuning.finetune_job import FinetuneJob, settings_for
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.device import give_back
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.report.progress_bars import build_progress
-from lunar_tune.search.display.log_file import tell
+from lunar_tune.report.log_file import tell
+from lunar_tune.report.progress import build_progress
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.tracking.runs import Columns, RunContent
 from lunar_tune.tracking.sync import Tracker

@@ -20,11 +20,11 @@ from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.finetuning.finetune import kept_folder
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.report.progress_bars import build_progress, epochs_shown
+from lunar_tune.report.log_file import RECORD, search_log
+from lunar_tune.report.progress import build_progress, epochs_shown
 from lunar_tune.report.results import load_search
+from lunar_tune.report.summary import print_plan, print_result
 from lunar_tune.search.backends import Backend, InProcess, Resources
-from lunar_tune.search.display.log_file import RECORD, search_log
-from lunar_tune.search.display.summary import print_plan, print_result
 from lunar_tune.search.plan import SearchPlan, make_folder
 from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
 from lunar_tune.search.resume import alone, signature_of, unfinished_like
@@ -73,7 +73,7 @@ def run_search(
             soft_wrap=True,
         )
     with build_progress(console) as bar:
-        built = materialise(plan.spec, epochs_shown(bar, "building the tiny model (once)"))
+        built = materialise(plan.spec, epochs_shown(bar))
     plan = dataclasses.replace(plan, spec=built)
     folder = make_folder(plan.config, plan.spec)
     opening = [f"search {folder.name}, lunar-tune {__version__}"]

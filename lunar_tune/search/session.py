@@ -13,17 +13,17 @@ from rich.markup import escape
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
+from lunar_tune.report.log_file import RECORD
+from lunar_tune.report.progress import SearchDisplay
 from lunar_tune.report.report import short_report
 from lunar_tune.report.results import load_search
-from lunar_tune.search.backends import Backend, BackendLostError, Resources
-from lunar_tune.search.display.log_file import RECORD
-from lunar_tune.search.display.search_progress import SearchDisplay
-from lunar_tune.search.display.summary import (
+from lunar_tune.report.summary import (
     baseline_problem,
     next_commands,
     print_baseline,
     print_result,
 )
+from lunar_tune.search.backends import Backend, BackendLostError, Resources
 from lunar_tune.search.loop import MAX_FAILURES, Confirmation, SearchLoop
 from lunar_tune.search.outputs import (
     search_document,

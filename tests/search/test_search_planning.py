@@ -23,8 +23,8 @@ from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.report.report import Report
+from lunar_tune.report.summary import baseline_problem, next_commands, print_result
 from lunar_tune.search.backends.ray import cluster
-from lunar_tune.search.display.summary import baseline_problem, next_commands, print_result
 from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow

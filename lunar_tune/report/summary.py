@@ -18,13 +18,7 @@ from lunar_tune.report.report import Report, verdict
 from lunar_tune.study.rows import FAILED, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = [
-    "baseline_problem",
-    "next_commands",
-    "print_baseline",
-    "print_plan",
-    "print_result",
-]
+__all__ = ["baseline_problem", "next_commands", "print_baseline", "print_plan", "print_result"]
 
 # A model that answers fewer of the words than this does not know the data.
 LEAST_TO_FORGET = 0.3

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.control import Control
@@ -132,17 +132,17 @@ def _warnings_too() -> Iterator[None]:
     """Inside, Python's warnings are logged and shown as before."""
     shown, is_open = warnings.showwarning, True
 
-    def show(  # noqa: PLR0917 as in the standard library
+    def show(
         message: Warning | str,
         category: type[Warning],
         filename: str,
         lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
+        *rest: Any,
+        **named: Any,
     ) -> None:
         if is_open:
             RECORD.warning("%s: %s (%s:%s)", category.__name__, message, filename, lineno)
-        shown(message, category, filename, lineno, file, line)
+        shown(message, category, filename, lineno, *rest, **named)
 
     warnings.showwarning = show
     try:
