@@ -1,6 +1,4 @@
-"""The loop of a search: what is asked next, what an outcome means, when it ends, what is confirmed.
-
-    task = loop.next(task_id)  ->  whoever runs tasks  ->  loop.take(task_id, outcome)
+"""The loop of a search: `loop.next` gives a task, `loop.take` takes its outcome.
 
 It knows neither who runs the tasks (`backends`), nor a screen, nor MLflow: it tells its listener.
 All tasks may run on the same worker: the base model first, then the trials, then full evaluations

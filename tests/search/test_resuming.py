@@ -424,7 +424,7 @@ def test_a_search_that_is_refused_because_another_works_on_it_leaves_it_alone(
 def test_another_base_model_is_found_out(tmp_path: Path, retain: float, said: str | None) -> None:
     study_in(tmp_path).note("baseline", {"forget_rouge1": 1.0, "retain_rouge1": 0.95})
     session = SearchSession.__new__(SearchSession)
-    session.folder, session._console = Folder(tmp_path), Console(record=True, file=StringIO())
+    session.folder, session.console = Folder(tmp_path), Console(record=True, file=StringIO())
     stored = StoredStudy.read(session.folder.journal)
     assert stored is not None
     before = stored.notes["baseline"]
@@ -434,7 +434,7 @@ def test_another_base_model_is_found_out(tmp_path: Path, retain: float, said: st
             session._compare_baseline(scores, before)
         return
     session._compare_baseline(scores, before)
-    text = session._console.export_text()
+    text = session.console.export_text()
     assert (said in text) if said is not None else (text == "")
 
 
