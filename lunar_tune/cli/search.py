@@ -60,7 +60,8 @@ def search(options: SearchOptions, problems: Problems) -> int:
     if options.dry_run:
         console.print("all that needs no weights has been checked; nothing was run")
         return 0
-    return run_search(plan, console, given=given, arguments=options_again(config, given))
+    arguments = options_again(config, given.keys() - {"seed"})
+    return run_search(plan, console, given=given, arguments=arguments)
 
 
 COMMAND = Command(search, SearchOptions)

@@ -38,32 +38,36 @@ def tell(console: Console, line: str) -> None:
 
 @contextmanager
 def search_log(path: Path, console: Console, opening: Sequence[str] = ()) -> Iterator[None]:
-    """Inside, a log is written; one that is there is gone on with.
+    """Inside, a log is written, `opening` its first lines; one that is there is gone on with.
 
-    Args:
-        path: The file.
-        console: What is printed there is logged too, also when it is quiet.
-        opening: Its first lines.
-
-    Raises:
-        BaseException: Whatever ended the search; it is in the log with its traceback.
+    What is printed on the console is logged too, also when it is quiet. Whatever ends the search is
+    in the log with its traceback.
     """
     handler = _FileHandler(path, encoding="utf-8", errors="replace")
     handler.addFilter(_once)
+    loggers = [logging.getLogger(name) for name in (*_APART, RECORD.name, None)]
+    level, propagate = RECORD.level, RECORD.propagate
     console.push_render_hook(_Printed())  # below those of displays, which come and go
     try:
-        with _listening(handler), _warnings_too():
+        RECORD.setLevel(logging.INFO)
+        RECORD.propagate = False
+        for logger in loggers:
+            logger.addHandler(handler)
+        with _warnings_too():
             for line in opening:
                 RECORD.info("%s", line)
-            try:
-                yield
-            except KeyboardInterrupt:
-                RECORD.warning("interrupted")
-                raise
-            except BaseException:
-                RECORD.exception("ended by an error")
-                raise
+            yield
+    except KeyboardInterrupt:
+        RECORD.warning("interrupted")
+        raise
+    except BaseException:
+        RECORD.exception("ended by an error")
+        raise
     finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        RECORD.setLevel(level)
+        RECORD.propagate = propagate
         console.pop_render_hook()
         with suppress(OSError):  # what could not be written cannot be now
             handler.close()
@@ -107,24 +111,6 @@ def _once(record: logging.LogRecord) -> bool:
     again = getattr(record, "in_search_log", False)
     record.in_search_log = True
     return wanted and not again
-
-
-@contextmanager
-def _listening(handler: logging.Handler) -> Iterator[None]:
-    """Inside, the handler hears of everything; `RECORD` is for it alone."""
-    loggers = [logging.getLogger(name) for name in (*_APART, RECORD.name)] + [logging.getLogger()]
-    level, propagate = RECORD.level, RECORD.propagate
-    try:
-        RECORD.setLevel(logging.INFO)
-        RECORD.propagate = False
-        for logger in loggers:
-            logger.addHandler(handler)
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        RECORD.setLevel(level)
-        RECORD.propagate = propagate
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from rich.table import Column
 from rich.text import Text
 
 from lunar_tune.report.log_file import tell
-from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.study.rows import COMPLETE, FAILED, HEADLINE_SCORES, TrialRow, best_first
 
 __all__ = ["SearchDisplay", "TimeLeft", "build_progress", "epochs_shown", "shown_duration"]
 
@@ -122,12 +123,9 @@ class SearchDisplay:
             self._shown.enter_context(self._console.status(text))
 
     def follow(
-        self,
-        num_trials: int,
-        earlier: Sequence[TrialRow] = (),
-        time_budget: float | None = None,
+        self, num_trials: int, earlier: Sequence[TrialRow] = (), time_budget: float | None = None
     ) -> None:
-        """Begin to show trials; see `TimeLeft` for the numbers."""
+        """Begin to show trials, after those of an earlier process."""
         if earlier:
             self._console.print(f"going on after {len(earlier)} trials")
         self._rows, self._total, self._done = list(earlier), num_trials, len(earlier)
@@ -152,15 +150,15 @@ class SearchDisplay:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note())
 
-    def _best(self) -> str:
+    def _best(self, *, brief: bool = False) -> str:
         best = best_first(self._rows)
         if not best:
             return "none feasible yet"
-        scores = best[0].scores
-        return (
-            f"best forget {scores['forget_rouge1']:.3f} at retain {scores['retain_rouge1']:.3f} "
-            f"({best[0].label})"
-        )
+        label = best[0].label
+        forget, retain = (f"{best[0].scores[name]:.3f}" for name in HEADLINE_SCORES[:2])
+        if brief:
+            return f"forget {forget} retain {retain} {label}"
+        return f"best forget {forget} at retain {retain} ({label})"
 
     def _failures(self) -> str:
         failed = sum(row.state == FAILED for row in self._rows)
@@ -168,11 +166,7 @@ class SearchDisplay:
 
     def _note(self) -> str:
         """Return what stands beside the bar, the most important first: the end may be cut off."""
-        text = self._best()
-        if not self._roomy:
-            text = text.removeprefix("best ").replace(" at retain ", " retain ")
-            text = text.replace("(", "").removesuffix(")")
-        return " · ".join(filter(None, (self._failures(), text)))
+        return " · ".join(filter(None, (self._failures(), self._best(brief=not self._roomy))))
 
     def _line(self, row: TrialRow) -> str:
         if row.state == COMPLETE:
@@ -191,20 +185,15 @@ class SearchDisplay:
 
 
 class TimeLeft:
-    """How long the trials will still take.
+    """How long the trials will still take; `budget` are seconds after which no trial starts.
 
     The first trial here tells nothing: its time may hold the loading of a model.
-
-    Args:
-        total: Trials that are to have ended.
-        done: Those that have, in an earlier process.
-        budget: Seconds from now on after which no trial starts.
     """
 
     def __init__(self, total: int, *, done: int = 0, budget: float | None = None) -> None:
         self._left, self._here = max(0, total - done), 0
         self._first = self._last = time.monotonic()
-        self._deadline = None if budget is None else self._first + budget
+        self._deadline = math.inf if budget is None else self._first + budget
 
     def ended(self) -> None:
         """Take note that a trial has ended."""
@@ -221,6 +210,5 @@ class TimeLeft:
             return None
         now, per_trial = time.monotonic(), (self._last - self._first) / (self._here - 1)
         left = self._left * per_trial - (now - self._last)
-        if self._deadline is not None:  # a trial that has begun by then is waited for
-            left = min(left, max(0.0, self._deadline - now) + per_trial)
-        return max(0.0, left)
+        until_deadline = max(0.0, self._deadline - now) + per_trial  # the last trial is waited for
+        return max(0.0, min(left, until_deadline))

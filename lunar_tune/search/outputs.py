@@ -94,17 +94,15 @@ def _rows(plan: SearchPlan) -> dict[str, int]:
     return {"forget": len(data.forget), "retain": len(data.retain), "factual": len(data.factual)}
 
 
-def write_mirrors(folder: Folder, report: Report) -> list[Path]:
-    """Write table, pictures and report from the rows; return the pictures and the report."""
+def write_mirrors(folder: Folder, report: Report) -> None:
+    """Write table, pictures and report from the rows."""
     write_trials(folder.trials, report.rows)  # first: it needs nothing to be loaded
 
     from lunar_tune.report.charts import CHARTS, write_charts  # loads Altair
 
     pictures = write_charts(report, folder.pictures)
-    text = folder.path / "report.md"
     shown = {f"{folder.pictures.name}/{name}.png": CHARTS[name].caption for name in pictures}
-    write_report(report, text, shown)
-    return [*(path for files in pictures.values() for path in files), text]
+    write_report(report, folder.path / "report.md", shown)
 
 
 def write_best(

@@ -48,8 +48,7 @@ def run_search(
         plan: From `plan_search`.
         console: Where to show what happens.
         given: Origin of options that were not left at their default.
-        arguments: Options that would give the search again, for the commands that may come next;
-            None shows no commands.
+        arguments: See `SearchSession`.
 
     Raises:
         InputError: The base model makes success impossible, or something cannot be reached.

@@ -67,8 +67,8 @@ class SearchSession:
     Args:
         plan: With a model that can be loaded.
         given: Origin of options that were not left at their default.
-        arguments: Options that would give the search again, for the commands that are shown in the
-            end; None shows none.
+        arguments: Options that would give the search again, but for its seed, for the commands that
+            are shown in the end; None shows none.
     """
 
     study: Study
