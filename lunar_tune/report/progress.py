@@ -37,17 +37,14 @@ def build_progress(console: Console) -> Progress:
     A task has a `note`, of which the end is cut off where there is no room, and may have `left`, a
     function that gives the seconds left or None.
     """
-
-    def fixed() -> Column:
-        return Column(no_wrap=True, overflow="ellipsis")
-
+    fixed = Column(no_wrap=True, overflow="ellipsis")  # of which rich takes copies
     narrow = console.width < _NARROW
     return Progress(
-        TextColumn("[bold]{task.description}", table_column=fixed()),
-        BarColumn(bar_width=4 if narrow else 24, table_column=fixed()),
-        MofNCompleteColumn(table_column=fixed()),
-        *(() if narrow else (TimeElapsedColumn(table_column=fixed()),)),
-        _TimeLeftColumn(table_column=fixed()),
+        TextColumn("[bold]{task.description}", table_column=fixed),
+        BarColumn(bar_width=4 if narrow else 24, table_column=fixed),
+        MofNCompleteColumn(table_column=fixed),
+        *(() if narrow else (TimeElapsedColumn(table_column=fixed),)),
+        _TimeLeftColumn(table_column=fixed),
         TextColumn(
             "{task.fields[note]}",
             markup=False,

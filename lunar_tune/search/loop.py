@@ -93,8 +93,6 @@ class SearchLoop:
     """The tasks of one search.
 
     Args:
-        listener: Opens the study and hears of what happens.
-        answers: Where answers are written, before their scores are told to the study.
         num_trials: Trials that are to have ended, those of an earlier process included.
         n_retain: Questions to keep in all; a trial that was asked fewer has an estimate.
         confirm_once: Whether the best as searched is reported whatever its full evaluation says.

@@ -36,12 +36,13 @@ TOKENS_PER_WORD, TEMPLATE_TOKENS = 1.5, 30  # of question and answer; of a chat 
 def finetuning_job(plan: SearchPlan) -> FinetuneJob | None:
     """Return the fine-tuning that a search may do, or that an earlier one has done.
 
-    There is none for a `--model-path`, where a wrong template can look like ignorance, and none on
-    a cluster, whose nodes share no cache.
+    There is none for a `--model-path`, where a wrong template can look like ignorance, none on a
+    cluster, whose nodes share no cache, and none where ignorance ends no search.
     """
     config, spec = plan.config, plan.spec
     if (
         config.finetune != "auto"
+        or config.force
         or spec.model.name not in CATALOG
         or spec.model.weights is not None
         or config.address is not None

@@ -50,9 +50,8 @@ class BusySearchError(InputError):
 def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig, Mapping[str, str]]:
     """Return the configuration of a search that has begun, changed by what is given, and origins.
 
-    Args:
-        given: Options by field; `resume` names the search, `output` is where names are looked up.
-        problems: Where it is noted that an option cannot change any more.
+    Of `given`, options by field, `resume` names the search, and names are looked up in `output`.
+    That an option cannot change any more is noted in `problems`.
 
     Raises:
         InputError: There is no such search, or what it was told cannot be read.
@@ -141,10 +140,8 @@ def assemble_again(
 ) -> TrialSpec:
     """Return what a search's trials shared, to run one again, for ROUGE alone.
 
-    Args:
-        results: The search.
-        problems: Where it is noted that the data have changed, and in which file.
-        device: Where to run it; None is where the search did.
+    That the data have changed, and in which file, is noted in `problems`. Without a device it is
+    run where the search did.
 
     Raises:
         InputError: The model or the data are gone.
@@ -172,8 +169,8 @@ def assemble_again(
 
 
 @contextmanager
-def alone(folder: Folder) -> Iterator[None]:
-    """Inside, no other process works on a search; one that dies holds no lock.
+def alone(folder: Folder, what: str = "search", option: str = "--name") -> Iterator[None]:
+    """Inside, no other process works on a search or a table; one that dies holds no lock.
 
     Raises:
         BusySearchError: Another process does.
@@ -183,8 +180,8 @@ def alone(folder: Folder) -> Iterator[None]:
             yield
     except Timeout as error:
         raise BusySearchError(
-            f"{folder.name}: another process works on this search ({folder.path}). Wait until it "
-            "ends, or choose another --name."
+            f"{folder.name}: another process works on this {what} ({folder.path}). Wait until it "
+            f"ends, or choose another {option}."
         ) from error
 
 

@@ -42,13 +42,7 @@ def run_search(
     given: Mapping[str, str],
     arguments: Sequence[str] | None,
 ) -> int:
-    """Run a planned search and return its exit code.
-
-    Args:
-        plan: From `plan_search`.
-        console: Where to show what happens.
-        given: Origin of options that were not left at their default.
-        arguments: See `SearchSession`.
+    """Run a planned search and return its exit code; see `SearchSession` for the arguments.
 
     Raises:
         InputError: The base model makes success impossible, or something cannot be reached.
@@ -96,8 +90,7 @@ def run_search(
 def _run_knowing(session: SearchSession) -> int:
     """Run the search, after the model has learned the data if it has to and may."""
     plan, console = session.plan, session.console
-    job = None if plan.config.force else finetuning_job(plan)
-    if job is None:
+    if (job := finetuning_job(plan)) is None:
         return session.run()
     weights = str(kept_folder(job))
     if read_lineage(weights) is None:

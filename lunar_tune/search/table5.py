@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -45,12 +44,8 @@ def cells_of(
 ) -> list[Cell]:
     """Return all cells, model by model, so that what is kept of a model is used while it is fresh.
 
-    Args:
-        models: As `--model` takes them.
-        data: `NAME` or `NAME:EDGE+EDGE`; none for each model's own.
-        methods: `NAME` or `NAME:VARIANT`.
-        seed: Of the first study of a cell.
-        seeds: Studies of a cell.
+    Data are `NAME` or `NAME:EDGE+EDGE`, none for each model's own; methods `NAME` or
+    `NAME:VARIANT`. `seed` is that of the first of `seeds` studies of a cell.
 
     Raises:
         InputError: Something means nothing or is named twice; all of it is said.
@@ -157,15 +152,7 @@ class TableRun:
         is kept.
         """
         self._shared.output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._shared.output / ".table.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"--output {self._shared.output}: another process works on this table. Wait for "
-                "it, or give another folder."
-            ) from error
-        with lock:  # a process that dies holds it no more
+        with alone(Folder(self._shared.output), "table", "--output"):
             missing = [one.cell for one in self._results() if not one.is_finished]
             finished = len(self._plans) - len(missing)
             self._console.print(

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from command_lines import TIMEOUT, command, run_command, start, without_ray
-from filelock import FileLock
 from made_outcomes import complete, trial_result
 from rich.console import Console
 from search_results import statuses
@@ -26,9 +25,10 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.report.methods_table import Cell, CellResult, result_of, write_methods_table
 from lunar_tune.search.plan import plan_search
-from lunar_tune.search.resume import signature_of
+from lunar_tune.search.resume import alone, signature_of
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.table5 import TableRun, cells_of, check_names
+from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import configured
 
@@ -324,7 +324,7 @@ def wait_for(condition: Any, process: Any) -> None:
 def test_two_processes_do_not_work_on_one_table(tmp_path: Path) -> None:
     table = TableRun([], SearchConfig(output=tmp_path), Console(quiet=True))
     with (
-        FileLock(tmp_path / ".table.lock"),
+        alone(Folder(tmp_path)),
         pytest.raises(InputError, match="another process works on this table"),
     ):
         table.run()
