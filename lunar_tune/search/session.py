@@ -154,7 +154,7 @@ class SearchSession:
         if self._found:
             return EXIT_FOUND, None
         if self._unconfirmed is not None:
-            return EXIT_INFEASIBLE, f"No full evaluation gave an answer ({self._unconfirmed})."
+            return EXIT_INFEASIBLE, f"A full evaluation gave no answer ({self._unconfirmed})."
         return EXIT_INFEASIBLE, None
 
     def begin(self, outcome: Outcome) -> Study:
