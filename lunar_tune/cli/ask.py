@@ -21,7 +21,7 @@ from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
-from lunar_tune.report.progress_bars import build_progress, epochs_shown
+from lunar_tune.report.progress import build_progress, epochs_shown
 
 if TYPE_CHECKING:
     from lunar_tune.study.rows import TrialRow
@@ -104,7 +104,7 @@ def _asking(
     from lunar_tune.trial.single import asking
 
     with build_progress(console) as bar:
-        ready = materialise(spec, epochs_shown(bar, "building the tiny model (once)"))
+        ready = materialise(spec, epochs_shown(bar))
     epochs = len(row.losses) or None
     with contextlib.ExitStack() as held:
         with console.status("loading the model and unlearning"):

@@ -61,7 +61,7 @@ def export(options: ExportOptions, problems: Problems) -> None:
     `lunar-tune export runs/NAME --save unlearned`
     """
     from lunar_tune.export.writing import export as run_export
-    from lunar_tune.report.progress_bars import build_progress, epochs_shown
+    from lunar_tune.report.progress import build_progress, epochs_shown
     from lunar_tune.tracking.registering import register_model
 
     console = options.console()
@@ -69,7 +69,7 @@ def export(options: ExportOptions, problems: Problems) -> None:
     with build_progress(console) as bar:
         exported = run_export(
             job,
-            on_build=epochs_shown(bar, "building the tiny model (once)"),
+            on_build=epochs_shown(bar),
             on_step=lambda text: say(bar.console, text),
         )
     _show(exported, console)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import MISSING, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignm
 from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.finetuning.finetune_job import FinetuneSettings, read_settings
-from lunar_tune.report.progress_bars import build_progress, epochs_shown
+from lunar_tune.report.progress import build_progress, epochs_shown
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
@@ -70,13 +69,8 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     1 the training failed, 130 interrupted, 2 the input was wrong.
     """
     from lunar_tune.finetuning.checkpoints import check_output
-    from lunar_tune.finetuning.finetune import finetune as train_model
-    from lunar_tune.search.display.summary import print_plan
-    from lunar_tune.search.prerequisite import (
-        finetuning_content,
-        finetuning_tables,
-        shown_training,
-    )
+    from lunar_tune.report.summary import print_plan
+    from lunar_tune.search.prerequisite import finetune_tracked
     from lunar_tune.tracking.store import default_tracking_uri
     from lunar_tune.tracking.sync import Tracker
     from lunar_tune.trial.assemble import assemble_finetuning, materialise
@@ -89,26 +83,12 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     run = shared_options(options, RunOptions, without={"fix"})
     job = assemble_finetuning(run, settings, problems)
     with build_progress(console) as bar:
-        job = materialise(job, epochs_shown(bar, "building the tiny model (once)"))
+        job = materialise(job, epochs_shown(bar))
     print_plan(console, {**_facts(job), "output": str(options.save)})
     place = options.save.resolve()
     uri = options.tracking_uri or default_tracking_uri(place.parent)
-    tracker, started = Tracker(uri, EXPERIMENT, place.name), datetime.now()
-    with shown_training(job, console, kept_in=options.save) as (
-        on_start,
-        on_epoch,
-        _,
-    ):
-        done = train_model(job, options.save, on_start=on_start, on_epoch=on_epoch)
-    content = finetuning_content(
-        job,
-        place.name,
-        started=started,
-        losses=dict(enumerate(done.losses, 1)),
-        known={"rouge1": done.knowledge.rouge1, "refused": done.knowledge.refused},
-        tables=finetuning_tables(done, text=options.text),
-    )
-    tracker.write(content)
+    tracker = Tracker(uri, EXPERIMENT, place.name)
+    done = finetune_tracked(job, options.save, console=console, tracker=tracker, text=options.text)
     return _conclude(console, settings, done)
 
 

@@ -17,7 +17,7 @@ from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignm
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
-from lunar_tune.report.progress_bars import build_progress, epochs_shown
+from lunar_tune.report.progress import build_progress, epochs_shown
 
 if TYPE_CHECKING:
     from lunar_tune.trial.layer_scores import LayerPrior
@@ -86,7 +86,7 @@ def layers(options: LayersOptions, problems: Problems) -> None:
     if spec.embedding_model is not None:  # before the large model is loaded
         embedder = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
     with build_progress(console) as bar:
-        ready = materialise(spec, epochs_shown(bar, "building the tiny model (once)"))
+        ready = materialise(spec, epochs_shown(bar))
         asking = bar.add_task("asking, layer by layer", total=None, note="")
         worker = Worker(dataclasses.replace(ready, metrics=()))  # it judges no trial
         prior, answers = layer_scores(

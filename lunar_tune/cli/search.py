@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lunar_tune.cli.commands import Command, CommonOptions, Reused, options_again
-from lunar_tune.cli.running import warn
+from lunar_tune.cli.running import say, warn
 from lunar_tune.config.fields import same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems
@@ -26,11 +26,13 @@ def search(options: SearchOptions, problems: Problems) -> int:
     Exit codes: 0 a feasible setting was found, 3 none was, 4 too many trials failed in a row,
     130 interrupted, 2 the input was wrong.
     """
-    from lunar_tune.search.display.summary import print_plan
+    from lunar_tune.report.results import load_search
+    from lunar_tune.report.summary import print_plan, print_result
     from lunar_tune.search.plan import plan_search
     from lunar_tune.search.prerequisite import finetuning_fact
     from lunar_tune.search.resume import check_unchanged, is_finished, resumed
-    from lunar_tune.search.run import run_search, show_finished
+    from lunar_tune.search.run import run_search
+    from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE
     from lunar_tune.study.folder import Folder
 
     console, given = options.console(), dict(options.given)
@@ -46,12 +48,20 @@ def search(options: SearchOptions, problems: Problems) -> int:
             warn(console, warning)
         elsewhere = "tracking_uri" in options.given
         if not options.dry_run and not elsewhere and is_finished(folder, config.num_trials):
-            return show_finished(folder, console)
+            results = load_search(folder.path)
+            say(
+                console,
+                f"{folder.name} is finished: {len(results.rows)} trials. A larger --num-trials "
+                "gives it more.",
+            )
+            print_result(console, results.report, folder=folder.path, commands={})
+            return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND
+    print_plan(console, {**plan.facts, **finetuning_fact(plan)})
     if options.dry_run:
-        print_plan(console, {**plan.facts, **finetuning_fact(plan)})
         console.print("all that needs no weights has been checked; nothing was run")
         return 0
-    return run_search(plan, console, given=given, arguments=options_again(config, given))
+    arguments = options_again(config, given.keys() - {"seed"})
+    return run_search(plan, console, given=given, arguments=arguments)
 
 
 COMMAND = Command(search, SearchOptions)

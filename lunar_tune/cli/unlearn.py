@@ -17,7 +17,7 @@ from lunar_tune.config.run_options import RunOptions, read_assignments
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.report.progress_bars import build_progress, epochs_shown
+from lunar_tune.report.progress import build_progress, epochs_shown
 from lunar_tune.study.rows import score_cells
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def unlearn(options: UnlearnOptions, problems: Problems) -> None:
             run,
             baseline=True,
             save_to=save_to,
-            on_progress=epochs_shown(bar, "building the tiny model (once)"),
+            on_progress=epochs_shown(bar),
             **parameters,
         )
     _show(done, console)

@@ -114,13 +114,8 @@ def kept_folder(job: FinetuneJob) -> Path:
     return cache_dir() / "models" / f"finetuned-{name}-{job.key()}"
 
 
-def ensure_finetuned(
-    job: FinetuneJob,
-    *,
-    on_start: Callable[[int], None] = lambda _: None,
-    on_epoch: Callable[[int, float], None] = lambda _done, _loss: None,
-) -> Path:
-    """Return the folder of the fine-tuned checkpoint; make it, as `finetune`, if it is not there.
+def ensure_finetuned(job: FinetuneJob, train: Callable[[FinetuneJob, Path], object]) -> Path:
+    """Return the folder of the fine-tuned checkpoint; `train` makes it if it is not there.
 
     Whether the model knows its data after all is in its lineage (`read_lineage`).
     """
@@ -130,7 +125,7 @@ def ensure_finetuned(
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # it knows private data
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if read_lineage(folder) is None:
-            finetune(job, folder, on_start=on_start, on_epoch=on_epoch)
+            train(job, folder)
     return folder
 
 

@@ -1,6 +1,4 @@
-"""The loop of a search: what is asked next, what an outcome means, when it ends, what is confirmed.
-
-    task = loop.next(task_id)  ->  whoever runs tasks  ->  loop.take(task_id, outcome)
+"""The loop of a search: `loop.next` gives a task, `loop.take` takes its outcome.
 
 It knows neither who runs the tasks (`backends`), nor a screen, nor MLflow: it tells its listener.
 All tasks may run on the same worker: the base model first, then the trials, then full evaluations
@@ -95,8 +93,6 @@ class SearchLoop:
     """The tasks of one search.
 
     Args:
-        listener: Opens the study and hears of what happens.
-        answers: Where answers are written, before their scores are told to the study.
         num_trials: Trials that are to have ended, those of an earlier process included.
         n_retain: Questions to keep in all; a trial that was asked fewer has an estimate.
         confirm_once: Whether the best as searched is reported whatever its full evaluation says.

@@ -23,13 +23,7 @@ from lunar_tune.tracking.store import kept_uri, origin_tags
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import write_yaml
 
-__all__ = [
-    "resolved_values",
-    "search_document",
-    "tracked_description",
-    "write_best",
-    "write_mirrors",
-]
+__all__ = ["search_document", "tracked_description", "write_best", "write_mirrors"]
 
 
 def search_document(
@@ -42,7 +36,7 @@ def search_document(
     baseline: Mapping[str, float],
 ) -> str:
     """Return `config.yaml` of a search under way; `given` are origins of options."""
-    config = plan.config
+    config, spec, data, prior = plan.config, plan.spec, plan.spec.data, plan.prior
     if config.tracking_uri is not None:
         config = dataclasses.replace(config, tracking_uri=kept_uri(config.tracking_uri))
     derived = {
@@ -51,18 +45,10 @@ def search_document(
         "gpus_per_trial": resources.gpus,
         "concurrency": resources.concurrency,
         "space": plan.space.origin,
-        "data": plan.spec.data.name,
-        "forget_edge": plan.spec.data.forget_edges,
+        "data": data.name,
+        "forget_edge": data.forget_edges,
     }
-    resolved = resolved_values(plan, baseline)
-    return configuration_document(config, given=given, derived=derived, resolved=resolved)
-
-
-def resolved_values(plan: SearchPlan, baseline: Mapping[str, float]) -> dict[str, Any]:
-    """Return what `config.yaml` says beside options."""
-    spec, data, prior = plan.spec, plan.spec.data, plan.prior
-    lineage = read_lineage(spec.model.checkpoint)
-    document: dict[str, Any] = {
+    resolved: dict[str, Any] = {
         "space": plan.space.to_dict(),
         "n_layers": plan.n_layers,
         "model_source": spec.model.checkpoint,
@@ -74,10 +60,10 @@ def resolved_values(plan: SearchPlan, baseline: Mapping[str, float]) -> dict[str
         "version": __version__,
     }
     if prior is not None:
-        document["layer_prior"] = {"made_of_it": plan.layers, **prior.model_dump(mode="json")}
-    if lineage is not None:
-        document["lineage"] = lineage.document()
-    return document
+        resolved["layer_prior"] = {"made_of_it": plan.layers, **prior.model_dump(mode="json")}
+    if (lineage := read_lineage(spec.model.checkpoint)) is not None:
+        resolved["lineage"] = lineage.document()
+    return configuration_document(config, given=given, derived=derived, resolved=resolved)
 
 
 def tracked_description(plan: SearchPlan, before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -105,21 +91,18 @@ def tracked_description(plan: SearchPlan, before: Mapping[str, Any] | None) -> d
 def _rows(plan: SearchPlan) -> dict[str, int]:
     """Return the number of questions of each set."""
     data = plan.spec.data
-    splits = {"forget": data.forget, "retain": data.retain, "factual": data.factual}
-    return {name: len(records) for name, records in splits.items()}
+    return {"forget": len(data.forget), "retain": len(data.retain), "factual": len(data.factual)}
 
 
-def write_mirrors(folder: Folder, report: Report) -> list[Path]:
-    """Write table, pictures and report from the rows; return the pictures and the report."""
+def write_mirrors(folder: Folder, report: Report) -> None:
+    """Write table, pictures and report from the rows."""
     write_trials(folder.trials, report.rows)  # first: it needs nothing to be loaded
 
     from lunar_tune.report.charts import CHARTS, write_charts  # loads Altair
 
     pictures = write_charts(report, folder.pictures)
-    text = folder.path / "report.md"
     shown = {f"{folder.pictures.name}/{name}.png": CHARTS[name].caption for name in pictures}
-    write_report(report, text, shown)
-    return [*(path for files in pictures.values() for path in files), text]
+    write_report(report, folder.path / "report.md", shown)
 
 
 def write_best(
@@ -133,12 +116,8 @@ def write_best(
     goal: Goal,
 ) -> None:
     """Write `best.yaml`: a setting, its scores in full, and as the trial saw them."""
-    confirmed: dict[str, Any] = {
-        "max_new_tokens": confirmation.max_new_tokens,
-        "scores": dict(confirmation.scores),
-    }
-    if confirmation.baseline is not None:
-        confirmed["baseline"] = dict(confirmation.baseline)
+    full = dataclasses.asdict(confirmation)
+    shown = ("max_new_tokens", "scores", "baseline")
     document = {
         "model": spec.model.name,
         "n_layers": n_layers,
@@ -151,7 +130,7 @@ def write_best(
         "minimise": goal.objective.metric,
         "constraints": [str(one) for one in goal.constraints],
         "feasible": goal.is_kept(confirmation.scores),
-        "confirmed": confirmed,
+        "confirmed": {key: full[key] for key in shown if full[key] is not None},
         "as_searched": {"max_new_tokens": row.max_new_tokens, "scores": dict(row.scores)},
         "baseline": dict(baseline),
         "seed": spec.seed,

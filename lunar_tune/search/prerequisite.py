@@ -1,14 +1,9 @@
-"""What a search may need before its first trial: a model that is fine-tuned on the data.
-
-Also how a fine-tuning is shown while it goes on, and its run in MLflow.
-"""
+"""A fine-tuning that is shown and tracked; a search may need one before its first trial."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -16,26 +11,19 @@ import torch
 from rich.console import Console
 
 from lunar_tune.config.run_options import TINY
-from lunar_tune.finetuning.finetune import Finetuned, ensure_finetuned, kept_folder
+from lunar_tune.finetuning.finetune import Finetuned, ensure_finetuned, finetune
 from lunar_tune.finetuning.finetune_job import FinetuneJob, settings_for
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.device import give_back
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.report.progress_bars import build_progress
-from lunar_tune.search.display.log_file import tell
+from lunar_tune.report.log_file import tell
+from lunar_tune.report.progress import build_progress
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.tracking.runs import Columns, RunContent
+from lunar_tune.tracking.runs import RunContent
 from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.assemble import assemble_finetuning
 
-__all__ = [
-    "finetune_first",
-    "finetuning_content",
-    "finetuning_fact",
-    "finetuning_job",
-    "finetuning_tables",
-    "shown_training",
-]
+__all__ = ["finetune_first", "finetune_tracked", "finetuning_fact", "finetuning_job"]
 
 # What `tiny` knows because it was built with it.
 KNOWN_TO_TINY = {"mini", "factual"}
@@ -43,41 +31,40 @@ KNOWN_TO_TINY = {"mini", "factual"}
 # two CPU cores (measured: 8 million parameters, 1.1 million tokens, 327 s).
 SPEED = {"cuda": 1e14, "cpu": 1.5e11}
 TOKENS_PER_WORD, TEMPLATE_TOKENS = 1.5, 30  # of question and answer; of a chat template's turn
-OnStart = Callable[[int], None]
-"""Called before the training with the epochs that an earlier attempt has done."""
-OnEpoch = Callable[[int, float], None]
-"""Called after each epoch with the epochs done and the mean loss."""
 
 
-def _may_finetune(plan: SearchPlan) -> bool:
-    """Say whether a search may fine-tune its model.
+def finetuning_job(plan: SearchPlan) -> FinetuneJob | None:
+    """Return the fine-tuning that a search may do, or that an earlier one has done.
 
-    Not a `--model-path`, where a wrong template can look like ignorance; not on a cluster, whose
-    nodes share no cache.
+    There is none for a `--model-path`, where a wrong template can look like ignorance, none on a
+    cluster, whose nodes share no cache, and none where ignorance ends no search.
     """
     config, spec = plan.config, plan.spec
-    knows = spec.model.name == TINY and spec.data.name in KNOWN_TO_TINY
-    return (
-        config.finetune == "auto"
-        and spec.model.name in CATALOG
-        and spec.model.weights is None
-        and config.address is None
-        and not knows
-    )
+    if (
+        config.finetune != "auto"
+        or config.force
+        or spec.model.name not in CATALOG
+        or spec.model.weights is not None
+        or config.address is not None
+        or (spec.model.name == TINY and spec.data.name in KNOWN_TO_TINY)
+    ):
+        return None
+    options = dataclasses.replace(config, seed=0)  # one model serves every seed
+    job = assemble_finetuning(options, settings_for(spec.model.name))
+    return dataclasses.replace(job, model=spec.model)
 
 
 def finetuning_fact(plan: SearchPlan) -> dict[str, str]:
     """Return what the plan says of a fine-tuning that may come first."""
-    if not _may_finetune(plan):
+    job = finetuning_job(plan)
+    if job is None:
         return {}
-    spec, data = plan.spec, plan.spec.data
-    settings = settings_for(spec.model.name)
-    records = {*data.fit_forget, *data.fit_retain}
+    settings, records = job.settings, job.records
     words = sum(len(r.question.split()) + len(r.answer.split()) for r in records)
     tokens = (TOKENS_PER_WORD * words + TEMPLATE_TOKENS * len(records)) * settings.epochs
-    parameters = CATALOG[spec.model.name].billions * 1e9
-    gpu = spec.model.device != "cpu" and torch.cuda.is_available()
-    minutes = 6 * parameters * tokens / SPEED["cuda" if gpu else "cpu"] / 60
+    operations = 6e9 * CATALOG[job.model.name].billions * tokens
+    gpu = job.model.device != "cpu" and torch.cuda.is_available()
+    minutes = operations / SPEED["cuda" if gpu else "cpu"] / 60
     shown = f"{max(1, round(minutes))} min" if minutes < 120 else f"{minutes / 60:.0f} h"
     return {
         "fine-tuning": "first, if the model does not know the data: "
@@ -86,34 +73,14 @@ def finetuning_fact(plan: SearchPlan) -> dict[str, str]:
     }
 
 
-def finetuning_job(plan: SearchPlan) -> FinetuneJob | None:
-    """Return the fine-tuning that a search may do, or that an earlier one has done."""
-    if not _may_finetune(plan):
-        return None
-    options = dataclasses.replace(plan.config, seed=0)  # one model serves every seed
-    job = assemble_finetuning(options, settings_for(plan.spec.model.name))
-    return dataclasses.replace(job, model=plan.spec.model)
-
-
-def finetune_first(job: FinetuneJob, console: Console, tracker: Tracker) -> None:
-    """Fine-tune, show it, and keep a run of it in MLflow.
-
-    Raises:
-        DivergenceError: The training diverged.
-    """
-    folder = kept_folder(job)
-    started = datetime.now()
-    with shown_training(job, console, kept_in=folder) as (on_start, on_epoch, losses):
-        ensure_finetuned(job, on_start=on_start, on_epoch=on_epoch)
+def finetune_first(job: FinetuneJob, console: Console, tracker: Tracker, *, text: bool) -> None:
+    """Fine-tune a search's model unless another process has done so; see `finetune_tracked`."""
+    train = functools.partial(finetune_tracked, console=console, tracker=tracker, text=text)
+    folder = ensure_finetuned(job, train)
     give_back()  # the workers are about to use the same GPU
-    lineage = read_lineage(folder)
-    if lineage is None:
+    if (lineage := read_lineage(folder)) is None:
         raise AssertionError("a finished fine-tuning has a lineage")
     known = lineage.knowledge
-    if losses:  # else another process has trained it, and has the run
-        tracker.write(
-            finetuning_content(job, folder.name, started=started, losses=losses, known=known)
-        )
     console.print(
         f"fine-tuned: ROUGE-1 {known['rouge1']:.3f} on {lineage.data}, declines "
         f"{known['refused']:.0%} of questions about invented things; kept in {folder}",
@@ -121,70 +88,44 @@ def finetune_first(job: FinetuneJob, console: Console, tracker: Tracker) -> None
     )
 
 
-@contextmanager
-def shown_training(
-    job: FinetuneJob, console: Console, *, kept_in: Path
-) -> Iterator[tuple[OnStart, OnEpoch, dict[int, float]]]:
-    """Give what a training calls as it goes on, and the losses that it has told so far."""
-    epochs, losses = job.settings.epochs, dict[int, float]()
+def finetune_tracked(
+    job: FinetuneJob, folder: Path, *, console: Console, tracker: Tracker, text: bool
+) -> Finetuned:
+    """Fine-tune as `finetune` does, show it, and keep a run of it in MLflow.
+
+    Of what the model answers the run has the texts only if `text` is set.
+
+    Raises:
+        InputError: The model or the folder cannot be used.
+        DivergenceError: The training diverged.
+    """
+    started, epochs = datetime.now(), job.settings.epochs
     with build_progress(console) as bar:
 
         def on_start(done: int) -> None:
             if done:
-                console.print(f"going on after epoch {done}, which was kept in {kept_in}")
+                console.print(f"going on after epoch {done}, which was kept in {folder}")
             bar.add_task("fine-tuning", total=epochs, completed=done, note="")
 
         def on_epoch(done: int, loss: float) -> None:
-            losses[done] = loss
             bar.update(bar.task_ids[0], completed=done, note=f"loss {loss:.4f}")
             tell(console, f"epoch {done}/{epochs}  loss {loss:.4f}")
 
-        yield on_start, on_epoch, losses
+        done = finetune(job, folder, on_start=on_start, on_epoch=on_epoch)
+    tracker.write(_run_content(job, done, started, text=text))
+    return done
 
 
-def finetuning_content(
-    job: FinetuneJob,
-    name: str,
-    *,
-    started: datetime,
-    losses: Mapping[int, float],
-    known: Mapping[str, float],
-    tables: Mapping[str, Columns] | None = None,
-) -> RunContent:
-    """Return the MLflow run of a fine-tuning that has just ended.
-
-    Args:
-        job: What was trained.
-        name: Of the checkpoint.
-        started: When, in local time.
-        losses: By epoch.
-        known: What the model knows: `rouge1` and `refused`.
-        tables: To be kept with the run, by place.
-    """
-    document = job.document()
-    return RunContent(
-        name=f"finetune {name}",
-        status="FINISHED",
-        started=started,
-        ended=datetime.now(),
-        parameters=document,
-        tags={"command": "finetune", "model": job.model.name, "data": job.data_name},
-        numbers={key: known[key] for key in ("rouge1", "refused")},
-        curves={"loss": sorted(losses.items())},
-        data={"learned": (document["data_digest"], len(job.records))},
-        tables={at: ("", functools.partial(dict, table)) for at, table in (tables or {}).items()},
-    )
-
-
-def finetuning_tables(done: Finetuned, *, text: bool) -> dict[str, Columns]:
-    """Return what a model knows as tables: by edge, and by question with `text` or without."""
-    edges, rows = done.knowledge.by_edge, done.knowledge.rows
+def _run_content(job: FinetuneJob, done: Finetuned, started: datetime, *, text: bool) -> RunContent:
+    """Return the MLflow run of a fine-tuning that has just ended."""
+    document, knowledge = job.document(), done.knowledge
+    edges, rows = knowledge.by_edge, knowledge.rows
     texts = {
         "question": [row.record.question for row in rows],
         "truth": [row.record.answer for row in rows],
         "answer": [row.answer for row in rows],
     }
-    return {
+    tables = {
         "rouge1_by_edge.json": {
             "edge": list(edges),
             "questions": [count for _, count in edges.values()],
@@ -196,3 +137,15 @@ def finetuning_tables(done: Finetuned, *, text: bool) -> dict[str, Columns]:
             "rouge1": [row.rouge1 for row in rows],
         },
     }
+    return RunContent(
+        name=f"finetune {done.folder.resolve().name}",
+        status="FINISHED",
+        started=started,
+        ended=datetime.now(),
+        parameters=document,
+        tags={"command": "finetune", "model": job.model.name, "data": job.data_name},
+        numbers={"rouge1": knowledge.rouge1, "refused": knowledge.refused},
+        curves={"loss": list(enumerate(done.losses, 1))},
+        data={"learned": (document["data_digest"], len(job.records))},
+        tables={at: ("", functools.partial(dict, table)) for at, table in tables.items()},
+    )

@@ -32,7 +32,6 @@ __all__ = [
     "BusySearchError",
     "alone",
     "assemble_again",
-    "check_same_data",
     "check_unchanged",
     "is_finished",
     "resumed",
@@ -51,9 +50,8 @@ class BusySearchError(InputError):
 def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig, Mapping[str, str]]:
     """Return the configuration of a search that has begun, changed by what is given, and origins.
 
-    Args:
-        given: Options by field; `resume` names the search, `output` is where names are looked up.
-        problems: Where it is noted that an option cannot change any more.
+    Of `given`, options by field, `resume` names the search, and names are looked up in `output`.
+    That an option cannot change any more is noted in `problems`.
 
     Raises:
         InputError: There is no such search, or what it was told cannot be read.
@@ -81,8 +79,7 @@ def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig,
 def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:
     """Check that a search's earlier trials compare with what is planned.
 
-    Returns:
-        A warning where a newer version of the package cannot tell; None otherwise.
+    Where a newer version of the package cannot tell, a warning is returned.
 
     Raises:
         InputError: Data or settings have changed.
@@ -122,10 +119,14 @@ def signature_of(plan: SearchPlan) -> str:
     # Of the space what is tried, not the file that says so, and not what comes first.
     left_out = {"origin", "starting_points"}
     space = {key: value for key, value in plan.space.to_dict().items() if key not in left_out}
+    model_path, embedding_model = (
+        None if path is None else Path(path).name
+        for path in (config.model_path, spec.embedding_model)
+    )
     parts: list[Any] = [
-        [spec.model.name, spec.model.revision, _last(config.model_path)],
+        [spec.model.name, spec.model.revision, model_path],
         [spec.chat.template, spec.chat.system_prompt],
-        [list(spec.metrics), _last(spec.embedding_model)],
+        [list(spec.metrics), embedding_model],
         decided,
         space,
         [records_digest(one) for one in records],
@@ -134,46 +135,26 @@ def signature_of(plan: SearchPlan) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _last(path: str | None) -> str | None:
-    return None if path is None else Path(path).name
-
-
 def assemble_again(
     results: SearchResults, problems: Problems, *, device: str | None = None
 ) -> TrialSpec:
     """Return what a search's trials shared, to run one again, for ROUGE alone.
 
-    Args:
-        results: The search.
-        problems: Where it is noted that the data have changed.
-        device: Where to run it; None is where the search did.
+    That the data have changed, and in which file, is noted in `problems`. Without a device it is
+    run where the search did.
 
     Raises:
         InputError: The model or the data are gone.
     """
-    options = results.config.trial_options
+    options, then = results.config.trial_options, results.config.resolved.get("digests") or {}
     device = device or options.device
     spec = assemble(dataclasses.replace(options, device=device, metrics=(), embedding_model=None))
-    with problems.collect():
-        check_same_data(results, spec)
-    return spec
-
-
-def check_same_data(results: SearchResults, spec: TrialSpec) -> None:
-    """Check that the data of trials that are assembled again are what a search read.
-
-    Raises:
-        InputError: A set is another one; the file that it comes from is named.
-    """
-    options = results.config.trial_options
-    pairs = options.data or own_data(spec.model)
     sources = {"factual": options.factual_data, **{n: getattr(options, n) for n in _PROMPTS}}
-    then = results.config.resolved.get("digests") or {}
     changed: dict[str, list[str]] = {}
     for name, digest in spec.data.digests().items():
         if then.get(name, digest) != digest:
-            changed.setdefault(sources.get(name, pairs), []).append(name)
-    problems = Problems()
+            source = sources.get(name) or options.data or own_data(spec.model)
+            changed.setdefault(source, []).append(name)
     for source, names in changed.items():
         kind: DataKind = "prompts" if set(names) <= set(_PROMPTS) else "records"
         sets, place = " and ".join(names).replace("_", " "), source
@@ -184,12 +165,12 @@ def check_same_data(results: SearchResults, spec: TrialSpec) -> None:
             f"{'set is another one' if kind == 'records' else 'are others'}. Its trials cannot be "
             "run again; put the file back, or search again."
         )
-    problems.raise_if_any(InputError)
+    return spec
 
 
 @contextmanager
-def alone(folder: Folder) -> Iterator[None]:
-    """Inside, no other process works on a search; one that dies holds no lock.
+def alone(folder: Folder, what: str = "search", option: str = "--name") -> Iterator[None]:
+    """Inside, no other process works on a search or a table; one that dies holds no lock.
 
     Raises:
         BusySearchError: Another process does.
@@ -199,8 +180,8 @@ def alone(folder: Folder) -> Iterator[None]:
             yield
     except Timeout as error:
         raise BusySearchError(
-            f"{folder.name}: another process works on this search ({folder.path}). Wait until it "
-            "ends, or choose another --name."
+            f"{folder.name}: another process works on this {what} ({folder.path}). Wait until it "
+            f"ends, or choose another {option}."
         ) from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,27 +19,20 @@ from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.finetuning.finetune import kept_folder
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.report.progress_bars import build_progress, epochs_shown
-from lunar_tune.report.results import load_search
+from lunar_tune.report.log_file import RECORD, search_log
+from lunar_tune.report.progress import build_progress, epochs_shown
 from lunar_tune.search.backends import Backend, InProcess, Resources
-from lunar_tune.search.display.log_file import RECORD, search_log
-from lunar_tune.search.display.summary import print_plan, print_result
 from lunar_tune.search.plan import SearchPlan, make_folder
 from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
 from lunar_tune.search.resume import alone, signature_of, unfinished_like
-from lunar_tune.search.session import (
-    EXIT_FOUND,
-    EXIT_INFEASIBLE,
-    SearchSession,
-    UnknowingModelError,
-)
+from lunar_tune.search.session import SearchSession, UnknowingModelError
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.tracking.store import default_tracking_uri
 from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.assemble import materialise
 
-__all__ = ["run_search", "show_finished"]
+__all__ = ["run_search"]
 
 
 def run_search(
@@ -48,33 +40,25 @@ def run_search(
     console: Console,
     *,
     given: Mapping[str, str],
-    arguments: Sequence[str],
-    brief: bool = False,
+    arguments: Sequence[str] | None,
 ) -> int:
-    """Run a planned search and return its exit code.
-
-    Args:
-        plan: From `plan_search`.
-        console: Where to show what happens.
-        given: Origin of options that were not left at their default.
-        arguments: Options that would give the search again, for the commands that are shown.
-        brief: Whether to leave out the plan and the commands that may come next.
+    """Run a planned search and return its exit code; see `SearchSession` for the arguments.
 
     Raises:
         InputError: The base model makes success impossible, or something cannot be reached.
     """
-    facts, signature = {**plan.facts, **finetuning_fact(plan)}, signature_of(plan)
-    if not brief:
-        print_plan(console, facts)
-    if plan.config.name is None and (begun := unfinished_like(signature, plan.config.output)):
+    alike = None
+    if plan.config.name is None:
+        alike = unfinished_like(signature_of(plan), plan.config.output)
+    if alike is not None:
         console.print(
-            f"[yellow]the same search is unfinished:[/yellow] {escape(begun.name)} (go on with it: "
-            f"python -m lunar_tune.search --resume {escape(str(begun.path))}); this is a new one",
+            f"[yellow]the same search is unfinished:[/yellow] {escape(alike.name)} (go on with it: "
+            f"python -m lunar_tune.search --resume {escape(str(alike.path))}); this is a new one",
             soft_wrap=True,
         )
+    facts = {**plan.facts, **finetuning_fact(plan)}
     with build_progress(console) as bar:
-        built = materialise(plan.spec, epochs_shown(bar, "building the tiny model (once)"))
-    plan = dataclasses.replace(plan, spec=built)
+        plan = dataclasses.replace(plan, spec=materialise(plan.spec, epochs_shown(bar)))
     folder = make_folder(plan.config, plan.spec)
     opening = [f"search {folder.name}, lunar-tune {__version__}"]
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
@@ -85,46 +69,42 @@ def run_search(
         _tracking(plan.config, folder) as opened,
         _backend(plan.config, folder) as (backend, resources),
     ):
-        opened()  # what the store cannot do is said before anything is computed
+        tracker = opened()  # what the store cannot do is said before anything is computed
         if not resources.gpus and plan.spec.model.device == "auto":
             plan = _with_model(plan, device="cpu")  # Ray leaves GPUs visible that it has not given
-        start = functools.partial(
-            SearchSession,
-            folder=folder,
-            backend=backend,
-            resources=resources,
-            opened=opened,
+        session = SearchSession(
+            plan,
+            folder,
+            backend,
+            resources,
+            tracker,
             console=console,
             given=given,
-            signature=signature,
-            brief=brief,
+            arguments=arguments,
         )
-        code = _run_knowing(plan, start, console, arguments, opened)
+        code = _run_knowing(session)
         RECORD.info("ended with exit code %d", code)
         return code
 
 
-def _run_knowing(
-    plan: SearchPlan,
-    start: Callable[[SearchPlan], SearchSession],
-    console: Console,
-    arguments: Sequence[str],
-    opened: Callable[[], Tracker],
-) -> int:
+def _run_knowing(session: SearchSession) -> int:
     """Run the search, after the model has learned the data if it has to and may."""
-    job = None if plan.config.force else finetuning_job(plan)
-    if job is None:
-        return start(plan).run(arguments)
+    plan, console = session.plan, session.console
+    if (job := finetuning_job(plan)) is None:
+        return session.run()
     weights = str(kept_folder(job))
     if read_lineage(weights) is None:
         try:
-            return start(plan).run(arguments)
+            return session.run()
         except UnknowingModelError as error:
             console.print(f"{str(error).partition(':')[0]}: it learns them first")
-            finetune_first(job, console, opened())
+            finetune_first(job, console, session.tracker, text=plan.config.text)
     console.print(f"the model has learned the data: {weights}", soft_wrap=True)
+    session.plan = _with_model(plan, weights=weights)
+    if session.arguments is not None:
+        session.arguments = [*session.arguments, "--model-path", weights]
     try:
-        return start(_with_model(plan, weights=weights)).run([*arguments, "--model-path", weights])
+        return session.run()
     except UnknowingModelError as error:
         found = str(error).partition(":")[0]
         raise UnknowingModelError(
@@ -186,15 +166,3 @@ def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tra
                 with contextlib.suppress(InputError, OSError):  # there may be no study yet
                     opening.result().search(StoredSearch.read(folder.path))
             raise
-
-
-def show_finished(folder: Folder, console: Console) -> int:
-    """Show what a finished search has found; return its exit code."""
-    results = load_search(folder.path)
-    console.print(
-        f"{escape(folder.name)} is finished: {len(results.rows)} trials. A larger --num-trials "
-        "gives it more.",
-        soft_wrap=True,
-    )
-    print_result(console, results.report, folder=folder.path, commands={})
-    return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND

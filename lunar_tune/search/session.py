@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,17 +13,17 @@ from rich.markup import escape
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
+from lunar_tune.report.log_file import RECORD
+from lunar_tune.report.progress import SearchDisplay
 from lunar_tune.report.report import short_report
 from lunar_tune.report.results import load_search
-from lunar_tune.search.backends import Backend, BackendLostError, Resources
-from lunar_tune.search.display.log_file import RECORD
-from lunar_tune.search.display.search_progress import SearchDisplay
-from lunar_tune.search.display.summary import (
+from lunar_tune.report.summary import (
     baseline_problem,
     next_commands,
     print_baseline,
     print_result,
 )
+from lunar_tune.search.backends import Backend, BackendLostError, Resources
 from lunar_tune.search.loop import MAX_FAILURES, Confirmation, SearchLoop
 from lunar_tune.search.outputs import (
     search_document,
@@ -32,6 +32,7 @@ from lunar_tune.search.outputs import (
     write_mirrors,
 )
 from lunar_tune.search.plan import SearchPlan
+from lunar_tune.search.resume import signature_of
 from lunar_tune.search.samplers import open_study
 from lunar_tune.study.answers import AnswerFiles
 from lunar_tune.study.folder import Folder
@@ -65,10 +66,9 @@ class SearchSession:
 
     Args:
         plan: With a model that can be loaded.
-        opened: Gives the way into MLflow, which may still be opening.
         given: Origin of options that were not left at their default.
-        signature: Of what decides the trials, to be kept with the study.
-        brief: Whether to leave out the commands that may come next.
+        arguments: Options that would give the search again, but for its seed, for the commands that
+            are shown in the end; None shows none.
     """
 
     study: Study
@@ -80,22 +80,22 @@ class SearchSession:
         folder: Folder,
         backend: Backend,
         resources: Resources,
-        opened: Callable[[], Tracker],
+        tracker: Tracker,
         *,
         console: Console,
         given: Mapping[str, str],
-        signature: str | None = None,
-        brief: bool = False,
+        arguments: Sequence[str] | None,
     ) -> None:
-        self.plan, self.folder, self._backend, self.resources = plan, folder, backend, resources
-        self._opened, self._console, self._given = opened, console, given
-        self._signature, self._brief = signature, brief
+        self.plan, self.folder, self.tracker, self.console = plan, folder, tracker, console
+        self.arguments = arguments
+        self._backend, self._resources, self._given = backend, resources, given
+        self._signature = signature_of(plan)  # before its own layers narrow the space
         self._goal = goal_of(plan.config)
         self._display = SearchDisplay(console)
         self._found = False
         self._unconfirmed: str | None = None
 
-    def run(self, arguments: Sequence[str]) -> int:
+    def run(self) -> int:
         """Run everything, then write and show what came out; return the exit code.
 
         Raises:
@@ -104,7 +104,7 @@ class SearchSession:
         """
         try:
             code, ending = self._run_tasks()
-            self._conclude(ending, arguments, killed=code in {EXIT_INTERRUPTED, EXIT_LOST})
+            self._conclude(ending, killed=code in {EXIT_INTERRUPTED, EXIT_LOST})
         except OSError as error:
             raise LunarTuneError(
                 f"{error}. What was computed is kept: see to the disk, then go on with lunar-tune "
@@ -128,33 +128,33 @@ class SearchSession:
         if threading.current_thread() is threading.main_thread():
             # A machine that is taken away says so: the search ends as with an interruption.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-        interrupted = lost = None
+        ended: tuple[int, str] | None = None
         try:
             with self._display:
                 self._display.doing("evaluating the base model")
                 self._backend.run(loop, self.plan.spec)
         except KeyboardInterrupt as error:
-            interrupted = error
-            lost = str(error) if isinstance(error, BackendLostError) else None
-            if loop.study is None and lost is not None:
-                raise LunarTuneError(f"{lost} before the first trial; start again.") from error
+            lost = isinstance(error, BackendLostError)
+            if loop.study is None and lost:
+                raise LunarTuneError(f"{error} before the first trial; start again.") from error
             if loop.study is None:
                 raise
-            RECORD.warning(lost or "interrupted")
+            RECORD.warning(str(error) or "interrupted")
             for number in self.study.running():
                 self.study.fail(number, INTERRUPTED, again=True)
+            ended = EXIT_INTERRUPTED, "Interrupted."
+            if lost:
+                ended = EXIT_LOST, f"{error}; --resume goes on."
         if loop.error is not None:
             raise loop.error
-        if lost is not None:
-            return EXIT_LOST, f"{lost}; --resume goes on."
-        if interrupted is not None:
-            return EXIT_INTERRUPTED, "Interrupted."
+        if ended is not None:
+            return ended
         if loop.gave_up:
             return EXIT_FAILURES, f"Stopped after {MAX_FAILURES} failed trials in a row."
         if self._found:
             return EXIT_FOUND, None
         if self._unconfirmed is not None:
-            return EXIT_INFEASIBLE, f"No full evaluation gave an answer ({self._unconfirmed})."
+            return EXIT_INFEASIBLE, f"A full evaluation gave no answer ({self._unconfirmed})."
         return EXIT_INFEASIBLE, None
 
     def begin(self, outcome: Outcome) -> Study:
@@ -163,26 +163,26 @@ class SearchSession:
             raise AssertionError("a base model without a result begins no search")
         config, scores = self.plan.config, outcome.result.evaluation.scores
         self._display.doing(None)
-        print_baseline(self._console, scores, outcome.plain_decoding)
+        print_baseline(self.console, scores, outcome.plain_decoding)
         problem = baseline_problem(scores, self._goal.floor, self.plan.spec)
         if problem is not None and not (config.force or config.resume):
             raise UnknowingModelError(problem)
         if problem is not None and config.force:
-            self._console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
+            self.console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
         stored = StoredStudy.read(self.folder.journal)
         before = stored.notes if stored is not None else {}
         layer_prior = None
         if outcome.layer_prior is not None:  # a search keeps the layers that it began with
             layer_prior = before.get("layer_prior") or outcome.layer_prior
             self.plan = self.plan.with_own_prior(layer_prior)
-            self._console.print(f"layer {escape(str(self.plan.layers))}")
+            self.console.print(f"layer {escape(str(self.plan.layers))}")
         self._compare_baseline(scores, before.get("baseline", {}))
-        self.baseline, tracker, plan = scores, self._opened(), self.plan
+        self.baseline, tracker, plan = scores, self.tracker, self.plan
         document = search_document(
             plan,
             name=self.folder.name,
             uri=tracker.uri,
-            resources=self.resources,
+            resources=self._resources,
             given=self._given,
             baseline=scores,
         )
@@ -228,7 +228,7 @@ class SearchSession:
                 "(--model-path), or start a new search."
             )
         if difference:
-            self._console.print(
+            self.console.print(
                 f"[yellow]the base model answers a little differently than when the search "
                 f"began:[/yellow] {told}; another machine rounds differently"
             )
@@ -237,7 +237,7 @@ class SearchSession:
         """Show a trial that has ended, and write its run."""
         self._display.ended(row)
         search = StoredSearch(folder=self.folder, study=self.study.stored, goal=self._goal)
-        self._opened().search(search, status="RUNNING", trial=row.number)
+        self.tracker.search(search, status="RUNNING", trial=row.number)
 
     def confirming(self, row: TrialRow) -> None:
         """Show that a setting is about to be evaluated in full."""
@@ -248,7 +248,7 @@ class SearchSession:
         """Say that a full evaluation gave no answer."""
         self._unconfirmed = reason
         self._display.doing(None)
-        self._console.print(
+        self.console.print(
             f"trial {row.number} could not be evaluated in full ({escape(reason)}); the next best "
             "is confirmed instead"
         )
@@ -257,7 +257,7 @@ class SearchSession:
         """Keep the best setting, or say why it is not the best."""
         self._display.doing(None)
         if not holds:
-            self._console.print(
+            self.console.print(
                 f"trial {row.number} misses a bound when evaluated in full; the next best is "
                 "confirmed instead"
             )
@@ -274,15 +274,15 @@ class SearchSession:
             goal=self._goal,
         )
 
-    def _conclude(self, ending: str | None, arguments: Sequence[str], *, killed: bool) -> None:
+    def _conclude(self, ending: str | None, *, killed: bool) -> None:
         """Write what is made of the study, MLflow's runs among it, and show the result."""
         self.study.note("ending", ending)
         self.study.note("status", "KILLED" if killed else "FINISHED")
         results = load_search(self.folder.path)
         report = results.report
         write_mirrors(self.folder, report)
-        if not self._opened().search(results, note=short_report(report)):
-            self._console.print(
+        if not self.tracker.search(results, note=short_report(report)):
+            self.console.print(
                 "[yellow]MLflow does not have all of it:[/yellow] python -m lunar_tune.compare "
                 f"{escape(str(self.folder.path))} writes the rest when it answers again",
                 soft_wrap=True,
@@ -290,6 +290,6 @@ class SearchSession:
         if ending is None:  # the last word: nothing of a search that has it is done again
             self.study.note("num_trials", self.plan.config.num_trials)
         commands = {}
-        if not self._brief:
-            commands = next_commands(self.plan.config, self.folder.path, report, arguments)
-        print_result(self._console, report, folder=self.folder.path, commands=commands)
+        if self.arguments is not None:
+            commands = next_commands(self.plan.config, self.folder.path, report, self.arguments)
+        print_result(self.console, report, folder=self.folder.path, commands=commands)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,12 +267,13 @@ def test_a_kept_model_is_made_once(
 ) -> None:
     monkeypatch.setenv("LUNAR_TUNE_CACHE", str(tmp_path))
     with pytest.raises(Killed):
-        ensure_finetuned(job, on_epoch=kill_after(2))
+        ensure_finetuned(job, partial(finetune, on_epoch=kill_after(2)))
     epochs: list[int] = []
-    folder = ensure_finetuned(job, on_epoch=lambda done, _: epochs.append(done))
+    train = partial(finetune, on_epoch=lambda done, _: epochs.append(done))
+    folder = ensure_finetuned(job, train)
     assert epochs[-1] == 4
     assert folder == kept_folder(job)
-    assert ensure_finetuned(job, on_epoch=kill_after(1)) == folder
+    assert ensure_finetuned(job, partial(finetune, on_epoch=kill_after(1))) == folder
     others = (changed(job, rank=4), dataclasses.replace(job, seed=1))
     assert len({kept_folder(one) for one in (job, *others)}) == 3
 

@@ -54,6 +54,7 @@ def few_prompts(folder: Path) -> Path:
         ({"model": "tiny"}, {}, False),
         ({"model": "tiny", "data": "factual", "forget_edge": ("arts",)}, {}, False),
         ({"model": "qwen2.5-7b"}, {"finetune": "never"}, False),
+        ({"model": "qwen2.5-7b"}, {"force": True}, False),
         ({"model": "qwen2.5-7b"}, {"address": "auto"}, False),
     ],
 )

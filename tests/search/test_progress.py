@@ -12,9 +12,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from lunar_tune.report.progress_bars import shown_duration
-from lunar_tune.search.display.log_file import RECORD
-from lunar_tune.search.display.search_progress import SearchDisplay, TimeLeft
+from lunar_tune.report.log_file import RECORD
+from lunar_tune.report.progress import SearchDisplay, TimeLeft, shown_duration
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 
 
@@ -149,9 +148,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(
-            "lunar_tune.search.display.search_progress.time.monotonic", lambda: self.now
-        )
+        monkeypatch.setattr("lunar_tune.report.progress.time.monotonic", lambda: self.now)
 
     def ended(self, left: TimeLeft, *moments: float) -> None:
         for moment in moments:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import optuna
 import pytest
 from command_lines import small_data
-from made_outcomes import complete, trial_result
+from made_outcomes import base_model, complete, ended, failed, trial_result
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
@@ -27,8 +28,9 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.backends.ray.cluster import Resources
+from lunar_tune.search.loop import SearchLoop, Signal
 from lunar_tune.search.outputs import search_document
-from lunar_tune.search.plan import SearchPlan, plan_search
+from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.search.resume import (
     BusySearchError,
     alone,
@@ -44,6 +46,8 @@ from lunar_tune.secrets import without_password
 from lunar_tune.study.folder import Folder, find_search
 from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configuration_document
 from lunar_tune.study.study import StoredStudy
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION
 
 SEVERAL = SearchConfig(
     model="qwen2.5-7b",
@@ -424,7 +428,7 @@ def test_a_search_that_is_refused_because_another_works_on_it_leaves_it_alone(
 def test_another_base_model_is_found_out(tmp_path: Path, retain: float, said: str | None) -> None:
     study_in(tmp_path).note("baseline", {"forget_rouge1": 1.0, "retain_rouge1": 0.95})
     session = SearchSession.__new__(SearchSession)
-    session.folder, session._console = Folder(tmp_path), Console(record=True, file=StringIO())
+    session.folder, session.console = Folder(tmp_path), Console(record=True, file=StringIO())
     stored = StoredStudy.read(session.folder.journal)
     assert stored is not None
     before = stored.notes["baseline"]
@@ -434,7 +438,7 @@ def test_another_base_model_is_found_out(tmp_path: Path, retain: float, said: st
             session._compare_baseline(scores, before)
         return
     session._compare_baseline(scores, before)
-    text = session._console.export_text()
+    text = session.console.export_text()
     assert (said in text) if said is not None else (text == "")
 
 
@@ -457,3 +461,38 @@ def test_a_search_has_one_process_and_a_dead_one_holds_nothing(tmp_path: Path) -
     other.join()
     with alone(Folder(tmp_path)):
         pass
+
+
+class Scripted:
+    """A backend whose first full evaluation fails, and whose second misses the bound."""
+
+    def run(self, loop: SearchLoop, _spec: TrialSpec) -> None:
+        confirmations = iter([failed("no memory"), ended(retain=0.5)])
+        for task_id in map(str, range(9)):
+            task = loop.next(task_id)
+            if isinstance(task, Signal):
+                return
+            outcome = base_model() if task.kind == BASE_MODEL else ended()
+            loop.take(task_id, next(confirmations) if task.kind == CONFIRMATION else outcome)
+
+
+def test_a_search_whose_full_evaluation_failed_says_so_and_is_not_finished(tmp_path: Path) -> None:
+    plan = plan_search(SearchConfig(output=tmp_path, name="n", num_trials=2))
+    folder = make_folder(plan.config, plan.spec)
+    console = Console(record=True, file=StringIO(), width=200)
+    place = {"id": "one", "uri": "sqlite:///x.db", "experiment": "lunar-tune"}
+    session = SearchSession(
+        plan,
+        folder,
+        Scripted(),
+        Resources(cpus=1, gpus=0, concurrency=1),
+        MagicMock(place=lambda _: place, uri=place["uri"]),
+        console=console,
+        given={},
+        arguments=None,
+    )
+    assert session.run() == 3
+    said = "A full evaluation gave no answer (no memory). No setting is confirmed"
+    assert said in console.export_text()
+    assert not is_finished(folder, 2)
+    assert not folder.best.exists()

@@ -172,6 +172,9 @@ def test_the_same_seed_gives_the_same_trials_and_scores(small: list[str], tmp_pa
     for name, process in zip(names, both, strict=True):
         done = finish(process)
         assert done.returncode == 3, done.stderr
+        again = done.stdout.splitlines()[-1]
+        assert again.endswith(" --seed 6")
+        assert again.count("--seed") == 1
         timed = ("seconds", "started", "ended")
         rows = rows_of(tmp_path / "runs" / name)
         found.append([{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows])

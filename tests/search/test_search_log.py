@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.errors import InputError
-from lunar_tune.report.progress_bars import build_progress
-from lunar_tune.search.display.log_file import RECORD, search_log
+from lunar_tune.report.log_file import RECORD, search_log
+from lunar_tune.report.progress import build_progress
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} (INFO|WARNING|ERROR) +")
 

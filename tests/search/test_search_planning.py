@@ -23,8 +23,8 @@ from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.report.report import Report
+from lunar_tune.report.summary import baseline_problem, next_commands, print_result
 from lunar_tune.search.backends.ray import cluster
-from lunar_tune.search.display.summary import baseline_problem, next_commands, print_result
 from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
@@ -367,9 +367,16 @@ def test_next_commands_are_those_for_a_shell_here(
 def test_without_a_best_setting_there_is_none_to_run_again(tmp_path: Path, uri: str | None) -> None:
     config = SearchConfig(output=tmp_path, tracking_uri=uri)
     missed = dataclasses.replace(BEST, feasible=False)
-    compare, again = next_commands(config, tmp_path / "n", found(missed), ("--seed", "4")).values()
+    compare, again = next_commands(config, tmp_path / "n", found(missed), ("--data", "x")).values()
     assert compare[1:3] == ["-m", "lunar_tune.compare"]
-    assert again[1:] == ["-m", "lunar_tune.search", "--seed", "1"]  # one above the search's own
+    assert again[1:] == [
+        "-m",
+        "lunar_tune.search",
+        "--data",
+        "x",
+        "--seed",
+        "1",
+    ]
 
 
 def test_after_an_interruption_one_goes_on_or_writes_the_best_as_searched(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.backends.ray.cluster import Resources
-from lunar_tune.search.outputs import resolved_values
+from lunar_tune.search.outputs import search_document
 from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.search.resume import resumed, signature_of
 from lunar_tune.search.samplers import open_study
@@ -42,6 +42,14 @@ OWN = {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}  # search_spaces/
 
 def planned(folder: Path, **options: Any) -> SearchPlan:
     return plan_search(SearchConfig(output=folder / "runs", **options))
+
+
+def document_of(plan: SearchPlan) -> str:
+    """Return the `config.yaml` of a search as planned."""
+    resources = Resources(cpus=1, gpus=0, concurrency=1)
+    return search_document(
+        plan, name="n", uri=PLACE["uri"], resources=resources, given={}, baseline={}
+    )
 
 
 def prior_file(folder: Path, **changes: Any) -> str:
@@ -113,11 +121,11 @@ def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path)
 
 def test_the_configuration_has_the_curve_and_what_was_made_of_it(tmp_path: Path) -> None:
     plan = planned(tmp_path, layer_prior=prior_file(tmp_path))
-    document = resolved_values(plan, {})["layer_prior"]
+    document = read_yaml(document_of(plan))["resolved"]["layer_prior"]
     assert document["made_of_it"] == "2 … 3 by s1 - s2 (layers.json)"
     assert {one["layer"]: one["score"] for one in document["layers"]} == CURVE
     assert (document["best"], document["data"]) == (3, "mini")
-    assert "layer_prior" not in resolved_values(planned(tmp_path), {})
+    assert "layer_prior" not in read_yaml(document_of(planned(tmp_path)))["resolved"]
 
 
 def test_a_prior_of_other_data_says_so(tmp_path: Path) -> None:
@@ -150,9 +158,10 @@ def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Pat
             folder,
             MagicMock(),
             Resources(cpus=1, gpus=0, concurrency=1),
-            lambda: MagicMock(place=lambda _: PLACE),
+            MagicMock(place=lambda _: PLACE),
             console=Console(quiet=True),
             given={},
+            arguments=(),
         )
         prior = prior_of(CURVE, recommended).document()
         study = session.begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
@@ -440,11 +449,7 @@ def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> No
     plan = planned(tmp_path, start_from=(file,), name="n")
     folder = make_folder(plan.config, plan.spec)
     open_study(folder.journal, name="n", space=plan.space, config=plan.config)
-    folder.config.write_text(
-        configuration_document(
-            plan.config, given={}, derived={}, resolved=resolved_values(plan, {})
-        )
-    )
+    folder.config.write_text(document_of(plan))
     Path(file).unlink()
 
     problems = Problems()

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from command_lines import TIMEOUT, command, run_command, start, without_ray
-from filelock import FileLock
 from made_outcomes import complete, trial_result
 from rich.console import Console
 from search_results import statuses
@@ -24,12 +23,12 @@ from test_study import GOAL, study_in
 from lunar_tune.cli.table5 import COMMAND, PAPER_METHODS
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.report.methods_table import CellResult, Tolerance, write_methods_table
+from lunar_tune.report.methods_table import Cell, CellResult, result_of, write_methods_table
 from lunar_tune.search.plan import plan_search
-from lunar_tune.search.resume import signature_of
+from lunar_tune.search.resume import alone, signature_of
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.table5.table_cells import Cell, cells_of, check_names, result_of
-from lunar_tune.search.table5.table_run import TableRun
+from lunar_tune.search.table5 import TableRun, cells_of, check_names
+from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import configured
 
@@ -110,7 +109,7 @@ def test_what_one_method_has_and_another_has_not_is_for_those_that_have_it() -> 
         ((["tiny"], [], ["lunr"]), {}, "Did you mean 'lunar'"),
         ((["tiny"], [], ["ga:half"]), {}, "--method ga:half: ga has lora, full."),
         ((["tiny"], ["mini", "mini"], ["ga"]), {}, "--data: mini is named twice."),
-        ((["tiny"], [], ["lunar", "lunar:adamw"]), {}, "a method and variant are named twice"),
+        ((["tiny"], [], ["lunar", "lunar:adamw"]), {}, "--method: lunar:adamw is named twice."),
         ((["tiny"], [], ["ga"]), {"seeds": 0}, "--seeds 0: at least 1."),
     ],
 )
@@ -183,7 +182,7 @@ def test_a_finished_cell_says_its_confirmed_best_and_how_sharp_it_is(tmp_path: P
     assert cell.scores == confirmed["scores"]
     assert (cell.n_trials, cell.n_feasible) == (4, 3)
     rates = [stored.rows[i].parameters["learning_rate"] for i in (1, 3)]
-    assert cell.tolerance == Tolerance("learning_rate", min(rates), max(rates))
+    assert cell.tolerance == (min(rates), max(rates))
     suggested = sum(row.seconds["suggest"] for row in stored.rows)
     assert cell.seconds == pytest.approx(4 * 0.75 + suggested)
 
@@ -215,11 +214,7 @@ def test_a_cell_that_is_not_finished_or_could_not_be_run_says_so(tmp_path: Path)
 # How it is written
 
 FEASIBLE = CellResult(
-    model="tiny",
-    data="mini",
-    method="lunar",
-    variant="adamw",
-    seed=0,
+    cell=CELL,
     state="feasible",
     parameters={"layer": 1, "learning_rate": 0.003},
     scores={
@@ -231,10 +226,14 @@ FEASIBLE = CellResult(
     n_trials=10,
     n_feasible=4,
     seconds=12.34,
-    tolerance=Tolerance("learning_rate", 0.001, 0.004),
+    tolerance=(0.001, 0.004),
 )
 MISSED = dataclasses.replace(
-    FEASIBLE, method="ga", variant="full", state="infeasible", tolerance=None, n_feasible=0
+    FEASIBLE,
+    cell=dataclasses.replace(CELL, method="ga", variant="full"),
+    state="infeasible",
+    tolerance=None,
+    n_feasible=0,
 )
 
 
@@ -265,7 +264,9 @@ def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
     forgets = [0.1, 0.2, 0.6]
     results = [
         dataclasses.replace(
-            FEASIBLE, seed=i, scores={**(FEASIBLE.scores or {}), "forget_rouge1": forget}
+            FEASIBLE,
+            cell=dataclasses.replace(CELL, seed=i),
+            scores={**FEASIBLE.scores, "forget_rouge1": forget},
         )
         for i, forget in enumerate(forgets)
     ]
@@ -279,6 +280,26 @@ def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
     assert [float(one["forget_rouge1"]) for one in rows] == forgets
     assert [one["seed"] for one in rows] == ["0", "1", "2"]
     assert {one["tolerance_high"] for one in rows} == {"0.004"}
+
+
+def test_csv_has_a_column_for_every_parameter_and_leaves_empty_what_is_not_known(
+    tmp_path: Path,
+) -> None:
+    ga = dataclasses.replace(
+        FEASIBLE,
+        cell=dataclasses.replace(CELL, method="ga", variant="lora"),
+        parameters={"learning_rate": 1e-05, "epochs": 4},
+    )
+    begun = CellResult(cell=CELL, state="unfinished", reason='1 of 3, "why"', n_trials=1)
+    _, table, _ = write_methods_table([begun, FEASIBLE, ga], tmp_path)
+    assert table.read_text().splitlines() == [
+        "model,data,method,variant,seed,state,reason,layer,learning_rate,epochs,forget_rouge1,"
+        "retain_rouge1,factual_rouge1,deviation_score,trials,feasible_trials,seconds,"
+        "tolerance_low,tolerance_high",
+        'tiny,mini,lunar,adamw,0,unfinished,"1 of 3, ""why""",,,,,,,,1,0,0.0,,',
+        "tiny,mini,lunar,adamw,0,feasible,,1,0.003,,0.125,0.9,1.0,16.0,10,4,12.34,0.001,0.004",
+        "tiny,mini,ga,lora,0,feasible,,,1e-05,4,0.125,0.9,1.0,16.0,10,4,12.34,0.001,0.004",
+    ]
 
 
 # A whole table
@@ -303,7 +324,7 @@ def wait_for(condition: Any, process: Any) -> None:
 def test_two_processes_do_not_work_on_one_table(tmp_path: Path) -> None:
     table = TableRun([], SearchConfig(output=tmp_path), Console(quiet=True))
     with (
-        FileLock(tmp_path / ".table.lock"),
+        alone(Folder(tmp_path)),
         pytest.raises(InputError, match="another process works on this table"),
     ):
         table.run()

@@ -26,9 +26,9 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from lunar_tune.report.log_file import RECORD
 from lunar_tune.search.backends import BackendLostError, Resources
 from lunar_tune.search.backends.ray.trainable import HANDED_OVER, UnlearningTrainable, crash_reason
-from lunar_tune.search.display.log_file import RECORD
 from lunar_tune.search.loop import DONE, SearchLoop, Signal
 from lunar_tune.secrets import without_secrets
 from lunar_tune.study.folder import Folder

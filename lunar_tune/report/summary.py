@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,13 +17,7 @@ from lunar_tune.report.report import Report, verdict
 from lunar_tune.study.rows import FAILED, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = [
-    "baseline_problem",
-    "next_commands",
-    "print_baseline",
-    "print_plan",
-    "print_result",
-]
+__all__ = ["baseline_problem", "next_commands", "print_baseline", "print_plan", "print_result"]
 
 # A model that answers fewer of the words than this does not know the data.
 LEAST_TO_FORGET = 0.3
@@ -75,13 +68,17 @@ def print_result(
 ) -> None:
     """Show what came out and what to do next."""
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    for column in ("", "forget", "retain", "factual", "deviation score"):
-        table.add_column(column, justify="left" if column == "" else "right")
+    table.add_column("")
+    for column in ("forget", "retain", "factual", "deviation score"):
+        table.add_column(column, justify="right")
     for who, scores in report.compared.items():
         table.add_row(who, *score_cells(scores))
     console.print()
     if report.best is not None:
-        setting = "  ".join(f"{k} {_brief(v)}" for k, v in report.best.parameters.items())
+        setting = "  ".join(
+            f"{name} {f'{value:.4g}' if isinstance(value, float) else value}"
+            for name, value in report.best.parameters.items()
+        )
         console.print(f"[bold green]best feasible setting:[/bold green] {escape(setting)}")
     else:
         console.print(f"[bold yellow]{escape(verdict(report))}[/bold yellow]", soft_wrap=True)
@@ -96,13 +93,13 @@ def print_result(
 
 
 def next_commands(
-    config: SearchConfig,
-    folder: Path,
-    report: Report,
-    arguments: Sequence[str],
+    config: SearchConfig, folder: Path, report: Report, arguments: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return the exact commands that a user may want next, by their purpose."""
-    python = _shown(Path(sys.executable), resolve=False)
+    """Return the exact commands that a user may want next, by their purpose.
+
+    `arguments` are the options that would give the search again, but for its seed.
+    """
+    python = _shown(Path(sys.executable))
     commands: dict[str, list[str]] = {}
     if report.ending is not None:
         resume = [python, "-m", "lunar_tune.search", "--resume", _shown(folder)]
@@ -122,17 +119,9 @@ def next_commands(
             *([] if confirmed else ["--trial", str(first.number)]),
             *("--save", _shown(folder / "model")),
         ]
-    again = [python, "-m", "lunar_tune.search", *_without(arguments, "--seed")]
-    commands["search again with another seed:"] = [*again, "--seed", str(config.seed + 1)]
+    again = [python, "-m", "lunar_tune.search", *arguments, "--seed", str(config.seed + 1)]
+    commands["search again with another seed:"] = again
     return commands
-
-
-def _without(arguments: Sequence[str], flag: str) -> list[str]:
-    """Return options without one that takes a value."""
-    if flag not in arguments:
-        return list(arguments)
-    place = list(arguments).index(flag)
-    return [*arguments[:place], *arguments[place + 2 :]]
 
 
 def _times(rows: Sequence[TrialRow]) -> str:
@@ -147,12 +136,6 @@ def _times(rows: Sequence[TrialRow]) -> str:
     )
 
 
-def _brief(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _shown(path: Path, *, resolve: bool = True) -> str:
+def _shown(path: Path) -> str:
     """Return a path relative to the current folder where that is shorter."""
-    absolute = path.resolve() if resolve else path.absolute()
-    relative = os.path.relpath(absolute)
-    return relative if len(relative) < len(str(absolute)) else str(absolute)
+    return min(str(path.absolute()), os.path.relpath(path), key=len)

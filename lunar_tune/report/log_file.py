@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.control import Control
@@ -38,32 +38,36 @@ def tell(console: Console, line: str) -> None:
 
 @contextmanager
 def search_log(path: Path, console: Console, opening: Sequence[str] = ()) -> Iterator[None]:
-    """Inside, a log is written; one that is there is gone on with.
+    """Inside, a log is written, `opening` its first lines; one that is there is gone on with.
 
-    Args:
-        path: The file.
-        console: What is printed there is logged too, also when it is quiet.
-        opening: Its first lines.
-
-    Raises:
-        BaseException: Whatever ended the search; it is in the log with its traceback.
+    What is printed on the console is logged too, also when it is quiet. Whatever ends the search is
+    in the log with its traceback.
     """
     handler = _FileHandler(path, encoding="utf-8", errors="replace")
     handler.addFilter(_once)
+    loggers = [logging.getLogger(name) for name in (*_APART, RECORD.name, None)]
+    level, propagate = RECORD.level, RECORD.propagate
     console.push_render_hook(_Printed())  # below those of displays, which come and go
     try:
-        with _listening(handler), _warnings_too():
+        RECORD.setLevel(logging.INFO)
+        RECORD.propagate = False
+        for logger in loggers:
+            logger.addHandler(handler)
+        with _warnings_too():
             for line in opening:
                 RECORD.info("%s", line)
-            try:
-                yield
-            except KeyboardInterrupt:
-                RECORD.warning("interrupted")
-                raise
-            except BaseException:
-                RECORD.exception("ended by an error")
-                raise
+            yield
+    except KeyboardInterrupt:
+        RECORD.warning("interrupted")
+        raise
+    except BaseException:
+        RECORD.exception("ended by an error")
+        raise
     finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        RECORD.setLevel(level)
+        RECORD.propagate = propagate
         console.pop_render_hook()
         with suppress(OSError):  # what could not be written cannot be now
             handler.close()
@@ -110,39 +114,21 @@ def _once(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _listening(handler: logging.Handler) -> Iterator[None]:
-    """Inside, the handler hears of everything; `RECORD` is for it alone."""
-    loggers = [logging.getLogger(name) for name in (*_APART, RECORD.name)] + [logging.getLogger()]
-    level, propagate = RECORD.level, RECORD.propagate
-    try:
-        RECORD.setLevel(logging.INFO)
-        RECORD.propagate = False
-        for logger in loggers:
-            logger.addHandler(handler)
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        RECORD.setLevel(level)
-        RECORD.propagate = propagate
-
-
-@contextmanager
 def _warnings_too() -> Iterator[None]:
     """Inside, Python's warnings are logged and shown as before."""
     shown, is_open = warnings.showwarning, True
 
-    def show(  # noqa: PLR0917 as in the standard library
+    def show(
         message: Warning | str,
         category: type[Warning],
         filename: str,
         lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
+        *rest: Any,
+        **named: Any,
     ) -> None:
         if is_open:
             RECORD.warning("%s: %s (%s:%s)", category.__name__, message, filename, lineno)
-        shown(message, category, filename, lineno, file, line)
+        shown(message, category, filename, lineno, *rest, **named)
 
     warnings.showwarning = show
     try:

@@ -1,22 +1,94 @@
-"""What one sees while a search runs: one calm line that moves, or a plain line a trial."""
+"""Progress bars, the same in every command, and what one sees while a search runs."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
-from lunar_tune.report.progress_bars import build_progress, shown_duration
-from lunar_tune.search.display.log_file import tell
-from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.report.log_file import tell
+from lunar_tune.study.rows import COMPLETE, FAILED, HEADLINE_SCORES, TrialRow, best_first
 
-__all__ = ["SearchDisplay", "TimeLeft"]
+__all__ = ["SearchDisplay", "TimeLeft", "build_progress", "epochs_shown", "shown_duration"]
 
-# Columns from which on a bar has room for whole words.
-_ROOMY = 110
+A_DAY = 24 * 3600.0
+# Columns of a terminal below which the bar is short and time elapsed is left out, so that there is
+# room for the note; and those from which on the note has whole words.
+_NARROW, _ROOMY = 100, 110
+
+
+def build_progress(console: Console) -> Progress:
+    """Return an empty progress display; used as a context.
+
+    A task has a `note`, of which the end is cut off where there is no room, and may have `left`, a
+    function that gives the seconds left or None.
+    """
+    fixed = Column(no_wrap=True, overflow="ellipsis")  # of which rich takes copies
+    narrow = console.width < _NARROW
+    return Progress(
+        TextColumn("[bold]{task.description}", table_column=fixed),
+        BarColumn(bar_width=4 if narrow else 24, table_column=fixed),
+        MofNCompleteColumn(table_column=fixed),
+        *(() if narrow else (TimeElapsedColumn(table_column=fixed),)),
+        _TimeLeftColumn(table_column=fixed),
+        TextColumn(
+            "{task.fields[note]}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
+        speed_estimate_period=A_DAY,  # rich forgets steps older than that, and trials are slow
+        expand=True,
+        refresh_per_second=2,  # for days, perhaps over a slow line
+        console=console,
+        disable=console.quiet or not console.is_terminal,  # it would leave an empty line
+    )
+
+
+class _TimeLeftColumn(ProgressColumn):
+    """Time left, as the task says it or as rich reckons it."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """Return it; nothing at the end."""
+        if task.finished:
+            return Text("")
+        left = task.fields["left"]() if "left" in task.fields else task.time_remaining
+        text = "…" if left is None else shown_duration(left)
+        return Text(f"left {text}", style="progress.remaining")
+
+
+def shown_duration(seconds: float) -> str:
+    """Return a duration in words, no more exact than it is known: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def epochs_shown(bar: Progress) -> Callable[[int, int], None]:
+    """Return a callback that shows the building of `tiny`: epochs done of epochs in all."""
+
+    def on_progress(done: int, total: int) -> None:
+        if not bar.tasks:
+            bar.add_task("building the tiny model (once)", total=total, note="")
+        bar.update(bar.tasks[0].id, completed=done, total=total)
+
+    return on_progress
 
 
 class SearchDisplay:
@@ -48,12 +120,9 @@ class SearchDisplay:
             self._shown.enter_context(self._console.status(text))
 
     def follow(
-        self,
-        num_trials: int,
-        earlier: Sequence[TrialRow] = (),
-        time_budget: float | None = None,
+        self, num_trials: int, earlier: Sequence[TrialRow] = (), time_budget: float | None = None
     ) -> None:
-        """Begin to show trials; see `TimeLeft` for the numbers."""
+        """Begin to show trials, after those of an earlier process."""
         if earlier:
             self._console.print(f"going on after {len(earlier)} trials")
         self._rows, self._total, self._done = list(earlier), num_trials, len(earlier)
@@ -78,15 +147,15 @@ class SearchDisplay:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note())
 
-    def _best(self) -> str:
+    def _best(self, *, brief: bool = False) -> str:
         best = best_first(self._rows)
         if not best:
             return "none feasible yet"
-        scores = best[0].scores
-        return (
-            f"best forget {scores['forget_rouge1']:.3f} at retain {scores['retain_rouge1']:.3f} "
-            f"({best[0].label})"
-        )
+        label = best[0].label
+        forget, retain = (f"{best[0].scores[name]:.3f}" for name in HEADLINE_SCORES[:2])
+        if brief:
+            return f"forget {forget} retain {retain} {label}"
+        return f"best forget {forget} at retain {retain} ({label})"
 
     def _failures(self) -> str:
         failed = sum(row.state == FAILED for row in self._rows)
@@ -94,11 +163,7 @@ class SearchDisplay:
 
     def _note(self) -> str:
         """Return what stands beside the bar, the most important first: the end may be cut off."""
-        text = self._best()
-        if not self._roomy:
-            text = text.removeprefix("best ").replace(" at retain ", " retain ")
-            text = text.replace("(", "").removesuffix(")")
-        return " · ".join(filter(None, (self._failures(), text)))
+        return " · ".join(filter(None, (self._failures(), self._best(brief=not self._roomy))))
 
     def _line(self, row: TrialRow) -> str:
         if row.state == COMPLETE:
@@ -117,20 +182,15 @@ class SearchDisplay:
 
 
 class TimeLeft:
-    """How long the trials will still take.
+    """How long the trials will still take; `budget` are seconds after which no trial starts.
 
     The first trial here tells nothing: its time may hold the loading of a model.
-
-    Args:
-        total: Trials that are to have ended.
-        done: Those that have, in an earlier process.
-        budget: Seconds from now on after which no trial starts.
     """
 
     def __init__(self, total: int, *, done: int = 0, budget: float | None = None) -> None:
         self._left, self._here = max(0, total - done), 0
         self._first = self._last = time.monotonic()
-        self._deadline = None if budget is None else self._first + budget
+        self._deadline = math.inf if budget is None else self._first + budget
 
     def ended(self) -> None:
         """Take note that a trial has ended."""
@@ -147,6 +207,5 @@ class TimeLeft:
             return None
         now, per_trial = time.monotonic(), (self._last - self._first) / (self._here - 1)
         left = self._left * per_trial - (now - self._last)
-        if self._deadline is not None:  # a trial that has begun by then is waited for
-            left = min(left, max(0.0, self._deadline - now) + per_trial)
-        return max(0.0, left)
+        until_deadline = max(0.0, self._deadline - now) + per_trial  # the last trial is waited for
+        return max(0.0, min(left, until_deadline))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
+from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.methods.contract import METHODS
+from lunar_tune.models.catalog import resolve_model
 from lunar_tune.report.methods_table import (
-    FEASIBLE,
-    INFEASIBLE,
+    Cell,
     CellResult,
+    print_methods_table,
+    result_of,
     write_methods_table,
 )
 from lunar_tune.search.backends.ray.cluster import ray_session
@@ -28,36 +30,71 @@ from lunar_tune.search.resume import BusySearchError, alone, check_unchanged
 from lunar_tune.search.run import run_search
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
-from lunar_tune.search.table5.table_cells import Cell, result_of
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.rows import score_cells
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.runs import RunContent
 from lunar_tune.tracking.store import default_tracking_uri
 from lunar_tune.tracking.sync import Tracker
 
-__all__ = ["TableRun"]
+__all__ = ["TableRun", "cells_of", "check_names"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A cell that has been checked."""
+def cells_of(
+    models: list[str], data: list[str], methods: Sequence[str], *, seed: int = 0, seeds: int = 1
+) -> list[Cell]:
+    """Return all cells, model by model, so that what is kept of a model is used while it is fresh.
 
-    cell: Cell
-    plan: SearchPlan
+    Data are `NAME` or `NAME:EDGE+EDGE`, none for each model's own; methods `NAME` or
+    `NAME:VARIANT`. `seed` is that of the first of `seeds` studies of a cell.
 
-    @property
-    def folder(self) -> Folder:
-        return Folder((self.plan.config.output / self.cell.name).resolve())
+    Raises:
+        InputError: Something means nothing or is named twice; all of it is said.
+    """
+    problems, variants = Problems(), []
+    if seeds < 1:
+        problems.add(f"--seeds {seeds}: at least 1.")
+    for model in models:
+        with problems.collect():
+            resolve_model(model)
+    for name in filter(None, (one.partition(":")[0] for one in data)):
+        with problems.collect():
+            resolve_data(name, kind="records")
+    for text in methods:
+        with problems.collect():
+            method, _, variant = text.partition(":")
+            known = METHODS[method].variants
+            if variant and variant not in known:
+                raise InputError(f"--method {text}: {method} has {', '.join(known)}.")
+            variants.append((method, variant or known[0]))
+    given = {"--model": models, "--data": data, "--method": [":".join(one) for one in variants]}
+    for flag, names in given.items():
+        for twice in sorted({name for name in names if names.count(name) > 1}):
+            problems.add(f"{flag}: {twice} is named twice.")
+    problems.raise_if_any()
+    return [
+        Cell(model=model, data=one, method=method, variant=variant, seed=number)
+        for model, one, (method, variant), number in itertools.product(
+            models, data or [""], variants, range(seed, seed + seeds)
+        )
+    ]
 
-    @property
-    def num_trials(self) -> int:
-        return self.plan.config.num_trials
 
-    @property
-    def is_finished(self) -> bool:
-        stored = StoredStudy.read(self.folder.journal)
-        return stored is not None and stored.has_ended(self.num_trials)
+def check_names(cells: Sequence[Cell], shared: SearchConfig) -> None:
+    """Check that what is fixed or narrowed has a meaning with one of the methods at least.
+
+    Raises:
+        InputError: Something has none.
+    """
+    known = set[str]().union(*(METHODS[one.method].names_in_use(one.variant) for one in cells))
+    problems = Problems()
+    for option, texts in (("--fix", shared.fix), ("--range", shared.range)):
+        unknown = [text for text in texts if not any(cell.has(text) for cell in cells)]
+        if unknown:
+            problems.add(
+                f"{option} {', '.join(unknown)}: no method of the table has it. There are: "
+                f"{', '.join(sorted(known))}."
+            )
+    problems.raise_if_any()
 
 
 class TableRun:
@@ -71,14 +108,14 @@ class TableRun:
                 it is said at once.
         """
         self._shared, self._console = shared, console
-        self._planned: list[_Planned] = []
+        self._plans: dict[Cell, SearchPlan] = {}
         problems = Problems()
         for cell in cells:
             with problems.collect():
-                planned = _Planned(cell, plan_search(cell.config(shared)))
-                self._planned.append(planned)
+                plan = plan_search(cell.config(shared))
+                self._plans[cell] = plan
                 try:
-                    check_unchanged(planned.plan, planned.folder)
+                    check_unchanged(plan, self._folder(cell))
                 except InputError as error:
                     raise InputError(
                         f"{error} For the table: give another --output, or delete the folder to "
@@ -86,10 +123,13 @@ class TableRun:
                     ) from error
         problems.raise_if_any()
 
+    def _folder(self, cell: Cell) -> Folder:
+        return Folder((self._shared.output / cell.name).resolve())
+
     def _results(self) -> list[CellResult]:
         return [
-            result_of(one.cell, StoredStudy.read(one.folder.journal), one.num_trials)
-            for one in self._planned
+            result_of(cell, StoredStudy.read(self._folder(cell).journal), self._shared.num_trials)
+            for cell in self._plans
         ]
 
     def write(self) -> list[Path]:
@@ -98,10 +138,10 @@ class TableRun:
 
     def show_plan(self) -> None:
         """Show which cells there are and what is missing of them."""
-        for one in self._planned:
-            stored = StoredStudy.read(one.folder.journal)
-            n_rows = len(stored.rows) if stored is not None else 0
-            state = "finished" if one.is_finished else f"{n_rows} of {one.num_trials} trials"
+        for one in self._results():
+            state = "finished"
+            if not one.is_finished:
+                state = f"{one.n_trials} of {self._shared.num_trials} trials"
             self._console.print(f"{escape(one.cell.name)}: {state}")
         self._console.print("all that needs no weights has been checked; nothing was run")
 
@@ -112,50 +152,42 @@ class TableRun:
         is kept.
         """
         self._shared.output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._shared.output / ".table.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"--output {self._shared.output}: another process works on this table. Wait for "
-                "it, or give another folder."
-            ) from error
-        with lock:  # a process that dies holds it no more
-            missing = [one for one in self._planned if not one.is_finished]
-            n_cells = len(self._planned)
+        with alone(Folder(self._shared.output), "table", "--output"):
+            missing = [one.cell for one in self._results() if not one.is_finished]
+            finished = len(self._plans) - len(missing)
             self._console.print(
-                f"{n_cells} cells, {n_cells - len(missing)} finished, {len(missing)} to run"
+                f"{len(self._plans)} cells, {finished} finished, {len(missing)} to run"
             )
             interrupted = bool(missing) and self._run_cells(missing)
             results = self._results()
             files = write_methods_table(results, self._shared.output)
             if not interrupted:
                 self._track(results, files)
-            self._show(results, files)
+            print_methods_table(self._console, results)
+            self._console.print(f"written to {', '.join(map(str, files))}")
         if interrupted:
             return EXIT_INTERRUPTED
-        states = {result.state for result in results}
-        return EXIT_FOUND if states <= {FEASIBLE, INFEASIBLE} else EXIT_INFEASIBLE
+        return EXIT_FOUND if all(one.is_finished for one in results) else EXIT_INFEASIBLE
 
-    def _run_cells(self, missing: Sequence[_Planned]) -> bool:
+    def _run_cells(self, missing: Sequence[Cell]) -> bool:
         """Run cells; return whether the user has ended the table meanwhile."""
         with nullcontext() if self._shared.in_process else ray_session(self._shared):
-            for one in missing:
-                place = f"{self._planned.index(one) + 1}/{len(self._planned)}"
-                title = f"cell {place}: {one.cell.name}"
+            for place, (cell, plan) in enumerate(self._plans.items(), 1):
+                if cell not in missing:
+                    continue
+                title = f"cell {place}/{len(self._plans)}: {cell.name}"
                 self._console.rule(f"[bold]{escape(title)}[/bold]", align="left")
-                for label, text in finetuning_fact(one.plan).items():
+                for label, text in finetuning_fact(plan).items():
                     self._console.print(f"{label} {text}", soft_wrap=True)
-                if self._run(one) == EXIT_INTERRUPTED:
+                if self._run(plan, self._folder(cell)) == EXIT_INTERRUPTED:
                     return True
                 self.write()
         return False
 
-    def _run(self, planned: _Planned) -> int:
+    def _run(self, plan: SearchPlan, folder: Folder) -> int:
         """Run or go on with one cell; one that cannot be run says why and ends no other."""
-        plan, folder = planned.plan, planned.folder
         try:
-            return run_search(plan, self._console, given={}, arguments=(), brief=True)
+            return run_search(plan, self._console, given={}, arguments=None)
         except InputError as error:  # all else, a full disk for example, is every cell's affair
             self._console.print(f"[yellow]not run:[/yellow] {escape(str(error))}", soft_wrap=True)
             if not isinstance(error, BusySearchError):
@@ -170,39 +202,16 @@ class TableRun:
     def _track(self, results: Sequence[CellResult], files: Sequence[Path]) -> None:
         """Keep the table in MLflow: the files, and every cell's scores as metrics."""
         uri = self._shared.tracking_uri or default_tracking_uri(self._shared.output)
-        name = f"table {self._shared.output.name}"
+        name, now = f"table {self._shared.output.name}", datetime.now()
         try:
             tracker = Tracker(uri, EXPERIMENT, name)
         except InputError as error:
             self._console.print(f"[yellow]not in MLflow:[/yellow] {escape(str(error))}")
             return
-        now = datetime.now()
-        scores = {
-            f"{planned.cell.name}.{metric}": value
-            for planned, result in zip(self._planned, results, strict=True)
-            for metric, value in (result.scores or {}).items()
-        }
-        places = {file.relative_to(self._shared.output).as_posix(): file for file in files}
+        numbers = {f"{one.cell.name}.{k}": v for one in results for k, v in one.scores.items()}
+        places = {file.name: file for file in files}
         tracker.write(
             RunContent(
-                name=name, status="FINISHED", started=now, ended=now, numbers=scores, files=places
+                name=name, status="FINISHED", started=now, ended=now, numbers=numbers, files=places
             )
         )
-
-    def _show(self, results: Sequence[CellResult], files: Sequence[Path]) -> None:
-        several = any(one.cell.several_seeds for one in self._planned)
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("model", "data", "method", "", "forget", "retain", "factual", "deviation"):
-            numeric = column in {"forget", "retain", "factual", "deviation"}
-            table.add_column(column, justify="right" if numeric else "left")
-        for result in results:
-            seed = f" seed {result.seed}" if several else ""
-            table.add_row(
-                escape(result.model),
-                escape(result.data or "own"),
-                f"{result.method} ({result.variant}){seed}",
-                result.state,
-                *score_cells(result.scores or {}),
-            )
-        self._console.print(table)
-        self._console.print(f"written to {', '.join(map(str, files))}")

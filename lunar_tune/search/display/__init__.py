@@ -1,1 +1,0 @@
-"""What a search shows on the terminal and writes into its log."""

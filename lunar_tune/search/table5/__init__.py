@@ -1,1 +1,0 @@
-"""One search for each method, model and data set, and their table."""
