@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import math
 import pkgutil
@@ -10,12 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from lunar_tune import methods
-from lunar_tune.config.fields import typed_setting, types_of
+from lunar_tune.config.fields import types_of
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.registry import Registry
+from lunar_tune.training.settings import typed_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,10 +39,8 @@ __all__ = [
     "number_of",
     "numbers_of",
     "searchable",
-    "with_settings",
 ]
 
-Settings = TypeVar("Settings")
 AdapterKind = Literal["exact", "approximate", "none"]
 """How what a method changes can be written as an adapter: by factors that it has itself, by factors
 of the matrices' differences, or not in a useful way, since any weight may have changed."""
@@ -196,23 +194,6 @@ def searchable(settings: object) -> tuple[str, ...]:
     return tuple(n for n, kind in kinds.items() if kind not in {str, bool} and n not in unused)
 
 
-def with_settings(settings: Settings, parameters: Mapping[str, Any]) -> Settings:
-    """Return fixed settings, a dataclass, with what a trial sets of them among its parameters.
-
-    Raises:
-        InputError: A value is of another type, or out of range.
-    """
-    kinds = types_of(type(settings))
-    values = {
-        name: typed_setting(name, value, kinds[name])
-        for name, value in parameters.items()
-        if name in kinds
-    }
-    fixed: Any = settings
-    changed: Settings = dataclasses.replace(fixed, **values)
-    return changed
-
-
 def number_of(name: str, value: Any, *, positive: bool = False) -> float:
     """Return a parameter that is one number.
 
@@ -293,20 +274,17 @@ def configure_method(
             problems.add(f"--solver {solver} has no meaning with --method {name}.")
         elif given.setdefault("solver", solver) != solver:
             problems.add(f"--solver {solver} contradicts --fix solver={given['solver']}.")
-    kinds = types_of(entry.settings)
-    values: dict[str, Any] = {}
-    for key in [key for key in given if key in kinds]:
-        with problems.collect():
-            values[key] = typed_setting(key, given.pop(key), kinds[key])
+    kinds, values = types_of(entry.settings), typed_settings(entry.settings, given, problems)
+    parameters = {key: value for key, value in given.items() if key not in kinds}
     with problems.collect():
         settings = entry.settings(**values)
         method = entry.build(settings)
         for key in sorted(values.keys() & getattr(settings, "without_use", ())):
             problems.add(f"{key} has no meaning with --solver {method.variant}.")
-        for key in sorted(given.keys() - {*method.parameters}):
+        for key in sorted(parameters.keys() - {*method.parameters}):
             problems.add(
                 f"--fix {key}: --method {name} ({method.variant}) has no such parameter or "
                 f"setting. There are: {', '.join((*method.parameters, *kinds))}."
             )
     problems.raise_if_any()
-    return method, given
+    return method, parameters

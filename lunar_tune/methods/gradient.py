@@ -16,7 +16,6 @@ from torch import Tensor
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import Fit, MethodEntry, PreparedMethod, UnlearningTask
 from lunar_tune.methods.gradient_fit import (
-    TRAINED,
     GradientSettings,
     TrainedMethod,
     gradient_fit,
@@ -29,6 +28,7 @@ from lunar_tune.training.answer_loss import (
     reference_batches,
     token_log_probs,
 )
+from lunar_tune.training.settings import TRAINED
 
 __all__ = ["GradientMethod", "Objective", "Step", "gradient_entry"]
 

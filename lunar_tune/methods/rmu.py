@@ -18,7 +18,6 @@ from torch import Tensor
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import Fit, MethodEntry, PreparedMethod, UnlearningTask
 from lunar_tune.methods.gradient_fit import (
-    TRAINED,
     GradientSettings,
     TrainedMethod,
     gradient_fit,
@@ -26,6 +25,7 @@ from lunar_tune.methods.gradient_fit import (
 from lunar_tune.models.layout import check_layers, decoder_slice
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import Pair, padded_ids, reference_batches
+from lunar_tune.training.settings import TRAINED
 
 __all__ = ["ENTRY", "RmuMethod", "rmu_loss"]
 

@@ -29,7 +29,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods import gradient_ascent
-from lunar_tune.methods.gradient_fit import TRAINED, GradientSettings
+from lunar_tune.methods.gradient_fit import GradientSettings
 from lunar_tune.methods.negative_preference import npo
 from lunar_tune.methods.preference import dpo
 from lunar_tune.methods.simple_preference import simnpo
@@ -37,6 +37,7 @@ from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import full_weights, lora_adapter, plain_weights
 from lunar_tune.training.answer_loss import Pair, answer_states, encode_answers, token_log_probs
+from lunar_tune.training.settings import TRAINED
 
 Load = Callable[..., LoadedModel]
 PAIRS = [*FORGET_PAIRS, *RETAIN_PAIRS]
@@ -350,7 +351,7 @@ def test_a_trial_may_set_what_is_searchable_and_nothing_else(loaded: Load) -> No
     assert not same(plain, ranked)
     for wrong, message in (
         ({"rank": 1.5}, "rank 1.5: a whole number"),
-        ({"beta": 0.0}, "beta 0.0: a positive number"),
+        ({"beta": 0.0}, "beta 0.0: more than 0"),
         ({"checkpointing": 1}, "unknown: checkpointing"),
     ):
         with (

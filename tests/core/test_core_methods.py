@@ -19,13 +19,14 @@ from lunar_tune.engine import prompt_activations as prompts_module
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods.contract import METHODS, FitReport, Method, PreparedMethod, UnlearningTask
-from lunar_tune.methods.gradient_fit import TRAINED, GradientSettings
+from lunar_tune.methods.gradient_fit import GradientSettings
 from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod, PreparedLunar
 from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import plain_weights
 from lunar_tune.training.answer_loss import Pair
+from lunar_tune.training.settings import TRAINED
 
 Load = Callable[..., LoadedModel]
 

@@ -83,6 +83,11 @@ def test_each_variant_that_is_listed_can_be_had_and_the_first_is_the_default(nam
             {"solver": "closed_form", "fixed": {"epochs": 20}},  # the default, but said
             "epochs has no meaning with --solver closed_form.",
         ),
+        (
+            "lunar",
+            {"solver": "lora", "fixed": {"master_dtype": "bfloat16"}},
+            "master_dtype has no meaning with --solver lora.",
+        ),
         ("lunar", {"fixed": {"rank": 4}}, "rank has no meaning with --solver adamw."),
         ("lunar", {"fixed": {"epochs": "many"}}, "epochs many: a whole number is needed."),
         ("lunar", {"fixed": {"epochs": [1, 2]}}, "epochs [1, 2]: a whole number is needed."),

@@ -22,7 +22,6 @@ from lunar_tune.methods.contract import (
     number_of,
     numbers_of,
     searchable,
-    with_settings,
 )
 from lunar_tune.methods.lunar import SOLVERS, LunarSettings
 from lunar_tune.methods.lunar.editing import edited, unlearning_vectors
@@ -36,6 +35,7 @@ from lunar_tune.methods.lunar.solvers import (
 )
 from lunar_tune.models.layout import check_layers
 from lunar_tune.training.adapting import Factors
+from lunar_tune.training.settings import with_settings
 
 __all__ = ["ENTRY", "LunarMethod", "PreparedLunar", "layers_and_coefficients"]
 
