@@ -29,15 +29,7 @@ from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.training.adapting import (
-    Trained,
-    full_weights,
-    lora_adapter,
-    package_versions,
-    recomputing,
-    save_checkpoint,
-    seeded,
-)
+from lunar_tune.training.adapting import Trained, package_versions, save_checkpoint, trainable
 from lunar_tune.training.answer_loss import Pair, answer_loss, encode_answers
 from lunar_tune.training.gradient_loop import LoopSettings, LoopState, train_epochs
 
@@ -187,7 +179,6 @@ def _train(
         batch_size=settings.batch_size,
         learning_rate=settings.rate,
         weight_decay=settings.weight_decay,
-        schedule="linear",
         warmup_share=_WARMUP_SHARE,
         seed=job.seed,
     )
@@ -198,19 +189,8 @@ def _train(
         torch.manual_seed(int.from_bytes(digest[:7]))
         return job.lessons(epoch)
 
-    trainable = (
-        full_weights(loaded, keep=True)
-        if settings.trained == "full"
-        else lora_adapter(
-            loaded, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, keep=True
-        )
-    )
     losses = list(begun.losses) if begun is not None else []
-    with (
-        seeded(job.seed, loaded.device),
-        trainable as trained,
-        recomputing(loaded.model, on=settings.checkpointing),
-    ):
+    with trainable(loaded, settings, seed=job.seed, keep=True) as trained:
         for loss in train_on_answers(
             loaded, trained, lessons, job.chat, loop, start=begun, on_state=on_state
         ):

@@ -19,6 +19,7 @@ from lunar_tune.methods.gradient_fit import (
     GradientSettings,
     TrainedMethod,
     gradient_fit,
+    trained_entry,
 )
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import (
@@ -26,9 +27,7 @@ from lunar_tune.training.answer_loss import (
     Pair,
     answer_states,
     reference_batches,
-    token_log_probs,
 )
-from lunar_tune.training.settings import TRAINED
 
 __all__ = ["GradientMethod", "Objective", "Step", "gradient_entry"]
 
@@ -49,13 +48,7 @@ class Objective:
 
 def gradient_entry(objective: Objective) -> MethodEntry:
     """Return what the registry knows of a gradient method."""
-    return MethodEntry(
-        name=objective.name,
-        variants=TRAINED,
-        variant_setting="trained",
-        settings=GradientSettings,
-        build=functools.partial(GradientMethod, objective),
-    )
+    return trained_entry(objective.name, functools.partial(GradientMethod, objective))
 
 
 class GradientMethod(TrainedMethod):
@@ -80,18 +73,17 @@ class GradientMethod(TrainedMethod):
 class PreparedGradient(PreparedMethod):
     """Encoded pairs, and what the base model says of them."""
 
-    def __init__(self, method: GradientMethod, subject: UnlearningTask) -> None:
-        self._method, self._loaded = method, subject.loaded
-        self._decoder = self._loaded.layout.decoder_of(self._loaded.model)
-        forget, refusals = subject.forget_pairs, subject.refusals
+    def __init__(self, method: GradientMethod, task: UnlearningTask) -> None:
+        self._method, self._task, self._model = method, task, task.loaded.model
+        self._decoder = task.loaded.layout.decoder_of(self._model)
         refused = [
-            Pair(pair.prompt, refusals[i % len(refusals)])
-            for i, pair in enumerate(forget if refusals else ())
+            Pair(pair.prompt, task.refusals[i % len(task.refusals)])
+            for i, pair in enumerate(task.forget_pairs if task.refusals else ())
         ]
         self._pairs: dict[str, Sequence[Pair]] = {
-            "forget": forget,
+            "forget": task.forget_pairs,
             "refused": refused,
-            "retain": subject.retain_pairs,
+            "retain": task.retain_pairs,
         }
         self._sums: dict[str, Float[Tensor, " answers"]] = {}
 
@@ -111,30 +103,22 @@ class PreparedGradient(PreparedMethod):
         def loss(trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
             return objective.loss(Step(self, trained, settings, batch, kept))
 
-        return gradient_fit(
-            self._loaded,
-            settings,
-            loss,
-            n_forget=len(self._pairs["forget"]),
-            n_retain=len(self._pairs["retain"]),
-            learning_rate=own["learning_rate"],
-            seed=seed,
-        )
+        rate = own["learning_rate"]
+        return gradient_fit(self._task, settings, loss, learning_rate=rate, seed=seed)
 
-    def logits(self, name: str, places: Sequence[int]) -> AnswerLogits:
+    def answers(self, name: str, places: Sequence[int]) -> AnswerStates:
         """Return what the model as it is now says of some of the named pairs."""
-        return self._logits([self._pairs[name][i] for i in places])
+        return self._answers([self._pairs[name][i] for i in places])
 
-    def _logits(self, pairs: Sequence[Pair]) -> AnswerLogits:
-        states = answer_states(self._loaded.model, self._decoder, pairs)
-        return AnswerLogits(states, self._loaded.model.get_output_embeddings())
+    def _answers(self, pairs: Sequence[Pair]) -> AnswerStates:
+        return answer_states(self._model, self._decoder, pairs)
 
     def reference_sums(self, name: str) -> Float[Tensor, " answers"]:
         """Return the base model's log π of the answer of each of the named pairs."""
         if name not in self._sums:
             batches = reference_batches(self._pairs[name])
             with torch.no_grad():
-                self._sums[name] = torch.cat([self._logits(batch).answers for batch in batches])
+                self._sums[name] = torch.cat([self._answers(batch).answers for batch in batches])
         return self._sums[name]
 
     def reference_logits(
@@ -145,14 +129,14 @@ class PreparedGradient(PreparedMethod):
         An adapter is left out for one forward; where all weights are trained, final hidden states
         that were kept meet a copy of the head.
         """
-        if trained.untrained is None:
+        if trained.factors is None:
             states, head = self._reference_states
             return torch.cat([states[i] for i in kept]).to(head.device) @ head.T
-        was_training = self._loaded.model.training
-        with torch.no_grad(), trained.untrained():
-            self._loaded.model.eval()
-            logits = self.logits("retain", kept).logits
-        self._loaded.model.train(was_training)
+        was_training = self._model.training
+        with torch.no_grad(), trained.base_model():
+            self._model.eval()
+            logits = self.answers("retain", kept).logits
+        self._model.train(was_training)
         return logits
 
     @cached_property
@@ -161,9 +145,9 @@ class PreparedGradient(PreparedMethod):
         states = []
         for batch in reference_batches(self._pairs["retain"]):
             with torch.no_grad():
-                said = answer_states(self._loaded.model, self._decoder, batch)
+                said = self._answers(batch)
             states += [said.hidden[said.rows == row].cpu() for row in range(len(batch))]
-        return states, self._loaded.model.get_output_embeddings().weight.detach().clone()
+        return states, self._model.get_output_embeddings().weight.detach().clone()
 
 
 class Step:
@@ -181,19 +165,19 @@ class Step:
         self._batch, self._kept = batch, kept  # places of the answers to forget and to keep
 
     @cached_property
-    def forget(self) -> AnswerLogits:
+    def forget(self) -> AnswerStates:
         """Answers to forget."""
-        return self._source.logits("forget", self._batch)
+        return self._source.answers("forget", self._batch)
 
     @cached_property
-    def refused(self) -> AnswerLogits:
+    def refused(self) -> AnswerStates:
         """The same questions, refused."""
-        return self._source.logits("refused", self._batch)
+        return self._source.answers("refused", self._batch)
 
     @cached_property
-    def retain(self) -> AnswerLogits:
+    def retain(self) -> AnswerStates:
         """Answers to keep."""
-        return self._source.logits("retain", self._kept)
+        return self._source.answers("retain", self._kept)
 
     @property
     def kept(self) -> Tensor | float:
@@ -215,26 +199,3 @@ class Step:
     def reference_retain_logits(self) -> Float[Tensor, "tokens vocabulary"]:
         """The base model's logits of the answers to keep."""
         return self._source.reference_logits(self._trained, self._kept)
-
-
-class AnswerLogits:
-    """Logits of a few answers' tokens, and what follows from them."""
-
-    def __init__(self, states: AnswerStates, head: Any) -> None:
-        self._states = states
-        self.logits: Float[Tensor, "tokens vocabulary"] = head(states.hidden)
-
-    @cached_property
-    def tokens(self) -> Float[Tensor, " tokens"]:
-        """Log π of each token."""
-        return token_log_probs(self.logits, self._states.targets)
-
-    @cached_property
-    def answers(self) -> Float[Tensor, " answers"]:
-        """Log π of each answer."""
-        return self._states.sums(self.tokens)
-
-    @property
-    def lengths(self) -> Float[Tensor, " answers"]:
-        """Tokens of each answer."""
-        return self._states.lengths

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.contract import Edit, Fit, Method, number_of, searchable
-from lunar_tune.models.device import is_out_of_memory
-from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.adapting import (
-    Trained,
-    adapter_factors,
-    full_weights,
-    lora_adapter,
-    merged_weights,
-    recomputing,
-    seeded,
+from lunar_tune.methods.contract import (
+    Edit,
+    Fit,
+    Method,
+    MethodEntry,
+    UnlearningTask,
+    number_of,
+    searchable,
 )
+from lunar_tune.models.device import is_out_of_memory
+from lunar_tune.training.adapting import Trained, trainable
 from lunar_tune.training.gradient_loop import LoopSettings, train_epochs
-from lunar_tune.training.settings import TrainingSettings, setting, with_settings
+from lunar_tune.training.settings import TRAINED, TrainingSettings, setting, with_settings
 
-__all__ = ["GradientSettings", "TrainedMethod", "gradient_fit"]
+__all__ = ["GradientSettings", "TrainedMethod", "gradient_fit", "trained_entry"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +49,17 @@ class GradientSettings(TrainingSettings):
         100.0,
         "For rmu: weight of keeping retained activations; the paper's code has 100 and 1,200.",
         least=0,
+    )
+
+
+def trained_entry(name: str, build: Callable[[GradientSettings], Method]) -> MethodEntry:
+    """Return what the registry knows of a method that trains an adapter or weights."""
+    return MethodEntry(
+        name=name,
+        variants=TRAINED,
+        variant_setting="trained",
+        settings=GradientSettings,
+        build=build,
     )
 
 
@@ -85,12 +95,10 @@ class TrainedMethod(Method):
 
 @contextmanager
 def gradient_fit(
-    loaded: LoadedModel,
+    task: UnlearningTask,
     settings: GradientSettings,
     loss: Callable[[Trained, list[int], list[int]], Tensor],
     *,
-    n_forget: int,
-    n_retain: int,
     learning_rate: float,
     seed: int,
     modules: Sequence[str] | None = None,
@@ -98,26 +106,23 @@ def gradient_fit(
     """Return a context in which the model can be trained; after it, it is what it was.
 
     Args:
-        loaded: The model.
+        task: The model, answers to forget and answers to keep.
         settings: How it is trained.
         loss: Of a step: of what is trained, and the places of answers to forget and to keep.
-        n_forget: Answers to forget; an epoch takes each once.
-        n_retain: Answers to keep, of which a step draws as many as it forgets.
         learning_rate: Falls linearly to zero.
         seed: Of adapter, dropout, order and draws.
         modules: Names of what is trained; None trains everything.
     """
-    context, edit = _trainable(loaded, settings, modules)
+    n_forget, n_retain = len(task.forget_pairs), len(task.retain_pairs)
     draws = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
     loop = LoopSettings(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         learning_rate=learning_rate,
         weight_decay=settings.weight_decay,
-        schedule="linear",
         seed=seed,
     )
-    with seeded(seed, loaded.device), context as trained:
+    with trainable(task.loaded, settings, seed=seed, modules=modules) as trained:
 
         def loss_of(batch: list[int]) -> Tensor:
             kept = draws.sample(range(n_retain), min(len(batch), n_retain))
@@ -125,10 +130,7 @@ def gradient_fit(
                 return loss(trained, batch, kept)
 
         losses: Any = train_epochs(trained.parameters, lambda _: range(n_forget), loss_of, loop)
-        with (
-            recomputing(loaded.model, on=settings.checkpointing),
-            closing(_driven(loaded.model, losses)) as epochs,
-        ):
+        with closing(_driven(task.loaded.model, losses)) as epochs:
 
             def finish() -> None:
                 epochs.close()
@@ -136,33 +138,16 @@ def gradient_fit(
 
             yield Fit(
                 base_model=trained.base_model,
-                edit=edit,
+                edit=Edit(
+                    weights=trained.weights,
+                    factors=trained.factors,
+                    merged=trained.factors is not None,
+                ),
                 epochs=epochs,
                 n_epochs=settings.epochs,
                 evaluating=trained.evaluating,
                 finish=finish,
             )
-
-
-def _trainable(
-    loaded: LoadedModel, settings: GradientSettings, modules: Sequence[str] | None
-) -> tuple[AbstractContextManager[Trained], Edit]:
-    """Return the context in which weights or an adapter are trained, and what that changes."""
-    model = loaded.model
-    if settings.trained == "full":
-        return full_weights(loaded, modules=modules), Edit(
-            weights=lambda: {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        )
-    adapter = lora_adapter(
-        loaded,
-        rank=settings.rank,
-        alpha=settings.alpha,
-        dropout=settings.dropout,
-        modules=modules,
-    )
-    return adapter, Edit(
-        weights=lambda: merged_weights(model), factors=lambda: adapter_factors(model), merged=True
-    )
 
 
 def _driven(model: nn.Module, losses: Generator[float, None, None]) -> Generator[float, None, None]:

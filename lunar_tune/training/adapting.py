@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,19 @@ import lunar_tune
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import check_writable
 from lunar_tune.models.loading import LoadedModel
+from lunar_tune.training.settings import TrainingSettings
 
 __all__ = [
     "Factors",
     "Trained",
-    "adapter_factors",
     "check_save_folder",
     "full_weights",
     "lora_adapter",
-    "merged_weights",
     "package_versions",
     "plain_weights",
-    "recomputing",
     "save_checkpoint",
     "seeded",
+    "trainable",
 ]
 
 
@@ -61,8 +61,10 @@ class Trained:
     parameters: tuple[nn.Parameter, ...]
     base_model: _Context
     """Inside, the model is what it was; not for what is trained to be kept."""
-    untrained: _Context | None = None
-    """The same at no cost; None where that would take a second model."""
+    weights: Callable[[], Mapping[str, Tensor]]
+    """Gives each weight that may have changed, by its name in a saved checkpoint."""
+    factors: Callable[[], Mapping[str, Factors]] | None = None
+    """Gives an adapter's factors, by the linear map's name; None where weights are trained."""
     computing: _Context = nullcontext
     """Inside, a forward pass for training runs in the model's own number format."""
     evaluating: _Context = nullcontext
@@ -72,12 +74,37 @@ class Trained:
 
 
 @contextmanager
+def trainable(
+    loaded: LoadedModel,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    modules: Sequence[str] | None = None,
+    keep: bool = False,
+) -> Iterator[Trained]:
+    """Inside, an adapter or weights can be trained, as the settings say.
+
+    Args:
+        loaded: The model.
+        settings: What is trained and how; epochs and batches are the loop's matter.
+        seed: Of torch inside the block; its state comes back after.
+        modules: Names of what is trained; None trains all linear maps of the blocks, or all.
+        keep: Whether what was trained stays in the model.
+    """
+    make = full_weights if settings.trained == "full" else partial(lora_adapter, settings=settings)
+    with (
+        seeded(seed, loaded.device),
+        make(loaded, modules=modules, keep=keep) as trained,
+        _recomputing(loaded.model, on=settings.checkpointing),
+    ):
+        yield trained
+
+
+@contextmanager
 def lora_adapter(
     loaded: LoadedModel,
+    settings: TrainingSettings,
     *,
-    rank: int,
-    alpha: float,
-    dropout: float,
     modules: Sequence[str] | None = None,
     keep: bool = False,
 ) -> Iterator[Trained]:
@@ -90,9 +117,9 @@ def lora_adapter(
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it, and takes any number
-        lora_dropout=dropout,
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides it, and takes any number
+        lora_dropout=settings.dropout,
         target_modules="all-linear" if modules is None else list(modules),
         task_type="CAUSAL_LM",
     )
@@ -115,7 +142,8 @@ def lora_adapter(
             yield Trained(
                 parameters=tuple(p for p in model.parameters() if p.requires_grad),
                 base_model=adapted.disable_adapter,
-                untrained=adapted.disable_adapter,
+                weights=lambda: _merged_weights(model),
+                factors=lambda: _factors(model),
             )
             if keep:
                 adapted.merge_and_unload()
@@ -162,6 +190,9 @@ def full_weights(
             yield Trained(
                 parameters=trained,
                 base_model=lambda: _exchanged(trained, originals),
+                weights=lambda: {
+                    name: p.detach() for name, p in model.named_parameters() if p.requires_grad
+                },
                 computing=lambda: torch.autocast(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),
@@ -199,7 +230,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def recomputing(model: Any, *, on: bool) -> Iterator[None]:
+def _recomputing(model: Any, *, on: bool) -> Iterator[None]:
     """Inside, if `on`, activations are computed again in the backward pass (checkpointing).
 
     transformers 5.23 has a new name for it; 5.17 does not know that one. Its hook on the embedding
@@ -227,10 +258,10 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if ".lora_" not in name
     }
-    return plain | merged_weights(model)
+    return plain | _merged_weights(model)
 
 
-def merged_weights(model: nn.Module) -> dict[str, Tensor]:
+def _merged_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return what the adapter that is on makes of weights, by their names without it.
 
     The sums are in host memory, where there may be room for a second model.
@@ -243,7 +274,7 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     return merged
 
 
-def adapter_factors(model: nn.Module) -> dict[str, Factors]:
+def _factors(model: nn.Module) -> dict[str, Factors]:
     """Return the factors of the adapter that is on, by the linear map's name."""
     return {
         path: Factors(

@@ -36,7 +36,7 @@ from lunar_tune.methods.simple_preference import simnpo
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import full_weights, lora_adapter, plain_weights
-from lunar_tune.training.answer_loss import Pair, answer_states, encode_answers, token_log_probs
+from lunar_tune.training.answer_loss import Pair, answer_states, encode_answers
 from lunar_tune.training.settings import TRAINED
 
 Load = Callable[..., LoadedModel]
@@ -62,11 +62,10 @@ def test_log_probabilities_in_a_padded_batch_are_those_of_single_rows(
     decoder = one.layout.decoder_of(one.model)
     with torch.no_grad():
         states = answer_states(one.model, decoder, PAIRS)
-        tokens = token_log_probs(one.model.get_output_embeddings()(states.hidden), states.targets)
         expected = [plain_log_probs(one.model, pair) for pair in PAIRS]
-    torch.testing.assert_close(tokens, torch.cat(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states.tokens, torch.cat(expected), rtol=1e-4, atol=1e-4)
     sums = torch.stack([row.sum() for row in expected])
-    torch.testing.assert_close(states.sums(tokens), sums, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states.answers, sums, rtol=1e-4, atol=1e-4)
     assert states.lengths.tolist() == [len(pair.answer) for pair in PAIRS]
 
 
@@ -227,7 +226,7 @@ def test_an_adapters_plain_weights_are_the_product_added_and_say_what_it_says(
 ) -> None:
     one = loaded("mistral")
     ids = torch.tensor([FORGET_PAIRS[0].prompt])
-    with lora_adapter(one, rank=2, alpha=6.0, dropout=0.5) as trained, torch.no_grad():
+    with lora_adapter(one, GradientSettings(rank=2, alpha=6.0)) as trained, torch.no_grad():
         torch.manual_seed(0)
         for parameter in trained.parameters:
             parameter.normal_(std=0.3)
@@ -263,7 +262,7 @@ def test_an_adapter_that_cannot_be_put_on_leaves_nothing_of_it_and_tells_why(
     monkeypatch.setattr(Linear, "update_layer", failing)
     with (
         pytest.raises(torch.OutOfMemoryError, match="no memory left"),
-        lora_adapter(one, rank=2, alpha=4.0, dropout=0.0),
+        lora_adapter(one, GradientSettings()),
     ):
         pytest.fail("the body ran")
     monkeypatch.undo()

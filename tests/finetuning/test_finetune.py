@@ -98,7 +98,7 @@ def test_the_kept_adapter_gives_the_logits_of_the_adapted_model(
     ids = torch.arange(5, 45)[None]
     with (
         seeded(0, model.device),
-        lora_adapter(model, rank=2, alpha=6.0, dropout=0.5, keep=True) as trained,
+        lora_adapter(model, FinetuneSettings(rank=2, alpha=6.0, dropout=0.5), keep=True) as trained,
     ):
         expected = {}
         with torch.no_grad():
