@@ -6,7 +6,7 @@ import importlib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,14 +30,12 @@ __all__ = [
     "AdapterKind",
     "Edit",
     "Fit",
-    "FitReport",
     "Method",
     "MethodEntry",
     "PreparedMethod",
     "UnlearningTask",
     "configure_method",
     "number_of",
-    "numbers_of",
     "searchable",
 ]
 
@@ -67,17 +65,6 @@ class UnlearningTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitReport:
-    """What is known of a fit at its end."""
-
-    losses: tuple[float, ...]
-    """Training loss of each epoch; one value for a closed form."""
-    edited_layer: int | None = None
-    """The block whose down-projection is changed, with nothing changed below it and nothing else in
-    it, so that an evaluation need not compute again what lies below. None promises nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
     """What a finished fit has changed, to be read inside its context."""
 
@@ -101,28 +88,25 @@ class Fit:
     """Inside, the model is the base model again; after, what the fit had made of it; both bit for
     bit, and as often as is wanted."""
     edit: Edit
-    losses: Sequence[float] = ()
-    """Training losses so far; all of them for a fit that has no epochs to watch."""
+    losses: tuple[float, ...] = ()
+    """Training loss of each epoch so far; all of a fit that has no epochs to watch, one value for a
+    closed form."""
     epochs: Iterable[float] = ()
     """Trains an epoch for each loss that it yields, and leaves the model to be evaluated."""
     n_epochs: int = 0
     evaluating: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Inside, the model may be evaluated between two epochs."""
     finish: Callable[[], object] = lambda: None
-    """Called once after the last epoch that is wanted."""
+    """Ends the fit where it is: the model is then unlearned. To be called once."""
     edited_layer: int | None = None
-    """See `FitReport`."""
+    """The block whose down-projection is changed, with nothing changed below it and nothing else in
+    it, so that an evaluation need not compute again what lies below. None promises nothing."""
 
     def __iter__(self) -> Iterator[int]:
         """Train; yield the number of epochs done after each."""
         for loss in self.epochs:
             self.losses = (*self.losses, loss)
             yield len(self.losses)
-
-    def finished(self) -> FitReport:
-        """End the fit where it is: the model is then unlearned."""
-        self.finish()
-        return FitReport(losses=tuple(self.losses), edited_layer=self.edited_layer)
 
 
 class PreparedMethod(ABC):
@@ -195,31 +179,18 @@ def searchable(settings: object) -> tuple[str, ...]:
 
 
 def number_of(name: str, value: Any, *, positive: bool = False) -> float:
-    """Return a parameter that is one number.
+    """Return a parameter that is a finite number.
 
     Raises:
         InputError: It is none, or not positive although it has to be.
     """
-    numbers = numbers_of(name, value)
-    if len(numbers) != 1 or (positive and numbers[0] <= 0):
-        raise InputError(f"{name} {value}: a {'positive' if positive else 'finite'} number.")
-    return numbers[0]
-
-
-def numbers_of(name: str, value: Any) -> tuple[float, ...]:
-    """Return a parameter that is one finite number or a list of them.
-
-    Raises:
-        InputError: It is something else.
-    """
-    values = value if isinstance(value, list | tuple) else (value,)
     try:
-        numbers = tuple(map(float, values))
+        number = float(value)
     except (TypeError, ValueError):
-        numbers = (math.nan,)
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{name} {value}: finite numbers.")
-    return numbers
+        number = math.nan
+    if not math.isfinite(number) or (positive and number <= 0):
+        raise InputError(f"{name} {value}: a {'positive' if positive else 'finite'} number.")
+    return number
 
 
 @dataclass(frozen=True, slots=True)

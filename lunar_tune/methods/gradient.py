@@ -91,7 +91,6 @@ class PreparedGradient(PreparedMethod):
         self, parameters: Mapping[str, Any], *, seed: int
     ) -> AbstractContextManager[Fit]:
         """Return a context in which the model is trained; see the contract."""
-        self._method.check_parameters(parameters)
         own, settings = self._method.resolved(parameters)
         objective = self._method.objective
         for name in objective.references:  # asked of the base model, which this still is

@@ -74,23 +74,22 @@ class TrainedMethod(Method):
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Check names and values; what depends on the model is checked with it."""
-        super().check_parameters(parameters)
         self.resolved(parameters)
 
     def resolved(self, parameters: Mapping[str, Any]) -> tuple[dict[str, float], GradientSettings]:
         """Return the method's own parameters, and the settings with what a trial sets of them.
 
         Raises:
-            InputError: A value is no number, or out of range.
+            InputError: A parameter is missing, unknown or out of range.
         """
-        numbers = {
-            name: number_of(name, value, positive=name == "learning_rate")
-            for name, value in parameters.items()
+        super().check_parameters(parameters)
+        own = {
+            name: number_of(name, parameters[name], positive=name == "learning_rate")
+            for name in self.parameters
         }
-        if not numbers.get("layer", 0.0).is_integer():
+        if not own.get("layer", 0.0).is_integer():
             raise InputError(f"layer {parameters['layer']}: a whole number.")
-        own = {name: numbers.pop(name) for name in self.parameters}
-        return own, with_settings(self.settings, numbers)
+        return own, with_settings(self.settings, parameters)
 
 
 @contextmanager

@@ -73,7 +73,6 @@ class PreparedRmu(PreparedMethod):
         self, parameters: Mapping[str, Any], *, seed: int
     ) -> AbstractContextManager[Fit]:
         """Return a context in which the model is trained; see the contract."""
-        self._method.check_parameters(parameters)
         own, settings = self._method.resolved(parameters)
         layer = int(own["layer"])
         check_layers((layer,), self._loaded.n_layers)

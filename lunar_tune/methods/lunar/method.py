@@ -20,7 +20,6 @@ from lunar_tune.methods.contract import (
     PreparedMethod,
     UnlearningTask,
     number_of,
-    numbers_of,
     searchable,
 )
 from lunar_tune.methods.lunar import SOLVERS, LunarSettings
@@ -37,7 +36,7 @@ from lunar_tune.models.layout import check_layers
 from lunar_tune.training.adapting import Factors
 from lunar_tune.training.settings import with_settings
 
-__all__ = ["ENTRY", "LunarMethod", "PreparedLunar", "layers_and_coefficients"]
+__all__ = ["ENTRY", "LunarMethod", "PreparedLunar"]
 
 
 class LunarMethod(Method):
@@ -61,16 +60,25 @@ class LunarMethod(Method):
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Check names and values; whether the model has the layers is checked with the model."""
+        self.resolved(parameters)
+
+    def resolved(
+        self, parameters: Mapping[str, Any]
+    ) -> tuple[dict[int, float], float, LunarSettings]:
+        """Return the coefficient of each layer, ridge or learning rate, and a trial's settings.
+
+        Raises:
+            InputError: A parameter is missing, unknown or out of range; all of it is said.
+        """
         super().check_parameters(parameters)
-        problems = Problems()
-        with problems.collect():
-            layers_and_coefficients(parameters)
-        with problems.collect():
-            own = self.parameters[-1]
-            number_of(own, parameters[own], positive=True)
-        with problems.collect():
-            with_settings(self.settings, parameters)
+        problems, own = Problems(), self.parameters[-1]
+        coefficients = problems.attempt(lambda: _coefficients(parameters))
+        number = problems.attempt(lambda: number_of(own, parameters[own], positive=True))
+        settings = problems.attempt(lambda: with_settings(self.settings, parameters))
         problems.raise_if_any()
+        if coefficients is None or number is None or settings is None:
+            raise AssertionError("every None above comes with a noted problem")
+        return coefficients, number, settings
 
     def prepare(self, subject: UnlearningTask) -> PreparedLunar:
         """Take the unlearning vectors."""
@@ -98,13 +106,14 @@ class PreparedLunar(PreparedMethod):
     @contextmanager
     def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
         """Return a context in which the model is unlearned at once; see the contract."""
-        self._method.check_parameters(parameters)
-        layers, coefficients = layers_and_coefficients(parameters)
-        check_layers(layers, self._loaded.n_layers)
+        coefficients, own, settings = self._method.resolved(parameters)
+        check_layers(tuple(coefficients), self._loaded.n_layers)
         # The lowest layer last: an evaluation starts from what its MLP reads, which is then
         # held, and nothing must be captured from an edited model.
-        chosen = sorted(zip(layers, coefficients, strict=True), reverse=True)
-        solutions = {layer: self._solve(layer, c, parameters, seed) for layer, c in chosen}
+        solutions = {
+            layer: self._solve(layer, coefficients[layer], own, settings, seed)
+            for layer in sorted(coefficients, reverse=True)
+        }
         # The published code sums the layers' losses; they share no parameter.
         losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
         weights = {layer: s.weight for layer, s in solutions.items()}
@@ -113,7 +122,7 @@ class PreparedLunar(PreparedMethod):
                 base_model=base_model,
                 edit=self._edit(solutions),
                 losses=losses,
-                edited_layer=min(layers),
+                edited_layer=min(coefficients),
             )
 
     def _edit(self, solutions: Mapping[int, Solution]) -> Edit:
@@ -132,11 +141,8 @@ class PreparedLunar(PreparedMethod):
 
     @torch.inference_mode()
     def _solve(
-        self, layer: int, coefficient: float, parameters: Mapping[str, Any], seed: int
+        self, layer: int, coefficient: float, own: float, settings: LunarSettings, seed: int
     ) -> Solution:
-        settings = with_settings(self._method.settings, parameters)
-        name = self._method.parameters[-1]
-        own = number_of(name, parameters[name], positive=True)
         weight = self._loaded.layout.down_projection_of(self._loaded.model, layer).weight
         inputs = self._activations.reads(layer).inputs
         nodes, is_forget = (points.to(inputs.device) for points in self._points(settings, seed))
@@ -171,12 +177,15 @@ class PreparedLunar(PreparedMethod):
         return self._nodes[chosen], moved[chosen]
 
 
-def layers_and_coefficients(
-    parameters: Mapping[str, Any],
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Read one or several layers, and a coefficient for each or one for all."""
-    layers = numbers_of("layer", parameters["layer"])
-    coefficients = numbers_of("coefficient", parameters["coefficient"])
+def _coefficients(parameters: Mapping[str, Any]) -> dict[int, float]:
+    """Return a coefficient for each layer of one or several; one may be given for all."""
+
+    def numbers(name: str) -> list[float]:
+        value = parameters[name]
+        values = value if isinstance(value, list | tuple) else [value]
+        return [number_of(name, one) for one in values]
+
+    layers, coefficients = numbers("layer"), numbers("coefficient")
     if not layers:
         raise InputError("layer: an empty list. Give at least one layer.")
     if len(coefficients) == 1:
@@ -188,7 +197,10 @@ def layers_and_coefficients(
         )
     if not all(layer.is_integer() for layer in layers):
         raise InputError(f"layer {parameters['layer']}: whole numbers.")
-    return tuple(map(int, layers)), coefficients
+    chosen = [int(layer) for layer in layers]
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"layer {', '.join(map(str, chosen))}: a layer is named twice.")
+    return dict(zip(chosen, coefficients, strict=True))
 
 
 ENTRY = MethodEntry(
