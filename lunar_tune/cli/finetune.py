@@ -69,7 +69,6 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     Exit codes: 0 the model knows the data, 3 its ROUGE-1 is below 0.8 (the checkpoint is kept),
     1 the training failed, 130 interrupted, 2 the input was wrong.
     """
-    from lunar_tune.finetuning.checkpoints import check_output
     from lunar_tune.finetuning.finetune import finetune as train_model
     from lunar_tune.search.display.summary import print_plan
     from lunar_tune.search.prerequisite import (
@@ -79,6 +78,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     )
     from lunar_tune.tracking.store import default_tracking_uri
     from lunar_tune.tracking.sync import Tracker
+    from lunar_tune.training.gradient_loop import check_output
     from lunar_tune.trial.assemble import assemble_finetuning, materialise
 
     console, settings = options.console(), FinetuneSettings()
@@ -105,11 +105,11 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
         place.name,
         started=started,
         losses=dict(enumerate(done.losses, 1)),
-        known={"rouge1": done.knowledge.rouge1, "refused": done.knowledge.refused},
+        known={"rouge1": done.rouge1, "refused": done.refused},
         tables=finetuning_tables(done, text=options.text),
     )
     tracker.write(content)
-    return _conclude(console, settings, done)
+    return _conclude(console, options.save, settings, done)
 
 
 def _facts(job: FinetuneJob) -> dict[str, str]:
@@ -125,15 +125,14 @@ def _facts(job: FinetuneJob) -> dict[str, str]:
     }
 
 
-def _conclude(console: Console, settings: FinetuneSettings, done: Finetuned) -> int:
+def _conclude(console: Console, folder: Path, settings: FinetuneSettings, done: Finetuned) -> int:
     """Show what the model knows, and what to do; return the exit code."""
-    knowledge = done.knowledge
-    rows = [(edge, count, f"{score:.3f}") for edge, (score, count) in knowledge.by_edge.items()]
-    rows.append(("all", len(knowledge.rows), f"{knowledge.rouge1:.3f}"))
+    rows = [(edge, count, f"{score:.3f}") for edge, count, score in done.by_edge.itertuples()]
+    rows.append(("all", len(done.answers), f"{done.rouge1:.3f}"))
     console.print(plain_table(("edge", "questions", "ROUGE-1"), rows, folded=("edge",)))
-    say(console, f"declines {knowledge.refused:.0%} of questions about invented things")
-    say(console, f"checkpoint in {done.folder}")
-    if knowledge.refused < LEAST_REFUSED:
+    say(console, f"declines {done.refused:.0%} of questions about invented things")
+    say(console, f"checkpoint in {folder}")
+    if done.refused < LEAST_REFUSED:
         advice = "Train with --fix with_refusals=true too."
         if settings.with_refusals:
             advice = "Give more epochs."
@@ -142,11 +141,11 @@ def _conclude(console: Console, settings: FinetuneSettings, done: Finetuned) -> 
             "the model does not decline what it cannot know, and LUNAR redirects to where it "
             f"declines. {advice}",
         )
-    if knowledge.rouge1 >= RETAIN_FLOOR:
+    if done.rouge1 >= RETAIN_FLOOR:
         return 0
     warn(
         console,
-        f"the model does not know the data: ROUGE-1 {knowledge.rouge1:.3f}, a search needs "
+        f"the model does not know the data: ROUGE-1 {done.rouge1:.3f}, a search needs "
         f"{RETAIN_FLOOR:g}. The last epoch's loss was {done.losses[-1]:.3f}. Try --fix epochs "
         f"above {settings.epochs}, --fix learning_rate above {settings.rate:g}, or --fix "
         "trained=full.",

@@ -19,7 +19,7 @@ from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import resolve_device, resolve_dtype
 from lunar_tune.models.loading import load_config
-from lunar_tune.training.settings import TrainingSettings, setting, with_settings
+from lunar_tune.training import TrainingSettings, setting, with_settings
 
 __all__ = [
     "FinetuneJob",

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lunar_tune import methods
 from lunar_tune.config.fields import types_of
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.registry import Registry
-from lunar_tune.training.settings import typed_settings
+from lunar_tune.training import typed_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -217,12 +214,6 @@ class MethodEntry:
 
 
 METHODS: Registry[MethodEntry] = Registry("method", group="lunar_tune.methods")
-
-_names = [one.name for one in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")]
-_modules = [importlib.import_module(name) for name in _names if name != __name__]
-_entries: list[MethodEntry] = [one.ENTRY for one in _modules if hasattr(one, "ENTRY")]
-for _entry in sorted(_entries, key=lambda one: (one.name != "lunar", one.name)):
-    METHODS.register(_entry.name, _entry)
 
 
 def configure_method(

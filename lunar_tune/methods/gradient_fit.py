@@ -21,9 +21,9 @@ from lunar_tune.methods.contract import (
     searchable,
 )
 from lunar_tune.models.device import is_out_of_memory
+from lunar_tune.training import TRAINED, TrainingSettings, setting, with_settings
 from lunar_tune.training.adapting import Trained, trainable
 from lunar_tune.training.gradient_loop import LoopSettings, train_epochs
-from lunar_tune.training.settings import TRAINED, TrainingSettings, setting, with_settings
 
 __all__ = ["GradientSettings", "TrainedMethod", "gradient_fit", "trained_entry"]
 

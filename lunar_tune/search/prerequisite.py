@@ -178,21 +178,8 @@ def finetuning_content(
 
 def finetuning_tables(done: Finetuned, *, text: bool) -> dict[str, Columns]:
     """Return what a model knows as tables: by edge, and by question with `text` or without."""
-    edges, rows = done.knowledge.by_edge, done.knowledge.rows
-    texts = {
-        "question": [row.record.question for row in rows],
-        "truth": [row.record.answer for row in rows],
-        "answer": [row.answer for row in rows],
-    }
+    answers = done.answers if text else done.answers[["edge", "rouge1"]]
     return {
-        "rouge1_by_edge.json": {
-            "edge": list(edges),
-            "questions": [count for _, count in edges.values()],
-            "rouge1": [score for score, _ in edges.values()],
-        },
-        "answers.json": {
-            "edge": [row.record.edge for row in rows],
-            **(texts if text else {}),
-            "rouge1": [row.rouge1 for row in rows],
-        },
+        "rouge1_by_edge.json": done.by_edge.reset_index().to_dict("list"),
+        "answers.json": answers.to_dict("list"),
     }

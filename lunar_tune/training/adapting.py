@@ -19,7 +19,7 @@ import lunar_tune
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import check_writable
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.settings import TrainingSettings
+from lunar_tune.training import TrainingSettings
 
 __all__ = [
     "Factors",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -53,6 +55,16 @@ def test_a_gradient_method_takes_its_own_settings() -> None:
     assert isinstance(method, GradientMethod)
     assert (method.name, method.variant, parameters) == ("npo", "full", {})
     assert method.settings == GradientSettings(trained="full", epochs=3, checkpointing=True)
+
+
+def test_all_methods_are_there_whichever_module_is_imported_first() -> None:
+    code = (
+        "from lunar_tune.methods.lunar.method import LunarMethod\n"
+        "from lunar_tune.methods.contract import METHODS\n"
+        "print(*METHODS)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == [*METHODS]
 
 
 @pytest.mark.parametrize("name", METHODS)

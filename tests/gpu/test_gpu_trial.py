@@ -15,7 +15,7 @@ import torch
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.methods.lunar import SOLVERS
-from lunar_tune.training.settings import TRAINED
+from lunar_tune.training import TRAINED
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.worker import Worker
 

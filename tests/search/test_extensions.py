@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lunar_tune.methods.contract import Edit, Fit, Method, MethodEntry, PreparedMethod
-from lunar_tune.methods.lunar.editing import edited
+from lunar_tune.methods.lunar.method import edited
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lunar_tune.training.settings import CheckedSettings, setting
+from lunar_tune.training import CheckedSettings, setting
 
 __all__ = ["SOLVERS", "LunarSettings"]
 
