@@ -72,7 +72,7 @@ def measured(worker: Worker, parameters: dict[str, float], epochs: int) -> Figur
                 checks.append(clock(device) - before)
             start = clock(device)
         fit.finish()
-    steps = -(-len(worker.spec.data.fit_forget) // method.settings.batch_size)  # type: ignore[attr-defined]
+    steps = -(-len(worker.spec.data.fit_forget) // method.settings.batch_size)
     on_gpu = device.type == "cuda"
     return Figures(
         method=method.name,

@@ -28,12 +28,10 @@ __all__ = [
     "Edit",
     "Fit",
     "Method",
-    "MethodEntry",
     "PreparedMethod",
     "UnlearningTask",
     "configure_method",
     "number_of",
-    "searchable",
 ]
 
 AdapterKind = Literal["exact", "approximate", "none"]
@@ -132,16 +130,40 @@ class Method(ABC):
 
     name: str
     """Name in the registry."""
-    variant: str
-    """What, beside the name, decides which parameters are searched, for example the solver."""
+    settings_type: type
+    """Dataclass of what is fixed over a search."""
+    variant_setting: str
+    """The setting that decides which parameters are searched: `solver` of LUNAR, `trained` of the
+    gradient methods."""
+    variants: tuple[str, ...]
+    """What that setting may be; the first is the default."""
     parameters: tuple[str, ...]
     """Names of the parameters that a trial sets."""
-    optional_parameters: tuple[str, ...] = ()
-    """Names of settings that a trial may set as well."""
+    unused: frozenset[str] = frozenset()
+    """Settings that the variant does not look at."""
     edits_one_layer: bool = False
     """Whether its fits name an `edited_layer`."""
+    along_vectors: bool = False
+    """Whether it moves along unlearning vectors, so that layers can be scored without a fit."""
     adapter: AdapterKind = "none"
     """How what a fit changes can be written as an adapter; exact promises `Edit.factors`."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        self.variant: str = getattr(settings, self.variant_setting)
+
+    @property
+    def optional_parameters(self) -> tuple[str, ...]:
+        """Names of settings that a trial may set as well: the numbers that are in use."""
+        kinds = types_of(self.settings_type).items()
+        return tuple(n for n, kind in kinds if kind not in {str, bool} and n not in self.unused)
+
+    @classmethod
+    def names_in_use(cls, variant: str) -> set[str]:
+        """Return the parameters and settings that one of the variants looks at."""
+        method = cls(cls.settings_type(**{cls.variant_setting: variant}))
+        names = {*method.parameters, *types_of(cls.settings_type)}
+        return names - {cls.variant_setting, *method.unused}
 
     @abstractmethod
     def prepare(self, subject: UnlearningTask) -> PreparedMethod:
@@ -168,13 +190,6 @@ def _listed(names: Collection[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def searchable(settings: object) -> tuple[str, ...]:
-    """Return the names of the settings that a trial may set: the numbers that are in use."""
-    unused = {*getattr(settings, "without_use", ())}
-    kinds = types_of(type(settings))
-    return tuple(n for n, kind in kinds.items() if kind not in {str, bool} and n not in unused)
-
-
 def number_of(name: str, value: Any, *, positive: bool = False) -> float:
     """Return a parameter that is a finite number.
 
@@ -190,30 +205,7 @@ def number_of(name: str, value: Any, *, positive: bool = False) -> float:
     return number
 
 
-@dataclass(frozen=True, slots=True)
-class MethodEntry:
-    """What the registry knows of a method."""
-
-    name: str
-    variants: tuple[str, ...]
-    """What its variant may be; the first is the default."""
-    variant_setting: str
-    """The setting that says which: `solver` of LUNAR, `trained` of the gradient methods."""
-    settings: type
-    """Dataclass of what is fixed over a search; its `without_use`, if any, names what a variant
-    does not look at."""
-    build: Callable[[Any], Method]
-    along_vectors: bool = False
-    """Whether it moves along unlearning vectors, so that layers can be scored without a fit."""
-
-    def names_in_use(self, variant: str) -> set[str]:
-        """Return the parameters and settings that one of its variants looks at."""
-        settings = self.settings(**{self.variant_setting: variant})
-        unused = {self.variant_setting, *getattr(settings, "without_use", ())}
-        return {*self.build(settings).parameters, *types_of(self.settings)} - unused
-
-
-METHODS: Registry[MethodEntry] = Registry("method", group="lunar_tune.methods")
+METHODS: Registry[type[Method]] = Registry("method", group="lunar_tune.methods")
 
 
 def configure_method(
@@ -229,24 +221,24 @@ def configure_method(
     Raises:
         InputError: There is no such method or setting, or one means nothing; all of it is said.
     """
-    entry, problems = METHODS[name], Problems()
+    kind, problems = METHODS[name], Problems()
     given = dict(fixed or {})
     if solver is not None:
-        if entry.variant_setting != "solver":
+        if kind.variant_setting != "solver":
             problems.add(f"--solver {solver} has no meaning with --method {name}.")
         elif given.setdefault("solver", solver) != solver:
             problems.add(f"--solver {solver} contradicts --fix solver={given['solver']}.")
-    kinds, values = types_of(entry.settings), typed_settings(entry.settings, given, problems)
-    parameters = {key: value for key, value in given.items() if key not in kinds}
+    known = types_of(kind.settings_type)
+    values = typed_settings(kind.settings_type, given, problems)
+    parameters = {key: value for key, value in given.items() if key not in known}
     with problems.collect():
-        settings = entry.settings(**values)
-        method = entry.build(settings)
-        for key in sorted(values.keys() & getattr(settings, "without_use", ())):
+        method = kind(kind.settings_type(**values))
+        for key in sorted(values.keys() & method.unused):
             problems.add(f"{key} has no meaning with --solver {method.variant}.")
         for key in sorted(parameters.keys() - {*method.parameters}):
             problems.add(
                 f"--fix {key}: --method {name} ({method.variant}) has no such parameter or "
-                f"setting. There are: {', '.join((*method.parameters, *kinds))}."
+                f"setting. There are: {', '.join((*method.parameters, *known))}."
             )
     problems.raise_if_any()
     return method, parameters

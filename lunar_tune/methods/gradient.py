@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,58 +13,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import Fit, MethodEntry, PreparedMethod, UnlearningTask
-from lunar_tune.methods.gradient_fit import (
-    GradientSettings,
-    TrainedMethod,
-    gradient_fit,
-    trained_entry,
-)
+from lunar_tune.methods.contract import Fit, PreparedMethod, UnlearningTask
+from lunar_tune.methods.gradient_fit import GradientSettings, TrainedMethod, gradient_fit
 from lunar_tune.training.adapting import Trained
-from lunar_tune.training.answer_loss import (
-    AnswerStates,
-    Pair,
-    answer_states,
-    reference_batches,
-)
+from lunar_tune.training.answer_loss import AnswerStates, Pair, answer_states, reference_batches
 
-__all__ = ["GradientMethod", "Objective", "Step", "gradient_entry"]
+__all__ = ["GradientMethod", "Step"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """What is special about a gradient method."""
+class GradientMethod(TrainedMethod):
+    """A method that is a loss of answers' log-probabilities."""
 
-    name: str
-    loss: Callable[[Step], Tensor]
-    """The loss of a step, which is minimised. A function of a module, so that it can be pickled."""
+    parameters = ("learning_rate",)
     keeps: bool = False
     """Whether it needs answers to keep."""
     references: tuple[str, ...] = ()
     """What it compares with the base model's: log π of the answers to `forget` or of the `refused`
     questions, logits on answers to `retain`."""
 
-
-def gradient_entry(objective: Objective) -> MethodEntry:
-    """Return what the registry knows of a gradient method."""
-    return trained_entry(objective.name, functools.partial(GradientMethod, objective))
-
-
-class GradientMethod(TrainedMethod):
-    """A gradient method with its fixed settings."""
-
-    parameters = ("learning_rate",)
-
-    def __init__(self, objective: Objective, settings: GradientSettings) -> None:
-        super().__init__(settings)
-        self.objective, self.name = objective, objective.name
+    @abstractmethod
+    def loss(self, step: Step) -> Tensor:
+        """Return the loss of a step, which is minimised."""
 
     def prepare(self, subject: UnlearningTask) -> PreparedGradient:
         """Check that there is what the loss needs; see the contract."""
-        keeps = self.objective.keeps or self.settings.retain_weight > 0
-        if keeps and not subject.retain_pairs:
+        if (self.keeps or self.settings.retain_weight > 0) and not subject.retain_pairs:
             raise InputError(f"--method {self.name} needs answers to keep: there are none.")
-        if "refused" in self.objective.references and not subject.refusals:
+        if "refused" in self.references and not subject.refusals:
             raise InputError(f"--method {self.name} needs --refusals: there are none.")
         return PreparedGradient(self, subject)
 
@@ -92,15 +66,14 @@ class PreparedGradient(PreparedMethod):
     ) -> AbstractContextManager[Fit]:
         """Return a context in which the model is trained; see the contract."""
         own, settings = self._method.resolved(parameters)
-        objective = self._method.objective
-        for name in objective.references:  # asked of the base model, which this still is
+        for name in self._method.references:  # asked of the base model, which this still is
             if name != "retain":
                 self.reference_sums(name)
             elif settings.trained == "full":
                 _ = self._reference_states
 
         def loss(trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
-            return objective.loss(Step(self, trained, settings, batch, kept))
+            return self._method.loss(Step(self, trained, settings, batch, kept))
 
         rate = own["learning_rate"]
         return gradient_fit(self._task, settings, loss, learning_rate=rate, seed=seed)

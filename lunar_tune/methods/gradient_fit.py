@@ -11,21 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.contract import (
-    Edit,
-    Fit,
-    Method,
-    MethodEntry,
-    UnlearningTask,
-    number_of,
-    searchable,
-)
+from lunar_tune.methods.contract import Edit, Fit, Method, UnlearningTask, number_of
 from lunar_tune.models.device import is_out_of_memory
 from lunar_tune.training import TRAINED, TrainingSettings, setting, with_settings
 from lunar_tune.training.adapting import Trained, trainable
 from lunar_tune.training.gradient_loop import LoopSettings, train_epochs
 
-__all__ = ["GradientSettings", "TrainedMethod", "gradient_fit", "trained_entry"]
+__all__ = ["GradientSettings", "TrainedMethod", "gradient_fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,25 +44,17 @@ class GradientSettings(TrainingSettings):
     )
 
 
-def trained_entry(name: str, build: Callable[[GradientSettings], Method]) -> MethodEntry:
-    """Return what the registry knows of a method that trains an adapter or weights."""
-    return MethodEntry(
-        name=name,
-        variants=TRAINED,
-        variant_setting="trained",
-        settings=GradientSettings,
-        build=build,
-    )
-
-
 class TrainedMethod(Method):
     """What methods share that train an adapter or weights with a loss of their own."""
 
+    settings_type = GradientSettings
+    variant_setting = "trained"
+    variants = TRAINED
+    settings: GradientSettings
+
     def __init__(self, settings: GradientSettings) -> None:
-        self.settings = settings
-        self.variant = settings.trained
+        super().__init__(settings)
         self.adapter = "none" if settings.trained == "full" else "exact"
-        self.optional_parameters = searchable(settings)
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Check names and values; what depends on the model is checked with it."""

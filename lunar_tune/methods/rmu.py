@@ -17,11 +17,7 @@ from torch import Tensor
 
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import Fit, PreparedMethod, UnlearningTask
-from lunar_tune.methods.gradient_fit import (
-    TrainedMethod,
-    gradient_fit,
-    trained_entry,
-)
+from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit
 from lunar_tune.models.layout import check_layers, decoder_slice
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import Pair, padded_ids, reference_batches
@@ -145,4 +141,4 @@ class PreparedRmu(PreparedMethod):
         return seen[-1][real.to(ids.device)]
 
 
-ENTRY = trained_entry("rmu", RmuMethod)
+ENTRY = RmuMethod

@@ -171,16 +171,6 @@ def full_weights(
         for parameter in trained:
             parameter.data = parameter.data.to(dtype)
 
-    @contextmanager
-    def rounded() -> Iterator[None]:
-        exact = [parameter.data for parameter in trained]
-        try:
-            round_all()
-            yield
-        finally:
-            for parameter, data in zip(trained, exact, strict=True):
-                parameter.data = data
-
     with _as_it_was(model):
         try:
             model.requires_grad_(requires_grad=False)
@@ -189,14 +179,14 @@ def full_weights(
                 parameter.data = parameter.data.float()
             yield Trained(
                 parameters=trained,
-                base_model=lambda: _exchanged(trained, originals),
+                base_model=lambda: _holding(trained, originals, on_host=True),
                 weights=lambda: {
                     name: p.detach() for name, p in model.named_parameters() if p.requires_grad
                 },
                 computing=lambda: torch.autocast(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),
-                evaluating=rounded,
+                evaluating=lambda: _holding(trained, (p.data.to(dtype) for p in trained)),
                 finish=round_all,
             )
         finally:
@@ -207,16 +197,18 @@ def full_weights(
 
 
 @contextmanager
-def _exchanged(parameters: Sequence[nn.Parameter], originals: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, parameters hold their original data; the new ones wait in host memory."""
-    new: list[Tensor] = []
+def _holding(
+    parameters: Sequence[nn.Parameter], values: Iterable[Tensor], *, on_host: bool = False
+) -> Iterator[None]:
+    """Inside, parameters hold other values; theirs wait, in host memory if a GPU holds one only."""
+    waiting: list[Tensor] = []
     try:
-        for parameter, original in zip(parameters, originals, strict=True):
-            new.append(parameter.data.cpu())  # a GPU never holds both
-            parameter.data = original.to(parameter.device)
+        for parameter, value in zip(parameters, values, strict=True):
+            waiting.append(parameter.data.cpu() if on_host else parameter.data)
+            parameter.data = value.to(parameter.device)
         yield
     finally:
-        for parameter, data in zip(parameters, new, strict=False):  # as far as it came
+        for parameter, data in zip(parameters, waiting, strict=False):  # as far as it came
             parameter.data = data.to(parameter.device)
 
 

@@ -52,7 +52,7 @@ def lunar(**settings: Any) -> LunarMethod:
 
 def gradient(name: str, trained: str, **settings: Any) -> Method:
     fixed = GradientSettings(**({"trained": trained, "epochs": 2, "batch_size": 1} | settings))
-    return METHODS[name].build(fixed)
+    return METHODS[name](fixed)
 
 
 GRADIENT_METHODS = sorted({*METHODS} - {"lunar", "rmu"})
@@ -154,7 +154,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_every_variant_of_every_method_has_an_example_here() -> None:
-    assert {(name, v) for name, info in METHODS.items() for v in info.variants} == set(EXAMPLES)
+    assert {(name, v) for name, kind in METHODS.items() for v in kind.variants} == set(EXAMPLES)
 
 
 @each_method

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from lunar_tune.training import CheckedSettings, setting
 
-__all__ = ["SOLVERS", "LunarSettings"]
+__all__ = ["SOLVERS", "UNUSED", "LunarSettings"]
 
 SOLVERS = ("adamw", "closed_form", "lora")
+# Settings that a solver does not look at.
 UNUSED = {
     "adamw": frozenset({"rank"}),
     "closed_form": frozenset({"rank", "epochs", "batch_size", "master_dtype", "weight_decay"}),
@@ -58,8 +59,3 @@ class LunarSettings(CheckedSettings):
         if self.weight_decay is not None:
             return self.weight_decay
         return 0.0 if self.master_dtype == "float32" else 0.01
-
-    @property
-    def without_use(self) -> frozenset[str]:
-        """The settings that the solver does not look at."""
-        return UNUSED[self.solver]

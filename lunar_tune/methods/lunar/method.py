@@ -12,17 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.methods.contract import (
-    Edit,
-    Fit,
-    Method,
-    MethodEntry,
-    PreparedMethod,
-    UnlearningTask,
-    number_of,
-    searchable,
-)
-from lunar_tune.methods.lunar import SOLVERS, LunarSettings
+from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, UnlearningTask, number_of
+from lunar_tune.methods.lunar import SOLVERS, UNUSED, LunarSettings
 from lunar_tune.methods.lunar.solvers import (
     RidgeSolution,
     Solution,
@@ -34,7 +25,6 @@ from lunar_tune.methods.lunar.solvers import (
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import with_settings
-from lunar_tune.training.adapting import Factors
 
 __all__ = ["ENTRY", "LunarMethod", "PreparedLunar", "edited", "steered", "unlearning_vectors"]
 
@@ -85,25 +75,22 @@ def edited(
             )
     originals = {layer: parameter.detach().clone() for layer, parameter in parameters.items()}
 
-    def put(chosen: Mapping[int, Tensor]) -> None:
-        with torch.no_grad():
-            for layer, weight in chosen.items():
-                parameters[layer].copy_(weight)
-
     @contextmanager
-    def base_model() -> Iterator[None]:
-        new = {layer: parameter.detach().clone() for layer, parameter in parameters.items()}
+    def holding(inside: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> Iterator[None]:
         try:
-            put(originals)
+            _put(parameters, inside)
             yield
         finally:
-            put(new)
+            _put(parameters, after)
 
-    try:
-        put(weights)
-        yield base_model
-    finally:
-        put(originals)
+    with holding(weights, originals):
+        yield lambda: holding(originals, weights)
+
+
+@torch.no_grad()
+def _put(parameters: Mapping[int, Tensor], values: Mapping[int, Tensor]) -> None:
+    for layer, value in values.items():
+        parameters[layer].copy_(value)
 
 
 @contextmanager
@@ -149,14 +136,18 @@ class LunarMethod(Method):
     """
 
     name = "lunar"
+    settings_type = LunarSettings
+    variant_setting = "solver"
+    variants = SOLVERS
     edits_one_layer = True  # the lowest of them: nothing else changes there and below
+    along_vectors = True
+    settings: LunarSettings
 
     def __init__(self, settings: LunarSettings) -> None:
-        self.settings = settings
-        self.variant = settings.solver
+        super().__init__(settings)
+        self.unused = UNUSED[settings.solver]
         own = "ridge" if settings.solver == "closed_form" else "learning_rate"
         self.parameters = ("layer", "coefficient", own)
-        self.optional_parameters = searchable(settings)
         # AdamW trains a whole matrix; the others add a product.
         self.adapter = "approximate" if settings.solver == "adamw" else "exact"
 
@@ -232,7 +223,7 @@ class PreparedLunar(PreparedMethod):
         name_of, model = self._loaded.layout.down_projection_name, self._loaded.model
         weights = {f"{name_of(layer)}.weight" for layer in solutions}
         factors = {
-            name_of(layer): Factors(first=solution.factors[0], second=solution.factors[1])
+            name_of(layer): solution.factors
             for layer, solution in solutions.items()
             if solution.factors is not None
         }
@@ -305,11 +296,4 @@ def _coefficients(parameters: Mapping[str, Any]) -> dict[int, float]:
     return dict(zip(chosen, coefficients, strict=True))
 
 
-ENTRY = MethodEntry(
-    name="lunar",
-    variants=SOLVERS,
-    variant_setting="solver",
-    settings=LunarSettings,
-    build=LunarMethod,
-    along_vectors=True,
-)
+ENTRY = LunarMethod

@@ -21,6 +21,7 @@ from torch.optim.adamw import adamw
 
 from lunar_tune.errors import DivergenceError, InputError
 from lunar_tune.methods.lunar import LunarSettings
+from lunar_tune.training.adapting import Factors
 
 __all__ = ["RidgeSolution", "Solution", "Tokens", "solve_adamw", "solve_closed_form", "solve_ridge"]
 
@@ -44,8 +45,9 @@ class Solution:
     weight: Weight
     losses: tuple[float, ...]
     """Mean squared error of each epoch (AdamW), or the one that remains (closed form)."""
-    factors: tuple[Float[Tensor, "rank d_ff"], Float[Tensor, "d_model rank"]] | None = None
-    """A and B where the fitted matrix is W₀ + B·A, rounded to its number format; None otherwise."""
+    factors: Factors | None = None
+    """Of the product that was added to W₀, before rounding to its number format; None where a whole
+    matrix was trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def solve_adamw(
         losses = _train(problem, learning_rate, settings=settings, seed=seed)
     if isinstance(problem, _LowRank):
         first, second = problem.factors
-        factors = first.clone(), second.T.clone()
+        factors = Factors(first=first.clone(), second=second.T.clone())
     return Solution(weight=_finite(problem.fitted()), losses=losses, factors=factors)
 
 
@@ -338,5 +340,5 @@ def solve_closed_form(
     shift64 = shift.to(v)
     fitted = torch.addr(weight.double(), shift64, v).to(weight.dtype)
     loss = solved.error * float(shift64.square().mean())
-    factors = v[None], shift64[:, None]
+    factors = Factors(first=v[None], second=shift64[:, None])
     return Solution(weight=_finite(fitted), losses=(loss,), factors=factors)
