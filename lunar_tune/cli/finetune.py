@@ -78,7 +78,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     )
     from lunar_tune.tracking.store import default_tracking_uri
     from lunar_tune.tracking.sync import Tracker
-    from lunar_tune.training.gradient_loop import check_output
+    from lunar_tune.training.checkpoints import check_output
     from lunar_tune.trial.assemble import assemble_finetuning, materialise
 
     console, settings = options.console(), FinetuneSettings()

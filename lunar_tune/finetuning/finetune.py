@@ -28,9 +28,10 @@ from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.training.adapting import Trained, package_versions, save_checkpoint, trainable
+from lunar_tune.training.adapting import Trained, trainable
 from lunar_tune.training.answer_loss import Pair, answer_loss, encode_answers
-from lunar_tune.training.gradient_loop import LoopSettings, LoopState, TrainingFolder, train_epochs
+from lunar_tune.training.checkpoints import TrainingFolder, package_versions, save_checkpoint
+from lunar_tune.training.gradient_loop import LoopSettings, LoopState, train_epochs
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -30,7 +30,8 @@ from lunar_tune.finetuning.finetune import greedy_answers, train_on_answers
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import as_loaded, load_model
-from lunar_tune.training.adapting import full_weights, save_checkpoint, seeded
+from lunar_tune.training.adapting import full_weights, seeded
+from lunar_tune.training.checkpoints import save_checkpoint
 from lunar_tune.training.gradient_loop import LoopSettings
 
 if TYPE_CHECKING:

@@ -13,13 +13,11 @@ from lunar_tune.config.fields import types_of
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.registry import Registry
 from lunar_tune.training import typed_settings
+from lunar_tune.training.adapting import Edit
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lunar_tune.engine.prompt_activations import PromptActivations
     from lunar_tune.models.loading import LoadedModel
-    from lunar_tune.training.adapting import Factors
     from lunar_tune.training.answer_loss import Pair
 
 __all__ = [
@@ -57,22 +55,6 @@ class UnlearningTask:
     def loaded(self) -> LoadedModel:
         """The model."""
         return self.activations.source.loaded
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edit:
-    """What a finished fit has changed, to be read inside its context."""
-
-    weights: Callable[[], Mapping[str, Tensor]]
-    """Gives the new value of every parameter that may have changed, in the model's number format,
-    by its name in a saved checkpoint. A tensor may be the model's own: copy what is to outlive the
-    context."""
-    factors: Callable[[], Mapping[str, Factors]] | None = None
-    """Gives what was added to weights as products of low rank, by the linear map's name; None where
-    it is none. A name with `.weight` behind it is one of `weights`."""
-    merged: bool = False
-    """Whether the model computes with an adapter beside its weights now, so that a model with
-    `weights` answers with another rounding."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -101,7 +101,7 @@ class PreparedGradient(PreparedMethod):
         An adapter is left out for one forward; where all weights are trained, final hidden states
         that were kept meet a copy of the head.
         """
-        if trained.factors is None:
+        if trained.edit.factors is None:
             states, head = self._reference_states
             return torch.cat([states[i] for i in kept]).to(head.device) @ head.T
         was_training = self._model.training

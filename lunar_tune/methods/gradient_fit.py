@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.contract import Edit, Fit, Method, UnlearningTask, number_of
+from lunar_tune.methods.contract import Fit, Method, UnlearningTask, number_of
 from lunar_tune.models.device import is_out_of_memory
 from lunar_tune.training import TRAINED, TrainingSettings, setting, with_settings
 from lunar_tune.training.adapting import Trained, trainable
@@ -121,11 +121,7 @@ def gradient_fit(
 
             yield Fit(
                 base_model=trained.base_model,
-                edit=Edit(
-                    weights=trained.weights,
-                    factors=trained.factors,
-                    merged=trained.factors is not None,
-                ),
+                edit=trained.edit,
                 epochs=epochs,
                 n_epochs=settings.epochs,
                 evaluating=trained.evaluating,

@@ -1,4 +1,4 @@
-"""Making a model trainable for a while, by an adapter or in all weights, and saving it."""
+"""Making a model trainable for a while, by an adapter or in all weights."""
 
 from __future__ import annotations
 
@@ -7,29 +7,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-import lunar_tune
-from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.files import check_writable
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TrainingSettings
 
 __all__ = [
+    "Edit",
     "Factors",
     "Trained",
-    "check_save_folder",
     "full_weights",
     "lora_adapter",
-    "package_versions",
-    "plain_weights",
-    "save_checkpoint",
+    "merged_weights",
     "seeded",
     "trainable",
 ]
@@ -51,6 +44,22 @@ class Factors:
         return len(self.first)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """What training or another edit has changed in a model, to be read before it is taken back."""
+
+    weights: Callable[[], Mapping[str, Tensor]]
+    """Gives the new value of every parameter that may have changed, in the model's number format,
+    by its name in a saved checkpoint. A tensor may be the model's own: copy what is to outlive the
+    edit."""
+    factors: Callable[[], Mapping[str, Factors]] | None = None
+    """Gives what was added to weights as products of low rank, by the linear map's name; None where
+    it is none. A name with `.weight` behind it is one of `weights`."""
+    merged: bool = False
+    """Whether the model computes with an adapter beside its weights now, so that a model with
+    `weights` answers with another rounding."""
+
+
 _Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -61,10 +70,7 @@ class Trained:
     parameters: tuple[nn.Parameter, ...]
     base_model: _Context
     """Inside, the model is what it was; not for what is trained to be kept."""
-    weights: Callable[[], Mapping[str, Tensor]]
-    """Gives each weight that may have changed, by its name in a saved checkpoint."""
-    factors: Callable[[], Mapping[str, Factors]] | None = None
-    """Gives an adapter's factors, by the linear map's name; None where weights are trained."""
+    edit: Edit
     computing: _Context = nullcontext
     """Inside, a forward pass for training runs in the model's own number format."""
     evaluating: _Context = nullcontext
@@ -142,8 +148,11 @@ def lora_adapter(
             yield Trained(
                 parameters=tuple(p for p in model.parameters() if p.requires_grad),
                 base_model=adapted.disable_adapter,
-                weights=lambda: _merged_weights(model),
-                factors=lambda: _factors(model),
+                edit=Edit(
+                    weights=lambda: merged_weights(model),
+                    factors=lambda: _factors(model),
+                    merged=True,
+                ),
             )
             if keep:
                 adapted.merge_and_unload()
@@ -180,9 +189,11 @@ def full_weights(
             yield Trained(
                 parameters=trained,
                 base_model=lambda: _holding(trained, originals, on_host=True),
-                weights=lambda: {
-                    name: p.detach() for name, p in model.named_parameters() if p.requires_grad
-                },
+                edit=Edit(
+                    weights=lambda: {
+                        name: p.detach() for name, p in model.named_parameters() if p.requires_grad
+                    }
+                ),
                 computing=lambda: torch.autocast(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),
@@ -240,20 +251,7 @@ def _recomputing(model: Any, *, on: bool) -> Iterator[None]:
         model.disable_input_require_grads()
 
 
-def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's weights by the names they have without an adapter, which is added to them.
-
-    The sum is rounded to the weight's number format, which an adapter that is on does not do.
-    """
-    plain = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in model.state_dict().items()
-        if ".lora_" not in name
-    }
-    return plain | _merged_weights(model)
-
-
-def _merged_weights(model: nn.Module) -> dict[str, Tensor]:
+def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return what the adapter that is on makes of weights, by their names without it.
 
     The sums are in host memory, where there may be room for a second model.
@@ -300,49 +298,3 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
         for parameter, wants in wanted:
             parameter.grad = None  # of another number format, perhaps
             parameter.requires_grad_(wants)
-
-
-def check_save_folder(folder: Path) -> None:
-    """Check that a checkpoint can be written into `--save`, before anything is computed.
-
-    Raises:
-        InputError: The folder holds something already, or is a file.
-    """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"--save {folder}: the folder is not empty; choose another.")
-    check_writable(folder, f"--save {folder}")
-
-
-def save_checkpoint(loaded: LoadedModel, folder: Path, *, texts: Iterable[str]) -> None:
-    """Write a model as it is now, with its tokenizer; an adapter that is on becomes part of it.
-
-    Args:
-        loaded: The model.
-        folder: Made if missing.
-        texts: On which the written tokenizer is compared with the one in memory.
-
-    Raises:
-        InputError: The folder is not empty or cannot be written.
-        LunarTuneError: The written tokenizer encodes differently.
-    """
-    from transformers import AutoTokenizer
-
-    check_save_folder(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        loaded.model.save_pretrained(folder, state_dict=plain_weights(loaded.model))
-        loaded.tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise InputError(f"--save {folder}: cannot be written ({error}).") from error
-    reloaded = AutoTokenizer.from_pretrained(folder)
-    if any(loaded.tokenizer(text)["input_ids"] != reloaded(text)["input_ids"] for text in texts):
-        raise LunarTuneError(
-            f"the tokenizer written to {folder} encodes a text differently after loading: "
-            f"{type(loaded.tokenizer).__name__} came back as {type(reloaded).__name__}."
-        )
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of what a checkpoint depends on."""
-    names = ("torch", "transformers", "peft", "safetensors")
-    return {"lunar-tune": lunar_tune.__version__, **{name: version(name) for name in names}}

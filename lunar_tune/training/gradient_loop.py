@@ -1,37 +1,22 @@
-"""One gradient loop: AdamW over some parameters, a loss over batches, a schedule, and no more.
-
-What a loop that was cut short left behind, from which it goes on, is one file:
-OUTPUT/.training/state.safetensors    the job, losses so far, trained weights, AdamW's moments
-"""
+"""One gradient loop: AdamW over some parameters, a loss over batches, a schedule, and no more."""
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import reprlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lunar_tune.errors import DivergenceError, InputError
-from lunar_tune.files import check_writable, replacing
+from lunar_tune.errors import DivergenceError
 
 __all__ = [
     "LoopSettings",
     "LoopState",
     "Schedule",
-    "TrainingFolder",
-    "check_output",
     "scheduled",
     "train_epochs",
 ]
@@ -43,10 +28,6 @@ Schedule = Literal["linear", "cosine"]
 # was not compared by itself.
 _LENGTH_JITTER = 8.0
 _MAX_GRAD_NORM = 1.0
-_FOLDER = ".training"
-# The state of all weights of a large model is three times as large as the model in float32: it is
-# kept after an epoch as long as keeping takes no more than this share of the time.
-_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,90 +196,3 @@ def _step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)  # not to be held while the model is evaluated
     return value
-
-
-def check_output(output: Path) -> None:
-    """Check that training can begin or go on in a folder, before anything is loaded.
-
-    Raises:
-        InputError: It holds something else, or cannot be written.
-    """
-    if output.is_dir() and any(output.iterdir()) and not (output / _FOLDER).is_dir():
-        raise InputError(
-            f"--save {output}: the folder is not empty and holds no unfinished fine-tuning; "
-            "choose another."
-        )
-    check_writable(output, f"--save {output}")
-
-
-class TrainingFolder:
-    """The state of one job in the folder of the checkpoint that is being made."""
-
-    def __init__(self, output: Path, document: Mapping[str, Any]) -> None:
-        self.path = output / _FOLDER
-        self._output, self._document = output, json.dumps(document)
-        self._state = self.path / "state.safetensors"
-        self._saved_at = self._took = 0.0
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Inside, no other process trains into the folder.
-
-        Raises:
-            InputError: Another process does, or the folder holds something else.
-        """
-        check_output(self._output)
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / "lock", timeout=0):
-                yield
-        except Timeout:
-            raise InputError(
-                f"--save {self._output}: another process is fine-tuning into this folder."
-            ) from None
-
-    def read(self) -> LoopState | None:
-        """Return what was kept last; None if nothing was.
-
-        Raises:
-            InputError: It is of another job, or cannot be read.
-        """
-        if not self._state.is_file():
-            return None
-        try:
-            with safe_open(self._state, framework="pt") as file:
-                metadata = file.metadata()
-                self._check_job(json.loads(metadata["job"]))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return LoopState(tuple(json.loads(metadata["losses"])), tensors)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"--save {self._output}: its unfinished fine-tuning cannot be read ({error}); "
-                f"delete {self.path} to begin anew."
-            ) from error
-
-    def _check_job(self, begun: Mapping[str, Any]) -> None:
-        wanted = json.loads(self._document)
-        changes = [
-            f"{name} was {reprlib.repr(begun.get(name))}, is {reprlib.repr(wanted.get(name))}"
-            for name in {**begun, **wanted}
-            if begun.get(name) != wanted.get(name)
-        ]
-        if changes:
-            raise InputError(
-                f"--save {self._output} holds an unfinished fine-tuning of another kind: "
-                f"{'; '.join(changes)}. Give the same options to go on with it, choose another "
-                f"folder, or delete {self.path} to begin anew."
-            )
-
-    def keep(self, state: LoopState) -> None:
-        """Write the state, unless that was done a moment ago and takes long."""
-        began = time.monotonic()
-        if began - self._saved_at < self._took / _SHARE:
-            return
-        tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
-        metadata = {"job": self._document, "losses": json.dumps(state.losses)}
-        with replacing(self._state) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-        self._saved_at = time.monotonic()
-        self._took = self._saved_at - began

@@ -15,7 +15,7 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import Edit
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.adapting import check_save_folder, save_checkpoint
+from lunar_tune.training.checkpoints import check_save_folder, save_checkpoint
 from lunar_tune.trial.assemble import assemble, configured, known_depth, materialise
 from lunar_tune.trial.spec import DataSets, TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker

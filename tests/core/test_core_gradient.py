@@ -36,8 +36,9 @@ from lunar_tune.methods.simple_preference import simnpo
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TRAINED
-from lunar_tune.training.adapting import full_weights, lora_adapter, plain_weights
+from lunar_tune.training.adapting import full_weights, lora_adapter
 from lunar_tune.training.answer_loss import Pair, answer_states, encode_answers
+from lunar_tune.training.checkpoints import plain_weights
 
 Load = Callable[..., LoadedModel]
 PAIRS = [*FORGET_PAIRS, *RETAIN_PAIRS]

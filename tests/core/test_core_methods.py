@@ -25,8 +25,8 @@ from lunar_tune.methods.lunar.method import LunarMethod, PreparedLunar
 from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TRAINED
-from lunar_tune.training.adapting import plain_weights
 from lunar_tune.training.answer_loss import Pair
+from lunar_tune.training.checkpoints import plain_weights
 
 Load = Callable[..., LoadedModel]
 

@@ -21,7 +21,7 @@ from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.training import gradient_loop
+from lunar_tune.training import checkpoints
 from lunar_tune.training.adapting import lora_adapter, seeded
 from lunar_tune.training.answer_loss import Pair, answer_loss
 
@@ -146,7 +146,7 @@ def test_a_run_that_was_killed_after_its_last_epoch_is_only_checked_and_saved(
 ) -> None:
     from lunar_tune.finetuning import finetune as module
 
-    monkeypatch.setattr(gradient_loop, "_SHARE", 1e9)  # the state is kept after every epoch
+    monkeypatch.setattr(checkpoints, "_SHARE", 1e9)  # the state is kept after every epoch
 
     def killed(*_arguments: object) -> None:
         raise Killed
@@ -231,7 +231,7 @@ def test_a_damaged_state_is_said(job: FinetuneJob, tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_train_into_one_folder(job: FinetuneJob, tmp_path: Path) -> None:
-    from lunar_tune.training.gradient_loop import TrainingFolder
+    from lunar_tune.training.checkpoints import TrainingFolder
 
     with (
         TrainingFolder(tmp_path, job.document()).locked(),
