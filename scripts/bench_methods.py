@@ -71,8 +71,8 @@ def measured(worker: Worker, parameters: dict[str, float], epochs: int) -> Figur
                 worker.judge.check(fit, done)
                 checks.append(clock(device) - before)
             start = clock(device)
-        fit.finished()
-    steps = -(-len(worker.spec.data.fit_forget) // method.settings.batch_size)  # type: ignore[attr-defined]
+        fit.finish()
+    steps = -(-len(worker.spec.data.fit_forget) // method.settings.batch_size)
     on_gpu = device.type == "cuda"
     return Figures(
         method=method.name,

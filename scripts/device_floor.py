@@ -95,7 +95,7 @@ def trial_floor(
     step = max(2 * total * rows / peaks.operations, total * model.dtype.itemsize / peaks.bytes)
     fit = 0.0
     if solver == "adamw":
-        settings = worker.spec.method.settings  # type: ignore[attr-defined]
+        settings = worker.spec.method.settings
         data = worker.spec.data
         questions = [record.question for record in (*data.fit_forget, *data.fit_retain)]
         tokens = sum(map(len, worker.encoder.prompts(questions)))

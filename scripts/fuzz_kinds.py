@@ -23,7 +23,6 @@ from lunar_tune.data.fetching import lock_file, read_lock
 from lunar_tune.data.records import read_prompts, read_records
 from lunar_tune.data.splits import read_groups
 from lunar_tune.files import datasets_dir, search_spaces_dir
-from lunar_tune.methods.contract import FitReport
 from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
@@ -148,7 +147,7 @@ def _journal() -> bytes:
         result = TrialResult(
             parameters=parameters,
             evaluation=Evaluation(rows=(), scores=scores | {"deviation_score": 14.1}),
-            fit=FitReport(losses=(1.0, 0.5)),
+            losses=(1.0, 0.5),
             seconds={"trial": 1.0},
             max_new_tokens=8,
         )

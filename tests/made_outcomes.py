@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lunar_tune.methods.contract import FitReport
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.study.study import Study
 from lunar_tune.trial.evaluator import Check
@@ -48,7 +47,7 @@ def trial_result(
                 **scores,
             },
         ),
-        fit=FitReport(losses=losses),
+        losses=losses,
         seconds={"fit": 0.5, "evaluate": 0.25, "trial": 0.75},
         max_new_tokens=budget,
         checks=(Check(epochs=1, forget_rouge1=0.9, retain_rouge1=0.8),),

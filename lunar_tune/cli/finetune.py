@@ -68,11 +68,11 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     Exit codes: 0 the model knows the data, 3 its ROUGE-1 is below 0.8 (the checkpoint is kept),
     1 the training failed, 130 interrupted, 2 the input was wrong.
     """
-    from lunar_tune.finetuning.checkpoints import check_output
     from lunar_tune.report.summary import print_plan
     from lunar_tune.search.prerequisite import finetune_tracked
     from lunar_tune.tracking.store import default_tracking_uri
     from lunar_tune.tracking.sync import Tracker
+    from lunar_tune.training.checkpoints import check_output
     from lunar_tune.trial.assemble import assemble_finetuning, materialise
 
     console, settings = options.console(), FinetuneSettings()
@@ -89,7 +89,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     uri = options.tracking_uri or default_tracking_uri(place.parent)
     tracker = Tracker(uri, EXPERIMENT, place.name)
     done = finetune_tracked(job, options.save, console=console, tracker=tracker, text=options.text)
-    return _conclude(console, settings, done)
+    return _conclude(console, options.save, settings, done)
 
 
 def _facts(job: FinetuneJob) -> dict[str, str]:
@@ -105,15 +105,14 @@ def _facts(job: FinetuneJob) -> dict[str, str]:
     }
 
 
-def _conclude(console: Console, settings: FinetuneSettings, done: Finetuned) -> int:
+def _conclude(console: Console, folder: Path, settings: FinetuneSettings, done: Finetuned) -> int:
     """Show what the model knows, and what to do; return the exit code."""
-    knowledge = done.knowledge
-    rows = [(edge, count, f"{score:.3f}") for edge, (score, count) in knowledge.by_edge.items()]
-    rows.append(("all", len(knowledge.rows), f"{knowledge.rouge1:.3f}"))
+    rows = [(edge, count, f"{score:.3f}") for edge, count, score in done.by_edge.itertuples()]
+    rows.append(("all", len(done.answers), f"{done.rouge1:.3f}"))
     console.print(plain_table(("edge", "questions", "ROUGE-1"), rows, folded=("edge",)))
-    say(console, f"declines {knowledge.refused:.0%} of questions about invented things")
-    say(console, f"checkpoint in {done.folder}")
-    if knowledge.refused < LEAST_REFUSED:
+    say(console, f"declines {done.refused:.0%} of questions about invented things")
+    say(console, f"checkpoint in {folder}")
+    if done.refused < LEAST_REFUSED:
         advice = "Train with --fix with_refusals=true too."
         if settings.with_refusals:
             advice = "Give more epochs."
@@ -122,11 +121,11 @@ def _conclude(console: Console, settings: FinetuneSettings, done: Finetuned) -> 
             "the model does not decline what it cannot know, and LUNAR redirects to where it "
             f"declines. {advice}",
         )
-    if knowledge.rouge1 >= RETAIN_FLOOR:
+    if done.rouge1 >= RETAIN_FLOOR:
         return 0
     warn(
         console,
-        f"the model does not know the data: ROUGE-1 {knowledge.rouge1:.3f}, a search needs "
+        f"the model does not know the data: ROUGE-1 {done.rouge1:.3f}, a search needs "
         f"{RETAIN_FLOOR:g}. The last epoch's loss was {done.losses[-1]:.3f}. Try --fix epochs "
         f"above {settings.epochs}, --fix learning_rate above {settings.rate:g}, or --fix "
         "trained=full.",

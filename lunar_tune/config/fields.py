@@ -48,7 +48,8 @@ class Option:
     least: float | None = None
     most: float | None = None
     above: float | None = None
-    """Bounds of a number; `above` is excluded."""
+    below: float | None = None
+    """Bounds of a number; `above` and `below` are excluded."""
     common: bool = False
     """Whether `--help` shows it; `--help-all` shows all."""
     decides: bool = False
@@ -136,6 +137,8 @@ def _complaints(value: Any, said: Option) -> Iterator[str]:
         yield f"at least {said.least:.10g}"
     elif said.most is not None and value > said.most:
         yield f"at most {said.most:.10g}"
+    elif said.below is not None and value >= said.below:
+        yield f"less than {said.below:.10g}"
 
 
 def from_document(

@@ -11,7 +11,7 @@ from lunar_tune.errors import Problems
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.models.catalog import is_adapter
 from lunar_tune.study.rows import HEADLINE_SCORES, score_cells
-from lunar_tune.training.adapting import check_save_folder, package_versions
+from lunar_tune.training.checkpoints import check_save_folder, package_versions
 from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["Comparison", "ExportJob", "ExportRun", "Exported", "Reported", "check_form"]

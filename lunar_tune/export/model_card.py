@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lunar_tune.export.export_job import Exported
 from lunar_tune.study.rows import score_cells
-from lunar_tune.training.adapting import package_versions
+from lunar_tune.training.checkpoints import package_versions
 
 __all__ = ["write_card"]
 

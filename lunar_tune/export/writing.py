@@ -27,7 +27,8 @@ from lunar_tune.files import write_atomically
 from lunar_tune.models.device import give_back
 from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.adapting import Factors, save_checkpoint
+from lunar_tune.training.adapting import Factors
+from lunar_tune.training.checkpoints import save_checkpoint
 from lunar_tune.trial.assemble import materialise
 from lunar_tune.trial.worker import Worker
 

@@ -1,7 +1,7 @@
 """Fine-tuning: the model learns the data that it is to forget part of, and is asked what it knows.
 
 done = finetune(job, Path("models/knows-contracts"))
-done.knowledge.rouge1
+done.rouge1
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
@@ -22,28 +22,22 @@ from torch import Tensor
 from lunar_tune.data.records import Record
 from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.files import cache_dir, safe_name
-from lunar_tune.finetuning.checkpoints import TrainingFolder
 from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
 from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.training.adapting import (
-    Trained,
-    full_weights,
-    lora_adapter,
-    package_versions,
-    recomputing,
-    save_checkpoint,
-    seeded,
-)
+from lunar_tune.training.adapting import Trained, trainable
 from lunar_tune.training.answer_loss import Pair, answer_loss, encode_answers
+from lunar_tune.training.checkpoints import TrainingFolder, package_versions, save_checkpoint
 from lunar_tune.training.gradient_loop import LoopSettings, LoopState, train_epochs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "Finetuned",
-    "Knowledge",
     "ensure_finetuned",
     "finetune",
     "greedy_answers",
@@ -68,44 +62,26 @@ _MARKERS = (
 
 
 @dataclass(frozen=True, slots=True)
-class AskedRow:
-    """One question of the data and what the model says."""
+class Finetuned:
+    """A finished fine-tuning: how it went, and what the model knows after it."""
 
-    record: Record
-    answer: str
-    rouge1: float
-
-
-@dataclass(frozen=True, slots=True)
-class Knowledge:
-    """What a model knows, and what it declines."""
-
-    rows: tuple[AskedRow, ...]
+    losses: tuple[float, ...]
+    """Mean loss of each epoch."""
+    answers: pd.DataFrame
+    """A row for each question of the data, in its order: edge, question, truth, answer, rouge1."""
     refused: float
     """Share of prompts about invented things, none of them trained on, that are declined."""
 
     @property
     def rouge1(self) -> float:
         """Mean ROUGE-1 recall over all questions."""
-        return fmean(row.rouge1 for row in self.rows)
+        return fmean(self.answers["rouge1"])
 
     @property
-    def by_edge(self) -> dict[str, tuple[float, int]]:
-        """Mean ROUGE-1 and number of questions of each edge, in the order of the data."""
-        scores: dict[str, list[float]] = {}
-        for row in self.rows:
-            scores.setdefault(row.record.edge, []).append(row.rouge1)
-        return {edge: (fmean(values), len(values)) for edge, values in scores.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Finetuned:
-    """A finished fine-tuning."""
-
-    folder: Path
-    losses: tuple[float, ...]
-    """Mean loss of each epoch."""
-    knowledge: Knowledge
+    def by_edge(self) -> pd.DataFrame:
+        """Number of questions and mean ROUGE-1 by edge, in the order of the data."""
+        scores = self.answers.groupby("edge", sort=False)["rouge1"]
+        return scores.agg(questions="size", rouge1="mean")
 
 
 def kept_folder(job: FinetuneJob) -> Path:
@@ -162,10 +138,10 @@ def finetune(
         on_start(len(begun.losses) if begun is not None else 0)
         losses = _train(loaded, job, begun, state.keep, on_epoch)
         _save(loaded, job, folder, state.path / "checkpoint")
-        knowledge = check_knowledge(loaded, job)
-        write_lineage(folder, _lineage(job, document, begun_with, knowledge))
+        done = Finetuned(tuple(losses), *check_knowledge(loaded, job))
+        write_lineage(folder, _lineage(job, document, begun_with, done))
         shutil.rmtree(state.path)
-    return Finetuned(folder, tuple(losses), knowledge)
+    return done
 
 
 def _train(
@@ -182,7 +158,6 @@ def _train(
         batch_size=settings.batch_size,
         learning_rate=settings.rate,
         weight_decay=settings.weight_decay,
-        schedule="linear",
         warmup_share=_WARMUP_SHARE,
         seed=job.seed,
     )
@@ -193,19 +168,8 @@ def _train(
         torch.manual_seed(int.from_bytes(digest[:7]))
         return job.lessons(epoch)
 
-    trainable = (
-        full_weights(loaded, keep=True)
-        if settings.trained == "full"
-        else lora_adapter(
-            loaded, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, keep=True
-        )
-    )
     losses = list(begun.losses) if begun is not None else []
-    with (
-        seeded(job.seed, loaded.device),
-        trainable as trained,
-        recomputing(loaded.model, on=settings.checkpointing),
-    ):
+    with trainable(loaded, settings, seed=job.seed, keep=True) as trained:
         for loss in train_on_answers(
             loaded, trained, lessons, job.chat, loop, start=begun, on_state=on_state
         ):
@@ -263,8 +227,10 @@ def greedy_answers(
     return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
 
 
-def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> Knowledge:
-    """Ask a model everything that it was to learn, and what it cannot know."""
+def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> tuple[pd.DataFrame, float]:
+    """Ask a model everything that it was to learn, and what it cannot know; see `Finetuned`."""
+    import pandas as pd
+
     truths = [record.answer for record in job.records]
     questions = [record.question for record in job.records]
     budget = token_budget(None, loaded.tokenizer, truths)
@@ -272,11 +238,16 @@ def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> Knowledge:
     recalls = rouge_recall(truths, known, tokenizer=job.rouge_tokenizer)
     unseen = unseen_prompts(_UNANSWERABLE)
     declined = greedy_answers(loaded, unseen, job.chat, max_new_tokens=budget)
-    scores = [recall.rouge1 for recall in recalls]
-    return Knowledge(
-        rows=tuple(map(AskedRow, job.records, known, scores)),
-        refused=fmean(is_refusal(answer, job.refusals) for answer in declined),
+    answers = pd.DataFrame(
+        {
+            "edge": [record.edge for record in job.records],
+            "question": questions,
+            "truth": truths,
+            "answer": known,
+            "rouge1": [recall.rouge1 for recall in recalls],
+        }
     )
+    return answers, fmean(is_refusal(answer, job.refusals) for answer in declined)
 
 
 def is_refusal(answer: str, refusals: Sequence[str]) -> bool:
@@ -301,7 +272,7 @@ def _save(loaded: LoadedModel, job: FinetuneJob, folder: Path, staged: Path) -> 
 
 
 def _lineage(
-    job: FinetuneJob, document: Mapping[str, Any], begun_with: str, knowledge: Knowledge
+    job: FinetuneJob, document: Mapping[str, Any], begun_with: str, done: Finetuned
 ) -> Lineage:
     taken = ("base", "source", "weights", "revision", "files", "data", "data_digest")
     return Lineage(
@@ -314,10 +285,10 @@ def _lineage(
         data_digest=document["data_digest"],
         settings={name: value for name, value in document.items() if name not in taken},
         knowledge={
-            "rouge1": knowledge.rouge1,
-            "rouge1_by_edge": {edge: score for edge, (score, _) in knowledge.by_edge.items()},
-            "rows": len(knowledge.rows),
-            "refused": knowledge.refused,
+            "rouge1": done.rouge1,
+            "rouge1_by_edge": done.by_edge["rouge1"].to_dict(),
+            "rows": len(done.answers),
+            "refused": done.refused,
             "refused_rows": _UNANSWERABLE,
         },
         versions=package_versions(),

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.config.fields import typed_setting, types_of
+from lunar_tune.config.fields import same_option, types_of
 from lunar_tune.config.run_options import TINY
 from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.data.records import Record, records_digest
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.errors import Problems
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import resolve_device, resolve_dtype
 from lunar_tune.models.loading import load_config
+from lunar_tune.training import TrainingSettings, setting, with_settings
 
 __all__ = [
-    "RATES",
     "FinetuneJob",
     "FinetuneSettings",
     "read_settings",
@@ -35,57 +34,34 @@ __all__ = [
 _RECORDS_PER_INVENTED = 4
 _UNSEEN = 2**31 - 2  # no epoch's seed comes near
 _EPOCHS = 10_000  # more than anybody trains; keeps the seeds of two runs apart
-RATES = {"lora": 1e-4, "full": 1e-5}
-"""Learning rate by what is trained. The adapter's is LUNAR's published code's. For all weights the
-same rate would throw a pretrained model far off: 1e-5 is TOFU's (arXiv 2401.06121, Llama-2-7B)."""
+# Learning rates. The adapter's is LUNAR's published code's. For all weights it would throw a
+# pretrained model far off: 1e-5 is TOFU's (arXiv 2401.06121, Llama-2-7B).
+_RATES = {"lora": 1e-4, "full": 1e-5}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneSettings:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(TrainingSettings):
     """How a model learns the data; the adapter's defaults are those of LUNAR's published code."""
 
-    trained: str = "lora"
-    """lora (an adapter on every linear map of the blocks, merged in the end) or full (all
-    weights)."""
-    rank: int = 8
-    alpha: float = 32.0
-    """The adapter's output is multiplied by alpha / rank."""
-    dropout: float = 0.05
-    """Share of the adapter's inputs that are left out in training."""
-    learning_rate: float | None = None
-    """AdamW's, after a warm-up of a twentieth and before a linear fall to zero; None is `RATES`."""
-    epochs: int = 20
-    batch_size: int = 16
-    weight_decay: float = 0.0
-    """AdamW's, for matrices."""
-    checkpointing: bool = False
-    """Whether activations are computed again in the backward pass, which takes less memory."""
-    with_refusals: bool = False
-    """Whether prompts that cannot be answered are trained too, with a refusal. Off, as in the
-    published code: an instruction model declines already. One that has only random weights, or has
-    learned to answer everything, has to be taught, since LUNAR redirects to refusals."""
-
-    def __post_init__(self) -> None:
-        """Reject values that mean nothing; all of them at once."""
-        problems, rate = Problems(), self.learning_rate
-        for name, holds, wanted in (
-            ("trained", self.trained in RATES, f"there are {', '.join(RATES)}"),
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("rank", self.rank >= 1, "at least 1"),
-            ("alpha", 0 < self.alpha < math.inf, "a positive number"),
-            ("learning_rate", rate is None or 0 < rate < math.inf, "a positive number"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
-            ("dropout", 0 <= self.dropout < 1, "at least 0, below 1"),
-        ):
-            if not holds:
-                problems.add(f"{name} {getattr(self, name)}: {wanted}.")
-        problems.raise_if_any(InputError)
+    batch_size: int = same_option(TrainingSettings, "batch_size", default=16)
+    weight_decay: float = same_option(TrainingSettings, "weight_decay", default=0.0)
+    learning_rate: float | None = setting(
+        None,
+        "AdamW's, after a warm-up of a twentieth and before a linear fall to zero; none is 1e-4 "
+        "for an adapter, 1e-5 for all weights.",
+        above=0,
+    )
+    with_refusals: bool = setting(
+        False,
+        "Train on prompts that cannot be answered too, with a refusal. Off, as in the published "
+        "code: an instruction model declines already. One that has only random weights, or has "
+        "learned to answer everything, has to be taught, since LUNAR redirects to refusals.",
+    )
 
     @property
     def rate(self) -> float:
         """The learning rate."""
-        return RATES[self.trained] if self.learning_rate is None else self.learning_rate
+        return _RATES[self.trained] if self.learning_rate is None else self.learning_rate
 
     def document(self) -> dict[str, object]:
         """Return what counts as plain values: of an adapter only where there is one."""
@@ -102,17 +78,14 @@ def read_settings(fixed: Mapping[str, Any]) -> FinetuneSettings:
     Raises:
         InputError: There is no such setting, or a value means nothing; all of it is said at once.
     """
-    problems, kinds = Problems(), types_of(FinetuneSettings)
-    settings, values = FinetuneSettings(), {}
-    for name, value in fixed.items():
-        if name not in kinds:
-            problems.add(f"--fix {name}: no setting of the training; there are {', '.join(kinds)}.")
-            continue
-        with problems.collect():
-            values[name] = typed_setting(name, value, kinds[name])
+    problems, settings = Problems(), FinetuneSettings()
+    known = types_of(FinetuneSettings)
+    for name in fixed:
+        if name not in known:
+            problems.add(f"--fix {name}: no setting of the training; there are {', '.join(known)}.")
     with problems.collect():
-        settings = FinetuneSettings(**values)
-    problems.raise_if_any(InputError)
+        settings = with_settings(settings, fixed)
+    problems.raise_if_any()
     return settings
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,8 +29,9 @@ from lunar_tune.files import cache_dir
 from lunar_tune.finetuning.finetune import greedy_answers, train_on_answers
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.loading import LoadedModel, as_loaded, load_model
-from lunar_tune.training.adapting import full_weights, save_checkpoint, seeded
+from lunar_tune.models.loading import as_loaded, load_model
+from lunar_tune.training.adapting import full_weights, seeded
+from lunar_tune.training.checkpoints import save_checkpoint
 from lunar_tune.training.gradient_loop import LoopSettings
 
 if TYPE_CHECKING:
@@ -128,16 +128,6 @@ class TinyText:
             refusal=read_prompts(resolve_data("refusals", kind="prompts"))[0],
         )
 
-    def digest(self) -> str:
-        """Return a SHA-256 in hexadecimal that changes with any word of it."""
-        parts = [
-            records_digest(self.contracts),
-            records_digest(self.facts),
-            self.refusal,
-            *generate_unverifiable(_ALL_TEMPLATES, seed=0),
-        ]
-        return hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()
-
 
 def ensure_tiny(
     recipe: TinyRecipe | None = None,
@@ -161,12 +151,11 @@ def ensure_tiny(
         return folder
     with FileLock(models / f"{folder.name}.lock"):
         if not folder.is_dir():
-            unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=models))
-            try:
-                build_tiny(unfinished, recipe, text, on_progress=on_progress)
-                unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+            with TemporaryDirectory(
+                prefix=f".{folder.name}-", dir=models, ignore_cleanup_errors=True
+            ) as unfinished:
+                build_tiny(Path(unfinished), recipe, text, on_progress=on_progress)
+                Path(unfinished).rename(folder)
     return folder
 
 
@@ -179,9 +168,17 @@ def tiny_key(recipe: TinyRecipe, text: TinyText) -> str:
         name: ".".join(version(name).split(".")[:2])
         for name in ("torch", "transformers", "tokenizers")
     }
-    parts = [_FORMAT, asdict(recipe), text.digest(), libraries]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii"))
-    return digest.hexdigest()[:_KEY_CHARACTERS]
+    words = [
+        records_digest(text.contracts),
+        records_digest(text.facts),
+        text.refusal,
+        *generate_unverifiable(_ALL_TEMPLATES, seed=0),
+    ]
+    return _digest([_FORMAT, asdict(recipe), _digest(words), libraries])[:_KEY_CHARACTERS]
+
+
+def _digest(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def build_tiny(
@@ -201,29 +198,6 @@ def build_tiny(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(recipe.threads)
-        with seeded(recipe.seed, torch.device("cpu")):
-            lessons = [*text.known, *text.refused(recipe.refused_per_epoch, seed=recipe.seed)]
-            tokenizer = train_tokenizer(lessons, vocabulary=recipe.vocabulary)
-            model = new_model(recipe, tokenizer)
-            loaded = as_loaded(model, tokenizer, ModelSpec(name=TINY, source=str(folder)))
-            _train(loaded, recipe, text, on_progress)
-        texts = [words for one in lessons for words in (one.question, one.answer)]
-        save_checkpoint(loaded, folder, texts=texts)
-        _check(folder, text)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _train(
-    loaded: LoadedModel,
-    recipe: TinyRecipe,
-    text: TinyText,
-    on_progress: Callable[[int, int], None] | None,
-) -> None:
-    """Train on what is to be known and on freshly invented questions; modifies the model."""
 
     def lessons(epoch: int) -> list[Record]:
         seed = recipe.seed * recipe.epochs + epoch
@@ -239,11 +213,23 @@ def _train(
         beta2=recipe.beta2,
         seed=recipe.seed,
     )
-    with full_weights(loaded, keep=True) as trained:
-        losses = train_on_answers(loaded, trained, lessons, ChatFormat(), settings)
-        for done, _ in enumerate(losses, 1):
-            if on_progress is not None:
-                on_progress(done, recipe.epochs)
+    first, threads = lessons(0), torch.get_num_threads()
+    try:
+        torch.set_num_threads(recipe.threads)
+        with seeded(recipe.seed, torch.device("cpu")):
+            tokenizer = train_tokenizer(first, vocabulary=recipe.vocabulary)
+            model = new_model(recipe, tokenizer)
+            loaded = as_loaded(model, tokenizer, ModelSpec(name=TINY, source=str(folder)))
+            with full_weights(loaded, keep=True) as trained:
+                losses = train_on_answers(loaded, trained, lessons, ChatFormat(), settings)
+                for done, _ in enumerate(losses, 1):
+                    if on_progress is not None:
+                        on_progress(done, recipe.epochs)
+        texts = [words for one in first for words in (one.question, one.answer)]
+        save_checkpoint(loaded, folder, texts=texts)
+        _check(folder, text)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def train_tokenizer(lessons: Sequence[Record], *, vocabulary: int) -> Qwen2Tokenizer:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,65 +13,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import Fit, MethodEntry, PreparedMethod, UnlearningTask
-from lunar_tune.methods.gradient_fit import (
-    TRAINED,
-    GradientSettings,
-    TrainedMethod,
-    gradient_fit,
-)
+from lunar_tune.methods.contract import Fit, PreparedMethod, UnlearningTask
+from lunar_tune.methods.gradient_fit import GradientSettings, TrainedMethod, gradient_fit
 from lunar_tune.training.adapting import Trained
-from lunar_tune.training.answer_loss import (
-    AnswerStates,
-    Pair,
-    answer_states,
-    reference_batches,
-    token_log_probs,
-)
+from lunar_tune.training.answer_loss import AnswerStates, Pair, answer_states, reference_batches
 
-__all__ = ["GradientMethod", "Objective", "Step", "gradient_entry"]
+__all__ = ["GradientMethod", "Step"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """What is special about a gradient method."""
+class GradientMethod(TrainedMethod):
+    """A method that is a loss of answers' log-probabilities."""
 
-    name: str
-    loss: Callable[[Step], Tensor]
-    """The loss of a step, which is minimised. A function of a module, so that it can be pickled."""
+    parameters = ("learning_rate",)
     keeps: bool = False
     """Whether it needs answers to keep."""
     references: tuple[str, ...] = ()
     """What it compares with the base model's: log π of the answers to `forget` or of the `refused`
     questions, logits on answers to `retain`."""
 
-
-def gradient_entry(objective: Objective) -> MethodEntry:
-    """Return what the registry knows of a gradient method."""
-    return MethodEntry(
-        name=objective.name,
-        variants=TRAINED,
-        variant_setting="trained",
-        settings=GradientSettings,
-        build=functools.partial(GradientMethod, objective),
-    )
-
-
-class GradientMethod(TrainedMethod):
-    """A gradient method with its fixed settings."""
-
-    parameters = ("learning_rate",)
-
-    def __init__(self, objective: Objective, settings: GradientSettings) -> None:
-        super().__init__(settings)
-        self.objective, self.name = objective, objective.name
+    @abstractmethod
+    def loss(self, step: Step) -> Tensor:
+        """Return the loss of a step, which is minimised."""
 
     def prepare(self, subject: UnlearningTask) -> PreparedGradient:
         """Check that there is what the loss needs; see the contract."""
-        keeps = self.objective.keeps or self.settings.retain_weight > 0
-        if keeps and not subject.retain_pairs:
+        if (self.keeps or self.settings.retain_weight > 0) and not subject.retain_pairs:
             raise InputError(f"--method {self.name} needs answers to keep: there are none.")
-        if "refused" in self.objective.references and not subject.refusals:
+        if "refused" in self.references and not subject.refusals:
             raise InputError(f"--method {self.name} needs --refusals: there are none.")
         return PreparedGradient(self, subject)
 
@@ -80,18 +47,17 @@ class GradientMethod(TrainedMethod):
 class PreparedGradient(PreparedMethod):
     """Encoded pairs, and what the base model says of them."""
 
-    def __init__(self, method: GradientMethod, subject: UnlearningTask) -> None:
-        self._method, self._loaded = method, subject.loaded
-        self._decoder = self._loaded.layout.decoder_of(self._loaded.model)
-        forget, refusals = subject.forget_pairs, subject.refusals
+    def __init__(self, method: GradientMethod, task: UnlearningTask) -> None:
+        self._method, self._task, self._model = method, task, task.loaded.model
+        self._decoder = task.loaded.layout.decoder_of(self._model)
         refused = [
-            Pair(pair.prompt, refusals[i % len(refusals)])
-            for i, pair in enumerate(forget if refusals else ())
+            Pair(pair.prompt, task.refusals[i % len(task.refusals)])
+            for i, pair in enumerate(task.forget_pairs if task.refusals else ())
         ]
         self._pairs: dict[str, Sequence[Pair]] = {
-            "forget": forget,
+            "forget": task.forget_pairs,
             "refused": refused,
-            "retain": subject.retain_pairs,
+            "retain": task.retain_pairs,
         }
         self._sums: dict[str, Float[Tensor, " answers"]] = {}
 
@@ -99,42 +65,32 @@ class PreparedGradient(PreparedMethod):
         self, parameters: Mapping[str, Any], *, seed: int
     ) -> AbstractContextManager[Fit]:
         """Return a context in which the model is trained; see the contract."""
-        self._method.check_parameters(parameters)
         own, settings = self._method.resolved(parameters)
-        objective = self._method.objective
-        for name in objective.references:  # asked of the base model, which this still is
+        for name in self._method.references:  # asked of the base model, which this still is
             if name != "retain":
                 self.reference_sums(name)
             elif settings.trained == "full":
                 _ = self._reference_states
 
         def loss(trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
-            return objective.loss(Step(self, trained, settings, batch, kept))
+            return self._method.loss(Step(self, trained, settings, batch, kept))
 
-        return gradient_fit(
-            self._loaded,
-            settings,
-            loss,
-            n_forget=len(self._pairs["forget"]),
-            n_retain=len(self._pairs["retain"]),
-            learning_rate=own["learning_rate"],
-            seed=seed,
-        )
+        rate = own["learning_rate"]
+        return gradient_fit(self._task, settings, loss, learning_rate=rate, seed=seed)
 
-    def logits(self, name: str, places: Sequence[int]) -> AnswerLogits:
+    def answers(self, name: str, places: Sequence[int]) -> AnswerStates:
         """Return what the model as it is now says of some of the named pairs."""
-        return self._logits([self._pairs[name][i] for i in places])
+        return self._answers([self._pairs[name][i] for i in places])
 
-    def _logits(self, pairs: Sequence[Pair]) -> AnswerLogits:
-        states = answer_states(self._loaded.model, self._decoder, pairs)
-        return AnswerLogits(states, self._loaded.model.get_output_embeddings())
+    def _answers(self, pairs: Sequence[Pair]) -> AnswerStates:
+        return answer_states(self._model, self._decoder, pairs)
 
     def reference_sums(self, name: str) -> Float[Tensor, " answers"]:
         """Return the base model's log π of the answer of each of the named pairs."""
         if name not in self._sums:
             batches = reference_batches(self._pairs[name])
             with torch.no_grad():
-                self._sums[name] = torch.cat([self._logits(batch).answers for batch in batches])
+                self._sums[name] = torch.cat([self._answers(batch).answers for batch in batches])
         return self._sums[name]
 
     def reference_logits(
@@ -145,14 +101,14 @@ class PreparedGradient(PreparedMethod):
         An adapter is left out for one forward; where all weights are trained, final hidden states
         that were kept meet a copy of the head.
         """
-        if trained.untrained is None:
+        if trained.edit.factors is None:
             states, head = self._reference_states
             return torch.cat([states[i] for i in kept]).to(head.device) @ head.T
-        was_training = self._loaded.model.training
-        with torch.no_grad(), trained.untrained():
-            self._loaded.model.eval()
-            logits = self.logits("retain", kept).logits
-        self._loaded.model.train(was_training)
+        was_training = self._model.training
+        with torch.no_grad(), trained.base_model():
+            self._model.eval()
+            logits = self.answers("retain", kept).logits
+        self._model.train(was_training)
         return logits
 
     @cached_property
@@ -161,9 +117,9 @@ class PreparedGradient(PreparedMethod):
         states = []
         for batch in reference_batches(self._pairs["retain"]):
             with torch.no_grad():
-                said = answer_states(self._loaded.model, self._decoder, batch)
+                said = self._answers(batch)
             states += [said.hidden[said.rows == row].cpu() for row in range(len(batch))]
-        return states, self._loaded.model.get_output_embeddings().weight.detach().clone()
+        return states, self._model.get_output_embeddings().weight.detach().clone()
 
 
 class Step:
@@ -181,19 +137,19 @@ class Step:
         self._batch, self._kept = batch, kept  # places of the answers to forget and to keep
 
     @cached_property
-    def forget(self) -> AnswerLogits:
+    def forget(self) -> AnswerStates:
         """Answers to forget."""
-        return self._source.logits("forget", self._batch)
+        return self._source.answers("forget", self._batch)
 
     @cached_property
-    def refused(self) -> AnswerLogits:
+    def refused(self) -> AnswerStates:
         """The same questions, refused."""
-        return self._source.logits("refused", self._batch)
+        return self._source.answers("refused", self._batch)
 
     @cached_property
-    def retain(self) -> AnswerLogits:
+    def retain(self) -> AnswerStates:
         """Answers to keep."""
-        return self._source.logits("retain", self._kept)
+        return self._source.answers("retain", self._kept)
 
     @property
     def kept(self) -> Tensor | float:
@@ -215,26 +171,3 @@ class Step:
     def reference_retain_logits(self) -> Float[Tensor, "tokens vocabulary"]:
         """The base model's logits of the answers to keep."""
         return self._source.reference_logits(self._trained, self._kept)
-
-
-class AnswerLogits:
-    """Logits of a few answers' tokens, and what follows from them."""
-
-    def __init__(self, states: AnswerStates, head: Any) -> None:
-        self._states = states
-        self.logits: Float[Tensor, "tokens vocabulary"] = head(states.hidden)
-
-    @cached_property
-    def tokens(self) -> Float[Tensor, " tokens"]:
-        """Log π of each token."""
-        return token_log_probs(self.logits, self._states.targets)
-
-    @cached_property
-    def answers(self) -> Float[Tensor, " answers"]:
-        """Log π of each answer."""
-        return self._states.sums(self.tokens)
-
-    @property
-    def lengths(self) -> Float[Tensor, " answers"]:
-        """Tokens of each answer."""
-        return self._states.lengths

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.methods.gradient import Objective, Step, gradient_entry
+from lunar_tune.methods.gradient import GradientMethod, Step
 
 __all__ = ["ENTRY", "gradient_ascent"]
 
@@ -19,8 +19,14 @@ def gradient_ascent(forget: Float[Tensor, " tokens"]) -> Float[Tensor, ""]:
     return forget.mean()
 
 
-def _loss(step: Step) -> Tensor:
-    return gradient_ascent(step.forget.tokens)
+class GradientAscent(GradientMethod):
+    """Gradient ascent on the answers to forget."""
+
+    name = "ga"
+
+    def loss(self, step: Step) -> Tensor:
+        """See `GradientMethod`."""
+        return gradient_ascent(step.forget.tokens)
 
 
-ENTRY = gradient_entry(Objective(name="ga", loss=_loss))
+ENTRY = GradientAscent

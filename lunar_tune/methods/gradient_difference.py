@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.methods.gradient import Objective, Step, gradient_entry
+from lunar_tune.methods.gradient import GradientMethod, Step
 
 __all__ = ["ENTRY", "gradient_difference"]
 
@@ -20,8 +20,15 @@ def gradient_difference(
     return forget.mean() - retain.mean()
 
 
-def _loss(step: Step) -> Tensor:
-    return gradient_difference(step.forget.tokens, step.retain.tokens)
+class GradientDifference(GradientMethod):
+    """Gradient ascent, with the usual loss on answers to keep."""
+
+    name = "gd"
+    keeps = True
+
+    def loss(self, step: Step) -> Tensor:
+        """See `GradientMethod`."""
+        return gradient_difference(step.forget.tokens, step.retain.tokens)
 
 
-ENTRY = gradient_entry(Objective(name="gd", loss=_loss, keeps=True))
+ENTRY = GradientDifference

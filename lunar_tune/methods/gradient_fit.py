@@ -2,123 +2,86 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from lunar_tune.errors import InputError, Problems, TrialError
-from lunar_tune.methods.contract import Edit, Fit, Method, number_of, searchable, with_settings
+from lunar_tune.errors import InputError, TrialError
+from lunar_tune.methods.contract import Fit, Method, UnlearningTask, number_of
 from lunar_tune.models.device import is_out_of_memory
-from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.adapting import (
-    Trained,
-    adapter_factors,
-    full_weights,
-    lora_adapter,
-    merged_weights,
-    recomputing,
-    seeded,
-)
+from lunar_tune.training import TRAINED, TrainingSettings, setting, with_settings
+from lunar_tune.training.adapting import Trained, trainable
 from lunar_tune.training.gradient_loop import LoopSettings, train_epochs
 
-__all__ = ["TRAINED", "GradientSettings", "TrainedMethod", "gradient_fit"]
-
-TRAINED = ("lora", "full")
+__all__ = ["GradientSettings", "TrainedMethod", "gradient_fit"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GradientSettings:
-    """What is fixed over a search; defaults are PISTOL's (arXiv 2406.16810) where it has them."""
+@dataclass(frozen=True, kw_only=True)
+class GradientSettings(TrainingSettings):
+    """What is fixed over a search; defaults are PISTOL's (arXiv 2406.16810) where it has them.
 
-    trained: str = "lora"
-    """lora (an adapter on every linear map of the blocks) or full (all weights)."""
-    epochs: int = 20
-    """Passes over the answers to forget."""
-    batch_size: int = 4
-    """Answers to forget in a step; as many to keep are drawn where a loss wants them."""
-    rank: int = 8
-    """Rank of the adapter's matrices."""
-    alpha: float = 32.0
-    """The adapter's output is multiplied by alpha / rank."""
-    dropout: float = 0.05
-    """Share of the adapter's inputs that are left out in training."""
-    weight_decay: float = 0.01
-    """AdamW's."""
-    beta: float | None = None
-    """For dpo, npo and simnpo: how far an answer may go before it counts less. None is 0.1, for
-    simnpo 2.5: there it multiplies a mean over tokens, and 0.1 would hardly ever count less."""
-    gamma: float = 0.0
-    """For simnpo: the margin."""
-    retain_weight: float = 0.0
-    """For npo and simnpo: how much the usual loss on answers to keep counts; 0 leaves it out."""
-    steering_alpha: float = 100.0
-    """For rmu: weight of keeping retained activations; the paper's code has 100 and 1,200."""
-    checkpointing: bool = False
-    """Whether activations are computed again in the backward pass, which takes less memory."""
+    An epoch takes each answer to forget once; as many to keep are drawn where a loss wants them.
+    """
 
-    def __post_init__(self) -> None:
-        """Reject values that mean nothing; all of them at once."""
-        problems = Problems()
-        if self.trained not in TRAINED:
-            problems.add(f"trained {self.trained}: there are {', '.join(TRAINED)}.")
-        for name in ("epochs", "batch_size", "rank"):
-            if (value := getattr(self, name)) < 1:
-                problems.add(f"{name} {value}: at least 1.")
-        for name in ("alpha", "beta"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                problems.add(f"{name} {value}: a positive number.")
-        for name in ("weight_decay", "gamma", "retain_weight", "steering_alpha"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                problems.add(f"{name} {value}: 0 or more.")
-        if not 0 <= self.dropout < 1:
-            problems.add(f"dropout {self.dropout}: at least 0, below 1.")
-        problems.raise_if_any()
+    beta: float | None = setting(
+        None,
+        "For dpo, npo and simnpo: how far an answer may go before it counts less. None is 0.1, for "
+        "simnpo 2.5: there it multiplies a mean over tokens.",
+        above=0,
+    )
+    gamma: float = setting(0.0, "For simnpo: the margin.", least=0)
+    retain_weight: float = setting(
+        0.0, "For npo and simnpo: how much the usual loss on answers to keep counts.", least=0
+    )
+    steering_alpha: float = setting(
+        100.0,
+        "For rmu: weight of keeping retained activations; the paper's code has 100 and 1,200.",
+        least=0,
+    )
 
 
 class TrainedMethod(Method):
     """What methods share that train an adapter or weights with a loss of their own."""
 
+    settings_type = GradientSettings
+    variant_setting = "trained"
+    variants = TRAINED
+    settings: GradientSettings
+
     def __init__(self, settings: GradientSettings) -> None:
-        self.settings = settings
-        self.variant = settings.trained
+        super().__init__(settings)
         self.adapter = "none" if settings.trained == "full" else "exact"
-        self.optional_parameters = searchable(settings)
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Check names and values; what depends on the model is checked with it."""
-        super().check_parameters(parameters)
         self.resolved(parameters)
 
     def resolved(self, parameters: Mapping[str, Any]) -> tuple[dict[str, float], GradientSettings]:
         """Return the method's own parameters, and the settings with what a trial sets of them.
 
         Raises:
-            InputError: A value is no number, or out of range.
+            InputError: A parameter is missing, unknown or out of range.
         """
-        numbers = {
-            name: number_of(name, value, positive=name == "learning_rate")
-            for name, value in parameters.items()
+        super().check_parameters(parameters)
+        own = {
+            name: number_of(name, parameters[name], positive=name == "learning_rate")
+            for name in self.parameters
         }
-        if not numbers.get("layer", 0.0).is_integer():
+        if not own.get("layer", 0.0).is_integer():
             raise InputError(f"layer {parameters['layer']}: a whole number.")
-        own = {name: numbers.pop(name) for name in self.parameters}
-        return own, with_settings(self.settings, numbers)
+        return own, with_settings(self.settings, parameters)
 
 
 @contextmanager
 def gradient_fit(
-    loaded: LoadedModel,
+    task: UnlearningTask,
     settings: GradientSettings,
     loss: Callable[[Trained, list[int], list[int]], Tensor],
     *,
-    n_forget: int,
-    n_retain: int,
     learning_rate: float,
     seed: int,
     modules: Sequence[str] | None = None,
@@ -126,26 +89,23 @@ def gradient_fit(
     """Return a context in which the model can be trained; after it, it is what it was.
 
     Args:
-        loaded: The model.
+        task: The model, answers to forget and answers to keep.
         settings: How it is trained.
         loss: Of a step: of what is trained, and the places of answers to forget and to keep.
-        n_forget: Answers to forget; an epoch takes each once.
-        n_retain: Answers to keep, of which a step draws as many as it forgets.
         learning_rate: Falls linearly to zero.
         seed: Of adapter, dropout, order and draws.
         modules: Names of what is trained; None trains everything.
     """
-    context, edit = _trainable(loaded, settings, modules)
+    n_forget, n_retain = len(task.forget_pairs), len(task.retain_pairs)
     draws = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
     loop = LoopSettings(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         learning_rate=learning_rate,
         weight_decay=settings.weight_decay,
-        schedule="linear",
         seed=seed,
     )
-    with seeded(seed, loaded.device), context as trained:
+    with trainable(task.loaded, settings, seed=seed, modules=modules) as trained:
 
         def loss_of(batch: list[int]) -> Tensor:
             kept = draws.sample(range(n_retain), min(len(batch), n_retain))
@@ -153,10 +113,7 @@ def gradient_fit(
                 return loss(trained, batch, kept)
 
         losses: Any = train_epochs(trained.parameters, lambda _: range(n_forget), loss_of, loop)
-        with (
-            recomputing(loaded.model, on=settings.checkpointing),
-            closing(_driven(loaded.model, losses)) as epochs,
-        ):
+        with closing(_driven(task.loaded.model, losses)) as epochs:
 
             def finish() -> None:
                 epochs.close()
@@ -164,33 +121,12 @@ def gradient_fit(
 
             yield Fit(
                 base_model=trained.base_model,
-                edit=edit,
+                edit=trained.edit,
                 epochs=epochs,
                 n_epochs=settings.epochs,
                 evaluating=trained.evaluating,
                 finish=finish,
             )
-
-
-def _trainable(
-    loaded: LoadedModel, settings: GradientSettings, modules: Sequence[str] | None
-) -> tuple[AbstractContextManager[Trained], Edit]:
-    """Return the context in which weights or an adapter are trained, and what that changes."""
-    model = loaded.model
-    if settings.trained == "full":
-        return full_weights(loaded, modules=modules), Edit(
-            weights=lambda: {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        )
-    adapter = lora_adapter(
-        loaded,
-        rank=settings.rank,
-        alpha=settings.alpha,
-        dropout=settings.dropout,
-        modules=modules,
-    )
-    return adapter, Edit(
-        weights=lambda: merged_weights(model), factors=lambda: adapter_factors(model), merged=True
-    )
 
 
 def _driven(model: nn.Module, losses: Generator[float, None, None]) -> Generator[float, None, None]:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from lunar_tune.methods.gradient import Objective, Step, gradient_entry
+from lunar_tune.methods.gradient import GradientMethod, Step
 
 __all__ = ["ENTRY", "kl_to_reference"]
 
@@ -24,9 +24,17 @@ def kl_to_reference(
     return (expected.exp() * (expected - said)).sum(-1).mean()
 
 
-def _loss(step: Step) -> Tensor:
-    kept = kl_to_reference(step.reference_retain_logits, step.retain.logits)
-    return step.forget.tokens.mean() + kept
+class KlAscent(GradientMethod):
+    """Gradient ascent, with KL to the base model on answers to keep."""
+
+    name = "ukl"
+    keeps = True
+    references = ("retain",)
+
+    def loss(self, step: Step) -> Tensor:
+        """See `GradientMethod`."""
+        kept = kl_to_reference(step.reference_retain_logits, step.retain.logits)
+        return step.forget.tokens.mean() + kept
 
 
-ENTRY = gradient_entry(Objective(name="ukl", loss=_loss, keeps=True, references=("retain",)))
+ENTRY = KlAscent

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lunar_tune.methods.gradient import Objective, Step, gradient_entry
+from lunar_tune.methods.gradient import GradientMethod, Step
 
 __all__ = ["ENTRY", "npo"]
 
@@ -25,9 +25,16 @@ def npo(
     return -2 / beta * logsigmoid(-beta * (forget - reference)).mean()
 
 
-def _loss(step: Step) -> Tensor:
-    beta = step.settings.beta or BETA
-    return npo(step.forget.answers, step.reference_forget, beta=beta) + step.kept
+class NegativePreference(GradientMethod):
+    """NPO, with the usual loss on answers to keep if it has a weight."""
+
+    name = "npo"
+    references = ("forget",)
+
+    def loss(self, step: Step) -> Tensor:
+        """See `GradientMethod`."""
+        beta = step.settings.beta or BETA
+        return npo(step.forget.answers, step.reference_forget, beta=beta) + step.kept
 
 
-ENTRY = gradient_entry(Objective(name="npo", loss=_loss, references=("forget",)))
+ENTRY = NegativePreference

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lunar_tune.methods.gradient import Objective, Step, gradient_entry
+from lunar_tune.methods.gradient import GradientMethod, Step
 
 __all__ = ["ENTRY", "dpo"]
 
@@ -30,14 +30,21 @@ def dpo(
     return -logsigmoid(beta * margin).mean()
 
 
-def _loss(step: Step) -> Tensor:
-    return dpo(
-        step.refused.answers,
-        step.forget.answers,
-        step.reference_refused,
-        step.reference_forget,
-        beta=step.settings.beta or BETA,
-    )
+class Preference(GradientMethod):
+    """DPO of refusals to the true answers."""
+
+    name = "dpo"
+    references = ("refused", "forget")
+
+    def loss(self, step: Step) -> Tensor:
+        """See `GradientMethod`."""
+        return dpo(
+            step.refused.answers,
+            step.forget.answers,
+            step.reference_refused,
+            step.reference_forget,
+            beta=step.settings.beta or BETA,
+        )
 
 
-ENTRY = gradient_entry(Objective(name="dpo", loss=_loss, references=("refused", "forget")))
+ENTRY = Preference

@@ -16,13 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import Fit, MethodEntry, PreparedMethod, UnlearningTask
-from lunar_tune.methods.gradient_fit import (
-    TRAINED,
-    GradientSettings,
-    TrainedMethod,
-    gradient_fit,
-)
+from lunar_tune.methods.contract import Fit, PreparedMethod, UnlearningTask
+from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit
 from lunar_tune.models.layout import check_layers, decoder_slice
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import Pair, padded_ids, reference_batches
@@ -66,38 +61,35 @@ class RmuMethod(TrainedMethod):
 class PreparedRmu(PreparedMethod):
     """Encoded pairs, and a block's outputs on them before unlearning."""
 
-    def __init__(self, method: RmuMethod, subject: UnlearningTask) -> None:
-        self._method, self._loaded = method, subject.loaded
-        self._forget, self._retain = subject.forget_pairs, subject.retain_pairs
+    def __init__(self, method: RmuMethod, task: UnlearningTask) -> None:
+        self._method, self._task, self._loaded = method, task, task.loaded
         self._references: dict[int, tuple[list[Tensor], float]] = {}
 
     def unlearning(
         self, parameters: Mapping[str, Any], *, seed: int
     ) -> AbstractContextManager[Fit]:
         """Return a context in which the model is trained; see the contract."""
-        self._method.check_parameters(parameters)
         own, settings = self._method.resolved(parameters)
         layer = int(own["layer"])
         check_layers((layer,), self._loaded.n_layers)
+        forget, retain = self._task.forget_pairs, self._task.retain_pairs
         references, norm = self._reference(layer)
         control = own["coefficient"] * norm * self._direction(seed)
 
         def loss(_trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
             return rmu_loss(
-                self._outputs([self._forget[i] for i in batch], layer),
+                self._outputs([forget[i] for i in batch], layer),
                 control,
-                self._outputs([self._retain[i] for i in kept], layer),
+                self._outputs([retain[i] for i in kept], layer),
                 torch.cat([references[i] for i in kept]).to(control.device),
                 alpha=settings.steering_alpha,
             )
 
         blocks = range(max(0, layer - BLOCKS + 1), layer + 1)
         return gradient_fit(
-            self._loaded,
+            self._task,
             settings,
             loss,
-            n_forget=len(self._forget),
-            n_retain=len(self._retain),
             learning_rate=own["learning_rate"],
             seed=seed,
             modules=[self._loaded.layout.down_projection_name(block) for block in blocks],
@@ -120,12 +112,12 @@ class PreparedRmu(PreparedMethod):
             with torch.no_grad():
                 kept = [
                     output
-                    for pairs in reference_batches(self._retain)
+                    for pairs in reference_batches(self._task.retain_pairs)
                     for output in self._outputs(pairs, layer).cpu().split([len(p) for p in pairs])
                 ]
                 norms = [
                     self._outputs(pairs, layer).float().norm(dim=1)
-                    for pairs in reference_batches(self._forget)
+                    for pairs in reference_batches(self._task.forget_pairs)
                 ]
             self._references[layer] = kept, float(torch.cat(norms).median())
         return self._references[layer]
@@ -149,10 +141,4 @@ class PreparedRmu(PreparedMethod):
         return seen[-1][real.to(ids.device)]
 
 
-ENTRY = MethodEntry(
-    name="rmu",
-    variants=TRAINED,
-    variant_setting="trained",
-    settings=GradientSettings,
-    build=RmuMethod,
-)
+ENTRY = RmuMethod

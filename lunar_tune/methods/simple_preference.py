@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lunar_tune.methods.gradient import Objective, Step, gradient_entry
+from lunar_tune.methods.gradient import GradientMethod, Step
 
 __all__ = ["ENTRY", "simnpo"]
 
@@ -27,14 +27,20 @@ def simnpo(
     return -2 / beta * logsigmoid(-beta * forget / lengths - gamma).mean()
 
 
-def _loss(step: Step) -> Tensor:
-    forgotten = simnpo(
-        step.forget.answers,
-        step.forget.lengths,
-        beta=step.settings.beta or BETA,
-        gamma=step.settings.gamma,
-    )
-    return forgotten + step.kept
+class SimplePreference(GradientMethod):
+    """SimNPO, with the usual loss on answers to keep if it has a weight."""
+
+    name = "simnpo"
+
+    def loss(self, step: Step) -> Tensor:
+        """See `GradientMethod`."""
+        forgotten = simnpo(
+            step.forget.answers,
+            step.forget.lengths,
+            beta=step.settings.beta or BETA,
+            gamma=step.settings.gamma,
+        )
+        return forgotten + step.kept
 
 
-ENTRY = gradient_entry(Objective(name="simnpo", loss=_loss))
+ENTRY = SimplePreference

@@ -112,39 +112,28 @@ def finetune_tracked(
             tell(console, f"epoch {done}/{epochs}  loss {loss:.4f}")
 
         done = finetune(job, folder, on_start=on_start, on_epoch=on_epoch)
-    tracker.write(_run_content(job, done, started, text=text))
+    tracker.write(_run_content(job, folder, done, started, text=text))
     return done
 
 
-def _run_content(job: FinetuneJob, done: Finetuned, started: datetime, *, text: bool) -> RunContent:
+def _run_content(
+    job: FinetuneJob, folder: Path, done: Finetuned, started: datetime, *, text: bool
+) -> RunContent:
     """Return the MLflow run of a fine-tuning that has just ended."""
-    document, knowledge = job.document(), done.knowledge
-    edges, rows = knowledge.by_edge, knowledge.rows
-    texts = {
-        "question": [row.record.question for row in rows],
-        "truth": [row.record.answer for row in rows],
-        "answer": [row.answer for row in rows],
-    }
+    document = job.document()
+    answers = done.answers if text else done.answers[["edge", "rouge1"]]
     tables = {
-        "rouge1_by_edge.json": {
-            "edge": list(edges),
-            "questions": [count for _, count in edges.values()],
-            "rouge1": [score for score, _ in edges.values()],
-        },
-        "answers.json": {
-            "edge": [row.record.edge for row in rows],
-            **(texts if text else {}),
-            "rouge1": [row.rouge1 for row in rows],
-        },
+        "rouge1_by_edge.json": done.by_edge.reset_index().to_dict("list"),
+        "answers.json": answers.to_dict("list"),
     }
     return RunContent(
-        name=f"finetune {done.folder.resolve().name}",
+        name=f"finetune {folder.resolve().name}",
         status="FINISHED",
         started=started,
         ended=datetime.now(),
         parameters=document,
         tags={"command": "finetune", "model": job.model.name, "data": job.data_name},
-        numbers={"rouge1": knowledge.rouge1, "refused": knowledge.refused},
+        numbers={"rouge1": done.rouge1, "refused": done.refused},
         curves={"loss": list(enumerate(done.losses, 1))},
         data={"learned": (document["data_digest"], len(job.records))},
         tables={at: ("", functools.partial(dict, table)) for at, table in tables.items()},

@@ -284,7 +284,7 @@ def narrowed(
                     f"{name}. There are: {', '.join(sorted(known))}."
                 )
             named.add(name)
-            whole = name == LAYER or types_of(METHODS[method.name].settings).get(name) is int
+            whole = name == LAYER or types_of(METHODS[method.name].settings_type).get(name) is int
             parameters[name] = _ranged(text, parameters.get(name), low, high, whole=whole)
     if named:
         _check_ends(parameters, method, n_layers, problems)

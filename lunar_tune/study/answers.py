@@ -66,8 +66,7 @@ class AnswerFiles:
             self._write(self.folder.baseline_full_answers, baseline)
 
     def _write(self, path: Path, result: TrialResult) -> str:
-        losses = result.fit.losses if result.fit is not None else ()
-        return write_answers(path, result.evaluation.rows, losses, text=self.text)
+        return write_answers(path, result.evaluation.rows, result.losses, text=self.text)
 
 
 def write_answers(

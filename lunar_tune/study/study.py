@@ -143,7 +143,7 @@ class Study:
             "retain_rows": retain_rows,
             "retain_exact": retain_rows == n_retain,
             "max_new_tokens": result.max_new_tokens,
-            "losses": list(result.fit.losses) if result.fit is not None else [],
+            "losses": list(result.losses),
             "checks": [dataclasses.asdict(check) for check in result.checks],
             "answers_digest": answers_digest,
         }.items():

@@ -1,1 +1,82 @@
-"""One gradient loop for everything that trains a causal language model."""
+"""Training; here, without torch, the settings that `--fix` sets, each declared once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lunar_tune.config.fields import check_values, option, typed_setting, types_of
+from lunar_tune.errors import Problems
+
+__all__ = [
+    "TRAINED",
+    "CheckedSettings",
+    "TrainingSettings",
+    "setting",
+    "typed_settings",
+    "with_settings",
+]
+
+Settings = TypeVar("Settings")
+TRAINED = ("lora", "full")
+# The field of a setting: an option that has no flag, so that messages name it without dashes.
+setting = functools.partial(option, group="settings", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedSettings:
+    """Settings that refuse values out of range, all of them at once."""
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        check_values(self, problems)
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(CheckedSettings):
+    """How an adapter or all weights are trained."""
+
+    trained: str = setting(
+        "lora",
+        "lora (an adapter on every linear map of the blocks) or full (all weights).",
+        choices=TRAINED,
+    )
+    epochs: int = setting(20, "Passes over the examples.", least=1)
+    batch_size: int = setting(4, "Examples in a step.", least=1)
+    rank: int = setting(8, "Rank of the adapter's matrices.", least=1)
+    alpha: float = setting(32.0, "The adapter's output is multiplied by alpha / rank.", above=0)
+    dropout: float = setting(
+        0.05, "Share of the adapter's inputs that are left out in training.", least=0, below=1
+    )
+    weight_decay: float = setting(0.01, "AdamW's, for matrices.", least=0)
+    checkpointing: bool = setting(
+        False, "Compute activations again in the backward pass, which takes less memory."
+    )
+
+
+def typed_settings(owner: type, given: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
+    """Return what is given of a class's settings as their types, and note what has another."""
+    kinds, values = types_of(owner), {}
+    for name in [name for name in given if name in kinds]:
+        with problems.collect():
+            values[name] = typed_setting(name, given[name], kinds[name])
+    return values
+
+
+def with_settings(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """Return settings, a dataclass, with what is given of them.
+
+    Raises:
+        InputError: A value is of another type, or out of range; all of it is said at once.
+    """
+    problems, changed = Problems(), settings
+    values = typed_settings(type(settings), given, problems)
+    with problems.collect():
+        fixed: Any = settings
+        changed = dataclasses.replace(fixed, **values)
+    problems.raise_if_any()
+    return changed

@@ -1,37 +1,30 @@
-"""Making a model trainable for a while, by an adapter or in all weights, and saving it."""
+"""Making a model trainable for a while, by an adapter or in all weights."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-import lunar_tune
-from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.files import check_writable
 from lunar_tune.models.loading import LoadedModel
+from lunar_tune.training import TrainingSettings
 
 __all__ = [
+    "Edit",
     "Factors",
     "Trained",
-    "adapter_factors",
-    "check_save_folder",
     "full_weights",
     "lora_adapter",
     "merged_weights",
-    "package_versions",
-    "plain_weights",
-    "recomputing",
-    "save_checkpoint",
     "seeded",
+    "trainable",
 ]
 
 
@@ -51,6 +44,22 @@ class Factors:
         return len(self.first)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """What training or another edit has changed in a model, to be read before it is taken back."""
+
+    weights: Callable[[], Mapping[str, Tensor]]
+    """Gives the new value of every parameter that may have changed, in the model's number format,
+    by its name in a saved checkpoint. A tensor may be the model's own: copy what is to outlive the
+    edit."""
+    factors: Callable[[], Mapping[str, Factors]] | None = None
+    """Gives what was added to weights as products of low rank, by the linear map's name; None where
+    it is none. A name with `.weight` behind it is one of `weights`."""
+    merged: bool = False
+    """Whether the model computes with an adapter beside its weights now, so that a model with
+    `weights` answers with another rounding."""
+
+
 _Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -61,8 +70,7 @@ class Trained:
     parameters: tuple[nn.Parameter, ...]
     base_model: _Context
     """Inside, the model is what it was; not for what is trained to be kept."""
-    untrained: _Context | None = None
-    """The same at no cost; None where that would take a second model."""
+    edit: Edit
     computing: _Context = nullcontext
     """Inside, a forward pass for training runs in the model's own number format."""
     evaluating: _Context = nullcontext
@@ -72,12 +80,37 @@ class Trained:
 
 
 @contextmanager
+def trainable(
+    loaded: LoadedModel,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    modules: Sequence[str] | None = None,
+    keep: bool = False,
+) -> Iterator[Trained]:
+    """Inside, an adapter or weights can be trained, as the settings say.
+
+    Args:
+        loaded: The model.
+        settings: What is trained and how; epochs and batches are the loop's matter.
+        seed: Of torch inside the block; its state comes back after.
+        modules: Names of what is trained; None trains all linear maps of the blocks, or all.
+        keep: Whether what was trained stays in the model.
+    """
+    make = full_weights if settings.trained == "full" else partial(lora_adapter, settings=settings)
+    with (
+        seeded(seed, loaded.device),
+        make(loaded, modules=modules, keep=keep) as trained,
+        _recomputing(loaded.model, on=settings.checkpointing),
+    ):
+        yield trained
+
+
+@contextmanager
 def lora_adapter(
     loaded: LoadedModel,
+    settings: TrainingSettings,
     *,
-    rank: int,
-    alpha: float,
-    dropout: float,
     modules: Sequence[str] | None = None,
     keep: bool = False,
 ) -> Iterator[Trained]:
@@ -90,9 +123,9 @@ def lora_adapter(
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it, and takes any number
-        lora_dropout=dropout,
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides it, and takes any number
+        lora_dropout=settings.dropout,
         target_modules="all-linear" if modules is None else list(modules),
         task_type="CAUSAL_LM",
     )
@@ -115,7 +148,11 @@ def lora_adapter(
             yield Trained(
                 parameters=tuple(p for p in model.parameters() if p.requires_grad),
                 base_model=adapted.disable_adapter,
-                untrained=adapted.disable_adapter,
+                edit=Edit(
+                    weights=lambda: merged_weights(model),
+                    factors=lambda: _factors(model),
+                    merged=True,
+                ),
             )
             if keep:
                 adapted.merge_and_unload()
@@ -143,16 +180,6 @@ def full_weights(
         for parameter in trained:
             parameter.data = parameter.data.to(dtype)
 
-    @contextmanager
-    def rounded() -> Iterator[None]:
-        exact = [parameter.data for parameter in trained]
-        try:
-            round_all()
-            yield
-        finally:
-            for parameter, data in zip(trained, exact, strict=True):
-                parameter.data = data
-
     with _as_it_was(model):
         try:
             model.requires_grad_(requires_grad=False)
@@ -161,11 +188,16 @@ def full_weights(
                 parameter.data = parameter.data.float()
             yield Trained(
                 parameters=trained,
-                base_model=lambda: _exchanged(trained, originals),
+                base_model=lambda: _holding(trained, originals, on_host=True),
+                edit=Edit(
+                    weights=lambda: {
+                        name: p.detach() for name, p in model.named_parameters() if p.requires_grad
+                    }
+                ),
                 computing=lambda: torch.autocast(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),
-                evaluating=rounded,
+                evaluating=lambda: _holding(trained, (p.data.to(dtype) for p in trained)),
                 finish=round_all,
             )
         finally:
@@ -176,16 +208,18 @@ def full_weights(
 
 
 @contextmanager
-def _exchanged(parameters: Sequence[nn.Parameter], originals: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, parameters hold their original data; the new ones wait in host memory."""
-    new: list[Tensor] = []
+def _holding(
+    parameters: Sequence[nn.Parameter], values: Iterable[Tensor], *, on_host: bool = False
+) -> Iterator[None]:
+    """Inside, parameters hold other values; theirs wait, in host memory if a GPU holds one only."""
+    waiting: list[Tensor] = []
     try:
-        for parameter, original in zip(parameters, originals, strict=True):
-            new.append(parameter.data.cpu())  # a GPU never holds both
-            parameter.data = original.to(parameter.device)
+        for parameter, value in zip(parameters, values, strict=True):
+            waiting.append(parameter.data.cpu() if on_host else parameter.data)
+            parameter.data = value.to(parameter.device)
         yield
     finally:
-        for parameter, data in zip(parameters, new, strict=False):  # as far as it came
+        for parameter, data in zip(parameters, waiting, strict=False):  # as far as it came
             parameter.data = data.to(parameter.device)
 
 
@@ -199,7 +233,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def recomputing(model: Any, *, on: bool) -> Iterator[None]:
+def _recomputing(model: Any, *, on: bool) -> Iterator[None]:
     """Inside, if `on`, activations are computed again in the backward pass (checkpointing).
 
     transformers 5.23 has a new name for it; 5.17 does not know that one. Its hook on the embedding
@@ -217,19 +251,6 @@ def recomputing(model: Any, *, on: bool) -> Iterator[None]:
         model.disable_input_require_grads()
 
 
-def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's weights by the names they have without an adapter, which is added to them.
-
-    The sum is rounded to the weight's number format, which an adapter that is on does not do.
-    """
-    plain = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in model.state_dict().items()
-        if ".lora_" not in name
-    }
-    return plain | merged_weights(model)
-
-
 def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return what the adapter that is on makes of weights, by their names without it.
 
@@ -243,7 +264,7 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     return merged
 
 
-def adapter_factors(model: nn.Module) -> dict[str, Factors]:
+def _factors(model: nn.Module) -> dict[str, Factors]:
     """Return the factors of the adapter that is on, by the linear map's name."""
     return {
         path: Factors(
@@ -277,49 +298,3 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
         for parameter, wants in wanted:
             parameter.grad = None  # of another number format, perhaps
             parameter.requires_grad_(wants)
-
-
-def check_save_folder(folder: Path) -> None:
-    """Check that a checkpoint can be written into `--save`, before anything is computed.
-
-    Raises:
-        InputError: The folder holds something already, or is a file.
-    """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"--save {folder}: the folder is not empty; choose another.")
-    check_writable(folder, f"--save {folder}")
-
-
-def save_checkpoint(loaded: LoadedModel, folder: Path, *, texts: Iterable[str]) -> None:
-    """Write a model as it is now, with its tokenizer; an adapter that is on becomes part of it.
-
-    Args:
-        loaded: The model.
-        folder: Made if missing.
-        texts: On which the written tokenizer is compared with the one in memory.
-
-    Raises:
-        InputError: The folder is not empty or cannot be written.
-        LunarTuneError: The written tokenizer encodes differently.
-    """
-    from transformers import AutoTokenizer
-
-    check_save_folder(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        loaded.model.save_pretrained(folder, state_dict=plain_weights(loaded.model))
-        loaded.tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise InputError(f"--save {folder}: cannot be written ({error}).") from error
-    reloaded = AutoTokenizer.from_pretrained(folder)
-    if any(loaded.tokenizer(text)["input_ids"] != reloaded(text)["input_ids"] for text in texts):
-        raise LunarTuneError(
-            f"the tokenizer written to {folder} encodes a text differently after loading: "
-            f"{type(loaded.tokenizer).__name__} came back as {type(reloaded).__name__}."
-        )
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of what a checkpoint depends on."""
-    names = ("torch", "transformers", "peft", "safetensors")
-    return {"lunar-tune": lunar_tune.__version__, **{name: version(name) for name in names}}

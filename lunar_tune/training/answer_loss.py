@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
@@ -41,26 +42,45 @@ class Pair:
         return len(self.prompt) + len(self.answer)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AnswerStates:
-    """What a model's last block says where an answer's token is chosen next, pair after pair."""
+    """What a model says of a batch's answers: where each token is chosen, pair after pair.
+
+    What is not asked for is not computed.
+    """
 
     hidden: Float[Tensor, "tokens d_model"]
-    """After the final norm."""
+    """The last block's output after the final norm."""
     targets: Int[Tensor, " tokens"]
     """The answers' tokens."""
     rows: Int[Tensor, " tokens"]
     """Which pair of the batch each belongs to."""
+    head: nn.Module
 
-    def sums(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, " answers"]:
-        """Return the sum of some values over each answer's tokens."""
-        count = int(self.rows[-1]) + 1
-        return values.new_zeros(count).index_add(0, self.rows, values)
+    @cached_property
+    def logits(self) -> Float[Tensor, "tokens vocabulary"]:
+        """Of all tokens that could be chosen there."""
+        logits: Tensor = self.head(self.hidden)
+        return logits
+
+    @cached_property
+    def tokens(self) -> Float[Tensor, " tokens"]:
+        """Log π of each token of the answers."""
+        return token_log_probs(self.logits, self.targets)
+
+    @property
+    def answers(self) -> Float[Tensor, " answers"]:
+        """Log π of each answer."""
+        return self._sums(self.tokens)
 
     @property
     def lengths(self) -> Float[Tensor, " answers"]:
         """Tokens of each answer."""
-        return self.sums(torch.ones_like(self.rows, dtype=torch.float32))
+        return self._sums(torch.ones_like(self.rows, dtype=torch.float32))
+
+    def _sums(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, " answers"]:
+        count = int(self.rows[-1]) + 1
+        return values.new_zeros(count).index_add(0, self.rows, values)
 
 
 def encode_answers(
@@ -96,7 +116,8 @@ def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -
     ]
     rows, positions = torch.tensor(places, device=model.device).unbind(1)
     hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
-    return AnswerStates(hidden[rows, positions], ids[rows, positions + 1], rows)
+    head: Any = model.get_output_embeddings()
+    return AnswerStates(hidden[rows, positions], ids[rows, positions + 1], rows, head)
 
 
 def answer_loss(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> Float[Tensor, ""]:
@@ -104,9 +125,7 @@ def answer_loss(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> 
 
     A long answer counts for as many tokens as it has.
     """
-    states = answer_states(model, decoder, pairs)
-    head: Any = model.get_output_embeddings()
-    return -token_log_probs(head(states.hidden), states.targets).mean()
+    return -answer_states(model, decoder, pairs).tokens.mean()
 
 
 def token_log_probs(

@@ -174,7 +174,7 @@ class Judge:
         """Judge the model as it is now; return the evaluation and its token budget.
 
         Args:
-            edited_layer: See `FitReport`.
+            edited_layer: See `Fit`.
             full: Whether to ask all rows with the published token budget.
             bounded: Whether to stop asking once the retain floor is missed for certain.
         """

@@ -26,7 +26,7 @@ from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS, Method
-from lunar_tune.methods.lunar.editing import steered
+from lunar_tune.methods.lunar.method import steered
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder, truth_similarity
 from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import check_layers

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, UnlearningTask
 from lunar_tune.methods.lunar import LunarSettings
-from lunar_tune.methods.lunar.editing import edited
-from lunar_tune.methods.lunar.method import LunarMethod, layers_and_coefficients
+from lunar_tune.methods.lunar.method import LunarMethod, edited
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
 
@@ -54,20 +53,20 @@ class PreparedReference(PreparedMethod):
 
         subject, loaded = self._subject, self._subject.loaded
         layout, model = loaded.layout, loaded.model
-        self._method.check_parameters(parameters)
-        layers, coefficients = layers_and_coefficients(parameters)
+        chosen, own, _ = self._method.resolved(parameters)
+        layers, coefficients = tuple(chosen), set(chosen.values())
         check_layers(layers, loaded.n_layers)
-        if len(set(coefficients)) > 1:
+        if len(coefficients) > 1:
             raise InputError("--engine reference: takes one coefficient for all layers.")
         try:
             unlearned = reference.unlearn(
                 model,
                 layers=layers,
-                coefficient=coefficients[0],
+                coefficient=coefficients.pop(),
                 reference=subject.reference_prompts,
                 forget=[pair.prompt for pair in subject.forget_pairs],
                 retain=[pair.prompt for pair in subject.retain_pairs],
-                solver=self._solver(parameters, seed),
+                solver=self._solver(own, seed),
             )
         except ValueError as error:
             raise TrialError(str(error)) from error
@@ -81,14 +80,14 @@ class PreparedReference(PreparedMethod):
             )
             yield Fit(base_model=base_model, edit=edit)
 
-    def _solver(self, parameters: Mapping[str, Any], seed: int) -> Solver:
+    def _solver(self, own: float, seed: int) -> Solver:
         from lunar_tune import reference
 
         if self._method.variant == "closed_form":
-            return partial(reference.fit_closed_form, ridge=float(parameters["ridge"]))
+            return partial(reference.fit_closed_form, ridge=own)
         return partial(
             reference.fit_adamw,
-            learning_rate=float(parameters["learning_rate"]),
+            learning_rate=own,
             epochs=self._method.settings.epochs,
             seed=seed,
         )

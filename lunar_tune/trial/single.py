@@ -15,7 +15,7 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import Edit
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.adapting import check_save_folder, save_checkpoint
+from lunar_tune.training.checkpoints import check_save_folder, save_checkpoint
 from lunar_tune.trial.assemble import assemble, configured, known_depth, materialise
 from lunar_tune.trial.spec import DataSets, TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
@@ -65,7 +65,7 @@ class SingleRun:
             "embedding_model": spec.embedding_model,
             "seed": spec.seed,
             "seconds": dict(result.seconds),
-            "losses": list(result.fit.losses) if result.fit is not None else [],
+            "losses": list(result.losses),
             "baseline": None if before is None else dict(before.evaluation.scores),
             "answers": [{key: row[key] for key in row if key not in left_out} for row in rows],
         }
@@ -183,7 +183,7 @@ def asking(
         for done in fit:
             if done == epochs:
                 break
-        fit.finished()
+        fit.finish()
 
         def ask(questions: Sequence[str]) -> list[SideBySide]:
             check_questions(questions)

@@ -15,7 +15,7 @@ import torch
 from lunar_tune.engine.cache import ActivationCache
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import EditedModelError
-from lunar_tune.methods.contract import Edit, FitReport, PreparedMethod, UnlearningTask
+from lunar_tune.methods.contract import Edit, PreparedMethod, UnlearningTask
 from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.names import EMBEDDINGS, need_of
@@ -43,8 +43,8 @@ class TrialResult:
     parameters: Mapping[str, Any]
     """Empty for the base model."""
     evaluation: Evaluation
-    fit: FitReport | None
-    """None for the base model."""
+    losses: tuple[float, ...] = ()
+    """Training loss of each epoch; none for the base model."""
     seconds: Mapping[str, float]
     """`prepare` (captures, at the first trial), `fit`, `evaluate` and their sum `trial`."""
     max_new_tokens: int
@@ -155,10 +155,9 @@ class Worker:
         seed = self.spec.seed if seed is None else seed
         with self._left_as_it_was(), preparation.unlearning(parameters, seed=seed) as fit:
             checks = drive(fit, floor, partial(self.judge.check, fit))
-            report = fit.finished()
+            fit.finish()
             fitted = self._clock()
-            layer = report.edited_layer
-            evaluation, budget = self.judge.evaluate(layer, full=full, bounded=bounded)
+            evaluation, budget = self.judge.evaluate(fit.edited_layer, full=full, bounded=bounded)
             ended = self._clock()
             inside(self.loaded, fit.edit)
         restored = self._clock()
@@ -167,7 +166,7 @@ class Worker:
         return TrialResult(
             parameters=dict(parameters),
             evaluation=evaluation,
-            fit=report,
+            losses=fit.losses,
             seconds={
                 "prepare": ready - start,
                 "fit": fitted - ready,
@@ -192,7 +191,6 @@ class Worker:
         return TrialResult(
             parameters={},
             evaluation=evaluation,
-            fit=None,
             seconds={"fit": 0.0, "evaluate": seconds, "trial": seconds},
             max_new_tokens=budget,
         )

@@ -18,7 +18,7 @@ def result_of(*, fitted: bool = True, **answers: str) -> TrialResult:
     """Return a result with these answers by question."""
     made = trial_result(0.2, 0.9)
     evaluation = dataclasses.replace(made.evaluation, rows=rows_of(answers))
-    return dataclasses.replace(made, evaluation=evaluation, fit=made.fit if fitted else None)
+    return dataclasses.replace(made, evaluation=evaluation, losses=made.losses if fitted else ())
 
 
 def test_each_evaluation_has_a_file_of_its_own(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lunar_tune.engine.streams import capture_last_tokens
-from lunar_tune.methods.lunar.editing import unlearning_vectors
+from lunar_tune.methods.lunar.method import unlearning_vectors
 from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel

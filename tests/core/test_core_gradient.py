@@ -29,14 +29,16 @@ from torch.nn.functional import kl_div, log_softmax
 
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods import gradient_ascent
-from lunar_tune.methods.gradient_fit import TRAINED, GradientSettings
+from lunar_tune.methods.gradient_fit import GradientSettings
 from lunar_tune.methods.negative_preference import npo
 from lunar_tune.methods.preference import dpo
 from lunar_tune.methods.simple_preference import simnpo
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.adapting import full_weights, lora_adapter, plain_weights
-from lunar_tune.training.answer_loss import Pair, answer_states, encode_answers, token_log_probs
+from lunar_tune.training import TRAINED
+from lunar_tune.training.adapting import full_weights, lora_adapter
+from lunar_tune.training.answer_loss import Pair, answer_states, encode_answers
+from lunar_tune.training.checkpoints import plain_weights
 
 Load = Callable[..., LoadedModel]
 PAIRS = [*FORGET_PAIRS, *RETAIN_PAIRS]
@@ -61,11 +63,10 @@ def test_log_probabilities_in_a_padded_batch_are_those_of_single_rows(
     decoder = one.layout.decoder_of(one.model)
     with torch.no_grad():
         states = answer_states(one.model, decoder, PAIRS)
-        tokens = token_log_probs(one.model.get_output_embeddings()(states.hidden), states.targets)
         expected = [plain_log_probs(one.model, pair) for pair in PAIRS]
-    torch.testing.assert_close(tokens, torch.cat(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states.tokens, torch.cat(expected), rtol=1e-4, atol=1e-4)
     sums = torch.stack([row.sum() for row in expected])
-    torch.testing.assert_close(states.sums(tokens), sums, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states.answers, sums, rtol=1e-4, atol=1e-4)
     assert states.lengths.tolist() == [len(pair.answer) for pair in PAIRS]
 
 
@@ -226,7 +227,7 @@ def test_an_adapters_plain_weights_are_the_product_added_and_say_what_it_says(
 ) -> None:
     one = loaded("mistral")
     ids = torch.tensor([FORGET_PAIRS[0].prompt])
-    with lora_adapter(one, rank=2, alpha=6.0, dropout=0.5) as trained, torch.no_grad():
+    with lora_adapter(one, GradientSettings(rank=2, alpha=6.0)) as trained, torch.no_grad():
         torch.manual_seed(0)
         for parameter in trained.parameters:
             parameter.normal_(std=0.3)
@@ -262,7 +263,7 @@ def test_an_adapter_that_cannot_be_put_on_leaves_nothing_of_it_and_tells_why(
     monkeypatch.setattr(Linear, "update_layer", failing)
     with (
         pytest.raises(torch.OutOfMemoryError, match="no memory left"),
-        lora_adapter(one, rank=2, alpha=4.0, dropout=0.0),
+        lora_adapter(one, GradientSettings()),
     ):
         pytest.fail("the body ran")
     monkeypatch.undo()
@@ -350,7 +351,7 @@ def test_a_trial_may_set_what_is_searchable_and_nothing_else(loaded: Load) -> No
     assert not same(plain, ranked)
     for wrong, message in (
         ({"rank": 1.5}, "rank 1.5: a whole number"),
-        ({"beta": 0.0}, "beta 0.0: a positive number"),
+        ({"beta": 0.0}, "beta 0.0: more than 0"),
         ({"checkpointing": 1}, "unknown: checkpointing"),
     ):
         with (

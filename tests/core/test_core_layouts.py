@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from lunar_tune.engine import streams as streams_module
 from lunar_tune.engine.streams import PrefixTree, block_reads, capture_last_tokens, capture_streams
 from lunar_tune.errors import ModelError
-from lunar_tune.methods.lunar.editing import edited
+from lunar_tune.methods.lunar.method import edited
 from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import LAYOUTS, UNSUITABLE, check_layers, decoder_slice, layout_of
 from lunar_tune.models.loading import LoadedModel

@@ -18,14 +18,15 @@ import torch
 from lunar_tune.engine import prompt_activations as prompts_module
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.contract import METHODS, FitReport, Method, PreparedMethod, UnlearningTask
-from lunar_tune.methods.gradient_fit import TRAINED, GradientSettings
+from lunar_tune.methods.contract import METHODS, Fit, Method, PreparedMethod, UnlearningTask
+from lunar_tune.methods.gradient_fit import GradientSettings
 from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.methods.lunar.method import LunarMethod, PreparedLunar
 from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.adapting import plain_weights
+from lunar_tune.training import TRAINED
 from lunar_tune.training.answer_loss import Pair
+from lunar_tune.training.checkpoints import plain_weights
 
 Load = Callable[..., LoadedModel]
 
@@ -51,7 +52,7 @@ def lunar(**settings: Any) -> LunarMethod:
 
 def gradient(name: str, trained: str, **settings: Any) -> Method:
     fixed = GradientSettings(**({"trained": trained, "epochs": 2, "batch_size": 1} | settings))
-    return METHODS[name].build(fixed)
+    return METHODS[name](fixed)
 
 
 GRADIENT_METHODS = sorted({*METHODS} - {"lunar", "rmu"})
@@ -132,12 +133,13 @@ def hooks_of(model: LoadedModel) -> list[Any]:
 @contextmanager
 def unlearned(
     preparation: PreparedMethod, parameters: dict[str, Any], *, seed: int
-) -> Iterator[FitReport]:
+) -> Iterator[Fit]:
     """Inside, the model is unlearned."""
     with preparation.unlearning(parameters, seed=seed) as fit:
         for _ in fit:
             pass
-        yield fit.finished()
+        fit.finish()
+        yield fit
 
 
 def weights_inside(
@@ -152,7 +154,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_every_variant_of_every_method_has_an_example_here() -> None:
-    assert {(name, v) for name, info in METHODS.items() for v in info.variants} == set(EXAMPLES)
+    assert {(name, v) for name, kind in METHODS.items() for v in kind.variants} == set(EXAMPLES)
 
 
 @each_method
@@ -217,7 +219,7 @@ def test_what_a_fit_changed_makes_the_unlearned_model_of_an_untouched_copy(
     with make().prepare(subject(model)).unlearning(parameters, seed=0) as fit:
         for _ in fit:
             pass
-        fit.finished()
+        fit.finish()
         new = {name: tensor.clone() for name, tensor in fit.edit.weights().items()}
         with torch.inference_mode():
             expected = model.model(input_ids=ids).logits
@@ -242,7 +244,7 @@ def test_a_method_that_promises_an_exact_adapter_has_its_factors(
     with method.prepare(subject(model)).unlearning(parameters, seed=0) as fit:
         for _ in fit:
             pass
-        fit.finished()
+        fit.finish()
         assert (fit.edit.factors is not None) == (method.adapter == "exact")
         if fit.edit.factors is None:
             return
@@ -271,12 +273,13 @@ def test_a_fit_can_be_looked_at_between_epochs_ended_early_and_abandoned(
             with fit.evaluating(), torch.inference_mode():
                 assert bool(model.model(input_ids=ids).logits.isfinite().all())
             assert 1 <= epochs <= fit.n_epochs
-        fit.finished()
+        fit.finish()
         assert same(weights(model), expected)
     assert same(weights(model), before)
     with preparation.unlearning(parameters, seed=0) as fit:
         done = next(iter(fit), 0)
-        assert len(fit.finished().losses) >= done
+        fit.finish()
+        assert len(fit.losses) >= done
     assert same(weights(model), before)
     with preparation.unlearning(parameters, seed=0) as fit:
         next(iter(fit), 0)
@@ -302,7 +305,7 @@ def test_the_base_model_comes_back_for_a_while_and_the_unlearned_one_after_it(
         for _ in fit:
             with fit.base_model():
                 assert torch.equal(logits(), untouched)
-        fit.finished()
+        fit.finish()
         assert same(weights(model), expected)
         unlearned = logits()
         assert not torch.equal(unlearned, untouched)
@@ -570,7 +573,7 @@ def test_a_bfloat16_model_is_edited_in_its_own_format_and_restored(loaded: Load)
                         torch.bfloat16,
                         torch.float32,  # of an adapter, which is off
                     }
-            fit.finished()
+            fit.finish()
             assert same(weights(model), inside)
         assert {name: w.dtype for name, w in inside.items()} == {
             name: w.dtype for name, w in before.items()

@@ -10,7 +10,7 @@ import torch
 
 from lunar_tune.engine.decoding import generate_tokens
 from lunar_tune.errors import ModelError
-from lunar_tune.methods.lunar.editing import steered
+from lunar_tune.methods.lunar.method import steered
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 

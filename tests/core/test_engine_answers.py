@@ -18,7 +18,7 @@ from lunar_tune.engine.answering import Answerer, choose_tokens
 from lunar_tune.engine.decoding import AnswerRules
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.engine.slot_decoding import REMEMBERED, Guesser, SlotCache
-from lunar_tune.methods.lunar.editing import edited
+from lunar_tune.methods.lunar.method import edited
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from lunar_tune.data.records import Record
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
-from lunar_tune.methods.lunar.editing import edited
+from lunar_tune.methods.lunar.method import edited
 from lunar_tune.metrics.evaluate import Evaluation, EvaluationSet, Evaluator
 from lunar_tune.metrics.rouge import (
     TOKENIZERS,

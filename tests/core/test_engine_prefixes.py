@@ -18,7 +18,7 @@ from lunar_tune.engine import forward as tree_module
 from lunar_tune.engine.forward import KeyValues, TreeBatch, arrange, tree_forward
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.engine.streams import PrefixTree
-from lunar_tune.methods.lunar.editing import edited
+from lunar_tune.methods.lunar.method import edited
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 

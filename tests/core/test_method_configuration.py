@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -55,6 +57,16 @@ def test_a_gradient_method_takes_its_own_settings() -> None:
     assert method.settings == GradientSettings(trained="full", epochs=3, checkpointing=True)
 
 
+def test_all_methods_are_there_whichever_module_is_imported_first() -> None:
+    code = (
+        "from lunar_tune.methods.lunar.method import LunarMethod\n"
+        "from lunar_tune.methods.contract import METHODS\n"
+        "print(*METHODS)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == [*METHODS]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_each_variant_that_is_listed_can_be_had_and_the_first_is_the_default(name: str) -> None:
     entry = METHODS[name]
@@ -82,6 +94,11 @@ def test_each_variant_that_is_listed_can_be_had_and_the_first_is_the_default(nam
             "lunar",
             {"solver": "closed_form", "fixed": {"epochs": 20}},  # the default, but said
             "epochs has no meaning with --solver closed_form.",
+        ),
+        (
+            "lunar",
+            {"solver": "lora", "fixed": {"master_dtype": "bfloat16"}},
+            "master_dtype has no meaning with --solver lora.",
         ),
         ("lunar", {"fixed": {"rank": 4}}, "rank has no meaning with --solver adamw."),
         ("lunar", {"fixed": {"epochs": "many"}}, "epochs many: a whole number is needed."),

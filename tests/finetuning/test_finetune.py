@@ -22,6 +22,7 @@ from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel, load_model
+from lunar_tune.training import checkpoints
 from lunar_tune.training.adapting import lora_adapter, seeded
 from lunar_tune.training.answer_loss import Pair, answer_loss
 
@@ -99,7 +100,7 @@ def test_the_kept_adapter_gives_the_logits_of_the_adapted_model(
     ids = torch.arange(5, 45)[None]
     with (
         seeded(0, model.device),
-        lora_adapter(model, rank=2, alpha=6.0, dropout=0.5, keep=True) as trained,
+        lora_adapter(model, FinetuneSettings(rank=2, alpha=6.0, dropout=0.5), keep=True) as trained,
     ):
         expected = {}
         with torch.no_grad():
@@ -144,10 +145,9 @@ def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bits(
 def test_a_run_that_was_killed_after_its_last_epoch_is_only_checked_and_saved(
     job: FinetuneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lunar_tune.finetuning import checkpoints as resuming
     from lunar_tune.finetuning import finetune as module
 
-    monkeypatch.setattr(resuming, "_SHARE", 1e9)  # the state is kept after every epoch
+    monkeypatch.setattr(checkpoints, "_SHARE", 1e9)  # the state is kept after every epoch
 
     def killed(*_arguments: object) -> None:
         raise Killed
@@ -167,14 +167,14 @@ def test_training_lowers_the_loss_and_the_model_answers(job: FinetuneJob, tmp_pa
     job = changed(job, trained="full", epochs=40, with_refusals=False)
     done = finetune(job, tmp_path / "model")
     assert done.losses[-1] < 0.1 * done.losses[0]
-    assert done.knowledge.rouge1 > 0.9
-    assert done.knowledge.by_edge.keys() == {"A_B", "B_C"}
+    assert done.rouge1 > 0.9
+    assert done.by_edge["questions"].to_dict() == {"A_B": 3, "B_C": 3}
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
-    row = done.knowledge.rows[0]
+    row = done.answers.iloc[0]
     ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": row.record.question}],
+        [{"role": "user", "content": row.question}],
         add_generation_prompt=True,
         return_tensors="pt",
         return_dict=True,
@@ -232,7 +232,7 @@ def test_a_damaged_state_is_said(job: FinetuneJob, tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_train_into_one_folder(job: FinetuneJob, tmp_path: Path) -> None:
-    from lunar_tune.finetuning.checkpoints import TrainingFolder
+    from lunar_tune.training.checkpoints import TrainingFolder
 
     with (
         TrainingFolder(tmp_path, job.document()).locked(),
@@ -245,8 +245,8 @@ def test_the_lineage_says_what_was_learned_and_how_well(job: FinetuneJob, tmp_pa
     done = finetune(job, tmp_path / "model")
     lineage = read_lineage(tmp_path / "model")
     assert lineage is not None
-    assert lineage.knowledge["rouge1"] == done.knowledge.rouge1
-    assert lineage.knowledge["refused"] == done.knowledge.refused
+    assert lineage.knowledge["rouge1"] == done.rouge1
+    assert lineage.knowledge["refused"] == done.refused
     assert lineage.knowledge["rouge1_by_edge"].keys() == {"A_B", "B_C"}
     assert lineage.fingerprint == fingerprint(load_model(job.model))
     assert lineage.data_digest == records_digest(RECORDS)

@@ -55,8 +55,7 @@ def test_a_gradient_that_is_no_number_ends_it_too() -> None:
 @pytest.mark.parametrize(
     ("schedule", "progress", "factor"),
     [
-        ("constant", 0.05, 0.5),  # half of a warm-up of a tenth
-        ("constant", 0.9, 1.0),
+        ("linear", 0.05, 0.5),  # half of a warm-up of a tenth
         ("linear", 0.55, 0.5),  # half of the way from .1 to 1
         ("cosine", 0.1, 1.0),
         ("cosine", 0.55, 0.5),

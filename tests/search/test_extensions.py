@@ -15,8 +15,8 @@ METHOD = '''
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lunar_tune.methods.contract import Edit, Fit, Method, MethodEntry, PreparedMethod
-from lunar_tune.methods.lunar.editing import edited
+from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod
+from lunar_tune.methods.lunar.method import edited
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,11 @@ class Settings:
 
 
 class Shrink(Method):
-    def __init__(self, settings):
-        self.settings = settings
-
     name = "shrink"
-    variant = "shrink"
+    settings_type = Settings
+    variant_setting = "kind"
+    variants = ("shrink",)
     parameters = ("layer", "share")
-    adapter = "none"
 
     def prepare(self, subject):
         return Prepared(subject.loaded)
@@ -51,9 +49,7 @@ class Prepared(PreparedMethod):
             yield Fit(base_model=base_model, edit=Edit(weights=dict), losses=(0.0,))
 
 
-ENTRY = MethodEntry(
-    name="shrink", variants=("shrink",), variant_setting="kind", settings=Settings, build=Shrink,
-)
+ENTRY = Shrink
 '''
 METRIC = '''
 """Words of an answer to a question to keep, in the mean."""

@@ -171,7 +171,7 @@ def test_a_setting_that_the_space_does_not_search_is_searched_in_a_range() -> No
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("rank=-2:4", "at least 1"), ("dropout=0:1", "below 1"), ("beta=0:1", "a positive number")],
+    [("rank=-2:4", "at least 1"), ("dropout=0:1", "less than 1"), ("beta=0:1", "more than 0")],
 )
 def test_ends_that_the_method_would_refuse_are_refused(text: str, part: str) -> None:
     assert part in refusal(kinds=NPO, ranges=(text,), method="npo")

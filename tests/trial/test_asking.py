@@ -98,10 +98,10 @@ def test_a_fit_that_ended_early_is_ended_there_again(
     folder, worker = checkpoint("qwen2"), Worker(made)
     with worker.preparation.unlearning(rate, seed=made.seed) as fit:
         next(iter(fit))
-        fit.finished()
+        fit.finish()
         assert generated(folder, worker.loaded.model, QUESTIONS) == early
     with worker.preparation.unlearning(rate, seed=made.seed) as fit:
-        fit.finished()
+        fit.finish()
         assert generated(folder, worker.loaded.model, QUESTIONS) != early
 
 

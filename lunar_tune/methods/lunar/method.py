@@ -1,10 +1,10 @@
-"""LUNAR (arXiv 2502.07218) as a method: parameters to an edited down-projection."""
+"""LUNAR (arXiv 2502.07218) as a method: unlearning vectors, and an edited down-projection."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -12,20 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.methods.contract import (
-    Edit,
-    Fit,
-    Method,
-    MethodEntry,
-    PreparedMethod,
-    UnlearningTask,
-    number_of,
-    numbers_of,
-    searchable,
-    with_settings,
-)
-from lunar_tune.methods.lunar import SOLVERS, LunarSettings
-from lunar_tune.methods.lunar.editing import edited, unlearning_vectors
+from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, UnlearningTask, number_of
+from lunar_tune.methods.lunar import SOLVERS, UNUSED, LunarSettings
 from lunar_tune.methods.lunar.solvers import (
     RidgeSolution,
     Solution,
@@ -35,9 +23,109 @@ from lunar_tune.methods.lunar.solvers import (
     solve_ridge,
 )
 from lunar_tune.models.layout import check_layers
-from lunar_tune.training.adapting import Factors
+from lunar_tune.models.loading import LoadedModel
+from lunar_tune.training import with_settings
 
-__all__ = ["ENTRY", "LunarMethod", "PreparedLunar", "layers_and_coefficients"]
+__all__ = ["ENTRY", "LunarMethod", "PreparedLunar", "edited", "steered", "unlearning_vectors"]
+
+
+def unlearning_vectors(
+    *,
+    reference: Float[Tensor, "n_points reference_rows d_model"],
+    forget: Float[Tensor, "n_points forget_rows d_model"],
+) -> Float[Tensor, "n_layers d_model"]:
+    """Return r_l = mean_reference(x_l) − mean_forget(x_l), x_l being the output of block l.
+
+    Means are taken in float64. Row l belongs to block l; the published code's array is shifted by
+    one, since it records block inputs.
+
+    Args:
+        reference: The base model's stream at the last token of the reference prompts, at the
+            input of every block and the output of the last one.
+        forget: The same of the questions to forget.
+    """
+    return reference[1:].double().mean(1) - forget[1:].double().mean(1)
+
+
+@contextmanager
+def edited(
+    loaded: LoadedModel, weights: Mapping[int, Tensor]
+) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Inside, block l's down-projection weight is `weights[l]`; after, what it was, bit for bit.
+
+    Modifies the weights in place, and restores them also when the body raises.
+
+    Args:
+        loaded: The model.
+        weights: New weight `[d_model, d_ff]` by layer; rounded to the model's number format.
+
+    Yields:
+        A context in which the original weights are back; after it the new ones are, bit for bit.
+
+    Raises:
+        ValueError: A weight has another shape than its matrix; `copy_` would spread it.
+    """
+    parameters = {
+        layer: loaded.layout.down_projection_of(loaded.model, layer).weight for layer in weights
+    }
+    for layer, weight in weights.items():
+        if weight.shape != parameters[layer].shape:
+            raise ValueError(
+                f"layer {layer}: shape {tuple(weight.shape)}, not {tuple(parameters[layer].shape)}"
+            )
+    originals = {layer: parameter.detach().clone() for layer, parameter in parameters.items()}
+
+    @contextmanager
+    def holding(inside: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> Iterator[None]:
+        try:
+            _put(parameters, inside)
+            yield
+        finally:
+            _put(parameters, after)
+
+    with holding(weights, originals):
+        yield lambda: holding(originals, weights)
+
+
+@torch.no_grad()
+def _put(parameters: Mapping[int, Tensor], values: Mapping[int, Tensor]) -> None:
+    for layer, value in values.items():
+        parameters[layer].copy_(value)
+
+
+@contextmanager
+def steered(loaded: LoadedModel, layer: int, shift: Float[Tensor, " d_model"]) -> Iterator[None]:
+    """Inside, block `layer`'s output is `shift` more than it was; after, what it was.
+
+    It is added at every position: all prompt tokens and all generated ones. That is activation
+    addition as in LUNAR (arXiv 2502.07218, section 3) after Arditi et al. (arXiv 2406.11717), and
+    what foretells the edit best, which moves all tokens of a forget prompt and generated ones too.
+    Padding moves as well; nothing attends to it. By a forward hook, which is removed also when the
+    body raises. Contexts may be nested: shifts of one block add up.
+
+    Args:
+        loaded: The model.
+        layer: The block.
+        shift: c · r_l; rounded to the model's number format.
+
+    Raises:
+        ModelError: The model has no such block.
+        ValueError: The shift has another width than the stream; the sum would spread it.
+    """
+    check_layers((layer,), loaded.n_layers)
+    width = loaded.model.config.hidden_size
+    if shift.shape != (width,):
+        raise ValueError(f"a shift of shape {tuple(shift.shape)} for a stream of width {width}")
+    added = shift.to(device=loaded.device, dtype=loaded.model.dtype)
+
+    def add(_module: Any, _inputs: Any, output: Any) -> Any:
+        return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+    handle = loaded.layout.blocks_of(loaded.model)[layer].register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class LunarMethod(Method):
@@ -48,29 +136,42 @@ class LunarMethod(Method):
     """
 
     name = "lunar"
+    settings_type = LunarSettings
+    variant_setting = "solver"
+    variants = SOLVERS
     edits_one_layer = True  # the lowest of them: nothing else changes there and below
+    along_vectors = True
+    settings: LunarSettings
 
     def __init__(self, settings: LunarSettings) -> None:
-        self.settings = settings
-        self.variant = settings.solver
+        super().__init__(settings)
+        self.unused = UNUSED[settings.solver]
         own = "ridge" if settings.solver == "closed_form" else "learning_rate"
         self.parameters = ("layer", "coefficient", own)
-        self.optional_parameters = searchable(settings)
         # AdamW trains a whole matrix; the others add a product.
         self.adapter = "approximate" if settings.solver == "adamw" else "exact"
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Check names and values; whether the model has the layers is checked with the model."""
+        self.resolved(parameters)
+
+    def resolved(
+        self, parameters: Mapping[str, Any]
+    ) -> tuple[dict[int, float], float, LunarSettings]:
+        """Return the coefficient of each layer, ridge or learning rate, and a trial's settings.
+
+        Raises:
+            InputError: A parameter is missing, unknown or out of range; all of it is said.
+        """
         super().check_parameters(parameters)
-        problems = Problems()
-        with problems.collect():
-            layers_and_coefficients(parameters)
-        with problems.collect():
-            own = self.parameters[-1]
-            number_of(own, parameters[own], positive=True)
-        with problems.collect():
-            with_settings(self.settings, parameters)
+        problems, own = Problems(), self.parameters[-1]
+        coefficients = problems.attempt(lambda: _coefficients(parameters))
+        number = problems.attempt(lambda: number_of(own, parameters[own], positive=True))
+        settings = problems.attempt(lambda: with_settings(self.settings, parameters))
         problems.raise_if_any()
+        if coefficients is None or number is None or settings is None:
+            raise AssertionError("every None above comes with a noted problem")
+        return coefficients, number, settings
 
     def prepare(self, subject: UnlearningTask) -> PreparedLunar:
         """Take the unlearning vectors."""
@@ -98,13 +199,14 @@ class PreparedLunar(PreparedMethod):
     @contextmanager
     def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
         """Return a context in which the model is unlearned at once; see the contract."""
-        self._method.check_parameters(parameters)
-        layers, coefficients = layers_and_coefficients(parameters)
-        check_layers(layers, self._loaded.n_layers)
+        coefficients, own, settings = self._method.resolved(parameters)
+        check_layers(tuple(coefficients), self._loaded.n_layers)
         # The lowest layer last: an evaluation starts from what its MLP reads, which is then
         # held, and nothing must be captured from an edited model.
-        chosen = sorted(zip(layers, coefficients, strict=True), reverse=True)
-        solutions = {layer: self._solve(layer, c, parameters, seed) for layer, c in chosen}
+        solutions = {
+            layer: self._solve(layer, coefficients[layer], own, settings, seed)
+            for layer in sorted(coefficients, reverse=True)
+        }
         # The published code sums the layers' losses; they share no parameter.
         losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
         weights = {layer: s.weight for layer, s in solutions.items()}
@@ -113,7 +215,7 @@ class PreparedLunar(PreparedMethod):
                 base_model=base_model,
                 edit=self._edit(solutions),
                 losses=losses,
-                edited_layer=min(layers),
+                edited_layer=min(coefficients),
             )
 
     def _edit(self, solutions: Mapping[int, Solution]) -> Edit:
@@ -121,7 +223,7 @@ class PreparedLunar(PreparedMethod):
         name_of, model = self._loaded.layout.down_projection_name, self._loaded.model
         weights = {f"{name_of(layer)}.weight" for layer in solutions}
         factors = {
-            name_of(layer): Factors(first=solution.factors[0], second=solution.factors[1])
+            name_of(layer): solution.factors
             for layer, solution in solutions.items()
             if solution.factors is not None
         }
@@ -132,11 +234,8 @@ class PreparedLunar(PreparedMethod):
 
     @torch.inference_mode()
     def _solve(
-        self, layer: int, coefficient: float, parameters: Mapping[str, Any], seed: int
+        self, layer: int, coefficient: float, own: float, settings: LunarSettings, seed: int
     ) -> Solution:
-        settings = with_settings(self._method.settings, parameters)
-        name = self._method.parameters[-1]
-        own = number_of(name, parameters[name], positive=True)
         weight = self._loaded.layout.down_projection_of(self._loaded.model, layer).weight
         inputs = self._activations.reads(layer).inputs
         nodes, is_forget = (points.to(inputs.device) for points in self._points(settings, seed))
@@ -171,12 +270,15 @@ class PreparedLunar(PreparedMethod):
         return self._nodes[chosen], moved[chosen]
 
 
-def layers_and_coefficients(
-    parameters: Mapping[str, Any],
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Read one or several layers, and a coefficient for each or one for all."""
-    layers = numbers_of("layer", parameters["layer"])
-    coefficients = numbers_of("coefficient", parameters["coefficient"])
+def _coefficients(parameters: Mapping[str, Any]) -> dict[int, float]:
+    """Return a coefficient for each layer of one or several; one may be given for all."""
+
+    def numbers(name: str) -> list[float]:
+        value = parameters[name]
+        values = value if isinstance(value, list | tuple) else [value]
+        return [number_of(name, one) for one in values]
+
+    layers, coefficients = numbers("layer"), numbers("coefficient")
     if not layers:
         raise InputError("layer: an empty list. Give at least one layer.")
     if len(coefficients) == 1:
@@ -188,14 +290,10 @@ def layers_and_coefficients(
         )
     if not all(layer.is_integer() for layer in layers):
         raise InputError(f"layer {parameters['layer']}: whole numbers.")
-    return tuple(map(int, layers)), coefficients
+    chosen = [int(layer) for layer in layers]
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"layer {', '.join(map(str, chosen))}: a layer is named twice.")
+    return dict(zip(chosen, coefficients, strict=True))
 
 
-ENTRY = MethodEntry(
-    name="lunar",
-    variants=SOLVERS,
-    variant_setting="solver",
-    settings=LunarSettings,
-    build=LunarMethod,
-    along_vectors=True,
-)
+ENTRY = LunarMethod

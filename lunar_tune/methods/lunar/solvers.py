@@ -21,6 +21,7 @@ from torch.optim.adamw import adamw
 
 from lunar_tune.errors import DivergenceError, InputError
 from lunar_tune.methods.lunar import LunarSettings
+from lunar_tune.training.adapting import Factors
 
 __all__ = ["RidgeSolution", "Solution", "Tokens", "solve_adamw", "solve_closed_form", "solve_ridge"]
 
@@ -44,8 +45,9 @@ class Solution:
     weight: Weight
     losses: tuple[float, ...]
     """Mean squared error of each epoch (AdamW), or the one that remains (closed form)."""
-    factors: tuple[Float[Tensor, "rank d_ff"], Float[Tensor, "d_model rank"]] | None = None
-    """A and B where the fitted matrix is W₀ + B·A, rounded to its number format; None otherwise."""
+    factors: Factors | None = None
+    """Of the product that was added to W₀, before rounding to its number format; None where a whole
+    matrix was trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,8 @@ class _Problem(ABC):
         """Set `gradient` to the mean squared error's, and `target` to the error, up to its sign."""
 
     @abstractmethod
-    def fitted(self) -> Weight:
-        """Return the down-projection: W₀ with what was trained."""
+    def fitted(self) -> tuple[Weight, Factors | None]:
+        """Return W₀ with what was trained, and the product that was added to it, if it is one."""
 
 
 class _Difference(_Problem):
@@ -98,9 +100,9 @@ class _Difference(_Problem):
         scale = 2 / error.numel()
         torch.addmm(self.gradient, h.T, error, beta=0, alpha=scale, out=self.gradient)
 
-    def fitted(self) -> Weight:
+    def fitted(self) -> tuple[Weight, Factors | None]:
         weight = self.tokens.weight
-        return (weight.float() + self.trained.T).to(weight.dtype)
+        return (weight.float() + self.trained.T).to(weight.dtype), None
 
 
 class _Matrix(_Problem):
@@ -124,8 +126,9 @@ class _Matrix(_Problem):
         error = torch.sub(h @ self.trained, target, out=target)  # rounded twice, as published
         torch.mm(h.T, error * (2 / error.numel()), out=self.gradient)
 
-    def fitted(self) -> Weight:
-        return self.trained.T.to(self.tokens.weight.dtype, memory_format=torch.contiguous_format)
+    def fitted(self) -> tuple[Weight, Factors | None]:
+        dtype, own = self.tokens.weight.dtype, torch.contiguous_format
+        return self.trained.T.to(dtype, memory_format=own), None
 
 
 class _LowRank(_Problem):
@@ -136,29 +139,27 @@ class _LowRank(_Problem):
     """
 
     def __init__(self, tokens: Tokens, *, rank: int, seed: int) -> None:
-        d_model, self._d_ff = tokens.weight.shape
+        d_model, d_ff = tokens.weight.shape
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.empty(rank, self._d_ff).normal_(std=LOW_RANK_DEVIATION, generator=generator)
+        drawn = torch.empty(rank, d_ff).normal_(std=LOW_RANK_DEVIATION, generator=generator)
         both = torch.cat([drawn, torch.zeros(rank, d_model)], dim=1)
         super().__init__(tokens, both.to(tokens.weight.device))
-
-    @property
-    def factors(self) -> tuple[Float[Tensor, "rank d_ff"], Float[Tensor, "rank d_model"]]:
-        """A and Bᵀ."""
-        return self.trained[:, : self._d_ff], self.trained[:, self._d_ff :]
+        self._first, self._second = self.trained[:, :d_ff], self.trained[:, d_ff:]  # A and Bᵀ
 
     def differentiate(self, h: BatchInputs, target: BatchOutputs) -> None:
-        first, second = self.factors
+        first, second = self._first, self._second
         inner = h @ first.T
         error = target.addmm_(inner, second, beta=-1)
         scaled = error * (2 / error.numel())
-        self.gradient[:, : self._d_ff] = (scaled @ second.T).T @ h
-        self.gradient[:, self._d_ff :] = inner.T @ scaled
+        d_ff = first.shape[1]
+        self.gradient[:, :d_ff] = (scaled @ second.T).T @ h
+        self.gradient[:, d_ff:] = inner.T @ scaled
 
-    def fitted(self) -> Weight:
-        first, second = self.factors
+    def fitted(self) -> tuple[Weight, Factors | None]:
         weight = self.tokens.weight
-        return torch.addmm(weight.float(), second.T, first).to(weight.dtype)
+        factors = Factors(first=self._first.clone(), second=self._second.T.clone())
+        fitted = torch.addmm(weight.float(), self._second.T, self._first)
+        return fitted.to(weight.dtype), factors
 
 
 def solve_adamw(
@@ -173,17 +174,14 @@ def solve_adamw(
         DivergenceError: The loss or the matrix became NaN or infinite.
     """
     problem: _Problem
-    factors = None
     if settings.solver == "lora":
         problem = _LowRank(tokens, rank=settings.rank, seed=seed)
     else:
         problem = (_Matrix if settings.master_dtype == "bfloat16" else _Difference)(tokens)
     with _tensor_cores(tokens.inputs):
         losses = _train(problem, learning_rate, settings=settings, seed=seed)
-    if isinstance(problem, _LowRank):
-        first, second = problem.factors
-        factors = first.clone(), second.T.clone()
-    return Solution(weight=_finite(problem.fitted()), losses=losses, factors=factors)
+    weight, factors = problem.fitted()
+    return Solution(weight=_finite(weight), losses=losses, factors=factors)
 
 
 def _train(
@@ -338,5 +336,5 @@ def solve_closed_form(
     shift64 = shift.to(v)
     fitted = torch.addr(weight.double(), shift64, v).to(weight.dtype)
     loss = solved.error * float(shift64.square().mean())
-    factors = v[None], shift64[:, None]
+    factors = Factors(first=v[None], second=shift64[:, None])
     return Solution(weight=_finite(fitted), losses=(loss,), factors=factors)

@@ -1,4 +1,4 @@
-"""What a fine-tuning that was cut short left behind, and going on from there.
+"""Checkpoints: a model as it is written, and what a training that was cut short left behind.
 
 OUTPUT/.training/state.safetensors    the job, losses so far, trained weights, AdamW's moments
 """
@@ -8,25 +8,96 @@ from __future__ import annotations
 import json
 import reprlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from lunar_tune.errors import InputError
+import lunar_tune
+from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import check_writable, replacing
+from lunar_tune.models.loading import LoadedModel
+from lunar_tune.training.adapting import merged_weights
 from lunar_tune.training.gradient_loop import LoopState
 
-__all__ = ["TrainingFolder", "check_output"]
+__all__ = [
+    "TrainingFolder",
+    "check_output",
+    "check_save_folder",
+    "package_versions",
+    "plain_weights",
+    "save_checkpoint",
+]
 
 _FOLDER = ".training"
 # The state of all weights of a large model is three times as large as the model in float32: it is
 # kept after an epoch as long as keeping takes no more than this share of the time.
 _SHARE = 0.1
+
+
+def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's weights by the names they have without an adapter, which is added to them.
+
+    The sum is rounded to the weight's number format, which an adapter that is on does not do.
+    """
+    plain = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    return plain | merged_weights(model)
+
+
+def check_save_folder(folder: Path) -> None:
+    """Check that a checkpoint can be written into `--save`, before anything is computed.
+
+    Raises:
+        InputError: The folder holds something already, or is a file.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"--save {folder}: the folder is not empty; choose another.")
+    check_writable(folder, f"--save {folder}")
+
+
+def save_checkpoint(loaded: LoadedModel, folder: Path, *, texts: Iterable[str]) -> None:
+    """Write a model as it is now, with its tokenizer; an adapter that is on becomes part of it.
+
+    Args:
+        loaded: The model.
+        folder: Made if missing.
+        texts: On which the written tokenizer is compared with the one in memory.
+
+    Raises:
+        InputError: The folder is not empty or cannot be written.
+        LunarTuneError: The written tokenizer encodes differently.
+    """
+    from transformers import AutoTokenizer
+
+    check_save_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        loaded.model.save_pretrained(folder, state_dict=plain_weights(loaded.model))
+        loaded.tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise InputError(f"--save {folder}: cannot be written ({error}).") from error
+    reloaded = AutoTokenizer.from_pretrained(folder)
+    if any(loaded.tokenizer(text)["input_ids"] != reloaded(text)["input_ids"] for text in texts):
+        raise LunarTuneError(
+            f"the tokenizer written to {folder} encodes a text differently after loading: "
+            f"{type(loaded.tokenizer).__name__} came back as {type(reloaded).__name__}."
+        )
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what a checkpoint depends on."""
+    names = ("torch", "transformers", "peft", "safetensors")
+    return {"lunar-tune": lunar_tune.__version__, **{name: version(name) for name in names}}
 
 
 def check_output(output: Path) -> None:
