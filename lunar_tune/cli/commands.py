@@ -23,6 +23,7 @@ from lunar_tune.config.fields import (
     check_values,
     flag_of,
     from_document,
+    help_of,
     option,
     options_of,
     same_option,
@@ -46,15 +47,12 @@ HELP_ALL = "--help-all"
 class CommonOptions:
     """What every command takes."""
 
-    config: Path | None = option(
-        None,
-        "Take options from a YAML file, by their names; those of the command line win.",
-        OUTPUT,
-        metavar="FILE",
-        stored=False,
-    )
-    quiet: bool = option(False, "Show errors only.", OUTPUT, stored=False)
-    debug: bool = option(False, "Show tracebacks of errors too.", OUTPUT, stored=False)
+    config: Path | None = option(None, group=OUTPUT, metavar="FILE", stored=False)
+    """Take options from a YAML file, by their names; those of the command line win."""
+    quiet: bool = option(False, group=OUTPUT, stored=False)
+    """Show errors only."""
+    debug: bool = option(False, group=OUTPUT, stored=False)
+    """Show tracebacks of errors too."""
     given: Mapping[str, str] = field(default_factory=dict)
     """Where values come from that were not left at their default, by field name."""
 
@@ -67,33 +65,26 @@ class CommonOptions:
 class Reused:
     """What several commands take, each with a help of its own (`same_option`)."""
 
-    json: Path | None = option(
-        None, "Write JSON.", OUTPUT, metavar="FILE", common=True, written=True
-    )
-    save: Path | None = option(None, "Write files.", OUTPUT, metavar="DIR", common=True)
-    dry_run: bool = option(
-        False,
-        "Check what needs no weights, show the plan, and stop.",
-        PLACE,
-        common=True,
-        stored=False,
-    )
+    json: Path | None = option(None, group=OUTPUT, metavar="FILE", common=True, written=True)
+    """Write JSON."""
+    save: Path | None = option(None, group=OUTPUT, metavar="DIR", common=True)
+    """Write files."""
+    dry_run: bool = option(False, group=PLACE, common=True, stored=False)
+    """Check what needs no weights, show the plan, and stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOptions(CommonOptions):
     """What a command takes that runs a search's trial again."""
 
-    search: str = option(MISSING, "A search's folder, or its name.", SUBJECT, positional=True)
-    trial: int | None = option(
-        None, "Number of the trial. Default: the confirmed best.", SUBJECT, common=True
-    )
-    output: Path = same_option(
-        SearchConfig, "output", help="Where names of searches are looked up."
-    )
-    device: str | None = same_option(
-        SearchConfig, "device", default=None, help="cpu, cuda or auto. Default: the search's."
-    )
+    search: str = option(MISSING, group=SUBJECT, positional=True)
+    """A search's folder, or its name."""
+    trial: int | None = option(None, group=SUBJECT, common=True)
+    """Number of the trial. Default: the confirmed best."""
+    output: Path = same_option(SearchConfig, "output")
+    """Where names of searches are looked up."""
+    device: str | None = same_option(SearchConfig, "device", default=None)
+    """cpu, cuda or auto. Default: the search's."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +138,7 @@ class Command:
             for name, said in options_of(self.options).items():
                 if name not in values and not hasattr(self.options, name):
                     written = name.upper() if said.positional else flag_of(name)
-                    problems.add(f"{written} is needed: {said.help}")
+                    problems.add(f"{written} is needed: {help_of(self.options, name)}")
             problems.raise_if_any()
             options = self.options(**values, given=origins)
             check_values(options, problems)
@@ -203,7 +194,7 @@ class Command:
         metavar = f"{said.metavar} …" if several and not said.commas else said.metavar
         parameter = Parameter(
             name=None if said.positional else flag,
-            help=said.help,
+            help=help_of(self.options, name),
             group=Group(said.group, sort_key=GROUPS.index(said.group)),
             show=said.common or said.positional or shown != "common",
             negative=off if kind is bool and not shown else (),

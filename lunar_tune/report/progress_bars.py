@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +18,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-__all__ = ["build_progress", "epochs_shown", "shown_duration"]
+__all__ = ["build_progress", "shown_duration", "tiny_progress"]
 
 A_DAY = 24 * 3600.0
 # Columns of a terminal below which the bar is short and time elapsed is left out, so that there is
@@ -77,12 +78,17 @@ def shown_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def epochs_shown(bar: Progress, description: str) -> Callable[[int, int], None]:
-    """Return a callback that shows epochs done of epochs in all, from its first call on."""
+@contextmanager
+def tiny_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Inside, epochs of building `tiny` are shown; yields what is to be called with done and all.
 
-    def on_progress(done: int, total: int) -> None:
-        if not bar.tasks:
-            bar.add_task(description, total=total, note="")
-        bar.update(bar.tasks[0].id, completed=done, total=total)
+    Nothing is shown before its first call.
+    """
+    with build_progress(console) as bar:
 
-    return on_progress
+        def on_progress(done: int, total: int) -> None:
+            if not bar.tasks:
+                bar.add_task("building the tiny model (once)", total=total, note="")
+            bar.update(bar.tasks[0].id, completed=done, total=total)
+
+        yield on_progress

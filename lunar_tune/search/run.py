@@ -20,7 +20,7 @@ from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.finetuning.finetune import kept_folder
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.report.progress_bars import build_progress, epochs_shown
+from lunar_tune.report.progress_bars import tiny_progress
 from lunar_tune.report.results import load_search
 from lunar_tune.search.backends import Backend, InProcess, Resources
 from lunar_tune.search.display.log_file import RECORD, search_log
@@ -72,8 +72,8 @@ def run_search(
             f"python -m lunar_tune.search --resume {escape(str(begun.path))}); this is a new one",
             soft_wrap=True,
         )
-    with build_progress(console) as bar:
-        built = materialise(plan.spec, epochs_shown(bar, "building the tiny model (once)"))
+    with tiny_progress(console) as on_progress:
+        built = materialise(plan.spec, on_progress)
     plan = dataclasses.replace(plan, spec=built)
     folder = make_folder(plan.config, plan.spec)
     opening = [f"search {folder.name}, lunar-tune {__version__}"]
