@@ -111,7 +111,19 @@ class Command:
             group_commands=Group("Commands", show=False),
             suppress_keyboard_interrupt=False,
         )
-        app.default(self._taken(shown))
+        kinds = types_of(self.options)
+        parameters = [
+            self._parameter(name, said, kinds[name], shown)
+            for name, said in options_of(self.options).items()
+        ]
+
+        def take() -> None:
+            """Stand for the command: cyclopts reads a line by what this function takes."""
+
+        signature = inspect.Signature(sorted(parameters, key=lambda one: one.kind))
+        take.__signature__ = signature  # type: ignore[attr-defined]
+        take.__annotations__ = {one.name: one.annotation for one in parameters}
+        app.default(take)
         return app
 
     def main(self, arguments: Sequence[str]) -> int:
@@ -120,15 +132,16 @@ class Command:
         with reporting_errors(debug="--debug" in given):
             is_help = not {"--help", "-h"}.isdisjoint(given)
             shown = "all" if HELP_ALL in arguments else "common"
+            app = self.app(shown if is_help else None)
             try:
-                values = self.app(shown if is_help else None)(
-                    given, exit_on_error=False, print_error=False, result_action="return_value"
-                )
+                called, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
             except cyclopts.CycloptsError as error:
                 advice = f"(lunar-tune {self.run.__name__} --help)"
                 raise InputError(f"{str(error).strip()} {advice}") from error
-            if not isinstance(values, dict):  # help or version was shown
+            if called is not app.default_command:  # it shows help or the version
+                called(*bound.args, **bound.kwargs)
                 return 0
+            values = from_document(self.options, bound.arguments)
             origins = dict.fromkeys(values, "command line")
             if (file := values.get("config")) is not None:
                 stated = self._from_file(file)
@@ -163,27 +176,10 @@ class Command:
             }
         return from_document(self.options, document, source=str(file))
 
-    def _taken(self, shown: str | None) -> Callable[..., dict[str, Any]]:
-        """Return a function whose signature is the options, each None where it is not given."""
-        kinds = types_of(self.options)
-        parameters = [
-            self._parameter(name, said, kinds[name], shown)
-            for name, said in options_of(self.options).items()
-        ]
-        signature = inspect.Signature(sorted(parameters, key=lambda one: one.kind))
-
-        def take(*positional: Any, **values: Any) -> dict[str, Any]:
-            bound = signature.bind(*positional, **values).arguments
-            given = {name: value for name, value in bound.items() if value not in (None, ())}
-            return from_document(self.options, given)
-
-        take.__signature__ = signature  # type: ignore[attr-defined]
-        take.__annotations__ = {one.name: one.annotation for one in parameters}
-        return take
-
     def _parameter(
         self, name: str, said: Option, kind: Any, shown: str | None
     ) -> inspect.Parameter:
+        """Return an option as a parameter of a function that cyclopts could call."""
         default = getattr(self.options, name, None)
         off = f"--no-{flag_of(name).removeprefix('--')}"
         # In the help a switch has one form, the one that changes something.

@@ -188,12 +188,16 @@ def from_document(
             continue
         where = flag_of(name) if source is None else f"{source}: {key}"
         try:
-            read[name] = _typed(value, kinds[name], commas=known[name].commas)
-        except (TypeError, ValueError, OverflowError):
+            typed = _typed(value, kinds[name])
+        except ValueError:
             problems.add(f"{where} is {value!r}; {_kind(kinds[name])} is needed.")
             continue
-        if read[name] == () and value:
+        if known[name].commas:
+            parts = (part.strip() for text in typed for part in text.split(","))
+            typed = tuple(part for part in parts if part)
+        if typed == () and value:
             problems.add(f"{where} is empty: name at least one, or leave it out.")
+        read[name] = typed
     problems.raise_if_any(InputError)
     return read
 
@@ -201,38 +205,23 @@ def from_document(
 def typed_setting(name: str, value: Any, kind: Any) -> Any:
     """Return a setting's value as its type, or raise an InputError."""
     try:
-        return _typed(value, kind, commas=False)
-    except (TypeError, ValueError, OverflowError):
+        return _typed(value, kind)
+    except ValueError:
         raise InputError(f"{name} {value}: {_kind(kind)} is needed.") from None
 
 
-def _typed(value: Any, kind: Any, *, commas: bool) -> Any:
-    """Return a value as a type, or raise a TypeError, ValueError or OverflowError."""
-    members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and types.NoneType in members:
-        return None
-    kind = next(member for member in members if member is not types.NoneType)
-    if typing.get_origin(kind) is tuple:
-        texts = value if isinstance(value, list | tuple) else [value]
-        if commas:
-            parts = (part.strip() for text in map(_text, texts) for part in text.split(","))
-            return tuple(part for part in parts if part)
-        return tuple(map(_text, texts))
-    if kind is bool or isinstance(value, bool):
-        if kind is not bool or not isinstance(value, bool):
-            raise TypeError
-        return value
-    if kind in (Path, str):
-        return kind(_text(value))
-    if kind is int and isinstance(value, float) and not value.is_integer():
+def _typed(value: Any, kind: Any) -> Any:
+    """Return a value as a type, also a number or a text that spells it, or raise a ValueError."""
+    from pydantic import ConfigDict, TypeAdapter  # slow to load, and no help needs it
+
+    if isinstance(value, bool) is not (kind is bool):  # which pydantic takes for numbers too
         raise ValueError
-    return kind(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str | int | float | Path) or isinstance(value, bool):
-        raise TypeError
-    return str(value)
+    if typing.get_origin(kind) is tuple and not isinstance(value, list | tuple):
+        value = (value,)
+    if isinstance(value, int | float) and kind in (Path, Path | None):
+        value = str(value)
+    adapter = TypeAdapter(kind, config=ConfigDict(coerce_numbers_to_str=True))
+    return adapter.validate_python(value)
 
 
 def _kind(kind: Any) -> str:
