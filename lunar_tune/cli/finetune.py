@@ -87,11 +87,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     place = options.save.resolve()
     uri = options.tracking_uri or default_tracking_uri(place.parent)
     tracker, started = Tracker(uri, EXPERIMENT, place.name), datetime.now()
-    with shown_training(job, console, kept_in=options.save) as (
-        on_start,
-        on_epoch,
-        _,
-    ):
+    with shown_training(job, console, kept_in=options.save) as (on_start, on_epoch, _):
         done = train_model(job, options.save, on_start=on_start, on_epoch=on_epoch)
     content = finetuning_content(
         job,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lunar_tune.trial.layer_scores import LayerPrior
     from lunar_tune.trial.spec import TrialSpec
 
+_TOO_MANY = 1000  # decoder blocks; also where the model's number is not known yet
 _ANSWER_WIDTH, _LEAST_ANSWER, _OTHER_COLUMNS = 60, 12, 60
 
 
@@ -91,7 +92,13 @@ def layers(options: LayersOptions, problems: Problems) -> None:
         write_atomically(options.json, prior.document().encode())
         say(console, f"scores written to {options.json}")
     if options.save is not None:
-        _draw(prior, options.save)
+        from lunar_tune.report.charts import layer_curve
+        from lunar_tune.report.marks import save_chart
+        from lunar_tune.report.report import LayerCurve
+
+        edges = ", ".join(prior.forget_edges)
+        title = f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}"
+        save_chart(layer_curve(LayerCurve.read(prior.model_dump()), title=title), options.save)
         say(console, f"picture written to {options.save}")
 
 
@@ -118,13 +125,12 @@ def _checked(
     if options.range:
         with problems.collect():
             name, low, high = read_range(options.range[0])
-            if (
-                len(options.range) > 1
-                or name != "layer"
-                or not (low.is_integer() and high.is_integer())
-            ):
+            is_whole = low.is_integer() and high.is_integer()
+            can_be = is_whole and 0 <= low <= high < _TOO_MANY
+            if len(options.range) > 1 or name != "layer" or not can_be:
                 listed = ", ".join(options.range)
-                raise InputError(f"--range {listed}: layer=LOW:HIGH, in whole numbers.")
+                limits = f"whole numbers from 0 to {_TOO_MANY - 1}"
+                raise InputError(f"--range {listed}: layer=LOW:HIGH, in {limits}.")
             chosen = tuple(range(int(low), int(high) + 1))
             if (depth := known_depth(run)) is not None:
                 check_layers(chosen, depth, option="--range layer")
@@ -157,15 +163,11 @@ def _show(
     rows, by_layer = [], {one.layer: one for one in prior.layers}
     for layer, seen in ((None, prior.base_model), *by_layer.items()):
         mark = "recommended" if layer in prior.recommended else ""
-        rows.append(
-            (
-                "none" if layer is None else layer,
-                *(f"{value:.3f}" for value in (seen.s1, seen.s2, seen.score)),
-                f"{seen.unfinished}/{prior.rows}",
-                "best" if layer == prior.best else mark,
-                *((" ".join(answers[layer][0].split())[:width],) if text else ()),
-            )
-        )
+        similarities = (f"{value:.3f}" for value in (seen.s1, seen.s2, seen.score))
+        sample = (" ".join(answers[layer][0].split())[:width],) if text else ()
+        unfinished = f"{seen.unfinished}/{prior.rows}"
+        mark = "best" if layer == prior.best else mark
+        rows.append(("none" if layer is None else layer, *similarities, unfinished, mark, *sample))
     columns = ("layer", "s1", "s2", "s1-s2", "unfinished", "", *(("an answer",) if text else ()))
     say(
         console,
@@ -188,16 +190,6 @@ def _show(
             "most answers at the best layer do not end: the vector is added too strongly for the "
             "curve to tell layers apart; try a smaller --fix coefficient.",
         )
-
-
-def _draw(prior: LayerPrior, plot: Path) -> None:
-    from lunar_tune.report.charts import layer_curve
-    from lunar_tune.report.marks import save_chart
-    from lunar_tune.report.report import LayerCurve
-
-    edges = ", ".join(prior.forget_edges)
-    title = f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}"
-    save_chart(layer_curve(LayerCurve.read(prior.model_dump()), title=title), plot)
 
 
 COMMAND = Command(layers, LayersOptions)

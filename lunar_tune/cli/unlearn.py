@@ -76,18 +76,11 @@ def _show(run: SingleRun, console: Console) -> None:
     rows = {"base model": score_cells(before), "unlearned": score_cells(run.scores), "rows": counts}
     console.print("ROUGE-1 recall of the answers")
     console.print(score_table(rows))
-    if run.spec.metrics:
-        further = [
-            (
-                name,
-                *(
-                    f"{scores[name]:.4g}" if name in scores else "-"
-                    for scores in (before, run.scores)
-                ),
-                "lower" if METRICS[name].lower_is_better else "higher",
-            )
-            for name in run.spec.metrics
-        ]
+    further = []
+    for name in run.spec.metrics:
+        shown = (f"{one[name]:.4g}" if name in one else "-" for one in (before, run.scores))
+        further.append((name, *shown, "lower" if METRICS[name].lower_is_better else "higher"))
+    if further:
         columns = ("", "base model", "unlearned", "better")
         console.print(plain_table(columns, further, left=("", "better")))
     seconds = run.result.seconds

@@ -138,7 +138,11 @@ def test_a_sentence_model_compares_the_answers_instead(small: list[str], tmp_pat
 
 
 @pytest.mark.parametrize(
-    "text", ["", "layer", "layer=1", "layer=3:1", "layer=0:1.5", "layer=a:b", "coefficient=1:2"]
+    "text",
+    [
+        *("", "layer", "layer=1", "layer=3:1", "layer=0:1.5", "layer=0:1e12", "layer=a:b"),
+        "coefficient=1:2",
+    ],
 )
 def test_what_is_no_range_of_layers_is_refused(text: str, small: list[str]) -> None:
     assert "--range" in refused(*small, "--range", text)
