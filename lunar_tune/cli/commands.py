@@ -211,18 +211,16 @@ class Command:
         )
 
 
-def options_again(
-    config: RunOptions, given: Collection[str], *, owner: type[RunOptions] = SearchConfig
-) -> tuple[str, ...]:
+def options_again(config: RunOptions, given: Collection[str]) -> tuple[str, ...]:
     """Return the options of a command that gives a configuration again, but for a search's name.
 
     `given` are the fields that were not left at their default. The options are shown: a password
     in an address is left out.
     """
     arguments: list[str] = []
-    for name, said in options_of(owner).items():
+    for name, said in options_of(type(config)).items():
         value, flag = getattr(config, name), flag_of(name)
-        if not said.stored or name not in given or value in (None, getattr(owner, name)):
+        if not said.stored or name not in given or value in (None, getattr(type(config), name)):
             continue
         if isinstance(value, bool):
             arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lunar_tune.trial.layer_scores import LayerPrior
     from lunar_tune.trial.spec import TrialSpec
 
-_TOO_MANY = 1000  # decoder blocks; also where the model's number is not known yet
+_TOO_MANY = 1000  # decoder blocks; more than any model has
 _ANSWER_WIDTH, _LEAST_ANSWER, _OTHER_COLUMNS = 60, 12, 60
 
 

@@ -100,7 +100,7 @@ def _published(
     from lunar_tune.trial.published_config import read_published_config
 
     published, save_to, ignored = read_published_config(file)
-    again = options_again(published, options_of(RunOptions), owner=RunOptions)
+    again = options_again(published, options_of(RunOptions))
     say(console, f"{file} says: lunar-tune unlearn {shlex.join(again)}")
     if ignored:
         say(console, f"without a part in the run: {', '.join(ignored)}")
