@@ -41,7 +41,7 @@ from lunar_tune.config.search_config import RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.models.loading import load_config
-from lunar_tune.report.progress import build_progress, epochs_shown
+from lunar_tune.report.progress import build_progress, epochs_shown, tiny_progress
 from lunar_tune.search.samplers import SAMPLERS
 from lunar_tune.search.space import Choice, FloatRange, IntRange, Parameter, SearchSpace
 from lunar_tune.search.space_sources import load_space
@@ -150,8 +150,8 @@ def axis_of(name: str, kind: Parameter, steps: Mapping[str, int]) -> Axis:
 def record(grid: Grid, spec: TrialSpec, console: Console) -> None:
     """Run a trial at each point that is missing, and save the file after each."""
     layers = next(axis.values for axis in grid.axes if axis.name == "layer")
-    with build_progress(console) as bar:
-        spec = materialise(spec, epochs_shown(bar))
+    with tiny_progress(console) as on_progress:
+        spec = materialise(spec, on_progress)
     worker = Worker(dataclasses.replace(spec, layers=tuple(map(int, layers))))
     scores = worker.baseline().evaluation.scores  # its answers are the trials' drafts
     console.print(

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,29 +21,23 @@ from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
-from lunar_tune.report.progress import build_progress, epochs_shown
+from lunar_tune.report.progress import tiny_progress
 
 if TYPE_CHECKING:
-    from lunar_tune.study.rows import TrialRow
     from lunar_tune.trial.single import SideBySide
-    from lunar_tune.trial.spec import TrialSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions(TrialOptions):
     """What the command takes."""
 
-    questions: tuple[str, ...] = option(
-        (),
-        "What to ask; without one, questions are read from the terminal, or a line each from "
-        "standard input.",
-        SUBJECT,
-        positional=True,
-    )
-    max_new_tokens: int = same_option(
-        RunOptions, "max_new_tokens", default=128, help="Token budget of an answer.", common=True
-    )
-    json: Path | None = same_option(Reused, "json", help="Write questions and answers as JSON.")
+    questions: tuple[str, ...] = option((), group=SUBJECT, positional=True)
+    """What to ask; without one, questions are read from the terminal, or a line each from standard
+    input."""
+    max_new_tokens: int = same_option(RunOptions, "max_new_tokens", default=128, common=True)
+    """Token budget of an answer."""
+    json: Path | None = same_option(Reused, "json")
+    """Write questions and answers as JSON."""
 
 
 def ask(options: AskOptions, problems: Problems) -> None:
@@ -59,12 +53,13 @@ def ask(options: AskOptions, problems: Problems) -> None:
     """
     from lunar_tune.report.results import load_search
     from lunar_tune.search.resume import assemble_again
-    from lunar_tune.trial.single import check_questions
+    from lunar_tune.trial.assemble import materialise
+    from lunar_tune.trial.single import asking
 
     console = options.console()
     answered = Console(emoji=False)  # also when quiet: answers are what was asked for
-    with problems.collect():
-        check_questions(options.questions)
+    if not all(question.strip() for question in options.questions):
+        problems.add("a question is empty.")
     with problems.collect():
         results = load_search(options.search, runs=options.output)
         with problems.collect():
@@ -75,8 +70,15 @@ def ask(options: AskOptions, problems: Problems) -> None:
     is_typed = not options.questions and sys.stdin.isatty()
     batches = _typed() if is_typed else [options.questions or _piped()]
     asked: list[SideBySide] = []
+    with tiny_progress(console) as on_progress:
+        spec = materialise(spec, on_progress)
     try:
-        with _asking(spec, row, console, options.max_new_tokens) as ask_both:
+        with contextlib.ExitStack() as held:
+            with console.status("loading the model and unlearning"):
+                epochs, budget = len(row.losses) or None, options.max_new_tokens
+                fitted = asking(spec, row.parameters, epochs=epochs, max_new_tokens=budget)
+                ask_both = held.enter_context(fitted)
+            say(console, f"trial {row.number}: {row.label}")
             for questions in batches:
                 for one in ask_both(questions):
                     asked.append(one)
@@ -93,26 +95,6 @@ def ask(options: AskOptions, problems: Problems) -> None:
             }
             write_json(options.json, document)
             say(console, f"answers written to {options.json}")
-
-
-@contextlib.contextmanager
-def _asking(
-    spec: TrialSpec, row: TrialRow, console: Console, max_new_tokens: int
-) -> Iterator[Callable[[Sequence[str]], list[SideBySide]]]:
-    """Inside, both models answer; load and fit them first."""
-    from lunar_tune.trial.assemble import materialise
-    from lunar_tune.trial.single import asking
-
-    with build_progress(console) as bar:
-        ready = materialise(spec, epochs_shown(bar))
-    epochs = len(row.losses) or None
-    with contextlib.ExitStack() as held:
-        with console.status("loading the model and unlearning"):
-            ask_both = held.enter_context(
-                asking(ready, row.parameters, epochs=epochs, max_new_tokens=max_new_tokens)
-            )
-        say(console, f"trial {row.number}: {row.label}")
-        yield ask_both
 
 
 def _piped() -> list[str]:

@@ -23,6 +23,7 @@ from lunar_tune.config.fields import (
     check_values,
     flag_of,
     from_document,
+    help_of,
     option,
     options_of,
     same_option,
@@ -46,15 +47,12 @@ HELP_ALL = "--help-all"
 class CommonOptions:
     """What every command takes."""
 
-    config: Path | None = option(
-        None,
-        "Take options from a YAML file, by their names; those of the command line win.",
-        OUTPUT,
-        metavar="FILE",
-        stored=False,
-    )
-    quiet: bool = option(False, "Show errors only.", OUTPUT, stored=False)
-    debug: bool = option(False, "Show tracebacks of errors too.", OUTPUT, stored=False)
+    config: Path | None = option(None, group=OUTPUT, metavar="FILE", stored=False)
+    """Take options from a YAML file, by their names; those of the command line win."""
+    quiet: bool = option(False, group=OUTPUT, stored=False)
+    """Show errors only."""
+    debug: bool = option(False, group=OUTPUT, stored=False)
+    """Show tracebacks of errors too."""
     given: Mapping[str, str] = field(default_factory=dict)
     """Where values come from that were not left at their default, by field name."""
 
@@ -67,33 +65,26 @@ class CommonOptions:
 class Reused:
     """What several commands take, each with a help of its own (`same_option`)."""
 
-    json: Path | None = option(
-        None, "Write JSON.", OUTPUT, metavar="FILE", common=True, written=True
-    )
-    save: Path | None = option(None, "Write files.", OUTPUT, metavar="DIR", common=True)
-    dry_run: bool = option(
-        False,
-        "Check what needs no weights, show the plan, and stop.",
-        PLACE,
-        common=True,
-        stored=False,
-    )
+    json: Path | None = option(None, group=OUTPUT, metavar="FILE", common=True, written=True)
+    """Write JSON."""
+    save: Path | None = option(None, group=OUTPUT, metavar="DIR", common=True)
+    """Write files."""
+    dry_run: bool = option(False, group=PLACE, common=True, stored=False)
+    """Check what needs no weights, show the plan, and stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOptions(CommonOptions):
     """What a command takes that runs a search's trial again."""
 
-    search: str = option(MISSING, "A search's folder, or its name.", SUBJECT, positional=True)
-    trial: int | None = option(
-        None, "Number of the trial. Default: the confirmed best.", SUBJECT, common=True
-    )
-    output: Path = same_option(
-        SearchConfig, "output", help="Where names of searches are looked up."
-    )
-    device: str | None = same_option(
-        SearchConfig, "device", default=None, help="cpu, cuda or auto. Default: the search's."
-    )
+    search: str = option(MISSING, group=SUBJECT, positional=True)
+    """A search's folder, or its name."""
+    trial: int | None = option(None, group=SUBJECT, common=True)
+    """Number of the trial. Default: the confirmed best."""
+    output: Path = same_option(SearchConfig, "output")
+    """Where names of searches are looked up."""
+    device: str | None = same_option(SearchConfig, "device", default=None)
+    """cpu, cuda or auto. Default: the search's."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,19 @@ class Command:
             group_commands=Group("Commands", show=False),
             suppress_keyboard_interrupt=False,
         )
-        app.default(self._taken(shown))
+        kinds = types_of(self.options)
+        parameters = [
+            self._parameter(name, said, kinds[name], shown)
+            for name, said in options_of(self.options).items()
+        ]
+
+        def take() -> None:
+            """Stand for the command: cyclopts reads a line by what this function takes."""
+
+        signature = inspect.Signature(sorted(parameters, key=lambda one: one.kind))
+        take.__signature__ = signature  # type: ignore[attr-defined]
+        take.__annotations__ = {one.name: one.annotation for one in parameters}
+        app.default(take)
         return app
 
     def main(self, arguments: Sequence[str]) -> int:
@@ -129,15 +132,16 @@ class Command:
         with reporting_errors(debug="--debug" in given):
             is_help = not {"--help", "-h"}.isdisjoint(given)
             shown = "all" if HELP_ALL in arguments else "common"
+            app = self.app(shown if is_help else None)
             try:
-                values = self.app(shown if is_help else None)(
-                    given, exit_on_error=False, print_error=False, result_action="return_value"
-                )
+                called, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
             except cyclopts.CycloptsError as error:
                 advice = f"(lunar-tune {self.run.__name__} --help)"
                 raise InputError(f"{str(error).strip()} {advice}") from error
-            if not isinstance(values, dict):  # help or version was shown
+            if called is not app.default_command:  # it shows help or the version
+                called(*bound.args, **bound.kwargs)
                 return 0
+            values = from_document(self.options, bound.arguments)
             origins = dict.fromkeys(values, "command line")
             if (file := values.get("config")) is not None:
                 stated = self._from_file(file)
@@ -147,7 +151,7 @@ class Command:
             for name, said in options_of(self.options).items():
                 if name not in values and not hasattr(self.options, name):
                     written = name.upper() if said.positional else flag_of(name)
-                    problems.add(f"{written} is needed: {said.help}")
+                    problems.add(f"{written} is needed: {help_of(self.options, name)}")
             problems.raise_if_any()
             options = self.options(**values, given=origins)
             check_values(options, problems)
@@ -172,27 +176,10 @@ class Command:
             }
         return from_document(self.options, document, source=str(file))
 
-    def _taken(self, shown: str | None) -> Callable[..., dict[str, Any]]:
-        """Return a function whose signature is the options, each None where it is not given."""
-        kinds = types_of(self.options)
-        parameters = [
-            self._parameter(name, said, kinds[name], shown)
-            for name, said in options_of(self.options).items()
-        ]
-        signature = inspect.Signature(sorted(parameters, key=lambda one: one.kind))
-
-        def take(*positional: Any, **values: Any) -> dict[str, Any]:
-            bound = signature.bind(*positional, **values).arguments
-            given = {name: value for name, value in bound.items() if value not in (None, ())}
-            return from_document(self.options, given)
-
-        take.__signature__ = signature  # type: ignore[attr-defined]
-        take.__annotations__ = {one.name: one.annotation for one in parameters}
-        return take
-
     def _parameter(
         self, name: str, said: Option, kind: Any, shown: str | None
     ) -> inspect.Parameter:
+        """Return an option as a parameter of a function that cyclopts could call."""
         default = getattr(self.options, name, None)
         off = f"--no-{flag_of(name).removeprefix('--')}"
         # In the help a switch has one form, the one that changes something.
@@ -203,7 +190,7 @@ class Command:
         metavar = f"{said.metavar} …" if several and not said.commas else said.metavar
         parameter = Parameter(
             name=None if said.positional else flag,
-            help=said.help,
+            help=help_of(self.options, name),
             group=Group(said.group, sort_key=GROUPS.index(said.group)),
             show=said.common or said.positional or shown != "common",
             negative=off if kind is bool and not shown else (),
@@ -224,18 +211,16 @@ class Command:
         )
 
 
-def options_again(
-    config: RunOptions, given: Collection[str], *, owner: type[RunOptions] = SearchConfig
-) -> tuple[str, ...]:
+def options_again(config: RunOptions, given: Collection[str]) -> tuple[str, ...]:
     """Return the options of a command that gives a configuration again, but for a search's name.
 
     `given` are the fields that were not left at their default. The options are shown: a password
     in an address is left out.
     """
     arguments: list[str] = []
-    for name, said in options_of(owner).items():
+    for name, said in options_of(type(config)).items():
         value, flag = getattr(config, name), flag_of(name)
-        if not said.stored or name not in given or value in (None, getattr(owner, name)):
+        if not said.stored or name not in given or value in (None, getattr(type(config), name)):
             continue
         if isinstance(value, bool):
             arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")

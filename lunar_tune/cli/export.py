@@ -61,17 +61,13 @@ def export(options: ExportOptions, problems: Problems) -> None:
     `lunar-tune export runs/NAME --save unlearned`
     """
     from lunar_tune.export.writing import export as run_export
-    from lunar_tune.report.progress import build_progress, epochs_shown
+    from lunar_tune.report.progress import tiny_progress
     from lunar_tune.tracking.registering import register_model
 
     console = options.console()
     results, job = _checked(options, problems)
-    with build_progress(console) as bar:
-        exported = run_export(
-            job,
-            on_build=epochs_shown(bar),
-            on_step=lambda text: say(bar.console, text),
-        )
+    with tiny_progress(console) as on_build:
+        exported = run_export(job, on_build=on_build, on_step=lambda text: say(console, text))
     _show(exported, console)
     if options.json is not None:
         write_json(options.json, exported.document())

@@ -16,7 +16,7 @@ from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignm
 from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.finetuning.finetune_job import FinetuneSettings, read_settings
-from lunar_tune.report.progress import build_progress, epochs_shown
+from lunar_tune.report.progress import tiny_progress
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
@@ -43,17 +43,10 @@ class FinetuneOptions(ModelOptions, CommonOptions):
         help="Fix a setting of the training, for example trained=full or epochs=30. There are "
         f"{', '.join(one.name for one in dataclasses.fields(FinetuneSettings))}.",
     )
-    save: Path = same_option(
-        Reused,
-        "save",
-        help="Folder of the checkpoint. The same command goes on with an unfinished one.",
-        default=MISSING,
-    )
-    tracking_uri: str | None = same_option(
-        SearchConfig,
-        "tracking_uri",
-        help="MLflow tracking URI. Default: a sqlite file beside the checkpoint's folder.",
-    )
+    save: Path = same_option(Reused, "save", default=MISSING)
+    """Folder of the checkpoint. The same command goes on with an unfinished one."""
+    tracking_uri: str | None = same_option(SearchConfig, "tracking_uri")
+    """MLflow tracking URI. Default: a sqlite file beside the checkpoint's folder."""
 
 
 def finetune(options: FinetuneOptions, problems: Problems) -> int:
@@ -82,8 +75,8 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
         check_output(options.save)
     run = shared_options(options, RunOptions, without={"fix"})
     job = assemble_finetuning(run, settings, problems)
-    with build_progress(console) as bar:
-        job = materialise(job, epochs_shown(bar))
+    with tiny_progress(console) as on_progress:
+        job = materialise(job, on_progress)
     print_plan(console, {**_facts(job), "output": str(options.save)})
     place = options.save.resolve()
     uri = options.tracking_uri or default_tracking_uri(place.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignm
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
-from lunar_tune.report.progress import build_progress, epochs_shown
+from lunar_tune.report.progress import build_progress, tiny_progress
 
 if TYPE_CHECKING:
     from lunar_tune.trial.layer_scores import LayerPrior
     from lunar_tune.trial.spec import TrialSpec
 
+_TOO_MANY = 1000  # decoder blocks; more than any model has
 _ANSWER_WIDTH, _LEAST_ANSWER, _OTHER_COLUMNS = 60, 12, 60
 
 
@@ -36,35 +38,23 @@ class LayersOptions(ModelOptions, CommonOptions):
     refusals: str = same_option(RunOptions, "refusals")
     holdout: bool = same_option(RunOptions, "holdout")
     text: bool = same_option(RunOptions, "text")
-    evaluation_rows: int | None = same_option(
-        RunOptions,
-        "evaluation_rows",
-        default=20,
-        help="Questions to forget that are asked, by edge.",
-        common=True,
-    )
+    evaluation_rows: int = same_option(RunOptions, "evaluation_rows", default=20, common=True)
+    """Questions to forget that are asked, by edge."""
     fix: tuple[str, ...] = same_option(
-        RunOptions,
-        "fix",
-        default=("coefficient=2",),
-        help="How far to move along each unlearning vector.",
-        metavar="coefficient=C",
+        RunOptions, "fix", default=("coefficient=2",), metavar="coefficient=C"
     )
-    range: tuple[str, ...] = same_option(
-        SearchConfig,
-        "range",
-        help="Decoder blocks to score. Default: all.",
-        metavar="layer=LOW:HIGH",
-    )
+    """How far to move along each unlearning vector."""
+    range: tuple[str, ...] = same_option(SearchConfig, "range", metavar="layer=LOW:HIGH")
+    """Decoder blocks to score. Default: all."""
     max_new_tokens: int | None = same_option(SearchConfig, "max_new_tokens")
     embedding_model: str | None = same_option(RunOptions, "embedding_model")
     seed: int = same_option(RunOptions, "seed")
     memory_budget: float | None = same_option(RunOptions, "memory_budget")
     cache_limit: float | None = same_option(RunOptions, "cache_limit")
-    json: Path | None = same_option(Reused, "json", help="Write the scores, for a search's prior.")
-    save: Path | None = same_option(
-        Reused, "save", help="Draw the curve, as .png or .svg.", metavar="FILE", written=True
-    )
+    json: Path | None = same_option(Reused, "json")
+    """Write the scores, for a search's prior."""
+    save: Path | None = same_option(Reused, "save", metavar="FILE", written=True)
+    """Draw the curve, as .png or .svg."""
 
 
 def layers(options: LayersOptions, problems: Problems) -> None:
@@ -85,15 +75,15 @@ def layers(options: LayersOptions, problems: Problems) -> None:
     spec, coefficient, chosen = _checked(options, problems)
     if spec.embedding_model is not None:  # before the large model is loaded
         embedder = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
+    with tiny_progress(console) as on_progress:
+        spec = materialise(spec, on_progress)
     with build_progress(console) as bar:
-        ready = materialise(spec, epochs_shown(bar))
         asking = bar.add_task("asking, layer by layer", total=None, note="")
-        worker = Worker(dataclasses.replace(ready, metrics=()))  # it judges no trial
         prior, answers = layer_scores(
-            worker,
+            Worker(dataclasses.replace(spec, metrics=())),  # it judges no trial
             coefficient=coefficient,
             layers=chosen,
-            rows=options.evaluation_rows or 1,
+            rows=options.evaluation_rows,
             embedder=embedder,
             on_layer=lambda done, total: bar.update(asking, completed=done, total=total),
         )
@@ -102,7 +92,13 @@ def layers(options: LayersOptions, problems: Problems) -> None:
         write_atomically(options.json, prior.document().encode())
         say(console, f"scores written to {options.json}")
     if options.save is not None:
-        _draw(prior, options.save)
+        from lunar_tune.report.charts import layer_curve
+        from lunar_tune.report.marks import save_chart
+        from lunar_tune.report.report import LayerCurve
+
+        edges = ", ".join(prior.forget_edges)
+        title = f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}"
+        save_chart(layer_curve(LayerCurve.read(prior.model_dump()), title=title), options.save)
         say(console, f"picture written to {options.save}")
 
 
@@ -112,35 +108,34 @@ def _checked(
     """Return the spec, the coefficient and the layers, or say everything that is wrong."""
     from lunar_tune.models.layout import check_layers
     from lunar_tune.trial.assemble import assemble, known_depth
-    from lunar_tune.trial.layer_scores import check_coefficient, check_has_layers
 
     chosen = None
     # Nothing is fitted and nothing is scored by ROUGE: all else is left at its default.
     run = shared_options(options, RunOptions, without={"evaluation_rows", "fix"})
-    with problems.collect():
-        _check_picture(options.save)
+    if options.save is not None:
+        from lunar_tune.report.marks import PICTURE_SUFFIXES  # loads Altair
+
+        if options.save.suffix.lower() not in PICTURE_SUFFIXES:
+            endings = " or ".join(PICTURE_SUFFIXES)
+            problems.add(f"--save {options.save}: a name that ends in {endings}.")
     with problems.collect():
         coefficient = _coefficient(options.fix)
-        check_coefficient(coefficient)
     with problems.collect():
         spec = assemble(run)
-        check_has_layers(spec.method)
     if options.range:
         with problems.collect():
-            chosen = _layers(options.range)
+            name, low, high = read_range(options.range[0])
+            is_whole = low.is_integer() and high.is_integer()
+            can_be = is_whole and 0 <= low <= high < _TOO_MANY
+            if len(options.range) > 1 or name != "layer" or not can_be:
+                listed = ", ".join(options.range)
+                limits = f"whole numbers from 0 to {_TOO_MANY - 1}"
+                raise InputError(f"--range {listed}: layer=LOW:HIGH, in {limits}.")
+            chosen = tuple(range(int(low), int(high) + 1))
             if (depth := known_depth(run)) is not None:
                 check_layers(chosen, depth, option="--range layer")
     problems.raise_if_any()
     return spec, coefficient, chosen
-
-
-def _check_picture(file: Path | None) -> None:
-    if file is None:
-        return
-    from lunar_tune.report.marks import PICTURE_SUFFIXES  # loads Altair
-
-    if file.suffix.lower() not in PICTURE_SUFFIXES:
-        raise InputError(f"--save {file}: a name that ends in {' or '.join(PICTURE_SUFFIXES)}.")
 
 
 def _coefficient(fix: tuple[str, ...]) -> float:
@@ -149,15 +144,9 @@ def _coefficient(fix: tuple[str, ...]) -> float:
     value = fixed.pop("coefficient", None)
     if fixed or isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"--fix {', '.join(fix)}: coefficient=NUMBER is all that is fixed here.")
+    if value == 0 or not math.isfinite(value):
+        raise InputError(f"--fix coefficient={value}: a finite number other than 0.")
     return float(value)
-
-
-def _layers(ranges: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the blocks of a range."""
-    name, low, high = read_range(ranges[0])
-    if len(ranges) > 1 or name != "layer" or not (low.is_integer() and high.is_integer()):
-        raise InputError(f"--range {', '.join(ranges)}: layer=LOW:HIGH, in whole numbers.")
-    return tuple(range(int(low), int(high) + 1))
 
 
 def _show(
@@ -174,15 +163,11 @@ def _show(
     rows, by_layer = [], {one.layer: one for one in prior.layers}
     for layer, seen in ((None, prior.base_model), *by_layer.items()):
         mark = "recommended" if layer in prior.recommended else ""
-        rows.append(
-            (
-                "none" if layer is None else layer,
-                *(f"{value:.3f}" for value in (seen.s1, seen.s2, seen.score)),
-                f"{seen.unfinished}/{prior.rows}",
-                "best" if layer == prior.best else mark,
-                *((" ".join(answers[layer][0].split())[:width],) if text else ()),
-            )
-        )
+        similarities = (f"{value:.3f}" for value in (seen.s1, seen.s2, seen.score))
+        sample = (" ".join(answers[layer][0].split())[:width],) if text else ()
+        unfinished = f"{seen.unfinished}/{prior.rows}"
+        mark = "best" if layer == prior.best else mark
+        rows.append(("none" if layer is None else layer, *similarities, unfinished, mark, *sample))
     columns = ("layer", "s1", "s2", "s1-s2", "unfinished", "", *(("an answer",) if text else ()))
     say(
         console,
@@ -205,16 +190,6 @@ def _show(
             "most answers at the best layer do not end: the vector is added too strongly for the "
             "curve to tell layers apart; try a smaller --fix coefficient.",
         )
-
-
-def _draw(prior: LayerPrior, plot: Path) -> None:
-    from lunar_tune.report.charts import layer_curve
-    from lunar_tune.report.marks import save_chart
-    from lunar_tune.report.report import LayerCurve
-
-    edges = ", ".join(prior.forget_edges)
-    title = f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}"
-    save_chart(layer_curve(LayerCurve.read(prior.model_dump()), title=title), plot)
 
 
 COMMAND = Command(layers, LayersOptions)

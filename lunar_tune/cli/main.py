@@ -59,16 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        [
-            "Tune LLM unlearning: lunar-tune COMMAND …",
-            "",
-            *lines,
-            "",
-            f"lunar-tune COMMAND --help explains a command, {HELP_ALL} shows all of its options;",
-            "--version, --install-completion.",
-        ]
+    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    return (
+        f"Tune LLM unlearning: lunar-tune COMMAND …\n\n{lines}\n\n"
+        f"lunar-tune COMMAND --help explains a command, {HELP_ALL} shows all of its options;\n"
+        "--version, --install-completion."
     )
 
 

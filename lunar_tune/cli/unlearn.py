@@ -17,7 +17,7 @@ from lunar_tune.config.run_options import RunOptions, read_assignments
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.report.progress import build_progress, epochs_shown
+from lunar_tune.report.progress import tiny_progress
 from lunar_tune.study.rows import score_cells
 
 if TYPE_CHECKING:
@@ -28,25 +28,15 @@ if TYPE_CHECKING:
 class UnlearnOptions(RunOptions, CommonOptions):
     """What the command takes."""
 
-    fix: tuple[str, ...] = same_option(
-        RunOptions,
-        "fix",
-        help="Parameters and settings of the method: layer=1 coefficient=2 learning_rate=0.003; "
-        "several layers with commas between.",
-        group=SUBJECT,
-        positional=True,
-    )
-    published_config: Path | None = option(
-        None,
-        "A forget.yaml of the published code; what is given beside it wins.",
-        SUBJECT,
-        metavar="FILE",
-        common=True,
-    )
-    json: Path | None = same_option(Reused, "json", help="Write scores and answers as JSON.")
-    save: Path | None = same_option(
-        Reused, "save", help="Save the unlearned model as a Hugging Face checkpoint in this folder."
-    )
+    fix: tuple[str, ...] = same_option(RunOptions, "fix", group=SUBJECT, positional=True)
+    """Parameters and settings of the method: layer=1 coefficient=2 learning_rate=0.003; several
+    layers with commas between."""
+    published_config: Path | None = option(None, group=SUBJECT, metavar="FILE", common=True)
+    """A forget.yaml of the published code; what is given beside it wins."""
+    json: Path | None = same_option(Reused, "json")
+    """Write scores and answers as JSON."""
+    save: Path | None = same_option(Reused, "save")
+    """Save the unlearned model as a Hugging Face checkpoint in this folder."""
 
 
 def unlearn(options: UnlearnOptions, problems: Problems) -> None:
@@ -61,29 +51,15 @@ def unlearn(options: UnlearnOptions, problems: Problems) -> None:
 
     The same from Python: `lunar_tune.unlearn_once(layer=1, coefficient=2.0, learning_rate=0.003)`
     """
-    from lunar_tune.trial.assemble import assemble, configured
     from lunar_tune.trial.single import unlearn_once
 
     console = options.console()
     run, save_to = shared_options(options, RunOptions), options.save
     if options.published_config is not None:
         run, save_to = _published(options.published_config, options, console)
-    with problems.collect():
-        method, parameters = configured(run)
-        for name in method.parameters:
-            if name not in parameters:
-                problems.add(f"{name}={name.upper()} is needed.")
-    if problems.messages:
-        with problems.collect():
-            assemble(run)  # to say all that is wrong
-    problems.raise_if_any()
-    with build_progress(console) as bar:
+    with tiny_progress(console) as on_progress:
         done = unlearn_once(
-            run,
-            baseline=True,
-            save_to=save_to,
-            on_progress=epochs_shown(bar),
-            **parameters,
+            run, baseline=True, save_to=save_to, on_progress=on_progress, problems=problems
         )
     _show(done, console)
     if options.json is not None:
@@ -100,18 +76,11 @@ def _show(run: SingleRun, console: Console) -> None:
     rows = {"base model": score_cells(before), "unlearned": score_cells(run.scores), "rows": counts}
     console.print("ROUGE-1 recall of the answers")
     console.print(score_table(rows))
-    if run.spec.metrics:
-        further = [
-            (
-                name,
-                *(
-                    f"{scores[name]:.4g}" if name in scores else "-"
-                    for scores in (before, run.scores)
-                ),
-                "lower" if METRICS[name].lower_is_better else "higher",
-            )
-            for name in run.spec.metrics
-        ]
+    further = []
+    for name in run.spec.metrics:
+        shown = (f"{one[name]:.4g}" if name in one else "-" for one in (before, run.scores))
+        further.append((name, *shown, "lower" if METRICS[name].lower_is_better else "higher"))
+    if further:
         columns = ("", "base model", "unlearned", "better")
         console.print(plain_table(columns, further, left=("", "better")))
     seconds = run.result.seconds
@@ -131,7 +100,7 @@ def _published(
     from lunar_tune.trial.published_config import read_published_config
 
     published, save_to, ignored = read_published_config(file)
-    again = options_again(published, options_of(RunOptions), owner=RunOptions)
+    again = options_again(published, options_of(RunOptions))
     say(console, f"{file} says: lunar-tune unlearn {shlex.join(again)}")
     if ignored:
         say(console, f"without a part in the run: {', '.join(ignored)}")

@@ -1,17 +1,22 @@
 """Options as dataclass fields: one declaration says everything that is said of an option.
 
-From it follow the flag, the key in files, the help, the check of its range, what the signature of a
-search holds and what `--resume` accepts.
+From it follow the flag, the key in files, the check of its range, what the signature of a search
+holds and what `--resume` accepts. The text below it is the help.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
+import inspect
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +27,7 @@ __all__ = [
     "check_values",
     "flag_of",
     "from_document",
+    "help_of",
     "option",
     "options_of",
     "same_option",
@@ -38,8 +44,9 @@ Options = TypeVar("Options")
 class Option:
     """What is said of one option, beside its name, type and default."""
 
-    help: str
-    group: str
+    help: str = ""
+    """Where it is not the text below the declaration."""
+    group: str = ""
     """Heading of the help under which it stands."""
     metavar: str | None = None
     """What its value looks like, where the type does not say it."""
@@ -66,9 +73,11 @@ class Option:
     """Whether it names a file to write."""
     stored: bool = True
     """Whether it is part of what is kept of a search, and of the command that gives it again."""
+    same_as: tuple[Any, str] | None = field(default=None, compare=False)
+    """Class and name of the option that it repeats."""
 
 
-def option(default: Any, help: str, group: str, **facts: Any) -> Any:
+def option(default: Any, help: str = "", group: str = "", **facts: Any) -> Any:
     """Return the dataclass field of an `Option`."""
     return field(default=default, metadata={_METADATA: Option(help=help, group=group, **facts)})
 
@@ -77,7 +86,7 @@ def same_option(owner: Any, name: str, **changes: Any) -> Any:
     """Return an option of another class as a field, with other facts or another `default`."""
     declared = owner.__dataclass_fields__[name]
     default = changes.pop("default", declared.default)
-    said = dataclasses.replace(declared.metadata[_METADATA], **changes)
+    said = dataclasses.replace(declared.metadata[_METADATA], same_as=(owner, name), **changes)
     return field(default=default, metadata={_METADATA: said})
 
 
@@ -100,6 +109,26 @@ def options_of(owner: Any) -> Mapping[str, Option]:
         for entry in dataclasses.fields(owner)
         if _METADATA in entry.metadata
     }
+
+
+def help_of(owner: Any, name: str) -> str:
+    """Return what the help says of an option."""
+    said = options_of(owner)[name]
+    text = next(texts[name] for one in owner.__mro__ if name in (texts := _texts_below(one)))
+    return text or said.help or (help_of(*said.same_as) if said.same_as is not None else "")
+
+
+@functools.cache
+def _texts_below(owner: type) -> Mapping[str, str]:
+    """Return the text below each field that a class declares, empty where there is none."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    body = next(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    texts = {}
+    for declared, below in pairwise([*body, ast.Pass()]):
+        if isinstance(declared, ast.AnnAssign):
+            text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
+            texts[ast.unparse(declared.target)] = " ".join(text.split())
+    return texts
 
 
 def types_of(owner: Any) -> Mapping[str, Any]:
@@ -162,12 +191,16 @@ def from_document(
             continue
         where = flag_of(name) if source is None else f"{source}: {key}"
         try:
-            read[name] = _typed(value, kinds[name], commas=known[name].commas)
-        except (TypeError, ValueError, OverflowError):
+            typed = _typed(value, kinds[name])
+        except ValueError:
             problems.add(f"{where} is {value!r}; {_kind(kinds[name])} is needed.")
             continue
-        if read[name] == () and value:
+        if known[name].commas:
+            parts = (part.strip() for text in typed for part in text.split(","))
+            typed = tuple(part for part in parts if part)
+        if typed == () and value:
             problems.add(f"{where} is empty: name at least one, or leave it out.")
+        read[name] = typed
     problems.raise_if_any(InputError)
     return read
 
@@ -175,38 +208,23 @@ def from_document(
 def typed_setting(name: str, value: Any, kind: Any) -> Any:
     """Return a setting's value as its type, or raise an InputError."""
     try:
-        return _typed(value, kind, commas=False)
-    except (TypeError, ValueError, OverflowError):
+        return _typed(value, kind)
+    except ValueError:
         raise InputError(f"{name} {value}: {_kind(kind)} is needed.") from None
 
 
-def _typed(value: Any, kind: Any, *, commas: bool) -> Any:
-    """Return a value as a type, or raise a TypeError, ValueError or OverflowError."""
-    members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and types.NoneType in members:
-        return None
-    kind = next(member for member in members if member is not types.NoneType)
-    if typing.get_origin(kind) is tuple:
-        texts = value if isinstance(value, list | tuple) else [value]
-        if commas:
-            parts = (part.strip() for text in map(_text, texts) for part in text.split(","))
-            return tuple(part for part in parts if part)
-        return tuple(map(_text, texts))
-    if kind is bool or isinstance(value, bool):
-        if kind is not bool or not isinstance(value, bool):
-            raise TypeError
-        return value
-    if kind in (Path, str):
-        return kind(_text(value))
-    if kind is int and isinstance(value, float) and not value.is_integer():
+def _typed(value: Any, kind: Any) -> Any:
+    """Return a value as a type, also a number or a text that spells it, or raise a ValueError."""
+    from pydantic import ConfigDict, TypeAdapter  # slow to load, and no help needs it
+
+    if isinstance(value, bool) is not (kind is bool):  # which pydantic takes for numbers too
         raise ValueError
-    return kind(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str | int | float | Path) or isinstance(value, bool):
-        raise TypeError
-    return str(value)
+    if typing.get_origin(kind) is tuple and not isinstance(value, list | tuple):
+        value = (value,)
+    if isinstance(value, int | float) and kind in (Path, Path | None):
+        value = str(value)
+    adapter = TypeAdapter(kind, config=ConfigDict(coerce_numbers_to_str=True))
+    return adapter.validate_python(value)
 
 
 def _kind(kind: Any) -> str:

@@ -41,166 +41,84 @@ memory_option = functools.partial(option, group=MEMORY)
 class ModelOptions:
     """Which model, loaded and asked how."""
 
-    model: str = model_option(
-        TINY,
-        "Catalogue name, hub id (owner/name[@revision]) or folder.",
-        common=True,
-        resume=True,
-        place=True,
-    )
-    model_path: str | None = model_option(
-        None,
-        "Fine-tuned weights: a folder of a checkpoint or of a PEFT adapter.",
-        metavar="DIR",
-        common=True,
-        resume=True,
-        place=True,
-    )
+    model: str = model_option(TINY, common=True, resume=True, place=True)
+    """Catalogue name, hub id (owner/name[@revision]) or folder."""
+    model_path: str | None = model_option(None, metavar="DIR", common=True, resume=True, place=True)
+    """Fine-tuned weights: a folder of a checkpoint or of a PEFT adapter."""
     dtype: str = model_option(
-        "auto",
-        "Number format of the weights; auto is bfloat16 on a GPU, float32 on a CPU.",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        decides=True,
+        "auto", choices=("auto", "float32", "bfloat16", "float16"), decides=True
     )
-    device: str = model_option("auto", "auto, cpu or cuda.", resume=True)
-    chat_template: str = model_option(
-        OWN,
-        "own (the tokenizer's), published (the published code's bare user turn) or a Jinja file.",
-        metavar="own|published|FILE",
-        resume=True,
-        place=True,
-    )
-    system_prompt: str | None = model_option(
-        None, "System turn before each question; without it the template decides."
-    )
-    trust_remote_code: bool = model_option(
-        False, "Let Python code that comes with the checkpoint run."
-    )
+    """Number format of the weights; auto is bfloat16 on a GPU, float32 on a CPU."""
+    device: str = model_option("auto", resume=True)
+    """auto, cpu or cuda."""
+    chat_template: str = model_option(OWN, metavar="own|published|FILE", resume=True, place=True)
+    """own (the tokenizer's), published (the published code's bare user turn) or a Jinja file."""
+    system_prompt: str | None = model_option(None)
+    """System turn before each question; without it the template decides."""
+    trust_remote_code: bool = model_option(False)
+    """Let Python code that comes with the checkpoint run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """What is to be forgotten, what is to be kept, and how that is judged."""
 
-    data: str | None = data_option(
-        None,
-        "Pairs that the model knows: a shipped or fetched name, or a file. Default: mini for "
-        "tiny, else contracts.",
-        common=True,
-        resume=True,
-        place=True,
-    )
-    forget_edge: tuple[str, ...] = data_option(
-        (), "Edges or groups to forget. Default: A_B.", metavar="EDGE,…", commas=True, common=True
-    )
-    factual_data: str = data_option(
-        "factual", "General knowledge: factual, a file, or none.", resume=True, place=True
-    )
-    reference_prompts: str = data_option(
-        "unverifiable",
-        "Prompts that the model declines: unverifiable, harmful, or a file.",
-        resume=True,
-        place=True,
-    )
-    refusals: str = data_option(
-        "refusals",
-        "Answers that decline, which dpo prefers and refusal_quality compares with: refusals, or a "
-        "file with one a line.",
-        resume=True,
-        place=True,
-    )
-    retain_data: str | None = data_option(
-        None,
-        "Another retain set for the fit; without it, all other edges.",
-        resume=True,
-        place=True,
-    )
-    retain_rows: int | None = data_option(
-        None,
-        "Judge trials on a sample of the retain set of this size, by edge. Default: all rows.",
-        least=1,
-    )
-    evaluation_rows: int | None = data_option(
-        None,
-        "Evaluate the first rows of each set only (the published code: 200). Default: all rows.",
-        least=1,
-    )
-    holdout: bool = data_option(
-        False,
-        "Judge trials on one half of every edge and report on the other, which nothing was tuned "
-        "on.",
-    )
-    text: bool = data_option(
-        True,
-        "Keep questions and answers in files, MLflow and messages; without, rows have their "
-        "numbers and scores. Saved models and kept activations are what they are.",
-    )
+    data: str | None = data_option(None, common=True, resume=True, place=True)
+    """Pairs that the model knows: a shipped or fetched name, or a file. Default: mini for tiny,
+    else contracts."""
+    forget_edge: tuple[str, ...] = data_option((), metavar="EDGE,…", commas=True, common=True)
+    """Edges or groups to forget. Default: A_B."""
+    factual_data: str = data_option("factual", resume=True, place=True)
+    """General knowledge: factual, a file, or none."""
+    reference_prompts: str = data_option("unverifiable", resume=True, place=True)
+    """Prompts that the model declines: unverifiable, harmful, or a file."""
+    refusals: str = data_option("refusals", resume=True, place=True)
+    """Answers that decline, which dpo prefers and refusal_quality compares with: refusals, or a
+    file with one a line."""
+    retain_data: str | None = data_option(None, resume=True, place=True)
+    """Another retain set for the fit; without it, all other edges."""
+    retain_rows: int | None = data_option(None, least=1)
+    """Judge trials on a sample of the retain set of this size, by edge. Default: all rows."""
+    evaluation_rows: int | None = data_option(None, least=1)
+    """Evaluate the first rows of each set only (the published code: 200). Default: all rows."""
+    holdout: bool = data_option(False)
+    """Judge trials on one half of every edge and report on the other, which nothing was tuned
+    on."""
+    text: bool = data_option(True)
+    """Keep questions and answers in files, MLflow and messages; without, rows have their numbers
+    and scores. Saved models and kept activations are what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(ModelOptions, DataOptions):
     """Everything that a single run is told, except its setting."""
 
-    method: str = method_option(
-        "lunar", "Unlearning method, for example lunar or npo; a wrong name lists all.", common=True
-    )
-    solver: str | None = method_option(
-        None, "How lunar fits, for example closed_form. Default: adamw.", common=True
-    )
-    fix: tuple[str, ...] = method_option(
-        (),
-        "Fix parameters or settings of the method: layer=22, rank=16, trained=full.",
-        metavar="NAME=VALUE",
-        common=True,
-        decides=True,
-    )
-    seed: int = method_option(
-        0, "Random seed.", least=0, most=LARGEST_SEED, common=True, decides=True
-    )
-    max_new_tokens: int | None = answer_option(
-        PUBLISHED_MAX_NEW_TOKENS, "Token budget of an answer.", least=1, decides=True
-    )
-    rouge_tokenizer: str = answer_option(
-        "default",
-        "Words that ROUGE counts: default (a-z and digits, stemmed) or words (every script).",
-        decides=True,
-    )
-    metrics: tuple[str, ...] = answer_option(
-        (),
-        "Scores to report beside ROUGE, for example forget_mrr,retain_mrr; a wrong name lists all.",
-        metavar="METRIC,…",
-        commas=True,
-    )
-    embedding_model: str | None = answer_option(
-        None,
-        "Sentence-embedding model, hub id or folder, in which answers are compared with refusals. "
-        "Default: the model's own states.",
-        resume=True,
-        place=True,
-    )
-    engine: str = memory_option(
-        "fast",
-        "fast (what trials share is computed once), plain (every answer from its first token on) "
-        "or, for a single run, reference (lunar_tune/reference.py). All give the same answers, up "
-        "to rounding.",
-        choices=ENGINES,
-        resume=True,
-    )
-    memory_budget: float | None = memory_option(
-        None,
-        "GiB of the GPU that weights, streams and batches share. Default: all that is free.",
-        metavar="GIB",
-        above=0,
-        resume=True,
-    )
-    cache_limit: float | None = memory_option(
-        None,
-        "GiB that activations on disk may take; 0 keeps none there. Default: a quarter of the "
-        "disk's free space, at most 100.",
-        metavar="GIB",
-        least=0,
-        resume=True,
-    )
+    method: str = method_option("lunar", common=True)
+    """Unlearning method, for example lunar or npo; a wrong name lists all."""
+    solver: str | None = method_option(None, common=True)
+    """How lunar fits, for example closed_form. Default: adamw."""
+    fix: tuple[str, ...] = method_option((), metavar="NAME=VALUE", common=True, decides=True)
+    """Fix parameters or settings of the method: layer=22, rank=16, trained=full."""
+    seed: int = method_option(0, least=0, most=LARGEST_SEED, common=True, decides=True)
+    """Random seed."""
+    max_new_tokens: int | None = answer_option(PUBLISHED_MAX_NEW_TOKENS, least=1, decides=True)
+    """Token budget of an answer."""
+    rouge_tokenizer: str = answer_option("default", decides=True)
+    """Words that ROUGE counts: default (a-z and digits, stemmed) or words (every script)."""
+    metrics: tuple[str, ...] = answer_option((), metavar="METRIC,…", commas=True)
+    """Scores to report beside ROUGE, for example forget_mrr,retain_mrr; a wrong name lists all."""
+    embedding_model: str | None = answer_option(None, resume=True, place=True)
+    """Sentence-embedding model, hub id or folder, in which answers are compared with refusals.
+    Default: the model's own states."""
+    engine: str = memory_option("fast", choices=ENGINES, resume=True)
+    """fast (what trials share is computed once), plain (every answer from its first token on) or,
+    for a single run, reference (lunar_tune/reference.py). All give the same answers, up to
+    rounding."""
+    memory_budget: float | None = memory_option(None, metavar="GIB", above=0, resume=True)
+    """GiB of the GPU that weights, streams and batches share. Default: all that is free."""
+    cache_limit: float | None = memory_option(None, metavar="GIB", least=0, resume=True)
+    """GiB that activations on disk may take; 0 keeps none there. Default: a quarter of the disk's
+    free space, at most 100."""
 
     @property
     def fixed(self) -> Mapping[str, Any]:

@@ -33,110 +33,55 @@ place_option = functools.partial(option, group=PLACE)
 class SearchConfig(RunOptions):
     """Search configuration."""
 
-    max_new_tokens: int | None = same_option(
-        RunOptions,
-        "max_new_tokens",
-        default=None,
-        help="Token budget of an answer in a trial; the confirmation has at least 512. Default: "
-        "twice the longest true answer.",
-    )
-    num_trials: int = search_option(30, "Trials to run.", least=1, common=True, resume=True)
-    minimise: str = search_option(
-        "forget_rouge1",
-        "Metric to make as good as possible.",
-        metavar="METRIC",
-        common=True,
-        decides=True,
-    )
+    max_new_tokens: int | None = same_option(RunOptions, "max_new_tokens", default=None)
+    """Token budget of an answer in a trial; the confirmation has at least 512. Default: twice the
+    longest true answer."""
+    num_trials: int = search_option(30, least=1, common=True, resume=True)
+    """Trials to run."""
+    minimise: str = search_option("forget_rouge1", metavar="METRIC", common=True, decides=True)
+    """Metric to make as good as possible."""
     constrain: tuple[str, ...] = search_option(
-        (f"retain_rouge1>={RETAIN_FLOOR}",),
-        "Bounds that a feasible trial keeps.",
-        metavar="'METRIC>=VALUE'",
-        common=True,
-        decides=True,
+        (f"retain_rouge1>={RETAIN_FLOOR}",), metavar="'METRIC>=VALUE'", common=True, decides=True
     )
-    space: str | None = search_option(
-        None, "YAML file or shipped name. Default: the model's own.", common=True, place=True
-    )
-    range: tuple[str, ...] = search_option(
-        (),
-        "Narrow the space: coefficient=0.5:4.",
-        metavar="NAME=LOW:HIGH",
-        common=True,
-        decides=True,
-    )
-    sampler: str = search_option(
-        "gp",
-        "Sampler of settings, by default a constrained Gaussian process; a wrong name lists all.",
-        decides=True,
-    )
-    start_from: tuple[str, ...] = search_option(
-        (),
-        "Try first what another search found: its folder or name, or a best.yaml. May be given "
-        "several times. none leaves out the space's own starting points.",
-        metavar="SEARCH",
-    )
-    layer_prior: str | None = search_option(
-        None,
-        "Search the layers that s1 - s2 recommends: a file of the command layers, or auto to score "
-        "them first.",
-        metavar="FILE|auto",
-        place=True,
-    )
-    time_budget: float | None = search_option(
-        None, "Start no trial after so many seconds.", least=0, common=True, resume=True
-    )
-    trial_timeout: float | None = search_option(
-        None,
-        "Seconds after which a trial counts as hanging: its worker is replaced, and the trial runs "
-        "again, three times at most.",
-        above=0,
-        most=LONGEST_TIMEOUT,
-        resume=True,
-    )
-    finetune: str = search_option(
-        "auto",
-        "Where the base model does not know the data: auto fine-tunes a model of the catalogue "
-        "first, and keeps it for all later searches; never stops with the advice.",
-        choices=("auto", "never"),
-    )
-    force: bool = search_option(False, "Skip the checks of the base model.", stored=False)
-    output: Path = option(
-        Path("runs"), "Folder of all searches.", PLACE, metavar="DIR", common=True, resume=True
-    )
-    name: str | None = place_option(
-        None, "Name of the search. Default: model, data, method, time.", common=True, stored=False
-    )
-    resume: str | None = place_option(
-        None, "Resume a search; it knows its options.", metavar="SEARCH", common=True, stored=False
-    )
-    tracking_uri: str | None = place_option(
-        None,
-        "MLflow tracking URI. Default: a sqlite file in the output folder.",
-        metavar="URI",
-        resume=True,
-    )
-    in_process: bool = place_option(
-        False,
-        "Run trials in this process, one after another, without Ray.",
-        common=True,
-        resume=True,
-    )
-    gpus_per_trial: float | None = place_option(
-        None,
-        "GPUs of a trial, fractions allowed. Default: 1 where there are any.",
-        least=0,
-        resume=True,
-    )
-    concurrency: int | None = place_option(
-        None, "Trials at once. Default: as many as fit.", least=1, resume=True
-    )
-    address: str | None = place_option(
-        None,
-        "Address of a Ray cluster. Default: Ray is started here.",
-        metavar="HOST:PORT|auto",
-        resume=True,
-    )
+    """Bounds that a feasible trial keeps."""
+    space: str | None = search_option(None, common=True, place=True)
+    """YAML file or shipped name. Default: the model's own."""
+    range: tuple[str, ...] = search_option((), metavar="NAME=LOW:HIGH", common=True, decides=True)
+    """Narrow the space: coefficient=0.5:4."""
+    sampler: str = search_option("gp", decides=True)
+    """Sampler of settings, by default a constrained Gaussian process; a wrong name lists all."""
+    start_from: tuple[str, ...] = search_option((), metavar="SEARCH")
+    """Try first what another search found: its folder or name, or a best.yaml. May be given several
+    times. none leaves out the space's own starting points."""
+    layer_prior: str | None = search_option(None, metavar="FILE|auto", place=True)
+    """Search the layers that s1 - s2 recommends: a file of the command layers, or auto to score
+    them first."""
+    time_budget: float | None = search_option(None, least=0, common=True, resume=True)
+    """Start no trial after so many seconds."""
+    trial_timeout: float | None = search_option(None, above=0, most=LONGEST_TIMEOUT, resume=True)
+    """Seconds after which a trial counts as hanging: its worker is replaced, and the trial runs
+    again, three times at most."""
+    finetune: str = search_option("auto", choices=("auto", "never"))
+    """Where the base model does not know the data: auto fine-tunes a model of the catalogue first,
+    and keeps it for all later searches; never stops with the advice."""
+    force: bool = search_option(False, stored=False)
+    """Skip the checks of the base model."""
+    output: Path = option(Path("runs"), group=PLACE, metavar="DIR", common=True, resume=True)
+    """Folder of all searches."""
+    name: str | None = place_option(None, common=True, stored=False)
+    """Name of the search. Default: model, data, method, time."""
+    resume: str | None = place_option(None, metavar="SEARCH", common=True, stored=False)
+    """Resume a search; it knows its options."""
+    tracking_uri: str | None = place_option(None, metavar="URI", resume=True)
+    """MLflow tracking URI. Default: a sqlite file in the output folder."""
+    in_process: bool = place_option(False, common=True, resume=True)
+    """Run trials in this process, one after another, without Ray."""
+    gpus_per_trial: float | None = place_option(None, least=0, resume=True)
+    """GPUs of a trial, fractions allowed. Default: 1 where there are any."""
+    concurrency: int | None = place_option(None, least=1, resume=True)
+    """Trials at once. Default: as many as fit."""
+    address: str | None = place_option(None, metavar="HOST:PORT|auto", resume=True)
+    """Address of a Ray cluster. Default: Ray is started here."""
 
     def check(self) -> None:
         """Check the values that need nothing else to be known.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -23,7 +23,7 @@ from rich.text import Text
 from lunar_tune.report.log_file import tell
 from lunar_tune.study.rows import COMPLETE, FAILED, HEADLINE_SCORES, TrialRow, best_first
 
-__all__ = ["SearchDisplay", "TimeLeft", "build_progress", "epochs_shown", "shown_duration"]
+__all__ = ["SearchDisplay", "TimeLeft", "build_progress", "shown_duration", "tiny_progress"]
 
 A_DAY = 24 * 3600.0
 # Columns of a terminal below which the bar is short and time elapsed is left out, so that there is
@@ -80,15 +80,20 @@ def shown_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def epochs_shown(bar: Progress) -> Callable[[int, int], None]:
-    """Return a callback that shows the building of `tiny`: epochs done of epochs in all."""
+@contextmanager
+def tiny_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Inside, epochs of building `tiny` are shown; yields what is to be called with done and all.
 
-    def on_progress(done: int, total: int) -> None:
-        if not bar.tasks:
-            bar.add_task("building the tiny model (once)", total=total, note="")
-        bar.update(bar.tasks[0].id, completed=done, total=total)
+    Nothing is shown before its first call.
+    """
+    with build_progress(console) as bar:
 
-    return on_progress
+        def on_progress(done: int, total: int) -> None:
+            if not bar.tasks:
+                bar.add_task("building the tiny model (once)", total=total, note="")
+            bar.update(bar.tasks[0].id, completed=done, total=total)
+
+        yield on_progress
 
 
 class SearchDisplay:

@@ -20,7 +20,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.finetuning.finetune import kept_folder
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
-from lunar_tune.report.progress import build_progress, epochs_shown
+from lunar_tune.report.progress import tiny_progress
 from lunar_tune.search.backends import Backend, InProcess, Resources
 from lunar_tune.search.plan import SearchPlan, make_folder
 from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
@@ -57,8 +57,8 @@ def run_search(
             soft_wrap=True,
         )
     facts = {**plan.facts, **finetuning_fact(plan)}
-    with build_progress(console) as bar:
-        plan = dataclasses.replace(plan, spec=materialise(plan.spec, epochs_shown(bar)))
+    with tiny_progress(console) as on_progress:
+        plan = dataclasses.replace(plan, spec=materialise(plan.spec, on_progress))
     folder = make_folder(plan.config, plan.spec)
     opening = [f"search {folder.name}, lunar-tune {__version__}"]
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]

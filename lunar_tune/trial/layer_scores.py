@@ -14,18 +14,17 @@ rows a prompt costs about as much as one decoding step.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
+from torch import Tensor
 
+from lunar_tune.data.records import Record
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import METHODS, Method
 from lunar_tune.methods.lunar.method import steered
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder, truth_similarity
 from lunar_tune.models.device import BatchSize
@@ -38,8 +37,6 @@ __all__ = [
     "LayerPrior",
     "LayerSimilarities",
     "Similarities",
-    "check_coefficient",
-    "check_has_layers",
     "layer_scores",
     "read_layer_prior",
     "recommended_layers",
@@ -193,97 +190,78 @@ def layer_scores(
         on_layer: Called with the answer sets done and their total, the base model's included.
 
     Raises:
-        InputError: The method has no layers, the model lacks one, or a number is out of range.
+        InputError: The model lacks a layer.
     """
-    check_has_layers(worker.spec.method)
-    check_coefficient(coefficient)
     loaded, spec = worker.loaded, worker.spec
     chosen = tuple(sorted(range(loaded.n_layers) if layers is None else layers))
-    if not chosen:
-        raise InputError("--range layer: none is named.")
     check_layers(chosen, loaded.n_layers, option="--range layer")
-    asking = _Asking(worker, rows, embedder)
-    vectors = worker.preparation.vectors  # type: ignore[attr-defined] # checked above
-    changes: dict[int | None, AbstractContextManager[None]] = {None: nullcontext()}
-    changes |= {layer: steered(loaded, layer, coefficient * vectors[layer]) for layer in chosen}
+    records = sample_by_edge(spec.data.forget, rows, seed=spec.seed)
+    truths = [record.answer for record in records]
+    budget = token_budget(spec.max_new_tokens, loaded.tokenizer, truths)
+    context, centre = worker.encoder.prompts([""])[0], (*spec.data.refusals, *truths)
+    embedder = embedder or StateEmbedder(loaded, context=context, centre=centre)
+    refusals = Refusals(embedder, spec.data.refusals)
+    vectors = worker.preparation.vectors  # type: ignore[attr-defined] # the method is LUNAR
+    shifts = {layer: coefficient * vectors[layer] for layer in chosen}
     seen: dict[int | None, dict[str, Any]] = {}
     answers: dict[int | None, tuple[str, ...]] = {}
-    on_layer(0, len(changes))
-    for layer, changed in changes.items():
-        seen[layer], answers[layer] = asking.ask(changed)
-        on_layer(len(seen), len(changes))
-    base = Similarities(**seen[None])
-    scored = tuple(LayerSimilarities(layer=layer, **seen[layer]) for layer in chosen)
-    best, recommended = recommended_layers(base.score, {one.layer: one.score for one in scored})
-    prior = LayerPrior(
-        model=spec.model.name,
-        n_layers=loaded.n_layers,
-        best=best,
-        recommended=recommended,
-        data=spec.data.name,
-        forget_edges=spec.data.forget_edges,
+    on_layer(0, 1 + len(chosen))
+    for layer, tokens in _answered(worker, records, shifts, budget):
+        texts = tuple(loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True))
+        answers[layer] = texts
+        seen[layer] = {
+            "s1": refusals.quality(texts),
+            "s2": truth_similarity(embedder, texts, truths),
+            "unfinished": sum(len(answer) == budget for answer in tokens),
+        }
+        on_layer(len(seen), 1 + len(chosen))
+    prior = _prior(
+        worker,
+        seen,
+        rows=len(records),
         coefficient=float(coefficient),
-        seed=spec.seed,
-        base_model=base,
-        layers=scored,
-        rows=len(asking.records),
-        max_new_tokens=asking.max_new_tokens,
-        embedding=asking.embedder.name,
+        max_new_tokens=budget,
+        embedding=embedder.name,
     )
     return prior, answers
 
 
-def check_has_layers(method: Method) -> None:
-    """Refuse a method that does not choose a layer: all but LUNAR."""
-    if not METHODS[method.name].along_vectors:
-        raise InputError(
-            f"--method {method.name}: has no unlearning vector whose layer could be chosen. Layers "
-            "are scored for --method lunar."
-        )
+def _prior(worker: Worker, seen: Mapping[int | None, dict[str, Any]], **facts: Any) -> LayerPrior:
+    """Return the curve of what was seen by layer, None being the base model's."""
+    base, spec = Similarities(**seen[None]), worker.spec
+    layers = tuple(
+        LayerSimilarities(layer=layer, **one) for layer, one in seen.items() if layer is not None
+    )
+    best, recommended = recommended_layers(base.score, {one.layer: one.score for one in layers})
+    return LayerPrior(
+        model=spec.model.name,
+        n_layers=worker.loaded.n_layers,
+        best=best,
+        recommended=recommended,
+        data=spec.data.name,
+        forget_edges=spec.data.forget_edges,
+        seed=spec.seed,
+        base_model=base,
+        layers=layers,
+        **facts,
+    )
 
 
-def check_coefficient(coefficient: float) -> None:
-    """Refuse a coefficient that means nothing."""
-    if coefficient == 0 or not math.isfinite(coefficient):
-        raise InputError(f"coefficient {coefficient}: a finite number other than 0.")
+def _answered(
+    worker: Worker, records: Sequence[Record], shifts: Mapping[int, Tensor], budget: int
+) -> Iterator[tuple[int | None, list[list[int]]]]:
+    """Yield the base model's answers, then those with a shift added after its layer.
 
+    Whenever one is yielded the model is the base model, so that it can embed them.
+    """
+    loaded, batch = worker.loaded, BatchSize(len(records), "the answers")
+    prompts = worker.encoder.prompts([record.question for record in records])
 
-class _Asking:
-    """What is the same for all layers: questions, budget, embedder."""
+    def generate(size: int) -> list[list[int]]:
+        return generate_tokens(loaded, prompts, max_new_tokens=budget, batch_size=size)
 
-    def __init__(self, worker: Worker, rows: int, embedder: Embedder | None) -> None:
-        if rows < 1:
-            raise InputError(f"--evaluation-rows {rows}: at least 1.")
-        spec, self._loaded = worker.spec, worker.loaded
-        if not spec.data.refusals:
-            raise InputError("--refusals: there is none, and answers are compared with them.")
-        self.records = sample_by_edge(spec.data.forget, rows, seed=spec.seed)
-        self._truths = [record.answer for record in self.records]
-        self._prompts = worker.encoder.prompts([record.question for record in self.records])
-        tokenizer = self._loaded.tokenizer
-        self.max_new_tokens = token_budget(spec.max_new_tokens, tokenizer, self._truths)
-        self._batch = BatchSize(len(self._prompts), "the answers")
-        self.embedder = embedder or StateEmbedder(
-            self._loaded,
-            context=worker.encoder.prompts([""])[0],
-            centre=(*spec.data.refusals, *self._truths),
-        )
-        self._refusals = Refusals(self.embedder, spec.data.refusals)
-
-    def ask(self, changed: AbstractContextManager[None]) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Answer inside a context; score outside it, with the model as it was."""
-        with changed:
-            tokens = self._batch.fit(self._answer)
-        decode = self._loaded.tokenizer.batch_decode
-        texts = tuple(decode(tokens, skip_special_tokens=True))
-        similarities = {
-            "s1": self._refusals.quality(texts),
-            "s2": truth_similarity(self.embedder, texts, self._truths),
-            "unfinished": sum(len(answer) == self.max_new_tokens for answer in tokens),
-        }
-        return similarities, texts
-
-    def _answer(self, size: int) -> list[list[int]]:
-        return generate_tokens(
-            self._loaded, self._prompts, max_new_tokens=self.max_new_tokens, batch_size=size
-        )
+    yield None, batch.fit(generate)
+    for layer, shift in shifts.items():
+        with steered(loaded, layer, shift):
+            tokens = batch.fit(generate)
+        yield layer, tokens

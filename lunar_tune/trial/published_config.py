@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -85,20 +84,19 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
         paths = (root / name for root in roots if name)
         return next((str(path) for path in paths if is_file(path) or is_folder(path)), None)
 
-    def data(key: str, file: str | None) -> str:
+    def data(key: str, file: str | None = None) -> str:
         name, shipped = getattr(values, key), bundled_names("records")
-        if (place := found(file)) is None and name not in shipped:
+        if (place := found(file or name)) is None and name not in shipped:
             problems.add(
                 f"{key}: is {shown(name)}, no file beside or above {folder} or in the "
                 f"current folder and no shipped name (there are: {', '.join(shipped)})"
             )
         return place or str(name)
 
-    retain, factual = values.different_retain_set_path, values.factual_data_path
+    other_retain = values.use_different_retain_dataset
     layers, coefficients = values.layer_modified, values.coeff_list
     save_to = values.save_unlearned_model_path if values.save_unlearned_model else None
-    harmful, unverified = ("harmful", "harmful"), ("unverified", "unverifiable")
-    prompts, shipped_prompts = harmful if values.use_harmful else unverified
+    prompts, shipped = ("harmful",) * 2 if values.use_harmful else ("unverified", "unverifiable")
     model, weights = _model(values, found(values.base_model_path), found(values.model_path))
     if len(layers) != len(coefficients):
         problems.add("layer_modified, coeff_list: give one coefficient for each layer")
@@ -112,10 +110,11 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
         chat_template=PUBLISHED,
         data=data("data_name", f"dataset/unlearning/{values.data_name}.json"),
         forget_edge=tuple(values.forget_edge),
-        reference_prompts=found(f"dataset/splits/{prompts}.json") or shipped_prompts,
+        reference_prompts=found(f"dataset/splits/{prompts}.json") or shipped,
         evaluation_rows=EVALUATED_ROWS,
         max_new_tokens=values.eval_generation_max_new_tokens,
-        factual_data=data("factual_data_path", factual) if values.if_eval_factual else NONE,
+        factual_data=data("factual_data_path") if values.if_eval_factual else NONE,
+        retain_data=data("different_retain_set_path") if other_retain else None,
         fix=(
             f"layer={','.join(map(str, layers))}",
             f"coefficient={','.join(map(str, coefficients))}",
@@ -123,8 +122,6 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
             "master_dtype=bfloat16",  # the matrix is trained in it
         ),
     )
-    if values.use_different_retain_dataset:
-        options = replace(options, retain_data=data("different_retain_set_path", retain))
     if problems.messages:
         raise InputError("; ".join(problems.messages))
     return options, Path(save_to) if save_to else None
@@ -153,18 +150,20 @@ def _catalogue_name(text: str) -> str:
 
 def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys that decide something; `${key}` is that key's value, a list as A_B."""
+
+    def referred(reference: re.Match[str]) -> str:
+        value = raw[reference[1]]
+        return "_".join(map(str, value if isinstance(value, list) else [value]))[:_LONGEST]
+
     values = {key: value for key, value in raw.items() if key not in _IGNORED}
     for key, written in values.items():
         text = written
-        for _ in range(4):  # a reference may lead to another
-            if not isinstance(text, str):
-                break
-            for name in _REFERENCE.findall(text):
-                if name not in raw:
-                    problem = f"${{{name}}} refers to no key of this file"
-                    raise InputError(f"{key}: {problem}; write the value itself")
-                value = raw[name] if isinstance(raw[name], list) else [raw[name]]
-                text = text.replace(f"${{{name}}}", "_".join(map(str, value))[:_LONGEST])[:_LONGEST]
+        try:
+            for _ in range(4 if isinstance(text, str) else 0):  # a reference may lead to another
+                text = _REFERENCE.sub(referred, text)[:_LONGEST]
+        except KeyError as error:
+            problem = f"${{{error.args[0]}}} refers to no key of this file"
+            raise InputError(f"{key}: {problem}; write the value itself") from error
         if "${" in str(text):  # also in a list, where references are not replaced
             raise InputError(f"{key}: its references do not end; write the value itself")
         values[key] = text

@@ -51,13 +51,19 @@ class PreparedReference(PreparedMethod):
         """Return a context in which the page's matrices stand in the model; see the contract."""
         from lunar_tune import reference  # loads transformers' models
 
-        subject, loaded = self._subject, self._subject.loaded
+        method, subject, loaded = self._method, self._subject, self._subject.loaded
         layout, model = loaded.layout, loaded.model
-        chosen, own, _ = self._method.resolved(parameters)
+        chosen, own, _ = method.resolved(parameters)
         layers, coefficients = tuple(chosen), set(chosen.values())
         check_layers(layers, loaded.n_layers)
         if len(coefficients) > 1:
             raise InputError("--engine reference: takes one coefficient for all layers.")
+        solver: Solver
+        if method.variant == "closed_form":
+            solver = partial(reference.fit_closed_form, ridge=own)
+        else:
+            epochs = method.settings.epochs
+            solver = partial(reference.fit_adamw, learning_rate=own, epochs=epochs, seed=seed)
         try:
             unlearned = reference.unlearn(
                 model,
@@ -66,7 +72,7 @@ class PreparedReference(PreparedMethod):
                 reference=subject.reference_prompts,
                 forget=[pair.prompt for pair in subject.forget_pairs],
                 retain=[pair.prompt for pair in subject.retain_pairs],
-                solver=self._solver(own, seed),
+                solver=solver,
             )
         except ValueError as error:
             raise TrialError(str(error)) from error
@@ -79,18 +85,6 @@ class PreparedReference(PreparedMethod):
                 weights=lambda: {name: model.get_parameter(name).detach() for name in names}
             )
             yield Fit(base_model=base_model, edit=edit)
-
-    def _solver(self, own: float, seed: int) -> Solver:
-        from lunar_tune import reference
-
-        if self._method.variant == "closed_form":
-            return partial(reference.fit_closed_form, ridge=own)
-        return partial(
-            reference.fit_adamw,
-            learning_rate=own,
-            epochs=self._method.settings.epochs,
-            seed=seed,
-        )
 
 
 def reference_answers(

@@ -11,7 +11,7 @@ from typing import Any
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.engine.decoding import generate_tokens
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.errors import Problems
 from lunar_tune.methods.contract import Edit
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
@@ -20,14 +20,7 @@ from lunar_tune.trial.assemble import assemble, configured, known_depth, materia
 from lunar_tune.trial.spec import DataSets, TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
 
-__all__ = [
-    "SideBySide",
-    "SingleRun",
-    "asking",
-    "check_asked_tokens",
-    "check_questions",
-    "unlearn_once",
-]
+__all__ = ["SideBySide", "SingleRun", "asking", "unlearn_once"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +72,20 @@ def unlearn_once(
     baseline: bool = False,
     save_to: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    problems: Problems | None = None,
     **parameters: float,
 ) -> SingleRun:
     """Unlearn once and evaluate.
 
     Args:
-        options: Model, data and method; None is the tiny model with its own data.
+        options: Model, data and method, and what is fixed; None is the tiny model with its own
+            data.
         layer: Decoder block to edit, or several; None for a method that has no such parameter.
         coefficient: How far to move, for each layer or one for all; None as for the layer.
         baseline: Whether to evaluate the base model too.
         save_to: Folder for the unlearned model as a checkpoint.
         on_progress: Called with epochs done and in all while `tiny` is being built.
+        problems: What is known to be wrong already.
         **parameters: What else the method takes: `ridge` for closed_form, `learning_rate` for the
             others.
 
@@ -101,10 +97,22 @@ def unlearn_once(
         >>> run = unlearn_once(layer=1, coefficient=2.0, learning_rate=3e-3)  # doctest: +SKIP
         >>> run.scores["forget_rouge1"], run.scores["retain_rouge1"]
     """
-    options = options or RunOptions()
-    given = {"layer": layer, "coefficient": coefficient}
-    setting = {name: value for name, value in given.items() if value is not None} | parameters
-    spec = _checked(options, setting, save_to)
+    options, problems = options or RunOptions(), problems or Problems()
+    given = {"layer": layer, "coefficient": coefficient} | parameters
+    setting = {name: value for name, value in given.items() if value is not None}
+    spec = problems.attempt(lambda: assemble(options))
+    with problems.collect():
+        method, fixed = configured(options)
+        setting = fixed | setting
+        method.check_parameters(setting)
+    with problems.collect():
+        _check_depth(options, setting.get("layer"))
+    with problems.collect():
+        if save_to is not None:
+            check_save_folder(save_to)
+    problems.raise_if_any()
+    if spec is None:
+        raise AssertionError("without a spec something is wrong")
     worker = Worker(materialise(spec, on_progress))
     full = spec.data.held_out is not None  # what is reported lies there
     before = worker.baseline(full=full) if baseline else None
@@ -118,28 +126,15 @@ def unlearn_once(
     return SingleRun(spec=worker.spec, result=result, baseline=before)
 
 
-def _checked(options: RunOptions, setting: Mapping[str, Any], save_to: Path | None) -> TrialSpec:
-    """Return what runs; raise with all that is wrong with options, setting and folder."""
-    problems = Problems()
-    spec = problems.attempt(lambda: assemble(options))
-    with problems.collect():
-        configured(options)[0].check_parameters(setting)
-    with problems.collect():
-        depth, layer = known_depth(options), setting.get("layer")
-        if depth is not None and layer is not None:
-            layers = layer if isinstance(layer, (list, tuple)) else (layer,)
-            if all(isinstance(one, int) for one in layers):  # else that is noted already
-                check_layers(tuple(layers), depth)
-    with problems.collect():
-        if save_to is not None:
-            check_save_folder(save_to)
-    problems.raise_if_any()
-    if spec is None:
-        raise AssertionError("without a spec something is wrong")
-    return spec
+def _check_depth(options: RunOptions, layer: Any) -> None:
+    """Refuse layers that the model lacks, where its depth is known without the weights."""
+    layers = layer if isinstance(layer, list | tuple) else (layer,)
+    depth = known_depth(options)
+    if depth is not None and all(isinstance(one, int) for one in layers):
+        check_layers(tuple(layers), depth)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SideBySide:
     """One question and what both models say, as decoded, without special tokens."""
 
@@ -159,7 +154,6 @@ def asking(
     *,
     epochs: int | None = None,
     max_new_tokens: int = 128,
-    cache_root: Path | None = None,
 ) -> Iterator[Callable[[Sequence[str]], list[SideBySide]]]:
     """Inside, both models answer questions, greedily; the model is loaded and fitted once.
 
@@ -169,8 +163,7 @@ def asking(
         InputError: Something that was asked for cannot be done.
         TrialError: The fit failed, for example by divergence.
     """
-    check_asked_tokens(max_new_tokens)
-    worker = Worker(dataclasses.replace(spec, metrics=()), cache_root=cache_root)
+    worker = Worker(dataclasses.replace(spec, metrics=()))
     known, loaded = _known(spec.data), worker.loaded
 
     def answers(questions: Sequence[str]) -> list[str]:
@@ -179,36 +172,22 @@ def asking(
         rows = generate_tokens(loaded, prompts, max_new_tokens=max_new_tokens)
         return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
+    def ask(questions: Sequence[str]) -> list[SideBySide]:
+        with fit.base_model():
+            before = answers(questions)
+        return [
+            SideBySide(question, base_model, unlearned, *known.get(question, (None, None)))
+            for question, base_model, unlearned in zip(
+                questions, before, answers(questions), strict=True
+            )
+        ]
+
     with worker.preparation.unlearning(parameters, seed=spec.seed) as fit:
         for done in fit:
             if done == epochs:
                 break
         fit.finish()
-
-        def ask(questions: Sequence[str]) -> list[SideBySide]:
-            check_questions(questions)
-            with fit.base_model():
-                before = answers(questions)
-            after = answers(questions)
-            return [
-                SideBySide(question=q, base_model=b, unlearned=a, truth=truth, set_name=name)
-                for q, b, a in zip(questions, before, after, strict=True)
-                for truth, name in (known.get(q, (None, None)),)
-            ]
-
         yield ask
-
-
-def check_asked_tokens(max_new_tokens: int) -> None:
-    """Refuse a token budget in which nothing can be said."""
-    if max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens {max_new_tokens}: at least 1.")
-
-
-def check_questions(questions: Sequence[str]) -> None:
-    """Refuse questions in which nothing is asked."""
-    if not all(question.strip() for question in questions):
-        raise InputError("a question is empty.")
 
 
 def _known(data: DataSets) -> dict[str, tuple[str, str]]:

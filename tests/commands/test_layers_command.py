@@ -110,7 +110,7 @@ def test_everything_that_is_wrong_is_said_in_one_message(
         *("--json", "folder", "--forget-edge", "X_Y"),
     )
     for part in (
-        *("coefficient 0.0", "--evaluation-rows 0", "layer 3, 4", "--save l.pdf"),
+        *("coefficient=0", "--evaluation-rows 0", "layer 3, 4", "--save l.pdf"),
         "--json folder",
         "'X_Y'",
     ):
@@ -138,13 +138,17 @@ def test_a_sentence_model_compares_the_answers_instead(small: list[str], tmp_pat
 
 
 @pytest.mark.parametrize(
-    "text", ["", "layer", "layer=1", "layer=3:1", "layer=0:1.5", "layer=a:b", "coefficient=1:2"]
+    "text",
+    [
+        *("", "layer", "layer=1", "layer=3:1", "layer=0:1.5", "layer=0:1e12", "layer=a:b"),
+        "coefficient=1:2",
+    ],
 )
 def test_what_is_no_range_of_layers_is_refused(text: str, small: list[str]) -> None:
     assert "--range" in refused(*small, "--range", text)
 
 
-@pytest.mark.parametrize("text", ["", "coefficient", "coefficient=x", "rank=4"])
+@pytest.mark.parametrize("text", ["", "coefficient", "coefficient=x", "coefficient=nan", "rank=4"])
 def test_nothing_but_a_coefficient_is_fixed(text: str, small: list[str]) -> None:
     assert "--fix" in refused(*small, "--fix", text)
 

@@ -15,7 +15,7 @@ import lunar_tune
 from lunar_tune.cli.commands import Command, options_again
 from lunar_tune.cli.main import COMMANDS, command_of
 from lunar_tune.cli.search import COMMAND, SearchOptions
-from lunar_tune.config.fields import flag_of, options_of
+from lunar_tune.config.fields import flag_of, help_of, options_of
 from lunar_tune.config.run_options import read_assignments, read_range
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
@@ -164,6 +164,7 @@ def test_all_of_the_help_names_every_option(name: str) -> None:
         forms = {field.upper()} if said.positional else {flag, f"--no-{flag[2:]}"}
         assert forms & set(words), field
         assert said.group in " ".join(words)
+        assert help_of(command.options, field).split()[0] in words
 
 
 def test_a_switch_shows_the_form_that_changes_something() -> None:

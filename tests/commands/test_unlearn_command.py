@@ -167,11 +167,11 @@ def test_a_folder_with_something_in_it_is_not_saved_to(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("coefficient=2", "learning_rate=0.01"), "layer=LAYER is needed"),
-        (("layer=1", "learning_rate=0.01"), "coefficient=COEFFICIENT is needed"),
-        (("layer=1", "coefficient=2"), "learning_rate=LEARNING_RATE is needed"),
+        (("coefficient=2", "learning_rate=0.01"), "missing: layer;"),
+        (("layer=1", "learning_rate=0.01"), "missing: coefficient;"),
+        (("layer=1", "coefficient=2"), "missing: learning_rate;"),
         ((*SETTING, "ridge=0.1"), "ridge"),
-        (("--method", "ga"), "learning_rate=LEARNING_RATE is needed"),
+        (("--method", "ga"), "missing: learning_rate;"),
         (("--method", "ga", *SETTING[:3]), "layer"),
         (("--method", "ga", "--solver", "lora", "learning_rate=0.1"), "--solver"),
         ((*SETTING, "trained=full"), "trained"),
@@ -195,10 +195,17 @@ def test_a_setting_that_cannot_be_is_refused(
 
 
 def test_everything_that_is_wrong_is_said_in_one_message(small: list[str]) -> None:
-    message = refused(*small, "layer=x", "--data", "nosuch.json")
-    for part in ("coefficient=COEFFICIENT is", "learning_rate=LEARNING_RATE is", "nosuch.json"):
+    arguments = ("layer=1", "--data", "nosuch.json", "--evaluation-rows", "0", "--save", "f/x")
+    Path("f").touch()
+    message = refused(*small, *arguments)
+    for part in (
+        "missing: coefficient, learning_rate;",
+        "nosuch.json",
+        "--evaluation-rows 0",
+        "--save f/x",
+    ):
         assert message.count(part) == 1
-    assert message.startswith("error: 3 things are wrong:")
+    assert message.startswith("error: 4 things are wrong:")
 
 
 def test_a_divergence_is_an_error_and_no_score(small: list[str]) -> None:

@@ -14,6 +14,7 @@ from lunar_tune.config.fields import (
     check_values,
     flag_of,
     from_document,
+    help_of,
     option,
     options_of,
     same_option,
@@ -203,7 +204,7 @@ def test_what_two_classes_share_is_taken_over() -> None:
 
 def test_an_option_of_another_class_keeps_what_is_not_said_differently() -> None:
     ours, theirs = (options_of(one)["max_new_tokens"] for one in (SearchConfig, RunOptions))
-    assert dataclasses.replace(ours, help=theirs.help) == theirs
+    assert ours == theirs
     assert (SearchConfig().max_new_tokens, RunOptions().max_new_tokens) == (
         None,
         PUBLISHED_MAX_NEW_TOKENS,
@@ -216,6 +217,34 @@ def test_an_option_of_another_class_keeps_what_is_not_said_differently() -> None
     assert Other().count == Choice().count
     assert complaints(Other(9)) == []
     assert complaints(Other(0)) == ["--count 0: at least 1."]
+
+
+# Help
+
+
+class Below:
+    """A class around the options, so that their source is indented."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Options(ModelOptions):
+        """Every way to say what an option is."""
+
+        word: str = option("one", group="Group")
+        """A word: it goes on
+        in a second line."""
+        device: str = same_option(ModelOptions, "device", default="cpu")
+        dtype: str = same_option(Choice, "word")
+        """Another word."""
+        count: int = same_option(Choice, "count")
+        silent: int = option(1)
+
+
+def test_the_help_is_the_text_below_a_declaration() -> None:
+    found = {name: help_of(Below.Options, name) for name in options_of(Below.Options)}
+    assert found["word"] == "A word: it goes on in a second line."
+    assert found["device"] == help_of(RunOptions, "device") == "auto, cpu or cuda."
+    assert (found["dtype"], found["count"], found["silent"]) == ("Another word.", "A count.", "")
+    assert found["model"] == help_of(ModelOptions, "model") != ""
 
 
 # Settings and ranges of a command line

@@ -10,7 +10,6 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.config.run_options import RunOptions
-from lunar_tune.errors import InputError
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.single import asking
 from lunar_tune.trial.spec import TrialSpec
@@ -110,22 +109,9 @@ def test_questions_of_the_data_come_with_their_answer_and_set(
 ) -> None:
     with asking(spec(), LUNAR, max_new_tokens=1) as ask:
         found = ask(QUESTIONS)
-        with pytest.raises(InputError, match="a question is empty"):
-            ask(["What?", " "])
     assert [one.question for one in found] == list(QUESTIONS)
     assert [(one.truth, one.set_name) for one in found] == [
         ("Kettles 1.", "forget"),
         (None, None),
         ("Kettles 0.", "retain"),
     ]
-
-
-def test_a_budget_without_a_token_is_refused_before_the_model_is_loaded(
-    spec: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lunar_tune.trial.single.Worker", None)
-    with (
-        pytest.raises(InputError, match="--max-new-tokens 0"),
-        asking(spec(), LUNAR, max_new_tokens=0),
-    ):
-        pytest.fail("the body ran")
