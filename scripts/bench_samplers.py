@@ -41,7 +41,7 @@ from lunar_tune.config.search_config import RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.models.loading import load_config
-from lunar_tune.report.progress import build_progress, epochs_shown, tiny_progress
+from lunar_tune.report.progress import build_progress, tiny_progress
 from lunar_tune.search.samplers import SAMPLERS
 from lunar_tune.search.space import Choice, FloatRange, IntRange, Parameter, SearchSpace
 from lunar_tune.search.space_sources import load_space
