@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,116 @@ import torch
 from torch import Tensor
 
 from lunar_tune.errors import LunarTuneError
-from lunar_tune.export.export_job import Comparison, Exported, ExportJob, ExportRun
+from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.metrics.evaluate import AnswerRow, paired, row_means
 from lunar_tune.models.device import resolve_device
 from lunar_tune.models.loading import LoadedModel, as_loaded
+from lunar_tune.training.adapting import package_versions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
-__all__ = ["ask", "compare", "prove", "weight_digest"]
+__all__ = ["Comparison", "Exported", "ask", "compare", "prove", "weight_digest"]
+
+_TOLERANCE = 0.01  # of a mean ROUGE, where another rounding is at work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A form's answers beside others to the same questions."""
+
+    scores: Mapping[str, float]
+    """The form's, on these questions."""
+    expected: Mapping[str, float]
+    """The others'."""
+    n_rows: int
+    differing: int
+    """Rows with another answer, or without texts with another score."""
+    by_text: bool
+    """Whether answers were compared; else the scores of each row, for the others kept no texts."""
+
+    @property
+    def differences(self) -> str:
+        """How many rows differ, in words."""
+        if self.by_text:
+            return f"{self.differing} of {self.n_rows} answers differ"
+        return (
+            f"{self.differing} of {self.n_rows} rows differ in ROUGE-1 or ROUGE-L (the search kept "
+            "no texts)"
+        )
+
+    @property
+    def gaps(self) -> Mapping[str, float]:
+        """By how much mean ROUGE differs, by score."""
+        names = [name for name in self.scores if "_rouge" in name]
+        return {name: abs(self.scores[name] - self.expected[name]) for name in names}
+
+    @property
+    def is_close(self) -> bool:
+        """Whether no mean ROUGE differs by more than rounding may do."""
+        return max(self.gaps.values()) <= _TOLERANCE
+
+    @property
+    def text(self) -> str:
+        """What is different, in words."""
+        worst = max(self.gaps, key=self.gaps.__getitem__)
+        return (
+            f"{self.differences}, {worst} is "
+            f"{self.scores[worst]:.4f} instead of {self.expected[worst]:.4f}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A written form with what its proof found."""
+
+    job: ExportJob
+    run: ExportRun
+    comparison: Comparison
+    """Its answers beside what the search reported."""
+    against_run: Comparison
+    """Its answers beside those of the run that it was written from, decoded alike."""
+    failures: tuple[str, ...]
+    """Why it is not proven; empty where it is."""
+
+    def document(self) -> dict[str, Any]:
+        """Return what `export.json` says."""
+        job, run, spec, found = self.job, self.run, self.job.spec, self.comparison
+        return {
+            "format": job.form,
+            "proven": not self.failures,
+            "failures": list(self.failures),
+            "search": job.search.folder.name,
+            "trial": job.row.number,
+            "model": spec.model.name,
+            "base": run.base,
+            "base_revision": run.revision,
+            "base_fingerprint": run.fingerprint,
+            "dtype": run.dtype,
+            "method": spec.method.name,
+            "variant": spec.method.variant,
+            "parameters": dict(job.row.parameters),
+            "seed": spec.seed,
+            "data": spec.data.name,
+            "forget_edges": list(spec.data.forget_edges),
+            "data_digests": dict(spec.data.digests()),
+            "max_new_tokens": job.max_new_tokens,
+            "feasible": not job.missed,
+            "missed": job.missed,
+            "retain_rows": job.retain_rows,
+            "n_retain": job.n_retain,
+            "retain_exact": job.retain_exact,
+            "on_held_out": job.on_held_out,
+            "scores": dict(found.scores),
+            "reported_scores": dict(job.scores),
+            "baseline_scores": dict(job.baseline),
+            "n_rows": found.n_rows,
+            "compared": "answers" if found.by_text else "ROUGE-1 and ROUGE-L of each row",
+            "differing_rows": found.differing,
+            "differing_rows_of_the_run": self.against_run.differing,
+            "relative_error": run.relative_error,
+            "ranks": dict(run.ranks),
+            "versions": package_versions(),
+        }
 
 
 def prove(job: ExportJob, run: ExportRun) -> Exported:
@@ -38,8 +141,8 @@ def prove(job: ExportJob, run: ExportRun) -> Exported:
         weight_digest(loaded.model.get_parameter(name)) != digest
         for name, digest in run.digests.items()
     )
-    found = ask(loaded, job.spec, full=job.reported.full)
-    reported, of_run = compare(found, job.reported.rows), compare(found, run.answers)
+    found = ask(loaded, job.spec, full=job.full)
+    reported, of_run = compare(found, job.answers), compare(found, run.answers)
     failures = []
     if changed:
         failures.append("the weights that were loaded are not bit for bit those of the run")

@@ -234,6 +234,7 @@ def test_a_card_shows_scores_setting_and_digests_and_no_text_of_the_data(
         "coefficient 2.0",
         f"{BUDGET} tokens",
         document["base_fingerprint"],
+        "* feasible: yes",
     ):
         assert said in card
     assert all(digest in card for digest in document["data_digests"].values())
@@ -336,7 +337,9 @@ def test_a_search_without_texts_is_proven_by_the_scores_of_its_rows(
     assert document["proven"] is True
     assert (document["n_rows"], document["differing_rows"]) == (9, 0)
     assert document["compared"] == "ROUGE-1 and ROUGE-L of each row"
-    assert "the search kept no texts" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "the search kept no texts" in card
+    assert "≈" not in card, "all questions were asked"
 
 
 def test_a_card_names_the_folder_that_was_called_here(
@@ -384,7 +387,7 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         *("--json", tmp_path, "--register", "a/b"),
     )
     for said in (
-        "--format gguf: there are checkpoint, adapter.",
+        "--format gguf: checkpoint, adapter, or adapter:RANK with 1 or more.",
         "the folder is not empty",
         "there is no such trial",
         "is a folder, not a file",

@@ -47,6 +47,7 @@ def test_the_wheel_holds_the_data_and_one_top_level_package(wheel: Path) -> None
         prefix = f"lunar_tune/_bundled/{folder}/"
         assert {name.removeprefix(prefix) for name in names if name.startswith(prefix)} == expected
     assert {f"lunar_tune/report/page.{kind}" for kind in ("html.j2", "css", "js")} <= set(names)
+    assert "lunar_tune/export/card.md.j2" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
