@@ -154,26 +154,16 @@ def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
 
 
 def _present(console: Console, server: str, found: Sequence[Compared]) -> None:
-    """Print the addresses, and open one where there is a screen: one search as charts."""
-    from lunar_tune.tracking.ui import charts_address, comparison_address, runs_address
+    """Print the addresses of pages, and open one where there is a screen."""
+    from lunar_tune.tracking.ui import addresses
 
-    trials = [run for one in found for run in one.trials]
-    experiments = sorted({one.experiment for one in found})
-    address = comparison_address(server, trials, experiments)
-    say(console, f"{len(trials)} trials: {address}")
-    charts = [
-        (one.name, charts_address(server, one.experiment, one.view))
-        for one in found
-        if one.view is not None
-    ]
-    for search, place in charts:
-        say(console, f"charts of {search}: {place}")
-    for experiment in experiments:
-        say(console, f"all runs: {runs_address(server, experiment)}")
+    pages, first = addresses(server, found)
+    for what, address in pages:
+        say(console, f"{what}: {address}")
     # Without a screen Python would start a browser in this terminal.
     screens = (os.environ.get("DISPLAY"), os.environ.get("WAYLAND_DISPLAY"))
     if sys.platform != "linux" or any(screens):
-        webbrowser.open(charts[0][1] if len(charts) == 1 else address)
+        webbrowser.open(first)
 
 
 COMMAND = Command(compare, CompareOptions)

@@ -61,7 +61,7 @@ def export(options: ExportOptions, problems: Problems) -> None:
     """
     from lunar_tune.export.writing import export as run_export
     from lunar_tune.report.progress_bars import build_progress, epochs_shown
-    from lunar_tune.tracking.registering import register_model
+    from lunar_tune.tracking.sync import register_model
 
     console = options.console()
     job = _checked(options, problems)
@@ -95,7 +95,7 @@ def _checked(options: ExportOptions, problems: Problems) -> ExportJob:
     from lunar_tune.export.export_job import ExportJob, check_adapter
     from lunar_tune.report.results import load_search
     from lunar_tune.search.resume import assemble_again
-    from lunar_tune.tracking.registering import check_registrable
+    from lunar_tune.tracking.sync import check_registrable
     from lunar_tune.training.adapting import check_save_folder
 
     form, _, rank = options.format.partition(":")

@@ -6,7 +6,6 @@ Also how a fine-tuning is shown while it goes on, and its run in MLflow.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -169,10 +168,12 @@ def finetuning_content(
         ended=datetime.now(),
         parameters=document,
         tags={"command": "finetune", "model": job.model.name, "data": job.data_name},
-        numbers={key: known[key] for key in ("rouge1", "refused")},
-        curves={"loss": sorted(losses.items())},
+        metrics={
+            **{key: known[key] for key in ("rouge1", "refused")},
+            "loss": sorted(losses.items()),
+        },
         data={"learned": (document["data_digest"], len(job.records))},
-        tables={at: ("", functools.partial(dict, table)) for at, table in (tables or {}).items()},
+        tables=tables or {},
     )
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.study.stored_search import StoredSearch
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Compared",
-    "charts_address",
+    "addresses",
     "compared",
-    "comparison_address",
-    "runs_address",
     "served",
 ]
 
@@ -115,32 +113,32 @@ def _view(search: StoredSearch, parent: str, runs: Sequence[Run]) -> dict[str, A
     }
 
 
-def comparison_address(server: str, runs: Sequence[str], experiments: Sequence[str]) -> str:
-    """Return the address of the page on which MLflow's UI compares runs.
+def addresses(server: str, found: Sequence[Compared]) -> tuple[list[tuple[str, str]], str]:
+    """Return pages of MLflow's UI, each with what it shows, and the one to open.
 
-    Example:
-        >>> from urllib.parse import unquote
-        >>> unquote(comparison_address("http://127.0.0.1:5000/", ["a"], ["1"])).partition("/#/")[2]
-        'compare-runs?runs=["a"]&experiments=["1"]&workflowType=machine_learning'
+    That is the comparison of all trials, or the charts of a search that is alone.
     """
-    lists = [quote(json.dumps(list(ids), separators=(",", ":"))) for ids in (runs, experiments)]
-    return _page(server, f"compare-runs?runs={lists[0]}&experiments={lists[1]}&")
 
+    def page(path: str, **query: str) -> str:
+        # MLflow 3.17 shows every experiment as one of agents until it is told otherwise.
+        asked = urlencode(query | {"workflowType": "machine_learning"}, quote_via=quote)
+        return f"{server.rstrip('/')}/#/{path}?{asked}"
 
-def charts_address(server: str, experiment: str, key: str) -> str:
-    """Return the address of an experiment's runs in a view that is kept with it."""
-    view = f"viewStateShareKey={quote(key)}&compareRunsMode=CHART"
-    return _page(server, f"experiments/{experiment}/runs?{view}&")
-
-
-def runs_address(server: str, experiment: str) -> str:
-    """Return the address of the page on which MLflow's UI lists an experiment's runs."""
-    return _page(server, f"experiments/{experiment}/runs?")
-
-
-def _page(server: str, page: str) -> str:
-    # MLflow 3.17 shows every experiment as one of agents until it is told otherwise.
-    return f"{server.rstrip('/')}/#/{page}workflowType=machine_learning"
+    trials = [run for one in found for run in one.trials]
+    experiments = sorted({one.experiment for one in found})
+    compact = json.JSONEncoder(separators=(",", ":")).encode
+    comparison = page("compare-runs", runs=compact(trials), experiments=compact(experiments))
+    views = [(one.name, one.experiment, one.view) for one in found if one.view is not None]
+    charts = [
+        (
+            f"charts of {search}",
+            page(f"experiments/{one}/runs", viewStateShareKey=view, compareRunsMode="CHART"),
+        )
+        for search, one, view in views
+    ]
+    runs = [("all runs", page(f"experiments/{one}/runs")) for one in experiments]
+    pages = [(f"{len(trials)} trials", comparison), *charts, *runs]
+    return pages, charts[0][1] if len(charts) == 1 else comparison
 
 
 @contextmanager

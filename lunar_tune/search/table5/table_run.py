@@ -185,7 +185,7 @@ class TableRun:
         places = {file.relative_to(self._shared.output).as_posix(): file for file in files}
         tracker.write(
             RunContent(
-                name=name, status="FINISHED", started=now, ended=now, numbers=scores, files=places
+                name=name, status="FINISHED", started=now, ended=now, metrics=scores, files=places
             )
         )
 
