@@ -152,8 +152,6 @@ class StoredSearch:
 
     folder: Folder
     study: StoredStudy
-    goal: Goal
-    """What it is after."""
 
     @classmethod
     def read(cls, search: str | Path, *, runs: str | Path = RUNS) -> Self:
@@ -164,9 +162,14 @@ class StoredSearch:
         """
         folder = find_search(search, Path(runs))
         stored = StoredStudy.read(folder.journal)
-        if stored is None or stored.goal is None:
+        if stored is None or "goal" not in stored.notes:
             raise InputError(f"{folder.path}: the search has not begun its first trial.")
-        return cls(folder=folder, study=stored, goal=stored.goal)
+        return cls(folder=folder, study=stored)
+
+    @cached_property
+    def goal(self) -> Goal:
+        """What it is after."""
+        return Goal.read(*self.study.notes["goal"])
 
     @cached_property
     def config(self) -> StoredConfig:
@@ -263,15 +266,11 @@ class StoredSearch:
         Raises:
             InputError: They are not there.
         """
-        folder = self.folder
-        if number is not None:
-            path = folder.full_answers(number) if full else folder.answers(number)
-        elif full and folder.baseline_full_answers.is_file():
-            path = folder.baseline_full_answers
-        else:
-            path = folder.baseline_answers
+        path = self.folder.answers(number, full=full)
+        if number is None and not path.is_file():
+            path = self.folder.answers(None)
         if not path.is_file():
-            raise InputError(f"{folder.name}: there are no answers in {path}.")
+            raise InputError(f"{self.folder.name}: there are no answers in {path}.")
         return read_answers(path)
 
     def answers_table(self, number: int | None = None, *, full: bool = False) -> pd.DataFrame:

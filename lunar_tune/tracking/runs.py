@@ -240,9 +240,9 @@ def _progress(search: StoredSearch) -> Curve:
     """Return the best feasible score after each trial, by how many ended before it."""
     ended = [row for row in search.rows if row.state != RUNNING and row.ended is not None]
     ended.sort(key=lambda row: (row.ended, row.number))
-    places = {row.number: place for place, row in enumerate(ended)}
-    metric = search.goal.objective.metric
-    return [(places[row.number], best.scores[metric]) for row, best in best_so_far(ended)]
+    metric, pairs = search.goal.objective.metric, best_so_far(ended)
+    first = len(ended) - len(pairs)  # the first feasible one
+    return [(step, best.scores[metric]) for step, (_, best) in enumerate(pairs, first)]
 
 
 def trial_content(search: StoredSearch, row: TrialRow, parent: str) -> RunContent:

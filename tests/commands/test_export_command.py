@@ -167,7 +167,11 @@ def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_rep
     assert document["n_rows"] == 12 + 24 + 24
     if form != "adapter":
         assert document["differing_rows"] == 0
-    rows = [row for row in read_answers(Folder(known).full_answers(0)) if row.set_name != "factual"]
+    rows = [
+        row
+        for row in read_answers(Folder(known).answers(0, full=True))
+        if row.set_name != "factual"
+    ]
     questions, reader = tmp_path / "questions.json", tmp_path / "reader.py"
     questions.write_text(json.dumps([row.question for row in rows]))
     reader.write_text(READER)
@@ -238,7 +242,7 @@ def test_a_card_shows_scores_setting_and_digests_and_no_text_of_the_data(
     ):
         assert said in card
     assert all(digest in card for digest in document["data_digests"].values())
-    for row in read_answers(Folder(known).full_answers(0)):
+    for row in read_answers(Folder(known).answers(0, full=True)):
         assert row.question not in card
         assert len(row.truth) < 8 or row.truth not in card  # a number may be a version as well
 
@@ -358,7 +362,7 @@ def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
     random_search: Callable[..., Path], tmp_path: Path
 ) -> None:
     search = random_search("other", SETTING, solver="closed_form")
-    file = Folder(search).full_answers(0)
+    file = Folder(search).answers(0, full=True)
     rows = read_answers(file)
     rows[2] = dataclasses.replace(rows[2], answer="something else")
     write_answers(file, rows, ())
