@@ -71,11 +71,19 @@ def export(options: ExportOptions, problems: Problems) -> None:
             on_build=epochs_shown(bar, "building the tiny model (once)"),
             on_step=lambda text: say(bar.console, text),
         )
+    document = exported.document
     _show(exported, console)
     if options.json is not None:
-        write_json(options.json, exported.document())
-    if exported.failures:
-        raise LunarTuneError(_unproven(exported))
+        write_json(options.json, document)
+    if document["failures"]:
+        larger = " --format adapter:RANK with a larger rank comes nearer."
+        raise LunarTuneError(
+            f"the {job.form} does not give what {document['search']} reported of trial "
+            f"{document['trial']}: {'; '.join(document['failures'])}."
+            f"{larger if document['relative_error'] else ''} {job.folder} is kept; its export.json "
+            "says that it is not proven. A trial comes out the same on the machine, with the "
+            "libraries and the model that it was searched with."
+        )
     say(console, f"{job.form} written to {options.save}")
     if options.register is not None:
         version = register_model(
@@ -83,7 +91,7 @@ def export(options: ExportOptions, problems: Problems) -> None:
             job.folder,
             options.register,
             row=job.row,
-            scores=exported.comparison.scores,
+            scores=document["scores"],
             form=job.form,
             tracking_uri=options.tracking_uri,
         )
@@ -133,32 +141,21 @@ def _show(exported: Exported, console: Console) -> None:
     """Show the form's scores beside those that the search reported."""
     from lunar_tune.study.rows import score_cells
 
-    job, found = exported.job, exported.comparison
+    said = exported.document
     rows = {
-        "base model": score_cells(job.baseline),
-        f"trial {job.row.number}, as reported": job.cells(job.scores),
-        f"the {job.form}, as loaded": job.cells(found.scores),
+        "base model": score_cells(said["baseline_scores"]),
+        f"trial {said['trial']}, as reported": exported.cells(said["reported_scores"]),
+        f"the {said['format']}, as loaded": exported.cells(said["scores"]),
     }
     console.print("ROUGE-1 recall of the answers")
     console.print(score_table(rows))
-    for remark in job.remarks:
+    for remark in exported.remarks:
         say(console, remark)
-    text = found.differences
-    if exported.run.errors:
-        rank, error = max(exported.run.ranks.values()), exported.run.relative_error
+    text = exported.differences
+    if said["relative_error"]:
+        rank, error = max(said["ranks"].values()), said["relative_error"]
         text += f"; rank {rank}, relative error {error:.2g} (Frobenius)"
     say(console, text)
-
-
-def _unproven(exported: Exported) -> str:
-    job = exported.job
-    more = " --format adapter:RANK with a larger rank comes nearer." if exported.run.errors else ""
-    return (
-        f"the {job.form} does not give what {job.search.folder.name} reported of trial "
-        f"{job.row.number}: {'; '.join(exported.failures)}.{more} {job.folder} is kept; its "
-        "export.json says that it is not proven. A trial comes out the same on the machine, with "
-        "the libraries and the model that it was searched with."
-    )
 
 
 COMMAND = Command(export, ExportOptions)

@@ -19,14 +19,17 @@ from torch import Tensor
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.metrics.evaluate import AnswerRow, paired, row_means
+from lunar_tune.metrics.goal import in_words
 from lunar_tune.models.device import resolve_device
 from lunar_tune.models.loading import LoadedModel, as_loaded
+from lunar_tune.study.rows import HEADLINE_SCORES, score_cells
 from lunar_tune.training.adapting import package_versions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
 __all__ = ["Comparison", "Exported", "ask", "compare", "prove", "weight_digest"]
 
+_OF_RETAIN = {"retain_rouge1", "deviation_score"}
 _TOLERANCE = 0.01  # of a mean ROUGE, where another rounding is at work
 
 
@@ -79,54 +82,20 @@ class Comparison:
 class Exported:
     """A written form with what its proof found."""
 
-    job: ExportJob
-    run: ExportRun
-    comparison: Comparison
-    """Its answers beside what the search reported."""
-    against_run: Comparison
-    """Its answers beside those of the run that it was written from, decoded alike."""
-    failures: tuple[str, ...]
-    """Why it is not proven; empty where it is."""
+    document: Mapping[str, Any]
+    """What `export.json` says."""
+    remarks: Sequence[str]
+    """What has to be known of the scores, in words."""
+    differences: str
+    """How many answers differ from those of the search, in words."""
 
-    def document(self) -> dict[str, Any]:
-        """Return what `export.json` says."""
-        job, run, spec, found = self.job, self.run, self.job.spec, self.comparison
-        return {
-            "format": job.form,
-            "proven": not self.failures,
-            "failures": list(self.failures),
-            "search": job.search.folder.name,
-            "trial": job.row.number,
-            "model": spec.model.name,
-            "base": run.base,
-            "base_revision": run.revision,
-            "base_fingerprint": run.fingerprint,
-            "dtype": run.dtype,
-            "method": spec.method.name,
-            "variant": spec.method.variant,
-            "parameters": dict(job.row.parameters),
-            "seed": spec.seed,
-            "data": spec.data.name,
-            "forget_edges": list(spec.data.forget_edges),
-            "data_digests": dict(spec.data.digests()),
-            "max_new_tokens": job.max_new_tokens,
-            "feasible": not job.missed,
-            "missed": job.missed,
-            "retain_rows": job.retain_rows,
-            "n_retain": job.n_retain,
-            "retain_exact": job.retain_exact,
-            "on_held_out": job.on_held_out,
-            "scores": dict(found.scores),
-            "reported_scores": dict(job.scores),
-            "baseline_scores": dict(job.baseline),
-            "n_rows": found.n_rows,
-            "compared": "answers" if found.by_text else "ROUGE-1 and ROUGE-L of each row",
-            "differing_rows": found.differing,
-            "differing_rows_of_the_run": self.against_run.differing,
-            "relative_error": run.relative_error,
-            "ranks": dict(run.ranks),
-            "versions": package_versions(),
-        }
+    def cells(self, scores: Mapping[str, float]) -> list[str]:
+        """Return scores on the same questions as cells of a table, marked where they estimate."""
+        estimated = set() if self.document["retain_exact"] else _OF_RETAIN
+        return [
+            f"≈ {cell}" if name in estimated and cell != "-" else cell
+            for name, cell in zip(HEADLINE_SCORES, score_cells(scores), strict=True)
+        ]
 
 
 def prove(job: ExportJob, run: ExportRun) -> Exported:
@@ -152,9 +121,73 @@ def prove(job: ExportJob, run: ExportRun) -> Exported:
     exact = whole and not run.merged and run.dtype == "float32"
     if (exact and reported.differing) or not (failures or reported.is_close):
         failures.append(f"compared with what the search reported, {reported.text}")
-    return Exported(
-        job=job, run=run, comparison=reported, against_run=of_run, failures=tuple(failures)
-    )
+    document = _document(job, run, reported, of_run, failures)
+    remarks = _remarks(document, held_out=job.spec.data.held_out is not None)
+    return Exported(document=document, remarks=remarks, differences=reported.differences)
+
+
+def _document(
+    job: ExportJob,
+    run: ExportRun,
+    reported: Comparison,
+    of_run: Comparison,
+    failures: Sequence[str],
+) -> dict[str, Any]:
+    search, row, spec, held = job.search, job.row, job.spec, job.spec.data.held_out
+    confirmed = search.study.notes["confirmed"] if job.full else {}
+    scores = confirmed.get("scores", row.scores)
+    missed = in_words(search.goal.missed(scores))
+    retain_rows = sum(one.set_name == "retain" for one in job.answers)
+    n_retain = len(held.retain) if held is not None and job.full else spec.data.n_retain
+    return {
+        "format": job.form,
+        "proven": not failures,
+        "failures": list(failures),
+        "search": search.folder.name,
+        "trial": row.number,
+        "model": spec.model.name,
+        "base": run.base,
+        "base_revision": run.revision,
+        "base_fingerprint": run.fingerprint,
+        "dtype": run.dtype,
+        "method": spec.method.name,
+        "variant": spec.method.variant,
+        "parameters": dict(row.parameters),
+        "seed": spec.seed,
+        "data": spec.data.name,
+        "forget_edges": list(spec.data.forget_edges),
+        "data_digests": dict(spec.data.digests()),
+        "max_new_tokens": int(confirmed.get("max_new_tokens", row.max_new_tokens) or 0),
+        "feasible": not missed,
+        "missed": missed,
+        "retain_rows": retain_rows,
+        "n_retain": n_retain,
+        "retain_exact": retain_rows >= n_retain,
+        "on_held_out": held is not None and job.full,
+        "scores": dict(reported.scores),
+        "reported_scores": dict(scores),
+        "baseline_scores": dict(search.baseline_in_full if job.full else search.baseline),
+        "n_rows": reported.n_rows,
+        "compared": "answers" if reported.by_text else "ROUGE-1 and ROUGE-L of each row",
+        "differing_rows": reported.differing,
+        "differing_rows_of_the_run": of_run.differing,
+        "relative_error": max(run.errors.values(), default=0.0),
+        "ranks": dict(run.ranks),
+        "versions": package_versions(),
+    }
+
+
+def _remarks(document: Mapping[str, Any], *, held_out: bool) -> list[str]:
+    missed = document["missed"]
+    remarks = [f"feasible: no, it misses {missed}" if missed else "feasible: yes"]
+    if not document["retain_exact"]:
+        asked = f"{document['retain_rows']} of {document['n_retain']} questions"
+        remarks.append(f"≈: an estimate, mean of {asked} to keep")
+    if document["on_held_out"]:
+        remarks.append("scores are on held-out questions, on which no trial was judged")
+    elif held_out:
+        remarks.append("scores are on the questions of the trials, not on held-out questions")
+    return remarks
 
 
 def _read(job: ExportJob, run: ExportRun) -> LoadedModel:

@@ -27,7 +27,7 @@ from lunar_tune.models.device import give_back
 from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.study.rows import score_cells
-from lunar_tune.training.adapting import Factors, package_versions, save_checkpoint
+from lunar_tune.training.adapting import Factors, save_checkpoint
 from lunar_tune.trial.assemble import materialise
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
@@ -64,11 +64,11 @@ def export(
     give_back()
     on_step(f"asking the {job.form} as it is loaded from {job.folder}")
     exported = prove(job, run)
-    text = json.dumps(exported.document(), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(exported.document, indent=1, ensure_ascii=False) + "\n"
     write_atomically(job.folder / "export.json", text.encode(errors="surrogatepass"))
-    write_card(exported)
+    write_card(job, run, exported)
     if job.form == "checkpoint":
-        write_lineage(job.folder, _lineage(exported))
+        write_lineage(job.folder, _lineage(job, exported.document))
     return exported
 
 
@@ -189,11 +189,10 @@ def write_adapter(
         raise InputError(f"--save {folder}: cannot be written ({error}).") from error
 
 
-def write_card(exported: Exported) -> None:
+def write_card(job: ExportJob, run: ExportRun, exported: Exported) -> None:
     """Write the hub's card of a form, `README.md`, beside it."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    job, run = exported.job, exported.run
     is_local = Path(run.base).is_dir()
     front = ModelCardData(
         base_model=None if is_local else run.base,
@@ -204,23 +203,23 @@ def write_card(exported: Exported) -> None:
     card = ModelCard.from_template(
         front,
         template_path=str(_CARD),
-        job=job,
-        run=run,
-        spec=job.spec,
-        comparison=exported.comparison,
-        failures=exported.failures,
+        exported=exported,
+        **exported.document,
+        goal=job.search.goal,
         folder=job.folder.resolve().name,
         is_local=is_local,
-        name_of=lambda source: Path(source).name if Path(source).is_dir() else source,
+        # Without where a folder lies on this machine.
+        base_name=Path(run.base).name if is_local else run.base,
+        tokenizer=Path(run.tokenizer).name if Path(run.tokenizer).is_dir() else run.tokenizer,
+        n_forget=len(job.spec.data.fit_forget),
         score_cells=score_cells,
-        versions=package_versions(),
     )
     card.save(job.folder / "README.md")
 
 
-def _lineage(exported: Exported) -> Lineage:
+def _lineage(job: ExportJob, said: Mapping[str, Any]) -> Lineage:
     """Return where the checkpoint comes from, with what its model had come from."""
-    model, said = exported.job.spec.model, exported.document()
+    model = job.spec.model
     names = ("forget_edges", "method", "variant", "parameters", "seed", "search", "trial", "scores")
     unlearned = {
         "data": said["data"],
