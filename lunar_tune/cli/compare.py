@@ -6,7 +6,7 @@ import os
 import sys
 import webbrowser
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,18 +113,25 @@ def _store(results: Sequence[SearchResults], given: str | None, problems: Proble
 
 def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
     """Show the comparison on the store's own server, or on one that runs until Ctrl-C."""
-    from lunar_tune.tracking.ui import served
+    from lunar_tune.tracking.ui import addresses, served
 
     # Before the server starts, which would bring an older store up to date at the same time.
     found = _written(results, uri)
-    if uri.startswith(("http://", "https://")):  # it has a server of its own
-        _present(console, without_login(uri), found)
-        return
-    console.print("starting MLflow's UI", highlight=False)
-    with served(uri) as (address, wait):
-        _present(console, address, found)
-        console.print("Ctrl-C ends it", highlight=False)
-        wait()
+    with ExitStack() as running:
+        server, wait = without_login(uri), None
+        if not uri.startswith(("http://", "https://")):
+            console.print("starting MLflow's UI", highlight=False)
+            server, wait = running.enter_context(served(uri))
+        pages, first = addresses(server, found)
+        for what, address in pages:
+            say(console, f"{what}: {address}")
+        # Without a screen Python would start a browser in this terminal.
+        screens = (os.environ.get("DISPLAY"), os.environ.get("WAYLAND_DISPLAY"))
+        if sys.platform != "linux" or any(screens):
+            webbrowser.open(first)
+        if wait is not None:
+            console.print("Ctrl-C ends it", highlight=False)
+            wait()
 
 
 def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
@@ -151,19 +158,6 @@ def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
                 )
     problems.raise_if_any(InputError)
     return found
-
-
-def _present(console: Console, server: str, found: Sequence[Compared]) -> None:
-    """Print the addresses of pages, and open one where there is a screen."""
-    from lunar_tune.tracking.ui import addresses
-
-    pages, first = addresses(server, found)
-    for what, address in pages:
-        say(console, f"{what}: {address}")
-    # Without a screen Python would start a browser in this terminal.
-    screens = (os.environ.get("DISPLAY"), os.environ.get("WAYLAND_DISPLAY"))
-    if sys.platform != "linux" or any(screens):
-        webbrowser.open(first)
 
 
 COMMAND = Command(compare, CompareOptions)

@@ -46,14 +46,13 @@ class ExportRun:
     revision: str | None
     """Commit on the hub; None for a folder."""
     fingerprint: str
-    """Fingerprint of the base model (`models.fingerprint`)."""
     tokenizer: str
-    """Hub id or folder of the tokenizer."""
+    """Hub id or folder."""
     dtype: str
     answers: tuple[AnswerRow, ...] = ()
     """The unlearned model's, decoded from the first token on."""
     digests: dict[str, str] = field(default_factory=dict)
-    """Digests of the new weights."""
+    """Of the new weights."""
     merged: bool = False
     """See `methods.contract.Edit`."""
     ranks: dict[str, int] = field(default_factory=dict)

@@ -39,43 +39,17 @@ class Comparison:
 
     scores: Mapping[str, float]
     """The form's, on these questions."""
-    expected: Mapping[str, float]
-    """The others'."""
     n_rows: int
     differing: int
     """Rows with another answer, or without texts with another score."""
     by_text: bool
     """Whether answers were compared; else the scores of each row, for the others kept no texts."""
-
-    @property
-    def differences(self) -> str:
-        """How many rows differ, in words."""
-        if self.by_text:
-            return f"{self.differing} of {self.n_rows} answers differ"
-        return (
-            f"{self.differing} of {self.n_rows} rows differ in ROUGE-1 or ROUGE-L (the search kept "
-            "no texts)"
-        )
-
-    @property
-    def gaps(self) -> Mapping[str, float]:
-        """By how much mean ROUGE differs, by score."""
-        names = [name for name in self.scores if "_rouge" in name]
-        return {name: abs(self.scores[name] - self.expected[name]) for name in names}
-
-    @property
-    def is_close(self) -> bool:
-        """Whether no mean ROUGE differs by more than rounding may do."""
-        return max(self.gaps.values()) <= _TOLERANCE
-
-    @property
-    def text(self) -> str:
-        """What is different, in words."""
-        worst = max(self.gaps, key=self.gaps.__getitem__)
-        return (
-            f"{self.differences}, {worst} is "
-            f"{self.scores[worst]:.4f} instead of {self.expected[worst]:.4f}"
-        )
+    is_close: bool
+    """Whether no mean ROUGE differs by more than rounding may do."""
+    differences: str
+    """How many rows differ, in words."""
+    text: str
+    """The same, with the mean ROUGE that differs most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,13 +224,23 @@ def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Compar
         matched.append(other)
     by_text = any(row.question for row in expected)
     same = _same if by_text else _scored_alike
+    differing = sum(not same(*pair) for pair in zip(matched, expected, strict=True))
     names = list(dict.fromkeys(row.set_name for row in expected))
+    scores, others = row_means(matched, names), row_means(expected, names)
+    gaps = {name: abs(scores[name] - others[name]) for name in scores if "_rouge" in name}
+    worst = max(gaps, key=gaps.__getitem__)
+    what = "answers differ"
+    if not by_text:
+        what = "rows differ in ROUGE-1 or ROUGE-L (the search kept no texts)"
+    differences = f"{differing} of {len(expected)} {what}"
     return Comparison(
-        scores=row_means(matched, names),
-        expected=row_means(expected, names),
+        scores=scores,
         n_rows=len(expected),
-        differing=sum(not same(*pair) for pair in zip(matched, expected, strict=True)),
+        differing=differing,
         by_text=by_text,
+        is_close=gaps[worst] <= _TOLERANCE,
+        differences=differences,
+        text=f"{differences}, {worst} is {scores[worst]:.4f} instead of {others[worst]:.4f}",
     )
 
 

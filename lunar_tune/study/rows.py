@@ -49,25 +49,19 @@ class TrialRow:
     objective: float | None = None
     """What the search makes small."""
     feasible: bool | None = None
-    """Whether every bound is kept."""
     retain_rows: int | None = None
-    """Retain rows that the score was taken on."""
+    """Retain rows that the score was taken on; `retain_exact` where these are all."""
     retain_exact: bool | None = None
-    """Whether these are all rows of the retain set."""
     max_new_tokens: int | None = None
-    """Token budget of the answers."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`fit`, `evaluate`, `trial`, and `suggest`, the sampler's time."""
     failure: str | None = None
-    """Why the trial failed."""
     again: bool = False
-    """Whether that had nothing to do with its setting, which is run again under another number."""
+    """Whether its failure is not the setting's, which is run again under another number."""
     losses: tuple[float, ...] = ()
-    """Training loss of each epoch."""
     checks: tuple[Mapping[str, float], ...] = ()
     """Periodic evaluations: `epochs`, `forget_rouge1`, `retain_rouge1` of samples."""
     answers_digest: str | None = None
-    """SHA-256 of the trial's answers file."""
     started: datetime | None = None
     ended: datetime | None = None
     """In local time: when it was asked for, and when its result was told."""

@@ -50,11 +50,8 @@ def configuration_document(
 ) -> str:
     """Return `config.yaml`: every value with its origin.
 
-    Args:
-        config: What the search was told.
-        given: Origin of the options that were not left at their default, by field name.
-        derived: Values that stand for an option left open, by field name.
-        resolved: What there is beside options: the space, the model's source, data digests.
+    `given` are origins of options that were not left at their default, `derived` values that stand
+    for options left open, both by field name; `resolved` is what there is beside options.
     """
     options = {}
     for name in options_of(SearchConfig):
@@ -85,9 +82,8 @@ class StoredConfig:
             InputError: It is not there, or is not what a search writes.
         """
         stored = StoredStudy.read(folder.journal)  # refuses what another version has written
-        source: Path | str = folder.config
-        if not folder.config.exists():
-            source = (stored.notes.get("configuration") if stored is not None else None) or ""
+        copy = stored.notes.get("configuration") if stored is not None else None
+        source = folder.config if folder.config.exists() else copy
         if not source:
             raise InputError(
                 f"{folder.path}: has no config.yaml, and its study has no copy of it, so there is "
@@ -133,10 +129,9 @@ class StoredConfig:
 
 
 def _placed(value: str | None, resolved: Mapping[str, Any]) -> str | None:
-    """Return a value that names a file where the search was started so that it is found here.
+    """Return the name of a file where the search was started so that it is found from here.
 
-    A file of that name in the current folder is another one. What is a name of something else than
-    a file stays one, as it was for the search.
+    A file of that name in the current folder is another one. Names of other things stay.
     """
     if value is None or any(value in names for names in (*_NAMES, shipped_spaces())):
         return value
@@ -173,11 +168,7 @@ class StoredSearch:
 
     @cached_property
     def config(self) -> StoredConfig:
-        """What it was told.
-
-        Raises:
-            InputError: `config.yaml` is not there or cannot be read.
-        """
+        """What it was told; an `InputError` where that cannot be read."""
         return StoredConfig.read(self.folder)
 
     @property
@@ -260,8 +251,7 @@ class StoredSearch:
     def answers(self, number: int | None = None, *, full: bool = False) -> list[AnswerRow]:
         """Return a trial's answers, or the base model's (None), in the order they are kept in.
 
-        The best trial has those of its `full` evaluation, too, and the base model where questions
-        are held out for that.
+        The best trial has those of its `full` evaluation, too.
 
         Raises:
             InputError: They are not there.

@@ -229,10 +229,10 @@ def origin_tags() -> dict[str, str]:
 
 def code_commit(package: Path) -> str | None:
     """Return the commit of a package's own checkout; None where no repository has its files."""
-    try:  # an installed package may lie below the repository of something else
-        for asked in (["ls-files", "--error-unmatch", "__init__.py"], ["rev-parse", "HEAD"]):
-            command = ["git", "-C", str(package), *asked]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    # Of its file as well: an installed package may lie below the repository of something else.
+    command = ["git", "-C", str(package), "rev-parse", "HEAD", "HEAD:./__init__.py"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.split()[0]

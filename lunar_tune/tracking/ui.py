@@ -145,8 +145,8 @@ def addresses(server: str, found: Sequence[Compared]) -> tuple[list[tuple[str, s
 def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Inside, a server for a store answers; it ends with all of its processes.
 
-    What is given is its address, and what waits until it ends. Ctrl-C and a signal to terminate
-    leave the block.
+    What is given is its address, and what waits until it ends. Ctrl-C and, from then on in this
+    process, a signal to terminate leave the block.
 
     Raises:
         LunarTuneError: It does not start, or has ended by itself.
@@ -160,7 +160,9 @@ def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     if (file := sqlite_file(uri)) is not None:
         places["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = str(file.parent / "mlartifacts")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    with tempfile.TemporaryFile() as log, _terminated_as_interrupted():
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # noqa: S603 our own interpreter
             command,
             env={**kept, **_OFF, **places},
@@ -207,15 +209,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -121,7 +121,7 @@ def test_rows_are_matched_by_question_and_only_those_of_the_search_count() -> No
     one = compare(found, expected)
     assert (one.n_rows, one.differing) == (2, 1)
     assert one.scores["forget_rouge1"] == 0.5
-    assert one.expected["forget_rouge1"] == 0.375
+    assert one.text == "1 of 2 answers differ, forget_rouge1 is 0.5000 instead of 0.3750"
     assert not one.is_close
     with pytest.raises(LunarTuneError, match=r"asked '4\?' \(forget\), which is not asked now"):
         compare(found, [row("d", question="4?")])
