@@ -19,7 +19,7 @@ from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Experiment, Metric, Run
+    from mlflow.entities import Experiment, Metric, Run
 
 __all__ = [
     "SEARCH",
@@ -158,18 +158,29 @@ def _metrics(run: Run, points: Mapping[str, Curve]) -> list[Metric]:
 
 def _keep(client: MlflowClient, run_id: str, content: RunContent) -> None:
     """Write data sets and artifacts; twice is the same as once."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
 
-    if content.data:
-        client.log_inputs(run_id, [_input(name, *one) for name, one in content.data.items()])
+    inputs = []
+    for name, (digest, rows) in content.data.items():
+        dataset = Dataset(
+            name=name,
+            digest=digest[:36],
+            source_type="code",
+            source=json.dumps({"tags": {"lunar_tune.split": name}}),
+            profile=json.dumps({"rows": rows}),
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
+    if inputs:
+        client.log_inputs(run_id, inputs)
     try:
         for place, file in content.files.items():
             client.log_artifact(run_id, str(file), place.rpartition("/")[0] or None)
         for place, table in content.tables.items():
             # As MLflow's `log_table` writes it, which would append to one that is there.
             columns = _answers(table) if isinstance(table, Path) else table
-            rows = list(zip(*columns.values(), strict=True))
-            document = {"columns": list(columns), "data": rows}
+            lines = list(zip(*columns.values(), strict=True))
+            document = {"columns": list(columns), "data": lines}
             client.log_text(run_id, json.dumps(document, ensure_ascii=False), place)
     except Exception as error:  # of an artifact store's library: anything
         raise MlflowException(f"an artifact cannot be written: {error}") from error
@@ -180,19 +191,6 @@ def _keep(client: MlflowClient, run_id: str, content: RunContent) -> None:
 
 def _milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
-
-
-def _input(name: str, digest: str, rows: int) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(
-        name=name,
-        digest=digest[:36],
-        source_type="code",
-        source=json.dumps({"tags": {"lunar_tune.split": name}}),
-        profile=json.dumps({"rows": rows}),
-    )
-    return DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value=name)])
 
 
 def shown_scores(scores: Mapping[str, float]) -> dict[str, float]:

@@ -40,13 +40,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
-__all__ = [
-    "Tracker",
-    "check_registrable",
-    "completed_runs",
-    "register_model",
-    "sync",
-]
+__all__ = ["Tracker", "check_registrable", "completed_runs", "register_model", "sync"]
 
 _MOST_RUNS = 50_000  # that MLflow gives at once
 _REFUSED = set("/:'")  # MLflow refuses two, and its filters of names have no escape for the third

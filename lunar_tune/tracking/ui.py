@@ -25,12 +25,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = [
-    "Compared",
-    "addresses",
-    "compared",
-    "served",
-]
+__all__ = ["Compared", "addresses", "compared", "served"]
 
 _HOST = "127.0.0.1"
 # A start takes 4 to 5 s on two cores with one worker, 8 to 9 s with MLflow's four.
@@ -39,7 +34,6 @@ _OFF = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of agents; it would start more processes
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-_VIEW_TAG = "mlflow.sharedViewState."
 _SECTION = "lunar-tune"
 
 
@@ -65,14 +59,14 @@ def compared(client: MlflowClient, search: StoredSearch) -> Compared | None:
     parent, runs = completed_runs(client, search)
     if parent is None or not runs:
         return None
-    experiment, key = parent.info.experiment_id, f"{_SECTION}-{parent.info.run_id}"
+    experiment = parent.info.experiment_id
+    key: str | None = f"{_SECTION}-{parent.info.run_id}"
     view = json.dumps(_view(search, parent.info.run_id, runs))
-    shown: str | None = key
     try:
-        client.set_experiment_tag(experiment, _VIEW_TAG + key, view)
+        client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{key}", view)
     except MlflowException:  # a server may let its users read alone
-        shown = None
-    return Compared(search.folder.name, experiment, [run.info.run_id for run in runs], shown)
+        key = None
+    return Compared(search.folder.name, experiment, [run.info.run_id for run in runs], key)
 
 
 def _view(search: StoredSearch, parent: str, runs: Sequence[Run]) -> dict[str, Any]:
