@@ -9,6 +9,7 @@ of the best settings until one keeps the bounds.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import Counter
@@ -123,7 +124,8 @@ class SearchLoop:
         self.study: Study | None = None
         self.error: Exception | None = None
         """Why the search cannot go on; to be raised when the last task has ended."""
-        self._listener, self._folder, self._text = listener, folder, text
+        self._listener, self._folder = listener, folder
+        self._write = functools.partial(write_result, text=text)
         self._goal, self._num_trials, self._n_retain = goal, num_trials, n_retain
         self._confirm_once, self._layer_coefficient = confirm_once, layer_coefficient
         self._time_budget = time_budget
@@ -207,8 +209,7 @@ class SearchLoop:
         failure = outcome.failure
         if outcome.result is not None:
             try:
-                path = self._folder.answers(task.number)
-                digest = write_result(path, outcome.result, text=self._text)
+                digest = self._write(self._folder.answers(task.number), outcome.result)
             except OSError as error:  # a full disk may have room again
                 failure = Failure(reason=format_error(error), transient=True)
             else:
@@ -251,7 +252,7 @@ class SearchLoop:
             kind = InputError if failure.wrong_input else LunarTuneError
             self.error = kind(failure.reason)
         elif outcome.result is not None:
-            write_result(self._folder.answers(None), outcome.result, text=self._text)
+            self._write(self._folder.answers(None), outcome.result)
             self.study = self._listener.begin(outcome)
             self._started = len(self.study.ended)
             if self._time_budget is not None:
@@ -267,9 +268,9 @@ class SearchLoop:
             self._listener.unconfirmed(row, reason)
             return
         baseline = outcome.baseline
-        write_result(self._folder.answers(task.number, full=True), outcome.result, text=self._text)
+        self._write(self._folder.answers(task.number, full=True), outcome.result)
         if baseline is not None:
-            write_result(self._folder.answers(None, full=True), baseline, text=self._text)
+            self._write(self._folder.answers(None, full=True), baseline)
         confirmation = Confirmation(
             number=task.number,
             scores=dict(outcome.result.evaluation.scores),
