@@ -56,7 +56,7 @@ def made_search(
     worker, folder = Worker(spec), Folder(runs / name)
     folder.path.mkdir(parents=True)
     baseline = worker.baseline()
-    write_answers(folder.baseline_answers, baseline.evaluation.rows, (), text=spec.text)
+    write_answers(folder.answers(None), baseline.evaluation.rows, (), text=spec.text)
     study = open_study(folder.journal, name=name, space=_space(spec, parameters), config=config)
     study.note("goal", goal_of(config).text)
     study.note("baseline", dict(baseline.evaluation.scores))
@@ -107,11 +107,11 @@ def _confirm(
 ) -> None:
     row = study.row(0)
     full = worker.run(row.parameters, full=True)
-    write_answers(folder.full_answers(0), full.evaluation.rows, (), text=worker.spec.text)
+    write_answers(folder.answers(0, full=True), full.evaluation.rows, (), text=worker.spec.text)
     held = None
     if worker.spec.data.held_out is not None:
         held = worker.baseline(full=True).evaluation
-        write_answers(folder.baseline_full_answers, held.rows, (), text=worker.spec.text)
+        write_answers(folder.answers(None, full=True), held.rows, (), text=worker.spec.text)
     confirmation = Confirmation(
         number=0,
         scores=dict(full.evaluation.scores),

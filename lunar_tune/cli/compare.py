@@ -6,7 +6,7 @@ import os
 import sys
 import webbrowser
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,18 +113,25 @@ def _store(results: Sequence[SearchResults], given: str | None, problems: Proble
 
 def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
     """Show the comparison on the store's own server, or on one that runs until Ctrl-C."""
-    from lunar_tune.tracking.ui import served
+    from lunar_tune.tracking.ui import addresses, served
 
     # Before the server starts, which would bring an older store up to date at the same time.
     found = _written(results, uri)
-    if uri.startswith(("http://", "https://")):  # it has a server of its own
-        _present(console, without_login(uri), found)
-        return
-    console.print("starting MLflow's UI", highlight=False)
-    with served(uri) as (address, wait):
-        _present(console, address, found)
-        console.print("Ctrl-C ends it", highlight=False)
-        wait()
+    with ExitStack() as running:
+        server, wait = without_login(uri), None
+        if not uri.startswith(("http://", "https://")):
+            console.print("starting MLflow's UI", highlight=False)
+            server, wait = running.enter_context(served(uri))
+        pages, first = addresses(server, found)
+        for what, address in pages:
+            say(console, f"{what}: {address}")
+        # Without a screen Python would start a browser in this terminal.
+        screens = (os.environ.get("DISPLAY"), os.environ.get("WAYLAND_DISPLAY"))
+        if sys.platform != "linux" or any(screens):
+            webbrowser.open(first)
+        if wait is not None:
+            console.print("Ctrl-C ends it", highlight=False)
+            wait()
 
 
 def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
@@ -151,29 +158,6 @@ def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
                 )
     problems.raise_if_any(InputError)
     return found
-
-
-def _present(console: Console, server: str, found: Sequence[Compared]) -> None:
-    """Print the addresses, and open one where there is a screen: one search as charts."""
-    from lunar_tune.tracking.ui import charts_address, comparison_address, runs_address
-
-    trials = [run for one in found for run in one.trials]
-    experiments = sorted({one.experiment for one in found})
-    address = comparison_address(server, trials, experiments)
-    say(console, f"{len(trials)} trials: {address}")
-    charts = [
-        (one.name, charts_address(server, one.experiment, one.view))
-        for one in found
-        if one.view is not None
-    ]
-    for search, place in charts:
-        say(console, f"charts of {search}: {place}")
-    for experiment in experiments:
-        say(console, f"all runs: {runs_address(server, experiment)}")
-    # Without a screen Python would start a browser in this terminal.
-    screens = (os.environ.get("DISPLAY"), os.environ.get("WAYLAND_DISPLAY"))
-    if sys.platform != "linux" or any(screens):
-        webbrowser.open(charts[0][1] if len(charts) == 1 else address)
 
 
 COMMAND = Command(compare, CompareOptions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import re
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +13,12 @@ from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions
 from lunar_tune.cli.running import say, score_table
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.errors import InputError, LunarTuneError, Problems
+from lunar_tune.errors import LunarTuneError, Problems
 from lunar_tune.files import write_json
 
 if TYPE_CHECKING:
-    from lunar_tune.export.export_job import Exported, ExportJob
-    from lunar_tune.report.results import SearchResults
-    from lunar_tune.trial.spec import TrialSpec
+    from lunar_tune.export.export_job import ExportJob
+    from lunar_tune.export.proof import Exported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,104 +61,75 @@ def export(options: ExportOptions, problems: Problems) -> None:
     """
     from lunar_tune.export.writing import export as run_export
     from lunar_tune.report.progress import tiny_progress
-    from lunar_tune.tracking.registering import register_model
+    from lunar_tune.tracking.sync import register_model
 
     console = options.console()
-    results, job = _checked(options, problems)
+    job = _checked(options, problems)
     with tiny_progress(console) as on_build:
         exported = run_export(job, on_build=on_build, on_step=lambda text: say(console, text))
+    document = exported.document
     _show(exported, console)
     if options.json is not None:
-        write_json(options.json, exported.document())
-    if exported.failures:
-        raise LunarTuneError(_unproven(exported))
+        write_json(options.json, document)
+    if document["failures"]:
+        larger = " --format adapter:RANK with a larger rank comes nearer."
+        raise LunarTuneError(
+            f"the {job.form} does not give what {document['search']} reported of trial "
+            f"{document['trial']}: {'; '.join(document['failures'])}."
+            f"{larger if document['relative_error'] else ''} {job.folder} is kept; its export.json "
+            "says that it is not proven. A trial comes out the same on the machine, with the "
+            "libraries and the model that it was searched with."
+        )
     say(console, f"{job.form} written to {options.save}")
     if options.register is not None:
         version = register_model(
-            results,
-            options.save,
+            job.search,
+            job.folder,
             options.register,
-            row=results.trial(options.trial),
-            scores=exported.comparison.scores,
+            row=job.row,
+            scores=document["scores"],
             form=job.form,
             tracking_uri=options.tracking_uri,
         )
         say(console, f"registered as {options.register}, version {version}")
 
 
-def _checked(options: ExportOptions, problems: Problems) -> tuple[SearchResults, ExportJob]:
-    """Return the search and what is to be exported, or say everything that is wrong."""
-    from lunar_tune.export.export_job import check_form
+def _checked(options: ExportOptions, problems: Problems) -> ExportJob:
+    """Return what is to be exported, or say everything that is wrong."""
+    from lunar_tune.export.export_job import ExportJob, check_adapter
     from lunar_tune.report.results import load_search
     from lunar_tune.search.resume import assemble_again
-    from lunar_tune.tracking.registering import check_registrable
+    from lunar_tune.tracking.sync import check_registrable
+    from lunar_tune.training.adapting import check_save_folder
 
-    spec = None
-    form, rank = _form(options.format)
+    form, _, rank = options.format.partition(":")
+    if not re.fullmatch("checkpoint|adapter(:[1-9][0-9]*)?", options.format):
+        problems.add(
+            f"--format {options.format}: checkpoint, adapter, or adapter:RANK with 1 or more."
+        )
+    with problems.collect():
+        check_save_folder(options.save)
     with problems.collect():
         results = load_search(options.search, runs=options.output)
         if options.register is not None:
             with problems.collect():
                 check_registrable(results, options.register, tracking_uri=options.tracking_uri)
         with problems.collect():
-            results.trial(options.trial)
+            row = results.trial(options.trial)
+            answers = results.answers(row.number, full=row == results.best)
         with problems.collect():
             spec = assemble_again(results, problems, device=options.device)
-            job = _job(results, spec, options, form=form, rank=rank)
-    with problems.collect():
-        check_form(form, options.save, rank, spec)
+            if form == "adapter":
+                check_adapter(spec, rank)
     problems.raise_if_any()
-    return results, job
-
-
-def _form(text: str) -> tuple[str, int | None]:
-    """Return the form and an adapter's rank, if one is named."""
-    form, colon, rank = text.partition(":")
-    if not colon:
-        return form, None
-    if form != "adapter" or not rank.isdecimal() or int(rank) < 1:
-        raise InputError(f"--format {text}: checkpoint, adapter, or adapter:RANK with 1 or more.")
-    return form, int(rank)
-
-
-def _job(
-    results: SearchResults, spec: TrialSpec, options: ExportOptions, *, form: str, rank: int | None
-) -> ExportJob:
-    from lunar_tune.export.export_job import ExportJob, Reported
-    from lunar_tune.metrics.goal import in_words
-
-    row, goal, held = results.trial(options.trial), results.goal, spec.data.held_out
-    full = results.best is not None and row.number == results.best.number
-    scores = results.confirmed if full and results.confirmed is not None else row.scores
-    noted = results.study.notes["confirmed"] if full else {"max_new_tokens": row.max_new_tokens}
-    missed = goal.missed(scores)
-    layer = row.parameters.get("layer") if spec.method.edits_one_layer else None
-    edited = [] if layer is None else layer if isinstance(layer, list | tuple) else [layer]
     return ExportJob(
-        spec=dataclasses.replace(
-            spec,
-            layers=tuple(map(int, edited)),  # no others are captured
-            engine=dataclasses.replace(  # which may have ended the trial's fit early
-                spec.engine, retain_floor=goal.stoppable_floor
-            ),
-        ),
-        parameters=row.parameters,
+        search=results,
+        row=row,
+        answers=answers,
+        spec=spec,
         form=form,
         folder=options.save,
-        rank=rank,
-        reported=Reported(
-            search=results.folder.name,
-            trial=row.number,
-            goal=str(goal),
-            scores=scores,
-            rows=results.answers(row.number, full=full),
-            max_new_tokens=int(noted["max_new_tokens"] or 0),
-            baseline=results.baseline_in_full if full else results.baseline,
-            missed=in_words(missed),
-            n_retain=len(held.retain) if held is not None and full else spec.data.n_retain,
-            held_out=held is not None,
-            full=full,
-        ),
+        rank=int(rank) if rank else None,
     )
 
 
@@ -167,32 +137,21 @@ def _show(exported: Exported, console: Console) -> None:
     """Show the form's scores beside those that the search reported."""
     from lunar_tune.study.rows import score_cells
 
-    found, reported = exported.comparison, exported.job.reported
+    said = exported.document
     rows = {
-        "base model": score_cells(reported.baseline),
-        f"trial {reported.trial}, as reported": reported.cells(reported.scores),
-        f"the {exported.job.form}, as loaded": reported.cells(found.scores),
+        "base model": score_cells(said["baseline_scores"]),
+        f"trial {said['trial']}, as reported": exported.cells(said["reported_scores"]),
+        f"the {said['format']}, as loaded": exported.cells(said["scores"]),
     }
     console.print("ROUGE-1 recall of the answers")
     console.print(score_table(rows))
-    for remark in reported.remarks:
+    for remark in exported.remarks:
         say(console, remark)
-    text = found.differences
-    if exported.run.errors:
-        rank, error = max(exported.run.ranks.values()), exported.run.relative_error
+    text = exported.differences
+    if said["relative_error"]:
+        rank, error = max(said["ranks"].values()), said["relative_error"]
         text += f"; rank {rank}, relative error {error:.2g} (Frobenius)"
     say(console, text)
-
-
-def _unproven(exported: Exported) -> str:
-    job = exported.job
-    more = " --format adapter:RANK with a larger rank comes nearer." if exported.run.errors else ""
-    return (
-        f"the {job.form} does not give what {job.reported.search} reported of trial "
-        f"{job.reported.trial}: {'; '.join(exported.failures)}.{more} {job.folder} is kept; its "
-        "export.json says that it is not proven. A trial comes out the same on the machine, with "
-        "the libraries and the model that it was searched with."
-    )
 
 
 COMMAND = Command(export, ExportOptions)

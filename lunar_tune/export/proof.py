@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,59 @@ import torch
 from torch import Tensor
 
 from lunar_tune.errors import LunarTuneError
-from lunar_tune.export.export_job import Comparison, Exported, ExportJob, ExportRun
+from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.metrics.evaluate import AnswerRow, paired, row_means
+from lunar_tune.metrics.goal import in_words
 from lunar_tune.models.device import resolve_device
 from lunar_tune.models.loading import LoadedModel, as_loaded
+from lunar_tune.study.rows import HEADLINE_SCORES, score_cells
+from lunar_tune.training.adapting import package_versions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
-__all__ = ["ask", "compare", "prove", "weight_digest"]
+__all__ = ["Comparison", "Exported", "ask", "compare", "prove", "weight_digest"]
+
+_OF_RETAIN = {"retain_rouge1", "deviation_score"}
+_TOLERANCE = 0.01  # of a mean ROUGE, where another rounding is at work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A form's answers beside others to the same questions."""
+
+    scores: Mapping[str, float]
+    """The form's, on these questions."""
+    n_rows: int
+    differing: int
+    """Rows with another answer, or without texts with another score."""
+    by_text: bool
+    """Whether answers were compared; else the scores of each row, for the others kept no texts."""
+    is_close: bool
+    """Whether no mean ROUGE differs by more than rounding may do."""
+    differences: str
+    """How many rows differ, in words."""
+    text: str
+    """The same, with the mean ROUGE that differs most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A written form with what its proof found."""
+
+    document: Mapping[str, Any]
+    """What `export.json` says."""
+    remarks: Sequence[str]
+    """What has to be known of the scores, in words."""
+    differences: str
+    """How many answers differ from those of the search, in words."""
+
+    def cells(self, scores: Mapping[str, float]) -> list[str]:
+        """Return scores on the same questions as cells of a table, marked where they estimate."""
+        estimated = set() if self.document["retain_exact"] else _OF_RETAIN
+        return [
+            f"≈ {cell}" if name in estimated and cell != "-" else cell
+            for name, cell in zip(HEADLINE_SCORES, score_cells(scores), strict=True)
+        ]
 
 
 def prove(job: ExportJob, run: ExportRun) -> Exported:
@@ -38,8 +84,8 @@ def prove(job: ExportJob, run: ExportRun) -> Exported:
         weight_digest(loaded.model.get_parameter(name)) != digest
         for name, digest in run.digests.items()
     )
-    found = ask(loaded, job.spec, full=job.reported.full)
-    reported, of_run = compare(found, job.reported.rows), compare(found, run.answers)
+    found = ask(loaded, job.spec, full=job.full)
+    reported, of_run = compare(found, job.answers), compare(found, run.answers)
     failures = []
     if changed:
         failures.append("the weights that were loaded are not bit for bit those of the run")
@@ -49,9 +95,73 @@ def prove(job: ExportJob, run: ExportRun) -> Exported:
     exact = whole and not run.merged and run.dtype == "float32"
     if (exact and reported.differing) or not (failures or reported.is_close):
         failures.append(f"compared with what the search reported, {reported.text}")
-    return Exported(
-        job=job, run=run, comparison=reported, against_run=of_run, failures=tuple(failures)
-    )
+    document = _document(job, run, reported, of_run, failures)
+    remarks = _remarks(document, held_out=job.spec.data.held_out is not None)
+    return Exported(document=document, remarks=remarks, differences=reported.differences)
+
+
+def _document(
+    job: ExportJob,
+    run: ExportRun,
+    reported: Comparison,
+    of_run: Comparison,
+    failures: Sequence[str],
+) -> dict[str, Any]:
+    search, row, spec, held = job.search, job.row, job.spec, job.spec.data.held_out
+    confirmed = search.study.notes["confirmed"] if job.full else {}
+    scores = confirmed.get("scores", row.scores)
+    missed = in_words(search.goal.missed(scores))
+    retain_rows = sum(one.set_name == "retain" for one in job.answers)
+    n_retain = len(held.retain) if held is not None and job.full else spec.data.n_retain
+    return {
+        "format": job.form,
+        "proven": not failures,
+        "failures": list(failures),
+        "search": search.folder.name,
+        "trial": row.number,
+        "model": spec.model.name,
+        "base": run.base,
+        "base_revision": run.revision,
+        "base_fingerprint": run.fingerprint,
+        "dtype": run.dtype,
+        "method": spec.method.name,
+        "variant": spec.method.variant,
+        "parameters": dict(row.parameters),
+        "seed": spec.seed,
+        "data": spec.data.name,
+        "forget_edges": list(spec.data.forget_edges),
+        "data_digests": dict(spec.data.digests()),
+        "max_new_tokens": int(confirmed.get("max_new_tokens", row.max_new_tokens) or 0),
+        "feasible": not missed,
+        "missed": missed,
+        "retain_rows": retain_rows,
+        "n_retain": n_retain,
+        "retain_exact": retain_rows >= n_retain,
+        "on_held_out": held is not None and job.full,
+        "scores": dict(reported.scores),
+        "reported_scores": dict(scores),
+        "baseline_scores": dict(search.baseline_in_full if job.full else search.baseline),
+        "n_rows": reported.n_rows,
+        "compared": "answers" if reported.by_text else "ROUGE-1 and ROUGE-L of each row",
+        "differing_rows": reported.differing,
+        "differing_rows_of_the_run": of_run.differing,
+        "relative_error": max(run.errors.values(), default=0.0),
+        "ranks": dict(run.ranks),
+        "versions": package_versions(),
+    }
+
+
+def _remarks(document: Mapping[str, Any], *, held_out: bool) -> list[str]:
+    missed = document["missed"]
+    remarks = [f"feasible: no, it misses {missed}" if missed else "feasible: yes"]
+    if not document["retain_exact"]:
+        asked = f"{document['retain_rows']} of {document['n_retain']} questions"
+        remarks.append(f"≈: an estimate, mean of {asked} to keep")
+    if document["on_held_out"]:
+        remarks.append("scores are on held-out questions, on which no trial was judged")
+    elif held_out:
+        remarks.append("scores are on the questions of the trials, not on held-out questions")
+    return remarks
 
 
 def _read(job: ExportJob, run: ExportRun) -> LoadedModel:
@@ -114,13 +224,23 @@ def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Compar
         matched.append(other)
     by_text = any(row.question for row in expected)
     same = _same if by_text else _scored_alike
+    differing = sum(not same(*pair) for pair in zip(matched, expected, strict=True))
     names = list(dict.fromkeys(row.set_name for row in expected))
+    scores, others = row_means(matched, names), row_means(expected, names)
+    gaps = {name: abs(scores[name] - others[name]) for name in scores if "_rouge" in name}
+    worst = max(gaps, key=gaps.__getitem__)
+    what = "answers differ"
+    if not by_text:
+        what = "rows differ in ROUGE-1 or ROUGE-L (the search kept no texts)"
+    differences = f"{differing} of {len(expected)} {what}"
     return Comparison(
-        scores=row_means(matched, names),
-        expected=row_means(expected, names),
+        scores=scores,
         n_rows=len(expected),
-        differing=sum(not same(*pair) for pair in zip(matched, expected, strict=True)),
+        differing=differing,
         by_text=by_text,
+        is_close=gaps[worst] <= _TOLERANCE,
+        differences=differences,
+        text=f"{differences}, {worst} is {scores[worst]:.4f} instead of {others[worst]:.4f}",
     )
 
 

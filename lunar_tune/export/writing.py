@@ -20,16 +20,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lunar_tune.errors import InputError
-from lunar_tune.export.export_job import Exported, ExportJob, ExportRun
-from lunar_tune.export.model_card import write_card
-from lunar_tune.export.proof import ask, prove, weight_digest
+from lunar_tune.export.export_job import ExportJob, ExportRun
+from lunar_tune.export.proof import Exported, ask, prove, weight_digest
 from lunar_tune.files import write_atomically
 from lunar_tune.models.device import give_back
 from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
 from lunar_tune.models.loading import LoadedModel
+from lunar_tune.study.rows import score_cells
 from lunar_tune.training.adapting import Factors
 from lunar_tune.training.checkpoints import save_checkpoint
 from lunar_tune.trial.assemble import materialise
+from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = ["LARGEST_ERROR", "export", "nearest_factors", "write_adapter"]
 
 LARGEST_ERROR = 0.01
 """Relative Frobenius error up to which a product counts as the difference itself."""
+_CARD = Path(__file__).with_name("card.md.j2")
 _LARGEST_RANK = 512  # that is chosen here: a seventh of a 7B model's d_model
 
 
@@ -57,25 +59,33 @@ def export(
         InputError: The model or the folder cannot be used.
         LunarTuneError: The trial failed, or the form cannot be written.
     """
-    job = dataclasses.replace(job, spec=materialise(job.spec, on_build))
+    job = dataclasses.replace(job, spec=_as_searched(job, materialise(job.spec, on_build)))
     on_step("running the trial again")
     run = _run_again(job)
     give_back()
     on_step(f"asking the {job.form} as it is loaded from {job.folder}")
     exported = prove(job, run)
-    text = json.dumps(exported.document(), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(exported.document, indent=1, ensure_ascii=False) + "\n"
     write_atomically(job.folder / "export.json", text.encode(errors="surrogatepass"))
-    write_card(exported)
+    write_card(job, run, exported)
     if job.form == "checkpoint":
-        write_lineage(job.folder, _lineage(exported))
+        write_lineage(job.folder, _lineage(job, exported.document))
     return exported
+
+
+def _as_searched(job: ExportJob, spec: TrialSpec) -> TrialSpec:
+    """Capture only the layers that are edited; a floor may have ended the trial's fit early."""
+    engine = dataclasses.replace(spec.engine, retain_floor=job.search.goal.stoppable_floor)
+    layers = job.row.parameters.get("layer", ()) if spec.method.edits_one_layer else ()
+    edited = layers if isinstance(layers, list | tuple) else [layers]
+    return dataclasses.replace(spec, layers=tuple(map(int, edited)), engine=engine)
 
 
 def _run_again(job: ExportJob) -> ExportRun:
     """Run the trial and write the form; no weight of the model is referred to afterwards."""
     worker = Worker(job.spec)
     model: Any = worker.loaded.model
-    full = job.reported.full
+    full = job.full
     spec = job.spec.model
     own = spec.weights is not None and (Path(spec.weights) / "tokenizer_config.json").is_file()
     commit = getattr(model.config, "_commit_hash", None) or spec.revision
@@ -105,7 +115,7 @@ def _run_again(job: ExportJob) -> ExportRun:
         else:
             weights.update({name: weight.to("cpu", copy=True) for name, weight in new.items()})
 
-    worker.run(job.parameters, full=full, bounded=not full, inside=take)
+    worker.run(job.row.parameters, full=full, bounded=not full, inside=take)
     for name, weight in weights.items():
         old = model.get_parameter(name).detach()
         path = name.removesuffix(".weight")
@@ -180,9 +190,37 @@ def write_adapter(
         raise InputError(f"--save {folder}: cannot be written ({error}).") from error
 
 
-def _lineage(exported: Exported) -> Lineage:
+def write_card(job: ExportJob, run: ExportRun, exported: Exported) -> None:
+    """Write the hub's card of a form, `README.md`, beside it."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    is_local = Path(run.base).is_dir()
+    front = ModelCardData(
+        base_model=None if is_local else run.base,
+        library_name="peft" if job.form == "adapter" else "transformers",
+        tags=["unlearning", "lunar-tune", job.spec.method.name],
+        pipeline_tag="text-generation",
+    )
+    card = ModelCard.from_template(
+        front,
+        template_path=str(_CARD),
+        exported=exported,
+        **exported.document,
+        goal=job.search.goal,
+        folder=job.folder.resolve().name,
+        is_local=is_local,
+        # Without where a folder lies on this machine.
+        base_name=Path(run.base).name if is_local else run.base,
+        tokenizer=Path(run.tokenizer).name if Path(run.tokenizer).is_dir() else run.tokenizer,
+        n_forget=len(job.spec.data.fit_forget),
+        score_cells=score_cells,
+    )
+    card.save(job.folder / "README.md")
+
+
+def _lineage(job: ExportJob, said: Mapping[str, Any]) -> Lineage:
     """Return where the checkpoint comes from, with what its model had come from."""
-    model, said = exported.job.spec.model, exported.document()
+    model = job.spec.model
     names = ("forget_edges", "method", "variant", "parameters", "seed", "search", "trial", "scores")
     unlearned = {
         "data": said["data"],

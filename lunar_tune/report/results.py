@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lunar_tune.errors import InputError
 from lunar_tune.report.report import LayerCurve, Report
 from lunar_tune.study.folder import RUNS
-from lunar_tune.study.importance import parameter_importance
+from lunar_tune.study.rows import parameter_importance
 from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ of the best settings until one keeps the bounds.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import Counter
@@ -17,7 +18,8 @@ from typing import Final, Protocol
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.study.answers import AnswerFiles
+from lunar_tune.study.answers import write_result
+from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 from lunar_tune.study.study import Study
 from lunar_tune.trial.tasks import (
@@ -93,8 +95,10 @@ class SearchLoop:
     """The tasks of one search.
 
     Args:
+        folder: Where answers are written, before their scores are told to the study.
         num_trials: Trials that are to have ended, those of an earlier process included.
         n_retain: Questions to keep in all; a trial that was asked fewer has an estimate.
+        text: Whether questions and answers may be written, and not only numbers and scores.
         confirm_once: Whether the best as searched is reported whatever its full evaluation says.
         time_budget: Seconds after the first trial's start after which no trial starts.
         layer_coefficient: Coefficient with which layers are scored before the first trial; None
@@ -104,11 +108,12 @@ class SearchLoop:
     def __init__(
         self,
         listener: Listener,
-        answers: AnswerFiles,
+        folder: Folder,
         *,
         goal: Goal,
         num_trials: int,
         n_retain: int,
+        text: bool = True,
         confirm_once: bool = False,
         time_budget: float | None = None,
         layer_coefficient: float | None = None,
@@ -116,7 +121,8 @@ class SearchLoop:
         self.study: Study | None = None
         self.error: Exception | None = None
         """Why the search cannot go on; to be raised when the last task has ended."""
-        self._listener, self._answers = listener, answers
+        self._listener, self._folder = listener, folder
+        self._write = functools.partial(write_result, text=text)
         self._goal, self._num_trials, self._n_retain = goal, num_trials, n_retain
         self._confirm_once, self._layer_coefficient = confirm_once, layer_coefficient
         self._time_budget = time_budget
@@ -200,7 +206,7 @@ class SearchLoop:
         failure = outcome.failure
         if outcome.result is not None:
             try:
-                digest = self._answers.write_trial(task.number, outcome.result)
+                digest = self._write(self._folder.answers(task.number), outcome.result)
             except OSError as error:  # a full disk may have room again
                 failure = Failure(reason=format_error(error), transient=True)
             else:
@@ -243,7 +249,7 @@ class SearchLoop:
             kind = InputError if failure.wrong_input else LunarTuneError
             self.error = kind(failure.reason)
         elif outcome.result is not None:
-            self._answers.write_base_model(outcome.result)
+            self._write(self._folder.answers(None), outcome.result)
             self.study = self._listener.begin(outcome)
             self._started = len(self.study.ended)
             if self._time_budget is not None:
@@ -258,8 +264,10 @@ class SearchLoop:
             reason = failure.reason if failure is not None else NO_RESULT
             self._listener.unconfirmed(row, reason)
             return
-        self._answers.write_confirmation(task.number, outcome.result, outcome.baseline)
         baseline = outcome.baseline
+        self._write(self._folder.answers(task.number, full=True), outcome.result)
+        if baseline is not None:
+            self._write(self._folder.answers(None, full=True), baseline)
         confirmation = Confirmation(
             number=task.number,
             scores=dict(outcome.result.evaluation.scores),

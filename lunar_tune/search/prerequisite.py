@@ -133,8 +133,11 @@ def _run_content(
         ended=datetime.now(),
         parameters=document,
         tags={"command": "finetune", "model": job.model.name, "data": job.data_name},
-        numbers={"rouge1": done.rouge1, "refused": done.refused},
-        curves={"loss": list(enumerate(done.losses, 1))},
+        metrics={
+            "rouge1": done.rouge1,
+            "refused": done.refused,
+            "loss": list(enumerate(done.losses, 1)),
+        },
         data={"learned": (document["data_digest"], len(job.records))},
-        tables={at: ("", functools.partial(dict, table)) for at, table in tables.items()},
+        tables=tables,
     )

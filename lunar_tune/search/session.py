@@ -34,7 +34,6 @@ from lunar_tune.search.outputs import (
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.resume import signature_of
 from lunar_tune.search.samplers import open_study
-from lunar_tune.study.answers import AnswerFiles
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
@@ -117,10 +116,11 @@ class SearchSession:
         config = self.plan.config
         loop = SearchLoop(
             self,
-            AnswerFiles(self.folder, text=config.text),
+            self.folder,
             goal=self._goal,
             num_trials=config.num_trials,
             n_retain=self.plan.spec.data.n_retain,
+            text=config.text,
             confirm_once=config.holdout,
             time_budget=config.time_budget,
             layer_coefficient=self.plan.layer_coefficient,
@@ -236,7 +236,7 @@ class SearchSession:
     def ended(self, row: TrialRow) -> None:
         """Show a trial that has ended, and write its run."""
         self._display.ended(row)
-        search = StoredSearch(folder=self.folder, study=self.study.stored, goal=self._goal)
+        search = StoredSearch(folder=self.folder, study=self.study.stored)
         self.tracker.search(search, status="RUNNING", trial=row.number)
 
     def confirming(self, row: TrialRow) -> None:

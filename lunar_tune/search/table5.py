@@ -212,6 +212,6 @@ class TableRun:
         places = {file.name: file for file in files}
         tracker.write(
             RunContent(
-                name=name, status="FINISHED", started=now, ended=now, numbers=numbers, files=places
+                name=name, status="FINISHED", started=now, ended=now, metrics=numbers, files=places
             )
         )

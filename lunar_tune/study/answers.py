@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ import pyarrow.parquet as pq
 from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow, paired
-from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import HEADLINE_SCORES, TrialRow
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
     from lunar_tune.trial.worker import TrialResult  # loads torch
 
-__all__ = ["AnswerFiles", "answers_beside", "read_answers", "write_answers", "write_trials"]
+__all__ = ["answers_beside", "read_answers", "write_answers", "write_result", "write_trials"]
 
 _LOSSES = b"lunar_tune.losses"
 _TEXTS = ("question", "truth", "answer")
@@ -41,32 +39,9 @@ _COLUMNS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerFiles:
-    """Writes a search's answers, each file atomically."""
-
-    folder: Folder
-    text: bool = True
-    """Whether questions and answers may be written, and not only their numbers and scores."""
-
-    def write_trial(self, number: int, result: TrialResult) -> str:
-        """Write a trial's answers; return the file's SHA-256."""
-        return self._write(self.folder.answers(number), result)
-
-    def write_base_model(self, result: TrialResult) -> None:
-        """Write the base model's answers."""
-        self._write(self.folder.baseline_answers, result)
-
-    def write_confirmation(
-        self, number: int, result: TrialResult, baseline: TrialResult | None
-    ) -> None:
-        """Write the answers of a full evaluation, and the base model's where they are others."""
-        self._write(self.folder.full_answers(number), result)
-        if baseline is not None:
-            self._write(self.folder.baseline_full_answers, baseline)
-
-    def _write(self, path: Path, result: TrialResult) -> str:
-        return write_answers(path, result.evaluation.rows, result.losses, text=self.text)
+def write_result(path: Path, result: TrialResult, *, text: bool = True) -> str:
+    """Write the answers of an evaluation as `write_answers` does; return the file's SHA-256."""
+    return write_answers(path, result.evaluation.rows, result.losses, text=text)
 
 
 def write_answers(

@@ -34,10 +34,6 @@ class Folder:
         self.log = self.path / "search.log"
         self.pictures = self.path / "pictures"  # each as PNG and SVG
         self.lock = self.path / ".lock"  # held by the process that works on the search
-        # Answers of the base model: to the questions of trials, and of a full evaluation where
-        # those are held out.
-        self.baseline_answers = self.path / "trials" / "baseline.parquet"
-        self.baseline_full_answers = self.path / "trials" / "baseline-full.parquet"
 
     @property
     def is_taken(self) -> bool:
@@ -48,13 +44,14 @@ class Folder:
             entry.name not in _BEFORE_THE_FIRST_TRIAL for entry in self.path.iterdir()
         )
 
-    def answers(self, number: int) -> Path:
-        """A trial's answers, as it was searched."""
-        return self.path / "trials" / f"{number:05d}.parquet"
+    def answers(self, number: int | None, *, full: bool = False) -> Path:
+        """A trial's answers, or the base model's (None).
 
-    def full_answers(self, number: int) -> Path:
-        """A trial's answers in the full evaluation that confirms the best."""
-        return self.path / "trials" / f"{number:05d}-full.parquet"
+        Those of the `full` evaluation that confirms the best are kept beside them; the base model
+        has such where questions are held out from the trials.
+        """
+        name = "baseline" if number is None else f"{number:05d}"
+        return self.path / "trials" / f"{name}{'-full' if full else ''}.parquet"
 
     def stack(self, number: int) -> Path:
         """What a worker was doing when a trial took too long; below 0, the base model."""

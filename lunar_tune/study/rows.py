@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
     from lunar_tune.metrics.goal import Goal
 
 __all__ = [
     "COMPLETE",
     "FAILED",
     "HEADLINE_SCORES",
+    "LEAST_TRIALS",
     "RUNNING",
     "TrialRow",
     "best_first",
     "best_so_far",
     "is_number",
     "nearest_first",
+    "parameter_importance",
     "score_cells",
 ]
 
@@ -28,6 +33,8 @@ COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
 
 HEADLINE_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
 """The scores that every table shows, in this order."""
+LEAST_TRIALS = 10
+"""Fewer tell `parameter_importance` next to nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,25 +49,19 @@ class TrialRow:
     objective: float | None = None
     """What the search makes small."""
     feasible: bool | None = None
-    """Whether every bound is kept."""
     retain_rows: int | None = None
-    """Retain rows that the score was taken on."""
+    """Retain rows that the score was taken on; `retain_exact` where these are all."""
     retain_exact: bool | None = None
-    """Whether these are all rows of the retain set."""
     max_new_tokens: int | None = None
-    """Token budget of the answers."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`fit`, `evaluate`, `trial`, and `suggest`, the sampler's time."""
     failure: str | None = None
-    """Why the trial failed."""
     again: bool = False
-    """Whether that had nothing to do with its setting, which is run again under another number."""
+    """Whether its failure is not the setting's, which is run again under another number."""
     losses: tuple[float, ...] = ()
-    """Training loss of each epoch."""
     checks: tuple[Mapping[str, float], ...] = ()
     """Periodic evaluations: `epochs`, `forget_rouge1`, `retain_rouge1` of samples."""
     answers_digest: str | None = None
-    """SHA-256 of the trial's answers file."""
     started: datetime | None = None
     ended: datetime | None = None
     """In local time: when it was asked for, and when its result was told."""
@@ -150,3 +151,58 @@ def best_so_far(rows: Iterable[TrialRow]) -> list[tuple[TrialRow, TrialRow]]:
         best = best_first([*best, row])[:1]
         pairs += [(row, one) for one in best]
     return pairs
+
+
+def parameter_importance(
+    rows: Sequence[TrialRow], distributions: Mapping[str, BaseDistribution], metric: str
+) -> dict[str, float] | None:
+    """Return the share of a score's variance that each parameter explains alone, largest first.
+
+    By fANOVA: a forest is fitted to all trials, and the variance of its prediction, taken evenly
+    over the whole space, is split; what is missing to 1 is interaction. With few trials the shares
+    are rough. A trial that was stopped early counts with the mean of the questions that it was
+    asked. On one core it takes 0.4 s for 30 trials, 0.9 s for 100 and 5 s for 300. Parameters with
+    one value are left out. None where too few trials have the score, or all have the same.
+
+    Optuna's default, PED-ANOVA, asks which parameters lift a trial into the best tenth: three of 30
+    trials, or all of them where many forget everything. Mean decrease in impurity weighs each
+    region by its trials, and a sampler puts most where it is good.
+    """
+    import optuna
+    from optuna.distributions import FloatDistribution
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    # Optuna 5.0 spreads a logarithmic parameter evenly over its plain values there, so that nine
+    # tenths of a learning rate's weight would lie in its last decade: it is given the logarithm.
+    searched = {name: kind for name, kind in distributions.items() if not kind.single()}
+    logarithmic = {
+        name: FloatDistribution(math.log(kind.low), math.log(kind.high))
+        for name, kind in searched.items()
+        if isinstance(kind, FloatDistribution) and kind.log
+    }
+
+    def place(name: str, value: Any) -> Any:
+        kind = logarithmic.get(name)
+        return value if kind is None else min(max(math.log(value), kind.low), kind.high)
+
+    trials = [
+        optuna.trial.create_trial(
+            params={name: place(name, row.parameters[name]) for name in searched},
+            distributions=searched | logarithmic,
+            value=row.scores[metric],
+        )
+        for row in rows
+        if row.state == COMPLETE
+        and math.isfinite(row.scores.get(metric, math.nan))
+        and searched.keys() <= row.parameters.keys()
+    ]
+    if len(trials) < LEAST_TRIALS or len({trial.value for trial in trials}) < 2 or not searched:
+        return None
+    study = optuna.create_study()
+    study.add_trials(trials)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `normalize`
+        shares = get_param_importances(
+            study, evaluator=FanovaImportanceEvaluator(seed=0), normalize=False
+        )
+    return {name: float(share) for name, share in shares.items()}

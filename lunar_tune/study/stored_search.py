@@ -50,11 +50,8 @@ def configuration_document(
 ) -> str:
     """Return `config.yaml`: every value with its origin.
 
-    Args:
-        config: What the search was told.
-        given: Origin of the options that were not left at their default, by field name.
-        derived: Values that stand for an option left open, by field name.
-        resolved: What there is beside options: the space, the model's source, data digests.
+    `given` are origins of options that were not left at their default, `derived` values that stand
+    for options left open, both by field name; `resolved` is what there is beside options.
     """
     options = {}
     for name in options_of(SearchConfig):
@@ -85,9 +82,8 @@ class StoredConfig:
             InputError: It is not there, or is not what a search writes.
         """
         stored = StoredStudy.read(folder.journal)  # refuses what another version has written
-        source: Path | str = folder.config
-        if not folder.config.exists():
-            source = (stored.notes.get("configuration") if stored is not None else None) or ""
+        copy = stored.notes.get("configuration") if stored is not None else None
+        source = folder.config if folder.config.exists() else copy
         if not source:
             raise InputError(
                 f"{folder.path}: has no config.yaml, and its study has no copy of it, so there is "
@@ -133,10 +129,9 @@ class StoredConfig:
 
 
 def _placed(value: str | None, resolved: Mapping[str, Any]) -> str | None:
-    """Return a value that names a file where the search was started so that it is found here.
+    """Return the name of a file where the search was started so that it is found from here.
 
-    A file of that name in the current folder is another one. What is a name of something else than
-    a file stays one, as it was for the search.
+    A file of that name in the current folder is another one. Names of other things stay.
     """
     if value is None or any(value in names for names in (*_NAMES, shipped_spaces())):
         return value
@@ -152,8 +147,6 @@ class StoredSearch:
 
     folder: Folder
     study: StoredStudy
-    goal: Goal
-    """What it is after."""
 
     @classmethod
     def read(cls, search: str | Path, *, runs: str | Path = RUNS) -> Self:
@@ -164,17 +157,18 @@ class StoredSearch:
         """
         folder = find_search(search, Path(runs))
         stored = StoredStudy.read(folder.journal)
-        if stored is None or stored.goal is None:
+        if stored is None or "goal" not in stored.notes:
             raise InputError(f"{folder.path}: the search has not begun its first trial.")
-        return cls(folder=folder, study=stored, goal=stored.goal)
+        return cls(folder=folder, study=stored)
+
+    @cached_property
+    def goal(self) -> Goal:
+        """What it is after."""
+        return Goal.read(*self.study.notes["goal"])
 
     @cached_property
     def config(self) -> StoredConfig:
-        """What it was told.
-
-        Raises:
-            InputError: `config.yaml` is not there or cannot be read.
-        """
+        """What it was told; an `InputError` where that cannot be read."""
         return StoredConfig.read(self.folder)
 
     @property
@@ -257,21 +251,16 @@ class StoredSearch:
     def answers(self, number: int | None = None, *, full: bool = False) -> list[AnswerRow]:
         """Return a trial's answers, or the base model's (None), in the order they are kept in.
 
-        The best trial has those of its `full` evaluation, too, and the base model where questions
-        are held out for that.
+        The best trial has those of its `full` evaluation, too.
 
         Raises:
             InputError: They are not there.
         """
-        folder = self.folder
-        if number is not None:
-            path = folder.full_answers(number) if full else folder.answers(number)
-        elif full and folder.baseline_full_answers.is_file():
-            path = folder.baseline_full_answers
-        else:
-            path = folder.baseline_answers
+        path = self.folder.answers(number, full=full)
+        if number is None and not path.is_file():
+            path = self.folder.answers(None)
         if not path.is_file():
-            raise InputError(f"{folder.name}: there are no answers in {path}.")
+            raise InputError(f"{self.folder.name}: there are no answers in {path}.")
         return read_answers(path)
 
     def answers_table(self, number: int | None = None, *, full: bool = False) -> pd.DataFrame:

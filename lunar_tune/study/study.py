@@ -191,8 +191,6 @@ class StoredStudy:
     rows: tuple[TrialRow, ...]
     notes: Mapping[str, Any]
     """What was kept with `Study.note`."""
-    goal: Goal | None
-    """What the search is after; None where it had not begun."""
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
     """What the last trial's parameters were drawn from."""
 
@@ -236,7 +234,7 @@ class StoredStudy:
         rows = tuple(_rows(study, goal)) if goal is not None else ()
         drawn = [one.distributions for one in study.get_trials(deepcopy=False)]
         last = next((one for one in reversed(drawn) if one), {})  # one that waits has none
-        return cls(rows=rows, notes=notes, goal=goal, distributions=last)
+        return cls(rows=rows, notes=notes, distributions=last)
 
     def has_ended(self, num_trials: int) -> bool:
         """Say whether the search has ended by itself when it was to have so many trials."""

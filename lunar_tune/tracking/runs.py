@@ -1,4 +1,4 @@
-"""One MLflow run as a value, and writing what a store does not have of it."""
+"""MLflow's runs as values: what those of a search and a trial say, and writing what is missing."""
 
 from __future__ import annotations
 
@@ -6,26 +6,44 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.study.answers import read_answers
+from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_number
+from lunar_tune.study.stored_search import StoredSearch
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Experiment, Metric, Run
+    from mlflow.entities import Experiment, Metric, Run
 
-__all__ = ["Columns", "Curve", "RunContent", "bring"]
+__all__ = [
+    "SEARCH",
+    "TRIAL_OF",
+    "Columns",
+    "Curve",
+    "RunContent",
+    "bring",
+    "search_content",
+    "shown_scores",
+    "trial_content",
+]
 
+SEARCH, TRIAL_OF = "lunar_tune.search", "lunar_tune.trial_of"
+"""Tags that tell a search's run, and those of its trials, by the identity that its study keeps."""
 DIGEST = "lunar_tune.digest"
 """Tag of a run that is written whole: `RunContent.digest`."""
+_LONGEST_TAG = 5000  # that MLflow takes
 Columns = Mapping[str, Sequence[Any]]
 Curve = Sequence[tuple[int, float]]
 """A metric's steps and values."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunContent:
     """All that a run says."""
 
@@ -37,42 +55,45 @@ class RunContent:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags that identify the run among them."""
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    """Metrics of one value."""
-    curves: Mapping[str, Curve] = field(default_factory=dict)
+    metrics: Mapping[str, float | Curve] = field(default_factory=dict)
     data: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Digest and number of rows of each data set, by name."""
     files: Mapping[str, Path] = field(default_factory=dict)
     """Artifacts by their place."""
-    tables: Mapping[str, tuple[str, Callable[[], Columns]]] = field(default_factory=dict)
-    """Tables by their place: digest, and the columns when they are needed."""
+    tables: Mapping[str, Columns | Path] = field(default_factory=dict)
+    """Tables by their place: columns, or a file of answers."""
 
-    @property
+    @cached_property
     def points(self) -> dict[str, Curve]:
         """Every metric as a curve, without what is no finite number: not every store takes it."""
-        curves = {**{name: [(0, value)] for name, value in self.numbers.items()}, **self.curves}
+        curves = {
+            name: [(0, said)] if isinstance(said, int | float) else said
+            for name, said in self.metrics.items()
+        }
         finite = {
             name: [(step, value) for step, value in curve if math.isfinite(value)]
             for name, curve in curves.items()
         }
         return {name: curve for name, curve in finite.items() if curve}
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What a store does not show in its list of runs: SHA-256 of data and artifacts, points."""
-        files = {
-            at: hashlib.sha256(file.read_bytes()).hexdigest() for at, file in self.files.items()
-        }
-        tables = {at: digest for at, (digest, _) in self.tables.items()}
-        kept = hashlib.sha256(json.dumps([self.data, files, tables]).encode()).hexdigest()
+
+        def digests(kept: Mapping[str, Columns | Path]) -> dict[str, str]:
+            files = {at: one for at, one in kept.items() if isinstance(one, Path)}
+            return {at: hashlib.sha256(one.read_bytes()).hexdigest() for at, one in files.items()}
+
+        parts = [self.data, digests(self.files), digests(self.tables)]
+        kept = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return f"{kept} {sum(map(len, self.points.values()))}"
 
-    def is_in(self, run: Run, digest: str) -> bool:
+    def is_in(self, run: Run) -> bool:
         """Say whether a run, as a store lists it, says all of it."""
         metrics = {name: max(curve)[1] for name, curve in self.points.items()}
         return (
             run.info.status == self.status
-            and run.data.tags.get(DIGEST) == digest
+            and run.data.tags.get(DIGEST) == self.digest
             and self.tags.items() <= run.data.tags.items()
             and metrics.items() <= run.data.metrics.items()
         )
@@ -89,11 +110,10 @@ def bring(
     """
     from mlflow.entities import Param, RunTag
 
-    digest = content.digest
-    ranked = sorted(runs, key=lambda one: not content.is_in(one, digest))
+    ranked = sorted(runs, key=content.is_in, reverse=True)
     for other in ranked[1:]:
         client.delete_run(other.info.run_id)
-    if ranked and content.is_in(ranked[0], digest):
+    if ranked and content.is_in(ranked[0]):
         return ranked[0]
     run = next(iter(ranked), None) or client.create_run(
         str(experiment.experiment_id),
@@ -113,9 +133,9 @@ def bring(
         params=[Param(name, str(value)) for name, value in new.items()],
         tags=[RunTag(name, value) for name, value in content.tags.items()],
     )
-    if run.data.tags.get(DIGEST, "").split(" ")[0] != digest.split(" ")[0]:
+    if run.data.tags.get(DIGEST, "").split(" ")[0] != content.digest.split(" ")[0]:
         _keep(client, run_id, content)
-    client.set_tag(run_id, DIGEST, digest)
+    client.set_tag(run_id, DIGEST, content.digest)
     return run
 
 
@@ -138,17 +158,29 @@ def _metrics(run: Run, points: Mapping[str, Curve]) -> list[Metric]:
 
 def _keep(client: MlflowClient, run_id: str, content: RunContent) -> None:
     """Write data sets and artifacts; twice is the same as once."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
 
-    if content.data:
-        client.log_inputs(run_id, [_input(name, *one) for name, one in content.data.items()])
+    inputs = []
+    for name, (digest, rows) in content.data.items():
+        dataset = Dataset(
+            name=name,
+            digest=digest[:36],
+            source_type="code",
+            source=json.dumps({"tags": {"lunar_tune.split": name}}),
+            profile=json.dumps({"rows": rows}),
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
+    if inputs:
+        client.log_inputs(run_id, inputs)
     try:
         for place, file in content.files.items():
             client.log_artifact(run_id, str(file), place.rpartition("/")[0] or None)
-        for place, (_, columns) in content.tables.items():
+        for place, table in content.tables.items():
             # As MLflow's `log_table` writes it, which would append to one that is there.
-            rows = list(zip(*(made := columns()).values(), strict=True))
-            document = {"columns": list(made), "data": rows}
+            columns = _answers(table) if isinstance(table, Path) else table
+            lines = list(zip(*columns.values(), strict=True))
+            document = {"columns": list(columns), "data": lines}
             client.log_text(run_id, json.dumps(document, ensure_ascii=False), place)
     except Exception as error:  # of an artifact store's library: anything
         raise MlflowException(f"an artifact cannot be written: {error}") from error
@@ -161,14 +193,126 @@ def _milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _input(name: str, digest: str, rows: int) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
+def shown_scores(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return scores without counts of rows, which are no axes to compare by."""
+    return {name: value for name, value in scores.items() if not name.endswith("_rows")}
 
-    dataset = Dataset(
-        name=name,
-        digest=digest[:36],
-        source_type="code",
-        source=json.dumps({"tags": {"lunar_tune.split": name}}),
-        profile=json.dumps({"rows": rows}),
+
+def search_content(search: StoredSearch, note: str | None, status: str | None) -> RunContent:
+    """Return what the search's run says."""
+    notes, folder = search.study.notes, search.folder
+    about, best, scores = notes["description"], search.best, search.confirmed or {}
+    status = status or notes.get("status", "KILLED")
+    numbers = _prefixed("baseline", shown_scores(search.baseline))
+    numbers["num_trials"] = about["num_trials"]
+    tags = {SEARCH: notes["mlflow"]["id"], "search": folder.name, **notes["tags"]}
+    tags |= about["origin"] | about["lineage"]
+    if best is not None or status != "RUNNING":
+        feasible = best is not None and search.goal.is_kept(scores)
+        # A search that goes on may find a better one, and MLflow lets no parameter change.
+        setting = {} if best is None else {"trial": best.number, **best.parameters}
+        shown = shown_scores(scores) | {k: v for k, v in setting.items() if is_number(v)}
+        words = {k: str(v) for k, v in setting.items() if not is_number(v)}
+        numbers |= {"feasible": feasible, **_prefixed("best", shown)}
+        tags |= {"feasible": str(feasible).lower(), **_prefixed("best", words)}
+    if note is not None:
+        tags["mlflow.note.content"] = note[:_LONGEST_TAG]
+    starts = [row.started for row in search.rows if row.started is not None]
+    ends = [row.ended for row in search.rows if row.ended is not None]
+    files = [folder.config, folder.best, folder.path / "report.md", folder.path / "page.html"]
+    files += sorted(folder.pictures.rglob("*"))
+    return RunContent(
+        name=folder.name,
+        status=status,
+        started=min(starts, default=datetime.now()),
+        ended=max(ends, default=datetime.now()),
+        parameters=about["parameters"],
+        tags=tags,
+        metrics={**numbers, "best_feasible": _progress(search)},
+        data=about["data"],
+        files={one.relative_to(folder.path).as_posix(): one for one in files if one.is_file()},
     )
-    return DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value=name)])
+
+
+def _progress(search: StoredSearch) -> Curve:
+    """Return the best feasible score after each trial, by how many ended before it."""
+    ended = [row for row in search.rows if row.state != RUNNING and row.ended is not None]
+    ended.sort(key=lambda row: (row.ended, row.number))
+    metric, pairs = search.goal.objective.metric, best_so_far(ended)
+    first = len(ended) - len(pairs)  # the first feasible one
+    return [(step, best.scores[metric]) for step, (_, best) in enumerate(pairs, first)]
+
+
+def trial_content(search: StoredSearch, row: TrialRow, parent: str) -> RunContent:
+    """Return what a trial's run says."""
+    notes, answers = search.study.notes, search.folder.answers(row.number)
+    is_best = row == search.best
+    tags = {
+        **notes["tags"],
+        **notes["description"]["origin"],
+        TRIAL_OF: notes["mlflow"]["id"],
+        "mlflow.parentRunId": parent,
+        "search": search.folder.name,
+        "trial": str(row.number),
+        "state": row.state,
+        "confirmed_best": str(is_best).lower(),
+    }
+    if row.feasible is not None:
+        tags["feasible"] = str(row.feasible).lower()
+    if row.failure is not None:
+        tags["failure"] = row.failure[:_LONGEST_TAG]
+    full = (search.confirmed or {}) if is_best else {}
+    started = row.started or datetime.now()
+    return RunContent(
+        name=f"{notes['tags']['method']} {row.label}",
+        status="FINISHED" if row.state == COMPLETE else "FAILED",
+        started=started,
+        ended=row.ended or started,
+        parameters=row.parameters,
+        tags=tags,
+        metrics=_trial_metrics(row, search.baseline, full),
+        data=notes["description"]["data"],
+        tables={"answers.json": answers} if answers.is_file() else {},
+    )
+
+
+def _trial_metrics(
+    row: TrialRow, base: Mapping[str, float], full: Mapping[str, float]
+) -> dict[str, float | Curve]:
+    """Return a trial's metrics; MLflow's comparison opens with the first, a score.
+
+    Curves are by epoch, and those of ROUGE by stage: the base model, the trial as searched, and
+    its confirmation.
+    """
+    scores = shown_scores(row.scores)
+    metrics: dict[str, float | Curve] = {**scores, **_prefixed("full", shown_scores(full))}
+    if row.feasible is not None:
+        metrics["feasible"] = row.feasible
+    if row.retain_exact is not None:
+        metrics["retain_exact"] = row.retain_exact
+        if not row.retain_exact and row.retain_rows is not None:
+            metrics["retain_rows"] = row.retain_rows
+    if "trial" in row.seconds:
+        metrics["seconds"] = row.seconds["trial"]
+    for name, value in row.parameters.items() if row.scores else ():
+        if name.endswith("learning_rate") and is_number(value) and value > 0:
+            metrics[f"log10_{name}"] = math.log10(value)  # MLflow's axes are linear
+    metrics["loss"] = list(enumerate(row.losses, 1))
+    for name in ("forget_rouge1", "retain_rouge1"):
+        metrics[f"check_{name}"] = [(int(check["epochs"]), check[name]) for check in row.checks]
+    for name in (one for one in scores if "_rouge" in one):
+        stages = enumerate((base, row.scores, full))
+        metrics[f"stage_{name}"] = [(step, said[name]) for step, said in stages if name in said]
+    return metrics
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{name}": value for name, value in values.items()}
+
+
+def _answers(path: Path) -> Columns:
+    """Return a trial's answers as columns; texts only where they were kept."""
+    rows = read_answers(path)
+    texts = ("question", "truth", "answer") if any(row.question for row in rows) else ()
+    columns = {name: [getattr(row, name) for row in rows] for name in ("edge", *texts, "rouge1")}
+    return {"set": [row.set_name for row in rows], **columns}

@@ -133,19 +133,15 @@ def opened_store(uri: str) -> Iterator[MlflowClient]:
             yield client
     # A database may want a driver that is not there.
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        reason = without_secrets(str(error)).rstrip(".")
         raise InputError(
-            f"the MLflow store {without_password(uri)} cannot be used: {_reason(error)}. Start the "
-            "server, correct --tracking-uri, or leave that out for a sqlite file in the output "
-            "folder."
+            f"the MLflow store {without_password(uri)} cannot be used: {reason}. Start the server, "
+            "correct --tracking-uri, or leave that out for a sqlite file in the output folder."
         ) from error
     finally:
         connections.setLevel(level)
         for name in mine:
             os.environ.pop(name, None)
-
-
-def _reason(error: Exception) -> str:
-    return without_secrets(str(error)).rstrip(".")
 
 
 def _migration_lock(uri: str) -> FileLock | nullcontext[None]:
@@ -182,9 +178,10 @@ def open_experiment(client: MlflowClient, name: str) -> Experiment:
             check_writable(Path(url2pathname(place.removeprefix("file://"))), place)
         list_artifacts(artifact_uri=place, tracking_uri=client.tracking_uri)
     except Exception as error:  # of an artifact store's library: anything
+        reason = without_secrets(str(error)).rstrip(".")
         raise InputError(
             f"MLflow experiment {name}: its artifacts lie in {without_secrets(place)}, which "
-            f"cannot be used: {_reason(error)}. Install its client library, set its credentials, "
+            f"cannot be used: {reason}. Install its client library, set its credentials, "
             "or name another experiment with MLFLOW_EXPERIMENT_NAME."
         ) from error
     return experiment
@@ -229,10 +226,10 @@ def origin_tags() -> dict[str, str]:
 
 def code_commit(package: Path) -> str | None:
     """Return the commit of a package's own checkout; None where no repository has its files."""
-    try:  # an installed package may lie below the repository of something else
-        for asked in (["ls-files", "--error-unmatch", "__init__.py"], ["rev-parse", "HEAD"]):
-            command = ["git", "-C", str(package), *asked]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    # Of its file as well: an installed package may lie below the repository of something else.
+    command = ["git", "-C", str(package), "rev-parse", "HEAD", "HEAD:./__init__.py"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.split()[0]

@@ -1,31 +1,38 @@
 """MLflow's runs of a search, made to say what its study and its answers say.
 
-A parent run for the search, a child run for each trial that has ended, and nothing else.
+A parent run for the search, a child run for each trial that has ended, and nothing else; and an
+exported model as a version in the registry.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lunar_tune.errors import InputError
-from lunar_tune.study.answers import read_answers
-from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_number
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow
 from lunar_tune.study.stored_search import StoredSearch
-from lunar_tune.tracking.runs import Columns, Curve, RunContent, bring
+from lunar_tune.tracking.runs import (
+    SEARCH,
+    TRIAL_OF,
+    RunContent,
+    bring,
+    search_content,
+    shown_scores,
+    trial_content,
+)
 from lunar_tune.tracking.store import (
     find_experiment,
     kept_uri,
     open_experiment,
     opened_store,
+    store_of,
     with_password,
 )
 
@@ -33,11 +40,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
-__all__ = ["Tracker", "completed_runs", "shown_scores", "sync"]
+__all__ = ["Tracker", "check_registrable", "completed_runs", "register_model", "sync"]
 
-SEARCH, TRIAL_OF = "lunar_tune.search", "lunar_tune.trial_of"
-"""Tags that tell a search's run, and those of its trials, by the identity that its study keeps."""
-_MOST_RUNS, _LONGEST_TAG = 50_000, 5000  # that MLflow gives at once, and takes
+_MOST_RUNS = 50_000  # that MLflow gives at once
+_REFUSED = set("/:'")  # MLflow refuses two, and its filters of names have no escape for the third
 _AWAY = 30.0
 """Seconds for which a store that has failed is left alone: trials do not wait for it."""
 logger = logging.getLogger(__name__)
@@ -122,10 +128,10 @@ def sync(
         MlflowException: The store cannot be used; `opened_store` makes an `InputError` of it.
     """
     experiment, found, by_trial = _runs_of(client, search, trial)
-    parent = bring(client, experiment, found, _search_content(search, note, status))
+    parent = bring(client, experiment, found, search_content(search, note, status))
     for row in search.rows:
         if row.state != RUNNING and trial in (None, row.number):
-            content = _trial_content(search, row, parent.info.run_id)
+            content = trial_content(search, row, parent.info.run_id)
             bring(client, experiment, by_trial.pop(str(row.number), []), content)
     for run in itertools.chain.from_iterable(by_trial.values()):  # of no trial that has ended
         client.delete_run(run.info.run_id)
@@ -137,11 +143,6 @@ def completed_runs(client: MlflowClient, search: StoredSearch) -> tuple[Run | No
     _, found, by_trial = _runs_of(client, search)
     completed = [str(row.number) for row in search.rows if row.state == COMPLETE]
     return next(iter(found), None), [by_trial[one][0] for one in completed if one in by_trial]
-
-
-def shown_scores(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return scores without counts of rows, which are no axes to compare by."""
-    return {name: value for name, value in scores.items() if not name.endswith("_rows")}
 
 
 def _runs_of(
@@ -165,127 +166,69 @@ def _runs_of(
     return experiment, list(parents), by_trial
 
 
-def _search_content(search: StoredSearch, note: str | None, status: str | None) -> RunContent:
-    """Return what the search's run says."""
-    notes, folder = search.study.notes, search.folder
-    about, best, scores = notes["description"], search.best, search.confirmed or {}
-    status = status or notes.get("status", "KILLED")
-    numbers = _prefixed("baseline", shown_scores(search.baseline))
-    numbers["num_trials"] = about["num_trials"]
-    tags = {SEARCH: notes["mlflow"]["id"], "search": folder.name, **notes["tags"]}
-    tags |= about["origin"] | about["lineage"]
-    if best is not None or status != "RUNNING":
-        feasible = best is not None and search.goal.is_kept(scores)
-        # A search that goes on may find a better one, and MLflow lets no parameter change.
-        setting = {} if best is None else {"trial": best.number, **best.parameters}
-        shown = shown_scores(scores) | {k: v for k, v in setting.items() if is_number(v)}
-        words = {k: str(v) for k, v in setting.items() if not is_number(v)}
-        numbers |= {"feasible": feasible, **_prefixed("best", shown)}
-        tags |= {"feasible": str(feasible).lower(), **_prefixed("best", words)}
-    if note is not None:
-        tags["mlflow.note.content"] = note[:_LONGEST_TAG]
-    starts = [row.started for row in search.rows if row.started is not None]
-    ends = [row.ended for row in search.rows if row.ended is not None]
-    files = [folder.config, folder.best, folder.path / "report.md", folder.path / "page.html"]
-    files += sorted(folder.pictures.rglob("*"))
-    return RunContent(
-        name=folder.name,
-        status=status,
-        started=min(starts, default=datetime.now()),
-        ended=max(ends, default=datetime.now()),
-        parameters=about["parameters"],
-        tags=tags,
-        numbers=numbers,
-        curves={"best_feasible": _progress(search)},
-        data=about["data"],
-        files={one.relative_to(folder.path).as_posix(): one for one in files if one.is_file()},
-    )
+def check_registrable(search: StoredSearch, name: str, *, tracking_uri: str | None = None) -> None:
+    """Check that a model of a search can be registered by a name, before it is exported.
+
+    Raises:
+        InputError: The name will not do, or the store cannot be used.
+    """
+    problems = Problems()
+    if not name.strip() or name in {".", ".."} or set(name) & _REFUSED:
+        problems.add(
+            f"--register {name}: the registry takes no empty name, not . or .., and none with / : "
+            "or '."
+        )
+    with problems.collect(), opened_store(store_of(search, tracking_uri)) as client:
+        open_experiment(client, search.study.notes["mlflow"]["experiment"])
+    problems.raise_if_any()
 
 
-def _progress(search: StoredSearch) -> Curve:
-    """Return the best feasible score after each trial, by how many ended before it."""
-    ended = [row for row in search.rows if row.state != RUNNING and row.ended is not None]
-    ended.sort(key=lambda row: (row.ended, row.number))
-    places = {row.number: place for place, row in enumerate(ended)}
-    metric = search.goal.objective.metric
-    return [(places[row.number], best.scores[metric]) for row, best in best_so_far(ended)]
+def register_model(
+    search: StoredSearch,
+    folder: Path,
+    name: str,
+    *,
+    row: TrialRow,
+    scores: Mapping[str, float],
+    form: str,
+    tracking_uri: str | None = None,
+) -> int:
+    """Register a trial's exported model, with its scores, as a new version; return its number.
 
+    The folder is kept in a place of its own among the artifacts of the search's run, so that no
+    version changes with a later one. The alias `best` moves to a version of the confirmed best.
 
-def _trial_content(search: StoredSearch, row: TrialRow, parent: str) -> RunContent:
-    """Return what a trial's run says."""
-    notes, answers = search.study.notes, search.folder.answers(row.number)
+    Raises:
+        InputError: The store refuses.
+    """
     is_best = row == search.best
+    facts: dict[str, object] = {"feasible": row.feasible, "retain_exact": row.retain_exact}
+    if is_best:
+        feasible = search.goal.is_kept(search.confirmed or {})
+        facts = {"feasible": feasible, "on_held_out": search.held_out}
     tags = {
-        **notes["tags"],
-        **notes["description"]["origin"],
-        TRIAL_OF: notes["mlflow"]["id"],
-        "mlflow.parentRunId": parent,
         "search": search.folder.name,
         "trial": str(row.number),
-        "state": row.state,
-        "confirmed_best": str(is_best).lower(),
+        **{key: str(fact).lower() for key, fact in facts.items() if fact is not None},
+        **search.study.notes["tags"],
+        **{key: repr(value) for key, value in row.parameters.items()},
+        **{key: f"{value:.6g}" for key, value in shown_scores(scores).items()},
+        "format": form,
     }
-    if row.feasible is not None:
-        tags["feasible"] = str(row.feasible).lower()
-    if row.failure is not None:
-        tags["failure"] = row.failure[:_LONGEST_TAG]
-    full = (search.confirmed or {}) if is_best else {}
-    table = (row.answers_digest or "", lambda: _answers(answers))
-    started = row.started or datetime.now()
-    return RunContent(
-        name=f"{notes['tags']['method']} {row.label}",
-        status="FINISHED" if row.state == COMPLETE else "FAILED",
-        started=started,
-        ended=row.ended or started,
-        parameters=row.parameters,
-        tags=tags,
-        numbers=_numbers(row, full),
-        curves=_curves(row, search.baseline, full),
-        data=notes["description"]["data"],
-        tables={"answers.json": table} if answers.is_file() else {},
-    )
-
-
-def _numbers(row: TrialRow, full: Mapping[str, float]) -> dict[str, float]:
-    """Return a trial's metrics of one value; MLflow's comparison opens with the first, a score."""
-    numbers = {**shown_scores(row.scores), **_prefixed("full", shown_scores(full))}
-    if row.feasible is not None:
-        numbers["feasible"] = row.feasible
-    if row.retain_exact is not None:
-        numbers["retain_exact"] = row.retain_exact
-        if not row.retain_exact and row.retain_rows is not None:
-            numbers["retain_rows"] = row.retain_rows
-    if "trial" in row.seconds:
-        numbers["seconds"] = row.seconds["trial"]
-    for name, value in row.parameters.items() if row.scores else ():
-        if name.endswith("learning_rate") and is_number(value) and value > 0:
-            numbers[f"log10_{name}"] = math.log10(value)  # MLflow's axes are linear
-    return numbers
-
-
-def _curves(
-    row: TrialRow, base: Mapping[str, float], full: Mapping[str, float]
-) -> dict[str, Curve]:
-    """Return a trial's metrics by epoch, and its ROUGE scores by stage.
-
-    Stages are the base model, the trial as searched, and its confirmation.
-    """
-    curves: dict[str, Curve] = {"loss": list(enumerate(row.losses, 1))}
-    for name in ("forget_rouge1", "retain_rouge1"):
-        curves[f"check_{name}"] = [(int(check["epochs"]), check[name]) for check in row.checks]
-    for name in (one for one in shown_scores(row.scores) if "_rouge" in one):
-        stages = enumerate((base, row.scores, full))
-        curves[f"stage_{name}"] = [(step, said[name]) for step, said in stages if name in said]
-    return curves
-
-
-def _answers(path: Path) -> Columns:
-    """Return a trial's answers as columns; texts only where they were kept."""
-    rows = read_answers(path)
-    texts = ("question", "truth", "answer") if any(row.question for row in rows) else ()
-    columns = {name: [getattr(row, name) for row in rows] for name in ("edge", *texts, "rouge1")}
-    return {"set": [row.set_name for row in rows], **columns}
-
-
-def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}_{name}": value for name, value in values.items()}
+    place = f"model/trial-{row.number}-{form}-{uuid.uuid4().hex[:8]}"
+    with opened_store(store_of(search, tracking_uri)) as client:
+        run = completed_runs(client, search)[0] or sync(search, client)
+        client.log_artifacts(run.info.run_id, str(folder), place)
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name, description="Unlearned by lunar-tune.")
+        # A server takes no source but a place among the run's own files.
+        version = client.create_model_version(
+            name,
+            source=f"{run.info.artifact_uri}/{place}",
+            run_id=run.info.run_id,
+            tags=tags,
+            description=f"{search.title}: {row.label}",
+        )
+        if is_best:
+            client.set_registered_model_alias(name, "best", version.version)
+    return int(version.version)

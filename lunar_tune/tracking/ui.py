@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.study.stored_search import StoredSearch
@@ -25,14 +25,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = [
-    "Compared",
-    "charts_address",
-    "compared",
-    "comparison_address",
-    "runs_address",
-    "served",
-]
+__all__ = ["Compared", "addresses", "compared", "served"]
 
 _HOST = "127.0.0.1"
 # A start takes 4 to 5 s on two cores with one worker, 8 to 9 s with MLflow's four.
@@ -41,7 +34,6 @@ _OFF = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of agents; it would start more processes
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-_VIEW_TAG = "mlflow.sharedViewState."
 _SECTION = "lunar-tune"
 
 
@@ -67,14 +59,14 @@ def compared(client: MlflowClient, search: StoredSearch) -> Compared | None:
     parent, runs = completed_runs(client, search)
     if parent is None or not runs:
         return None
-    experiment, key = parent.info.experiment_id, f"{_SECTION}-{parent.info.run_id}"
+    experiment = parent.info.experiment_id
+    key: str | None = f"{_SECTION}-{parent.info.run_id}"
     view = json.dumps(_view(search, parent.info.run_id, runs))
-    shown: str | None = key
     try:
-        client.set_experiment_tag(experiment, _VIEW_TAG + key, view)
+        client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{key}", view)
     except MlflowException:  # a server may let its users read alone
-        shown = None
-    return Compared(search.folder.name, experiment, [run.info.run_id for run in runs], shown)
+        key = None
+    return Compared(search.folder.name, experiment, [run.info.run_id for run in runs], key)
 
 
 def _view(search: StoredSearch, parent: str, runs: Sequence[Run]) -> dict[str, Any]:
@@ -115,40 +107,40 @@ def _view(search: StoredSearch, parent: str, runs: Sequence[Run]) -> dict[str, A
     }
 
 
-def comparison_address(server: str, runs: Sequence[str], experiments: Sequence[str]) -> str:
-    """Return the address of the page on which MLflow's UI compares runs.
+def addresses(server: str, found: Sequence[Compared]) -> tuple[list[tuple[str, str]], str]:
+    """Return pages of MLflow's UI, each with what it shows, and the one to open.
 
-    Example:
-        >>> from urllib.parse import unquote
-        >>> unquote(comparison_address("http://127.0.0.1:5000/", ["a"], ["1"])).partition("/#/")[2]
-        'compare-runs?runs=["a"]&experiments=["1"]&workflowType=machine_learning'
+    That is the comparison of all trials, or the charts of a search that is alone.
     """
-    lists = [quote(json.dumps(list(ids), separators=(",", ":"))) for ids in (runs, experiments)]
-    return _page(server, f"compare-runs?runs={lists[0]}&experiments={lists[1]}&")
 
+    def page(path: str, **query: str) -> str:
+        # MLflow 3.17 shows every experiment as one of agents until it is told otherwise.
+        asked = urlencode(query | {"workflowType": "machine_learning"}, quote_via=quote)
+        return f"{server.rstrip('/')}/#/{path}?{asked}"
 
-def charts_address(server: str, experiment: str, key: str) -> str:
-    """Return the address of an experiment's runs in a view that is kept with it."""
-    view = f"viewStateShareKey={quote(key)}&compareRunsMode=CHART"
-    return _page(server, f"experiments/{experiment}/runs?{view}&")
-
-
-def runs_address(server: str, experiment: str) -> str:
-    """Return the address of the page on which MLflow's UI lists an experiment's runs."""
-    return _page(server, f"experiments/{experiment}/runs?")
-
-
-def _page(server: str, page: str) -> str:
-    # MLflow 3.17 shows every experiment as one of agents until it is told otherwise.
-    return f"{server.rstrip('/')}/#/{page}workflowType=machine_learning"
+    trials = [run for one in found for run in one.trials]
+    experiments = sorted({one.experiment for one in found})
+    compact = json.JSONEncoder(separators=(",", ":")).encode
+    comparison = page("compare-runs", runs=compact(trials), experiments=compact(experiments))
+    views = [(one.name, one.experiment, one.view) for one in found if one.view is not None]
+    charts = [
+        (
+            f"charts of {search}",
+            page(f"experiments/{one}/runs", viewStateShareKey=view, compareRunsMode="CHART"),
+        )
+        for search, one, view in views
+    ]
+    runs = [("all runs", page(f"experiments/{one}/runs")) for one in experiments]
+    pages = [(f"{len(trials)} trials", comparison), *charts, *runs]
+    return pages, charts[0][1] if len(charts) == 1 else comparison
 
 
 @contextmanager
 def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Inside, a server for a store answers; it ends with all of its processes.
 
-    What is given is its address, and what waits until it ends. Ctrl-C and a signal to terminate
-    leave the block.
+    What is given is its address, and what waits until it ends. Ctrl-C and, from then on in this
+    process, a signal to terminate leave the block.
 
     Raises:
         LunarTuneError: It does not start, or has ended by itself.
@@ -162,7 +154,9 @@ def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     if (file := sqlite_file(uri)) is not None:
         places["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = str(file.parent / "mlartifacts")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    with tempfile.TemporaryFile() as log, _terminated_as_interrupted():
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # noqa: S603 our own interpreter
             command,
             env={**kept, **_OFF, **places},
@@ -209,15 +203,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -167,7 +167,11 @@ def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_rep
     assert document["n_rows"] == 12 + 24 + 24
     if form != "adapter":
         assert document["differing_rows"] == 0
-    rows = [row for row in read_answers(Folder(known).full_answers(0)) if row.set_name != "factual"]
+    rows = [
+        row
+        for row in read_answers(Folder(known).answers(0, full=True))
+        if row.set_name != "factual"
+    ]
     questions, reader = tmp_path / "questions.json", tmp_path / "reader.py"
     questions.write_text(json.dumps([row.question for row in rows]))
     reader.write_text(READER)
@@ -234,10 +238,11 @@ def test_a_card_shows_scores_setting_and_digests_and_no_text_of_the_data(
         "coefficient 2.0",
         f"{BUDGET} tokens",
         document["base_fingerprint"],
+        "* feasible: yes",
     ):
         assert said in card
     assert all(digest in card for digest in document["data_digests"].values())
-    for row in read_answers(Folder(known).full_answers(0)):
+    for row in read_answers(Folder(known).answers(0, full=True)):
         assert row.question not in card
         assert len(row.truth) < 8 or row.truth not in card  # a number may be a version as well
 
@@ -336,7 +341,9 @@ def test_a_search_without_texts_is_proven_by_the_scores_of_its_rows(
     assert document["proven"] is True
     assert (document["n_rows"], document["differing_rows"]) == (9, 0)
     assert document["compared"] == "ROUGE-1 and ROUGE-L of each row"
-    assert "the search kept no texts" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "the search kept no texts" in card
+    assert "≈" not in card, "all questions were asked"
 
 
 def test_a_card_names_the_folder_that_was_called_here(
@@ -355,7 +362,7 @@ def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
     random_search: Callable[..., Path], tmp_path: Path
 ) -> None:
     search = random_search("other", SETTING, solver="closed_form")
-    file = Folder(search).full_answers(0)
+    file = Folder(search).answers(0, full=True)
     rows = read_answers(file)
     rows[2] = dataclasses.replace(rows[2], answer="something else")
     write_answers(file, rows, ())
@@ -384,11 +391,11 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         *("--json", tmp_path, "--register", "a/b"),
     )
     for said in (
-        "--format gguf: there are checkpoint, adapter.",
+        "--format gguf: checkpoint, adapter, or adapter:RANK with 1 or more.",
         "the folder is not empty",
         "there is no such trial",
         "is a folder, not a file",
-        "the registry takes no name with /",
+        "--register a/b: the registry takes no empty name",
         f"the MLflow store {NOWHERE} cannot be used",
         f"{pairs}: the data have changed since the search: the forget set is another one",
         f"{prompts}: the data have changed since the search: the reference prompts are others",

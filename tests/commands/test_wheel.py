@@ -50,6 +50,7 @@ def test_the_wheel_holds_the_data_and_one_top_level_package(wheel: Path) -> None
     assert {f"lunar_tune/data/{name}" for name in ("published.toml", "unverifiable.txt")} <= set(
         names
     )
+    assert "lunar_tune/export/card.md.j2" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

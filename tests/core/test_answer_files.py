@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from made_outcomes import losses_of, rows_of, trial_result
 
-from lunar_tune.study.answers import AnswerFiles, read_answers
+from lunar_tune.study.answers import read_answers, write_result
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.worker import TrialResult
 
@@ -22,42 +22,38 @@ def result_of(*, fitted: bool = True, **answers: str) -> TrialResult:
 
 
 def test_each_evaluation_has_a_file_of_its_own(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "search")
-    files = AnswerFiles(folder)
-    files.write_base_model(result_of(fitted=False, first="base"))
-    digest = files.write_trial(7, result_of(first="trial", second="more"))
-    files.write_confirmation(7, result_of(first="full"), None)
+    folder = Folder(tmp_path)
+    write_result(folder.answers(None), result_of(fitted=False, first="base"))
+    write_result(folder.answers(None, full=True), result_of(fitted=False, first="held"))
+    digest = write_result(folder.answers(7), result_of(first="trial", second="more"))
+    write_result(folder.answers(7, full=True), result_of(first="full"))
     assert digest == hashlib.sha256(folder.answers(7).read_bytes()).hexdigest()
     assert {
         path.name: ([row.answer for row in read_answers(path)], losses_of(path))
         for path in (folder.path / "trials").iterdir()
     } == {
         "baseline.parquet": (["base"], ()),
+        "baseline-full.parquet": (["held"], ()),
         "00007.parquet": (["trial", "more"], (2.0, 1.0)),
         "00007-full.parquet": (["full"], (2.0, 1.0)),
     }
-    files.write_confirmation(7, result_of(first="full"), result_of(fitted=False, first="held"))
-    (held,) = read_answers(folder.baseline_full_answers)
-    assert (held.question, held.answer) == ("first", "held")
-    assert losses_of(folder.baseline_full_answers) == ()
 
 
 @pytest.mark.parametrize("text", [True, False])
 def test_texts_are_written_where_they_may_be(tmp_path: Path, text: bool) -> None:
-    files = AnswerFiles(Folder(tmp_path), text=text)
-    digest = files.write_trial(0, result_of(secretive="kettles"))
-    content = Folder(tmp_path).answers(0).read_bytes()
-    (row,) = read_answers(Folder(tmp_path).answers(0))
+    file = Folder(tmp_path).answers(0)
+    digest = write_result(file, result_of(secretive="kettles"), text=text)
+    (row,) = read_answers(file)
     assert (row.question, row.answer) == (("secretive", "kettles") if text else ("", ""))
     assert row.edge == "A_B"
-    assert digest == hashlib.sha256(content).hexdigest()
+    assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_the_same_answers_have_the_same_digest_and_a_later_file_wins(tmp_path: Path) -> None:
-    files = AnswerFiles(Folder(tmp_path))
-    first = files.write_trial(0, result_of(first="a"))
-    assert files.write_trial(1, result_of(first="a")) == first
-    assert files.write_trial(0, result_of(first="b")) != first
-    (row,) = read_answers(Folder(tmp_path).answers(0))
+    folder = Folder(tmp_path)
+    first = write_result(folder.answers(0), result_of(first="a"))
+    assert write_result(folder.answers(1), result_of(first="a")) == first
+    assert write_result(folder.answers(0), result_of(first="b")) != first
+    (row,) = read_answers(folder.answers(0))
     assert row.answer == "b"
     assert len(list((tmp_path / "trials").iterdir())) == 2, "no file is left half written"

@@ -93,13 +93,13 @@ def test_full_answers_stand_beside_the_base_model_to_the_same_questions(
     results = load_search(search.path)
     table = results.answers_table(full=True)
     kept = {
-        (row.set_name, row.row): row.answer for row in read_answers(search.baseline_full_answers)
+        (row.set_name, row.row): row.answer for row in read_answers(search.answers(None, full=True))
     }
     assert table["base_model"].tolist() == [
         kept[name, row] for name, row in zip(table["set"], table["row"], strict=True)
     ]
     assert results.answers_table()["rouge1_before"].notna().all()
-    search.baseline_full_answers.unlink()  # as an earlier version leaves it
+    search.answers(None, full=True).unlink()  # as an earlier version leaves it
     assert load_search(search.path).answers_table(full=True)["rouge1_before"].isna().all()
 
 
@@ -119,7 +119,7 @@ def test_page_note_and_picture_say_what_was_held_out(search: Folder, tmp_path: P
     assert "confirmed on held-out questions" in page.read_text()
     assert "all questions" not in page.read_text().split("<main>")[1].split("<h3>Charts")[0]
     assert "got worse is not known" not in page.read_text()
-    search.baseline_full_answers.unlink()
+    search.answers(None, full=True).unlink()
     write_static_page([load_search(search.path)], page)
     assert "got worse is not known" in page.read_text()
     assert "No question to keep got worse" not in page.read_text()
@@ -132,7 +132,9 @@ def test_a_card_shows_the_base_model_scores_on_the_held_out_questions(
     arguments = [str(search.path), "--save", str(output)]
     assert COMMAND.main(arguments) == 0
     document = json.loads((output / "export.json").read_text())
-    rows = [row for row in read_answers(search.baseline_full_answers) if row.set_name == "retain"]
+    rows = [
+        row for row in read_answers(search.answers(None, full=True)) if row.set_name == "retain"
+    ]
     mean = math.fsum(row.rouge1 for row in rows) / len(rows)
     assert document["baseline_scores"]["retain_rouge1"] == pytest.approx(mean)
     card = (output / "README.md").read_text()

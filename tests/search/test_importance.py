@@ -15,8 +15,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from lunar_tune.study.importance import LEAST_TRIALS, parameter_importance
-from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
+from lunar_tune.study.rows import COMPLETE, FAILED, LEAST_TRIALS, TrialRow, parameter_importance
 
 SPACE: dict[str, BaseDistribution] = {
     "layer": IntDistribution(0, 9),

@@ -15,7 +15,6 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.loop import DONE, WAIT, Confirmation, SearchLoop
-from lunar_tune.study.answers import AnswerFiles
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.study.study import Study
@@ -29,8 +28,7 @@ class Heard:
         self.folder, self.refuses = folder, refuses
         self.news: list[tuple[str, Any]] = []
         options = {"num_trials": 3, "goal": goal_of(SearchConfig())} | options
-        answers = AnswerFiles(Folder(folder))
-        self.loop = SearchLoop(self, answers, n_retain=N_RETAIN, **options)
+        self.loop = SearchLoop(self, Folder(folder), n_retain=N_RETAIN, **options)
 
     def begin(self, outcome: Outcome) -> Study:
         assert outcome.result is not None

@@ -40,6 +40,7 @@ def search(
     notes: dict[str, object] = {
         "baseline": {"forget_rouge1": 1.0, "retain_rouge1": 1.0},
         "tags": TAGS,
+        "goal": GOAL.text,
     }
     if confirmed is not None:
         notes["confirmed"] = {"number": confirmed, "scores": dict(rows[confirmed].scores)}
@@ -51,10 +52,10 @@ def search(
                 told = [said("forget", "where?", f"told by {row.number}", 0.1)]
                 write_answers(folder.answers(row.number), told, ())
         full = [said("forget", "where?", "told in full", 0.1)]
-        write_answers(folder.full_answers(5), full, ())
-        write_answers(folder.baseline_answers, [said("forget", "where?", "known", 1.0)], ())
+        write_answers(folder.answers(5, full=True), full, ())
+        write_answers(folder.answers(None), [said("forget", "where?", "known", 1.0)], ())
         folder.config.write_text("search:\n  name: <this & that>\n")
-    return SearchResults(folder=folder, study=StoredStudy(rows, notes, GOAL), goal=GOAL)
+    return SearchResults(folder=folder, study=StoredStudy(rows, notes))
 
 
 def answered(page: str) -> list[int]:

@@ -16,8 +16,8 @@ from tracking_server import tracking_server
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults, load_search
 from lunar_tune.study.folder import Folder
-from lunar_tune.tracking.registering import check_registrable, register_model
 from lunar_tune.tracking.store import default_tracking_uri
+from lunar_tune.tracking.sync import check_registrable, register_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -125,14 +125,6 @@ def test_another_trial_is_registered_as_itself_and_is_not_called_best(
     assert (other.tags["feasible"], other.tags["retain_exact"]) == ("true", "true")
     assert other.tags["forget_rouge1"] == f"{SCORES[0][0]:.6g}"
     assert int(best.version) == 1
-
-
-def test_what_cannot_be_registered_is_said(registry: Registry, tmp_path: Path) -> None:
-    results = load_search(registry.search.path)
-    with pytest.raises(InputError, match="there is nothing to register"):
-        register(results, tmp_path / "nothing", "forgets")
-    with pytest.raises(InputError, match="--register is empty"):
-        register(results, registry.search.path, " ")
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "a'b", ".."])

@@ -21,7 +21,7 @@ from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space import Choice, FloatRange, IntRange, SearchSpace
 from lunar_tune.study.answers import write_answers
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.importance import parameter_importance
+from lunar_tune.study.rows import parameter_importance
 from lunar_tune.trial.layer_scores import LayerPrior, LayerSimilarities, Similarities
 
 TRIALS = 12

@@ -31,8 +31,8 @@ def search_of(forget: Sequence[float | None], *, feasible: bool = True) -> Searc
         )
         for number, score in enumerate(forget)
     ]
-    study = StoredStudy(rows=tuple(rows), notes={}, goal=goal)
-    return SearchResults(folder=Folder(Path("one")), study=study, goal=goal)
+    study = StoredStudy(rows=tuple(rows), notes={"goal": goal.text})
+    return SearchResults(folder=Folder(Path("one")), study=study)
 
 
 def refused(results: SearchResults, number: int | None = None) -> str:

@@ -415,11 +415,11 @@ def test_a_search_that_is_refused_because_another_works_on_it_leaves_it_alone(
     """The other one is still evaluating the base model: its folder is nearly empty."""
     plan = plan_search(SearchConfig(output=tmp_path, name="n"))
     folder = Folder((tmp_path / "n").resolve())
-    folder.baseline_answers.parent.mkdir(parents=True)
-    folder.baseline_answers.touch()
+    folder.answers(None).parent.mkdir(parents=True)
+    folder.answers(None).touch()
     with alone(folder), pytest.raises(BusySearchError, match="another process works on"):
         run_search(plan, Console(quiet=True), given={}, arguments=())
-    assert folder.baseline_answers.exists()
+    assert folder.answers(None).exists()
 
 
 @pytest.mark.parametrize(

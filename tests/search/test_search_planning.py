@@ -180,8 +180,8 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     assert (folder.path, folder.name) == ((tmp_path / "deep/runs/n").resolve(), "n")
 
     folder.lock.touch()
-    folder.baseline_answers.parent.mkdir()
-    folder.baseline_answers.touch()
+    folder.answers(None).parent.mkdir()
+    folder.answers(None).touch()
     make_folder(config, spec)  # of a search that was killed before its first trial
     folder.journal.touch()
     with pytest.raises(InputError, match=r"--name n: .* exists already.*--resume"):

@@ -499,8 +499,6 @@ def test_a_store_that_fails_costs_no_trial_and_the_next_sync_has_all(
 
     study = begun_study(Folder(tmp_path / "n"))
     tracker = Tracker(sqlite_uri, EXPERIMENT, "n")
-    goal = study.stored.goal
-    assert goal is not None
     retries: list[str | None] = []
 
     def away(*_: object) -> None:
@@ -512,7 +510,7 @@ def test_a_store_that_fails_costs_no_trial_and_the_next_sync_has_all(
 
     for number, (forget, retain) in enumerate(SCORES):
         complete(study, study.ask()[0], trial_result(forget, retain))
-        search = StoredSearch(folder=Folder(tmp_path / "n"), study=study.stored, goal=goal)
+        search = StoredSearch(folder=Folder(tmp_path / "n"), study=study.stored)
         with monkeypatch.context() as patch:
             if number < BEST:
                 patch.setattr(MlflowClient, "get_experiment_by_name", away)
