@@ -100,7 +100,7 @@ def _checked(options: ExportOptions, problems: Problems) -> ExportJob:
     from lunar_tune.report.results import load_search
     from lunar_tune.search.resume import assemble_again
     from lunar_tune.tracking.sync import check_registrable
-    from lunar_tune.training.adapting import check_save_folder
+    from lunar_tune.training.checkpoints import check_save_folder
 
     form, _, rank = options.format.partition(":")
     if not re.fullmatch("checkpoint|adapter(:[1-9][0-9]*)?", options.format):

@@ -23,7 +23,7 @@ from lunar_tune.metrics.goal import in_words
 from lunar_tune.models.device import resolve_device
 from lunar_tune.models.loading import LoadedModel, as_loaded
 from lunar_tune.study.rows import HEADLINE_SCORES, score_cells
-from lunar_tune.training.adapting import package_versions
+from lunar_tune.training.checkpoints import package_versions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
