@@ -210,11 +210,10 @@ def _show(
 def _draw(prior: LayerPrior, plot: Path) -> None:
     from lunar_tune.report.charts import layer_curve
     from lunar_tune.report.marks import save_chart
-    from lunar_tune.report.report import LayerCurve
 
     edges = ", ".join(prior.forget_edges)
     title = f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}"
-    save_chart(layer_curve(LayerCurve.read(prior.model_dump()), title=title), plot)
+    save_chart(layer_curve(prior.model_dump(), title=title), plot)
 
 
 COMMAND = Command(layers, LayersOptions)

@@ -1,19 +1,12 @@
-"""A search's results: its report, and its charts for a notebook."""
+"""A search's results for a notebook."""
 
 from __future__ import annotations
 
-import functools
-import json
-from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lunar_tune.errors import InputError
-from lunar_tune.report.report import LayerCurve, Report
+from lunar_tune.report.report import Report
 from lunar_tune.study.folder import RUNS
-from lunar_tune.study.importance import parameter_importance
-from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
     from altair import ConcatChart
@@ -38,101 +31,19 @@ def load_search(search: str | Path, *, runs: str | Path = RUNS) -> SearchResults
     return SearchResults.read(search, runs=runs)
 
 
-class SearchResults(StoredSearch):
-    """A search as it stands on disk, with its report and charts."""
+class SearchResults(Report):
+    """A search as it stands on disk, with its charts."""
 
-    @cached_property
-    def report(self) -> Report:
-        """What tables, pictures and pages are made of."""
-        notes = self.study.notes
-        tags = notes["tags"]
-        return Report(
-            title=self.title,
-            facts=notes.get("facts", tags),
-            goal=self.goal,
-            baseline=self.baseline,
-            rows=self.rows,
-            best=self.best,
-            confirmed=self.confirmed,
-            held_out=self.held_out,
-            baseline_in_full=self.baseline_in_full,
-            ending=notes.get("ending"),
-            log_scale=self.study.log_scale,
-            listed=self.study.listed,
-            importance=functools.cache(self._importance),
-            layers=self._layers(),
-        )
+    def chart(self, name: str, **options: Any) -> ConcatChart:
+        """Draw one of the charts (`report.charts.CHARTS`).
 
-    def trade_off(self) -> ConcatChart:
-        """Draw what is forgotten against what is kept: every trial, the bounds, the best."""
-        return self._draw("trade_off")
-
-    def history(self) -> ConcatChart:
-        """Draw the best feasible score so far, over the trials and over time."""
-        return self._draw("history")
-
-    def layer_coefficient(self) -> ConcatChart:
-        """Draw the map of layer and coefficient.
+        Args:
+            name: For example trade_off.
+            options: Of that chart: `parameter`, by its name, of sensitivity.
 
         Raises:
-            InputError: They were not both searched.
+            InputError: There is no chart of that name, or the search has nothing to draw there.
         """
-        return self._draw("layer_coefficient")
-
-    def sensitivity(self, parameter: str | None = None) -> ConcatChart:
-        """Draw the scores against a parameter: the learning rate, or what is in its place.
-
-        Raises:
-            InputError: No two completed trials differ in it.
-        """
-        from lunar_tune.report.parameter_charts import sensitivity
-
-        return sensitivity(self.report, parameter)
-
-    def parameters(self) -> ConcatChart:
-        """Draw the objective against each parameter that varies.
-
-        Raises:
-            InputError: Completed trials differ in fewer than two parameters.
-        """
-        return self._draw("parameters")
-
-    def importance(self) -> ConcatChart:
-        """Draw how much each parameter decides.
-
-        Raises:
-            InputError: Too few trials are completed, or their scores do not differ.
-        """
-        return self._draw("importance")
-
-    def layers(self) -> ConcatChart:
-        """Draw the similarities that chose the layers.
-
-        Raises:
-            InputError: The search was not told to score layers.
-        """
-        return self._draw("layers")
-
-    def _draw(self, name: str) -> ConcatChart:
         from lunar_tune.report.charts import CHARTS  # loads Altair
 
-        return CHARTS[name].draw(self.report)
-
-    def _importance(self) -> dict[str, dict[str, float]]:
-        """Return what decides the scores that pictures show; of those that there is something.
-
-        It takes seconds where there are hundreds of trials (`parameter_importance`).
-        """
-        shares = {
-            name: parameter_importance(self.rows, self.study.distributions, name)
-            for name in self.goal.shown
-        }
-        return {name: share for name, share in shares.items() if share is not None}
-
-    def _layers(self) -> LayerCurve | None:
-        """Return the scored layers, from the study or from the file that was given."""
-        document = json.loads(self.study.notes.get("layer_prior") or "null")
-        if document is None and self.folder.config.is_file():
-            with suppress(InputError):  # one that cannot be read has no part in the scores
-                document = self.config.resolved.get("layer_prior")
-        return LayerCurve.read(document) if document is not None else None
+        return CHARTS[name].draw(self, **options)

@@ -196,5 +196,5 @@ def show_finished(folder: Folder, console: Console) -> int:
         "gives it more.",
         soft_wrap=True,
     )
-    print_result(console, results.report, folder=folder.path, commands={})
+    print_result(console, results, folder=folder.path, commands={})
     return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND

@@ -208,7 +208,7 @@ class SearchSession:
         for key, value in notes.items():
             self.study.note(key, value)
         results = load_search(self.folder.path)
-        tracker.search(results, note=short_report(results.report), status="RUNNING")
+        tracker.search(results, note=short_report(results), status="RUNNING")
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
 
@@ -279,9 +279,8 @@ class SearchSession:
         self.study.note("ending", ending)
         self.study.note("status", "KILLED" if killed else "FINISHED")
         results = load_search(self.folder.path)
-        report = results.report
-        write_mirrors(self.folder, report)
-        if not self._opened().search(results, note=short_report(report)):
+        write_mirrors(self.folder, results)
+        if not self._opened().search(results, note=short_report(results)):
             self._console.print(
                 "[yellow]MLflow does not have all of it:[/yellow] python -m lunar_tune.compare "
                 f"{escape(str(self.folder.path))} writes the rest when it answers again",
@@ -291,5 +290,5 @@ class SearchSession:
             self.study.note("num_trials", self.plan.config.num_trials)
         commands = {}
         if not self._brief:
-            commands = next_commands(self.plan.config, self.folder.path, report, arguments)
-        print_result(self._console, report, folder=self.folder.path, commands=commands)
+            commands = next_commands(self.plan.config, self.folder.path, results, arguments)
+        print_result(self._console, results, folder=self.folder.path, commands=commands)

@@ -195,7 +195,7 @@ class StoredSearch:
         scores: Mapping[str, float] = self.study.notes["baseline"]
         return scores
 
-    @property
+    @cached_property
     def held_out(self) -> bool:
         """Whether a full evaluation asks questions that no trial is judged on."""
         with suppress(InputError):  # a configuration that cannot be read has no part in the scores

@@ -7,14 +7,13 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.report.report import Report, verdict
+from lunar_tune.report.report import Report, format_value
 from lunar_tune.study.rows import FAILED, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
@@ -81,10 +80,10 @@ def print_result(
         table.add_row(who, *score_cells(scores))
     console.print()
     if report.best is not None:
-        setting = "  ".join(f"{k} {_brief(v)}" for k, v in report.best.parameters.items())
+        setting = "  ".join(f"{k} {format_value(v)}" for k, v in report.best.parameters.items())
         console.print(f"[bold green]best feasible setting:[/bold green] {escape(setting)}")
     else:
-        console.print(f"[bold yellow]{escape(verdict(report))}[/bold yellow]", soft_wrap=True)
+        console.print(f"[bold yellow]{escape(report.verdict)}[/bold yellow]", soft_wrap=True)
     console.print("ROUGE-1 recall of the answers")
     console.print(table)
     console.print(_times(report.rows))
@@ -145,10 +144,6 @@ def _times(rows: Sequence[TrialRow]) -> str:
     return f"{len(ended)} trials of {per_trial:.2f} s, the sampler {suggest:.2f} s each" + (
         f", {failed} failed" if failed else ""
     )
-
-
-def _brief(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _shown(path: Path, *, resolve: bool = True) -> str:
