@@ -112,7 +112,7 @@ def test_page_note_and_picture_say_what_was_held_out(search: Folder, tmp_path: P
         "base model, held-out questions",
         "trial 0, held-out questions",
     ]
-    assert "| trial 0, held-out questions |" in short_report(results)
+    assert "| trial 0, held-out questions " in short_report(results)
     assert "base model, held out" in legend(results.chart("trade_off"))
     page = tmp_path / "page.html"
     write_static_page([load_search(search.path)], page)
