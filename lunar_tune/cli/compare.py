@@ -128,7 +128,7 @@ def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
 
 def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
     """Bring the store up to date, and return what it shows of each search."""
-    from lunar_tune.report.report import short_report
+    from lunar_tune.report.results import short_report
     from lunar_tune.search.resume import alone
     from lunar_tune.tracking.store import opened_store
     from lunar_tune.tracking.sync import sync

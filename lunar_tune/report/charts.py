@@ -20,8 +20,8 @@ from lunar_tune.report.parameter_charts import (
     parameters,
     sensitivity,
 )
-from lunar_tune.report.report import Report
 from lunar_tune.study.rows import FAILED, TrialRow, best_so_far, is_number
+from lunar_tune.study.stored_search import StoredSearch
 
 __all__ = [
     "CHARTS",
@@ -47,13 +47,13 @@ _END: Mapping[tuple[str, str], Any] = {  # of an axis, in pixels, by the side of
 _TIMES = ((3 * 86400, 86400, "days"), (2 * 3600, 3600, "hours"), (300, 60, "minutes"))
 
 
-def trade_off(report: Report) -> alt.ConcatChart:
+def trade_off(search: StoredSearch) -> alt.ConcatChart:
     """Draw the trials' two scores, the bounds, the Pareto front, the base model and the best.
 
     A trial that was stopped early stands at the mean of the retained questions that it was asked.
     """
-    x, y = report.goal.shown
-    rows = _completed(report, "trade-off", x, y)
+    x, y = search.goal.shown
+    rows = _completed(search, "trade-off", x, y)
     axes = marks.score_axis(alt.X, x), marks.score_axis(alt.Y, y)
     lower = METRICS[x].lower_is_better, METRICS[y].lower_is_better
     scores = [(row.scores[x], row.scores[y]) for row in rows]
@@ -67,46 +67,46 @@ def trade_off(report: Report) -> alt.ConcatChart:
     rings = [marks.point(member, rows[place], **at(rows[place].scores)) for place in front]
     special = [
         marks.point(mark, row, scores, **at(scores))
-        for mark, row, scores in _special(report)
+        for mark, row, scores in _special(search)
         if is_number(scores.get(x)) and is_number(scores.get(y))
     ]
     looks: dict[str, Any] = {"x": axes[0], "y": axes[1]}
     ringed: dict[str, Any] = {"shape": alt.value(_RING), "color": alt.value(marks.INK)}
     layers = [
-        *_feasible_region(report, *axes),
-        *marks.bounds(report, x, axes[0]),
-        *marks.bounds(report, y, axes[1]),
-        marks.trial_points(report, rows, lambda row: at(row.scores), **looks),
+        *_feasible_region(search, *axes),
+        *marks.bounds(search, x, axes[0]),
+        *marks.bounds(search, y, axes[1]),
+        marks.trial_points(search, rows, lambda row: at(row.scores), **looks),
         marks.line(
             member, [scores[place] for place in front], *axes, interpolate="step-after", **dashes
         ),
         marks.points(rings, size=220, keys=(), **looks, **ringed),
         marks.points(special, size=280, **marks.OUTLINED, **looks),
     ]
-    return marks.frame(report.title, [layers], width=540, height=330)
+    return marks.frame(search.title, [layers], width=540, height=330)
 
 
-def _completed(report: Report, what: str, *metrics: str) -> list[TrialRow]:
+def _completed(search: StoredSearch, what: str, *metrics: str) -> list[TrialRow]:
     """Return the completed trials whose scores are known, at least one."""
-    rows = marks.completed(report, *metrics)
+    rows = marks.completed(search, *metrics)
     if not rows:
         known = " and ".join(map(score_label, metrics))
         raise InputError(f"no picture of the {what}: no completed trial has {known}.")
     return rows
 
 
-def _feasible_region(report: Report, x: alt.X, y: alt.Y) -> list[marks.Layer]:
+def _feasible_region(search: StoredSearch, x: alt.X, y: alt.Y) -> list[marks.Layer]:
     """Return where the bounds on both scores are kept; nothing without bounds."""
     corner: dict[str, float] = {}
     encodings: dict[str, Any] = {}
-    for along, axis, metric in zip("xy", (x, y), report.goal.shown, strict=True):
-        kept = [one for one in report.goal.constraints if one.metric == metric]
+    for along, axis, metric in zip("xy", (x, y), search.goal.shown, strict=True):
+        kept = [one for one in search.goal.constraints if one.metric == metric]
         for field, one in zip((along, f"{along}2"), kept, strict=False):
             corner[field] = one.bound
             encodings |= {along: axis, f"{along}2": f"{along}2"}
         if len(kept) == 1:
             encodings[f"{along}2"] = alt.value(_END[along, kept[0].sense])
-    rest = in_words(one for one in report.goal.constraints if one.metric not in report.goal.shown)
+    rest = in_words(one for one in search.goal.constraints if one.metric not in search.goal.shown)
     mark = marks.Mark(
         f"feasible region{f' (also {rest}, not drawn)' if rest else ''}", marks.REGION, "square"
     )
@@ -114,16 +114,16 @@ def _feasible_region(report: Report, x: alt.X, y: alt.Y) -> list[marks.Layer]:
 
 
 def _special(
-    report: Report,
+    search: StoredSearch,
 ) -> Iterator[tuple[marks.Mark, TrialRow | None, Mapping[str, float]]]:
     """Yield the scores that are marked by themselves, of the best with its trial."""
-    yield marks.Mark("base model", marks.INK, _OPEN_SQUARE), None, report.baseline
-    if report.best is not None and report.confirmed is not None:
-        if report.held_out:
+    yield marks.Mark("base model", marks.INK, _OPEN_SQUARE), None, search.baseline
+    if search.best is not None and search.confirmed is not None:
+        if search.held_out:
             mark = marks.Mark("base model, held out", marks.ORANGE, _OPEN_SQUARE)
-            yield mark, None, report.baseline_in_full
-        asked = "held out" if report.held_out else "in full"
-        yield marks.best_mark(report.best, asked), report.best, report.confirmed
+            yield mark, None, search.baseline_in_full
+        asked = "held out" if search.held_out else "in full"
+        yield marks.best_mark(search.best, asked), search.best, search.confirmed
 
 
 def pareto_front(
@@ -148,10 +148,10 @@ def pareto_front(
     return front
 
 
-def history(report: Report) -> alt.ConcatChart:
+def history(search: StoredSearch) -> alt.ConcatChart:
     """Draw the objective of every trial and the best feasible one so far, over trials and time."""
-    score = report.goal.shown[0]
-    rows = _completed(report, "course of the search", score)
+    score = search.goal.shown[0]
+    rows = _completed(search, "course of the search", score)
     y = marks.score_axis(alt.Y, score)
     best = marks.Mark("best feasible so far", marks.GREEN, marks.LINE)
 
@@ -162,30 +162,30 @@ def history(report: Report) -> alt.ConcatChart:
         def at(row: TrialRow) -> dict[str, float]:
             return {"x": places[row.number], "y": row.scores[score]}
 
-        trials = marks.trial_points(report, ordered, at, x=x, y=y)
+        trials = marks.trial_points(search, ordered, at, x=x, y=y)
         found = marks.line(best, steps, x, y, interpolate="step-after", strokeWidth=2.5)
         return [trials, *([found] if steps else ())]
 
-    trials = marks.scale("linear", domain=[0, max(len(report.rows) - 1, 1)], padding=10)
+    trials = marks.scale("linear", domain=[0, max(len(search.rows) - 1, 1)], padding=10)
     whole = alt.Axis(tickMinStep=1, format="d")
     x = alt.X("x:Q", title="trial (from 0)", scale=trials, axis=whole)
     panels = [panel(x, {row.number: row.number for row in rows})]
-    failed = [row for row in report.rows if row.counts and row.state == FAILED]
+    failed = [row for row in search.rows if row.counts and row.state == FAILED]
     if failed:
         mark = marks.Mark(f"failed ({len(failed)})", marks.INK, "triangle-up")
         below = [marks.point(mark, row, x=row.number) for row in failed]
         panels[0].append(marks.points(below, x=x, y=alt.value("height")))
-    unit, times = _times(report, rows)
+    unit, times = _times(search, rows)
     if times:
         title = f"{unit} since the first trial began"
         span = marks.scale("linear", domain=[0, max(times.values()) * 1.03 or 1.0])
         panels.append(panel(alt.X("x:Q", title=title, scale=span), times))
-    return marks.frame(report.title, panels, width=300, height=250, columns=2)
+    return marks.frame(search.title, panels, width=300, height=250, columns=2)
 
 
-def _times(report: Report, rows: Sequence[TrialRow]) -> tuple[str, dict[int, float]]:
+def _times(search: StoredSearch, rows: Sequence[TrialRow]) -> tuple[str, dict[int, float]]:
     """Return when trials ended after the first began, by number, where known; and in which unit."""
-    begun = min((row.started for row in report.rows if row.started is not None), default=None)
+    begun = min((row.started for row in search.rows if row.started is not None), default=None)
     ended = {row.number: row.ended for row in rows if row.ended is not None}
     if begun is None or not ended:
         return "seconds", {}
@@ -195,13 +195,13 @@ def _times(report: Report, rows: Sequence[TrialRow]) -> tuple[str, dict[int, flo
     return name, {number: value / unit for number, value in seconds.items()}
 
 
-def layers(report: Report) -> alt.ConcatChart:
+def layers(search: StoredSearch) -> alt.ConcatChart:
     """Draw the curve over the layers that a search began with."""
-    if report.layer_prior is None:
+    if search.layer_prior is None:
         raise InputError(
             "no curve over the layers: the search was not told to score layers (--layer-prior)."
         )
-    return layer_curve(report.layer_prior, title=report.title)
+    return layer_curve(search.layer_prior, title=search.title)
 
 
 def layer_curve(prior: Mapping[str, Any], *, title: str) -> alt.ConcatChart:
@@ -259,19 +259,19 @@ for _caption, _draw in (
     CHARTS.register(_draw.__name__, ChartKind(_caption, _draw))
 
 
-def charts_of(report: Report) -> dict[str, alt.ConcatChart]:
+def charts_of(search: StoredSearch) -> dict[str, alt.ConcatChart]:
     """Return the charts that a search has, by their names."""
     found = {}
     for name, kind in CHARTS.items():
         with suppress(InputError):
-            found[name] = kind.draw(report)
+            found[name] = kind.draw(search)
     return found
 
 
-def write_charts(report: Report, folder: Path) -> dict[str, list[Path]]:
+def write_charts(search: StoredSearch, folder: Path) -> dict[str, list[Path]]:
     """Write the charts that a search has as PNG and SVG; return the files of each by its name."""
     written = {}
-    for name, chart in charts_of(report).items():
+    for name, chart in charts_of(search).items():
         written[name] = [folder / f"{name}{suffix}" for suffix in marks.PICTURE_SUFFIXES]
         marks.save_chart(chart, *written[name])
     return written

@@ -19,8 +19,8 @@ import vl_convert
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import in_words, score_label
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.report.report import Report
 from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
+from lunar_tune.study.stored_search import StoredSearch
 
 __all__ = [
     "BLUE",
@@ -166,7 +166,7 @@ def points(
 
 
 def trial_points(
-    report: Report,
+    search: StoredSearch,
     rows: Sequence[TrialRow],
     at: Callable[[TrialRow], Mapping[str, Any]],
     **looks: Any,
@@ -174,12 +174,12 @@ def trial_points(
     """Return a point a trial; the legend counts all completed ones.
 
     Args:
-        report: The search.
+        search: The search.
         rows: Those of its completed trials that are drawn.
         at: Gives a trial's place, and what else its data have.
         looks: What `points` takes.
     """
-    feasible = [bool(row.feasible) for row in completed(report)]
+    feasible = [bool(row.feasible) for row in completed(search)]
     marks = {
         True: Mark(f"feasible ({feasible.count(True)})", BLUE, "circle"),
         False: Mark(f"infeasible ({feasible.count(False)})", VERMILION, _CROSS),
@@ -193,20 +193,20 @@ def best_mark(row: TrialRow, how: str) -> Mark:
     return Mark(f"best, {how}: trial {row.number}, {row.label}", GREEN, STAR)
 
 
-def bounds(report: Report, metric: str, axis: alt.X | alt.Y) -> list[Layer]:
+def bounds(search: StoredSearch, metric: str, axis: alt.X | alt.Y) -> list[Layer]:
     """Return a line at each bound of a score along its axis."""
     return [
         rule(Mark(f"bound: {in_words([one])}", INK, _DASHES), one.bound, axis)
-        for one in report.goal.constraints
+        for one in search.goal.constraints
         if one.metric == metric
     ]
 
 
-def completed(report: Report, *metrics: str) -> list[TrialRow]:
+def completed(search: StoredSearch, *metrics: str) -> list[TrialRow]:
     """Return the completed trials of which the scores are known, by number."""
     return [
         row
-        for row in report.rows
+        for row in search.rows
         if row.state == COMPLETE
         if all(math.isfinite(row.scores.get(name, math.nan)) for name in metrics)
     ]
@@ -242,7 +242,7 @@ def score_axis(channel: type[Channel], name: str) -> Channel:
 
 
 def parameter_axis(
-    channel: type[Channel], report: Report, name: str, values: Sequence[Any]
+    channel: type[Channel], search: StoredSearch, name: str, values: Sequence[Any]
 ) -> Channel:
     """Return the axis of a parameter on the scale that it was searched on.
 
@@ -250,13 +250,13 @@ def parameter_axis(
     """
     field = channel.__name__.lower()
     title = "layer (decoder block, from 0)" if name == "layer" else name.replace("_", " ")
-    if name in report.study.listed or not all(map(is_number, values)):
-        listed = report.study.listed.get(name)
+    if name in search.study.listed or not all(map(is_number, values)):
+        listed = search.study.listed.get(name)
         places: list[Any] = sorted(listed or {str(value) for value in values})
         form = "~g" if listed else alt.Undefined
         axis = alt.Axis(labelAngle=0, labelLimit=90, labelOverlap=True, format=form)
         return channel(f"{field}:O", title=title, scale=alt.Scale(domain=places), axis=axis)
-    is_log, is_whole = name in report.study.log_scale, all(isinstance(one, int) for one in values)
+    is_log, is_whole = name in search.study.log_scale, all(isinstance(one, int) for one in values)
     ticks = alt.Axis(
         tickCount=_TICKS,
         labelOverlap="greedy",

@@ -17,7 +17,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow, paired
 from lunar_tune.metrics.goal import score_label
-from lunar_tune.report.report import Report, format_value
+from lunar_tune.report.results import SearchResults, format_value
 from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _ANSWERED = 5  # trials whose answers a page shows: the best, or the nearest mis
 _HERE = Path(__file__).parent
 
 
-def write_static_page(searches: Sequence[Report], path: Path) -> None:
+def write_static_page(searches: Sequence[SearchResults], path: Path) -> None:
     """Write one self-contained page of searches, finished or still running, atomically.
 
     Args:
@@ -59,7 +59,7 @@ def write_static_page(searches: Sequence[Report], path: Path) -> None:
         raise InputError(f"{path}: the page cannot be written ({error}).") from error
 
 
-def _content(anchor: str, results: Report) -> dict[str, Any]:
+def _content(anchor: str, results: SearchResults) -> dict[str, Any]:
     """Return what the template asks of a search."""
     from lunar_tune.report.charts import CHARTS, charts_of  # loads Altair
 
@@ -90,7 +90,7 @@ def _kind(row: TrialRow) -> str:
     return "again" if row.again else row.state
 
 
-def _estimates_note(results: Report) -> str:
+def _estimates_note(results: SearchResults) -> str:
     """Say what the sign of an estimate means; empty where there is none."""
     stopped = {results.was_stopped(row) for row in results.rows if row.retain_exact is False}
     reasons = []
@@ -104,21 +104,24 @@ def _estimates_note(results: Report) -> str:
     return f"≈ {', or '.join(reasons)}." if reasons else ""
 
 
-def _kept(results: Report, number: int | None = None, *, full: bool = False) -> Any:
-    """Return answers as `Report.answers` does; none where their file is not there."""
+def _kept(
+    results: SearchResults, number: int | None = None, *, full: bool = False
+) -> list[AnswerRow]:
+    """Return answers as `SearchResults.answers` does; none where their file is not there."""
     try:
         return results.answers(number, full=full)
     except InputError:
         return []
 
 
-def _answers(results: Report) -> list[dict[str, Any]]:
+def _answers(results: SearchResults) -> list[dict[str, Any]]:
     """Return the answers of the first trials beside the base model's to the same questions."""
     found = []
+    baselines = {full: _kept(results, full=full) for full in (False, True)}
     for row in results.ranked[:_ANSWERED]:
         full = _kept(results, row.number, full=True)
         if rows := full or _kept(results, row.number):
-            baseline = _kept(results, full=bool(full))
+            baseline = baselines[bool(full)]
             found.append(
                 {
                     "trial": row,

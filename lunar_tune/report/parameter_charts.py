@@ -13,8 +13,8 @@ from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.metrics.names import METRICS
 from lunar_tune.report import marks
-from lunar_tune.report.report import Report
 from lunar_tune.study.rows import TrialRow, is_number
+from lunar_tune.study.stored_search import StoredSearch
 
 __all__ = ["importance", "layer_coefficient", "parameters", "sensitivity"]
 
@@ -23,13 +23,13 @@ _FIRST, _LAST = ("learning_rate", "ridge"), ("coefficient", "layer")  # these tw
 _NEAR = 0.05  # of a score's range
 
 
-def layer_coefficient(report: Report) -> alt.ConcatChart:
+def layer_coefficient(search: StoredSearch) -> alt.ConcatChart:
     """Draw the map of layer and coefficient: a panel for each of the two scores."""
-    rows = _mapped_rows(report)
+    rows = _mapped_rows(search)
     columns: dict[int, list[int]] = defaultdict(list)
     for row in rows:
         columns[row.parameters["layer"]].append(row.number)
-    places = report.study.listed.get("layer") or range(min(columns), max(columns) + 1)
+    places = search.study.listed.get("layer") or range(min(columns), max(columns) + 1)
     title = ["layer (decoder block, from 0)"]
     if any(len(column) > 1 for column in columns.values()):
         title.append("trials of a layer stand beside each other")
@@ -40,10 +40,10 @@ def layer_coefficient(report: Report) -> alt.ConcatChart:
         axis=alt.Axis(labelAngle=0, labelOverlap=True, grid=True, tickBand="extent"),
     )
     coefficients = [row.parameters["coefficient"] for row in rows]
-    y = marks.parameter_axis(alt.Y, report, "coefficient", coefficients)
+    y = marks.parameter_axis(alt.Y, search, "coefficient", coefficients)
     offset = alt.XOffset("beside:Q", scale=alt.Scale(domain=[0, 1]))
     looks: dict[str, Any] = {"x": x, "y": y, "xOffset": offset, "keys": ["shape"]}
-    best = [] if report.best is None else [report.best]
+    best = [] if search.best is None else [search.best]
     ring = marks.Mark(f"best: trial {best[0].number}" if best else "", marks.INK, _RING)
 
     def at(row: TrialRow) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def layer_coefficient(report: Report) -> alt.ConcatChart:
     def panel(score: str) -> list[marks.Layer]:
         bar = alt.Legend(title=score_label(score), orient="top", type="symbol", columns=0)
         scored = marks.trial_points(
-            report,
-            marks.completed(report, score),
+            search,
+            marks.completed(search, score),
             lambda row: at(row) | {"score": row.scores[score]},
             **looks,
             color=alt.Color(
@@ -68,15 +68,15 @@ def layer_coefficient(report: Report) -> alt.ConcatChart:
         rings = marks.points(around, size=300, **looks, color=alt.value(marks.INK))
         return [scored, rings]
 
-    panels = [panel(score) for score in report.goal.shown]
-    chart = marks.frame(report.title, panels, width=300, height=270, columns=2)
+    panels = [panel(score) for score in search.goal.shown]
+    chart = marks.frame(search.title, panels, width=300, height=270, columns=2)
     resolved: alt.ConcatChart = chart.resolve_scale(color="independent")
     return resolved
 
 
-def _mapped_rows(report: Report) -> list[TrialRow]:
+def _mapped_rows(search: StoredSearch) -> list[TrialRow]:
     """Return the completed trials, each with one place on the map."""
-    rows = marks.completed(report)
+    rows = marks.completed(search)
     for name in ("layer", "coefficient"):
         values = [row.parameters.get(name) for row in rows]
         reason = None
@@ -89,9 +89,9 @@ def _mapped_rows(report: Report) -> list[TrialRow]:
     return rows
 
 
-def _varied(report: Report, has_place: Callable[[Any], bool] = lambda _: True) -> list[str]:
+def _varied(search: StoredSearch, has_place: Callable[[Any], bool] = lambda _: True) -> list[str]:
     """Return the parameters in which completed trials differ and whose values all have a place."""
-    rows = marks.completed(report)
+    rows = marks.completed(search)
     found = []
     for name in rows[0].parameters if rows else ():
         values = [row.parameters.get(name) for row in rows]
@@ -100,14 +100,14 @@ def _varied(report: Report, has_place: Callable[[Any], bool] = lambda _: True) -
     return found
 
 
-def sensitivity(report: Report, parameter: str | None = None) -> alt.ConcatChart:
+def sensitivity(search: StoredSearch, parameter: str | None = None) -> alt.ConcatChart:
     """Draw both scores against a parameter, on the scale that it was searched on.
 
     Args:
-        report: The search.
+        search: The search.
         parameter: Its name; None for the learning rate, or what the method has in its place.
     """
-    names, name = _varied(report, is_number), parameter
+    names, name = _varied(search, is_number), parameter
     if parameter is None:
         rest = [one for one in names if one not in (*_FIRST, *_LAST)]
         name = next((one for one in (*_FIRST, *rest, *_LAST) if one in names), None)
@@ -115,34 +115,34 @@ def sensitivity(report: Report, parameter: str | None = None) -> alt.ConcatChart
         shown = "a number" if name is None else name
         there = ", ".join(names) or "none"
         raise InputError(f"no two completed trials differ in {shown}; those that vary: {there}.")
-    pairs = [(name, score) for score in report.goal.shown]
-    return _scores_over_parameters(report, pairs, width=540, columns=1)
+    pairs = [(name, score) for score in search.goal.shown]
+    return _scores_over_parameters(search, pairs, width=540, columns=1)
 
 
-def parameters(report: Report) -> alt.ConcatChart:
+def parameters(search: StoredSearch) -> alt.ConcatChart:
     """Draw the objective against each parameter that varies, names included."""
-    pairs = [(name, report.goal.shown[0]) for name in _varied(report)]
+    pairs = [(name, search.goal.shown[0]) for name in _varied(search)]
     if len(pairs) < 2:
         raise InputError("no overview: completed trials differ in fewer than two parameters.")
-    return _scores_over_parameters(report, pairs, width=300, columns=2)
+    return _scores_over_parameters(search, pairs, width=300, columns=2)
 
 
 def _scores_over_parameters(
-    report: Report, pairs: Sequence[tuple[str, str]], *, width: int, columns: int
+    search: StoredSearch, pairs: Sequence[tuple[str, str]], *, width: int, columns: int
 ) -> alt.ConcatChart:
     """Draw a panel for each pair of a parameter and a score.
 
     Shaded is the range of the feasible trials whose objective is near the best one's.
     """
-    best = [] if report.best is None else [report.best]
-    margin, near = _near_best(report)
+    best = [] if search.best is None else [search.best]
+    margin, near = _near_best(search)
     label = f"range of trials that are feasible and within {margin:.2g} of the best"
-    region = marks.Mark(f"{label} {score_label(report.goal.shown[0])}", marks.REGION, "square")
+    region = marks.Mark(f"{label} {score_label(search.goal.shown[0])}", marks.REGION, "square")
 
     def panel(name: str, score: str) -> list[marks.Layer]:
-        values = [row.parameters[name] for row in marks.completed(report)]
+        values = [row.parameters[name] for row in marks.completed(search)]
         is_scale = all(map(is_number, values))
-        x, y = marks.parameter_axis(alt.X, report, name, values), marks.score_axis(alt.Y, score)
+        x, y = marks.parameter_axis(alt.X, search, name, values), marks.score_axis(alt.Y, score)
 
         def at(row: TrialRow) -> dict[str, Any]:
             value = row.parameters[name]
@@ -156,22 +156,22 @@ def _scores_over_parameters(
         ]
         return [
             *(marks.shade(region, [one], x=x, x2="x2") for one in ends),
-            *marks.bounds(report, score, y),
-            marks.trial_points(report, marks.completed(report, score), at, x=x, y=y),
+            *marks.bounds(search, score, y),
+            marks.trial_points(search, marks.completed(search, score), at, x=x, y=y),
             marks.points(stars, size=280, **marks.OUTLINED, x=x, y=y),
         ]
 
     panels = [panel(*pair) for pair in pairs]
-    return marks.frame(report.title, panels, width=width, height=190, columns=columns)
+    return marks.frame(search.title, panels, width=width, height=190, columns=columns)
 
 
-def _near_best(report: Report) -> tuple[float, list[TrialRow]]:
+def _near_best(search: StoredSearch) -> tuple[float, list[TrialRow]]:
     """Return .05 of the objective's range, and the feasible trials within it of the best one.
 
     Where a score has no end, what the trials reached is its range.
     """
-    metric = METRICS[report.goal.shown[0]]
-    rows = marks.completed(report, metric.name)
+    metric = METRICS[search.goal.shown[0]]
+    rows = marks.completed(search, metric.name)
     scores = [row.scores[metric.name] for row in rows]
     span = metric.high - metric.low
     margin = _NEAR * (max(scores) - min(scores) if math.isinf(span) and scores else span)
@@ -182,9 +182,9 @@ def _near_best(report: Report) -> tuple[float, list[TrialRow]]:
     return margin, [row for row in feasible if sign * row.scores[metric.name] <= end]
 
 
-def importance(report: Report) -> alt.ConcatChart:
+def importance(search: StoredSearch) -> alt.ConcatChart:
     """Draw a bar for each parameter and score, the most important parameter on top."""
-    shares = report.importance
+    shares = search.importance
     if not shares:
         raise InputError(
             "no importance of parameters: too few trials are completed, or their scores do not "
@@ -216,4 +216,4 @@ def importance(report: Report) -> alt.ConcatChart:
         marks.Layer(chart=bars.mark_bar(), marks=entries, keys=["color"]),
         marks.Layer(chart=numbers.encode(text=alt.Text("share:Q", format=".2f"))),
     ]
-    return marks.frame(report.title, [panel], width=480, height=30 + 44 * len(names))
+    return marks.frame(search.title, [panel], width=480, height=30 + 44 * len(names))

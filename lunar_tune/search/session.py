@@ -13,8 +13,7 @@ from rich.markup import escape
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.report.report import short_report
-from lunar_tune.report.results import load_search
+from lunar_tune.report.results import load_search, short_report
 from lunar_tune.search.backends import Backend, BackendLostError, Resources
 from lunar_tune.search.display.log_file import RECORD
 from lunar_tune.search.display.search_progress import SearchDisplay

@@ -19,8 +19,7 @@ from made_outcomes import losses_of
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.report import write_report
-from lunar_tune.report.results import SearchResults
+from lunar_tune.report.results import SearchResults, write_report
 from lunar_tune.study.answers import (
     answers_beside,
     read_answers,

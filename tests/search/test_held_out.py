@@ -14,8 +14,7 @@ from made_search import made_search
 from lunar_tune.cli.export import COMMAND
 from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.report.page import write_static_page
-from lunar_tune.report.report import short_report
-from lunar_tune.report.results import load_search
+from lunar_tune.report.results import load_search, short_report
 from lunar_tune.study.answers import read_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import assemble

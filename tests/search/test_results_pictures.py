@@ -17,7 +17,7 @@ from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.charts import CHARTS
 from lunar_tune.report.page import write_static_page
-from lunar_tune.report.report import short_report
+from lunar_tune.report.results import short_report
 from lunar_tune.search.outputs import write_mirrors
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space import Choice, FloatRange, IntRange, SearchSpace
@@ -123,7 +123,7 @@ def test_what_decides_is_computed_once_and_only_where_it_is_shown(
         computed.append(metric)
         return parameter_importance(rows, distributions, metric)
 
-    monkeypatch.setattr("lunar_tune.report.report.parameter_importance", noting)
+    monkeypatch.setattr("lunar_tune.study.stored_search.parameter_importance", noting)
     again = load_search(results.folder.path)
     assert again.title == "tiny, mini: forget A_B, lunar (adamw)"
     assert short_report(again)
