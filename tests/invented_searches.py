@@ -1,31 +1,44 @@
-"""Searches that were never run, as reports."""
+"""Searches that were never run."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
+
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.report import LayerCurve, Report
+from lunar_tune.report.results import SearchResults
+from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.study.study import StoredStudy
 
 BEGUN = datetime(2026, 1, 1)
-LONG = (
-    "some-organisation/a_very_$long$_model_name_that_goes_on_and_on-instruct-v0.2_finetuned, "
-    "my_contracts_of_2024: forget author_1, author_2, author_3, author_4, author_5, author_17"
-)
-CURVE = LayerCurve(
-    layers=(2, 3, 4, 7),
-    refusal=(0.1, 0.6, 0.5, 0.2),
-    truth=(0.9, 0.1, 0.2, 0.3),
-    base_model=-0.9,
-    best=3,
-    recommended=(3, 4),
-)
+TAGS = {"model": "tiny", "data": "mini", "forget_edge": "A_B", "method": "lunar", "solver": "adamw"}
+LONG = TAGS | {
+    "model": "some-organisation/a_very_$long$_model_name_that_goes_on_and_on-instruct-v0.2_tuned",
+    "data": "my_contracts_of_2024",
+    "forget_edge": "author_1,author_2,author_3,author_4,author_5,author_17",
+}
+RATES = {"learning_rate": FloatDistribution(1e-5, 1.0, log=True)}
+GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
+PRIOR = {
+    "best": 3,
+    "recommended": [3, 4],
+    "base_model": {"s1": 0.0, "s2": 0.9, "score": -0.9},
+    "layers": [
+        {"layer": layer, "s1": s1, "s2": s2, "score": s1 - s2}
+        for layer, s1, s2 in ((2, 0.1, 0.9), (3, 0.6, 0.1), (4, 0.5, 0.2), (7, 0.2, 0.3))
+    ],
+}
 IMPORTANCE = {
     "forget_rouge1": {"coefficient": 0.5, "layer": 0.125, "learning_rate": 0.0},
     "retain_rouge1": {"layer": 0.75, "coefficient": 0.25},
@@ -80,30 +93,56 @@ def setting(draw: random.Random) -> dict[str, Any]:
     }
 
 
-def report_of(
+def results_of(
     rows: Sequence[TrialRow],
     *,
-    goal: Goal,
-    title: str = "tiny, mini: forget A_B",
-    **more: Any,
-) -> Report:
-    """Return the report of rows; the best is confirmed a little worse than it was searched."""
+    goal: Goal = GOAL,
+    confirmed: Mapping[str, float] | None = None,
+    folder: Path = Path("no search"),
+    distributions: Mapping[str, BaseDistribution] | None = None,
+    importance: Mapping[str, Mapping[str, float]] | None = None,
+    layer_prior: Mapping[str, Any] | None = None,
+    **notes: Any,
+) -> SearchResults:
+    """Return a search's results from its rows.
+
+    Args:
+        rows: By number.
+        goal: What it is after.
+        confirmed: Scores of the best feasible trial in the full evaluation; None where there is
+            none.
+        folder: The search's folder, which need not be there.
+        distributions: What parameters were drawn from.
+        importance: What is said of it instead of what the rows would say.
+        layer_prior: The scored layers.
+        notes: Of the study; baseline and tags have defaults.
+    """
+    notes = {"baseline": {"forget_rouge1": 0.98, "retain_rouge1": 0.99}, "tags": TAGS} | notes
+    if confirmed is not None:
+        (best, *_) = best_first(list(rows))
+        notes["confirmed"] = {"number": best.number, "scores": confirmed}
+    study = StoredStudy(tuple(rows), notes, goal, distributions or {})
+    results = SearchResults(folder=Folder(folder), study=study, goal=goal)
+    vars(results).update(
+        importance=importance or {}, layer_prior=layer_prior
+    )  # else computed when asked for
+    return results
+
+
+def results_with_best(rows: Sequence[TrialRow], *, goal: Goal = GOAL, **more: Any) -> SearchResults:
+    """Return results whose best trial is confirmed a little worse than it was searched."""
     best = next(iter(best_first(list(rows))), None)
-    return Report(
-        title=title,
-        facts={},
-        goal=goal,
-        baseline={
-            "forget_rouge1": 0.98,
-            "retain_rouge1": 0.99,
-            "forget_log_prob": -2.0,
-            "retain_perplexity": 1.4,
-        },
-        rows=rows,
-        best=best,
-        confirmed={k: v + 0.001 for k, v in best.scores.items()} if best is not None else None,
-        log_scale=frozenset({"learning_rate"}),
-        **more,
+    baseline = {
+        "forget_rouge1": 0.98,
+        "retain_rouge1": 0.99,
+        "forget_log_prob": -2.0,
+        "retain_perplexity": 1.4,
+    }
+    confirmed = {k: v + 0.001 for k, v in best.scores.items()} if best is not None else None
+    return results_of(
+        rows,
+        **{"goal": goal, "confirmed": confirmed, "distributions": RATES, "baseline": baseline}
+        | more,
     )
 
 
@@ -114,7 +153,7 @@ def search_of(
     objective: str = "forget_rouge1",
     constraints: Iterable[str] = ("retain_rouge1>=0.8",),
     **more: Any,
-) -> Report:
+) -> SearchResults:
     """Return a search in which every seventh trial failed."""
     draw = random.Random(seed)
     goal = Goal.read(objective, constraints)
@@ -127,17 +166,16 @@ def search_of(
         rows.append(
             failed(number) if number % 7 == 6 else trial(number, forget, retain, point, goal)
         )
-    return report_of(rows, goal=goal, **more)
+    return results_with_best(rows, goal=goal, **more)
 
 
-GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
-FULL: dict[str, Any] = {"importance": lambda: IMPORTANCE, "layers": CURVE}
+FULL: dict[str, Any] = {"importance": IMPORTANCE, "layer_prior": PRIOR}
 POINT = {"layer": 9, "coefficient": 2.0, "learning_rate": 0.003}
 SEARCHES = {
     "of 6": search_of(6, **FULL),
     "of 30": search_of(30, **FULL),
-    "of 300 and a long name": search_of(300, title=LONG, **FULL),
-    "of one word that does not end": search_of(12, title="W" * 200, **FULL),
+    "of 300 and a long name": search_of(300, tags=LONG, **FULL),
+    "of one word that does not end": search_of(12, tags=TAGS | {"model": "W" * 200}, **FULL),
     "of another goal": search_of(
         30, objective="forget_log_prob", constraints=["retain_perplexity<=3", "retain_rouge1>=0.5"]
     ),
@@ -145,21 +183,18 @@ SEARCHES = {
     "to raise what is kept": search_of(
         30, objective="retain_rouge1", constraints=["forget_rouge1<=0.2"]
     ),
-    "without a trial": report_of([], goal=GOAL, layers=CURVE),
-    "of failures": report_of([failed(0), failed(1)], goal=GOAL),
-    "of one trial": report_of([trial(0, 0.2, 0.9, POINT, GOAL)], goal=GOAL),
-    "of infeasible trials": report_of(
-        [trial(n, 0.1, 0.3 + n / 100, POINT | {"layer": n}, GOAL) for n in range(5)], goal=GOAL
+    "without a trial": results_with_best([], layer_prior=PRIOR),
+    "of failures": results_with_best([failed(0), failed(1)]),
+    "of one trial": results_with_best([trial(0, 0.2, 0.9, POINT, GOAL)]),
+    "of infeasible trials": results_with_best(
+        [trial(n, 0.1, 0.3 + n / 100, POINT | {"layer": n}, GOAL) for n in range(5)]
     ),
-    "of equal trials": report_of([trial(n, 0.5, 0.9, POINT, GOAL) for n in range(5)], goal=GOAL),
-    "of near rates": report_of(
-        [trial(n, 0.5, 0.9, {"learning_rate": 0.0031 + n / 1e5}, GOAL) for n in range(5)], goal=GOAL
+    "of equal trials": results_with_best([trial(n, 0.5, 0.9, POINT, GOAL) for n in range(5)]),
+    "of near rates": results_with_best(
+        [trial(n, 0.5, 0.9, {"learning_rate": 0.0031 + n / 1e5}, GOAL) for n in range(5)]
     ),
-    "of a list": dataclasses.replace(
-        report_of(
-            [trial(n, n / 9, 0.9, {"ridge": 10.0 ** (n % 5 - 4)}, GOAL) for n in range(9)],
-            goal=GOAL,
-        ),
-        listed={"ridge": (1e-2, 1e-3, 1e-4, 1.0, 1e-1)},
+    "of a list": results_with_best(
+        [trial(n, n / 9, 0.9, {"ridge": 10.0 ** (n % 5 - 4)}, GOAL) for n in range(9)],
+        distributions={"ridge": CategoricalDistribution((1e-2, 1e-3, 1e-4, 1.0, 1e-1))},
     ),
 }

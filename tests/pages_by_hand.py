@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from invented_searches import TAGS, results_of
 
 from lunar_tune.metrics.evaluate import AnswerRow, deviation_score
-from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.page import PageSearch, TrialAnswers
-from lunar_tune.report.report import Report
+from lunar_tune.report.results import SearchResults
+from lunar_tune.study.answers import write_answers
+from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 
 HOSTILE = (
@@ -62,20 +67,6 @@ def many(n_trials: int) -> tuple[TrialRow, ...]:
     )
 
 
-def report(*rows: TrialRow, goal: Goal | None = None) -> Report:
-    """Return a report whose best trial is confirmed."""
-    best = next(iter(best_first(list(rows))), None)
-    return Report(
-        title="tiny, mini: forget A_B",
-        facts={"model": "tiny", "data": "mini", "method": "lunar (adamw)"},
-        goal=goal or Goal.read("forget_rouge1", [f"retain_rouge1>={FLOOR}"]),
-        baseline={"forget_rouge1": 0.98, "retain_rouge1": 0.99, "deviation_score": 98.0},
-        rows=rows,
-        best=best,
-        confirmed=best.scores if best is not None else None,
-    )
-
-
 def said(set_name: str, question: str, answer: str, rouge1: float) -> AnswerRow:
     """Return an answer."""
     return AnswerRow(
@@ -89,47 +80,61 @@ def said(set_name: str, question: str, answer: str, rouge1: float) -> AnswerRow:
     )
 
 
-def page_of(*rows: TrialRow, name: str = "first") -> PageSearch:
-    """Return a search with answers of its two best trials."""
+def searched(
+    path: Path,
+    *rows: TrialRow,
+    answers: Mapping[int, Sequence[AnswerRow]],
+    baseline: Sequence[AnswerRow] = (),
+    configuration: str = "search:\n  num_trials: 12\n",
+    **more: Any,
+) -> SearchResults:
+    """Return a search whose best trial is confirmed, in a folder with answers and configuration."""
+    folder = Folder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    for number, told in answers.items():
+        write_answers(folder.answers(number), told, ())
+    if baseline:
+        write_answers(folder.baseline_answers, baseline, ())
+    folder.config.write_text(configuration, encoding="utf-8")
+    best = next(iter(best_first(list(rows))), None)
+    facts = {"model": "tiny", "data": "mini", "method": "lunar (adamw)"}
+    scores = {"forget_rouge1": 0.98, "retain_rouge1": 0.99, "deviation_score": 98.0}
+    notes: dict[str, Any] = {"facts": facts, "baseline": scores} | more
+    return results_of(rows, confirmed=best.scores if best else None, folder=path, **notes)
+
+
+def page_of(folder: Path, *rows: TrialRow, name: str = "first", **more: Any) -> SearchResults:
+    """Return a search in a folder of its name, with answers of its two best trials."""
     baseline = [
         *(said("forget", f"forget {n}?", "baseline says", 1.0) for n in range(3)),
         *(said("retain", f"keep {n}?", "baseline keeps", 1.0) for n in range(4)),
     ]
-    answers = [
-        TrialAnswers(
-            row.number,
-            row.label,
-            [
-                *(said("forget", f"forget {n}?", f"trial {row.number}", n / 4) for n in range(3)),
-                *(said("retain", f"keep {n}?", f"kept {n}", 1 - n / 4) for n in range(4)),
-            ],
-        )
+    answers = {
+        row.number: [
+            *(said("forget", f"forget {n}?", f"trial {row.number}", n / 4) for n in range(3)),
+            *(said("retain", f"keep {n}?", f"kept {n}", 1 - n / 4) for n in range(4)),
+        ]
         for row in best_first(list(rows))[:2]
-    ]
-    return PageSearch(
-        name=name,
-        report=report(*rows),
-        baseline=baseline,
-        answers=answers,
-        configuration="search:\n  num_trials: 12\n",
-    )
+    }
+    return searched(folder / name, *rows, **{"baseline": baseline, "answers": answers} | more)
 
 
-def hostile() -> PageSearch:
+def hostile(folder: Path) -> SearchResults:
     """Return a search in which every text is HTML that would do harm."""
     row = trial(0, 0.1, 0.9, layer=1, coefficient=2.0, **{"<b>name</b>": HOSTILE[0]})
-    one = report(row, *(failure(n, why) for n, why in enumerate(HOSTILE, start=1)))
     answers = [
         replace(said(kind, text, text, 0.5), truth=text)
         for text in HOSTILE
         for kind in ("forget", "retain")
     ]
-    return PageSearch(
-        name=HOSTILE[1],
-        report=replace(
-            one, title=HOSTILE[4], facts={text: text for text in HOSTILE}, ending=HOSTILE[2]
-        ),
+    return searched(
+        folder / HOSTILE[2],  # a folder's name has no slash
+        row,
+        *(failure(n, why) for n, why in enumerate(HOSTILE, start=1)),
+        answers={0: answers},
         baseline=[replace(answer, rouge1=1.0) for answer in answers],
-        answers=[TrialAnswers(0, HOSTILE[0], answers)],
         configuration="\n".join(HOSTILE),
+        tags=TAGS | {"model": HOSTILE[4], "data": HOSTILE[1]},
+        facts={text: text for text in HOSTILE},
+        ending=HOSTILE[2],
     )

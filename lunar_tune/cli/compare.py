@@ -89,7 +89,6 @@ def compare(options: CompareOptions, problems: Problems) -> None:
 
 def _store(results: Sequence[SearchResults], given: str | None, problems: Problems) -> str:
     """Return the tracking URI of the store that the searches share."""
-    from lunar_tune.report.report import verdict
     from lunar_tune.study.rows import COMPLETE
     from lunar_tune.tracking.store import store_of
 
@@ -97,7 +96,7 @@ def _store(results: Sequence[SearchResults], given: str | None, problems: Proble
     for one in results:
         if not any(row.state == COMPLETE for row in one.rows):
             problems.add(
-                f"{one.folder.name}: there is nothing to compare. {verdict(one.report)} --save "
+                f"{one.folder.name}: there is nothing to compare. {one.verdict} --save "
                 "FILE writes a page without MLflow."
             )
         with problems.collect():
@@ -136,7 +135,7 @@ def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
 
 def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
     """Bring the store up to date, and return what it shows of each search."""
-    from lunar_tune.report.report import short_report
+    from lunar_tune.report.results import short_report
     from lunar_tune.search.resume import alone
     from lunar_tune.tracking.store import opened_store
     from lunar_tune.tracking.sync import sync
@@ -148,7 +147,7 @@ def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
             # A search that runs writes its runs itself; the folder and the store may be another
             # user's, to be read alone.
             with suppress(InputError, OSError), alone(one.folder), opened_store(uri) as writing:
-                sync(one, writing, note=short_report(one.report))
+                sync(one, writing, note=short_report(one))
             if (shown := compared(client, one)) is not None:
                 found.append(shown)
             else:

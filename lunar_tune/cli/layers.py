@@ -94,11 +94,10 @@ def layers(options: LayersOptions, problems: Problems) -> None:
     if options.save is not None:
         from lunar_tune.report.charts import layer_curve
         from lunar_tune.report.marks import save_chart
-        from lunar_tune.report.report import LayerCurve
 
         edges = ", ".join(prior.forget_edges)
         title = f"{prior.model}, {prior.data}: forget {edges}, coefficient {prior.coefficient:g}"
-        save_chart(layer_curve(LayerCurve.read(prior.model_dump()), title=title), options.save)
+        save_chart(layer_curve(prior.model_dump(), title=title), options.save)
         say(console, f"picture written to {options.save}")
 
 

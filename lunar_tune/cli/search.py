@@ -54,7 +54,7 @@ def search(options: SearchOptions, problems: Problems) -> int:
                 f"{folder.name} is finished: {len(results.rows)} trials. A larger --num-trials "
                 "gives it more.",
             )
-            print_result(console, results.report, folder=folder.path, commands={})
+            print_result(console, results, folder=folder.path, commands={})
             return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND
     print_plan(console, {**plan.facts, **finetuning_fact(plan)})
     if options.dry_run:

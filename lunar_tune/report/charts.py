@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import altair as alt
 
@@ -14,42 +13,15 @@ from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import in_words, score_label
 from lunar_tune.metrics.names import METRICS
 from lunar_tune.registry import Registry
-from lunar_tune.report.marks import (
-    BLUE,
-    GREEN,
-    INK,
-    LINE,
-    ORANGE,
-    OUTLINED,
-    PICTURE_SUFFIXES,
-    REGION,
-    STAR,
-    VERMILION,
-    Layer,
-    Mark,
-    best_mark,
-    bounds,
-    frame,
-    line,
-    point,
-    points,
-    rule,
-    save_chart,
-    scale,
-    score_axis,
-    shade,
-    shown_rows,
-    trial_marks,
-    trial_points,
-)
+from lunar_tune.report import marks
 from lunar_tune.report.parameter_charts import (
     importance,
     layer_coefficient,
     parameters,
     sensitivity,
 )
-from lunar_tune.report.report import LayerCurve, Report
 from lunar_tune.study.rows import FAILED, TrialRow, best_so_far, is_number
+from lunar_tune.study.stored_search import StoredSearch
 
 __all__ = [
     "CHARTS",
@@ -75,101 +47,83 @@ _END: Mapping[tuple[str, str], Any] = {  # of an axis, in pixels, by the side of
 _TIMES = ((3 * 86400, 86400, "days"), (2 * 3600, 3600, "hours"), (300, 60, "minutes"))
 
 
-def trade_off(report: Report) -> alt.ConcatChart:
+def trade_off(search: StoredSearch) -> alt.ConcatChart:
     """Draw the trials' two scores, the bounds, the Pareto front, the base model and the best.
 
     A trial that was stopped early stands at the mean of the retained questions that it was asked.
-
-    Raises:
-        InputError: No trial is completed.
     """
-    x, y = report.goal.shown
-    rows = _completed(report, "trade-off", x, y)
-    axes = score_axis(alt.X, x), score_axis(alt.Y, y)
+    x, y = search.goal.shown
+    rows = _completed(search, "trade-off", x, y)
+    axes = marks.score_axis(alt.X, x), marks.score_axis(alt.Y, y)
     lower = METRICS[x].lower_is_better, METRICS[y].lower_is_better
     scores = [(row.scores[x], row.scores[y]) for row in rows]
     front = pareto_front(scores, lower_is_better=lower)
-    member = Mark(f"Pareto front ({len(front)})", INK, _STEPS)
-    rings = [
-        point(member, {}, rows[place], x=rows[place].scores[x], y=rows[place].scores[y])
-        for place in front
-    ]
-    special = {
-        mark: point(mark, scores, row, x=scores[x], y=scores[y])
-        for mark, scores, row in _special(report)
+    member = marks.Mark(f"Pareto front ({len(front)})", marks.INK, _STEPS)
+    dashes: dict[str, Any] = {"strokeWidth": 1, "strokeDash": [2, 3]}
+
+    def at(scores: Mapping[str, float]) -> dict[str, Any]:
+        return {"x": scores[x], "y": scores[y]}
+
+    rings = [marks.point(member, rows[place], **at(rows[place].scores)) for place in front]
+    special = [
+        marks.point(mark, row, scores, **at(scores))
+        for mark, row, scores in _special(search)
         if is_number(scores.get(x)) and is_number(scores.get(y))
-    }
-    looks: dict[str, Any] = {"x": axes[0], "y": axes[1]}
-    layers = [
-        *_feasible_region(report, *axes),
-        *bounds(report, x, axes[0]),
-        *bounds(report, y, axes[1]),
-        trial_points(
-            trial_marks(rows), rows, lambda row: {"x": row.scores[x], "y": row.scores[y]}, **looks
-        ),
-        line(
-            member,
-            [scores[place] for place in front],
-            *axes,
-            interpolate="step-after",
-            strokeWidth=1,
-            strokeDash=[2, 3],
-        ),
-        points(
-            [member],
-            rings,
-            size=220,
-            keys=(),
-            **looks,
-            shape=alt.value(_RING),
-            color=alt.value(INK),
-        ),
-        points([*special], [*special.values()], size=280, **OUTLINED, **looks),
     ]
-    return frame(report.title, [layers], width=540, height=330)
+    looks: dict[str, Any] = {"x": axes[0], "y": axes[1]}
+    ringed: dict[str, Any] = {"shape": alt.value(_RING), "color": alt.value(marks.INK)}
+    layers = [
+        *_feasible_region(search, *axes),
+        *marks.bounds(search, x, axes[0]),
+        *marks.bounds(search, y, axes[1]),
+        marks.trial_points(search, rows, lambda row: at(row.scores), **looks),
+        marks.line(
+            member, [scores[place] for place in front], *axes, interpolate="step-after", **dashes
+        ),
+        marks.points(rings, size=220, keys=(), **looks, **ringed),
+        marks.points(special, size=280, **marks.OUTLINED, **looks),
+    ]
+    return marks.frame(search.title, [layers], width=540, height=330)
 
 
-def _completed(report: Report, what: str, *metrics: str) -> list[TrialRow]:
-    """Return the completed trials whose scores are known.
-
-    Raises:
-        InputError: There is none.
-    """
-    rows = shown_rows(report, *metrics)
+def _completed(search: StoredSearch, what: str, *metrics: str) -> list[TrialRow]:
+    """Return the completed trials whose scores are known, at least one."""
+    rows = marks.completed(search, *metrics)
     if not rows:
         known = " and ".join(map(score_label, metrics))
         raise InputError(f"no picture of the {what}: no completed trial has {known}.")
     return rows
 
 
-def _feasible_region(report: Report, x: alt.X, y: alt.Y) -> list[Layer]:
+def _feasible_region(search: StoredSearch, x: alt.X, y: alt.Y) -> list[marks.Layer]:
     """Return where the bounds on both scores are kept; nothing without bounds."""
     corner: dict[str, float] = {}
     encodings: dict[str, Any] = {}
-    for along, axis, metric in zip("xy", (x, y), report.goal.shown, strict=True):
-        kept = [one for one in report.goal.constraints if one.metric == metric]
+    for along, axis, metric in zip("xy", (x, y), search.goal.shown, strict=True):
+        kept = [one for one in search.goal.constraints if one.metric == metric]
         for field, one in zip((along, f"{along}2"), kept, strict=False):
             corner[field] = one.bound
             encodings |= {along: axis, f"{along}2": f"{along}2"}
         if len(kept) == 1:
             encodings[f"{along}2"] = alt.value(_END[along, kept[0].sense])
-    rest = in_words(one for one in report.goal.constraints if one.metric not in report.goal.shown)
-    mark = Mark(f"feasible region{f' (also {rest}, not drawn)' if rest else ''}", REGION, "square")
-    return [shade(mark, [corner], **encodings)] if corner else []
+    rest = in_words(one for one in search.goal.constraints if one.metric not in search.goal.shown)
+    mark = marks.Mark(
+        f"feasible region{f' (also {rest}, not drawn)' if rest else ''}", marks.REGION, "square"
+    )
+    return [marks.shade(mark, [corner], **encodings)] if corner else []
 
 
-def _special(report: Report) -> list[tuple[Mark, Mapping[str, float], TrialRow | None]]:
-    """Return the scores that are marked by themselves, of the best with its trial."""
-    found: list[tuple[Mark, Mapping[str, float], TrialRow | None]] = [
-        (Mark("base model", INK, _OPEN_SQUARE), report.baseline, None)
-    ]
-    if report.best is not None and report.confirmed is not None:
-        if report.held_out:
-            mark = Mark("base model, held out", ORANGE, _OPEN_SQUARE)
-            found.append((mark, report.baseline_in_full, None))
-        asked = "held out" if report.held_out else "in full"
-        found.append((best_mark(report.best, asked), report.confirmed, report.best))
-    return found
+def _special(
+    search: StoredSearch,
+) -> Iterator[tuple[marks.Mark, TrialRow | None, Mapping[str, float]]]:
+    """Yield the scores that are marked by themselves, of the best with its trial."""
+    yield marks.Mark("base model", marks.INK, _OPEN_SQUARE), None, search.baseline
+    if search.best is not None and search.confirmed is not None:
+        if search.held_out:
+            mark = marks.Mark("base model, held out", marks.ORANGE, _OPEN_SQUARE)
+            yield mark, None, search.baseline_in_full
+        asked = "held out" if search.held_out else "in full"
+        yield marks.best_mark(search.best, asked), search.best, search.confirmed
 
 
 def pareto_front(
@@ -194,50 +148,44 @@ def pareto_front(
     return front
 
 
-def history(report: Report) -> alt.ConcatChart:
-    """Draw the objective of every trial and the best feasible one so far, over trials and time.
+def history(search: StoredSearch) -> alt.ConcatChart:
+    """Draw the objective of every trial and the best feasible one so far, over trials and time."""
+    score = search.goal.shown[0]
+    rows = _completed(search, "course of the search", score)
+    y = marks.score_axis(alt.Y, score)
+    best = marks.Mark("best feasible so far", marks.GREEN, marks.LINE)
 
-    Raises:
-        InputError: No trial is completed.
-    """
-    score = report.goal.shown[0]
-    rows = _completed(report, "course of the search", score)
-    y = score_axis(alt.Y, score)
-    best = Mark("best feasible so far", GREEN, LINE)
-
-    def panel(x: alt.X, places: Mapping[int, float]) -> list[Layer]:
+    def panel(x: alt.X, places: Mapping[int, float]) -> list[marks.Layer]:
         ordered = sorted((r for r in rows if r.number in places), key=lambda r: places[r.number])
         steps = [(places[row.number], one.scores[score]) for row, one in best_so_far(ordered)]
-        trials = trial_points(
-            trial_marks(rows),
-            ordered,
-            lambda row: {"x": places[row.number], "y": row.scores[score]},
-            x=x,
-            y=y,
-        )
-        found = line(best, steps, x, y, interpolate="step-after", strokeWidth=2.5)
+
+        def at(row: TrialRow) -> dict[str, float]:
+            return {"x": places[row.number], "y": row.scores[score]}
+
+        trials = marks.trial_points(search, ordered, at, x=x, y=y)
+        found = marks.line(best, steps, x, y, interpolate="step-after", strokeWidth=2.5)
         return [trials, *([found] if steps else ())]
 
-    trials = scale("linear", domain=[0, max(len(report.rows) - 1, 1)], padding=10)
+    trials = marks.scale("linear", domain=[0, max(len(search.rows) - 1, 1)], padding=10)
     whole = alt.Axis(tickMinStep=1, format="d")
     x = alt.X("x:Q", title="trial (from 0)", scale=trials, axis=whole)
     panels = [panel(x, {row.number: row.number for row in rows})]
-    failed = [row for row in report.rows if row.counts and row.state == FAILED]
+    failed = [row for row in search.rows if row.counts and row.state == FAILED]
     if failed:
-        mark = Mark(f"failed ({len(failed)})", INK, "triangle-up")
-        below = [point(mark, {}, row, x=row.number) for row in failed]
-        panels[0].append(points([mark], below, x=x, y=alt.value("height")))
-    unit, times = _times(report, rows)
+        mark = marks.Mark(f"failed ({len(failed)})", marks.INK, "triangle-up")
+        below = [marks.point(mark, row, x=row.number) for row in failed]
+        panels[0].append(marks.points(below, x=x, y=alt.value("height")))
+    unit, times = _times(search, rows)
     if times:
         title = f"{unit} since the first trial began"
-        span = scale("linear", domain=[0, max(times.values()) * 1.03 or 1.0])
+        span = marks.scale("linear", domain=[0, max(times.values()) * 1.03 or 1.0])
         panels.append(panel(alt.X("x:Q", title=title, scale=span), times))
-    return frame(report.title, panels, width=300, height=250, columns=2)
+    return marks.frame(search.title, panels, width=300, height=250, columns=2)
 
 
-def _times(report: Report, rows: Sequence[TrialRow]) -> tuple[str, dict[int, float]]:
+def _times(search: StoredSearch, rows: Sequence[TrialRow]) -> tuple[str, dict[int, float]]:
     """Return when trials ended after the first began, by number, where known; and in which unit."""
-    begun = min((row.started for row in report.rows if row.started is not None), default=None)
+    begun = min((row.started for row in search.rows if row.started is not None), default=None)
     ended = {row.number: row.ended for row in rows if row.ended is not None}
     if begun is None or not ended:
         return "seconds", {}
@@ -247,83 +195,83 @@ def _times(report: Report, rows: Sequence[TrialRow]) -> tuple[str, dict[int, flo
     return name, {number: value / unit for number, value in seconds.items()}
 
 
-def layers(report: Report) -> alt.ConcatChart:
-    """Draw the curve over the layers that a search began with.
-
-    Raises:
-        InputError: It had none.
-    """
-    if report.layers is None:
+def layers(search: StoredSearch) -> alt.ConcatChart:
+    """Draw the curve over the layers that a search began with."""
+    if search.layer_prior is None:
         raise InputError(
             "no curve over the layers: the search was not told to score layers (--layer-prior)."
         )
-    return layer_curve(report.layers, title=report.title)
+    return layer_curve(search.layer_prior, title=search.title)
 
 
-def layer_curve(curve: LayerCurve, *, title: str) -> alt.ConcatChart:
-    """Draw how alike answers are to refusals and to the truth with each layer steered."""
+def layer_curve(prior: Mapping[str, Any], *, title: str) -> alt.ConcatChart:
+    """Draw how alike answers are to refusals and to the truth with each layer steered.
+
+    Args:
+        prior: The document of a `trial.layer_scores.LayerPrior`.
+        title: Of the chart.
+    """
     whole = alt.Axis(tickMinStep=1, format="d")
-    span = scale("linear", padding=16)
+    span = marks.scale("linear", padding=16)
     x = alt.X("x:Q", title="layer (decoder block, from 0)", axis=whole, scale=span)
     y = alt.Y("y:Q", title="mean cosine similarity", scale=alt.Scale(zero=False))
-    base = Mark("s1 − s2, nothing added", INK, LINE)  # noqa: RUF001 a minus sign
-    shaded = [{"x": layer - 0.5, "x2": layer + 0.5} for layer in curve.recommended]
+    base = marks.Mark("s1 − s2, nothing added", marks.INK, marks.LINE)  # noqa: RUF001 a minus sign
+    shaded = [{"x": layer - 0.5, "x2": layer + 0.5} for layer in prior["recommended"]]
     drawn = [
-        shade(Mark("recommended", REGION, "square"), shaded, x=x, x2="x2"),
-        rule(base, curve.base_model, y),
+        marks.shade(marks.Mark("recommended", marks.REGION, "square"), shaded, x=x, x2="x2"),
+        marks.rule(base, prior["base_model"]["score"], y),
     ]
     # Line, mark and colour each tell the curves apart.
-    for mark, dash, values in (
-        (Mark("s1: like refusals", BLUE, "circle"), [6, 3], curve.refusal),
-        (Mark("s2: like the true answers", VERMILION, "square"), [6, 2, 1, 2], curve.truth),
-        (Mark("s1 − s2", GREEN, "diamond"), [1, 0], curve.scores),  # noqa: RUF001
+    for label, colour, shape, dash, score in (
+        ("s1: like refusals", marks.BLUE, "circle", [6, 3], "s1"),
+        ("s2: like the true answers", marks.VERMILION, "square", [6, 2, 1, 2], "s2"),
+        ("s1 − s2", marks.GREEN, "diamond", [1, 0], "score"),  # noqa: RUF001
     ):
-        places = list(zip(curve.layers, values, strict=True))
-        drawn.append(line(mark, places, x, y, strokeDash=dash))
-        drawn.append(points([mark], [point(mark, {}, None, x=a, y=b) for a, b in places], x=x, y=y))
-    best = Mark(f"best: layer {curve.best}", GREEN, STAR)
-    height = curve.scores[curve.layers.index(curve.best)]
-    star = point(best, {}, None, x=curve.best, y=height)
-    drawn.append(points([best], [star], size=280, **OUTLINED, x=x, y=y))
-    return frame(title, [drawn], width=540, height=300)
+        mark = marks.Mark(label, colour, shape)
+        places = [(one["layer"], one[score]) for one in prior["layers"]]
+        drawn.append(marks.line(mark, places, x, y, strokeDash=dash))
+        drawn.append(marks.points([marks.point(mark, x=a, y=b) for a, b in places], x=x, y=y))
+    highest = next(one for one in prior["layers"] if one["layer"] == prior["best"])
+    best = marks.Mark(f"best: layer {highest['layer']}", marks.GREEN, marks.STAR)
+    star = marks.point(best, x=highest["layer"], y=highest["score"])
+    drawn.append(marks.points([star], size=280, **marks.OUTLINED, x=x, y=y))
+    return marks.frame(title, [drawn], width=540, height=300)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChartKind:
-    """One kind of chart."""
+class ChartKind(NamedTuple):
+    """A kind of chart: what it shows in a few words, and the function that draws it."""
 
     caption: str
-    """What it shows, in a few words."""
-    draw: Callable[[Report], alt.ConcatChart]
-    """Raises an InputError where a search has no such chart."""
+    draw: Callable[..., alt.ConcatChart]
+    """Raises an InputError where a search has nothing to draw there."""
 
 
 CHARTS: Registry[ChartKind] = Registry("chart")
-for _caption, _draw in {
-    "what is forgotten against what is kept": trade_off,
-    "best feasible so far, over trials and time": history,
-    "layer and coefficient": layer_coefficient,
-    "sensitivity to the learning rate, or what stands in its place": sensitivity,
-    "the objective over each parameter": parameters,
-    "importance of the parameters": importance,
-    "similarities that choose a layer": layers,
-}.items():
-    CHARTS.register(_draw.__name__, ChartKind(caption=_caption, draw=_draw))
+for _caption, _draw in (
+    ("what is forgotten against what is kept", trade_off),
+    ("best feasible so far, over trials and time", history),
+    ("layer and coefficient", layer_coefficient),
+    ("sensitivity to the learning rate, or what stands in its place", sensitivity),
+    ("the objective over each parameter", parameters),
+    ("importance of the parameters", importance),
+    ("similarities that choose a layer", layers),
+):
+    CHARTS.register(_draw.__name__, ChartKind(_caption, _draw))
 
 
-def charts_of(report: Report) -> dict[str, alt.ConcatChart]:
+def charts_of(search: StoredSearch) -> dict[str, alt.ConcatChart]:
     """Return the charts that a search has, by their names."""
     found = {}
     for name, kind in CHARTS.items():
         with suppress(InputError):
-            found[name] = kind.draw(report)
+            found[name] = kind.draw(search)
     return found
 
 
-def write_charts(report: Report, folder: Path) -> dict[str, list[Path]]:
+def write_charts(search: StoredSearch, folder: Path) -> dict[str, list[Path]]:
     """Write the charts that a search has as PNG and SVG; return the files of each by its name."""
     written = {}
-    for name, chart in charts_of(report).items():
-        written[name] = [folder / f"{name}{suffix}" for suffix in PICTURE_SUFFIXES]
-        save_chart(chart, *written[name])
+    for name, chart in charts_of(search).items():
+        written[name] = [folder / f"{name}{suffix}" for suffix in marks.PICTURE_SUFFIXES]
+        marks.save_chart(chart, *written[name])
     return written

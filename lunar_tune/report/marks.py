@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,8 +19,8 @@ import vl_convert
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import in_words, score_label
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.report.report import Report
 from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
+from lunar_tune.study.stored_search import StoredSearch
 
 __all__ = [
     "BLUE",
@@ -38,6 +38,7 @@ __all__ = [
     "Mark",
     "best_mark",
     "bounds",
+    "completed",
     "frame",
     "line",
     "parameter_axis",
@@ -49,8 +50,6 @@ __all__ = [
     "scale_of",
     "score_axis",
     "shade",
-    "shown_rows",
-    "trial_marks",
     "trial_points",
 ]
 
@@ -134,57 +133,59 @@ def line(
     return Layer(chart=chart.encode(x, y, order="place:Q"), marks=[mark])
 
 
-def point(mark: Mark, scores: Mapping[str, float], row: TrialRow | None, **more: Any) -> Any:
-    """Return the data of a point: its place, and what it says when it is pointed at or clicked."""
+Point = tuple[Mark, dict[str, Any]]
+"""The entry of the legend that a point belongs to, and the point's data."""
+
+
+def point(
+    mark: Mark, row: TrialRow | None = None, scores: Mapping[str, float] | None = None, **at: Any
+) -> Point:
+    """Return a point: its place, and what it says when it is pointed at or clicked."""
     known = [
         f"{score_label(name)} {scores[name]:.3f}"
         for name in HEADLINE_SCORES
-        if is_number(scores.get(name))
+        if scores is not None and is_number(scores.get(name))
     ]
     what = mark.label if row is None else f"trial {row.number}: {row.label}"
     trial = {} if row is None else {"trial": row.number}
-    return {"kind": mark.kind, "says": "\n".join([what, *known]), **trial, **more}
+    return mark, {"kind": mark.kind, "says": "\n".join([what, *known]), **trial, **at}
 
 
 def points(
-    marks: Sequence[Mark],
-    values: Sequence[Mapping[str, Any]],
+    values: Sequence[Point],
     *,
+    marks: Iterable[Mark] = (),
     size: float = 60,
     keys: Sequence[str] = ("color", "shape"),
     **encodings: Any,
 ) -> Layer:
-    """Return points that say what they are when they are pointed at."""
-    chart = _data(values).mark_point(filled=True, size=size, opacity=1)
-    return Layer(chart=chart.encode(**encodings, tooltip="says:N"), marks=marks, keys=keys)
+    """Return points; `marks` are entries of the legend that come before those of the points."""
+    chart = _data([data for _, data in values]).mark_point(filled=True, size=size, opacity=1)
+    entries = dict.fromkeys([*marks, *(mark for mark, _ in values)])
+    return Layer(chart=chart.encode(**encodings, tooltip="says:N"), marks=[*entries], keys=keys)
 
 
 def trial_points(
-    marks: Mapping[bool, Mark],
+    search: StoredSearch,
     rows: Sequence[TrialRow],
     at: Callable[[TrialRow], Mapping[str, Any]],
     **looks: Any,
 ) -> Layer:
-    """Return a point a trial.
+    """Return a point a trial; the legend counts all completed ones.
 
     Args:
-        marks: Of feasible and of infeasible trials.
-        rows: The trials.
+        search: The search.
+        rows: Those of its completed trials that are drawn.
         at: Gives a trial's place, and what else its data have.
         looks: What `points` takes.
     """
-    values = [point(marks[bool(row.feasible)], row.scores, row, **at(row)) for row in rows]
-    return points([*marks.values()], values, **looks)
-
-
-def trial_marks(rows: Sequence[TrialRow]) -> dict[bool, Mark]:
-    """Return the entries of feasible and infeasible trials, of those that there are."""
-    entries = {True: ("feasible", BLUE, "circle"), False: ("infeasible", VERMILION, _CROSS)}
-    return {
-        feasible: Mark(f"{word} ({count})", colour, shape)
-        for feasible, (word, colour, shape) in entries.items()
-        if (count := sum(bool(row.feasible) is feasible for row in rows))
+    feasible = [bool(row.feasible) for row in completed(search)]
+    marks = {
+        True: Mark(f"feasible ({feasible.count(True)})", BLUE, "circle"),
+        False: Mark(f"infeasible ({feasible.count(False)})", VERMILION, _CROSS),
     }
+    values = [point(marks[bool(row.feasible)], row, row.scores, **at(row)) for row in rows]
+    return points(values, marks=[marks[one] for one in (True, False) if one in feasible], **looks)
 
 
 def best_mark(row: TrialRow, how: str) -> Mark:
@@ -192,20 +193,20 @@ def best_mark(row: TrialRow, how: str) -> Mark:
     return Mark(f"best, {how}: trial {row.number}, {row.label}", GREEN, STAR)
 
 
-def bounds(report: Report, metric: str, axis: alt.X | alt.Y) -> list[Layer]:
+def bounds(search: StoredSearch, metric: str, axis: alt.X | alt.Y) -> list[Layer]:
     """Return a line at each bound of a score along its axis."""
     return [
         rule(Mark(f"bound: {in_words([one])}", INK, _DASHES), one.bound, axis)
-        for one in report.goal.constraints
+        for one in search.goal.constraints
         if one.metric == metric
     ]
 
 
-def shown_rows(report: Report, *metrics: str) -> list[TrialRow]:
+def completed(search: StoredSearch, *metrics: str) -> list[TrialRow]:
     """Return the completed trials of which the scores are known, by number."""
     return [
         row
-        for row in report.rows
+        for row in search.rows
         if row.state == COMPLETE
         if all(math.isfinite(row.scores.get(name, math.nan)) for name in metrics)
     ]
@@ -241,7 +242,7 @@ def score_axis(channel: type[Channel], name: str) -> Channel:
 
 
 def parameter_axis(
-    channel: type[Channel], report: Report, name: str, values: Sequence[Any]
+    channel: type[Channel], search: StoredSearch, name: str, values: Sequence[Any]
 ) -> Channel:
     """Return the axis of a parameter on the scale that it was searched on.
 
@@ -249,13 +250,13 @@ def parameter_axis(
     """
     field = channel.__name__.lower()
     title = "layer (decoder block, from 0)" if name == "layer" else name.replace("_", " ")
-    if name in report.listed or not all(map(is_number, values)):
-        listed = report.listed.get(name)
+    if name in search.study.listed or not all(map(is_number, values)):
+        listed = search.study.listed.get(name)
         places: list[Any] = sorted(listed or {str(value) for value in values})
         form = "~g" if listed else alt.Undefined
         axis = alt.Axis(labelAngle=0, labelLimit=90, labelOverlap=True, format=form)
         return channel(f"{field}:O", title=title, scale=alt.Scale(domain=places), axis=axis)
-    is_log, is_whole = name in report.log_scale, all(isinstance(one, int) for one in values)
+    is_log, is_whole = name in search.study.log_scale, all(isinstance(one, int) for one in values)
     ticks = alt.Axis(
         tickCount=_TICKS,
         labelOverlap="greedy",
@@ -272,7 +273,7 @@ def parameter_axis(
 
 
 def frame(
-    report_title: str,
+    title: str,
     panels: Sequence[Sequence[Layer]],
     *,
     width: int,
@@ -282,7 +283,7 @@ def frame(
     """Return panels under a title and over one legend.
 
     Args:
-        report_title: Taken as it is; what is too long is broken or left out.
+        title: Taken as it is; what is too long is broken or left out.
         panels: Row by row; a layer that comes first lies below.
         width: Pixels of a panel.
         height: Pixels of a panel.
@@ -302,8 +303,8 @@ def frame(
         for panel in panels
     ]
     room = columns * width + 40  # an axis's labels are beside a panel
-    title = textwrap.wrap(
-        report_title, int(room / _TITLE_CHARACTER), max_lines=_TITLE_LINES, placeholder=" …"
+    lines = textwrap.wrap(
+        title, int(room / _TITLE_CHARACTER), max_lines=_TITLE_LINES, placeholder=" …"
     )
     longest = max((len(row) for kind in kinds for row in kind.splitlines()), default=0)
     entries = int(room / (longest * _LEGEND_CHARACTER + _LEGEND_KEY))
@@ -311,7 +312,7 @@ def frame(
         *(alt.layer(*layers, width=width, height=height) for layers in drawn),
         columns=columns,
         spacing=24,
-        title=alt.Title(title, anchor="start", fontSize=13, limit=room),
+        title=alt.Title(lines, anchor="start", fontSize=13, limit=room),
         config=alt.Config(
             font=_FONT,
             legend=alt.LegendConfig(

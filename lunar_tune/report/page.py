@@ -1,7 +1,7 @@
 """One HTML page of one or several searches that opens from a file, without server or network.
 
 Vega, Vega-Lite and vega-embed (0.9 MB) are part of the page, once however many searches it shows.
-Texts are escaped by the template; charts are JSON.
+The template formats and escapes what searches and trials say; charts are JSON.
 """
 
 from __future__ import annotations
@@ -9,37 +9,21 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow, paired
-from lunar_tune.report.page_tables import (
-    estimates_note,
-    scores_table,
-    searches_table,
-    trials_table,
-)
-from lunar_tune.report.report import Report, verdict
+from lunar_tune.metrics.goal import score_label
+from lunar_tune.report.results import SearchResults, format_value
+from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from lunar_tune.report.results import SearchResults
-
-__all__ = [
-    "SHOWN",
-    "Compared",
-    "PageSearch",
-    "TrialAnswers",
-    "forgotten",
-    "got_worse",
-    "write_page",
-    "write_static_page",
-]
+__all__ = ["SHOWN", "forgotten", "got_worse", "write_static_page"]
 
 SHOWN = 50
 """Answers of a set that a page shows at most; all are in the trial's own file."""
@@ -47,171 +31,130 @@ _ANSWERED = 5  # trials whose answers a page shows: the best, or the nearest mis
 _HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True, slots=True)
-class TrialAnswers:
-    """What an unlearned model says."""
-
-    number: int
-    """Number of the trial."""
-    label: str
-    """Its setting in short."""
-    rows: Sequence[AnswerRow]
-    full: bool = False
-    """Whether they come from the full evaluation."""
-    feasible: bool = True
-    """Whether the trial keeps every bound."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageSearch:
-    """What a page shows of one search."""
-
-    name: str
-    report: Report
-    baseline: Sequence[AnswerRow] = ()
-    """The base model's answers; empty where they are not kept."""
-    baseline_in_full: Sequence[AnswerRow] = ()
-    """Its answers to the questions of the full evaluation; empty where it has no others."""
-    answers: Sequence[TrialAnswers] = ()
-    """Answers of the best trials, the best first."""
-    configuration: str = ""
-    """`config.yaml` as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One question with two models' answers."""
-
-    unlearned: AnswerRow
-    baseline: AnswerRow | None
-    """None where the base model's answer is not kept."""
-
-    @property
-    def loss(self) -> float:
-        """By how much ROUGE-1 is lower than the base model's; 0 where that is not known."""
-        return self.baseline.rouge1 - self.unlearned.rouge1 if self.baseline is not None else 0.0
-
-
-def write_static_page(results: Sequence[SearchResults], path: Path) -> None:
+def write_static_page(searches: Sequence[SearchResults], path: Path) -> None:
     """Write one self-contained page of searches, finished or still running, atomically.
 
     Args:
-        results: The searches, in the order in which they are shown.
+        searches: In the order in which they are shown.
         path: The file.
 
     Raises:
         InputError: There is no search to show, or the file cannot be written.
     """
-    if not results:
+    if not searches:
         raise InputError("there is no search to make a page of; name at least one.")
-    searches = [_page_search(one) for one in results]
-    try:
-        write_page(searches, path)
-    except OSError as error:
-        raise InputError(f"{path}: the page cannot be written ({error}).") from error
-
-
-def _page_search(results: SearchResults) -> PageSearch:
-    def kept(number: int | None = None, *, full: bool = False) -> list[AnswerRow]:
-        try:
-            return results.answers(number, full=full)
-        except InputError:  # their file is not there, as in a search of an older version
-            return []
-
-    answers = []
-    for row in results.report.ranked[:_ANSWERED]:
-        full = kept(row.number, full=True)
-        if rows := full or kept(row.number):
-            feasible = bool(row.feasible)
-            answers.append(TrialAnswers(row.number, row.label, rows, bool(full), feasible))
-    config = results.folder.config
-    return PageSearch(
-        name=results.folder.name,
-        report=results.report,
-        baseline=kept(),
-        baseline_in_full=kept(full=True),
-        answers=answers,
-        configuration=config.read_text(encoding="utf-8") if config.is_file() else "",
-    )
-
-
-def write_page(searches: Sequence[PageSearch], path: Path) -> None:
-    """Write a page of searches, atomically.
-
-    Args:
-        searches: At least one.
-        path: The file, usually `.html`.
-    """
-    anchored = [(f"search-{place}", one) for place, one in enumerate(searches, start=1)]
     scripts = [_vega(), (_HERE / "page.js").read_text(encoding="utf-8")]
     page = _template().render(
-        title=searches[0].report.title if len(searches) == 1 else f"{len(searches)} searches",
-        several=searches_table([(anchor, one.name, one.report) for anchor, one in anchored])
-        if len(searches) > 1
-        else None,
-        searches=[_shown(anchor, one) for anchor, one in anchored],
+        title=searches[0].title if len(searches) == 1 else f"{len(searches)} searches",
+        searches=[_content(f"search-{place}", one) for place, one in enumerate(searches, start=1)],
+        headline=HEADLINE_SCORES,
         limit=SHOWN,
         scripts=scripts,
         digests=[_digest(script) for script in scripts],
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
     )
-    write_atomically(path, page.encode())
+    try:
+        write_atomically(path, page.encode())
+    except OSError as error:
+        raise InputError(f"{path}: the page cannot be written ({error}).") from error
 
 
-def _shown(anchor: str, one: PageSearch) -> Mapping[str, Any]:
+def _content(anchor: str, results: SearchResults) -> dict[str, Any]:
     """Return what the template asks of a search."""
     from lunar_tune.report.charts import CHARTS, charts_of  # loads Altair
 
-    report = one.report
+    config, rows = results.folder.config, results.rows
+    names = dict.fromkeys(name for row in rows for name in row.parameters)
     return {
         "anchor": anchor,
-        "name": one.name,
-        "report": report,
-        "verdict": None if report.best is not None else verdict(report),
-        "scores": scores_table(report),
-        "trials": trials_table(report),
-        "estimates": estimates_note(report),
+        "results": results,
+        "parameters": {  # with whether all values are numbers
+            name: all(is_number(row.parameters.get(name, 0)) for row in rows) for name in names
+        },
+        "scores": list(dict.fromkeys((*HEADLINE_SCORES, *results.goal.metrics))),
+        "kinds": [_kind(row) for row in rows],
+        "estimates": _estimates_note(results),
         "charts": [
             (name, CHARTS[name].caption, chart.to_dict())
-            for name, chart in charts_of(report).items()
+            for name, chart in charts_of(results).items()
         ],
-        "answers": [_compared(one, answers) for answers in one.answers],
-        "has_baseline": bool(one.baseline),
-        "has_text": any(
-            answer.question or answer.truth or answer.answer
-            for answers in one.answers
-            for answer in answers.rows
-        ),
-        "configuration": one.configuration,
+        "answers": _answers(results),
+        "configuration": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
 
 
-def _compared(
-    one: PageSearch, answers: TrialAnswers
-) -> tuple[TrialAnswers, list[Compared], list[Compared] | None]:
-    """Return a trial's answers beside the base model's to the same questions."""
-    baseline = (one.baseline_in_full or one.baseline) if answers.full else one.baseline
-    return answers, forgotten(answers.rows, baseline), got_worse(answers.rows, baseline)
+def _kind(row: TrialRow) -> str:
+    """Return feasible, infeasible, failed, again (failed and run again) or running."""
+    if row.state == COMPLETE:
+        return "feasible" if row.feasible else "infeasible"
+    return "again" if row.again else row.state
 
 
-def forgotten(rows: Sequence[AnswerRow], baseline: Sequence[AnswerRow]) -> list[Compared]:
-    """Return the questions to forget, least forgotten first."""
-    asked = [row for row in rows if row.set_name == "forget"]
-    compared = [Compared(*pair) for pair in paired(asked, baseline)]
-    return sorted(compared, key=lambda one: -one.unlearned.rouge1)
+def _estimates_note(results: SearchResults) -> str:
+    """Say what the sign of an estimate means; empty where there is none."""
+    stopped = {results.was_stopped(row) for row in results.rows if row.retain_exact is False}
+    reasons = []
+    if False in stopped:
+        reasons.append(f"from a sample of the questions to keep ({results.asked_retain_rows})")
+    if True in stopped:
+        reasons.append(
+            "from fewer questions to keep where a trial was stopped because it had missed the "
+            "bound for certain"
+        )
+    return f"≈ {', or '.join(reasons)}." if reasons else ""
 
 
-def got_worse(rows: Sequence[AnswerRow], baseline: Sequence[AnswerRow]) -> list[Compared] | None:
-    """Return the retained questions whose ROUGE-1 fell, the greatest fall first.
+def _kept(
+    results: SearchResults, number: int | None = None, *, full: bool = False
+) -> list[AnswerRow]:
+    """Return answers as `SearchResults.answers` does; none where their file is not there."""
+    try:
+        return results.answers(number, full=full)
+    except InputError:
+        return []
+
+
+def _answers(results: SearchResults) -> list[dict[str, Any]]:
+    """Return the answers of the first trials beside the base model's to the same questions."""
+    found = []
+    baselines = {full: _kept(results, full=full) for full in (False, True)}
+    for row in results.ranked[:_ANSWERED]:
+        full = _kept(results, row.number, full=True)
+        if rows := full or _kept(results, row.number):
+            baseline = baselines[bool(full)]
+            found.append(
+                {
+                    "trial": row,
+                    "full": bool(full),
+                    "has_baseline": bool(baseline),
+                    "has_text": any(one.question or one.truth or one.answer for one in rows),
+                    "forgotten": forgotten(rows, baseline),
+                    "worse": got_worse(rows, baseline),
+                }
+            )
+    return found
+
+
+Pairs = list[tuple[AnswerRow, AnswerRow | None]]
+
+
+def forgotten(rows: Sequence[AnswerRow], baseline: Sequence[AnswerRow]) -> Pairs:
+    """Return the answers to questions to forget with the base model's, least forgotten first."""
+    pairs = paired([row for row in rows if row.set_name == "forget"], baseline)
+    return sorted(pairs, key=lambda pair: -pair[0].rouge1)
+
+
+def got_worse(rows: Sequence[AnswerRow], baseline: Sequence[AnswerRow]) -> Pairs | None:
+    """Return the answers to retained questions whose ROUGE-1 fell, the greatest fall first.
 
     None where the base model's answer to none of them is kept.
     """
-    asked = [row for row in rows if row.set_name == "retain"]
-    compared = [Compared(*pair) for pair in paired(asked, baseline)]
-    if compared and all(one.baseline is None for one in compared):
+    pairs = paired([row for row in rows if row.set_name == "retain"], baseline)
+    falls = [(now.rouge1 - before.rouge1, now, before) for now, before in pairs if before]
+    if pairs and not falls:
         return None
-    worse = [one for one in compared if one.loss > 0]
-    return sorted(worse, key=lambda one: (-one.loss, one.unlearned.rouge1))
+    falls.sort(key=lambda fall: (fall[0], fall[1].rouge1))
+    return [(now, before) for change, now, before in falls if change < 0]
 
 
 @functools.cache
@@ -225,6 +168,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"format_value": format_value, "score_label": score_label}
     return environment.get_template("page.html.j2")
 
 

@@ -12,49 +12,24 @@ import altair as alt
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.report.marks import (
-    BLUE,
-    INK,
-    ORANGE,
-    OUTLINED,
-    REGION,
-    Layer,
-    Mark,
-    best_mark,
-    bounds,
-    frame,
-    parameter_axis,
-    point,
-    points,
-    scale,
-    scale_of,
-    score_axis,
-    shade,
-    shown_rows,
-    trial_marks,
-    trial_points,
-)
-from lunar_tune.report.report import Report
+from lunar_tune.report import marks
 from lunar_tune.study.rows import TrialRow, is_number
+from lunar_tune.study.stored_search import StoredSearch
 
-__all__ = ["importance", "layer_coefficient", "parameters", "sensitivity", "swept_parameter"]
+__all__ = ["importance", "layer_coefficient", "parameters", "sensitivity"]
 
 _RING = "M-1,0A1,1,0,0,1,1,0A1,1,0,0,1,-1,0M-.8,0A.8,.8,0,0,0,.8,0A.8,.8,0,0,0,-.8,0"
 _FIRST, _LAST = ("learning_rate", "ridge"), ("coefficient", "layer")  # these two have a map
 _NEAR = 0.05  # of a score's range
 
 
-def layer_coefficient(report: Report) -> alt.ConcatChart:
-    """Draw the map of layer and coefficient: a panel for each of the two scores.
-
-    Raises:
-        InputError: Layer and coefficient were not both searched, or are lists.
-    """
-    rows = _mapped_rows(report)
+def layer_coefficient(search: StoredSearch) -> alt.ConcatChart:
+    """Draw the map of layer and coefficient: a panel for each of the two scores."""
+    rows = _mapped_rows(search)
     columns: dict[int, list[int]] = defaultdict(list)
     for row in rows:
         columns[row.parameters["layer"]].append(row.number)
-    places = report.listed.get("layer") or range(min(columns), max(columns) + 1)
+    places = search.study.listed.get("layer") or range(min(columns), max(columns) + 1)
     title = ["layer (decoder block, from 0)"]
     if any(len(column) > 1 for column in columns.values()):
         title.append("trials of a layer stand beside each other")
@@ -65,11 +40,11 @@ def layer_coefficient(report: Report) -> alt.ConcatChart:
         axis=alt.Axis(labelAngle=0, labelOverlap=True, grid=True, tickBand="extent"),
     )
     coefficients = [row.parameters["coefficient"] for row in rows]
-    y = parameter_axis(alt.Y, report, "coefficient", coefficients)
+    y = marks.parameter_axis(alt.Y, search, "coefficient", coefficients)
     offset = alt.XOffset("beside:Q", scale=alt.Scale(domain=[0, 1]))
     looks: dict[str, Any] = {"x": x, "y": y, "xOffset": offset, "keys": ["shape"]}
-    best = [] if report.best is None else [report.best]
-    ring = Mark(f"best: trial {best[0].number}" if best else "", INK, _RING)
+    best = [] if search.best is None else [search.best]
+    ring = marks.Mark(f"best: trial {best[0].number}" if best else "", marks.INK, _RING)
 
     def at(row: TrialRow) -> dict[str, Any]:
         layer, coefficient = row.parameters["layer"], row.parameters["coefficient"]
@@ -77,33 +52,31 @@ def layer_coefficient(report: Report) -> alt.ConcatChart:
         beside = (column.index(row.number) + 0.5) / len(column)
         return {"x": layer, "y": coefficient, "beside": beside}
 
-    def panel(score: str) -> list[Layer]:
+    def panel(score: str) -> list[marks.Layer]:
         bar = alt.Legend(title=score_label(score), orient="top", type="symbol", columns=0)
-        scored = trial_points(
-            trial_marks(rows),
-            shown_rows(report, score),
+        scored = marks.trial_points(
+            search,
+            marks.completed(search, score),
             lambda row: at(row) | {"score": row.scores[score]},
             **looks,
-            color=alt.Color("score:Q", scale=scale(scale_of(score), scheme="cividis"), legend=bar),
-            **OUTLINED,
+            color=alt.Color(
+                "score:Q", scale=marks.scale(marks.scale_of(score), scheme="cividis"), legend=bar
+            ),
+            **marks.OUTLINED,
         )
-        around = [point(ring, row.scores, row, **at(row)) for row in best]
-        rings = points([ring] if best else [], around, size=300, **looks, color=alt.value(INK))
+        around = [marks.point(ring, row, row.scores, **at(row)) for row in best]
+        rings = marks.points(around, size=300, **looks, color=alt.value(marks.INK))
         return [scored, rings]
 
-    panels = [panel(score) for score in report.goal.shown]
-    chart = frame(report.title, panels, width=300, height=270, columns=2)
+    panels = [panel(score) for score in search.goal.shown]
+    chart = marks.frame(search.title, panels, width=300, height=270, columns=2)
     resolved: alt.ConcatChart = chart.resolve_scale(color="independent")
     return resolved
 
 
-def _mapped_rows(report: Report) -> list[TrialRow]:
-    """Return the completed trials.
-
-    Raises:
-        InputError: Layer or coefficient has no single place for each of them, or does not vary.
-    """
-    rows = shown_rows(report)
+def _mapped_rows(search: StoredSearch) -> list[TrialRow]:
+    """Return the completed trials, each with one place on the map."""
+    rows = marks.completed(search)
     for name in ("layer", "coefficient"):
         values = [row.parameters.get(name) for row in rows]
         reason = None
@@ -116,16 +89,9 @@ def _mapped_rows(report: Report) -> list[TrialRow]:
     return rows
 
 
-def swept_parameter(report: Report) -> str | None:
-    """Return the parameter that is shown unless another is asked for; None if none varies."""
-    names = _varied(report, is_number)
-    rest = [name for name in names if name not in (*_FIRST, *_LAST)]
-    return next((name for name in (*_FIRST, *rest, *_LAST) if name in names), None)
-
-
-def _varied(report: Report, has_place: Callable[[Any], bool] = lambda _: True) -> list[str]:
+def _varied(search: StoredSearch, has_place: Callable[[Any], bool] = lambda _: True) -> list[str]:
     """Return the parameters in which completed trials differ and whose values all have a place."""
-    rows = shown_rows(report)
+    rows = marks.completed(search)
     found = []
     for name in rows[0].parameters if rows else ():
         values = [row.parameters.get(name) for row in rows]
@@ -134,55 +100,49 @@ def _varied(report: Report, has_place: Callable[[Any], bool] = lambda _: True) -
     return found
 
 
-def sensitivity(report: Report, parameter: str | None = None) -> alt.ConcatChart:
+def sensitivity(search: StoredSearch, parameter: str | None = None) -> alt.ConcatChart:
     """Draw both scores against a parameter, on the scale that it was searched on.
 
     Args:
-        report: The search.
+        search: The search.
         parameter: Its name; None for the learning rate, or what the method has in its place.
-
-    Raises:
-        InputError: No completed trials differ in it.
     """
-    name = swept_parameter(report) if parameter is None else parameter
-    names = _varied(report, is_number)
+    names, name = _varied(search, is_number), parameter
+    if parameter is None:
+        rest = [one for one in names if one not in (*_FIRST, *_LAST)]
+        name = next((one for one in (*_FIRST, *rest, *_LAST) if one in names), None)
     if name is None or name not in names:
         shown = "a number" if name is None else name
         there = ", ".join(names) or "none"
         raise InputError(f"no two completed trials differ in {shown}; those that vary: {there}.")
-    pairs = [(name, score) for score in report.goal.shown]
-    return _scores_over_parameters(report, pairs, width=540, columns=1)
+    pairs = [(name, score) for score in search.goal.shown]
+    return _scores_over_parameters(search, pairs, width=540, columns=1)
 
 
-def parameters(report: Report) -> alt.ConcatChart:
-    """Draw the objective against each parameter that varies, names included.
-
-    Raises:
-        InputError: Completed trials differ in fewer than two parameters.
-    """
-    pairs = [(name, report.goal.shown[0]) for name in _varied(report)]
+def parameters(search: StoredSearch) -> alt.ConcatChart:
+    """Draw the objective against each parameter that varies, names included."""
+    pairs = [(name, search.goal.shown[0]) for name in _varied(search)]
     if len(pairs) < 2:
         raise InputError("no overview: completed trials differ in fewer than two parameters.")
-    return _scores_over_parameters(report, pairs, width=300, columns=2)
+    return _scores_over_parameters(search, pairs, width=300, columns=2)
 
 
 def _scores_over_parameters(
-    report: Report, pairs: Sequence[tuple[str, str]], *, width: int, columns: int
+    search: StoredSearch, pairs: Sequence[tuple[str, str]], *, width: int, columns: int
 ) -> alt.ConcatChart:
     """Draw a panel for each pair of a parameter and a score.
 
     Shaded is the range of the feasible trials whose objective is near the best one's.
     """
-    best = [] if report.best is None else [report.best]
-    margin, near = _near_best(report)
+    best = [] if search.best is None else [search.best]
+    margin, near = _near_best(search)
     label = f"range of trials that are feasible and within {margin:.2g} of the best"
-    region = Mark(f"{label} {score_label(report.goal.shown[0])}", REGION, "square")
+    region = marks.Mark(f"{label} {score_label(search.goal.shown[0])}", marks.REGION, "square")
 
-    def panel(name: str, score: str) -> list[Layer]:
-        rows = shown_rows(report)
-        values = [row.parameters[name] for row in rows]
+    def panel(name: str, score: str) -> list[marks.Layer]:
+        values = [row.parameters[name] for row in marks.completed(search)]
         is_scale = all(map(is_number, values))
-        x, y = parameter_axis(alt.X, report, name, values), score_axis(alt.Y, score)
+        x, y = marks.parameter_axis(alt.X, search, name, values), marks.score_axis(alt.Y, score)
 
         def at(row: TrialRow) -> dict[str, Any]:
             value = row.parameters[name]
@@ -191,25 +151,27 @@ def _scores_over_parameters(
         span = {row.parameters[name] for row in near} if is_scale else set()
         ends = [{"x": min(span), "x2": max(span)}] if len(span) > 1 else []
         known = [row for row in best if is_number(row.scores.get(score))]
-        marks = {bool(row.feasible): best_mark(row, "as searched") for row in known}
+        stars = [
+            marks.point(marks.best_mark(r, "as searched"), r, r.scores, **at(r)) for r in known
+        ]
         return [
-            *(shade(region, [one], x=x, x2="x2") for one in ends),
-            *bounds(report, score, y),
-            trial_points(trial_marks(rows), shown_rows(report, score), at, x=x, y=y),
-            trial_points(marks, known, at, size=280, **OUTLINED, x=x, y=y),
+            *(marks.shade(region, [one], x=x, x2="x2") for one in ends),
+            *marks.bounds(search, score, y),
+            marks.trial_points(search, marks.completed(search, score), at, x=x, y=y),
+            marks.points(stars, size=280, **marks.OUTLINED, x=x, y=y),
         ]
 
     panels = [panel(*pair) for pair in pairs]
-    return frame(report.title, panels, width=width, height=190, columns=columns)
+    return marks.frame(search.title, panels, width=width, height=190, columns=columns)
 
 
-def _near_best(report: Report) -> tuple[float, list[TrialRow]]:
+def _near_best(search: StoredSearch) -> tuple[float, list[TrialRow]]:
     """Return .05 of the objective's range, and the feasible trials within it of the best one.
 
     Where a score has no end, what the trials reached is its range.
     """
-    metric = METRICS[report.goal.shown[0]]
-    rows = shown_rows(report, metric.name)
+    metric = METRICS[search.goal.shown[0]]
+    rows = marks.completed(search, metric.name)
     scores = [row.scores[metric.name] for row in rows]
     span = metric.high - metric.low
     margin = _NEAR * (max(scores) - min(scores) if math.isinf(span) and scores else span)
@@ -220,13 +182,9 @@ def _near_best(report: Report) -> tuple[float, list[TrialRow]]:
     return margin, [row for row in feasible if sign * row.scores[metric.name] <= end]
 
 
-def importance(report: Report) -> alt.ConcatChart:
-    """Draw a bar for each parameter and score, the most important parameter on top.
-
-    Raises:
-        InputError: There are no shares.
-    """
-    shares = report.importance()
+def importance(search: StoredSearch) -> alt.ConcatChart:
+    """Draw a bar for each parameter and score, the most important parameter on top."""
+    shares = search.importance
     if not shares:
         raise InputError(
             "no importance of parameters: too few trials are completed, or their scores do not "
@@ -234,13 +192,13 @@ def importance(report: Report) -> alt.ConcatChart:
         )
     names = list(dict.fromkeys(name for one in shares.values() for name in one))
     names.sort(key=lambda name: -sum(one.get(name, 0.0) for one in shares.values()))
-    marks = [
-        Mark(f"of {score_label(score)}", colour, "square")
-        for score, colour in zip(shares, (BLUE, ORANGE), strict=False)
+    entries = [
+        marks.Mark(f"of {score_label(score)}", colour, "square")
+        for score, colour in zip(shares, (marks.BLUE, marks.ORANGE), strict=False)
     ]
     values = [
-        {"parameter": name.replace("_", " "), "kind": mark.kind, "share": one.get(name, 0.0)}
-        for mark, one in zip(marks, shares.values(), strict=True)
+        {"parameter": name.replace("_", " "), "kind": entry.kind, "share": one.get(name, 0.0)}
+        for entry, one in zip(entries, shares.values(), strict=True)
         for name in names
     ]
     bars = alt.Chart(alt.InlineData(values=values)).encode(
@@ -253,9 +211,9 @@ def importance(report: Report) -> alt.ConcatChart:
         y=alt.Y("parameter:N", title=None, sort=None, axis=alt.Axis(labelLimit=200)),
         yOffset=alt.YOffset("kind:N", sort=None),
     )
-    numbers = bars.mark_text(align="left", dx=3, color=INK)
+    numbers = bars.mark_text(align="left", dx=3, color=marks.INK)
     panel = [
-        Layer(chart=bars.mark_bar(), marks=marks, keys=["color"]),
-        Layer(chart=numbers.encode(text=alt.Text("share:Q", format=".2f"))),
+        marks.Layer(chart=bars.mark_bar(), marks=entries, keys=["color"]),
+        marks.Layer(chart=numbers.encode(text=alt.Text("share:Q", format=".2f"))),
     ]
-    return frame(report.title, [panel], width=480, height=30 + 44 * len(names))
+    return marks.frame(search.title, [panel], width=480, height=30 + 44 * len(names))

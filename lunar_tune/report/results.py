@@ -1,24 +1,32 @@
-"""A search's results: its report, and its charts for a notebook."""
+"""A search's results: what is shown of it, its charts, and its report in Markdown."""
 
 from __future__ import annotations
 
-import functools
-import json
-from contextlib import suppress
-from functools import cached_property
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lunar_tune.errors import InputError
-from lunar_tune.report.report import LayerCurve, Report
+from tabulate import tabulate
+
+from lunar_tune.files import write_atomically
+from lunar_tune.metrics.goal import score_label
 from lunar_tune.study.folder import RUNS
-from lunar_tune.study.rows import parameter_importance
+from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first, nearest_first
 from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
     from altair import ConcatChart
 
-__all__ = ["SearchResults", "load_search"]
+__all__ = [
+    "SearchResults",
+    "format_value",
+    "load_search",
+    "short_report",
+    "write_report",
+]
+
+_LISTED = 10  # trials of a report
 
 
 def load_search(search: str | Path, *, runs: str | Path = RUNS) -> SearchResults:
@@ -39,100 +47,181 @@ def load_search(search: str | Path, *, runs: str | Path = RUNS) -> SearchResults
 
 
 class SearchResults(StoredSearch):
-    """A search as it stands on disk, with its report and charts."""
+    """A search as it stands on disk, with what is shown of it."""
 
-    @cached_property
-    def report(self) -> Report:
-        """What tables, pictures and pages are made of."""
-        notes = self.study.notes
-        tags = notes["tags"]
-        return Report(
-            title=self.title,
-            facts=notes.get("facts", tags),
-            goal=self.goal,
-            baseline=self.baseline,
-            rows=self.rows,
-            best=self.best,
-            confirmed=self.confirmed,
-            held_out=self.held_out,
-            baseline_in_full=self.baseline_in_full,
-            ending=notes.get("ending"),
-            log_scale=self.study.log_scale,
-            listed=self.study.listed,
-            importance=functools.cache(self._importance),
-            layers=self._layers(),
-        )
+    def chart(self, name: str, **options: Any) -> ConcatChart:
+        """Draw one of the charts (`report.charts.CHARTS`).
 
-    def trade_off(self) -> ConcatChart:
-        """Draw what is forgotten against what is kept: every trial, the bounds, the best."""
-        return self._draw("trade_off")
-
-    def history(self) -> ConcatChart:
-        """Draw the best feasible score so far, over the trials and over time."""
-        return self._draw("history")
-
-    def layer_coefficient(self) -> ConcatChart:
-        """Draw the map of layer and coefficient.
+        Args:
+            name: For example trade_off.
+            options: Of that chart: `parameter`, by its name, of sensitivity.
 
         Raises:
-            InputError: They were not both searched.
+            InputError: There is no chart of that name, or the search has nothing to draw there.
         """
-        return self._draw("layer_coefficient")
-
-    def sensitivity(self, parameter: str | None = None) -> ConcatChart:
-        """Draw the scores against a parameter: the learning rate, or what is in its place.
-
-        Raises:
-            InputError: No two completed trials differ in it.
-        """
-        from lunar_tune.report.parameter_charts import sensitivity
-
-        return sensitivity(self.report, parameter)
-
-    def parameters(self) -> ConcatChart:
-        """Draw the objective against each parameter that varies.
-
-        Raises:
-            InputError: Completed trials differ in fewer than two parameters.
-        """
-        return self._draw("parameters")
-
-    def importance(self) -> ConcatChart:
-        """Draw how much each parameter decides.
-
-        Raises:
-            InputError: Too few trials are completed, or their scores do not differ.
-        """
-        return self._draw("importance")
-
-    def layers(self) -> ConcatChart:
-        """Draw the similarities that chose the layers.
-
-        Raises:
-            InputError: The search was not told to score layers.
-        """
-        return self._draw("layers")
-
-    def _draw(self, name: str) -> ConcatChart:
         from lunar_tune.report.charts import CHARTS  # loads Altair
 
-        return CHARTS[name].draw(self.report)
+        return CHARTS[name].draw(self, **options)
 
-    def _importance(self) -> dict[str, dict[str, float]]:
-        """Return what decides the scores that pictures show; of those that there is something.
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Model, data, method and so on, as they are shown."""
+        facts: Mapping[str, Any] = self.study.notes.get("facts", self.study.notes["tags"])
+        return facts
 
-        It takes seconds where there are hundreds of trials (`parameter_importance`).
+    @property
+    def ending(self) -> str | None:
+        """Why the search ended before its time; None if it did not."""
+        return self.study.notes.get("ending")
+
+    @property
+    def asked_retain_rows(self) -> int | None:
+        """Questions to keep that a trial is asked if it is not stopped; None if not known."""
+        asked = self.baseline.get("retain_rows")
+        known = [row.retain_rows for row in self.rows if row.retain_rows is not None]
+        return int(asked) if asked is not None else max(known, default=None)
+
+    def was_stopped(self, row: TrialRow) -> bool:
+        """Say whether a completed trial was asked only a part of the questions of its search.
+
+        That is so where it had missed the bound for certain. A search that asks a sample asks every
+        trial a part of the retain set.
         """
-        shares = {
-            name: parameter_importance(self.rows, self.study.distributions, name)
-            for name in self.goal.shown
-        }
-        return {name: share for name, share in shares.items() if share is not None}
+        asked = self.asked_retain_rows
+        return row.retain_rows is not None and asked is not None and row.retain_rows < asked
 
-    def _layers(self) -> LayerCurve | None:
-        """Return the scored layers, from the study or from the file that was given."""
-        document = json.loads(self.study.notes.get("layer_prior") or "null")
-        if document is None and self.folder.config.is_file():
-            with suppress(InputError):  # one that cannot be read has no part in the scores
-                document = self.config.resolved.get("layer_prior")
-        return LayerCurve.read(document) if document is not None else None
+    @property
+    def ranked(self) -> list[TrialRow]:
+        """The trials that are looked at first, the confirmed best before all others.
+
+        The feasible ones by their objective; where none is, the nearest misses.
+        """
+        rows = best_first(list(self.rows)) or nearest_first(self.rows, self.goal)
+        best = self.best
+        if best is None:
+            return rows
+        return [best, *(row for row in rows if row.number != best.number)]
+
+    @property
+    def compared(self) -> dict[str, Mapping[str, float]]:
+        """The scores that stand beside each other, by whose they are; empty where not known."""
+        best, scores = self.best, {"base model": self.baseline}
+        if best is None and self.ranked:
+            first = self.ranked[0]
+            what = "as searched" if first.feasible else "nearest miss"
+            scores[f"trial {first.number}, {what}"] = first.scores
+        if best is not None and self.confirmed is not None:
+            scores[f"trial {best.number}, as searched"] = best.scores
+            if self.held_out:
+                scores["base model, held-out questions"] = self.baseline_in_full
+            asked = "held-out questions" if self.held_out else "all questions in full"
+            scores[f"trial {best.number}, {asked}"] = self.confirmed
+        return scores
+
+    @property
+    def verdict(self) -> str:
+        """Why there is no confirmed best setting, also of a search that still runs."""
+        ending = f"{self.ending} " if self.ending else ""
+        ended = [row for row in self.rows if row.counts]
+        failures = Counter(row.failure for row in ended if row.state == FAILED)
+        if not ended:
+            return f"{ending}No trial has ended." if ending else "No trial has ended yet."
+        if failures.total() == len(ended):
+            return f"{ending}Every trial failed, most of them with: {failures.most_common(1)[0][0]}"
+        first = self.ranked[0]
+        if first.feasible:
+            return (
+                f"{ending}No setting is confirmed by a full evaluation; the best as searched is "
+                f"trial {first.number} ({first.label})."
+            )
+        missed = dict.fromkeys(one.metric for one in self.goal.missed(first.scores))
+        reached = [
+            f"{score_label(name)} {first.scores[name]:.3f}"
+            if name in first.scores
+            else f"{score_label(name)} not measured"
+            for name in missed
+        ]
+        return (
+            f"{ending}No trial keeps {self.goal.bounds or 'what is asked for'}. The nearest miss "
+            f"is trial {first.number} ({', '.join([first.label, *reached])})."
+        )
+
+
+def write_report(
+    results: SearchResults, path: Path, pictures: Mapping[str, str] | None = None
+) -> None:
+    """Write the report.
+
+    Args:
+        results: What it says.
+        path: The file.
+        pictures: What each picture shows, by its place relative to the file's folder.
+    """
+    parts = [f"# {results.title}", short_report(results).rstrip()]
+    parts += [f"![{caption}]({place})" for place, caption in (pictures or {}).items()]
+    shares = [
+        f"{score_label(metric)}: "
+        + ", ".join(f"{name.replace('_', ' ')} {share:.2f}" for name, share in of_each.items())
+        for metric, of_each in results.importance.items()
+    ]
+    if shares:
+        said = "Share of the variance that a parameter explains by itself"
+        parts.append(f"{said}: {'; '.join(shares)}.")
+    parts.append(f"## The best of {sum(not row.again for row in results.rows)} trials")
+    parts.append(_trials(best_first(list(results.rows))[:_LISTED]) or "No trial is feasible.")
+    failed = [row for row in results.rows if row.state == FAILED and row.counts]
+    if failed:
+        parts += ["## Failed trials", "\n".join(f"- {r.number}: {r.failure}" for r in failed)]
+    write_atomically(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def _trials(rows: Sequence[TrialRow]) -> str:
+    if not rows:
+        return ""
+    names, scores = list(rows[0].parameters), HEADLINE_SCORES[:2]
+    header = ["trial", *names, *map(score_label, scores), "seconds"]
+    body = [
+        [
+            row.number,
+            *(row.parameters[name] for name in names),
+            *(row.scores[name] for name in scores),
+            f"{row.seconds.get('trial', 0.0):.1f}",
+        ]
+        for row in rows
+    ]
+    return _table(header, body)
+
+
+def short_report(results: SearchResults) -> str:
+    """Return a search in a few lines: its goal, what came out, what it was told.
+
+    What matters most comes first, since MLflow's note is cut where it is too long.
+    """
+    goal, best, outcome = str(results.goal), results.best, ""
+    if best is not None:
+        setting = ", ".join(f"{name} `{value!r}`" for name, value in best.parameters.items())
+        outcome = f"**Best feasible setting**: {setting} (trial {best.number})."
+    scores = [
+        [who, *(of_each.get(name) for name in HEADLINE_SCORES)]
+        for who, of_each in results.compared.items()
+    ]
+    parts = [
+        f"{goal[:1].upper()}{goal[1:]}.",
+        outcome or results.verdict,
+        _table(["", *map(score_label, HEADLINE_SCORES)], scores),
+        "\n".join(f"- {label}: {text}" for label, text in results.facts.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    cells = [[format_value(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    text: str = tabulate(cells, "firstrow", tablefmt="github", disable_numparse=True)
+    return text
+
+
+def format_value(value: Any) -> str:
+    """Return a value as reports and pages show it: four significant digits, a dash for None."""
+    if value is None:
+        return "–"  # noqa: RUF001 an en dash for what was not measured
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

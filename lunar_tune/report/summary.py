@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.report.report import Report, verdict
+from lunar_tune.report.results import SearchResults, format_value
 from lunar_tune.study.rows import FAILED, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
@@ -64,27 +64,24 @@ def baseline_problem(
 
 
 def print_result(
-    console: Console, report: Report, *, folder: Path, commands: Mapping[str, Sequence[str]]
+    console: Console, results: SearchResults, *, folder: Path, commands: Mapping[str, Sequence[str]]
 ) -> None:
     """Show what came out and what to do next."""
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for column in ("forget", "retain", "factual", "deviation score"):
         table.add_column(column, justify="right")
-    for who, scores in report.compared.items():
+    for who, scores in results.compared.items():
         table.add_row(who, *score_cells(scores))
     console.print()
-    if report.best is not None:
-        setting = "  ".join(
-            f"{name} {f'{value:.4g}' if isinstance(value, float) else value}"
-            for name, value in report.best.parameters.items()
-        )
+    if results.best is not None:
+        setting = "  ".join(f"{k} {format_value(v)}" for k, v in results.best.parameters.items())
         console.print(f"[bold green]best feasible setting:[/bold green] {escape(setting)}")
     else:
-        console.print(f"[bold yellow]{escape(verdict(report))}[/bold yellow]", soft_wrap=True)
+        console.print(f"[bold yellow]{escape(results.verdict)}[/bold yellow]", soft_wrap=True)
     console.print("ROUGE-1 recall of the answers")
     console.print(table)
-    console.print(_times(report.rows))
+    console.print(_times(results.rows))
     console.print(f"\nresults are in [bold]{escape(_shown(folder))}[/bold]", soft_wrap=True)
     for purpose, command in commands.items():
         console.print(f"[bold]{purpose}[/bold]")
@@ -93,7 +90,7 @@ def print_result(
 
 
 def next_commands(
-    config: SearchConfig, folder: Path, report: Report, arguments: Sequence[str]
+    config: SearchConfig, folder: Path, results: SearchResults, arguments: Sequence[str]
 ) -> dict[str, list[str]]:
     """Return the exact commands that a user may want next, by their purpose.
 
@@ -101,18 +98,18 @@ def next_commands(
     """
     python = _shown(Path(sys.executable))
     commands: dict[str, list[str]] = {}
-    if report.ending is not None:
+    if results.ending is not None:
         resume = [python, "-m", "lunar_tune.search", "--resume", _shown(folder)]
         commands["go on with the search:"] = resume
     compare = [python, "-m", "lunar_tune.compare", _shown(folder)]
-    if report.ranked:
+    if results.ranked:
         commands["compare the trials in MLflow:"] = compare
     else:  # MLflow compares scores, of which there are none
         page = _shown(folder / "page.html")
         commands["see the trials on a page:"] = [*compare, "--save", page]
-    first = next(iter(report.ranked), None)
+    first = next(iter(results.ranked), None)
     if first is not None and first.feasible:
-        confirmed = report.best is not None
+        confirmed = results.best is not None
         what = "the best setting" if confirmed else "the best setting as searched"
         commands[f"write the unlearned model of {what}, and prove that it is right:"] = [
             *(python, "-m", "lunar_tune.export", _shown(folder)),

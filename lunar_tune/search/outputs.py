@@ -11,7 +11,7 @@ from lunar_tune import __version__
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.models.lineage import read_lineage
-from lunar_tune.report.report import Report, write_report
+from lunar_tune.report.results import SearchResults, write_report
 from lunar_tune.search.backends import Resources
 from lunar_tune.search.loop import Confirmation
 from lunar_tune.search.plan import SearchPlan
@@ -94,15 +94,15 @@ def _rows(plan: SearchPlan) -> dict[str, int]:
     return {"forget": len(data.forget), "retain": len(data.retain), "factual": len(data.factual)}
 
 
-def write_mirrors(folder: Folder, report: Report) -> None:
+def write_mirrors(folder: Folder, results: SearchResults) -> None:
     """Write table, pictures and report from the rows."""
-    write_trials(folder.trials, report.rows)  # first: it needs nothing to be loaded
+    write_trials(folder.trials, results.rows)  # first: it needs nothing to be loaded
 
     from lunar_tune.report.charts import CHARTS, write_charts  # loads Altair
 
-    pictures = write_charts(report, folder.pictures)
+    pictures = write_charts(results, folder.pictures)
     shown = {f"{folder.pictures.name}/{name}.png": CHARTS[name].caption for name in pictures}
-    write_report(report, folder.path / "report.md", shown)
+    write_report(results, folder.path / "report.md", shown)
 
 
 def write_best(

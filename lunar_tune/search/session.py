@@ -15,8 +15,7 @@ from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.report.log_file import RECORD
 from lunar_tune.report.progress import SearchDisplay
-from lunar_tune.report.report import short_report
-from lunar_tune.report.results import load_search
+from lunar_tune.report.results import load_search, short_report
 from lunar_tune.report.summary import (
     baseline_problem,
     next_commands,
@@ -208,7 +207,7 @@ class SearchSession:
         for key, value in notes.items():
             self.study.note(key, value)
         results = load_search(self.folder.path)
-        tracker.search(results, note=short_report(results.report), status="RUNNING")
+        tracker.search(results, note=short_report(results), status="RUNNING")
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
 
@@ -279,9 +278,8 @@ class SearchSession:
         self.study.note("ending", ending)
         self.study.note("status", "KILLED" if killed else "FINISHED")
         results = load_search(self.folder.path)
-        report = results.report
-        write_mirrors(self.folder, report)
-        if not self.tracker.search(results, note=short_report(report)):
+        write_mirrors(self.folder, results)
+        if not self.tracker.search(results, note=short_report(results)):
             self.console.print(
                 "[yellow]MLflow does not have all of it:[/yellow] python -m lunar_tune.compare "
                 f"{escape(str(self.folder.path))} writes the rest when it answers again",
@@ -291,5 +289,5 @@ class SearchSession:
             self.study.note("num_trials", self.plan.config.num_trials)
         commands = {}
         if self.arguments is not None:
-            commands = next_commands(self.plan.config, self.folder.path, report, self.arguments)
-        print_result(self.console, report, folder=self.folder.path, commands=commands)
+            commands = next_commands(self.plan.config, self.folder.path, results, self.arguments)
+        print_result(self.console, results, folder=self.folder.path, commands=commands)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
 from lunar_tune.study.answers import answers_beside, read_answers
 from lunar_tune.study.folder import RUNS, Folder, find_search
-from lunar_tune.study.rows import COMPLETE, TrialRow, best_first
+from lunar_tune.study.rows import COMPLETE, TrialRow, best_first, parameter_importance
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
@@ -189,7 +190,7 @@ class StoredSearch:
         scores: Mapping[str, float] = self.study.notes["baseline"]
         return scores
 
-    @property
+    @cached_property
     def held_out(self) -> bool:
         """Whether a full evaluation asks questions that no trial is judged on."""
         with suppress(InputError):  # a configuration that cannot be read has no part in the scores
@@ -222,6 +223,28 @@ class StoredSearch:
         about = f"{tags['model']}, {tags['data']}: forget {edges}"
         held_out = ", half held out" if self.held_out else ""
         return f"{about}, {tags['method']} ({tags['solver']}){held_out}"
+
+    @cached_property
+    def importance(self) -> dict[str, dict[str, float]]:
+        """The share of a score's variance that each parameter explains by itself.
+
+        Of the scores that charts show, those that differ; it may take seconds.
+        """
+        shares = {
+            name: parameter_importance(self.rows, self.study.distributions, name)
+            for name in self.goal.shown
+        }
+        return {name: share for name, share in shares.items() if share is not None}
+
+    @cached_property
+    def layer_prior(self) -> Mapping[str, Any] | None:
+        """The scored layers that the search began with, as `trial.layer_scores` documents them."""
+        document: Mapping[str, Any] | None
+        document = json.loads(self.study.notes.get("layer_prior") or "null")
+        if document is None and self.folder.config.is_file():
+            with suppress(InputError):  # one that cannot be read has no part in the scores
+                document = self.config.resolved.get("layer_prior")
+        return document
 
     def trial(self, number: int | None = None) -> TrialRow:
         """Return a completed trial: the best, or one by its number.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from invented_searches import CURVE, IMPORTANCE, SEARCHES
+from invented_searches import IMPORTANCE, PRIOR, SEARCHES
 from pages_by_hand import HOSTILE, failure, hostile, many, page_of, trial
 from PIL import Image
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect
 
-from lunar_tune.report.page import PageSearch, write_page
+from lunar_tune.report.page import write_static_page
+from lunar_tune.report.results import SearchResults
 
 pytestmark = pytest.mark.browser
 ROWS = many(30)
@@ -42,8 +42,8 @@ def complaints(page: Page) -> list[str]:
     return said
 
 
-def opened(page: Page, folder: Path, *searches: PageSearch) -> None:
-    write_page(searches, folder / "page.html")
+def opened(page: Page, folder: Path, *searches: SearchResults) -> None:
+    write_static_page(searches, folder / "page.html")
     page.goto((folder / "page.html").as_uri())
     page.wait_for_selector("html[data-ready]", timeout=120_000)
 
@@ -57,7 +57,7 @@ def numbers(page: Page) -> list[int]:
 def test_it_opens_from_a_file_and_asks_for_nothing_else(
     page: Page, tmp_path: Path, requests: list[str], complaints: list[str]
 ) -> None:
-    opened(page, tmp_path, page_of(*ROWS), page_of(*ROWS[:5], name="second"))
+    opened(page, tmp_path, page_of(tmp_path, *ROWS), page_of(tmp_path, *ROWS[:5], name="second"))
     others = [url for url in requests if not url.startswith("data:")]
     assert others == [(tmp_path / "page.html").as_uri()]
     assert complaints == []
@@ -67,7 +67,7 @@ def test_it_opens_from_a_file_and_asks_for_nothing_else(
 def test_a_click_on_a_title_sorts_by_number_and_puts_what_failed_last(
     page: Page, tmp_path: Path
 ) -> None:
-    opened(page, tmp_path, page_of(*ROWS))
+    opened(page, tmp_path, page_of(tmp_path, *ROWS))
     title = page.locator("table.trials thead th", has_text="forget")
     scored = [row for row in ROWS if row.scores]
     for sign, direction in ((1, "ascending"), (-1, "descending")):
@@ -79,7 +79,7 @@ def test_a_click_on_a_title_sorts_by_number_and_puts_what_failed_last(
 
 
 def test_titles_sort_from_the_keyboard(page: Page, tmp_path: Path) -> None:
-    opened(page, tmp_path, page_of(*ROWS))
+    opened(page, tmp_path, page_of(tmp_path, *ROWS))
     title = page.locator("table.trials thead th", has_text="retain")
     title.get_by_role("button").focus()
     page.keyboard.press("Enter")
@@ -89,7 +89,7 @@ def test_titles_sort_from_the_keyboard(page: Page, tmp_path: Path) -> None:
 
 
 def test_filters_leave_the_trials_that_they_name(page: Page, tmp_path: Path) -> None:
-    opened(page, tmp_path, page_of(*ROWS))
+    opened(page, tmp_path, page_of(tmp_path, *ROWS))
     feasible = [row.number for row in ROWS if row.feasible]
     failed = [row.number for row in ROWS if row.failure]
     page.get_by_role("radio", name="feasible only").check()
@@ -106,11 +106,9 @@ def test_charts_have_something_on_them_and_their_texts_can_be_read(
     page: Page, tmp_path: Path
 ) -> None:
     """Also where the page is dark and narrow: what is black on paper is light there."""
-    shown = page_of(*ROWS)
-    known = replace(shown.report, importance=lambda: IMPORTANCE, layers=CURVE)
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 390, "height": 900})
-    opened(page, tmp_path, replace(shown, report=known))
+    opened(page, tmp_path, page_of(tmp_path, *ROWS, importance=IMPORTANCE, layer_prior=PRIOR))
     charts = page.locator(".chart")
     assert charts.count() == 7
     for place in range(charts.count()):
@@ -135,7 +133,7 @@ BOXES = """texts => texts.filter(text => getComputedStyle(text).opacity > 0).map
 def test_no_text_of_a_chart_covers_another_or_leaves_the_picture(
     page: Page, tmp_path: Path
 ) -> None:
-    opened(page, tmp_path, *(PageSearch(name=n, report=r) for n, r in SEARCHES.items()))
+    opened(page, tmp_path, *SEARCHES.values())
     charts = page.locator(".chart svg")
     assert charts.count() > 50
     for place in range(charts.count()):
@@ -158,7 +156,7 @@ def marks(page: Page, kind: str) -> Locator:
 
 
 def test_a_click_on_a_point_shows_its_answers_and_marks_its_row(page: Page, tmp_path: Path) -> None:
-    opened(page, tmp_path, page_of(trial(0, 0.1, 0.9), trial(1, 0.6, 0.95), failure(2)))
+    opened(page, tmp_path, page_of(tmp_path, trial(0, 0.1, 0.9), trial(1, 0.6, 0.95), failure(2)))
     page.get_by_role("radio", name="failed").check()
     assert numbers(page) == [2]
     point = marks(page, "kind: feasible").nth(1)
@@ -174,7 +172,7 @@ def test_a_click_on_a_point_shows_its_answers_and_marks_its_row(page: Page, tmp_
 
 
 def test_a_click_on_a_point_without_answers_shows_its_row(page: Page, tmp_path: Path) -> None:
-    opened(page, tmp_path, page_of(trial(0, 0.1, 0.9), trial(1, 0.6, 0.3)))
+    opened(page, tmp_path, page_of(tmp_path, trial(0, 0.1, 0.9), trial(1, 0.6, 0.3)))
     marks(page, "kind: infeasible").click()
     chosen = page.locator("tr.chosen")
     expect(chosen).to_have_attribute("data-number", "1")
@@ -182,15 +180,15 @@ def test_a_click_on_a_point_without_answers_shows_its_row(page: Page, tmp_path: 
 
 
 def test_the_chosen_trials_answers_are_the_ones_that_are_shown(page: Page, tmp_path: Path) -> None:
-    search = page_of(*ROWS)
+    search = page_of(tmp_path, *ROWS)
     opened(page, tmp_path, search)
-    for answers in search.answers:
+    for row in search.ranked[:2]:
         page.get_by_label("Trial", exact=False).and_(page.locator("select")).select_option(
-            str(answers.number)
+            str(row.number)
         )
         shown = page.locator(".answers:visible")
         assert shown.count() == 1
-        assert f"trial {answers.number}" in shown.inner_text()
+        assert f"trial {row.number}" in shown.inner_text()
 
 
 def test_texts_of_others_do_nothing_and_are_shown_as_they_are(
@@ -198,7 +196,7 @@ def test_texts_of_others_do_nothing_and_are_shown_as_they_are(
 ) -> None:
     dialogs: list[str] = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
-    opened(page, tmp_path, hostile(), hostile())
+    opened(page, tmp_path, hostile(tmp_path), hostile(tmp_path))
     page.locator("table.trials thead th button").first.click()
     page.get_by_role("searchbox").first.fill("alert")
     alerts = [text for text in HOSTILE if "alert" in text]
@@ -216,7 +214,7 @@ def test_texts_of_others_do_nothing_and_are_shown_as_they_are(
 def test_the_table_of_three_searches_can_be_seen_whole(page: Page, tmp_path: Path) -> None:
     page.set_viewport_size({"width": 1280, "height": 900})
     name = "lunar-contracts-20260101-101010"
-    opened(page, tmp_path, *(page_of(*ROWS, name=f"{name}{n}") for n in range(3)))
+    opened(page, tmp_path, *(page_of(tmp_path, *ROWS, name=f"{name}{n}") for n in range(3)))
     table = page.locator("table.searches")
     room = "table => table.closest('.scroller').clientWidth - table.offsetWidth"
     assert table.evaluate(room) >= 0
@@ -225,12 +223,13 @@ def test_the_table_of_three_searches_can_be_seen_whole(page: Page, tmp_path: Pat
 @pytest.mark.parametrize("width", [1440, 800, 400])
 def test_the_page_is_never_wider_than_its_window(page: Page, tmp_path: Path, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
-    opened(page, tmp_path, page_of(*ROWS), page_of(*ROWS[:3], name="second" * 20), hostile())
+    second = page_of(tmp_path, *ROWS[:3], name="second" * 20)
+    opened(page, tmp_path, page_of(tmp_path, *ROWS), second, hostile(tmp_path))
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_the_page_is_read_and_printed_without_scripts(page: Page, tmp_path: Path) -> None:
-    write_page([page_of(*ROWS)], tmp_path / "page.html")
+    write_static_page([page_of(tmp_path, *ROWS)], tmp_path / "page.html")
     context = page.context.browser.new_context(java_script_enabled=False)
     plain = context.new_page()
     plain.goto((tmp_path / "page.html").as_uri())

@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from chart_specs import axis, drawn, forms, legend, panels, places
-from invented_searches import CURVE, IMPORTANCE, POINT, SEARCHES, report_of, trial
+from invented_searches import IMPORTANCE, POINT, PRIOR, SEARCHES, results_with_best, trial
+from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
 from lunar_tune.errors import InputError
@@ -33,17 +34,16 @@ from lunar_tune.report.parameter_charts import (
     layer_coefficient,
     parameters,
     sensitivity,
-    swept_parameter,
 )
-from lunar_tune.report.report import Report
+from lunar_tune.report.results import SearchResults
 from lunar_tune.study.rows import COMPLETE, TrialRow
 
 GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
 searches = pytest.mark.parametrize("case", list(SEARCHES))
 
 
-def complete(report: Report) -> list[TrialRow]:
-    return [row for row in report.rows if row.state == COMPLETE]
+def complete(search: SearchResults) -> list[TrialRow]:
+    return [row for row in search.rows if row.state == COMPLETE]
 
 
 @searches
@@ -85,10 +85,10 @@ def assert_shows_something(path: Path) -> None:
 
 @searches
 def test_a_chart_that_does_not_apply_says_why(case: str) -> None:
-    report = SEARCHES[case]
-    for name in set(CHARTS) - set(charts_of(report)):
+    search = SEARCHES[case]
+    for name in set(CHARTS) - set(charts_of(search)):
         with pytest.raises(InputError, match="no "):
-            CHARTS[name].draw(report)
+            CHARTS[name].draw(search)
 
 
 def test_a_notebook_gets_what_it_draws() -> None:
@@ -129,10 +129,10 @@ def test_the_front_is_what_nothing_beats(n_points: int, lower_is_better: tuple[b
 
 
 def test_the_trade_off_has_every_trial_the_floor_and_the_confirmed_best() -> None:
-    report = SEARCHES["of 30"]
-    (panel,) = panels(trade_off(report))
+    search = SEARCHES["of 30"]
+    (panel,) = panels(trade_off(search))
     for feasible, name in ((True, "feasible ("), (False, "infeasible (")):
-        rows = [row for row in complete(report) if row.feasible is feasible]
+        rows = [row for row in complete(search) if row.feasible is feasible]
         expected = [(row.scores["forget_rouge1"], row.scores["retain_rouge1"]) for row in rows]
         assert expected
         assert places(panel, name) == expected
@@ -147,8 +147,8 @@ def test_the_trade_off_has_every_trial_the_floor_and_the_confirmed_best() -> Non
     # From the floor to the upper end, over the whole width.
     assert (region["values"], region["encoding"]["y2"]) == ([{"y": 0.8}], {"value": 0})
     assert "x" not in region["encoding"]
-    assert report.confirmed is not None
-    confirmed = report.confirmed["forget_rouge1"], report.confirmed["retain_rouge1"]
+    assert search.confirmed is not None
+    confirmed = search.confirmed["forget_rouge1"], search.confirmed["retain_rouge1"]
     assert places(panel, "best, in full") == [confirmed]
     assert places(panel, "base model") == [(0.98, 0.99)]
     assert axis(panel, "x")["title"][0] == "forget ROUGE-1 recall"
@@ -187,7 +187,7 @@ def test_a_bound_on_what_is_raised_shades_its_side() -> None:
 
 def test_two_bounds_of_one_score_shade_what_lies_between() -> None:
     goal = Goal.read("forget_rouge1", ["retain_rouge1>=0.5", "retain_rouge1<=0.9"])
-    (panel,) = panels(trade_off(report_of([trial(0, 0.2, 0.6, POINT, goal)], goal=goal)))
+    (panel,) = panels(trade_off(results_with_best([trial(0, 0.2, 0.6, POINT, goal)], goal=goal)))
     (region,) = forms(panel, "rect")
     assert region["values"] == [{"y": 0.5, "y2": 0.9}]
     assert region["encoding"]["y2"] == {"field": "y2"}
@@ -207,7 +207,7 @@ def test_the_history_has_the_best_feasible_so_far_by_number_and_by_time() -> Non
         trial(4, 0.7, 0.9, POINT, GOAL),
     ]
     rows[3] = dataclasses.replace(rows[3], ended=rows[0].ended)  # beside the first
-    by_number, by_time = panels(history(report_of(rows, goal=GOAL)))
+    by_number, by_time = panels(history(results_with_best(rows)))
 
     def steps(panel: list[dict[str, Any]]) -> list[tuple[float, float]]:
         (line,) = forms(panel, "line")
@@ -227,10 +227,10 @@ def test_the_map_has_every_trial_apart_in_its_layers_column_with_its_score() -> 
         for n in range(10)
     ]
     spread.append(trial(10, 0.3, 0.9, POINT | {"layer": 10, "coefficient": 4.0}, GOAL))
-    report = report_of(spread, goal=GOAL)
-    assert report.best is not None
+    search = results_with_best(spread)
+    assert search.best is not None
     for panel, metric in zip(
-        panels(layer_coefficient(report)), ("forget_rouge1", "retain_rouge1"), strict=True
+        panels(layer_coefficient(search)), ("forget_rouge1", "retain_rouge1"), strict=True
     ):
         marks, ring = panel[0]["values"], panel[1]["values"]
         assert [(one["x"], one["y"], one["score"]) for one in marks] == [
@@ -239,7 +239,7 @@ def test_the_map_has_every_trial_apart_in_its_layers_column_with_its_score() -> 
         ]
         assert len({(one["x"], one["y"], one["beside"]) for one in marks}) == len(spread)
         assert all(0 < one["beside"] < 1 for one in marks)
-        assert [one["trial"] for one in ring] == [report.best.number]
+        assert [one["trial"] for one in ring] == [search.best.number]
         assert "beside each other" in axis(panel, "x")["title"][1]
         assert panel[0]["encoding"]["color"]["legend"]["title"] == metric.replace(
             "_rouge1", " ROUGE-1"
@@ -248,8 +248,8 @@ def test_the_map_has_every_trial_apart_in_its_layers_column_with_its_score() -> 
 
 def test_layers_of_a_list_stand_at_even_distances() -> None:
     rows = [trial(n, 0.1, 0.9, POINT | {"layer": 4 * n, "coefficient": n}, GOAL) for n in range(3)]
-    report = dataclasses.replace(report_of(rows, goal=GOAL), listed={"layer": (0, 8, 4)})
-    x = axis(panels(layer_coefficient(report))[0], "x")
+    search = results_with_best(rows, distributions={"layer": CategoricalDistribution((0, 8, 4))})
+    x = axis(panels(layer_coefficient(search))[0], "x")
     assert (x["type"], x["scale"]["domain"]) == ("ordinal", [0, 4, 8])
     assert len(x["title"]) == 1, "each layer has one trial"
 
@@ -268,7 +268,7 @@ def test_there_is_no_map_where_layer_and_coefficient_were_not_searched(
 ) -> None:
     rows = [trial(n, 0.2, 0.9, setting, GOAL) for n in range(3)]
     with pytest.raises(InputError, match="no map of layer and coefficient"):
-        layer_coefficient(report_of(rows, goal=GOAL))
+        layer_coefficient(results_with_best(rows))
 
 
 def test_sensitivity_shades_what_is_near_the_best_and_marks_it() -> None:
@@ -278,7 +278,7 @@ def test_sensitivity_shades_what_is_near_the_best_and_marks_it() -> None:
         for n, (rate, forget) in enumerate(scores.items())
     ]
     rows.append(trial(5, 0.0, 0.1, {"learning_rate": 5e-2}, GOAL))
-    chart = sensitivity(report_of(rows, goal=GOAL))
+    chart = sensitivity(results_with_best(rows))
     assert legend(chart)[0] == (
         "range of trials that are feasible and within 0.05 of the best forget ROUGE-1"
     )
@@ -297,24 +297,24 @@ def test_sensitivity_shades_what_is_near_the_best_and_marks_it() -> None:
 
 def test_a_single_trial_near_the_best_is_no_range() -> None:
     rows = [trial(n, n / 2, 0.9, {"learning_rate": 10.0**-n}, GOAL) for n in range(1, 3)]
-    chart = sensitivity(report_of(rows, goal=GOAL))
+    chart = sensitivity(results_with_best(rows))
     assert not any(entry.startswith("range") for entry in legend(chart))
 
 
 def test_sensitivity_takes_any_parameter_that_varies_and_names_those() -> None:
-    report = SEARCHES["of 30"]
-    assert swept_parameter(report) == "learning_rate"
-    x = axis(panels(sensitivity(report, "coefficient"))[0], "x")
+    search = SEARCHES["of 30"]
+    assert axis(panels(sensitivity(search))[0], "x")["title"] == "learning rate (log scale)"
+    x = axis(panels(sensitivity(search, "coefficient"))[0], "x")
     assert (x["title"], x["scale"]["type"]) == ("coefficient", "linear")
     with pytest.raises(InputError, match="layer, coefficient, learning_rate"):
-        sensitivity(report, "momentum")
+        sensitivity(search, "momentum")
 
 
 def test_values_of_a_list_stand_at_even_distances() -> None:
-    report = SEARCHES["of a list"]
-    assert swept_parameter(report) == "ridge"
-    panel = panels(sensitivity(report))[0]
+    search = SEARCHES["of a list"]
+    panel = panels(sensitivity(search))[0]
     x = axis(panel, "x")
+    assert x["title"] == "ridge"
     assert (x["type"], x["scale"]["domain"]) == ("ordinal", [1e-4, 1e-3, 1e-2, 1e-1, 1])
     assert places(panel, "feasible (") == [(10.0 ** (n % 5 - 4), n / 9) for n in range(9)]
 
@@ -324,7 +324,7 @@ def test_the_overview_has_a_panel_for_each_parameter_also_for_names() -> None:
         trial(n, n / 10, 0.9, {"layer": n, "loss": name, "ridge": 0.1}, GOAL)
         for n, name in enumerate("bca")
     ]
-    numbers, names = panels(parameters(report_of(rows, goal=GOAL)))
+    numbers, names = panels(parameters(results_with_best(rows)))
     assert places(numbers, "feasible (") == [(0, 0.0), (1, 0.1), (2, 0.2)]
     assert places(names, "feasible (") == [("b", 0.0), ("c", 0.1), ("a", 0.2)]
     assert axis(names, "x")["scale"]["domain"] == ["a", "b", "c"]
@@ -347,8 +347,8 @@ def test_importance_has_a_bar_for_each_share_and_the_largest_on_top() -> None:
 
 def test_the_curve_over_layers_is_drawn_with_its_best_and_what_is_recommended() -> None:
     (panel,) = panels(layers(SEARCHES["of 30"]))
-    for label, values in (("s1:", CURVE.refusal), ("s2:", CURVE.truth)):
-        assert places(panel, label) == list(zip(CURVE.layers, values, strict=True))
+    assert places(panel, "s1:") == [(2, 0.1), (3, 0.6), (4, 0.5), (7, 0.2)]
+    assert places(panel, "s2:") == [(2, 0.9), (3, 0.1), (4, 0.2), (7, 0.3)]
     assert [y for _, y in places(panel, "s1 − s2")] == pytest.approx([-0.8, 0.5, 0.3, -0.1])  # noqa: RUF001
     assert places(panel, "best: layer 3") == [(3, 0.5)]
     (shaded,) = forms(panel, "rect")
@@ -360,9 +360,7 @@ def test_the_curve_over_layers_is_drawn_with_its_best_and_what_is_recommended() 
 def test_the_curve_of_one_layer_can_be_drawn_and_is_svg_where_its_name_says_so(
     tmp_path: Path,
 ) -> None:
-    one = dataclasses.replace(
-        CURVE, layers=(0,), refusal=(0.1,), truth=(0.9,), best=0, recommended=(0,)
-    )
+    one = PRIOR | {"layers": PRIOR["layers"][:1], "best": 2, "recommended": [2]}
     for name in ("a.png", "a.SVG"):
         save_chart(layer_curve(one, title="tiny"), tmp_path / name)
         assert_shows_something(tmp_path / name)

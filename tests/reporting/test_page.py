@@ -11,10 +11,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from pages_by_hand import HOSTILE, failure, hostile, many, page_of, report, said, trial
+from invented_searches import results_of
+from pages_by_hand import HOSTILE, failure, hostile, many, page_of, said, trial
 
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.page import SHOWN, PageSearch, TrialAnswers, forgotten, got_worse, write_page
+from lunar_tune.report.page import SHOWN, forgotten, got_worse, write_static_page
+from lunar_tune.report.results import SearchResults
 from lunar_tune.study.rows import COMPLETE, TrialRow
 
 LOADING = {"src", "href", "data", "poster", "srcset", "action", "background"}
@@ -59,13 +61,14 @@ class Parsed(HTMLParser):
         return found or ""
 
 
-def written(folder: Path, *searches: PageSearch) -> Parsed:
-    write_page(searches, folder / "page.html")
+def written(folder: Path, *searches: SearchResults) -> Parsed:
+    write_static_page(searches, folder / "page.html")
     return Parsed(folder / "page.html")
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
-    parsed = written(tmp_path, page_of(*many(12)), page_of(*many(5), name="second"))
+    second = page_of(tmp_path, *many(5), name="second")
+    parsed = written(tmp_path, page_of(tmp_path, *many(12)), second)
     places = [
         value
         for _, attributes in parsed.tags
@@ -78,7 +81,7 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_the_policy_names_exactly_the_scripts_that_stand_in_the_page(tmp_path: Path) -> None:
-    parsed = written(tmp_path, page_of(*many(4)))
+    parsed = written(tmp_path, page_of(tmp_path, *many(4)))
     running = [text for kind, text in parsed.scripts if kind is None]
     digests = {
         "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -90,9 +93,9 @@ def test_the_policy_names_exactly_the_scripts_that_stand_in_the_page(tmp_path: P
 
 
 def test_libraries_are_in_the_page_once_however_many_searches(tmp_path: Path) -> None:
-    one = written(tmp_path, page_of(*many(4)))
+    one = written(tmp_path, page_of(tmp_path, *many(4)))
     size = (tmp_path / "page.html").stat().st_size
-    three = written(tmp_path, *(page_of(*many(4), name=name) for name in "abc"))
+    three = written(tmp_path, *(page_of(tmp_path, *many(4), name=name) for name in "abc"))
     assert size < 1_500_000
     libraries = [
         [text for kind, text in parsed.scripts if kind != "application/json"]
@@ -103,8 +106,9 @@ def test_libraries_are_in_the_page_once_however_many_searches(tmp_path: Path) ->
 
 
 def test_what_others_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
-    tame = written(tmp_path, page_of(trial(0, 0.1, 0.9), *(failure(n) for n in range(1, 7))))
-    parsed = written(tmp_path, hostile())
+    failures = [failure(n) for n in range(1, 7)]
+    tame = written(tmp_path, page_of(tmp_path, trial(0, 0.1, 0.9), *failures))
+    parsed = written(tmp_path, hostile(tmp_path))
     for text in HOSTILE:
         # Question, truth, both answers, a fact's two sides, a failure, the settings at least.
         assert parsed.text.count(text) >= 8, text
@@ -119,7 +123,7 @@ def test_what_others_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
 
 def test_a_row_shows_and_sorts_by_the_trials_own_numbers(tmp_path: Path) -> None:
     rows = many(20)
-    write_page([page_of(*rows)], tmp_path / "page.html")
+    write_static_page([page_of(tmp_path, *rows)], tmp_path / "page.html")
     parsed = Parsed(tmp_path / "page.html")
     width = 12
     cells = [cell for cell in parsed.cells if cell]
@@ -155,7 +159,7 @@ def test_a_row_shows_and_sorts_by_the_trials_own_numbers(tmp_path: Path) -> None
 
 def test_a_trial_that_runs_again_is_not_counted_with_the_failed_ones(tmp_path: Path) -> None:
     lost = replace(failure(1, "interrupted"), again=True)
-    parsed = written(tmp_path, page_of(trial(0, 0.1, 0.9), lost, failure(2)))
+    parsed = written(tmp_path, page_of(tmp_path, trial(0, 0.1, 0.9), lost, failure(2)))
     assert "failed (1)" in parsed.text
     assert "failed, runs again" in parsed.text
     (kind,) = [one["data-kind"] for tag, one in parsed.tags if one.get("data-number") == "1"]
@@ -183,7 +187,7 @@ STOPPED = "because it had missed the bound for certain"
 def test_an_estimate_from_a_sample_is_not_called_a_stop(
     tmp_path: Path, rows: tuple[TrialRow, ...], said: str, unsaid: str
 ) -> None:
-    text = written(tmp_path, page_of(*rows)).text
+    text = written(tmp_path, page_of(tmp_path, *rows)).text
     assert said in text
     assert unsaid not in text
 
@@ -201,7 +205,7 @@ def test_an_estimate_from_a_sample_is_not_called_a_stop(
 def test_a_page_says_what_came_out_whatever_it_was(
     tmp_path: Path, rows: tuple[TrialRow, ...], expected: str
 ) -> None:
-    parsed = written(tmp_path, page_of(*rows))
+    parsed = written(tmp_path, page_of(tmp_path, *rows))
     assert expected in parsed.text
     charts = [json.loads(text) for kind, text in parsed.scripts if kind == "application/json"]
     assert len(charts) == (2 if any(row.state == COMPLETE for row in rows) else 0)
@@ -222,23 +226,21 @@ def test_other_goals_have_their_columns(tmp_path: Path) -> None:
         )
         for n in range(4)
     ]
-    one = report(*rows, goal=goal)
-    parsed = written(tmp_path, PageSearch(name="other", report=one))
+    parsed = written(tmp_path, results_of(rows, goal=goal))
     columns = " ".join(parsed.text.split())
     assert "retain perplexity" in columns
     assert "forget MRR" in columns
 
 
 def test_the_result_and_its_answers_come_first(tmp_path: Path) -> None:
-    written(tmp_path, page_of(*many(4)))
+    written(tmp_path, page_of(tmp_path, *many(4)))
     titles = re.findall(r"<h3>([^<]*)</h3>", (tmp_path / "page.html").read_text(encoding="utf-8"))
     assert titles == ["Result", "What was searched", "Answers", "Charts", "Trials", "Settings"]
 
 
 def test_a_page_says_how_many_answers_it_leaves_out(tmp_path: Path) -> None:
     rows = [said("forget", f"{n}?", f"answer {n}", 0.5) for n in range(SHOWN + 2)]
-    one = replace(page_of(trial(0, 0.1, 0.9)), answers=[TrialAnswers(0, "L0", rows)])
-    text = written(tmp_path, one).text
+    text = written(tmp_path, page_of(tmp_path, trial(0, 0.1, 0.9), answers={0: rows})).text
     assert f"{SHOWN} of {SHOWN + 2} are shown" in text
     assert f"answer {SHOWN - 1}" in text
     assert f"answer {SHOWN}" not in text
@@ -246,25 +248,23 @@ def test_a_page_says_how_many_answers_it_leaves_out(tmp_path: Path) -> None:
 
 def test_a_search_without_texts_says_so_and_has_no_empty_columns(tmp_path: Path) -> None:
     rows = [replace(said("forget", "", "", 0.5), truth="", row=7)]
-    one = PageSearch(
-        name="private", report=report(trial(0, 0.1, 0.9)), answers=[TrialAnswers(0, "L0", rows)]
-    )
-    text = written(tmp_path, one).text
+    private = page_of(tmp_path, trial(0, 0.1, 0.9), name="private", answers={0: rows}, baseline=())
+    text = written(tmp_path, private).text
     assert "kept no texts" in text
     assert "row 7" in text
     assert "true answer" not in text
-    assert "true answer" in written(tmp_path, page_of(trial(0, 0.1, 0.9))).text
+    assert "true answer" in written(tmp_path, page_of(tmp_path, trial(0, 0.1, 0.9))).text
 
 
 def test_answers_come_worst_first_beside_the_base_models() -> None:
     baseline = [said("retain", f"{n}?", f"v{n}", score) for n, score in enumerate((1.0, 0.5, 0.2))]
     rows = [said("retain", f"{n}?", f"u{n}", score) for n, score in enumerate((0.9, 0.0, 0.6))]
     worse = got_worse(rows, baseline)
-    assert [(one.unlearned.answer, one.baseline and one.baseline.answer) for one in worse] == [
+    assert [(now.answer, before and before.answer) for now, before in worse or ()] == [
         ("u1", "v1"),
         ("u0", "v0"),
     ]
     asked = [said("forget", f"{n}?", f"f{n}", score) for n, score in enumerate((0.1, 0.7, 0.4))]
     compared = forgotten([*asked, *rows], baseline)
-    assert [one.unlearned.answer for one in compared] == ["f1", "f2", "f0"]
-    assert [one.baseline for one in compared] == [None] * 3
+    assert [now.answer for now, _ in compared] == ["f1", "f2", "f0"]
+    assert [before for _, before in compared] == [None] * 3

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import re
 import stat
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from invented_searches import results_of
 from made_outcomes import losses_of
 
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.report import Report, verdict, write_report
+from lunar_tune.report.results import SearchResults, write_report
 from lunar_tune.study.answers import (
     answers_beside,
     read_answers,
@@ -80,17 +83,11 @@ def failed(number: int) -> TrialRow:
     )
 
 
-def report(*rows: TrialRow, confirmed: bool = True) -> Report:
-    best = best_first(list(rows))[:1] if confirmed else []
-    return Report(
-        title="tiny, mini: forget A_B",
-        facts={"model": "tiny", "data": "a | b"},
-        goal=Goal.read("forget_rouge1", ["retain_rouge1>=0.8"]),
-        baseline={"forget_rouge1": 1.0, "retain_rouge1": 0.99},
-        rows=rows,
-        best=best[0] if best else None,
-        confirmed=best[0].scores if best else None,
-    )
+def search(*rows: TrialRow, is_confirmed: bool = True, **more: Any) -> SearchResults:
+    best = next(iter(best_first(list(rows))), None)
+    facts = {"model": "tiny", "data": "a | b"}
+    confirmed = best.scores if best is not None and is_confirmed else None
+    return results_of(rows, confirmed=confirmed, facts=facts, **more)
 
 
 def test_a_file_is_written_whole_or_not_at_all(
@@ -180,38 +177,40 @@ ROWS = {
 }
 
 
-def text_of(tmp_path: Path, one: Report) -> str:
+def text_of(tmp_path: Path, one: SearchResults) -> str:
+    """Return the report, with single spaces in its tables."""
     write_report(one, tmp_path / "report.md")
-    return (tmp_path / "report.md").read_text(encoding="utf-8")
+    return re.sub(" +", " ", (tmp_path / "report.md").read_text(encoding="utf-8"))
 
 
 def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
-    text = text_of(tmp_path, report(*ROWS["found"]))
+    text = text_of(tmp_path, search(*ROWS["found"]))
     assert "| trial 3, all questions in full |" in text
-    assert "Best: trial 3 (L3 c2.0 lr3e-3)." in text
+    setting = "layer `3`, coefficient `2.0`, learning_rate `0.003`"
+    assert f"**Best feasible setting**: {setting} (trial 3)." in text
     assert "## The best of 4 trials" in text
     lines = text.splitlines()
     ranked = [line.split("|")[1].strip() for line in lines if "| 0.003 |" in line]
     assert ranked == ["3", "2"]
     assert "- 1: the loss became NaN" in lines
-    assert "| data | a \\| b |" in lines
+    assert "- data: a | b" in lines
 
 
 def test_a_trial_that_runs_again_is_not_listed_with_the_failed_ones(tmp_path: Path) -> None:
-    text = text_of(tmp_path, report(complete(0, 0.1, 0.9), AGAIN))
+    text = text_of(tmp_path, search(complete(0, 0.1, 0.9), AGAIN))
     assert "Failed trials" not in text
     assert "## The best of 1 trials" in text
 
 
 def test_tables_of_a_report_have_as_many_cells_in_every_row(tmp_path: Path) -> None:
-    for block in text_of(tmp_path, report(*ROWS["found"])).split("\n\n"):
+    for block in text_of(tmp_path, search(*ROWS["found"])).split("\n\n"):
         rows = [line.replace("\\|", "") for line in block.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1
 
 
 def test_a_report_links_the_pictures_that_there_are_and_says_what_decides(tmp_path: Path) -> None:
     shares = {"forget_rouge1": {"learning_rate": 0.75, "layer": 0.2}}
-    one = dataclasses.replace(report(*ROWS["found"]), importance=lambda: shares)
+    one = search(*ROWS["found"], importance=shares)
     write_report(one, tmp_path / "report.md", {"pictures/history.png": "the course"})
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if "](" in line] == ["![the course](pictures/history.png)"]
@@ -265,7 +264,7 @@ def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
     ],
 )
 def test_a_report_without_a_feasible_trial_says_so(tmp_path: Path, case: str, why: str) -> None:
-    text = text_of(tmp_path, report(*ROWS[case]))
+    text = text_of(tmp_path, search(*ROWS[case]))
     assert why in text
     assert "No trial is feasible." in text
     assert "in full" not in text
@@ -273,12 +272,14 @@ def test_a_report_without_a_feasible_trial_says_so(tmp_path: Path, case: str, wh
 
 def test_a_verdict_without_bounds_names_none() -> None:
     goal = Goal.read("forget_rouge1", ())
-    told = dataclasses.replace(report(failed(0), confirmed=False), goal=goal, ending="Interrupted.")
+
+    def verdict(row: TrialRow) -> str:
+        return search(row, goal=goal, ending="Interrupted.").verdict
+
     why = "Interrupted. Every trial failed, most of them with: the loss became NaN"
-    assert verdict(told) == why
-    assert verdict(dataclasses.replace(told, rows=(AGAIN,))) == "Interrupted. No trial has ended."
-    row = dataclasses.replace(complete(0, 0.1, 0.3), feasible=False)
-    said = verdict(dataclasses.replace(told, rows=(row,)))
+    assert verdict(failed(0)) == why
+    assert verdict(AGAIN) == "Interrupted. No trial has ended."
+    said = verdict(dataclasses.replace(complete(0, 0.1, 0.3), feasible=False))
     assert said == (
         "Interrupted. No trial keeps what is asked for. The nearest miss is trial 0 (L0 c2.0 "
         "lr3e-3)."
@@ -291,7 +292,7 @@ def test_a_report_without_a_feasible_trial_has_its_nearest_miss(tmp_path: Path) 
     rows = [complete(n, 0.5, retain) for n, retain in enumerate((0.79, 0.5, 0.6))]
     for row, mrr in zip(rows[1:], (0.1, 0.35), strict=True):
         row.scores["forget_mrr"] = mrr  # type: ignore[index]
-    one = dataclasses.replace(report(*rows), best=None, confirmed=None, goal=goal)
+    one = search(*rows, is_confirmed=False, goal=goal)
     assert [row.number for row in one.ranked] == [1, 2, 0]  # 0.3, 0.2 + 0.15 and infinity
     assert list(one.compared) == ["base model", "trial 1, nearest miss"]
     text = text_of(tmp_path, one)
@@ -302,7 +303,7 @@ def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasi
     tmp_path: Path,
 ) -> None:
     """As after an interruption."""
-    text = text_of(tmp_path, report(*ROWS["found"], confirmed=False))
+    text = text_of(tmp_path, search(*ROWS["found"], is_confirmed=False))
     assert "No trial keeps" not in text
     assert "the best as searched is trial 3 (L3 c2.0 lr3e-3)" in text
     assert "| trial 3, as searched | 0.2 | 0.9 |" in text

@@ -14,8 +14,7 @@ from made_search import made_search
 from lunar_tune.cli.export import COMMAND
 from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.report.page import write_static_page
-from lunar_tune.report.report import short_report
-from lunar_tune.report.results import load_search
+from lunar_tune.report.results import load_search, short_report
 from lunar_tune.study.answers import read_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import assemble
@@ -104,16 +103,16 @@ def test_full_answers_stand_beside_the_base_model_to_the_same_questions(
 
 
 def test_page_note_and_picture_say_what_was_held_out(search: Folder, tmp_path: Path) -> None:
-    report = load_search(search.path).report
-    assert report.held_out
-    assert list(report.compared) == [
+    results = load_search(search.path)
+    assert results.held_out
+    assert list(results.compared) == [
         "base model",
         "trial 0, as searched",
         "base model, held-out questions",
         "trial 0, held-out questions",
     ]
-    assert "| trial 0, held-out questions |" in short_report(report)
-    assert "base model, held out" in legend(load_search(search.path).trade_off())
+    assert "| trial 0, held-out questions " in short_report(results)
+    assert "base model, held out" in legend(results.chart("trade_off"))
     page = tmp_path / "page.html"
     write_static_page([load_search(search.path)], page)
     assert "confirmed on held-out questions" in page.read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chart_specs import axis, panels
 from made_outcomes import complete, trial_result
 
 from lunar_tune import SearchResults, load_search
@@ -14,8 +15,9 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.charts import CHARTS
 from lunar_tune.report.page import write_static_page
-from lunar_tune.report.report import short_report
+from lunar_tune.report.results import short_report
 from lunar_tune.search.outputs import write_mirrors
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space import Choice, FloatRange, IntRange, SearchSpace
@@ -100,15 +102,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> SearchResults:
 
 
 def test_a_report_knows_scales_and_lists_from_the_study(results: SearchResults) -> None:
-    assert results.report.log_scale == {"learning_rate"}
-    assert results.report.listed == {"coefficient": (4.0, 1.0, 2.0)}
+    assert results.study.log_scale == {"learning_rate"}
+    assert results.study.listed == {"coefficient": (4.0, 1.0, 2.0)}
 
 
 def test_a_report_knows_what_decides_and_leaves_out_what_does_not_differ(
     results: SearchResults,
 ) -> None:
-    assert set(results.report.importance()) == {"forget_rouge1"}
-    shares = results.report.importance()["forget_rouge1"]
+    assert set(results.importance) == {"forget_rouge1"}
+    shares = results.importance["forget_rouge1"]
     assert max(shares, key=lambda name: shares[name]) == "learning_rate"
 
 
@@ -121,50 +123,41 @@ def test_what_decides_is_computed_once_and_only_where_it_is_shown(
         computed.append(metric)
         return parameter_importance(rows, distributions, metric)
 
-    monkeypatch.setattr("lunar_tune.report.results.parameter_importance", noting)
-    report = load_search(results.folder.path).report
-    assert report.title == "tiny, mini: forget A_B, lunar (adamw)"
-    assert short_report(report)
+    monkeypatch.setattr("lunar_tune.study.stored_search.parameter_importance", noting)
+    again = load_search(results.folder.path)
+    assert again.title == "tiny, mini: forget A_B, lunar (adamw)"
+    assert short_report(again)
     assert computed == []
     both = ["forget_rouge1", "retain_rouge1"]
-    write_mirrors(Folder(tmp_path), report)
+    write_mirrors(Folder(tmp_path), again)
     assert computed == both
     write_static_page([load_search(results.folder.path)], tmp_path / "page.html")
     assert computed == both * 2
 
 
 def test_a_report_has_the_layers_that_the_search_scored(results: SearchResults) -> None:
-    curve = results.report.layers
-    assert curve is not None
-    assert curve.layers == (0, 1, 2, 3)
-    assert curve.scores == pytest.approx([one.score for one in PRIOR.layers])
-    assert curve.base_model == PRIOR.base_model.score
-    assert (curve.best, curve.recommended) == (3, (2, 3))
+    assert results.layer_prior == PRIOR.model_dump(mode="json")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "trade_off",
-        "history",
-        "layer_coefficient",
-        "sensitivity",
-        "parameters",
-        "importance",
-        "layers",
-    ],
-)
+@pytest.mark.parametrize("name", list(CHARTS))
 def test_a_notebook_has_every_chart(results: SearchResults, name: str) -> None:
-    spec = getattr(results, name)().to_dict()
+    spec = results.chart(name).to_dict()
     assert spec["title"]["text"] == ["tiny, mini: forget A_B, lunar (adamw)"]
     assert spec["concat"]
+
+
+def test_a_notebook_names_a_chart_and_its_parameter(results: SearchResults) -> None:
+    (panel, _) = panels(results.chart("sensitivity", parameter="layer"))
+    assert axis(panel, "x")["title"].startswith("layer")
+    with pytest.raises(InputError, match=r"unknown chart 'tradeoff'.*trade_off"):
+        results.chart("tradeoff")
 
 
 def test_mirrors_hold_every_picture_and_the_report_links_those(
     results: SearchResults, tmp_path: Path
 ) -> None:
     folder = type(results.folder)(tmp_path)
-    write_mirrors(folder, results.report)
+    write_mirrors(folder, results)
     files = [*folder.pictures.rglob("*.*"), folder.trials]
     assert all(path.stat().st_size > 0 for path in files)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")

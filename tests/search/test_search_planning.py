@@ -14,15 +14,14 @@ from typing import Any
 
 import pytest
 from command_lines import small_data
+from invented_searches import results_of
 from rich.console import Console
 
 from lunar_tune.config.fields import options_of
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import Lineage, write_lineage
-from lunar_tune.report.report import Report
 from lunar_tune.report.summary import baseline_problem, next_commands, print_result
 from lunar_tune.search.backends.ray import cluster
 from lunar_tune.search.plan import check_output, make_folder, plan_search
@@ -33,7 +32,7 @@ from lunar_tune.trial.assemble import assemble
 from lunar_tune.yaml_files import read_yaml
 
 BEST = TrialRow(
-    number=3,
+    number=0,
     state=COMPLETE,
     parameters={"layer": 1, "coefficient": 2.5, "learning_rate": 0.003},
     scores={"forget_rouge1": 0.1, "retain_rouge1": 0.9},
@@ -332,19 +331,6 @@ def test_answers_of_trials_sort_by_name(tmp_path: Path) -> None:
     assert names == sorted(names)
 
 
-def found(*rows: TrialRow, best: TrialRow | None = None, ending: str | None = None) -> Report:
-    return Report(
-        title="tiny, mini",
-        facts={},
-        goal=goal_of(SearchConfig()),
-        baseline={"forget_rouge1": 1.0, "retain_rouge1": 1.0},
-        rows=rows,
-        best=best,
-        confirmed=best.scores if best is not None else None,
-        ending=ending,
-    )
-
-
 def test_next_commands_are_those_for_a_shell_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,7 +338,10 @@ def test_next_commands_are_those_for_a_shell_here(
     config = SearchConfig(output=Path("runs"))
     commands = list(
         next_commands(
-            config, tmp_path / "runs/n", found(BEST, best=BEST), ("--data", "my file.json")
+            config,
+            tmp_path / "runs/n",
+            results_of([BEST], confirmed=BEST.scores),
+            ("--data", "my file.json"),
         ).values()
     )
     assert commands[0][1:] == ["-m", "lunar_tune.compare", "runs/n"]
@@ -367,7 +356,8 @@ def test_next_commands_are_those_for_a_shell_here(
 def test_without_a_best_setting_there_is_none_to_run_again(tmp_path: Path, uri: str | None) -> None:
     config = SearchConfig(output=tmp_path, tracking_uri=uri)
     missed = dataclasses.replace(BEST, feasible=False)
-    compare, again = next_commands(config, tmp_path / "n", found(missed), ("--data", "x")).values()
+    results = results_of([missed])
+    compare, again = next_commands(config, tmp_path / "n", results, ("--data", "x")).values()
     assert compare[1:3] == ["-m", "lunar_tune.compare"]
     assert again[1:] == [
         "-m",
@@ -381,17 +371,17 @@ def test_without_a_best_setting_there_is_none_to_run_again(tmp_path: Path, uri: 
 
 def test_after_an_interruption_one_goes_on_or_writes_the_best_as_searched(tmp_path: Path) -> None:
     config = SearchConfig(output=tmp_path)
-    interrupted = found(BEST, ending="Interrupted.")
+    interrupted = results_of([BEST], ending="Interrupted.")
     resume, _, export, _ = next_commands(config, tmp_path / "n", interrupted, ()).values()
     assert resume[1:4] == ["-m", "lunar_tune.search", "--resume"]
     assert export[2] == "lunar_tune.export"
-    assert export[4:6] == ["--trial", "3"]
+    assert export[4:6] == ["--trial", "0"]
 
 
 def test_where_all_trials_failed_there_is_nothing_to_compare_in_mlflow(tmp_path: Path) -> None:
     failure = TrialRow(number=0, state=FAILED, parameters={}, failure="the loss became NaN")
     see, _ = next_commands(
-        SearchConfig(output=tmp_path), tmp_path / "n", found(failure), ()
+        SearchConfig(output=tmp_path), tmp_path / "n", results_of([failure]), ()
     ).items()
     assert "MLflow" not in see[0]
     assert see[1][2] == "lunar_tune.compare"
@@ -404,7 +394,7 @@ def test_numbers_in_words_of_the_result_are_not_coloured(tmp_path: Path) -> None
         file=text, force_terminal=True, color_system="standard", width=200, highlight=False
     )
     missed = dataclasses.replace(BEST, feasible=False, scores={**BEST.scores, "retain_rouge1": 0.5})
-    print_result(console, found(missed), folder=tmp_path, commands={})
+    print_result(console, results_of([missed]), folder=tmp_path, commands={})
     assert "\nROUGE-1 recall of the answers\n" in text.getvalue()
     assert "retain ROUGE-1 of at least" in text.getvalue()
 
@@ -413,8 +403,8 @@ def test_a_trial_that_an_interruption_ended_is_not_a_failed_one(tmp_path: Path) 
     lost = TrialRow(number=1, state=FAILED, parameters={}, failure="interrupted", again=True)
     text = io.StringIO()
     for rows in ((BEST, lost), (lost,)):
-        report = found(*rows, ending="Interrupted.")
-        print_result(Console(file=text, width=100), report, folder=tmp_path, commands={})
+        results = results_of(rows, ending="Interrupted.")
+        print_result(Console(file=text, width=100), results, folder=tmp_path, commands={})
     assert "0 trials, 0 failed" in text.getvalue()
     assert "1 failed" not in text.getvalue()
 
