@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.goal import Goal, score_label
+from lunar_tune.metrics.goal import Goal, in_words, score_label
 from lunar_tune.study.rows import (
     FAILED,
     HEADLINE_SCORES,
@@ -176,7 +176,7 @@ def verdict(report: Report) -> str:
         return f"{ending}No trial has ended." if ending else "No trial has ended yet."
     if failures.total() == len(ended):
         return f"{ending}Every trial failed, most of them with: {failures.most_common(1)[0][0]}"
-    said = f"{ending}No trial keeps {report.goal.bounds or 'what is asked for'}."
+    said = f"{ending}No trial keeps {in_words(report.goal.constraints) or 'what is asked for'}."
     return f"{said} The nearest miss is {_nearest_miss(report)}."
 
 

@@ -148,7 +148,7 @@ def write_best(
         "solver": spec.method.variant,
         "trial": row.number,
         "parameters": dict(row.parameters),
-        "minimise": goal.objective.metric,
+        "minimise": goal.objective.name,
         "constraints": [str(one) for one in goal.constraints],
         "feasible": goal.is_kept(confirmation.scores),
         "confirmed": confirmed,

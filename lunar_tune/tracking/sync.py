@@ -207,7 +207,7 @@ def _progress(search: StoredSearch) -> Curve:
     ended = [row for row in search.rows if row.state != RUNNING and row.ended is not None]
     ended.sort(key=lambda row: (row.ended, row.number))
     places = {row.number: place for place, row in enumerate(ended)}
-    metric = search.goal.objective.metric
+    metric = search.goal.objective.name
     return [(places[row.number], best.scores[metric]) for row, best in best_so_far(ended)]
 
 
