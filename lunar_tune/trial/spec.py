@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from lunar_tune.config.run_options import NONE, PUBLISHED_MAX_NEW_TOKENS, TINY, RunOptions
 from lunar_tune.data.data_catalog import resolve_data
@@ -59,8 +60,7 @@ class EngineSettings:
     """As in `RunOptions`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """Questions that no trial is judged on, and a full evaluation asks instead of the others."""
 
     forget: tuple[Record, ...]
@@ -91,6 +91,13 @@ class DataSets:
     refusals: tuple[str, ...] = ()
     held_out: HeldOut | None = None
     """What is reported on instead of `forget`, `retain` and `factual`; None reports on those."""
+
+    def asked(self, *, full: bool) -> dict[str, tuple[Record, ...]]:
+        """Return the questions of a trial, or of a full evaluation, by set."""
+        if full and self.held_out is not None:
+            return self.held_out._asdict()
+        retain = self.retain if full else self.retain_sample
+        return {"forget": self.forget, "retain": retain, "factual": self.factual}
 
     def digests(self) -> dict[str, str]:
         """Return a SHA-256 of each set, of the reference prompts and of the refusals."""
@@ -126,17 +133,18 @@ class TrialSpec:
     """Whether questions and answers may be written down."""
 
     @property
-    def row_numbers(self) -> dict[tuple[str, str, str, str], int]:
+    def row_numbers(self) -> dict[tuple[str, Record], int]:
         """The number of each question in its set, which stands for it where texts are left out.
 
-        The key is set, edge, question and truth. Questions that no trial is judged on are counted
-        after the others, so that a number means the same in every file.
+        Questions that no trial is judged on are counted after the others, so that a number means
+        the same in every file.
         """
-        numbers: dict[tuple[str, str, str, str], int] = {}
-        for name in ("forget", "retain", "factual"):
-            reported = getattr(self.data.held_out, name) if self.data.held_out is not None else ()
-            for number, one in enumerate((*getattr(self.data, name), *reported)):
-                numbers.setdefault((name, one.edge, one.question, one.answer), number)
+        numbers: dict[tuple[str, Record], int] = {}
+        for name in HeldOut._fields:
+            sets = (self.data, self.data.held_out or self.data)
+            records = (record for one in sets for record in getattr(one, name))
+            for number, record in enumerate(records):
+                numbers.setdefault((name, record), number)
         return numbers
 
     @property
@@ -216,7 +224,7 @@ def _tuned_on_half(sets: DataSets, options: RunOptions) -> DataSets:
         factual=factual[0],
         n_retain=len(retain[0]),
         retain_sample=sample_by_edge(retain[0], size, seed=options.seed),
-        held_out=HeldOut(forget=forget[1], retain=retain[1], factual=factual[1]),
+        held_out=HeldOut(forget[1], retain[1], factual[1]),
         # What is kept in the fit would be kept in the report as well.
         fit_retain=tuple(record for record in sets.fit_retain if record not in set(retain[1])),
     )

@@ -130,9 +130,9 @@ class TaskRunner:
             prior = None
             if task.layer_coefficient is not None:
                 prior = _layer_prior(worker, task.layer_coefficient)
-            plain = worker.plain_decoding
+            plain = worker.judge.plain_decoding
             return Outcome(result=result, plain_decoding=plain, layer_prior=prior)
-        if worker.plain_decoding is None and not worker.drafts:
+        if worker.judge.plain_decoding is None and not worker.drafts:
             # A worker that began later: its trials check these answers.
             self._watch(task.number, True)
             worker.baseline()
