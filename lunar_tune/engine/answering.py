@@ -54,19 +54,16 @@ class Answerer:
         activations: Of the base model on these rows.
         deepest: The last block that may be edited: so many blocks' keys and values are kept; -1
             where the whole model may be another one.
-        batch_size: Rows decoded together; None takes as many as fit.
     """
 
-    def __init__(
-        self, activations: PromptActivations, *, deepest: int, batch_size: int | None = None
-    ) -> None:
+    def __init__(self, activations: PromptActivations, *, deepest: int) -> None:
         self.activations, self.tree = activations, activations.tree
         self.loaded: LoadedModel = activations.source.loaded
         self.memory = activations.source.memory
         self.trial_keys = KeyValues(self.tree.n_nodes)
         """Keys of the blocks above the edit; each trial writes its own."""
         self.guesser = Guesser(activations.drafts)
-        self._deepest, self._batch_size = deepest, batch_size
+        self._deepest = deepest
         self._openings: dict[object, _Opening] = {}
         self._decode_sizes: dict[int, BatchSize] = {}
 
@@ -147,7 +144,7 @@ class Answerer:
         }
 
     def decode_size(self, max_new_tokens: int) -> BatchSize:
-        """Return how many rows are decoded together: what was asked for, or what fits.
+        """Return how many rows are decoded together.
 
         The estimate counts a row's keys, values, logits and MLP; it is remembered as it shrinks.
         """
@@ -156,7 +153,7 @@ class Answerer:
             slots = max(self.activations.prompt_lengths) + min(max_new_tokens, FIRST_SLOTS)
             row = 2 * slots * _key_width(loaded) * loaded.n_layers * loaded.model.dtype.itemsize
             row += config.vocab_size * 8 + config.intermediate_size * 32
-            most = self._batch_size or self.memory.free_bytes() // row
+            most = self.memory.free_bytes() // row
             self._decode_sizes[max_new_tokens] = BatchSize(most, "the answers")
         return self._decode_sizes[max_new_tokens]
 

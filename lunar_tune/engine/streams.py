@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BlockReads",
     "PrefixTree",
+    "batches_by_length",
     "block_reads",
     "capture_last_tokens",
     "capture_streams",
@@ -170,7 +171,7 @@ def block_reads(
 
     def sweep(budget: int) -> None:
         with decoder_slice(loaded.model, loaded.layout, layer, layer + 1) as decoder:
-            for rows in _batches(tree.lengths, budget):
+            for rows in batches_by_length(tree.lengths, budget):
                 index = tree.token_index(rows)
                 nodes, first = tree.nodes[index], tree.first[index]
                 mask = _mask([tree.lengths[row] for row in rows])
@@ -204,7 +205,7 @@ def _sweep(
         blocks = loaded.layout.blocks_of(loaded.model)
         inputs = {0: blocks[0]} if 0 in points else {}
         outputs = {point: blocks[point - 1] for point in points if point}
-        for rows in _batches([len(sequence) for sequence in sequences], budget):
+        for rows in batches_by_length([len(sequence) for sequence in sequences], budget):
             mask = _mask([len(sequences[row]) for row in rows])
             width = mask.shape[1]
             ids = [
@@ -237,7 +238,7 @@ def _recording(
         yield seen
 
 
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Yield row indices in batches of similar length, bounded in padded tokens."""
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):

@@ -69,22 +69,16 @@ class _WordTokenizer:
         return _SYLLABLE.sub(r" \g<0> ", kept).split()
 
 
-class _DefaultTokenizer(PorterStemmer):  # type: ignore[misc]  # nltk has no types
-    """Splits text into words of [a-z0-9], stemmed as rouge-score does by default.
-
-    Stems are remembered: answers say the same words over and over.
-    """
+class _DefaultTokenizer:
+    """Splits text into words of [a-z0-9], stemmed as rouge-score does by default."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._known = lru_cache(maxsize=2**16)(super().stem)
-
-    def stem(self, word: str, to_lowercase: bool = True) -> str:
-        stemmed: str = self._known(word, to_lowercase)
-        return stemmed
+        self._stemmer = PorterStemmer()
+        # Answers say the same words over and over.
+        self._stemmer.stem = lru_cache(maxsize=2**16)(self._stemmer.stem)
 
     def tokenize(self, text: str) -> list[str]:
-        words: list[str] = tokenize(text, self)
+        words: list[str] = tokenize(text, self._stemmer)
         return words
 
 

@@ -25,7 +25,6 @@ __all__ = [
     "GIB",
     "BatchSize",
     "DeviceMemory",
-    "bytes_needed",
     "check_fits",
     "give_back",
     "host_free_bytes",
@@ -202,18 +201,6 @@ class BatchSize:
             give_back()
 
 
-def bytes_needed(parameters: float, bytes_each: int, *, trained: bool = False) -> int:
-    """Return the least memory that a model can be worked with.
-
-    Args:
-        parameters: How many it has.
-        bytes_each: Of a parameter in the number format it is loaded in.
-        trained: Whether all weights are trained, rather than one matrix or an adapter.
-    """
-    weights = parameters * (TRAINED_BYTES if trained else bytes_each)
-    return int(weights * (1 + WORKING_SHARE)) + WORKING_BYTES
-
-
 def n_parameters(model: ModelSpec) -> float | None:
     """Return how many parameters a model has, as far as that is known without loading it."""
     from safetensors import SafetensorError, safe_open
@@ -256,7 +243,8 @@ def check_fits(
     if device.type != "cuda" or parameters is None:
         return
     dtype = resolve_dtype(model.dtype, device)
-    need = bytes_needed(parameters, dtype.itemsize, trained=trained)
+    weights = parameters * (TRAINED_BYTES if trained else dtype.itemsize)
+    need = int(weights * (1 + WORKING_SHARE)) + WORKING_BYTES
 
     def memory_of(number: int) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(number)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lunar_tune.errors import ModelError
-from lunar_tune.files import write_atomically
+from lunar_tune.files import write_json
 from lunar_tune.models.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ class Lineage:
 
 def write_lineage(folder: Path, lineage: Lineage) -> None:
     """Write it beside the weights."""
-    text = json.dumps(lineage.document(), indent=1, ensure_ascii=False) + "\n"
-    write_atomically(folder / LINEAGE_FILE, text.encode(errors="surrogatepass"))
+    write_json(folder / LINEAGE_FILE, lineage.document())
 
 
 def read_lineage(folder: str | Path) -> Lineage | None:

@@ -17,7 +17,7 @@ from lunar_tune.methods.contract import Method, configure_method
 from lunar_tune.metrics.embedding import check_embedding_model
 from lunar_tune.metrics.names import METRICS, check_metrics
 from lunar_tune.metrics.rouge import check_scorable
-from lunar_tune.models.catalog import ModelSpec, check_model_path, resolve_model
+from lunar_tune.models.catalog import CATALOG, ModelSpec, check_weights, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import check_fits, resolve_device
 from lunar_tune.models.loading import load_config
@@ -157,9 +157,7 @@ def known_depth(options: RunOptions) -> int | None:
         ModelError: The model's name means nothing.
     """
     reference = resolve_model(options.model)
-    for folder in (options.model_path, reference.source if reference.is_local else None):
-        if folder is None:
-            continue
+    for folder in filter(None, (options.model_path, reference.source)):
         try:
             config = json.loads((Path(folder).expanduser() / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
@@ -167,7 +165,8 @@ def known_depth(options: RunOptions) -> int | None:
         depth = config.get("num_hidden_layers") if isinstance(config, dict) else None
         if isinstance(depth, int) and depth:
             return depth
-    return reference.entry.n_layers if reference.entry is not None else None
+    known = options.model.partition("@")[0]
+    return CATALOG[known].n_layers if known in CATALOG else None
 
 
 def configured(options: RunOptions) -> tuple[Method, dict[str, Any]]:
@@ -183,25 +182,23 @@ def _model_and_chat(
     options: ModelOptions, problems: Problems, *, device_is_here: bool = True
 ) -> tuple[ModelSpec | None, ChatFormat | None]:
     """Return the model and the chat format; None where something is wrong, which is then noted."""
-    path = options.model_path
-    reference = problems.attempt(lambda: resolve_model(options.model))
-    weights = problems.attempt(lambda: str(check_model_path(path)) if path else None)
+    path, weights = options.model_path, None
+    model = problems.attempt(lambda: resolve_model(options.model))
+    if path:
+        weights = problems.attempt(lambda: str(check_weights(path, "--model-path")))
     with problems.collect():
         resolve_device(options.device if device_is_here else "cpu")
     chat = problems.attempt(
         lambda: ChatFormat.from_option(options.chat_template, options.system_prompt)
     )
-    if reference is None:
-        return None, chat
-    model = ModelSpec(
-        name=reference.name,
-        source=reference.source or TINY,
-        weights=weights,
-        revision=reference.revision,
-        dtype=options.dtype,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-    )
+    if model is not None:
+        model = dataclasses.replace(
+            model,
+            weights=weights,
+            dtype=options.dtype,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
+        )
     return model, chat
 
 

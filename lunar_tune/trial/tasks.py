@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from logging.handlers import BufferingHandler
 from typing import Any, Final
 
 from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
@@ -89,7 +91,8 @@ class TaskRunner:
     ) -> None:
         self._spec, self._watch = spec, watch
         self._worker: Worker | None = None
-        self._warnings = _Warnings()
+        self._warnings = BufferingHandler(capacity=sys.maxsize)
+        self._warnings.setLevel(logging.WARNING)
         _LOGGER.addHandler(self._warnings)
 
     def run(self, task: Task) -> Outcome:
@@ -114,7 +117,9 @@ class TaskRunner:
             outcome = Outcome(failure=Failure(reason=format_error(error)))
         if outcome.failure is not None:
             give_back()  # outside the handlers, where no error holds tensors any more
-        return dataclasses.replace(outcome, warnings=self._warnings.take())
+        warnings = tuple(record.getMessage() for record in self._warnings.buffer)
+        self._warnings.flush()  # of a BufferingHandler: forgets them
+        return dataclasses.replace(outcome, warnings=warnings)
 
     def close(self) -> None:
         """Hear no more warnings."""
@@ -166,19 +171,3 @@ def format_error(error: BaseException) -> str:
     if "OutOfMemory" in type(error).__name__:
         text += " (give a trial a larger share with --gpus-per-trial)"
     return text
-
-
-class _Warnings(logging.Handler):
-    """Keeps warnings until they are taken."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._texts.append(record.getMessage())
-
-    def take(self) -> tuple[str, ...]:
-        """Return what was kept since the last time."""
-        texts, self._texts = self._texts, []
-        return tuple(texts)

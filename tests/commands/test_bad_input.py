@@ -119,15 +119,16 @@ MISTAKES = (
     Mistake(
         "pickled weights",
         ("--model-path", "model"),
-        "--model-path model: holds no *.safetensors file. Only safetensors weights are read "
-        "(pickled *.bin files can run code)",
+        "--model-path model: holds no *.safetensors file. A checkpoint has config.json and "
+        "*.safetensors, a PEFT adapter adapter_config.json and adapter_model.safetensors; pickled "
+        "*.bin files can run code and are not read",
         model("llama"),
     ),
     Mistake(
         "remote code",
         ("--model", "model"),
-        "it wants to run Python code that comes with it. If you trust its authors, repeat the "
-        "command with --trust-remote-code.",
+        "it wants to run Python code that comes with it. If it is that of --model and you trust "
+        "its authors, repeat the command with --trust-remote-code.",
         model("mine", auto_map={"AutoConfig": "mine.MineConfig"}),
     ),
     Mistake(
