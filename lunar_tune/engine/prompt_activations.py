@@ -110,14 +110,10 @@ class ActivationSource:
 
 
 class PromptActivations:
-    """What the base model computes on the rows of a study.
+    """What the base model computes on the rows of a study: prompts, each with its draft.
 
-    Args:
-        source: The model and the cache.
-        prompts: Token ids of each prompt.
-        drafts: Tokens of the base model's answer to each prompt; None where not known.
-        layers: The blocks that may be edited, whose inputs are captured together; others are
-            captured when they are asked for.
+    Drafts are the base model's answers by prompt, as far as they are known. The inputs of `layers`,
+    which may be edited, are captured together; others when they are asked for.
     """
 
     def __init__(

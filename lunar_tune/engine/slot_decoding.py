@@ -151,13 +151,8 @@ def _period(said: Sequence[int]) -> int:
 class SlotDecoding:
     """Rows that are decoded together.
 
-    Args:
-        loaded: The model.
-        cache: Keys and values of what the rows hold, all blocks.
-        rows: What each row, by its number, has said so far: at least one token.
-        held: Tokens of each row in the cache: its prompt and all it has said but the last token.
-        rules: Of this run.
-        guesser: Guesses at what a row says next.
+    `rows` is what each row, by its number, has said so far: at least one token. The cache has
+    `held` tokens of each, in all blocks: its prompt and all it has said but the last token.
     """
 
     def __init__(

@@ -74,12 +74,7 @@ class PrefixTree:
     def token_index(
         self, rows: Sequence[int], lengths: Sequence[int] | None = None
     ) -> Int[Tensor, " tokens_of_rows"]:
-        """Return where the tokens of some rows stand among all tokens, row after row.
-
-        Args:
-            rows: Which rows, in this order.
-            lengths: How many tokens of each row from its first; None takes all.
-        """
+        """Return where the first `lengths` tokens of some rows, or all, stand among all tokens."""
         if lengths is None:
             lengths = [self.lengths[row] for row in rows]
         starts = [self.offsets[row] for row in rows]

@@ -39,7 +39,6 @@ class Refusals:
     """Answers that decline, embedded once, to compare other answers with."""
 
     def __init__(self, embedder: Embedder, texts: Sequence[str]) -> None:
-        _check(texts)
         self._embedder, self._embedded = embedder, embedder.embed(texts)
 
     def quality(self, answers: Sequence[str]) -> float:
@@ -49,21 +48,14 @@ class Refusals:
         ten), then the mean over the answers. As the refusals differ among themselves, even one of
         them does not reach 1.
         """
-        _check(answers)
         return float((self._embedder.embed(answers) @ self._embedded.T).mean())
 
 
 def truth_similarity(embedder: Embedder, answers: Sequence[str], truths: Sequence[str]) -> float:
     """Return the mean cosine similarity of each answer to its own true answer, from −1 to 1."""
-    _check(answers, truths)
     if len(answers) != len(truths):
         raise ValueError(f"{len(answers)} answers and {len(truths)} true answers")
     return float((embedder.embed(answers) * embedder.embed(truths)).sum(1).mean())
-
-
-def _check(*groups: Sequence[str]) -> None:
-    if not all(groups):
-        raise ValueError("a mean similarity of no texts was asked for")
 
 
 class Embedder(ABC):
@@ -107,11 +99,8 @@ class StateEmbedder(Embedder):
     * *Middle of the depth.* The last block's output separates a little better on `tiny` and costs
       twice the blocks; in larger models middle states are better embeddings (arXiv 2502.02013).
 
-    Args:
-        loaded: The base model.
-        context: Token ids of a prompt with an empty question.
-        centre: Texts whose mean is taken as the origin: what answers are compared with.
-        memory: What may be used; None takes what is free.
+    `context` is a prompt with an empty question. The mean of `centre`, texts that answers are
+    compared with, is the origin.
     """
 
     def __init__(

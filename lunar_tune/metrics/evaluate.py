@@ -114,13 +114,8 @@ def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:
 class Evaluator:
     """Asks the questions of a study, evaluation after evaluation.
 
-    Args:
-        answers: Who answers.
-        tokenizer: Of the model.
-        sets: Questions by set.
-        rouge_tokenizer: Which words ROUGE counts.
-        early_exit: Whether an answer may end when it has said every word of the truth.
-        seed: Of the order in which retain rows are asked.
+    With `early_exit` an answer may end when it has said every word of the truth; the order in which
+    retain rows are asked follows `seed`.
     """
 
     def __init__(
@@ -145,13 +140,10 @@ class Evaluator:
     def evaluate(
         self, *, edited_layer: int | None, max_new_tokens: int, floor: float | None = None
     ) -> Evaluation:
-        """Ask, greedily, and score the answers.
+        """Ask, greedily, and score the answers; see `AnswerRules`.
 
-        Args:
-            edited_layer: See `AnswerRules`.
-            max_new_tokens: Token budget of an answer.
-            floor: Least retain ROUGE-1. Once no answer to the retain rows that are left could lift
-                the mean to it, nothing more is asked. None asks everything.
+        `floor` is the least retain ROUGE-1: once no answer to the retain rows that are left could
+        lift the mean to it, nothing more is asked. None asks everything.
         """
         from lunar_tune.engine.decoding import AnswerRules  # loads torch
 

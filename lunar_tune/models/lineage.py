@@ -36,7 +36,6 @@ class Lineage:
 
     format: Literal[1] = 1
     base: str
-    """Name of the base model, to show."""
     source: str
     """Hub id or folder of the base model."""
     weights: str | None
@@ -46,7 +45,6 @@ class Lineage:
     fingerprint: str
     """Of the weights that training began with."""
     data: str
-    """Name of the data, to show."""
     data_digest: str
     """`records_digest` of what was learned."""
     settings: Mapping[str, Any]
@@ -55,7 +53,6 @@ class Lineage:
     """`rouge1` on the data, `rouge1_by_edge`, `refused` (share of prompts that cannot be answered);
     empty until it was measured."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of the packages."""
     unlearned: Mapping[str, Any] = field(default_factory=dict)
     """What was unlearned after that: `data`, `data_digest`, `forget_edges`, `method`, `variant`,
     `parameters`, `seed`, `search`, `trial`, `scores`; empty where nothing was."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -183,51 +182,36 @@ def read_sets(options: RunOptions, model: ModelSpec | None, problems: Problems) 
             split = split_by_edges(records, edges, retain=other, groups=groups)
     if split is None or factual is None or prompts is None or refusals is None:
         return None
-    if other is not None:
-        with problems.collect():
-            Split(forget=split.forget, retain=other, forget_edges=split.forget_edges)
+    kept = split.retain if other is None else other
+    with problems.collect():
+        Split(forget=split.forget, retain=kept, forget_edges=split.forget_edges)
     # A count below 1 is a mistake that is noted already; what else is wrong is to be found too.
     rows = None if options.evaluation_rows is None else max(1, options.evaluation_rows)
-    retain = split.retain[:rows]
-    size = len(retain) if options.retain_rows is None else max(1, options.retain_rows)
-    sets = DataSets(
-        name=Path(name).stem,
-        forget_edges=split.forget_edges,
-        forget=split.forget[:rows],
-        fit_forget=split.forget,
-        fit_retain=split.retain if other is None else other,
-        retain=retain,
-        n_retain=len(split.retain),
-        retain_sample=sample_by_edge(retain, size, seed=options.seed),
-        factual=factual[:rows],
-        reference_prompts=prompts,
-        refusals=refusals,
-    )
+    judged = HeldOut(split.forget[:rows], split.retain[:rows], factual[:rows])
+    n_retain, held_out = len(split.retain), None
     with problems.collect():
-        evaluated = (*split.forget, *retain, *factual[:rows])
+        evaluated = (*split.forget, *judged.retain, *judged.factual)
         check_scorable(evaluated, tokenizer=options.rouge_tokenizer, text=options.text)
-        return _tuned_on_half(sets, options) if options.holdout else sets
+        if options.holdout:
+            halves = [halves_by_edge(records, seed=options.seed) for records in judged]
+            judged, held_out = (HeldOut(*half) for half in zip(*halves, strict=True))
+            # What is kept in the fit would be kept in the report as well.
+            reported, n_retain = set(held_out.retain), len(judged.retain)
+            kept = tuple(record for record in kept if record not in reported)
+        size = n_retain if options.retain_rows is None else max(1, options.retain_rows)
+        return DataSets(
+            name=Path(name).stem,
+            forget_edges=split.forget_edges,
+            fit_forget=split.forget,
+            fit_retain=kept,
+            **judged._asdict(),
+            n_retain=n_retain,
+            retain_sample=sample_by_edge(judged.retain, size, seed=options.seed),
+            reference_prompts=prompts,
+            refusals=refusals,
+            held_out=held_out,
+        )
     return None
-
-
-def _tuned_on_half(sets: DataSets, options: RunOptions) -> DataSets:
-    """Leave one half of every evaluated set for the trials, and keep the other for the report."""
-    forget, retain, factual = (
-        halves_by_edge(records, seed=options.seed)
-        for records in (sets.forget, sets.retain, sets.factual)
-    )
-    size = max(1, options.retain_rows or len(retain[0]))
-    return dataclasses.replace(
-        sets,
-        forget=forget[0],
-        retain=retain[0],
-        factual=factual[0],
-        n_retain=len(retain[0]),
-        retain_sample=sample_by_edge(retain[0], size, seed=options.seed),
-        held_out=HeldOut(forget[1], retain[1], factual[1]),
-        # What is kept in the fit would be kept in the report as well.
-        fit_retain=tuple(record for record in sets.fit_retain if record not in set(retain[1])),
-    )
 
 
 def read_records_of(name: str, default_edge: str | None = None) -> tuple[Record, ...]:

@@ -1,8 +1,4 @@
-"""The tasks of a search: what a worker is asked for, and what it hands over.
-
-What crosses the border between processes is plain and picklable: a task one way, an outcome with
-scores and answers the other. Files are written by whoever asked.
-"""
+"""The tasks of a search and their outcomes, plain and picklable; files are written by who asked."""
 
 from __future__ import annotations
 
@@ -133,8 +129,11 @@ class TaskRunner:
             self._watch(task.number, True)
             result = _light(worker.baseline())
             prior = None
-            if task.layer_coefficient is not None:
-                prior = _layer_prior(worker, task.layer_coefficient)
+            if (coefficient := task.layer_coefficient) is not None:
+                from lunar_tune.trial.layer_scores import layer_scores
+
+                layers = self._spec.layers
+                prior = layer_scores(worker, coefficient=coefficient, layers=layers)[0].document()
             plain = worker.judge.plain_decoding
             return Outcome(result=result, plain_decoding=plain, layer_prior=prior)
         if worker.judge.plain_decoding is None and not worker.drafts:
@@ -149,14 +148,6 @@ class TaskRunner:
         # Of held-out questions nothing is known yet of the base model.
         baseline = _light(worker.baseline(full=True)) if held_out else None
         return Outcome(result=result, baseline=baseline)
-
-
-def _layer_prior(worker: Worker, coefficient: float) -> str:
-    """Score the layers of the space on the loaded model; return the file's text."""
-    from lunar_tune.trial.layer_scores import layer_scores
-
-    prior, _ = layer_scores(worker, coefficient=coefficient, layers=worker.spec.layers)
-    return prior.document()
 
 
 def _light(result: TrialResult) -> TrialResult:

@@ -308,8 +308,8 @@ MISTAKES = (
     Mistake(
         "no GPU",
         ("--device", "cuda"),
-        "sees no CUDA device here. Use --device cpu, or install a CUDA build of torch on a machine "
-        "with a GPU.",
+        "sees no CUDA devices here, numbered from 0. Use --device cpu, or install a CUDA build of "
+        "torch on a machine with a GPU.",
         no_gpu,
     ),
     Mistake(
