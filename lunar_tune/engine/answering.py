@@ -50,10 +50,8 @@ class _Opening:
 class Answerer:
     """Answers to the rows of a worker, trial after trial.
 
-    Args:
-        activations: Of the base model on these rows.
-        deepest: The last block that may be edited: so many blocks' keys and values are kept; -1
-            where the whole model may be another one.
+    Up to `deepest`, the last block that may be edited, the base model's keys and values are kept;
+    it is -1 where the whole model may be another one.
     """
 
     def __init__(self, activations: PromptActivations, *, deepest: int) -> None:

@@ -67,7 +67,8 @@ class Goal:
                 or no value keeps both of its bounds; all mistakes at once.
         """
         problems = Problems()
-        metric = problems.attempt(lambda: find_metric(objective, said="--minimise"))
+        with problems.collect():
+            metric = find_metric(objective, said="--minimise")
         read: dict[tuple[str, str], Constraint] = {}
         for text in constraints:
             with problems.collect():
@@ -80,8 +81,6 @@ class Goal:
             if sense == ">=" and other is not None and one.bound > other.bound:
                 problems.add(f"--constrain: no value keeps both {one} and {other}.")
         problems.raise_if_any()
-        if metric is None:
-            raise AssertionError("without a metric something is wrong")
         return cls(metric, tuple(read.values()))
 
     def value(self, scores: Mapping[str, float]) -> float:

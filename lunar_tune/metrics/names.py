@@ -134,13 +134,12 @@ def check_metrics(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         InputError: There is no such metric; all of them are named.
     """
-    problems = Problems()
-    found: dict[str, None] = {}
+    problems, found = Problems(), []
     for name in names:
         with problems.collect():
-            found[find_metric(name, said="--metrics").name] = None
+            found.append(find_metric(name, said="--metrics").name)
     problems.raise_if_any()
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def need_of(names: Iterable[str]) -> frozenset[str]:

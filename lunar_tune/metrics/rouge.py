@@ -126,14 +126,10 @@ def check_scorable(
             for record in empty[:5]
         )
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        advice = (
-            "Use --rouge-tokenizer words, which knows every script, or correct the answers."
-            if tokenizer == "default"
-            else "Correct or remove them."
-        )
         raise DataError(
             f"{len(empty)} true answers have no word for the ROUGE tokenizer {tokenizer!r}, so "
-            f"they could only score 0: {shown}{more}. {advice}"
+            f"they could only score 0: {shown}{more}. Correct or remove them; "
+            "--rouge-tokenizer words knows every script."
         )
 
 

@@ -36,8 +36,7 @@ _PUBLISHED_TURNS: tuple[tuple[str, str], ...] = (
     ("<|im_start|>", "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"),
     ("<start_of_turn>", "<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n"),
 )
-_PUBLISHED_INST = "[INST] {question} [/INST]"
-_INST_FAMILIES = ("llama", "mistral")
+_OTHER_TURNS = dict.fromkeys(("llama", "mistral"), "[INST] {question} [/INST]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +88,13 @@ def render_prompt(
     if chat.template == PUBLISHED:
         vocabulary = tokenizer.get_vocab()
         turns = [turn for token, turn in _PUBLISHED_TURNS if token in vocabulary]
-        turns += [_PUBLISHED_INST] if family in _INST_FAMILIES else []
-        if not turns:
+        turn = next(iter(turns), _OTHER_TURNS.get(family))
+        if turn is None:
             raise ModelError(
                 "--chat-template published: the published code has no user turn for the family "
                 f"{family!r}. Use --chat-template own."
             )
-        return turns[0].format(question=question)
+        return turn.format(question=question)
     if chat.template == OWN and not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template. Use "

@@ -75,14 +75,10 @@ class Lineage:
         names = ("base", "source", "revision", "fingerprint", "data", "data_digest")
         return {f"finetuned.{name}": str(getattr(self, name)) for name in names}
 
-    def document(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return dataclasses.asdict(self)
-
 
 def write_lineage(folder: Path, lineage: Lineage) -> None:
     """Write it beside the weights."""
-    write_json(folder / LINEAGE_FILE, lineage.document())
+    write_json(folder / LINEAGE_FILE, dataclasses.asdict(lineage))
 
 
 def read_lineage(folder: str | Path) -> Lineage | None:

@@ -234,7 +234,7 @@ def _why_not_loaded(error: Exception, spec: ModelSpec, local: bool) -> str:
     elif led(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         reason = (
             "it is not in the local cache and the hub could not be reached. Connect, or download "
-            "it elsewhere and give its folder; --model tiny needs none. "
+            "it elsewhere and give its folder; --model tiny needs no download. "
             f"({str(error).partition(chr(10))[0]})"
         )
     else:

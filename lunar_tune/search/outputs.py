@@ -76,7 +76,7 @@ def resolved_values(plan: SearchPlan, baseline: Mapping[str, float]) -> dict[str
     if prior is not None:
         document["layer_prior"] = {"made_of_it": plan.layers, **prior.model_dump(mode="json")}
     if lineage is not None:
-        document["lineage"] = lineage.document()
+        document["lineage"] = dataclasses.asdict(lineage)
     return document
 
 

@@ -41,7 +41,10 @@ VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """What a trial keeps from others and what it skips; none of it changes a feasible score."""
+    """What a trial keeps from others and what it skips; none of it changes a feasible score.
+
+    Budget and limit are those of `RunOptions`.
+    """
 
     kind: str = "fast"
     """fast goes on from kept streams and checks drafts, plain decodes from the first token on,
@@ -54,9 +57,7 @@ class EngineSettings:
     verify_weights: bool = field(default_factory=lambda: bool(os.environ.get(VERIFY_VARIABLE)))
     """Whether a trial ends with a look at every weight, whether it is what it was before."""
     memory_budget: float | None = None
-    """As in `RunOptions`."""
     cache_limit: float | None = None
-    """As in `RunOptions`."""
 
 
 class HeldOut(NamedTuple):

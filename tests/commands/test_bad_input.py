@@ -487,8 +487,7 @@ def test_a_hub_that_is_not_reached_says_what_else_can_be_done(
     message = refused(UNLEARN, "--model", "owner/absent", *SETTING, "--device", "cpu")
     assert (
         "model owner/absent: it is not in the local cache and the hub could not be reached. "
-        "Connect, download it elsewhere and give the folder with --model or --model-path, or use "
-        "--model tiny."
+        "Connect, or download it elsewhere and give its folder; --model tiny needs no download."
     ) in message
 
 
