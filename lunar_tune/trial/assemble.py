@@ -148,10 +148,10 @@ def known_depth(options: RunOptions) -> int | None:
     reference = resolve_model(options.model)
     for folder in filter(None, (options.model_path, reference.source)):
         try:
-            config = json.loads((Path(folder).expanduser() / "config.json").read_text("utf-8"))
-        except (OSError, ValueError):
+            text = (Path(folder).expanduser() / "config.json").read_text("utf-8")
+            depth = json.loads(text)["num_hidden_layers"]
+        except (OSError, ValueError, LookupError, TypeError):
             continue
-        depth = config.get("num_hidden_layers") if isinstance(config, dict) else None
         if isinstance(depth, int) and depth:
             return depth
     known = options.model.partition("@")[0]

@@ -101,13 +101,10 @@ class DataSets:
 
     def digests(self) -> dict[str, str]:
         """Return a SHA-256 of each set, of the reference prompts and of the refusals."""
-        prompts = {"reference_prompts": self.reference_prompts, "refusals": self.refusals}
-        as_records = {
-            name: [Record(question=text, answer="", edge="") for text in texts]
-            for name, texts in prompts.items()
-        }
         sets = {"forget": self.forget, "retain": self.retain, "factual": self.factual}
-        return {name: records_digest(one) for name, one in (sets | as_records).items()}
+        for name in ("reference_prompts", "refusals"):
+            sets[name] = tuple(Record(text, answer="", edge="") for text in getattr(self, name))
+        return {name: records_digest(records) for name, records in sets.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,10 +63,10 @@ class Worker:
         self, spec: TrialSpec, loaded: LoadedModel | None = None, *, cache_root: Path | None = None
     ) -> None:
         self.spec = spec
-        sentences = None
+        self._sentences = None
         if spec.embedding_model is not None and EMBEDDINGS in need_of(spec.metrics):
             # What is wrong with it is said before the long load.
-            sentences = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
+            self._sentences = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
         self.loaded = loaded if loaded is not None else load_model(spec.model)
         if self.loaded.device.type == "cpu" and self.loaded.n_parameters < SMALL_MODEL:
             limit_threads(1)
@@ -75,7 +75,6 @@ class Worker:
         limit = spec.engine.cache_limit
         cache = ActivationCache(limit, cache_root) if limit != 0 else None
         self._source = ActivationSource(self.loaded, cache, memory)
-        self._sentences = sentences
         self.encoder = Encoder(self.loaded, spec.chat)
         self.drafts: Mapping[tuple[int, ...], tuple[int, ...]] = {}
         """The base model's answers by prompt; empty before `baseline` or `draft`."""
