@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +21,7 @@ from lunar_tune.engine.prompt_activations import PromptActivations
 from lunar_tune.engine.slot_decoding import Guesser, SlotCache, SlotDecoding
 from lunar_tune.engine.streams import sweep_batch
 from lunar_tune.models.device import BatchSize
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = ["Answerer", "choose_tokens"]
 

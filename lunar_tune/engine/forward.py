@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,9 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lunar_tune.engine.streams import PrefixTree
 from lunar_tune.models.layout import decoder_slice
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = ["KeyValues", "TreeBatch", "arrange", "tree_forward"]
 

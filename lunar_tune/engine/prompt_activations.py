@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import psutil
 from jaxtyping import Float
@@ -22,9 +21,7 @@ from lunar_tune.engine.streams import (
 )
 from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.lineage import fingerprint
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = ["ActivationSource", "PromptActivations"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,9 +16,7 @@ from torch import Tensor
 
 from lunar_tune.engine.decoding import STEPS_PER_LOOK, AnswerRules, likeliest, until_end
 from lunar_tune.engine.forward import KeyValues
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = ["Guesser", "SlotCache", "SlotDecoding"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.layout import decoder_slice
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = [
     "BlockReads",

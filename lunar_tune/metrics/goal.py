@@ -6,13 +6,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import METRICS, Metric, find_metric
-
-if TYPE_CHECKING:
-    from lunar_tune.config.search_config import SearchConfig
 
 __all__ = [
     "Constraint",

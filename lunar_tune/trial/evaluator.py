@@ -6,29 +6,26 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
 
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.data.records import Record
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import PlainAnswerer, generate_tokens, token_budget
+from lunar_tune.engine.prompt_activations import PromptActivations
 from lunar_tune.errors import DataError
+from lunar_tune.methods.contract import Fit
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
 from lunar_tune.metrics.evaluate import JUDGED, AnswerSource, Evaluation, Evaluator, Question
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
 from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, METRICS
 from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
+from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.layout import why_not_resumable
+from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair, encode_answers
 from lunar_tune.trial.reference_engine import reference_answers
-
-if TYPE_CHECKING:
-    from lunar_tune.data.records import Record
-    from lunar_tune.engine.prompt_activations import PromptActivations
-    from lunar_tune.methods.contract import Fit
-    from lunar_tune.models.device import DeviceMemory
-    from lunar_tune.models.loading import LoadedModel
-    from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["Check", "Encoder", "Judge", "drive"]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -24,9 +24,7 @@ from lunar_tune.models.lineage import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.trial.evaluator import Check, Encoder, Judge, drive
 from lunar_tune.trial.reference_engine import PreparedReference, check_reference
-
-if TYPE_CHECKING:
-    from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["TrialResult", "Worker"]
 
