@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
-import psutil
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from lunar_tune.engine.streams import (
     capture_streams,
     sweep_batch,
 )
-from lunar_tune.models.device import DeviceMemory
+from lunar_tune.models.device import DeviceMemory, host_free_bytes
 from lunar_tune.models.lineage import fingerprint
 from lunar_tune.models.loading import LoadedModel
 
@@ -173,7 +172,7 @@ class PromptActivations:
         """
         loaded = self.source.loaded
         size = self.tree.n_nodes * loaded.model.config.hidden_size * loaded.model.dtype.itemsize
-        room = psutil.virtual_memory().available * SWEEP_SHARE
+        room = host_free_bytes() * SWEEP_SHARE
         while self._streams and size > room:
             self._streams.pop(next(iter(self._streams)))
         others = [

@@ -27,6 +27,7 @@ __all__ = [
     "DeviceMemory",
     "check_fits",
     "give_back",
+    "host_free_bytes",
     "is_out_of_memory",
     "limit_threads",
     "n_parameters",
@@ -129,7 +130,7 @@ class DeviceMemory:
     def free_bytes(self) -> int:
         """Return what may still be allocated, with a margin; the host's for a CPU."""
         if self.device.type != "cuda":
-            return int(psutil.virtual_memory().available * USABLE_SHARE)
+            return int(host_free_bytes() * USABLE_SHARE)
         import torch
 
         free, _ = torch.cuda.mem_get_info(self.device)
@@ -138,6 +139,11 @@ class DeviceMemory:
         if self.budget_gib is not None:
             free = min(free, int(self.budget_gib * GIB) - held)
         return max(0, int(free * USABLE_SHARE))
+
+
+def host_free_bytes() -> int:
+    """Return the host memory that can be used without swapping."""
+    return int(psutil.virtual_memory().available)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
