@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from lunar_tune import methods
 from lunar_tune.config.fields import typed_setting, types_of
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.registry import Registry
@@ -266,7 +266,8 @@ class MethodEntry:
 
 METHODS: Registry[MethodEntry] = Registry("method", group="lunar_tune.methods")
 
-_names = [one.name for one in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")]
+_folder = str(Path(__file__).parent)
+_names = [one.name for one in pkgutil.walk_packages([_folder], "lunar_tune.methods.")]
 _modules = [importlib.import_module(name) for name in _names if name != __name__]
 _entries: list[MethodEntry] = [one.ENTRY for one in _modules if hasattr(one, "ENTRY")]
 for _entry in sorted(_entries, key=lambda one: (one.name != "lunar", one.name)):
