@@ -145,8 +145,10 @@ def known_depth(options: RunOptions) -> int | None:
     Raises:
         ModelError: The model's name means nothing.
     """
-    reference = resolve_model(options.model)
-    for folder in filter(None, (options.model_path, reference.source)):
+    source = resolve_model(options.model).source
+    if source == TINY:  # built elsewhere, and no folder of that name
+        source = ""
+    for folder in filter(None, (options.model_path, source)):
         try:
             text = (Path(folder).expanduser() / "config.json").read_text("utf-8")
             depth = json.loads(text)["num_hidden_layers"]
