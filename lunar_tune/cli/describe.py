@@ -11,7 +11,7 @@ from rich.console import Console
 from lunar_tune.cli.commands import Command, CommonOptions, Reused
 from lunar_tune.cli.running import counted, plain_table, say
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.run_options import DATA, RunOptions
+from lunar_tune.config.run_options import DATA, TINY, RunOptions
 from lunar_tune.data.data_card import Card, describe_prompts, describe_records
 from lunar_tune.data.data_catalog import kind_of, resolve_data
 from lunar_tune.data.records import holds_prompts, read_prompts, read_records
@@ -91,7 +91,7 @@ def _token_counter(model: str) -> Callable[[str], int]:
     from lunar_tune.models.catalog import resolve_model
 
     source = resolve_model(model).source
-    if source is None:
+    if source == TINY:
         raise ModelError(f"--model {model}: it is built on first use; give the folder it lies in.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)

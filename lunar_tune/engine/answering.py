@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +21,7 @@ from lunar_tune.engine.prompt_activations import PromptActivations
 from lunar_tune.engine.slot_decoding import Guesser, SlotCache, SlotDecoding
 from lunar_tune.engine.streams import sweep_batch
 from lunar_tune.models.device import BatchSize
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = ["Answerer", "choose_tokens"]
 
@@ -50,23 +47,18 @@ class _Opening:
 class Answerer:
     """Answers to the rows of a worker, trial after trial.
 
-    Args:
-        activations: Of the base model on these rows.
-        deepest: The last block that may be edited: so many blocks' keys and values are kept; -1
-            where the whole model may be another one.
-        batch_size: Rows decoded together; None takes as many as fit.
+    Up to `deepest`, the last block that may be edited, the base model's keys and values are kept;
+    it is -1 where the whole model may be another one.
     """
 
-    def __init__(
-        self, activations: PromptActivations, *, deepest: int, batch_size: int | None = None
-    ) -> None:
+    def __init__(self, activations: PromptActivations, *, deepest: int) -> None:
         self.activations, self.tree = activations, activations.tree
         self.loaded: LoadedModel = activations.source.loaded
         self.memory = activations.source.memory
         self.trial_keys = KeyValues(self.tree.n_nodes)
         """Keys of the blocks above the edit; each trial writes its own."""
         self.guesser = Guesser(activations.drafts)
-        self._deepest, self._batch_size = deepest, batch_size
+        self._deepest = deepest
         self._openings: dict[object, _Opening] = {}
         self._decode_sizes: dict[int, BatchSize] = {}
 
@@ -147,7 +139,7 @@ class Answerer:
         }
 
     def decode_size(self, max_new_tokens: int) -> BatchSize:
-        """Return how many rows are decoded together: what was asked for, or what fits.
+        """Return how many rows are decoded together.
 
         The estimate counts a row's keys, values, logits and MLP; it is remembered as it shrinks.
         """
@@ -156,7 +148,7 @@ class Answerer:
             slots = max(self.activations.prompt_lengths) + min(max_new_tokens, FIRST_SLOTS)
             row = 2 * slots * _key_width(loaded) * loaded.n_layers * loaded.model.dtype.itemsize
             row += config.vocab_size * 8 + config.intermediate_size * 32
-            most = self._batch_size or self.memory.free_bytes() // row
+            most = self.memory.free_bytes() // row
             self._decode_sizes[max_new_tokens] = BatchSize(most, "the answers")
         return self._decode_sizes[max_new_tokens]
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,9 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lunar_tune.engine.streams import PrefixTree
 from lunar_tune.models.layout import decoder_slice
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = ["KeyValues", "TreeBatch", "arrange", "tree_forward"]
 
@@ -87,16 +85,10 @@ def arrange(
     done: Collection[int] = (),
     asked: Collection[int] = (),
 ) -> list[TreeBatch]:
-    """Arrange the prefixes of some rows in batches of at most `budget` new ones.
+    """Arrange the prefixes of some rows in batches of at most `budget` new ones, or of one row.
 
-    Args:
-        tree: The rows.
-        rows: Which rows.
-        budget: New prefixes in a batch, unless a single row has more.
-        device: Where the batches are needed.
-        lengths: How many tokens of each row; None takes all.
-        done: Nodes that are computed already.
-        asked: Nodes whose final stream is wanted.
+    Of each row `lengths` tokens are taken, or all; nodes that are `done` are computed already, and
+    of those that are `asked` the final stream is wanted.
     """
     known = set(done)
     lengths = [tree.lengths[row] for row in rows] if lengths is None else lengths
@@ -183,13 +175,9 @@ def tree_forward(
 ) -> Float[Tensor, "asked d_model"]:
     """Run blocks `start` to `stop` − 1 on a batch; return the stream after the final norm.
 
-    Args:
-        loaded: The model, edited or not.
-        batch: What is new.
-        start: First block that is run; n_layers runs none.
-        stream: The residual stream at its input; None computes it from the tokens.
-        keys: Of these blocks: those of the batch are written, those of its ancestors are there.
-        stop: None runs all blocks from `start` on.
+    `stream` is the residual stream at the input of `start`, None computes it from the tokens. Of
+    these blocks the batch's keys and values are written, those of its ancestors are there. `start`
+    may be n_layers, which runs none; without `stop` all blocks from there on are run.
     """
     given = {"input_ids": batch.ids}
     if stream is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,9 +20,7 @@ from lunar_tune.engine.streams import (
 )
 from lunar_tune.models.device import DeviceMemory, host_free_bytes
 from lunar_tune.models.lineage import fingerprint
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = ["ActivationSource", "PromptActivations"]
 
@@ -110,14 +107,10 @@ class ActivationSource:
 
 
 class PromptActivations:
-    """What the base model computes on the rows of a study.
+    """What the base model computes on the rows of a study: prompts, each with its draft.
 
-    Args:
-        source: The model and the cache.
-        prompts: Token ids of each prompt.
-        drafts: Tokens of the base model's answer to each prompt; None where not known.
-        layers: The blocks that may be edited, whose inputs are captured together; others are
-            captured when they are asked for.
+    Drafts are the base model's answers by prompt, as far as they are known. The inputs of `layers`,
+    which may be edited, are captured together; others when they are asked for.
     """
 
     def __init__(

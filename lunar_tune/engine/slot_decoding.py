@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,9 +16,7 @@ from torch import Tensor
 
 from lunar_tune.engine.decoding import STEPS_PER_LOOK, AnswerRules, likeliest, until_end
 from lunar_tune.engine.forward import KeyValues
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = ["Guesser", "SlotCache", "SlotDecoding"]
 
@@ -151,13 +149,8 @@ def _period(said: Sequence[int]) -> int:
 class SlotDecoding:
     """Rows that are decoded together.
 
-    Args:
-        loaded: The model.
-        cache: Keys and values of what the rows hold, all blocks.
-        rows: What each row, by its number, has said so far: at least one token.
-        held: Tokens of each row in the cache: its prompt and all it has said but the last token.
-        rules: Of this run.
-        guesser: Guesses at what a row says next.
+    `rows` is what each row, by its number, has said so far: at least one token. The cache has
+    `held` tokens of each, in all blocks: its prompt and all it has said but the last token.
     """
 
     def __init__(

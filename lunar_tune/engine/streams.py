@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.layout import decoder_slice
-
-if TYPE_CHECKING:
-    from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel
 
 __all__ = [
     "BlockReads",
     "PrefixTree",
+    "batches_by_length",
     "block_reads",
     "capture_last_tokens",
     "capture_streams",
@@ -73,12 +72,7 @@ class PrefixTree:
     def token_index(
         self, rows: Sequence[int], lengths: Sequence[int] | None = None
     ) -> Int[Tensor, " tokens_of_rows"]:
-        """Return where the tokens of some rows stand among all tokens, row after row.
-
-        Args:
-            rows: Which rows, in this order.
-            lengths: How many tokens of each row from its first; None takes all.
-        """
+        """Return where the first `lengths` tokens of some rows, or all, stand among all tokens."""
         if lengths is None:
             lengths = [self.lengths[row] for row in rows]
         starts = [self.offsets[row] for row in rows]
@@ -170,7 +164,7 @@ def block_reads(
 
     def sweep(budget: int) -> None:
         with decoder_slice(loaded.model, loaded.layout, layer, layer + 1) as decoder:
-            for rows in _batches(tree.lengths, budget):
+            for rows in batches_by_length(tree.lengths, budget):
                 index = tree.token_index(rows)
                 nodes, first = tree.nodes[index], tree.first[index]
                 mask = _mask([tree.lengths[row] for row in rows])
@@ -204,7 +198,7 @@ def _sweep(
         blocks = loaded.layout.blocks_of(loaded.model)
         inputs = {0: blocks[0]} if 0 in points else {}
         outputs = {point: blocks[point - 1] for point in points if point}
-        for rows in _batches([len(sequence) for sequence in sequences], budget):
+        for rows in batches_by_length([len(sequence) for sequence in sequences], budget):
             mask = _mask([len(sequences[row]) for row in rows])
             width = mask.shape[1]
             ids = [
@@ -237,7 +231,7 @@ def _recording(
         yield seen
 
 
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Yield row indices in batches of similar length, bounded in padded tokens."""
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):

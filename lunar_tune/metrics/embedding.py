@@ -17,8 +17,9 @@ from torch import Tensor
 from lunar_tune.engine.streams import PrefixTree, capture_streams, sweep_batch
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
+from lunar_tune.models.catalog import ModelSpec, check_weights
 from lunar_tune.models.device import DeviceMemory, resolve_device
-from lunar_tune.models.loading import LoadedModel, hub_resolves
+from lunar_tune.models.loading import LoadedModel, from_hub, load_weights
 
 __all__ = [
     "Embedder",
@@ -38,7 +39,6 @@ class Refusals:
     """Answers that decline, embedded once, to compare other answers with."""
 
     def __init__(self, embedder: Embedder, texts: Sequence[str]) -> None:
-        _check(texts)
         self._embedder, self._embedded = embedder, embedder.embed(texts)
 
     def quality(self, answers: Sequence[str]) -> float:
@@ -48,21 +48,14 @@ class Refusals:
         ten), then the mean over the answers. As the refusals differ among themselves, even one of
         them does not reach 1.
         """
-        _check(answers)
         return float((self._embedder.embed(answers) @ self._embedded.T).mean())
 
 
 def truth_similarity(embedder: Embedder, answers: Sequence[str], truths: Sequence[str]) -> float:
     """Return the mean cosine similarity of each answer to its own true answer, from −1 to 1."""
-    _check(answers, truths)
     if len(answers) != len(truths):
         raise ValueError(f"{len(answers)} answers and {len(truths)} true answers")
     return float((embedder.embed(answers) * embedder.embed(truths)).sum(1).mean())
-
-
-def _check(*groups: Sequence[str]) -> None:
-    if not all(groups):
-        raise ValueError("a mean similarity of no texts was asked for")
 
 
 class Embedder(ABC):
@@ -106,11 +99,8 @@ class StateEmbedder(Embedder):
     * *Middle of the depth.* The last block's output separates a little better on `tiny` and costs
       twice the blocks; in larger models middle states are better embeddings (arXiv 2502.02013).
 
-    Args:
-        loaded: The base model.
-        context: Token ids of a prompt with an empty question.
-        centre: Texts whose mean is taken as the origin: what answers are compared with.
-        memory: What may be used; None takes what is free.
+    `context` is a prompt with an empty question. The mean of `centre`, texts that answers are
+    compared with, is the origin.
     """
 
     def __init__(
@@ -174,18 +164,9 @@ def check_embedding_model(name: str) -> str:
     Raises:
         ModelError: The folder does not exist, or holds no checkpoint.
     """
-    folder = Path(name).expanduser()
-    if not is_folder(folder):
-        if name.startswith((".", "/", "~")):
-            raise ModelError(f"--embedding-model {name}: no such folder.")
-        return name
-    for wanted in ("config.json", "*.safetensors"):
-        if not any(folder.glob(wanted)):
-            raise ModelError(
-                f"--embedding-model {name}: holds no {wanted} file. Give the folder of a "
-                "sentence-embedding model with its config.json, tokenizer and safetensors weights."
-            )
-    return str(folder.resolve())
+    if is_folder(Path(name).expanduser()) or name.startswith((".", "/", "~")):
+        return str(check_weights(name, "--embedding-model"))
+    return name
 
 
 def load_sentence_embedder(name: str, *, device: str = "auto") -> SentenceEmbedder:
@@ -197,43 +178,22 @@ def load_sentence_embedder(name: str, *, device: str = "auto") -> SentenceEmbedd
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # the commands show their own
-    source = check_embedding_model(name)
-    options: dict[str, Any] = {
-        "trust_remote_code": False,
-        "local_files_only": is_folder(Path(source)) or not hub_resolves(),
-    }
+    spec = ModelSpec(name=name, source=check_embedding_model(name))
     verbosity = logging.get_verbosity()
     try:
         # What is unexpected in the weights, such as a head, has no part; what lacks is checked.
         logging.set_verbosity_error()
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model, report = AutoModel.from_pretrained(
-            source,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    except Exception as error:  # hub, Rust and transformers raise unrelated classes
+        tokenizer = from_hub(AutoTokenizer, spec, spec.source)
+        # Of the pooler nothing is used.
+        model = load_weights(AutoModel, spec, dtype=torch.float32, unused=("pooler.",))
+        if model.config.is_encoder_decoder or tokenizer.pad_token_id is None:
+            raise ModelError(f"model {name}: is not an encoder with a padding token.")
+    except ModelError as error:
         raise ModelError(
-            f"--embedding-model {name}: cannot be loaded ({str(error).partition(chr(10))[0]}) Give "
-            "the hub id of a sentence-embedding model that is reachable or in the local cache, or "
-            "a folder with its config.json, tokenizer and safetensors weights; without the option "
-            "the model's own states are used."
+            f"--embedding-model {name}: cannot be used: {error} Without the option the model's own "
+            "states are used."
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    lacking = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))  # not used
-    if lacking:
-        raise ModelError(
-            f"--embedding-model {name}: the weights lack {len(lacking)} tensors that its "
-            f"config.json asks for, among them {lacking[0]}."
-        )
-    if model.config.is_encoder_decoder or tokenizer.pad_token_id is None:
-        raise ModelError(
-            f"--embedding-model {name}: is not an encoder with a padding token, as "
-            "sentence-embedding models are. Without the option the model's own states are used."
-        )
     model.eval().requires_grad_(requires_grad=False).to(resolve_device(device))
     return SentenceEmbedder(name, model, tokenizer)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections import defaultdict, deque
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from lunar_tune.metrics.rouge import Recall, RecallStop, rouge_recall
 
@@ -22,8 +24,8 @@ __all__ = [
     "AnswerRow",
     "AnswerSource",
     "Evaluation",
-    "EvaluationSet",
     "Evaluator",
+    "Question",
     "deviation_score",
     "mean",
     "paired",
@@ -60,15 +62,14 @@ class AnswerSource(Protocol):
         """Begin an evaluation of the model as it is now."""
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationSet:
-    """Questions with true answers, encoded once."""
+class Question(NamedTuple):
+    """One question of a set, encoded."""
 
-    name: str
-    """forget, retain or factual."""
-    records: tuple[Record, ...]
-    rows: tuple[int, ...]
-    """The answerer's row of each record's prompt."""
+    record: Record
+    row: int
+    """The answerer's row of its prompt."""
+    number: int | None = None
+    """See `AnswerRow.row`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,10 @@ class Evaluation:
     tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     """Tokens of the answers by the answerer's row."""
 
+    def with_scores(self, further: Mapping[str, float]) -> Evaluation:
+        """Return it with further scores."""
+        return dataclasses.replace(self, scores={**self.scores, **further})
+
 
 def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:
     """Return 100·sqrt(forget² + (1 − retain)²), in percent; lower is better (LUNAR, 4.1)."""
@@ -109,137 +114,125 @@ def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:
 class Evaluator:
     """Asks the questions of a study, evaluation after evaluation.
 
-    Args:
-        answers: Who answers.
-        tokenizer: Of the model.
-        sets: Questions.
-        rouge_tokenizer: Which words ROUGE counts.
-        early_exit: Whether an answer may end when it has said every word of the truth.
-        seed: Of the order in which retain rows are asked.
+    With `early_exit` an answer may end when it has said every word of the truth; the order in which
+    retain rows are asked follows `seed`.
     """
 
     def __init__(
         self,
         answers: AnswerSource,
         tokenizer: PreTrainedTokenizerBase,
-        sets: Sequence[EvaluationSet],
+        sets: Mapping[str, Sequence[Question]],
         *,
         rouge_tokenizer: str = "default",
         early_exit: bool = False,
         seed: int = 0,
     ) -> None:
-        self._answers, self._tokenizer, self._sets = answers, tokenizer, tuple(sets)
+        self._answers, self._tokenizer, self._sets = answers, tokenizer, dict(sets)
         self._rouge_tokenizer, self._seed = rouge_tokenizer, seed
-        nothing = EvaluationSet("retain", (), ())
-        self._retain = next((one for one in self._sets if one.name == "retain"), nothing)
-        truths: defaultdict[int, list[str]] = defaultdict(list)
-        for one in self._sets if early_exit else ():
-            for record, row in zip(one.records, one.rows, strict=True):
-                truths[row].append(record.answer)
-        stop = RecallStop(tokenizer, truths, rouge_tokenizer=rouge_tokenizer)
-        self._stop = stop.done if early_exit else None
+        self._stop = None
+        if early_exit:
+            truths: defaultdict[int, list[str]] = defaultdict(list)
+            for one in chain.from_iterable(sets.values()):
+                truths[one.row].append(one.record.answer)
+            self._stop = RecallStop(tokenizer, truths, rouge_tokenizer=rouge_tokenizer).done
 
     def evaluate(
         self, *, edited_layer: int | None, max_new_tokens: int, floor: float | None = None
     ) -> Evaluation:
-        """Ask, greedily, and score the answers.
+        """Ask, greedily, and score the answers; see `AnswerRules`.
 
-        Args:
-            edited_layer: See `AnswerRules`.
-            max_new_tokens: Token budget of an answer.
-            floor: Least retain ROUGE-1. Once no answer to the retain rows that are left could lift
-                the mean to it, nothing more is asked. None asks everything.
+        `floor` is the least retain ROUGE-1: once no answer to the retain rows that are left could
+        lift the mean to it, nothing more is asked. None asks everything.
         """
         from lunar_tune.engine.decoding import AnswerRules  # loads torch
 
         run = self._answers.begin(
             AnswerRules(edited_layer=edited_layer, max_new_tokens=max_new_tokens, stop=self._stop)
         )
-        asked: dict[str, Sequence[int]] = {one.name: range(len(one.rows)) for one in self._sets}
-        complete = True
-        if floor is None or not self._retain.records:
-            run.open(_new([row for one in self._sets for row in one.rows], ()))
+        asked, complete = self._sets, True
+        if floor is not None and asked.get("retain"):
+            retain, complete = self._in_chunks(run, floor)
+            if not complete:
+                judged = {name: self._sets[name] for name in self._sets if name in JUDGED}
+                asked = judged | {"retain": retain}
         else:
-            asked["retain"], complete = self._in_chunks(run, floor)
-        names = [one.name for one in self._sets if complete or one.name in JUDGED]
+            run.open(_new(chain.from_iterable(asked.values()), ()))
         tokens = run.close()
-        questions = [
-            (one.name, one.records[i], one.rows[i])
-            for one in self._sets
-            if one.name in names
-            for i in asked[one.name]
-        ]
-        answers = self._scored([(record, tokens[row]) for _, record, row in questions])
+        questions = [(name, one) for name, some in asked.items() for one in some]
+        answers = self._scored([(one, tokens[one.row]) for _, one in questions])
         rows = tuple(
             AnswerRow(
                 set_name=name,
-                edge=record.edge,
-                question=record.question,
-                truth=record.answer,
+                edge=one.record.edge,
+                question=one.record.question,
+                truth=one.record.answer,
                 answer=text,
                 rouge1=recall.rouge1,
                 rouge_l=recall.rouge_l,
+                row=one.number,
             )
-            for (name, record, _), (text, recall) in zip(questions, answers, strict=True)
+            for (name, one), (text, recall) in zip(questions, answers, strict=True)
         )
         return Evaluation(
             rows=rows,
-            scores=row_means(rows, names),
+            scores=row_means(rows, tuple(asked)),
             complete=complete,
             tokens={row: tuple(answer) for row, answer in tokens.items()},
         )
 
-    def _in_chunks(self, run: AnswerRun, floor: float) -> tuple[list[int], bool]:
+    def _in_chunks(self, run: AnswerRun, floor: float) -> tuple[list[Question], bool]:
         """Ask the forget set, then retain rows until the floor is missed for certain.
 
         Retain rows are asked in a fixed shuffled order. If what is known of a chunk after the first
         round holds the floor already, all that is left is asked at once; if not, the chunk is
-        decoded to its end before the next one is begun. Return the places of the retain rows that
-        were asked, and whether everything was.
+        decoded to its end before the next one is begun. Return the retain rows that were asked, and
+        whether everything was.
         """
-        retain, total = self._retain, len(self._retain.records)
+        retain = self._sets["retain"]
+        total = len(retain)
         allowed = total * (1 - floor)  # recall that may be missing in the whole set
         size = max(LEAST_CHUNK, math.ceil(2 * allowed))
         order = list(range(total))
         random.Random(self._seed).shuffle(order)  # noqa: S311 an order, not a secret
         known: dict[int, list[int]] = {}
         begun: list[int] = []
-        first = [row for one in self._sets if one.name == "forget" for row in one.rows]
         for end in range(size, total + size, size):
-            chunk = order[end - size : end]
-            rows = _new([*first, *(retain.rows[i] for i in chunk)], begun)
+            chunk = [retain[i] for i in order[end - size : end]]
+            rows = _new([*self._sets.get("forget", ()), *chunk], begun)
             known |= run.open(rows)
             begun += rows
             if self._missing(chunk, known) <= len(chunk) * (1 - floor):
                 break
             known |= run.close()
-            if self._missing(order[:end], known) > allowed + ROUNDING * total:
-                return sorted(order[:end]), False
-        run.open(_new([row for one in self._sets for row in one.rows], begun))
-        return list(range(total)), True
+            asked = [retain[i] for i in sorted(order[:end])]
+            if self._missing(asked, known) > allowed + ROUNDING * total:
+                return asked, False
+        run.open(_new(chain.from_iterable(self._sets.values()), begun))
+        return list(retain), True
 
-    def _missing(self, places: Sequence[int], tokens: Mapping[int, Sequence[int]]) -> float:
-        """Return the recall that some retain rows lack of 1; all of it where there is no answer."""
-        retain = self._retain
-        answered = [i for i in places if retain.rows[i] in tokens]
-        scored = self._scored([(retain.records[i], tokens[retain.rows[i]]) for i in answered])
-        return len(places) - math.fsum(recall.rouge1 for _, recall in scored)
+    def _missing(self, asked: Sequence[Question], tokens: Mapping[int, Sequence[int]]) -> float:
+        """Return the recall that some rows lack of 1; all of it where there is no answer."""
+        scored = self._scored([(one, tokens[one.row]) for one in asked if one.row in tokens])
+        return len(asked) - math.fsum(recall.rouge1 for _, recall in scored)
 
-    def _scored(self, answers: Sequence[tuple[Record, Sequence[int]]]) -> list[tuple[str, Recall]]:
-        """Return the text of each answer, and its recall of the record's."""
+    def _scored(
+        self, answers: Sequence[tuple[Question, Sequence[int]]]
+    ) -> list[tuple[str, Recall]]:
+        """Return the text of each answer, and its recall of the true one."""
         if not answers:  # `batch_decode` of nothing is one empty text
             return []
         texts: list[str] = self._tokenizer.batch_decode(
             [list(tokens) for _, tokens in answers], skip_special_tokens=True
         )
-        truths = [record.answer for record, _ in answers]
+        truths = [one.record.answer for one, _ in answers]
         recalls = rouge_recall(truths, texts, tokenizer=self._rouge_tokenizer)
         return list(zip(texts, recalls, strict=True))
 
 
-def _new(rows: Sequence[int], begun: Collection[int]) -> list[int]:
-    """Return the rows that are not begun yet, each once."""
-    return [row for row in dict.fromkeys(rows) if row not in begun]
+def _new(questions: Iterable[Question], begun: Collection[int]) -> list[int]:
+    """Return the questions' rows that are not begun yet, each once."""
+    return [row for row in dict.fromkeys(one.row for one in questions) if row not in begun]
 
 
 def row_means(rows: Sequence[AnswerRow], names: Sequence[str]) -> dict[str, float]:

@@ -6,35 +6,25 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.metrics.names import METRICS, Metric, find_metric, own_name
-
-if TYPE_CHECKING:
-    from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.metrics.names import METRICS, Metric, find_metric
 
 __all__ = [
     "Constraint",
     "Goal",
-    "Objective",
     "goal_of",
     "in_words",
     "parse_constraint",
     "score_label",
 ]
 
-_OPERATOR = re.compile(r"[<>=!~≤≥]+")
-_SENSES = {">=": ">=", "<=": "<=", "≥": ">=", "≤": "<="}
-_MEANT = {">": ">=", "=>": ">=", "<": "<=", "=<": "<="}
+_BOUND = re.compile(r"\s*([^\W\d]\w*)\s*(>=|<=|≥|≤)\s*([^<>=!~≤≥]*[^<>=!~≤≥\s])\s*")
+_WORDS = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "mrr": "MRR"}
 # What is known of a trial that was stopped because it had missed the retain floor for certain.
-KNOWN_AT_A_STOP = {
-    "forget_rouge1",
-    "forget_rougeL",
-    "retain_rouge1",
-    "retain_rougeL",
-    "deviation_score",
-}
+_ASKED_FIRST = ("forget_rouge1", "forget_rougeL", "retain_rouge1", "retain_rougeL")
+KNOWN_AT_A_STOP = {*_ASKED_FIRST, "deviation_score"}
 FLOORED = "retain_rouge1"
 
 
@@ -59,18 +49,10 @@ class Constraint:
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
-    """A score that is to become as good as possible, and its better direction."""
-
-    metric: str
-    direction: str
-
-
-@dataclass(frozen=True, slots=True)
 class Goal:
     """A score to make as good as possible subject to bounds on others."""
 
-    objective: Objective
+    objective: Metric
     constraints: tuple[Constraint, ...]
 
     @classmethod
@@ -83,13 +65,7 @@ class Goal:
         """
         problems = Problems()
         with problems.collect():
-            if _OPERATOR.search(objective):
-                raise InputError(
-                    f"--minimise {objective.strip()}: a metric's name alone; a bound belongs to "
-                    "--constrain."
-                )
             metric = find_metric(objective, said="--minimise")
-            aim = Objective(metric.name, metric.direction)
         read: dict[tuple[str, str], Constraint] = {}
         for text in constraints:
             with problems.collect():
@@ -102,12 +78,12 @@ class Goal:
             if sense == ">=" and other is not None and one.bound > other.bound:
                 problems.add(f"--constrain: no value keeps both {one} and {other}.")
         problems.raise_if_any()
-        return cls(aim, tuple(read.values()))
+        return cls(metric, tuple(read.values()))
 
     def value(self, scores: Mapping[str, float]) -> float:
         """Return what is to be made small; NaN where it is not known."""
-        value = scores.get(self.objective.metric, math.nan)
-        return value if self.objective.direction == "minimize" else -value
+        value = scores.get(self.objective.name, math.nan)
+        return value if self.objective.lower_is_better else -value
 
     def violations(self, scores: Mapping[str, float]) -> dict[str, float]:
         """Return by how much each bound is missed; 0 or less where it is kept."""
@@ -128,7 +104,7 @@ class Goal:
         none.
         """
         seen = list(seen)
-        ends = [(self.objective.metric, self.objective.direction == "minimize")]
+        ends = [(self.objective.name, self.objective.lower_is_better)]
         ends += [(one.metric, one.sense == "<=") for one in self.constraints]
         worst = []
         for name, high_is_bad in ends:
@@ -143,23 +119,23 @@ class Goal:
             str(one): one.violation({one.metric: end})
             for one, end in zip(self.constraints, worst[1:], strict=True)
         }
-        return self.value({self.objective.metric: worst[0]}), violations
+        return self.value({self.objective.name: worst[0]}), violations
 
     @property
     def text(self) -> tuple[str, tuple[str, ...]]:
         """Objective and bounds as `read` takes them."""
-        return self.objective.metric, tuple(map(str, self.constraints))
+        return self.objective.name, tuple(map(str, self.constraints))
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the scores that it takes, each once."""
-        names = (self.objective.metric, *(one.metric for one in self.constraints))
+        names = (self.objective.name, *(one.metric for one in self.constraints))
         return tuple(dict.fromkeys(names))
 
     @property
     def shown(self) -> tuple[str, str]:
         """The two scores that pictures show: what is made good, and what else is kept."""
-        first = self.objective.metric
+        first = self.objective.name
         others = [name for name in (*self.metrics, FLOORED, "forget_rouge1") if name != first]
         return first, others[0]
 
@@ -175,14 +151,9 @@ class Goal:
         return self.floor if set(self.metrics) <= KNOWN_AT_A_STOP else None
 
     def __str__(self) -> str:
-        best = "lowest" if self.objective.direction == "minimize" else "highest"
-        text = f"{best} {score_label(self.objective.metric)}"
-        return text + (f" subject to {self.bounds}" if self.constraints else "")
-
-    @property
-    def bounds(self) -> str:
-        """The bounds in words."""
-        return in_words(self.constraints)
+        best = "lowest" if self.objective.lower_is_better else "highest"
+        text = f"{best} {score_label(self.objective.name)}"
+        return text + (f" subject to {in_words(self.constraints)}" if self.constraints else "")
 
 
 def parse_constraint(text: str) -> Constraint:
@@ -192,45 +163,28 @@ def parse_constraint(text: str) -> Constraint:
         InputError: It is none, names no metric, or a value that the metric cannot take.
     """
     said = f"--constrain {text.strip()!r}"
-    name, sense, value = _parts(text, said)
+    found = _BOUND.fullmatch(text)
+    if found is None:
+        raise InputError(
+            f"{said}: write one bound, METRIC>=VALUE or METRIC<=VALUE, such as retain_rouge1>=0.8, "
+            "in quotation marks, because a shell takes > and < for itself."
+        )
+    name, written, value = found.groups()
+    sense = {"≥": ">=", "≤": "<="}.get(written, written)
     problems = Problems()
-    metric: Metric | None = None
+    metric = problems.attempt(lambda: find_metric(name, said=said))
     bound = math.nan
-    with problems.collect():
-        metric = find_metric(name, said=said)
     try:
         bound = float(value)
     except ValueError:
         problems.add(f"{said}: {value!r} is not a number. Write for example {name}{sense}0.8.")
     else:
-        if metric is not None and (why := metric.why_never(bound)):
-            problems.add(f"{said}: {why}")
+        if metric is not None and not metric.may_be(bound):
+            problems.add(
+                f"{said}: {metric.name} is a finite number from {metric.low:g} to {metric.high:g}."
+            )
     problems.raise_if_any()
-    return Constraint(own_name(name), sense, bound)
-
-
-def _parts(text: str, said: str) -> tuple[str, str, str]:
-    """Return name, sense and value of a bound as they were written."""
-    found = _OPERATOR.search(text)
-    if found is None:
-        raise InputError(
-            f"{said}: METRIC>=VALUE or METRIC<=VALUE, in quotation marks, because a shell takes "
-            "> and < for itself."
-        )
-    name, value = text[: found.start()].strip(), text[found.end() :].strip()
-    sense = _SENSES.get(found.group())
-    if sense is None:
-        meant = _MEANT.get(found.group())
-        ask = f"write {meant}" if meant else "write >= or <=; a score is never exactly a value"
-        raise InputError(f"{said}: {found.group()} is not a bound; {ask}.")
-    if _OPERATOR.search(value):
-        raise InputError(f"{said}: one bound at a time; give --constrain twice.")
-    if not name or not value:
-        raise InputError(f"{said}: {'the metric' if not name else 'the value'} is missing.")
-    if own_name(value) in METRICS:
-        turned = "<=" if sense == ">=" else ">="
-        raise InputError(f"{said}: the metric comes first: {value}{turned}{name}.")
-    return name, sense, value
+    return Constraint(metric.name if metric is not None else name, sense, bound)
 
 
 def goal_of(config: SearchConfig) -> Goal:
@@ -252,10 +206,4 @@ def in_words(bounds: Iterable[Constraint]) -> str:
 
 def score_label(name: str) -> str:
     """Return a metric's name as it is written in a sentence: forget ROUGE-1."""
-    metric = METRICS[name]
-    if metric.quantity == name:
-        return name.replace("_", " ")
-    quantity = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "mrr": "MRR"}.get(
-        metric.quantity, metric.quantity.replace("_", " ")
-    )
-    return f"{metric.sets[0]} {quantity}"
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))

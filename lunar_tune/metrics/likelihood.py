@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lunar_tune.engine.decoding import likeliest
-from lunar_tune.engine.streams import sweep_batch
+from lunar_tune.engine.streams import batches_by_length, sweep_batch
 from lunar_tune.errors import DivergenceError
 from lunar_tune.metrics.evaluate import mean
 from lunar_tune.models.device import BatchSize, DeviceMemory
@@ -94,14 +94,9 @@ def likelihood_means(answers: Sequence[AnswerLikelihood]) -> dict[str, float]:
         perplexity = math.exp(nats)
     except OverflowError:
         perplexity = sys.float_info.max
-    return {
-        "mrr": mean([answer.mrr for answer in answers]),
-        "hit_ratio": mean([answer.hit_ratio for answer in answers]),
-        "log_prob": mean([answer.log_prob for answer in answers]),
-        "answer_log_prob": mean([answer.answer_log_prob for answer in answers]),
-        "perplexity": perplexity,
-        "extraction_strength": mean([answer.extraction_strength for answer in answers]),
-    }
+    names = ("mrr", "hit_ratio", "log_prob", "answer_log_prob", "extraction_strength")
+    means = {name: mean([getattr(answer, name) for answer in answers]) for name in names}
+    return means | {"perplexity": perplexity}
 
 
 class LikelihoodScorer:
@@ -127,7 +122,7 @@ class LikelihoodScorer:
     def _score(self, pairs: Sequence[Pair], tokens: int) -> tuple[AnswerLikelihood, ...]:
         decoder = self._loaded.layout.decoder_of(self._loaded.model)
         scored: dict[int, AnswerLikelihood] = {}
-        for places in _batches(pairs, tokens):
+        for places in batches_by_length([len(pair) for pair in pairs], tokens):
             batch = [pairs[place] for place in places]
             states = answer_states(self._loaded.model, decoder, batch)
             ranks, chosen, log_probs = self._judged(states.hidden, states.targets)
@@ -159,15 +154,3 @@ class LikelihoodScorer:
                 "the model's logits are NaN or infinite where a true answer is judged."
             )
         return ranks.tolist(), chosen.tolist(), log_probs.tolist()
-
-
-def _batches(pairs: Sequence[Pair], tokens: int) -> Iterator[list[int]]:
-    """Yield places of pairs of similar length, at most so many tokens with their padding."""
-    batch: list[int] = []
-    for place in sorted(range(len(pairs)), key=lambda place: len(pairs[place])):
-        if batch and (len(batch) + 1) * len(pairs[place]) > tokens:
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch

@@ -28,7 +28,6 @@ __all__ = [
     "check_metrics",
     "find_metric",
     "need_of",
-    "own_name",
 ]
 
 ANSWERS = "generated answers"
@@ -65,17 +64,9 @@ class Metric:
         """The better direction, as Optuna writes it."""
         return "minimize" if self.lower_is_better else "maximize"
 
-    def why_never(self, value: float) -> str | None:
-        """Return why the score never has a value; None where it may."""
-        if not math.isfinite(value):
-            return f"{value:g}: not a number that {self.name} can be compared with."
-        if self.low <= value <= self.high:
-            return None
-        if math.isinf(self.high):
-            return f"{value:g}: {self.name} is at least {self.low:g}."
-        if math.isinf(self.low):
-            return f"{value:g}: {self.name} is at most {self.high:g}."
-        return f"{value:g}: {self.name} lies between {self.low:g} and {self.high:g}."
+    def may_be(self, value: float) -> bool:
+        """Say whether the score can have a value."""
+        return math.isfinite(value) and self.low <= value <= self.high
 
 
 METRICS: Registry[Metric] = Registry("metric", group="lunar_tune.metrics")
@@ -124,20 +115,15 @@ for _metric in (
     METRICS.register(_metric.name, _metric)
 
 
-def own_name(text: str) -> str:
-    """Return a metric's name as it is written, from any case; another text as it is."""
-    stripped = text.strip()
-    return next((name for name in METRICS if name.lower() == stripped.lower()), stripped)
-
-
 def find_metric(text: str, *, said: str) -> Metric:
     """Return a metric by its name, in whatever case.
 
     Raises:
         InputError: There is none; the message begins with `said`, the option that names it.
     """
+    asked = text.strip()
     try:
-        return METRICS[own_name(text)]
+        return METRICS[next((name for name in METRICS if name.lower() == asked.lower()), asked)]
     except InputError as error:
         raise InputError(f"{said}: {error}") from error
 
@@ -148,13 +134,12 @@ def check_metrics(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         InputError: There is no such metric; all of them are named.
     """
-    problems = Problems()
-    found: dict[str, None] = {}
+    problems, found = Problems(), []
     for name in names:
         with problems.collect():
-            found[find_metric(name, said="--metrics").name] = None
+            found.append(find_metric(name, said="--metrics").name)
     problems.raise_if_any()
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def need_of(names: Iterable[str]) -> frozenset[str]:

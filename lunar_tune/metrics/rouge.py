@@ -69,22 +69,16 @@ class _WordTokenizer:
         return _SYLLABLE.sub(r" \g<0> ", kept).split()
 
 
-class _DefaultTokenizer(PorterStemmer):  # type: ignore[misc]  # nltk has no types
-    """Splits text into words of [a-z0-9], stemmed as rouge-score does by default.
-
-    Stems are remembered: answers say the same words over and over.
-    """
+class _DefaultTokenizer:
+    """Splits text into words of [a-z0-9], stemmed as rouge-score does by default."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._known = lru_cache(maxsize=2**16)(super().stem)
-
-    def stem(self, word: str, to_lowercase: bool = True) -> str:
-        stemmed: str = self._known(word, to_lowercase)
-        return stemmed
+        self._stemmer = PorterStemmer()
+        # Answers say the same words over and over.
+        self._stemmer.stem = lru_cache(maxsize=2**16)(self._stemmer.stem)
 
     def tokenize(self, text: str) -> list[str]:
-        words: list[str] = tokenize(text, self)
+        words: list[str] = tokenize(text, self._stemmer)
         return words
 
 
@@ -132,14 +126,10 @@ def check_scorable(
             for record in empty[:5]
         )
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        advice = (
-            "Use --rouge-tokenizer words, which knows every script, or correct the answers."
-            if tokenizer == "default"
-            else "Correct or remove them."
-        )
         raise DataError(
             f"{len(empty)} true answers have no word for the ROUGE tokenizer {tokenizer!r}, so "
-            f"they could only score 0: {shown}{more}. {advice}"
+            f"they could only score 0: {shown}{more}. Correct or remove them; "
+            "--rouge-tokenizer words knows every script."
         )
 
 

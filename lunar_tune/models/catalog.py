@@ -15,9 +15,8 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "CATALOG",
     "CatalogEntry",
-    "ModelReference",
     "ModelSpec",
-    "check_model_path",
+    "check_weights",
     "is_adapter",
     "resolve_model",
 ]
@@ -40,22 +39,30 @@ class CatalogEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelReference:
-    """What a `--model` value means."""
+class ModelSpec:
+    """Everything that decides which weights are loaded, and how."""
 
     name: str
     """The name to show: a catalogue name, a hub id, or a folder's name."""
-    source: str | None
-    """Hub id or local folder to load from; None for a model built on the spot."""
-    entry: CatalogEntry | None = None
-    """The catalogue entry, if it is one."""
+    source: str
+    """Hub id or folder of the base checkpoint; `tiny` until that is built."""
+    weights: str | None = None
+    """Folder of fine-tuned weights: a checkpoint, or a PEFT adapter for `source`."""
     revision: str | None = None
-    """Branch, tag or commit on the hub; None is the newest."""
+    """Branch, tag or commit on the hub; None takes the default branch."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16 or auto (bfloat16 on a GPU, float32 on a CPU)."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the checkpoint may run."""
 
     @property
-    def is_local(self) -> bool:
-        """Whether the source is a folder on this machine."""
-        return self.source is not None and is_folder(Path(self.source))
+    def checkpoint(self) -> str:
+        """Where configuration and weights are read from; an adapter is not a checkpoint."""
+        if self.weights is not None and not is_adapter(Path(self.weights)):
+            return self.weights
+        return self.source
 
 
 CATALOG: Registry[CatalogEntry] = Registry("model", error_class=ModelError)
@@ -77,7 +84,7 @@ for _name, _hub_id, _n_layers, _billions in (
     CATALOG.register(_name, CatalogEntry(_hub_id, _n_layers, _billions))
 
 
-def resolve_model(name: str) -> ModelReference:
+def resolve_model(name: str) -> ModelSpec:
     """Tell what a `--model` value means, without network.
 
     Raises:
@@ -85,12 +92,11 @@ def resolve_model(name: str) -> ModelReference:
     """
     known, _, revision = name.partition("@")
     if known in CATALOG:
-        entry = CATALOG[known]
-        source = entry.hub_id
-        return ModelReference(name=known, source=source, entry=entry, revision=revision or None)
+        source = CATALOG[known].hub_id or known
+        return ModelSpec(name=known, source=source, revision=revision or None)
     folder = Path(name).expanduser()
     if name and is_folder(folder):
-        return ModelReference(name=folder.resolve().name, source=str(folder.resolve()))
+        return ModelSpec(name=folder.resolve().name, source=str(folder.resolve()))
     if name.startswith((".", "/", "~")) or is_file(folder):
         raise ModelError(
             f"--model {name}: no such folder. Give a folder that holds config.json and "
@@ -98,38 +104,11 @@ def resolve_model(name: str) -> ModelReference:
             f"or one of: {', '.join(CATALOG)}."
         )
     if _HUB_ID.match(known):
-        return ModelReference(name=known, source=known, revision=revision or None)
+        return ModelSpec(name=known, source=known, revision=revision or None)
     raise ModelError(
         f"unknown model {known!r}.{suggestion(known, CATALOG)} A hub id (owner/name) or a folder "
         "works as well."
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
-    """Everything that decides which weights are loaded, and how."""
-
-    name: str
-    """The name to show."""
-    source: str
-    """Hub id or folder of the base checkpoint."""
-    weights: str | None = None
-    """Folder of fine-tuned weights: a checkpoint, or a PEFT adapter for `source`."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; None takes the default branch."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16 or auto (bfloat16 on a GPU, float32 on a CPU)."""
-    device: str = "auto"
-    """cpu, cuda or auto."""
-    trust_remote_code: bool = False
-    """Whether Python code that comes with the checkpoint may run."""
-
-    @property
-    def checkpoint(self) -> str:
-        """Where configuration and weights are read from; an adapter is not a checkpoint."""
-        if self.weights is not None and not is_adapter(Path(self.weights)):
-            return self.weights
-        return self.source
 
 
 def is_adapter(folder: Path) -> bool:
@@ -137,24 +116,21 @@ def is_adapter(folder: Path) -> bool:
     return is_file(folder / ADAPTER_FILE)
 
 
-def check_model_path(path: str) -> Path:
-    """Return the folder of `--model-path`.
+def check_weights(path: str, option: str) -> Path:
+    """Return the folder of a checkpoint or an adapter that an option names.
 
     Raises:
-        ModelError: It does not exist, or holds neither a checkpoint nor an adapter.
+        ModelError: It does not exist, or lacks a file.
     """
     folder = Path(path).expanduser()
     if not is_folder(folder):
-        raise ModelError(f"--model-path {path}: no such folder.")
-    if not is_adapter(folder) and not (folder / "config.json").is_file():
-        raise ModelError(
-            f"--model-path {path}: holds neither config.json (a checkpoint) nor {ADAPTER_FILE} "
-            "(a PEFT adapter)."
-        )
-    weights = ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors"
-    if not any(folder.glob(weights)):
-        raise ModelError(
-            f"--model-path {path}: holds no {weights} file. Only safetensors weights are read "
-            "(pickled *.bin files can run code); save them with save_pretrained()."
-        )
+        raise ModelError(f"{option} {path}: no such folder.")
+    wanted = (ADAPTER_WEIGHTS,) if is_adapter(folder) else ("config.json", "*.safetensors")
+    for pattern in wanted:
+        if not any(folder.glob(pattern)):
+            raise ModelError(
+                f"{option} {path}: holds no {pattern} file. A checkpoint has config.json and "
+                f"*.safetensors, a PEFT adapter {ADAPTER_FILE} and {ADAPTER_WEIGHTS}; pickled "
+                "*.bin files can run code and are not read: save them with save_pretrained()."
+            )
     return folder.resolve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +36,7 @@ _PUBLISHED_TURNS: tuple[tuple[str, str], ...] = (
     ("<|im_start|>", "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"),
     ("<start_of_turn>", "<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n"),
 )
-_PUBLISHED_INST = "[INST] {question} [/INST]"
-_INST_FAMILIES = ("llama", "mistral")
+_OTHER_TURNS = dict.fromkeys(("llama", "mistral"), "[INST] {question} [/INST]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,20 +79,22 @@ class ChatFormat:
 def render_prompt(
     tokenizer: PreTrainedTokenizerBase, question: str, chat: ChatFormat, *, family: str
 ) -> str:
-    """Return the text that puts `question` to the model, up to where its answer begins.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        question: The user's turn.
-        chat: The format.
-        family: `config.model_type`.
+    """Return the text that puts `question` to a model of a family, up to where its answer begins.
 
     Raises:
         ModelError: The tokenizer has no chat template, the template fails (many refuse a system
             turn), or the published code has no user turn for this family.
     """
     if chat.template == PUBLISHED:
-        return _published_turn(tokenizer, family).format(question=question)
+        vocabulary = tokenizer.get_vocab()
+        turns = [turn for token, turn in _PUBLISHED_TURNS if token in vocabulary]
+        turn = next(iter(turns), _OTHER_TURNS.get(family))
+        if turn is None:
+            raise ModelError(
+                "--chat-template published: the published code has no user turn for the family "
+                f"{family!r}. Use --chat-template own."
+            )
+        return turn.format(question=question)
     if chat.template == OWN and not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template. Use "
@@ -161,35 +163,14 @@ def end_of_turn(
 
     It is the first end-of-sequence token that the chat template writes after an assistant's turn;
     where it writes none, the tokenizer's own.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        chat: The format.
-        eos_ids: The tokens at which the model stops.
     """
     answer = "lunar tune marker"
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
     after = ""
     if chat.template != PUBLISHED:
-        try:
-            rendered = _rendered(tokenizer, messages, chat, prompt=False)
-            after = rendered.rpartition(answer)[2]
-        except Exception:  # Jinja's are unrelated; a template need not know assistants
-            after = ""
+        with suppress(Exception):  # Jinja's are unrelated; a template need not know assistants
+            after = _rendered(tokenizer, messages, chat, prompt=False).rpartition(answer)[2]
     written = tokenizer(after, add_special_tokens=False)["input_ids"]
     own = tokenizer.eos_token_id
     fallback = own if own in eos_ids else eos_ids[0]
     return next((token for token in written if token in eos_ids), fallback)
-
-
-def _published_turn(tokenizer: PreTrainedTokenizerBase, family: str) -> str:
-    vocabulary = tokenizer.get_vocab()
-    for token, turn in _PUBLISHED_TURNS:
-        if token in vocabulary:
-            return turn
-    if family in _INST_FAMILIES:
-        return _PUBLISHED_INST
-    raise ModelError(
-        f"--chat-template published: the published code has no user turn for the family "
-        f"{family!r}. Use --chat-template own."
-    )

@@ -25,7 +25,6 @@ __all__ = [
     "GIB",
     "BatchSize",
     "DeviceMemory",
-    "bytes_needed",
     "check_fits",
     "give_back",
     "host_free_bytes",
@@ -62,17 +61,15 @@ def resolve_device(device: str) -> torch.device:
         raise InputError(f"--device {device}: unknown. There are: auto, cpu, cuda.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(
-            f"--device {device}: torch {torch.__version__} sees no CUDA device here. "
-            "Use --device cpu, or install a CUDA build of torch on a machine with a GPU."
-        )
     resolved = torch.device(device)
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices, numbered "
-            "from 0."
-        )
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= count:
+            raise InputError(
+                f"--device {device}: torch {torch.__version__} sees {count or 'no'} CUDA devices "
+                "here, numbered from 0. Use --device cpu, or install a CUDA build of torch on a "
+                "machine with a GPU."
+            )
     return resolved
 
 
@@ -166,12 +163,7 @@ def give_back() -> None:
 
 
 class BatchSize:
-    """A batch size that is found rather than asked for, and remembered.
-
-    Args:
-        most: The first try: an estimate from memory, or what was asked for.
-        what: What is batched, for the message.
-    """
+    """A batch size that is found and remembered; `most` is the first try, `what` is batched."""
 
     def __init__(self, most: int, what: str) -> None:
         self.size = max(1, most)
@@ -202,18 +194,6 @@ class BatchSize:
             give_back()
 
 
-def bytes_needed(parameters: float, bytes_each: int, *, trained: bool = False) -> int:
-    """Return the least memory that a model can be worked with.
-
-    Args:
-        parameters: How many it has.
-        bytes_each: Of a parameter in the number format it is loaded in.
-        trained: Whether all weights are trained, rather than one matrix or an adapter.
-    """
-    weights = parameters * (TRAINED_BYTES if trained else bytes_each)
-    return int(weights * (1 + WORKING_SHARE)) + WORKING_BYTES
-
-
 def n_parameters(model: ModelSpec) -> float | None:
     """Return how many parameters a model has, as far as that is known without loading it."""
     from safetensors import SafetensorError, safe_open
@@ -239,13 +219,9 @@ def check_fits(
     share: float = 1.0,
     budget_gib: float | None = None,
 ) -> None:
-    """Refuse a model that the GPU on this machine cannot hold.
+    """Refuse a model that the GPU on this machine cannot hold, or train wholly.
 
-    Args:
-        model: What would be loaded, on the device that it names.
-        trained: Whether all weights are trained.
-        share: Of a GPU, for one worker.
-        budget_gib: What a worker may use at most; None is all of its share.
+    A worker has a share of the GPU, and of that at most the budget.
 
     Raises:
         ModelError: It would not fit.
@@ -256,7 +232,8 @@ def check_fits(
     if device.type != "cuda" or parameters is None:
         return
     dtype = resolve_dtype(model.dtype, device)
-    need = bytes_needed(parameters, dtype.itemsize, trained=trained)
+    weights = parameters * (TRAINED_BYTES if trained else dtype.itemsize)
+    need = int(weights * (1 + WORKING_SHARE)) + WORKING_BYTES
 
     def memory_of(number: int) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(number)

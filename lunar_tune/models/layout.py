@@ -64,14 +64,9 @@ class BlockLayout:
 
 
 # Checked against an independent computation for each family: tests/core/test_core_layouts.py.
-LAYOUTS: dict[str, BlockLayout] = {
-    "llama": BlockLayout(),
-    "mistral": BlockLayout(),
-    "qwen2": BlockLayout(),
-    "qwen3": BlockLayout(),
-    "gemma": BlockLayout(),
-    "phi3": BlockLayout(),
-}
+LAYOUTS: dict[str, BlockLayout] = dict.fromkeys(
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"), BlockLayout()
+)
 
 _NORM_AFTER_MLP = "it normalises the MLP's output again before adding it to the residual stream"
 _EXPERTS = "its MLP is a mixture of experts, not one down-projection"

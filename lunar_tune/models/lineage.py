@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lunar_tune.errors import ModelError
-from lunar_tune.files import write_atomically
+from lunar_tune.files import write_json
 from lunar_tune.models.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ class Lineage:
 
     format: Literal[1] = 1
     base: str
-    """Name of the base model, to show."""
     source: str
     """Hub id or folder of the base model."""
     weights: str | None
@@ -46,7 +45,6 @@ class Lineage:
     fingerprint: str
     """Of the weights that training began with."""
     data: str
-    """Name of the data, to show."""
     data_digest: str
     """`records_digest` of what was learned."""
     settings: Mapping[str, Any]
@@ -55,7 +53,6 @@ class Lineage:
     """`rouge1` on the data, `rouge1_by_edge`, `refused` (share of prompts that cannot be answered);
     empty until it was measured."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of the packages."""
     unlearned: Mapping[str, Any] = field(default_factory=dict)
     """What was unlearned after that: `data`, `data_digest`, `forget_edges`, `method`, `variant`,
     `parameters`, `seed`, `search`, `trial`, `scores`; empty where nothing was."""
@@ -78,15 +75,10 @@ class Lineage:
         names = ("base", "source", "revision", "fingerprint", "data", "data_digest")
         return {f"finetuned.{name}": str(getattr(self, name)) for name in names}
 
-    def document(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return dataclasses.asdict(self)
-
 
 def write_lineage(folder: Path, lineage: Lineage) -> None:
     """Write it beside the weights."""
-    text = json.dumps(lineage.document(), indent=1, ensure_ascii=False) + "\n"
-    write_atomically(folder / LINEAGE_FILE, text.encode(errors="surrogatepass"))
+    write_json(folder / LINEAGE_FILE, dataclasses.asdict(lineage))
 
 
 def read_lineage(folder: str | Path) -> Lineage | None:

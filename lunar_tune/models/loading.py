@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 __all__ = [
     "LoadedModel",
     "as_loaded",
-    "hub_resolves",
+    "from_hub",
     "load_config",
     "load_model",
+    "load_weights",
 ]
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    config: PretrainedConfig = _from_hub(AutoConfig, spec, spec.checkpoint)
+    config: PretrainedConfig = from_hub(AutoConfig, spec, spec.checkpoint)
     layout_of(config)
     return config
 
@@ -87,26 +88,16 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         InputError: The device or number format is unknown or not there.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # the commands show their own
     device = resolve_device(spec.device)
     load_config(spec)  # an unsuitable family is refused before its weights are read
     source = spec.source
     if spec.weights is not None and (Path(spec.weights) / "tokenizer_config.json").is_file():
         source = spec.weights
-    tokenizer = _from_hub(AutoTokenizer, spec, source)
-    options: dict[str, Any] = {"dtype": resolve_dtype(spec.dtype, device), "use_safetensors": True}
-    if device.type == "cuda":
-        options["device_map"] = {"": device}
-    model, report = _from_hub(
-        AutoModelForCausalLM, spec, spec.checkpoint, output_loading_info=True, **options
-    )
-    if missing := report["missing_keys"]:  # transformers fills them with random numbers
-        raise ModelError(
-            f"model {spec.checkpoint}: the weights lack {len(missing)} tensors that config.json "
-            f"asks for, among them {', '.join(sorted(missing)[:3])}."
-        )
+    tokenizer = from_hub(AutoTokenizer, spec, source)
+    options: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
+    dtype = resolve_dtype(spec.dtype, device)
+    model = load_weights(AutoModelForCausalLM, spec, dtype=dtype, **options)
     if spec.weights is not None and is_adapter(Path(spec.weights)):
         model = _merge_adapter(model, spec, spec.weights)
     model = model.eval().requires_grad_(requires_grad=False)
@@ -162,10 +153,37 @@ def _merge_adapter(model: PreTrainedModel, spec: ModelSpec, folder: str) -> PreT
     return merged
 
 
-def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any:
-    """Call `factory.from_pretrained`, turning the hub's errors into messages to act on."""
-    from safetensors import SafetensorError
+def load_weights(
+    factory: Any, spec: ModelSpec, *, unused: tuple[str, ...] = (), **options: Any
+) -> PreTrainedModel:
+    """Return a model with the checkpoint's weights, which may lack what begins with `unused`.
 
+    Raises:
+        ModelError: They cannot be had, or other tensors are missing.
+    """
+    model: PreTrainedModel
+    model, report = from_hub(
+        factory, spec, spec.checkpoint, output_loading_info=True, use_safetensors=True, **options
+    )
+    # Transformers fills them with random numbers.
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
+    if missing:
+        raise ModelError(
+            f"model {spec.checkpoint}: the weights lack {len(missing)} tensors that config.json "
+            f"asks for, among them {', '.join(missing[:3])}."
+        )
+    return model
+
+
+def from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any:
+    """Call `factory.from_pretrained`, turning its errors into messages to act on.
+
+    Raises:
+        ModelError: It fails.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # the commands show their own
     local = is_folder(Path(source))
     if spec.trust_remote_code:
         logger.warning("%s: Python code that comes with the checkpoint may run", source)
@@ -174,10 +192,10 @@ def _from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any
             source,
             revision=None if local else spec.revision,
             trust_remote_code=spec.trust_remote_code,
-            local_files_only=local or not hub_resolves(),
+            local_files_only=local or not _hub_resolves(),
             **options,
         )
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+    except Exception as error:  # hub, Rust and transformers raise unrelated classes
         raise ModelError(f"model {source}: {_why_not_loaded(error, spec, local)}") from error
 
 
@@ -208,15 +226,15 @@ def _why_not_loaded(error: Exception, spec: ModelSpec, local: bool) -> str:
         reason = "the hub has no such model, or it is private (`hf auth login`)."
     elif "trust_remote_code" in str(error):
         reason = (
-            "it wants to run Python code that comes with it. If you trust its authors, repeat the "
-            "command with --trust-remote-code."
+            "it wants to run Python code that comes with it. If it is that of --model and you "
+            "trust its authors, repeat the command with --trust-remote-code."
         )
     elif local:
         reason = f"the folder cannot be loaded: {error}"
     elif led(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         reason = (
-            "it is not in the local cache and the hub could not be reached. Connect, download it "
-            "elsewhere and give the folder with --model or --model-path, or use --model tiny. "
+            "it is not in the local cache and the hub could not be reached. Connect, or download "
+            "it elsewhere and give its folder; --model tiny needs no download. "
             f"({str(error).partition(chr(10))[0]})"
         )
     else:
@@ -224,7 +242,7 @@ def _why_not_loaded(error: Exception, spec: ModelSpec, local: bool) -> str:
     return reason
 
 
-def hub_resolves() -> bool:
+def _hub_resolves() -> bool:
     """Say whether the hub's name resolves; where it does not, waiting for answers is in vain."""
     from huggingface_hub import constants
 

@@ -62,7 +62,7 @@ def search_document(
     if prior is not None:
         resolved["layer_prior"] = {"made_of_it": plan.layers, **prior.model_dump(mode="json")}
     if (lineage := read_lineage(spec.model.checkpoint)) is not None:
-        resolved["lineage"] = lineage.document()
+        resolved["lineage"] = dataclasses.asdict(lineage)
     return configuration_document(config, given=given, derived=derived, resolved=resolved)
 
 
@@ -127,7 +127,7 @@ def write_best(
         "solver": spec.method.variant,
         "trial": row.number,
         "parameters": dict(row.parameters),
-        "minimise": goal.objective.metric,
+        "minimise": goal.objective.name,
         "constraints": [str(one) for one in goal.constraints],
         "feasible": goal.is_kept(confirmation.scores),
         "confirmed": {key: full[key] for key in shown if full[key] is not None},

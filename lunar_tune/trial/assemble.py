@@ -17,7 +17,7 @@ from lunar_tune.methods.contract import Method, configure_method
 from lunar_tune.metrics.embedding import check_embedding_model
 from lunar_tune.metrics.names import METRICS, check_metrics
 from lunar_tune.metrics.rouge import check_scorable
-from lunar_tune.models.catalog import ModelSpec, check_model_path, resolve_model
+from lunar_tune.models.catalog import CATALOG, ModelSpec, check_weights, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import check_fits, resolve_device
 from lunar_tune.models.loading import load_config
@@ -41,13 +41,8 @@ def assemble(
 ) -> TrialSpec:
     """Resolve and check everything that needs no weights.
 
-    For `tiny` the spec's model source is its name until `materialise` has built it.
-
-    Args:
-        options: What was asked for.
-        device_is_here: Whether the model will run on this machine, so that a device that is not
-            here is a mistake.
-        gpu_share: Of a GPU, for this model.
+    For `tiny` the spec's model source is its name until `materialise` has built it. The device is
+    looked at where `device_is_here`, and has to have room for the model in that share of a GPU.
 
     Raises:
         InputError: Something is wrong; all of it is said at once.
@@ -61,7 +56,10 @@ def assemble(
     with problems.collect():
         check_scorable((), tokenizer=options.rouge_tokenizer)
     check_values(options, problems)
-    metrics = problems.attempt(lambda: _metrics(options))
+    metrics = problems.attempt(lambda: check_metrics(options.metrics))
+    for name in metrics or ():
+        if "factual" in METRICS[name].sets and options.factual_data == NONE:
+            problems.add(f"--metrics {name}: there are no questions with --factual-data none.")
     if embedding_model is not None:
         with problems.collect():
             embedding_model = check_embedding_model(embedding_model)
@@ -73,7 +71,6 @@ def assemble(
     problems.raise_if_any()
     if model is None or chat is None or method is None or metrics is None or data is None:
         raise AssertionError("every None above comes with a noted problem")
-    _check_family(model)
     return TrialSpec(
         model=model,
         chat=chat,
@@ -100,10 +97,7 @@ def assemble_finetuning(
 ) -> FinetuneJob:
     """Resolve and check everything that fine-tuning needs but the weights, as `assemble` does.
 
-    Args:
-        options: Model, data, prompts, seed; what concerns unlearning is not looked at.
-        settings: Of the training.
-        problems: What is known to be wrong already.
+    What concerns unlearning is not looked at; `problems` are known already.
 
     Raises:
         InputError: Something is wrong; all of it is said at once.
@@ -116,9 +110,6 @@ def assemble_finetuning(
         check_scorable(records or (), tokenizer=options.rouge_tokenizer, text=options.text)
     prompts = problems.attempt(lambda: read_prompts_of(options.reference_prompts))
     refusals = problems.attempt(lambda: read_prompts_of(options.refusals))
-    if model is not None:
-        with problems.collect():
-            _check_family(model)
     problems.raise_if_any()
     if model is None or chat is None or records is None or prompts is None or refusals is None:
         raise AssertionError("every None above comes with a noted problem")
@@ -138,9 +129,7 @@ def assemble_finetuning(
 def materialise(job: Job, on_progress: Callable[[int, int], None] | None = None) -> Job:
     """Return the job with a model source that can be loaded: `tiny` is built if it is missing.
 
-    Args:
-        job: From `assemble` or `assemble_finetuning`.
-        on_progress: Called with epochs done and epochs in all while `tiny` is being built.
+    Meanwhile `on_progress` is called with the epochs done and epochs in all.
     """
     if job.model.source != TINY:
         return job
@@ -156,18 +145,19 @@ def known_depth(options: RunOptions) -> int | None:
     Raises:
         ModelError: The model's name means nothing.
     """
-    reference = resolve_model(options.model)
-    for folder in (options.model_path, reference.source if reference.is_local else None):
-        if folder is None:
-            continue
+    source = resolve_model(options.model).source
+    if source == TINY:  # built elsewhere, and no folder of that name
+        source = ""
+    for folder in filter(None, (options.model_path, source)):
         try:
-            config = json.loads((Path(folder).expanduser() / "config.json").read_text("utf-8"))
-        except (OSError, ValueError):
+            text = (Path(folder).expanduser() / "config.json").read_text("utf-8")
+            depth = json.loads(text)["num_hidden_layers"]
+        except (OSError, ValueError, LookupError, TypeError):
             continue
-        depth = config.get("num_hidden_layers") if isinstance(config, dict) else None
         if isinstance(depth, int) and depth:
             return depth
-    return reference.entry.n_layers if reference.entry is not None else None
+    known = options.model.partition("@")[0]
+    return CATALOG[known].n_layers if known in CATALOG else None
 
 
 def configured(options: RunOptions) -> tuple[Method, dict[str, Any]]:
@@ -183,39 +173,24 @@ def _model_and_chat(
     options: ModelOptions, problems: Problems, *, device_is_here: bool = True
 ) -> tuple[ModelSpec | None, ChatFormat | None]:
     """Return the model and the chat format; None where something is wrong, which is then noted."""
-    path = options.model_path
-    reference = problems.attempt(lambda: resolve_model(options.model))
-    weights = problems.attempt(lambda: str(check_model_path(path)) if path else None)
+    path, weights = options.model_path, None
+    model = problems.attempt(lambda: resolve_model(options.model))
+    if path:
+        weights = problems.attempt(lambda: str(check_weights(path, "--model-path")))
     with problems.collect():
         resolve_device(options.device if device_is_here else "cpu")
     chat = problems.attempt(
         lambda: ChatFormat.from_option(options.chat_template, options.system_prompt)
     )
-    if reference is None:
-        return None, chat
-    model = ModelSpec(
-        name=reference.name,
-        source=reference.source or TINY,
-        weights=weights,
-        revision=reference.revision,
-        dtype=options.dtype,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-    )
+    if model is not None:
+        model = dataclasses.replace(
+            model,
+            weights=weights,
+            dtype=options.dtype,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
+        )
+        with problems.collect():
+            if model.checkpoint != TINY and is_folder(Path(model.checkpoint)):
+                load_config(model)  # refuses an unsuitable family
     return model, chat
-
-
-def _check_family(model: ModelSpec) -> None:
-    """Refuse an unsuitable family where the configuration is on this machine."""
-    if model.checkpoint != TINY and is_folder(Path(model.checkpoint)):
-        load_config(model)
-
-
-def _metrics(options: RunOptions) -> tuple[str, ...]:
-    """Return the further scores that are wanted, after checking that they can be had."""
-    names, problems = check_metrics(options.metrics), Problems()
-    for name in names:
-        if "factual" in METRICS[name].sets and options.factual_data == NONE:
-            problems.add(f"--metrics {name}: there are no questions with --factual-data none.")
-    problems.raise_if_any()
-    return names

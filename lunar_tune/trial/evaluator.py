@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
 
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.data.records import Record
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import PlainAnswerer, generate_tokens, token_budget
+from lunar_tune.engine.prompt_activations import PromptActivations
 from lunar_tune.errors import DataError
+from lunar_tune.methods.contract import Fit
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
-from lunar_tune.metrics.evaluate import JUDGED, AnswerSource, Evaluation, EvaluationSet, Evaluator
+from lunar_tune.metrics.evaluate import JUDGED, AnswerSource, Evaluation, Evaluator, Question
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
 from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, METRICS
 from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
+from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.layout import why_not_resumable
+from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair, encode_answers
 from lunar_tune.trial.reference_engine import reference_answers
+from lunar_tune.trial.spec import TrialSpec
 
-if TYPE_CHECKING:
-    from lunar_tune.data.records import Record
-    from lunar_tune.engine.prompt_activations import PromptActivations
-    from lunar_tune.methods.contract import Fit
-    from lunar_tune.models.device import DeviceMemory
-    from lunar_tune.models.loading import LoadedModel
-    from lunar_tune.trial.spec import DataSets, TrialSpec
-
-__all__ = ["Check", "Encoder", "FurtherScores", "Judge", "asked_sets", "drive"]
+__all__ = ["Check", "Encoder", "Judge", "drive"]
 
 # Looks in a whole fit, and the rows of each set that one asks.
 LOOKS, CHECKED_ROWS = 4, 32
@@ -47,6 +43,7 @@ class Encoder:
     def __init__(self, loaded: LoadedModel, chat: ChatFormat) -> None:
         self._loaded, self._chat = loaded, chat
         self._prompts: dict[str, tuple[int, ...]] = {}
+        self._pairs: dict[Record, Pair] = {}
 
     def prompts(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Return each question's prompt, up to where its answer begins."""
@@ -65,13 +62,16 @@ class Encoder:
 
     def pairs(self, records: Sequence[Record]) -> tuple[Pair, ...]:
         """Return records as prompts with their true answers."""
-        prompts = self.prompts([record.question for record in records])
-        answers = self.answers([record.answer for record in records])
+        new = [record for record in dict.fromkeys(records) if record not in self._pairs]
+        prompts = self.prompts([record.question for record in new])
+        answers = self.answers([record.answer for record in new])
+        pairs = [Pair(*pair) for pair in zip(prompts, answers, strict=True)]
         self._check_lengths(
-            [record.question + record.answer for record in records],
-            [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
+            [record.question + record.answer for record in new],
+            [pair.prompt + pair.answer for pair in pairs],
         )
-        return tuple(Pair(*pair) for pair in zip(prompts, answers, strict=True))
+        self._pairs.update(zip(new, pairs, strict=True))
+        return tuple(self._pairs[record] for record in records)
 
     def _check_lengths(self, texts: Sequence[str], encoded: Sequence[tuple[int, ...]]) -> None:
         """Refuse what is longer than the model's context; the message shows none of the text."""
@@ -114,29 +114,36 @@ def drive(fit: Fit, floor: float | None, look: Callable[[int], Check]) -> tuple[
     return tuple(checks)
 
 
-def asked_sets(data: DataSets, *, full: bool) -> dict[str, tuple[Record, ...]]:
-    """Return the questions of a trial, or of a full evaluation, by set."""
-    if full and (held := data.held_out) is not None:
-        return {"forget": held.forget, "retain": held.retain, "factual": held.factual}
-    retain = data.retain if full else data.retain_sample
-    return {"forget": data.forget, "retain": retain, "factual": data.factual}
-
-
 class Judge:
-    """Asks the questions of a study and scores the answers."""
+    """Asks the questions of a study and scores the answers, as long as its worker lives.
+
+    Scores beside ROUGE are those of `TrialSpec.metrics`; an evaluation that was stopped early has
+    none, since that trial is judged already. Answers are embedded by `sentences`, or else by the
+    base model's own states.
+    """
 
     def __init__(
         self,
         spec: TrialSpec,
         loaded: LoadedModel,
-        activations: PromptActivations,
         encoder: Encoder,
-        further: FurtherScores,
+        *,
+        memory: DeviceMemory,
+        sentences: Embedder | None,
+        activations: PromptActivations,
     ) -> None:
-        self.spec, self.loaded, self.activations = spec, loaded, activations
-        self._encoder, self._further = encoder, further
+        self.spec, self.loaded, self._encoder = spec, loaded, encoder
+        self._memory, self._sentences = memory, sentences
+        self._metrics = [METRICS[name] for name in spec.metrics]
         self._row_numbers = spec.row_numbers
+        self._scorer = LikelihoodScorer(loaded, memory)
+        self.use(activations)
+
+    def use(self, activations: PromptActivations) -> None:
+        """Answer from other activations from now on."""
+        self.activations = activations
         self._evaluators: dict[tuple[bool, int | None], Evaluator] = {}
+        self.__dict__.pop("answers", None)
 
     @property
     def plain_decoding(self) -> str | None:
@@ -177,6 +184,9 @@ class Judge:
             edited_layer: See `Fit`.
             full: Whether to ask all rows with the published token budget.
             bounded: Whether to stop asking once the retain floor is missed for certain.
+
+        Raises:
+            DivergenceError: A logit of a likelihood is NaN or infinite.
         """
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
         evaluation = self._evaluator(full=full).evaluate(
@@ -184,14 +194,32 @@ class Judge:
             max_new_tokens=budget,
             floor=self.spec.engine.retain_floor if bounded else None,
         )
-        rows = tuple(
-            dataclasses.replace(
-                row, row=self._row_numbers[row.set_name, row.edge, row.question, row.truth]
-            )
-            for row in evaluation.rows
-        )
-        evaluation = dataclasses.replace(evaluation, rows=rows)
-        return self._further.of_model(evaluation, asked_sets(self.spec.data, full=full)), budget
+        if not evaluation.complete:
+            return evaluation, budget
+        further: dict[str, float] = {}
+        for metric in self._metrics:
+            if metric.compute is not None:
+                rows = [row for row in evaluation.rows if row.set_name in metric.sets]
+                further[metric.name] = float(metric.compute(rows))
+        likelihoods = [metric for metric in self._metrics if LIKELIHOODS in metric.needs]
+        for name in dict.fromkeys(one for metric in likelihoods for one in metric.sets):
+            records = self.spec.data.asked(full=full)[name]
+            means = likelihood_means(self._scorer.score(self._encoder.pairs(records)))
+            further |= {
+                metric.name: means[metric.quantity] for metric in likelihoods if name in metric.sets
+            }
+        return evaluation.with_scores(further), budget
+
+    def compare_answers(self, evaluation: Evaluation) -> Evaluation:
+        """Return the evaluation with what comparing its answers as embeddings gives.
+
+        The model must be the base model again, whose own states are read, also for the answers of
+        an unlearned one: an edit that moved them would otherwise be judged by itself.
+        """
+        if not evaluation.complete or not any(EMBEDDINGS in one.needs for one in self._metrics):
+            return evaluation
+        answers = [row.answer for row in evaluation.rows if row.set_name == "forget"]
+        return evaluation.with_scores({"refusal_quality": self._refusals.quality(answers)})
 
     def check(self, fit: Fit, epochs: int) -> Check:
         """Look at the model between two epochs."""
@@ -205,94 +233,33 @@ class Judge:
     def _evaluator(self, *, full: bool = False, rows: int | None = None) -> Evaluator:
         """Return who asks a trial's questions, all of them, or some by edge of the judged sets."""
         if (full, rows) not in self._evaluators:
-            spec, sets = self.spec, asked_sets(self.spec.data, full=full)
+            spec, sets = self.spec, self.spec.data.asked(full=full)
             if rows is not None:
                 sets = {name: sample_by_edge(sets[name], rows, seed=spec.seed) for name in JUDGED}
-            asked = []
+            questions = {}
             for name, records in sets.items():
                 prompts = self._encoder.prompts([record.question for record in records])
-                places = tuple(self.activations.rows_of(prompts))
-                asked += [EvaluationSet(name, records, places)] if records else []
+                asked = zip(records, self.activations.rows_of(prompts), strict=True)
+                if records:
+                    questions[name] = [
+                        Question(record, row, self._row_numbers[name, record])
+                        for record, row in asked
+                    ]
             self._evaluators[full, rows] = Evaluator(
                 self.answers,
                 self.loaded.tokenizer,
-                asked,
+                questions,
                 rouge_tokenizer=spec.rouge_tokenizer,
                 early_exit=spec.engine.early_exit,
                 seed=spec.seed,
             )
         return self._evaluators[full, rows]
 
-
-class FurtherScores:
-    """Adds to evaluations what was asked for beside ROUGE.
-
-    An evaluation that was stopped early is returned as it is: that trial is judged already.
-    Answers are embedded by a sentence model, or else by the base model's own states.
-    """
-
-    def __init__(
-        self,
-        spec: TrialSpec,
-        loaded: LoadedModel,
-        encoder: Encoder,
-        memory: DeviceMemory,
-        sentences: Embedder | None,
-    ) -> None:
-        self._metrics = [METRICS[name] for name in spec.metrics]
-        self._data, self._loaded, self._encoder = spec.data, loaded, encoder
-        self._memory, self._sentences = memory, sentences
-        self._pairs: dict[Record, Pair] = {}
-
-    def of_model(self, evaluation: Evaluation, sets: Mapping[str, Sequence[Record]]) -> Evaluation:
-        """Return the evaluation with the further scores of the model as it is now.
-
-        `sets` are the records that it asked.
-
-        Raises:
-            DivergenceError: A logit is NaN or infinite.
-        """
-        if not evaluation.complete:
-            return evaluation
-        further: dict[str, float] = {}
-        for metric in self._metrics:
-            if metric.compute is not None:
-                rows = [row for row in evaluation.rows if row.set_name in metric.sets]
-                further[metric.name] = float(metric.compute(rows))
-        likelihoods = [metric for metric in self._metrics if LIKELIHOODS in metric.needs]
-        for name in dict.fromkeys(one for metric in likelihoods for one in metric.sets):
-            means = likelihood_means(self._scorer.score(self._pairs_of(sets[name])))
-            further |= {
-                metric.name: means[metric.quantity] for metric in likelihoods if name in metric.sets
-            }
-        return dataclasses.replace(evaluation, scores={**evaluation.scores, **further})
-
-    def of_answers(self, evaluation: Evaluation) -> Evaluation:
-        """Return the evaluation with what comparing its answers as embeddings gives.
-
-        The model must be the base model again, whose own states are read, also for the answers of
-        an unlearned one: an edit that moved them would otherwise be judged by itself.
-        """
-        if not evaluation.complete or not any(EMBEDDINGS in one.needs for one in self._metrics):
-            return evaluation
-        answers = [row.answer for row in evaluation.rows if row.set_name == "forget"]
-        quality = {"refusal_quality": self._refusals.quality(answers)}
-        return dataclasses.replace(evaluation, scores={**evaluation.scores, **quality})
-
-    @cached_property
-    def _scorer(self) -> LikelihoodScorer:
-        return LikelihoodScorer(self._loaded, self._memory)
-
-    def _pairs_of(self, records: Sequence[Record]) -> list[Pair]:
-        new = [record for record in dict.fromkeys(records) if record not in self._pairs]
-        self._pairs.update(zip(new, self._encoder.pairs(new), strict=True))
-        return [self._pairs[record] for record in records]
-
     @cached_property
     def _refusals(self) -> Refusals:
-        data = self._data
+        data = self.spec.data
         embedder = self._sentences or StateEmbedder(
-            self._loaded,
+            self.loaded,
             context=self._encoder.prompts([""])[0],
             # The same for trials and full evaluations.
             centre=(*data.refusals, *(record.answer for record in data.forget)),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from lunar_tune.config.run_options import NONE, PUBLISHED_MAX_NEW_TOKENS, TINY, RunOptions
 from lunar_tune.data.data_catalog import resolve_data
@@ -41,7 +41,10 @@ VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """What a trial keeps from others and what it skips; none of it changes a feasible score."""
+    """What a trial keeps from others and what it skips; none of it changes a feasible score.
+
+    Budget and limit are those of `RunOptions`.
+    """
 
     kind: str = "fast"
     """fast goes on from kept streams and checks drafts, plain decodes from the first token on,
@@ -54,13 +57,10 @@ class EngineSettings:
     verify_weights: bool = field(default_factory=lambda: bool(os.environ.get(VERIFY_VARIABLE)))
     """Whether a trial ends with a look at every weight, whether it is what it was before."""
     memory_budget: float | None = None
-    """As in `RunOptions`."""
     cache_limit: float | None = None
-    """As in `RunOptions`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """Questions that no trial is judged on, and a full evaluation asks instead of the others."""
 
     forget: tuple[Record, ...]
@@ -92,15 +92,19 @@ class DataSets:
     held_out: HeldOut | None = None
     """What is reported on instead of `forget`, `retain` and `factual`; None reports on those."""
 
+    def asked(self, *, full: bool) -> dict[str, tuple[Record, ...]]:
+        """Return the questions of a trial, or of a full evaluation, by set."""
+        if full and self.held_out is not None:
+            return self.held_out._asdict()
+        retain = self.retain if full else self.retain_sample
+        return {"forget": self.forget, "retain": retain, "factual": self.factual}
+
     def digests(self) -> dict[str, str]:
         """Return a SHA-256 of each set, of the reference prompts and of the refusals."""
-        prompts = {"reference_prompts": self.reference_prompts, "refusals": self.refusals}
-        as_records = {
-            name: [Record(question=text, answer="", edge="") for text in texts]
-            for name, texts in prompts.items()
-        }
         sets = {"forget": self.forget, "retain": self.retain, "factual": self.factual}
-        return {name: records_digest(one) for name, one in (sets | as_records).items()}
+        for name in ("reference_prompts", "refusals"):
+            sets[name] = tuple(Record(text, answer="", edge="") for text in getattr(self, name))
+        return {name: records_digest(records) for name, records in sets.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,17 +130,18 @@ class TrialSpec:
     """Whether questions and answers may be written down."""
 
     @property
-    def row_numbers(self) -> dict[tuple[str, str, str, str], int]:
+    def row_numbers(self) -> dict[tuple[str, Record], int]:
         """The number of each question in its set, which stands for it where texts are left out.
 
-        The key is set, edge, question and truth. Questions that no trial is judged on are counted
-        after the others, so that a number means the same in every file.
+        Questions that no trial is judged on are counted after the others, so that a number means
+        the same in every file.
         """
-        numbers: dict[tuple[str, str, str, str], int] = {}
-        for name in ("forget", "retain", "factual"):
-            reported = getattr(self.data.held_out, name) if self.data.held_out is not None else ()
-            for number, one in enumerate((*getattr(self.data, name), *reported)):
-                numbers.setdefault((name, one.edge, one.question, one.answer), number)
+        numbers: dict[tuple[str, Record], int] = {}
+        for name in HeldOut._fields:
+            sets = (self.data, self.data.held_out or self.data)
+            records = (record for one in sets for record in getattr(one, name))
+            for number, record in enumerate(records):
+                numbers.setdefault((name, record), number)
         return numbers
 
     @property
@@ -175,51 +180,36 @@ def read_sets(options: RunOptions, model: ModelSpec | None, problems: Problems) 
             split = split_by_edges(records, edges, retain=other, groups=groups)
     if split is None or factual is None or prompts is None or refusals is None:
         return None
-    if other is not None:
-        with problems.collect():
-            Split(forget=split.forget, retain=other, forget_edges=split.forget_edges)
+    kept = split.retain if other is None else other
+    with problems.collect():
+        Split(forget=split.forget, retain=kept, forget_edges=split.forget_edges)
     # A count below 1 is a mistake that is noted already; what else is wrong is to be found too.
     rows = None if options.evaluation_rows is None else max(1, options.evaluation_rows)
-    retain = split.retain[:rows]
-    size = len(retain) if options.retain_rows is None else max(1, options.retain_rows)
-    sets = DataSets(
-        name=Path(name).stem,
-        forget_edges=split.forget_edges,
-        forget=split.forget[:rows],
-        fit_forget=split.forget,
-        fit_retain=split.retain if other is None else other,
-        retain=retain,
-        n_retain=len(split.retain),
-        retain_sample=sample_by_edge(retain, size, seed=options.seed),
-        factual=factual[:rows],
-        reference_prompts=prompts,
-        refusals=refusals,
-    )
+    judged = HeldOut(split.forget[:rows], split.retain[:rows], factual[:rows])
+    n_retain, held_out = len(split.retain), None
     with problems.collect():
-        evaluated = (*split.forget, *retain, *factual[:rows])
+        evaluated = (*split.forget, *judged.retain, *judged.factual)
         check_scorable(evaluated, tokenizer=options.rouge_tokenizer, text=options.text)
-        return _tuned_on_half(sets, options) if options.holdout else sets
+        if options.holdout:
+            halves = [halves_by_edge(records, seed=options.seed) for records in judged]
+            judged, held_out = (HeldOut(*half) for half in zip(*halves, strict=True))
+            # What is kept in the fit would be kept in the report as well.
+            reported, n_retain = set(held_out.retain), len(judged.retain)
+            kept = tuple(record for record in kept if record not in reported)
+        size = n_retain if options.retain_rows is None else max(1, options.retain_rows)
+        return DataSets(
+            name=Path(name).stem,
+            forget_edges=split.forget_edges,
+            fit_forget=split.forget,
+            fit_retain=kept,
+            **judged._asdict(),
+            n_retain=n_retain,
+            retain_sample=sample_by_edge(judged.retain, size, seed=options.seed),
+            reference_prompts=prompts,
+            refusals=refusals,
+            held_out=held_out,
+        )
     return None
-
-
-def _tuned_on_half(sets: DataSets, options: RunOptions) -> DataSets:
-    """Leave one half of every evaluated set for the trials, and keep the other for the report."""
-    forget, retain, factual = (
-        halves_by_edge(records, seed=options.seed)
-        for records in (sets.forget, sets.retain, sets.factual)
-    )
-    size = max(1, options.retain_rows or len(retain[0]))
-    return dataclasses.replace(
-        sets,
-        forget=forget[0],
-        retain=retain[0],
-        factual=factual[0],
-        n_retain=len(retain[0]),
-        retain_sample=sample_by_edge(retain[0], size, seed=options.seed),
-        held_out=HeldOut(forget=forget[1], retain=retain[1], factual=factual[1]),
-        # What is kept in the fit would be kept in the report as well.
-        fit_retain=tuple(record for record in sets.fit_retain if record not in set(retain[1])),
-    )
 
 
 def read_records_of(name: str, default_edge: str | None = None) -> tuple[Record, ...]:

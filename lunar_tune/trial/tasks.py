@@ -1,15 +1,13 @@
-"""The tasks of a search: what a worker is asked for, and what it hands over.
-
-What crosses the border between processes is plain and picklable: a task one way, an outcome with
-scores and answers the other. Files are written by whoever asked.
-"""
+"""The tasks of a search and their outcomes, plain and picklable; files are written by who asked."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from logging.handlers import BufferingHandler
 from typing import Any, Final
 
 from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
@@ -89,7 +87,8 @@ class TaskRunner:
     ) -> None:
         self._spec, self._watch = spec, watch
         self._worker: Worker | None = None
-        self._warnings = _Warnings()
+        self._warnings = BufferingHandler(capacity=sys.maxsize)
+        self._warnings.setLevel(logging.WARNING)
         _LOGGER.addHandler(self._warnings)
 
     def run(self, task: Task) -> Outcome:
@@ -114,7 +113,9 @@ class TaskRunner:
             outcome = Outcome(failure=Failure(reason=format_error(error)))
         if outcome.failure is not None:
             give_back()  # outside the handlers, where no error holds tensors any more
-        return dataclasses.replace(outcome, warnings=self._warnings.take())
+        warnings = tuple(record.getMessage() for record in self._warnings.buffer)
+        self._warnings.flush()  # of a BufferingHandler: forgets them
+        return dataclasses.replace(outcome, warnings=warnings)
 
     def close(self) -> None:
         """Hear no more warnings."""
@@ -128,11 +129,14 @@ class TaskRunner:
             self._watch(task.number, True)
             result = _light(worker.baseline())
             prior = None
-            if task.layer_coefficient is not None:
-                prior = _layer_prior(worker, task.layer_coefficient)
-            plain = worker.plain_decoding
+            if (coefficient := task.layer_coefficient) is not None:
+                from lunar_tune.trial.layer_scores import layer_scores
+
+                layers = self._spec.layers
+                prior = layer_scores(worker, coefficient=coefficient, layers=layers)[0].document()
+            plain = worker.judge.plain_decoding
             return Outcome(result=result, plain_decoding=plain, layer_prior=prior)
-        if worker.plain_decoding is None and not worker.drafts:
+        if worker.judge.plain_decoding is None and not worker.drafts:
             # A worker that began later: its trials check these answers.
             self._watch(task.number, True)
             worker.baseline()
@@ -144,14 +148,6 @@ class TaskRunner:
         # Of held-out questions nothing is known yet of the base model.
         baseline = _light(worker.baseline(full=True)) if held_out else None
         return Outcome(result=result, baseline=baseline)
-
-
-def _layer_prior(worker: Worker, coefficient: float) -> str:
-    """Score the layers of the space on the loaded model; return the file's text."""
-    from lunar_tune.trial.layer_scores import layer_scores
-
-    prior, _ = layer_scores(worker, coefficient=coefficient, layers=worker.spec.layers)
-    return prior.document()
 
 
 def _light(result: TrialResult) -> TrialResult:
@@ -166,19 +162,3 @@ def format_error(error: BaseException) -> str:
     if "OutOfMemory" in type(error).__name__:
         text += " (give a trial a larger share with --gpus-per-trial)"
     return text
-
-
-class _Warnings(logging.Handler):
-    """Keeps warnings until they are taken."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._texts.append(record.getMessage())
-
-    def take(self) -> tuple[str, ...]:
-        """Return what was kept since the last time."""
-        texts, self._texts = self._texts, []
-        return tuple(texts)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,11 +22,9 @@ from lunar_tune.metrics.names import EMBEDDINGS, need_of
 from lunar_tune.models.device import DeviceMemory, limit_threads
 from lunar_tune.models.lineage import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.trial.evaluator import Check, Encoder, FurtherScores, Judge, asked_sets, drive
+from lunar_tune.trial.evaluator import Check, Encoder, Judge, drive
 from lunar_tune.trial.reference_engine import PreparedReference, check_reference
-
-if TYPE_CHECKING:
-    from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["TrialResult", "Worker"]
 
@@ -63,10 +61,10 @@ class Worker:
         self, spec: TrialSpec, loaded: LoadedModel | None = None, *, cache_root: Path | None = None
     ) -> None:
         self.spec = spec
-        sentences = None
+        self._sentences = None
         if spec.embedding_model is not None and EMBEDDINGS in need_of(spec.metrics):
             # What is wrong with it is said before the long load.
-            sentences = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
+            self._sentences = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
         self.loaded = loaded if loaded is not None else load_model(spec.model)
         if self.loaded.device.type == "cpu" and self.loaded.n_parameters < SMALL_MODEL:
             limit_threads(1)
@@ -76,7 +74,6 @@ class Worker:
         cache = ActivationCache(limit, cache_root) if limit != 0 else None
         self._source = ActivationSource(self.loaded, cache, memory)
         self.encoder = Encoder(self.loaded, spec.chat)
-        self._further = FurtherScores(spec, self.loaded, self.encoder, memory, sentences)
         self.drafts: Mapping[tuple[int, ...], tuple[int, ...]] = {}
         """The base model's answers by prompt; empty before `baseline` or `draft`."""
 
@@ -87,7 +84,7 @@ class Worker:
         # Other methods encode their own pairs; what is asked is all that is kept for them.
         by_edit = self.spec.method.edits_one_layer
         fitted = (data.fit_forget, data.fit_retain, data.retain) if by_edit else ()
-        trial, full = (asked_sets(data, full=everything).values() for everything in (False, True))
+        trial, full = (data.asked(full=everything).values() for everything in (False, True))
         questions = [record.question for group in (*fitted, *trial, *full) for record in group]
         prompts = self.encoder.prompts(questions)
         return PromptActivations(self._source, prompts, drafts=self.drafts, layers=self.spec.layers)
@@ -95,12 +92,14 @@ class Worker:
     @cached_property
     def judge(self) -> Judge:
         """Who judges the model; made at first use, from the base model."""
-        return Judge(self.spec, self.loaded, self.activations, self.encoder, self._further)
-
-    @property
-    def plain_decoding(self) -> str | None:
-        """Why answers are decoded from the first token on; None where they go on from streams."""
-        return self.judge.plain_decoding
+        return Judge(
+            self.spec,
+            self.loaded,
+            self.encoder,
+            memory=self._source.memory,
+            sentences=self._sentences,
+            activations=self.activations,
+        )
 
     @cached_property
     def preparation(self) -> PreparedMethod:
@@ -121,8 +120,9 @@ class Worker:
     def draft(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
         """Take the `drafts` of a worker with the same model, which trials check first."""
         self.drafts = answers
-        for name in ("activations", "preparation", "judge"):
+        for name in ("activations", "preparation"):
             self.__dict__.pop(name, None)  # made again, with the drafts
+        self.judge.use(self.activations)
 
     def run(
         self,
@@ -161,7 +161,7 @@ class Worker:
             ended = self._clock()
             inside(self.loaded, fit.edit)
         restored = self._clock()
-        evaluation = self._further.of_answers(evaluation)
+        evaluation = self.judge.compare_answers(evaluation)
         embedded = self._clock() - restored
         return TrialResult(
             parameters=dict(parameters),
@@ -181,9 +181,9 @@ class Worker:
         """Evaluate the base model, and keep its answers as drafts for trials."""
         start = self._clock()
         evaluation, budget = self.judge.evaluate(None, full=full, bounded=False)
-        evaluation = self._further.of_answers(evaluation)
+        evaluation = self.judge.compare_answers(evaluation)
         seconds = self._clock() - start
-        if self.plain_decoding is None and not self.drafts:
+        if self.judge.plain_decoding is None and not self.drafts:
             prompts, lengths = self.activations.tree.sequences, self.activations.prompt_lengths
             self.draft(
                 {prompts[row][: lengths[row]]: answer for row, answer in evaluation.tokens.items()}
@@ -201,16 +201,12 @@ class Worker:
         if not self.spec.engine.verify_weights:
             yield
             return
-        before = self._base_weights
+        before = self._source.model_key
         try:
             yield
         finally:
             if fingerprint(self.loaded) != before:
                 raise EditedModelError("a trial has left the model's weights changed")
-
-    @cached_property
-    def _base_weights(self) -> str:
-        return fingerprint(self.loaded)
 
     def _clock(self) -> float:
         """Return seconds, after all work on the device has ended."""

@@ -119,15 +119,16 @@ MISTAKES = (
     Mistake(
         "pickled weights",
         ("--model-path", "model"),
-        "--model-path model: holds no *.safetensors file. Only safetensors weights are read "
-        "(pickled *.bin files can run code)",
+        "--model-path model: holds no *.safetensors file. A checkpoint has config.json and "
+        "*.safetensors, a PEFT adapter adapter_config.json and adapter_model.safetensors; pickled "
+        "*.bin files can run code and are not read",
         model("llama"),
     ),
     Mistake(
         "remote code",
         ("--model", "model"),
-        "it wants to run Python code that comes with it. If you trust its authors, repeat the "
-        "command with --trust-remote-code.",
+        "it wants to run Python code that comes with it. If it is that of --model and you trust "
+        "its authors, repeat the command with --trust-remote-code.",
         model("mine", auto_map={"AutoConfig": "mine.MineConfig"}),
     ),
     Mistake(
@@ -308,8 +309,8 @@ MISTAKES = (
     Mistake(
         "no GPU",
         ("--device", "cuda"),
-        "sees no CUDA device here. Use --device cpu, or install a CUDA build of torch on a machine "
-        "with a GPU.",
+        "sees no CUDA devices here, numbered from 0. Use --device cpu, or install a CUDA build of "
+        "torch on a machine with a GPU.",
         no_gpu,
     ),
     Mistake(
@@ -487,8 +488,7 @@ def test_a_hub_that_is_not_reached_says_what_else_can_be_done(
     message = refused(UNLEARN, "--model", "owner/absent", *SETTING, "--device", "cpu")
     assert (
         "model owner/absent: it is not in the local cache and the hub could not be reached. "
-        "Connect, download it elsewhere and give the folder with --model or --model-path, or use "
-        "--model tiny."
+        "Connect, or download it elsewhere and give its folder; --model tiny needs no download."
     ) in message
 
 

@@ -131,7 +131,7 @@ def test_a_wrong_input_ends_in_one_message(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_is_not_demanded_where_there_is_none() -> None:
     assert "--gpus-per-trial 1: this machine has 0 CUDA" in refused("--gpus-per-trial", "1")
-    assert "sees no CUDA device here" in refused("--device", "cuda")
+    assert "sees no CUDA devices here" in refused("--device", "cuda")
 
 
 def test_a_layer_beyond_the_model_names_file_and_depth(tmp_path: Path) -> None:

@@ -11,8 +11,13 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from lunar_tune.engine import streams as streams_module
-from lunar_tune.engine.streams import PrefixTree, block_reads, capture_last_tokens, capture_streams
+from lunar_tune.engine.streams import (
+    PrefixTree,
+    batches_by_length,
+    block_reads,
+    capture_last_tokens,
+    capture_streams,
+)
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.lunar.method import edited
 from lunar_tune.models.device import BatchSize
@@ -136,7 +141,7 @@ def test_capture_does_not_depend_on_batching(loaded: Load, budget: int) -> None:
 
 def test_a_batch_never_holds_more_padded_tokens_than_its_budget_unless_one_row_does() -> None:
     lengths = [3, 1, 12, 3, 3, 5, 2]
-    batches = list(streams_module._batches(lengths, 10))
+    batches = list(batches_by_length(lengths, 10))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= 10

@@ -384,7 +384,6 @@ def test_true_answers_are_encoded_once_in_a_workers_life(
     spec: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(spec(metrics=("forget_mrr", "forget_hit_ratio", "retain_mrr")))
-    _ = worker.preparation
     encoded: list[int] = []
     plain = worker.encoder.answers
 
@@ -396,4 +395,5 @@ def test_true_answers_are_encoded_once_in_a_workers_life(
     for _ in range(2):
         worker.run(SETTING)
     data = worker.spec.data
-    assert sum(encoded) == len(data.forget) + len(data.retain)
+    refusals = len(data.refusals)
+    assert sum(encoded) == len(data.forget) + len(data.retain) + refusals

@@ -17,7 +17,7 @@ from lunar_tune.errors import InputError, ModelError
 from lunar_tune.models.catalog import (
     CATALOG,
     ModelSpec,
-    check_model_path,
+    check_weights,
     is_adapter,
     resolve_model,
 )
@@ -166,7 +166,7 @@ def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"the folder cannot be loaded: .*model.safetensors"):
         load_model(spec(folder))
     with pytest.raises(ModelError, match=r"no \*.safetensors file.*save_pretrained"):
-        check_model_path(str(folder))
+        check_weights(str(folder), "--model-path")
 
 
 def test_pickled_weights_are_not_read(folder: Path) -> None:
@@ -174,8 +174,8 @@ def test_pickled_weights_are_not_read(folder: Path) -> None:
     torch.save(build_model("llama").state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"the folder cannot be loaded: .*safetensors"):
         load_model(spec(folder))
-    with pytest.raises(ModelError, match=r"Only safetensors weights are read"):
-        check_model_path(str(folder))
+    with pytest.raises(ModelError, match=r"holds no \*\.safetensors file.*pickled"):
+        check_weights(str(folder), "--model-path")
 
 
 def test_pickled_adapter_weights_are_not_read(
@@ -188,7 +188,7 @@ def test_pickled_adapter_weights_are_not_read(
     torch.save(load_file(pickled / "adapter_model.safetensors"), pickled / "adapter_model.bin")
     (pickled / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match="safetensors"):
-        check_model_path(str(pickled))
+        check_weights(str(pickled), "--model-path")
 
 
 def test_a_weight_file_cut_short_is_refused(folder: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_hub_that_cannot_be_reached_gives_advice(
     [
         (lambda _: None, "no such folder"),
         (lambda path: path.write_text("x"), "no such folder"),
-        (lambda path: path.mkdir(), "neither config.json .* nor adapter_config.json"),
+        (lambda path: path.mkdir(), "holds no config.json file.* adapter_config.json"),
     ],
     ids=["absent", "a-file", "empty"],
 )
@@ -268,14 +268,14 @@ def test_a_model_path_without_a_model_is_refused(
 ) -> None:
     make(tmp_path / "path")
     with pytest.raises(ModelError, match=rf"--model-path .*path: .*{message}"):
-        check_model_path(str(tmp_path / "path"))
+        check_weights(str(tmp_path / "path"), "--model-path")
 
 
 def test_model_paths_of_checkpoints_and_adapters_are_told_apart(
     folder: Path, adapter: tuple[Path, torch.Tensor]
 ) -> None:
-    assert check_model_path(str(folder)) == folder
-    assert check_model_path(str(adapter[0])) == adapter[0]
+    assert check_weights(str(folder), "--model-path") == folder
+    assert check_weights(str(adapter[0]), "--model-path") == adapter[0]
     assert is_adapter(adapter[0])
     assert not is_adapter(folder)
 
@@ -290,10 +290,9 @@ def test_names_of_the_catalogue_hub_ids_and_folders_are_told_apart(
     assert resolve_model("qwen2.5-7b").source == entry.hub_id == "Qwen/Qwen2.5-7B-Instruct"
     assert resolve_model("Owner/Model").source == "Owner/Model"
     assert resolve_model(str(folder)).source == str(folder)
-    assert resolve_model(str(folder)).is_local
     monkeypatch.chdir(folder.parent)
     assert resolve_model("checkpoint").source == str(folder)
-    assert resolve_model(TINY).source is None
+    assert resolve_model(TINY).source == TINY
 
 
 @pytest.mark.parametrize(
@@ -337,8 +336,7 @@ def test_a_folder_with_an_at_sign_in_its_name_is_that_folder(
     monkeypatch.chdir(tmp_path)
     for text in ("org/name@main", str(folder)):
         found = resolve_model(text)
-        assert (found.source, found.revision) == (str(folder), None)
-        assert (found.name, found.is_local) == ("name@main", True)
+        assert (found.name, found.source, found.revision) == ("name@main", str(folder), None)
     assert resolve_model("org/name@other").revision == "other"
 
 

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import math
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -151,6 +153,16 @@ def weights_inside(
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_method_is_known_whichever_module_is_imported_first() -> None:
+    code = (
+        "import lunar_tune.methods.lunar.method\n"
+        "from lunar_tune.methods.contract import METHODS\n"
+        "print(*METHODS)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == list(METHODS)
 
 
 def test_every_variant_of_every_method_has_an_example_here() -> None:

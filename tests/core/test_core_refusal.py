@@ -214,7 +214,7 @@ def test_a_sentence_model_is_loaded_first_and_only_where_a_score_wants_it(
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr("lunar_tune.trial.worker.load_model", load)
-    with pytest.raises(ModelError, match=r"--embedding-model nosuch/it: cannot be loaded"):
+    with pytest.raises(ModelError, match=r"--embedding-model nosuch/it: cannot be used"):
         Worker(spec(embedding_model="nosuch/it"))
     monkeypatch.undo()
     monkeypatch.setattr("lunar_tune.trial.worker.load_sentence_embedder", load)

@@ -16,7 +16,7 @@ from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import AnswerRules
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import DataError, InputError
-from lunar_tune.metrics.evaluate import EvaluationSet, Evaluator, deviation_score
+from lunar_tune.metrics.evaluate import Evaluator, Question, deviation_score
 from lunar_tune.metrics.rouge import TOKENIZERS, check_scorable, rouge_recall, tokenize_words
 from lunar_tune.models.loading import LoadedModel
 
@@ -128,15 +128,16 @@ def test_the_deviation_score_of_the_papers_row_is_the_papers() -> None:
     assert round(deviation_score(0.109, 0.898), 1) == 14.9
 
 
-def sets_of(**answers: list[str]) -> list[EvaluationSet]:
+def sets_of(**answers: list[str]) -> dict[str, list[Question]]:
     """Return a set for each name, whose rows are numbered from 0 over all sets."""
-    sets, number = [], 0
-    for name, truths in answers.items():
-        records = tuple(Record(f"{name} {i}?", truth, f"E{i}") for i, truth in enumerate(truths))
-        rows = tuple(range(number, number + len(truths)))
-        sets.append(EvaluationSet(name=name, records=records, rows=rows))
-        number += len(truths)
-    return sets
+    rows = iter(range(100))
+    return {
+        name: [
+            Question(Record(f"{name} {i}?", truth, f"E{i}"), next(rows))
+            for i, truth in enumerate(truths)
+        ]
+        for name, truths in answers.items()
+    }
 
 
 class Says:
@@ -208,22 +209,21 @@ def test_sets_that_share_batches_score_as_sets_that_do_not(
     activations = PromptActivations(
         ActivationSource(model), [prompt for some in prompts.values() for prompt in some]
     )
-    records = {
-        name: tuple(Record(f"{name}{i}", "a b c", "E") for i in range(2)) for name in prompts
+    sets = {
+        name: [
+            Question(Record(f"{name}{i}", "a b c", "E"), row)
+            for i, row in enumerate(activations.rows_of(some))
+        ]
+        for name, some in prompts.items()
     }
-    sets = [
-        EvaluationSet(
-            name=name, records=records[name], rows=tuple(activations.rows_of(prompts[name]))
-        )
-        for name in prompts
-    ]
 
-    def answers(*some: EvaluationSet) -> list[str]:
+    def answers(*names: str) -> list[str]:
+        some = {name: sets[name] for name in names}
         evaluator = Evaluator(Answerer(activations, deepest=2), model.tokenizer, some)
         result = evaluator.evaluate(edited_layer=None, max_new_tokens=6)
         return [row.answer for row in result.rows]
 
-    assert answers(*sets) == answers(sets[0]) + answers(sets[1])
+    assert answers("forget", "retain") == answers("forget") + answers("retain")
 
 
 TEXTS = st.text(st.sampled_from("ab2 .,-éЖ走\n"), max_size=40) | st.text(max_size=40)

@@ -130,8 +130,10 @@ def test_an_unsuitable_family_is_refused_before_anything_is_loaded(
     folder = Path(shutil.copytree(checkpoint("llama"), tmp_path / "gemma2"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gemma2"}))
-    with pytest.raises(ModelError, match="'gemma2' is unsuitable for LUNAR"):
-        assemble(RunOptions(model=str(folder), data=data))
+    with pytest.raises(InputError) as raised:
+        assemble(RunOptions(model=str(folder), data=data, evaluation_rows=0))
+    assert "'gemma2' is unsuitable for LUNAR" in str(raised.value)
+    assert "--evaluation-rows 0" in str(raised.value)
 
 
 def test_the_factual_set_can_be_left_out(data: str) -> None:

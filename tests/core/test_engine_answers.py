@@ -19,6 +19,7 @@ from lunar_tune.engine.decoding import AnswerRules
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.engine.slot_decoding import REMEMBERED, Guesser, SlotCache
 from lunar_tune.methods.lunar.method import edited
+from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 
@@ -119,7 +120,10 @@ def answerer(
     if drafts is not None:
         known = {p: tuple(d) for p, d in zip(PROMPTS, drafts, strict=True)}
     activations = PromptActivations(ActivationSource(loaded), PROMPTS, drafts=known)
-    made = Answerer(activations, deepest=deepest, batch_size=batch_size)
+    made = Answerer(activations, deepest=deepest)
+    if batch_size is not None:
+        size = BatchSize(batch_size, "the answers")
+        vars(made)["decode_size"] = lambda _max_new_tokens: size
     made.prepare()
     return made
 

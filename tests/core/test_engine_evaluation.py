@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lunar_tune.data.records import Record
 from lunar_tune.engine.decoding import AnswerRules
-from lunar_tune.metrics.evaluate import Evaluation, EvaluationSet, Evaluator
+from lunar_tune.metrics.evaluate import Evaluation, Evaluator, Question
 
 TRUTH = "a b c d e f g h i j"
 N_WORDS = 10
@@ -43,14 +43,13 @@ class Exam:
         self.closed = 0
         self.rules: list[AnswerRules] = []
 
-    def sets(self) -> list[EvaluationSet]:
+    def sets(self) -> dict[str, list[Question]]:
         n_retain = len(self.right) - N_FORGET - N_FACTUAL
-        sets, first = [], 0
-        for name, count in (("forget", N_FORGET), ("retain", n_retain), ("factual", N_FACTUAL)):
-            records = tuple(Record(f"{name} {i}?", TRUTH, "E") for i in range(count))
-            sets.append(EvaluationSet(name, records, tuple(range(first, first + count))))
-            first += count
-        return sets
+        rows = iter(range(len(self.right)))
+        return {
+            name: [Question(Record(f"{name} {i}?", TRUTH, "E"), next(rows)) for i in range(count)]
+            for name, count in (("forget", N_FORGET), ("retain", n_retain), ("factual", N_FACTUAL))
+        }
 
     def prepare(self) -> None:
         """Keep nothing."""
@@ -239,11 +238,11 @@ def test_a_prompt_that_stands_in_two_sets_is_opened_once(
 ) -> None:
     """Two records of one prompt, one to forget and one to retain, each with its own truth."""
     one = Exam(tokenizer, [4, 10])
-    sets = [
-        EvaluationSet("forget", (Record("Q?", "a b", "E"), Record("R?", "b", "E")), (3, 3)),
-        EvaluationSet("retain", (Record("Q?", "d e", "E"), Record("S?", TRUTH, "E")), (3, 4)),
-        EvaluationSet("factual", (Record("S?", "z", "E"),), (4,)),
-    ]
+    sets = {
+        "forget": [Question(Record("Q?", "a b", "E"), 3), Question(Record("R?", "b", "E"), 3)],
+        "retain": [Question(Record("Q?", "d e", "E"), 3), Question(Record("S?", TRUTH, "E"), 4)],
+        "factual": [Question(Record("S?", "z", "E"), 4)],
+    }
     for floor in (None, 0.5, 0.9):
         evaluator = Evaluator(one, tokenizer, sets)
         result = evaluator.evaluate(edited_layer=None, max_new_tokens=32, floor=floor)
@@ -256,7 +255,7 @@ def test_a_prompt_that_stands_in_two_sets_is_opened_once(
 
 def test_without_a_retain_set_a_floor_stops_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
     one = Exam(tokenizer, [4])
-    evaluator = Evaluator(one, tokenizer, one.sets()[:1])
+    evaluator = Evaluator(one, tokenizer, {"forget": one.sets()["forget"]})
     result = evaluator.evaluate(edited_layer=None, max_new_tokens=32, floor=1.0)
     assert result.complete
     assert result.scores["forget_rows"] == N_FORGET

@@ -18,7 +18,7 @@ from lunar_tune.data.records import Record
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.methods.lunar.method import edited
-from lunar_tune.metrics.evaluate import Evaluation, EvaluationSet, Evaluator
+from lunar_tune.metrics.evaluate import Evaluation, Evaluator, Question
 from lunar_tune.metrics.rouge import (
     TOKENIZERS,
     RecallStop,
@@ -305,12 +305,12 @@ def evaluated(
     answers = Answerer(activations, deepest=2)
     answers.prepare()
     activations.reads(1)
-    records = [Record(f"Q{i}?", truth, "E") for i, truth in enumerate(truths)]
     rows = [*range(len(PROMPTS)), 0]  # the first prompt is asked again, for another truth
-    sets = [
-        EvaluationSet("forget", tuple(records[:3]), tuple(rows[:3])),
-        EvaluationSet("retain", tuple(records[3:]), tuple(rows[3:])),
+    asked = [
+        Question(Record(f"Q{i}?", truth, "E"), row)
+        for i, (truth, row) in enumerate(zip(truths, rows, strict=True))
     ]
+    sets = {"forget": asked[:3], "retain": asked[3:]}
     evaluator = Evaluator(answers, loaded.tokenizer, sets, early_exit=early_exit, **options)
     weight = loaded.layout.down_projection_of(loaded.model, 1).weight
     change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))

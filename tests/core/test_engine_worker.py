@@ -104,7 +104,7 @@ def test_a_trial_answers_as_generate_before_and_after_drafts_are_known(
     spec: Callable[..., TrialSpec], family: str, layer: int
 ) -> None:
     worker = Worker(spec(family))
-    assert worker.plain_decoding is None
+    assert worker.judge.plain_decoding is None
     assert not worker.drafts
     first, said = trial_and_generate(worker, parameters(layer))
     assert tokens_of(first) == said
@@ -162,7 +162,7 @@ def test_a_block_above_those_that_were_announced_is_answered_as_by_generate(
 
 def test_with_reuse_and_without_it_a_trial_says_the_same(spec: Callable[..., TrialSpec]) -> None:
     kept, plain = Worker(spec()), Worker(spec(engine="plain"))
-    assert (kept.plain_decoding, plain.plain_decoding) == (None, "it was asked for")
+    assert (kept.judge.plain_decoding, plain.judge.plain_decoding) == (None, "it was asked for")
     for worker in (kept, plain):
         worker.baseline()
     for layer in (0, 1, 2):
@@ -220,7 +220,7 @@ def test_windows_in_force_are_answered_plainly_and_as_by_generate(
     spec: Callable[..., TrialSpec], family: str, changes: dict[str, Any], reason: str
 ) -> None:
     worker = Worker(spec(family, changes=changes))
-    assert reason in str(worker.plain_decoding)
+    assert reason in str(worker.judge.plain_decoding)
     worker.baseline()
     assert not worker.drafts
     result, said = trial_and_generate(worker, parameters(1))
@@ -234,7 +234,7 @@ def test_eager_attention_is_answered_plainly_and_as_by_generate(
     eager = dataclasses.replace(base, model=copy.deepcopy(base.model))
     eager.model.set_attn_implementation("eager")
     worker = Worker(spec("llama"), eager)
-    assert worker.plain_decoding == "its attention is 'eager', not sdpa"
+    assert worker.judge.plain_decoding == "its attention is 'eager', not sdpa"
     worker.baseline()
     result, said = trial_and_generate(worker, parameters(1))
     assert tokens_of(result) == said
@@ -251,7 +251,7 @@ def test_a_window_is_in_force_from_the_longest_row_on(
     for window, is_plain in ((longest - 1, True), (longest, False), (longest + 1, False)):
         changes = {"sliding_window": window, **({} if family == "mistral" else MIXED)}
         worker = Worker(spec(family, changes=changes), loaded(family, **changes))
-        assert (worker.plain_decoding is not None) == is_plain
+        assert (worker.judge.plain_decoding is not None) == is_plain
     result, said = trial_and_generate(worker, parameters(1))
     assert tokens_of(result) == said
 
@@ -259,4 +259,4 @@ def test_a_window_is_in_force_from_the_longest_row_on(
 def test_a_window_that_no_block_uses_is_not_in_force(spec: Callable[..., TrialSpec]) -> None:
     """Qwen's checkpoints name a window and do not use it."""
     changes = {"sliding_window": 8, "use_sliding_window": False}
-    assert Worker(spec("qwen2", changes=changes)).plain_decoding is None
+    assert Worker(spec("qwen2", changes=changes)).judge.plain_decoding is None

@@ -10,20 +10,13 @@ from random_models import build_model
 
 from lunar_tune.errors import ModelError
 from lunar_tune.models.catalog import ModelSpec
-from lunar_tune.models.device import bytes_needed, check_fits, n_parameters
+from lunar_tune.models.device import check_fits, n_parameters
 
 GIB = 2**30
 
 
 def spec(name: str, source: str | None = None, **changes: str) -> ModelSpec:
     return ModelSpec(name=name, source=source or name, **changes)  # type: ignore[arg-type]
-
-
-def test_weights_and_a_twentieth_and_half_a_gibibyte_are_needed() -> None:
-    """10⁹ parameters of 2 bytes; trained, 4 bytes each for weight, gradient and two moments."""
-    assert bytes_needed(1e9, 2) == 2_100_000_000 + GIB // 2
-    assert bytes_needed(1e9, 4) == 4_200_000_000 + GIB // 2
-    assert bytes_needed(1e9, 2, trained=True) == 16_800_000_000 + GIB // 2
 
 
 def test_parameters_of_a_folder_are_those_of_its_model(checkpoint: Callable[..., Path]) -> None:
@@ -53,15 +46,26 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return make_up
 
 
-def test_a_model_that_does_not_fit_is_refused_with_the_numbers(gpus: Callable[..., None]) -> None:
-    """7.6·10⁹ · 2 bytes · 1.05 = 14.86 GiB, and half a one: 15.4."""
+@pytest.mark.parametrize(
+    ("dtype", "trained", "told"),
+    [
+        # 7.6·10⁹ parameters · 2 bytes · 1.05 = 14.86 GiB, and half a one.
+        ("auto", False, "parameters as bfloat16 need about 15.4 GiB"),
+        ("float32", False, "parameters as float32 need about 30.2 GiB"),
+        # 4 bytes each for weight, gradient and two moments.
+        ("auto", True, "parameters, all of them trained, as bfloat16 need about 119.4 GiB"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
+    gpus: Callable[..., None], dtype: str, trained: bool, told: str
+) -> None:
     gpus((10.5, 24.0), (12.25, 24.0))
     with pytest.raises(ModelError) as caught:
-        check_fits(spec("qwen2.5-7b"))
+        check_fits(spec("qwen2.5-7b", dtype=dtype), trained=trained)
     assert str(caught.value) == (
-        "model qwen2.5-7b: 7.6 billion parameters as bfloat16 need about 15.4 GiB; the GPU has "
-        "12.2 of 24.0 GiB free. Use a smaller model, a 16-bit --dtype, a larger GPU or share of "
-        "it, end what else uses it, or take --device cpu."
+        f"model qwen2.5-7b: 7.6 billion {told}; the GPU has 12.2 of 24.0 GiB free. Use a smaller "
+        "model, a 16-bit --dtype, a larger GPU or share of it, end what else uses it, or take "
+        "--device cpu."
     )
 
 

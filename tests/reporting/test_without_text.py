@@ -78,8 +78,8 @@ def test_numbers_count_the_rows_of_a_set(tmp_path: Path) -> None:
     numbers = assemble(private(tmp_path)).row_numbers
     assert len(numbers) == 8
     for n in range(4):
-        assert numbers["forget", "A_B", f"A_B {n}?", f"A_B {n}!"] == n
-        assert numbers["retain", "B_C", f"B_C {n}?", f"B_C {n}!"] == n
+        assert numbers["forget", Record(f"A_B {n}?", f"A_B {n}!", "A_B")] == n
+        assert numbers["retain", Record(f"B_C {n}?", f"B_C {n}!", "B_C")] == n
 
 
 def test_held_out_questions_are_counted_after_the_others(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_held_out_questions_are_counted_after_the_others(tmp_path: Path) -> None
     numbers, held = spec.row_numbers, spec.data.held_out
     assert held is not None
     for number, one in enumerate((*spec.data.forget, *held.forget)):
-        assert numbers["forget", one.edge, one.question, one.answer] == number
+        assert numbers["forget", one] == number
     assert sorted(number for key, number in numbers.items() if key[0] == "retain") == [0, 1, 2, 3]
 
 
