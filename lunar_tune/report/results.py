@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.goal import score_label
+from lunar_tune.metrics.goal import in_words, score_label
 from lunar_tune.study.folder import RUNS
 from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first, nearest_first
 from lunar_tune.study.stored_search import StoredSearch
@@ -141,9 +141,10 @@ class SearchResults(StoredSearch):
             else f"{score_label(name)} not measured"
             for name in missed
         ]
+        asked = in_words(self.goal.constraints) or "what is asked for"
         return (
-            f"{ending}No trial keeps {self.goal.bounds or 'what is asked for'}. The nearest miss "
-            f"is trial {first.number} ({', '.join([first.label, *reached])})."
+            f"{ending}No trial keeps {asked}. The nearest miss is trial "
+            f"{first.number} ({', '.join([first.label, *reached])})."
         )
 
 

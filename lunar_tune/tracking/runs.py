@@ -238,7 +238,7 @@ def _progress(search: StoredSearch) -> Curve:
     """Return the best feasible score after each trial, by how many ended before it."""
     ended = [row for row in search.rows if row.state != RUNNING and row.ended is not None]
     ended.sort(key=lambda row: (row.ended, row.number))
-    metric, pairs = search.goal.objective.metric, best_so_far(ended)
+    metric, pairs = search.goal.objective.name, best_so_far(ended)
     first = len(ended) - len(pairs)  # the first feasible one
     return [(step, best.scores[metric]) for step, (_, best) in enumerate(pairs, first)]
 
