@@ -25,7 +25,7 @@ from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
 from lunar_tune.search.backends.ray.cluster import check_address, check_gpus
 from lunar_tune.search.samplers import SAMPLERS
-from lunar_tune.search.space import LAYER, SearchSpace
+from lunar_tune.search.space import LAYER, SearchSpace, described
 from lunar_tune.search.space_sources import load_space, narrowed
 from lunar_tune.search.starting_points import (
     LAYER_PRIOR,
@@ -211,7 +211,7 @@ def _with_layers(plan: SearchPlan, prior: LayerPrior | None) -> SearchPlan:
             "starting point in the space."
         )
     if plan.layer_coefficient is not None:
-        kind = plan.space.parameters[LAYER].describe()
+        kind = described(plan.space.parameters[LAYER])
         scored = f"coefficient {plan.layer_coefficient:g}"
         text = f"{kind}, to be narrowed by s1 - s2 ({AUTO}, {scored})"
         plan = dataclasses.replace(plan, layers=text)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
 from lunar_tune.errors import InputError, Problems
@@ -17,13 +18,13 @@ from lunar_tune.methods.contract import METHODS
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.search.space import (
     LAYER,
-    Choice,
-    IntRange,
     Parameter,
     SearchSpace,
     block_at,
+    described,
     middle_of,
     nearest_of,
+    numbers_in,
 )
 from lunar_tune.study.rows import best_first
 from lunar_tune.study.stored_search import StoredSearch
@@ -224,19 +225,19 @@ def choose_layers(
     else:
         told = f"({origin})"
     if (reason := _no_advice(prior)) is not None:
-        return space, None, f"{kind.describe()}, as in the space: {reason} {told}"
+        return space, None, f"{described(kind)}, as in the space: {reason} {told}"
     wanted = [value for value in space.values_of(LAYER) if value in prior.recommended]
     if not wanted:
         recommended = ", ".join(map(str, prior.recommended))
         raise InputError(
             f"{LAYER_PRIOR} {origin}: recommends layer {recommended}, and the space "
-            f"({space.origin}) has {kind.describe()}. Give a space that holds the layer, or leave "
+            f"({space.origin}) has {described(kind)}. Give a space that holds the layer, or leave "
             "the option out."
         )
-    narrowed: Parameter = IntRange(low=min(wanted), high=max(wanted))
-    if isinstance(kind, Choice):
-        narrowed = Choice(values=tuple(value for value in kind.values if value in wanted))
-    shown = str(wanted[0]) if len(wanted) == 1 else narrowed.describe()
+    narrowed: Parameter = IntDistribution(min(wanted), max(wanted))
+    if isinstance(kind, CategoricalDistribution):
+        narrowed = CategoricalDistribution([one for one in numbers_in(kind) if one in wanted])
+    shown = str(wanted[0]) if len(wanted) == 1 else described(narrowed)
     parameters = {**space.parameters, LAYER: narrowed}
     best = max(wanted, key=lambda layer: (scores[layer], -layer))
     return dataclasses.replace(space, parameters=parameters), best, f"{shown} by s1 - s2 {told}"

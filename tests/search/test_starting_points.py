@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 import pytest
 from made_outcomes import base_model, complete, trial_result
 from made_search import made_search
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from priors import prior_of
 from rich.console import Console
 from tracked_searches import TAGS
@@ -25,7 +26,7 @@ from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.search.resume import resumed, signature_of
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import SearchSession
-from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
+from lunar_tune.search.space import SearchSpace
 from lunar_tune.search.starting_points import (
     StartingPoint,
     fitting,
@@ -61,12 +62,12 @@ def space_of(**parameters: Any) -> SearchSpace:
 
 def test_the_usual_setting_is_the_middle_where_the_space_names_none() -> None:
     space = space_of(
-        layer=IntRange(low=2, high=7),
-        coefficient=FloatRange(low=1.0, high=4.0),
-        learning_rate=FloatRange(low=1e-4, high=1e-2, log=True),
-        ridge=Choice(values=(1.0, 1e-4, 1e-2)),
-        even=Choice(values=(4, 1, 2, 3)),
-        seed=Fixed(value=9),
+        layer=IntDistribution(2, 7),
+        coefficient=FloatDistribution(1.0, 4.0),
+        learning_rate=FloatDistribution(1e-4, 1e-2, log=True),
+        ridge=CategoricalDistribution((1.0, 1e-4, 1e-2)),
+        even=CategoricalDistribution((4, 1, 2, 3)),
+        seed=IntDistribution(9, 9),
     )
     usual = usual_point(space)
     assert usual.pop("learning_rate") == pytest.approx(1e-3)
@@ -76,12 +77,12 @@ def test_the_usual_setting_is_the_middle_where_the_space_names_none() -> None:
 
 def test_the_usual_setting_is_the_first_that_the_space_names() -> None:
     points = ({"layer": 3}, {"layer": 1})
-    space = dataclasses.replace(space_of(layer=IntRange(low=0, high=3)), starting_points=points)
+    space = dataclasses.replace(space_of(layer=IntDistribution(0, 3)), starting_points=points)
     assert usual_point(space) == {"layer": 3}
 
 
 def test_points_outside_the_space_are_left_out_and_named() -> None:
-    space = space_of(layer=IntRange(low=0, high=3), coefficient=FloatRange(low=0.5, high=2.0))
+    space = space_of(layer=IntDistribution(0, 3), coefficient=FloatDistribution(0.5, 2.0))
     good = {"layer": 1, "coefficient": 1.0}
     values, text = fitting(
         [
@@ -102,7 +103,7 @@ def test_points_outside_the_space_are_left_out_and_named() -> None:
 def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path) -> None:
     plan = planned(tmp_path, layer_prior=prior_file(tmp_path))
 
-    assert plan.space.parameters["layer"] == IntRange(low=2, high=3)
+    assert plan.space.parameters["layer"] == IntDistribution(2, 3)
     assert plan.spec.layers == (2, 3), "only these blocks' activations are captured"
     assert plan.facts["  layer"] == "2 … 3 by s1 - s2 (layers.json)"
     assert plan.facts["starting points"] == (
@@ -134,7 +135,7 @@ def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -
 
     scored = plan.with_own_prior(prior_of(CURVE, [2, 3]).document())
     assert scored.layer_coefficient is None
-    assert scored.space.parameters["layer"] == IntRange(low=2, high=3)
+    assert scored.space.parameters["layer"] == IntDistribution(2, 3)
     assert scored.spec.layers == (0, 1, 2, 3), "the worker has captured them"
     assert scored.facts["  layer"] == "2 … 3 by s1 - s2 (auto, coefficient 0.5)"
     assert first_trials(scored, tmp_path, 1) == [OWN | {"layer": 3}]
@@ -156,7 +157,7 @@ def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Pat
         )
         prior = prior_of(CURVE, recommended).document()
         study = session.begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
-        assert session.plan.space.parameters["layer"] == IntRange(low=2, high=3)
+        assert session.plan.space.parameters["layer"] == IntDistribution(2, 3)
         assert study.ask()[1]["layer"] == 3
         session._display.doing(None)
     config = read_yaml(folder.config)
@@ -250,7 +251,7 @@ def searched(
     space = SearchSpace(
         "lunar",
         "adamw",
-        {key: Choice(values=tuple(numbers)) for key, numbers in values.items()},
+        {key: CategoricalDistribution(tuple(numbers)) for key, numbers in values.items()},
         tuple(setting for setting, _ in trials),
         "a test",
     )
