@@ -84,7 +84,7 @@ def test_the_usual_setting_is_the_first_that_the_space_names() -> None:
 def test_points_outside_the_space_are_left_out_and_named() -> None:
     space = space_of(layer=IntDistribution(0, 3), coefficient=FloatDistribution(0.5, 2.0))
     good = {"layer": 1, "coefficient": 1.0}
-    values, text = fitting(
+    fitted, text = fitting(
         [
             StartingPoint({"layer": 9, "coefficient": 3.0}, "one"),
             StartingPoint(good, "two"),
@@ -93,7 +93,7 @@ def test_points_outside_the_space_are_left_out_and_named() -> None:
         ],
         space,
     )
-    assert values == (good,)
+    assert fitted.starting_points == (good,)
     assert text == (
         "1 (two); left out: one (layer: is 9, outside 0 … 3, coefficient: is 3, outside 0.5 … 2); "
         "three (coefficient: is missing)"
@@ -271,7 +271,7 @@ def searched(
 
 
 def best_file(folder: Path, **changes: Any) -> str:
-    document = {"model": "tiny", "method": "lunar", "solver": "adamw", "parameters": FOUND}
+    document = {"n_layers": 4, "method": "lunar", "solver": "adamw", "parameters": FOUND}
     path = folder / "best.yaml"
     path.write_text(write_yaml(document | changes))
     return str(path)
@@ -364,20 +364,13 @@ def test_found_settings_follow_the_best_layer_and_keep_to_the_narrowed_range(
 def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(
     tmp_path: Path, layer: int, expected: int
 ) -> None:
-    """28 blocks: by the search's configuration, by best.yaml, by the catalogue; 4 of tiny."""
+    """28 blocks, by the search's configuration and by best.yaml; 4 of tiny."""
     setting = FOUND | {"layer": layer}
     plans = [
         planned(tmp_path, start_from=(source,))
         for source in (
-            searched(tmp_path, "one", (setting, GOOD), model="my/own", n_layers=28),
-            best_file(tmp_path, parameters=setting, model="my/own", n_layers=28),
-        )
-    ]
-    plans += [
-        planned(tmp_path, start_from=(source,))
-        for source in (
-            searched(tmp_path, "two", (setting, GOOD), model="qwen2.5-7b", n_layers=None),
-            best_file(tmp_path, parameters=setting, model="qwen2.5-7b"),
+            searched(tmp_path, "one", (setting, GOOD), n_layers=28),
+            best_file(tmp_path, parameters=setting, n_layers=28),
         )
     ]
     for plan in plans:
@@ -386,17 +379,16 @@ def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(
 
 
 def test_a_layer_stays_where_depths_are_the_same(tmp_path: Path) -> None:
-    for changes in ({"model": "my/own", "n_layers": 4}, {"model": "tiny"}):
-        plan = planned(tmp_path, start_from=(best_file(tmp_path, **changes),))
-        assert plan.space.starting_points == (FOUND, OWN)
-        assert "by depth" not in starts(plan)
+    plan = planned(tmp_path, start_from=(best_file(tmp_path),))
+    assert plan.space.starting_points == (FOUND, OWN)
+    assert "by depth" not in starts(plan)
 
 
 def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> None:
     nothing = searched(tmp_path, "nothing", (FOUND, INFEASIBLE))
     npo = searched(tmp_path, "npo", ({"learning_rate": 0.1}, GOOD), method="npo", solver="lora")
     solved = searched(tmp_path, "solved", (FOUND, GOOD), solver="closed_form")
-    deep = searched(tmp_path, "deep", (FOUND, GOOD), model="my/own", n_layers=None)
+    deep = searched(tmp_path, "deep", (FOUND, GOOD), n_layers=None)
     message = refusal(tmp_path, start_from=(nothing, npo, solved, deep, "absent"), num_trials=0)
     assert message.startswith("6 things are wrong:")
     for part in (
@@ -404,7 +396,7 @@ def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> N
         "--start-from nothing: none of its trials is feasible",
         "--start-from npo: has a setting of npo (lora), and this search is of lunar (adamw)",
         "--start-from solved: has a setting of lunar (closed_form), and this search is of lunar",
-        "--start-from deep: the number of decoder blocks of my/own is not known",
+        "--start-from deep: n_layers: is empty",
         "absent: there is no such search",
     ):
         assert part in message
@@ -420,6 +412,7 @@ def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> N
         ({"parameters": [1]}, "parameters"),
         ({"solver": None}, "solver"),
         ({"n_layers": 0}, "n_layers"),
+        ({"n_layers": None}, "n_layers: is empty"),
     ],
 )
 def test_a_file_that_is_no_best_setting_is_refused(
@@ -437,7 +430,7 @@ def test_starting_points_of_other_searches_decide_no_score(tmp_path: Path) -> No
 
 def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> None:
     """The study has it queued; the other search may be gone, and no other is taken instead."""
-    file = best_file(tmp_path, model="my/own", n_layers=7, parameters=FOUND | {"coefficient": 9.0})
+    file = best_file(tmp_path, n_layers=7, parameters=FOUND | {"coefficient": 9.0})
     plan = planned(tmp_path, start_from=(file,), name="n")
     folder = make_folder(plan.config, plan.spec)
     open_study(folder.journal, name="n", space=plan.space, config=plan.config)
