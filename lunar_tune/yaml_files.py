@@ -151,7 +151,9 @@ def describe_mistakes(
         name = str(mistake["loc"][-1]) if mistake["loc"] else ""
         reason = {
             "extra_forbidden": f"is unknown.{suggestion(name, keys)}",
+            "unexpected_keyword_argument": f"is unknown.{suggestion(name, keys)}",
             "missing": "is missing",
+            "missing_keyword_only_argument": "is missing",
             "value_error": str(mistake.get("ctx", {}).get("error")),
         }.get(mistake["type"], f"is {shown(mistake['input'])}; {words}")
         messages.append(f"{key}: {reason}" if key else reason)

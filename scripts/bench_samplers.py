@@ -32,6 +32,7 @@ import cyclopts
 import optuna
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +44,7 @@ from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.models.loading import load_config
 from lunar_tune.report.progress import build_progress, tiny_progress
 from lunar_tune.search.samplers import SAMPLERS
-from lunar_tune.search.space import Choice, FloatRange, IntRange, Parameter, SearchSpace
+from lunar_tune.search.space import Parameter, SearchSpace, numbers_in
 from lunar_tune.search.space_sources import load_space
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
 from lunar_tune.trial.spec import TrialSpec
@@ -134,17 +135,17 @@ class Grid:
 
 def axis_of(name: str, kind: Parameter, steps: Mapping[str, int]) -> Axis:
     """Return the grid's values of a parameter: all that there are, or evenly spaced ones."""
-    if isinstance(kind, FloatRange):
-        count, (low, high) = steps[name], kind.bounds
+    if isinstance(kind, FloatDistribution):
+        count, low, high = steps[name], kind.low, kind.high
         shares = [index / (count - 1) for index in range(count)]
         if kind.log:
             spaced = [low * (high / low) ** share for share in shares]
         else:
             spaced = [low + (high - low) * share for share in shares]
         return Axis(name, tuple(float(f"{value:.6g}") for value in spaced), kind.log)
-    if isinstance(kind, IntRange):
+    if isinstance(kind, IntDistribution):
         return Axis(name, tuple(range(kind.low, kind.high + 1)), log=False)
-    return Axis(name, kind.values if isinstance(kind, Choice) else (kind.value,), log=False)
+    return Axis(name, numbers_in(kind), log=False)
 
 
 def record(grid: Grid, spec: TrialSpec, console: Console) -> None:
@@ -203,7 +204,7 @@ def replay(
 ) -> Replay:
     """Search the grid; `at_once` trials are asked for before any of them is told, in order."""
     study = optuna.create_study(sampler=sampler, direction="minimize")
-    distributions = space.distributions()
+    distributions: dict[str, BaseDistribution] = dict(space.parameters)
     told: list[float] = []
     seconds: list[float] = []
     while len(told) < AFTER[-1]:

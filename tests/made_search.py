@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optuna.distributions import CategoricalDistribution
+
 from lunar_tune.config.fields import shared_options
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
@@ -15,7 +17,7 @@ from lunar_tune.models.loading import load_config
 from lunar_tune.search.loop import Confirmation
 from lunar_tune.search.outputs import write_best
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space import Choice, SearchSpace
+from lunar_tune.search.space import SearchSpace
 from lunar_tune.study.answers import write_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import configuration_document
@@ -90,9 +92,7 @@ def _space(spec: TrialSpec, parameters: Mapping[str, Any]) -> SearchSpace:
     return SearchSpace(
         method=spec.method.name,
         variant=spec.method.variant,
-        parameters={
-            key: Choice(type="choice", values=[value]) for key, value in parameters.items()
-        },
+        parameters={key: CategoricalDistribution([value]) for key, value in parameters.items()},
         starting_points=(),
         origin="a test",
     )

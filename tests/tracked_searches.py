@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from made_outcomes import complete, trial_result
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.report.results import load_search
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space import FloatRange, IntRange, SearchSpace
+from lunar_tune.search.space import SearchSpace
 from lunar_tune.study.answers import write_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import Study
@@ -21,9 +22,9 @@ SPACE = SearchSpace(
     method="lunar",
     variant="adamw",
     parameters={
-        "layer": IntRange(type="int", low=0, high=3),
-        "coefficient": FloatRange(type="float", low=0.5, high=8.0),
-        "learning_rate": FloatRange(type="float", low=1e-4, high=3e-2, log=True),
+        "layer": IntDistribution(0, 3),
+        "coefficient": FloatDistribution(0.5, 8.0),
+        "learning_rate": FloatDistribution(1e-4, 3e-2, log=True),
     },
     starting_points=({"layer": 1, "coefficient": 2.0, "learning_rate": 0.003},),
     origin="a test",

@@ -19,13 +19,13 @@ from lunar_tune.config.run_options import (
 from lunar_tune.config.search_config import AUTO, LONGEST_NAME, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable, is_plain, safe_name
-from lunar_tune.metrics.goal import goal_of
+from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.metrics.names import WHOLE_ANSWERS, need_of
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
 from lunar_tune.search.backends.ray.cluster import check_address, check_gpus
 from lunar_tune.search.samplers import SAMPLERS
-from lunar_tune.search.space import LAYER, SearchSpace
+from lunar_tune.search.space import LAYER, SearchSpace, described
 from lunar_tune.search.space_sources import load_space, narrowed
 from lunar_tune.search.starting_points import (
     LAYER_PRIOR,
@@ -80,6 +80,10 @@ class SearchPlan:
         if held is not None:
             counts = f"{len(held.forget)}, {len(held.retain)}, {len(held.factual)}"
             questions += f"; reported on as many others: {counts}"
+        layers, coefficient = self.layers, self.layer_coefficient
+        if coefficient is not None:
+            layers = f"{described(self.space.parameters[LAYER])}, to be narrowed by s1 - s2"
+            layers += f" ({AUTO}, coefficient {coefficient:g})"
         budget, trials = f"{spec.max_new_tokens} tokens", f"{config.num_trials} by {config.sampler}"
         if spec.max_new_tokens is None:
             budget = f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
@@ -92,7 +96,7 @@ class SearchPlan:
             "data": questions,
             "method": f"{spec.method.name} ({spec.method.variant})",
             **{f"  {name}": text for name, text in self.space.describe()},
-            **({"  layer": self.layers} if self.layers is not None else {}),
+            **({"  layer": layers} if layers is not None else {}),
             "starting points": self.starts,
             "goal": str(goal_of(config)),
             "trials": trials,
@@ -117,8 +121,7 @@ class SearchPlan:
         if best is not None and NONE not in self.config.start_from:
             setting = {**self.usual, LAYER: best}
             points.insert(0, StartingPoint(setting, "the best layer by s1 - s2"))
-        first, starts = fitting(points, space)
-        space = dataclasses.replace(space, starting_points=first)
+        space, starts = fitting(points, space)
         return dataclasses.replace(self, space=space, starts=starts, prior=prior, layers=text)
 
     def with_own_prior(self, text: str) -> SearchPlan:
@@ -136,49 +139,44 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     problems = problems or Problems()
     checks: tuple[Callable[[], object], ...] = (
         config.check,
-        lambda: goal_of(config),
         lambda: SAMPLERS[config.sampler],
         lambda: check_gpus(config),
         lambda: check_address(config.address),
         lambda: check_output(config),
     )
     for check in checks:
-        with problems.collect():
-            check()
-    plan = prior = None
-    with problems.collect():
-        if config.layer_prior not in {None, AUTO}:
-            prior = read_layer_prior(Path(str(config.layer_prior)).expanduser())
-    with problems.collect():
-        spec = assemble(
-            _run_options(config),
-            device_is_here=config.address is None,
-            gpu_share=config.gpus_per_trial or 1.0,
-        )
-        plan = _with_layers(_plan(config, spec), prior)
+        problems.attempt(check)
+    goal = problems.attempt(lambda: goal_of(config))
+    prior = problems.attempt(lambda: _prior_file(config))
+    plan = problems.attempt(lambda: _plan(config, goal, prior))
     problems.raise_if_any()
-    if plan is None:
+    if plan is None or goal is None:
         raise AssertionError("what is missing comes with a noted problem")
+    spec = plan.spec
     engine = dataclasses.replace(
-        plan.spec.engine,
-        retain_floor=goal_of(config).stoppable_floor,
-        early_exit=WHOLE_ANSWERS not in need_of(plan.spec.metrics),
+        spec.engine,
+        retain_floor=goal.stoppable_floor,
+        early_exit=WHOLE_ANSWERS not in need_of(spec.metrics),
     )
-    return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, engine=engine))
+    edited = plan.space.values_of(LAYER) if spec.method.edits_one_layer else ()
+    spec = dataclasses.replace(spec, engine=engine, layers=edited)
+    return dataclasses.replace(plan, spec=spec)
 
 
-def _run_options(config: SearchConfig) -> RunOptions:
-    """Return the run's options, with the goal's metrics among those that a trial computes."""
+def _prior_file(config: SearchConfig) -> LayerPrior | None:
+    if config.layer_prior in {None, AUTO}:
+        return None
+    return read_layer_prior(Path(str(config.layer_prior)).expanduser())
+
+
+def _plan(config: SearchConfig, goal: Goal | None, prior: LayerPrior | None) -> SearchPlan:
+    """Read data, space and starting points; take the layers that a file has scored."""
     options = shared_options(config, RunOptions)
-    try:
-        wanted = goal_of(config).metrics
-    except InputError:
-        return options  # that is noted already
-    return dataclasses.replace(options, metrics=(*options.metrics, *wanted))
-
-
-def _plan(config: SearchConfig, spec: TrialSpec) -> SearchPlan:
-    """Read space and starting points; scored layers are not looked at yet."""
+    spec = assemble(
+        dataclasses.replace(options, metrics=(*options.metrics, *(goal.metrics if goal else ()))),
+        device_is_here=config.address is None,
+        gpu_share=config.gpus_per_trial or 1.0,
+    )
     n_layers = known_depth(config) or int(load_config(spec.model).num_hidden_layers)
     method, fixed = spec.method, read_assignments(config.fix)
     space = load_space(config.space, method, model_name=spec.model.name, n_layers=n_layers)
@@ -188,41 +186,31 @@ def _plan(config: SearchConfig, spec: TrialSpec) -> SearchPlan:
     points = found_points(searches, output=config.output, spec=spec, n_layers=n_layers)
     if NONE not in config.start_from:
         points += [StartingPoint(point, "the space's own") for point in space.starting_points]
-    first, starts = fitting(points, space)
-    return SearchPlan(
-        config=config,
-        spec=spec,
-        n_layers=n_layers,
-        space=dataclasses.replace(space, starting_points=first),
-        usual=usual_point(space),
-        points=tuple(points),
-        starts=starts,
-    )
-
-
-def _with_layers(plan: SearchPlan, prior: LayerPrior | None) -> SearchPlan:
-    """Check that scored layers fit, take those of a file, and say which layers trials may edit."""
-    option = f"{LAYER_PRIOR} {plan.config.layer_prior}"
-    if plan.config.layer_prior is not None:
-        check_has_choice(plan.space, option=option)
-    if plan.layer_coefficient == 0:
+    usual, option = usual_point(space), f"{LAYER_PRIOR} {config.layer_prior}"
+    if config.layer_prior is not None:
+        check_has_choice(space, option=option)
+    if config.layer_prior == AUTO and usual["coefficient"] == 0:
         raise InputError(
             f"{option}: the middle of the space's coefficients is 0, which moves nothing. Name a "
             "starting point in the space."
         )
-    if plan.layer_coefficient is not None:
-        kind = plan.space.parameters[LAYER].describe()
-        scored = f"coefficient {plan.layer_coefficient:g}"
-        text = f"{kind}, to be narrowed by s1 - s2 ({AUTO}, {scored})"
-        plan = dataclasses.replace(plan, layers=text)
-    if prior is not None:
-        prior.check_fits(model=plan.spec.model.name, n_layers=plan.n_layers, source=option)
-        origin, data = Path(str(plan.config.layer_prior)).name, plan.spec.data
-        if (prior.data, prior.forget_edges) != (data.name, data.forget_edges):
-            origin += f", scored on {prior.data} {'+'.join(prior.forget_edges)}"
-        plan = plan.with_prior(prior, origin=origin)
-    edited = plan.space.values_of(LAYER) if plan.spec.method.edits_one_layer else ()
-    return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, layers=edited))
+    space, starts = fitting(points, space)
+    plan = SearchPlan(
+        config=config,
+        spec=spec,
+        n_layers=n_layers,
+        space=space,
+        usual=usual,
+        points=tuple(points),
+        starts=starts,
+    )
+    if prior is None:
+        return plan
+    prior.check_fits(model=spec.model.name, n_layers=n_layers, source=option)
+    origin, data = Path(str(config.layer_prior)).name, spec.data
+    if (prior.data, prior.forget_edges) != (data.name, data.forget_edges):
+        origin += f", scored on {prior.data} {'+'.join(prior.forget_edges)}"
+    return plan.with_prior(prior, origin=origin)
 
 
 def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:

@@ -56,7 +56,7 @@ def open_study(path: Path, *, name: str, space: SearchSpace, config: SearchConfi
         path,
         name=name,
         goal=goal_of(config),
-        distributions=space.distributions(),
+        distributions=space.parameters,
         sampler=sampler,
         starting_points=space.starting_points,
     )

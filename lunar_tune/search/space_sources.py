@@ -18,11 +18,13 @@ Kinds: int, float, choice, fixed, and for `layer` alone depth, in fractions of t
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
 from lunar_tune.config.fields import types_of
@@ -31,44 +33,29 @@ from lunar_tune.errors import InputError, Problems, SearchSpaceError, suggestion
 from lunar_tune.files import search_spaces_dir, shipped_spaces
 from lunar_tune.methods.contract import METHODS, Method
 from lunar_tune.search.space import (
+    KINDS,
     LAYER,
-    Choice,
     Depth,
-    Fixed,
-    FloatRange,
-    IntRange,
     Parameter,
     SearchSpace,
     admitted_values,
-    as_real,
+    as_number,
     as_whole,
     block_at,
+    bounds_of,
+    described,
     middle_of,
+    numbers_in,
 )
 from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 
 __all__ = ["load_space", "narrowed"]
 
 DEFAULT: Final = "default"
-KINDS: Final[Mapping[str, type[Parameter | Depth]]] = {
-    "int": IntRange,
-    "float": FloatRange,
-    "choice": Choice,
-    "fixed": Fixed,
-    "depth": Depth,
-}
 # A rate or a relative ridge of zero or less means nothing, whatever the method.
 POSITIVE: Final = ("learning_rate", "ridge")
 SECTION_KEYS: Final = ("parameters", "starting_points")
-
-
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """A variant's section as far as it could be read."""
-
-    parameters: dict[str, Parameter | None] = field(default_factory=dict)
-    """None stands for one that is wrong, which is then noted."""
-    points: list[dict[str, int | float]] = field(default_factory=list)
+Points = list[dict[str, int | float]]
 
 
 def load_space(space: str | None, method: Method, *, model_name: str, n_layers: int) -> SearchSpace:
@@ -97,47 +84,32 @@ def load_space(space: str | None, method: Method, *, model_name: str, n_layers: 
                     content = {**content, name: variants}
                     break
     problems = Problems()
-    section = _read_file(content, name, variant, n_layers, problems)
-    place = f"{name}.{variant}.parameters"
+    sections = _read_sections(content, n_layers, problems)
+    place = f"{name}.{variant}"
+    if place not in sections:
+        problems.add(f"has no section {place}.{suggestion(place, sections)}")
+    parameters, points = sections.get(place, ({}, []))
     allowed = (*method.parameters, *method.optional_parameters)
-    for one in section.parameters:
+    for one in parameters:
         if one not in allowed:
-            problems.add(f"{place}.{one}: is unknown to the method.{suggestion(one, allowed)}")
-    for one in method.parameters if section.parameters else ():
-        if one not in section.parameters:
-            problems.add(f"{place}.{one}: is missing; a trial needs it")
+            near = suggestion(one, allowed)
+            problems.add(f"{place}.parameters.{one}: is unknown to the method.{near}")
+    for one in method.parameters if parameters else ():
+        if one not in parameters:
+            problems.add(f"{place}.parameters.{one}: is missing; a trial needs it")
     try:
         problems.raise_if_any(SearchSpaceError)
     except SearchSpaceError as error:
         raise SearchSpaceError(f"{path}: {error}") from error
     by_depth = space is None and path.stem == DEFAULT and LAYER in method.parameters
-    searched = {n: section.parameters[n] for n in allowed if n in section.parameters}
+    searched = [one for one in allowed if one in parameters]
     return SearchSpace(
         method=name,
         variant=variant,
-        parameters={n: kind for n, kind in searched.items() if kind is not None},
-        starting_points=tuple({n: point[n] for n in searched} for point in section.points),
+        parameters={one: kind for one in searched if (kind := parameters[one]) is not None},
+        starting_points=tuple({one: point[one] for one in searched} for point in points),
         origin=f"default by depth ({n_layers} blocks)" if by_depth else str(path),
     )
-
-
-def _read_file(
-    content: Mapping[str, Any], method: str, variant: str, n_layers: int, problems: Problems
-) -> _Section:
-    """Read all sections; note what is wrong with any, and return that of a method's variant."""
-    section = _Section()
-    for name, variants in content.items():
-        if not isinstance(variants, dict) or not variants:
-            problems.add(f"{name}: is {shown(variants)}; a section for each variant is needed")
-            continue
-        for one, raw in variants.items():
-            read = _read_section(f"{name}.{one}", raw, n_layers, problems)
-            section = read if (name, one) == (method, variant) else section
-        if name == method and variant not in variants:
-            problems.add(f"{name}: has no section for {variant!r}.{suggestion(variant, variants)}")
-    if method not in content:
-        problems.add(f"has no section for the method {method!r}.{suggestion(method, content)}")
-    return section
 
 
 def _find(space: str | None, model_name: str) -> Path:
@@ -158,88 +130,87 @@ def _find(space: str | None, model_name: str) -> Path:
     )
 
 
-def _read_section(place: str, raw: object, n_layers: int, problems: Problems) -> _Section:
-    """Return a variant's section with depths as blocks; note what is wrong."""
+def _read_sections(
+    content: Mapping[str, Any], n_layers: int, problems: Problems
+) -> dict[str, tuple[dict[str, Parameter | None], Points]]:
+    """Return parameters and starting points by method and variant; note what is wrong with any."""
+    sections = {}
+    for name, variants in content.items():
+        if not isinstance(variants, dict) or not variants:
+            problems.add(f"{name}: is {shown(variants)}; a section for each variant is needed")
+            continue
+        for place, raw in ((f"{name}.{variant}", raw) for variant, raw in variants.items()):
+            sections[place] = _read_section(place, raw, n_layers, problems)
+    return sections
+
+
+def _read_section(
+    place: str, raw: object, n_layers: int, problems: Problems
+) -> tuple[dict[str, Parameter | None], Points]:
+    """Return a variant's parameters, None for one that is wrong, and its starting points."""
     if not isinstance(raw, dict):
         problems.add(f"{place}: is {shown(raw)}; it needs {' and '.join(SECTION_KEYS)}")
-        return _Section()
+        return {}, []
     for key in [key for key in raw if key not in SECTION_KEYS]:
         problems.add(f"{place}.{key}: is unknown.{suggestion(key, SECTION_KEYS)}")
-    described, listed = raw.get("parameters"), raw.get("starting_points", [])
-    if not isinstance(described, dict) or not described:
-        found = f"is {shown(described)}; write each parameter as name: {{type: …}}"
+    parameters, listed = raw.get("parameters"), raw.get("starting_points", [])
+    if not isinstance(parameters, dict) or not parameters:
+        found = f"is {shown(parameters)}; write each parameter as name: {{type: …}}"
         problems.add(f"{place}.parameters: {found}")
-        return _Section()  # without parameters every value of a point would be unknown
+        return {}, []  # without parameters every value of a point would be unknown
     kinds = {
-        name: _read_parameter(f"{place}.parameters.{name}", name, value, n_layers, problems)
-        for name, value in described.items()
+        name: problems.attempt(
+            functools.partial(_read_parameter, f"{place}.parameters.{name}", name, value, n_layers)
+        )
+        for name, value in parameters.items()
     }
-    points = _read_points(f"{place}.starting_points", listed, kinds, problems)
-    parameters: dict[str, Parameter | None] = {}
-    for name, kind in kinds.items():
-        parameters[name] = kind if not isinstance(kind, Depth) else kind.in_blocks(n_layers)
-        for point in points if isinstance(kind, Depth) else ():
-            if name in point:
-                point[name] = block_at(point[name], n_layers)
-    return _Section(parameters, points)
-
-
-def _read_points(
-    place: str, raw: object, kinds: Mapping[str, Parameter | Depth | None], problems: Problems
-) -> list[dict[str, int | float]]:
-    """Return the starting points; note what is wrong."""
-    if not isinstance(raw, list):
-        problems.add(f"{place}: is {shown(raw)}; a list is needed, [] for none")
-        return []
-    points = []
-    for index, point in enumerate(raw):
+    if not isinstance(listed, list):
+        problems.add(f"{place}.starting_points: is {shown(listed)}; a list is needed, [] for none")
+        return kinds, []
+    points: Points = []
+    for index, point in enumerate(listed):
+        at = f"{place}.starting_points[{index}]"
         if isinstance(point, dict):
-            points.append(admitted_values(f"{place}[{index}].", point, kinds, problems))
+            points.append(admitted_values(f"{at}.", point, kinds, problems))
         else:
             form = ", ".join(f"{name}: …" for name in kinds)
-            problems.add(f"{place}[{index}]: is {shown(point)}; write {{{form}}}")
-    return points
+            problems.add(f"{at}: is {shown(point)}; write {{{form}}}")
+    layer = kinds.get(LAYER)
+    if isinstance(layer, Depth):
+        kinds[LAYER] = layer.in_blocks(n_layers)
+        for point in points:
+            if LAYER in point:
+                point[LAYER] = block_at(point[LAYER], n_layers)
+    return kinds, points
 
 
-def _read_parameter(
-    place: str, name: str, raw: object, n_layers: int, problems: Problems
-) -> Parameter | Depth | None:
-    """Return a parameter; note what is wrong, and return None then."""
+def _read_parameter(place: str, name: str, raw: object, n_layers: int) -> Parameter:
     if not isinstance(raw, dict):
-        problems.add(
+        raise SearchSpaceError(
             f"{place}: is {shown(raw)}; write {{type: …}}; for one value {{type: fixed, value: …}}"
         )
-        return None
-    kind = KINDS.get(raw["type"]) if isinstance(raw.get("type"), str) else None
-    if kind is None:
-        written = f"is {shown(raw['type'])}" if "type" in raw else "is missing"
-        near = suggestion(str(raw.get("type", "")), KINDS)
-        problems.add(f"{place}.type: {written}.{near}")
-        return None
-    if kind is Depth and name != LAYER:
-        problems.add(f"{place}.type: is depth, which only {LAYER} can be; use int or float")
-        return None
+    facts = dict(raw)
+    told, known = facts.pop("type", None), [*KINDS][: None if name == LAYER else -1]
+    if told not in known:
+        raise SearchSpaceError(f"{place}.type: is {shown(told)}.{suggestion(str(told), known)}")
     try:
-        read = kind.model_validate(raw)
+        kind = KINDS[told](**facts)
     except ValidationError as error:
-        for message in describe_mistakes(error, kind.model_fields, place=place):
-            problems.add(message)
-        return None
-    low, high = read.bounds
-    values = read.values if isinstance(read, Choice) else read.bounds
+        keys = inspect.signature(KINDS[told]).parameters
+        raise SearchSpaceError("; ".join(describe_mistakes(error, keys, place=place))) from error
+    except ValueError as error:
+        raise SearchSpaceError(f"{place}: {error}") from error
+    low, high = bounds_of(kind)
+    holds = f"{place}: holds {described(kind)}"
     if name in POSITIVE and low <= 0:
-        problems.add(f"{place}: holds {low}; {name} must be more than 0")
-    elif name != LAYER or isinstance(read, Depth):
-        pass
-    elif not all(isinstance(value, int) for value in values):
-        problems.add(f"{place}: holds {read.describe()}; layers are whole numbers, use type int")
-    elif low < 0:
-        problems.add(f"{place}: holds {low}; the first block is 0")
-    elif high >= n_layers:
-        problems.add(
-            f"{place}: goes up to {high}, but the model has {n_layers} blocks: 0 to {n_layers - 1}"
-        )
-    return read
+        raise SearchSpaceError(f"{holds}; {name} must be more than 0")
+    if name == LAYER and not isinstance(kind, Depth):
+        values = numbers_in(kind) if isinstance(kind, CategoricalDistribution) else (low, high)
+        if not all(isinstance(value, int) for value in values):
+            raise SearchSpaceError(f"{holds}; layers are whole numbers, use type int")
+        if low < 0 or high >= n_layers:
+            raise SearchSpaceError(f"{holds}; the model has blocks 0 to {n_layers - 1}")
+    return kind
 
 
 def narrowed(
@@ -271,7 +242,8 @@ def narrowed(
     for name, value in fixed.items():
         if name not in settings:
             with problems.collect():
-                parameters[name] = _fixed(f"--fix {name}={value}", value, whole=name == LAYER)
+                option = f"--fix {name}={value}"
+                parameters[name] = _between(option, value, value, whole=name == LAYER)
     for text in ranges:
         with problems.collect():
             name, low, high = read_range(text)
@@ -284,14 +256,19 @@ def narrowed(
                     f"{name}. There are: {', '.join(sorted(known))}."
                 )
             named.add(name)
-            whole = name == LAYER or types_of(METHODS[method.name].settings_type).get(name) is int
-            parameters[name] = _ranged(text, parameters.get(name), low, high, whole=whole)
+            kind = parameters.get(name)
+            if isinstance(kind, CategoricalDistribution):
+                parameters[name] = _among(f"--range {text}", kind, low, high)
+            else:
+                whole = name == LAYER or types_of(method.settings_type).get(name) is int
+                log = isinstance(kind, FloatDistribution) and kind.log
+                parameters[name] = _between(f"--range {text}", low, high, whole=whole, log=log)
     if named:
         _check_ends(parameters, method, n_layers, problems)
     problems.raise_if_any(InputError)
     points = tuple(
         {
-            name: middle_of(kind) if isinstance(kind, Fixed) or name not in point else point[name]
+            name: middle_of(kind) if kind.single() or name not in point else point[name]
             for name, kind in parameters.items()
         }
         for point in space.starting_points
@@ -304,42 +281,29 @@ def _check_ends(
 ) -> None:
     """Note what the model or the method does not take of the smallest and the largest values."""
     for end in (0, 1):
-        setting = {name: kind.bounds[end] for name, kind in parameters.items()}
+        setting = {name: bounds_of(kind)[end] for name, kind in parameters.items()}
         if not 0 <= setting.get(LAYER, 0) < n_layers:
             problems.add(f"layer {setting[LAYER]:g}: the model has blocks 0 to {n_layers - 1}.")
         with problems.collect():
             method.check_parameters(setting)
 
 
-def _fixed(option: str, value: Any, *, whole: bool) -> Fixed:
-    try:
-        return Fixed(value=as_whole(_without_point(value)) if whole else as_real(value))
-    except ValueError as error:
-        raise InputError(f"{option}: {error}.") from error
-
-
-def _ranged(
-    text: str, kind: Parameter | None, low: float, high: float, *, whole: bool
+def _between(
+    option: str, low: object, high: object, *, whole: bool, log: bool = False
 ) -> Parameter:
-    """Return a parameter within bounds; one that was chosen from a list keeps what lies in them."""
-    option = f"--range {text}"
-    if isinstance(kind, Choice):
-        values = tuple(value for value in kind.values if low <= value <= high)
-        if not values:
-            raise InputError(f"{option}: holds none of {kind.describe()}.")
-        return Choice(values=values)
-    if low == high:
-        return _fixed(option, low, whole=whole)
     try:
         if whole:
-            return IntRange.model_validate(
-                {"low": _without_point(low), "high": _without_point(high)}
-            )
-        return FloatRange(low=low, high=high, log=isinstance(kind, FloatRange) and kind.log)
-    except ValidationError as error:
-        raise InputError(f"{option}: {'; '.join(describe_mistakes(error, ()))}.") from error
+            return IntDistribution(as_whole(low), as_whole(high))
+        least, most = as_number(low), as_number(high)
+        return FloatDistribution(least, most, log=log and least != most)
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from error
 
 
-def _without_point(value: Any) -> Any:
-    """Return a whole number as one, and what is none as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _among(
+    option: str, kind: CategoricalDistribution, low: float, high: float
+) -> CategoricalDistribution:
+    values = [value for value in numbers_in(kind) if low <= value <= high]
+    if not values:
+        raise InputError(f"{option}: holds none of {described(kind)}.")
+    return CategoricalDistribution(values)

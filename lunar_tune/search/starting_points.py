@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_file
 from lunar_tune.methods.contract import METHODS
-from lunar_tune.models.catalog import CATALOG
 from lunar_tune.search.space import (
     LAYER,
-    Choice,
-    IntRange,
     Parameter,
     SearchSpace,
     block_at,
+    described,
     middle_of,
     nearest_of,
+    numbers_in,
 )
 from lunar_tune.study.rows import best_first
 from lunar_tune.study.stored_search import StoredSearch
@@ -53,13 +53,11 @@ class StartingPoint:
     """Whether values outside the space are moved inside; else the setting is left out."""
 
 
-def fitting(
-    points: Iterable[StartingPoint], space: SearchSpace
-) -> tuple[tuple[Mapping[str, int | float], ...], str]:
-    """Return the settings that a space holds, some of them moved into it, each once.
+def fitting(points: Iterable[StartingPoint], space: SearchSpace) -> tuple[SearchSpace, str]:
+    """Return a space that begins with the settings that it holds, some moved into it, each once.
 
     Returns:
-        The settings, and their count and origins in a line, with those that are left out.
+        The space, and the settings' count and origins in a line, with those that are left out.
     """
     kept: dict[tuple[tuple[str, int | float], ...], StartingPoint] = {}
     left_out = []
@@ -76,7 +74,19 @@ def fitting(
     named = (origin if n == 1 else f"{origin} ({n})" for origin, n in counts.items())
     text = f"{len(kept)} ({', '.join(named)})" if kept else "none"
     text += f"; left out: {'; '.join(left_out)}" if left_out else ""
-    return tuple(point.values for point in kept.values()), text
+    first = tuple(point.values for point in kept.values())
+    return dataclasses.replace(space, starting_points=first), text
+
+
+def _moved_inside(point: StartingPoint, space: SearchSpace) -> StartingPoint:
+    """Return a point with each value that lies outside the space at the nearest inside."""
+    before, changes = point.values, []
+    inside = {n: nearest_of(kind, before[n]) for n, kind in space.parameters.items() if n in before}
+    for name, value in inside.items():
+        if value != before[name]:
+            changes.append(f"{name} {before[name]:g} → {value:g}")
+    origin = f"{point.origin} with {' and '.join(changes)}" if changes else point.origin
+    return StartingPoint({**before, **inside}, origin)
 
 
 def found_points(
@@ -106,11 +116,10 @@ class _Found(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
-    model: str
     method: str
     solver: str
     parameters: Annotated[dict[str, int | FiniteFloat], Field(min_length=1)]
-    n_layers: PositiveInt | None = None
+    n_layers: PositiveInt
     """Number of the model's decoder blocks."""
 
 
@@ -140,39 +149,18 @@ def _read(search: str, output: Path) -> _Found:
 
 def _carried_over(found: _Found, search: str, spec: TrialSpec, n_layers: int) -> StartingPoint:
     """Return a setting with its layer at the same relative depth of the new search's model."""
-    option, method = f"--start-from {search}", spec.method
+    method = spec.method
     if (found.method, found.solver) != (method.name, method.variant):
         raise InputError(
-            f"{option}: has a setting of {found.method} ({found.solver}), and this search is of "
-            f"{method.name} ({method.variant}), whose parameters differ. Name a search of the same "
-            "method and solver."
+            f"--start-from {search}: has a setting of {found.method} ({found.solver}), and this "
+            f"search is of {method.name} ({method.variant}), whose parameters differ. Name a "
+            "search of the same method and solver."
         )
-    values, origin = dict(found.parameters), f"found in {search}"
-    depth = found.n_layers
-    if depth is None and found.model in CATALOG:
-        depth = CATALOG[found.model].n_layers
-    if depth is None and found.model != spec.model.name and "layer" in values:
-        raise InputError(
-            f"{option}: the number of decoder blocks of {found.model} is not known, so its layer "
-            "cannot be carried over. Name a best.yaml with n_layers in it."
-        )
-    if depth is not None and depth != n_layers and "layer" in values:
-        values["layer"] = block_at(found.parameters["layer"] / max(1, depth - 1), n_layers)
-        change = f"layer {found.parameters['layer']} of {depth} → {values['layer']} of {n_layers}"
-        origin += f" ({change} by depth)"
+    values, depth, origin = dict(found.parameters), found.n_layers, f"found in {search}"
+    if LAYER in values and depth != n_layers:
+        before, values[LAYER] = values[LAYER], block_at(values[LAYER] / max(1, depth - 1), n_layers)
+        origin += f" (layer {before} of {depth} → {values[LAYER]} of {n_layers} by depth)"
     return StartingPoint(values, origin, movable=True)
-
-
-def _moved_inside(point: StartingPoint, space: SearchSpace) -> StartingPoint:
-    """Return a point with each value that lies outside the space at the nearest inside."""
-    values, changes = dict(point.values), []
-    for name, kind in space.parameters.items():
-        if name in values:
-            before, values[name] = values[name], nearest_of(kind, values[name])
-            if values[name] != before:
-                changes.append(f"{name} {before:g} → {values[name]:g}")
-    origin = f"{point.origin} with {' and '.join(changes)}" if changes else point.origin
-    return dataclasses.replace(point, values=values, origin=origin)
 
 
 def usual_point(space: SearchSpace) -> dict[str, int | float]:
@@ -219,36 +207,31 @@ def choose_layers(
     """
     kind, scores = space.parameters[LAYER], {one.layer: one.score for one in prior.layers}
     unfinished = next(one.unfinished for one in prior.layers if one.layer == prior.best)
+    warning = ""
     if unfinished * 2 > prior.rows:
-        told = f"({origin}); most answers there do not end, a smaller coefficient would tell more"
-    else:
-        told = f"({origin})"
-    if (reason := _no_advice(prior)) is not None:
-        return space, None, f"{kind.describe()}, as in the space: {reason} {told}"
+        warning = "; most answers there do not end, a smaller coefficient would tell more"
+    no_advice = None
+    if len(scores) == 1:
+        no_advice = f"layer {prior.best} alone was scored, and compared with none"
+    elif max(scores.values()) - min(scores.values()) <= EQUAL:
+        no_advice = "all layers score the same"
+    elif max(scores.values()) - prior.base_model.score <= EQUAL:
+        no_advice = "no layer gains on the base model"
+    if no_advice is not None:
+        return space, None, f"{described(kind)}, as in the space: {no_advice} ({origin}){warning}"
     wanted = [value for value in space.values_of(LAYER) if value in prior.recommended]
     if not wanted:
         recommended = ", ".join(map(str, prior.recommended))
         raise InputError(
             f"{LAYER_PRIOR} {origin}: recommends layer {recommended}, and the space "
-            f"({space.origin}) has {kind.describe()}. Give a space that holds the layer, or leave "
+            f"({space.origin}) has {described(kind)}. Give a space that holds the layer, or leave "
             "the option out."
         )
-    narrowed: Parameter = IntRange(low=min(wanted), high=max(wanted))
-    if isinstance(kind, Choice):
-        narrowed = Choice(values=tuple(value for value in kind.values if value in wanted))
-    shown = str(wanted[0]) if len(wanted) == 1 else narrowed.describe()
+    narrowed: Parameter = IntDistribution(min(wanted), max(wanted))
+    if isinstance(kind, CategoricalDistribution):
+        narrowed = CategoricalDistribution([one for one in numbers_in(kind) if one in wanted])
+    shown = str(wanted[0]) if len(wanted) == 1 else described(narrowed)
     parameters = {**space.parameters, LAYER: narrowed}
     best = max(wanted, key=lambda layer: (scores[layer], -layer))
-    return dataclasses.replace(space, parameters=parameters), best, f"{shown} by s1 - s2 {told}"
-
-
-def _no_advice(prior: LayerPrior) -> str | None:
-    """Say why the scores tell nothing; None if they do."""
-    scores = [one.score for one in prior.layers]
-    if len(scores) == 1:
-        return f"layer {prior.best} alone was scored, and compared with none"
-    if max(scores) - min(scores) <= EQUAL:
-        return "all layers score the same"
-    if max(scores) - prior.base_model.score <= EQUAL:
-        return "no layer gains on the base model"
-    return None
+    text = f"{shown} by s1 - s2 ({origin}){warning}"
+    return dataclasses.replace(space, parameters=parameters), best, text

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from command_lines import Result, small_data, without_ray
 from made_outcomes import complete, trial_result
+from optuna.distributions import CategoricalDistribution
 
 from lunar_tune.cli.ask import COMMAND, _shown
 from lunar_tune.config.run_options import RunOptions
@@ -19,7 +20,7 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space import Fixed, SearchSpace
+from lunar_tune.search.space import SearchSpace
 from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
@@ -41,7 +42,7 @@ def runs(tmp_path: Path, checkpoint: Callable[..., Path]) -> Path:
         fix=("epochs=2",),
         cache_limit=0,
     )
-    fixed: Any = {name: Fixed(type="fixed", value=value) for name, value in PARAMETERS.items()}
+    fixed: Any = {name: CategoricalDistribution([value]) for name, value in PARAMETERS.items()}
     space = SearchSpace(
         method="lunar", variant="adamw", parameters=fixed, starting_points=(), origin="a test"
     )

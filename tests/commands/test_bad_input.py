@@ -256,8 +256,7 @@ MISTAKES = (
     Mistake(
         "layer out of range of a space",
         ("--space", "space.yaml"),
-        "space.yaml: lunar.adamw.parameters.layer: goes up to 9, but the model has 4 "
-        "blocks: 0 to 3",
+        "space.yaml: lunar.adamw.parameters.layer: holds 0 … 9; the model has blocks 0 to 3",
         spaces("high: 3", "high: 9"),
     ),
     Mistake(

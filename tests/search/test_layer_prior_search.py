@@ -146,7 +146,8 @@ def test_what_another_search_found_is_tried_second(by_file: Searched, by_itself:
     """The plan has it; once layers are scored its layer is the nearest of those that are left."""
     assert "2 (found in file, the space's own)" in by_itself.done.stdout
     kept = by_itself.config["resolved"]
-    low, high = (kept["space"]["parameters"]["layer"][key] for key in ("low", "high"))
+    layer = kept["space"]["parameters"]["layer"]
+    low, high = (layer.get(key, layer.get("value")) for key in ("low", "high"))
     found = by_file.best["parameters"]
     expected = found | {"layer": min(max(found["layer"], low), high)}
     assert by_itself.parameters[1] == pytest.approx(expected)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from command_lines import run_command
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from search_results import rows_of
 
 from lunar_tune.config.run_options import read_assignments
@@ -17,18 +18,18 @@ from lunar_tune.methods.contract import configure_method
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.resume import signature_of
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, Parameter, SearchSpace
+from lunar_tune.search.space import Parameter, SearchSpace
 from lunar_tune.search.space_sources import narrowed
 from lunar_tune.trial.assemble import configured
 from lunar_tune.yaml_files import read_yaml
 
 KINDS: Mapping[str, Parameter] = {
-    "layer": IntRange(low=0, high=3),
-    "coefficient": FloatRange(low=0.5, high=8.0),
-    "learning_rate": FloatRange(low=1e-4, high=3e-2, log=True),
+    "layer": IntDistribution(0, 3),
+    "coefficient": FloatDistribution(0.5, 8.0),
+    "learning_rate": FloatDistribution(1e-4, 3e-2, log=True),
 }
 POINT = {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}
-NPO: Mapping[str, Parameter] = {"learning_rate": FloatRange(low=1e-5, high=1e-2, log=True)}
+NPO: Mapping[str, Parameter] = {"learning_rate": FloatDistribution(1e-5, 1e-2, log=True)}
 
 
 def narrow(
@@ -59,38 +60,53 @@ def refusal(**options: Any) -> str:
 @pytest.mark.parametrize(
     "kind",
     [
-        lambda: IntRange(low=0, high=3),
-        lambda: FloatRange(low=0.5, high=3.0),
-        lambda: FloatRange(low=0.5, high=3.0, log=True),
-        lambda: Choice(values=(1, 2, 3)),
-        lambda: Fixed(value=3),
+        lambda: IntDistribution(0, 3),
+        lambda: FloatDistribution(0.5, 3.0),
+        lambda: FloatDistribution(0.5, 3.0, log=True),
+        lambda: CategoricalDistribution((1, 2, 3)),
+        lambda: IntDistribution(3, 3),
     ],
     ids=["int", "float", "log", "choice", "fixed"],
 )
 def test_a_parameter_of_any_kind_can_be_fixed(name: str, kind: Callable[[], Parameter]) -> None:
     space = narrow({**KINDS, name: kind()}, fix=(f"{name}=2",))
-    assert space.parameters == {**KINDS, name: Fixed(value=2)}
-    assert type(space.parameters[name].value) is (int if name == "layer" else float)  # type: ignore[union-attr]
+    fixed = IntDistribution(2, 2) if name == "layer" else FloatDistribution(2, 2)
+    assert space.parameters == {**KINDS, name: fixed}
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "text", "expected"),
     [
-        ("layer", IntRange(low=0, high=3), "1:2", IntRange(low=1, high=2)),
-        ("layer", IntRange(low=0, high=1), "1:3", IntRange(low=1, high=3)),
-        ("layer", IntRange(low=0, high=3), "2:2", Fixed(value=2)),
-        ("layer", Fixed(value=1), "2:3", IntRange(low=2, high=3)),
-        ("layer", Choice(values=(0, 2, 3)), "1:3", Choice(values=(2, 3))),
-        ("coefficient", FloatRange(low=0.5, high=8), "1:4", FloatRange(low=1, high=4)),
-        ("coefficient", FloatRange(low=0.5, high=8), "-1:4", FloatRange(low=-1, high=4)),
-        ("coefficient", FloatRange(low=0.5, high=8), "2:2", Fixed(value=2.0)),
-        ("coefficient", Fixed(value=1), "1:4", FloatRange(low=1, high=4)),
-        ("coefficient", Choice(values=(1, 2.5, 4)), "2:3", Choice(values=(2.5,))),
+        ("layer", IntDistribution(0, 3), "1:2", IntDistribution(1, 2)),
+        ("layer", IntDistribution(0, 1), "1:3", IntDistribution(1, 3)),
+        ("layer", IntDistribution(0, 3), "2:2", IntDistribution(2, 2)),
+        ("layer", IntDistribution(1, 1), "2:3", IntDistribution(2, 3)),
+        ("layer", CategoricalDistribution((0, 2, 3)), "1:3", CategoricalDistribution((2, 3))),
+        (
+            "coefficient",
+            FloatDistribution(0.5, 8),
+            "1:4",
+            FloatDistribution(1, 4),
+        ),
+        (
+            "coefficient",
+            FloatDistribution(0.5, 8),
+            "-1:4",
+            FloatDistribution(-1, 4),
+        ),
+        ("coefficient", FloatDistribution(0.5, 8), "2:2", FloatDistribution(2.0, 2.0)),
+        ("coefficient", IntDistribution(1, 1), "1:4", FloatDistribution(1, 4)),
+        (
+            "coefficient",
+            CategoricalDistribution((1, 2.5, 4)),
+            "2:3",
+            CategoricalDistribution([2.5]),
+        ),
         (
             "learning_rate",
-            FloatRange(low=1e-4, high=3e-2, log=True),
+            FloatDistribution(1e-4, 3e-2, log=True),
             "1e-3:1e-2",
-            FloatRange(low=1e-3, high=1e-2, log=True),
+            FloatDistribution(1e-3, 1e-2, log=True),
         ),
     ],
 )
@@ -119,7 +135,7 @@ def test_a_parameter_of_any_kind_can_be_narrowed(
         ({"ranges": ("coefficient=nan:1",)}, "write NAME=LOW:HIGH"),
         ({"ranges": ("coefficient=4:1",)}, "write NAME=LOW:HIGH"),
         ({"ranges": ("coefficient=4",)}, "write NAME=LOW:HIGH"),
-        ({"ranges": ("learning_rate=0:1",)}, "has no logarithm"),
+        ({"ranges": ("learning_rate=0:1",)}, "`low > 0` must hold for `log=True`"),
         (
             {"ranges": ("ridge=0.1:1",)},
             "--method lunar (adamw) searches no ridge. There are: batch_size",
@@ -138,7 +154,7 @@ def test_what_has_no_meaning_is_refused(options: dict[str, Any], part: str) -> N
 
 
 def test_a_range_that_holds_none_of_a_list_is_refused() -> None:
-    kinds = {**KINDS, "coefficient": Choice(values=(1, 4))}
+    kinds = {**KINDS, "coefficient": CategoricalDistribution((1, 4))}
     assert "--range coefficient=2:3: holds none of 1, 4" in refusal(
         kinds=kinds, ranges=("coefficient=2:3",)
     )
@@ -153,7 +169,11 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 
 
 def test_a_setting_that_is_fixed_is_searched_no_more() -> None:
-    kinds = {**NPO, "rank": IntRange(low=2, high=16), "beta": FloatRange(low=0.1, high=1)}
+    kinds = {
+        **NPO,
+        "rank": IntDistribution(2, 16),
+        "beta": FloatDistribution(0.1, 1),
+    }
     point = {"learning_rate": 1e-3, "rank": 4, "beta": 0.5}
     space = narrow(kinds, point, fix=("rank=8",), method="npo")
     assert space.parameters == {name: kind for name, kind in kinds.items() if name != "rank"}
@@ -164,7 +184,7 @@ def test_a_setting_that_the_space_does_not_search_is_searched_in_a_range() -> No
     """A setting of whole numbers has a whole range; starting points begin in its middle."""
     point = {"learning_rate": 1e-3}
     space = narrow(NPO, point, ranges=("rank=2:16", "beta=0.1:0.5"), method="npo")
-    added = {"rank": IntRange(low=2, high=16), "beta": FloatRange(low=0.1, high=0.5)}
+    added = {"rank": IntDistribution(2, 16), "beta": FloatDistribution(0.1, 0.5)}
     assert space.parameters == {**NPO, **added}
     assert space.starting_points == ({**point, "rank": 9, "beta": pytest.approx(0.3)},)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from chart_specs import axis, panels
 from made_outcomes import complete, trial_result
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lunar_tune import SearchResults, load_search
 from lunar_tune.config.search_config import SearchConfig
@@ -20,7 +21,7 @@ from lunar_tune.report.page import write_static_page
 from lunar_tune.report.results import short_report
 from lunar_tune.search.outputs import write_mirrors
 from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space import Choice, FloatRange, IntRange, SearchSpace
+from lunar_tune.search.space import SearchSpace
 from lunar_tune.study.answers import write_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import parameter_importance
@@ -70,9 +71,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> SearchResults:
         method="lunar",
         variant="adamw",
         parameters={
-            "layer": IntRange(low=0, high=3),
-            "coefficient": Choice(values=(4.0, 1.0, 2.0)),
-            "learning_rate": FloatRange(low=1e-4, high=1e-1, log=True),
+            "layer": IntDistribution(0, 3),
+            "coefficient": CategoricalDistribution((4.0, 1.0, 2.0)),
+            "learning_rate": FloatDistribution(1e-4, 1e-1, log=True),
         },
         starting_points=(),
         origin="a test",

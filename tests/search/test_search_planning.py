@@ -127,7 +127,7 @@ def test_a_layer_beyond_the_model_is_refused_before_anything_runs(tmp_path: Path
         "lunar: {adamw: {parameters: {layer: {type: int, low: 0, high: 9}, coefficient: "
         "{type: fixed, value: 2.0}, learning_rate: {type: fixed, value: 0.01}}}}"
     )
-    with pytest.raises(InputError, match="4 blocks") as caught:
+    with pytest.raises(InputError, match="blocks 0 to 3") as caught:
         plan_search(SearchConfig(space=str(path), output=tmp_path))
 
     assert str(path) in str(caught.value)

@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 import pytest
 from made_outcomes import base_model, complete, trial_result
 from made_search import made_search
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from priors import prior_of
 from rich.console import Console
 from tracked_searches import TAGS
@@ -25,7 +26,7 @@ from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.search.resume import resumed, signature_of
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import SearchSession
-from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
+from lunar_tune.search.space import SearchSpace
 from lunar_tune.search.starting_points import (
     StartingPoint,
     fitting,
@@ -69,12 +70,12 @@ def space_of(**parameters: Any) -> SearchSpace:
 
 def test_the_usual_setting_is_the_middle_where_the_space_names_none() -> None:
     space = space_of(
-        layer=IntRange(low=2, high=7),
-        coefficient=FloatRange(low=1.0, high=4.0),
-        learning_rate=FloatRange(low=1e-4, high=1e-2, log=True),
-        ridge=Choice(values=(1.0, 1e-4, 1e-2)),
-        even=Choice(values=(4, 1, 2, 3)),
-        seed=Fixed(value=9),
+        layer=IntDistribution(2, 7),
+        coefficient=FloatDistribution(1.0, 4.0),
+        learning_rate=FloatDistribution(1e-4, 1e-2, log=True),
+        ridge=CategoricalDistribution((1.0, 1e-4, 1e-2)),
+        even=CategoricalDistribution((4, 1, 2, 3)),
+        seed=IntDistribution(9, 9),
     )
     usual = usual_point(space)
     assert usual.pop("learning_rate") == pytest.approx(1e-3)
@@ -84,14 +85,14 @@ def test_the_usual_setting_is_the_middle_where_the_space_names_none() -> None:
 
 def test_the_usual_setting_is_the_first_that_the_space_names() -> None:
     points = ({"layer": 3}, {"layer": 1})
-    space = dataclasses.replace(space_of(layer=IntRange(low=0, high=3)), starting_points=points)
+    space = dataclasses.replace(space_of(layer=IntDistribution(0, 3)), starting_points=points)
     assert usual_point(space) == {"layer": 3}
 
 
 def test_points_outside_the_space_are_left_out_and_named() -> None:
-    space = space_of(layer=IntRange(low=0, high=3), coefficient=FloatRange(low=0.5, high=2.0))
+    space = space_of(layer=IntDistribution(0, 3), coefficient=FloatDistribution(0.5, 2.0))
     good = {"layer": 1, "coefficient": 1.0}
-    values, text = fitting(
+    fitted, text = fitting(
         [
             StartingPoint({"layer": 9, "coefficient": 3.0}, "one"),
             StartingPoint(good, "two"),
@@ -100,7 +101,7 @@ def test_points_outside_the_space_are_left_out_and_named() -> None:
         ],
         space,
     )
-    assert values == (good,)
+    assert fitted.starting_points == (good,)
     assert text == (
         "1 (two); left out: one (layer: is 9, outside 0 … 3, coefficient: is 3, outside 0.5 … 2); "
         "three (coefficient: is missing)"
@@ -110,7 +111,7 @@ def test_points_outside_the_space_are_left_out_and_named() -> None:
 def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path) -> None:
     plan = planned(tmp_path, layer_prior=prior_file(tmp_path))
 
-    assert plan.space.parameters["layer"] == IntRange(low=2, high=3)
+    assert plan.space.parameters["layer"] == IntDistribution(2, 3)
     assert plan.spec.layers == (2, 3), "only these blocks' activations are captured"
     assert plan.facts["  layer"] == "2 … 3 by s1 - s2 (layers.json)"
     assert plan.facts["starting points"] == (
@@ -142,7 +143,7 @@ def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -
 
     scored = plan.with_own_prior(prior_of(CURVE, [2, 3]).document())
     assert scored.layer_coefficient is None
-    assert scored.space.parameters["layer"] == IntRange(low=2, high=3)
+    assert scored.space.parameters["layer"] == IntDistribution(2, 3)
     assert scored.spec.layers == (0, 1, 2, 3), "the worker has captured them"
     assert scored.facts["  layer"] == "2 … 3 by s1 - s2 (auto, coefficient 0.5)"
     assert first_trials(scored, tmp_path, 1) == [OWN | {"layer": 3}]
@@ -165,7 +166,7 @@ def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Pat
         )
         prior = prior_of(CURVE, recommended).document()
         study = session.begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
-        assert session.plan.space.parameters["layer"] == IntRange(low=2, high=3)
+        assert session.plan.space.parameters["layer"] == IntDistribution(2, 3)
         assert study.ask()[1]["layer"] == 3
         session._display.doing(None)
     config = read_yaml(folder.config)
@@ -259,7 +260,7 @@ def searched(
     space = SearchSpace(
         "lunar",
         "adamw",
-        {key: Choice(values=tuple(numbers)) for key, numbers in values.items()},
+        {key: CategoricalDistribution(tuple(numbers)) for key, numbers in values.items()},
         tuple(setting for setting, _ in trials),
         "a test",
     )
@@ -279,7 +280,7 @@ def searched(
 
 
 def best_file(folder: Path, **changes: Any) -> str:
-    document = {"model": "tiny", "method": "lunar", "solver": "adamw", "parameters": FOUND}
+    document = {"n_layers": 4, "method": "lunar", "solver": "adamw", "parameters": FOUND}
     path = folder / "best.yaml"
     path.write_text(write_yaml(document | changes))
     return str(path)
@@ -372,20 +373,13 @@ def test_found_settings_follow_the_best_layer_and_keep_to_the_narrowed_range(
 def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(
     tmp_path: Path, layer: int, expected: int
 ) -> None:
-    """28 blocks: by the search's configuration, by best.yaml, by the catalogue; 4 of tiny."""
+    """28 blocks, by the search's configuration and by best.yaml; 4 of tiny."""
     setting = FOUND | {"layer": layer}
     plans = [
         planned(tmp_path, start_from=(source,))
         for source in (
-            searched(tmp_path, "one", (setting, GOOD), model="my/own", n_layers=28),
-            best_file(tmp_path, parameters=setting, model="my/own", n_layers=28),
-        )
-    ]
-    plans += [
-        planned(tmp_path, start_from=(source,))
-        for source in (
-            searched(tmp_path, "two", (setting, GOOD), model="qwen2.5-7b", n_layers=None),
-            best_file(tmp_path, parameters=setting, model="qwen2.5-7b"),
+            searched(tmp_path, "one", (setting, GOOD), n_layers=28),
+            best_file(tmp_path, parameters=setting, n_layers=28),
         )
     ]
     for plan in plans:
@@ -394,17 +388,16 @@ def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(
 
 
 def test_a_layer_stays_where_depths_are_the_same(tmp_path: Path) -> None:
-    for changes in ({"model": "my/own", "n_layers": 4}, {"model": "tiny"}):
-        plan = planned(tmp_path, start_from=(best_file(tmp_path, **changes),))
-        assert plan.space.starting_points == (FOUND, OWN)
-        assert "by depth" not in starts(plan)
+    plan = planned(tmp_path, start_from=(best_file(tmp_path),))
+    assert plan.space.starting_points == (FOUND, OWN)
+    assert "by depth" not in starts(plan)
 
 
 def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> None:
     nothing = searched(tmp_path, "nothing", (FOUND, INFEASIBLE))
     npo = searched(tmp_path, "npo", ({"learning_rate": 0.1}, GOOD), method="npo", solver="lora")
     solved = searched(tmp_path, "solved", (FOUND, GOOD), solver="closed_form")
-    deep = searched(tmp_path, "deep", (FOUND, GOOD), model="my/own", n_layers=None)
+    deep = searched(tmp_path, "deep", (FOUND, GOOD), n_layers=None)
     message = refusal(tmp_path, start_from=(nothing, npo, solved, deep, "absent"), num_trials=0)
     assert message.startswith("6 things are wrong:")
     for part in (
@@ -412,7 +405,7 @@ def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> N
         "--start-from nothing: none of its trials is feasible",
         "--start-from npo: has a setting of npo (lora), and this search is of lunar (adamw)",
         "--start-from solved: has a setting of lunar (closed_form), and this search is of lunar",
-        "--start-from deep: the number of decoder blocks of my/own is not known",
+        "--start-from deep: n_layers: is empty",
         "absent: there is no such search",
     ):
         assert part in message
@@ -428,6 +421,7 @@ def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> N
         ({"parameters": [1]}, "parameters"),
         ({"solver": None}, "solver"),
         ({"n_layers": 0}, "n_layers"),
+        ({"n_layers": None}, "n_layers: is empty"),
     ],
 )
 def test_a_file_that_is_no_best_setting_is_refused(
@@ -445,7 +439,7 @@ def test_starting_points_of_other_searches_decide_no_score(tmp_path: Path) -> No
 
 def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> None:
     """The study has it queued; the other search may be gone, and no other is taken instead."""
-    file = best_file(tmp_path, model="my/own", n_layers=7, parameters=FOUND | {"coefficient": 9.0})
+    file = best_file(tmp_path, n_layers=7, parameters=FOUND | {"coefficient": 9.0})
     plan = planned(tmp_path, start_from=(file,), name="n")
     folder = make_folder(plan.config, plan.spec)
     open_study(folder.journal, name="n", space=plan.space, config=plan.config)

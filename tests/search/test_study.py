@@ -13,12 +13,13 @@ from typing import Any
 import optuna
 import pytest
 from made_outcomes import complete, trial_result
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.search.samplers import SAMPLERS, open_study
-from lunar_tune.search.space import Choice, Fixed, FloatRange, IntRange, SearchSpace
+from lunar_tune.search.space import SearchSpace
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, best_first
 from lunar_tune.study.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
 
@@ -28,9 +29,9 @@ SPACE = SearchSpace(
     method="lunar",
     variant="adamw",
     parameters={
-        "layer": IntRange(type="int", low=0, high=3),
-        "coefficient": FloatRange(type="float", low=0.5, high=8.0),
-        "learning_rate": FloatRange(type="float", low=1e-4, high=3e-2, log=True),
+        "layer": IntDistribution(0, 3),
+        "coefficient": FloatDistribution(0.5, 8.0),
+        "learning_rate": FloatDistribution(1e-4, 3e-2, log=True),
     },
     starting_points=POINTS,
     origin="a test",
@@ -372,9 +373,9 @@ def test_fixed_values_and_choices_are_proposed_as_they_are(tmp_path: Path) -> No
         method="lunar",
         variant="closed_form",
         parameters={
-            "layer": Fixed(type="fixed", value=2),
-            "coefficient": FloatRange(type="float", low=0.5, high=8.0),
-            "ridge": Choice(type="choice", values=(0.01, 0.1)),
+            "layer": IntDistribution(2, 2),
+            "coefficient": FloatDistribution(0.5, 8.0),
+            "ridge": CategoricalDistribution((0.01, 0.1)),
         },
         starting_points=({"layer": 2, "coefficient": 2.0, "ridge": 0.1},),
         origin="a test",

@@ -8,9 +8,7 @@ turns them on where that file exists. An address other than `auto` is not shown 
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import math
 import os
 import secrets
 import shutil
@@ -20,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +48,8 @@ CPUS_PER_TRIAL = 4
 AUTO = "auto"
 MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 PROBE_SECONDS = 5.0
+# One for the whole process: Ray reads a token once and then keeps it.
+_SESSION_TOKEN = secrets.token_hex(32)
 # Paths of sockets are limited to about a hundred characters, of which Ray's own part takes sixty.
 _TEMP = Path("/tmp")  # noqa: S108  # Ray's own choice; what is made in it is for us alone
 _PREFIX, _ALIVE = "lt-ray-", "alive"
@@ -119,15 +118,9 @@ def own_session() -> Iterator[Path]:
         ) as private,
         FileLock(Path(private) / _ALIVE),  # the system takes it back from a process that dies
         # Without a mode Ray turns tokens on itself, also where it is imported already.
-        _environment({MODE: None, TOKEN_FILE: None, TOKEN: _session_token()}),
+        _environment({MODE: None, TOKEN_FILE: None, TOKEN: _SESSION_TOKEN}),
     ):
         yield Path(private) / "r"
-
-
-@cache
-def _session_token() -> str:
-    """Return this process's token; Ray's loader reads it once and then keeps it."""
-    return secrets.token_hex(32)
 
 
 @contextmanager
@@ -220,16 +213,13 @@ def _parts(address: str) -> tuple[str, int]:
 
 
 def _is_here(address: str) -> bool:
-    """Say whether an address is one of this machine's."""
+    """Say whether an address is one of this machine's: no other can be bound."""
     if address == AUTO:
         return True
     try:
-        host = socket.gethostbyname(_parts(address)[0])
-        if ipaddress.ip_address(host).is_loopback:
-            return True
         with socket.socket() as probe:
-            probe.bind((host, 0))  # an address of another machine cannot be bound
-    except (OSError, UnicodeError, ValueError):
+            probe.bind((socket.gethostbyname(_parts(address)[0]), 0))
+    except (OSError, UnicodeError):
         return False
     return True
 
@@ -240,8 +230,8 @@ def check_gpus(config: SearchConfig) -> None:
     Raises:
         InputError: More were demanded than there are.
     """
-    wanted = config.gpus_per_trial or 0.0
-    if config.address is not None or not 0 < wanted < math.inf:
+    wanted = config.gpus_per_trial
+    if config.address is not None or not wanted:
         return
     import torch
 
