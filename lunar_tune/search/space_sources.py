@@ -31,7 +31,7 @@ from lunar_tune.config.fields import types_of
 from lunar_tune.config.run_options import read_range
 from lunar_tune.errors import InputError, Problems, SearchSpaceError, suggestion
 from lunar_tune.files import search_spaces_dir, shipped_spaces
-from lunar_tune.methods.contract import METHODS, Method
+from lunar_tune.methods.contract import Method
 from lunar_tune.search.space import (
     KINDS,
     LAYER,
