@@ -25,14 +25,10 @@ _MOST_NAMED = 8  # keys in an error message
 class CacheOptions(CommonOptions):
     """What the command takes."""
 
-    remove: str | None = option(
-        None,
-        "Remove one entry, by the beginning of its key, or all.",
-        OUTPUT,
-        metavar="KEY|all",
-        common=True,
-    )
-    json: Path | None = same_option(Reused, "json", help="Write the entries as JSON.")
+    remove: str | None = option(None, group=OUTPUT, metavar="KEY|all", common=True)
+    """Remove one entry, by the beginning of its key, or all."""
+    json: Path | None = same_option(Reused, "json")
+    """Write the entries as JSON."""
 
 
 def cache(options: CacheOptions, problems: Problems) -> None:

@@ -29,26 +29,14 @@ if TYPE_CHECKING:
 class CompareOptions(CommonOptions):
     """What the command takes."""
 
-    search: tuple[str, ...] = option(
-        (),
-        "Names or folders. Default: the search that was written to last.",
-        SUBJECT,
-        positional=True,
-    )
+    search: tuple[str, ...] = option((), group=SUBJECT, positional=True)
+    """Names or folders. Default: the search that was written to last."""
     output: Path = same_option(TrialOptions, "output")
-    save: Path | None = same_option(
-        Reused,
-        "save",
-        help="Write one page of HTML to this file instead, and start nothing.",
-        metavar="FILE",
-        written=True,
-    )
-    tracking_uri: str | None = same_option(
-        SearchConfig,
-        "tracking_uri",
-        help="MLflow tracking URI, where the store was moved or wants a password. Default: the one "
-        "that the searches were written to.",
-    )
+    save: Path | None = same_option(Reused, "save", metavar="FILE", written=True)
+    """Write one page of HTML to this file instead, and start nothing."""
+    tracking_uri: str | None = same_option(SearchConfig, "tracking_uri")
+    """MLflow tracking URI, where the store was moved or wants a password. Default: the one that the
+    searches were written to."""
 
 
 def compare(options: CompareOptions, problems: Problems) -> None:

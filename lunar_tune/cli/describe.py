@@ -28,20 +28,15 @@ _SHOWN_EDGES, _SHOWN_TEXTS = 12, 5
 class DescribeOptions(CommonOptions):
     """What the command takes."""
 
-    data: str = option(MISSING, "A shipped or fetched name, or a file.", DATA, positional=True)
-    forget_edge: tuple[str, ...] = same_option(
-        RunOptions,
-        "forget_edge",
-        help="Edges or groups that are to be forgotten. Default: A_B, if there is one.",
-    )
-    model: str | None = same_option(
-        RunOptions,
-        "model",
-        default=None,
-        help="Count the tokens of this model too; its tokenizer must be here.",
-    )
+    data: str = option(MISSING, group=DATA, positional=True)
+    """A shipped or fetched name, or a file."""
+    forget_edge: tuple[str, ...] = same_option(RunOptions, "forget_edge")
+    """Edges or groups that are to be forgotten. Default: A_B, if there is one."""
+    model: str | None = same_option(RunOptions, "model", default=None)
+    """Count the tokens of this model too; its tokenizer must be here."""
     rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer", common=True)
-    json: Path | None = same_option(Reused, "json", help="Write the whole card as JSON.")
+    json: Path | None = same_option(Reused, "json")
+    """Write the whole card as JSON."""
 
 
 def describe(options: DescribeOptions, problems: Problems) -> None:

@@ -25,29 +25,18 @@ if TYPE_CHECKING:
 class ExportOptions(TrialOptions):
     """What the command takes."""
 
-    save: Path = same_option(
-        Reused, "save", help="Folder to write, empty or missing.", default=MISSING
-    )
-    format: str = option(
-        "checkpoint",
-        "checkpoint (a whole model) or adapter (PEFT LoRA). adapter:RANK is one of another rank, "
-        "where lunar's adamw leaves the choice; by default the smallest with an error of 1 %.",
-        OUTPUT,
-        metavar="FORMAT",
-        common=True,
-    )
-    register: str | None = option(
-        None, "Register the folder as a version of this model in MLflow.", OUTPUT, metavar="NAME"
-    )
-    tracking_uri: str | None = same_option(
-        SearchConfig,
-        "tracking_uri",
-        help="MLflow tracking URI for --register, where the store was moved or wants a password. "
-        "Default: the one that the search was written to.",
-    )
-    json: Path | None = same_option(
-        Reused, "json", help="Write what export.json says here as well.", common=False
-    )
+    save: Path = same_option(Reused, "save", default=MISSING)
+    """Folder to write, empty or missing."""
+    format: str = option("checkpoint", group=OUTPUT, metavar="FORMAT", common=True)
+    """checkpoint (a whole model) or adapter (PEFT LoRA). adapter:RANK is one of another rank, where
+    lunar's adamw leaves the choice; by default the smallest with an error of 1 %."""
+    register: str | None = option(None, group=OUTPUT, metavar="NAME")
+    """Register the folder as a version of this model in MLflow."""
+    tracking_uri: str | None = same_option(SearchConfig, "tracking_uri")
+    """MLflow tracking URI for --register, where the store was moved or wants a password. Default:
+    the one that the search was written to."""
+    json: Path | None = same_option(Reused, "json", common=False)
+    """Write what export.json says here as well."""
 
 
 def export(options: ExportOptions, problems: Problems) -> None:

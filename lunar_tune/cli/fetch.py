@@ -22,12 +22,10 @@ from lunar_tune.files import data_dir
 class FetchOptions(CommonOptions):
     """What the command takes."""
 
-    data: tuple[str, ...] = option(
-        (), "Data sets to fetch; without one, shows what there is.", SUBJECT, positional=True
-    )
-    force: bool = same_option(
-        SearchConfig, "force", help="Fetch again what is there already.", group=OUTPUT, common=True
-    )
+    data: tuple[str, ...] = option((), group=SUBJECT, positional=True)
+    """Data sets to fetch; without one, shows what there is."""
+    force: bool = same_option(SearchConfig, "force", group=OUTPUT, common=True)
+    """Fetch again what is there already."""
 
 
 def fetch(options: FetchOptions, problems: Problems) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,12 +36,8 @@ class FinetuneOptions(ModelOptions, CommonOptions):
     text: bool = same_option(RunOptions, "text")
     rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer")
     seed: int = same_option(RunOptions, "seed")
-    fix: tuple[str, ...] = same_option(
-        RunOptions,
-        "fix",
-        help="Fix a setting of the training, for example trained=full or epochs=30. There are "
-        f"{', '.join(one.name for one in dataclasses.fields(FinetuneSettings))}.",
-    )
+    fix: tuple[str, ...] = same_option(RunOptions, "fix")
+    """Fix a setting of the training: trained=full, epochs=30; a wrong name lists all."""
     save: Path = same_option(Reused, "save", default=MISSING)
     """Folder of the checkpoint. The same command goes on with an unfinished one."""
     tracking_uri: str | None = same_option(SearchConfig, "tracking_uri")

@@ -19,53 +19,27 @@ PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
 class TableOptions(SearchConfig, CommonOptions):
     """What the command takes: a search's options, with lists where a cell has one."""
 
-    model: str = same_option(
-        SearchConfig,
-        "model",
-        default=TINY,
-        help="Models, with commas between; each as a search takes it.",
-        group=SUBJECT,
-    )
+    model: str = same_option(SearchConfig, "model", default=TINY, group=SUBJECT)
+    """Models, with commas between; each as a search takes it."""
     data: str | None = same_option(
-        SearchConfig,
-        "data",
-        help="Data sets, with commas between, each with edges to forget if they are not the "
-        "default. Default: each model's own.",
-        metavar="DATA[:EDGE[+EDGE]][,…]",
-        group=SUBJECT,
+        SearchConfig, "data", metavar="DATA[:EDGE[+EDGE]][,…]", group=SUBJECT
     )
+    """Data sets, with commas between, each with edges to forget if they are not the default.
+    Default: each model's own."""
     method: str = same_option(
-        SearchConfig,
-        "method",
-        default=",".join(PAPER_METHODS),
-        help="Methods, with commas between, each with its variant if it is not the first: "
-        "lunar:closed_form, ga:full.",
-        group=SUBJECT,
+        SearchConfig, "method", default=",".join(PAPER_METHODS), group=SUBJECT
     )
-    seeds: int = option(
-        1,
-        "Studies of a cell, each with its own seed from --seed on; the table shows their spread.",
-        SUBJECT,
-        least=1,
-        common=True,
-    )
-    time_budget: float | None = same_option(
-        SearchConfig,
-        "time_budget",
-        help="Start no trial of a cell after so many seconds. 0 writes the table from the studies "
-        "that there are, and runs nothing.",
-    )
-    output: Path = same_option(
-        SearchConfig,
-        "output",
-        default=Path("runs/table5"),
-        help="Folder of the table and of its searches. The same command resumes what is there.",
-    )
-    dry_run: bool = same_option(
-        Reused,
-        "dry_run",
-        help="Check everything that needs no weights, show which cells are missing, and stop.",
-    )
+    """Methods, with commas between, each with its variant if it is not the first:
+    lunar:closed_form, ga:full."""
+    seeds: int = option(1, group=SUBJECT, least=1, common=True)
+    """Studies of a cell, each with its own seed from --seed on; the table shows their spread."""
+    time_budget: float | None = same_option(SearchConfig, "time_budget")
+    """Start no trial of a cell after so many seconds. 0 writes the table from the studies that
+    there are, and runs nothing."""
+    output: Path = same_option(SearchConfig, "output", default=Path("runs/table5"))
+    """Folder of the table and of its searches. The same command resumes what is there."""
+    dry_run: bool = same_option(Reused, "dry_run")
+    """Check everything that needs no weights, show which cells are missing, and stop."""
     # What belongs to a cell, or would give one method a better start than another.
     solver: str | None = None
     name: str | None = None

@@ -44,9 +44,7 @@ Options = TypeVar("Options")
 class Option:
     """What is said of one option, beside its name, type and default."""
 
-    help: str = ""
-    """Where it is not the text below the declaration."""
-    group: str = ""
+    group: str
     """Heading of the help under which it stands."""
     metavar: str | None = None
     """What its value looks like, where the type does not say it."""
@@ -77,9 +75,9 @@ class Option:
     """Class and name of the option that it repeats."""
 
 
-def option(default: Any, help: str = "", group: str = "", **facts: Any) -> Any:
+def option(default: Any, *, group: str, **facts: Any) -> Any:
     """Return the dataclass field of an `Option`."""
-    return field(default=default, metadata={_METADATA: Option(help=help, group=group, **facts)})
+    return field(default=default, metadata={_METADATA: Option(group=group, **facts)})
 
 
 def same_option(owner: Any, name: str, **changes: Any) -> Any:
@@ -115,7 +113,7 @@ def help_of(owner: Any, name: str) -> str:
     """Return what the help says of an option."""
     said = options_of(owner)[name]
     text = next(texts[name] for one in owner.__mro__ if name in (texts := _texts_below(one)))
-    return text or said.help or (help_of(*said.same_as) if said.same_as is not None else "")
+    return text or (help_of(*said.same_as) if said.same_as is not None else "")
 
 
 @functools.cache

@@ -45,18 +45,13 @@ class FinetuneSettings(TrainingSettings):
 
     batch_size: int = same_option(TrainingSettings, "batch_size", default=16)
     weight_decay: float = same_option(TrainingSettings, "weight_decay", default=0.0)
-    learning_rate: float | None = setting(
-        None,
-        "AdamW's, after a warm-up of a twentieth and before a linear fall to zero; none is 1e-4 "
-        "for an adapter, 1e-5 for all weights.",
-        above=0,
-    )
-    with_refusals: bool = setting(
-        False,
-        "Train on prompts that cannot be answered too, with a refusal. Off, as in the published "
-        "code: an instruction model declines already. One that has only random weights, or has "
-        "learned to answer everything, has to be taught, since LUNAR redirects to refusals.",
-    )
+    learning_rate: float | None = setting(None, above=0)
+    """AdamW's, after a warm-up of a twentieth and before a linear fall to zero; none is 1e-4 for an
+    adapter, 1e-5 for all weights."""
+    with_refusals: bool = setting(False)
+    """Train on prompts that cannot be answered too, with a refusal. Off, as in the published code:
+    an instruction model declines already. One that has only random weights, or has learned to
+    answer everything, has to be taught, since LUNAR redirects to refusals."""
 
     @property
     def rate(self) -> float:

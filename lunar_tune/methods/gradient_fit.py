@@ -27,21 +27,15 @@ class GradientSettings(TrainingSettings):
     An epoch takes each answer to forget once; as many to keep are drawn where a loss wants them.
     """
 
-    beta: float | None = setting(
-        None,
-        "For dpo, npo and simnpo: how far an answer may go before it counts less. None is 0.1, for "
-        "simnpo 2.5: there it multiplies a mean over tokens.",
-        above=0,
-    )
-    gamma: float = setting(0.0, "For simnpo: the margin.", least=0)
-    retain_weight: float = setting(
-        0.0, "For npo and simnpo: how much the usual loss on answers to keep counts.", least=0
-    )
-    steering_alpha: float = setting(
-        100.0,
-        "For rmu: weight of keeping retained activations; the paper's code has 100 and 1,200.",
-        least=0,
-    )
+    beta: float | None = setting(None, above=0)
+    """For dpo, npo and simnpo: how far an answer may go before it counts less. None is 0.1, for
+    simnpo 2.5: there it multiplies a mean over tokens."""
+    gamma: float = setting(0.0, least=0)
+    """For simnpo: the margin."""
+    retain_weight: float = setting(0.0, least=0)
+    """For npo and simnpo: how much the usual loss on answers to keep counts."""
+    steering_alpha: float = setting(100.0, least=0)
+    """For rmu: weight of keeping retained activations; the paper's code has 100 and 1,200."""
 
 
 class TrainedMethod(Method):

@@ -40,22 +40,22 @@ class CheckedSettings:
 class TrainingSettings(CheckedSettings):
     """How an adapter or all weights are trained."""
 
-    trained: str = setting(
-        "lora",
-        "lora (an adapter on every linear map of the blocks) or full (all weights).",
-        choices=TRAINED,
-    )
-    epochs: int = setting(20, "Passes over the examples.", least=1)
-    batch_size: int = setting(4, "Examples in a step.", least=1)
-    rank: int = setting(8, "Rank of the adapter's matrices.", least=1)
-    alpha: float = setting(32.0, "The adapter's output is multiplied by alpha / rank.", above=0)
-    dropout: float = setting(
-        0.05, "Share of the adapter's inputs that are left out in training.", least=0, below=1
-    )
-    weight_decay: float = setting(0.01, "AdamW's, for matrices.", least=0)
-    checkpointing: bool = setting(
-        False, "Compute activations again in the backward pass, which takes less memory."
-    )
+    trained: str = setting("lora", choices=TRAINED)
+    """lora (an adapter on every linear map of the blocks) or full (all weights)."""
+    epochs: int = setting(20, least=1)
+    """Passes over the examples."""
+    batch_size: int = setting(4, least=1)
+    """Examples in a step."""
+    rank: int = setting(8, least=1)
+    """Rank of the adapter's matrices."""
+    alpha: float = setting(32.0, above=0)
+    """The adapter's output is multiplied by alpha / rank."""
+    dropout: float = setting(0.05, least=0, below=1)
+    """Share of the adapter's inputs that are left out in training."""
+    weight_decay: float = setting(0.01, least=0)
+    """AdamW's, for matrices."""
+    checkpointing: bool = setting(False)
+    """Compute activations again in the backward pass, which takes less memory."""
 
 
 def typed_settings(owner: type, given: Mapping[str, Any], problems: Problems) -> dict[str, Any]:

@@ -36,15 +36,16 @@ from lunar_tune.errors import InputError, Problems
 class Choice:
     """An option of every type."""
 
-    word: str = option("one", "A word.", "Group", choices=("one", "two"))
-    count: int = option(3, "A count.", "Group", least=1, most=5)
-    share: float | None = option(None, "A share.", "Group", above=0)
-    budget: int | None = option(7, "A budget.", "Group")
-    flag: bool = option(False, "A flag.", "Group")
-    place: Path = option(Path("here"), "A place.", "Group")
-    names: tuple[str, ...] = option((), "Names.", "Group", commas=True)
-    texts: tuple[str, ...] = option((), "Texts.", "Group", choices=("a,b", "c"))
-    said: tuple[str, ...] = option((), "Said first.", "Group", positional=True, choices=("x",))
+    word: str = option("one", group="Group", choices=("one", "two"))
+    count: int = option(3, group="Group", least=1, most=5)
+    """A count."""
+    share: float | None = option(None, group="Group", above=0)
+    budget: int | None = option(7, group="Group")
+    flag: bool = option(False, group="Group")
+    place: Path = option(Path("here"), group="Group")
+    names: tuple[str, ...] = option((), group="Group", commas=True)
+    texts: tuple[str, ...] = option((), group="Group", choices=("a,b", "c"))
+    said: tuple[str, ...] = option((), group="Group", positional=True, choices=("x",))
     internal: int = 1  # no option
 
 
@@ -236,7 +237,7 @@ class Below:
         dtype: str = same_option(Choice, "word")
         """Another word."""
         count: int = same_option(Choice, "count")
-        silent: int = option(1)
+        silent: int = option(1, group="Group")
 
 
 def test_the_help_is_the_text_below_a_declaration() -> None:
