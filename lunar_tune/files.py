@@ -25,7 +25,6 @@ __all__ = [
     "is_file",
     "is_folder",
     "is_plain",
-    "mistrusted",
     "read_beginning",
     "replacing",
     "safe_name",

@@ -11,7 +11,7 @@ from lunar_tune.cli.commands import HELP_ALL, Command
 from lunar_tune.cli.running import EXIT_INPUT
 from lunar_tune.errors import suggestion
 
-__all__ = ["COMMANDS", "command_of", "main", "run"]
+__all__ = ["run"]
 
 COMMANDS = {
     "search": "search for the setting that forgets most while the model keeps the rest",

@@ -20,15 +20,7 @@ from rich.text import Text
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.secrets import without_secrets
 
-__all__ = [
-    "counted",
-    "interrupted_once",
-    "plain_table",
-    "reporting_errors",
-    "say",
-    "score_table",
-    "warn",
-]
+__all__ = ["counted", "plain_table", "reporting_errors", "say", "score_table", "warn"]
 
 EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 _LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files

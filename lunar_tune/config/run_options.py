@@ -11,13 +11,11 @@ from lunar_tune.config.fields import option
 from lunar_tune.errors import InputError
 
 __all__ = [
-    "ENGINES",
     "LEAST_BUDGET",
     "NONE",
     "OWN",
     "PUBLISHED_MAX_NEW_TOKENS",
     "TINY",
-    "DataOptions",
     "ModelOptions",
     "RunOptions",
     "read_assignments",

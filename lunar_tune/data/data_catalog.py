@@ -22,7 +22,6 @@ __all__ = [
     "PUBLISHED",
     "DataKind",
     "PublishedSet",
-    "Repository",
     "bundled_names",
     "kind_of",
     "resolve_data",

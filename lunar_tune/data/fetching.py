@@ -23,7 +23,7 @@ from lunar_tune.data.splits import edges_of, groups_file
 from lunar_tune.errors import DataError
 from lunar_tune.files import DATA_VARIABLE, check_writable, write_atomically, write_json
 
-__all__ = ["Lock", "State", "fetch", "lock_file", "read_lock", "state_of"]
+__all__ = ["fetch", "lock_file", "read_lock", "state_of"]
 
 State = Literal["not fetched", "fetched", "changed"]
 TIMEOUT = 30  # seconds without a byte

@@ -26,17 +26,7 @@ import pyarrow.parquet
 from lunar_tune.errors import DataError, listed
 from lunar_tune.files import read_beginning
 
-__all__ = [
-    "SUFFIXES",
-    "Record",
-    "Row",
-    "holds_prompts",
-    "read_json",
-    "read_prompts",
-    "read_records",
-    "read_rows",
-    "records_digest",
-]
+__all__ = ["Record", "holds_prompts", "read_json", "read_prompts", "read_records", "records_digest"]
 
 SUFFIXES: Final = (".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt")
 _MAX_FILE_BYTES = 2 * 2**30  # all of it is read at once

@@ -23,7 +23,7 @@ from lunar_tune.engine.streams import sweep_batch
 from lunar_tune.models.device import BatchSize
 from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["Answerer", "choose_tokens"]
+__all__ = ["Answerer"]
 
 # Slots for new tokens before a cache grows for the first time; most answers are shorter.
 FIRST_SLOTS = 64

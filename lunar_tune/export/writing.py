@@ -36,7 +36,7 @@ from lunar_tune.trial.worker import Worker
 if TYPE_CHECKING:
     from lunar_tune.methods.contract import Edit
 
-__all__ = ["LARGEST_ERROR", "export", "nearest_factors", "write_adapter"]
+__all__ = ["export"]
 
 LARGEST_ERROR = 0.01
 """Relative Frobenius error up to which a product counts as the difference itself."""

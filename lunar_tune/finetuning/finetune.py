@@ -41,7 +41,6 @@ __all__ = [
     "ensure_finetuned",
     "finetune",
     "greedy_answers",
-    "is_refusal",
     "kept_folder",
     "train_on_answers",
 ]

@@ -37,15 +37,7 @@ from lunar_tune.training.gradient_loop import LoopSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Qwen2Tokenizer
 
-__all__ = [
-    "TinyRecipe",
-    "TinyText",
-    "build_tiny",
-    "ensure_tiny",
-    "new_model",
-    "tiny_key",
-    "train_tokenizer",
-]
+__all__ = ["TinyRecipe", "ensure_tiny", "new_model", "train_tokenizer"]
 
 _FORMAT = 1  # raise it when the code changes what is built and recipe and text do not say so
 _KEY_CHARACTERS = 12

@@ -24,7 +24,6 @@ from lunar_tune.models.loading import LoadedModel, from_hub, load_weights
 __all__ = [
     "Embedder",
     "Refusals",
-    "SentenceEmbedder",
     "StateEmbedder",
     "check_embedding_model",
     "load_sentence_embedder",

@@ -26,7 +26,6 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "Question",
-    "deviation_score",
     "mean",
     "paired",
     "row_means",

@@ -11,14 +11,7 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import METRICS, Metric, find_metric
 
-__all__ = [
-    "Constraint",
-    "Goal",
-    "goal_of",
-    "in_words",
-    "parse_constraint",
-    "score_label",
-]
+__all__ = ["Goal", "goal_of", "in_words", "score_label"]
 
 _BOUND = re.compile(r"\s*([^\W\d]\w*)\s*(>=|<=|≥|≤)\s*([^<>=!~≤≥]*[^<>=!~≤≥\s])\s*")
 _WORDS = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "mrr": "MRR"}

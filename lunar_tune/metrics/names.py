@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # it imports numpy
     from lunar_tune.metrics.evaluate import AnswerRow
 
 __all__ = [
-    "ANSWERS",
     "EMBEDDINGS",
     "LIKELIHOODS",
     "METRICS",

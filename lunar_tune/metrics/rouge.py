@@ -26,15 +26,7 @@ from lunar_tune.errors import DataError, InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "TOKENIZERS",
-    "Recall",
-    "RecallStop",
-    "check_scorable",
-    "finished_part",
-    "rouge_recall",
-    "tokenize_words",
-]
+__all__ = ["Recall", "RecallStop", "check_scorable", "rouge_recall", "tokenize_words"]
 
 TOKENIZERS = ("default", "words")
 """`default`: rouge-score's own, [a-z0-9] with stemming. `words`: every script, no stemming; each

@@ -14,7 +14,6 @@ from lunar_tune.registry import Registry
 __all__ = [
     "ADAPTER_WEIGHTS",
     "CATALOG",
-    "CatalogEntry",
     "ModelSpec",
     "check_weights",
     "is_adapter",

@@ -14,7 +14,7 @@ from lunar_tune.errors import InputError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PUBLISHED", "ChatFormat", "encode_prompts", "end_of_turn", "render_prompt"]
+__all__ = ["PUBLISHED", "ChatFormat", "encode_prompts", "end_of_turn"]
 
 PUBLISHED = "published"
 

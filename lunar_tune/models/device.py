@@ -30,7 +30,6 @@ __all__ = [
     "host_free_bytes",
     "is_out_of_memory",
     "limit_threads",
-    "n_parameters",
     "resolve_device",
     "resolve_dtype",
 ]

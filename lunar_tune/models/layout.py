@@ -13,14 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = [
-    "LAYOUTS",
-    "BlockLayout",
-    "check_layers",
-    "decoder_slice",
-    "layout_of",
-    "why_not_resumable",
-]
+__all__ = ["BlockLayout", "check_layers", "decoder_slice", "layout_of", "why_not_resumable"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,17 +23,7 @@ from lunar_tune.report.parameter_charts import (
 from lunar_tune.study.rows import FAILED, TrialRow, best_so_far, is_number
 from lunar_tune.study.stored_search import StoredSearch
 
-__all__ = [
-    "CHARTS",
-    "ChartKind",
-    "charts_of",
-    "history",
-    "layer_curve",
-    "layers",
-    "pareto_front",
-    "trade_off",
-    "write_charts",
-]
+__all__ = ["CHARTS", "charts_of", "layer_curve", "write_charts"]
 
 _OPEN_SQUARE = "M-1,-1H1V1H-1ZM-.6,-.6V.6H.6V-.6Z"
 _RING = "M-1,0A1,1,0,0,1,1,0A1,1,0,0,1,-1,0M-.9,0A.9,.9,0,0,0,.9,0A.9,.9,0,0,0,-.9,0"

@@ -23,7 +23,7 @@ from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["SHOWN", "forgotten", "got_worse", "write_static_page"]
+__all__ = ["write_static_page"]
 
 SHOWN = 50
 """Answers of a set that a page shows at most; all are in the trial's own file."""

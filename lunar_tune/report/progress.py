@@ -23,7 +23,7 @@ from rich.text import Text
 from lunar_tune.report.log_file import tell
 from lunar_tune.study.rows import COMPLETE, FAILED, HEADLINE_SCORES, TrialRow, best_first
 
-__all__ = ["SearchDisplay", "TimeLeft", "build_progress", "shown_duration", "tiny_progress"]
+__all__ = ["SearchDisplay", "build_progress", "tiny_progress"]
 
 A_DAY = 24 * 3600.0
 # Columns of a terminal below which the bar is short and time elapsed is left out, so that there is

@@ -32,15 +32,7 @@ from lunar_tune.trial.tasks import (
     format_error,
 )
 
-__all__ = [
-    "DONE",
-    "MAX_FAILURES",
-    "WAIT",
-    "Confirmation",
-    "Listener",
-    "SearchLoop",
-    "Signal",
-]
+__all__ = ["DONE", "MAX_FAILURES", "Confirmation", "SearchLoop", "Signal"]
 
 NO_RESULT = "the trial ended without a result"
 ATTEMPTS = 3

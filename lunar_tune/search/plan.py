@@ -41,7 +41,7 @@ from lunar_tune.trial.assemble import assemble, known_depth
 from lunar_tune.trial.layer_scores import LayerPrior, read_layer_prior
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["SearchPlan", "check_output", "make_folder", "plan_search"]
+__all__ = ["SearchPlan", "make_folder", "plan_search"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,6 @@ from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.tasks import Outcome
 
 __all__ = [
-    "EXIT_FAILURES",
     "EXIT_FOUND",
     "EXIT_INFEASIBLE",
     "EXIT_INTERRUPTED",

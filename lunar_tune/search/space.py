@@ -23,7 +23,6 @@ __all__ = [
     "Depth",
     "Parameter",
     "SearchSpace",
-    "admitted",
     "admitted_values",
     "as_number",
     "as_whole",

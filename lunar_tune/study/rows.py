@@ -18,7 +18,6 @@ __all__ = [
     "COMPLETE",
     "FAILED",
     "HEADLINE_SCORES",
-    "LEAST_TRIALS",
     "RUNNING",
     "TrialRow",
     "best_first",

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = [
     "SEARCH",
     "TRIAL_OF",
-    "Columns",
-    "Curve",
     "RunContent",
     "bring",
     "search_content",

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 __all__ = [
-    "code_commit",
     "default_tracking_uri",
     "find_experiment",
     "kept_uri",

@@ -16,16 +16,7 @@ from torch import Tensor, nn
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TrainingSettings
 
-__all__ = [
-    "Edit",
-    "Factors",
-    "Trained",
-    "full_weights",
-    "lora_adapter",
-    "merged_weights",
-    "seeded",
-    "trainable",
-]
+__all__ = ["Edit", "Factors", "Trained", "full_weights", "merged_weights", "seeded", "trainable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

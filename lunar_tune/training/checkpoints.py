@@ -31,7 +31,6 @@ __all__ = [
     "check_output",
     "check_save_folder",
     "package_versions",
-    "plain_weights",
     "save_checkpoint",
 ]
 

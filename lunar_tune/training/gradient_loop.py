@@ -13,13 +13,7 @@ from torch import Tensor, nn
 
 from lunar_tune.errors import DivergenceError
 
-__all__ = [
-    "LoopSettings",
-    "LoopState",
-    "Schedule",
-    "scheduled",
-    "train_epochs",
-]
+__all__ = ["LoopSettings", "LoopState", "train_epochs"]
 
 Example = TypeVar("Example")
 Schedule = Literal["linear", "cosine"]

@@ -32,15 +32,7 @@ from lunar_tune.models.layout import check_layers
 from lunar_tune.trial.worker import Worker
 from lunar_tune.yaml_files import describe_mistakes
 
-__all__ = [
-    "RECOMMENDED_SHARE",
-    "LayerPrior",
-    "LayerSimilarities",
-    "Similarities",
-    "layer_scores",
-    "read_layer_prior",
-    "recommended_layers",
-]
+__all__ = ["RECOMMENDED_SHARE", "LayerPrior", "layer_scores", "read_layer_prior"]
 
 DEFAULT_ROWS = 20  # an edge of PISTOL, an author of TOFU
 # A layer is recommended if it gains this share of what the best one gains over the base model.

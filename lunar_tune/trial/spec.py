@@ -28,7 +28,6 @@ from lunar_tune.models.chat import ChatFormat
 __all__ = [
     "DataSets",
     "EngineSettings",
-    "HeldOut",
     "TrialSpec",
     "own_data",
     "read_prompts_of",

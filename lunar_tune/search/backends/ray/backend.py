@@ -35,7 +35,7 @@ from lunar_tune.study.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import format_error
 
-__all__ = ["LoopCallback", "LoopSearcher", "OnRay", "watched"]
+__all__ = ["OnRay"]
 
 logger = logging.getLogger(__name__)
 _NAMES = ("gcs_server", "raylet")

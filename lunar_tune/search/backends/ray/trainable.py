@@ -19,7 +19,7 @@ from lunar_tune.study.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import Outcome, TaskRunner
 
-__all__ = ["HANDED_OVER", "Parcel", "UnlearningTrainable", "Watchdog", "crash_reason"]
+__all__ = ["HANDED_OVER", "UnlearningTrainable", "crash_reason"]
 
 HANDED_OVER = "outcome"
 """The key of a task's outcome in what Tune reports."""
