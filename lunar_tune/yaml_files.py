@@ -136,9 +136,9 @@ _SHORT.maxlevel = 2
 
 
 def describe_mistakes(
-    error: ValidationError, known_keys: Iterable[str], *, place: str = ""
-) -> list[str]:
-    """Return what pydantic found in a file's mapping, a message for each mistake.
+    error: ValidationError, known_keys: Iterable[str] = (), *, place: str = ""
+) -> str:
+    """Return what pydantic found in a file's mapping, every mistake with its key.
 
     `place` is where the mapping stood, as `lunar.adamw`; empty for the top level.
     """
@@ -157,4 +157,4 @@ def describe_mistakes(
             "value_error": str(mistake.get("ctx", {}).get("error")),
         }.get(mistake["type"], f"is {shown(mistake['input'])}; {words}")
         messages.append(f"{key}: {reason}" if key else reason)
-    return messages
+    return "; ".join(messages)

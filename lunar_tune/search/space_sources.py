@@ -197,7 +197,7 @@ def _read_parameter(place: str, name: str, raw: object, n_layers: int) -> Parame
         kind = KINDS[told](**facts)
     except ValidationError as error:
         keys = inspect.signature(KINDS[told]).parameters
-        raise SearchSpaceError("; ".join(describe_mistakes(error, keys, place=place))) from error
+        raise SearchSpaceError(describe_mistakes(error, keys, place=place)) from error
     except ValueError as error:
         raise SearchSpaceError(f"{place}: {error}") from error
     low, high = bounds_of(kind)

@@ -141,9 +141,9 @@ def _read(search: str, output: Path) -> _Found:
     try:
         return _Found.model_validate(content)
     except ValidationError as error:
-        mistakes = "; ".join(describe_mistakes(error, ()))
         raise InputError(
-            f"--start-from {search}: {mistakes}. Name a search, or the best.yaml of one."
+            f"--start-from {search}: {describe_mistakes(error)}. Name a search, or the best.yaml "
+            "of one."
         ) from error
 
 

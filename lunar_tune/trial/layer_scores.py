@@ -140,9 +140,9 @@ def read_layer_prior(path: Path) -> LayerPrior:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValidationError as error:
-        what = "; ".join(describe_mistakes(error, ()))
         raise InputError(
-            f"{path}: is no layer prior of python -m lunar_tune.layers --json: {what}."
+            f"{path}: is no layer prior of python -m lunar_tune.layers --json: "
+            f"{describe_mistakes(error)}."
         ) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -19,11 +19,8 @@ from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 
 __all__ = ["read_published_config"]
 
-EVALUATED_ROWS: Final = 200  # src/eval_util.py, get_dataloader
 _LONGEST: Final = 4096  # characters of a text, which can grow by each reference in it
 _REFERENCE: Final = re.compile(r"\$\{([^{}]*)\}")
-# What that code calls a model, where neither our name nor the hub's says it.
-_FAMILIES: Final = ("llama3-8b-instruct", "llama2-7b-chat", "mistral-7b-instruct")
 _IGNORED: Final = (
     *("n_train", "n_test", "n_val", "max_new_tokens", "eval_generation_max_length"),  # there too
     *("eval_batch_size", "compute_es_score", "save_folder", "save_path", "defaults", "hydra"),
@@ -59,10 +56,8 @@ class _Values(BaseModel):
 def read_published_config(path: Path) -> tuple[RunOptions, Path | None, list[str]]:
     """Return a run's options, where to save the model, and the keys that decide nothing here.
 
-    Paths in the file lie beside or above it, or in the current folder.
-
-    Raises:
-        InputError: The file cannot be read, or something in it is wrong.
+    Paths in the file lie beside or above it, or in the current folder. All that is wrong with it is
+    said in one InputError.
     """
     raw = read_yaml(path)
     try:
@@ -70,9 +65,9 @@ def read_published_config(path: Path) -> tuple[RunOptions, Path | None, list[str
         options, save_to = _options(values, path.resolve().parent)
     except ValidationError as error:
         mistakes = describe_mistakes(error, [*_Values.model_fields, *_IGNORED])
-        raise InputError(f"{path}: {'; '.join(mistakes)}.") from error
+        raise InputError(f"{path}: {mistakes}.") from error
     except InputError as error:
-        raise InputError(f"{path}: {error}.") from error
+        raise InputError(f"{path}: {'; '.join(error.messages or [str(error)])}.") from error
     return options, save_to, [key for key in raw if key in _IGNORED]
 
 
@@ -97,7 +92,7 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
     layers, coefficients = values.layer_modified, values.coeff_list
     save_to = values.save_unlearned_model_path if values.save_unlearned_model else None
     prompts, shipped = ("harmful",) * 2 if values.use_harmful else ("unverified", "unverifiable")
-    model, weights = _model(values, found(values.base_model_path), found(values.model_path))
+    model, weights = _model(values, found)
     if len(layers) != len(coefficients):
         problems.add("layer_modified, coeff_list: give one coefficient for each layer")
     if values.use_harmful == values.use_unverified:
@@ -111,7 +106,7 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
         data=data("data_name", f"dataset/unlearning/{values.data_name}.json"),
         forget_edge=tuple(values.forget_edge),
         reference_prompts=found(f"dataset/splits/{prompts}.json") or shipped,
-        evaluation_rows=EVALUATED_ROWS,
+        evaluation_rows=200,  # src/eval_util.py, get_dataloader
         max_new_tokens=values.eval_generation_max_new_tokens,
         factual_data=data("factual_data_path") if values.if_eval_factual else NONE,
         retain_data=data("different_retain_set_path") if other_retain else None,
@@ -122,20 +117,19 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
             "master_dtype=bfloat16",  # the matrix is trained in it
         ),
     )
-    if problems.messages:
-        raise InputError("; ".join(problems.messages))
+    problems.raise_if_any()
     return options, Path(save_to) if save_to else None
 
 
-def _model(values: _Values, base: str | None, weights: str | None) -> tuple[str, str | None]:
+def _model(values: _Values, found: Callable[[str | None], str | None]) -> tuple[str, str | None]:
     """Return the model and its weights; that code loads model_path and knows the family by name."""
-    model = base or _catalogue_name(values.base_model_path or values.model_family)
-    tuned = values.model_path
-    if not tuned or tuned == values.base_model_path:
+    base, tuned = values.base_model_path, values.model_path
+    model = found(base) or _catalogue_name(base or values.model_family)
+    if not tuned or tuned == base:
         return model, None
-    if weights is None or (not values.base_model_path and model not in CATALOG):
-        return weights or _catalogue_name(tuned), None
-    return model, weights
+    weights = found(tuned)
+    known = weights is not None and (base is not None or model in CATALOG)
+    return (model, weights) if known else (weights or _catalogue_name(tuned), None)
 
 
 def _catalogue_name(text: str) -> str:
@@ -143,28 +137,26 @@ def _catalogue_name(text: str) -> str:
     asked = text.casefold()
     for name, entry in CATALOG.items():
         hub_id = (entry.hub_id or name).casefold()
-        if asked in (name, hub_id, hub_id.rpartition("/")[2]):
+        # That code's families are our names with -instruct or -chat.
+        if name in (asked, asked.rpartition("-")[0]) or asked in (hub_id, hub_id.split("/")[-1]):
             return name
-    return asked.rpartition("-")[0] if asked in _FAMILIES else text
+    return text
 
 
 def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys that decide something; `${key}` is that key's value, a list as A_B."""
 
     def referred(reference: re.Match[str]) -> str:
-        value = raw[reference[1]]
+        value = raw.get(reference[1], reference[0])
         return "_".join(map(str, value if isinstance(value, list) else [value]))[:_LONGEST]
 
     values = {key: value for key, value in raw.items() if key not in _IGNORED}
     for key, written in values.items():
-        text = written
-        try:
-            for _ in range(4 if isinstance(text, str) else 0):  # a reference may lead to another
-                text = _REFERENCE.sub(referred, text)[:_LONGEST]
-        except KeyError as error:
-            problem = f"${{{error.args[0]}}} refers to no key of this file"
-            raise InputError(f"{key}: {problem}; write the value itself") from error
-        if "${" in str(text):  # also in a list, where references are not replaced
-            raise InputError(f"{key}: its references do not end; write the value itself")
-        values[key] = text
+        for _ in range(4 if isinstance(written, str) else 0):  # a reference may lead to another
+            values[key] = _REFERENCE.sub(referred, values[key])[:_LONGEST]
+        if "${" in str(values[key]):  # also in a list, where references are not replaced
+            raise InputError(
+                f"{key}: {shown(values[key])} refers to no key of this file, or in a circle; "
+                "write the value itself"
+            )
     return values

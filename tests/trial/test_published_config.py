@@ -215,15 +215,18 @@ def test_references_are_resolved_within_the_file(repository: Path) -> None:
     [
         (
             {"data_name": "${nowhere}"},
-            "data_name: ${nowhere} refers to no key of this file; write the value",
+            "data_name: the text '${nowhere}' refers to no key of this file, or in a circle; write",
         ),
-        ({"forget_edge": ["${lr}"]}, "forget_edge: its references do not end; write the value"),
-        ({"data_name": "a${b"}, "data_name: its references do not end"),
+        ({"forget_edge": ["${lr}"]}, "forget_edge: ['${lr}'] refers to no key"),
+        ({"data_name": "a${b"}, "data_name: the text 'a${b' refers to no key"),
         ({"data_name": "${lr}" + "x" * 5000}, "data_name: is the text '0.004xxx"),
-        ({"data_name": "x/${oc.env:DATA}"}, "data_name: ${oc.env:DATA} refers to no key"),
+        (
+            {"data_name": "x/${oc.env:DATA}"},
+            "data_name: the text 'x/${oc.env:DATA}' refers to no key",
+        ),
         (
             {"data_name": "${model_family}", "model_family": "${data_name}"},
-            "model_family: its references do not end",
+            "model_family: the text '${data_name}' refers to no key of this file, or in a circle",
         ),
     ],
 )
