@@ -121,11 +121,10 @@ def results_of(
     if confirmed is not None:
         (best, *_) = best_first(list(rows))
         notes["confirmed"] = {"number": best.number, "scores": confirmed}
-    study = StoredStudy(tuple(rows), notes, goal, distributions or {})
-    results = SearchResults(folder=Folder(folder), study=study, goal=goal)
-    vars(results).update(
-        importance=importance or {}, layer_prior=layer_prior
-    )  # else computed when asked for
+    study = StoredStudy(tuple(rows), notes | {"goal": goal.text}, distributions or {})
+    results = SearchResults(folder=Folder(folder), study=study)
+    # Else computed when asked for.
+    vars(results).update(importance=importance or {}, layer_prior=layer_prior)
     return results
 
 

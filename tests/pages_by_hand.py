@@ -94,7 +94,7 @@ def searched(
     for number, told in answers.items():
         write_answers(folder.answers(number), told, ())
     if baseline:
-        write_answers(folder.baseline_answers, baseline, ())
+        write_answers(folder.answers(None), baseline, ())
     folder.config.write_text(configuration, encoding="utf-8")
     best = next(iter(best_first(list(rows))), None)
     facts = {"model": "tiny", "data": "mini", "method": "lunar (adamw)"}

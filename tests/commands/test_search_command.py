@@ -142,7 +142,7 @@ def test_a_layer_beyond_the_model_names_file_and_depth(tmp_path: Path) -> None:
     )
     message = refused("--space", str(path))
     assert str(path) in message
-    assert "4 blocks" in message
+    assert "the model has blocks 0 to 3" in message
 
 
 def test_a_name_that_is_taken_is_refused_even_by_a_dry_run(tmp_path: Path) -> None:

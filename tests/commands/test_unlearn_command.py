@@ -176,7 +176,7 @@ def test_a_folder_with_something_in_it_is_not_saved_to(
         (("--method", "ga", "--solver", "lora", "learning_rate=0.1"), "--solver"),
         ((*SETTING, "trained=full"), "trained"),
         ((*SETTING, "rank=4"), "rank"),
-        (("--method", "rmu", "layer=1", "learning_rate=0.1", "beta=0"), "beta 0.0: a "),
+        (("--method", "rmu", "layer=1", "learning_rate=0.1", "beta=0"), "beta 0.0: more than 0"),
         (("layer=x", *SETTING[1:]), "layer x: "),
         (("layer=1.5", *SETTING[1:]), "layer 1.5: "),
         (("layer=3", *SETTING[1:]), "3 decoder blocks"),

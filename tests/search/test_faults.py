@@ -78,7 +78,7 @@ class Broken(PreparedMethod):
         if self._error is not None:
             raise self._error
         nothing = Edit(weights=dict, factors=None)
-        yield Fit(base_model=nullcontext, edit=nothing, losses=[1.0])
+        yield Fit(base_model=nullcontext, edit=nothing, losses=(1.0,))
 
 
 def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,7 +299,7 @@ def test_pictures_show_something(search: Finished, name: str) -> None:
 def test_the_report_names_the_best_trial_and_its_scores(search: Finished) -> None:
     text = (search.folder / "report.md").read_text()
     best = search.best
-    assert f"trial {best['trial']} (" in text
+    assert f"(trial {best['trial']})" in text
     assert f"{best['confirmed']['scores']['retain_rouge1']:.4g}" in text
     assert "| base model |" in text
     for picture in ("pictures/trade_off.png", "pictures/history.png"):
