@@ -224,14 +224,8 @@ def narrowed(
     """Return a space with parameters fixed (`--fix`) or within other bounds (`--range`).
 
     Its starting points have what is fixed and the middle of what they did not name; those that lie
-    outside a range are sorted out later.
-
-    Args:
-        space: As its file has it.
-        method: With the settings that are fixed; the space searches those no more.
-        fixed: Values of parameters and settings, by name.
-        ranges: Texts `NAME=LOW:HIGH`.
-        n_layers: Number of the model's decoder blocks.
+    outside a range are sorted out later. Settings that are fixed are searched no more.
+    `fixed` are values by name, `ranges` texts `NAME=LOW:HIGH`.
 
     Raises:
         InputError: Something means nothing here; all of it is said.
