@@ -57,13 +57,13 @@ class Figures:
 def measured(worker: Worker, parameters: dict[str, float], epochs: int) -> Figures:
     """Time a fit epoch by epoch."""
     method, device = worker.spec.method, worker.loaded.device
-    preparation = worker.preparation
+    prepared = worker.prepared
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     times: list[float] = []
     checks: list[float] = []
     start = clock(device)
-    with preparation.unlearning(parameters, seed=0) as fit:
+    with prepared.unlearning(parameters, seed=0) as fit:
         for done in fit:
             times.append(clock(device) - start)
             if done == 1:

@@ -91,10 +91,10 @@ def direction_cosines(worker: Worker, golden: torch.Tensor) -> list[float]:
 
     Recorded row i lies at the input of block i, so it belongs to block i − 1; row 0 has none.
     """
-    preparation = worker.preparation
-    if not isinstance(preparation, PreparedLunar):
-        raise TypeError(f"not a preparation of LUNAR: {preparation!r}")
-    mine = preparation.vectors[: len(golden) - 1].cpu()
+    prepared = worker.prepared
+    if not isinstance(prepared, PreparedLunar):
+        raise TypeError(f"not prepared by LUNAR: {prepared!r}")
+    mine = prepared.vectors[: len(golden) - 1].cpu()
     cosines = torch.nn.functional.cosine_similarity(mine, golden[1:].double())
     return [float(cosine) for cosine in cosines]
 

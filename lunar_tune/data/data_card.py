@@ -49,7 +49,7 @@ class Card:
     unscorable: tuple[Record, ...]
     """Rows in whose answer ROUGE finds no word; a run refuses them."""
     forget: pd.DataFrame
-    """Of each `edge` to forget its `rows`, and how many of them stand in what is to be kept too:
+    """Each `edge` to forget with its `rows`, and how many of them stand in what is to be kept too:
     `questions_retained` that are asked there, which a run refuses; `questions_near` that share four
     fifths of their words with one there, or are the same; `answers_retained`, word for word."""
     findings: tuple[str, ...]

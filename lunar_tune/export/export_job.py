@@ -52,7 +52,7 @@ class ExportRun:
     answers: tuple[AnswerRow, ...] = ()
     """The unlearned model's, decoded from the first token on."""
     digests: dict[str, str] = field(default_factory=dict)
-    """Of the new weights."""
+    """Digests of the new weights."""
     merged: bool = False
     """See `methods.contract.Edit`."""
     ranks: dict[str, int] = field(default_factory=dict)

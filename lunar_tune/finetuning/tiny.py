@@ -83,7 +83,7 @@ class TinyRecipe:
     refused_per_epoch: int = 90
     """Questions about invented things in an epoch, fresh ones in each."""
     seed: int = 0
-    """Of weights, order and invented things."""
+    """Decides weights, order and invented things."""
     threads: int = 1
     """Torch threads while building. On a shared two-core machine one took 2.0 s an epoch and two
     took 1.4 s, but up to 35 s while others computed. With one, the sums do not depend on the number

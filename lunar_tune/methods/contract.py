@@ -148,7 +148,7 @@ class Method(ABC):
         return names - {cls.variant_setting, *method.unused}
 
     @abstractmethod
-    def prepare(self, subject: UnlearningTask) -> PreparedMethod:
+    def prepare(self, task: UnlearningTask) -> PreparedMethod:
         """Do what depends on model and data alone; say what the data lack."""
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:

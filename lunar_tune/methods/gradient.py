@@ -35,13 +35,13 @@ class GradientMethod(TrainedMethod):
     def loss(self, step: Step) -> Tensor:
         """Return the loss of a step, which is minimised."""
 
-    def prepare(self, subject: UnlearningTask) -> PreparedGradient:
+    def prepare(self, task: UnlearningTask) -> PreparedGradient:
         """Check that there is what the loss needs; see the contract."""
-        if (self.keeps or self.settings.retain_weight > 0) and not subject.retain_pairs:
+        if (self.keeps or self.settings.retain_weight > 0) and not task.retain_pairs:
             raise InputError(f"--method {self.name} needs answers to keep: there are none.")
-        if "refused" in self.references and not subject.refusals:
+        if "refused" in self.references and not task.refusals:
             raise InputError(f"--method {self.name} needs --refusals: there are none.")
-        return PreparedGradient(self, subject)
+        return PreparedGradient(self, task)
 
 
 class PreparedGradient(PreparedMethod):

@@ -51,11 +51,11 @@ class RmuMethod(TrainedMethod):
     name = "rmu"
     parameters = ("layer", "coefficient", "learning_rate")
 
-    def prepare(self, subject: UnlearningTask) -> PreparedRmu:
+    def prepare(self, task: UnlearningTask) -> PreparedRmu:
         """Check that there is what the loss needs; see the contract."""
-        if not subject.retain_pairs:
+        if not task.retain_pairs:
             raise InputError("--method rmu needs answers to keep: there are none.")
-        return PreparedRmu(self, subject)
+        return PreparedRmu(self, task)
 
 
 class PreparedRmu(PreparedMethod):

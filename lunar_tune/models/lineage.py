@@ -43,7 +43,7 @@ class Lineage:
     revision: str | None
     """Commit on the hub; None for a folder."""
     fingerprint: str
-    """Of the weights that training began with."""
+    """Fingerprint of the weights that training began with."""
     data: str
     data_digest: str
     """`records_digest` of what was learned."""

@@ -59,7 +59,7 @@ class AnswerStates:
 
     @cached_property
     def logits(self) -> Float[Tensor, "tokens vocabulary"]:
-        """Of all tokens that could be chosen there."""
+        """Logits of all tokens that could be chosen there."""
         logits: Tensor = self.head(self.hidden)
         return logits
 

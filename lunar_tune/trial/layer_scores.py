@@ -193,7 +193,7 @@ def layer_scores(
     context, centre = worker.encoder.prompts([""])[0], (*spec.data.refusals, *truths)
     embedder = embedder or StateEmbedder(loaded, context=context, centre=centre)
     refusals = Refusals(embedder, spec.data.refusals)
-    vectors = worker.preparation.vectors  # type: ignore[attr-defined] # the method is LUNAR
+    vectors = worker.prepared.vectors  # type: ignore[attr-defined] # the method is LUNAR
     shifts = {layer: coefficient * vectors[layer] for layer in chosen}
     seen: dict[int | None, dict[str, Any]] = {}
     answers: dict[int | None, tuple[str, ...]] = {}

@@ -43,15 +43,15 @@ def check_reference(method: Method) -> LunarMethod:
 class PreparedReference(PreparedMethod):
     """What the page needs of a run: model and encoded prompts; nothing is computed ahead."""
 
-    def __init__(self, method: LunarMethod, subject: UnlearningTask) -> None:
-        self._method, self._subject = method, subject
+    def __init__(self, method: LunarMethod, task: UnlearningTask) -> None:
+        self._method, self._task = method, task
 
     @contextmanager
     def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
         """Return a context in which the page's matrices stand in the model; see the contract."""
         from lunar_tune import reference  # loads transformers' models
 
-        method, subject, loaded = self._method, self._subject, self._subject.loaded
+        method, task, loaded = self._method, self._task, self._task.loaded
         layout, model = loaded.layout, loaded.model
         chosen, own, _ = method.resolved(parameters)
         layers, coefficients = tuple(chosen), set(chosen.values())
@@ -69,9 +69,9 @@ class PreparedReference(PreparedMethod):
                 model,
                 layers=layers,
                 coefficient=coefficients.pop(),
-                reference=subject.reference_prompts,
-                forget=[pair.prompt for pair in subject.forget_pairs],
-                retain=[pair.prompt for pair in subject.retain_pairs],
+                reference=task.reference_prompts,
+                forget=[pair.prompt for pair in task.forget_pairs],
+                retain=[pair.prompt for pair in task.retain_pairs],
                 solver=solver,
             )
         except ValueError as error:

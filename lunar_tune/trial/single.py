@@ -182,7 +182,7 @@ def asking(
             )
         ]
 
-    with worker.preparation.unlearning(parameters, seed=spec.seed) as fit:
+    with worker.prepared.unlearning(parameters, seed=spec.seed) as fit:
         for done in fit:
             if done == epochs:
                 break

@@ -102,11 +102,11 @@ class Worker:
         )
 
     @cached_property
-    def preparation(self) -> PreparedMethod:
+    def prepared(self) -> PreparedMethod:
         """The method made ready for this model and split; done at first use."""
         spec, data = self.spec, self.spec.data
         forget, retain = map(self.encoder.pairs, (data.fit_forget, data.fit_retain))
-        subject = UnlearningTask(
+        task = UnlearningTask(
             activations=self.activations,
             forget_pairs=forget,
             retain_pairs=retain,
@@ -114,13 +114,13 @@ class Worker:
             refusals=self.encoder.answers(data.refusals),
         )
         if spec.engine.kind == "reference":
-            return PreparedReference(check_reference(spec.method), subject)
-        return spec.method.prepare(subject)
+            return PreparedReference(check_reference(spec.method), task)
+        return spec.method.prepare(task)
 
     def draft(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
         """Take the `drafts` of a worker with the same model, which trials check first."""
         self.drafts = answers
-        for name in ("activations", "preparation"):
+        for name in ("activations", "prepared"):
             self.__dict__.pop(name, None)  # made again, with the drafts
         self.judge.use(self.activations)
 
@@ -148,12 +148,12 @@ class Worker:
             TrialError: The fit failed, for example by divergence.
         """
         start = self._clock()
-        preparation = self.preparation
+        prepared = self.prepared
         self.judge.answers.prepare()
         ready = self._clock()
         floor = self.spec.engine.retain_floor if bounded and not full else None
         seed = self.spec.seed if seed is None else seed
-        with self._left_as_it_was(), preparation.unlearning(parameters, seed=seed) as fit:
+        with self._left_as_it_was(), prepared.unlearning(parameters, seed=seed) as fit:
             checks = drive(fit, floor, partial(self.judge.check, fit))
             fit.finish()
             fitted = self._clock()

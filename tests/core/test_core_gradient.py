@@ -20,7 +20,7 @@ from test_core_methods import (
     RETAIN_PAIRS,
     gradient,
     same,
-    subject,
+    task_on,
     unlearned,
     weights,
     weights_inside,
@@ -141,9 +141,9 @@ def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, nam
         torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
         optimizer.step()
         expected.append(float(loss.detach()))
-    two = dataclasses.replace(subject(one), retain_pairs=RETAIN_PAIRS[:2])
-    preparation = gradient(name, "full", epochs=epochs, batch_size=2).prepare(two)
-    with unlearned(preparation, {"learning_rate": rate}, seed=0) as report:
+    two = dataclasses.replace(task_on(one), retain_pairs=RETAIN_PAIRS[:2])
+    prepared = gradient(name, "full", epochs=epochs, batch_size=2).prepare(two)
+    with unlearned(prepared, {"learning_rate": rate}, seed=0) as report:
         assert report.losses == pytest.approx(expected, rel=1e-3, abs=1e-4)
         for label, hand in by_hand.named_parameters():
             now = one.model.get_parameter(label)
@@ -154,7 +154,7 @@ def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, nam
 def test_an_adapters_first_loss_is_the_base_model(loaded: Load, name: str) -> None:
     """B is zero at first, and without dropout the adapter says what the model said."""
     one = loaded("qwen2")
-    two = dataclasses.replace(subject(one), retain_pairs=RETAIN_PAIRS[:2])
+    two = dataclasses.replace(task_on(one), retain_pairs=RETAIN_PAIRS[:2])
     with torch.no_grad():
         expected = plain_loss(name, one.model, one.model, [0, 1], [0, 1])
     method = gradient(name, "lora", epochs=1, batch_size=2, dropout=0.0)
@@ -168,7 +168,7 @@ def test_gradient_checkpointing_changes_no_loss_and_no_weight(loaded: Load, trai
     inside = []
     for checkpointing in (False, True):
         method = gradient("gd", trained, dropout=0.0, checkpointing=checkpointing)
-        with unlearned(method.prepare(subject(one)), {"learning_rate": 0.01}, seed=0) as report:
+        with unlearned(method.prepare(task_on(one)), {"learning_rate": 0.01}, seed=0) as report:
             inside.append((report.losses, weights(one)))
         assert not one.model.is_gradient_checkpointing
     assert inside[0][0] == inside[1][0]
@@ -180,7 +180,7 @@ def test_npo_with_a_retain_weight_adds_the_usual_loss_on_answers_to_keep(
     loaded: Load, trained: str
 ) -> None:
     one = loaded("qwen2")
-    two = dataclasses.replace(subject(one), retain_pairs=RETAIN_PAIRS[:2])
+    two = dataclasses.replace(task_on(one), retain_pairs=RETAIN_PAIRS[:2])
     with torch.no_grad():
         npo = plain_loss("npo", one.model, one.model, [0, 1], [0, 1])
         kept = torch.cat([plain_log_probs(one.model, pair) for pair in RETAIN_PAIRS[:2]])
@@ -210,11 +210,11 @@ def test_rmu_starts_from_the_distance_to_a_random_direction_and_trains_three_mat
     before = weights(one)
     method = gradient("rmu", "full", epochs=1, batch_size=2)
     parameters = {"layer": layer, "coefficient": coefficient, "learning_rate": 0.01}
-    with unlearned(method.prepare(subject(one)), parameters, seed=7) as report:
+    with unlearned(method.prepare(task_on(one)), parameters, seed=7) as report:
         assert report.losses[0] == pytest.approx(expected, rel=1e-4)
         changed = {name for name, now in weights(one).items() if not torch.equal(now, before[name])}
     assert changed == {f"model.layers.{block}.mlp.down_proj.weight" for block in (0, 1, 2)}
-    with unlearned(method.prepare(subject(one)), parameters | {"layer": 0}, seed=7):
+    with unlearned(method.prepare(task_on(one)), parameters | {"layer": 0}, seed=7):
         changed = {name for name, now in weights(one).items() if not torch.equal(now, before[name])}
     assert changed == {"model.layers.0.mlp.down_proj.weight"}
 
@@ -270,7 +270,7 @@ def test_an_adapter_that_cannot_be_put_on_leaves_nothing_of_it_and_tells_why(
     assert [(name, module) for name, module in one.model.named_modules()] == modules
     assert not any(parameter.requires_grad for parameter in one.model.parameters())
     method = gradient("ga", "lora")
-    with unlearned(method.prepare(subject(one)), {"learning_rate": 0.01}, seed=0) as report:
+    with unlearned(method.prepare(task_on(one)), {"learning_rate": 0.01}, seed=0) as report:
         assert report.losses
 
 
@@ -285,10 +285,10 @@ def test_memory_that_runs_out_in_a_fit_fails_the_trial_with_what_to_do(
         raise torch.OutOfMemoryError("no memory left")
 
     monkeypatch.setattr(gradient_ascent, "gradient_ascent", out_of_memory)
-    preparation = gradient("ga", trained).prepare(subject(one))
+    prepared = gradient("ga", trained).prepare(task_on(one))
     with (
         pytest.raises(TrialError, match="out of memory while training: use --fix check"),
-        unlearned(preparation, {"learning_rate": 0.01}, seed=0),
+        unlearned(prepared, {"learning_rate": 0.01}, seed=0),
     ):
         pytest.fail("the body ran")
 
@@ -318,10 +318,10 @@ def test_a_rate_that_breaks_the_model_is_a_failed_trial_and_leaves_it(
 ) -> None:
     one = loaded("qwen2")
     unchanged(one.model)
-    preparation = gradient(name, trained, epochs=4).prepare(subject(one))
+    prepared = gradient(name, trained, epochs=4).prepare(task_on(one))
     with (
         pytest.raises(TrialError, match="learning rate"),
-        unlearned(preparation, {"learning_rate": 1e38}, seed=0),
+        unlearned(prepared, {"learning_rate": 1e38}, seed=0),
     ):
         pytest.fail("the body ran")
 
@@ -338,16 +338,16 @@ def test_a_rate_that_breaks_the_model_is_a_failed_trial_and_leaves_it(
 def test_what_a_loss_needs_and_is_not_there_is_said_before_anything(
     loaded: Load, name: str, lacks: dict[str, Any], message: str
 ) -> None:
-    without = dataclasses.replace(subject(loaded("qwen2")), **lacks)
+    without = dataclasses.replace(task_on(loaded("qwen2")), **lacks)
     with pytest.raises(InputError, match=message):
         gradient(name, "lora").prepare(without)
 
 
 def test_a_trial_may_set_what_is_searchable_and_nothing_else(loaded: Load) -> None:
     one = loaded("qwen2")
-    preparation = gradient("npo", "lora").prepare(subject(one))
-    plain = weights_inside(preparation, one, {"learning_rate": 0.01})
-    ranked = weights_inside(preparation, one, {"learning_rate": 0.01, "rank": 2.0, "epochs": 1.0})
+    prepared = gradient("npo", "lora").prepare(task_on(one))
+    plain = weights_inside(prepared, one, {"learning_rate": 0.01})
+    ranked = weights_inside(prepared, one, {"learning_rate": 0.01, "rank": 2.0, "epochs": 1.0})
     assert not same(plain, ranked)
     for wrong, message in (
         ({"rank": 1.5}, "rank 1.5: a whole number"),
@@ -356,7 +356,7 @@ def test_a_trial_may_set_what_is_searchable_and_nothing_else(loaded: Load) -> No
     ):
         with (
             pytest.raises(InputError, match=message),
-            unlearned(preparation, {"learning_rate": 0.01} | wrong, seed=0),
+            unlearned(prepared, {"learning_rate": 0.01} | wrong, seed=0),
         ):
             pytest.fail("the body ran")
 

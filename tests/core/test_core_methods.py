@@ -105,7 +105,7 @@ def activations(model: LoadedModel) -> PromptActivations:
     return PromptActivations(ActivationSource(model), [*FORGET, *RETAIN])
 
 
-def subject(model: LoadedModel) -> UnlearningTask:
+def task_on(model: LoadedModel) -> UnlearningTask:
     return UnlearningTask(
         activations=activations(model),
         forget_pairs=FORGET_PAIRS,
@@ -133,11 +133,9 @@ def hooks_of(model: LoadedModel) -> list[Any]:
 
 
 @contextmanager
-def unlearned(
-    preparation: PreparedMethod, parameters: dict[str, Any], *, seed: int
-) -> Iterator[Fit]:
+def unlearned(prepared: PreparedMethod, parameters: dict[str, Any], *, seed: int) -> Iterator[Fit]:
     """Inside, the model is unlearned."""
-    with preparation.unlearning(parameters, seed=seed) as fit:
+    with prepared.unlearning(parameters, seed=seed) as fit:
         for _ in fit:
             pass
         fit.finish()
@@ -145,9 +143,9 @@ def unlearned(
 
 
 def weights_inside(
-    preparation: PreparedMethod, model: LoadedModel, parameters: dict[str, Any], seed: int = 0
+    prepared: PreparedMethod, model: LoadedModel, parameters: dict[str, Any], seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    with unlearned(preparation, parameters, seed=seed):
+    with unlearned(prepared, parameters, seed=seed):
         return weights(model)
 
 
@@ -185,9 +183,9 @@ def test_the_model_is_unlearned_inside_and_what_it_was_after(
 ) -> None:
     make, parameters = EXAMPLES[key]
     before = weights(model)
-    preparation = make().prepare(subject(model))
+    prepared = make().prepare(task_on(model))
     assert same(weights(model), before)
-    with unlearned(preparation, parameters, seed=0) as report:
+    with unlearned(prepared, parameters, seed=0) as report:
         assert not same(weights(model), before)
         assert report.losses
         assert all(math.isfinite(value) for value in report.losses)
@@ -200,9 +198,9 @@ def test_the_model_is_what_it_was_when_the_body_raises(
 ) -> None:
     make, parameters = EXAMPLES[key]
     before = weights(model)
-    preparation = make().prepare(subject(model))
+    prepared = make().prepare(task_on(model))
     for kind in (RuntimeError, KeyboardInterrupt):
-        with pytest.raises(kind), unlearned(preparation, parameters, seed=0):
+        with pytest.raises(kind), unlearned(prepared, parameters, seed=0):
             raise kind
         assert same(weights(model), before)
 
@@ -213,11 +211,11 @@ def test_a_trial_gives_the_same_whatever_was_tried_before(
 ) -> None:
     make, parameters = EXAMPLES[key]
     other = parameters | {name: parameters[name] * 2 for name in parameters if name != "layer"}
-    preparation = make().prepare(subject(model))
-    first = weights_inside(preparation, model, parameters)
-    assert not same(weights_inside(preparation, model, other, seed=5), first)
-    assert same(weights_inside(preparation, model, parameters), first)
-    assert same(weights_inside(make().prepare(subject(model)), model, parameters), first)
+    prepared = make().prepare(task_on(model))
+    first = weights_inside(prepared, model, parameters)
+    assert not same(weights_inside(prepared, model, other, seed=5), first)
+    assert same(weights_inside(prepared, model, parameters), first)
+    assert same(weights_inside(make().prepare(task_on(model)), model, parameters), first)
 
 
 @each_method
@@ -228,7 +226,7 @@ def test_what_a_fit_changed_makes_the_unlearned_model_of_an_untouched_copy(
     make, parameters = EXAMPLES[key]
     untouched = copy.deepcopy(model.model)
     ids = torch.tensor([RETAIN[0]])
-    with make().prepare(subject(model)).unlearning(parameters, seed=0) as fit:
+    with make().prepare(task_on(model)).unlearning(parameters, seed=0) as fit:
         for _ in fit:
             pass
         fit.finish()
@@ -253,7 +251,7 @@ def test_a_method_that_promises_an_exact_adapter_has_its_factors(
     """W₀ + scale · B · A, in float64, is the new weight but for rounding; ranks are as asked."""
     make, parameters = EXAMPLES[key]
     method, before = make(), weights(model)
-    with method.prepare(subject(model)).unlearning(parameters, seed=0) as fit:
+    with method.prepare(task_on(model)).unlearning(parameters, seed=0) as fit:
         for _ in fit:
             pass
         fit.finish()
@@ -276,10 +274,10 @@ def test_a_fit_can_be_looked_at_between_epochs_ended_early_and_abandoned(
     """After the last look the weights are those of an undisturbed fit: looking changes nothing."""
     make, parameters = EXAMPLES[key]
     before = weights(model)
-    preparation = make().prepare(subject(model))
-    expected = weights_inside(preparation, model, parameters)
+    prepared = make().prepare(task_on(model))
+    expected = weights_inside(prepared, model, parameters)
     ids = torch.tensor([FORGET[0]])
-    with preparation.unlearning(parameters, seed=0) as fit:
+    with prepared.unlearning(parameters, seed=0) as fit:
         for epochs in fit:
             assert not model.model.training
             with fit.evaluating(), torch.inference_mode():
@@ -288,12 +286,12 @@ def test_a_fit_can_be_looked_at_between_epochs_ended_early_and_abandoned(
         fit.finish()
         assert same(weights(model), expected)
     assert same(weights(model), before)
-    with preparation.unlearning(parameters, seed=0) as fit:
+    with prepared.unlearning(parameters, seed=0) as fit:
         done = next(iter(fit), 0)
         fit.finish()
         assert len(fit.losses) >= done
     assert same(weights(model), before)
-    with preparation.unlearning(parameters, seed=0) as fit:
+    with prepared.unlearning(parameters, seed=0) as fit:
         next(iter(fit), 0)
     assert same(weights(model), before)
 
@@ -311,9 +309,9 @@ def test_the_base_model_comes_back_for_a_while_and_the_unlearned_one_after_it(
             return model.model(input_ids=ids).logits.clone()
 
     before, untouched = weights(model), logits()
-    preparation = make().prepare(subject(model))
-    expected = weights_inside(preparation, model, parameters)
-    with preparation.unlearning(parameters, seed=0) as fit:
+    prepared = make().prepare(task_on(model))
+    expected = weights_inside(prepared, model, parameters)
+    with prepared.unlearning(parameters, seed=0) as fit:
         for _ in fit:
             with fit.base_model():
                 assert torch.equal(logits(), untouched)
@@ -335,7 +333,7 @@ def test_the_base_model_comes_back_for_a_while_and_the_unlearned_one_after_it(
     assert torch.equal(logits(), untouched)
     with (
         pytest.raises(RuntimeError),
-        preparation.unlearning(parameters, seed=0) as fit,
+        prepared.unlearning(parameters, seed=0) as fit,
         fit.base_model(),
     ):
         raise RuntimeError
@@ -352,7 +350,7 @@ def test_the_model_is_left_as_it_was_in_every_other_respect_too(
     modules = [(name, type(module)) for name, module in model.model.named_modules()]
     hooks = hooks_of(model)
     state = torch.get_rng_state()
-    weights_inside(make().prepare(subject(model)), model, parameters)
+    weights_inside(make().prepare(task_on(model)), model, parameters)
     assert [(name, type(module)) for name, module in model.model.named_modules()] == modules
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.model.training
@@ -367,17 +365,17 @@ def test_missing_and_unknown_parameters_are_refused_before_anything_is_done(
     model: LoadedModel, key: tuple[str, str]
 ) -> None:
     make, parameters = EXAMPLES[key]
-    preparation = make().prepare(subject(model))
+    prepared = make().prepare(task_on(model))
     for name in parameters:
         rest = {other: value for other, value in parameters.items() if other != name}
         with (
             pytest.raises(InputError, match=f"missing: {name}; unknown: none"),
-            unlearned(preparation, rest, seed=0),
+            unlearned(prepared, rest, seed=0),
         ):
             pytest.fail("the body ran")
         with (
             pytest.raises(InputError, match=f"missing: {name}; unknown: batch"),
-            unlearned(preparation, rest | {"batch": 1}, seed=0),
+            unlearned(prepared, rest | {"batch": 1}, seed=0),
         ):
             pytest.fail("the body ran")
 
@@ -388,11 +386,11 @@ def test_values_that_are_no_finite_numbers_are_refused(
     model: LoadedModel, key: tuple[str, str], value: object
 ) -> None:
     make, parameters = EXAMPLES[key]
-    preparation = make().prepare(subject(model))
+    prepared = make().prepare(task_on(model))
     for name in parameters:
         with (
             pytest.raises(InputError, match=name),
-            unlearned(preparation, parameters | {name: value}, seed=0),
+            unlearned(prepared, parameters | {name: value}, seed=0),
         ):
             pytest.fail("the body ran")
 
@@ -437,10 +435,10 @@ def test_the_edit_is_the_papers_formula_computed_by_hand(
     model: LoadedModel, layer: int, positions: str, moved: list[int]
 ) -> None:
     """With `last`, only the last tokens of the two forget prompts (3 and 6) are moved."""
-    preparation = lunar(solver="closed_form", positions=positions).prepare(subject(model))
+    prepared = lunar(solver="closed_form", positions=positions).prepare(task_on(model))
     expected = edit_by_hand(model, layer, 1.5, 1e-2, moved)
     parameters = {"layer": layer, "coefficient": 1.5, "ridge": 1e-2}
-    with unlearned(preparation, parameters, seed=0):
+    with unlearned(prepared, parameters, seed=0):
         weight = model.model.model.layers[layer].mlp.down_proj.weight.numpy().copy()
     np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-4)
 
@@ -448,19 +446,19 @@ def test_the_edit_is_the_papers_formula_computed_by_hand(
 @pytest.mark.parametrize("solver", ["adamw", "closed_form"])
 def test_several_layers_are_each_fitted_on_the_base_model(model: LoadedModel, solver: str) -> None:
     own = {"adamw": {"learning_rate": 0.01}, "closed_form": {"ridge": 1e-3}}[solver]
-    preparation = lunar(solver=solver).prepare(subject(model))
-    both = weights_inside(preparation, model, {"layer": [2, 0], "coefficient": [1.0, -3.0]} | own)
+    prepared = lunar(solver=solver).prepare(task_on(model))
+    both = weights_inside(prepared, model, {"layer": [2, 0], "coefficient": [1.0, -3.0]} | own)
     losses = []
     for layer, coefficient in ((2, 1.0), (0, -3.0)):
         parameters = {"layer": layer, "coefficient": coefficient} | own
         name = f"model.layers.{layer}.mlp.down_proj.weight"
-        with unlearned(preparation, parameters, seed=0) as report:
+        with unlearned(prepared, parameters, seed=0) as report:
             assert torch.equal(both[name], weights(model)[name])
             losses.append(report.losses)
-    with unlearned(preparation, {"layer": [2, 0], "coefficient": [1.0, -3.0]} | own, seed=0) as two:
+    with unlearned(prepared, {"layer": [2, 0], "coefficient": [1.0, -3.0]} | own, seed=0) as two:
         assert two.losses == pytest.approx([sum(epoch) for epoch in zip(*losses, strict=True)])
-    shared = weights_inside(preparation, model, {"layer": [2, 0], "coefficient": 1.0} | own)
-    listed = weights_inside(preparation, model, {"layer": [2, 0], "coefficient": [1.0, 1.0]} | own)
+    shared = weights_inside(prepared, model, {"layer": [2, 0], "coefficient": 1.0} | own)
+    listed = weights_inside(prepared, model, {"layer": [2, 0], "coefficient": [1.0, 1.0]} | own)
     assert same(shared, listed)
 
 
@@ -479,11 +477,11 @@ def test_several_layers_are_each_fitted_on_the_base_model(model: LoadedModel, so
 def test_layers_that_are_not_there_or_do_not_match_coefficients_are_refused(
     model: LoadedModel, layer: Any, coefficient: Any, message: str
 ) -> None:
-    preparation = lunar(solver="closed_form").prepare(subject(model))
+    prepared = lunar(solver="closed_form").prepare(task_on(model))
     parameters = {"layer": layer, "coefficient": coefficient, "ridge": 1e-3}
     with (
         pytest.raises(InputError, match=message),
-        unlearned(preparation, parameters, seed=0),
+        unlearned(prepared, parameters, seed=0),
     ):
         pytest.fail("the body ran")
 
@@ -496,10 +494,10 @@ def test_retain_points_are_so_many_for_each_forget_token(
 ) -> None:
     """Seven forget and twelve retain tokens; .5 × 7 = 3.5 is rounded to 4 (to even)."""
     method = lunar(retain_points=k)
-    preparation = method.prepare(subject(model))
-    assert isinstance(preparation, PreparedLunar)
-    chosen, is_forget = preparation._points(method.settings, seed=0)
-    tree = preparation._activations.tree
+    prepared = method.prepare(task_on(model))
+    assert isinstance(prepared, PreparedLunar)
+    chosen, is_forget = prepared._points(method.settings, seed=0)
+    tree = prepared._activations.tree
     assert chosen[:N_FORGET_TOKENS].tolist() == tree.nodes_of([0, 1]).tolist()
     assert is_forget.tolist() == [True] * N_FORGET_TOKENS + [False] * expected
     # Each retain token at most once; several tokens may have one node.
@@ -514,10 +512,10 @@ def test_drawn_retain_points_follow_the_seed_and_take_part_in_the_fit(
 ) -> None:
     own = {"adamw": {"learning_rate": 0.01}, "closed_form": {"ridge": 1e-3}}[solver]
     parameters = {"layer": 0, "coefficient": 1.0} | own
-    preparation = lunar(solver=solver, retain_points=0.5).prepare(subject(model))
-    first = weights_inside(preparation, model, parameters, seed=1)
-    assert not same(weights_inside(preparation, model, parameters, seed=2), first)
-    assert same(weights_inside(preparation, model, parameters, seed=1), first)
+    prepared = lunar(solver=solver, retain_points=0.5).prepare(task_on(model))
+    first = weights_inside(prepared, model, parameters, seed=1)
+    assert not same(weights_inside(prepared, model, parameters, seed=2), first)
+    assert same(weights_inside(prepared, model, parameters, seed=1), first)
 
 
 def test_the_closed_form_fit_moves_the_forget_tokens_and_keeps_the_others(
@@ -527,16 +525,16 @@ def test_the_closed_form_fit_moves_the_forget_tokens_and_keeps_the_others(
 
     All but where prompts begin: the first token is the same in both sets, and so is its h.
     """
-    preparation = lunar(solver="closed_form").prepare(subject(model))
-    assert isinstance(preparation, PreparedLunar)
+    prepared = lunar(solver="closed_form").prepare(task_on(model))
+    assert isinstance(prepared, PreparedLunar)
     known = activations(model)
     h = known.reads(1).inputs[known.tree.nodes_of(range(5))].double()
     projection = model.model.model.layers[1].mlp.down_proj
     before = h @ projection.weight.double().T
-    with unlearned(preparation, {"layer": 1, "coefficient": 2.0, "ridge": 1e-9}, seed=0):
+    with unlearned(prepared, {"layer": 1, "coefficient": 2.0, "ridge": 1e-9}, seed=0):
         moved = h @ projection.weight.double().T - before
     expected = torch.zeros_like(moved)
-    expected[:N_FORGET_TOKENS] = 2.0 * preparation.vectors[1]
+    expected[:N_FORGET_TOKENS] = 2.0 * prepared.vectors[1]
     distinct = [token for token in range(19) if token not in (0, 4, 7, 15)]
     torch.testing.assert_close(moved[distinct], expected[distinct], rtol=0.02, atol=0.02)
 
@@ -565,9 +563,9 @@ def test_reads_are_dropped_when_they_no_longer_fit_and_come_back_the_same(
 
 
 def test_a_fit_that_diverges_is_a_failed_trial_and_leaves_the_model(model: LoadedModel) -> None:
-    preparation = lunar().prepare(subject(model))
+    prepared = lunar().prepare(task_on(model))
     parameters = {"layer": 1, "coefficient": 1.0, "learning_rate": 1e30}
-    with pytest.raises(TrialError), unlearned(preparation, parameters, seed=0):
+    with pytest.raises(TrialError), unlearned(prepared, parameters, seed=0):
         pytest.fail("the body ran")
 
 
@@ -576,9 +574,9 @@ def test_a_bfloat16_model_is_edited_in_its_own_format_and_restored(loaded: Load)
     model = dataclasses.replace(original, model=copy.deepcopy(original.model).bfloat16())
     before = weights(model)
     for make, parameters in EXAMPLES.values():
-        preparation = make().prepare(subject(model))
-        inside = weights_inside(preparation, model, parameters)
-        with preparation.unlearning(parameters, seed=0) as fit:
+        prepared = make().prepare(task_on(model))
+        inside = weights_inside(prepared, model, parameters)
+        with prepared.unlearning(parameters, seed=0) as fit:
             for _ in fit:
                 with fit.base_model():
                     assert {p.dtype for p in model.model.parameters()} <= {

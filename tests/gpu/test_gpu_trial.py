@@ -105,7 +105,7 @@ def test_vectors_on_the_device_equal_those_on_the_cpu(
             data="mini",
             cache_limit=0,
         )
-        vectors.append(worker_on_options(options).preparation.vectors)  # type: ignore[attr-defined]
+        vectors.append(worker_on_options(options).prepared.vectors)  # type: ignore[attr-defined]
     assert torch.allclose(vectors[0].cpu(), vectors[1], atol=1e-4)
 
 

@@ -33,8 +33,8 @@ class Shrink(Method):
     variants = ("shrink",)
     parameters = ("layer", "share")
 
-    def prepare(self, subject):
-        return Prepared(subject.loaded)
+    def prepare(self, task):
+        return Prepared(task.loaded)
 
 
 class Prepared(PreparedMethod):

@@ -147,7 +147,7 @@ def test_a_method_that_leaves_the_model_edited_is_found_out(
 
     worker.draft({(0,): (0,)})
     worker.run(SETTING)
-    worker.__dict__["preparation"] = Broken(error, edit)
+    worker.__dict__["prepared"] = Broken(error, edit)
     with pytest.raises(EditedModelError):
         worker.run(SETTING)
     spec = dataclasses.replace(
@@ -222,7 +222,7 @@ def test_a_step_watches_a_trial_from_its_beginning_to_its_end(
     def look() -> None:
         seen.append(Folder(tmp_path).stack(0).exists())
 
-    worker.__dict__["preparation"] = Broken(DivergenceError("x"), look)
+    worker.__dict__["prepared"] = Broken(DivergenceError("x"), look)
     trainable.step()
     assert seen == [True]
     assert not Folder(tmp_path).stack(0).exists()

@@ -95,11 +95,11 @@ def test_a_fit_that_ended_early_is_ended_there_again(
     with asking(made, rate, epochs=1, max_new_tokens=BUDGET) as ask:
         early = [one.unlearned for one in ask(QUESTIONS)]
     folder, worker = checkpoint("qwen2"), Worker(made)
-    with worker.preparation.unlearning(rate, seed=made.seed) as fit:
+    with worker.prepared.unlearning(rate, seed=made.seed) as fit:
         next(iter(fit))
         fit.finish()
         assert generated(folder, worker.loaded.model, QUESTIONS) == early
-    with worker.preparation.unlearning(rate, seed=made.seed) as fit:
+    with worker.prepared.unlearning(rate, seed=made.seed) as fit:
         fit.finish()
         assert generated(folder, worker.loaded.model, QUESTIONS) != early
 

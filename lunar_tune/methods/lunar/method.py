@@ -173,27 +173,27 @@ class LunarMethod(Method):
             raise AssertionError("every None above comes with a noted problem")
         return coefficients, number, settings
 
-    def prepare(self, subject: UnlearningTask) -> PreparedLunar:
+    def prepare(self, task: UnlearningTask) -> PreparedLunar:
         """Take the unlearning vectors."""
-        return PreparedLunar(self, subject)
+        return PreparedLunar(self, task)
 
 
 class PreparedLunar(PreparedMethod):
     """Unlearning vectors, and what was solved from the activations so far."""
 
-    def __init__(self, method: LunarMethod, subject: UnlearningTask) -> None:
-        self._method, self._loaded = method, subject.loaded
-        self._activations = subject.activations
-        source = subject.activations.source
+    def __init__(self, method: LunarMethod, task: UnlearningTask) -> None:
+        self._method, self._loaded = method, task.loaded
+        self._activations = task.activations
+        source = task.activations.source
         self.vectors: Float[Tensor, "n_layers d_model"] = unlearning_vectors(
-            reference=source.last_tokens(subject.reference_prompts),
-            forget=source.last_tokens([pair.prompt for pair in subject.forget_pairs]),
+            reference=source.last_tokens(task.reference_prompts),
+            forget=source.last_tokens([pair.prompt for pair in task.forget_pairs]),
         )
-        pairs = (*subject.forget_pairs, *subject.retain_pairs)
+        pairs = (*task.forget_pairs, *task.retain_pairs)
         rows = self._activations.rows_of([pair.prompt for pair in pairs])
         self._lengths = torch.tensor([self._activations.prompt_lengths[row] for row in rows])
         self._nodes: Int[Tensor, " tokens"] = self._activations.prompt_nodes(rows)
-        self._n_forget = len(subject.forget_pairs)
+        self._n_forget = len(task.forget_pairs)
         self._ridge_solutions: dict[tuple[int, float, float | None, int], RidgeSolution] = {}
 
     @contextmanager

@@ -46,7 +46,7 @@ class Solution:
     losses: tuple[float, ...]
     """Mean squared error of each epoch (AdamW), or the one that remains (closed form)."""
     factors: Factors | None = None
-    """Of the product that was added to W₀, before rounding to its number format; None where a whole
+    """The product that was added to W₀, before rounding to its number format; None where a whole
     matrix was trained."""
 
 
