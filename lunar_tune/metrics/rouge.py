@@ -16,10 +16,6 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from nltk.stem.porter import PorterStemmer
-from rouge_score import rouge_scorer
-from rouge_score.tokenize import tokenize
-
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, InputError
 
@@ -65,12 +61,15 @@ class _DefaultTokenizer:
     """Splits text into words of [a-z0-9], stemmed as rouge-score does by default."""
 
     def __init__(self) -> None:
-        self._stemmer = PorterStemmer()
+        from nltk.stem.porter import PorterStemmer  # takes a second, and scikit-learn with it
+
         # Answers say the same words over and over.
-        self._stemmer.stem = lru_cache(maxsize=2**16)(self._stemmer.stem)
+        self.stem = lru_cache(maxsize=2**16)(PorterStemmer().stem)
 
     def tokenize(self, text: str) -> list[str]:
-        words: list[str] = tokenize(text, self._stemmer)
+        from rouge_score.tokenize import tokenize
+
+        words: list[str] = tokenize(text, self)
         return words
 
 
@@ -78,6 +77,8 @@ class _DefaultTokenizer:
 def _scorer(tokenizer: str) -> Any:
     if tokenizer not in TOKENIZERS:
         raise InputError(f"--rouge-tokenizer {tokenizer}: there are {', '.join(TOKENIZERS)}.")
+    from rouge_score import rouge_scorer
+
     chosen = _WordTokenizer() if tokenizer == "words" else _DefaultTokenizer()
     return rouge_scorer.RougeScorer(["rouge1", "rougeL"], tokenizer=chosen)
 
