@@ -301,7 +301,7 @@ def test_the_report_names_the_best_trial_and_its_scores(search: Finished) -> Non
     best = search.best
     assert f"(trial {best['trial']})" in text
     assert f"{best['confirmed']['scores']['retain_rouge1']:.4g}" in text
-    assert "| base model |" in text
+    assert "| base model " in text
     for picture in ("pictures/trade_off.png", "pictures/history.png"):
         assert (search.folder / picture).is_file()
         assert f"({picture})" in text
