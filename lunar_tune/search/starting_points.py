@@ -133,7 +133,7 @@ def _read(search: str, output: Path) -> _Found:
         if best is None:
             raise InputError(
                 f"--start-from {search}: none of its trials is feasible. Name a search that found "
-                "a feasible setting, or write the setting into a file like best.yaml."
+                "a feasible setting, or write one into a file like best.yaml, with n_layers."
             )
         depth = stored.config.resolved.get("n_layers")
         setting = {"parameters": dict(best.parameters), "n_layers": depth}

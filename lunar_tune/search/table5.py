@@ -141,7 +141,7 @@ class TableRun:
         for one in self._results():
             state = "finished"
             if not one.is_finished:
-                state = f"{one.n_trials} of {self._shared.num_trials} trials"
+                state = f"{one.n_trials} of {self._shared.num_trials} trials completed"
             self._console.print(f"{escape(one.cell.name)}: {state}")
         self._console.print("all that needs no weights has been checked; nothing was run")
 
@@ -177,8 +177,6 @@ class TableRun:
                     continue
                 title = f"cell {place}/{len(self._plans)}: {cell.name}"
                 self._console.rule(f"[bold]{escape(title)}[/bold]", align="left")
-                for label, text in finetuning_fact(plan).items():
-                    self._console.print(f"{label} {text}", soft_wrap=True)
                 if self._run(plan, self._folder(cell)) == EXIT_INTERRUPTED:
                     return True
                 self.write()
@@ -187,6 +185,8 @@ class TableRun:
     def _run(self, plan: SearchPlan, folder: Folder) -> int:
         """Run or go on with one cell; one that cannot be run says why and ends no other."""
         try:
+            for label, text in finetuning_fact(plan).items():
+                self._console.print(f"{label} {text}", soft_wrap=True)
             return run_search(plan, self._console, given={}, arguments=None)
         except InputError as error:  # all else, a full disk for example, is every cell's affair
             self._console.print(f"[yellow]not run:[/yellow] {escape(str(error))}", soft_wrap=True)
