@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
@@ -20,15 +20,16 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.report.log_file import tell
-from lunar_tune.study.rows import COMPLETE, FAILED, HEADLINE_SCORES, TrialRow, best_first
+from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, shown_score
 
-__all__ = ["SearchDisplay", "build_progress", "tiny_progress"]
+__all__ = ["SearchDisplay", "build_progress", "printable", "tiny_progress"]
 
 A_DAY = 24 * 3600.0
-# Columns of a terminal below which the bar is short and time elapsed is left out, so that there is
-# room for the note; and those from which on the note has whole words.
-_NARROW, _ROOMY = 100, 110
+# Columns of a terminal below which the bar is short, its name and the time elapsed left out, so
+# that there is room for the note.
+_NARROW = 100
 
 
 def build_progress(console: Console) -> Progress:
@@ -96,16 +97,71 @@ def tiny_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield on_progress
 
 
+class TrialLines:
+    """A line for every ended trial, in columns that fit a terminal of 80; the log has the same."""
+
+    def __init__(self, goal: Goal, total: int, *, star: str = "★") -> None:
+        self._goal, self._total, self._star = goal, total, star
+        judged = ("forget_rouge1", "retain_rouge1", goal.objective.name)
+        self.scores = {name: brief_label(name) for name in judged}
+        """The scores that are shown, and what they are called in short."""
+        self._setting = 0
+
+    def header(self, first: TrialRow) -> str:
+        """Return what stands above the columns, and make room for settings like the first."""
+        # A number has up to eight characters with its name; a layer, which most have, has three.
+        self._setting = max(len(first.label), min(8 * len(first.parameters), 19))
+        place = ("done", "trial", "setting")
+        return self._joined(place, self.scores.values(), "bounds", "time")
+
+    def line(self, row: TrialRow, done: int, *, best: bool) -> str:
+        """Return the line of a trial, the last of `done`; `best` is the best of them so far."""
+        place = (f"{done}/{self._total}", str(row.number), row.label)
+        if row.state != COMPLETE:
+            said = f"{row.state}{', runs again' if row.again else ''}: {row.failure}"
+            return self._joined(place, (), said)
+        kept = self._missed(row) or ("feasible" + f" {self._star}" * best)
+        scores = [shown_score(row.scores.get(name)) for name in self.scores]
+        seconds = row.seconds.get("trial", 0.0)
+        time = f"{seconds:.1f} s" if seconds < 10 else shown_duration(seconds)
+        return self._joined(place, scores, kept, time)
+
+    def _missed(self, row: TrialRow) -> str:
+        """Return which bound is missed most, and by how much; empty where all are kept."""
+        missed = [(one.violation(row.scores), one) for one in self._goal.missed(row.scores)]
+        if not missed:
+            return ""
+        by, one = max(missed, key=lambda pair: pair[0])
+        where = "below" if one.sense == ">=" else "above"
+        how = f"{shown_score(by)} {where}" if math.isfinite(by) else "not measured"
+        return f"{brief_label(one.metric)} {how}" + " …" * (len(missed) > 1)
+
+    def _joined(self, place: tuple[str, str, str], scores: Iterable[str], *rest: str) -> str:
+        done, number, setting = place
+        self._setting = max(self._setting, len(setting))
+        cells = [f"{done:<{2 * len(str(self._total)) + 1}}", f"{number:>5}"]
+        cells.append(f"{setting:<{self._setting}}")
+        widths = (max(6, len(name)) for name in self.scores.values())
+        cells += [f"{score:>{width}}" for score, width in zip(scores, widths, strict=False)]
+        cells += [f"{text:{width}}" for text, width in zip(rest, ("<18", ">6"), strict=False)]
+        return "  ".join(cells).rstrip()
+
+
+def brief_label(metric: str) -> str:
+    """Return what a score is called where there is little room: of ROUGE-1 the set alone."""
+    return score_label(metric).removesuffix(" ROUGE-1")
+
+
 class SearchDisplay:
     """Shows a search from its first task to its last; used as a context."""
 
-    def __init__(self, console: Console) -> None:
-        self._console, self._shown = console, ExitStack()
+    def __init__(self, console: Console, goal: Goal) -> None:
+        self._console, self._goal, self._shown = console, goal, ExitStack()
         self._rows: list[TrialRow] = []
-        self._total = self._done = 0
+        self._lines = TrialLines(goal, 0)
+        self._done, self._headed = 0, False
         self._left = TimeLeft(0)
         self._bar: Progress | None = None
-        self._roomy = console.width >= _ROOMY
 
     def __enter__(self) -> SearchDisplay:
         """Begin with nothing."""
@@ -130,12 +186,14 @@ class SearchDisplay:
         """Begin to show trials, after those of an earlier process."""
         if earlier:
             self._console.print(f"going on after {len(earlier)} trials")
-        self._rows, self._total, self._done = list(earlier), num_trials, len(earlier)
+        self._rows, self._done = list(earlier), len(earlier)
+        star = printable("★", self._console)
+        self._lines = TrialLines(self._goal, num_trials, star="*" if star == "?" else star)
         self._left = TimeLeft(num_trials, done=self._done, budget=time_budget)
         if self._console.is_terminal:
             self._bar = self._shown.enter_context(build_progress(self._console))
             self._bar.add_task(
-                "trials" if self._roomy else "",  # a setting is shown whole before a word
+                "trials" if self._console.width >= _NARROW else "",
                 total=num_trials,
                 completed=self._done,
                 note=self._note() if earlier else "",
@@ -143,47 +201,46 @@ class SearchDisplay:
             )
 
     def ended(self, row: TrialRow) -> None:
-        """Take note of an ended trial."""
+        """Print the line of an ended trial, which stays above what moves."""
+        if not self._headed:
+            self._print(self._lines.header(row), "bold")
+            self._headed = True
         self._rows.append(row)
         if not row.again:
             self._done += 1
             self._left.ended()
-        tell(self._console, self._line(row))
+        best = best_first(self._rows)[:1] == [row]
+        line = self._lines.line(row, self._done, best=best)
+        style = "green" if best else "red" if row.state == FAILED else ""
+        self._print(line, style, whole=row.state != COMPLETE)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note())
 
-    def _best(self, *, brief: bool = False) -> str:
-        best = best_first(self._rows)
-        if not best:
-            return "none feasible yet"
-        label = best[0].label
-        forget, retain = (f"{best[0].scores[name]:.3f}" for name in HEADLINE_SCORES[:2])
-        if brief:
-            return f"forget {forget} retain {retain} {label}"
-        return f"best forget {forget} at retain {retain} ({label})"
-
-    def _failures(self) -> str:
-        failed = sum(row.state == FAILED for row in self._rows)
-        return f"{failed} failed" if failed else ""
+    def _print(self, line: str, style: str, *, whole: bool = False) -> None:
+        """Print a line, cut at a terminal's edge unless it is to be read `whole`."""
+        cut = self._console.is_terminal and not whole
+        text = Text(line, style, no_wrap=cut or None, overflow="ellipsis" if cut else None)
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     def _note(self) -> str:
-        """Return what stands beside the bar, the most important first: the end may be cut off."""
-        return " · ".join(filter(None, (self._failures(), self._best(brief=not self._roomy))))
+        """Return what stands beside the bar: the end may be cut off."""
+        failed = sum(row.state == FAILED for row in self._rows)
+        best = next(iter(best_first(self._rows)), None)
+        found = "none feasible yet"
+        if best is not None:
+            names = self._lines.scores.items()
+            scores = [f"{name} {shown_score(best.scores.get(score))}" for score, name in names]
+            found = f"best trial {best.number}: {', '.join(scores)}"
+        return f"{failed} failed · {found}" if failed else found
 
-    def _line(self, row: TrialRow) -> str:
-        if row.state == COMPLETE:
-            outcome = (
-                f"forget {row.scores['forget_rouge1']:.3f}  retain "
-                f"{row.scores['retain_rouge1']:.3f}  "
-                f"{'feasible' if row.feasible else 'infeasible'}"
-            )
-        else:
-            outcome = f"{row.state}{', runs again' if row.again else ''}: {row.failure}"
-        best = " · ".join(filter(None, (self._best(), self._failures())))
-        left = self._left()
-        time_left = f"  |  about {shown_duration(left)} left" if left else ""
-        done = f"{self._done}/{self._total}"
-        return f"{done}  trial {row.number}  {row.label}  {outcome}  |  {best}{time_left}"
+
+def printable(text: str, console: Console) -> str:
+    """Return a text in one line, with "?" for what the console's encoding has not.
+
+    A model may answer with anything, characters that move a terminal's cursor among it.
+    """
+    line = "".join(one if one.isprintable() else " " for one in text)
+    return " ".join(line.split()).encode(console.encoding, "replace").decode(console.encoding)
 
 
 class TimeLeft:
