@@ -36,8 +36,8 @@ FALL = 0.2
 # The share of a range that is taken for its edge.
 EDGE = 0.02
 # The share of the base model's MRR above which an answer counts as ranked high: `tiny`, which knows
-# its answers, has 1.00 on them and 0.59 on answers to the same kind of question about others.
-HIGH_RANK = 0.75
+# its answers, has 1.00 on them and 0.59 on answers to the same question about somebody else.
+HIGH_RANK = 0.8
 # Answers that repeat themselves at the end: any few characters, five times and more.
 _REPEATS = re.compile(r"(.{1,40}?)\1{4,}.{0,40}\Z", re.DOTALL)
 
@@ -129,7 +129,7 @@ class Findings:
             if lost and len(by_edge) > 1:
                 after = mean([row.rouge1 for row, _ in worst])
                 before = after + mean([*map(_loss, worst)])
-                text += f", most on {edge} (ROUGE-1 {before:.3f} → {after:.3f})"
+                text += f", most on {edge} (ROUGE-1 {before:.3f}, now {after:.3f})"
             parts.append(text)
         return "; ".join(parts)
 
@@ -192,7 +192,7 @@ def _at_an_edge(findings: Findings) -> Iterator[str]:
         if name == "layer":
             wider = (max(0, low - span), high) if is_low else (low, min(last, high + span))
         else:
-            wider = (low / 2, high) if is_low else (low, high * 2)
+            wider = (low - abs(low) / 2, high) if is_low else (low, high + abs(high))
         if isinstance(kind, IntDistribution):
             wider = math.floor(wider[0]), wider[1]
         if wider != (low, high):
@@ -224,8 +224,15 @@ def _rambling(findings: Findings) -> Iterator[str]:
     repeating = sum(_REPEATS.search(row.answer) is not None for row in rows)
     if 2 * max(cut, repeating) > len(rows):
         said = f" and {repeating} repeat themselves" if repeating else ""
+        row = findings.row.parameters
+        name = next((name for name in ("coefficient", "learning_rate") if name in row), None)
+        advice = ""
+        if name is not None:
+            advice = (
+                f" A smaller {name.replace('_', ' ')} breaks less: "
+                f"--range {name}={row[name] / 4:.2g}:{row[name] / 1.5:.2g}"
+            )
         yield (
             f"{cut} of {len(rows)} forget answers do not end by themselves{said}: the model does "
-            "not decline, it is broken there. Look for a setting that does: --minimise "
-            f"refusal_quality {_bounds(findings.results.goal, 'forget_rouge1<=0.1')}"
+            f"not decline, it is broken there.{advice}"
         )

@@ -99,10 +99,10 @@ def print_result(
 def _score_table(results: SearchResults) -> Table:
     """Return the scores of base model and best setting: the headline's, and those of the goal."""
     names = tuple(dict.fromkeys((*HEADLINE_SCORES, *results.goal.metrics)))
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("", no_wrap=True)
     for name in names:
-        table.add_column(score_label(name), justify="right", min_width=7)
+        table.add_column(score_label(name), justify="right", min_width=7, overflow="fold")
     for who, scores in results.compared.items():
         table.add_row(who, *score_cells(scores, names))
     return table
@@ -117,7 +117,7 @@ def _print_example(console: Console, pair: Pair) -> None:
         if answer is not None:
             said.setdefault(printable(answer, console) or "(nothing)", []).append(who)
     lines = [f"  {printable(row.question, console)}"]
-    lines += [f"    {', '.join(who):<18}{text}" for text, who in said.items()]
+    lines += [f"    {', '.join(who):<16}  {text}" for text, who in said.items()]
     for line in lines:
         text = Text(line)
         text.truncate(console.width, overflow="ellipsis")
