@@ -93,7 +93,9 @@ def test_a_search_is_calm(search: Finished) -> None:
     """Nothing on standard error, no table of Ray's, a line for each trial."""
     assert search.done.stderr == ""
     lines = search.done.stdout.splitlines()
-    assert sum(f"/{TRIALS}  trial " in line for line in lines) == TRIALS
+    assert [line[:4] for line in lines if f"/{TRIALS} " in line] == [
+        f"{done}/{TRIALS} " for done in range(1, TRIALS + 1)
+    ]
     assert "Trial status" not in search.done.stdout
     assert "Logical resource usage" not in search.done.stdout
 

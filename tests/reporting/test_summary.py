@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,16 @@ from invented_searches import GOAL, results_of
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.findings import Findings, cautions
 from lunar_tune.report.results import SearchResults, short_report
-from lunar_tune.report.summary import print_result
+from lunar_tune.report.summary import next_commands, print_result
 from lunar_tune.study.answers import write_answers
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.rows import COMPLETE, TrialRow
+from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
+from lunar_tune.study.stored_search import StoredConfig
 
 BASE = {
     **{f"{name}_rouge1": 1.0 for name in ("forget", "retain", "factual")},
@@ -58,7 +62,7 @@ def found(
         parameters=setting,
         scores=scores,
         objective=0.1,
-        feasible=goal.is_kept(scores),
+        feasible=True,
         max_new_tokens=32,
     )
     more = {"baseline": BASE} | more
@@ -93,9 +97,7 @@ def test_the_summary_shows_answers_of_every_edge_and_those_that_lost_most(tmp_pa
     ]
     assert "    true, base model  the truth\n    unlearned         a [lie]\n" in text
     assert "    true, base model, unlearned  the truth\n" in text
-    assert (
-        "\n3 of 5 forget answers end by themselves, 1 were cut at 512 tokens, 1 were left" in text
-    )
+    assert "\n3 of 5 forget answers end by themselves, 1 were cut at 512 tokens, 1 were" in text
     assert "1 of 5 retain answers lost words (the worst below), most on retain 1 (ROUGE-1" in text
     assert "1.000, now 0.625); 0 of 1 factual answers lost words" in text
     assert len(text.splitlines()) < 40
@@ -172,7 +174,9 @@ def test_the_models_own_first_and_last_block_are_no_edge(tmp_path: Path) -> None
     for low, high, layer in ((0, 3, 0), (1, 3, 3)):
         kinds = {"layer": IntDistribution(low, high)}
         results = found(tmp_path, setting={"layer": layer}, distributions=kinds)
-        vars(results)["config"] = type("Config", (), {"resolved": {"n_layers": 4}})
+        resolved = {"n_layers": 4}
+        config = StoredConfig(search=SearchConfig(), origins={}, resolved=resolved)
+        vars(results)["config"] = config
         assert cautions(results) == []
 
 
@@ -205,6 +209,47 @@ def test_a_base_model_that_never_knew_and_answers_that_break_are_said(tmp_path: 
     assert "never knew the forget set (ROUGE-1 0.200)" in never
     assert "3 of 4 forget answers do not end by themselves and 3 repeat themselves" in rambling
     assert "--range coefficient=0.5:1.3" in rambling
-    assert cautions(found(tmp_path, broken[0], fine)) == []
     for text in (summary(results, width=400), short_report(results)):
         assert all(one in text for one in (never, rambling))
+    assert cautions(found(tmp_path, broken[0], fine)) == []
+
+
+def test_the_next_commands_are_those_for_a_shell_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found, interrupted, infeasible, and with nothing but failures."""
+    monkeypatch.chdir(tmp_path)
+    config, folder = SearchConfig(output=Path("runs"), seed=4), tmp_path / "runs/n"
+    python, again = str(Path(sys.executable)), ["search", "--data", "my file", "--seed", "5"]
+    compare, export = ["compare", "runs/n"], ["export", "runs/n"]
+    save = ["--save", "runs/n/model"]
+    best = found(tmp_path).rows[0]
+    missed = dataclasses.replace(best, feasible=False)
+    failed = TrialRow(number=0, state=FAILED, parameters={}, failure="the loss became NaN")
+    page = [*compare, "--save", "runs/n/page.html"]
+    resume = ["search", "--resume", "runs/n"]
+    for results, expected in (
+        (results_of([best], confirmed=FULL), [compare, [*export, *save], again]),
+        (
+            results_of([best], ending="Interrupted."),
+            [resume, compare, [*export, "--trial", "0", *save]],
+        ),
+        (results_of([missed]), [compare, again]),
+        (results_of([failed]), [page, again]),
+    ):
+        commands = list(next_commands(config, folder, results, ("--data", "my file")).values())
+        assert [Path(line[0]).absolute() for line in commands] == [Path(python)] * len(commands)
+        shown = [[line[2].removeprefix("lunar_tune."), *line[3:]] for line in commands]
+        assert shown == expected
+    text = io.StringIO()
+    print_result(Console(file=text), results, folder=folder, commands={"go on:": ["a b", "c"]})
+    assert "\ngo on:\n  'a b' c\n" in text.getvalue()
+
+
+def test_a_trial_that_an_interruption_ended_is_not_a_failed_one(tmp_path: Path) -> None:
+    lost = TrialRow(number=1, state=FAILED, parameters={}, failure="interrupted", again=True)
+    best = dataclasses.replace(found(tmp_path).rows[0], feasible=False)
+    for rows in ((best, lost), (lost,)):
+        text = summary(results_of(rows, ending="Interrupted."))
+        assert "1 failed" not in text
+    assert "\n0 trials, 0 failed\n" in text
