@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_lines import SMALL_SPACE, Result, command, finish, run_command, start, without_ray
+from command_lines import SMALL_SPACE, Result, command, finish, start, without_ray
 from search_results import rows_of, statuses
 
 from lunar_tune.cli.search import COMMAND
@@ -120,8 +120,8 @@ def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
 
     wanted = sum(row["state"] == "complete" for row in rows) + 2
     resume = ["--resume", "n", "--output", "runs", "--num-trials", str(wanted)]
-    done = run_command("search", *resume, cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
+    resumed = without_ray(COMMAND, *resume, "--in-process")
+    assert resumed.exit_code == 3, resumed.stderr
     after = rows_of(tmp_path / "runs/n")
     assert after[: len(rows)] == rows, "what was computed is kept"
     new = after[len(rows) :]

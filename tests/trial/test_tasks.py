@@ -78,15 +78,16 @@ def test_outcomes_are_what_a_worker_gives(spec: Specs, runner: TaskRunner) -> No
     base = runner.run(Task(kind=BASE_MODEL))
     ended = runner.run(trial())
     confirmed = runner.run(trial(kind=CONFIRMATION))
-    baseline = worker.baseline()
+    baseline = worker.baseline(reported=True)
     assert base.plain_decoding is base.layer_prior is base.baseline is ended.baseline is None
     for outcome, expected in (
         (base, baseline),
         (ended, worker.run(SETTING)),
-        (confirmed, worker.run(SETTING, full=True)),
+        (confirmed, worker.run(SETTING, full=True, reported=True)),
     ):
         assert outcome.result is not None
         assert light(outcome.result) == light(expected)
+        assert ("forget_mrr" in outcome.result.evaluation.scores) is (outcome is not ended)
         assert (outcome.failure, outcome.baseline, outcome.warnings) == (None, None, ())
 
 
@@ -97,7 +98,7 @@ def test_a_confirmation_on_held_out_questions_brings_the_base_model_on_the_same(
     outcome = TaskRunner(made).run(trial(kind=CONFIRMATION))
     assert outcome.result is not None
     assert outcome.baseline is not None
-    assert light(outcome.baseline) == light(Worker(made).baseline(full=True))
+    assert light(outcome.baseline) == light(Worker(made).baseline(full=True, reported=True))
     asked = [
         {row.question for row in one.evaluation.rows} for one in (outcome.result, outcome.baseline)
     ]
