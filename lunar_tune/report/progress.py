@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
@@ -35,8 +35,8 @@ _NARROW = 100
 def build_progress(console: Console) -> Progress:
     """Return an empty progress display; used as a context.
 
-    A task has a `note`, of which the end is cut off where there is no room, and may have `left`, a
-    function that gives the seconds left or None.
+    A task has a `note`, of which the end is cut off where there is no room, and may have a
+    `deadline`, the moment after which no step begins.
     """
     fixed = Column(no_wrap=True, overflow="ellipsis")  # of which rich takes copies
     narrow = console.width < _NARROW
@@ -60,7 +60,7 @@ def build_progress(console: Console) -> Progress:
 
 
 class _TimeLeftColumn(ProgressColumn):
-    """Time left, as the task says it or as rich reckons it."""
+    """Time left by the pace since the first step, whose time may hold the loading of a model."""
 
     max_refresh = 0.5
 
@@ -68,8 +68,11 @@ class _TimeLeftColumn(ProgressColumn):
         """Return it; nothing at the end."""
         if task.finished:
             return Text("")
-        left = task.fields["left"]() if "left" in task.fields else task.time_remaining
-        text = "…" if left is None else shown_duration(left)
+        text, left = "…", task.time_remaining
+        if left is not None:
+            until = max(0.0, task.fields.get("deadline", math.inf) - time.monotonic())
+            per_step = 1 / (task.speed or math.inf)  # the last step is waited for
+            text = shown_duration(min(left, until + per_step))
         return Text(f"left {text}", style="progress.remaining")
 
 
@@ -97,71 +100,20 @@ def tiny_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield on_progress
 
 
-class TrialLines:
-    """A line for every ended trial, in columns that fit a terminal of 80; the log has the same."""
-
-    def __init__(self, goal: Goal, total: int, *, star: str = "★") -> None:
-        self._goal, self._total, self._star = goal, total, star
-        judged = ("forget_rouge1", "retain_rouge1", goal.objective.name)
-        self.scores = {name: brief_label(name) for name in judged}
-        """The scores that are shown, and what they are called in short."""
-        self._setting = 0
-
-    def header(self, first: TrialRow) -> str:
-        """Return what stands above the columns, and make room for settings like the first."""
-        # A number has up to eight characters with its name; a layer, which most have, has three.
-        self._setting = max(len(first.label), min(8 * len(first.parameters), 19))
-        place = ("done", "trial", "setting")
-        return self._joined(place, self.scores.values(), "bounds", "time")
-
-    def line(self, row: TrialRow, done: int, *, best: bool) -> str:
-        """Return the line of a trial, the last of `done`; `best` is the best of them so far."""
-        place = (f"{done}/{self._total}", str(row.number), row.label)
-        if row.state != COMPLETE:
-            said = f"{row.state}{', runs again' if row.again else ''}: {row.failure}"
-            return self._joined(place, (), said)
-        kept = self._missed(row) or ("feasible" + f" {self._star}" * best)
-        scores = [shown_score(row.scores.get(name)) for name in self.scores]
-        seconds = row.seconds.get("trial", 0.0)
-        time = f"{seconds:.1f} s" if seconds < 10 else shown_duration(seconds)
-        return self._joined(place, scores, kept, time)
-
-    def _missed(self, row: TrialRow) -> str:
-        """Return which bound is missed most, and by how much; empty where all are kept."""
-        missed = [(one.violation(row.scores), one) for one in self._goal.missed(row.scores)]
-        if not missed:
-            return ""
-        by, one = max(missed, key=lambda pair: pair[0])
-        where = "below" if one.sense == ">=" else "above"
-        how = f"{shown_score(by)} {where}" if math.isfinite(by) else "not measured"
-        return f"{brief_label(one.metric)} {how}" + " …" * (len(missed) > 1)
-
-    def _joined(self, place: tuple[str, str, str], scores: Iterable[str], *rest: str) -> str:
-        done, number, setting = place
-        self._setting = max(self._setting, len(setting))
-        cells = [f"{done:<{2 * len(str(self._total)) + 1}}", f"{number:>5}"]
-        cells.append(f"{setting:<{self._setting}}")
-        widths = (max(6, len(name)) for name in self.scores.values())
-        cells += [f"{score:>{width}}" for score, width in zip(scores, widths, strict=False)]
-        cells += [f"{text:{width}}" for text, width in zip(rest, ("<18", ">6"), strict=False)]
-        return "  ".join(cells).rstrip()
-
-
-def brief_label(metric: str) -> str:
-    """Return what a score is called where there is little room: of ROUGE-1 the set alone."""
-    return score_label(metric).removesuffix(" ROUGE-1")
-
-
 class SearchDisplay:
-    """Shows a search from its first task to its last; used as a context."""
+    """Shows a search from its first task to its last; used as a context.
+
+    A trial that has ended has a line, which fits 80 columns; the log has the same lines.
+    """
 
     def __init__(self, console: Console, goal: Goal) -> None:
         self._console, self._goal, self._shown = console, goal, ExitStack()
         self._rows: list[TrialRow] = []
-        self._lines = TrialLines(goal, 0)
-        self._done, self._headed = 0, False
-        self._left = TimeLeft(0)
+        self._total = self._done = self._setting_width = 0
         self._bar: Progress | None = None
+        judged = ("forget_rouge1", "retain_rouge1", goal.objective.name)
+        self._scores = {name: _brief_label(name) for name in judged}
+        self._star = "★" if printable("★", console) == "★" else "*"
 
     def __enter__(self) -> SearchDisplay:
         """Begin with nothing."""
@@ -183,13 +135,10 @@ class SearchDisplay:
     def follow(
         self, num_trials: int, earlier: Sequence[TrialRow] = (), time_budget: float | None = None
     ) -> None:
-        """Begin to show trials, after those of an earlier process."""
+        """Begin to show trials, after those of an earlier process; none starts after the budget."""
         if earlier:
             self._console.print(f"going on after {len(earlier)} trials")
-        self._rows, self._done = list(earlier), len(earlier)
-        star = printable("★", self._console)
-        self._lines = TrialLines(self._goal, num_trials, star="*" if star == "?" else star)
-        self._left = TimeLeft(num_trials, done=self._done, budget=time_budget)
+        self._rows, self._total, self._done = list(earlier), num_trials, len(earlier)
         if self._console.is_terminal:
             self._bar = self._shown.enter_context(build_progress(self._console))
             self._bar.add_task(
@@ -197,24 +146,51 @@ class SearchDisplay:
                 total=num_trials,
                 completed=self._done,
                 note=self._note() if earlier else "",
-                left=self._left,
+                deadline=math.inf if time_budget is None else time.monotonic() + time_budget,
             )
 
     def ended(self, row: TrialRow) -> None:
         """Print the line of an ended trial, which stays above what moves."""
-        if not self._headed:
-            self._print(self._lines.header(row), "bold")
-            self._headed = True
+        if not self._setting_width:
+            # A number has up to eight characters with its name; a layer, which most have, three.
+            self._setting_width = max(len(row.label), min(8 * len(row.parameters), 19))
+            header, names = ("done", "trial", "setting"), [*self._scores.values()]
+            self._print(self._joined(header, names, f"{'bounds':<18}  {'time':>6}"), "bold")
         self._rows.append(row)
-        if not row.again:
-            self._done += 1
-            self._left.ended()
+        self._done += not row.again
         best = best_first(self._rows)[:1] == [row]
-        line = self._lines.line(row, self._done, best=best)
+        place = (f"{self._done}/{self._total}", row.number, row.label)
+        if row.state == COMPLETE:
+            scores = [shown_score(row.scores.get(name)) for name in self._scores]
+            kept = self._missed(row) or ("feasible" + f" {self._star}" * best)
+            seconds = row.seconds.get("trial", 0.0)
+            took = f"{seconds:.1f} s" if seconds < 10 else shown_duration(seconds)
+            line = self._joined(place, scores, f"{kept:<18}  {took:>6}")
+        else:
+            line = f"{row.state}{', runs again' * row.again}: {row.failure}"
+            line = self._joined(place, [], line)
         style = "green" if best else "red" if row.state == FAILED else ""
         self._print(line, style, whole=row.state != COMPLETE)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note())
+
+    def _joined(self, place: tuple[str, object, str], scores: Sequence[str], rest: str) -> str:
+        done, number, setting = place
+        self._setting_width = max(self._setting_width, len(setting))
+        cells = [f"{done:<{2 * len(str(self._total)) + 1}}", f"{number:>5}"]
+        cells.append(f"{setting:<{self._setting_width}}")
+        widths = (max(6, len(name)) for name in self._scores.values())
+        cells += [f"{score:>{width}}" for score, width in zip(scores, widths, strict=False)]
+        return "  ".join([*cells, rest])
+
+    def _missed(self, row: TrialRow) -> str:
+        """Return which bound is missed most, and by how much; empty where all are kept."""
+        missed = sorted(self._goal.missed(row.scores), key=lambda one: -one.violation(row.scores))
+        for one in missed[:1]:
+            by, where = one.violation(row.scores), "below" if one.sense == ">=" else "above"
+            how = f"{shown_score(by)} {where}" if math.isfinite(by) else "not measured"
+            return f"{_brief_label(one.metric)} {how}" + " …" * (len(missed) > 1)
+        return ""
 
     def _print(self, line: str, style: str, *, whole: bool = False) -> None:
         """Print a line, cut at a terminal's edge unless it is to be read `whole`."""
@@ -225,13 +201,17 @@ class SearchDisplay:
     def _note(self) -> str:
         """Return what stands beside the bar: the end may be cut off."""
         failed = sum(row.state == FAILED for row in self._rows)
-        best = next(iter(best_first(self._rows)), None)
         found = "none feasible yet"
-        if best is not None:
-            names = self._lines.scores.items()
+        for best in best_first(self._rows)[:1]:
+            names = self._scores.items()
             scores = [f"{name} {shown_score(best.scores.get(score))}" for score, name in names]
             found = f"best trial {best.number}: {', '.join(scores)}"
         return f"{failed} failed · {found}" if failed else found
+
+
+def _brief_label(metric: str) -> str:
+    """Return what a score is called where there is little room: of ROUGE-1 the set alone."""
+    return score_label(metric).removesuffix(" ROUGE-1")
 
 
 def printable(text: str, console: Console) -> str:
@@ -241,33 +221,3 @@ def printable(text: str, console: Console) -> str:
     """
     line = "".join(one if one.isprintable() else " " for one in text)
     return " ".join(line.split()).encode(console.encoding, "replace").decode(console.encoding)
-
-
-class TimeLeft:
-    """How long the trials will still take; `budget` are seconds after which no trial starts.
-
-    The first trial here tells nothing: its time may hold the loading of a model.
-    """
-
-    def __init__(self, total: int, *, done: int = 0, budget: float | None = None) -> None:
-        self._left, self._here = max(0, total - done), 0
-        self._first = self._last = time.monotonic()
-        self._deadline = math.inf if budget is None else self._first + budget
-
-    def ended(self) -> None:
-        """Take note that a trial has ended."""
-        self._left, self._here = max(0, self._left - 1), self._here + 1
-        self._last = time.monotonic()
-        if self._here == 1:
-            self._first = self._last
-
-    def __call__(self) -> float | None:
-        """Return seconds from now on; None where that cannot be told yet."""
-        if not self._left:
-            return 0.0
-        if self._here < 2:
-            return None
-        now, per_trial = time.monotonic(), (self._last - self._first) / (self._here - 1)
-        left = self._left * per_trial - (now - self._last)
-        until_deadline = max(0.0, self._deadline - now) + per_trial  # the last trial is waited for
-        return max(0.0, min(left, until_deadline))

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.metrics.goal import score_label
-from lunar_tune.report.findings import LEAST_TO_FORGET, Findings, Pair, cautions
+from lunar_tune.report.findings import LEAST_TO_FORGET, Findings, cautions
 from lunar_tune.report.progress import printable
 from lunar_tune.report.results import SearchResults, format_value
 from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, score_cells
@@ -82,11 +82,10 @@ def print_result(
     findings = Findings.of(results)
     if findings is not None:
         for text, name in ((findings.endings, "forget"), (findings.losses, "retain")):
-            examples = findings.examples(name)
             if text:
                 say(Text(f"\n{text}", "bold"))
-            for pair in examples if any(row.question for row, _ in examples) else ():
-                _print_example(console, pair)
+            for example in findings.examples(name):
+                _print_example(console, example)
         say()
     for caution in cautions(results):
         say(Text.assemble(("caution: ", "bold yellow"), caution))
@@ -108,20 +107,18 @@ def _score_table(results: SearchResults) -> Table:
     return table
 
 
-def _print_example(console: Console, pair: Pair) -> None:
+def _print_example(console: Console, example: Mapping[str, str | None]) -> None:
     """Print a question and who answers what, in lines of the console's width; equals share one."""
-    row, before = pair
-    answers = {"true": row.truth, "base model": before.answer if before else None}
     said: dict[str, list[str]] = {}
-    for who, answer in (answers | {"unlearned": row.answer}).items():
-        if answer is not None:
+    names = {"truth": "true", "base_model": "base model", "answer": "unlearned"}
+    for name, who in names.items():
+        if (answer := example[name]) is not None:
             said.setdefault(printable(answer, console) or "(nothing)", []).append(who)
-    lines = [f"  {printable(row.question, console)}"]
+    lines = [f"  {printable(example['question'] or '', console)}"]
     lines += [f"    {', '.join(who):<16}  {text}" for text, who in said.items()]
-    for line in lines:
-        text = Text(line)
-        text.truncate(console.width, overflow="ellipsis")
-        console.print(text.plain, markup=False)
+    for line in map(Text, lines):
+        line.truncate(console.width, overflow="ellipsis")
+        console.print(line.plain, markup=False)
 
 
 def next_commands(

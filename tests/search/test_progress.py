@@ -16,7 +16,7 @@ from rich.console import Console
 
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.log_file import search_log
-from lunar_tune.report.progress import SearchDisplay, TimeLeft, printable, shown_duration
+from lunar_tune.report.progress import SearchDisplay, printable, shown_duration
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 
 
@@ -146,36 +146,34 @@ def test_what_a_model_says_stays_in_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "moments", "seconds"),
+    ("done", "moments", "budget", "left"),
     [
         # The first takes 60 s, of which loading is a part, the next two 10 s each: seven are 70 s.
-        ({"total": 10}, (60, 70, 80), 70),
-        ({"total": 10}, (60,), None),
-        ({"total": 10}, range(10), 0),
-        # Ninety were done before, in no time at all; the ones here take 5 s: eight are 40 s.
-        ({"total": 100, "done": 90}, (5, 10), 40),
-        ({"total": 10, "done": 12}, (), 0),
-        # 98 of 10 s would take 980 s; after 100 s none starts, of which 80 are left.
-        ({"total": 100, "budget": 100.0}, (10, 20), 80 + 10),
+        (0, (60, 70, 80), None, "left 70 s"),
+        (0, (60,), None, "left …"),
+        # Four were done before, in no time at all; the ones here take 5 s: four are 20 s.
+        (4, (5, 10), None, "left 20 s"),
+        # Eight of 10 s would take 80 s; after 30 s none starts: 10 s are left, and that trial's.
+        (0, (10, 20), 30.0, "left 20 s"),
     ],
 )
-def test_time_left_is_the_pace_since_the_first_trial_and_counts_down(
-    left: dict[str, float],
+def test_time_left_is_the_pace_since_the_first_trial(
+    done: int,
     moments: Sequence[int],
-    seconds: float | None,
+    budget: float | None,
+    left: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("lunar_tune.report.progress.time.monotonic", lambda: now[0])
-    time_left = TimeLeft(**left)  # type: ignore[arg-type]
-    for moment in moments:
-        now[0] = 1000.0 + moment
-        time_left.ended()
-    assert time_left() == (seconds if seconds is None else pytest.approx(seconds))
-    now[0] += 4
-    assert time_left() == (seconds if not seconds else pytest.approx(seconds - 4))
-    now[0] += 1000
-    assert time_left() == (seconds and 0)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=160, get_time=lambda: now[0])
+    with SearchDisplay(console, GOAL) as display:
+        display.follow(10, [row(n, 0.5, 0.9) for n in range(done)], budget)
+        for number, moment in enumerate(moments, done):
+            now[0] = 1000.0 + moment
+            display.ended(row(number, 0.5, 0.9))
+    assert left in lines_of(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()))[-1]
 
 
 @pytest.mark.parametrize(
