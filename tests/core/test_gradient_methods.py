@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from peft.tuners.lora import Linear, LoraLayer
-from test_core_methods import (
+from method_examples import (
     FORGET_PAIRS,
     GRADIENT_METHODS,
     REFUSALS,
@@ -25,6 +24,7 @@ from test_core_methods import (
     weights,
     weights_inside,
 )
+from peft.tuners.lora import Linear, LoraLayer
 from torch.nn.functional import kl_div, log_softmax
 
 from lunar_tune.errors import InputError, TrialError
@@ -37,19 +37,29 @@ from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TRAINED
 from lunar_tune.training.adapting import full_weights, lora_adapter
-from lunar_tune.training.answer_loss import Pair, answer_states, encode_answers
+from lunar_tune.training.answer_loss import Pair, answer_loss, answer_states, encode_answers
 from lunar_tune.training.checkpoints import plain_weights
 
 Load = Callable[..., LoadedModel]
 PAIRS = [*FORGET_PAIRS, *RETAIN_PAIRS]
+TWO_KEPT = RETAIN_PAIRS[:2]
+RATE = {"learning_rate": 0.01}
+
+
+def answer_logits(model: Any, pair: Pair) -> torch.Tensor:
+    """Return the logits of an answer's places from a forward of one unpadded row."""
+    row = torch.tensor([[*pair.prompt, *pair.answer]])
+    logits: torch.Tensor = model(input_ids=row, use_cache=False).logits[0]
+    return logits[len(pair.prompt) - 1 : -1]
 
 
 def plain_log_probs(model: Any, pair: Pair) -> torch.Tensor:
-    """Return log π of an answer's tokens from the full logits of one unpadded row."""
-    row = torch.tensor([[*pair.prompt, *pair.answer]])
-    said = log_softmax(model(input_ids=row, use_cache=False).logits[0], dim=-1)
-    first = len(pair.prompt)
-    return torch.stack([said[first - 1 + i, token] for i, token in enumerate(pair.answer)])
+    said = log_softmax(answer_logits(model, pair), dim=-1)
+    return said[torch.arange(len(pair.answer)), torch.tensor(pair.answer)]
+
+
+def sums(model: Any, pairs: Sequence[Pair]) -> torch.Tensor:
+    return torch.stack([plain_log_probs(model, pair).sum() for pair in pairs])
 
 
 # Likelihoods
@@ -59,15 +69,17 @@ def plain_log_probs(model: Any, pair: Pair) -> torch.Tensor:
 def test_log_probabilities_in_a_padded_batch_are_those_of_single_rows(
     loaded: Load, family: str
 ) -> None:
+    """And the loss is their negative mean."""
     one = loaded(family)
     decoder = one.layout.decoder_of(one.model)
     with torch.no_grad():
         states = answer_states(one.model, decoder, PAIRS)
-        expected = [plain_log_probs(one.model, pair) for pair in PAIRS]
-    torch.testing.assert_close(states.tokens, torch.cat(expected), rtol=1e-4, atol=1e-4)
-    sums = torch.stack([row.sum() for row in expected])
-    torch.testing.assert_close(states.answers, sums, rtol=1e-4, atol=1e-4)
+        expected = torch.cat([plain_log_probs(one.model, pair) for pair in PAIRS])
+        loss = answer_loss(one.model, decoder, PAIRS)
+    torch.testing.assert_close(states.tokens, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states.answers, sums(one.model, PAIRS), rtol=1e-4, atol=1e-4)
     assert states.lengths.tolist() == [len(pair.answer) for pair in PAIRS]
+    assert float(loss) == pytest.approx(-float(expected.mean()), rel=1e-5)
 
 
 def test_an_answer_is_encoded_without_special_tokens_and_ends_with_the_end(tokenizer: Any) -> None:
@@ -80,41 +92,28 @@ def test_an_answer_is_encoded_without_special_tokens_and_ends_with_the_end(token
 # Fits
 
 
-def plain_loss(name: str, model: Any, reference: Any, forget: list[int], kept: list[int]) -> Any:
-    """Return a method's loss from single rows and a second model."""
-    said = [plain_log_probs(model, FORGET_PAIRS[i]) for i in forget]
-    sums = torch.stack([row.sum() for row in said])
-    keep = [RETAIN_PAIRS[i] for i in kept]
-    refused = [Pair(FORGET_PAIRS[i].prompt, REFUSALS[i % len(REFUSALS)]) for i in forget]
+def plain_loss(name: str, model: Any, reference: Any) -> torch.Tensor:
+    """Return a method's loss on both questions to forget, from single rows and a second model."""
+    said = torch.cat([plain_log_probs(model, pair) for pair in FORGET_PAIRS])
+    refused = [Pair(p.prompt, r) for p, r in zip(FORGET_PAIRS, REFUSALS, strict=True)]
     with torch.no_grad():
-        was = torch.stack([plain_log_probs(reference, FORGET_PAIRS[i]).sum() for i in forget])
-        ref_refused = torch.stack([plain_log_probs(reference, pair).sum() for pair in refused])
+        was, was_refused = sums(reference, FORGET_PAIRS), sums(reference, refused)
+        before = torch.cat([answer_logits(reference, pair) for pair in TWO_KEPT])
+    now = torch.cat([answer_logits(model, pair) for pair in TWO_KEPT])
     if name == "ga":
-        return torch.cat(said).mean()
+        return said.mean()
     if name == "gd":
-        retained = torch.cat([plain_log_probs(model, pair) for pair in keep])
-        return torch.cat(said).mean() - retained.mean()
+        return said.mean() - torch.cat([plain_log_probs(model, p) for p in TWO_KEPT]).mean()
     if name == "ukl":
-        with torch.no_grad():
-            before = torch.cat([answer_logits(reference, pair) for pair in keep])
-        now = torch.cat([answer_logits(model, pair) for pair in keep])
-        divergence = kl_div(
+        return said.mean() + kl_div(
             log_softmax(now, -1), log_softmax(before, -1), log_target=True, reduction="batchmean"
         )
-        return torch.cat(said).mean() + divergence
     if name == "dpo":
-        now_refused = torch.stack([plain_log_probs(model, pair).sum() for pair in refused])
-        return dpo(now_refused, sums, ref_refused, was, beta=0.1)
+        return dpo(sums(model, refused), sums(model, FORGET_PAIRS), was_refused, was, beta=0.1)
     if name == "npo":
-        return npo(sums, was, beta=0.1)
-    lengths = torch.tensor([float(len(row)) for row in said])
-    return simnpo(sums, lengths, beta=2.5, gamma=0.0)
-
-
-def answer_logits(model: Any, pair: Pair) -> torch.Tensor:
-    row = torch.tensor([[*pair.prompt, *pair.answer]])
-    logits: torch.Tensor = model(input_ids=row, use_cache=False).logits[0]
-    return logits[len(pair.prompt) - 1 : -1]
+        return npo(sums(model, FORGET_PAIRS), was, beta=0.1)
+    lengths = torch.tensor([float(len(pair.answer)) for pair in FORGET_PAIRS])
+    return simnpo(sums(model, FORGET_PAIRS), lengths, beta=2.5, gamma=0.0)
 
 
 @pytest.mark.parametrize("name", GRADIENT_METHODS)
@@ -136,13 +135,13 @@ def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, nam
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - epoch / epochs)
         optimizer.zero_grad()
-        loss = plain_loss(name, by_hand, one.model, [0, 1], [0, 1])
+        loss = plain_loss(name, by_hand, one.model)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
         optimizer.step()
         expected.append(float(loss.detach()))
-    two = dataclasses.replace(task_on(one), retain_pairs=RETAIN_PAIRS[:2])
-    prepared = gradient(name, "full", epochs=epochs, batch_size=2).prepare(two)
+    method = gradient(name, "full", epochs=epochs, batch_size=2)
+    prepared = method.prepare(task_on(one, retain_pairs=TWO_KEPT))
     with unlearned(prepared, {"learning_rate": rate}, seed=0) as report:
         assert report.losses == pytest.approx(expected, rel=1e-3, abs=1e-4)
         for label, hand in by_hand.named_parameters():
@@ -150,16 +149,27 @@ def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, nam
             torch.testing.assert_close(now, hand.detach(), rtol=1e-3, atol=2e-4, msg=label)
 
 
-@pytest.mark.parametrize("name", GRADIENT_METHODS)
-def test_an_adapters_first_loss_is_the_base_model(loaded: Load, name: str) -> None:
-    """B is zero at first, and without dropout the adapter says what the model said."""
+@pytest.mark.parametrize(
+    ("name", "trained", "retain_weight"),
+    [
+        *((name, "lora", 0.0) for name in GRADIENT_METHODS),
+        ("npo", "lora", 3.0),
+        ("npo", "full", 3.0),
+    ],
+)
+def test_the_first_loss_is_the_base_models(
+    loaded: Load, name: str, trained: str, retain_weight: float
+) -> None:
+    """An adapter's B is zero at first; a retain weight adds the usual loss on answers to keep."""
     one = loaded("qwen2")
-    two = dataclasses.replace(task_on(one), retain_pairs=RETAIN_PAIRS[:2])
     with torch.no_grad():
-        expected = plain_loss(name, one.model, one.model, [0, 1], [0, 1])
-    method = gradient(name, "lora", epochs=1, batch_size=2, dropout=0.0)
-    with unlearned(method.prepare(two), {"learning_rate": 1e-3}, seed=0) as report:
-        assert report.losses[0] == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
+        kept = torch.cat([plain_log_probs(one.model, pair) for pair in TWO_KEPT]).mean()
+        expected = plain_loss(name, one.model, one.model) - retain_weight * kept
+    weight = {"retain_weight": retain_weight} if retain_weight else {}
+    method = gradient(name, trained, epochs=1, batch_size=2, dropout=0.0, **weight)
+    prepared = method.prepare(task_on(one, retain_pairs=TWO_KEPT))
+    with unlearned(prepared, {"learning_rate": 1e-4}, seed=0) as fit:
+        assert fit.losses[0] == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("trained", TRAINED)
@@ -168,25 +178,11 @@ def test_gradient_checkpointing_changes_no_loss_and_no_weight(loaded: Load, trai
     inside = []
     for checkpointing in (False, True):
         method = gradient("gd", trained, dropout=0.0, checkpointing=checkpointing)
-        with unlearned(method.prepare(task_on(one)), {"learning_rate": 0.01}, seed=0) as report:
+        with unlearned(method.prepare(task_on(one)), RATE, seed=0) as report:
             inside.append((report.losses, weights(one)))
         assert not one.model.is_gradient_checkpointing
     assert inside[0][0] == inside[1][0]
     assert same(inside[0][1], inside[1][1])
-
-
-@pytest.mark.parametrize("trained", TRAINED)
-def test_npo_with_a_retain_weight_adds_the_usual_loss_on_answers_to_keep(
-    loaded: Load, trained: str
-) -> None:
-    one = loaded("qwen2")
-    two = dataclasses.replace(task_on(one), retain_pairs=RETAIN_PAIRS[:2])
-    with torch.no_grad():
-        npo = plain_loss("npo", one.model, one.model, [0, 1], [0, 1])
-        kept = torch.cat([plain_log_probs(one.model, pair) for pair in RETAIN_PAIRS[:2]])
-    method = gradient("npo", trained, epochs=1, batch_size=2, dropout=0.0, retain_weight=3.0)
-    with unlearned(method.prepare(two), {"learning_rate": 1e-4}, seed=0) as report:
-        assert report.losses[0] == pytest.approx(float(npo - 3 * kept.mean()), rel=1e-3)
 
 
 def test_rmu_starts_from_the_distance_to_a_random_direction_and_trains_three_matrices(
@@ -222,26 +218,35 @@ def test_rmu_starts_from_the_distance_to_a_random_direction_and_trains_three_mat
 # Adapters and weights
 
 
-def test_an_adapters_plain_weights_are_the_product_added_and_say_what_it_says(
+def test_adapted_weights_are_the_product_added_and_say_what_the_adapter_says(
     loaded: Load,
 ) -> None:
-    one = loaded("mistral")
-    ids = torch.tensor([FORGET_PAIRS[0].prompt])
-    with lora_adapter(one, GradientSettings(rank=2, alpha=6.0)) as trained, torch.no_grad():
-        torch.manual_seed(0)
+    """Of every linear map of the blocks; an adapter that is kept is merged into the model."""
+    original = loaded("mistral")
+    one = dataclasses.replace(original, model=copy.deepcopy(original.model))
+    ids, expected = torch.tensor([FORGET_PAIRS[0].prompt]), weights(one)
+    with (
+        lora_adapter(one, GradientSettings(rank=2, alpha=6.0), keep=True) as trained,
+        torch.no_grad(),
+    ):
         for parameter in trained.parameters:
-            parameter.normal_(std=0.3)
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        one.model.eval()
         said = one.model(input_ids=ids).logits
-        plain = plain_weights(one.model)
-        module: Any = one.model.model.layers[1].mlp.down_proj
-        first, second = module.lora_A["default"].weight, module.lora_B["default"].weight
-        expected = module.base_layer.weight + 6.0 / 2 * second @ first
-    torch.testing.assert_close(plain["model.layers.1.mlp.down_proj.weight"], expected)
-    assert set(plain) == set(one.model.state_dict())
-    merged = copy.deepcopy(one.model)
-    merged.load_state_dict(plain)
+        factors = {name: p for name, p in one.model.named_parameters() if ".lora_" in name}
+        for name, first in factors.items():
+            if ".lora_A" in name:
+                second = factors[name.replace("lora_A", "lora_B")]
+                expected[f"{name.partition('.lora_A')[0]}.weight"] += 6.0 / 2 * second @ first
+        plain = {name: tensor.clone() for name, tensor in plain_weights(one.model).items()}
+    assert len(factors) == 2 * 7 * one.n_layers
+    merged = one.model.state_dict()
+    assert plain.keys() == merged.keys() == original.model.state_dict().keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected[name])
+        torch.testing.assert_close(plain[name], expected[name])
     with torch.no_grad():
-        torch.testing.assert_close(merged(input_ids=ids).logits, said, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one.model(input_ids=ids).logits, said, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_that_cannot_be_put_on_leaves_nothing_of_it_and_tells_why(
@@ -250,7 +255,7 @@ def test_an_adapter_that_cannot_be_put_on_leaves_nothing_of_it_and_tells_why(
     """Memory runs out at the fifth of its modules."""
     one = loaded("qwen2")
     unchanged(one.model)
-    modules = [(name, module) for name, module in one.model.named_modules()]
+    modules = list(one.model.named_modules())
     plain, made = LoraLayer.update_layer, []
 
     def failing(self: Any, *args: Any, **options: Any) -> Any:
@@ -267,28 +272,30 @@ def test_an_adapter_that_cannot_be_put_on_leaves_nothing_of_it_and_tells_why(
     ):
         pytest.fail("the body ran")
     monkeypatch.undo()
-    assert [(name, module) for name, module in one.model.named_modules()] == modules
+    assert list(one.model.named_modules()) == modules
     assert not any(parameter.requires_grad for parameter in one.model.parameters())
-    method = gradient("ga", "lora")
-    with unlearned(method.prepare(task_on(one)), {"learning_rate": 0.01}, seed=0) as report:
-        assert report.losses
+
+
+def out_of_memory(*_: Any) -> Any:
+    raise torch.OutOfMemoryError("no memory left")
 
 
 @pytest.mark.parametrize("trained", TRAINED)
-def test_memory_that_runs_out_in_a_fit_fails_the_trial_with_what_to_do(
+def test_a_fit_that_runs_out_of_memory_or_diverges_is_a_failed_trial_and_leaves_the_model(
     loaded: Load, unchanged: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch, trained: str
 ) -> None:
     one = loaded("qwen2")
     unchanged(one.model)
-
-    def out_of_memory(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("no memory left")
-
+    prepared = gradient("ga", trained, epochs=4).prepare(task_on(one))
+    with (
+        pytest.raises(TrialError, match="learning rate"),
+        unlearned(prepared, {"learning_rate": 1e38}, seed=0),
+    ):
+        pytest.fail("the body ran")
     monkeypatch.setattr(gradient_ascent, "gradient_ascent", out_of_memory)
-    prepared = gradient("ga", trained).prepare(task_on(one))
     with (
         pytest.raises(TrialError, match="out of memory while training: use --fix check"),
-        unlearned(prepared, {"learning_rate": 0.01}, seed=0),
+        unlearned(prepared, RATE, seed=0),
     ):
         pytest.fail("the body ran")
 
@@ -311,43 +318,27 @@ def test_16_bit_weights_are_float32_while_they_are_trained_and_come_back_bit_for
 # What is refused
 
 
-@pytest.mark.parametrize("name", GRADIENT_METHODS)
-@pytest.mark.parametrize("trained", TRAINED)
-def test_a_rate_that_breaks_the_model_is_a_failed_trial_and_leaves_it(
-    loaded: Load, unchanged: Callable[[Any], None], name: str, trained: str
-) -> None:
-    one = loaded("qwen2")
-    unchanged(one.model)
-    prepared = gradient(name, trained, epochs=4).prepare(task_on(one))
-    with (
-        pytest.raises(TrialError, match="learning rate"),
-        unlearned(prepared, {"learning_rate": 1e38}, seed=0),
-    ):
-        pytest.fail("the body ran")
-
-
 @pytest.mark.parametrize(
-    ("name", "lacks", "message"),
+    ("name", "lacking", "message"),
     [
-        ("gd", {"retain_pairs": ()}, "--method gd needs answers to keep"),
-        ("ukl", {"retain_pairs": ()}, "--method ukl needs answers to keep"),
-        ("rmu", {"retain_pairs": ()}, "--method rmu needs answers to keep"),
-        ("dpo", {"refusals": ()}, "--method dpo needs --refusals"),
+        ("gd", "retain_pairs", "--method gd needs answers to keep"),
+        ("ukl", "retain_pairs", "--method ukl needs answers to keep"),
+        ("rmu", "retain_pairs", "--method rmu needs answers to keep"),
+        ("dpo", "refusals", "--method dpo needs --refusals"),
     ],
 )
 def test_what_a_loss_needs_and_is_not_there_is_said_before_anything(
-    loaded: Load, name: str, lacks: dict[str, Any], message: str
+    loaded: Load, name: str, lacking: str, message: str
 ) -> None:
-    without = dataclasses.replace(task_on(loaded("qwen2")), **lacks)
     with pytest.raises(InputError, match=message):
-        gradient(name, "lora").prepare(without)
+        gradient(name, "lora").prepare(task_on(loaded("qwen2"), **{lacking: ()}))
 
 
 def test_a_trial_may_set_what_is_searchable_and_nothing_else(loaded: Load) -> None:
     one = loaded("qwen2")
     prepared = gradient("npo", "lora").prepare(task_on(one))
-    plain = weights_inside(prepared, one, {"learning_rate": 0.01})
-    ranked = weights_inside(prepared, one, {"learning_rate": 0.01, "rank": 2.0, "epochs": 1.0})
+    plain = weights_inside(prepared, one, RATE)
+    ranked = weights_inside(prepared, one, RATE | {"rank": 2.0, "epochs": 1.0})
     assert not same(plain, ranked)
     for wrong, message in (
         ({"rank": 1.5}, "rank 1.5: a whole number"),
@@ -356,7 +347,7 @@ def test_a_trial_may_set_what_is_searchable_and_nothing_else(loaded: Load) -> No
     ):
         with (
             pytest.raises(InputError, match=message),
-            unlearned(prepared, {"learning_rate": 0.01} | wrong, seed=0),
+            unlearned(prepared, RATE | wrong, seed=0),
         ):
             pytest.fail("the body ran")
 
