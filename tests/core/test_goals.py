@@ -1,4 +1,4 @@
-"""Names and ranges of scores, and every way to demand something of them wrongly."""
+"""Names and ranges of scores, what may be demanded of them, and how good scores are then."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import pytest
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import deviation_score
-from lunar_tune.metrics.goal import (
-    Constraint,
-    Goal,
-    parse_constraint,
-)
+from lunar_tune.metrics.goal import Constraint, Goal, parse_constraint, score_label
 from lunar_tune.metrics.likelihood import AnswerLikelihood, likelihood_means
 from lunar_tune.metrics.names import (
     ANSWERS,
@@ -29,39 +25,35 @@ from lunar_tune.metrics.names import (
 )
 from lunar_tune.trial.assemble import assemble
 
+DEFAULT = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
+
 # The registry
 
 
-def test_every_likelihood_has_a_name_in_every_set() -> None:
-    computed = set(likelihood_means([]))
-    for name in ("forget", "retain", "factual"):
-        mine = {
-            metric.quantity
-            for metric in METRICS.values()
-            if LIKELIHOODS in metric.needs and metric.sets == (name,)
-        }
-        assert mine == computed
+@pytest.mark.parametrize("name", ["forget", "retain", "factual"])
+def test_every_likelihood_has_a_name_in_every_set(name: str) -> None:
+    mine = {
+        metric.quantity
+        for metric in METRICS.values()
+        if LIKELIHOODS in metric.needs and metric.sets == (name,)
+    }
+    assert mine == set(likelihood_means([]))
     assert all(metric.name == name for name, metric in METRICS.items())
 
 
-@pytest.mark.parametrize(
-    ("name", "direction"),
-    [
-        ("forget_rouge1", "minimize"),
-        ("retain_rouge1", "maximize"),
-        ("factual_rougeL", "maximize"),
-        ("forget_mrr", "minimize"),
-        ("retain_hit_ratio", "maximize"),
-        ("forget_log_prob", "minimize"),
-        ("forget_perplexity", "maximize"),
-        ("retain_perplexity", "minimize"),
-        ("forget_extraction_strength", "minimize"),
-        ("deviation_score", "minimize"),
-        ("refusal_quality", "maximize"),
-    ],
-)
-def test_forgetting_and_keeping_want_the_opposite(name: str, direction: str) -> None:
-    assert METRICS[name].direction == direction
+def test_forgetting_and_keeping_want_the_opposite() -> None:
+    lower, higher = (
+        (
+            *("forget_rouge1", "forget_mrr", "forget_log_prob", "retain_perplexity"),
+            *("forget_extraction_strength", "deviation_score"),
+        ),
+        (
+            *("retain_rouge1", "factual_rougeL", "retain_hit_ratio", "forget_perplexity"),
+            "refusal_quality",
+        ),
+    )
+    assert {METRICS[name].direction for name in lower} == {"minimize"}
+    assert {METRICS[name].direction for name in higher} == {"maximize"}
 
 
 def test_the_best_and_the_worst_lie_at_the_ends_of_a_range() -> None:
@@ -91,6 +83,7 @@ def test_a_name_is_found_in_whatever_case_and_once() -> None:
     assert find_metric(" Forget_ROUGEl ", said="--minimise").name == "forget_rougeL"
     names = ("forget_mrr", "FORGET_MRR", "retain_mrr")
     assert check_metrics(names) == ("forget_mrr", "retain_mrr")
+    assert assemble(RunOptions(metrics=names)).metrics == ("forget_mrr", "retain_mrr")
 
 
 def test_unknown_metrics_are_all_named_with_what_is_close_and_what_there_is() -> None:
@@ -102,6 +95,14 @@ def test_unknown_metrics_are_all_named_with_what_is_close_and_what_there_is() ->
     assert "There are: forget_rouge1, forget_rougeL, forget_mrr" in message
 
 
+def test_metrics_that_cannot_be_had_are_refused_before_anything_is_loaded() -> None:
+    options = RunOptions(metrics=("factual_mrr",), factual_data="none", evaluation_rows=0)
+    with pytest.raises(InputError) as raised:
+        assemble(options)
+    assert "--metrics factual_mrr: there are no questions with" in str(raised.value)
+    assert "--evaluation-rows 0" in str(raised.value)
+
+
 def test_names_are_read_without_torch() -> None:
     code = (
         "import sys, lunar_tune.metrics.goal, lunar_tune.metrics.names\n"
@@ -109,6 +110,11 @@ def test_names_are_read_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_labels_are_words() -> None:
+    labels = [score_label(name) for name in ("retain_mrr", "forget_rougeL", "refusal_quality")]
+    assert labels == ["retain MRR", "forget ROUGE-L", "refusal quality"]
 
 
 # Bounds
@@ -123,13 +129,18 @@ def test_names_are_read_without_torch() -> None:
         ("forget_log_prob<=-20", Constraint("forget_log_prob", "<=", -20.0)),
         ("FACTUAL_rougel≥1", Constraint("factual_rougeL", ">=", 1.0)),
         ("retain_perplexity≤1000000", Constraint("retain_perplexity", "<=", 1e6)),
-        ("deviation_score<=141", Constraint("deviation_score", "<=", 141.0)),
-        ("refusal_quality>=-1", Constraint("refusal_quality", ">=", -1.0)),
     ],
 )
 def test_a_bound_is_read_with_and_without_spaces(text: str, expected: Constraint) -> None:
     assert parse_constraint(text) == expected
     assert parse_constraint(str(expected)) == expected
+
+
+NOT_ONE_BOUND = (
+    *(f"retain_rouge1{sign}0.8" for sign in ("=", "==", "!=", ">", "<", "=>", "=<")),
+    *("retain_rouge1>=", ">=0.8", "retain_rouge1>=0.5<=0.8", "retain_rouge1>=>=1"),
+    *("0.8<=retain_rouge1", "0.8>=forget_mrr", "retain_rouge1 forget_mrr>=0.8"),
+)
 
 
 @pytest.mark.parametrize(
@@ -138,22 +149,13 @@ def test_a_bound_is_read_with_and_without_spaces(text: str, expected: Constraint
         ("", "METRIC>=VALUE or METRIC<=VALUE"),
         # What is left where the shell took `>=0.8` as the name of a file.
         ("retain_rouge1", "in quotation marks, because a shell takes > and <"),
-        *(
-            (text, "write one bound, METRIC>=VALUE or METRIC<=VALUE, such as retain_rouge1>=0.8")
-            for text in (
-                *(f"retain_rouge1{sign}0.8" for sign in ("=", "==", "!=", ">", "<", "=>", "=<")),
-                *("retain_rouge1>=", ">=0.8", "retain_rouge1>=0.5<=0.8", "retain_rouge1>=>=1"),
-                *("0.8<=retain_rouge1", "0.8>=forget_mrr", "retain_rouge1 forget_mrr>=0.8"),
-            )
-        ),
+        *((text, "write one bound, METRIC>=VALUE or METRIC<=VALUE") for text in NOT_ONE_BOUND),
         ("retain_rouge>=0.8", "unknown metric 'retain_rouge'. Did you mean 'retain_rougeL'?"),
         ("retain_rouge1>=much", "'much' is not a number. Write for example retain_rouge1>=0.8."),
         ("retain_rouge1>=80%", "'80%' is not a number"),
         ("retain_rouge1>=0,8", "'0,8' is not a number"),
         ("retain_rouge1>=80", "retain_rouge1 is a finite number from 0 to 1."),
-        ("forget_mrr<=-0.1", "forget_mrr is a finite number from 0 to 1."),
         ("forget_log_prob<=20", "forget_log_prob is a finite number from -inf to 0."),
-        ("retain_perplexity<=0.5", "retain_perplexity is a finite number from 1 to inf."),
         ("retain_perplexity<=inf", "retain_perplexity is a finite number from 1 to inf."),
         ("forget_rouge1<=nan", "forget_rouge1 is a finite number from 0 to 1."),
         ("deviation_score<=150", "deviation_score is a finite number from 0 to 141.421."),
@@ -166,28 +168,6 @@ def test_a_bound_that_means_nothing_is_refused_with_what_to_write(text: str, wor
     assert words in str(raised.value)
 
 
-def test_all_that_is_wrong_with_bounds_is_said_at_once() -> None:
-    texts = ["retain>=a_lot", "forget_mrr=0", "retain_mrr>=0.5", "retain_mrr >= 0.6"]
-    with pytest.raises(InputError) as raised:
-        Goal.read("forget_mmr", [*texts, "factual_mrr>=0.9", "factual_mrr<=0.8"])
-    messages = raised.value.messages
-    assert len(messages) == 6
-    for words in (
-        "--minimise: unknown metric 'forget_mmr'",
-        "unknown metric 'retain'",
-        "'a_lot' is not a number",
-        "'forget_mrr=0': write one bound",
-        "retain_mrr>=0.5 and retain_mrr>=0.6: leave one of them out",
-        "no value keeps both factual_mrr>=0.9 and factual_mrr<=0.8",
-    ):
-        assert sum(words in message for message in messages) == 1
-
-
-def test_both_sides_of_a_score_may_be_bounded() -> None:
-    texts = ["forget_mrr>=0.1", "forget_mrr<=0.2", "retain_mrr>=0.9"]
-    assert Goal.read("forget_mrr", texts).text == ("forget_mrr", tuple(texts))
-
-
 @pytest.mark.parametrize(
     ("bound", "scores", "violation"),
     [
@@ -195,10 +175,8 @@ def test_both_sides_of_a_score_may_be_bounded() -> None:
         ("retain_rouge1>=0.75", {"retain_rouge1": 0.75}, 0.0),
         ("retain_rouge1>=0.75", {"retain_rouge1": 1.0}, -0.25),
         ("forget_mrr<=0.25", {"forget_mrr": 0.5, "retain_mrr": 0.0}, 0.25),
-        ("forget_mrr<=0.25", {"forget_mrr": 0.25}, 0.0),
         ("forget_log_prob<=-20", {"forget_log_prob": -30.0}, -10.0),
         ("forget_mrr<=0.25", {"retain_mrr": 0.0}, math.inf),
-        ("forget_mrr<=0.25", {}, math.inf),
         ("forget_mrr<=0.25", {"forget_mrr": math.nan}, math.inf),
         ("retain_mrr>=0.25", {"retain_mrr": math.nan}, math.inf),
     ],
@@ -209,44 +187,66 @@ def test_a_violation_is_0_or_less_where_the_bound_is_kept(
     assert parse_constraint(bound).violation(scores) == violation
 
 
-# Aims
+# Goals
 
 
-def test_an_aim_takes_the_better_direction() -> None:
-    assert Goal.read(" forget_mrr ", ()).objective == METRICS["forget_mrr"]
-    assert Goal.read("retain_mrr", ()).objective == METRICS["retain_mrr"]
-    assert Goal.read("forget_perplexity", ()).objective.direction == "maximize"
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("forget_mr", "--minimise: unknown metric 'forget_mr'. Did you mean 'forget_mrr'?"),
-        (
-            "forget_mrr<=0.5",
-            "--minimise: unknown metric 'forget_mrr<=0.5'. Did you mean 'forget_mrr'?",
-        ),
-    ],
-)
-def test_an_aim_that_means_nothing_is_refused(text: str, words: str) -> None:
+def test_all_that_is_wrong_with_a_goal_is_said_at_once() -> None:
+    texts = ["retain>=a_lot", "forget_mrr=0", "retain_mrr>=0.5", "retain_mrr >= 0.6"]
     with pytest.raises(InputError) as raised:
-        Goal.read(text, ())
-    assert words in str(raised.value)
+        Goal.read("forget_mmr", [*texts, "factual_mrr>=0.9", "factual_mrr<=0.8"])
+    messages = raised.value.messages
+    assert len(messages) == 6
+    for words in (
+        "--minimise: unknown metric 'forget_mmr'. Did you mean 'forget_mrr'?",
+        "unknown metric 'retain'",
+        "'a_lot' is not a number",
+        "'forget_mrr=0': write one bound",
+        "retain_mrr>=0.5 and retain_mrr>=0.6: leave one of them out",
+        "no value keeps both factual_mrr>=0.9 and factual_mrr<=0.8",
+    ):
+        assert sum(words in message for message in messages) == 1
+    with pytest.raises(InputError, match=r"unknown metric 'forget_mrr<=0.5'. Did you mean 'forg"):
+        Goal.read("forget_mrr<=0.5", ())
 
 
-# In a run's options
+def test_both_sides_of_a_score_may_be_bounded() -> None:
+    texts = ["forget_mrr>=0.1", "forget_mrr<=0.2", "retain_mrr>=0.9"]
+    assert Goal.read(" forget_mrr ", texts).text == ("forget_mrr", tuple(texts))
 
 
-def test_a_run_takes_metrics_by_name() -> None:
-    assert assemble(RunOptions(metrics=("FORGET_mrr", "forget_mrr"))).metrics == ("forget_mrr",)
-    assert assemble(RunOptions()).metrics == ()
+def test_the_default_goal_minimises_forget_and_keeps_retain() -> None:
+    scores = {"forget_rouge1": 0.25, "retain_rouge1": 0.75}
+    assert DEFAULT.value(scores) == 0.25
+    assert DEFAULT.violations(scores) == {"retain_rouge1>=0.8": pytest.approx(0.05)}
+    assert not DEFAULT.is_kept(scores)
+    assert DEFAULT.is_kept({"retain_rouge1": 0.8})
+    assert str(DEFAULT) == "lowest forget ROUGE-1 subject to retain ROUGE-1 of at least 0.8"
+    assert (DEFAULT.floor, DEFAULT.stoppable_floor) == (0.8, 0.8)
+    assert Goal.read(*DEFAULT.text) == DEFAULT
 
 
-def test_metrics_that_cannot_be_had_are_refused_before_anything_is_loaded() -> None:
-    options = RunOptions(metrics=("factual_mrr",), factual_data="none", evaluation_rows=0)
-    with pytest.raises(InputError) as raised:
-        assemble(options)
-    assert "--metrics factual_mrr: there are no questions with" in str(raised.value)
-    assert "--evaluation-rows 0" in str(raised.value)
-    with pytest.raises(InputError, match="--metrics: unknown metric 'forget'"):
-        assemble(RunOptions(metrics=("forget",)))
+def test_what_is_better_when_it_is_higher_is_made_small_by_its_negative() -> None:
+    goal = Goal.read("factual_rouge1", ["forget_rouge1 <= 0.2", "retain_rouge1>=0.5"])
+    assert goal.value({"factual_rouge1": 0.7}) == -0.7
+    assert str(goal) == (
+        "highest factual ROUGE-1 subject to forget ROUGE-1 of at most 0.2, "
+        "retain ROUGE-1 of at least 0.5"
+    )
+    assert goal.metrics == ("factual_rouge1", "forget_rouge1", "retain_rouge1")
+
+
+def test_a_score_that_is_not_there_keeps_no_bound_and_without_bounds_all_is_feasible() -> None:
+    assert math.isnan(DEFAULT.value({}))
+    assert DEFAULT.violations({}) == {"retain_rouge1>=0.8": math.inf}
+    free = Goal.read("deviation_score", [])
+    assert free.is_kept({})
+    assert str(free) == "lowest deviation score"
+
+
+def test_a_trial_may_be_stopped_only_where_all_that_counts_is_known_then() -> None:
+    """Factual answers are not asked after a stop, likelihoods not computed."""
+    assert Goal.read("deviation_score", ["retain_rouge1>=0.7"]).stoppable_floor == 0.7
+    assert Goal.read("forget_mrr", ["retain_rouge1>=0.7"]).stoppable_floor is None
+    assert Goal.read("forget_rouge1", ["factual_rouge1>=0.7"]).floor is None
+    mixed = Goal.read("forget_rouge1", ["retain_rouge1>=0.7", "factual_rouge1>=0.7"])
+    assert (mixed.floor, mixed.stoppable_floor) == (0.7, None)
