@@ -1,0 +1,83 @@
+"""Both models asked side by side: each says what transformers' `generate` says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+from trial_specs import generated
+
+from lunar_tune.trial.single import asking
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.worker import Worker
+
+Checkpoint = Callable[..., Path]
+QUESTIONS = ("What of A_B, 1?", "Who are you?", "What of C_D, 0?")
+LUNAR = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
+GA = {"method": "ga", "fix": ("epochs=3", "batch_size=1")}
+BUDGET = 9
+
+
+@pytest.mark.parametrize(
+    ("options", "parameters"),
+    [({}, LUNAR), (GA, {"learning_rate": 0.05})],
+    ids=["lunar", "ga"],
+)
+def test_each_model_says_what_generate_says_of_it(
+    spec: Callable[..., TrialSpec],
+    checkpoint: Checkpoint,
+    options: dict[str, Any],
+    parameters: dict[str, float],
+) -> None:
+    made, folder = spec(**options), checkpoint("qwen2")
+    fresh = AutoModelForCausalLM.from_pretrained(folder)
+    expected = generated(folder, fresh, QUESTIONS, budget=BUDGET)
+    unlearned: list[str] = []
+    Worker(made).run(
+        parameters,
+        inside=lambda loaded, _: unlearned.extend(
+            generated(folder, loaded.model, QUESTIONS, budget=BUDGET)
+        ),
+    )
+    assert unlearned != expected
+
+    with asking(made, parameters, max_new_tokens=BUDGET) as ask:
+        together = ask(QUESTIONS)
+        single = [one for question in reversed(QUESTIONS) for one in ask([question])]
+
+    assert [one.base_model for one in together] == expected
+    assert [one.unlearned for one in together] == unlearned
+    assert single[::-1] == together
+
+
+def test_a_fit_that_ended_early_is_ended_there_again(
+    spec: Callable[..., TrialSpec], checkpoint: Checkpoint
+) -> None:
+    """After one of three epochs another model answers than after all of them."""
+    made, rate = spec(**GA), {"learning_rate": 0.05}
+    with asking(made, rate, epochs=1, max_new_tokens=BUDGET) as ask:
+        early = [one.unlearned for one in ask(QUESTIONS)]
+    folder, worker = checkpoint("qwen2"), Worker(made)
+    with worker.prepared.unlearning(rate, seed=made.seed) as fit:
+        next(iter(fit))
+        fit.finish()
+        assert generated(folder, worker.loaded.model, QUESTIONS, budget=BUDGET) == early
+    with worker.prepared.unlearning(rate, seed=made.seed) as fit:
+        fit.finish()
+        assert generated(folder, worker.loaded.model, QUESTIONS, budget=BUDGET) != early
+
+
+def test_questions_of_the_data_come_with_their_answer_and_set(
+    spec: Callable[..., TrialSpec],
+) -> None:
+    with asking(spec(), LUNAR, max_new_tokens=1) as ask:
+        found = ask(QUESTIONS)
+    assert [one.question for one in found] == list(QUESTIONS)
+    assert [(one.truth, one.set_name) for one in found] == [
+        ("Kettles 1.", "forget"),
+        (None, None),
+        ("Kettles 0.", "retain"),
+    ]
