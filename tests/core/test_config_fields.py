@@ -188,22 +188,25 @@ def test_what_two_classes_share_is_taken_over() -> None:
 # Help
 
 
-@dataclasses.dataclass(frozen=True)
-class Described(ModelOptions):
-    """Every way to say what an option is."""
+class Below:
+    """A class around the options, so that their source is indented."""
 
-    word: str = option("one", group="Group")
-    """A word: it goes on
-    in a second line."""
-    device: str = same_option(ModelOptions, "device", default="cpu")
-    dtype: str = same_option(Choice, "word")
-    """Another word."""
-    count: int = same_option(Choice, "count", most=9)
-    silent: int = option(1, group="Group")
+    @dataclasses.dataclass(frozen=True)
+    class Described(ModelOptions):
+        """Every way to say what an option is."""
+
+        word: str = option("one", group="Group")
+        """A word: it goes on
+        in a second line."""
+        device: str = same_option(ModelOptions, "device", default="cpu")
+        dtype: str = same_option(Choice, "word")
+        """Another word."""
+        count: int = same_option(Choice, "count", most=9)
+        silent: int = option(1, group="Group")
 
 
 def test_the_help_is_the_text_below_a_declaration() -> None:
-    found = {name: help_of(Described, name) for name in options_of(Described)}
+    found = {name: help_of(Below.Described, name) for name in options_of(Below.Described)}
     assert found["word"] == "A word: it goes on in a second line."
     assert found["device"] == help_of(RunOptions, "device") == "auto, cpu or cuda."
     assert (found["dtype"], found["count"], found["silent"]) == ("Another word.", "A count.", "")
@@ -215,9 +218,9 @@ def test_an_option_of_another_class_keeps_what_is_not_said_differently() -> None
     assert ours == theirs
     assert SearchConfig().max_new_tokens is None
     assert RunOptions().max_new_tokens == PUBLISHED_MAX_NEW_TOKENS == 512
-    assert (Described().count, Described().device) == (Choice().count, "cpu")
-    assert complaints(Described(count=9)) == []
-    assert complaints(Described(count=0)) == ["--count 0: at least 1."]
+    assert (Below.Described().count, Below.Described().device) == (Choice().count, "cpu")
+    assert complaints(Below.Described(count=9)) == []
+    assert complaints(Below.Described(count=0)) == ["--count 0: at least 1."]
 
 
 # Settings and ranges of a command line

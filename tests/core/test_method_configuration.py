@@ -107,6 +107,10 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ("--solver lora", "epochs many", "--fix layer"), raised.value.messages, strict=True
     ):
         assert part in message
+    with pytest.raises(InputError) as raised:
+        GradientSettings(trained="some", epochs=0, dropout=1.0, steering_alpha=-1.0)
+    for part in ("trained some", "epochs 0", "dropout 1.0", "steering_alpha -1.0"):
+        assert part in str(raised.value)
 
 
 def test_options_name_the_method_and_fix_by_text() -> None:

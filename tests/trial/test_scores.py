@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from likelihoods_by_hand import one_alone
 from random_models import build_encoder
 from refusals_by_hand import cosine_mean, states_behind_an_empty_question
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.errors import InputError, ModelError
 from lunar_tune.methods.contract import Edit
-from lunar_tune.metrics.embedding import Embedder
+from lunar_tune.metrics.embedding import Embedder, Refusals, load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.likelihood import likelihood_means
 from lunar_tune.models.chat import encode_prompts
@@ -190,22 +189,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sentence_model_judges_the_answers_instead(spec: Specs, encoder: Path) -> None:
     made = spec(metrics=(QUALITY,), embedding_model=str(encoder))
+    refusals = Refusals(load_sentence_embedder(str(encoder), device="cpu"), made.data.refusals)
     worker = Worker(made)
-    model, own = BertModel.from_pretrained(encoder).eval(), AutoTokenizer.from_pretrained(encoder)
-
-    def means(texts: Sequence[str]) -> Any:
-        rows = []
-        for text in texts:
-            ids = own(text.strip())["input_ids"]
-            ids = ids if len(ids) <= 24 else [*ids[:23], ids[-1]]
-            with torch.no_grad():
-                states = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
-            rows.append(states.double().numpy().mean(0) if text.strip() else np.full(16, np.nan))
-        return np.stack(rows)
-
     for evaluation in (worker.baseline().evaluation, worker.run(SETTING).evaluation):
-        quality = cosine_mean(means(answers_of(evaluation)), means(made.data.refusals))
-        assert evaluation.scores[QUALITY] == pytest.approx(quality, abs=1e-5)
+        quality = refusals.quality(answers_of(evaluation))
+        assert evaluation.scores[QUALITY] == pytest.approx(quality, abs=1e-9)
 
 
 def test_a_sentence_model_is_loaded_first_and_only_where_a_score_wants_it(
