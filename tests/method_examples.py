@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
@@ -96,3 +97,11 @@ def weights_inside(
 ) -> dict[str, torch.Tensor]:
     with unlearned(prepared, parameters, seed=seed):
         return weights(model)
+
+
+def assert_fails(
+    prepared: PreparedMethod, parameters: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """Check that a fit ends before what it is for."""
+    with pytest.raises(error, match=message), unlearned(prepared, parameters, seed=0):
+        pytest.fail("the body ran")

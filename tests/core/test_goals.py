@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -30,30 +31,20 @@ DEFAULT = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
 # The registry
 
 
-@pytest.mark.parametrize("name", ["forget", "retain", "factual"])
-def test_every_likelihood_has_a_name_in_every_set(name: str) -> None:
-    mine = {
-        metric.quantity
-        for metric in METRICS.values()
-        if LIKELIHOODS in metric.needs and metric.sets == (name,)
-    }
-    assert mine == set(likelihood_means([]))
+def test_every_likelihood_has_a_name_in_every_set() -> None:
+    for one in ("forget", "retain", "factual"):
+        mine = {m.quantity for m in METRICS.values() if LIKELIHOODS in m.needs and m.sets == (one,)}
+        assert mine == set(likelihood_means([]))
     assert all(metric.name == name for name, metric in METRICS.items())
 
 
 def test_forgetting_and_keeping_want_the_opposite() -> None:
-    lower, higher = (
-        (
-            *("forget_rouge1", "forget_mrr", "forget_log_prob", "retain_perplexity"),
-            *("forget_extraction_strength", "deviation_score"),
-        ),
-        (
-            *("retain_rouge1", "factual_rougeL", "retain_hit_ratio", "forget_perplexity"),
-            "refusal_quality",
-        ),
-    )
-    assert {METRICS[name].direction for name in lower} == {"minimize"}
-    assert {METRICS[name].direction for name in higher} == {"maximize"}
+    lower = ["forget_rouge1", "forget_mrr", "forget_log_prob", "retain_perplexity"]
+    higher = ["retain_rouge1", "factual_rougeL", "retain_hit_ratio", "forget_perplexity"]
+    for name in (*lower, "forget_extraction_strength", "deviation_score"):
+        assert METRICS[name].direction == "minimize"
+    for name in (*higher, "refusal_quality"):
+        assert METRICS[name].direction == "maximize"
 
 
 def test_the_best_and_the_worst_lie_at_the_ends_of_a_range() -> None:
@@ -123,17 +114,18 @@ def test_labels_are_words() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("retain_rouge1>=0.8", Constraint("retain_rouge1", ">=", 0.8)),
-        ("  retain_rouge1  >=  .8 ", Constraint("retain_rouge1", ">=", 0.8)),
-        ("forget_mrr <=1e-1", Constraint("forget_mrr", "<=", 0.1)),
-        ("forget_log_prob<=-20", Constraint("forget_log_prob", "<=", -20.0)),
-        ("FACTUAL_rougel≥1", Constraint("factual_rougeL", ">=", 1.0)),
-        ("retain_perplexity≤1000000", Constraint("retain_perplexity", "<=", 1e6)),
+        ("  retain_rouge1  >=  .8 ", ("retain_rouge1", ">=", 0.8)),
+        ("forget_mrr <=1e-1", ("forget_mrr", "<=", 0.1)),
+        ("forget_log_prob<=-20", ("forget_log_prob", "<=", -20.0)),
+        ("FACTUAL_rougel≥1", ("factual_rougeL", ">=", 1.0)),
+        ("retain_perplexity≤1000000", ("retain_perplexity", "<=", 1e6)),
     ],
 )
-def test_a_bound_is_read_with_and_without_spaces(text: str, expected: Constraint) -> None:
-    assert parse_constraint(text) == expected
-    assert parse_constraint(str(expected)) == expected
+def test_a_bound_is_read_with_and_without_spaces(
+    text: str, expected: tuple[str, Any, float]
+) -> None:
+    read = parse_constraint(text)
+    assert read == Constraint(*expected) == parse_constraint(str(read))
 
 
 NOT_ONE_BOUND = (

@@ -17,6 +17,7 @@ from method_examples import (
     GRADIENT_METHODS,
     REFUSALS,
     RETAIN_PAIRS,
+    assert_fails,
     gradient,
     same,
     task_on,
@@ -37,7 +38,7 @@ from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TRAINED
 from lunar_tune.training.adapting import full_weights, lora_adapter
-from lunar_tune.training.answer_loss import Pair, answer_loss, answer_states, encode_answers
+from lunar_tune.training.answer_loss import Pair, answer_loss, answer_states
 from lunar_tune.training.checkpoints import plain_weights
 
 Load = Callable[..., LoadedModel]
@@ -62,7 +63,12 @@ def sums(model: Any, pairs: Sequence[Pair]) -> torch.Tensor:
     return torch.stack([plain_log_probs(model, pair).sum() for pair in pairs])
 
 
-# Likelihoods
+@pytest.fixture
+def one(loaded: Load, unchanged: Callable[[Any], None]) -> LoadedModel:
+    """Return a model whose weights must be the same after the test, bit for bit."""
+    model = loaded("qwen2")
+    unchanged(model.model)
+    return model
 
 
 @pytest.mark.parametrize("family", sorted(LAYOUTS))
@@ -80,13 +86,6 @@ def test_log_probabilities_in_a_padded_batch_are_those_of_single_rows(
     torch.testing.assert_close(states.answers, sums(one.model, PAIRS), rtol=1e-4, atol=1e-4)
     assert states.lengths.tolist() == [len(pair.answer) for pair in PAIRS]
     assert float(loss) == pytest.approx(-float(expected.mean()), rel=1e-5)
-
-
-def test_an_answer_is_encoded_without_special_tokens_and_ends_with_the_end(tokenizer: Any) -> None:
-    (first, second) = encode_answers(tokenizer, ["forty kettles", ""], end=2)
-    assert first[-1] == 2
-    assert tokenizer.decode(first[:-1]) == "forty kettles"
-    assert second == (2,)
 
 
 # Fits
@@ -150,31 +149,26 @@ def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, nam
 
 
 @pytest.mark.parametrize(
-    ("name", "trained", "retain_weight"),
-    [
-        *((name, "lora", 0.0) for name in GRADIENT_METHODS),
-        ("npo", "lora", 3.0),
-        ("npo", "full", 3.0),
-    ],
+    ("name", "trained", "weight"),
+    [*((one, "lora", 0.0) for one in GRADIENT_METHODS), ("npo", "lora", 3.0), ("npo", "full", 3.0)],
 )
 def test_the_first_loss_is_the_base_models(
-    loaded: Load, name: str, trained: str, retain_weight: float
+    one: LoadedModel, name: str, trained: str, weight: float
 ) -> None:
     """An adapter's B is zero at first; a retain weight adds the usual loss on answers to keep."""
-    one = loaded("qwen2")
     with torch.no_grad():
         kept = torch.cat([plain_log_probs(one.model, pair) for pair in TWO_KEPT]).mean()
-        expected = plain_loss(name, one.model, one.model) - retain_weight * kept
-    weight = {"retain_weight": retain_weight} if retain_weight else {}
-    method = gradient(name, trained, epochs=1, batch_size=2, dropout=0.0, **weight)
-    prepared = method.prepare(task_on(one, retain_pairs=TWO_KEPT))
-    with unlearned(prepared, {"learning_rate": 1e-4}, seed=0) as fit:
-        assert fit.losses[0] == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
+        expected = float(plain_loss(name, one.model, one.model) - weight * kept)
+    own = {"retain_weight": weight} if weight else {}
+    method = gradient(name, trained, epochs=1, batch_size=2, dropout=0.0, **own)
+    with unlearned(method.prepare(task_on(one, retain_pairs=TWO_KEPT)), RATE, seed=0) as fit:
+        assert fit.losses[0] == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("trained", TRAINED)
-def test_gradient_checkpointing_changes_no_loss_and_no_weight(loaded: Load, trained: str) -> None:
-    one = loaded("qwen2")
+def test_gradient_checkpointing_changes_no_loss_and_no_weight(
+    one: LoadedModel, trained: str
+) -> None:
     inside = []
     for checkpointing in (False, True):
         method = gradient("gd", trained, dropout=0.0, checkpointing=checkpointing)
@@ -186,13 +180,11 @@ def test_gradient_checkpointing_changes_no_loss_and_no_weight(loaded: Load, trai
 
 
 def test_rmu_starts_from_the_distance_to_a_random_direction_and_trains_three_matrices(
-    loaded: Load,
+    one: LoadedModel,
 ) -> None:
     """At first the kept outputs are where they were; the control is c median norms long."""
-    one = loaded("llama")
-    layer, coefficient = 2, 3.0
     outputs: list[torch.Tensor] = []
-    handle = one.model.model.layers[layer].register_forward_hook(
+    handle = one.model.model.layers[2].register_forward_hook(
         lambda _m, _a, output: outputs.append(output[0])
     )
     with torch.no_grad():
@@ -201,18 +193,17 @@ def test_rmu_starts_from_the_distance_to_a_random_direction_and_trains_three_mat
     handle.remove()
     x = torch.cat(outputs)
     drawn = torch.rand(32, generator=torch.Generator().manual_seed(7))
-    control = coefficient * x.norm(dim=1).median() * drawn / drawn.norm()
-    expected = float((x - control).square().mean())
+    control = 3.0 * x.norm(dim=1).median() * drawn / drawn.norm()
     before = weights(one)
-    method = gradient("rmu", "full", epochs=1, batch_size=2)
-    parameters = {"layer": layer, "coefficient": coefficient, "learning_rate": 0.01}
-    with unlearned(method.prepare(task_on(one)), parameters, seed=7) as report:
-        assert report.losses[0] == pytest.approx(expected, rel=1e-4)
-        changed = {name for name, now in weights(one).items() if not torch.equal(now, before[name])}
-    assert changed == {f"model.layers.{block}.mlp.down_proj.weight" for block in (0, 1, 2)}
-    with unlearned(method.prepare(task_on(one)), parameters | {"layer": 0}, seed=7):
-        changed = {name for name, now in weights(one).items() if not torch.equal(now, before[name])}
-    assert changed == {"model.layers.0.mlp.down_proj.weight"}
+    prepared = gradient("rmu", "full", epochs=1, batch_size=2).prepare(task_on(one))
+    for layer, blocks in ((2, (0, 1, 2)), (0, (0,))):
+        parameters = {"layer": layer, "coefficient": 3.0, "learning_rate": 0.01}
+        with unlearned(prepared, parameters, seed=7) as fit:
+            now = weights(one)
+        changed = {name for name in now if not torch.equal(now[name], before[name])}
+        assert changed == {f"model.layers.{block}.mlp.down_proj.weight" for block in blocks}
+        if layer == 2:
+            assert fit.losses[0] == pytest.approx(float((x - control).square().mean()), rel=1e-4)
 
 
 # Adapters and weights
@@ -250,28 +241,20 @@ def test_adapted_weights_are_the_product_added_and_say_what_the_adapter_says(
 
 
 def test_an_adapter_that_cannot_be_put_on_leaves_nothing_of_it_and_tells_why(
-    loaded: Load, unchanged: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+    one: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory runs out at the fifth of its modules."""
-    one = loaded("qwen2")
-    unchanged(one.model)
     modules = list(one.model.named_modules())
     plain, made = LoraLayer.update_layer, []
 
     def failing(self: Any, *args: Any, **options: Any) -> Any:
         made.append(self)
-        if len(made) == 5:
-            raise torch.OutOfMemoryError("no memory left")
-        return plain(self, *args, **options)
+        return out_of_memory() if len(made) == 5 else plain(self, *args, **options)
 
-    monkeypatch.setattr(LoraLayer, "update_layer", failing)
-    monkeypatch.setattr(Linear, "update_layer", failing)
-    with (
-        pytest.raises(torch.OutOfMemoryError, match="no memory left"),
-        lora_adapter(one, GradientSettings()),
-    ):
+    for kind in (LoraLayer, Linear):
+        monkeypatch.setattr(kind, "update_layer", failing)
+    with pytest.raises(torch.OutOfMemoryError), lora_adapter(one, GradientSettings()):
         pytest.fail("the body ran")
-    monkeypatch.undo()
     assert list(one.model.named_modules()) == modules
     assert not any(parameter.requires_grad for parameter in one.model.parameters())
 
@@ -282,22 +265,12 @@ def out_of_memory(*_: Any) -> Any:
 
 @pytest.mark.parametrize("trained", TRAINED)
 def test_a_fit_that_runs_out_of_memory_or_diverges_is_a_failed_trial_and_leaves_the_model(
-    loaded: Load, unchanged: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch, trained: str
+    one: LoadedModel, monkeypatch: pytest.MonkeyPatch, trained: str
 ) -> None:
-    one = loaded("qwen2")
-    unchanged(one.model)
     prepared = gradient("ga", trained, epochs=4).prepare(task_on(one))
-    with (
-        pytest.raises(TrialError, match="learning rate"),
-        unlearned(prepared, {"learning_rate": 1e38}, seed=0),
-    ):
-        pytest.fail("the body ran")
+    assert_fails(prepared, {"learning_rate": 1e38}, TrialError, "learning rate")
     monkeypatch.setattr(gradient_ascent, "gradient_ascent", out_of_memory)
-    with (
-        pytest.raises(TrialError, match="out of memory while training: use --fix check"),
-        unlearned(prepared, RATE, seed=0),
-    ):
-        pytest.fail("the body ran")
+    assert_fails(prepared, RATE, TrialError, "out of memory while training: use --fix check")
 
 
 def test_16_bit_weights_are_float32_while_they_are_trained_and_come_back_bit_for_bit(
@@ -318,35 +291,18 @@ def test_16_bit_weights_are_float32_while_they_are_trained_and_come_back_bit_for
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("name", "lacking", "message"),
-    [
-        ("gd", "retain_pairs", "--method gd needs answers to keep"),
-        ("ukl", "retain_pairs", "--method ukl needs answers to keep"),
-        ("rmu", "retain_pairs", "--method rmu needs answers to keep"),
-        ("dpo", "refusals", "--method dpo needs --refusals"),
-    ],
-)
-def test_what_a_loss_needs_and_is_not_there_is_said_before_anything(
-    loaded: Load, name: str, lacking: str, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        gradient(name, "lora").prepare(task_on(loaded("qwen2"), **{lacking: ()}))
+def test_what_a_loss_needs_and_is_not_there_is_said_before_anything(one: LoadedModel) -> None:
+    for name in ("gd", "ukl", "rmu"):
+        with pytest.raises(InputError, match=f"--method {name} needs answers to keep"):
+            gradient(name, "lora").prepare(task_on(one, retain_pairs=()))
+    with pytest.raises(InputError, match="--method dpo needs --refusals"):
+        gradient("dpo", "lora").prepare(task_on(one, refusals=()))
 
 
-def test_a_trial_may_set_what_is_searchable_and_nothing_else(loaded: Load) -> None:
-    one = loaded("qwen2")
+def test_a_trial_may_set_what_is_searchable_and_nothing_else(one: LoadedModel) -> None:
     prepared = gradient("npo", "lora").prepare(task_on(one))
     plain = weights_inside(prepared, one, RATE)
-    ranked = weights_inside(prepared, one, RATE | {"rank": 2.0, "epochs": 1.0})
-    assert not same(plain, ranked)
-    for wrong, message in (
-        ({"rank": 1.5}, "rank 1.5: a whole number"),
-        ({"beta": 0.0}, "beta 0.0: more than 0"),
-        ({"checkpointing": 1}, "unknown: checkpointing"),
-    ):
-        with (
-            pytest.raises(InputError, match=message),
-            unlearned(prepared, RATE | wrong, seed=0),
-        ):
-            pytest.fail("the body ran")
+    assert not same(weights_inside(prepared, one, RATE | {"rank": 2.0, "epochs": 1.0}), plain)
+    assert_fails(prepared, RATE | {"rank": 1.5}, InputError, "rank 1.5: a whole number")
+    assert_fails(prepared, RATE | {"beta": 0.0}, InputError, "beta 0.0: more than 0")
+    assert_fails(prepared, RATE | {"checkpointing": 1}, InputError, "unknown: checkpointing")

@@ -13,16 +13,6 @@ from lunar_tune.errors import DivergenceError
 from lunar_tune.training.gradient_loop import LoopSettings, LoopState, scheduled, train_epochs
 
 
-def test_it_finds_the_minimum_of_a_parabola() -> None:
-    weight = nn.Parameter(torch.zeros(1, 1))
-    settings = LoopSettings(epochs=200, batch_size=2, learning_rate=0.1, schedule="cosine")
-    losses = list(
-        train_epochs([weight], lambda _: [0, 0], lambda _: (weight - 3).square().sum(), settings)
-    )
-    assert weight.item() == pytest.approx(3.0, abs=1e-2)
-    assert losses[-1] < losses[0] == pytest.approx(9.0)
-
-
 def test_every_example_is_seen_once_an_epoch() -> None:
     weight, seen = nn.Parameter(torch.zeros(1, 1)), []
 
@@ -32,7 +22,7 @@ def test_every_example_is_seen_once_an_epoch() -> None:
 
     settings = LoopSettings(epochs=2, batch_size=4, learning_rate=0.1)
     list(train_epochs([weight], lambda _: range(10), loss_of, settings, length_of=lambda row: row))
-    assert sorted(seen) == sorted([*range(10), *range(10)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == [*range(10)]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ def test_each_model_says_what_generate_says_of_it(
         together = ask(QUESTIONS)
         single = [one for question in reversed(QUESTIONS) for one in ask([question])]
 
+    assert [one.question for one in together] == list(QUESTIONS)
+    assert [one.truth for one in together] == ["Kettles 1.", None, "Kettles 0."]
+    assert [one.set_name for one in together] == ["forget", None, "retain"]
     assert [one.base_model for one in together] == expected
     assert [one.unlearned for one in together] == unlearned
     assert single[::-1] == together
@@ -68,16 +71,3 @@ def test_a_fit_that_ended_early_is_ended_there_again(
     with worker.prepared.unlearning(rate, seed=made.seed) as fit:
         fit.finish()
         assert generated(folder, worker.loaded.model, QUESTIONS, budget=BUDGET) != early
-
-
-def test_questions_of_the_data_come_with_their_answer_and_set(
-    spec: Callable[..., TrialSpec],
-) -> None:
-    with asking(spec(), LUNAR, max_new_tokens=1) as ask:
-        found = ask(QUESTIONS)
-    assert [one.question for one in found] == list(QUESTIONS)
-    assert [(one.truth, one.set_name) for one in found] == [
-        ("Kettles 1.", "forget"),
-        (None, None),
-        ("Kettles 0.", "retain"),
-    ]
