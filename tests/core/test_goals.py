@@ -121,9 +121,7 @@ def test_labels_are_words() -> None:
         ("retain_perplexity≤1000000", ("retain_perplexity", "<=", 1e6)),
     ],
 )
-def test_a_bound_is_read_with_and_without_spaces(
-    text: str, expected: tuple[str, Any, float]
-) -> None:
+def test_a_bound_is_read_with_and_without_spaces(text: str, expected: Any) -> None:
     read = parse_constraint(text)
     assert read == Constraint(*expected) == parse_constraint(str(read))
 

@@ -67,7 +67,7 @@ def test_each_variant_that_is_listed_can_be_had_and_the_first_is_the_default(nam
         ("lunar", "closed_form", {"rank": 4}, "rank has no meaning with --solver closed_form."),
         # The default, but said.
         ("lunar", "closed_form", {"epochs": 20}, "epochs has no meaning with --solver closed_form"),
-        ("lunar", "lora", {"master_dtype": "bfloat16"}, "master_dtype has no meaning with --sol"),
+        ("lunar", "lora", {"master_dtype": "bfloat16"}, "master_dtype: lora trains in float32."),
         ("lunar", None, {"rank": 4}, "rank has no meaning with --solver adamw."),
         ("lunar", None, {"epochs": "many"}, "epochs many: a whole number is needed."),
         ("lunar", None, {"epochs": [1, 2]}, "epochs [1, 2]: a whole number is needed."),

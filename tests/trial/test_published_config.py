@@ -138,7 +138,8 @@ NO_PATHS = ("base_model_path", "model_path")
         (NO_PATHS, {"model_family": "llama2-7b-chat"}, "llama2-7b", False),
         (NO_PATHS, {"model_family": "gemma-7b-it"}, "gemma-7b", False),
         (NO_PATHS, {"model_family": "mistral-7b-instruct"}, "mistral-7b", False),
-        (NO_PATHS, {"model_family": "zephyr-7b"}, "zephyr-7b", False),
+        # Another model, which is not in the catalogue.
+        (NO_PATHS, {"model_family": "llama3-8b-base"}, "llama3-8b-base", False),
         ((), {"model_family": "zephyr-7b", "base_model_path": "some/zephyr"}, "some/zephyr", False),
         ((), {"base_model_path": "meta-llama/Llama-3.2-3B-Instruct"}, "llama3.2-3b", False),
         ((), {"base_model_path": "tuned"}, "{root}/tuned", False),
