@@ -1,26 +1,34 @@
-"""Specs of short trials, whose full evaluations answer with twelve tokens instead of 512."""
+"""Specs of short trials, whose full evaluations answer with twelve tokens instead of 512.
+
+The package is imported in the fixtures: a file of fixtures that is named on the command line is read
+before shapes are checked at imports.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from trial_specs import random_spec, write_records
 
-from lunar_tune.trial.spec import TrialSpec
+if TYPE_CHECKING:
+    from lunar_tune.trial.spec import TrialSpec
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a file of three questions to forget and six to keep, of two edges."""
+    from trial_specs import write_records
+
     file = tmp_path_factory.mktemp("data") / "pairs.json"
     return write_records(file, {"A_B": 3, "B_C": 2, "C_D": 4})
 
 
 @pytest.fixture(scope="session")
 def spec(checkpoint: Callable[..., Path], data: str) -> Callable[..., TrialSpec]:
+    from trial_specs import random_spec
+
     def make(*, family: str = "qwen2", **options: Any) -> TrialSpec:
         return random_spec(checkpoint(family), **({"data": data} | options))
 
