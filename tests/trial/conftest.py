@@ -1,7 +1,6 @@
 """Specs of short trials, whose full evaluations answer with twelve tokens instead of 512.
 
-The package is imported in the fixtures: a file of fixtures that is named on the command line is read
-before shapes are checked at imports.
+The package is imported in the fixtures: this file may be read before shapes are checked at imports.
 """
 
 from __future__ import annotations
