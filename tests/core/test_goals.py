@@ -141,6 +141,7 @@ NOT_ONE_BOUND = (
         ("retain_rouge1", "in quotation marks, because a shell takes > and <"),
         *((text, "write one bound, METRIC>=VALUE or METRIC<=VALUE") for text in NOT_ONE_BOUND),
         ("retain_rouge>=0.8", "unknown metric 'retain_rouge'. Did you mean 'retain_rougeL'?"),
+        ("forget-mrr<=0.1", "unknown metric 'forget-mrr'. Did you mean 'forget_mrr'?"),
         ("retain_rouge1>=much", "'much' is not a number. Write for example retain_rouge1>=0.8."),
         ("retain_rouge1>=80%", "'80%' is not a number"),
         ("retain_rouge1>=0,8", "'0,8' is not a number"),

@@ -163,29 +163,21 @@ def raising(error: Exception) -> Callable[..., None]:
     return fail
 
 
-@pytest.mark.parametrize(
-    ("error", "failure"),
-    [
+def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_on(
+    runner: TaskRunner, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, failure in (
         (InputError("not so"), Failure(reason="not so", wrong_input=True)),
         (TrialError("no scores"), Failure(reason="no scores")),
         (DivergenceError("in epoch 2"), Failure(reason="in epoch 2")),
-        (OSError(28, "No space"), Failure(reason="OSError: [Errno 28] No space", transient=True)),
+        (OSError(28, "full"), Failure(reason="OSError: [Errno 28] full", transient=True)),
         (OutOfMemoryError("much"), Failure(reason=f"OutOfMemoryError: much {ADVICE}")),
         (MemoryError(), Failure(reason="MemoryError: ")),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_on(
-    runner: TaskRunner,
-    expected: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    failure: Failure,
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(PreparedLunar, "unlearning", raising(error))
-        assert runner.run(trial()) == Outcome(failure=failure)
-    assert light(runner.run(trial()).result) == expected[TRIAL]
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(PreparedLunar, "unlearning", raising(error))
+            assert runner.run(trial()) == Outcome(failure=failure)
+        assert light(runner.run(trial()).result) == expected[TRIAL]
 
 
 def test_a_setting_that_means_nothing_or_diverges_is_a_failure(
