@@ -48,12 +48,12 @@ def export(options: ExportOptions, problems: Problems) -> None:
 
     `lunar-tune export runs/NAME --save unlearned`
     """
+    console = options.console()
+    job = _checked(options, problems)
     from lunar_tune.export.writing import export as run_export
     from lunar_tune.report.progress import tiny_progress
     from lunar_tune.tracking.sync import register_model
 
-    console = options.console()
-    job = _checked(options, problems)
     with tiny_progress(console) as on_build:
         exported = run_export(job, on_build=on_build, on_step=lambda text: say(console, text))
     document = exported.document

@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lunar_tune.cli.main import EXIT_INPUT, EXIT_INTERRUPTED
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.secrets import without_secrets
 
 __all__ = ["counted", "plain_table", "reporting_errors", "say", "score_table", "warn"]
 
-EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+EXIT_FAILED = 1
 _LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files
 _PATIENCE = 4  # presses of Ctrl-C after which an ending that takes too long is given up
 

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
 from lunar_tune import __version__
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.finetuning.finetune import kept_folder
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
 from lunar_tune.report.progress import tiny_progress
@@ -92,6 +90,8 @@ def _run_knowing(session: SearchSession) -> int:
     plan, console = session.plan, session.console
     if (job := finetuning_job(plan)) is None:
         return session.run()
+    from lunar_tune.finetuning.finetune import kept_folder
+
     weights = str(kept_folder(job))
     if read_lineage(weights) is None:
         try:
@@ -127,6 +127,8 @@ def _backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Re
         InputError: A cluster cannot be reached, or has less than a trial wants.
     """
     if config.in_process:
+        import torch
+
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
         cpus = float(os.cpu_count() or 1)
         yield InProcess(), Resources(cpus=cpus, gpus=float(on_gpu), concurrency=1)

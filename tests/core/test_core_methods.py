@@ -22,8 +22,8 @@ from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivat
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods.contract import METHODS, Fit, Method, PreparedMethod, UnlearningTask
 from lunar_tune.methods.gradient_fit import GradientSettings
-from lunar_tune.methods.lunar import LunarSettings
-from lunar_tune.methods.lunar.method import LunarMethod, PreparedLunar
+from lunar_tune.methods.lunar import LunarMethod, LunarSettings
+from lunar_tune.methods.lunar.method import PreparedLunar
 from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TRAINED

@@ -13,8 +13,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS, configure_method
 from lunar_tune.methods.gradient import GradientMethod
 from lunar_tune.methods.gradient_fit import GradientSettings
-from lunar_tune.methods.lunar import LunarSettings
-from lunar_tune.methods.lunar.method import LunarMethod
+from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.trial.assemble import configured
 
 
@@ -59,7 +58,7 @@ def test_a_gradient_method_takes_its_own_settings() -> None:
 
 def test_all_methods_are_there_whichever_module_is_imported_first() -> None:
     code = (
-        "from lunar_tune.methods.lunar.method import LunarMethod\n"
+        "from lunar_tune.methods.lunar import LunarMethod\n"
         "from lunar_tune.methods.contract import METHODS\n"
         "print(*METHODS)"
     )
