@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune.config.run_options import TINY
-from lunar_tune.finetuning.finetune_job import FinetuneJob, settings_for
+from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.device import give_back
 from lunar_tune.models.lineage import read_lineage
@@ -52,7 +52,7 @@ def finetuning_job(plan: SearchPlan) -> FinetuneJob | None:
     ):
         return None
     options = dataclasses.replace(config, seed=0)  # one model serves every seed
-    job = assemble_finetuning(options, settings_for(spec.model.name))
+    job = assemble_finetuning(options)
     return dataclasses.replace(job, model=spec.model)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from lunar_tune.config.fields import check_values
 from lunar_tune.config.run_options import NONE, TINY, ModelOptions, RunOptions
 from lunar_tune.errors import Problems
 from lunar_tune.files import is_folder
-from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings
+from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
 from lunar_tune.methods.contract import Method, configure_method
 from lunar_tune.metrics.names import METRICS, check_metrics
 from lunar_tune.metrics.rouge import check_scorable
@@ -95,26 +96,31 @@ def assemble(options: RunOptions) -> TrialSpec:
 
 def assemble_finetuning(
     options: RunOptions,
-    settings: FinetuneSettings | None = None,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
     problems: Problems | None = None,
 ) -> FinetuneJob:
     """Resolve and check everything that fine-tuning needs but the weights, as `assemble` does.
 
-    What concerns unlearning is not looked at; `problems` are known already.
+    What concerns unlearning is not looked at. What is `fixed` of the settings is not left to the
+    model's recipe; `problems` are known already.
 
     Raises:
         InputError: Something is wrong; all of it is said at once.
     """
     problems = problems or Problems()
     model, chat = _model_and_chat(options, problems)
+    with problems.collect():
+        settings = recipe("" if model is None else model.name, fixed)
     name = options.data or own_data(model)
     records = problems.attempt(lambda: read_records_of(name))
     with problems.collect():
         check_scorable(records or (), tokenizer=options.rouge_tokenizer, text=options.text)
-    prompts = problems.attempt(lambda: read_prompts_of(options.reference_prompts))
-    refusals = problems.attempt(lambda: read_prompts_of(options.refusals))
+    with problems.collect():
+        prompts = read_prompts_of(options.reference_prompts)
+    with problems.collect():
+        refusals = read_prompts_of(options.refusals)
     problems.raise_if_any()
-    if model is None or chat is None or records is None or prompts is None or refusals is None:
+    if model is None or chat is None or records is None:
         raise AssertionError("every None above comes with a noted problem")
     return FinetuneJob(
         model=model,
@@ -124,7 +130,7 @@ def assemble_finetuning(
         reference_prompts=prompts,
         refusals=refusals,
         rouge_tokenizer=options.rouge_tokenizer,
-        settings=settings or FinetuneSettings(),
+        settings=settings,
         seed=options.seed,
     )
 
