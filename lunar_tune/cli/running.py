@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -82,14 +82,18 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    interrupted: Callable[[], bool] = bool
     try:
-        with interrupted_once():
+        with interrupted_once() as interrupted:
             yield
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
         console = Console(stderr=True, emoji=False)
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or (
+            # A library may make another error of it, above all while it is imported.
+            interrupted() and not isinstance(error, LunarTuneError)
+        ):
             console.print("interrupted")
             sys.exit(EXIT_INTERRUPTED)
         if isinstance(error, LunarTuneError):
@@ -105,16 +109,16 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
 
 
 @contextmanager
-def interrupted_once() -> Iterator[None]:
+def interrupted_once() -> Iterator[Callable[[], bool]]:
     """Inside, the first Ctrl-C interrupts, and the next ones do not disturb what ends then.
 
     What has begun is put back, written and closed: files, tracked runs, Ray's processes. The fourth
-    press gives up even that.
+    press gives up even that. Yields what says whether there was one.
     """
     before = signal.getsignal(signal.SIGINT)
     here = threading.current_thread() is threading.main_thread()
     if not here or before is not signal.default_int_handler:
-        yield  # somebody else has decided what an interruption does, or that it does nothing
+        yield bool  # somebody else has decided what an interruption does, or that it does nothing
         return
     presses = 0
 
@@ -129,6 +133,6 @@ def interrupted_once() -> Iterator[None]:
 
     signal.signal(signal.SIGINT, interrupted)
     try:
-        yield
+        yield lambda: presses > 0
     finally:
         signal.signal(signal.SIGINT, before)

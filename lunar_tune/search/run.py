@@ -26,8 +26,9 @@ from lunar_tune.search.resume import alone, signature_of, unfinished_like
 from lunar_tune.search.session import SearchSession, UnknowingModelError
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
-from lunar_tune.tracking.store import default_tracking_uri
-from lunar_tune.tracking.sync import Tracker
+from lunar_tune.study.study import StoredStudy
+from lunar_tune.tracking.store import default_tracking_uri, opened_store
+from lunar_tune.tracking.sync import Tracker, completed_runs
 from lunar_tune.trial.assemble import materialise
 
 __all__ = ["run_search"]
@@ -62,7 +63,7 @@ def run_search(
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
         alone(folder),
-        _given_back_if_unused(folder),
+        _given_back_if_unused(folder, new=plan.config.resume is None),
         search_log(folder.log, console, opening),
         _tracking(plan.config, folder) as opened,
         _backend(plan.config, folder) as (backend, resources),
@@ -143,14 +144,21 @@ def _backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Re
 
 
 @contextlib.contextmanager
-def _given_back_if_unused(folder: Folder) -> Iterator[None]:
+def _given_back_if_unused(folder: Folder, *, new: bool) -> Iterator[None]:
     """Remove the folder if the search ends before its first trial, so that its name is free."""
     try:
         yield
     except BaseException:
-        if not folder.is_taken:
+        if not folder.is_taken or (new and not _has_trials(folder)):
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
+
+
+def _has_trials(folder: Folder) -> bool:
+    with contextlib.suppress(InputError, OSError):  # what cannot be read is left as it is
+        stored = StoredStudy.read(folder.journal)
+        return stored is not None and bool(stored.rows)
+    return True
 
 
 @contextlib.contextmanager
@@ -165,6 +173,19 @@ def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tra
             yield opening.result
         except BaseException:
             if opening.exception() is None:
-                with contextlib.suppress(InputError, OSError):  # there may be no study yet
-                    opening.result().search(StoredSearch.read(folder.path))
+                # There may be no study yet, or one that does not know its run yet.
+                with contextlib.suppress(InputError, OSError, LookupError):
+                    search = StoredSearch.read(folder.path)
+                    if _has_trials(folder) or config.resume is not None:
+                        opening.result().search(search)
+                    else:
+                        _delete_run(opening.result().uri, search)
             raise
+
+
+def _delete_run(uri: str, search: StoredSearch) -> None:
+    """Delete the MLflow run of a search that has no trial."""
+    with opened_store(uri) as client:
+        run, _ = completed_runs(client, search)
+        if run is not None:
+            client.delete_run(run.info.run_id)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import pydoc
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from command_lines import start
+from command_lines import start, without_ray
+from search_results import statuses
 
 from lunar_tune.cli.running import interrupted_once
+from lunar_tune.cli.search import COMMAND
+from lunar_tune.study.folder import Folder
 
 ENDING = """
 import os, signal, sys
@@ -53,3 +60,50 @@ def test_the_handler_is_put_back_and_another_one_is_left_alone() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+POINTS = {
+    "lunar_tune.search.plan.load_space": None,
+    "lunar_tune.search.run.search_log": None,
+    "lunar_tune.tracking.sync.open_experiment": None,
+    "lunar_tune.trial.worker.load_model": None,
+    "lunar_tune.search.session.open_study": None,
+    "lunar_tune.search.outputs.write_yaml": None,
+    "lunar_tune.tracking.sync.bring": None,
+    "lunar_tune.trial.worker.Worker.run": "KILLED",
+    "lunar_tune.search.session.write_best": "KILLED",
+    "lunar_tune.search.session.write_mirrors": "FINISHED",
+    "lunar_tune.search.session.print_result": "FINISHED",
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_an_interrupted_search_leaves_no_run_open_and_no_name_taken(
+    point: str,
+    small: list[str],
+    tmp_path: Path,
+    empty_store: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C when a function is called: `None` where nothing is left, else how the run ended."""
+    empty_store(tmp_path / "mlflow.db")
+    original = pydoc.locate(point)
+    assert callable(original)
+
+    def called(*values: Any, **named: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)  # in another thread it does not raise there
+        return original(*values, **named)
+
+    monkeypatch.setattr(point, called)
+    here = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        options = ("--in-process", "--num-trials", "1", "--sampler", "random", "--force")
+        place = ("--output", str(tmp_path), "--name", "n")
+        done = without_ray(COMMAND, *small, *options, *place)
+    finally:
+        signal.signal(signal.SIGINT, here)
+    assert done.exit_code == 130, done.output
+    assert "Traceback" not in done.output
+    assert statuses(tmp_path)[0] == ([] if POINTS[point] is None else [POINTS[point]])
+    assert Folder(tmp_path / "n").is_taken is (POINTS[point] is not None)
