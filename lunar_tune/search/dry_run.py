@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
@@ -45,35 +44,33 @@ def _store(config: SearchConfig) -> str:
     """Say what a tracking store is; none is made, brought up to date or written."""
     uri = with_password(config.tracking_uri or default_tracking_uri(config.output), "the search")
     file, shown = sqlite_file(uri), without_password(uri)
-    if file is not None and not file.is_file():
-        check_writable(file.parent, f"MLflow store {shown}")
-        return f"{shown}, to be made"
     if file is None and not uri.startswith(("http://", "https://")):
         return f"{shown}, not looked at: opening it would write it"
-    with _copied(uri, file) as copy, opened_store(copy) as client:
-        if (found := client.get_experiment_by_name(EXPERIMENT)) is not None:
-            open_experiment(client, EXPERIMENT)
+    if file is not None:
+        check_writable(file.parent, f"MLflow store {shown}")
+        if not file.is_file():
+            return f"{shown}, to be made"
+    with tempfile.TemporaryDirectory() as folder:
+        if file is not None:
+            uri = _copied(file, Path(folder))
+        with opened_store(uri) as client:
+            if (found := client.get_experiment_by_name(EXPERIMENT)) is not None:
+                open_experiment(client, EXPERIMENT)
     return f"{shown} answers; experiment {EXPERIMENT}{'' if found else ', to be made'}"
 
 
-@contextmanager
-def _copied(uri: str, file: Path | None) -> Iterator[str]:
-    """Give the address of a copy of a sqlite store, since opening one may write; others' own."""
-    if file is None:
-        yield uri
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / file.name
-        try:
-            with (
-                closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as source,
-                closing(sqlite3.connect(copy)) as target,
-            ):
-                source.backup(target)
-        except sqlite3.Error as error:
-            raise InputError(f"the MLflow store {uri} cannot be used: {error}.") from error
-        check_writable(file.parent, f"MLflow store {uri}")
-        yield f"sqlite:///{copy}"
+def _copied(file: Path, folder: Path) -> str:
+    """Return the address of a copy of a sqlite store, since opening one may write it."""
+    copy = folder / file.name
+    try:
+        with (
+            closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+    except sqlite3.Error as error:
+        raise InputError(f"the MLflow store {file} cannot be used: {error}.") from error
+    return f"sqlite:///{copy}"
 
 
 def _cluster(config: SearchConfig) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pydoc
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ POINTS = {
     "lunar_tune.tracking.sync.open_experiment": None,
     "lunar_tune.trial.worker.load_model": None,
     "lunar_tune.search.session.open_study": None,
-    "lunar_tune.search.outputs.write_yaml": None,
+    "lunar_tune.search.session.search_document": None,
     "lunar_tune.tracking.sync.bring": None,
     "lunar_tune.trial.worker.Worker.run": "KILLED",
     "lunar_tune.search.session.write_best": "KILLED",
@@ -99,11 +101,17 @@ def test_an_interrupted_search_leaves_no_run_open_and_no_name_taken(
     here = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         options = ("--in-process", "--num-trials", "1", "--sampler", "random", "--force")
+        options += ("--constrain", "retain_rouge1>=0")
         place = ("--output", str(tmp_path), "--name", "n")
         done = without_ray(COMMAND, *small, *options, *place)
     finally:
         signal.signal(signal.SIGINT, here)
     assert done.exit_code == 130, done.output
     assert "Traceback" not in done.output
-    assert statuses(tmp_path)[0] == ([] if POINTS[point] is None else [POINTS[point]])
+    if POINTS[point] is not None:
+        assert statuses(tmp_path)[0] == [POINTS[point]]
+    else:
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+            active = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
+            assert store.execute(active).fetchone() == (0,)
     assert Folder(tmp_path / "n").is_taken is (POINTS[point] is not None)

@@ -53,12 +53,13 @@ class LunarMethod(Method):
         """
         super().check_parameters(parameters)
         problems, own = Problems(), self.parameters[-1]
-        coefficients = problems.attempt(lambda: _coefficients(parameters))
-        number = problems.attempt(lambda: number_of(own, parameters[own], positive=True))
-        settings = problems.attempt(lambda: with_settings(self.settings, parameters))
+        with problems.collect():
+            coefficients = _coefficients(parameters)
+        with problems.collect():
+            number = number_of(own, parameters[own], positive=True)
+        with problems.collect():
+            settings = with_settings(self.settings, parameters)
         problems.raise_if_any()
-        if coefficients is None or number is None or settings is None:
-            raise AssertionError("every None above comes with a noted problem")
         return coefficients, number, settings
 
     def prepare(self, task: UnlearningTask) -> PreparedLunar:
