@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, Reused
 from lunar_tune.cli.running import plain_table, say, warn
 from lunar_tune.config.fields import same_option, shared_options
 from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments
 from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import Problems
-from lunar_tune.report.progress import tiny_progress
+from lunar_tune.report.progress import tiny_progress, working
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
@@ -56,26 +57,28 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     Exit codes: 0 the model knows the data, 3 its ROUGE-1 is below 0.8 (the checkpoint is kept),
     1 the training failed, 130 interrupted, 2 the input was wrong.
     """
-    from lunar_tune.report.summary import print_plan
-    from lunar_tune.search.prerequisite import finetune_tracked
-    from lunar_tune.tracking.store import default_tracking_uri
-    from lunar_tune.tracking.sync import Tracker
-    from lunar_tune.training.checkpoints import check_output
-    from lunar_tune.trial.assemble import assemble_finetuning, materialise
-
     console, fixed = options.console(), {}
-    with problems.collect():
-        fixed = read_assignments(options.fix)
-    with problems.collect():
-        check_output(options.save)
-    run = shared_options(options, RunOptions, without={"fix"})
-    job = assemble_finetuning(run, fixed, problems)
+    with working(console, f"lunar-tune {__version__}: reading data"):
+        from lunar_tune.report.summary import print_plan
+        from lunar_tune.search.prerequisite import finetune_tracked
+        from lunar_tune.tracking.store import default_tracking_uri
+        from lunar_tune.tracking.sync import Tracker
+        from lunar_tune.training.checkpoints import check_output
+        from lunar_tune.trial.assemble import assemble_finetuning, materialise
+
+        with problems.collect():
+            fixed = read_assignments(options.fix)
+        with problems.collect():
+            check_output(options.save)
+        run = shared_options(options, RunOptions, without={"fix"})
+        job = assemble_finetuning(run, fixed, problems)
     with tiny_progress(console) as on_progress:
         job = materialise(job, on_progress)
     print_plan(console, {**_facts(job), "output": str(options.save)})
     place = options.save.resolve()
     uri = options.tracking_uri or default_tracking_uri(place.parent)
-    tracker = Tracker(uri, EXPERIMENT, place.name)
+    with working(console, "opening the tracking store"):
+        tracker = Tracker(uri, EXPERIMENT, place.name)
     done = finetune_tracked(job, options.save, console=console, tracker=tracker, text=options.text)
     return _conclude(console, options.save, job.settings, done)
 

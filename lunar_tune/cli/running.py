@@ -25,6 +25,7 @@ __all__ = ["counted", "plain_table", "reporting_errors", "say", "score_table", "
 
 EXIT_FAILED = 1
 _LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files
+_MOMENT = 0.05  # seconds
 _PATIENCE = 4  # presses of Ctrl-C after which an ending that takes too long is given up
 
 
@@ -131,8 +132,20 @@ def interrupted_once() -> Iterator[Callable[[], bool]]:
             more = _PATIENCE - presses
             os.write(2, f"ending; {more} more to end at once, whatever is left open\n".encode())
 
+    def again(passed_over: sys.UnraisableHookArgs) -> None:
+        """Interrupt a moment later where Python passes over an error, as when a weakref dies."""
+        nonlocal presses
+        if issubclass(passed_over.exc_type, KeyboardInterrupt):
+            presses -= 1
+            main = threading.main_thread().ident
+            threading.Timer(_MOMENT, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            hook(passed_over)
+
+    hook, sys.unraisablehook = sys.unraisablehook, again
     signal.signal(signal.SIGINT, interrupted)
     try:
         yield lambda: presses > 0
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook

@@ -97,17 +97,18 @@ def tiny_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def working(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+def working(console: Console, text: str) -> Iterator[Callable[[str | None], None]]:
     """Inside, say what is going on: a moving line on a terminal, a line each time elsewhere.
 
-    Yields what is to be called when something else is going on.
+    Yields what is to be called when something else is going on, or nothing any more (None).
     """
     with ExitStack() as shown:
 
-        def doing(what: str) -> None:
+        def doing(what: str | None) -> None:
             shown.close()
-            tell(console, what)
-            if console.is_terminal:
+            if what is not None:
+                tell(console, what)
+            if what is not None and console.is_terminal:
                 shown.enter_context(console.status(what))
 
         doing(text)

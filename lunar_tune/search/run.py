@@ -18,7 +18,7 @@ from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
-from lunar_tune.report.progress import tiny_progress
+from lunar_tune.report.progress import tiny_progress, working
 from lunar_tune.search.backends import Backend, InProcess, Resources
 from lunar_tune.search.plan import SearchPlan, make_folder
 from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
@@ -59,16 +59,19 @@ def run_search(
     with tiny_progress(console) as on_progress:
         plan = dataclasses.replace(plan, spec=materialise(plan.spec, on_progress))
     folder = make_folder(plan.config, plan.spec)
+    more = "" if plan.config.in_process else ", starting Ray"
     opening = [f"search {folder.name}, lunar-tune {__version__}"]
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
         alone(folder),
         _given_back_if_unused(folder, new=plan.config.resume is None),
         search_log(folder.log, console, opening),
+        working(console, "opening the tracking store" + more) as doing,
         _tracking(plan.config, folder) as opened,
         _backend(plan.config, folder) as (backend, resources),
     ):
         tracker = opened()  # what the store cannot do is said before anything is computed
+        doing(None)
         if not resources.gpus and plan.spec.model.device == "auto":
             plan = _with_model(plan, device="cpu")  # Ray leaves GPUs visible that it has not given
         session = SearchSession(

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -62,6 +63,19 @@ def test_the_handler_is_put_back_and_another_one_is_left_alone() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_that_python_passes_over_comes_again() -> None:
+    """An error in a weak reference's callback is printed and forgotten."""
+    things = [set[int]()]
+    reference = weakref.ref(things[0], lambda _: signal.raise_signal(signal.SIGINT))
+    here = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupted_once():
+            time.sleep(60 if things.clear() is None else 0)
+    finally:
+        signal.signal(signal.SIGINT, here)
+    assert reference() is None
 
 
 POINTS = {
