@@ -15,8 +15,8 @@ from trial_specs import write_records
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.splits import groups_file
 from lunar_tune.errors import InputError, ModelError
-from lunar_tune.methods.lunar.method import LunarMethod
-from lunar_tune.trial.assemble import assemble, known_depth, materialise
+from lunar_tune.methods.lunar import LunarMethod
+from lunar_tune.trial.assemble import assemble, check_machine, known_depth, materialise
 from lunar_tune.trial.spec import DataSets
 
 
@@ -193,9 +193,9 @@ def test_an_unsuitable_family_is_refused_before_anything_is_loaded(
     folder = Path(shutil.copytree(checkpoint("llama"), tmp_path / "gemma2"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gemma2"}))
-    message = message_of(model=str(folder), data=data, evaluation_rows=0)
-    assert "'gemma2' is unsuitable for LUNAR" in message
-    assert "--evaluation-rows 0" in message
+    spec = assemble(RunOptions(model=str(folder), data=data))
+    with pytest.raises(InputError, match="'gemma2' is unsuitable for LUNAR"):
+        check_machine(spec)
 
 
 def test_answers_that_cannot_be_scored_are_refused_unless_words_of_every_script_count(

@@ -11,7 +11,7 @@ import pytest
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.files import datasets_dir
-from lunar_tune.methods.lunar.method import LunarMethod
+from lunar_tune.methods.lunar import LunarMethod
 from lunar_tune.trial.assemble import assemble, configured
 from lunar_tune.trial.published_config import read_published_config
 from lunar_tune.yaml_files import write_yaml
