@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal, score_label
@@ -148,7 +148,9 @@ def _at_an_edge(best: Findings, results: SearchResults) -> Iterator[str]:
         last = results.config.resolved.get("n_layers", math.inf) - 1
     for name, kind in results.study.distributions.items():
         value = best.row.parameters.get(name)
-        if isinstance(kind, CategoricalDistribution) or kind.single() or value is None:
+        if not isinstance(kind, FloatDistribution | IntDistribution):
+            continue
+        if kind.single() or value is None:
             continue
         low, high, scale = kind.low, kind.high, math.log if kind.log else float
         where = (scale(value) - scale(low)) / (scale(high) - scale(low))

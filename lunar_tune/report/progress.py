@@ -24,7 +24,7 @@ from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.report.log_file import tell
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, shown_score
 
-__all__ = ["SearchDisplay", "build_progress", "printable", "tiny_progress"]
+__all__ = ["SearchDisplay", "build_progress", "printable", "tiny_progress", "working"]
 
 A_DAY = 24 * 3600.0
 # Columns of a terminal below which the bar is short, its name and the time elapsed left out, so
@@ -100,6 +100,25 @@ def tiny_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield on_progress
 
 
+@contextmanager
+def working(console: Console, text: str) -> Iterator[Callable[[str | None], None]]:
+    """Inside, say what is going on: a moving line on a terminal, a line each time elsewhere.
+
+    Yields what is to be called when something else is going on, or nothing any more (None).
+    """
+    with ExitStack() as shown:
+
+        def doing(what: str | None) -> None:
+            shown.close()
+            if what is not None:
+                tell(console, what)
+            if what is not None and console.is_terminal:
+                shown.enter_context(console.status(what))
+
+        doing(text)
+        yield doing
+
+
 class SearchDisplay:
     """Shows a search from its first task to its last; used as a context.
 
@@ -126,11 +145,8 @@ class SearchDisplay:
     def doing(self, text: str | None) -> None:
         """Show what is being done beside trials, in the place of what was shown; None ends it."""
         self._shown.close()
-        if text is None:
-            return
-        tell(self._console, text)
-        if self._console.is_terminal:
-            self._shown.enter_context(self._console.status(text))
+        if text is not None:
+            self._shown.enter_context(working(self._console, text))
 
     def follow(
         self, num_trials: int, earlier: Sequence[TrialRow] = (), time_budget: float | None = None
