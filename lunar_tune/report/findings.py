@@ -9,17 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optuna.distributions import FloatDistribution, IntDistribution
-
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.metrics.names import METRICS
 from lunar_tune.study.rows import TrialRow
+from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from lunar_tune.report.results import SearchResults
 
 __all__ = ["LEAST_TO_FORGET", "Findings", "cautions"]
 
@@ -38,7 +35,7 @@ REPEATS = re.compile(r"(.{1,40}?)\1{4,}.{0,40}\Z", re.DOTALL)
 
 @dataclass(frozen=True)
 class Findings:
-    """The answers of the setting that a search puts first, as they were evaluated last."""
+    """The answers of a setting, as they were evaluated last."""
 
     row: TrialRow
     scores: Mapping[str, float]
@@ -49,16 +46,13 @@ class Findings:
     """See `answers_beside`; None where they are not there."""
 
     @classmethod
-    def of(cls, results: SearchResults) -> Findings | None:
-        """Return those of the best setting, or of the nearest miss; None where no trial ended."""
-        row = next(iter(results.ranked), None)
-        if row is None:
-            return None
-        full, answers = results.study.notes.get("confirmed") or {}, None
+    def of(cls, search: StoredSearch, row: TrialRow) -> Findings:
+        """Return those of the setting that a search puts first, confirmed or not."""
+        full, answers = search.study.notes.get("confirmed") or {}, None
         with suppress(InputError):
-            table = results.answers_table(row.number, full=bool(full))
+            table = search.answers_table(row.number, full=bool(full))
             answers = table if len(table) else None
-        baseline = results.baseline_in_full if full else results.baseline
+        baseline = search.baseline_in_full if full else search.baseline
         budget = full.get("max_new_tokens", row.max_new_tokens)
         return cls(row, full.get("scores", row.scores), baseline, budget, answers)
 
@@ -108,31 +102,32 @@ class Findings:
         return "; ".join(parts)
 
 
-def cautions(results: SearchResults) -> list[str]:
-    """Return what somebody who takes a search's best setting should know first."""
-    found, forget = [], results.baseline.get("forget_rouge1", 1.0)
+def cautions(search: StoredSearch, first: TrialRow | None) -> list[str]:
+    """Return what somebody who takes the setting that a search puts first should know."""
+    found, forget = [], search.baseline.get("forget_rouge1", 1.0)
     if forget < LEAST_TO_FORGET:
         found.append(
             f"the base model never knew the forget set (ROUGE-1 {forget:.3f}): a low forget score "
             "says nothing about unlearning here. Fine-tune the model on the data first."
         )
-    if (best := Findings.of(results)) is not None and best.row.feasible:
-        for search in (_fallen, _at_an_edge, _still_likely, _rambling):
-            found += search(best, results)
+    if first is not None and first.feasible:
+        best = Findings.of(search, first)
+        for find in (_fallen, _at_an_edge, _still_likely, _rambling):
+            found += find(best, search)
     return found
 
 
-def _fallen(best: Findings, results: SearchResults) -> Iterator[str]:
+def _fallen(best: Findings, search: StoredSearch) -> Iterator[str]:
     """Say which scores that nothing bounds fell a lot; ROUGE-L falls with ROUGE-1."""
     before, after = best.baseline, best.scores
-    for name in sorted(before.keys() & after.keys() & set(METRICS) - {*results.goal.metrics}):
+    for name in sorted(before.keys() & after.keys() & set(METRICS) - {*search.goal.metrics}):
         metric, fall = METRICS[name], before[name] - after[name]
         kept = not metric.lower_is_better and (metric.low, metric.high) == (0, 1)
         if kept and metric.quantity != "rougeL" and fall > FALL:
             least = f"{name}>={max(0.0, before[name] - FALL):.2g}"
             yield (
                 f"{score_label(name)} fell from {before[name]:.3f} to {after[name]:.3f}, and "
-                f"nothing bounds it. Bound it: {_bounds(results.goal, least)}"
+                f"nothing bounds it. Bound it: {_bounds(search.goal, least)}"
             )
 
 
@@ -141,23 +136,20 @@ def _bounds(goal: Goal, another: str) -> str:
     return " ".join(f"--constrain '{one}'" for one in (*goal.constraints, another))
 
 
-def _at_an_edge(best: Findings, results: SearchResults) -> Iterator[str]:
+def _at_an_edge(best: Findings, search: StoredSearch) -> Iterator[str]:
     """Say which parameters of the setting lie at the edge of what was searched."""
     last = math.inf
     with suppress(InputError):
-        last = results.config.resolved.get("n_layers", math.inf) - 1
-    for name, kind in results.study.distributions.items():
-        value = best.row.parameters.get(name)
-        if not isinstance(kind, FloatDistribution | IntDistribution):
-            continue
-        if kind.single() or value is None:
+        last = search.config.resolved.get("n_layers", math.inf) - 1
+    for name, kind in search.study.ranges.items():
+        if (value := best.row.parameters.get(name)) is None:
             continue
         low, high, scale = kind.low, kind.high, math.log if kind.log else float
         where = (scale(value) - scale(low)) / (scale(high) - scale(low))
         below, above = (low - abs(low) / 2, high + abs(high))
         if name == "layer":
             below, above = max(0, 2 * low - high), min(last, 2 * high - low)
-        below = math.floor(below) if isinstance(kind, IntDistribution) else below
+        below = math.floor(below) if isinstance(low, int) else below
         for is_there, end, wider in (
             (where <= EDGE and below < low, "lower", f"{below:g}:{high:g}"),
             (where >= 1 - EDGE and above > high, "upper", f"{low:g}:{above:g}"),
@@ -169,7 +161,7 @@ def _at_an_edge(best: Findings, results: SearchResults) -> Iterator[str]:
                 )
 
 
-def _still_likely(best: Findings, results: SearchResults) -> Iterator[str]:
+def _still_likely(best: Findings, search: StoredSearch) -> Iterator[str]:
     """Say where the true answers are not said and still ranked high."""
     (said, rank), (known, ranked) = (
         [scores.get(f"forget_{what}", math.nan) for what in ("rouge1", "mrr")]
@@ -180,11 +172,11 @@ def _still_likely(best: Findings, results: SearchResults) -> Iterator[str]:
             f"the unlearned model does not say the answers to forget (ROUGE-1 {said:.3f}) and "
             f"still ranks their words high (MRR {rank:.3f}, base model {ranked:.3f}): they may be "
             "drawn out of it again. Bound that too: "
-            f"{_bounds(results.goal, f'forget_mrr<={ranked * HIGH_RANK:.2g}')}"
+            f"{_bounds(search.goal, f'forget_mrr<={ranked * HIGH_RANK:.2g}')}"
         )
 
 
-def _rambling(best: Findings, _: SearchResults) -> Iterator[str]:
+def _rambling(best: Findings, _: StoredSearch) -> Iterator[str]:
     """Say where most answers to the forget set do not end or repeat themselves."""
     if best.answers is None:
         return

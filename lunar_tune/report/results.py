@@ -206,6 +206,7 @@ def short_report(results: SearchResults) -> str:
     What matters most comes first, since MLflow's note is cut where it is too long.
     """
     goal, best, outcome = str(results.goal), results.best, ""
+    first = next(iter(results.ranked), None)
     if best is not None:
         setting = ", ".join(f"{name} `{value!r}`" for name, value in best.parameters.items())
         outcome = f"**Best feasible setting**: {setting} (trial {best.number})."
@@ -217,7 +218,7 @@ def short_report(results: SearchResults) -> str:
         f"{goal[:1].upper()}{goal[1:]}.",
         outcome or results.verdict,
         _table(["", *map(score_label, HEADLINE_SCORES)], scores),
-        "\n".join(f"- **Caution**: {text}" for text in cautions(results)),
+        "\n".join(f"- **Caution**: {text}" for text in cautions(results, first)),
         "\n".join(f"- {label}: {text}" for label, text in results.facts.items()),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -79,15 +79,16 @@ def print_result(
     say(f"base model: {results.origin}")
     console.print(_score_table(results))
     say(_times(results.rows))
-    findings = Findings.of(results)
-    if findings is not None:
+    first = next(iter(results.ranked), None)
+    if first is not None:
+        findings = Findings.of(results, first)
         for text, name in ((findings.endings, "forget"), (findings.losses, "retain")):
             if text:
                 say(Text(f"\n{text}", "bold"))
             for example in findings.examples(name):
                 _print_example(console, example)
         say()
-    for caution in cautions(results):
+    for caution in cautions(results, first):
         say(Text.assemble(("caution: ", "bold yellow"), caution))
     say(Text.assemble("results are in ", (_shown(folder), "bold")))
     for purpose, command in commands.items():

@@ -17,7 +17,7 @@ from rich.console import Console
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.findings import Findings, cautions
+from lunar_tune.report import findings
 from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.report.summary import next_commands, print_result
 from lunar_tune.study.answers import write_answers
@@ -72,6 +72,10 @@ def found(
     return results
 
 
+def cautions(results: SearchResults) -> list[str]:
+    return findings.cautions(results, results.ranked[0])
+
+
 def summary(results: SearchResults, width: int = 80) -> str:
     text = io.StringIO()
     print_result(Console(file=text, width=width), results, folder=Path("n"), commands={})
@@ -124,9 +128,8 @@ def test_without_texts_or_answers_there_are_numbers_alone(tmp_path: Path) -> Non
 
 
 def test_how_answers_end_is_not_said_where_it_was_not_kept(tmp_path: Path) -> None:
-    findings = Findings.of(found(tmp_path, answer("forget", 0, "old", 0.0)))
-    assert findings is not None
-    assert findings.endings == ""
+    results = found(tmp_path, answer("forget", 0, "old", 0.0))
+    assert findings.Findings.of(results, results.rows[0]).endings == ""
 
 
 def test_the_table_has_every_score_of_the_goal_and_the_base_models_origin(tmp_path: Path) -> None:
