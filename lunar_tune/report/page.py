@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import importlib.metadata
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -180,7 +181,8 @@ def _vega() -> str:
 
     from lunar_tune.report.marks import VEGA_LITE
 
-    kept = cache_dir() / f"vega-lite-{VEGA_LITE}-vl-convert-{vl_convert.__version__}.js"
+    version = importlib.metadata.version("vl-convert-python")
+    kept = cache_dir() / f"vega-lite-{VEGA_LITE}-vl-convert-{version}.js"
     with suppress(OSError, UnicodeDecodeError):
         return kept.read_bytes().decode()
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)

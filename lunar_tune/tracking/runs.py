@@ -210,9 +210,11 @@ def search_content(search: StoredSearch, note: str | None, status: str | None) -
     tags = {SEARCH: notes["mlflow"]["id"], "search": folder.name, **notes["tags"]}
     tags |= about["origin"] | about["lineage"]
     if best is not None or status != "RUNNING":
-        found = {} if best is None else {"trial": best.number, **shown_scores(scores)}
         feasible = best is not None and search.goal.is_kept(scores)
-        numbers |= {"feasible": feasible, **_prefixed("best", found)}
+        # A search that goes on may find a better one, and MLflow lets no parameter change.
+        found = {} if best is None else {"trial": best.number, **best.parameters}
+        found = {name: value for name, value in found.items() if is_number(value)}
+        numbers |= {"feasible": feasible, **_prefixed("best", found | shown_scores(scores))}
     if note is not None:
         tags["mlflow.note.content"] = note[:_LONGEST_TAG]
     starts = [row.started for row in search.rows if row.started is not None]

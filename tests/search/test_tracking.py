@@ -36,6 +36,7 @@ from tracked_searches import (
 import lunar_tune
 from lunar_tune.config.search_config import BEST_FILTER, EXPERIMENT
 from lunar_tune.errors import InputError
+from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.results import SearchResults, load_search
 from lunar_tune.search.outputs import _origin_tags, code_commit
 from lunar_tune.study.folder import Folder
@@ -107,6 +108,7 @@ def test_a_finished_search_is_a_run_with_a_run_for_each_trial(store: Store) -> N
         *(parent.info.run_id, "one", "FINISHED"),
     )
     assert found.data.params == {**TAGS, "seed": "3"}
+    best = store.search.rows[BEST].parameters
     assert found.data.metrics == {
         "baseline_forget_rouge1": 1.0,
         "baseline_retain_rouge1": 0.875,
@@ -116,6 +118,7 @@ def test_a_finished_search_is_a_run_with_a_run_for_each_trial(store: Store) -> N
         "best_forget_rouge1": 0.125,
         "best_retain_rouge1": 0.8125,
         "best_trial": 2.0,
+        **{f"best_{name}": value for name, value in best.items()},
     }
     assert {"search": "one", **TAGS, "mlflow.note.content": NOTE}.items() <= found.data.tags.items()
     assert store.curve(found, "best_feasible") == [(0, 0.25), (1, 0.25), (2, 0.125)]
@@ -162,6 +165,8 @@ def test_a_trials_run_has_its_scores_curves_stages_and_answers(
     assert best.data.metrics["full_retain_rouge1"] == 0.8125
     assert infeasible.data.metrics["feasible"] == 0.0
     assert infeasible.data.metrics["goal"] == pytest.approx(1 + 0.3), "nobody forgets less than all"
+    endless = Goal.read("retain_perplexity", ["retain_rouge1>=0.8"])
+    assert endless.penalised({"retain_perplexity": 2.0, "retain_rouge1": 0.5}) == math.inf
     assert {"trial": "1", "search": "one"}.items() <= infeasible.data.tags.items()
     path = store.client.download_artifacts(first.info.run_id, "answers.json", str(tmp_path))
     table = json.loads(Path(path).read_text(encoding="utf-8"))
