@@ -12,7 +12,6 @@ import re
 import signal
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,17 +30,11 @@ from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.store import store_of
 from lunar_tune.tracking.ui import View
 
-# MLflow and SQLAlchemy leave a store's connections to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
-    pytest.mark.slow,
-]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # MLflow's warnings
 
 
 def refused(*arguments: str | Path) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result = without_ray(COMMAND, *arguments)
+    result = without_ray(COMMAND, *arguments)
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     return result.stderr

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -20,18 +19,7 @@ from lunar_tune.report.results import SearchResults, load_search
 from lunar_tune.tracking.store import default_tracking_uri, opened_store
 from lunar_tune.tracking.sync import check_registrable, register_model, sync
 
-# MLflow and SQLAlchemy leave a store's connections to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
-    pytest.mark.slow,
-]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # MLflow's warnings
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,7 @@ from lunar_tune.tracking.store import default_tracking_uri, open_experiment, ope
 from lunar_tune.tracking.sync import Tracker, shown, sync
 from lunar_tune.tracking.ui import View, keep_views
 
-# MLflow and SQLAlchemy leave a store's connections to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's
 NOTE = "**A note.**\n\n| ä |\n"
 WRITING = ("create", "log", "set", "update", "delete")
 
@@ -334,27 +332,6 @@ def test_a_trial_costs_few_calls_however_many_there_are(store: Store) -> None:
     assert [run.data.tags["trial"] for run in store.trials] == ["1", "2"], "0 is not looked at"
 
 
-def test_a_tracker_looks_at_all_trials_first_and_after_a_failure(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What MLflow lacked before, or while it was away, is there after the next trial."""
-    from mlflow import MlflowClient
-
-    def away(*_: object) -> None:
-        raise OSError("gone")
-
-    sync(store.search, store.client)
-    tracker, later = Tracker(store.uri, EXPERIMENT, "n"), time.monotonic() + 60
-    for _ in range(2):
-        store.client.delete_run(store.trials[0].info.run_id)
-        assert tracker.search(store.search, status="RUNNING", trial=BEST)
-        assert len(store.trials) == len(SCORES)
-        with monkeypatch.context() as patch:
-            patch.setattr(MlflowClient, "get_experiment_by_name", away)
-            assert not tracker.search(store.search, status="RUNNING", trial=BEST)
-        monkeypatch.setattr("time.monotonic", lambda: later)
-
-
 def lost(store: Store) -> None:
     """The search's run and a trial's were deleted."""
     for run in (*store.parents, store.trials[1]):
@@ -446,15 +423,11 @@ def test_an_interruption_leaves_whole_runs_and_a_kill_what_one_sync_completes(
 
 
 def test_a_store_that_fails_costs_no_trial_and_the_next_sync_has_all(
-    uri: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It looks at all trials first, and again after a failure."""
     from mlflow import MlflowClient
 
-    study = begun_study(Folder(tmp_path / "n"))
-    tracker = Tracker(uri, EXPERIMENT, "n")
     retries: list[str | None] = []
 
     def away(*_: object) -> None:
@@ -464,28 +437,28 @@ def test_a_store_that_fails_costs_no_trial_and_the_next_sync_has_all(
     def wrong(*_: object) -> None:
         raise KeyError("a mistake in the program")
 
-    for number, (forget, retain) in enumerate(SCORES):
-        complete(study, study.ask()[0], trial_result(forget, retain))
-        search = SearchResults(folder=Folder(tmp_path / "n"), study=study.stored)
+    sync(store.search, store.client)
+    tracker, later = Tracker(store.uri, EXPERIMENT, "n"), time.monotonic() + 60
+    for _ in range(2):
+        store.client.delete_run(store.trials[0].info.run_id)
+        assert tracker.search(store.search, status="RUNNING", trial=BEST)
+        assert len(store.trials) == len(SCORES)
         with monkeypatch.context() as patch:
-            if number < BEST:
-                patch.setattr(MlflowClient, "get_experiment_by_name", away)
-            written = tracker.search(search, status="RUNNING")
-        assert not written, "it is left alone for a while"
-    assert retries == ["1"], "it fails soon"
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+            patch.setattr(MlflowClient, "get_experiment_by_name", away)
+            assert not tracker.search(store.search, status="RUNNING", trial=BEST)
+        assert not tracker.search(store.search, status="RUNNING"), "it is left alone for a while"
+        monkeypatch.setattr("time.monotonic", lambda: later)
+    assert tracker.search(store.search), "at the end it is tried in any case"
+    assert retries == ["1", "1"], "it fails soon"
     (said,) = [record.message for record in caplog.records]
     assert said.startswith("MLflow is not written, the work goes on: ")
     assert said.endswith("cannot be used: http://me:***@host: failed")
-    assert tracker.search(search), "at the end it is tried in any case"
-    with opened_store(uri) as client:
-        assert len(Store(uri, client, search).trials) == len(SCORES)
-        tags = client.get_experiment_by_name(EXPERIMENT).tags
+    tags = store.client.get_experiment_by_name(EXPERIMENT).tags
     assert "mlflow.sharedViewState.lunar-tune-trials" in tags, "MLflow's menu of views has lists"
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", wrong)
     with pytest.raises(KeyError):
-        tracker.search(search)
+        tracker.search(store.search)
 
 
 def test_a_place_keeps_its_identity_and_tells_no_password(
@@ -541,6 +514,7 @@ def test_a_database_that_wants_a_migration_is_an_input_error(
     database.close()
     with pytest.raises(InputError, match="mlflow db upgrade"):
         Tracker(default_tracking_uri(tmp_path), EXPERIMENT, "x")
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
 def test_experiments_that_cannot_be_used_are_input_errors(store: Store, tmp_path: Path) -> None:
@@ -584,6 +558,5 @@ sys.exit(max(abs(process.exitcode) for process in processes))
 """
     done = finish(start([sys.executable, "-c", code], cwd=tmp_path))
     assert done.returncode == 0, done.stderr
-    with warnings.catch_warnings(), opened_store(default_tracking_uri(tmp_path)) as client:
-        warnings.simplefilter("ignore")
+    with opened_store(default_tracking_uri(tmp_path)) as client:
         assert client.get_experiment_by_name("x") is not None
