@@ -34,12 +34,10 @@ __all__ = [
 
 SEARCH, TRIAL_OF = "lunar_tune.search", "lunar_tune.trial_of"
 """Tags that tell a search's run, and those of its trials, by the identity that its study keeps."""
-DIGEST = "lunar_tune.digest"
-"""Tag of a run that is written whole: `RunContent.digest`."""
+DIGEST = "lunar_tune.digest"  # tag of a run that is written whole: `RunContent.digest`
 _LONGEST_TAG = 5000  # that MLflow takes
 Columns = Mapping[str, Sequence[Any]]
-Curve = Sequence[tuple[int, float]]
-"""A metric's steps and values."""
+Curve = Sequence[tuple[int, float]]  # a metric's steps and values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +45,7 @@ class RunContent:
     """All that a run says."""
 
     name: str
-    status: str
-    """RUNNING, FINISHED, FAILED or KILLED."""
+    status: str  # RUNNING, FINISHED, FAILED or KILLED
     started: datetime
     ended: datetime
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -57,8 +54,7 @@ class RunContent:
     metrics: Mapping[str, float | Curve] = field(default_factory=dict)
     data: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Digest and number of rows of each data set, by name."""
-    files: Mapping[str, Path] = field(default_factory=dict)
-    """Artifacts by their place."""
+    files: Mapping[str, Path] = field(default_factory=dict)  # artifacts by their place
     tables: Mapping[str, Columns | Path] = field(default_factory=dict)
     """Tables by their place: columns, or a file of answers."""
 

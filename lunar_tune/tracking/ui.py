@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["Shown", "View", "keep_views", "served"]
+__all__ = ["Shown", "View", "keep_lists", "keep_views", "served"]
 
 _HOST = "127.0.0.1"
-# A start takes 4 to 5 s on two cores with one worker, 8 to 9 s with MLflow's four.
-_PATIENCE, _GRACE = 120.0, 10.0
+_PATIENCE, _GRACE = 120.0, 10.0  # seconds; a start takes 5 with one worker, 9 with MLflow's four
 _OFF = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of agents; it would start more processes
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -45,8 +44,7 @@ class Shown(NamedTuple):
 
     search: StoredSearch
     parent: Run
-    trials: list[Run]
-    """Runs of its completed trials; at least one."""
+    trials: list[Run]  # of its completed trials, at least one
 
 
 class View(NamedTuple):
@@ -54,10 +52,8 @@ class View(NamedTuple):
 
     name: str
     experiment: str
-    key: str | None
-    """Of the view that is kept with the experiment; None where the store refuses it."""
-    mode: str = "TABLE"
-    """TABLE or CHART."""
+    key: str | None  # of what is kept with the experiment; None where the store refuses it
+    mode: str = "TABLE"  # or CHART
 
     def address(self, server: str) -> str:
         """Return its address, which has about 120 characters after the server's."""
@@ -113,16 +109,17 @@ def _keep(
 
 
 def _of(group: Sequence[Shown]) -> str:
-    """Return a filter for the trials of searches, of very many the best of each."""
+    """Return a filter for the trials of searches, of very many the best of each.
+
+    MLflow's filters know no OR, and IN of ids alone.
+    """
     if len(group) == 1:  # those to come as well
         return f"tags.`mlflow.parentRunId` = '{group[0].parent.info.run_id}'"
-
-    def goal(run: Run) -> float:
-        return float(run.data.metrics.get("goal", math.inf))
-
-    share = _MOST_LISTED // len(group)
-    ids = [run.info.run_id for one in group for run in sorted(one.trials, key=goal)[:share]]
-    return f"attributes.run_id IN ({','.join(map(repr, ids))})"  # they know no OR, and IN of ids
+    ids: list[str] = []
+    for one in group:
+        best = sorted(one.trials, key=lambda run: run.data.metrics.get("goal", math.inf))
+        ids += [repr(run.info.run_id) for run in best[: _MOST_LISTED // len(group)]]
+    return f"attributes.run_id IN ({','.join(ids)})"
 
 
 def _list(searched: str, columns: Sequence[str]) -> dict[str, Any]:
