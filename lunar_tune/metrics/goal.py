@@ -90,6 +90,16 @@ class Goal:
         """Return the bounds that are not kept."""
         return tuple(one for one in self.constraints if one.violation(scores) > 0)
 
+    def penalised(self, scores: Mapping[str, float]) -> float:
+        """Return what is to be made small, so that every feasible setting comes first.
+
+        Of an infeasible one it is the objective's worst value and by how much bounds are missed;
+        infinity where there is no worst value.
+        """
+        missed = sum(max(0.0, one) for one in self.violations(scores).values())
+        end = self.objective.high if self.objective.lower_is_better else -self.objective.low
+        return end + missed if missed else self.value(scores)
+
     def worst(self, seen: Iterable[Mapping[str, float]]) -> tuple[float, dict[str, float]] | None:
         """Return the value and violations of a setting that is as bad as one can be.
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.search_config import BEST_FILTER, SearchConfig
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.report.findings import LEAST_TO_FORGET, Findings, cautions
 from lunar_tune.report.progress import printable
@@ -136,7 +136,7 @@ def next_commands(
         commands["go on with the search:"] = resume
     compare = [python, "-m", "lunar_tune.compare", _shown(folder)]
     if results.ranked:
-        commands["compare the trials in MLflow:"] = compare
+        commands[f"compare the trials in MLflow ({BEST_FILTER} filters the best):"] = compare
     else:  # MLflow compares scores, of which there are none
         page = _shown(folder / "page.html")
         commands["see the trials on a page:"] = [*compare, "--save", page]

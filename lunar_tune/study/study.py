@@ -248,11 +248,11 @@ class StoredStudy:
     @property
     def ranges(self) -> dict[str, FloatDistribution | IntDistribution]:
         """The parameters that are drawn from between two different bounds."""
-        kinds = self.distributions.items()
-        numbers = {
-            n: kind for n, kind in kinds if isinstance(kind, FloatDistribution | IntDistribution)
+        return {
+            name: kind
+            for name, kind in self.distributions.items()
+            if isinstance(kind, FloatDistribution | IntDistribution) and not kind.single()
         }
-        return {name: kind for name, kind in numbers.items() if not kind.single()}
 
     @property
     def log_scale(self) -> frozenset[str]:

@@ -68,10 +68,10 @@ def test_every_ended_trial_has_a_line_with_what_it_reached_or_missed() -> None:
 
     assert shown(*rows, total=4).splitlines() == [
         "done  trial  setting              forget  retain  bounds                time",
-        "1/4      0  L0 c2.0 lr3.1e-3      0.500   0.900  feasible ★           1.2 s",
-        "2/4      1  L1 c2.0 lr3.1e-3      0.100   0.400  retain 0.400 below   1.2 s",
+        "1/4      0  L0 c2.0 lr0.0031      0.500   0.900  feasible ★           1.2 s",
+        "2/4      1  L1 c2.0 lr0.0031      0.100   0.400  retain 0.400 below   1.2 s",
         "2/4      2  L2                   failed, runs again: a worker was lost",
-        "3/4      3  L3 c2.0 lr3.1e-3      0.400   0.850  feasible ★           1.2 s",
+        "3/4      3  L3 c2.0 lr0.0031      0.400   0.850  feasible ★           1.2 s",
         "4/4      2  L2                   failed: the loss became NaN [step 3]",
     ]
 
