@@ -15,7 +15,7 @@ import torch
 
 from lunar_tune.errors import DivergenceError, EditedModelError, InputError, TrialError
 from lunar_tune.methods.lunar.method import PreparedLunar
-from lunar_tune.trial import tasks as tasks_module
+from lunar_tune.trial import worker as worker_module
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import (
     BASE_MODEL,
@@ -136,7 +136,7 @@ def test_a_model_is_loaded_and_asked_once_before_the_first_trial_and_each_part_i
         asked.append(full)
         return plain(self, full=full)
 
-    monkeypatch.setattr(tasks_module, "Worker", load)
+    monkeypatch.setattr(worker_module, "Worker", load)
     monkeypatch.setattr(Worker, "baseline", baseline)
     made = spec()
     runner = TaskRunner(made, lambda number, full: seen.append((number, full)))
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_be_loaded_is_a_failure_and_tried_again_by_the_next_
 ) -> None:
     runner = TaskRunner(spec())
     with monkeypatch.context() as patch:
-        patch.setattr(tasks_module, "Worker", raising(ConnectionError("the disk is gone")))
+        patch.setattr(worker_module, "Worker", raising(ConnectionError("the disk is gone")))
         failure = runner.run(trial()).failure
     assert failure == Failure(reason="ConnectionError: the disk is gone", transient=True)
     assert runner.run(trial()).failure is None
