@@ -28,7 +28,7 @@ from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 from lunar_tune.study.stored_search import configuration_document
-from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.assemble import assemble, check_machine
 from lunar_tune.yaml_files import read_yaml
 
 BEST = TrialRow(
@@ -283,8 +283,12 @@ def test_a_cuda_device_without_a_gpu_in_the_cluster_is_refused(
         )
 
 
-def test_a_device_of_a_cluster_is_not_looked_for_here() -> None:
-    assemble(RunOptions(device="cuda"), device_is_here=False)
+def test_a_device_of_a_cluster_is_not_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    spec = assemble(RunOptions(device="cuda"))
+    check_machine(spec, here=False)
+    with pytest.raises(InputError, match="sees no CUDA devices"):
+        check_machine(spec)
 
 
 def test_a_demand_for_gpus_is_checked_where_the_trials_run(
