@@ -17,7 +17,6 @@ from command_lines import small_data
 from invented_searches import results_of
 from rich.console import Console
 
-from lunar_tune.config.fields import options_of
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
@@ -26,9 +25,7 @@ from lunar_tune.report.summary import baseline_problem, next_commands, print_res
 from lunar_tune.search.backends.ray import cluster
 from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
-from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.yaml_files import read_yaml
 
 BEST = TrialRow(
     number=0,
@@ -318,17 +315,6 @@ def test_where_all_trials_failed_there_is_nothing_to_compare_in_mlflow(tmp_path:
     assert see[1][4] == "--save"
 
 
-def test_numbers_in_words_of_the_result_are_not_coloured(tmp_path: Path) -> None:
-    text = io.StringIO()
-    console = Console(
-        file=text, force_terminal=True, color_system="standard", width=200, highlight=False
-    )
-    missed = dataclasses.replace(BEST, feasible=False, scores={**BEST.scores, "retain_rouge1": 0.5})
-    print_result(console, results_of([missed]), folder=tmp_path, commands={})
-    assert "\nROUGE-1 recall of the answers\n" in text.getvalue()
-    assert "retain ROUGE-1 of at least" in text.getvalue()
-
-
 def test_a_trial_that_an_interruption_ended_is_not_a_failed_one(tmp_path: Path) -> None:
     lost = TrialRow(number=1, state=FAILED, parameters={}, failure="interrupted", again=True)
     text = io.StringIO()
@@ -337,23 +323,6 @@ def test_a_trial_that_an_interruption_ended_is_not_a_failed_one(tmp_path: Path) 
         print_result(Console(file=text, width=100), results, folder=tmp_path, commands={})
     assert "0 trials, 0 failed" in text.getvalue()
     assert "1 failed" not in text.getvalue()
-
-
-def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None:
-    config = SearchConfig(output=tmp_path, forget_edge=("Ä_B",))
-    text = configuration_document(
-        config,
-        given={"forget_edge": "command line"},
-        derived={"forget_edge": ("not taken",), "data": "mini"},
-        resolved={"digests": {"forget": "ab"}},
-    )
-    document = read_yaml(text)
-    options = document["options"]
-    assert options["data"] == {"value": "mini", "origin": "derived"}
-    assert options["forget_edge"] == {"value": ["Ä_B"], "origin": "command line"}
-    assert options["output"] == {"value": str(tmp_path), "origin": "default"}
-    assert list(options) == list(options_of(SearchConfig))
-    assert document["resolved"] == {"digests": {"forget": "ab"}}
 
 
 def test_a_name_is_made_from_what_is_searched_and_stays_in_the_output_folder(

@@ -156,13 +156,11 @@ def test_a_seed_decides_what_a_sampler_proposes_in_the_space(tmp_path: Path, sam
     def suggestions(name: str, seed: int) -> list[dict[str, Any]]:
         (tmp_path / name).mkdir()
         study = study_in(tmp_path / name, seed=seed, sampler=sampler, starting_points=False)
-        proposed = []
         for _ in range(9):
             number, parameters = study.ask()
             SPACE.check(parameters)
             complete(study, number, landscape(parameters))
-            proposed.append(parameters)
-        return proposed
+        return [row.parameters for row in study.rows()]
 
     first = suggestions("first", 1)
     assert suggestions("second", 1) == first
