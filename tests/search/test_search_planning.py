@@ -108,6 +108,15 @@ def test_the_plan_says_what_is_going_to_be_done(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(tmp_path: Path) -> None:
+    assert plan_search(SearchConfig(output=tmp_path)).spec.engine.early_exit is True
+    bounds = ("retain_rouge1>=0.8", "refusal_quality>=0.3")
+    for goal in ({"minimise": "refusal_quality"}, {"constrain": bounds}):
+        spec = plan_search(SearchConfig(output=tmp_path, **goal)).spec
+        assert "refusal_quality" in spec.metrics
+        assert (spec.engine.early_exit, spec.engine.retain_floor) == (False, None)
+
+
 def test_the_plan_says_where_fine_tuned_weights_come_from(
     tmp_path: Path, checkpoint: Callable[..., Path]
 ) -> None:
@@ -168,31 +177,28 @@ def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None
         assert part in low_forget
 
 
-@pytest.mark.parametrize(
-    ("there", "options", "expected"),
-    [
-        ({"CPU": 2.0}, {}, (2, 0, 1)),
-        ({"CPU": 16.0}, {}, (4, 0, 4)),
-        ({"CPU": 16.0}, {"concurrency": 2}, (4, 0, 2)),
-        ({"CPU": 2.0}, {"concurrency": 2}, (1, 0, 2)),
-        ({"CPU": 2.0}, {"concurrency": 4}, (1, 0, 2)),
-        ({"CPU": 16.0, "GPU": 4.0}, {}, (4, 1, 4)),
-        ({"CPU": 4.0, "GPU": 8.0}, {}, (1, 1, 4)),
-        ({"CPU": 16.0, "GPU": 1.0}, {"gpus_per_trial": 0.5}, (4, 0.5, 2)),
-        ({"CPU": 16.0, "GPU": 4.0}, {"gpus_per_trial": 2.0}, (8, 2, 2)),
-        ({"CPU": 16.0, "GPU": 4.0}, {"device": "cpu"}, (4, 0, 4)),
-        ({"CPU": 16.0, "GPU": 4.0}, {"concurrency": 1}, (4, 1, 1)),
-    ],
-)
-def test_resources_are_shared_out(
-    monkeypatch: pytest.MonkeyPatch,
-    there: dict[str, float],
-    options: dict[str, Any],
-    expected: tuple[float, float, int],
-) -> None:
-    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
-    shared = cluster.allocate_resources(SearchConfig(**options))
-    assert (shared.cpus, shared.gpus, shared.concurrency) == expected
+TWO, SIXTEEN = {"CPU": 2.0}, {"CPU": 16.0}
+SHARES: list[tuple[dict[str, float], dict[str, Any], tuple[float, float, int]]] = [
+    (TWO, {}, (2, 0, 1)),
+    (SIXTEEN, {}, (4, 0, 4)),
+    (SIXTEEN, {"concurrency": 2}, (4, 0, 2)),
+    (TWO, {"concurrency": 2}, (1, 0, 2)),
+    (TWO, {"concurrency": 4}, (1, 0, 2)),
+    (SIXTEEN | {"GPU": 4.0}, {}, (4, 1, 4)),
+    ({"CPU": 4.0, "GPU": 8.0}, {}, (1, 1, 4)),
+    (SIXTEEN | {"GPU": 1.0}, {"gpus_per_trial": 0.5}, (4, 0.5, 2)),
+    (SIXTEEN | {"GPU": 4.0}, {"gpus_per_trial": 2.0}, (8, 2, 2)),
+    (SIXTEEN | {"GPU": 4.0}, {"device": "cpu"}, (4, 0, 4)),
+    (SIXTEEN | {"GPU": 4.0}, {"concurrency": 1}, (4, 1, 1)),
+]
+
+
+def test_resources_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, options, expected in SHARES:
+        node = {"Alive": True, "Resources": there}
+        monkeypatch.setattr("ray.nodes", lambda node=node: [node])
+        shared = cluster.allocate_resources(SearchConfig(**options))
+        assert (shared.cpus, shared.gpus, shared.concurrency) == expected, (there, options)
 
 
 def test_a_trial_has_to_fit_on_one_node_and_every_node_counts(

@@ -334,12 +334,11 @@ def test_bounds_are_admitted_and_what_lies_beyond_is_not(kind: Parameter) -> Non
 def test_a_model_whose_file_lacks_a_method_takes_it_from_the_default(
     method: str, layers: tuple[int, int] | None
 ) -> None:
-    parameters = ("learning_rate",) if layers is None else ("layer", "coefficient", "learning_rate")
+    names = ("learning_rate",) if layers is None else ("layer", "coefficient", "learning_rate")
+    options: dict[str, Any] = {"model": "qwen2.5-7b", "method": method, "parameters": names}
     text = (search_spaces_dir() / "default.yaml").read_text(encoding="utf-8")
     for variant, section in read_yaml(text)[method].items():
-        space = load(
-            None, model="qwen2.5-7b", method=method, variant=variant, parameters=parameters
-        )
+        space = load(None, variant=variant, **options)
         ends = section["parameters"]["learning_rate"]
         rates = bounds_of(space.parameters["learning_rate"])
         assert rates == (float(ends["low"]), float(ends["high"]))

@@ -324,17 +324,15 @@ def test_found_settings_follow_the_best_layer_and_keep_to_the_narrowed_range(
     )
 
 
-@pytest.mark.parametrize(("layer", "expected"), [(0, 0), (9, 1), (14, 2), (20, 2), (27, 3)])
-def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(
-    tmp_path: Path, layer: int, expected: int
-) -> None:
+def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(tmp_path: Path) -> None:
     """28 blocks, by the search's configuration and by best.yaml; 4 of tiny."""
-    setting = FOUND | {"layer": layer}
-    name = searched(tmp_path, "one", (setting, GOOD), n_layers=28)
-    for source in (name, best_file(tmp_path, parameters=setting, n_layers=28)):
-        plan = planned(tmp_path, start_from=(source,))
-        assert plan.space.starting_points[0] == FOUND | {"layer": expected}
-        assert f" (layer {layer} of 28 → {expected} of 4 by depth)" in starts(plan)
+    for layer, expected in ((0, 0), (9, 1), (14, 2), (20, 2), (27, 3)):
+        setting = FOUND | {"layer": layer}
+        name = searched(tmp_path, f"of {layer}", (setting, GOOD), n_layers=28)
+        for source in (name, best_file(tmp_path, parameters=setting, n_layers=28)):
+            plan = planned(tmp_path, start_from=(source,))
+            assert plan.space.starting_points[0] == FOUND | {"layer": expected}
+            assert f" (layer {layer} of 28 → {expected} of 4 by depth)" in starts(plan)
 
 
 def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> None:

@@ -194,25 +194,21 @@ KEPT = {"forget_rouge1": 0.1, "retain_rouge1": 0.9}
 
 
 @pytest.mark.parametrize(
-    ("constrain", "more", "seen", "value", "violation"),
+    ("goal", "seen", "value", "violation"),
     [
         # The worst that ROUGE can be, whatever was seen.
-        (BOUND, {}, KEPT, 1.0, 0.8),
+        ((BOUND, "forget_rouge1"), KEPT, 1.0, 0.8),
         # Maximised: its least value, with the sign of what Optuna minimises.
-        ("forget_rouge1<=0.25", {"minimise": "retain_rouge1"}, KEPT, 0.0, 0.75),
+        (("forget_rouge1<=0.25", "retain_rouge1"), KEPT, 0.0, 0.75),
         # A perplexity has no end: the highest that was seen.
-        ("retain_perplexity<=3", {}, KEPT | {"retain_perplexity": 7.5}, 1.0, 4.5),
+        (("retain_perplexity<=3", "forget_rouge1"), KEPT | {"retain_perplexity": 7.5}, 1.0, 4.5),
     ],
 )
 def test_a_setting_that_fails_by_its_nature_is_told_as_the_worst_that_can_be(
-    tmp_path: Path,
-    constrain: str,
-    more: dict[str, Any],
-    seen: dict[str, float],
-    value: float,
-    violation: float,
+    tmp_path: Path, goal: tuple[str, str], seen: dict[str, float], value: float, violation: float
 ) -> None:
-    study = study_in(tmp_path, constrain=(constrain,), **more)
+    bound, objective = goal
+    study = study_in(tmp_path, constrain=(bound,), minimise=objective)
     study.ask()
     evaluation = Evaluation(rows=(), scores=seen | {"retain_rows": 84})
     complete(study, 0, dataclasses.replace(trial_result(0.1, 0.9), evaluation=evaluation))
@@ -221,7 +217,7 @@ def test_a_setting_that_fails_by_its_nature_is_told_as_the_worst_that_can_be(
 
     told, row = frozen(tmp_path)[1], study.row(1)
     assert (told.state, told.value) == (TrialState.COMPLETE, value)
-    assert dict(told.constraints) == {constrain: violation}
+    assert dict(told.constraints) == {bound: violation}
     assert (row.state, row.failure, row.again) == (FAILED, "the loss became NaN", False)
     assert (row.scores, row.feasible, row.objective, len(study.ended)) == ({}, None, None, 2)
 

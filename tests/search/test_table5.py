@@ -216,11 +216,10 @@ def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
     tmp_path: Path,
 ) -> None:
     forgets = [0.1, 0.2, 0.6]
+    cells = cells_of(["tiny"], ["mini"], ["lunar"], seeds=3)
     results = [
         dataclasses.replace(FEASIBLE, cell=cell, scores=SCORES | {"forget_rouge1": forget})
-        for cell, forget in zip(
-            cells_of(["tiny"], ["mini"], ["lunar"], seeds=3), forgets, strict=True
-        )
+        for cell, forget in zip(cells, forgets, strict=True)
     ]
     markdown, table, _ = write_methods_table(results, tmp_path)
     lines = markdown.read_text().splitlines()
