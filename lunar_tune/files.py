@@ -6,10 +6,13 @@ import json
 import os
 import re
 import secrets
+import signal
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import platformdirs
@@ -30,6 +33,7 @@ __all__ = [
     "safe_name",
     "search_spaces_dir",
     "shipped_spaces",
+    "uninterrupted",
     "write_atomically",
     "write_json",
 ]
@@ -162,14 +166,18 @@ def read_beginning(path: Path, most: int) -> bytes:
 def replacing(path: Path, *, cached: bool = False) -> Iterator[Path]:
     """Give a path beside `path` to write to; it takes the place of `path` if nothing is raised.
 
-    A cached file is its owner's alone, and a crash of the system may lose what it holds.
+    A cached file is its owner's alone from its first byte, its folder is there, and a crash of the
+    system may lose what it holds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    if cached:
+        temporary.touch(0o600, exist_ok=False)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         if cached:  # whose content is checked when it is read, so nobody has to wait for the disk
-            temporary.chmod(0o600)
+            temporary.chmod(0o600)  # a library may have put its own file in the place
         else:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -188,3 +196,29 @@ def write_json(path: Path, document: Any) -> None:
     """Write plain values as indented JSON, with `write_atomically`."""
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode(errors="surrogatepass"))
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C or a signal to terminate wait for the end of the block, if it comes once.
+
+    For what is written in several steps elsewhere and would be left half done.
+    """
+    waiting: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            signal.default_int_handler(number, frame)
+        waiting.append(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM) if is_main}
+    for number in before:
+        signal.signal(number, wait)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if waiting:
+            signal.raise_signal(waiting[0])

@@ -17,6 +17,7 @@ from cyclopts import App, Group, Parameter
 from rich.console import Console
 
 from lunar_tune import __version__
+from lunar_tune.cli.main import HELP_ALL
 from lunar_tune.cli.running import reporting_errors
 from lunar_tune.config.fields import (
     Option,
@@ -40,7 +41,6 @@ __all__ = ["Command", "CommonOptions", "Reused", "TrialOptions", "options_again"
 SUBJECT, OUTPUT = "Subject", "Output"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
 """Headings of the help, in their order; the first is of what a command is about."""
-HELP_ALL = "--help-all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,8 @@ class Command:
             if called is not app.default_command:  # it shows help or the version
                 called(*bound.args, **bound.kwargs)
                 return 0
-            values = from_document(self.options, bound.arguments)
+            typed = {name: value for name, value in bound.arguments.items() if value is not None}
+            values = from_document(self.options, typed)
             origins = dict.fromkeys(values, "command line")
             if (file := values.get("config")) is not None:
                 stated = self._from_file(file)

@@ -1,6 +1,6 @@
 """A search's log, `search.log` in its folder.
 
-2026-11-25 13:08:02+0000 INFO    trial 3/30  L14 c2.0 lr3e-3  forget 0.041  …
+2026-11-25 13:08:02+0000 INFO    trial 3/30  L14 c2.0 lr0.003  forget 0.041  …
 """
 
 from __future__ import annotations

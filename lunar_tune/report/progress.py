@@ -23,7 +23,7 @@ from rich.text import Text
 from lunar_tune.report.log_file import tell
 from lunar_tune.study.rows import COMPLETE, FAILED, HEADLINE_SCORES, TrialRow, best_first
 
-__all__ = ["SearchDisplay", "build_progress", "tiny_progress"]
+__all__ = ["SearchDisplay", "build_progress", "tiny_progress", "working"]
 
 A_DAY = 24 * 3600.0
 # Columns of a terminal below which the bar is short and time elapsed is left out, so that there is
@@ -94,6 +94,25 @@ def tiny_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
             bar.update(bar.tasks[0].id, completed=done, total=total)
 
         yield on_progress
+
+
+@contextmanager
+def working(console: Console, text: str) -> Iterator[Callable[[str | None], None]]:
+    """Inside, say what is going on: a moving line on a terminal, a line each time elsewhere.
+
+    Yields what is to be called when something else is going on, or nothing any more (None).
+    """
+    with ExitStack() as shown:
+
+        def doing(what: str | None) -> None:
+            shown.close()
+            if what is not None:
+                tell(console, what)
+            if what is not None and console.is_terminal:
+                shown.enter_context(console.status(what))
+
+        doing(text)
+        yield doing
 
 
 class SearchDisplay:

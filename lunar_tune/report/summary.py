@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.search_config import BEST_FILTER, SearchConfig
 from lunar_tune.report.results import SearchResults, format_value
 from lunar_tune.study.rows import FAILED, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
@@ -103,7 +103,7 @@ def next_commands(
         commands["go on with the search:"] = resume
     compare = [python, "-m", "lunar_tune.compare", _shown(folder)]
     if results.ranked:
-        commands["compare the trials in MLflow:"] = compare
+        commands[f"compare the trials in MLflow ({BEST_FILTER} filters the best):"] = compare
     else:  # MLflow compares scores, of which there are none
         page = _shown(folder / "page.html")
         commands["see the trials on a page:"] = [*compare, "--save", page]

@@ -72,7 +72,7 @@ class TrialRow:
 
     @property
     def label(self) -> str:
-        """The setting in short, for example `L14 c2.0 lr3e-3`."""
+        """The setting in short, for example `L22 c2.0 lr0.01`."""
         short = {"layer": "L", "coefficient": "c", "learning_rate": "lr"}
         return " ".join(
             f"{short.get(name, name)}{_brief(value)}" for name, value in self.parameters.items()
@@ -113,14 +113,14 @@ def is_number(value: Any) -> bool:
 
 
 def _brief(value: Any) -> str:
-    """Return a number in few characters: 14, 2.0, 7.44, 3e-3, 3.1e-3."""
+    """Return a number in few characters: 14, 2.0, 7.44, 0.01, 0.0031, 3.1e-5."""
     if not isinstance(value, float) or not math.isfinite(value):
         return str(value)
     if value == 0 or 0.1 <= abs(value) < 1000:
         text = f"{value:.2f}"
         return text[:-1] if text.endswith("0") else text
-    digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    digits, _, exponent = f"{value:.2g}".partition("e")
+    return f"{digits}e{int(exponent)}" if exponent else digits
 
 
 def best_first(rows: list[TrialRow]) -> list[TrialRow]:

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from logging.handlers import BufferingHandler
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
 from lunar_tune.models.device import give_back, is_out_of_memory
 from lunar_tune.trial.spec import TrialSpec
-from lunar_tune.trial.worker import TrialResult, Worker
+
+if TYPE_CHECKING:
+    from lunar_tune.trial.worker import TrialResult, Worker
 
 __all__ = [
     "BASE_MODEL",
@@ -123,6 +125,8 @@ class TaskRunner:
 
     def _outcome(self, task: Task) -> Outcome:
         if self._worker is None:  # may take longer than a trial may take
+            from lunar_tune.trial.worker import Worker
+
             self._worker = Worker(self._spec)
         worker = self._worker
         if task.kind == BASE_MODEL:

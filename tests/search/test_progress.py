@@ -53,7 +53,9 @@ def test_a_file_gets_one_line_a_trial_with_the_best_feasible_so_far() -> None:
     lines = shown(row(0, 0.5, 0.9), row(1, 0.1, 0.4), FAILURE, terminal=False).splitlines()
 
     assert len(lines) == 3
-    assert lines[0].startswith("1/3  trial 0  L0 c2.0 lr3e-3  forget 0.500  retain 0.900  feasible")
+    assert lines[0].startswith(
+        "1/3  trial 0  L0 c2.0 lr0.003  forget 0.500  retain 0.900  feasible"
+    )
     assert "infeasible" in lines[1]
     assert "best forget 0.500 at retain 0.900 (L0" in lines[1]
     assert "failed: the loss became NaN [step 3]" in lines[2]
@@ -114,7 +116,7 @@ def test_the_whole_setting_can_be_read_on_80_columns() -> None:
     line = last_line(text.getvalue())
     assert "12/100" in line
     assert "1 failed" in line
-    assert line.endswith("forget 0.500 retain 0.900 L14 c2.25 lr3.1e-3")
+    assert line.endswith("forget 0.500 retain 0.900 L14 c2.25 lr0.0031")
 
 
 def test_a_search_that_goes_on_begins_where_it_stopped() -> None:

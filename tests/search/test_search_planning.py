@@ -25,7 +25,7 @@ from lunar_tune.report.summary import baseline_problem, next_commands, print_res
 from lunar_tune.search.backends.ray import cluster
 from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
-from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.assemble import assemble, check_machine
 
 BEST = TrialRow(
     number=0,
@@ -227,7 +227,11 @@ def test_a_demand_for_gpus_is_checked_where_the_trials_run(
         cluster.check_gpus(SearchConfig(gpus_per_trial=1))
     cluster.check_gpus(SearchConfig(gpus_per_trial=1, address="10.0.0.1:6379"))
     cluster.check_gpus(SearchConfig(gpus_per_trial=0))
-    assemble(RunOptions(device="cuda"), device_is_here=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    spec = assemble(RunOptions(device="cuda"))
+    check_machine(spec, here=False)
+    with pytest.raises(InputError, match="sees no CUDA devices"):
+        check_machine(spec)
 
 
 @pytest.fixture

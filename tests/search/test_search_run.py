@@ -69,7 +69,14 @@ def test_nothing_is_written_outside_the_output_folder(finished: SharedSearch) ->
     places = {path.name for path in finished.output.iterdir()} - {".mlflow.lock"}
     assert places == {NAME, "mlflow.db", "mlartifacts"}
     documented = {"config.yaml", "study.journal", "trials", "trials.parquet", "best.yaml"}
-    documented |= {"pictures", "report.md", "search.log", ".lock", ".study.journal.lock"}
+    documented |= {
+        "pictures",
+        "report.md",
+        "page.html",
+        "search.log",
+        ".lock",
+        ".study.journal.lock",
+    }
     assert {path.name for path in finished.folder.iterdir()} == documented
 
 
@@ -217,7 +224,7 @@ def test_mlflow_has_one_parent_with_the_best_setting_and_children_as_the_study_h
     assert {name: metrics[f"best_{name}"] for name in PARAMETERS} == best["parameters"]
     data = [one.dataset for one in parent.inputs.dataset_inputs]
     assert {one.name: json.loads(one.profile)["rows"] for one in data} == ROWS
-    assert artifacts >= {"config.yaml", "best.yaml", "report.md", "pictures"}
+    assert artifacts == {"config.yaml", "best.yaml", "report.md", "page.html", "pictures"}
     feasible = [(row["number"], row["forget_rouge1"]) for row in rows if row["feasible"]]
     running = {n: min(f for m, f in feasible if m <= n) for n in range(TRIALS)}
     assert {point.step: point.value for point in history} == running
