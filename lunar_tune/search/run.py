@@ -28,7 +28,7 @@ from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.store import default_tracking_uri, opened_store
-from lunar_tune.tracking.sync import Tracker, completed_runs
+from lunar_tune.tracking.sync import Tracker, remove
 from lunar_tune.trial.assemble import materialise
 
 __all__ = ["run_search"]
@@ -182,13 +182,6 @@ def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tra
                     if _has_trials(folder) or config.resume is not None:
                         opening.result().search(search)
                     else:
-                        _delete_run(opening.result().uri, search)
+                        with opened_store(opening.result().uri) as client:
+                            remove(search, client)
             raise
-
-
-def _delete_run(uri: str, search: StoredSearch) -> None:
-    """Delete the MLflow run of a search that has no trial."""
-    with opened_store(uri) as client:
-        run, _ = completed_runs(client, search)
-        if run is not None:
-            client.delete_run(run.info.run_id)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
-__all__ = ["Tracker", "check_registrable", "register_model", "shown", "sync"]
+__all__ = ["Tracker", "check_registrable", "register_model", "remove", "shown", "sync"]
 
 _MOST_RUNS = 50_000  # that MLflow gives at once
 _REFUSED = set("/:'")  # MLflow refuses two, and its filters of names have no escape for the third
@@ -141,6 +141,12 @@ def sync(
     for run in itertools.chain.from_iterable(by_trial.values()):  # of no trial that has ended
         client.delete_run(run.info.run_id)
     return parent
+
+
+def remove(search: StoredSearch, client: MlflowClient) -> None:
+    """Delete the run of a search that has no trial."""
+    for run in _runs_of(client, search)[1]:
+        client.delete_run(run.info.run_id)
 
 
 def shown(client: MlflowClient, search: StoredSearch) -> Shown | None:
