@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from lunar_tune.errors import InputError, ModelError
@@ -21,6 +22,7 @@ from lunar_tune.models.chat import (
 )
 
 QUESTION = "What does the {buyer} pay?"
+BARE = "{{ messages[0]['content'] }}"
 
 
 def with_template(tokenizer: PreTrainedTokenizerFast, template: Any) -> PreTrainedTokenizerFast:
@@ -37,34 +39,28 @@ def with_tokens(tokenizer: PreTrainedTokenizerFast, *tokens: str) -> PreTrainedT
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>")
 
 
-def render(tokenizer: PreTrainedTokenizerFast, chat: ChatFormat, family: str = "qwen2") -> str:
-    return render_prompt(tokenizer, QUESTION, chat, family=family)
+def render(
+    tokenizer: PreTrainedTokenizerFast, chat: ChatFormat | None = None, family: str = "qwen2"
+) -> str:
+    return render_prompt(tokenizer, QUESTION, chat or ChatFormat(), family=family)
 
 
-def test_the_own_template_ends_where_the_answer_begins(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert render(tokenizer, ChatFormat()) == (
-        f"<|bos|><|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def test_a_system_prompt_is_a_turn_before_the_question(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert render(tokenizer, ChatFormat(system_prompt="Be brief.")) == (
-        "<|bos|><|im_start|>system\nBe brief.<|im_end|>\n"
-        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def test_without_a_system_prompt_the_templates_own_stays(
+def test_the_own_template_ends_where_the_answer_begins_after_a_system_prompt_too(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """As Qwen2.5's: a default system turn where the messages bring none."""
+    asked = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    brief = ChatFormat(system_prompt="Be brief.")
+    assert render(tokenizer) == f"<|bos|>{asked}"
+    system = "<|im_start|>system\nBe brief.<|im_end|>\n"
+    assert render(tokenizer, brief) == f"<|bos|>{system}{asked}"
+    # As Qwen2.5's: a default system turn where the messages bring none.
     own = with_template(
         tokenizer,
         "{% if messages[0]['role'] == 'system' %}S:{{ messages[0]['content'] }}"
         "{% else %}S:default{% endif %} U:{{ messages[-1]['content'] }}",
     )
-    assert render(own, ChatFormat()) == f"S:default U:{QUESTION}"
-    assert render(own, ChatFormat(system_prompt="mine")) == f"S:mine U:{QUESTION}"
+    assert render(own) == f"S:default U:{QUESTION}"
+    assert render(own, brief) == f"S:Be brief. U:{QUESTION}"
 
 
 @pytest.mark.parametrize(
@@ -86,39 +82,24 @@ def test_a_template_that_stamps_todays_date_gets_the_fixed_one(
     stamped = with_template(tokenizer, template)
     today = stamped.apply_chat_template([{"role": "user", "content": QUESTION}], tokenize=False)
     assert FIXED_DATE not in today
-    assert render(stamped, ChatFormat()) == f"Today: {FIXED_DATE} {QUESTION}"
+    assert render(stamped) == f"Today: {FIXED_DATE} {QUESTION}"
 
 
-@pytest.mark.parametrize(
-    ("adds_itself", "template_writes"), [(True, True), (True, False), (False, True)]
-)
+@pytest.mark.parametrize(("adds_itself", "written"), [(True, 1), (True, 0), (False, 1), (False, 2)])
 def test_a_prompt_has_one_beginning_token(
-    tokenizer: PreTrainedTokenizerFast, adds_itself: bool, template_writes: bool
+    tokenizer: PreTrainedTokenizerFast, adds_itself: bool, written: int
 ) -> None:
     """Whether the template writes it, the tokenizer adds it, or both."""
-    from tokenizers.processors import TemplateProcessing
-
-    changed = with_template(
-        tokenizer, ("{{ bos_token }}" if template_writes else "") + "Q {{ messages[0]['content'] }}"
-    )
+    changed = with_template(tokenizer, "{{ bos_token }}" * written + BARE)
     if adds_itself:
         changed.backend_tokenizer.post_processor = TemplateProcessing(
             single="<|bos|> $A", special_tokens=[("<|bos|>", 1)]
         )
-    for chat in (ChatFormat(), ChatFormat(template=PUBLISHED)):
-        (ids,) = encode_prompts(changed, [QUESTION], chat, family="qwen2")
-        written = chat.template != PUBLISHED and template_writes
-        added = chat.template == PUBLISHED and adds_itself
-        assert list(ids).count(1) == int(written or added)
-        assert (ids[0] == 1) == (written or added)
-
-
-def test_a_template_that_doubles_the_beginning_token_gives_one(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    doubled = with_template(tokenizer, "{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}")
-    (ids,) = encode_prompts(doubled, ["pay"], ChatFormat(), family="llama")
-    assert list(ids) == [1, *tokenizer.encode("pay", add_special_tokens=False)]
+    own, published = ChatFormat(), ChatFormat(template=PUBLISHED)
+    for chat, has_one in ((own, written > 0), (published, adds_itself)):
+        (ids,) = encode_prompts(changed, ["pay"], chat, family="qwen2")
+        assert list(ids).count(1) == has_one
+        assert (ids[0] == 1) == has_one
 
 
 def test_prompts_are_encoded_in_order_and_decode_to_their_text(
@@ -152,57 +133,40 @@ def test_prompts_are_encoded_in_order_and_decode_to_their_text(
 def test_published_turns_are_the_bare_user_turns_of_the_published_code(
     tokenizer: PreTrainedTokenizerFast, tokens: tuple[str, ...], family: str, expected: str
 ) -> None:
-    """Texts as in facebookresearch/LUNAR at dfa56eb, src/model_utils."""
+    """Texts as in facebookresearch/LUNAR at dfa56eb, src/model_utils; Qwen's has no system turn."""
     chat = ChatFormat(template=PUBLISHED)
     assert render(with_tokens(tokenizer, *tokens), chat, family) == expected
+    qwen = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    assert render(tokenizer, chat) == qwen
 
 
-def test_the_published_turn_of_qwen_has_no_system_turn(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert render(tokenizer, ChatFormat(template=PUBLISHED)) == (
-        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def test_a_family_without_a_published_turn_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_what_has_no_published_turn_or_contradicts_it_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     with pytest.raises(ModelError, match=r"no user turn for the family 'phi3'.*own"):
         render(with_tokens(tokenizer), ChatFormat(template=PUBLISHED), "phi3")
-
-
-def test_a_published_turn_and_a_system_prompt_contradict_each_other() -> None:
     with pytest.raises(InputError, match="leave out --system-prompt"):
         ChatFormat(template=PUBLISHED, system_prompt="Be brief.")
 
 
-def test_a_tokenizer_without_template_is_refused_with_what_to_do(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    with pytest.raises(ModelError, match=r"has no chat template.*--chat-template FILE"):
-        render(with_template(tokenizer, None), ChatFormat())
-
-
 @pytest.mark.parametrize(
-    ("template", "reason"),
+    ("template", "message"),
     [
-        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
-        ("{% for %}", "Expected"),
-        ("{{ messages[7].content.nothing }}", "."),
+        (None, r"has no chat template.*--chat-template FILE"),
+        ({"tool_use": "tools"}, "the chat template .* failed"),
+        ("{{ raise_exception('No system role') }}", "chat template .* failed: .*No system role"),
+        ("{% for %}", "the chat template .* failed: .*Expected"),
+        ("{{ messages[7].content.nothing }}", "the chat template .* failed: ."),
     ],
-    ids=["refuses", "syntax", "undefined"],
+    ids=["none", "not-the-default", "refuses", "syntax", "undefined"],
 )
 def test_a_template_that_fails_is_an_error_with_its_reason(
-    tokenizer: PreTrainedTokenizerFast, template: str, reason: str
+    tokenizer: PreTrainedTokenizerFast, template: Any, message: str
 ) -> None:
-    with pytest.raises(ModelError, match=rf"the chat template .* failed: .*{reason}"):
+    with pytest.raises(ModelError, match=message):
         render(with_template(tokenizer, template), ChatFormat(system_prompt="Be brief."))
-
-
-def test_of_several_templates_the_default_one_is_the_own(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    several = {"tool_use": "tools", "default": "Q: {{ messages[0]['content'] }}"}
-    assert render(with_template(tokenizer, several), ChatFormat()) == f"Q: {QUESTION}"
-    with pytest.raises(ModelError, match=r"the chat template .* failed"):
-        render(with_template(tokenizer, {"tool_use": "tools"}), ChatFormat())
+    several = {"tool_use": "tools", "default": f"Q: {BARE}"}
+    assert render(with_template(tokenizer, several)) == f"Q: {QUESTION}"
 
 
 def test_a_template_from_a_file_replaces_the_tokenizers(
@@ -211,22 +175,18 @@ def test_a_template_from_a_file_replaces_the_tokenizers(
     file = tmp_path / "mine.jinja"
     file.write_text("Frage: {{ messages[-1]['content'] }} Ä:", encoding="utf-8")
     chat = ChatFormat.from_option(str(file), None)
-    assert render(tokenizer, chat) == f"Frage: {QUESTION} Ä:"
-    assert render(with_template(tokenizer, None), chat) == f"Frage: {QUESTION} Ä:"
+    for template in (tokenizer.chat_template, None):
+        assert render(with_template(tokenizer, template), chat) == f"Frage: {QUESTION} Ä:"
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.write_bytes(b"\xff\xfe\x00"), None])
+@pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.write_bytes(b"\xff\xfe\x00"), str])
 def test_a_template_file_that_cannot_be_read_is_refused(
-    tmp_path: Path, make: Callable[[Path], object] | None
+    tmp_path: Path, make: Callable[[Path], object]
 ) -> None:
     file = tmp_path / "mine.jinja"
-    if make is not None:
-        make(file)
+    make(file)
     with pytest.raises(InputError, match=r"--chat-template .*cannot be read.*own, published"):
         ChatFormat.from_option(str(file), None)
-
-
-# Where an answer ends
 
 
 def test_an_answer_ends_with_the_token_that_the_template_writes_after_it(
@@ -235,18 +195,11 @@ def test_an_answer_ends_with_the_token_that_the_template_writes_after_it(
     """The template of the tests writes <|im_end|>, which is token 2, after every turn."""
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end_of_turn(tokenizer, ChatFormat(), (99, end)) == end
-    # A template that writes no end: the tokenizer's own, or the model's first.
-    bare = ChatFormat(template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    assert end_of_turn(tokenizer, bare, (99, tokenizer.eos_token_id)) == tokenizer.eos_token_id
-    assert end_of_turn(tokenizer, bare, (99, 98)) == 99
     assert end_of_turn(tokenizer, ChatFormat(template=PUBLISHED), (99, end)) == end
-
-
-def test_a_template_that_knows_no_assistant_falls_back_to_the_tokenizers_end(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    refusing = ChatFormat(
-        template="{% for m in messages %}{% if m['role'] == 'assistant' %}"
-        "{{ raise_exception('no') }}{% endif %}{{ m['content'] }}{% endfor %}"
-    )
-    assert end_of_turn(tokenizer, refusing, (tokenizer.eos_token_id,)) == tokenizer.eos_token_id
+    # Templates that write no end, or know no assistant: the tokenizer's own, or the model's first.
+    bare = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    refusing = "{% if messages[-1]['role'] == 'assistant' %}{{ raise_exception('no') }}{% endif %}"
+    for template in (bare, refusing + bare):
+        chat = ChatFormat(template=template)
+        assert end_of_turn(tokenizer, chat, (99, end)) == end == tokenizer.eos_token_id
+    assert end_of_turn(tokenizer, ChatFormat(template=bare), (99, 98)) == 99
