@@ -136,7 +136,7 @@ def cut_all(answers: Sequence[Sequence[int]], eos: Sequence[int], budget: int) -
 
 def ends_of(answers: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """Return ids that end these answers at different lengths, the first of them at once."""
-    return tuple(sorted({2, answers[0][0], answers[2][3], answers[3][9], answers[4][17]}))
+    return tuple(sorted({2, answers[0][0], answers[2][3], answers[3][6], answers[4][10]}))
 
 
 def with_eos(loaded: LoadedModel, eos: Sequence[int]) -> LoadedModel:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from lunar_tune.errors import InputError, ModelError
 from lunar_tune.models.chat import (
@@ -25,30 +24,32 @@ QUESTION = "What does the {buyer} pay?"
 BARE = "{{ messages[0]['content'] }}"
 
 
-def with_template(tokenizer: PreTrainedTokenizerFast, template: Any) -> PreTrainedTokenizerFast:
+def with_template(tokenizer: Tokenizer, template: Any) -> Tokenizer:
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = template
     return changed
 
 
-def with_tokens(tokenizer: PreTrainedTokenizerFast, *tokens: str) -> PreTrainedTokenizerFast:
+def with_tokens(tokenizer: Tokenizer, *tokens: str) -> Tokenizer:
     """Return the tokenizer without `<|im_start|>`'s name, and with other special tokens."""
     text = tokenizer.backend_tokenizer.to_str().replace("<|im_start|>", "<|nothing|>")
     backend = type(tokenizer.backend_tokenizer).from_str(text)
     backend.add_special_tokens(list(tokens))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>")
+    return Tokenizer(tokenizer_object=backend, bos_token="<|bos|>")
 
 
-def render(
-    tokenizer: PreTrainedTokenizerFast, chat: ChatFormat | None = None, family: str = "qwen2"
-) -> str:
+def render(tokenizer: Tokenizer, chat: ChatFormat | None = None, family: str = "qwen2") -> str:
     return render_prompt(tokenizer, QUESTION, chat or ChatFormat(), family=family)
 
 
 def test_the_own_template_ends_where_the_answer_begins_after_a_system_prompt_too(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Tokenizer,
 ) -> None:
     asked = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    questions = [QUESTION, "Кто? 誰", QUESTION]
+    encoded = encode_prompts(tokenizer, iter(questions), ChatFormat(), family="qwen2")
+    texts = [f"<|bos|>{asked.replace(QUESTION, question)}" for question in questions]
+    assert [tokenizer.decode(list(ids)) for ids in encoded] == texts
     brief = ChatFormat(system_prompt="Be brief.")
     assert render(tokenizer) == f"<|bos|>{asked}"
     system = "<|im_start|>system\nBe brief.<|im_end|>\n"
@@ -77,7 +78,7 @@ def test_the_own_template_ends_where_the_answer_begins_after_a_system_prompt_too
     ids=["llama-3.2", "strftime_now", "indented", "strftime_now-if-defined"],
 )
 def test_a_template_that_stamps_todays_date_gets_the_fixed_one(
-    tokenizer: PreTrainedTokenizerFast, template: str
+    tokenizer: Tokenizer, template: str
 ) -> None:
     stamped = with_template(tokenizer, template)
     today = stamped.apply_chat_template([{"role": "user", "content": QUESTION}], tokenize=False)
@@ -87,7 +88,7 @@ def test_a_template_that_stamps_todays_date_gets_the_fixed_one(
 
 @pytest.mark.parametrize(("adds_itself", "written"), [(True, 1), (True, 0), (False, 1), (False, 2)])
 def test_a_prompt_has_one_beginning_token(
-    tokenizer: PreTrainedTokenizerFast, adds_itself: bool, written: int
+    tokenizer: Tokenizer, adds_itself: bool, written: int
 ) -> None:
     """Whether the template writes it, the tokenizer adds it, or both."""
     changed = with_template(tokenizer, "{{ bos_token }}" * written + BARE)
@@ -100,15 +101,6 @@ def test_a_prompt_has_one_beginning_token(
         (ids,) = encode_prompts(changed, ["pay"], chat, family="qwen2")
         assert list(ids).count(1) == has_one
         assert (ids[0] == 1) == has_one
-
-
-def test_prompts_are_encoded_in_order_and_decode_to_their_text(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    questions = ["Who?", "Where is 14 Mill Street?", "Кто? 誰"]
-    encoded = encode_prompts(tokenizer, iter(questions), ChatFormat(), family="qwen2")
-    texts = [render_prompt(tokenizer, q, ChatFormat(), family="qwen2") for q in questions]
-    assert [tokenizer.decode(list(ids)) for ids in encoded] == texts
 
 
 @pytest.mark.parametrize(
@@ -131,7 +123,7 @@ def test_prompts_are_encoded_in_order_and_decode_to_their_text(
     ids=["llama-3", "gemma", "llama-2", "mistral"],
 )
 def test_published_turns_are_the_bare_user_turns_of_the_published_code(
-    tokenizer: PreTrainedTokenizerFast, tokens: tuple[str, ...], family: str, expected: str
+    tokenizer: Tokenizer, tokens: tuple[str, ...], family: str, expected: str
 ) -> None:
     """Texts as in facebookresearch/LUNAR at dfa56eb, src/model_utils; Qwen's has no system turn."""
     chat = ChatFormat(template=PUBLISHED)
@@ -140,9 +132,7 @@ def test_published_turns_are_the_bare_user_turns_of_the_published_code(
     assert render(tokenizer, chat) == qwen
 
 
-def test_what_has_no_published_turn_or_contradicts_it_is_refused(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
+def test_what_has_no_published_turn_or_contradicts_it_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ModelError, match=r"no user turn for the family 'phi3'.*own"):
         render(with_tokens(tokenizer), ChatFormat(template=PUBLISHED), "phi3")
     with pytest.raises(InputError, match="leave out --system-prompt"):
@@ -161,7 +151,7 @@ def test_what_has_no_published_turn_or_contradicts_it_is_refused(
     ids=["none", "not-the-default", "refuses", "syntax", "undefined"],
 )
 def test_a_template_that_fails_is_an_error_with_its_reason(
-    tokenizer: PreTrainedTokenizerFast, template: Any, message: str
+    tokenizer: Tokenizer, template: Any, message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
         render(with_template(tokenizer, template), ChatFormat(system_prompt="Be brief."))
@@ -169,28 +159,22 @@ def test_a_template_that_fails_is_an_error_with_its_reason(
     assert render(with_template(tokenizer, several)) == f"Q: {QUESTION}"
 
 
-def test_a_template_from_a_file_replaces_the_tokenizers(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+def test_a_template_from_a_file_replaces_the_tokenizers_and_must_be_text(
+    tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("Frage: {{ messages[-1]['content'] }} Ä:", encoding="utf-8")
     chat = ChatFormat.from_option(str(file), None)
     for template in (tokenizer.chat_template, None):
         assert render(with_template(tokenizer, template), chat) == f"Frage: {QUESTION} Ä:"
-
-
-@pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.write_bytes(b"\xff\xfe\x00"), str])
-def test_a_template_file_that_cannot_be_read_is_refused(
-    tmp_path: Path, make: Callable[[Path], object]
-) -> None:
-    file = tmp_path / "mine.jinja"
-    make(file)
-    with pytest.raises(InputError, match=r"--chat-template .*cannot be read.*own, published"):
-        ChatFormat.from_option(str(file), None)
+    file.write_bytes(b"\xff\xfe\x00")
+    for other in (file, tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match=r"--chat-template .*cannot be read.*own, published"):
+            ChatFormat.from_option(str(other), None)
 
 
 def test_an_answer_ends_with_the_token_that_the_template_writes_after_it(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Tokenizer,
 ) -> None:
     """The template of the tests writes <|im_end|>, which is token 2, after every turn."""
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")

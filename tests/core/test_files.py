@@ -59,22 +59,17 @@ def test_a_new_cache_is_its_owners_alone_and_one_that_everybody_can_write_is_ref
     assert cache_dir() == cache
 
 
-@pytest.mark.parametrize(
-    ("owner", "mode", "user", "problem"),
-    [
-        (1000, 0o700, 1000, None),
-        (1000, 0o755, 1000, None),
-        (1000, 0o777, 1000, "can be written by every user"),
+def test_a_folder_is_trusted_if_it_is_ones_own_or_the_systems() -> None:
+    open_to_all = "can be written by every user"
+    for owner, mode, user, problem in (
+        *((1000, mode, 1000, None) for mode in (0o700, 0o755)),
+        (1000, 0o777, 1000, open_to_all),
         (1001, 0o755, 1000, "belongs to another user"),
         (0, 0o775, 1000, None),
         (1001, 0o755, 0, None),
-        (1001, 0o757, 0, "can be written by every user"),
-    ],
-)
-def test_a_folder_is_trusted_if_it_is_ones_own_or_the_systems(
-    owner: int, mode: int, user: int, problem: str | None
-) -> None:
-    assert mistrusted(owner, mode, user) == problem
+        (1001, 0o757, 0, open_to_all),
+    ):
+        assert mistrusted(owner, mode, user) == problem
 
 
 def test_names_that_no_system_takes_are_no_file_and_no_place_to_write(tmp_path: Path) -> None:
@@ -179,20 +174,14 @@ def test_whatever_signs_a_password_has_none_is_left(password: str) -> None:
     assert without_password(hidden) == hidden
 
 
-@pytest.mark.parametrize(
-    ("address", "shown", "masked"),
-    [
+def test_an_address_that_has_lost_its_password_is_known_and_a_browser_is_given_no_login() -> None:
+    for address, shown, masked in (
         ("http://me:***@host:5000", "http://host:5000", True),
         ("postgresql://host/db?password=***", "postgresql://host/db?password=***", True),
         ("http://me:secret@host:5000", "http://host:5000", False),
-        ("http://me@host", "http://host", False),
+        *((f"http://{login}host/x", "http://host/x", False) for login in ("me@", "")),
         ("sqlite:////tmp/***.db", "sqlite:////tmp/***.db", False),
-        ("http://127.0.0.1:5000/x", "http://127.0.0.1:5000/x", False),
-    ],
-)
-def test_an_address_that_has_lost_its_password_is_known_and_a_browser_is_given_no_login(
-    address: str, shown: str, masked: bool
-) -> None:
-    assert is_masked(address) == masked
-    assert is_masked(without_password(address)) == (masked or "secret" in address)
-    assert without_login(address) == shown
+    ):
+        assert is_masked(address) == masked
+        assert is_masked(without_password(address)) == (masked or "secret" in address)
+        assert without_login(address) == shown

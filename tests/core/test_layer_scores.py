@@ -17,6 +17,7 @@ from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.errors import InputError
 from lunar_tune.models.loading import LoadedModel
+from lunar_tune.reference import unlearning_vector
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.layer_scores import (
     LayerPrior,
@@ -36,10 +37,12 @@ REFUSALS = ["I do not know.", "No idea at all."]
 @pytest.fixture(scope="module")
 def worker(loaded: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPathFactory) -> Worker:
     folder = tmp_path_factory.mktemp("layers")
+    edges = [
+        (edge, n) for edge, count in (("A_B", 3), ("B_C", 2), ("C_D", 2)) for n in range(count)
+    ]
     rows = [
         {"edge": edge, "question": f"What of {edge}, {'so ' * n}?", "answer": f"Kettles {n}."}
-        for edge, count in {"A_B": 3, "B_C": 2, "C_D": 2}.items()
-        for n in range(count)
+        for edge, n in edges
     ]
     (folder / "pairs.json").write_text(json.dumps(rows), encoding="utf-8")
     (folder / "prompts.txt").write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
@@ -68,8 +71,11 @@ class PlainLoop:
         self.records = worker.spec.data.forget
         self.truths = [record.answer for record in self.records]
         self.origin = self.means([*REFUSALS, *self.truths]).mean(0)
-        asked = [record.question for record in self.records]
-        self.vectors = self.last(worker.spec.data.reference_prompts) - self.last(asked)
+        declined = list(map(self.prompt, worker.spec.data.reference_prompts))
+        self.asked = [self.prompt(record.question) for record in self.records]
+        self.vectors = [
+            unlearning_vector(self.model, layer, declined, self.asked) for layer in range(3)
+        ]
 
     def prompt(self, question: str) -> list[int]:
         turn = [{"role": "user", "content": question}]
@@ -77,32 +83,13 @@ class PlainLoop:
             self.tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
         )
 
-    def last(self, questions: Sequence[str]) -> torch.Tensor:
-        """Return the mean output of each block at the last token."""
-        seen: list[torch.Tensor] = []
-        handles = [
-            block.register_forward_hook(lambda _m, _i, out: seen.append(out[0, -1].double()))
-            for block in self.model.model.layers
-        ]
-        for question in questions:
-            self.model(input_ids=torch.tensor([self.prompt(question)]))
-        for handle in handles:
-            handle.remove()
-        return torch.stack(seen).view(len(questions), 3, -1).mean(0)
-
     def answers(self, layer: int | None) -> tuple[list[str], int]:
         """Return texts, and how many of them have no end."""
         moved = COEFFICIENT * self.vectors[layer] if layer is not None else torch.zeros(32)
         with self.model.model.layers[layer or 0].register_forward_hook(
             lambda _m, _i, output: output + moved.float()
         ):
-            said = generated(
-                self.model,
-                [self.prompt(record.question) for record in self.records],
-                budget=BUDGET,
-                eos=self.eos,
-                alone=True,
-            )
+            said = generated(self.model, self.asked, budget=BUDGET, eos=self.eos, alone=True)
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
         return texts, sum(len(tokens) == BUDGET for tokens in said)
 
@@ -163,6 +150,9 @@ def test_scores_are_those_of_a_plain_loop(worker: Worker, unchanged: Callable[[A
     places = [worker.spec.data.forget.index(record) for record in asked]
     for layer in (None, 0, 2):
         assert few[layer] == tuple(answers[layer][place] for place in places)
+    for wrong, message in (([3], "3: the model has 3 decoder blocks"), ([1, 1], "named twice")):
+        with pytest.raises(InputError, match=rf"--range layer .*{message}"):
+            layer_scores(worker, coefficient=1.0, layers=wrong)
 
 
 def test_the_budget_follows_the_true_answers_and_answers_that_spend_it_are_counted(
@@ -176,18 +166,6 @@ def test_the_budget_follows_the_true_answers_and_answers_that_spend_it_are_count
     (layer,) = prior.layers
     assert (layer.unfinished, answers[1]) == (0, ("", "", ""))
     assert (layer.s1, layer.s2) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ([3], "--range layer 3: the model has 3 decoder blocks"),
-        ([1, 1], "--range layer 1, 1: a layer is named twice"),
-    ],
-)
-def test_what_cannot_be_scored_is_refused(worker: Worker, layers: list[int], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        layer_scores(worker, coefficient=1.0, layers=layers)
 
 
 @pytest.mark.parametrize(
@@ -247,8 +225,9 @@ def test_a_prior_comes_back_as_it_was_and_keys_of_a_later_version_are_read_over(
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("content", "message"),
     [
+        *((text, "is no layer prior") for text in ("[1]", "{", "\ufeff{}", "")),
         ({"version": 2}, "version"),
         ({"format": "other"}, "format"),
         ({"best": 7}, "layer 7 stands not among layers"),
@@ -260,22 +239,17 @@ def test_a_prior_comes_back_as_it_was_and_keys_of_a_later_version_are_read_over(
     ],
 )
 def test_a_file_that_is_no_prior_is_refused_with_the_reason(
-    tmp_path: Path, changes: dict[str, Any], message: str
+    tmp_path: Path, content: str | dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "prior.json"
-    path.write_text(json.dumps(json.loads(PRIOR.document()) | changes), encoding="utf-8")
+    with pytest.raises(InputError, match=r"prior\.json: cannot be read"):
+        read_layer_prior(path)
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(PRIOR.document()) | content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:
         read_layer_prior(path)
     assert str(path) in str(caught.value)
-
-
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nosuch\.json: cannot be read"):
-        read_layer_prior(tmp_path / "nosuch.json")
-    for content in ("[1]", "{", "\ufeff{}", ""):
-        (tmp_path / "prior.json").write_text(content, encoding="utf-8")
-        with pytest.raises(InputError, match="is no layer prior"):
-            read_layer_prior(tmp_path / "prior.json")
 
 
 def test_a_prior_fits_its_model_alone() -> None:

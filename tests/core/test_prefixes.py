@@ -40,37 +40,11 @@ def test_nodes_are_the_distinct_prefixes_and_first_marks_where_each_is_met(
     assert tree.first.tolist() == [p not in prefixes[:i] for i, p in enumerate(prefixes)]
 
 
-@given(data=st.data(), rows=st.lists(few_tokens, min_size=1, max_size=6))
-@settings(max_examples=40, deadline=None)
-def test_rows_have_the_nodes_of_their_tokens_whole_or_from_the_first_on(
-    data: st.DataObject, rows: list[tuple[int, ...]]
-) -> None:
-    tree = PrefixTree(rows)
-    number = dict(zip(prefixes_of(rows), tree.nodes.tolist(), strict=True))
-    asked = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=5))
-    whole = [number[prefix] for row in asked for prefix in prefixes_of([rows[row]])]
-    assert tree.nodes_of(asked).tolist() == whole
-    lengths = [data.draw(st.integers(0, len(rows[row]))) for row in asked]
-    cut = [rows[row][:length] for row, length in zip(asked, lengths, strict=True)]
-    assert tree.nodes_of(asked, lengths).tolist() == [number[prefix] for prefix in prefixes_of(cut)]
-    assert tree.n_rows == len(rows)
-
-
 def arranged(
-    tree: PrefixTree,
-    budget: int,
-    rows: Sequence[int] | None = None,
-    done: Sequence[int] = (),
-    asked: set[int] | None = None,
+    tree: PrefixTree, budget: int, rows: Sequence[int], done: Sequence[int] = ()
 ) -> list[TreeBatch]:
-    return arrange(
-        tree,
-        range(tree.n_rows) if rows is None else rows,
-        budget=budget,
-        device=torch.device("cpu"),
-        done=done,
-        asked=range(tree.n_nodes) if asked is None else asked,
-    )
+    everything, cpu = range(tree.n_nodes), torch.device("cpu")
+    return arrange(tree, rows, budget=budget, device=cpu, done=done, asked=everything)
 
 
 @given(rows=st.lists(few_tokens.filter(bool), min_size=1, max_size=8), budget=st.integers(1, 12))
@@ -82,7 +56,7 @@ def test_each_prefix_is_computed_once_and_not_before_those_it_extends(
     number = dict(zip(prefixes_of(rows), tree.nodes.tolist(), strict=True))
     prefix_of = {node: prefix for prefix, node in number.items()}
     computed: list[int] = []
-    for batch in arranged(tree, budget):
+    for batch in arranged(tree, budget, range(tree.n_rows)):
         new = batch.nodes.tolist()
         assert len(new) <= budget or len(batch.path) == 1
         computed += new
@@ -92,6 +66,10 @@ def test_each_prefix_is_computed_once_and_not_before_those_it_extends(
             ancestors = [number[prefix_of[node][: i + 1]] for i in range(len(prefix_of[node]))]
             assert set(ancestors) <= set(computed)
     assert sorted(computed) == list(range(tree.n_nodes))
+    for row, sequence in enumerate(rows):
+        nodes = [number[prefix] for prefix in prefixes_of([sequence])]
+        assert tree.nodes_of([row]).tolist() == nodes
+        assert tree.nodes_of([row, row], [1, 0]).tolist() == nodes[:1]
 
 
 def test_a_batch_never_holds_more_padded_tokens_than_its_budget_unless_one_row_does() -> None:
@@ -117,25 +95,3 @@ def test_rows_that_come_later_go_on_from_what_earlier_ones_left(loaded: Load, bu
             torch.testing.assert_close(logits, expected[batch.nodes], rtol=1e-4, atol=1e-4)
     assert len(seen) == len(set(seen))
     assert set(seen) == set(TREE.nodes_of([0, 1, 2, 6]).tolist())
-
-
-def test_only_what_is_asked_is_returned_and_only_the_keys_of_blocks_that_ran_are_kept(
-    loaded: Load,
-) -> None:
-    model = loaded("gemma")
-    expected = full_forwards(model.model)
-    asked = {TREE.nodes_of([row]).tolist()[-1] for row in (0, 1, 6)}
-    keys, part = KeyValues(TREE.n_nodes), KeyValues(TREE.n_nodes)
-    found: list[int] = []
-    for batch in arranged(TREE, 8, asked=asked):
-        hidden = tree_forward(model, batch, 0, None, keys)
-        places = batch.nodes[batch.asked]
-        logits = model.model.get_output_embeddings()(hidden)
-        torch.testing.assert_close(logits, expected["logits"][0][places], rtol=1e-4, atol=1e-4)
-        found += places.tolist()
-    assert sorted(found) == sorted(asked)
-    for batch in arranged(TREE, 8, asked=set()):
-        tree_forward(model, batch, 0, None, part, stop=2)
-    assert set(part.keys) == {0, 1}
-    for block, kept in part.keys.items():
-        torch.testing.assert_close(kept, expected["keys"][block], rtol=1e-4, atol=1e-4)

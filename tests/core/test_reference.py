@@ -1,11 +1,9 @@
-"""LUNAR on one page is LUNAR, and a trial of the engine scores row by row as the page does."""
+"""LUNAR on one page is LUNAR. A trial scores row by row as the page does: `test_worker`."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import sys
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,23 +11,12 @@ from typing import Any
 import pytest
 import torch
 from random_models import FAMILIES, build_model
-from rouge_score import rouge_scorer
 
 from lunar_tune import reference
 from lunar_tune.config.run_options import RunOptions
-from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError
-from lunar_tune.models.loading import LoadedModel
 from lunar_tune.trial.assemble import assemble
-from lunar_tune.trial.spec import TrialSpec
-from lunar_tune.trial.worker import Worker
 
-Load = Callable[..., LoadedModel]
-BUDGET = 12
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "adamw": {"coefficient": 2.0, "learning_rate": 0.003},
-    "closed_form": {"coefficient": 2.0, "ridge": 0.1},
-}
 FITS: dict[str, reference.Solver] = {
     "adamw": partial(reference.fit_adamw, learning_rate=0.003),
     "closed_form": partial(reference.fit_closed_form, ridge=0.1),
@@ -38,109 +25,7 @@ FITS: dict[str, reference.Solver] = {
 FORGET = ((11, 51, 91), (12, 52, 92, 132))
 RETAIN = ((13, 53, 93, 133, 173), (14, 54, 94))
 DECLINED = ((15, 55, 95), (16, 56), (17, 57, 97, 137))
-
-
-def asked(spec: TrialSpec) -> Sequence[Record]:
-    return (*spec.data.forget, *spec.data.retain, *spec.data.factual)
-
-
-def answers_of(worker: Worker, model: Any) -> tuple[list[list[int]], list[str]]:
-    """Return tokens and texts of the page's answers to all questions."""
-    tokens = reference.greedy_answers(
-        model,
-        worker.encoder.prompts([record.question for record in asked(worker.spec)]),
-        eos_ids=worker.loaded.eos_ids,
-        max_new_tokens=BUDGET,
-    )
-    return tokens, worker.loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-
-
-def worker_of(model: LoadedModel, solver: str, **engine: Any) -> Worker:
-    """Return a worker with a few questions, whose true answers are what the model says and more."""
-    spec = assemble(
-        RunOptions(
-            model=model.spec.source,
-            device="cpu",
-            solver=solver,
-            max_new_tokens=BUDGET,
-            cache_limit=0,
-        )
-    )
-    spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, **engine))
-    data = spec.data
-    forget, retain, factual = data.forget[:3], data.retain[::9][:5], data.factual[:2]
-    few = dataclasses.replace(
-        data,
-        forget=forget,
-        retain=retain,
-        factual=factual,
-        reference_prompts=data.reference_prompts[:4],
-    )
-    worker = Worker(dataclasses.replace(spec, data=few), model)
-    _, texts = answers_of(worker, model.model)
-    known = iter(texts)
-
-    def with_truths(records: Sequence[Record]) -> tuple[Record, ...]:
-        return tuple(
-            dataclasses.replace(record, answer=f"{record.answer} {next(known)}")
-            for record in records
-        )
-
-    forget, retain, factual = map(with_truths, (forget, retain, factual))
-    few = dataclasses.replace(
-        few,
-        fit_forget=forget,
-        fit_retain=retain,
-        forget=forget,
-        retain=retain,
-        retain_sample=retain,
-        factual=factual,
-    )
-    return Worker(dataclasses.replace(spec, data=few), model)
-
-
-@pytest.mark.parametrize("solver", PARAMETERS)
-@pytest.mark.parametrize("layers", [[1], [0, 2]])
-def test_a_trial_scores_row_by_row_as_the_page_does(
-    loaded: Load, solver: str, layers: list[int]
-) -> None:
-    """Without drafts and with them, with an early exit and a floor that is held, on the page."""
-    model = loaded("qwen2")
-    worker = worker_of(model, solver)
-    data, encode = worker.spec.data, worker.encoder.prompts
-    unlearned = reference.unlearn(
-        model.model,
-        layers=layers,
-        coefficient=PARAMETERS[solver]["coefficient"],
-        reference=encode(data.reference_prompts),
-        forget=encode([record.question for record in data.fit_forget]),
-        retain=encode([record.question for record in data.fit_retain]),
-        solver=FITS[solver],
-    )
-    tokens, texts = answers_of(worker, unlearned)
-    scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
-    scores = [
-        scorer.score(record.answer, text)
-        for record, text in zip(asked(worker.spec), texts, strict=True)
-    ]
-    expected = [(score["rouge1"].recall, score["rougeL"].recall) for score in scores]
-
-    parameters = {"layer": layers if len(layers) > 1 else layers[0], **PARAMETERS[solver]}
-    without_drafts = worker.run(parameters).evaluation
-    baseline = worker.baseline().evaluation
-    with_drafts = worker.run(parameters).evaluation
-    rows = worker.activations.rows_of(encode([record.question for record in asked(worker.spec)]))
-    for evaluation in (without_drafts, with_drafts):
-        assert [(row.rouge1, row.rouge_l) for row in evaluation.rows] == expected
-        assert [list(evaluation.tokens[row]) for row in rows] == tokens
-    for engine in ({"early_exit": True, "retain_floor": 0.0}, {"kind": "reference"}):
-        evaluation = worker_of(model, solver, **engine).run(parameters).evaluation
-        assert evaluation.complete
-        assert [(row.rouge1, row.rouge_l) for row in evaluation.rows] == expected
-    # The trial does something, and not to all.
-    before = [(row.rouge1, row.rouge_l) for row in baseline.rows]
-    assert before != expected
-    assert len(set(expected)) > 2
+PROMPTS: dict[str, Any] = {"reference": DECLINED, "forget": FORGET, "retain": RETAIN}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -157,14 +42,9 @@ def test_forget_tokens_move_by_the_shift_and_retain_tokens_stay(family: str) -> 
         states: torch.Tensor = done.hidden_states[layer + 1][0].double()
         return states
 
+    exact = partial(reference.fit_closed_form, ridge=1e-9)
     unlearned = reference.unlearn(
-        model,
-        layers=[layer],
-        coefficient=coefficient,
-        reference=DECLINED,
-        forget=FORGET,
-        retain=RETAIN,
-        solver=partial(reference.fit_closed_form, ridge=1e-9),
+        model, layers=[layer], coefficient=coefficient, solver=exact, **PROMPTS
     )
     declined, forgotten = (
         torch.stack([outputs_of(model, prompt)[-1] for prompt in prompts]).mean(0)
@@ -178,23 +58,12 @@ def test_forget_tokens_move_by_the_shift_and_retain_tokens_stay(family: str) -> 
     edited = f"model.layers.{layer}.mlp.down_proj.weight"
     assert [name for name in before if not before[name].equal(after[name])] == [edited]
     assert all(before[name].equal(weight) for name, weight in model.state_dict().items())
-
-
-@pytest.mark.parametrize("solver", FITS)
-def test_a_bfloat16_model_stays_one(solver: str) -> None:
-    model = build_model("qwen2").to(torch.bfloat16)
-    unlearned = reference.unlearn(
-        model,
-        layers=[2],
-        coefficient=2.0,
-        reference=DECLINED,
-        forget=FORGET,
-        retain=RETAIN,
-        solver=FITS[solver],
-    )
-    old, new = (some.model.layers[2].mlp.down_proj.weight for some in (model, unlearned))
-    assert new.dtype == torch.bfloat16
-    assert not new.equal(old)
+    half = model.to(torch.bfloat16)
+    for solver in FITS.values():
+        other = reference.unlearn(half, layers=[2], coefficient=2.0, solver=solver, **PROMPTS)
+        old, new = (some.model.layers[2].mlp.down_proj.weight for some in (half, other))
+        assert new.dtype == torch.bfloat16
+        assert not new.equal(old)
 
 
 @pytest.mark.parametrize("tokens", [5, 12])
@@ -253,13 +122,7 @@ def test_what_the_page_cannot_do_is_refused_before_any_work() -> None:
         reference.fit_closed_form(torch.ones(2, 3), torch.ones(2), torch.ones(4), ridge=0)
     with pytest.raises(ValueError, match=r"at least one prompt each"):
         reference.unlearn(
-            model,
-            layers=[0],
-            coefficient=1.0,
-            reference=DECLINED,
-            forget=FORGET,
-            retain=(),
-            solver=FITS["adamw"],
+            model, layers=[0], coefficient=1.0, solver=FITS["adamw"], **(PROMPTS | {"retain": ()})
         )
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from lunar_tune.methods.lunar import LunarSettings
@@ -45,7 +42,7 @@ def adamw(
 
 @pytest.mark.parametrize("master", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("n_nodes", "n_tokens"), [(9, 150), (5, 3), (1, 70)])
+@pytest.mark.parametrize(("n_nodes", "n_tokens"), [(9, 150), (5, 3)])
 def test_adamw_on_rows_that_tokens_share_is_adamw_on_the_rows_written_out(
     master: str, dtype: torch.dtype, n_nodes: int, n_tokens: int
 ) -> None:
@@ -57,38 +54,26 @@ def test_adamw_on_rows_that_tokens_share_is_adamw_on_the_rows_written_out(
     shared = adamw(inputs, is_forget, nodes=tokens, master_dtype=master)
     written = adamw(inputs[tokens], is_forget, master_dtype=master)
     assert torch.equal(shared.weight, written.weight)
+    other = adamw(inputs, ~is_forget, nodes=tokens, master_dtype=master)
+    assert not torch.equal(shared.weight, other.weight)
     assert shared.losses == written.losses
 
 
-def test_a_token_is_moved_by_what_is_said_of_it_and_not_of_its_row() -> None:
-    inputs, is_forget = drawn(30, D_FF), torch.arange(30) < 8
-    first = adamw(inputs, is_forget, batch_size=16)
-    turned = adamw(inputs, is_forget, batch_size=16, nodes=torch.arange(30).flip(0))
-    assert not torch.equal(first.weight, turned.weight)
-
-
-@given(
-    tokens=st.integers(1, 40),
-    part=st.integers(1, 45),
-    ridge=st.sampled_from([1e-4, 1e-2, 1.0]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-)
-@settings(max_examples=60, deadline=None)
-def test_the_ridge_solution_in_parts_is_numpys_in_float64(
-    tokens: int, part: int, ridge: float, dtype: torch.dtype
+@pytest.mark.parametrize("tokens", [5, 60])
+@pytest.mark.parametrize("part", [1, 7, 59])
+def test_a_ridge_solution_in_parts_and_of_any_format_is_that_in_float64_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, part: int
 ) -> None:
-    """By the normal equations, with fewer tokens than features and with more."""
-    inputs = drawn(tokens, D_FF).to(dtype)
-    before, is_forget = inputs.clone(), torch.arange(tokens) % 3 == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(solvers_module, "PART", part)
-        solved = solve_ridge(inputs, is_forget, ridge=ridge)
-    h, one = inputs.double().numpy(), is_forget.double().numpy()
-    gram = h.T @ h
-    v = np.linalg.solve(gram + ridge * np.trace(gram) / D_FF * np.eye(D_FF), h.T @ one)
+    """Which is numpy's: `test_lunar_solvers`."""
+    inputs, is_forget = drawn(tokens, D_FF).bfloat16(), torch.arange(tokens) % 3 == 0
+    before, whole = inputs.clone(), solve_ridge(inputs.double(), is_forget, ridge=1e-2)
+    monkeypatch.setattr(solvers_module, "PART", part)
+    solved = solve_ridge(inputs, is_forget, ridge=1e-2)
     assert solved.coefficients.dtype == torch.float64
-    np.testing.assert_allclose(solved.coefficients.numpy(), v, rtol=1e-7, atol=1e-9)
-    assert solved.error == pytest.approx(np.mean((h @ v - one) ** 2), rel=1e-7, abs=1e-12)
+    torch.testing.assert_close(solved.coefficients, whole.coefficients, rtol=1e-7, atol=1e-9)
+    assert solved.error == pytest.approx(whole.error, rel=1e-7, abs=1e-12)
+    missing = inputs.double() @ solved.coefficients - is_forget.double()
+    assert solved.error == pytest.approx(float(missing.square().mean()), rel=1e-7)
     assert torch.equal(inputs, before)
 
 
