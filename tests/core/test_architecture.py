@@ -178,3 +178,31 @@ print("torch" in sys.modules)
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == ["[]", "False"], done.stderr
+
+
+def test_a_mistake_is_found_before_anything_heavy_is_loaded() -> None:
+    mistakes = (
+        "search --model tiny --forget-edge X_Y",
+        "unlearn layer=1 coefficient=2 learning_rate=0.01 --model tiny --data nothing.json",
+        "layers --model nothing",
+        "finetune --fix nothing=1 --save x",
+        "table5 --model nothing --num-trials 1",
+        "ask nothing hello",
+        "export nothing --save x",
+        "compare nothing",
+        "describe nothing.json",
+    )
+    code = f"""
+import sys
+from lunar_tune.cli.main import main
+for line in {mistakes}:
+    try:
+        main(line.split())
+    except SystemExit as error:
+        print(error.code, file=sys.stderr)
+heavy = ("torch", "transformers", "ray", "mlflow", "nltk", "scipy", "pandas", "altair")
+print(*(name for name in heavy if name in sys.modules), "loaded")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    codes = [line for line in done.stderr.splitlines() if line.isdigit()]
+    assert codes == ["2"] * len(mistakes)
+    assert done.stdout.splitlines()[-1] == "loaded"

@@ -244,6 +244,10 @@ def test_scores_with_an_early_exit_are_those_without_it(
         "zebra",
         " ".join(said[0][3:6]),  # of the prompt that is asked again
     ]
+    end = nothing.tokens[0][10]
+    ending = evaluated(with_eos(model, (end,)), ["zebra"] * 8, kind=kind)
+    rows = [i % len(PROMPTS) for i in range(8)]
+    assert [row.ended for row in ending.rows] == [end in nothing.tokens[row] for row in rows]
     whole = evaluated(model, truths, kind=kind)
     assert all(len(tokens) == BUDGET for tokens in whole.tokens.values())
     for drafts in (None, [list(nothing.tokens[row])[: 5 * row] for row in range(len(PROMPTS))]):
@@ -252,6 +256,8 @@ def test_scores_with_an_early_exit_are_those_without_it(
         for one, other in zip(early.rows, whole.rows, strict=True):
             assert (one.rouge1, one.rouge_l) == (other.rouge1, other.rouge_l)
             assert other.answer.startswith(one.answer.rstrip(REPLACEMENT))
+            assert other.ended is False
+            assert one.ended is (None if one.rouge_l == 1 else False)
         lengths = {row: len(tokens) for row, tokens in early.tokens.items()}
         assert lengths[2] == lengths[4] == BUDGET
         assert max(lengths[row] for row in (0, 1, 5)) < BUDGET

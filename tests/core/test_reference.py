@@ -1,4 +1,4 @@
-"""LUNAR on one page is LUNAR. A trial scores row by row as the page does: `test_worker`."""
+"""LUNAR on one page is LUNAR. Trials score row by row as it does: `test_trials_by_the_page`."""
 
 from __future__ import annotations
 
