@@ -21,6 +21,8 @@ from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.yaml_files import read_yaml
 
+pytestmark = pytest.mark.slow  # a search of its own
+
 
 @pytest.fixture
 def copy(held_out: SharedSearch, tmp_path: Path) -> Folder:

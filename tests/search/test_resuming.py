@@ -368,7 +368,10 @@ class Scripted:
             loop.take("id", next(confirmations) if task.kind == CONFIRMATION else outcome)
 
 
-def test_a_search_whose_full_evaluation_failed_says_so_and_is_not_finished(tmp_path: Path) -> None:
+def test_a_search_whose_full_evaluation_failed_says_so_and_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lunar_tune.search.session.write_mirrors", lambda *_: None)
     plan = plan_search(SearchConfig(output=tmp_path, name="n", num_trials=2))
     folder = make_folder(plan.config, plan.spec)
     console = Console(record=True, file=StringIO(), width=200)
