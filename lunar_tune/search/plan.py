@@ -13,6 +13,7 @@ from lunar_tune.config.run_options import (
     LEAST_BUDGET,
     NONE,
     PUBLISHED_MAX_NEW_TOKENS,
+    TINY,
     RunOptions,
     read_assignments,
 )
@@ -89,9 +90,12 @@ class SearchPlan:
             budget = f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
         if config.time_budget is not None:
             trials += f", none started after {config.time_budget:g} s"
-        weights = f" with {spec.model.weights}" if spec.model.weights else ""
+        model, source = spec.model, spec.model.source
+        if model.name == TINY:
+            source = "built and taught on this machine"
+        weights = f" with {model.weights}" if model.weights else ""
         return {
-            "model": f"{spec.model.name}{weights}",
+            "model": model.name + (f" ({source})" if source != model.name else "") + weights,
             **({"  origin": lineage.summary} if lineage is not None else {}),
             "data": questions,
             "method": f"{spec.method.name} ({spec.method.variant})",

@@ -26,6 +26,7 @@ __all__ = [
     "nearest_first",
     "parameter_importance",
     "score_cells",
+    "shown_score",
 ]
 
 COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
@@ -102,9 +103,16 @@ class TrialRow:
         }
 
 
-def score_cells(scores: Mapping[str, float]) -> list[str]:
-    """Return the headline scores as cells of a table on the screen, a dash where there is none."""
-    return [f"{scores[name]:.3f}" if name in scores else "-" for name in HEADLINE_SCORES]
+def score_cells(scores: Mapping[str, float], names: Iterable[str] = HEADLINE_SCORES) -> list[str]:
+    """Return scores as cells of a table on the screen."""
+    return [shown_score(scores.get(name)) for name in names]
+
+
+def shown_score(score: float | None) -> str:
+    """Return a score as it stands on the screen, a dash where there is none."""
+    if score is None:
+        return "-"
+    return f"{score:.3f}" if abs(score) < 1000 else f"{score:.2e}"
 
 
 def is_number(value: Any) -> bool:

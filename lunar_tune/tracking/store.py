@@ -33,8 +33,7 @@ __all__ = [
     "with_password",
 ]
 
-_SQLITE = "sqlite:///"
-_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_SQLITE, _URI_VARIABLE = "sqlite:///", "MLFLOW_TRACKING_URI"
 _RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _EXPERIMENT_TAGS = {
     # Without it the UI asks whether the runs are of an agent or of a model.

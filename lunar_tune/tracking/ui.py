@@ -86,10 +86,9 @@ def keep_views(client: MlflowClient, found: Sequence[Shown]) -> list[View]:
 def keep_lists(client: MlflowClient, experiment: str, group: Sequence[Shown]) -> list[View]:
     """Keep lists of all trials and all searches of an experiment, with the columns of some."""
     trials = _trials(group, f"tags.`{TRIAL_OF}` LIKE '%'")
-    kept = (("trials", trials), ("searches", _searches(group)))
     return [
         View(f"all {what}", experiment, _keep(client, experiment, what, f"all {what}", state))
-        for what, state in kept
+        for what, state in (("trials", trials), ("searches", _searches(group)))
     ]
 
 

@@ -131,7 +131,7 @@ class TaskRunner:
         worker = self._worker
         if task.kind == BASE_MODEL:
             self._watch(task.number, True)
-            result = _light(worker.baseline())
+            result = _light(worker.baseline(reported=True))
             prior = None
             if (coefficient := task.layer_coefficient) is not None:
                 from lunar_tune.trial.layer_scores import layer_scores
@@ -148,9 +148,9 @@ class TaskRunner:
         if task.kind == TRIAL:
             return Outcome(result=_light(worker.run(task.parameters)))
         held_out = self._spec.data.held_out is not None  # there it is reported, not judged
-        result = _light(worker.run(task.parameters, full=True, bounded=not held_out))
+        result = _light(worker.run(task.parameters, full=True, bounded=not held_out, reported=True))
         # Of held-out questions nothing is known yet of the base model.
-        baseline = _light(worker.baseline(full=True)) if held_out else None
+        baseline = _light(worker.baseline(full=True, reported=True)) if held_out else None
         return Outcome(result=result, baseline=baseline)
 
 

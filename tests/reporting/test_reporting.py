@@ -244,7 +244,7 @@ def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
     table = answers_beside(before, after)
     assert list(table) == [
         *("set", "edge", "row", "question", "truth"),
-        *("base_model", "answer", "rouge1_before", "rouge1"),
+        *("base_model", "answer", "rouge1_before", "rouge1", "rouge_l", "ended"),
     ]
     assert table["answer"].tolist() == ["c", "a", "b", "d"]
     assert table["base_model"].tolist()[:3] == ["other edge", "first", "again"]

@@ -53,9 +53,9 @@ def expected(spec: Specs) -> dict[str, Any]:
     """Return what a worker gives for each kind of task."""
     worker = Worker(spec())
     return {
-        BASE_MODEL: light(worker.baseline()),
+        BASE_MODEL: light(worker.baseline(reported=True)),
         TRIAL: light(worker.run(SETTING)),
-        CONFIRMATION: light(worker.run(SETTING, full=True)),
+        CONFIRMATION: light(worker.run(SETTING, full=True, reported=True)),
     }
 
 
@@ -74,6 +74,8 @@ def test_outcomes_are_what_a_worker_gives(runner: TaskRunner, expected: dict[str
     for kind in (BASE_MODEL, TRIAL, CONFIRMATION):
         outcome = runner.run(Task(kind=BASE_MODEL) if kind == BASE_MODEL else trial(kind=kind))
         assert light(outcome.result) == expected[kind]
+        measured = outcome.result is not None and outcome.result.evaluation.scores
+        assert ("forget_mrr" in (measured or {})) is (kind != TRIAL)
         assert outcome == Outcome(result=outcome.result)
 
 
@@ -96,7 +98,7 @@ def test_a_confirmation_on_held_out_questions_brings_the_base_model_on_the_same(
         for result in (outcome.result, outcome.baseline):
             assert result is None or result.evaluation.tokens == {}
     assert outcome.result is not None
-    assert light(outcome.baseline) == light(Worker(made).baseline(full=True))
+    assert light(outcome.baseline) == light(Worker(made).baseline(full=True, reported=True))
     assert made.data.held_out is not None
     held = {record.question for record in (*made.data.held_out.forget, *made.data.held_out.retain)}
     assert {row.question for row in outcome.result.evaluation.rows} == held
@@ -132,9 +134,9 @@ def test_a_model_is_loaded_and_asked_once_before_the_first_trial_and_each_part_i
         loaded.append(made)
         return Worker(made)
 
-    def baseline(self: Worker, *, full: bool = False) -> TrialResult:
+    def baseline(self: Worker, *, full: bool = False, reported: bool = False) -> TrialResult:
         asked.append(full)
-        return plain(self, full=full)
+        return plain(self, full=full, reported=reported)
 
     monkeypatch.setattr(worker_module, "Worker", load)
     monkeypatch.setattr(Worker, "baseline", baseline)
