@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from lunar_tune.cli.commands import Command
+from lunar_tune.config.run_options import RunOptions
 
 TIMEOUT = 300
 
@@ -145,17 +147,36 @@ def small_data(folder: Path) -> Path:
     return path
 
 
-def small_options(model: Path, folder: Path) -> list[str]:
+def small_run(model: Path, folder: Path, **changes: Any) -> RunOptions:
     """Return options of a run on a random model that is over in no time."""
-    space = folder / "space.yaml"
-    space.write_text(SMALL_SPACE, encoding="utf-8")
+    options: dict[str, Any] = {
+        "model": str(model),
+        "data": str(small_data(folder)),
+        "factual_data": "none",
+        "reference_prompts": str(two_prompts(folder)),
+        "max_new_tokens": 4,
+        "device": "cpu",
+        "cache_limit": 0,
+    }
+    return RunOptions(**(options | changes))
+
+
+def two_prompts(folder: Path) -> Path:
+    """Write two prompts that a model declines."""
     prompts = folder / "prompts.txt"
     prompts.write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
+    return prompts
+
+
+def small_options(model: Path, folder: Path) -> list[str]:
+    """Return the same options as they are typed, with a space beside them."""
+    space = folder / "space.yaml"
+    space.write_text(SMALL_SPACE, encoding="utf-8")
     options = {
         "--model": model,
         "--data": small_data(folder),
         "--factual-data": "none",
-        "--reference-prompts": prompts,
+        "--reference-prompts": two_prompts(folder),
         "--max-new-tokens": 4,
         "--device": "cpu",
         "--fix": "epochs=2",

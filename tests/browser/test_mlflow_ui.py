@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 from command_lines import command, start
-from made_once import copy_store, shared_folder
+from made_once import copy_store
 from playwright.sync_api import Locator, Page, expect
-from tiny_search import NAME, TRIALS, tiny_search
+from shared_searches import NAME, TRIALS, SharedSearch
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 PARAMETERS = {"coefficient", "layer", "learning_rate"}
@@ -28,12 +28,11 @@ class Ui:
 
 
 @pytest.fixture(scope="module")
-def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+def ui(finished: SharedSearch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     """Open a search of the tiny model; the server works on a copy of the store."""
-    search, cwd = tiny_search(shared_folder(tmp_path_factory)), tmp_path_factory.mktemp("ui")
-    assert search.done.returncode == 0, search.done.stderr
-    copy_store(search.output / "mlflow.db", cwd / "mlflow.db")
-    options = ["--output", str(search.output), "--tracking-uri", f"sqlite:///{cwd / 'mlflow.db'}"]
+    cwd = tmp_path_factory.mktemp("ui")
+    copy_store(finished.output / "mlflow.db", cwd / "mlflow.db")
+    options = ["--output", str(finished.output), "--tracking-uri", f"sqlite:///{cwd / 'mlflow.db'}"]
     expect.set_options(timeout=30_000)
     process = start(command("compare", NAME, *options), cwd=cwd)
     assert process.stdout is not None

@@ -73,13 +73,6 @@ def test_a_search_goes_its_way_through_ray(on_ray: OnRay) -> None:
     assert [row.state for row in on_ray.heard.study.rows()] == [COMPLETE] * 3
 
 
-def test_an_outcome_is_handed_over_once_and_kept_no_longer(on_ray: OnRay) -> None:
-    """Tune keeps every report to the end of the search."""
-    on_ray.searcher.suggest("1")
-    parcel = on_ray.end("1", base_model())
-    assert parcel.take() is None
-
-
 @pytest.mark.parametrize("with_file", [True, False])
 def test_a_crash_is_told_with_the_first_line_of_its_error(on_ray: OnRay, with_file: bool) -> None:
     on_ray.searcher.suggest("1")
@@ -94,11 +87,13 @@ def test_a_crash_is_told_with_the_first_line_of_its_error(on_ray: OnRay, with_fi
     assert (row.state, row.failure) == (FAILED, "RuntimeError: CUDA out of memory")
 
 
-def test_warnings_of_a_worker_are_said_without_secrets(
+def test_an_outcome_is_handed_over_once_and_its_warnings_said_without_secrets(
     on_ray: OnRay, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Tune keeps every report to the end of the search."""
     on_ray.searcher.suggest("1")
-    on_ray.end("1", base_model(warnings=("read from http://me:secret@host",)))
+    parcel = on_ray.end("1", base_model(warnings=("read from http://me:secret@host",)))
+    assert parcel.take() is None
     assert caplog.messages == ["a worker: read from http://me:***@host"]
 
 

@@ -1,4 +1,4 @@
-"""A search after refusal quality, through the command line, on a model that knows nothing."""
+"""A search after refusal quality, on a model that knows nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from command_lines import run_command
+from command_lines import without_ray
 from refusals_by_hand import cosine_mean, states_behind_an_empty_question
 from search_results import rows_of
+from shared_searches import FULL_BUDGET
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lunar_tune.cli.search import COMMAND
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.search.plan import plan_search
@@ -26,16 +28,19 @@ def value_of(option: str, small: list[str]) -> str:
     return small[small.index(option) + 1]
 
 
-@pytest.mark.alone
 def test_a_search_raises_refusal_quality_and_confirms_the_best(
-    small: list[str], tmp_path: Path, empty_store: Callable[[Path], Path]
+    small: list[str],
+    tmp_path: Path,
+    empty_store: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", FULL_BUDGET)
     empty_store(tmp_path / "runs" / "mlflow.db")
-    place = ("--output", str(tmp_path / "runs"), "--name", "n", "--num-trials", "3")
+    place = ("--output", tmp_path / "runs", "--name", "n", "--num-trials", "3", "--in-process")
     space = str(Path(value_of("--data", small)).parent / "space.yaml")
     goal = ("--minimise", "refusal_quality", "--constrain", "forget_rouge1<=1")
-    done = run_command("search", *small, *place, "--space", space, *goal, "--force", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = without_ray(COMMAND, *small, *place, "--space", space, *goal, "--force")
+    assert (done.exit_code, done.stderr) == (0, "")
 
     folder = value_of("--model", small)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -59,7 +64,7 @@ def test_a_search_raises_refusal_quality_and_confirms_the_best(
         assert value == pytest.approx(quality(file), abs=1e-5)
     best = read_yaml(tmp_path / "runs/n/best.yaml")
     assert best["trial"] == max(values, key=lambda number: values[number])
-    assert best["confirmed"]["max_new_tokens"] == 512
+    assert best["confirmed"]["max_new_tokens"] == FULL_BUDGET
     assert -1 <= best["confirmed"]["scores"]["refusal_quality"] <= 1
     assert best["baseline"]["refusal_quality"] not in values.values()
 
