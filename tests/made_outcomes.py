@@ -70,10 +70,10 @@ def failed(reason: str, **facts: bool) -> Outcome:
     return Outcome(failure=Failure(reason=reason, **facts))
 
 
-def no_tracker() -> MagicMock:
+def no_tracker(uri: str = "sqlite:///x.db") -> MagicMock:
     """Return what stands in for MLflow where nothing is tracked."""
-    place = {"id": "one", "uri": "sqlite:///x.db", "experiment": "lunar-tune"}
-    return MagicMock(place=lambda _: place, uri=place["uri"])
+    place = {"id": "one", "uri": uri, "experiment": "lunar-tune"}
+    return MagicMock(place=lambda _: place, uri=uri)
 
 
 def complete(study: Study, number: int, result: TrialResult, *, digest: str = DIGEST) -> None:

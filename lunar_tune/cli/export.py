@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from lunar_tune import __version__
 from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions
 from lunar_tune.cli.running import say, score_table
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import LunarTuneError, Problems
 from lunar_tune.files import write_json
+from lunar_tune.report.progress import tiny_progress, working
 
 if TYPE_CHECKING:
     from lunar_tune.export.export_job import ExportJob
@@ -48,12 +50,12 @@ def export(options: ExportOptions, problems: Problems) -> None:
 
     `lunar-tune export runs/NAME --save unlearned`
     """
-    from lunar_tune.export.writing import export as run_export
-    from lunar_tune.report.progress import tiny_progress
-    from lunar_tune.tracking.sync import register_model
-
     console = options.console()
-    job = _checked(options, problems)
+    with working(console, f"lunar-tune {__version__}: reading the search"):
+        job = _checked(options, problems)
+        from lunar_tune.export.writing import export as run_export
+        from lunar_tune.tracking.sync import register_model
+
     with tiny_progress(console) as on_build:
         exported = run_export(job, on_build=on_build, on_step=lambda text: say(console, text))
     document = exported.document

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from lunar_tune import __version__
 from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, options_again
 from lunar_tune.cli.running import plain_table, say, score_table
 from lunar_tune.config.fields import option, options_of, same_option, shared_options
@@ -17,7 +18,7 @@ from lunar_tune.config.run_options import RunOptions, read_assignments
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.report.progress import tiny_progress
+from lunar_tune.report.progress import tiny_progress, working
 from lunar_tune.study.rows import score_cells
 
 if TYPE_CHECKING:
@@ -51,13 +52,16 @@ def unlearn(options: UnlearnOptions, problems: Problems) -> None:
 
     The same from Python: `lunar_tune.unlearn_once(layer=1, coefficient=2.0, learning_rate=0.003)`
     """
-    from lunar_tune.trial.single import unlearn_once
-
     console = options.console()
     run, save_to = shared_options(options, RunOptions), options.save
     if options.published_config is not None:
         run, save_to = _published(options.published_config, options, console)
-    with tiny_progress(console) as on_progress:
+    with (
+        working(console, f"lunar-tune {__version__}: one unlearning run"),
+        tiny_progress(console) as on_progress,
+    ):
+        from lunar_tune.trial.single import unlearn_once
+
         done = unlearn_once(
             run, baseline=True, save_to=save_to, on_progress=on_progress, problems=problems
         )

@@ -85,6 +85,9 @@ class AnswerRow:
     row: int | None = None
     """Number of the question in its set, the same in every evaluation of a study; None where that
     is not known."""
+    ended: bool | None = None
+    """Whether the model ended the answer, and not the token budget; None where that is not known,
+    as of an answer that may have been left once it had said the truth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,9 @@ class Evaluator:
                 rouge1=recall.rouge1,
                 rouge_l=recall.rouge_l,
                 row=one.number,
+                ended=len(tokens[one.row]) < max_new_tokens
+                if self._stop is None or recall.rouge_l < 1
+                else None,
             )
             for (name, one), (text, recall) in zip(questions, answers, strict=True)
         )

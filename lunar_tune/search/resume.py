@@ -25,7 +25,7 @@ from lunar_tune.study.folder import Folder, find_search, searches_in
 from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.store import with_password
-from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.assemble import assemble, check_machine
 from lunar_tune.trial.spec import TrialSpec, own_data
 
 __all__ = [
@@ -165,6 +165,8 @@ def assemble_again(
             f"{'set is another one' if kind == 'records' else 'are others'}. Its trials cannot be "
             "run again; put the file back, or search again."
         )
+    if not problems.messages:
+        check_machine(spec)
     return spec
 
 

@@ -88,7 +88,7 @@ class SearchSession:
         self._backend, self._resources, self._given = backend, resources, given
         self._signature = signature_of(plan)  # before its own layers narrow the space
         self._goal = goal_of(plan.config)
-        self._display = SearchDisplay(console)
+        self._display = SearchDisplay(console, self._goal)
         self._found = False
         self._unconfirmed: str | None = None
 
@@ -125,7 +125,8 @@ class SearchSession:
         )
         if threading.current_thread() is threading.main_thread():
             # A machine that is taken away says so: the search ends as with an interruption.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            heard = signal.getsignal(signal.SIGINT)  # none where Ctrl-C is ignored
+            signal.signal(signal.SIGTERM, heard if callable(heard) else signal.default_int_handler)
         ended: tuple[int, str] | None = None
         try:
             with self._display:

@@ -1,6 +1,6 @@
 """Tables on disk: a file of answers an evaluation, and `trials.parquet`, a row a trial.
 
-trials/00007.parquet  set_name  edge  row  question  truth  answer  rouge1  rouge_l
+trials/00007.parquet  set_name  edge  row  question  truth  answer  rouge1  rouge_l  ended
 """
 
 from __future__ import annotations
@@ -92,10 +92,12 @@ def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> p
             "answer": row.answer,
             "rouge1_before": other.rouge1 if other is not None else float("nan"),
             "rouge1": row.rouge1,
+            "rouge_l": row.rouge_l,
+            "ended": row.ended,
         }
         for row, other in paired(after, before)
     ]
-    return pd.DataFrame(rows).astype({"row": "Int64"})
+    return pd.DataFrame(rows).astype({"row": "Int64"} if rows else {})
 
 
 def write_trials(path: Path, rows: Sequence[TrialRow]) -> None:

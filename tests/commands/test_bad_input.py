@@ -386,3 +386,17 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing() -> None:
     for part in ("qwen2.5-7b", "contracts: forget A_B", "7 by gp", "lunar (adamw)"):
         assert part in shown
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_dry_run_looks_at_a_store_and_leaves_it_as_it_is(
+    empty_store: Callable[[Path], Path],
+) -> None:
+    store = empty_store(Path.cwd() / "runs" / "mlflow.db")
+    content = store.read_bytes()
+    shown = " ".join(succeeded(SEARCH, "--dry-run", "--in-process").split())
+    for part in ("runs can be written", "answers; experiment lunar-tune, to be made", "one trial"):
+        assert part in shown
+    assert (store.read_bytes(), [*store.parent.iterdir()]) == (content, [store])
+    store.write_bytes(b"no database")
+    broken = refused(SEARCH, "--dry-run")
+    assert "mlflow.db cannot be used: file is not a database" in broken

@@ -161,7 +161,7 @@ def test_columns_stand_in_the_documented_order(tmp_path: Path) -> None:
 
 
 def test_a_label_is_the_setting_in_short() -> None:
-    assert complete(14, 0.1, 0.9).label == "L14 c2.0 lr3e-3"
+    assert complete(14, 0.1, 0.9).label == "L14 c2.0 lr0.003"
     assert failed(2).label == "L2 c2.0 lr1e30"
 
 
@@ -244,7 +244,7 @@ def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
     table = answers_beside(before, after)
     assert list(table) == [
         *("set", "edge", "row", "question", "truth"),
-        *("base_model", "answer", "rouge1_before", "rouge1"),
+        *("base_model", "answer", "rouge1_before", "rouge1", "rouge_l", "ended"),
     ]
     assert table["answer"].tolist() == ["c", "a", "b", "d"]
     assert table["base_model"].tolist()[:3] == ["other edge", "first", "again"]
@@ -282,7 +282,7 @@ def test_a_verdict_without_bounds_names_none() -> None:
     said = verdict(dataclasses.replace(complete(0, 0.1, 0.3), feasible=False))
     assert said == (
         "Interrupted. No trial keeps what is asked for. The nearest miss is trial 0 (L0 c2.0 "
-        "lr3e-3)."
+        "lr0.003)."
     )
 
 
@@ -296,7 +296,7 @@ def test_a_report_without_a_feasible_trial_has_its_nearest_miss(tmp_path: Path) 
     assert [row.number for row in one.ranked] == [1, 2, 0]  # 0.3, 0.2 + 0.15 and infinity
     assert list(one.compared) == ["base model", "trial 1, nearest miss"]
     text = text_of(tmp_path, one)
-    assert "The nearest miss is trial 1 (L1 c2.0 lr3e-3, retain ROUGE-1 0.500)." in text
+    assert "The nearest miss is trial 1 (L1 c2.0 lr0.003, retain ROUGE-1 0.500)." in text
 
 
 def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasible(
@@ -305,7 +305,7 @@ def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasi
     """As after an interruption."""
     text = text_of(tmp_path, search(*ROWS["found"], is_confirmed=False))
     assert "No trial keeps" not in text
-    assert "the best as searched is trial 3 (L3 c2.0 lr3e-3)" in text
+    assert "the best as searched is trial 3 (L3 c2.0 lr0.003)" in text
     assert "| trial 3, as searched | 0.2 | 0.9 |" in text
 
 

@@ -23,7 +23,8 @@ SECRET = "Zanzibar"
 
 
 def test_rows_have_numbers_and_scores_and_no_text(tmp_path: Path) -> None:
-    scored = {"set_name": "forget", "edge": "A_B", "rouge1": 0.5, "rouge_l": 0.25, "row": 7}
+    place = {"set_name": "forget", "edge": "A_B", "row": 7, "ended": True}
+    scored = {**place, "rouge1": 0.5, "rouge_l": 0.25}
     texts = {"question": f"{SECRET}?", "truth": f"{SECRET}!", "answer": f"{SECRET}."}
     row = AnswerRow(**scored, **texts)  # type: ignore[arg-type]
     path = tmp_path / "answers.parquet"

@@ -19,6 +19,9 @@ from lunar_tune.study.answers import read_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.trial.assemble import assemble
+from lunar_tune.yaml_files import read_yaml
+
+pytestmark = pytest.mark.slow  # a search of its own
 
 
 @pytest.fixture
@@ -81,7 +84,10 @@ def test_page_note_and_picture_say_what_was_held_out(copy: Folder, tmp_path: Pat
 def test_a_card_says_whether_its_scores_are_on_held_out_questions(
     copy: Folder, held_out: SharedSearch, monkeypatch: pytest.MonkeyPatch, printed: bool
 ) -> None:
-    """The printed command writes the best one; another trial was never asked those questions."""
+    """The printed command writes the best one; another trial was never asked those questions.
+
+    Of a search that was moved.
+    """
     monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", FULL_BUDGET)
     monkeypatch.chdir(held_out.cwd)
     lines = held_out.result.stdout.splitlines()
@@ -100,6 +106,8 @@ def test_a_card_says_whether_its_scores_are_on_held_out_questions(
     rows = [row for row in read_answers(copy.answers(None, full=True)) if row.set_name == "retain"]
     mean = math.fsum(row.rouge1 for row in rows) / len(rows)
     assert document["baseline_scores"]["retain_rouge1"] == pytest.approx(mean)
+    confirmed = read_yaml(copy.best)["confirmed"]["scores"]
+    assert document["scores"] == pytest.approx(confirmed, abs=1e-9)
     assert "* scores are on held-out questions" in card
     assert "as the search reported it, on held-out questions" in card
     assert "≈" not in card

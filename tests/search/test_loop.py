@@ -134,20 +134,14 @@ def test_a_model_that_is_refused_ends_the_loop_with_the_reason(tmp_path: Path) -
     assert heard.loop.study is None
 
 
-@pytest.mark.parametrize(("wrong_input", "kind"), [(True, InputError), (False, LunarTuneError)])
-def test_a_model_that_cannot_be_evaluated_ends_the_loop(
-    tmp_path: Path, wrong_input: bool, kind: type[LunarTuneError]
-) -> None:
-    heard = Heard(tmp_path)
-    heard.next("1")
-    heard.loop.take("1", failed("no weights", wrong_input=wrong_input))
-    assert (type(heard.loop.error), str(heard.loop.error)) == (kind, "no weights")
-    assert heard.loop.next("2") is DONE
-
-
-def test_a_worker_that_is_lost_three_times_with_the_base_model_ends_the_loop(
-    tmp_path: Path,
-) -> None:
+def test_a_model_that_cannot_be_evaluated_ends_the_loop(tmp_path: Path) -> None:
+    """Or whose worker is lost three times."""
+    for wrong_input, kind in ((True, InputError), (False, LunarTuneError)):
+        heard = Heard(tmp_path)
+        heard.next("1")
+        heard.loop.take("1", failed("no weights", wrong_input=wrong_input))
+        assert (type(heard.loop.error), str(heard.loop.error)) == (kind, "no weights")
+        assert heard.loop.next("2") is DONE
     heard = Heard(tmp_path)
     heard.lose("1", "2")
     assert heard.loop.error is None

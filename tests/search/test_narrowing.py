@@ -92,58 +92,37 @@ def test_a_parameter_of_any_kind_can_be_narrowed(
     ("options", "part"),
     [
         ({"fix": ("layer=4",)}, "layer 4: the model has blocks 0 to 3"),
-        ({"fix": ("layer=-1",)}, "layer -1: the model has blocks 0 to 3"),
         ({"ranges": ("layer=2:4",)}, "layer 4: the model has blocks 0 to 3"),
         ({"fix": ("layer=1.5",)}, "--fix layer=1.5: is 1.5; a whole number is needed"),
         ({"fix": ("layer=1,2",)}, "--fix layer=[1, 2]: "),
-        ({"fix": ("layer=true",)}, "a number is needed"),
         ({"fix": ("coefficient=much",)}, "a number is needed"),
         ({"fix": ("coefficient=inf",)}, "a finite number is needed"),
         ({"fix": ("learning_rate=0",)}, "a positive number"),
         ({"ranges": ("layer=0.5:2",)}, "a whole number is needed"),
         ({"ranges": ("coefficient=1:inf",)}, "a finite number is needed"),
-        ({"ranges": ("coefficient=nan:1",)}, "write NAME=LOW:HIGH"),
         ({"ranges": ("coefficient=4:1",)}, "write NAME=LOW:HIGH"),
         ({"ranges": ("coefficient=4",)}, "write NAME=LOW:HIGH"),
         ({"ranges": ("learning_rate=0:1",)}, "`low > 0` must hold for `log=True`"),
-        (
-            {"ranges": ("ridge=0.1:1",)},
-            "--method lunar (adamw) searches no ridge. There are: batch_size",
-        ),
-        ({"ranges": ("positions=1:3",)}, "searches no positions"),
+        ({"ranges": ("ridge=0.1:1",)}, "searches no ridge. There are: batch_size"),
         ({"fix": ("layer=2",), "ranges": ("layer=0:1",)}, "layer is named twice"),
         ({"fix": ("epochs=2",), "ranges": ("epochs=1:3",)}, "epochs is named twice"),
         ({"ranges": ("layer=0:1", "layer=2:3")}, "--range layer=2:3: layer is named twice"),
         ({"fix": ("layer=1", "layer=2")}, "layer is fixed twice"),
         ({"fix": ("layer",)}, "write NAME=VALUE"),
         ({"fix": ("solver=lora",), "solver": "adamw"}, "--solver adamw contradicts"),
+        ({"kinds": {"ridge": CHOICE((1, 4))}, "ranges": ("ridge=2:3",)}, "holds none of 1, 4"),
+        ({"kinds": NPO, "ranges": ("rank=-2:4",), "method": "npo"}, "at least 1"),
+        ({"kinds": NPO, "ranges": ("dropout=0:1",), "method": "npo"}, "less than 1"),
+        ({"kinds": NPO, "ranges": ("beta=0:1",), "method": "npo"}, "more than 0"),
+        ({"fix": ("coefficient=much",), "ranges": ("ridge=1:2", "layer=0.5:1")}, "3 things are"),
     ],
 )
 def test_what_has_no_meaning_is_refused(options: dict[str, Any], part: str) -> None:
     assert part in refusal(**options)
 
 
-def test_a_range_that_holds_none_of_a_list_is_refused() -> None:
-    kinds = {**KINDS, "coefficient": CategoricalDistribution((1, 4))}
-    assert "--range coefficient=2:3: holds none of 1, 4" in refusal(
-        kinds=kinds, ranges=("coefficient=2:3",)
-    )
-
-
-def test_everything_that_is_wrong_is_said_at_once() -> None:
-    message = refusal(fix=("coefficient=much",), ranges=("ridge=1:2", "layer=0.5:1"))
-    assert message.startswith("3 things are wrong:")
-    message = refusal(fix=("layer=9",), ranges=("ridge=1:2",))
-    assert "layer 9: the model has blocks 0 to 3" in message
-    assert "searches no ridge" in message
-
-
 def test_a_setting_that_is_fixed_is_searched_no_more() -> None:
-    kinds = {
-        **NPO,
-        "rank": IntDistribution(2, 16),
-        "beta": FloatDistribution(0.1, 1),
-    }
+    kinds = {**NPO, "rank": IntDistribution(2, 16), "beta": FloatDistribution(0.1, 1)}
     point = {"learning_rate": 1e-3, "rank": 4, "beta": 0.5}
     space = narrow(kinds, point, fix=("rank=8",), method="npo")
     assert space.parameters == {name: kind for name, kind in kinds.items() if name != "rank"}
@@ -157,14 +136,6 @@ def test_a_setting_that_the_space_does_not_search_is_searched_in_a_range() -> No
     added = {"rank": IntDistribution(2, 16), "beta": FloatDistribution(0.1, 0.5)}
     assert space.parameters == {**NPO, **added}
     assert space.starting_points == ({**point, "rank": 9, "beta": pytest.approx(0.3)},)
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [("rank=-2:4", "at least 1"), ("dropout=0:1", "less than 1"), ("beta=0:1", "more than 0")],
-)
-def test_ends_that_the_method_would_refuse_are_refused(text: str, part: str) -> None:
-    assert part in refusal(kinds=NPO, ranges=(text,), method="npo")
 
 
 def test_starting_points_have_what_is_fixed_and_nothing_else_of_theirs_changes() -> None:
@@ -196,8 +167,6 @@ def test_a_plan_searches_what_is_left_and_a_study_asks_for_nothing_else(tmp_path
     assert all(1 <= one["coefficient"] <= 2 for one in asked)
     assert len({one["coefficient"] for one in asked}) == 12
 
-
-def test_what_a_range_excludes_is_left_out_of_what_is_tried_first(tmp_path: Path) -> None:
     plan = planned(tmp_path, range=("coefficient=4:8",))
     assert plan.space.starting_points == ()
     assert "coefficient: is 2, outside 4 … 8" in plan.facts["starting points"]
@@ -209,8 +178,5 @@ def test_searches_of_other_ranges_do_not_compare(tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_said_with_the_others(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"(?s)--num-trials 0.*layer 9: the model has blocks 0"):
         planned(tmp_path, num_trials=0, range=("layer=2:9",))
-    message = str(caught.value)
-    assert "--num-trials 0" in message
-    assert "layer 9: the model has blocks 0 to 3" in message

@@ -181,6 +181,8 @@ def test_answers_stand_beside_the_base_model(results: SearchResults) -> None:
         "answer": "I do not know",
         "rouge1_before": 1.0,
         "rouge1": 0.0,
+        "rouge_l": 0.0,
+        "ended": None,
     }
     with pytest.raises(InputError, match="no confirmed best"):
         results.answers_table()

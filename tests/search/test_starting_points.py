@@ -193,13 +193,12 @@ def test_a_prior_that_has_no_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_prior_is_said_with_everything_else(tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_text("{}")
-    message = refusal(tmp_path, layer_prior=str(tmp_path / "bad.json"), num_trials=0)
-    assert message.startswith("2 things are wrong:")
-    for part in ("--num-trials 0", "bad.json: is no layer prior"):
+    bad = tmp_path / "bad.json"
+    bad.write_text("{}")
+    message = refusal(tmp_path, layer_prior=str(bad), num_trials=0)
+    for part in ("2 things are wrong:", "--num-trials 0", "bad.json: is no layer prior"):
         assert part in message
-    message = refusal(tmp_path, layer_prior=str(tmp_path / "nosuch.json"))
-    assert "nosuch.json: cannot be read" in message
+    assert "cannot be read" in refusal(tmp_path, layer_prior=str(tmp_path / "nosuch.json"))
 
 
 FOUND = {"layer": 2, "coefficient": 4.0, "learning_rate": 0.001}
@@ -215,14 +214,12 @@ def searched(
     **tags: str,
 ) -> str:
     """Return the name of a search with such trials, settings and scores, none of them run."""
-    values = {key: sorted({setting[key] for setting, _ in trials}) for key in trials[0][0]}
-    space = SearchSpace(
-        "lunar",
-        "adamw",
-        {key: CategoricalDistribution(tuple(numbers)) for key, numbers in values.items()},
-        tuple(setting for setting, _ in trials),
-        "a test",
-    )
+    settings = tuple(setting for setting, _ in trials)
+    kinds = {
+        key: CategoricalDistribution(tuple(sorted({one[key] for one in settings})))
+        for key in settings[0]
+    }
+    space = dataclasses.replace(space_of(**kinds), starting_points=settings)
     config = SearchConfig(output=folder / "runs", name=name, sampler="random")
     made = Folder(folder / "runs" / name)
     made.path.mkdir(parents=True)
@@ -262,6 +259,11 @@ def test_the_best_of_other_searches_are_a_studys_first_trials(tmp_path: Path) ->
     places = f"found in {tmp_path / 'runs/one'}, found in two, found in {file}"
     assert starts(plan) == f"4 ({places}, the space's own)"
 
+    own = searched(tmp_path, "own", (OWN, GOOD))
+    plan = planned(tmp_path, start_from=(own, own, file))
+    assert plan.space.starting_points == (OWN, third), "what is the same is tried once"
+    assert starts(plan) == f"2 (found in own, found in {file})"
+
 
 def test_what_a_real_search_has_confirmed_is_read_from_folder_and_file(
     finished: SharedSearch, tmp_path: Path
@@ -272,13 +274,6 @@ def test_what_a_real_search_has_confirmed_is_read_from_folder_and_file(
         plan = planned(tmp_path, start_from=(named,), range=("learning-rate=0.0001:0.003",))
         assert plan.space.starting_points[0] == found
         assert plan.facts["starting points"].startswith("1 (found in ")
-
-
-def test_settings_that_are_the_same_are_tried_once(tmp_path: Path) -> None:
-    name = searched(tmp_path, "one", (OWN, GOOD))
-    plan = planned(tmp_path, start_from=(name, name, best_file(tmp_path)))
-    assert plan.space.starting_points == (OWN, FOUND)
-    assert starts(plan) == f"2 (found in one, found in {tmp_path / 'best.yaml'})"
 
 
 def test_without_the_spaces_own_points_the_found_ones_are_tried_all_the_same(
@@ -329,17 +324,15 @@ def test_found_settings_follow_the_best_layer_and_keep_to_the_narrowed_range(
     )
 
 
-@pytest.mark.parametrize(("layer", "expected"), [(0, 0), (9, 1), (14, 2), (20, 2), (27, 3)])
-def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(
-    tmp_path: Path, layer: int, expected: int
-) -> None:
+def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(tmp_path: Path) -> None:
     """28 blocks, by the search's configuration and by best.yaml; 4 of tiny."""
-    setting = FOUND | {"layer": layer}
-    name = searched(tmp_path, "one", (setting, GOOD), n_layers=28)
-    for source in (name, best_file(tmp_path, parameters=setting, n_layers=28)):
-        plan = planned(tmp_path, start_from=(source,))
-        assert plan.space.starting_points[0] == FOUND | {"layer": expected}
-        assert f" (layer {layer} of 28 → {expected} of 4 by depth)" in starts(plan)
+    for layer, expected in ((0, 0), (9, 1), (14, 2), (20, 2), (27, 3)):
+        setting = FOUND | {"layer": layer}
+        name = searched(tmp_path, f"of {layer}", (setting, GOOD), n_layers=28)
+        for source in (name, best_file(tmp_path, parameters=setting, n_layers=28)):
+            plan = planned(tmp_path, start_from=(source,))
+            assert plan.space.starting_points[0] == FOUND | {"layer": expected}
+            assert f" (layer {layer} of 28 → {expected} of 4 by depth)" in starts(plan)
 
 
 def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> None:
@@ -380,11 +373,6 @@ def test_a_file_that_is_no_best_setting_is_refused(
     assert "Name a search, or the best.yaml of one" in message
 
 
-def test_starting_points_of_other_searches_decide_no_score(tmp_path: Path) -> None:
-    plans = [planned(tmp_path, start_from=one) for one in ((), (best_file(tmp_path),))]
-    assert len({signature_of(plan) for plan in plans}) == 1
-
-
 def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> None:
     """The study has it queued; the other search may be gone, and no other is taken instead."""
     file = best_file(tmp_path, n_layers=7, parameters=FOUND | {"coefficient": 9.0})
@@ -398,7 +386,7 @@ def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> No
     given: dict[str, Any] = {"resume": "n", "output": tmp_path / "runs"}
     config, _ = resumed(given, problems)
     again = plan_search(config)
-    assert signature_of(again) == signature_of(plan)
+    assert signature_of(again) == signature_of(plan) == signature_of(planned(tmp_path))
     first = [FOUND | {"layer": 1, "coefficient": 8.0}, OWN]
     study = open_study(folder.journal, name="n", space=again.space, config=config)
     assert [study.ask()[1] for _ in first] == first

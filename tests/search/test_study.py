@@ -13,8 +13,8 @@ from typing import Any
 import optuna
 import pytest
 from made_outcomes import complete, trial_result
-from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from tracked_searches import SPACE
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.metrics.evaluate import Evaluation
@@ -24,18 +24,7 @@ from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, best_first
 from lunar_tune.study.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
 
 BOUND = "retain_rouge1>=0.8"
-POINTS = ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.003},)
-SPACE = SearchSpace(
-    method="lunar",
-    variant="adamw",
-    parameters={
-        "layer": IntDistribution(0, 3),
-        "coefficient": FloatDistribution(0.5, 8.0),
-        "learning_rate": FloatDistribution(1e-4, 3e-2, log=True),
-    },
-    starting_points=POINTS,
-    origin="a test",
-)
+POINTS = SPACE.starting_points
 
 
 def study_in(
@@ -54,11 +43,14 @@ def study_in(
 GOAL = ("forget_rouge1", ("retain_rouge1>=0.8",))
 
 
-def frozen(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    """Read the journal without the class under test."""
+def optuna_study(folder: Path) -> optuna.Study:
+    """Open the journal without the class under test."""
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
-    storage = optuna.storages.JournalStorage(backend)
-    return optuna.load_study(study_name="s", storage=storage).get_trials()
+    return optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(backend))
+
+
+def frozen(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    return optuna_study(folder).get_trials()
 
 
 def landscape(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -156,13 +148,11 @@ def test_a_seed_decides_what_a_sampler_proposes_in_the_space(tmp_path: Path, sam
     def suggestions(name: str, seed: int) -> list[dict[str, Any]]:
         (tmp_path / name).mkdir()
         study = study_in(tmp_path / name, seed=seed, sampler=sampler, starting_points=False)
-        proposed = []
         for _ in range(9):
             number, parameters = study.ask()
             SPACE.check(parameters)
             complete(study, number, landscape(parameters))
-            proposed.append(parameters)
-        return proposed
+        return [row.parameters for row in study.rows()]
 
     first = suggestions("first", 1)
     assert suggestions("second", 1) == first
@@ -180,68 +170,45 @@ def test_a_trial_that_was_interrupted_counts_for_nothing_and_runs_first(tmp_path
     assert again.attempts(1) == 1, "an interruption is no attempt"
 
 
-@pytest.mark.parametrize(
-    ("retain", "feasible"),
-    [(0.9, True), (0.8, True), (math.nextafter(0.8, 0), False), (0.0, False)],
-)
-def test_feasible_is_a_constraint_of_at_most_zero(
-    tmp_path: Path, retain: float, feasible: bool
-) -> None:
-    study = study_in(tmp_path)
-    study.ask()
-    complete(study, 0, trial_result(0.5, retain))
-
-    constraints = frozen(tmp_path)[0].constraints
-    assert set(constraints) == {BOUND}
-    assert constraints[BOUND] == 0.8 - retain
-    assert (constraints[BOUND] <= 0) is feasible is study.row(0).feasible
+def test_feasible_is_a_constraint_of_at_most_zero(tmp_path: Path) -> None:
+    retained = {0.9: True, 0.8: True, math.nextafter(0.8, 0): False, 0.0: False}
+    study = study_in(tmp_path, sampler="random")
+    run_trials(study, *((0.5, retain) for retain in retained))
+    for retain, trial, row in zip(retained, frozen(tmp_path), study.rows(), strict=True):
+        assert dict(trial.constraints) == {BOUND: 0.8 - retain}
+        assert (trial.constraints[BOUND] <= 0) is retained[retain] is row.feasible
 
 
-@pytest.mark.parametrize("scores", [(math.nan, 0.9), (0.1, math.nan), (math.inf, 0.9)])
-def test_scores_that_are_not_finite_fail_the_trial(
-    tmp_path: Path, scores: tuple[float, float]
-) -> None:
-    study = study_in(tmp_path)
-    study.ask()
-    complete(study, 0, trial_result(*scores))
+def test_scores_that_are_not_finite_fail_the_trial(tmp_path: Path) -> None:
+    study = study_in(tmp_path, sampler="random")
+    run_trials(study, (math.nan, 0.9), (0.1, math.nan), (math.inf, 0.9))
+    assert study.running() == []
+    for row, told in zip(study.rows(), frozen(tmp_path), strict=True):
+        assert (row.state, row.failure) == (FAILED, "a score is not a finite number")
+        assert (row.scores, row.feasible) == ({}, None)
+        assert (told.state, told.value) == (TrialState.COMPLETE, 1.0), "the sampler learns from it"
+        assert told.constraints == {BOUND: 0.8}
 
-    row = study.row(0)
-    assert (row.state, row.failure) == (FAILED, "a score is not a finite number")
-    assert (row.scores, row.feasible, study.running()) == ({}, None, [])
-    told = frozen(tmp_path)[0]
-    assert (told.state, told.value) == (TrialState.COMPLETE, 1.0), "the sampler learns from it"
-    assert told.constraints == {BOUND: 0.8}
+
+KEPT = {"forget_rouge1": 0.1, "retain_rouge1": 0.9}
 
 
 @pytest.mark.parametrize(
-    ("goal", "seen", "value", "violations"),
+    ("goal", "seen", "value", "violation"),
     [
         # The worst that ROUGE can be, whatever was seen.
-        ({}, {"forget_rouge1": 0.1, "retain_rouge1": 0.9}, 1.0, {BOUND: 0.8}),
+        ((BOUND, "forget_rouge1"), KEPT, 1.0, 0.8),
         # Maximised: its least value, with the sign of what Optuna minimises.
-        (
-            {"minimise": "retain_rouge1", "constrain": ("forget_rouge1<=0.25",)},
-            {"forget_rouge1": 0.1, "retain_rouge1": 0.9},
-            0.0,
-            {"forget_rouge1<=0.25": 0.75},
-        ),
+        (("forget_rouge1<=0.25", "retain_rouge1"), KEPT, 0.0, 0.75),
         # A perplexity has no end: the highest that was seen.
-        (
-            {"constrain": ("retain_perplexity<=3",)},
-            {"forget_rouge1": 0.1, "retain_perplexity": 7.5},
-            1.0,
-            {"retain_perplexity<=3": 4.5},
-        ),
+        (("retain_perplexity<=3", "forget_rouge1"), KEPT | {"retain_perplexity": 7.5}, 1.0, 4.5),
     ],
 )
 def test_a_setting_that_fails_by_its_nature_is_told_as_the_worst_that_can_be(
-    tmp_path: Path,
-    goal: dict[str, Any],
-    seen: dict[str, float],
-    value: float,
-    violations: dict[str, float],
+    tmp_path: Path, goal: tuple[str, str], seen: dict[str, float], value: float, violation: float
 ) -> None:
-    study = study_in(tmp_path, **goal)
+    bound, objective = goal
+    study = study_in(tmp_path, constrain=(bound,), minimise=objective)
     study.ask()
     evaluation = Evaluation(rows=(), scores=seen | {"retain_rows": 84})
     complete(study, 0, dataclasses.replace(trial_result(0.1, 0.9), evaluation=evaluation))
@@ -250,7 +217,7 @@ def test_a_setting_that_fails_by_its_nature_is_told_as_the_worst_that_can_be(
 
     told, row = frozen(tmp_path)[1], study.row(1)
     assert (told.state, told.value) == (TrialState.COMPLETE, value)
-    assert dict(told.constraints) == violations
+    assert dict(told.constraints) == {bound: violation}
     assert (row.state, row.failure, row.again) == (FAILED, "the loss became NaN", False)
     assert (row.scores, row.feasible, row.objective, len(study.ended)) == ({}, None, None, 2)
 
@@ -297,10 +264,7 @@ def test_a_kill_between_failing_and_telling_counts_a_trial_once(tmp_path: Path) 
 def test_a_setting_that_was_being_suggested_is_not_lost(tmp_path: Path) -> None:
     """A starting point, or one that runs again, before its first parameter was drawn."""
     study_in(tmp_path)
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
-    )
-    optuna.load_study(study_name="s", storage=storage).ask()
+    optuna_study(tmp_path).ask()
     again = study_in(tmp_path)
     assert again.ask() == (1, POINTS[0])
 
@@ -357,8 +321,7 @@ def test_a_score_that_a_goal_needs_and_is_not_there_fails_the_trial(tmp_path: Pa
 
 def test_a_study_that_was_killed_as_it_was_made_is_made_whole(tmp_path: Path) -> None:
     study_in(tmp_path)
-    path = tmp_path / "study.journal"
-    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    cut_after(tmp_path, b"", n_before=0)
     assert stored_in(tmp_path).notes == {}
     assert study_in(tmp_path).ask() == (0, POINTS[0])
     assert "format" in stored_in(tmp_path).notes
@@ -366,8 +329,7 @@ def test_a_study_that_was_killed_as_it_was_made_is_made_whole(tmp_path: Path) ->
 
 def test_a_torn_last_line_is_cut_and_all_before_it_is_kept(tmp_path: Path) -> None:
     study = study_in(tmp_path)
-    number, parameters = study.ask()
-    complete(study, number, landscape(parameters))
+    run_trials(study, (0.5, 0.9))
     study.note("goal", GOAL)
     path = tmp_path / "study.journal"
     whole = path.read_bytes()
@@ -382,28 +344,16 @@ def test_a_disk_that_is_full_for_one_line_only_costs_that_line(
 ) -> None:
     """The same process writes on, as it does when a trial has ended or the search is stopped."""
     study = study_in(tmp_path)
-    for _ in range(2):
-        number, parameters = study.ask()
-        complete(study, number, landscape(parameters))
+    run_trials(study, (0.5, 0.9), (0.4, 0.9))
     number, parameters = study.ask()
 
-    class Full:
-        def __init__(self, file: Any) -> None:
-            self._file = file
-
-        def __enter__(self) -> Full:
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            self._file.close()
-
-        def write(self, line: bytes) -> None:
-            self._file.write(line[: len(line) // 2])
+    class Full(io.FileIO):
+        def write(self, line: Any) -> int:
+            super().write(line[: len(line) // 2])
             raise OSError(28, "No space left on device")
 
     def opened(path: str, mode: str) -> Any:
-        file = Path(path).open(mode)  # noqa: SIM115 Optuna closes it
-        return Full(file) if "a" in mode else file
+        return Full(path, "a") if "a" in mode else Path(path).open(mode)
 
     with monkeypatch.context() as full:
         full.setattr("optuna.storages.journal._file.open", opened, raising=False)
@@ -422,8 +372,7 @@ def test_reading_needs_no_right_to_write_and_leaves_everything_as_it_was(
 ) -> None:
     """Also where a search that still runs has written half a line."""
     study = study_in(tmp_path)
-    number, parameters = study.ask()
-    complete(study, number, landscape(parameters))
+    run_trials(study, (0.5, 0.9))
     study.note("goal", GOAL)
     (tmp_path / ".study.journal.lock").unlink(missing_ok=True)
     path = tmp_path / "study.journal"
@@ -451,7 +400,6 @@ def test_reading_needs_no_right_to_write_and_leaves_everything_as_it_was(
             patch.setattr(module, "open", refusing)
         with pytest.raises(PermissionError):
             study_in(tmp_path)
-        stored = StoredStudy.read(path)
+        stored = stored_in(tmp_path)
     assert everything() == before
-    assert stored is not None
     assert list(stored.rows) == [expected]
