@@ -6,33 +6,109 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 
 from lunar_tune import __version__
+from lunar_tune.config.fields import options_again, options_of
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.finetuning.finetune import kept_folder
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
 from lunar_tune.report.progress import tiny_progress
+from lunar_tune.report.results import SearchResults
+from lunar_tune.report.summary import print_plan, print_result
 from lunar_tune.search.backends import Backend, InProcess, Resources
-from lunar_tune.search.plan import SearchPlan, make_folder
+from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
-from lunar_tune.search.resume import alone, signature_of, unfinished_like
-from lunar_tune.search.session import SearchSession, UnknowingModelError
+from lunar_tune.search.resume import (
+    alone,
+    check_unchanged,
+    is_finished,
+    resumed,
+    signature_of,
+    unfinished_like,
+)
+from lunar_tune.search.session import (
+    EXIT_FOUND,
+    EXIT_INFEASIBLE,
+    SearchSession,
+    UnknowingModelError,
+)
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.tracking.store import default_tracking_uri
 from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.assemble import materialise
 
-__all__ = ["run_search"]
+__all__ = ["Ended", "plan_and_run", "run_search"]
+
+
+class Ended(NamedTuple):
+    """How a search ended."""
+
+    code: int
+    """The command's exit code."""
+    folder: Folder | None
+    """Where it is; None where nothing was run."""
+
+
+def plan_and_run(
+    config: SearchConfig,
+    given: Mapping[str, str],
+    *,
+    console: Console,
+    problems: Problems,
+    dry_run: bool = False,
+    show_commands: bool = True,
+) -> Ended:
+    """Check a search, show what is planned, and run it or go on with it.
+
+    Args:
+        config: What it is told.
+        given: Where values come from that were not left at their default, by field name.
+        console: The screen.
+        problems: What is known to be wrong.
+        dry_run: Whether to stop before anything is run.
+        show_commands: Whether to say in the end which commands may be wanted next.
+
+    Raises:
+        InputError: Something is wrong; all of it is said at once.
+    """
+    told = dict(given)
+    if config.resume is not None:
+        anew = {name: getattr(config, name) for name in given if name in options_of(SearchConfig)}
+        config, before = resumed(anew, problems)
+        told = {**before, **told}
+    plan = plan_search(config, problems)
+    if config.resume is not None:
+        folder = Folder((config.output / str(config.name)).resolve())
+        if (warning := check_unchanged(plan, folder)) is not None:
+            console.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}", soft_wrap=True)
+        elsewhere = "tracking_uri" in given
+        if not dry_run and not elsewhere and is_finished(folder, config.num_trials):
+            results = SearchResults.read(folder.path)
+            console.print(
+                f"{escape(folder.name)} is finished: {len(results.rows)} trials. A larger "
+                "--num-trials gives it more.",
+                soft_wrap=True,
+            )
+            print_result(console, results, folder=folder.path, commands={})
+            return Ended(EXIT_INFEASIBLE if results.best is None else EXIT_FOUND, folder)
+    print_plan(console, {**plan.facts, **finetuning_fact(plan)})
+    if dry_run:
+        console.print("all that needs no weights has been checked; nothing was run")
+        return Ended(EXIT_FOUND, None)
+    arguments = options_again(config, told.keys() - {"seed"}) if show_commands else None
+    return run_search(plan, console, given=told, arguments=arguments)
 
 
 def run_search(
@@ -41,8 +117,8 @@ def run_search(
     *,
     given: Mapping[str, str],
     arguments: Sequence[str] | None,
-) -> int:
-    """Run a planned search and return its exit code; see `SearchSession` for the arguments.
+) -> Ended:
+    """Run a planned search; see `SearchSession` for the arguments.
 
     Raises:
         InputError: The base model makes success impossible, or something cannot be reached.
@@ -63,6 +139,7 @@ def run_search(
     opening = [f"search {folder.name}, lunar-tune {__version__}"]
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
+        _told_of_the_end(),
         alone(folder),
         _given_back_if_unused(folder),
         search_log(folder.log, console, opening),
@@ -84,7 +161,7 @@ def run_search(
         )
         code = _run_knowing(session)
         RECORD.info("ended with exit code %d", code)
-        return code
+        return Ended(code, folder)
 
 
 def _run_knowing(session: SearchSession) -> int:
@@ -138,6 +215,19 @@ def _backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Re
 
         resources = allocate_resources(config)
         yield OnRay(resources, folder, config.trial_timeout), resources
+
+
+@contextlib.contextmanager
+def _told_of_the_end() -> Iterator[None]:
+    """Inside, a machine that is taken away and says so ends the search as an interruption does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lunar_tune"
 
 # The design's picture, from the ground up. A module that stands nowhere in it is an error.
 FLOORS = (
-    {"errors", "files", "reference", "registry", "secrets", "yaml_files"},
+    {"display", "errors", "files", "reference", "registry", "secrets", "yaml_files"},
     {"config"},
     {"data", "models"},
     {"engine", "training"},
@@ -26,7 +26,7 @@ FLOORS = (
     {"study"},
     {"tracking", "report", "export"},
     {"search"},
-    {"cli"},
+    {"api", "cli"},
 )
 # `python -m lunar_tune.NAME`: each names the command that it runs, and nothing imports it.
 ENTRIES = {
@@ -98,7 +98,8 @@ def test_a_module_imports_from_lower_layers_or_its_own_package() -> None:
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
-    graph = {module: set(imports_of(file)) & set(MODULES) for module, file in MODULES.items()}
+    modules = {*MODULES} - {"lunar_tune"}  # which loads what it names at first use
+    graph = {module: modules.intersection(imports_of(MODULES[module])) for module in modules}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError and names the cycle
 
 

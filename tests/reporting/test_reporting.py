@@ -17,11 +17,10 @@ from invented_searches import results_of
 from made_outcomes import losses_of
 
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.results import SearchResults, write_report
 from lunar_tune.study.answers import (
-    answers_beside,
     read_answers,
     write_answers,
     write_trials,
@@ -243,14 +242,14 @@ def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
     ]
     table = answers_beside(before, after)
     assert list(table) == [
-        *("set", "edge", "row", "question", "truth"),
-        *("base_model", "answer", "rouge1_before", "rouge1"),
+        *("set", "edge", "row", "question", "true_answer"),
+        *("base_model", "unlearned", "rouge1_base_model", "rouge1_unlearned"),
     ]
-    assert table["answer"].tolist() == ["c", "a", "b", "d"]
+    assert table["unlearned"].tolist() == ["c", "a", "b", "d"]
     assert table["base_model"].tolist()[:3] == ["other edge", "first", "again"]
-    assert table["rouge1_before"].tolist()[:3] == [0.25, 1.0, 0.5]
-    assert table["rouge1"].tolist() == [0.0, 0.1, 0.2, 0.3]
-    assert table.iloc[3][["base_model", "rouge1_before"]].isna().all()
+    assert table["rouge1_base_model"].tolist()[:3] == [0.25, 1.0, 0.5]
+    assert table["rouge1_unlearned"].tolist() == [0.0, 0.1, 0.2, 0.3]
+    assert table.iloc[3][["base_model", "rouge1_base_model"]].isna().all()
 
 
 @pytest.mark.parametrize(

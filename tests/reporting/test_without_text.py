@@ -13,10 +13,10 @@ from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, LunarTuneError
 from lunar_tune.export.proof import compare
-from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
 from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.report.page import got_worse
-from lunar_tune.study.answers import answers_beside, read_answers, write_answers
+from lunar_tune.study.answers import read_answers, write_answers
 from lunar_tune.trial.assemble import assemble
 
 SECRET = "Zanzibar"
@@ -46,8 +46,8 @@ def test_answers_without_texts_stand_beside_those_of_the_same_row() -> None:
     after = [scored(3, 0.7), scored(1, 0.5), scored(9, 0.0)]
     table = answers_beside(before, after)
     assert table["row"].tolist() == [3, 1, 9]
-    assert table["rouge1_before"].tolist()[:2] == [0.7, 0.9]
-    assert table["rouge1_before"].isna().tolist() == [False, False, True]
+    assert table["rouge1_base_model"].tolist()[:2] == [0.7, 0.9]
+    assert table["rouge1_base_model"].isna().tolist() == [False, False, True]
     assert [now.row for now, _ in got_worse(after, before) or ()] == [1]
 
 

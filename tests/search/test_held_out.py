@@ -13,8 +13,9 @@ from made_search import made_search
 
 from lunar_tune.cli.export import COMMAND
 from lunar_tune.config.run_options import NONE, RunOptions
+from lunar_tune.report.charts import trade_off
 from lunar_tune.report.page import write_static_page
-from lunar_tune.report.results import load_search, short_report
+from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.study.answers import read_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import assemble
@@ -89,21 +90,21 @@ def test_the_task_that_confirms_asks_the_base_model_the_held_out_questions(
 def test_full_answers_stand_beside_the_base_model_to_the_same_questions(
     search: Folder,
 ) -> None:
-    results = load_search(search.path)
-    table = results.answers_table(full=True)
+    results = SearchResults.read(search.path)
+    table = results.answers(full=True)
     kept = {
         (row.set_name, row.row): row.answer for row in read_answers(search.answers(None, full=True))
     }
     assert table["base_model"].tolist() == [
         kept[name, row] for name, row in zip(table["set"], table["row"], strict=True)
     ]
-    assert results.answers_table()["rouge1_before"].notna().all()
+    assert results.answers()["rouge1_base_model"].notna().all()
     search.answers(None, full=True).unlink()  # as an earlier version leaves it
-    assert load_search(search.path).answers_table(full=True)["rouge1_before"].isna().all()
+    assert SearchResults.read(search.path).answers(full=True)["rouge1_base_model"].isna().all()
 
 
 def test_page_note_and_picture_say_what_was_held_out(search: Folder, tmp_path: Path) -> None:
-    results = load_search(search.path)
+    results = SearchResults.read(search.path)
     assert results.held_out
     assert list(results.compared) == [
         "base model",
@@ -112,14 +113,14 @@ def test_page_note_and_picture_say_what_was_held_out(search: Folder, tmp_path: P
         "trial 0, held-out questions",
     ]
     assert "| trial 0, held-out questions " in short_report(results)
-    assert "base model, held out" in legend(results.chart("trade_off"))
+    assert "base model, held out" in legend(trade_off(results))
     page = tmp_path / "page.html"
-    write_static_page([load_search(search.path)], page)
+    write_static_page([SearchResults.read(search.path)], page)
     assert "confirmed on held-out questions" in page.read_text()
     assert "all questions" not in page.read_text().split("<main>")[1].split("<h3>Charts")[0]
     assert "got worse is not known" not in page.read_text()
     search.answers(None, full=True).unlink()
-    write_static_page([load_search(search.path)], page)
+    write_static_page([SearchResults.read(search.path)], page)
     assert "got worse is not known" in page.read_text()
     assert "No question to keep got worse" not in page.read_text()
 

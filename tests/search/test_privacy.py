@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_lines import SMALL_SPACE, run_command, small_data
 
-from lunar_tune.report.results import load_search
+from lunar_tune.report.results import SearchResults
 
 pytestmark = pytest.mark.slow  # a search of its own
 
@@ -77,7 +77,7 @@ def test_answers_have_numbers_in_the_place_of_texts(private: Private, tmp_path: 
         for row in rows:
             pairs = [pair for pair in data if pair["edge"] in sets[row["set_name"]]]
             assert pairs[row["row"]]["edge"] == row["edge"]
-    answers = load_search(private.output / "n").answers(0)
+    answers = SearchResults.read(private.output / "n").answer_rows(0)
     assert {(row.question, row.truth, row.answer) for row in answers} == {("", "", "")}
 
 

@@ -14,7 +14,7 @@ from tracked_searches import BEST, SCORES, make_search
 from tracking_server import tracking_server
 
 from lunar_tune.errors import InputError
-from lunar_tune.report.results import SearchResults, load_search
+from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.store import default_tracking_uri
 from lunar_tune.tracking.sync import check_registrable, register_model
@@ -76,7 +76,7 @@ def register(results: SearchResults, folder: Path, name: str, number: int = BEST
 def test_each_registration_is_a_new_version_and_the_alias_moves_to_it(
     registry: Registry, exported: Path, tmp_path: Path
 ) -> None:
-    results = load_search(registry.search.path)
+    results = SearchResults.read(registry.search.path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert register(results, exported, "forgets") == 1
@@ -114,7 +114,7 @@ def test_each_registration_is_a_new_version_and_the_alias_moves_to_it(
 def test_another_trial_is_registered_as_itself_and_is_not_called_best(
     registry: Registry, exported: Path
 ) -> None:
-    results = load_search(registry.search.path)
+    results = SearchResults.read(registry.search.path)
     assert register(results, exported, "of-trials") == 1
     assert register(results, exported, "of-trials", number=0) == 2
     with warnings.catch_warnings():
@@ -131,7 +131,7 @@ def test_another_trial_is_registered_as_itself_and_is_not_called_best(
 def test_a_name_that_the_registry_does_not_take_is_said_beforehand(
     registry: Registry, name: str
 ) -> None:
-    results = load_search(registry.search.path)
+    results = SearchResults.read(registry.search.path)
     check_registrable(results, "forgets")
     with pytest.raises(InputError, match="--register"):
         check_registrable(results, name)
@@ -140,14 +140,14 @@ def test_a_name_that_the_registry_does_not_take_is_said_beforehand(
 def test_a_store_that_cannot_be_reached_is_said_beforehand_with_a_wrong_name(
     registry: Registry,
 ) -> None:
-    results = load_search(registry.search.path)
+    results = SearchResults.read(registry.search.path)
     with pytest.raises(InputError, match="2 things are wrong") as caught:
         check_registrable(results, "a/b", tracking_uri="http://127.0.0.1:9")
     assert "http://127.0.0.1:9" in str(caught.value)
 
 
 def test_a_search_that_has_lost_its_run_gets_it_again(registry: Registry, exported: Path) -> None:
-    results = load_search(registry.search.path)
+    results = SearchResults.read(registry.search.path)
     first = register(results, exported, "lost")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

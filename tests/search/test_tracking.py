@@ -25,7 +25,7 @@ from tracked_searches import BEST, SCORES, TAGS, begun_study, make_search
 import lunar_tune
 from lunar_tune.config.search_config import EXPERIMENT
 from lunar_tune.errors import InputError
-from lunar_tune.report.results import load_search
+from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import Study
@@ -135,7 +135,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StoredSearch:
     for name in ("report.md", "pictures/history.png", "pictures/answers/a.svg"):
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).write_text(name)
-    return load_search(folder.path)
+    return SearchResults.read(folder.path)
 
 
 @pytest.fixture(scope="module")
