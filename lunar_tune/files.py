@@ -162,14 +162,18 @@ def read_beginning(path: Path, most: int) -> bytes:
 def replacing(path: Path, *, cached: bool = False) -> Iterator[Path]:
     """Give a path beside `path` to write to; it takes the place of `path` if nothing is raised.
 
-    A cached file is its owner's alone, and a crash of the system may lose what it holds.
+    A cached file is its owner's alone from its first byte, its folder is there, and a crash of the
+    system may lose what it holds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    if cached:
+        temporary.touch(0o600, exist_ok=False)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         if cached:  # whose content is checked when it is read, so nobody has to wait for the disk
-            temporary.chmod(0o600)
+            temporary.chmod(0o600)  # a library may have put its own file in the place
         else:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())

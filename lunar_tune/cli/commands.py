@@ -140,7 +140,8 @@ class Command:
             if called is not app.default_command:  # it shows help or the version
                 called(*bound.args, **bound.kwargs)
                 return 0
-            values = from_document(self.options, bound.arguments)
+            typed = {name: value for name, value in bound.arguments.items() if value is not None}
+            values = from_document(self.options, typed)
             origins = dict.fromkeys(values, "command line")
             if (file := values.get("config")) is not None:
                 stated = self._from_file(file)

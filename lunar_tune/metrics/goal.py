@@ -14,7 +14,7 @@ from lunar_tune.metrics.names import METRICS, Metric, find_metric
 
 __all__ = ["Goal", "goal_of", "in_words", "score_label"]
 
-_BOUND = re.compile(r"\s*([^\W\d]\w*)\s*(>=|<=|≥|≤)\s*([^<>=!~≤≥]*[^<>=!~≤≥\s])\s*")
+_BOUND = re.compile(r"\s*([^<>=!~≤≥\s]+)\s*(>=|<=|≥|≤)\s*([^<>=!~≤≥]*[^<>=!~≤≥\s])\s*")
 _WORDS = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "mrr": "MRR"}
 # What is known of a trial that was stopped because it had missed the retain floor for certain.
 _ASKED_FIRST = ("forget_rouge1", "forget_rougeL", "retain_rouge1", "retain_rougeL")

@@ -139,12 +139,12 @@ def run_search(
     opening = [f"search {folder.name}, lunar-tune {__version__}"]
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
-        _told_of_the_end(),
         alone(folder),
         _given_back_if_unused(folder),
         search_log(folder.log, console, opening),
         _tracking(plan.config, folder) as opened,
         _backend(plan.config, folder) as (backend, resources),
+        _told_of_the_end(),  # after Ray, which puts a handler of its own
     ):
         tracker = opened()  # what the store cannot do is said before anything is computed
         if not resources.gpus and plan.spec.model.device == "auto":

@@ -124,12 +124,17 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
 def _model(values: _Values, found: Callable[[str | None], str | None]) -> tuple[str, str | None]:
     """Return the model and its weights; that code loads model_path and knows the family by name."""
     base, tuned = values.base_model_path, values.model_path
-    model = found(base) or _catalogue_name(base or values.model_family)
+    model = found(base) or _catalogue_name(base or _without_suffix(values.model_family))
     if not tuned or tuned == base:
         return model, None
     weights = found(tuned)
-    known = weights is not None and (base is not None or model in CATALOG)
+    known = weights is not None and bool(base or model in CATALOG)
     return (model, weights) if known else (weights or _catalogue_name(tuned), None)
+
+
+def _without_suffix(family: str) -> str:
+    """Return a family of that code, our names with -instruct, -chat or -it, as a name of ours."""
+    return re.sub(r"-(instruct|chat|it)$", "", family, flags=re.IGNORECASE)
 
 
 def _catalogue_name(text: str) -> str:
@@ -137,8 +142,7 @@ def _catalogue_name(text: str) -> str:
     asked = text.casefold()
     for name, entry in CATALOG.items():
         hub_id = (entry.hub_id or name).casefold()
-        # That code's families are our names with -instruct or -chat.
-        if name in (asked, asked.rpartition("-")[0]) or asked in (hub_id, hub_id.split("/")[-1]):
+        if asked in (name, hub_id, hub_id.split("/")[-1]):
             return name
     return text
 
@@ -152,8 +156,9 @@ def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
 
     values = {key: value for key, value in raw.items() if key not in _IGNORED}
     for key, written in values.items():
-        for _ in range(4 if isinstance(written, str) else 0):  # a reference may lead to another
-            values[key] = _REFERENCE.sub(referred, values[key])[:_LONGEST]
+        for _ in range(4):  # a reference may lead to another
+            if isinstance(written, str) and "${" in values[key]:
+                values[key] = _REFERENCE.sub(referred, values[key])[:_LONGEST]
         if "${" in str(values[key]):  # also in a list, where references are not replaced
             raise InputError(
                 f"{key}: {shown(values[key])} refers to no key of this file, or in a circle; "

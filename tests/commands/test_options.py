@@ -292,3 +292,6 @@ def test_bad_forms_end_in_one_message(bad: tuple[str, ...]) -> None:
 
 def test_the_last_of_two_values_counts() -> None:
     assert read("--seed", "1", "--seed", "2")[0].seed == 2
+    options, given = read("--retain-rows", "none")
+    assert options.retain_rows is None
+    assert "retain_rows" not in given

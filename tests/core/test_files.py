@@ -91,6 +91,10 @@ def test_a_written_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Pat
     write_json(target, {"b": [1], "a": "ü\udcff"})
     assert list(json.loads(target.read_bytes().decode(errors="surrogatepass"))) == ["b", "a"]
     before = target.read_bytes()
+    with replacing(tmp_path / "private", cached=True) as temporary:
+        assert temporary.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "gone" / "x", cached=True):
+        raise AssertionError("a folder that was removed is not made again")
     with suppress(KeyError), replacing(target) as temporary:
         temporary.write_text("half")
         raise KeyError

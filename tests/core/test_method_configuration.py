@@ -98,7 +98,7 @@ def test_each_variant_that_is_listed_can_be_had_and_the_first_is_the_default(nam
         (
             "lunar",
             {"solver": "lora", "fixed": {"master_dtype": "bfloat16"}},
-            "master_dtype has no meaning with --solver lora.",
+            "master_dtype: lora trains in float32.",
         ),
         ("lunar", {"fixed": {"rank": 4}}, "rank has no meaning with --solver adamw."),
         ("lunar", {"fixed": {"epochs": "many"}}, "epochs many: a whole number is needed."),

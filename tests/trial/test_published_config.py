@@ -157,6 +157,7 @@ def test_keys_that_are_not_there_take_the_published_values(repository: Path) -> 
         ("llama2-7b-chat", "llama2-7b"),
         ("gemma-7b-it", "gemma-7b"),
         ("mistral-7b-instruct", "mistral-7b"),
+        ("llama3-8b-base", "llama3-8b-base"),  # another model, which is not in the catalogue
     ],
 )
 def test_a_family_alone_names_a_catalogue_model(repository: Path, family: str, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lunar_tune.errors import InputError
 from lunar_tune.training import CheckedSettings, setting
 
 __all__ = ["SOLVERS", "UNUSED", "LunarSettings"]
@@ -13,7 +14,7 @@ SOLVERS = ("adamw", "closed_form", "lora")
 UNUSED = {
     "adamw": frozenset({"rank"}),
     "closed_form": frozenset({"rank", "epochs", "batch_size", "master_dtype", "weight_decay"}),
-    "lora": frozenset({"master_dtype"}),  # it trains in float32
+    "lora": frozenset(),
 }
 
 
@@ -40,6 +41,11 @@ class LunarSettings(CheckedSettings):
     weight_decay: float | None = setting(None, least=0)
     """Decoupled weight decay; none means 0 for float32, torch's 0.01 for bfloat16 as published. In
     float32 the difference from W₀ is trained: decay pulls towards the original matrix."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver == "lora" and self.master_dtype != "float32":
+            raise InputError("master_dtype: lora trains in float32.")
 
     @property
     def decay(self) -> float:
