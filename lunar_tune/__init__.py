@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lunar_tune.api import Search, load, method, metric, search, unlearn
-    from lunar_tune.config.run_options import RunOptions
-    from lunar_tune.config.search_config import SearchConfig
-    from lunar_tune.errors import InputError, LunarTuneError, TrialError
+    from lunar_tune.errors import InputError, TrialError
     from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod
     from lunar_tune.trial.single import SingleRun
 
@@ -26,12 +24,9 @@ __all__ = [
     "Edit",
     "Fit",
     "InputError",
-    "LunarTuneError",
     "Method",
     "PreparedMethod",
-    "RunOptions",
     "Search",
-    "SearchConfig",
     "SingleRun",
     "TrialError",
     "__version__",
@@ -43,10 +38,8 @@ __all__ = [
 ]
 _HOMES = {
     **dict.fromkeys(("Search", "load", "method", "metric", "search", "unlearn"), "api"),
-    **dict.fromkeys(("InputError", "LunarTuneError", "TrialError"), "errors"),
+    **dict.fromkeys(("InputError", "TrialError"), "errors"),
     **dict.fromkeys(("Edit", "Fit", "Method", "PreparedMethod"), "methods.contract"),
-    "RunOptions": "config.run_options",
-    "SearchConfig": "config.search_config",
     "SingleRun": "trial.single",
 }
 

@@ -30,13 +30,13 @@ from lunar_tune.config.run_options import METHOD, RunOptions
 from lunar_tune.config.search_config import PLACE, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import ANSWERS, METRICS, WHOLE_ANSWERS, Metric
+from lunar_tune.report import charts, parameter_charts
 from lunar_tune.report.progress import tiny_progress
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import RUNS
 
 if TYPE_CHECKING:
     import pandas as pd
-    from altair import ConcatChart
 
     from lunar_tune.export.proof import Exported
     from lunar_tune.methods.contract import Method
@@ -89,47 +89,13 @@ SETTING = ("layer", "coefficient", "learning_rate", "ridge")
 class Search(SearchResults):
     """A search, finished or still running: its tables and charts, and its model as files."""
 
-    def plot_trade_off(self) -> ConcatChart:
-        """Draw what is forgotten against what is kept, with bounds and Pareto front."""
-        from lunar_tune.report.charts import trade_off
-
-        return trade_off(self)
-
-    def plot_history(self) -> ConcatChart:
-        """Draw the objective of every trial and the best so far, over trials and time."""
-        from lunar_tune.report.charts import history
-
-        return history(self)
-
-    def plot_layer_coefficient(self) -> ConcatChart:
-        """Draw the map of layer and coefficient: a panel for each of the two scores."""
-        from lunar_tune.report.parameter_charts import layer_coefficient
-
-        return layer_coefficient(self)
-
-    def plot_sensitivity(self, parameter: str | None = None) -> ConcatChart:
-        """Draw both scores against a parameter; None is the learning rate, or what replaces it."""
-        from lunar_tune.report.parameter_charts import sensitivity
-
-        return sensitivity(self, parameter)
-
-    def plot_parameters(self) -> ConcatChart:
-        """Draw the objective against each parameter that varies."""
-        from lunar_tune.report.parameter_charts import parameters
-
-        return parameters(self)
-
-    def plot_importance(self) -> ConcatChart:
-        """Draw which share of a score's variance each parameter explains."""
-        from lunar_tune.report.parameter_charts import importance
-
-        return importance(self)
-
-    def plot_layers(self) -> ConcatChart:
-        """Draw the similarities by which the layers were chosen (`layer_prior`)."""
-        from lunar_tune.report.charts import layers
-
-        return layers(self)
+    plot_trade_off = charts.trade_off
+    plot_history = charts.history
+    plot_layer_coefficient = parameter_charts.layer_coefficient
+    plot_sensitivity = parameter_charts.sensitivity
+    plot_parameters = parameter_charts.parameters
+    plot_importance = parameter_charts.importance
+    plot_layers = charts.layers
 
     def ask(
         self, *questions: str, trial: int | None = None, max_new_tokens: int = 128

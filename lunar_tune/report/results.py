@@ -189,14 +189,11 @@ def short_report(results: SearchResults) -> str:
     if best is not None:
         setting = ", ".join(f"{name} `{value!r}`" for name, value in best.parameters.items())
         outcome = f"**Best feasible setting**: {setting} (trial {best.number})."
-    scores = [
-        [who, *(of_each.get(name) for name in HEADLINE_SCORES)]
-        for who, of_each in results.compared.items()
-    ]
+    _, (header, *scores) = results.summary()
     parts = [
         f"{goal[:1].upper()}{goal[1:]}.",
         outcome or results.verdict,
-        _table(["", *map(score_label, HEADLINE_SCORES)], scores),
+        _table(header, scores),
         "\n".join(f"- {label}: {text}" for label, text in results.facts.items()),
     ]
     return "\n\n".join(parts) + "\n"

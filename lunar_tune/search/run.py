@@ -72,13 +72,8 @@ def plan_and_run(
 ) -> Ended:
     """Check a search, show what is planned, and run it or go on with it.
 
-    Args:
-        config: What it is told.
-        given: Where values come from that were not left at their default, by field name.
-        console: The screen.
-        problems: What is known to be wrong.
-        dry_run: Whether to stop before anything is run.
-        show_commands: Whether to say in the end which commands may be wanted next.
+    `given` says where values come from that were not left at their default. A dry run ends before
+    anything is run; `show_commands` says in the end which commands may be wanted next.
 
     Raises:
         InputError: Something is wrong; all of it is said at once.
