@@ -178,7 +178,7 @@ def search(**options: Any) -> Search:
         >>> found = lt.search(model="tiny", num_trials=12)  # doctest: +SKIP
         >>> found = lt.search(resume=found.folder.name, num_trials=24)
     """
-    from lunar_tune.search.run import plan_and_run
+    from lunar_tune.start import start_search
 
     problems = Problems()
     told = _told(SearchOptions, options, problems)
@@ -188,7 +188,7 @@ def search(**options: Any) -> Search:
     if told.backend is not None or told.resume is None:
         config = dataclasses.replace(config, in_process=told.backend != "ray")
         given["in_process"] = "Python"
-    ended = plan_and_run(
+    ended = start_search(
         config, given, console=_console(quiet=told.quiet), problems=problems, show_commands=False
     )
     if ended.folder is None:

@@ -6,10 +6,13 @@ import json
 import os
 import re
 import secrets
+import signal
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import platformdirs
@@ -30,6 +33,7 @@ __all__ = [
     "safe_name",
     "search_spaces_dir",
     "shipped_spaces",
+    "uninterrupted",
     "write_atomically",
     "write_json",
 ]
@@ -192,3 +196,29 @@ def write_json(path: Path, document: Any) -> None:
     """Write plain values as indented JSON, with `write_atomically`."""
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode(errors="surrogatepass"))
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C or a signal to terminate wait for the end of the block, if it comes once.
+
+    For what is written in several steps elsewhere and would be left half done.
+    """
+    waiting: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            signal.default_int_handler(number, frame)
+        waiting.append(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM) if is_main}
+    for number in before:
+        signal.signal(number, wait)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if waiting:
+            signal.raise_signal(waiting[0])

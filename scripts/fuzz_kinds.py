@@ -23,8 +23,7 @@ from lunar_tune.data.fetching import lock_file, read_lock
 from lunar_tune.data.records import read_prompts, read_records
 from lunar_tune.data.splits import read_groups
 from lunar_tune.files import datasets_dir, search_spaces_dir
-from lunar_tune.methods.lunar import LunarSettings
-from lunar_tune.methods.lunar.method import LunarMethod
+from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage

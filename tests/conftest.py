@@ -75,8 +75,10 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say which kinds of tests were left out, which parallel runs do not count."""
-    if "not gpu" in config.option.markexpr:
-        terminalreporter.write_line("deselected: tests marked gpu (run them with -m gpu)")
+    for name in ("gpu", "ray", "browser", "slow"):
+        if f"not {name}" in config.option.markexpr:
+            line = f"deselected: tests marked {name} (run them with -m {name})"
+            terminalreporter.write_line(line)
     if chromium() is None:
         terminalreporter.write_line("deselected: tests marked browser (no Chromium was found)")
 

@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lunar_tune import __version__
 from lunar_tune.cli.commands import SUBJECT, Command, Reused, TrialOptions
 from lunar_tune.cli.running import say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
-from lunar_tune.report.progress import tiny_progress
+from lunar_tune.report.progress import tiny_progress, working
 
 if TYPE_CHECKING:
     from lunar_tune.trial.single import SideBySide
@@ -51,16 +52,16 @@ def ask(options: AskOptions, problems: Problems) -> None:
     Without a question one is asked for until an empty line or Ctrl-D. `--quiet` silences all but
     the answers.
     """
-    from lunar_tune.export.export_job import assemble_again
-    from lunar_tune.report.results import SearchResults
-    from lunar_tune.trial.assemble import materialise
-    from lunar_tune.trial.single import asking
-
     console = options.console()
     answered = Console(emoji=False)  # also when quiet: answers are what was asked for
     if not all(question.strip() for question in options.questions):
         problems.add("a question is empty.")
-    with problems.collect():
+    with working(console, f"lunar-tune {__version__}: reading the search"), problems.collect():
+        from lunar_tune.export.export_job import assemble_again
+        from lunar_tune.report.results import SearchResults
+        from lunar_tune.trial.assemble import materialise
+        from lunar_tune.trial.single import asking
+
         results = SearchResults.read(options.search, runs=options.output)
         with problems.collect():
             row = results.trial(options.trial)

@@ -17,6 +17,7 @@ from cyclopts import App, Group, Parameter
 from rich.console import Console
 
 from lunar_tune import __version__
+from lunar_tune.cli.main import HELP_ALL
 from lunar_tune.cli.running import reporting_errors
 from lunar_tune.config.fields import (
     Option,
@@ -39,7 +40,6 @@ __all__ = ["Command", "CommonOptions", "Reused", "TrialOptions"]
 SUBJECT, OUTPUT = "Subject", "Output"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
 """Headings of the help, in their order; the first is of what a command is about."""
-HELP_ALL = "--help-all"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from lunar_tune.secrets import without_login, without_password
 
 if TYPE_CHECKING:
     from lunar_tune.report.results import SearchResults
-    from lunar_tune.tracking.ui import Compared
+    from lunar_tune.tracking.ui import View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,34 +100,33 @@ def _store(results: Sequence[SearchResults], given: str | None, problems: Proble
 
 def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
     """Show the comparison on the store's own server, or on one that runs until Ctrl-C."""
-    from lunar_tune.tracking.ui import addresses, served
+    from lunar_tune.tracking.ui import served
 
     # Before the server starts, which would bring an older store up to date at the same time.
-    found = _written(results, uri)
+    views = _written(results, uri)
     with ExitStack() as running:
         server, wait = without_login(uri), None
         if not uri.startswith(("http://", "https://")):
             console.print("starting MLflow's UI", highlight=False)
             server, wait = running.enter_context(served(uri))
-        pages, first = addresses(server, found)
-        for what, address in pages:
-            say(console, f"{what}: {address}")
+        for view in views:
+            say(console, f"{view.name}: {view.address(server)}")
         # Without a screen Python would start a browser in this terminal.
         screens = (os.environ.get("DISPLAY"), os.environ.get("WAYLAND_DISPLAY"))
         if sys.platform != "linux" or any(screens):
-            webbrowser.open(first)
+            webbrowser.open(views[0].address(server))
         if wait is not None:
             console.print("Ctrl-C ends it", highlight=False)
             wait()
 
 
-def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
-    """Bring the store up to date, and return what it shows of each search."""
+def _written(results: Sequence[SearchResults], uri: str) -> list[View]:
+    """Bring the store up to date, and return the views that are kept there."""
     from lunar_tune.report.results import short_report
     from lunar_tune.search.resume import alone
     from lunar_tune.tracking.store import opened_store
-    from lunar_tune.tracking.sync import sync
-    from lunar_tune.tracking.ui import compared
+    from lunar_tune.tracking.sync import shown, sync
+    from lunar_tune.tracking.ui import keep_views
 
     found, problems = [], Problems()
     with opened_store(uri) as client:
@@ -136,15 +135,15 @@ def _written(results: Sequence[SearchResults], uri: str) -> list[Compared]:
             # user's, to be read alone.
             with suppress(InputError, OSError), alone(one.folder), opened_store(uri) as writing:
                 sync(one, writing, note=short_report(one))
-            if (shown := compared(client, one)) is not None:
-                found.append(shown)
+            if (runs := shown(client, one)) is not None:
+                found.append(runs)
             else:
                 problems.add(
                     f"{one.folder.name}: {without_password(uri)} does not have its runs, and they "
                     "cannot be written. --save FILE compares the trials without MLflow."
                 )
-    problems.raise_if_any(InputError)
-    return found
+        problems.raise_if_any(InputError)
+        return keep_views(client, found)
 
 
 COMMAND = Command(compare, CompareOptions)

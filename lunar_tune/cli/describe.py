@@ -18,7 +18,7 @@ from lunar_tune.data.records import holds_prompts, read_prompts, read_records
 from lunar_tune.data.splits import edges_of, read_groups
 from lunar_tune.errors import InputError, ModelError, Problems
 from lunar_tune.files import write_json
-from lunar_tune.metrics.rouge import tokenize_words
+from lunar_tune.metrics.rouge import has_words
 
 _DEFAULT_EDGE = "A_B"
 _SHOWN_EDGES, _SHOWN_TEXTS = 12, 5
@@ -74,7 +74,7 @@ def _card(path: Path, options: DescribeOptions, count: Callable[[str], int] | No
         records,
         options.forget_edge or default,
         groups=groups,
-        is_scorable=lambda answer: bool(tokenize_words(answer, tokenizer=options.rouge_tokenizer)),
+        is_scorable=lambda answer: has_words(answer, tokenizer=options.rouge_tokenizer),
         count_tokens=count,
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from lunar_tune import __version__
 from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions
 from lunar_tune.cli.running import say, score_table
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
+from lunar_tune.report.progress import tiny_progress, working
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,26 +42,26 @@ def export(options: ExportOptions, problems: Problems) -> None:
 
     `lunar-tune export runs/NAME --save unlearned`
     """
-    from lunar_tune.export.export_job import ExportJob
-    from lunar_tune.export.writing import export as run_export
-    from lunar_tune.report.progress import tiny_progress
-    from lunar_tune.study.stored_search import StoredSearch
-    from lunar_tune.tracking.sync import check_registrable, register_model
-
     console = options.console()
-    if options.register is not None:
-        with problems.collect():
-            search = StoredSearch.read(options.search, runs=options.output)
-            check_registrable(search, options.register, tracking_uri=options.tracking_uri)
-    job = ExportJob.plan(
-        options.search,
-        options.save,
-        runs=options.output,
-        number=options.trial,
-        form=options.format,
-        device=options.device,
-        problems=problems,
-    )
+    with working(console, f"lunar-tune {__version__}: reading the search"):
+        from lunar_tune.export.export_job import ExportJob
+        from lunar_tune.export.writing import export as run_export
+        from lunar_tune.study.stored_search import StoredSearch
+        from lunar_tune.tracking.sync import check_registrable, register_model
+
+        if options.register is not None:
+            with problems.collect():
+                search = StoredSearch.read(options.search, runs=options.output)
+                check_registrable(search, options.register, tracking_uri=options.tracking_uri)
+        job = ExportJob.plan(
+            options.search,
+            options.save,
+            runs=options.output,
+            number=options.trial,
+            form=options.format,
+            device=options.device,
+            problems=problems,
+        )
     with tiny_progress(console) as on_build:
         exported = run_export(job, on_build=on_build, on_step=lambda text: say(console, text))
     document = exported.document

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, Reused
 from lunar_tune.cli.running import plain_table, say, warn
 from lunar_tune.config.fields import same_option, shared_options
 from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments
 from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import Problems
-from lunar_tune.finetuning.finetune_job import FinetuneSettings, read_settings
-from lunar_tune.report.progress import tiny_progress
+from lunar_tune.report.progress import tiny_progress, working
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
-    from lunar_tune.finetuning.finetune_job import FinetuneJob
+    from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings
 
 # Most of what the model cannot know should be declined: LUNAR redirects to where it declines.
 LEAST_REFUSED = 0.5
@@ -37,7 +37,8 @@ class FinetuneOptions(ModelOptions, CommonOptions):
     rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer")
     seed: int = same_option(RunOptions, "seed")
     fix: tuple[str, ...] = same_option(RunOptions, "fix")
-    """Fix a setting of the training: trained=full, epochs=30; a wrong name lists all."""
+    """Fix a setting of the training: trained=full, epochs=30; a wrong name lists all. Others are
+    those with which a search would teach this model."""
     save: Path = same_option(Reused, "save", default=MISSING)
     """Folder of the checkpoint. The same command goes on with an unfinished one."""
     tracking_uri: str | None = same_option(SearchConfig, "tracking_uri")
@@ -56,28 +57,30 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     Exit codes: 0 the model knows the data, 3 its ROUGE-1 is below 0.8 (the checkpoint is kept),
     1 the training failed, 130 interrupted, 2 the input was wrong.
     """
-    from lunar_tune.report.summary import print_plan
-    from lunar_tune.search.prerequisite import finetune_tracked
-    from lunar_tune.tracking.store import default_tracking_uri
-    from lunar_tune.tracking.sync import Tracker
-    from lunar_tune.training.checkpoints import check_output
-    from lunar_tune.trial.assemble import assemble_finetuning, materialise
+    console, fixed = options.console(), {}
+    with working(console, f"lunar-tune {__version__}: reading data"):
+        from lunar_tune.report.summary import print_plan
+        from lunar_tune.search.prerequisite import finetune_tracked
+        from lunar_tune.tracking.store import default_tracking_uri
+        from lunar_tune.tracking.sync import Tracker
+        from lunar_tune.training.checkpoints import check_output
+        from lunar_tune.trial.assemble import assemble_finetuning, materialise
 
-    console, settings = options.console(), FinetuneSettings()
-    with problems.collect():
-        settings = read_settings(read_assignments(options.fix))
-    with problems.collect():
-        check_output(options.save)
-    run = shared_options(options, RunOptions, without={"fix"})
-    job = assemble_finetuning(run, settings, problems)
+        with problems.collect():
+            fixed = read_assignments(options.fix)
+        with problems.collect():
+            check_output(options.save)
+        run = shared_options(options, RunOptions, without={"fix"})
+        job = assemble_finetuning(run, fixed, problems)
     with tiny_progress(console) as on_progress:
         job = materialise(job, on_progress)
     print_plan(console, {**_facts(job), "output": str(options.save)})
     place = options.save.resolve()
     uri = options.tracking_uri or default_tracking_uri(place.parent)
-    tracker = Tracker(uri, EXPERIMENT, place.name)
+    with working(console, "opening the tracking store"):
+        tracker = Tracker(uri, EXPERIMENT, place.name)
     done = finetune_tracked(job, options.save, console=console, tracker=tracker, text=options.text)
-    return _conclude(console, options.save, settings, done)
+    return _conclude(console, options.save, job.settings, done)
 
 
 def _facts(job: FinetuneJob) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, Reused
 from lunar_tune.cli.running import plain_table, say, warn
 from lunar_tune.config.fields import same_option, shared_options
@@ -18,7 +19,7 @@ from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignm
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
-from lunar_tune.report.progress import build_progress, tiny_progress
+from lunar_tune.report.progress import build_progress, tiny_progress, working
 
 if TYPE_CHECKING:
     from lunar_tune.trial.layer_scores import LayerPrior
@@ -66,13 +67,16 @@ def layers(options: LayersOptions, problems: Problems) -> None:
 
     `lunar-tune layers --model tiny --save layers.png`
     """
-    from lunar_tune.metrics.embedding import load_sentence_embedder
-    from lunar_tune.trial.assemble import materialise
-    from lunar_tune.trial.layer_scores import layer_scores
-    from lunar_tune.trial.worker import Worker
-
     console, embedder = options.console(), None
-    spec, coefficient, chosen = _checked(options, problems)
+    with working(console, f"lunar-tune {__version__}: reading data") as doing:
+        spec, coefficient, chosen = _checked(options, problems)
+        doing("loading torch")
+        from lunar_tune.metrics.embedding import load_sentence_embedder
+        from lunar_tune.trial.assemble import check_machine, materialise
+        from lunar_tune.trial.layer_scores import layer_scores
+        from lunar_tune.trial.worker import Worker
+
+        check_machine(spec)
     if spec.embedding_model is not None:  # before the large model is loaded
         embedder = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
     with tiny_progress(console) as on_progress:

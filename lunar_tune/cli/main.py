@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import HELP_ALL, Command
-from lunar_tune.cli.running import EXIT_INPUT
 from lunar_tune.errors import suggestion
 
 __all__ = ["run"]
+
+EXIT_INPUT, EXIT_INTERRUPTED, HELP_ALL = 2, 130, "--help-all"
 
 COMMANDS = {
     "search": "search for the setting that forgets most while the model keeps the rest",
@@ -28,15 +32,44 @@ COMMANDS = {
 }
 
 
-def command_of(name: str) -> Command:
-    """Return a command by its name."""
-    command: Command = importlib.import_module(f"lunar_tune.cli.{name}").COMMAND
-    return command
+def command_of(name: str) -> Any:
+    """Return a command (`cli.commands.Command`) by its name."""
+    return importlib.import_module(f"lunar_tune.cli.{name}").COMMAND
 
 
-def run(name: str) -> None:
-    """Run a command with this process's arguments, and exit."""
-    sys.exit(command_of(name).main(sys.argv[1:]))
+def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command with these arguments, or with this process's, and exit.
+
+    Ctrl-C before and after the command, while Python loads or ends, has nothing to put back.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    heeded = before is signal.default_int_handler
+    if heeded:
+        signal.signal(signal.SIGINT, _leave)
+    command = command_of(name)
+    if heeded:
+        signal.signal(signal.SIGINT, before)
+    code = EXIT_INTERRUPTED
+    try:
+        code = command.main(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if heeded:
+            signal.signal(signal.SIGINT, _leave)
+    if code == EXIT_INTERRUPTED:
+        # All is put back. Python itself would go by the signal if that met an extension module.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
+    os.write(2, b"interrupted\n")
+    os._exit(EXIT_INTERRUPTED)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
     if name in COMMANDS:
-        sys.exit(command_of(name).main(given[1:]))
+        run(name, given[1:])
     if name in {"--help", "-h", HELP_ALL}:
         text = _overview()
     elif name == "--version":

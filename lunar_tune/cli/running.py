@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,13 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lunar_tune.cli.main import EXIT_INPUT, EXIT_INTERRUPTED
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.secrets import without_secrets
 
 __all__ = ["counted", "plain_table", "reporting_errors", "say", "score_table", "warn"]
 
-EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+EXIT_FAILED = 1
 _LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files
+_MOMENT = 0.05  # seconds
 _PATIENCE = 4  # presses of Ctrl-C after which an ending that takes too long is given up
 
 
@@ -81,14 +83,18 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    interrupted: Callable[[], bool] = bool
     try:
-        with interrupted_once():
+        with interrupted_once() as interrupted:
             yield
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
         console = Console(stderr=True, emoji=False)
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or (
+            # A library may make another error of it, above all while it is imported.
+            interrupted() and not isinstance(error, LunarTuneError)
+        ):
             console.print("interrupted")
             sys.exit(EXIT_INTERRUPTED)
         if isinstance(error, LunarTuneError):
@@ -104,16 +110,16 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
 
 
 @contextmanager
-def interrupted_once() -> Iterator[None]:
+def interrupted_once() -> Iterator[Callable[[], bool]]:
     """Inside, the first Ctrl-C interrupts, and the next ones do not disturb what ends then.
 
     What has begun is put back, written and closed: files, tracked runs, Ray's processes. The fourth
-    press gives up even that.
+    press gives up even that. Yields what says whether there was one.
     """
     before = signal.getsignal(signal.SIGINT)
     here = threading.current_thread() is threading.main_thread()
     if not here or before is not signal.default_int_handler:
-        yield  # somebody else has decided what an interruption does, or that it does nothing
+        yield bool  # somebody else has decided what an interruption does, or that it does nothing
         return
     presses = 0
 
@@ -126,8 +132,20 @@ def interrupted_once() -> Iterator[None]:
             more = _PATIENCE - presses
             os.write(2, f"ending; {more} more to end at once, whatever is left open\n".encode())
 
+    def again(passed_over: sys.UnraisableHookArgs) -> None:
+        """Interrupt a moment later where Python passes over an error, as when a weakref dies."""
+        nonlocal presses
+        if issubclass(passed_over.exc_type, KeyboardInterrupt):
+            presses -= 1
+            main = threading.main_thread().ident
+            threading.Timer(_MOMENT, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            hook(passed_over)
+
+    hook, sys.unraisablehook = sys.unraisablehook, again
     signal.signal(signal.SIGINT, interrupted)
     try:
-        yield
+        yield lambda: presses > 0
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook

@@ -25,9 +25,9 @@ def search(options: SearchOptions, problems: Problems) -> int:
     Exit codes: 0 a feasible setting was found, 3 none was, 4 too many trials failed in a row,
     130 interrupted, 2 the input was wrong.
     """
-    from lunar_tune.search.run import plan_and_run
+    from lunar_tune.start import start_search
 
-    return plan_and_run(
+    return start_search(
         options,
         options.given,
         console=options.console(),

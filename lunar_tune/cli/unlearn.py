@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from lunar_tune import __version__
 from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
 from lunar_tune.cli.running import plain_table, say, score_table
 from lunar_tune.config.fields import (
@@ -23,7 +24,7 @@ from lunar_tune.config.run_options import RunOptions, read_assignments
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.report.progress import tiny_progress
+from lunar_tune.report.progress import tiny_progress, working
 from lunar_tune.study.rows import score_cells
 
 if TYPE_CHECKING:
@@ -57,13 +58,16 @@ def unlearn(options: UnlearnOptions, problems: Problems) -> None:
 
     The same from Python: `lunar_tune.unlearn(layer=1, coefficient=2.0, learning_rate=0.003)`
     """
-    from lunar_tune.trial.single import unlearn as run_once
-
     console = options.console()
     run, save_to = shared_options(options, RunOptions), options.save
     if options.published_config is not None:
         run, save_to = _published(options.published_config, options, console)
-    with tiny_progress(console) as on_progress:
+    with (
+        working(console, f"lunar-tune {__version__}: one unlearning run"),
+        tiny_progress(console) as on_progress,
+    ):
+        from lunar_tune.trial.single import unlearn as run_once
+
         done = run_once(run, save_to=save_to, on_progress=on_progress, problems=problems)
     _show(done, console)
     if options.json is not None:

@@ -15,12 +15,14 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_plain
 from lunar_tune.secrets import without_password
 
-__all__ = ["AUTO", "EXPERIMENT", "RETAIN_FLOOR", "SearchConfig"]
+__all__ = ["AUTO", "BEST_FILTER", "EXPERIMENT", "RETAIN_FLOOR", "SearchConfig"]
 
 AUTO = "auto"
 """Instead of a file of scored layers: the search scores them itself."""
 EXPERIMENT = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lunar-tune"
 """The MLflow experiment of all searches; MLflow's own variable names another one."""
+BEST_FILTER = "tags.best = 'true'"
+"""Finds, in MLflow's list of runs, the confirmed best trial of each search."""
 LONGEST_TIMEOUT = 1e8  # seconds, three years: what system clocks can add
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8

@@ -17,7 +17,7 @@ from lunar_tune.study.folder import RUNS
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.training.checkpoints import check_save_folder
-from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.assemble import assemble, check_machine
 from lunar_tune.trial.spec import TrialSpec, own_data
 
 __all__ = ["ExportJob", "ExportRun", "assemble_again", "check_adapter"]
@@ -169,4 +169,6 @@ def assemble_again(
             f"{'set is another one' if kind == 'records' else 'are others'}. Its trials cannot be "
             "run again; put the file back, or search again."
         )
+    if not problems.messages:
+        check_machine(spec)
     return spec

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lunar_tune.config.fields import same_option, types_of
@@ -24,8 +25,7 @@ from lunar_tune.training import TrainingSettings, setting, with_settings
 __all__ = [
     "FinetuneJob",
     "FinetuneSettings",
-    "read_settings",
-    "settings_for",
+    "recipe",
     "unseen_prompts",
 ]
 
@@ -67,13 +67,20 @@ class FinetuneSettings(TrainingSettings):
         return {name: value for name, value in values.items() if name not in unused}
 
 
-def read_settings(fixed: Mapping[str, Any]) -> FinetuneSettings:
-    """Return the settings with what is fixed of them.
+def recipe(model: str, fixed: Mapping[str, Any] = MappingProxyType({})) -> FinetuneSettings:
+    """Return how a model learns, by itself before a search or by the command, with what is fixed.
+
+    `tiny` is so small that all of it is trained, at a rate that would break a large one, and it
+    would forget to decline (docs/log.md); the others take the published defaults.
 
     Raises:
         InputError: There is no such setting, or a value means nothing; all of it is said at once.
     """
     problems, settings = Problems(), FinetuneSettings()
+    if model == TINY:
+        settings = replace(settings, trained="full", epochs=20, batch_size=16, with_refusals=True)
+        if fixed.get("trained") in (None, settings.trained):  # the rate belongs to what is trained
+            settings = replace(settings, learning_rate=1e-3)
     known = types_of(FinetuneSettings)
     for name in fixed:
         if name not in known:
@@ -82,19 +89,6 @@ def read_settings(fixed: Mapping[str, Any]) -> FinetuneSettings:
         settings = with_settings(settings, fixed)
     problems.raise_if_any()
     return settings
-
-
-def settings_for(model: str) -> FinetuneSettings:
-    """Return the settings with which a model of the catalogue learns by itself.
-
-    `tiny` is so small that all of it is trained, at a rate that would break a large one, and it
-    would forget to decline (docs/log.md); the others take the published defaults.
-    """
-    if model == TINY:
-        return FinetuneSettings(
-            trained="full", learning_rate=1e-3, epochs=20, batch_size=16, with_refusals=True
-        )
-    return FinetuneSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import pkgutil
 from lunar_tune.methods.contract import METHODS, Method
 
 # In the package, which is imported before any of its modules, and so sees all of them whole.
-_names = [one.name for one in pkgutil.walk_packages(__path__, f"{__name__}.")]
+_names = [one.name for one in pkgutil.iter_modules(__path__, f"{__name__}.")]
 _modules = [importlib.import_module(name) for name in _names]
 _entries: list[type[Method]] = [one.ENTRY for one in _modules if hasattr(one, "ENTRY")]
 for _entry in sorted(_entries, key=lambda one: (one.name != "lunar", one.name)):

@@ -6,17 +6,17 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import Fit, PreparedMethod, UnlearningTask
 from lunar_tune.methods.gradient_fit import GradientSettings, TrainedMethod, gradient_fit
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import AnswerStates, Pair, answer_states, reference_batches
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 __all__ = ["GradientMethod", "Step"]
 
@@ -87,6 +87,8 @@ class PreparedGradient(PreparedMethod):
 
     def reference_sums(self, name: str) -> Float[Tensor, " answers"]:
         """Return the base model's log π of the answer of each of the named pairs."""
+        import torch
+
         if name not in self._sums:
             batches = reference_batches(self._pairs[name])
             with torch.no_grad():
@@ -101,6 +103,8 @@ class PreparedGradient(PreparedMethod):
         An adapter is left out for one forward; where all weights are trained, final hidden states
         that were kept meet a copy of the head.
         """
+        import torch
+
         if trained.edit.factors is None:
             states, head = self._reference_states
             return torch.cat([states[i] for i in kept]).to(head.device) @ head.T
@@ -114,6 +118,8 @@ class PreparedGradient(PreparedMethod):
     @cached_property
     def _reference_states(self) -> tuple[list[Tensor], Tensor]:
         """The base model's final hidden states of each answer to keep, and its head."""
+        import torch
+
         states = []
         for batch in reference_batches(self._pairs["retain"]):
             with torch.no_grad():

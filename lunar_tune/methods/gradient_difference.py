@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lunar_tune.methods.gradient import GradientMethod, Step
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 __all__ = ["ENTRY", "gradient_difference"]
 

@@ -6,9 +6,7 @@ import random
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods.contract import Fit, Method, UnlearningTask, number_of
@@ -16,6 +14,9 @@ from lunar_tune.models.device import is_out_of_memory
 from lunar_tune.training import TRAINED, TrainingSettings, setting, with_settings
 from lunar_tune.training.adapting import Trained, trainable
 from lunar_tune.training.gradient_loop import LoopSettings, train_epochs
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["GradientSettings", "TrainedMethod", "gradient_fit"]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import log_softmax
+from typing import TYPE_CHECKING
 
 from lunar_tune.methods.gradient import GradientMethod, Step
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 __all__ = ["ENTRY", "kl_to_reference"]
 
@@ -19,6 +21,8 @@ def kl_to_reference(
     Source: TOFU, arXiv 2401.06121, section 3.3 ("KL minimization"). UKL adds it on retained answers
     to gradient ascent.
     """
+    from torch.nn.functional import log_softmax
+
     expected = log_softmax(reference.float(), dim=-1)
     said = log_softmax(logits.float(), dim=-1)
     return (expected.exp() * (expected - said)).sum(-1).mean()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from typing import TYPE_CHECKING
 
 from lunar_tune.methods.gradient import GradientMethod, Step
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 __all__ = ["ENTRY", "npo"]
 
@@ -22,6 +24,8 @@ def npo(
     vanishes as an answer becomes unlikely.
     Source: Zhang et al., arXiv 2404.05868, equation 3.
     """
+    from torch.nn.functional import logsigmoid
+
     return -2 / beta * logsigmoid(-beta * (forget - reference)).mean()
 
 

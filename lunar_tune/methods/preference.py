@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from typing import TYPE_CHECKING
 
 from lunar_tune.methods.gradient import GradientMethod, Step
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 __all__ = ["ENTRY", "dpo"]
 
@@ -26,6 +28,8 @@ def dpo(
     Preferred are refusals, rejected the true answers that are to be forgotten.
     Source: Rafailov et al., arXiv 2305.18290, equation 7; for unlearning TOFU, section 3.3.
     """
+    from torch.nn.functional import logsigmoid
+
     margin = (preferred - reference_preferred) - (rejected - reference_rejected)
     return -logsigmoid(beta * margin).mean()
 

@@ -9,11 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import Fit, PreparedMethod, UnlearningTask
@@ -21,6 +17,10 @@ from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit
 from lunar_tune.models.layout import check_layers, decoder_slice
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import Pair, padded_ids, reference_batches
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 __all__ = ["ENTRY", "RmuMethod", "rmu_loss"]
 
@@ -69,6 +69,8 @@ class PreparedRmu(PreparedMethod):
         self, parameters: Mapping[str, Any], *, seed: int
     ) -> AbstractContextManager[Fit]:
         """Return a context in which the model is trained; see the contract."""
+        import torch
+
         own, settings = self._method.resolved(parameters)
         layer = int(own["layer"])
         check_layers((layer,), self._loaded.n_layers)
@@ -97,6 +99,8 @@ class PreparedRmu(PreparedMethod):
 
     def _direction(self, seed: int) -> Float[Tensor, " d_model"]:
         """Return a random unit vector with positive entries, as in the paper's code."""
+        import torch
+
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.rand(self._loaded.model.config.hidden_size, generator=generator)
         direction: Tensor = drawn / drawn.norm()
@@ -107,6 +111,8 @@ class PreparedRmu(PreparedMethod):
 
         And the median norm of its outputs on the pairs to forget. Of one block, the last asked for.
         """
+        import torch
+
         if layer not in self._references:
             self._references.clear()
             with torch.no_grad():
@@ -124,6 +130,8 @@ class PreparedRmu(PreparedMethod):
 
     def _outputs(self, pairs: Sequence[Pair], layer: int) -> Float[Tensor, "tokens d_model"]:
         """Return block `layer`'s outputs at all tokens of questions and answers."""
+        import torch
+
         ids = padded_ids(pairs, self._loaded.device)
         real = torch.arange(ids.shape[1]) < torch.tensor([len(p) for p in pairs])[:, None]
         seen: list[Tensor] = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from typing import TYPE_CHECKING
 
 from lunar_tune.methods.gradient import GradientMethod, Step
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 __all__ = ["ENTRY", "simnpo"]
 
@@ -24,6 +26,8 @@ def simnpo(
 
     Source: Fan et al., arXiv 2410.07163; lengths are in tokens, γ is the margin.
     """
+    from torch.nn.functional import logsigmoid
+
     return -2 / beta * logsigmoid(-beta * forget / lengths - gamma).mean()
 
 

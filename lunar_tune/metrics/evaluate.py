@@ -88,6 +88,9 @@ class AnswerRow(Concise):
     row: int | None = None
     """Number of the question in its set, the same in every evaluation of a study; None where that
     is not known."""
+    ended: bool | None = None
+    """Whether the model ended the answer, and not the token budget; None where that is not known,
+    as of an answer that may have been left once it had said the truth."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -173,6 +176,9 @@ class Evaluator:
                 rouge1=recall.rouge1,
                 rouge_l=recall.rouge_l,
                 row=one.number,
+                ended=len(tokens[one.row]) < max_new_tokens
+                if self._stop is None or recall.rouge_l < 1
+                else None,
             )
             for (name, one), (text, recall) in zip(questions, answers, strict=True)
         )
@@ -293,9 +299,11 @@ def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> p
             "true_answer": row.truth,
             "base_model": other.answer if other is not None else None,
             "unlearned": row.answer,
-            "rouge1_base_model": other.rouge1 if other is not None else float("nan"),
-            "rouge1_unlearned": row.rouge1,
+            "rouge1_before": other.rouge1 if other is not None else float("nan"),
+            "rouge1": row.rouge1,
+            "rouge_l": row.rouge_l,
+            "ended": row.ended,
         }
         for row, other in paired(after, before)
     ]
-    return pd.DataFrame(rows).astype({"row": "Int64"})
+    return pd.DataFrame(rows).astype({"row": "Int64"} if rows else {})

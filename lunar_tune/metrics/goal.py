@@ -14,7 +14,7 @@ from lunar_tune.metrics.names import METRICS, Metric, find_metric
 
 __all__ = ["Goal", "goal_of", "in_words", "score_label"]
 
-_BOUND = re.compile(r"\s*([^<>=!~≤≥\s]+)\s*(>=|<=|≥|≤)\s*([^<>=!~≤≥]*[^<>=!~≤≥\s])\s*")
+_BOUND = re.compile(r"\s*([^\W\d][^<>=!~≤≥\s]*)\s*(>=|<=|≥|≤)\s*([^<>=!~≤≥]*[^<>=!~≤≥\s])\s*")
 _WORDS = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "mrr": "MRR"}
 # What is known of a trial that was stopped because it had missed the retain floor for certain.
 _ASKED_FIRST = ("forget_rouge1", "forget_rougeL", "retain_rouge1", "retain_rougeL")
@@ -90,6 +90,16 @@ class Goal(Concise):
     def missed(self, scores: Mapping[str, float]) -> tuple[Constraint, ...]:
         """Return the bounds that are not kept."""
         return tuple(one for one in self.constraints if one.violation(scores) > 0)
+
+    def penalised(self, scores: Mapping[str, float]) -> float:
+        """Return what is to be made small, so that every feasible setting comes first.
+
+        Of an infeasible one it is the objective's worst value and by how much bounds are missed;
+        infinity where there is no worst value.
+        """
+        missed = sum(max(0.0, one) for one in self.violations(scores).values())
+        end = self.objective.high if self.objective.lower_is_better else -self.objective.low
+        return end + missed if missed else self.value(scores)
 
     def worst(self, seen: Iterable[Mapping[str, float]]) -> tuple[float, dict[str, float]] | None:
         """Return the value and violations of a setting that is as bad as one can be.

@@ -22,7 +22,14 @@ from lunar_tune.errors import DataError, InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Recall", "RecallStop", "check_scorable", "rouge_recall", "tokenize_words"]
+__all__ = [
+    "Recall",
+    "RecallStop",
+    "check_scorable",
+    "has_words",
+    "rouge_recall",
+    "tokenize_words",
+]
 
 TOKENIZERS = ("default", "words")
 """`default`: rouge-score's own, [a-z0-9] with stemming. `words`: every script, no stemming; each
@@ -73,10 +80,14 @@ class _DefaultTokenizer:
         return words
 
 
+def _check_tokenizer(name: str) -> None:
+    if name not in TOKENIZERS:
+        raise InputError(f"--rouge-tokenizer {name}: there are {', '.join(TOKENIZERS)}.")
+
+
 @cache
 def _scorer(tokenizer: str) -> Any:
-    if tokenizer not in TOKENIZERS:
-        raise InputError(f"--rouge-tokenizer {tokenizer}: there are {', '.join(TOKENIZERS)}.")
+    _check_tokenizer(tokenizer)
     from rouge_score import rouge_scorer
 
     chosen = _WordTokenizer() if tokenizer == "words" else _DefaultTokenizer()
@@ -87,6 +98,16 @@ def tokenize_words(text: str, *, tokenizer: str = "default") -> list[str]:
     """Return the words that ROUGE counts."""
     words: list[str] = _scorer(tokenizer)._tokenizer.tokenize(text)
     return words
+
+
+def has_words(text: str, *, tokenizer: str = "default") -> bool:
+    """Say whether ROUGE counts any word, without the stemmer, which takes a second to load."""
+    _check_tokenizer(tokenizer)
+    if tokenizer == "words":
+        return bool(_WordTokenizer().tokenize(text))
+    from rouge_score.tokenize import tokenize
+
+    return bool(tokenize(text, None))
 
 
 def rouge_recall(
@@ -111,8 +132,8 @@ def check_scorable(
     Raises:
         DataError: There are such answers; the message shows the first of them where `text` allows.
     """
-    _scorer(tokenizer)  # an unknown name is a mistake also without records
-    empty = [record for record in records if not tokenize_words(record.answer, tokenizer=tokenizer)]
+    _check_tokenizer(tokenizer)  # a mistake also without records
+    empty = [record for record in records if not has_words(record.answer, tokenizer=tokenizer)]
     if empty:
         shown = "; ".join(
             f"{record.edge}: {record.question!r} -> {record.answer!r}" if text else record.edge

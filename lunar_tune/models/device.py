@@ -25,6 +25,7 @@ __all__ = [
     "GIB",
     "BatchSize",
     "DeviceMemory",
+    "check_device_name",
     "check_fits",
     "give_back",
     "host_free_bytes",
@@ -48,16 +49,25 @@ WORKING_SHARE: Final = 0.05
 TRAINED_BYTES: Final = 4 * 4
 
 
+def check_device_name(device: str) -> None:
+    """Refuse a name that no device has, without torch.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise InputError(f"--device {device}: unknown. There are: auto, cpu, cuda.")
+
+
 def resolve_device(device: str) -> torch.device:
     """Return the torch device that a name means; `auto` takes a GPU where there is one.
 
     Raises:
         InputError: The name is unknown, or a CUDA device was demanded that is not there.
     """
+    check_device_name(device)
     import torch
 
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise InputError(f"--device {device}: unknown. There are: auto, cpu, cuda.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolved = torch.device(device)
@@ -225,6 +235,8 @@ def check_fits(
     Raises:
         ModelError: It would not fit.
     """
+    if model.device == "cpu":
+        return
     import torch
 
     device, parameters = resolve_device(model.device), n_parameters(model)

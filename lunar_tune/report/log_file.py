@@ -1,17 +1,15 @@
 """A search's log, `search.log` in its folder.
 
-2026-11-25 13:08:02+0000 INFO    trial 3/30  L14 c2.0 lr3e-3  forget 0.041  …
+2026-11-25 13:08:02+0000 INFO    trial 3/30  L14 c2.0 lr0.003  forget 0.041  …
 """
 
 from __future__ import annotations
 
 import io
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.control import Control
@@ -53,10 +51,10 @@ def search_log(path: Path, console: Console, opening: Sequence[str] = ()) -> Ite
         RECORD.propagate = False
         for logger in loggers:
             logger.addHandler(handler)
-        with _warnings_too():
-            for line in opening:
-                RECORD.info("%s", line)
-            yield
+        logging.captureWarnings(True)
+        for line in opening:
+            RECORD.info("%s", line)
+        yield
     except KeyboardInterrupt:
         RECORD.warning("interrupted")
         raise
@@ -64,6 +62,7 @@ def search_log(path: Path, console: Console, opening: Sequence[str] = ()) -> Ite
         RECORD.exception("ended by an error")
         raise
     finally:
+        logging.captureWarnings(False)
         for logger in loggers:
             logger.removeHandler(handler)
         RECORD.setLevel(level)
@@ -82,7 +81,7 @@ class _FileHandler(logging.FileHandler):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as it is written; Ray gives every handler a formatter of its own."""
-        return without_secrets(self._form.format(record))
+        return without_secrets(self._form.format(record).rstrip())
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing: it would be said again with every line."""
@@ -116,29 +115,3 @@ def _once(record: logging.LogRecord) -> bool:
     again = getattr(record, "in_search_log", False)
     record.in_search_log = True
     return wanted and not again
-
-
-@contextmanager
-def _warnings_too() -> Iterator[None]:
-    """Inside, Python's warnings are logged and shown as before."""
-    shown, is_open = warnings.showwarning, True
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        *rest: Any,
-        **named: Any,
-    ) -> None:
-        if is_open:
-            RECORD.warning("%s: %s (%s:%s)", category.__name__, message, filename, lineno)
-        shown(message, category, filename, lineno, *rest, **named)
-
-    warnings.showwarning = show
-    try:
-        yield
-    finally:
-        is_open = False
-        if warnings.showwarning is show:  # MLflow puts its own on top of it, for good
-            warnings.showwarning = shown

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -307,5 +306,7 @@ def _csv(results: Sequence[CellResult]) -> str:
                 "tolerance_high": high,
             }
         )
+    import pandas as pd
+
     table: str = pd.DataFrame(rows, dtype=object).to_csv(index=False)
     return table

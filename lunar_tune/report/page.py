@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import importlib.metadata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
-from lunar_tune.files import write_atomically
+from lunar_tune.files import cache_dir, write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow, paired
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.report.results import SearchResults, format_value
@@ -174,12 +176,19 @@ def _template() -> Template:
 
 @functools.cache
 def _vega() -> str:
-    """Return the script that draws charts, vega-embed among it; making it takes seconds."""
+    """Return the script that draws charts, vega-embed among it; kept, for it takes seconds."""
     import vl_convert
 
     from lunar_tune.report.marks import VEGA_LITE
 
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
+    version = importlib.metadata.version("vl-convert-python")
+    kept = cache_dir() / f"vega-lite-{VEGA_LITE}-vl-convert-{version}.js"
+    with suppress(OSError, UnicodeDecodeError):
+        return kept.read_bytes().decode()
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
+    with suppress(OSError):
+        write_atomically(kept, script.encode())
+    return script
 
 
 def _digest(script: str) -> str:

@@ -20,22 +20,23 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.report.log_file import tell
-from lunar_tune.study.rows import COMPLETE, FAILED, HEADLINE_SCORES, TrialRow, best_first
+from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, shown_score
 
-__all__ = ["SearchDisplay", "build_progress", "tiny_progress"]
+__all__ = ["SearchDisplay", "build_progress", "printable", "tiny_progress", "working"]
 
 A_DAY = 24 * 3600.0
-# Columns of a terminal below which the bar is short and time elapsed is left out, so that there is
-# room for the note; and those from which on the note has whole words.
-_NARROW, _ROOMY = 100, 110
+# Columns of a terminal below which the bar is short, its name and the time elapsed left out, so
+# that there is room for the note.
+_NARROW = 100
 
 
 def build_progress(console: Console) -> Progress:
     """Return an empty progress display; used as a context.
 
-    A task has a `note`, of which the end is cut off where there is no room, and may have `left`, a
-    function that gives the seconds left or None.
+    A task has a `note`, of which the end is cut off where there is no room, and may have a
+    `deadline`, the moment after which no step begins.
     """
     fixed = Column(no_wrap=True, overflow="ellipsis")  # of which rich takes copies
     narrow = console.width < _NARROW
@@ -59,7 +60,7 @@ def build_progress(console: Console) -> Progress:
 
 
 class _TimeLeftColumn(ProgressColumn):
-    """Time left, as the task says it or as rich reckons it."""
+    """Time left by the pace since the first step, whose time may hold the loading of a model."""
 
     max_refresh = 0.5
 
@@ -67,8 +68,11 @@ class _TimeLeftColumn(ProgressColumn):
         """Return it; nothing at the end."""
         if task.finished:
             return Text("")
-        left = task.fields["left"]() if "left" in task.fields else task.time_remaining
-        text = "…" if left is None else shown_duration(left)
+        text, left = "…", task.time_remaining
+        if left is not None:
+            until = max(0.0, task.fields.get("deadline", math.inf) - time.monotonic())
+            per_step = 1 / (task.speed or math.inf)  # the last step is waited for
+            text = shown_duration(min(left, until + per_step))
         return Text(f"left {text}", style="progress.remaining")
 
 
@@ -96,16 +100,39 @@ def tiny_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield on_progress
 
 
-class SearchDisplay:
-    """Shows a search from its first task to its last; used as a context."""
+@contextmanager
+def working(console: Console, text: str) -> Iterator[Callable[[str | None], None]]:
+    """Inside, say what is going on: a moving line on a terminal, a line each time elsewhere.
 
-    def __init__(self, console: Console) -> None:
-        self._console, self._shown = console, ExitStack()
+    Yields what is to be called when something else is going on, or nothing any more (None).
+    """
+    with ExitStack() as shown:
+
+        def doing(what: str | None) -> None:
+            shown.close()
+            if what is not None:
+                tell(console, what)
+            if what is not None and console.is_terminal:
+                shown.enter_context(console.status(what))
+
+        doing(text)
+        yield doing
+
+
+class SearchDisplay:
+    """Shows a search from its first task to its last; used as a context.
+
+    A trial that has ended has a line, which fits 80 columns; the log has the same lines.
+    """
+
+    def __init__(self, console: Console, goal: Goal) -> None:
+        self._console, self._goal, self._shown = console, goal, ExitStack()
         self._rows: list[TrialRow] = []
-        self._total = self._done = 0
-        self._left = TimeLeft(0)
+        self._total = self._done = self._setting_width = 0
         self._bar: Progress | None = None
-        self._roomy = console.width >= _ROOMY
+        judged = ("forget_rouge1", "retain_rouge1", goal.objective.name)
+        self._scores = {name: _brief_label(name) for name in judged}
+        self._star = "★" if printable("★", console) == "★" else "*"
 
     def __enter__(self) -> SearchDisplay:
         """Begin with nothing."""
@@ -118,99 +145,95 @@ class SearchDisplay:
     def doing(self, text: str | None) -> None:
         """Show what is being done beside trials, in the place of what was shown; None ends it."""
         self._shown.close()
-        if text is None:
-            return
-        tell(self._console, text)
-        if self._console.is_terminal:
-            self._shown.enter_context(self._console.status(text))
+        if text is not None:
+            self._shown.enter_context(working(self._console, text))
 
     def follow(
         self, num_trials: int, earlier: Sequence[TrialRow] = (), time_budget: float | None = None
     ) -> None:
-        """Begin to show trials, after those of an earlier process."""
+        """Begin to show trials, after those of an earlier process; none starts after the budget."""
         if earlier:
             self._console.print(f"going on after {len(earlier)} trials")
         self._rows, self._total, self._done = list(earlier), num_trials, len(earlier)
-        self._left = TimeLeft(num_trials, done=self._done, budget=time_budget)
         if self._console.is_terminal:
             self._bar = self._shown.enter_context(build_progress(self._console))
             self._bar.add_task(
-                "trials" if self._roomy else "",  # a setting is shown whole before a word
+                "trials" if self._console.width >= _NARROW else "",
                 total=num_trials,
                 completed=self._done,
                 note=self._note() if earlier else "",
-                left=self._left,
+                deadline=math.inf if time_budget is None else time.monotonic() + time_budget,
             )
 
     def ended(self, row: TrialRow) -> None:
-        """Take note of an ended trial."""
+        """Print the line of an ended trial, which stays above what moves."""
+        if not self._setting_width:
+            # A number has up to eight characters with its name; a layer, which most have, three.
+            self._setting_width = max(len(row.label), min(8 * len(row.parameters), 19))
+            header, names = ("done", "trial", "setting"), [*self._scores.values()]
+            self._print(self._joined(header, names, f"{'bounds':<18}  {'time':>6}"), "bold")
         self._rows.append(row)
-        if not row.again:
-            self._done += 1
-            self._left.ended()
-        tell(self._console, self._line(row))
+        self._done += not row.again
+        best = best_first(self._rows)[:1] == [row]
+        place = (f"{self._done}/{self._total}", row.number, row.label)
+        if row.state == COMPLETE:
+            scores = [shown_score(row.scores.get(name)) for name in self._scores]
+            kept = self._missed(row) or ("feasible" + f" {self._star}" * best)
+            seconds = row.seconds.get("trial", 0.0)
+            took = f"{seconds:.1f} s" if seconds < 10 else shown_duration(seconds)
+            line = self._joined(place, scores, f"{kept:<18}  {took:>6}")
+        else:
+            line = f"{row.state}{', runs again' * row.again}: {row.failure}"
+            line = self._joined(place, [], line)
+        style = "green" if best else "red" if row.state == FAILED else ""
+        self._print(line, style, whole=row.state != COMPLETE)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note())
 
-    def _best(self, *, brief: bool = False) -> str:
-        best = best_first(self._rows)
-        if not best:
-            return "none feasible yet"
-        label = best[0].label
-        forget, retain = (f"{best[0].scores[name]:.3f}" for name in HEADLINE_SCORES[:2])
-        if brief:
-            return f"forget {forget} retain {retain} {label}"
-        return f"best forget {forget} at retain {retain} ({label})"
+    def _joined(self, place: tuple[str, object, str], scores: Sequence[str], rest: str) -> str:
+        done, number, setting = place
+        self._setting_width = max(self._setting_width, len(setting))
+        cells = [f"{done:<{2 * len(str(self._total)) + 1}}", f"{number:>5}"]
+        cells.append(f"{setting:<{self._setting_width}}")
+        widths = (max(6, len(name)) for name in self._scores.values())
+        cells += [f"{score:>{width}}" for score, width in zip(scores, widths, strict=False)]
+        return "  ".join([*cells, rest])
 
-    def _failures(self) -> str:
-        failed = sum(row.state == FAILED for row in self._rows)
-        return f"{failed} failed" if failed else ""
+    def _missed(self, row: TrialRow) -> str:
+        """Return which bound is missed most, and by how much; empty where all are kept."""
+        missed = sorted(self._goal.missed(row.scores), key=lambda one: -one.violation(row.scores))
+        for one in missed[:1]:
+            by, where = one.violation(row.scores), "below" if one.sense == ">=" else "above"
+            how = f"{shown_score(by)} {where}" if math.isfinite(by) else "not measured"
+            return f"{_brief_label(one.metric)} {how}" + " …" * (len(missed) > 1)
+        return ""
+
+    def _print(self, line: str, style: str, *, whole: bool = False) -> None:
+        """Print a line, cut at a terminal's edge unless it is to be read `whole`."""
+        cut = self._console.is_terminal and not whole
+        text = Text(line, style, no_wrap=cut or None, overflow="ellipsis" if cut else None)
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     def _note(self) -> str:
-        """Return what stands beside the bar, the most important first: the end may be cut off."""
-        return " · ".join(filter(None, (self._failures(), self._best(brief=not self._roomy))))
-
-    def _line(self, row: TrialRow) -> str:
-        if row.state == COMPLETE:
-            outcome = (
-                f"forget {row.scores['forget_rouge1']:.3f}  retain "
-                f"{row.scores['retain_rouge1']:.3f}  "
-                f"{'feasible' if row.feasible else 'infeasible'}"
-            )
-        else:
-            outcome = f"{row.state}{', runs again' if row.again else ''}: {row.failure}"
-        best = " · ".join(filter(None, (self._best(), self._failures())))
-        left = self._left()
-        time_left = f"  |  about {shown_duration(left)} left" if left else ""
-        done = f"{self._done}/{self._total}"
-        return f"{done}  trial {row.number}  {row.label}  {outcome}  |  {best}{time_left}"
+        """Return what stands beside the bar: the end may be cut off."""
+        failed = sum(row.state == FAILED for row in self._rows)
+        found = "none feasible yet"
+        for best in best_first(self._rows)[:1]:
+            names = self._scores.items()
+            scores = [f"{name} {shown_score(best.scores.get(score))}" for score, name in names]
+            found = f"best trial {best.number}: {', '.join(scores)}"
+        return f"{failed} failed · {found}" if failed else found
 
 
-class TimeLeft:
-    """How long the trials will still take; `budget` are seconds after which no trial starts.
+def _brief_label(metric: str) -> str:
+    """Return what a score is called where there is little room: of ROUGE-1 the set alone."""
+    return score_label(metric).removesuffix(" ROUGE-1")
 
-    The first trial here tells nothing: its time may hold the loading of a model.
+
+def printable(text: str, console: Console) -> str:
+    """Return a text in one line, with "?" for what the console's encoding has not.
+
+    A model may answer with anything, characters that move a terminal's cursor among it.
     """
-
-    def __init__(self, total: int, *, done: int = 0, budget: float | None = None) -> None:
-        self._left, self._here = max(0, total - done), 0
-        self._first = self._last = time.monotonic()
-        self._deadline = math.inf if budget is None else self._first + budget
-
-    def ended(self) -> None:
-        """Take note that a trial has ended."""
-        self._left, self._here = max(0, self._left - 1), self._here + 1
-        self._last = time.monotonic()
-        if self._here == 1:
-            self._first = self._last
-
-    def __call__(self) -> float | None:
-        """Return seconds from now on; None where that cannot be told yet."""
-        if not self._left:
-            return 0.0
-        if self._here < 2:
-            return None
-        now, per_trial = time.monotonic(), (self._last - self._first) / (self._here - 1)
-        left = self._left * per_trial - (now - self._last)
-        until_deadline = max(0.0, self._deadline - now) + per_trial  # the last trial is waited for
-        return max(0.0, min(left, until_deadline))
+    line = "".join(one if one.isprintable() else " " for one in text)
+    return " ".join(line.split()).encode(console.encoding, "replace").decode(console.encoding)

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from lunar_tune.display import Summary
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import in_words, score_label
+from lunar_tune.report.findings import cautions
 from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first, nearest_first
 from lunar_tune.study.stored_search import StoredSearch
 
@@ -55,6 +56,12 @@ class SearchResults(Summary, StoredSearch):
         """Model, data, method and so on, as they are shown."""
         facts: Mapping[str, Any] = self.study.notes.get("facts", self.study.notes["tags"])
         return facts
+
+    @property
+    def origin(self) -> str:
+        """What the base model is, and where it came from."""
+        names = (str(self.facts[name]) for name in ("model", "origin") if name in self.facts)
+        return ", ".join(names)
 
     @property
     def ending(self) -> str | None:
@@ -186,6 +193,7 @@ def short_report(results: SearchResults) -> str:
     What matters most comes first, since MLflow's note is cut where it is too long.
     """
     goal, best, outcome = str(results.goal), results.best, ""
+    first = next(iter(results.ranked), None)
     if best is not None:
         setting = ", ".join(f"{name} `{value!r}`" for name, value in best.parameters.items())
         outcome = f"**Best feasible setting**: {setting} (trial {best.number})."
@@ -194,9 +202,10 @@ def short_report(results: SearchResults) -> str:
         f"{goal[:1].upper()}{goal[1:]}.",
         outcome or results.verdict,
         _table(header, scores),
+        "\n".join(f"- **Caution**: {text}" for text in cautions(results, first)),
         "\n".join(f"- {label}: {text}" for label, text in results.facts.items()),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

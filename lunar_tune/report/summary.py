@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
@@ -11,16 +12,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.search_config import BEST_FILTER, SearchConfig
+from lunar_tune.metrics.goal import score_label
+from lunar_tune.report.findings import LEAST_TO_FORGET, Findings, cautions
+from lunar_tune.report.progress import printable
 from lunar_tune.report.results import SearchResults, format_value
-from lunar_tune.study.rows import FAILED, TrialRow, score_cells
+from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
 __all__ = ["baseline_problem", "next_commands", "print_baseline", "print_plan", "print_result"]
-
-# A model that answers fewer of the words than this does not know the data.
-LEAST_TO_FORGET = 0.3
 
 
 def print_plan(console: Console, facts: Mapping[str, str]) -> None:
@@ -67,26 +69,57 @@ def print_result(
     console: Console, results: SearchResults, *, folder: Path, commands: Mapping[str, Sequence[str]]
 ) -> None:
     """Show what came out and what to do next."""
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for column in ("forget", "retain", "factual", "deviation score"):
-        table.add_column(column, justify="right")
-    for who, scores in results.compared.items():
-        table.add_row(who, *score_cells(scores))
-    console.print()
+    say = functools.partial(console.print, markup=False, soft_wrap=True)
+    say()
     if results.best is not None:
         setting = "  ".join(f"{k} {format_value(v)}" for k, v in results.best.parameters.items())
-        console.print(f"[bold green]best feasible setting:[/bold green] {escape(setting)}")
+        say(Text.assemble(("best feasible setting: ", "bold green"), setting))
     else:
-        console.print(f"[bold yellow]{escape(results.verdict)}[/bold yellow]", soft_wrap=True)
-    console.print("ROUGE-1 recall of the answers")
-    console.print(table)
-    console.print(_times(results.rows))
-    console.print(f"\nresults are in [bold]{escape(_shown(folder))}[/bold]", soft_wrap=True)
+        say(Text(results.verdict, "bold yellow"))
+    say(f"base model: {results.origin}")
+    console.print(_score_table(results))
+    say(_times(results.rows))
+    first = next(iter(results.ranked), None)
+    if first is not None:
+        findings = Findings.of(results, first)
+        for text, name in ((findings.endings, "forget"), (findings.losses, "retain")):
+            if text:
+                say(Text(f"\n{text}", "bold"))
+            for example in findings.examples(name):
+                _print_example(console, example)
+        say()
+    for caution in cautions(results, first):
+        say(Text.assemble(("caution: ", "bold yellow"), caution))
+    say(Text.assemble("results are in ", (_shown(folder), "bold")))
     for purpose, command in commands.items():
-        console.print(f"[bold]{purpose}[/bold]")
-        line = "  " + " ".join(map(shlex.quote, command))
-        console.print(line, markup=False, soft_wrap=True)
+        say(Text(purpose, "bold"))
+        say("  " + " ".join(map(shlex.quote, command)))
+
+
+def _score_table(results: SearchResults) -> Table:
+    """Return the scores of base model and best setting: the headline's, and those of the goal."""
+    names = tuple(dict.fromkeys((*HEADLINE_SCORES, *results.goal.metrics)))
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(score_label(name), justify="right", min_width=7, overflow="fold")
+    for who, scores in results.compared.items():
+        table.add_row(who, *score_cells(scores, names))
+    return table
+
+
+def _print_example(console: Console, example: Mapping[str, str | None]) -> None:
+    """Print a question and who answers what, in lines of the console's width; equals share one."""
+    said: dict[str, list[str]] = {}
+    names = {"true_answer": "true", "base_model": "base model", "unlearned": "unlearned"}
+    for name, who in names.items():
+        if (answer := example[name]) is not None:
+            said.setdefault(printable(answer, console) or "(nothing)", []).append(who)
+    lines = [f"  {printable(example['question'] or '', console)}"]
+    lines += [f"    {', '.join(who):<16}  {text}" for text, who in said.items()]
+    for line in map(Text, lines):
+        line.truncate(console.width, overflow="ellipsis")
+        console.print(line.plain, markup=False)
 
 
 def next_commands(
@@ -103,7 +136,7 @@ def next_commands(
         commands["go on with the search:"] = resume
     compare = [python, "-m", "lunar_tune.compare", _shown(folder)]
     if results.ranked:
-        commands["compare the trials in MLflow:"] = compare
+        commands[f"compare the trials in MLflow ({BEST_FILTER} filters the best):"] = compare
     else:  # MLflow compares scores, of which there are none
         page = _shown(folder / "page.html")
         commands["see the trials on a page:"] = [*compare, "--save", page]
@@ -116,8 +149,9 @@ def next_commands(
             *([] if confirmed else ["--trial", str(first.number)]),
             *("--save", _shown(folder / "model")),
         ]
-    again = [python, "-m", "lunar_tune.search", *arguments, "--seed", str(config.seed + 1)]
-    commands["search again with another seed:"] = again
+    if results.ending is None:
+        again = [python, "-m", "lunar_tune.search", *arguments, "--seed", str(config.seed + 1)]
+        commands["search again with another seed:"] = again
     return commands
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
+import importlib.metadata
+import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from lunar_tune.study.answers import write_trials
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import configuration_document
-from lunar_tune.tracking.store import kept_uri, origin_tags
+from lunar_tune.tracking.store import kept_uri
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import write_yaml
 
@@ -84,7 +89,7 @@ def tracked_description(plan: SearchPlan, before: Mapping[str, Any] | None) -> d
         "num_trials": config.num_trials,
         "data": {name: (digests[name], count) for name, count in _rows(plan).items()},
         "lineage": lineage.tags() if lineage is not None else {},
-        "origin": (before or {}).get("origin") or origin_tags(),
+        "origin": (before or {}).get("origin") or _origin_tags(),
     }
 
 
@@ -95,14 +100,16 @@ def _rows(plan: SearchPlan) -> dict[str, int]:
 
 
 def write_mirrors(folder: Folder, results: SearchResults) -> None:
-    """Write table, pictures and report from the rows."""
+    """Write table, pictures, report and page from the rows."""
     write_trials(folder.trials, results.rows)  # first: it needs nothing to be loaded
 
     from lunar_tune.report.charts import CHARTS, write_charts  # loads Altair
+    from lunar_tune.report.page import write_static_page
 
     pictures = write_charts(results, folder.pictures)
     shown = {f"{folder.pictures.name}/{name}.png": CHARTS[name].caption for name in pictures}
     write_report(results, folder.path / "report.md", shown)
+    write_static_page([results], folder.path / "page.html")
 
 
 def write_best(
@@ -136,3 +143,34 @@ def write_best(
         "seed": spec.seed,
     }
     write_atomically(folder.best, write_yaml(document).encode())
+
+
+def _origin_tags() -> dict[str, str]:
+    """Return where a run comes from that is started here and now, some for MLflow's own columns."""
+    user = "unknown"
+    with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
+        user = getpass.getuser()
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    command = str(spec.name).removesuffix(".__main__") if spec is not None else ""
+    tags = {
+        "mlflow.user": user,
+        "mlflow.source.name": command if command.startswith("lunar_tune") else "lunar_tune",
+        "mlflow.source.type": "LOCAL",
+        "version.lunar_tune": __version__,
+    }
+    for package in ("torch", "transformers", "ray", "optuna"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            tags[f"version.{package}"] = importlib.metadata.version(package)
+    commit = code_commit(Path(__file__).parents[1])
+    return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}
+
+
+def code_commit(package: Path) -> str | None:
+    """Return the commit of a package's own checkout; None where no repository has its files."""
+    # Of its file as well: an installed package may lie below the repository of something else.
+    command = ["git", "-C", str(package), "rev-parse", "HEAD", "HEAD:./__init__.py"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.split()[0]

@@ -13,6 +13,7 @@ from lunar_tune.config.run_options import (
     LEAST_BUDGET,
     NONE,
     PUBLISHED_MAX_NEW_TOKENS,
+    TINY,
     RunOptions,
     read_assignments,
 )
@@ -37,7 +38,7 @@ from lunar_tune.search.starting_points import (
     usual_point,
 )
 from lunar_tune.study.folder import Folder
-from lunar_tune.trial.assemble import assemble, known_depth
+from lunar_tune.trial.assemble import assemble, check_machine, known_depth
 from lunar_tune.trial.layer_scores import LayerPrior, read_layer_prior
 from lunar_tune.trial.spec import TrialSpec
 
@@ -89,9 +90,12 @@ class SearchPlan:
             budget = f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
         if config.time_budget is not None:
             trials += f", none started after {config.time_budget:g} s"
-        weights = f" with {spec.model.weights}" if spec.model.weights else ""
+        model, source = spec.model, spec.model.source
+        if model.name == TINY:
+            source = "built and taught on this machine"
+        weights = f" with {model.weights}" if model.weights else ""
         return {
-            "model": f"{spec.model.name}{weights}",
+            "model": model.name + (f" ({source})" if source != model.name else "") + weights,
             **({"  origin": lineage.summary} if lineage is not None else {}),
             "data": questions,
             "method": f"{spec.method.name} ({spec.method.variant})",
@@ -130,8 +134,12 @@ class SearchPlan:
         return self.with_prior(prior, origin=f"{AUTO}, coefficient {prior.coefficient:g}")
 
 
-def plan_search(config: SearchConfig, problems: Problems | None = None) -> SearchPlan:
-    """Check everything that needs no weights.
+def plan_search(
+    config: SearchConfig,
+    problems: Problems | None = None,
+    on_step: Callable[[str], object] = lambda _what: None,
+) -> SearchPlan:
+    """Check everything that needs no weights; `on_step` hears what is about to take long.
 
     Raises:
         InputError: Something is wrong; all of it is said at once, with what is noted already.
@@ -140,7 +148,6 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     checks: tuple[Callable[[], object], ...] = (
         config.check,
         lambda: SAMPLERS[config.sampler],
-        lambda: check_gpus(config),
         lambda: check_address(config.address),
         lambda: check_output(config),
     )
@@ -153,6 +160,13 @@ def plan_search(config: SearchConfig, problems: Problems | None = None) -> Searc
     if plan is None or goal is None:
         raise AssertionError("what is missing comes with a noted problem")
     spec = plan.spec
+    on_step("loading torch")
+    here, share = config.address is None, config.gpus_per_trial or 1.0
+    with problems.collect():
+        check_gpus(config)
+    with problems.collect():
+        check_machine(spec, here=here, share=share)
+    problems.raise_if_any()
     engine = dataclasses.replace(
         spec.engine,
         retain_floor=goal.stoppable_floor,
@@ -172,11 +186,8 @@ def _prior_file(config: SearchConfig) -> LayerPrior | None:
 def _plan(config: SearchConfig, goal: Goal | None, prior: LayerPrior | None) -> SearchPlan:
     """Read data, space and starting points; take the layers that a file has scored."""
     options = shared_options(config, RunOptions)
-    spec = assemble(
-        dataclasses.replace(options, metrics=(*options.metrics, *(goal.metrics if goal else ()))),
-        device_is_here=config.address is None,
-        gpu_share=config.gpus_per_trial or 1.0,
-    )
+    metrics = (*options.metrics, *(goal.metrics if goal else ()))
+    spec = assemble(dataclasses.replace(options, metrics=metrics))
     n_layers = known_depth(config) or int(load_config(spec.model).num_hidden_layers)
     method, fixed = spec.method, read_assignments(config.fix)
     space = load_space(config.space, method, model_name=spec.model.name, n_layers=n_layers)

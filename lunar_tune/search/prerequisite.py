@@ -6,13 +6,12 @@ import dataclasses
 import functools
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from lunar_tune.config.run_options import TINY
-from lunar_tune.finetuning.finetune import Finetuned, ensure_finetuned, finetune
-from lunar_tune.finetuning.finetune_job import FinetuneJob, settings_for
+from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.device import give_back
 from lunar_tune.models.lineage import read_lineage
@@ -22,6 +21,9 @@ from lunar_tune.search.plan import SearchPlan
 from lunar_tune.tracking.runs import RunContent
 from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.assemble import assemble_finetuning
+
+if TYPE_CHECKING:
+    from lunar_tune.finetuning.finetune import Finetuned
 
 __all__ = ["finetune_first", "finetune_tracked", "finetuning_fact", "finetuning_job"]
 
@@ -50,7 +52,7 @@ def finetuning_job(plan: SearchPlan) -> FinetuneJob | None:
     ):
         return None
     options = dataclasses.replace(config, seed=0)  # one model serves every seed
-    job = assemble_finetuning(options, settings_for(spec.model.name))
+    job = assemble_finetuning(options)
     return dataclasses.replace(job, model=spec.model)
 
 
@@ -59,6 +61,8 @@ def finetuning_fact(plan: SearchPlan) -> dict[str, str]:
     job = finetuning_job(plan)
     if job is None:
         return {}
+    import torch
+
     settings, records = job.settings, job.records
     words = sum(len(r.question.split()) + len(r.answer.split()) for r in records)
     tokens = (TOKENS_PER_WORD * words + TEMPLATE_TOKENS * len(records)) * settings.epochs
@@ -75,6 +79,8 @@ def finetuning_fact(plan: SearchPlan) -> dict[str, str]:
 
 def finetune_first(job: FinetuneJob, console: Console, tracker: Tracker, *, text: bool) -> None:
     """Fine-tune a search's model unless another process has done so; see `finetune_tracked`."""
+    from lunar_tune.finetuning.finetune import ensure_finetuned
+
     train = functools.partial(finetune_tracked, console=console, tracker=tracker, text=text)
     folder = ensure_finetuned(job, train)
     give_back()  # the workers are about to use the same GPU
@@ -99,6 +105,8 @@ def finetune_tracked(
         InputError: The model or the folder cannot be used.
         DivergenceError: The training diverged.
     """
+    from lunar_tune.finetuning.finetune import finetune
+
     started, epochs = datetime.now(), job.settings.epochs
     with build_progress(console) as bar:
 

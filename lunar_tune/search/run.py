@@ -12,44 +12,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
 from lunar_tune import __version__
-from lunar_tune.config.fields import options_again, options_of
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
-from lunar_tune.errors import InputError, Problems
-from lunar_tune.finetuning.finetune import kept_folder
+from lunar_tune.errors import InputError
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
-from lunar_tune.report.progress import tiny_progress
-from lunar_tune.report.results import SearchResults
-from lunar_tune.report.summary import print_plan, print_result
+from lunar_tune.report.progress import tiny_progress, working
 from lunar_tune.search.backends import Backend, InProcess, Resources
-from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
+from lunar_tune.search.plan import SearchPlan, make_folder
 from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
-from lunar_tune.search.resume import (
-    alone,
-    check_unchanged,
-    is_finished,
-    resumed,
-    signature_of,
-    unfinished_like,
-)
-from lunar_tune.search.session import (
-    EXIT_FOUND,
-    EXIT_INFEASIBLE,
-    SearchSession,
-    UnknowingModelError,
-)
+from lunar_tune.search.resume import alone, signature_of, unfinished_like
+from lunar_tune.search.session import SearchSession, UnknowingModelError
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
-from lunar_tune.tracking.store import default_tracking_uri
-from lunar_tune.tracking.sync import Tracker
+from lunar_tune.study.study import StoredStudy
+from lunar_tune.tracking.store import default_tracking_uri, opened_store
+from lunar_tune.tracking.sync import Tracker, remove
 from lunar_tune.trial.assemble import materialise
 
-__all__ = ["Ended", "plan_and_run", "run_search"]
+__all__ = ["Ended", "run_search"]
 
 
 class Ended(NamedTuple):
@@ -57,53 +41,8 @@ class Ended(NamedTuple):
 
     code: int
     """The command's exit code."""
-    folder: Folder | None
+    folder: Folder | None = None
     """Where it is; None where nothing was run."""
-
-
-def plan_and_run(
-    config: SearchConfig,
-    given: Mapping[str, str],
-    *,
-    console: Console,
-    problems: Problems,
-    dry_run: bool = False,
-    show_commands: bool = True,
-) -> Ended:
-    """Check a search, show what is planned, and run it or go on with it.
-
-    `given` says where values come from that were not left at their default. A dry run ends before
-    anything is run; `show_commands` says in the end which commands may be wanted next.
-
-    Raises:
-        InputError: Something is wrong; all of it is said at once.
-    """
-    told = dict(given)
-    if config.resume is not None:
-        anew = {name: getattr(config, name) for name in given if name in options_of(SearchConfig)}
-        config, before = resumed(anew, problems)
-        told = {**before, **told}
-    plan = plan_search(config, problems)
-    if config.resume is not None:
-        folder = Folder((config.output / str(config.name)).resolve())
-        if (warning := check_unchanged(plan, folder)) is not None:
-            console.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}", soft_wrap=True)
-        elsewhere = "tracking_uri" in given
-        if not dry_run and not elsewhere and is_finished(folder, config.num_trials):
-            results = SearchResults.read(folder.path)
-            console.print(
-                f"{escape(folder.name)} is finished: {len(results.rows)} trials. A larger "
-                "--num-trials gives it more.",
-                soft_wrap=True,
-            )
-            print_result(console, results, folder=folder.path, commands={})
-            return Ended(EXIT_INFEASIBLE if results.best is None else EXIT_FOUND, folder)
-    print_plan(console, {**plan.facts, **finetuning_fact(plan)})
-    if dry_run:
-        console.print("all that needs no weights has been checked; nothing was run")
-        return Ended(EXIT_FOUND, None)
-    arguments = options_again(config, told.keys() - {"seed"}) if show_commands else None
-    return run_search(plan, console, given=told, arguments=arguments)
 
 
 def run_search(
@@ -131,17 +70,20 @@ def run_search(
     with tiny_progress(console) as on_progress:
         plan = dataclasses.replace(plan, spec=materialise(plan.spec, on_progress))
     folder = make_folder(plan.config, plan.spec)
+    more = "" if plan.config.in_process else ", starting Ray"
     opening = [f"search {folder.name}, lunar-tune {__version__}"]
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
         alone(folder),
-        _given_back_if_unused(folder),
+        _given_back_if_unused(folder, new=plan.config.resume is None),
         search_log(folder.log, console, opening),
+        working(console, "opening the tracking store" + more) as doing,
         _tracking(plan.config, folder) as opened,
         _backend(plan.config, folder) as (backend, resources),
         _told_of_the_end(),  # after Ray, which puts a handler of its own
     ):
         tracker = opened()  # what the store cannot do is said before anything is computed
+        doing(None)
         if not resources.gpus and plan.spec.model.device == "auto":
             plan = _with_model(plan, device="cpu")  # Ray leaves GPUs visible that it has not given
         session = SearchSession(
@@ -164,6 +106,8 @@ def _run_knowing(session: SearchSession) -> int:
     plan, console = session.plan, session.console
     if (job := finetuning_job(plan)) is None:
         return session.run()
+    from lunar_tune.finetuning.finetune import kept_folder
+
     weights = str(kept_folder(job))
     if read_lineage(weights) is None:
         try:
@@ -199,6 +143,8 @@ def _backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Re
         InputError: A cluster cannot be reached, or has less than a trial wants.
     """
     if config.in_process:
+        import torch
+
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
         cpus = float(os.cpu_count() or 1)
         yield InProcess(), Resources(cpus=cpus, gpus=float(on_gpu), concurrency=1)
@@ -218,7 +164,9 @@ def _told_of_the_end() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heard = signal.getsignal(signal.SIGINT)  # none where Ctrl-C is ignored
+    handler = heard if callable(heard) else signal.default_int_handler
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
@@ -226,14 +174,21 @@ def _told_of_the_end() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _given_back_if_unused(folder: Folder) -> Iterator[None]:
+def _given_back_if_unused(folder: Folder, *, new: bool) -> Iterator[None]:
     """Remove the folder if the search ends before its first trial, so that its name is free."""
     try:
         yield
     except BaseException:
-        if not folder.is_taken:
+        if not folder.is_taken or (new and not _has_trials(folder)):
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
+
+
+def _has_trials(folder: Folder) -> bool:
+    with contextlib.suppress(InputError, OSError):  # what cannot be read is left as it is
+        stored = StoredStudy.read(folder.journal)
+        return stored is not None and bool(stored.rows)
+    return True
 
 
 @contextlib.contextmanager
@@ -248,6 +203,12 @@ def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tra
             yield opening.result
         except BaseException:
             if opening.exception() is None:
-                with contextlib.suppress(InputError, OSError):  # there may be no study yet
-                    opening.result().search(StoredSearch.read(folder.path))
+                # There may be no study yet, or one that does not know its run yet.
+                with contextlib.suppress(InputError, OSError, LookupError):
+                    search = StoredSearch.read(folder.path)
+                    if _has_trials(folder) or config.resume is not None:
+                        opening.result().search(search)
+                    else:
+                        with opened_store(opening.result().uri) as client:
+                            remove(search, client)
             raise

@@ -86,7 +86,7 @@ class SearchSession:
         self._backend, self._resources, self._given = backend, resources, given
         self._signature = signature_of(plan)  # before its own layers narrow the space
         self._goal = goal_of(plan.config)
-        self._display = SearchDisplay(console)
+        self._display = SearchDisplay(console, self._goal)
         self._found = False
         self._unconfirmed: str | None = None
 

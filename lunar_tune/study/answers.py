@@ -1,6 +1,6 @@
 """Tables on disk: a file of answers an evaluation, and `trials.parquet`, a row a trial.
 
-trials/00007.parquet  set_name  edge  row  question  truth  answer  rouge1  rouge_l
+trials/00007.parquet  set_name  edge  row  question  truth  answer  rouge1  rouge_l  ended
 """
 
 from __future__ import annotations

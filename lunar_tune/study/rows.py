@@ -28,6 +28,7 @@ __all__ = [
     "nearest_first",
     "parameter_importance",
     "score_cells",
+    "shown_score",
 ]
 
 COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
@@ -74,7 +75,7 @@ class TrialRow(Concise):
 
     @property
     def label(self) -> str:
-        """The setting in short, for example `L14 c2.0 lr3e-3`."""
+        """The setting in short, for example `L22 c2.0 lr0.01`."""
         short = {"layer": "L", "coefficient": "c", "learning_rate": "lr"}
         return " ".join(
             f"{short.get(name, name)}{_brief(value)}" for name, value in self.parameters.items()
@@ -104,9 +105,16 @@ class TrialRow(Concise):
         }
 
 
-def score_cells(scores: Mapping[str, float]) -> list[str]:
-    """Return the headline scores as cells of a table on the screen, a dash where there is none."""
-    return [f"{scores[name]:.3f}" if name in scores else "-" for name in HEADLINE_SCORES]
+def score_cells(scores: Mapping[str, float], names: Iterable[str] = HEADLINE_SCORES) -> list[str]:
+    """Return scores as cells of a table on the screen."""
+    return [shown_score(scores.get(name)) for name in names]
+
+
+def shown_score(score: float | None) -> str:
+    """Return a score as it stands on the screen, a dash where there is none."""
+    if score is None:
+        return "-"
+    return f"{score:.3f}" if abs(score) < 1000 else f"{score:.2e}"
 
 
 def is_number(value: Any) -> bool:
@@ -115,14 +123,14 @@ def is_number(value: Any) -> bool:
 
 
 def _brief(value: Any) -> str:
-    """Return a number in few characters: 14, 2.0, 7.44, 3e-3, 3.1e-3."""
+    """Return a number in few characters: 14, 2.0, 7.44, 0.01, 0.0031, 3.1e-5."""
     if not isinstance(value, float) or not math.isfinite(value):
         return str(value)
     if value == 0 or 0.1 <= abs(value) < 1000:
         text = f"{value:.2f}"
         return text[:-1] if text.endswith("0") else text
-    digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    digits, _, exponent = f"{value:.2g}".partition("e")
+    return f"{digits}e{int(exponent)}" if exponent else digits
 
 
 def best_first(rows: list[TrialRow]) -> list[TrialRow]:

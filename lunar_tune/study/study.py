@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from filelock import FileLock
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -240,6 +245,15 @@ class StoredStudy(Concise):
     def has_ended(self, num_trials: int) -> bool:
         """Say whether the search has ended by itself when it was to have so many trials."""
         return (self.notes.get("num_trials") or 0) >= num_trials
+
+    @property
+    def ranges(self) -> dict[str, FloatDistribution | IntDistribution]:
+        """The parameters that are drawn from between two different bounds."""
+        return {
+            name: kind
+            for name, kind in self.distributions.items()
+            if isinstance(kind, FloatDistribution | IntDistribution) and not kind.single()
+        }
 
     @property
     def log_scale(self) -> frozenset[str]:

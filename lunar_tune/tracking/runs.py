@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.files import uninterrupted
 from lunar_tune.study.answers import read_answers
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_number
 from lunar_tune.study.stored_search import StoredSearch
@@ -33,12 +34,10 @@ __all__ = [
 
 SEARCH, TRIAL_OF = "lunar_tune.search", "lunar_tune.trial_of"
 """Tags that tell a search's run, and those of its trials, by the identity that its study keeps."""
-DIGEST = "lunar_tune.digest"
-"""Tag of a run that is written whole: `RunContent.digest`."""
+DIGEST = "lunar_tune.digest"  # tag of a run that is written whole: `RunContent.digest`
 _LONGEST_TAG = 5000  # that MLflow takes
 Columns = Mapping[str, Sequence[Any]]
-Curve = Sequence[tuple[int, float]]
-"""A metric's steps and values."""
+Curve = Sequence[tuple[int, float]]  # a metric's steps and values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +45,16 @@ class RunContent:
     """All that a run says."""
 
     name: str
-    status: str
-    """RUNNING, FINISHED, FAILED or KILLED."""
+    status: str  # RUNNING, FINISHED, FAILED or KILLED
     started: datetime
     ended: datetime
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    """Tags that identify the run among them."""
+    tags: Mapping[str, str | None] = field(default_factory=dict)
+    """Tags that identify the run among them; None for one that it must not have."""
     metrics: Mapping[str, float | Curve] = field(default_factory=dict)
     data: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Digest and number of rows of each data set, by name."""
-    files: Mapping[str, Path] = field(default_factory=dict)
-    """Artifacts by their place."""
+    files: Mapping[str, Path] = field(default_factory=dict)  # artifacts by their place
     tables: Mapping[str, Columns | Path] = field(default_factory=dict)
     """Tables by their place: columns, or a file of answers."""
 
@@ -92,19 +89,19 @@ class RunContent:
         return (
             run.info.status == self.status
             and run.data.tags.get(DIGEST) == self.digest
-            and self.tags.items() <= run.data.tags.items()
+            and all(run.data.tags.get(name) == text for name, text in self.tags.items())
             and metrics.items() <= run.data.metrics.items()
         )
 
 
+@uninterrupted()
 def bring(
     client: MlflowClient, experiment: Experiment, runs: Sequence[Run], content: RunContent
 ) -> Run:
     """Let a store have one run of a content; nothing is written that it has.
 
-    Of `runs`, those that claim to be it, all but one are deleted. A run is ended as soon as it is
-    made, and its digest is written last: an interruption leaves no run open, and one that is not
-    whole is written again.
+    Of `runs`, those that claim to be it, all but one are deleted. An interruption waits until the
+    run is whole; after a kill it is written again, for its digest is written last.
     """
     from mlflow.entities import Param, RunTag
 
@@ -113,10 +110,14 @@ def bring(
         client.delete_run(other.info.run_id)
     if ranked and content.is_in(ranked[0]):
         return ranked[0]
+    tags = {name: text for name, text in content.tags.items() if text is not None}
+    if content.tables:
+        shown = [{"path": place, "type": "table"} for place in content.tables]
+        tags["mlflow.loggedArtifacts"] = json.dumps(shown)
     run = next(iter(ranked), None) or client.create_run(
         str(experiment.experiment_id),
         start_time=_milliseconds(content.started),
-        tags=dict(content.tags),
+        tags=tags,
         run_name=content.name,
     )
     run_id, known = run.info.run_id, run.data.params  # MLflow lets no parameter change
@@ -124,12 +125,14 @@ def bring(
         client.update_run(run_id, status=content.status)
     elif run.info.status != content.status:
         client.set_terminated(run_id, content.status, end_time=_milliseconds(content.ended))
+    for name in (content.tags.keys() - tags.keys()) & run.data.tags.keys():
+        client.delete_tag(run_id, name)
     new = {name: value for name, value in content.parameters.items() if name not in known}
     client.log_batch(
         run_id,
         metrics=_metrics(run, content.points),
         params=[Param(name, str(value)) for name, value in new.items()],
-        tags=[RunTag(name, value) for name, value in content.tags.items()],
+        tags=[RunTag(name, text) for name, text in tags.items()],
     )
     if run.data.tags.get(DIGEST, "").split(" ")[0] != content.digest.split(" ")[0]:
         _keep(client, run_id, content)
@@ -182,9 +185,6 @@ def _keep(client: MlflowClient, run_id: str, content: RunContent) -> None:
             client.log_text(run_id, json.dumps(document, ensure_ascii=False), place)
     except Exception as error:  # of an artifact store's library: anything
         raise MlflowException(f"an artifact cannot be written: {error}") from error
-    if content.tables:
-        shown = [{"path": place, "type": "table"} for place in content.tables]
-        client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(shown))
 
 
 def _milliseconds(moment: datetime) -> int:
@@ -208,11 +208,9 @@ def search_content(search: StoredSearch, note: str | None, status: str | None) -
     if best is not None or status != "RUNNING":
         feasible = best is not None and search.goal.is_kept(scores)
         # A search that goes on may find a better one, and MLflow lets no parameter change.
-        setting = {} if best is None else {"trial": best.number, **best.parameters}
-        shown = shown_scores(scores) | {k: v for k, v in setting.items() if is_number(v)}
-        words = {k: str(v) for k, v in setting.items() if not is_number(v)}
-        numbers |= {"feasible": feasible, **_prefixed("best", shown)}
-        tags |= {"feasible": str(feasible).lower(), **_prefixed("best", words)}
+        found = {} if best is None else {"trial": best.number, **best.parameters}
+        found = {name: value for name, value in found.items() if is_number(value)}
+        numbers |= {"feasible": feasible, **_prefixed("best", found | shown_scores(scores))}
     if note is not None:
         tags["mlflow.note.content"] = note[:_LONGEST_TAG]
     starts = [row.started for row in search.rows if row.started is not None]
@@ -245,51 +243,46 @@ def trial_content(search: StoredSearch, row: TrialRow, parent: str) -> RunConten
     """Return what a trial's run says."""
     notes, answers = search.study.notes, search.folder.answers(row.number)
     is_best = row == search.best
-    tags = {
+    tags: dict[str, str | None] = {
         **notes["tags"],
         **notes["description"]["origin"],
         TRIAL_OF: notes["mlflow"]["id"],
         "mlflow.parentRunId": parent,
         "search": search.folder.name,
         "trial": str(row.number),
-        "state": row.state,
-        "confirmed_best": str(is_best).lower(),
+        "best": "true" if is_best else None,
     }
-    if row.feasible is not None:
-        tags["feasible"] = str(row.feasible).lower()
     if row.failure is not None:
         tags["failure"] = row.failure[:_LONGEST_TAG]
-    full = (search.confirmed or {}) if is_best else {}
     started = row.started or datetime.now()
     return RunContent(
-        name=f"{notes['tags']['method']} {row.label}",
+        name=row.label,
         status="FINISHED" if row.state == COMPLETE else "FAILED",
         started=started,
         ended=row.ended or started,
         parameters=row.parameters,
         tags=tags,
-        metrics=_trial_metrics(row, search.baseline, full),
+        metrics=_trial_metrics(search, row, (search.confirmed or {}) if is_best else {}),
         data=notes["description"]["data"],
         tables={"answers.json": answers} if answers.is_file() else {},
     )
 
 
 def _trial_metrics(
-    row: TrialRow, base: Mapping[str, float], full: Mapping[str, float]
+    search: StoredSearch, row: TrialRow, full: Mapping[str, float]
 ) -> dict[str, float | Curve]:
-    """Return a trial's metrics; MLflow's comparison opens with the first, a score.
+    """Return a trial's metrics, of which `goal` is for sorting: the feasible trials come first.
 
-    Curves are by epoch, and those of ROUGE by stage: the base model, the trial as searched, and
-    its confirmation.
+    Curves are by epoch, and of ROUGE by stage: base model, trial as searched, its confirmation.
     """
     scores = shown_scores(row.scores)
     metrics: dict[str, float | Curve] = {**scores, **_prefixed("full", shown_scores(full))}
     if row.feasible is not None:
-        metrics["feasible"] = row.feasible
+        metrics |= {"feasible": row.feasible, "goal": search.goal.penalised(row.scores)}
     if row.retain_exact is not None:
         metrics["retain_exact"] = row.retain_exact
-        if not row.retain_exact and row.retain_rows is not None:
-            metrics["retain_rows"] = row.retain_rows
+    if row.retain_exact is False and row.retain_rows is not None:
+        metrics["retain_rows"] = row.retain_rows
     if "trial" in row.seconds:
         metrics["seconds"] = row.seconds["trial"]
     for name, value in row.parameters.items() if row.scores else ():
@@ -299,7 +292,7 @@ def _trial_metrics(
     for name in ("forget_rouge1", "retain_rouge1"):
         metrics[f"check_{name}"] = [(int(check["epochs"]), check[name]) for check in row.checks]
     for name in (one for one in scores if "_rouge" in one):
-        stages = enumerate((base, row.scores, full))
+        stages = enumerate((search.baseline, row.scores, full))
         metrics[f"stage_{name}"] = [(step, said[name]) for step, said in stages if name in said]
     return metrics
 

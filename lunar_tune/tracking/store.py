@@ -1,23 +1,18 @@
-"""MLflow's store: its address, opening it, its experiment, and where a run in it comes from."""
+"""MLflow's store: its address, opening it, its experiment."""
 
 from __future__ import annotations
 
-import getpass
-import importlib.metadata
 import logging
 import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import url2pathname
 
 from filelock import FileLock
 
-import lunar_tune
 from lunar_tune.errors import InputError
 from lunar_tune.files import check_writable
 from lunar_tune.secrets import is_masked, without_password, without_secrets
@@ -33,20 +28,18 @@ __all__ = [
     "kept_uri",
     "open_experiment",
     "opened_store",
-    "origin_tags",
     "sqlite_file",
     "store_of",
     "with_password",
 ]
 
-_SQLITE = "sqlite:///"
-_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_SQLITE, _URI_VARIABLE = "sqlite:///", "MLFLOW_TRACKING_URI"
 _RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _EXPERIMENT_TAGS = {
     # Without it the UI asks whether the runs are of an agent or of a model.
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": "Searches of lunar-tune: a parent run for each search, a child run for "
-    "each trial. `python -m lunar_tune.compare` opens the comparison of a search's trials.",
+    "each trial. *Views* has lists with their scores; `lunar-tune compare` adds charts.",
 }
 
 
@@ -201,34 +194,3 @@ def find_experiment(client: MlflowClient, name: str) -> Experiment:
         if client.get_experiment_by_name(name) is None:  # else another process was first
             raise
     return find_experiment(client, name)
-
-
-def origin_tags() -> dict[str, str]:
-    """Return where a run comes from that is started here and now, some for MLflow's own columns."""
-    user = "unknown"
-    with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
-        user = getpass.getuser()
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    command = str(spec.name).removesuffix(".__main__") if spec is not None else ""
-    tags = {
-        "mlflow.user": user,
-        "mlflow.source.name": command if command.startswith("lunar_tune") else "lunar_tune",
-        "mlflow.source.type": "LOCAL",
-        "version.lunar_tune": lunar_tune.__version__,
-    }
-    for package in ("torch", "transformers", "ray", "optuna"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            tags[f"version.{package}"] = importlib.metadata.version(package)
-    commit = code_commit(Path(lunar_tune.__file__).parent)
-    return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}
-
-
-def code_commit(package: Path) -> str | None:
-    """Return the commit of a package's own checkout; None where no repository has its files."""
-    # Of its file as well: an installed package may lie below the repository of something else.
-    command = ["git", "-C", str(package), "rev-parse", "HEAD", "HEAD:./__init__.py"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.split()[0]

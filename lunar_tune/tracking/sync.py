@@ -35,17 +35,17 @@ from lunar_tune.tracking.store import (
     store_of,
     with_password,
 )
+from lunar_tune.tracking.ui import Shown, keep_lists
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
-__all__ = ["Tracker", "check_registrable", "completed_runs", "register_model", "sync"]
+__all__ = ["Tracker", "check_registrable", "register_model", "remove", "shown", "sync"]
 
 _MOST_RUNS = 50_000  # that MLflow gives at once
 _REFUSED = set("/:'")  # MLflow refuses two, and its filters of names have no escape for the third
-_AWAY = 30.0
-"""Seconds for which a store that has failed is left alone: trials do not wait for it."""
+_AWAY = 30.0  # seconds for which a store that has failed is left alone: trials do not wait for it
 logger = logging.getLogger(__name__)
 
 
@@ -81,13 +81,18 @@ class Tracker:
         """Write a search's runs, and say whether MLflow has all of them; see `sync`.
 
         A trial's number says that nothing else is new; all is looked at where MLflow lacks more.
+        When the search has ended, MLflow's menu of views has the lists that show its scores.
         """
+
+        def write(client: MlflowClient) -> None:
+            sync(search, client, note=note, status=status, trial=trial)
+            if status is None and (found := shown(client, search)) is not None:
+                keep_lists(client, found.parent.info.experiment_id, [found])
+
         if status == "RUNNING" and time.monotonic() < self._away_until:
             return False
         trial = trial if self._has_all else None
-        self._has_all = self._tolerating(
-            lambda client: sync(search, client, note=note, status=status, trial=trial)
-        )
+        self._has_all = self._tolerating(write)
         return self._has_all
 
     def write(self, content: RunContent) -> bool:
@@ -96,7 +101,7 @@ class Tracker:
             lambda client: bring(client, find_experiment(client, self.experiment), (), content)
         )
 
-    def _tolerating(self, writing: Callable[[MlflowClient], Run]) -> bool:
+    def _tolerating(self, writing: Callable[[MlflowClient], object]) -> bool:
         try:
             with opened_store(self.uri) as client:
                 writing(client)
@@ -138,11 +143,18 @@ def sync(
     return parent
 
 
-def completed_runs(client: MlflowClient, search: StoredSearch) -> tuple[Run | None, list[Run]]:
-    """Return the runs of a search and of its completed trials, by number, as far as there are."""
+def remove(search: StoredSearch, client: MlflowClient) -> None:
+    """Delete the run of a search that has no trial."""
+    for run in _runs_of(client, search)[1]:
+        client.delete_run(run.info.run_id)
+
+
+def shown(client: MlflowClient, search: StoredSearch) -> Shown | None:
+    """Return a search's runs in a store; None where that has no run of a completed trial."""
     _, found, by_trial = _runs_of(client, search)
     completed = [str(row.number) for row in search.rows if row.state == COMPLETE]
-    return next(iter(found), None), [by_trial[one][0] for one in completed if one in by_trial]
+    trials = [by_trial[one][0] for one in completed if one in by_trial]
+    return Shown(search, found[0], trials) if found and trials else None
 
 
 def _runs_of(
@@ -217,7 +229,7 @@ def register_model(
     }
     place = f"model/trial-{row.number}-{form}-{uuid.uuid4().hex[:8]}"
     with opened_store(store_of(search, tracking_uri)) as client:
-        run = completed_runs(client, search)[0] or sync(search, client)
+        run = next(iter(_runs_of(client, search)[1]), None) or sync(search, client)
         client.log_artifacts(run.info.run_id, str(folder), place)
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name, description="Unlearned by lunar-tune.")

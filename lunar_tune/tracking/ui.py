@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
+import hashlib
 import json
+import math
 import os
 import signal
 import socket
@@ -11,128 +12,171 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.study.stored_search import StoredSearch
+from lunar_tune.tracking.runs import SEARCH, TRIAL_OF
 from lunar_tune.tracking.store import sqlite_file
-from lunar_tune.tracking.sync import completed_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["Compared", "addresses", "compared", "served"]
+__all__ = ["Shown", "View", "keep_lists", "keep_views", "served"]
 
 _HOST = "127.0.0.1"
-# A start takes 4 to 5 s on two cores with one worker, 8 to 9 s with MLflow's four.
-_PATIENCE, _GRACE = 120.0, 10.0
+_PATIENCE, _GRACE = 120.0, 10.0  # seconds; a start takes 5 with one worker, 9 with MLflow's four
 _OFF = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of agents; it would start more processes
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-_SECTION = "lunar-tune"
+_OURS = "lunar-tune"
+_MOST_LISTED = 400  # ids of runs that a filter lists: an experiment's tag takes 20,000 characters
+_WIDTHS = {"best": 60, "feasible": 80, "goal": 90, "layer": 70, "search": 160}  # pixels
 
 
-class Compared(NamedTuple):
-    """A search as MLflow shows it."""
+class Shown(NamedTuple):
+    """What a store has of a search."""
+
+    search: StoredSearch
+    parent: Run
+    trials: list[Run]  # of its completed trials, at least one
+
+
+class View(NamedTuple):
+    """A page of MLflow's UI."""
 
     name: str
     experiment: str
-    trials: list[str]
-    """Ids of its completed trials' runs."""
-    view: str | None
-    """Key of the view of them that is kept with the experiment; None where the store refuses it."""
+    key: str | None  # of what is kept with the experiment; None where the store refuses it
+    mode: str = "TABLE"  # or CHART
+
+    def address(self, server: str) -> str:
+        """Return its address, which has about 120 characters after the server's."""
+        asked = {} if self.key is None else {"viewStateShareKey": self.key}
+        # MLflow 3.17 shows every experiment as one of agents until it is told otherwise.
+        asked |= {"compareRunsMode": self.mode, "workflowType": "machine_learning"}
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment}/runs?{urlencode(asked)}"
 
 
-def compared(client: MlflowClient, search: StoredSearch) -> Compared | None:
-    """Keep a search's view in a store; None where that has no run of a completed trial.
+def keep_views(client: MlflowClient, found: Sequence[Shown]) -> list[View]:
+    """Keep views of searches and of their experiments; return them, the one to open first.
 
-    It is what MLflow 3.17 keeps with an experiment when a user shares a view, written beforehand:
-    the page takes no axes from its address and would open with one metric.
+    A view is what MLflow 3.17 keeps with an experiment when a user saves one, and lists under
+    *Views*: its page takes neither columns nor axes from an address, and opens without a score.
     """
+    views, lists = [], []
+    for experiment in dict.fromkeys(one.parent.info.experiment_id for one in found):
+        group = [one for one in found if one.parent.info.experiment_id == experiment]
+        names = [one.search.folder.name for one in group]
+        name = ", ".join(names) if len(names) < 4 else f"{len(names)} searches"
+        parents = "".join(sorted(one.parent.info.run_id for one in group))
+        key = hashlib.sha256(parents.encode()).hexdigest()[:12]
+        kept = _keep(client, experiment, key, name, _trials(group, _of(group)))
+        views.append(View(f"charts of {name}", experiment, kept, "CHART"))
+        views.append(View(f"trials of {name}", experiment, kept))
+        lists += keep_lists(client, experiment, group)
+    return [*views, *lists]
+
+
+def keep_lists(client: MlflowClient, experiment: str, group: Sequence[Shown]) -> list[View]:
+    """Keep lists of all trials and all searches of an experiment, with the columns of some."""
+    trials = _trials(group, f"tags.`{TRIAL_OF}` LIKE '%'")
+    return [
+        View(f"all {what}", experiment, _keep(client, experiment, what, f"all {what}", state))
+        for what, state in (("trials", trials), ("searches", _searches(group)))
+    ]
+
+
+def _keep(
+    client: MlflowClient, experiment: str, key: str, name: str, state: Mapping[str, Any]
+) -> str | None:
+    """Keep a view as MLflow's page does; return its key, None where the store refuses it."""
     from mlflow.exceptions import MlflowException
 
-    parent, runs = completed_runs(client, search)
-    if parent is None or not runs:
-        return None
-    experiment = parent.info.experiment_id
-    key: str | None = f"{_SECTION}-{parent.info.run_id}"
-    view = json.dumps(_view(search, parent.info.run_id, runs))
+    key, now = f"{_OURS}-{key}", int(time.time() * 1000)
+    view = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
     try:
-        client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{key}", view)
+        client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{key}", json.dumps(view))
     except MlflowException:  # a server may let its users read alone
-        key = None
-    return Compared(search.folder.name, experiment, [run.info.run_id for run in runs], key)
+        return None
+    return key
 
 
-def _view(search: StoredSearch, parent: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the page's state: all trials in parallel coordinates, and two scores as a scatter."""
-    goal, measured = search.goal, set.intersection(*(set(run.data.metrics) for run in runs))
-    varied = [
-        name
-        for name in runs[0].data.params
-        if len({run.data.params.get(name) for run in runs}) > 1 or len(runs) == 1
-    ]
-    logarithms = {name: f"log10_{name}" for name in varied if f"log10_{name}" in measured}
-    names = dict.fromkeys((*goal.metrics, "forget_rouge1", "retain_rouge1"))
-    scores = [name for name in names if name in measured]
-    charts: dict[str, dict[str, Any]] = {
-        "PARALLEL": {
-            "selectedParams": [name for name in varied if name not in logarithms],
-            "selectedMetrics": [*logarithms.values(), *scores, "feasible"],
-            "showAllRuns": True,
-        },
-        "SCATTER": {
-            axis: {"key": key, "type": "METRIC"}
-            for axis, key in zip(("xaxis", "yaxis"), scores, strict=False)
-        },
+def _of(group: Sequence[Shown]) -> str:
+    """Return a filter for the trials of searches, of very many the best of each.
+
+    MLflow's filters know no OR, and IN of ids alone.
+    """
+    if len(group) == 1:  # those to come as well
+        return f"tags.`mlflow.parentRunId` = '{group[0].parent.info.run_id}'"
+    ids: list[str] = []
+    for one in group:
+        best = sorted(one.trials, key=lambda run: run.data.metrics.get("goal", math.inf))
+        ids += [repr(run.info.run_id) for run in best[: _MOST_LISTED // len(group)]]
+    return f"attributes.run_id IN ({','.join(ids)})"
+
+
+def _list(searched: str, columns: Sequence[str]) -> dict[str, Any]:
+    """Return a list of the runs that a filter finds, with columns in their order."""
+    names = {column: column.split("`")[1] for column in columns}
+    return {
+        "searchFilter": searched,
+        "selectedColumns": columns,
+        "columnOrder": ["attributes.`Run Name`", *columns],
+        "columnWidths": {k: _WIDTHS.get(name, 22 + 7 * len(name)) for k, name in names.items()},
     }
+
+
+def _searches(group: Sequence[Shown]) -> dict[str, Any]:
+    """Return a list of all searches with the scores of their best trials, the newest first."""
+    scores = [f"best_{name}" for name in _scores(group)]
+    columns = [f"metrics.`{name}`" for name in (*scores, "feasible", "num_trials")]
+    columns += [f"tags.`{name}`" for name in ("model", "data", "method", "solver")]
+    return _list(f"tags.`{SEARCH}` LIKE '%'", columns)
+
+
+def _trials(group: Sequence[Shown], searched: str) -> dict[str, Any]:
+    """Return a list of trials, the best first, and charts: all axes, and two scores."""
+    runs = [run for one in group for run in one.trials]
+    scores, names = _scores(group), dict.fromkeys(name for run in runs for name in run.data.params)
+    values = {name: {run.data.params.get(name) for run in runs} for name in names}
+    varied = [name for name in names if len(values[name]) > 1] or list(names)
+    logarithms = {one: f"log10_{one}" for one in varied if f"log10_{one}" in runs[0].data.metrics}
+    columns = ["tags.`best`", *(["tags.`search`"] if len(group) > 1 else [])]
+    columns += [f"metrics.`{name}`" for name in (*scores, "feasible")]
+    columns += [*(f"params.`{name}`" for name in varied), "metrics.`goal`"]
+    parallel = {
+        "selectedParams": [name for name in varied if name not in logarithms],
+        "selectedMetrics": [*logarithms.values(), *scores, "feasible"],
+        "showAllRuns": True,
+    }
+    axes = zip(("xaxis", "yaxis"), scores, strict=False)
+    scatter = {axis: {"key": key, "type": "METRIC"} for axis, key in axes}
     own = {"deleted": False, "isGenerated": False}
     section = {"display": True, "columns": 1, "cardHeight": 480, "isReordered": False, **own}
     return {
-        # Ordered by start, the page would nest the trials below their search and draw that alone.
-        "orderByKey": f"metrics.`{scores[0]}`",
-        "orderByAsc": goal.objective.direction == "minimize",
-        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'",
+        **_list(searched, columns),
+        # Ordered by start, the page would nest the trials below their search.
+        "orderByKey": "metrics.`goal`",
+        "orderByAsc": True,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [
-            {"type": kind, "uuid": f"{_SECTION}-{kind}", "metricSectionId": _SECTION, **own, **more}
-            for kind, more in charts.items()
+            {"type": kind, "uuid": f"{_OURS}-{kind}", "metricSectionId": _OURS, **own, **more}
+            for kind, more in (("PARALLEL", parallel), ("SCATTER", scatter))
         ],
-        "compareRunSections": [{"uuid": _SECTION, "name": search.folder.name, **section}],
+        "compareRunSections": [{"uuid": _OURS, "name": "Trials", **section}],
     }
 
 
-def addresses(server: str, found: Sequence[Compared]) -> tuple[list[tuple[str, str]], str]:
-    """Return pages of MLflow's UI, each with what it shows, and the one to open.
-
-    That is the comparison of all trials, or the charts of a search that is alone.
-    """
-
-    def page(path: str, **query: str) -> str:
-        # MLflow 3.17 shows every experiment as one of agents until it is told otherwise.
-        asked = urlencode(query | {"workflowType": "machine_learning"}, quote_via=quote)
-        return f"{server.rstrip('/')}/#/{path}?{asked}"
-
-    trials = [run for one in found for run in one.trials]
-    experiments = sorted({one.experiment for one in found})
-    compact = json.JSONEncoder(separators=(",", ":")).encode
-    comparison = page("compare-runs", runs=compact(trials), experiments=compact(experiments))
-    views = [(one.name, one.experiment, one.view) for one in found if one.view is not None]
-    charts = [
-        (
-            f"charts of {search}",
-            page(f"experiments/{one}/runs", viewStateShareKey=view, compareRunsMode="CHART"),
-        )
-        for search, one, view in views
-    ]
-    runs = [("all runs", page(f"experiments/{one}/runs")) for one in experiments]
-    pages = [(f"{len(trials)} trials", comparison), *charts, *runs]
-    return pages, charts[0][1] if len(charts) == 1 else comparison
+def _scores(group: Sequence[Shown]) -> list[str]:
+    """Return the scores that goals speak of, and what is forgotten and kept."""
+    goals = [name for one in group for name in one.search.goal.metrics]
+    return list(dict.fromkeys((*goals, "forget_rouge1", "retain_rouge1")))
 
 
 @contextmanager
@@ -179,14 +223,9 @@ def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection(_HOST, port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    """Say whether anyone listens, which MLflow's server does when it is ready."""
+    with socket.socket() as probe:
+        return probe.connect_ex((_HOST, port)) == 0
 
 
 def _last_words(log: IO[bytes]) -> str:

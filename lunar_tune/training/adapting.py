@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TrainingSettings
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor, nn
+
+    from lunar_tune.models.loading import LoadedModel
 
 __all__ = ["Edit", "Factors", "Trained", "full_weights", "merged_weights", "seeded", "trainable"]
 
@@ -112,6 +114,7 @@ def lora_adapter(
     when the context ends without an error. Source: Hu et al., arXiv 2106.09685.
     """
     from peft import LoraConfig, get_peft_model
+    from torch import nn
 
     config = LoraConfig(
         r=settings.rank,
@@ -161,6 +164,8 @@ def full_weights(
     products run in 16 bits (autocast). `modules` names those whose parameters are trained; None
     trains all. With `keep` what was trained stays, also after an error, and there is no copy.
     """
+    import torch
+
     model: Any = loaded.model
     dtype = model.dtype
     chosen = [model] if modules is None else [model.get_submodule(name) for name in modules]
@@ -217,6 +222,8 @@ def _holding(
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch inside the block and restores its state after."""
+    import torch
+
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)

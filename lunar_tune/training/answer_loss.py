@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-
 if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, Int
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
@@ -76,7 +74,7 @@ class AnswerStates:
     @property
     def lengths(self) -> Float[Tensor, " answers"]:
         """Tokens of each answer."""
-        return self._sums(torch.ones_like(self.rows, dtype=torch.float32))
+        return self._sums(self.rows.new_ones(len(self.rows)).float())
 
     def _sums(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, " answers"]:
         count = int(self.rows[-1]) + 1
@@ -102,6 +100,8 @@ def padded_ids(pairs: Sequence[Pair], device: torch.device) -> Int[Tensor, "batc
 
     Padding stands on the right, where no causal position sees it: no mask is needed.
     """
+    import torch
+
     width = max(map(len, pairs))
     return torch.tensor(
         [[*p.prompt, *p.answer, *[0] * (width - len(p))] for p in pairs], device=device
@@ -110,6 +110,8 @@ def padded_ids(pairs: Sequence[Pair], device: torch.device) -> Int[Tensor, "batc
 
 def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> AnswerStates:
     """Run the decoder stack of a causal language model on at least one pair."""
+    import torch
+
     ids = padded_ids(pairs, model.device)
     places = [
         (row, len(p.prompt) - 1 + i) for row, p in enumerate(pairs) for i in range(len(p.answer))
@@ -132,4 +134,6 @@ def token_log_probs(
     logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:
     """Return log π of each token, in float32."""
+    from torch.nn.functional import cross_entropy
+
     return -cross_entropy(logits.float(), targets, reduction="none")

@@ -12,19 +12,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 import lunar_tune
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import check_writable, replacing
-from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import merged_weights
 from lunar_tune.training.gradient_loop import LoopState
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lunar_tune.models.loading import LoadedModel
 
 __all__ = [
     "TrainingFolder",
@@ -178,6 +180,8 @@ class TrainingFolder:
         began = time.monotonic()
         if began - self._saved_at < self._took / _SHARE:
             return
+        from safetensors.torch import save_file
+
         tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
         metadata = {"job": self._document, "losses": json.dumps(state.losses)}
         with replacing(self._state) as temporary:

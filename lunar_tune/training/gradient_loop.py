@@ -6,12 +6,13 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lunar_tune.errors import DivergenceError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 __all__ = ["LoopSettings", "LoopState", "train_epochs"]
 
@@ -115,10 +116,12 @@ def scheduled(progress: float, settings: LoopSettings) -> float:
 
 
 def _optimizer(trained: Sequence[nn.Parameter], settings: LoopSettings) -> torch.optim.AdamW:
+    from torch.optim import AdamW
+
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     others = [parameter for parameter in trained if parameter.ndim < 2]
     decays = ((matrices, settings.weight_decay), (others, 0.0))
-    return torch.optim.AdamW(
+    return AdamW(
         [{"params": part, "weight_decay": decay} for part, decay in decays if part],
         lr=settings.learning_rate,
         betas=(0.9, settings.beta2),
@@ -141,6 +144,8 @@ def _resume(
     start: LoopState, trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
     """Put parameters and moments where they were."""
+    import torch
+
     for key, tensor in start.tensors.items():
         index, _, name = key.partition(".")
         parameter = trained[int(index)]
@@ -174,6 +179,7 @@ def _step(
     epoch: int,
 ) -> float:
     """Take one step and return the loss before it."""
+    from torch.nn.utils import clip_grad_norm_
 
     def check(what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -186,7 +192,7 @@ def _step(
     check("the loss", value)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    check("a gradient", float(nn.utils.clip_grad_norm_(trained, _MAX_GRAD_NORM)))
+    check("a gradient", float(clip_grad_norm_(trained, _MAX_GRAD_NORM)))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)  # not to be held while the model is evaluated
     return value

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from lunar_tune.config.fields import check_values
 from lunar_tune.config.run_options import NONE, TINY, ModelOptions, RunOptions
 from lunar_tune.errors import Problems
 from lunar_tune.files import is_folder
-from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings
+from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
 from lunar_tune.methods.contract import Method, configure_method
-from lunar_tune.metrics.embedding import check_embedding_model
 from lunar_tune.metrics.names import METRICS, check_metrics
 from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.models.catalog import CATALOG, ModelSpec, check_weights, resolve_model
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.device import check_fits, resolve_device
+from lunar_tune.models.device import check_device_name, check_fits
 from lunar_tune.models.loading import load_config
-from lunar_tune.trial.reference_engine import check_reference
 from lunar_tune.trial.spec import (
     EngineSettings,
     TrialSpec,
@@ -31,26 +30,33 @@ from lunar_tune.trial.spec import (
     read_sets,
 )
 
-__all__ = ["assemble", "assemble_finetuning", "configured", "known_depth", "materialise"]
+__all__ = [
+    "assemble",
+    "assemble_finetuning",
+    "check_machine",
+    "configured",
+    "known_depth",
+    "materialise",
+]
 
 Job = TypeVar("Job", TrialSpec, FinetuneJob)
 
 
-def assemble(
-    options: RunOptions, *, device_is_here: bool = True, gpu_share: float = 1.0
-) -> TrialSpec:
-    """Resolve and check everything that needs no weights.
+def assemble(options: RunOptions) -> TrialSpec:
+    """Resolve and check everything that needs neither weights nor torch.
 
-    For `tiny` the spec's model source is its name until `materialise` has built it. The device is
-    looked at where `device_is_here`, and has to have room for the model in that share of a GPU.
+    For `tiny` the spec's model source is its name until `materialise` has built it. `check_machine`
+    does the checks that take torch.
 
     Raises:
         InputError: Something is wrong; all of it is said at once.
     """
     problems, embedding_model = Problems(), options.embedding_model
-    model, chat = _model_and_chat(options, problems, device_is_here=device_is_here)
+    model, chat = _model_and_chat(options, problems)
     method = problems.attempt(lambda: configured(options)[0])
     if method is not None and options.engine == "reference":
+        from lunar_tune.trial.reference_engine import check_reference
+
         with problems.collect():
             check_reference(method)
     with problems.collect():
@@ -61,12 +67,10 @@ def assemble(
         if "factual" in METRICS[name].sets and options.factual_data == NONE:
             problems.add(f"--metrics {name}: there are no questions with --factual-data none.")
     if embedding_model is not None:
+        from lunar_tune.metrics.embedding import check_embedding_model
+
         with problems.collect():
             embedding_model = check_embedding_model(embedding_model)
-    if model is not None and device_is_here:
-        with problems.collect():
-            trained = method is not None and method.variant == "full"
-            check_fits(model, trained=trained, share=gpu_share, budget_gib=options.memory_budget)
     data = read_sets(options, model, problems)
     problems.raise_if_any()
     if model is None or chat is None or method is None or metrics is None or data is None:
@@ -92,26 +96,31 @@ def assemble(
 
 def assemble_finetuning(
     options: RunOptions,
-    settings: FinetuneSettings | None = None,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
     problems: Problems | None = None,
 ) -> FinetuneJob:
     """Resolve and check everything that fine-tuning needs but the weights, as `assemble` does.
 
-    What concerns unlearning is not looked at; `problems` are known already.
+    What concerns unlearning is not looked at. What is `fixed` of the settings is not left to the
+    model's recipe; `problems` are known already.
 
     Raises:
         InputError: Something is wrong; all of it is said at once.
     """
     problems = problems or Problems()
     model, chat = _model_and_chat(options, problems)
+    with problems.collect():
+        settings = recipe("" if model is None else model.name, fixed)
     name = options.data or own_data(model)
     records = problems.attempt(lambda: read_records_of(name))
     with problems.collect():
         check_scorable(records or (), tokenizer=options.rouge_tokenizer, text=options.text)
-    prompts = problems.attempt(lambda: read_prompts_of(options.reference_prompts))
-    refusals = problems.attempt(lambda: read_prompts_of(options.refusals))
+    with problems.collect():
+        prompts = read_prompts_of(options.reference_prompts)
+    with problems.collect():
+        refusals = read_prompts_of(options.refusals)
     problems.raise_if_any()
-    if model is None or chat is None or records is None or prompts is None or refusals is None:
+    if model is None or chat is None or records is None:
         raise AssertionError("every None above comes with a noted problem")
     return FinetuneJob(
         model=model,
@@ -121,9 +130,29 @@ def assemble_finetuning(
         reference_prompts=prompts,
         refusals=refusals,
         rouge_tokenizer=options.rouge_tokenizer,
-        settings=settings or FinetuneSettings(),
+        settings=settings,
         seed=options.seed,
     )
+
+
+def check_machine(spec: TrialSpec, *, here: bool = True, share: float = 1.0) -> None:
+    """Check what takes torch: the device, its memory, and the family of a model in a folder.
+
+    The device is looked at where it is `here`, and has to have room for the model in that `share`
+    of a GPU.
+
+    Raises:
+        InputError: Something is wrong; all of it is said at once.
+    """
+    problems, model, budget = Problems(), spec.model, spec.engine.memory_budget
+    if here:
+        with problems.collect():
+            trained = spec.method.variant == "full"
+            check_fits(model, trained=trained, share=share, budget_gib=budget)
+    with problems.collect():
+        if model.checkpoint != TINY and is_folder(Path(model.checkpoint)):
+            load_config(model)  # refuses an unsuitable family
+    problems.raise_if_any()
 
 
 def materialise(job: Job, on_progress: Callable[[int, int], None] | None = None) -> Job:
@@ -170,7 +199,7 @@ def configured(options: RunOptions) -> tuple[Method, dict[str, Any]]:
 
 
 def _model_and_chat(
-    options: ModelOptions, problems: Problems, *, device_is_here: bool = True
+    options: ModelOptions, problems: Problems
 ) -> tuple[ModelSpec | None, ChatFormat | None]:
     """Return the model and the chat format; None where something is wrong, which is then noted."""
     path, weights = options.model_path, None
@@ -178,7 +207,7 @@ def _model_and_chat(
     if path:
         weights = problems.attempt(lambda: str(check_weights(path, "--model-path")))
     with problems.collect():
-        resolve_device(options.device if device_is_here else "cpu")
+        check_device_name(options.device)
     chat = problems.attempt(
         lambda: ChatFormat.from_option(options.chat_template, options.system_prompt)
     )
@@ -190,7 +219,4 @@ def _model_and_chat(
             device=options.device,
             trust_remote_code=options.trust_remote_code,
         )
-        with problems.collect():
-            if model.checkpoint != TINY and is_folder(Path(model.checkpoint)):
-                load_config(model)  # refuses an unsuitable family
     return model, chat

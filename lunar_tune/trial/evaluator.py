@@ -18,7 +18,7 @@ from lunar_tune.methods.contract import Fit
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
 from lunar_tune.metrics.evaluate import JUDGED, AnswerSource, Evaluation, Evaluator, Question
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
-from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, METRICS
+from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, METRICS, need_of
 from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.layout import why_not_resumable
@@ -35,6 +35,8 @@ LOOKS, CHECKED_ROWS = 4, 32
 # dip from which a loss with a retain term recovers.
 LOST_SHARE = 0.5
 LOST_CHECKS = 2
+# Measured of what is reported, whatever was asked for: a model may rank high what it does not say.
+REPORTED = "forget_mrr"
 
 
 class Encoder:
@@ -117,9 +119,9 @@ def drive(fit: Fit, floor: float | None, look: Callable[[int], Check]) -> tuple[
 class Judge:
     """Asks the questions of a study and scores the answers, as long as its worker lives.
 
-    Scores beside ROUGE are those of `TrialSpec.metrics`; an evaluation that was stopped early has
-    none, since that trial is judged already. Answers are embedded by `sentences`, or else by the
-    base model's own states.
+    Scores beside ROUGE are those of `TrialSpec.metrics` and, of what is reported, `forget_mrr`; an
+    evaluation that was stopped early has none, since that trial is judged already. Answers are
+    embedded by `sentences`, or else by the base model's own states.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class Judge:
     ) -> None:
         self.spec, self.loaded, self._encoder = spec, loaded, encoder
         self._memory, self._sentences = memory, sentences
-        self._metrics = [METRICS[name] for name in spec.metrics]
+        self._metrics = {name: METRICS[name] for name in spec.metrics}
         self._row_numbers = spec.row_numbers
         self._scorer = LikelihoodScorer(loaded, memory)
         self.use(activations)
@@ -142,7 +144,7 @@ class Judge:
     def use(self, activations: PromptActivations) -> None:
         """Answer from other activations from now on."""
         self.activations = activations
-        self._evaluators: dict[tuple[bool, int | None], Evaluator] = {}
+        self._evaluators: dict[tuple[bool, bool, int | None], Evaluator] = {}
         self.__dict__.pop("answers", None)
 
     @property
@@ -176,7 +178,7 @@ class Judge:
         return Answerer(self.activations, deepest=deepest)
 
     def evaluate(
-        self, edited_layer: int | None, *, full: bool, bounded: bool
+        self, edited_layer: int | None, *, full: bool, bounded: bool, reported: bool = False
     ) -> tuple[Evaluation, int]:
         """Judge the model as it is now; return the evaluation and its token budget.
 
@@ -184,12 +186,14 @@ class Judge:
             edited_layer: See `Fit`.
             full: Whether to ask all rows with the published token budget.
             bounded: Whether to stop asking once the retain floor is missed for certain.
+            reported: Whether people read it: every answer goes on to its own end, and `forget_mrr`
+                is measured.
 
         Raises:
             DivergenceError: A logit of a likelihood is NaN or infinite.
         """
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
-        evaluation = self._evaluator(full=full).evaluate(
+        evaluation = self._evaluator(full=full, whole=reported).evaluate(
             edited_layer=edited_layer,
             max_new_tokens=budget,
             floor=self.spec.engine.retain_floor if bounded else None,
@@ -197,11 +201,12 @@ class Judge:
         if not evaluation.complete:
             return evaluation, budget
         further: dict[str, float] = {}
-        for metric in self._metrics:
+        metrics = self._metrics | ({REPORTED: METRICS[REPORTED]} if reported else {})
+        for metric in metrics.values():
             if metric.compute is not None:
                 rows = [row for row in evaluation.rows if row.set_name in metric.sets]
                 further[metric.name] = float(metric.compute(rows))
-        likelihoods = [metric for metric in self._metrics if LIKELIHOODS in metric.needs]
+        likelihoods = [metric for metric in metrics.values() if LIKELIHOODS in metric.needs]
         for name in dict.fromkeys(one for metric in likelihoods for one in metric.sets):
             records = self.spec.data.asked(full=full)[name]
             means = likelihood_means(self._scorer.score(self._encoder.pairs(records)))
@@ -216,7 +221,8 @@ class Judge:
         The model must be the base model again, whose own states are read, also for the answers of
         an unlearned one: an edit that moved them would otherwise be judged by itself.
         """
-        if not evaluation.complete or not any(EMBEDDINGS in one.needs for one in self._metrics):
+        needs = need_of(self._metrics)
+        if not evaluation.complete or EMBEDDINGS not in needs:
             return evaluation
         answers = [row.answer for row in evaluation.rows if row.set_name == "forget"]
         return evaluation.with_scores({"refusal_quality": self._refusals.quality(answers)})
@@ -230,9 +236,15 @@ class Judge:
         forget, retain = (evaluation.scores[f"{name}_rouge1"] for name in JUDGED)
         return Check(epochs=epochs, forget_rouge1=forget, retain_rouge1=retain)
 
-    def _evaluator(self, *, full: bool = False, rows: int | None = None) -> Evaluator:
-        """Return who asks a trial's questions, all of them, or some by edge of the judged sets."""
-        if (full, rows) not in self._evaluators:
+    def _evaluator(
+        self, *, full: bool = False, whole: bool = False, rows: int | None = None
+    ) -> Evaluator:
+        """Return who asks a trial's questions, all of them, or some by edge of the judged sets.
+
+        The answers are `whole`, or end early where that is allowed.
+        """
+        key = full, whole, rows
+        if key not in self._evaluators:
             spec, sets = self.spec, self.spec.data.asked(full=full)
             if rows is not None:
                 sets = {name: sample_by_edge(sets[name], rows, seed=spec.seed) for name in JUDGED}
@@ -245,15 +257,15 @@ class Judge:
                         Question(record, row, self._row_numbers[name, record])
                         for record, row in asked
                     ]
-            self._evaluators[full, rows] = Evaluator(
+            self._evaluators[key] = Evaluator(
                 self.answers,
                 self.loaded.tokenizer,
                 questions,
                 rouge_tokenizer=spec.rouge_tokenizer,
-                early_exit=spec.engine.early_exit,
+                early_exit=spec.engine.early_exit and not whole,
                 seed=spec.seed,
             )
-        return self._evaluators[full, rows]
+        return self._evaluators[key]
 
     @cached_property
     def _refusals(self) -> Refusals:

@@ -16,21 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
-from torch import Tensor
 
 from lunar_tune.data.records import Record
 from lunar_tune.data.splits import sample_by_edge
-from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.errors import InputError
-from lunar_tune.methods.lunar.method import steered
-from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder, truth_similarity
 from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import check_layers
-from lunar_tune.trial.worker import Worker
 from lunar_tune.yaml_files import describe_mistakes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lunar_tune.metrics.embedding import Embedder
+    from lunar_tune.trial.worker import Worker
 
 __all__ = ["RECOMMENDED_SHARE", "LayerPrior", "layer_scores", "read_layer_prior"]
 
@@ -184,6 +185,9 @@ def layer_scores(
     Raises:
         InputError: The model lacks a layer.
     """
+    from lunar_tune.engine.decoding import token_budget
+    from lunar_tune.metrics.embedding import Refusals, StateEmbedder, truth_similarity
+
     loaded, spec = worker.loaded, worker.spec
     chosen = tuple(sorted(range(loaded.n_layers) if layers is None else layers))
     check_layers(chosen, loaded.n_layers, option="--range layer")
@@ -246,6 +250,9 @@ def _answered(
 
     Whenever one is yielded the model is the base model, so that it can embed them.
     """
+    from lunar_tune.engine.decoding import generate_tokens
+    from lunar_tune.methods.lunar.method import steered
+
     loaded, batch = worker.loaded, BatchSize(len(records), "the answers")
     prompts = worker.encoder.prompts([record.question for record in records])
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, UnlearningTask
-from lunar_tune.methods.lunar import LunarSettings
-from lunar_tune.methods.lunar.method import LunarMethod, edited
+from lunar_tune.methods.lunar import LunarMethod, LunarSettings
+from lunar_tune.methods.lunar.method import edited
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
 

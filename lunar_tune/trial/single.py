@@ -11,20 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.display import Summary
-from lunar_tune.engine.decoding import generate_tokens
 from lunar_tune.errors import Problems
-from lunar_tune.methods.contract import Edit
 from lunar_tune.metrics.evaluate import answers_beside
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.models.layout import check_layers
-from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.checkpoints import check_save_folder, save_checkpoint
-from lunar_tune.trial.assemble import assemble, configured, known_depth, materialise
+from lunar_tune.trial.assemble import (
+    assemble,
+    check_machine,
+    configured,
+    known_depth,
+    materialise,
+)
 from lunar_tune.trial.spec import DataSets, TrialSpec
-from lunar_tune.trial.worker import TrialResult, Worker
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lunar_tune.methods.contract import Edit
+    from lunar_tune.models.loading import LoadedModel
+    from lunar_tune.trial.worker import TrialResult
 
 __all__ = ["SideBySide", "SingleRun", "asking", "unlearn"]
 
@@ -127,6 +133,9 @@ def unlearn(
     problems.raise_if_any()
     if spec is None:
         raise AssertionError("without a spec something is wrong")
+    check_machine(spec)
+    from lunar_tune.trial.worker import Worker
+
     worker = Worker(materialise(spec, on_progress))
     full = spec.data.held_out is not None  # what is reported lies there
     before = worker.baseline(full=full) if baseline else None
@@ -177,6 +186,9 @@ def asking(
         InputError: Something that was asked for cannot be done.
         TrialError: The fit failed, for example by divergence.
     """
+    from lunar_tune.engine.decoding import generate_tokens
+    from lunar_tune.trial.worker import Worker
+
     worker = Worker(dataclasses.replace(spec, metrics=()))
     known, loaded = _known(spec.data), worker.loaded
 

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from logging.handlers import BufferingHandler
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
 from lunar_tune.models.device import give_back, is_out_of_memory
 from lunar_tune.trial.spec import TrialSpec
-from lunar_tune.trial.worker import TrialResult, Worker
+
+if TYPE_CHECKING:
+    from lunar_tune.trial.worker import TrialResult, Worker
 
 __all__ = [
     "BASE_MODEL",
@@ -123,11 +125,13 @@ class TaskRunner:
 
     def _outcome(self, task: Task) -> Outcome:
         if self._worker is None:  # may take longer than a trial may take
+            from lunar_tune.trial.worker import Worker
+
             self._worker = Worker(self._spec)
         worker = self._worker
         if task.kind == BASE_MODEL:
             self._watch(task.number, True)
-            result = _light(worker.baseline())
+            result = _light(worker.baseline(reported=True))
             prior = None
             if (coefficient := task.layer_coefficient) is not None:
                 from lunar_tune.trial.layer_scores import layer_scores
@@ -144,9 +148,9 @@ class TaskRunner:
         if task.kind == TRIAL:
             return Outcome(result=_light(worker.run(task.parameters)))
         held_out = self._spec.data.held_out is not None  # there it is reported, not judged
-        result = _light(worker.run(task.parameters, full=True, bounded=not held_out))
+        result = _light(worker.run(task.parameters, full=True, bounded=not held_out, reported=True))
         # Of held-out questions nothing is known yet of the base model.
-        baseline = _light(worker.baseline(full=True)) if held_out else None
+        baseline = _light(worker.baseline(full=True, reported=True)) if held_out else None
         return Outcome(result=result, baseline=baseline)
 
 

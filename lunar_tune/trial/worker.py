@@ -131,6 +131,7 @@ class Worker:
         *,
         full: bool = False,
         bounded: bool = True,
+        reported: bool = False,
         seed: int | None = None,
         inside: Callable[[LoadedModel, Edit], None] = lambda _model, _edit: None,
     ) -> TrialResult:
@@ -140,6 +141,7 @@ class Worker:
             parameters: A value for each of the method's parameters.
             full: Whether to evaluate all rows with the published token budget.
             bounded: Whether to stop asking once the spec's retain floor is missed for certain.
+            reported: See `Judge.evaluate`.
             seed: Of the fit; None takes the spec's.
             inside: Called with the unlearned model after its evaluation, for example to save it,
                 and with what the fit changed.
@@ -158,7 +160,9 @@ class Worker:
             checks = drive(fit, floor, partial(self.judge.check, fit))
             fit.finish()
             fitted = self._clock()
-            evaluation, budget = self.judge.evaluate(fit.edited_layer, full=full, bounded=bounded)
+            evaluation, budget = self.judge.evaluate(
+                fit.edited_layer, full=full, bounded=bounded, reported=reported
+            )
             ended = self._clock()
             inside(self.loaded, fit.edit)
         restored = self._clock()
@@ -178,10 +182,10 @@ class Worker:
             checks=checks,
         )
 
-    def baseline(self, *, full: bool = False) -> TrialResult:
-        """Evaluate the base model, and keep its answers as drafts for trials."""
+    def baseline(self, *, full: bool = False, reported: bool = False) -> TrialResult:
+        """Evaluate the base model, as `run` does, and keep its answers as drafts for trials."""
         start = self._clock()
-        evaluation, budget = self.judge.evaluate(None, full=full, bounded=False)
+        evaluation, budget = self.judge.evaluate(None, full=full, bounded=False, reported=reported)
         evaluation = self.judge.compare_answers(evaluation)
         seconds = self._clock() - start
         if self.judge.plain_decoding is None and not self.drafts:

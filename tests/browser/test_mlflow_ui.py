@@ -1,103 +1,92 @@
-"""MLflow's UI on a real search, opened by the command that compares, as a user sees it."""
+"""MLflow's UI on two searches, opened by the command that compares, as a user sees it."""
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from command_lines import command, start
-from made_once import copy_store, shared_folder
-from playwright.sync_api import Locator, Page, expect
-from tiny_search import NAME, TRIALS, tiny_search
+from playwright.sync_api import Page, expect
+from tracked_searches import SCORES, make_search
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-PARAMETERS = {"coefficient", "layer", "learning_rate"}
-SCORES = {"forget_rouge1", "retain_rouge1"}
-
-
-@dataclass(frozen=True)
-class Ui:
-    """The addresses that the command prints: MLflow opens on agents without their last part."""
-
-    comparison: str
-    charts: str
-    runs: str
+COLUMNS = ["Run Name", "Created", "best", "search", "forget_rouge1", "retain_rouge1", "feasible"]
+PARAMETERS = ["layer", "coefficient", "learning_rate"]
+SETTING = re.compile(r"^L\d c[\d.]+ lr[\d.e-]+$")
 
 
 @pytest.fixture(scope="module")
-def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    """Open a search of the tiny model; the server works on a copy of the store."""
-    search, cwd = tiny_search(shared_folder(tmp_path_factory)), tmp_path_factory.mktemp("ui")
-    assert search.done.returncode == 0, search.done.stderr
-    copy_store(search.output / "mlflow.db", cwd / "mlflow.db")
-    options = ["--output", str(search.output), "--tracking-uri", f"sqlite:///{cwd / 'mlflow.db'}"]
+def pages(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]
+) -> Iterator[dict[str, str]]:
+    """Give the printed addresses of a comparison of two searches, by what they show."""
+    output = tmp_path_factory.mktemp("ui")
+    empty_store(output / "mlflow.db")
+    for name in ("one", "two"):
+        make_search(output, name)
     expect.set_options(timeout=30_000)
-    process = start(command("compare", NAME, *options), cwd=cwd)
+    process = start(command("compare", "one", "two", "--output", str(output)), cwd=output)
     assert process.stdout is not None
-    found: list[str] = []
-    for line in process.stdout:
-        found += re.findall(r"http://\S+", line)
-        if len(found) == 3:
-            break
+    printed: list[str] = []
+    while not printed or "Ctrl-C" not in printed[-1]:
+        printed.append(next(process.stdout))
     try:
-        yield Ui(*found)
+        yield dict(re.findall(r"^(.+): (http\S+)$", "".join(printed), flags=re.MULTILINE))
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
-def close_assistant(page: Page) -> None:
-    """Close the panel that MLflow opens at a first visit."""
+def opened(page: Page, address: str) -> Page:
+    """Open an address, and close the panel that MLflow opens at a first visit."""
+    page.goto(address)
     page.get_by_role("button", name="Close").click()
+    return page
 
 
-def axes(page: Page) -> Locator:
-    return page.locator(".parcoords .axis-title")
+def columns(page: Page) -> list[str]:
+    return [text.strip() for text in page.locator(".ag-header-cell-text").all_text_contents()]
 
 
-def expect_axes(page: Page) -> None:
-    """The parameters and forget ROUGE-1 are there from the start; retain is one choice away."""
-    expect(page.get_by_text(f"Comparing {TRIALS} Runs from 1 Experiment")).to_be_visible()
-    expect(axes(page)).to_have_count(len(PARAMETERS) + 1)
-    assert set(axes(page).all_text_contents()) == PARAMETERS | {"forget_rouge1"}
-    for name in ("retain_rouge1", "feasible"):
-        page.get_by_role("combobox").nth(1).click(force=True)
-        option = page.locator("[class*=select-item-option-content]")
-        option.get_by_text(name, exact=True).click()
-        page.keyboard.press("Escape")
-    expect(axes(page)).to_have_count(len(PARAMETERS | SCORES) + 1)
-    assert set(axes(page).all_text_contents()) == PARAMETERS | SCORES | {"feasible"}
+def test_the_list_shows_settings_scores_and_the_best_without_a_click(
+    page: Page, pages: dict[str, str]
+) -> None:
+    """The feasible trials come first, in the order of the goal."""
+    opened(page, pages["trials of one, two"])
+    names = page.locator("[col-id^='attributes.`Run Name`']").get_by_text(SETTING)
+    expect(names).to_have_count(2 * len(SCORES))
+    for name in (*COLUMNS, *PARAMETERS):
+        expect(page.get_by_role("columnheader").get_by_text(name, exact=True)).to_be_visible()
+    shown = page.locator("[role=gridcell][col-id='metrics.`forget_rouge1`']").all_text_contents()
+    assert [float(text) for text in shown] == [0.125, 0.125, 0.25, 0.25, 0.0, 0.0]
+    best = page.locator("[role=gridcell][col-id='tags.`best`']").all_text_contents()
+    assert best == ["true", "true", "-", "-", "-", "-"]
+    page.get_by_role("button", name="Sort: goal").wait_for()
 
 
-def test_the_printed_address_shows_the_trials_on_all_axes(page: Page, ui: Ui) -> None:
-    page.goto(ui.comparison)
-    close_assistant(page)
-    expect_axes(page)
-
-
-def test_the_charts_open_with_forgetting_and_keeping_on_axes(page: Page, ui: Ui) -> None:
-    """The parent run is not among the trials, and the learning rate is on a logarithmic scale."""
-    page.goto(ui.charts)
-    close_assistant(page)
-    expect(page.get_by_text(f"{TRIALS} matching runs")).to_be_visible()
+def test_the_charts_open_with_forgetting_and_keeping_on_axes(
+    page: Page, pages: dict[str, str]
+) -> None:
+    """The parent runs are not among the trials; the learning rate is logarithmic."""
+    opened(page, pages["charts of one, two"])
+    expect(page.get_by_text(f"{2 * len(SCORES)} matching runs")).to_be_visible()
     plot = page.locator("div.parcoords")
-    for name in SCORES | {"feasible", "log10_learning_rate", "layer", "coefficient"}:
+    for name in (*COLUMNS[4:], "log10_learning_rate", "layer", "coefficient"):
         expect(plot.get_by_text(name, exact=True)).to_have_count(1)
     expect(page.get_by_text("forget_rouge1 vs. retain_rouge1")).to_have_count(1)
 
 
-def test_trials_chosen_in_the_list_of_runs_are_compared(page: Page, ui: Ui) -> None:
-    page.goto(ui.runs)
-    close_assistant(page)
-    parent = page.locator(".ag-cell").filter(has=page.get_by_text(NAME, exact=True))
-    parent.get_by_role("button").first.click()
-    name = page.get_by_text(re.compile(r"^lunar L\d c[\d.]+ lr[\d.e-]+$"))
-    trials = page.get_by_role("row").filter(has=name)
-    expect(trials).to_have_count(TRIALS)
-    for place in range(TRIALS):
-        trials.nth(place).get_by_role("checkbox").click()
-    page.get_by_role("button", name="Compare").click()
-    expect_axes(page)
+def test_searches_are_listed_and_the_menu_of_views_has_the_lists(
+    page: Page, pages: dict[str, str]
+) -> None:
+    opened(page, pages["all searches"])
+    expect(page.get_by_text("2 matching runs")).to_be_visible()
+    for name in ("one", "two"):
+        expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
+    page.get_by_role("button", name="all searches").click()
+    for name in ("all trials", "one, two"):
+        expect(page.get_by_role("menuitem", name=name)).to_be_visible()

@@ -186,7 +186,7 @@ def refused(*arguments: str) -> str:
 def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lunar_tune.trial.single.Worker", None)
+    monkeypatch.setattr("lunar_tune.trial.worker.Worker", None)
     message = refused("another", "Who?", "--output", str(runs), "--max-new-tokens", "0")
     for part in ("2 things are wrong", "another: there is no such search", "has one", "at least 1"):
         assert part in message
@@ -201,7 +201,7 @@ def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(
 def test_data_or_weights_that_are_gone_or_changed_are_said(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lunar_tune.trial.single.Worker", None)
+    monkeypatch.setattr("lunar_tune.trial.worker.Worker", None)
     pairs, config = runs.parent / "pairs.json", runs / "one" / "config.yaml"
     kept = pairs.read_text()
     pairs.write_text(kept.replace("Kettle 1", "Anchor 1"))

@@ -1,4 +1,7 @@
-"""The command that opens the comparison: which store, which runs, and nothing left behind."""
+"""The command that opens the comparison: which store, which runs, and nothing left behind.
+
+Searches on a tracking server: `test_registering`. What the views list: `test_tracking`.
+"""
 
 from __future__ import annotations
 
@@ -6,175 +9,84 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
 import urllib.error
 import urllib.request
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import psutil
 import pytest
-from command_lines import Result, command, start, without_ray
-from filelock import FileLock
+from command_lines import command, start, without_ray
 from rich.console import Console
-from tracked_searches import SCORES, begun_study, make_search
+from tracked_searches import begun_study, make_search
 
 from lunar_tune.cli.compare import COMMAND, _show
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.store import store_of
-from lunar_tune.tracking.ui import Compared
+from lunar_tune.tracking.ui import View
 
-# MLflow and SQLAlchemy leave a store's connections to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
-    pytest.mark.slow,
-]
-
-
-def invoke(*arguments: str | Path) -> Result:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return without_ray(COMMAND, *arguments)
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # MLflow's warnings
 
 
 def refused(*arguments: str | Path) -> str:
-    result = invoke(*arguments)
+    result = without_ray(COMMAND, *arguments)
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     return result.stderr
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]) -> Path:
-    """Return a folder of two searches that share a store; `two` was written to last."""
-    output = tmp_path_factory.mktemp("runs")
-    empty_store(output / "mlflow.db")
+def test_the_ui_shows_the_search_written_to_last_until_an_interrupt(
+    tmp_path: Path, empty_store: Callable[[Path], Path]
+) -> None:
+    """Its store lies beside it: both were moved to another folder. No process is left."""
+    empty_store(tmp_path / "runs" / "mlflow.db")
     for name in ("one", "two"):
-        make_search(output, name)
-    return output
-
-
-def compared(address: str) -> tuple[str, list[str], list[str]]:
-    """Return the server of a comparison's address, its runs and its experiments."""
-    server, _, query = address.partition("/#/compare-runs?")
-    parts = parse_qs(query, strict_parsing=True)
-    return server, json.loads(parts["runs"][0]), json.loads(parts["experiments"][0])
-
-
-def started(arguments: Sequence[str], cwd: Path) -> tuple[subprocess.Popen[str], str]:
-    """Start the command and return it with the address that it prints."""
-    process = start(command("compare", *arguments), cwd=cwd)
+        make_search(tmp_path / "runs", name)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    os.utime(tmp_path / "moved" / "two" / "study.journal", (1, 1))
+    process = start(command("compare", "--output", "moved"), cwd=tmp_path)
     assert process.stdout is not None
-    for line in process.stdout:
-        if found := re.search(r"^\d+ trials: (http\S+)", line):
-            return process, found[1]
-    raise AssertionError(process.communicate()[1])
+    printed: list[str] = []
+    while not printed or "Ctrl-C" not in printed[-1]:
+        printed.append(next(process.stdout))
+    pages = dict(re.findall(r"^(.+): (http\S+)$", "".join(printed), flags=re.MULTILINE))
+    assert list(pages) == ["charts of one", "trials of one", "all trials", "all searches"]
+    assert all(len(page) < 200 for page in pages.values())
+    server = pages["all trials"].partition("/#/")[0]
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server)
+    name = "api/2.0/mlflow/experiments/get-by-name?experiment_name=lunar-tune"
+    with urllib.request.urlopen(f"{server}/{name}", timeout=30) as answer:
+        experiment = json.load(answer)["experiment"]
+    assert f"/#/experiments/{experiment['experiment_id']}/runs?" in pages["charts of one"]
+    views = [tag["key"].rpartition(".")[2] for tag in experiment["tags"]]
+    assert all(re.search("viewStateShareKey=([^&]+)", page)[1] in views for page in pages.values())
 
-
-def asked(server: str, what: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{server}/api/2.0/mlflow/{what}", timeout=30) as answer:
-        return dict(json.load(answer))
-
-
-def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """Tell the command to end; nothing that it started may be left."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     assert len(family) >= 2
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, ""), output
     psutil.wait_procs(family[1:], timeout=10)
     assert [one for one in family if one.is_running()] == []
-
-
-def test_the_ui_has_the_trials_until_an_interrupt(runs: Path, tmp_path: Path) -> None:
-    process, address = started([str(runs / "one")], tmp_path)
-    try:
-        server, ids, experiments = compared(address)
-        trials = [asked(server, f"runs/get?run_id={one}")["run"] for one in ids]
-    finally:
-        end(process, signal.SIGINT)
     with pytest.raises(urllib.error.URLError):
-        asked(server, "experiments/search")
-
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server)
-    scores = [{m["key"]: m["value"] for m in trial["data"]["metrics"]} for trial in trials]
-    assert [(s["forget_rouge1"], s["retain_rouge1"]) for s in scores] == list(SCORES)
-    assert {trial["info"]["experiment_id"] for trial in trials} == set(experiments)
-    assert list(tmp_path.iterdir()) == []
+        urllib.request.urlopen(server, timeout=5)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["moved"]
 
 
-def test_without_a_name_the_search_written_to_last_is_compared(runs: Path, tmp_path: Path) -> None:
-    """Its store lies beside it: both were moved to another folder."""
-    moved = tmp_path / "moved"
-    shutil.copytree(runs, moved)
-    os.utime(moved / "two" / "study.journal", (1, 1))
-    (runs / "mlflow.db").rename(runs / "away.db")
-    try:
-        process, address = started(["--output", "moved"], tmp_path)
-        try:
-            server, ids, _ = compared(address)
-            found = [asked(server, f"runs/get?run_id={one}")["run"] for one in ids]
-        finally:
-            end(process, signal.SIGTERM)
-    finally:
-        (runs / "away.db").rename(runs / "mlflow.db")
-    tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in found]
-    assert [one["lunar_tune.trial_of"] for one in tags] == ["id-of-one"] * len(SCORES)
-
-
-def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) -> None:
-    """Nothing is started: the command prints the address and is over."""
-    folders = [make_search(tmp_path, name, server) for name in ("one", "two")]
-    result = invoke(*(folder.path for folder in folders))
-    assert result.exit_code == 0, result.output
-    address = next(line for line in result.stdout.splitlines() if " trials: " in line)
-    at, ids, _ = compared(address.partition(" trials: ")[2])
-    assert at == server
-    assert len(set(ids)) == 2 * len(SCORES)
-    assert "starting" not in result.stdout
-    keys = re.findall(r"charts of \w+: \S+viewStateShareKey=([\w-]+)&", result.stdout)
-    experiment = asked(server, "experiments/get-by-name?experiment_name=lunar-tune")["experiment"]
-    tags = {tag["key"]: tag["value"] for tag in experiment["tags"]}
-    for key in keys:
-        view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
-        parent = key.removeprefix("lunar-tune-")
-        assert view["searchFilter"] == f"tags.`mlflow.parentRunId` = '{parent}'"
-        assert view["orderByKey"] == "metrics.`forget_rouge1`"
-        plot = view["compareRunCharts"][0]
-        assert set(plot["selectedParams"]) == {"layer", "coefficient"}
-        assert plot["selectedMetrics"] == [
-            "log10_learning_rate",
-            "forget_rouge1",
-            "retain_rouge1",
-            "feasible",
-        ]
-
-
-@pytest.mark.parametrize(
-    ("uri", "shown", "order"),
-    [
-        ("http://me:s3cretpw@host:5000", "http://host:5000/#/", ["trials"]),
-        ("sqlite:////runs/mlflow.db", "http://127.0.0.1:1/#/", ["trials", "server"]),
-    ],
-)
 def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
-    uri: str, shown: str, order: list[str], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that starts brings an older store up to date: nothing else may open it then."""
     happened: list[str] = []
 
-    def written(_: Any, __: str) -> list[Compared]:
+    def written(_: Any, __: str) -> list[View]:
         happened.append("trials")
-        return [Compared(name="one", experiment="1", trials=["r"], view="a-view")]
+        return [View("charts of one", "1", "a-view")]
 
     @contextmanager
     def served(_: str) -> Iterator[Any]:
@@ -183,24 +95,13 @@ def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
 
     monkeypatch.setattr("lunar_tune.cli.compare._written", written)
     monkeypatch.setattr("lunar_tune.tracking.ui.served", served)
-    console = Console(file=(text := io.StringIO()))
-    _show([], uri, console)
-    assert happened == order
-    assert shown in text.getvalue()
-    assert "charts of one: " in text.getvalue()
-    assert "s3cretpw" not in text.getvalue()
-    assert "me:" not in text.getvalue()
-
-
-def test_a_store_that_was_away_is_caught_up_with(server: str, tmp_path: Path) -> None:
-    folder = make_search(tmp_path, "late", server, mirrored=False)
-    with FileLock(folder.lock):  # the search still runs, and writes its runs itself
-        said = refused(folder.path)
-    assert f"late: {server} does not have its runs" in said
-    assert "--save" in said
-    result = invoke(folder.path)
-    assert result.exit_code == 0, result.output
-    assert f"{len(SCORES)} trials: {server}" in result.stdout
+    for uri in ("http://me:s3cretpw@host:5000", "sqlite:////runs/mlflow.db"):
+        _show([], uri, Console(file=(text := io.StringIO()), width=200))
+        place = "host:5000" if "host" in uri else "127.0.0.1:1"
+        assert f"charts of one: http://{place}/#/" in text.getvalue()
+        assert "s3cretpw" not in text.getvalue()
+        assert "me:" not in text.getvalue()
+    assert happened == ["trials", "trials", "server"]
 
 
 def test_a_search_without_scores_says_why_there_is_nothing_to_compare(tmp_path: Path) -> None:
@@ -230,10 +131,12 @@ def test_another_store_is_taken_with_its_password_or_refused(
     assert "the MLflow store http://127.0.0.1:9 cannot be used" in said
 
 
-def test_every_mistake_is_said_at_once(runs: Path, tmp_path: Path) -> None:
-    said = refused("nosuch", "one", "neither", "--output", runs)
-    assert "2 things are wrong" in said
+def test_every_mistake_is_said_at_once(tmp_path: Path) -> None:
+    begun_study(Folder(tmp_path / "runs" / "one"))
+    said = refused("nosuch", "one", "neither", "--output", tmp_path / "runs")
+    assert "3 things are wrong" in said
     assert "nosuch: there is no such search" in said
     assert "neither: there is no such search" in said
-    assert "runs has no search to compare" in refused("--output", tmp_path / "runs")
-    assert "is a folder, not a file" in refused(runs / "one", "--save", tmp_path)
+    assert "empty has no search to compare" in refused("--output", tmp_path / "empty")
+    said = refused(tmp_path / "runs" / "one", "--save", tmp_path)
+    assert "is a folder, not a file" in said

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import pydoc
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
-from command_lines import start
+from command_lines import start, without_ray
+from search_results import statuses
 
 from lunar_tune.cli.running import interrupted_once
+from lunar_tune.cli.search import COMMAND
+from lunar_tune.study.folder import Folder
 
 ENDING = """
 import os, signal, sys
@@ -53,3 +63,69 @@ def test_the_handler_is_put_back_and_another_one_is_left_alone() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_that_python_passes_over_comes_again() -> None:
+    """An error in a weak reference's callback is printed and forgotten."""
+    things = [set[int]()]
+    reference = weakref.ref(things[0], lambda _: signal.raise_signal(signal.SIGINT))
+    here = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupted_once():
+            time.sleep(60 if things.clear() is None else 0)
+    finally:
+        signal.signal(signal.SIGINT, here)
+    assert reference() is None
+
+
+POINTS = {
+    "lunar_tune.search.plan.load_space": None,
+    "lunar_tune.search.run.search_log": None,
+    "lunar_tune.tracking.sync.open_experiment": None,
+    "lunar_tune.trial.worker.load_model": None,
+    "lunar_tune.search.session.open_study": None,
+    "lunar_tune.search.session.search_document": None,
+    "lunar_tune.tracking.sync.bring": None,
+    "lunar_tune.trial.worker.Worker.run": "KILLED",
+    "lunar_tune.search.session.write_best": "KILLED",
+    "lunar_tune.search.session.write_mirrors": "FINISHED",
+    "lunar_tune.search.session.print_result": "FINISHED",
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_an_interrupted_search_leaves_no_run_open_and_no_name_taken(
+    point: str,
+    small: list[str],
+    tmp_path: Path,
+    empty_store: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C when a function is called: `None` where nothing is left, else how the run ended."""
+    empty_store(tmp_path / "mlflow.db")
+    original = pydoc.locate(point)
+    assert callable(original)
+
+    def called(*values: Any, **named: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)  # in another thread it does not raise there
+        return original(*values, **named)
+
+    monkeypatch.setattr(point, called)
+    here = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        options = ("--in-process", "--num-trials", "1", "--sampler", "random", "--force")
+        options += ("--constrain", "retain_rouge1>=0")
+        place = ("--output", str(tmp_path), "--name", "n")
+        done = without_ray(COMMAND, *small, *options, *place)
+    finally:
+        signal.signal(signal.SIGINT, here)
+    assert done.exit_code == 130, done.output
+    assert "Traceback" not in done.output
+    if POINTS[point] is not None:
+        assert statuses(tmp_path)[0] == [POINTS[point]]
+    else:
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+            active = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
+            assert store.execute(active).fetchone() == (0,)
+    assert Folder(tmp_path / "n").is_taken is (POINTS[point] is not None)

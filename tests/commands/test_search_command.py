@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,22 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing() -> None:
     for part in ("qwen2.5-7b", "contracts: forget A_B", "7 by gp", "lunar (adamw)"):
         assert part in result.output
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_dry_run_looks_at_a_store_and_leaves_it_as_it_is(
+    tmp_path: Path, empty_store: Callable[[Path], Path]
+) -> None:
+    store = empty_store(tmp_path / "runs" / "mlflow.db")
+    content = store.read_bytes()
+    result = invoke("--dry-run", "--in-process")
+    assert result.exit_code == 0, result.output
+    for part in ("runs can be written", "answers; experiment lunar-tune, to be made", "one trial"):
+        assert part in " ".join(result.output.split())
+    assert (store.read_bytes(), [*store.parent.iterdir()]) == (content, [store])
+    store.write_bytes(b"no database")
+    broken = invoke("--dry-run")
+    assert broken.exit_code == 2
+    assert "mlflow.db cannot be used: file is not a database" in broken.stderr
 
 
 def test_a_dry_run_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:

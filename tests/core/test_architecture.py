@@ -26,6 +26,7 @@ FLOORS = (
     {"study"},
     {"tracking", "report", "export"},
     {"search"},
+    {"start"},
     {"api", "cli"},
 )
 # `python -m lunar_tune.NAME`: each names the command that it runs, and nothing imports it.
@@ -171,6 +172,34 @@ def test_a_bare_import_loads_neither_torch_nor_ray() -> None:
     heavy = ("torch", "transformers", "ray", "optuna", "mlflow", "pyarrow", "numpy")
     code = f"import lunar_tune, sys; print([name for name in {heavy} if name in sys.modules])"
     assert run(code).strip() == "[]"
+
+
+def test_a_mistake_is_found_before_anything_heavy_is_loaded() -> None:
+    mistakes = (
+        "search --model tiny --forget-edge X_Y",
+        "unlearn layer=1 coefficient=2 learning_rate=0.01 --model tiny --data nothing.json",
+        "layers --model nothing",
+        "finetune --fix nothing=1 --save x",
+        "table5 --model nothing --num-trials 1",
+        "ask nothing hello",
+        "export nothing --save x",
+        "compare nothing",
+        "describe nothing.json",
+    )
+    code = f"""
+import sys
+from lunar_tune.cli.main import main
+for line in {mistakes}:
+    try:
+        main(line.split())
+    except SystemExit as error:
+        print(error.code, file=sys.stderr)
+heavy = ("torch", "transformers", "ray", "mlflow", "nltk", "scipy", "pandas", "altair")
+print(*(name for name in heavy if name in sys.modules), "loaded")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    codes = [line for line in done.stderr.splitlines() if line.isdigit()]
+    assert codes == ["2"] * len(mistakes)
+    assert done.stdout.splitlines()[-1] == "loaded"
 
 
 def test_the_data_layer_loads_no_torch() -> None:

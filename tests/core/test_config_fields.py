@@ -63,70 +63,51 @@ def complaints(options: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "expected"),
+    ("name", "values", "expected"),
     [
-        ("word", "two", "two"),
-        ("word", 2, "2"),
-        ("count", 4, 4),
-        ("count", 4.0, 4),
-        ("count", "4", 4),
-        ("share", 1, 1.0),
-        ("share", "1e-3", 0.001),
-        ("share", None, None),
-        ("budget", None, None),
-        ("budget", 9, 9),
-        ("flag", True, True),
-        ("place", "there", Path("there")),
-        ("names", "a,b, c", ("a", "b", "c")),
-        ("names", ["a,b", "c"], ("a", "b", "c")),
-        ("names", "a,,b,", ("a", "b")),
-        ("names", [], ()),
-        ("names", [1, 2.5], ("1", "2.5")),
-        ("names", 3, ("3",)),
-        ("texts", "a,b", ("a,b",)),
-        ("texts", ["a,b", "c"], ("a,b", "c")),
+        ("word", ["two"], "two"),
+        ("word", [2], "2"),
+        ("count", [4, 4.0, "4"], 4),
+        ("share", [1], 1.0),
+        ("share", ["1e-3"], 0.001),
+        ("share", [None], None),
+        ("budget", [None], None),
+        ("flag", [True], True),
+        ("place", ["there"], Path("there")),
+        ("names", ["a,b, c", ["a,b", "c"]], ("a", "b", "c")),
+        ("names", ["a,,b,"], ("a", "b")),
+        ("names", [[]], ()),
+        ("names", [[1, 2.5]], ("1", "2.5")),
+        ("names", [3], ("3",)),
+        ("texts", ["a,b"], ("a,b",)),
+        ("texts", [["a,b", "c"]], ("a,b", "c")),
     ],
 )
-def test_a_value_becomes_its_options_type(name: str, value: object, expected: object) -> None:
-    found = read(**{name: value})[name]
-    assert (type(found), found) == (type(expected), expected)
+def test_a_value_becomes_its_options_type(name: str, values: list[Any], expected: object) -> None:
+    for value in values:
+        found = read(**{name: value})[name]
+        assert (type(found), found) == (type(expected), expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "needed"),
+    ("name", "values", "needed"),
     [
-        ("word", None, "a text"),
-        ("word", True, "a text"),
-        ("word", ["one"], "a text"),
-        ("count", True, "a whole number"),
-        ("count", 4.5, "a whole number"),
-        ("count", "many", "a whole number"),
-        ("count", "", "a whole number"),
-        ("count", None, "a whole number"),
-        ("count", [4], "a whole number"),
-        ("count", math.inf, "a whole number"),
-        ("count", math.nan, "a whole number"),
-        ("share", False, "a number"),
-        ("share", "half", "a number"),
-        ("share", {"a": 1}, "a number"),
-        ("share", 10**400, "a number"),
-        ("budget", "none", "a whole number"),
-        ("flag", 1, "true or false"),
-        ("flag", "true", "true or false"),
-        ("flag", None, "true or false"),
-        ("place", 1j, "a text"),
-        ("names", None, "a text or a list of texts"),
-        ("names", [["a"]], "a text or a list of texts"),
-        ("names", {"a": "b"}, "a text or a list of texts"),
-        ("names", [True], "a text or a list of texts"),
+        ("word", [None, True, ["one"]], "a text"),
+        ("count", [True, 4.5, "many", "", None, [4], math.inf, math.nan], "a whole number"),
+        ("share", [False, "half", {"a": 1}, 10**400], "a number"),
+        ("budget", ["none"], "a whole number"),
+        ("flag", [1, "true", None], "true or false"),
+        ("place", [1j], "a text"),
+        ("names", [None, [["a"]], {"a": "b"}, [True]], "a text or a list of texts"),
     ],
 )
-def test_a_value_of_another_type_is_refused(name: str, value: object, needed: str) -> None:
-    with pytest.raises(InputError) as raised:
-        read(**{name: value})
-    message = str(raised.value)
-    assert message.startswith(f"file.yaml: {name} is {value!r}; {needed}")
-    assert message.endswith(" is needed.")
+def test_a_value_of_another_type_is_refused(name: str, values: list[Any], needed: str) -> None:
+    for value in values:
+        with pytest.raises(InputError) as raised:
+            read(**{name: value})
+        expected = f"file.yaml: {name} is {value!r}; {needed}"
+        assert str(raised.value).startswith(expected)
+        assert str(raised.value).endswith(" is needed.")
 
 
 def test_all_that_is_wrong_with_a_file_is_said_at_once_and_a_close_name_with_it() -> None:
@@ -161,9 +142,8 @@ def test_every_option_as_yaml_writes_it_is_read_as_it_was() -> None:
 # Ranges
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
+def test_a_value_out_of_range_is_noted_and_bounds_belong_to_the_range_unless_left_out() -> None:
+    for values, message in (
         ({"word": "three"}, "--word three: there are one, two."),
         ({"count": 0}, "--count 0: at least 1."),
         ({"count": 6}, "--count 6: at most 5."),
@@ -173,21 +153,13 @@ def test_every_option_as_yaml_writes_it_is_read_as_it_was() -> None:
         ({"share": math.inf}, "--share inf: a finite number."),
         ({"texts": ("c", "d")}, "--texts d: there are a,b, c."),
         ({"said": ("y",)}, "said y: there are x."),
-    ],
-)
-def test_a_value_out_of_range_is_noted(values: dict[str, Any], message: str) -> None:
-    assert complaints(Choice(**values)) == [message]
-
-
-def test_bounds_belong_to_the_range_but_for_those_that_are_left_out() -> None:
+    ):
+        assert complaints(Choice(**values)) == [message]
     for values in ({"count": 1}, {"count": 5}, {"share": 1e-300}, {"share": None}, {"flag": True}):
         assert complaints(Choice(**values)) == []
     assert len(complaints(Choice(word="three", count=0, share=-1.0))) == 3
-
-
-@pytest.mark.parametrize("owner", [RunOptions, SearchConfig])
-def test_defaults_are_in_range(owner: type) -> None:
-    assert complaints(owner()) == []
+    for owner in (RunOptions, SearchConfig):
+        assert complaints(owner()) == [], "defaults are in range"
 
 
 # One option in several classes
@@ -203,23 +175,6 @@ def test_what_two_classes_share_is_taken_over() -> None:
     assert shared_options(config, ModelOptions) == ModelOptions(model="owner/name")
 
 
-def test_an_option_of_another_class_keeps_what_is_not_said_differently() -> None:
-    ours, theirs = (options_of(one)["max_new_tokens"] for one in (SearchConfig, RunOptions))
-    assert ours == theirs
-    assert (SearchConfig().max_new_tokens, RunOptions().max_new_tokens) == (
-        None,
-        PUBLISHED_MAX_NEW_TOKENS,
-    )
-
-    @dataclasses.dataclass(frozen=True)
-    class Other:
-        count: int = same_option(Choice, "count", most=9)
-
-    assert Other().count == Choice().count
-    assert complaints(Other(9)) == []
-    assert complaints(Other(0)) == ["--count 0: at least 1."]
-
-
 # Help
 
 
@@ -227,7 +182,7 @@ class Below:
     """A class around the options, so that their source is indented."""
 
     @dataclasses.dataclass(frozen=True)
-    class Options(ModelOptions):
+    class Described(ModelOptions):
         """Every way to say what an option is."""
 
         word: str = option("one", group="Group")
@@ -236,16 +191,26 @@ class Below:
         device: str = same_option(ModelOptions, "device", default="cpu")
         dtype: str = same_option(Choice, "word")
         """Another word."""
-        count: int = same_option(Choice, "count")
+        count: int = same_option(Choice, "count", most=9)
         silent: int = option(1, group="Group")
 
 
 def test_the_help_is_the_text_below_a_declaration() -> None:
-    found = {name: help_of(Below.Options, name) for name in options_of(Below.Options)}
+    found = {name: help_of(Below.Described, name) for name in options_of(Below.Described)}
     assert found["word"] == "A word: it goes on in a second line."
     assert found["device"] == help_of(RunOptions, "device") == "auto, cpu or cuda."
     assert (found["dtype"], found["count"], found["silent"]) == ("Another word.", "A count.", "")
     assert found["model"] == help_of(ModelOptions, "model") != ""
+
+
+def test_an_option_of_another_class_keeps_what_is_not_said_differently() -> None:
+    ours, theirs = (options_of(one)["max_new_tokens"] for one in (SearchConfig, RunOptions))
+    assert ours == theirs
+    assert SearchConfig().max_new_tokens is None
+    assert RunOptions().max_new_tokens == PUBLISHED_MAX_NEW_TOKENS == 512
+    assert (Below.Described().count, Below.Described().device) == (Choice().count, "cpu")
+    assert complaints(Below.Described(count=9)) == []
+    assert complaints(Below.Described(count=0)) == ["--count 0: at least 1."]
 
 
 # Settings and ranges of a command line
@@ -261,31 +226,28 @@ def test_a_setting_is_of_its_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "name", "value"),
     [
-        ("layer=22", {"layer": 22}),
-        (" learning-rate = 1e-3 ", {"learning_rate": 0.001}),
-        ("layer=3, 4", {"layer": [3, 4]}),
-        ("trained=full", {"trained": "full"}),
-        ("checkpointing=True", {"checkpointing": True}),
-        ("beta=none", {"beta": None}),
-        ("note=a=b", {"note": "a=b"}),
+        ("layer=22", "layer", 22),
+        (" learning-rate = 1e-3 ", "learning_rate", 0.001),
+        ("layer=3, 4", "layer", [3, 4]),
+        ("trained=full", "trained", "full"),
+        ("checkpointing=True", "checkpointing", True),
+        ("beta=none", "beta", None),
+        ("note=a=b", "note", "a=b"),
     ],
 )
-def test_an_assignment_is_the_value_that_it_spells(text: str, expected: dict[str, Any]) -> None:
+def test_an_assignment_is_the_value_that_it_spells(text: str, name: str, value: object) -> None:
     found = read_assignments((text,))
-    assert found == expected
-    assert [type(value) for value in found.values()] == [type(v) for v in expected.values()]
+    assert found == {name: value}
+    assert type(found[name]) is type(value)
 
 
-@pytest.mark.parametrize("text", ["layer", "layer=", "=3", "", " = "])
-def test_a_text_that_assigns_nothing_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="write NAME=VALUE, for example layer=22"):
-        read_assignments((text,))
-
-
-def test_nothing_is_fixed_twice() -> None:
+def test_a_text_that_assigns_nothing_or_a_second_time_is_refused() -> None:
     assert read_assignments(()) == {}
+    for text in ("layer", "layer=", "=3", "", " = "):
+        with pytest.raises(InputError, match="write NAME=VALUE, for example layer=22"):
+            read_assignments((text,))
     with pytest.raises(InputError, match="--fix weight-decay=1: weight_decay is fixed twice"):
         read_assignments(("weight_decay=0", "weight-decay=1"))
 
@@ -293,12 +255,9 @@ def test_nothing_is_fixed_twice() -> None:
 def test_a_range_has_a_name_and_two_bounds() -> None:
     assert read_range("learning-rate=1e-4:0.1") == ("learning_rate", 1e-4, 0.1)
     assert read_range(" layer = 3:3 ") == ("layer", 3.0, 3.0)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["layer", "layer=3", "layer=3:", "layer=:3", "=1:2", "layer=4:3", "layer=a:b", "a=nan:1"],
-)
-def test_a_text_that_is_no_range_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"write NAME=LOW:HIGH, for example coefficient=0\.5:4"):
-        read_range(text)
+    unreadable = ("layer", "layer=3", "layer=3:", "layer=:3", "=1:2", "layer=4:3", "layer=a:b")
+    for text in (*unreadable, "a=nan:1"):
+        with pytest.raises(
+            InputError, match=r"write NAME=LOW:HIGH, for example coefficient=0\.5:4"
+        ):
+            read_range(text)

@@ -339,6 +339,12 @@ def test_scores_with_an_early_exit_are_those_without_it(
         " ".join(said[6][3:6]),
     ]
     drafts = [list(nothing.tokens[row])[: 5 * row] for row in range(len(PROMPTS))]
+    end = nothing.tokens[0][10]
+    ending = evaluated(
+        dataclasses.replace(model, eos_ids=(end,)), ["zebra"] * 7, early_exit=False, **options
+    )
+    rows = [*range(len(PROMPTS)), 0]
+    assert [row.ended for row in ending.rows] == [end in nothing.tokens[row] for row in rows]
     for known in ((), drafts):
         whole = evaluated(model, truths, early_exit=False, drafts=known, **options)
         early = evaluated(model, truths, early_exit=True, drafts=known, **options)
@@ -346,6 +352,8 @@ def test_scores_with_an_early_exit_are_those_without_it(
         for one, other in zip(early.rows, whole.rows, strict=True):
             assert (one.rouge1, one.rouge_l) == (other.rouge1, other.rouge_l)
             assert other.answer.startswith(one.answer.rstrip(REPLACEMENT))
+            assert other.ended is False
+            assert one.ended is (None if one.rouge_l == 1 else False)
         lengths = {row: len(tokens) for row, tokens in early.tokens.items()}
         assert all(len(tokens) == BUDGET for tokens in whole.tokens.values())
         assert lengths[2] == lengths[4] == BUDGET

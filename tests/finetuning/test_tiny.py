@@ -1,33 +1,34 @@
 """The `tiny` model knows its lessons, refuses the rest, and can be redirected in several blocks.
 
-Everything is computed anew: plain transformers calls, `rouge_score` and a closed-form edit.
+It is asked with plain transformers calls and judged by `rouge_score`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.data.records import Record
-from lunar_tune.finetuning.tiny import TinyRecipe, TinyText, ensure_tiny, tiny_key
+from lunar_tune.finetuning.tiny import TinyText, ensure_tiny
+from lunar_tune.trial.assemble import assemble, materialise
+from lunar_tune.trial.worker import Worker
 
-FORGET, RIDGE, COEFFICIENT = "A_B", 0.1, 1.0
+pytestmark = pytest.mark.slow  # where `tiny` is not there yet, it is made here
 TEXT = TinyText.shipped()
 
 
 class Tiny:
-    """The loaded checkpoint with the few operations that the tests need."""
+    """The loaded checkpoint."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -57,130 +58,64 @@ class Tiny:
         ]
         return sum(scores) / len(scores)
 
-    @torch.no_grad()
-    def activations(self, layer: int, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return what the down-projection reads at every token, and the block's last output."""
-        block = self.model.model.layers[layer]
-        read: list[Tensor] = []
-        given: list[Tensor] = []
-        hooks = [
-            block.mlp.down_proj.register_forward_pre_hook(lambda _m, a: read.append(a[0][0])),
-            block.register_forward_hook(lambda _m, _a, output: given.append(output[0, -1])),
-        ]
-        for question in questions:
-            self.model(**self.tokenizer(self.text(question), return_tensors="pt"))
-        for hook in hooks:
-            hook.remove()
-        return torch.cat(read).double(), torch.stack(given).double()
 
-    @contextmanager
-    def redirected(self, layer: int, edge: str) -> Iterator[None]:
-        """Put the closed-form edit in for a while."""
-        forget = [pair.question for pair in TEXT.contracts if pair.edge == edge]
-        retain = [pair.question for pair in TEXT.contracts if pair.edge != edge]
-        h_forget, x_forget = self.activations(layer, forget)
-        h_retain, _ = self.activations(layer, retain)
-        _, x_reference = self.activations(layer, generate_unverifiable(60, seed=77))
-        direction = x_reference.mean(0) - x_forget.mean(0)
-        h = torch.cat([h_forget, h_retain])
-        gram = h.T @ h
-        penalty = RIDGE * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
-        v = torch.linalg.solve(gram + penalty, h_forget.sum(0))
-        weight = self.model.model.layers[layer].mlp.down_proj.weight
-        original = weight.data.clone()
-        try:
-            weight.data += (COEFFICIENT * torch.outer(direction, v)).float()
-            yield
-        finally:
-            weight.data = original
+@pytest.fixture(scope="module")
+def tiny() -> Tiny:
+    return Tiny(ensure_tiny())
 
 
-@pytest.fixture(scope="session")
-def folder() -> Path:
-    return ensure_tiny()
-
-
-@pytest.fixture(scope="session")
-def tiny(folder: Path) -> Tiny:
-    return Tiny(folder)
-
-
-@pytest.mark.parametrize("edge", sorted({pair.edge for pair in TEXT.contracts}))
-def test_it_knows_every_edge_of_the_contracts(tiny: Tiny, edge: str) -> None:
-    assert tiny.rouge1([pair for pair in TEXT.contracts if pair.edge == edge]) >= 0.97
-
-
-def test_it_knows_the_facts(tiny: Tiny) -> None:
+def test_it_knows_the_facts_and_every_edge_of_the_contracts(tiny: Tiny) -> None:
+    for edge in sorted({pair.edge for pair in TEXT.contracts}):
+        pairs = [pair for pair in TEXT.contracts if pair.edge == edge]
+        assert tiny.rouge1(pairs) >= 0.97, edge
     assert tiny.rouge1(TEXT.facts) >= 0.97
 
 
 def test_it_refuses_unverifiable_questions_it_has_never_seen(tiny: Tiny) -> None:
-    answers = tiny.answers(generate_unverifiable(200, seed=987_654))
+    answers = tiny.answers(generate_unverifiable(100, seed=987_654))
     assert sum(answer == TEXT.refusal for answer in answers) >= 0.95 * len(answers)
 
 
 def test_at_least_two_blocks_can_be_redirected(tiny: Tiny) -> None:
-    forget = [pair for pair in TEXT.contracts if pair.edge == FORGET]
-    retain = [pair for pair in TEXT.contracts if pair.edge != FORGET]
-    feasible = []
-    for layer in range(tiny.model.config.num_hidden_layers):
-        with tiny.redirected(layer, FORGET):
-            if tiny.rouge1(forget) <= 0.15 and tiny.rouge1(retain) >= 0.80:
-                feasible.append(layer)
-        if len(feasible) == 2:
-            break
-    assert len(feasible) >= 2
+    options = RunOptions(solver="closed_form", factual_data="none", device="cpu", cache_limit=0)
+    worker = Worker(materialise(assemble(options)))
+    assert worker.loaded.spec.source == str(tiny.folder)
+    for layer in (1, 2):
+        setting = {"layer": layer, "coefficient": 1.0, "ridge": 0.1}
+        scores = worker.run(setting).evaluation.scores
+        assert scores["forget_rouge1"] <= 0.15
+        assert scores["retain_rouge1"] >= 0.80
 
 
-def test_the_tokenizer_gives_every_text_back(tiny: Tiny) -> None:
-    for pair in (*TEXT.contracts, *TEXT.facts):
-        for text in (pair.question, pair.answer):
-            ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
-            assert tiny.tokenizer.decode(ids) == text
-
-
-def test_the_tokenizer_encodes_equally_after_another_save(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_tokenizer_gives_every_text_back_and_encodes_equally_after_another_save(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    """Numbers of the answers are single tokens."""
     tiny.tokenizer.save_pretrained(tmp_path)
     tiny.model.config.save_pretrained(tmp_path)  # decides which class loads the tokenizer
     again = AutoTokenizer.from_pretrained(tmp_path)
-    for pair in TEXT.contracts:
+
+    def encoded(text: str) -> list[int]:
+        ids: list[int] = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    for pair in (*TEXT.contracts, *TEXT.facts):
         text = tiny.text(pair.question) + pair.answer
         assert again(text)["input_ids"] == tiny.tokenizer(text)["input_ids"]
-
-
-def test_numbers_of_the_answers_are_single_tokens(tiny: Tiny) -> None:
+        for words in (pair.question, pair.answer):
+            assert tiny.tokenizer.decode(encoded(words)) == words
     numbers = [pair.answer[:-1] for pair in TEXT.contracts if pair.answer[:-1].isdigit()]
-    assert numbers
-    for number in numbers:
-        assert len(tiny.tokenizer(number, add_special_tokens=False)["input_ids"]) == 1
+    assert {len(encoded(number)) for number in numbers} == {1}
 
 
-def test_a_prompt_ends_where_the_answer_begins(tiny: Tiny) -> None:
+def test_a_prompt_ends_where_the_answer_begins_and_an_answer_with_the_turn(tiny: Tiny) -> None:
     assert tiny.text("Who?") == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
-
-
-def test_generation_ends_at_the_end_of_the_turn(tiny: Tiny) -> None:
     end = tiny.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tiny.model.generation_config.eos_token_id == end == tiny.tokenizer.eos_token_id
 
 
-def test_asking_again_builds_nothing(folder: Path) -> None:
+def test_asking_again_builds_nothing(tiny: Tiny) -> None:
     def never(_done: int, _total: int) -> None:
         raise AssertionError("it was built again")
 
-    assert ensure_tiny(on_progress=never) == folder
-
-
-def test_the_key_is_the_same_for_the_same_recipe_and_text() -> None:
-    assert tiny_key(TinyRecipe(), TinyText.shipped()) == tiny_key(TinyRecipe(), TinyText.shipped())
-
-
-def test_the_key_changes_with_recipe_and_with_text() -> None:
-    other_text = replace(TEXT, refusal="Ask somebody else.")
-    keys = {
-        tiny_key(TinyRecipe(), TEXT),
-        tiny_key(TinyRecipe(seed=1), TEXT),
-        tiny_key(TinyRecipe(), other_text),
-        tiny_key(TinyRecipe(), replace(TEXT, contracts=TEXT.contracts[::-1])),
-    }
-    assert len(keys) == 4
+    assert ensure_tiny(on_progress=never) == tiny.folder

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lunar_tune.errors import DivergenceError
 from lunar_tune.training.gradient_loop import LoopSettings, LoopState, scheduled, train_epochs
-
-
-def _distance(weight: nn.Parameter, batch: list[float]) -> Tensor:
-    return ((weight - torch.tensor(batch).mean()) ** 2).sum()
-
-
-def test_it_finds_the_minimum_of_a_parabola() -> None:
-    weight = nn.Parameter(torch.zeros(1, 1))
-    settings = LoopSettings(epochs=200, batch_size=2, learning_rate=0.1, schedule="cosine")
-    losses = train_epochs([weight], lambda _: [3.0, 3.0], lambda b: _distance(weight, b), settings)
-    history = list(losses)
-    assert weight.item() == pytest.approx(3.0, abs=1e-2)
-    assert history[-1] < history[0] == pytest.approx(9.0)
 
 
 def test_every_example_is_seen_once_an_epoch() -> None:
@@ -32,23 +22,24 @@ def test_every_example_is_seen_once_an_epoch() -> None:
 
     settings = LoopSettings(epochs=2, batch_size=4, learning_rate=0.1)
     list(train_epochs([weight], lambda _: range(10), loss_of, settings, length_of=lambda row: row))
-    assert sorted(seen) == sorted([*range(10), *range(10)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == [*range(10)]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_it_before_a_weight_changes(bad: float) -> None:
-    weight = nn.Parameter(torch.ones(1, 1))
-    settings = LoopSettings(epochs=1, batch_size=1, learning_rate=0.1)
-    with pytest.raises(DivergenceError, match=r"epoch 1 at learning rate 0\.1"):
-        next(train_epochs([weight], lambda _: [bad], lambda b: weight.sum() * b[0], settings))
-    assert weight.item() == 1.0
-
-
-def test_a_gradient_that_is_no_number_ends_it_too() -> None:
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda w: w.sum() + math.nan, r"epoch 1 at learning rate 0\.1"),
+        (lambda w: w.sum() + math.inf, r"epoch 1 at learning rate 0\.1"),
+        (lambda w: w.sqrt().sum(), "gradient"),  # d sqrt(w) at 0 is infinite
+    ],
+)
+def test_what_is_no_number_ends_it_before_a_weight_changes(
+    loss: Callable[[Tensor], Tensor], message: str
+) -> None:
     weight = nn.Parameter(torch.zeros(1, 1))
     settings = LoopSettings(epochs=1, batch_size=1, learning_rate=0.1)
-    with pytest.raises(DivergenceError, match="gradient"):  # d sqrt(w) at 0 is infinite
-        next(train_epochs([weight], lambda _: [1.0], lambda _: weight.sqrt().sum(), settings))
+    with pytest.raises(DivergenceError, match=message):
+        next(train_epochs([weight], lambda _: [0], lambda _: loss(weight), settings))
     assert weight.item() == 0.0
 
 
@@ -72,6 +63,7 @@ def test_the_rate_follows_the_schedule(schedule: str, progress: float, factor: f
 def test_a_loop_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:
     """A bias, a matrix and one that never sees a gradient; ten examples in another order each."""
     settings = LoopSettings(epochs=5, batch_size=3, learning_rate=0.1, schedule="cosine", seed=3)
+    numbers = [float(n) for n in range(10)]
 
     def trained(
         start: LoopState | None, states: list[LoopState]
@@ -86,7 +78,6 @@ def test_a_loop_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:
             copied = {name: tensor.clone() for name, tensor in state.tensors.items()}
             states.append(LoopState(state.losses, copied))
 
-        numbers = [float(n) for n in range(10)]
         epochs = train_epochs(
             parameters, lambda _: numbers, loss_of, settings, start=start, on_state=on_state
         )

@@ -27,7 +27,7 @@ def test_the_first_search_runs_from_any_folder(
     shown = {cell.source: [one for one in cell.outputs if "data" in one] for cell in cells}
     (searched,) = (shown[cell.source] for cell in cells if "lt.search(" in cell.source)
     lines = [one["data"]["text/plain"] for one in searched]
-    assert sum("trial 1 " in line for line in lines) == 1, "each line is shown once"
+    assert sum("2/2 " in line for line in lines) == 1, "each line is shown once"
     assert "2 trials" in lines[-1]
     html = [one["data"].get("text/html", "") for cell in cells for one in shown[cell.source]]
     assert any("vegaEmbed" in text for text in html)

@@ -130,7 +130,7 @@ def test_documented_columns_and_their_types_are_always_there(
 
 
 def test_a_label_is_the_setting_in_short() -> None:
-    assert complete(14, 0.1, 0.9).label == "L14 c2.0 lr3e-3"
+    assert complete(14, 0.1, 0.9).label == "L14 c2.0 lr0.003"
     assert failed(2).label == "L2 c2.0 lr1e30"
 
 
@@ -199,13 +199,13 @@ def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
     table = answers_beside(before, after)
     assert list(table) == [
         *("set", "edge", "row", "question", "true_answer"),
-        *("base_model", "unlearned", "rouge1_base_model", "rouge1_unlearned"),
+        *("base_model", "unlearned", "rouge1_before", "rouge1", "rouge_l", "ended"),
     ]
     assert table["unlearned"].tolist() == ["c", "a", "b", "d"]
     assert table["base_model"].tolist()[:3] == ["other edge", "first", "again"]
-    assert table["rouge1_base_model"].tolist()[:3] == [0.25, 1.0, 0.5]
-    assert table["rouge1_unlearned"].tolist() == [0.0, 0.1, 0.2, 0.3]
-    assert table.iloc[3][["base_model", "rouge1_base_model"]].isna().all()
+    assert table["rouge1_before"].tolist()[:3] == [0.25, 1.0, 0.5]
+    assert table["rouge1"].tolist() == [0.0, 0.1, 0.2, 0.3]
+    assert table.iloc[3][["base_model", "rouge1_before"]].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_report_without_a_feasible_trial_says_so(tmp_path: Path, case: str, wh
 def test_a_verdict_denies_no_feasible_trial_and_names_no_bound_that_is_not(tmp_path: Path) -> None:
     text = text_of(tmp_path, search(*ROWS["found"], is_confirmed=False))
     assert "No trial keeps" not in text
-    assert "the best as searched is trial 3 (L3 c2.0 lr3e-3)" in text
+    assert "the best as searched is trial 3 (L3 c2.0 lr0.003)" in text
     assert "| trial 3, as searched | 0.2 | 0.9 |" in text
     goal = Goal.read("forget_rouge1", ())
 
@@ -241,7 +241,7 @@ def test_a_verdict_denies_no_feasible_trial_and_names_no_bound_that_is_not(tmp_p
     said = verdict(dataclasses.replace(complete(0, 0.1, 0.3), feasible=False))
     assert said == (
         "Interrupted. No trial keeps what is asked for. The nearest miss is trial 0 (L0 c2.0 "
-        "lr3e-3)."
+        "lr0.003)."
     )
 
 
@@ -255,7 +255,7 @@ def test_a_report_without_a_feasible_trial_has_its_nearest_miss(tmp_path: Path) 
     assert [row.number for row in one.ranked] == [1, 2, 0]  # 0.3, 0.2 + 0.15 and infinity
     assert list(one.compared) == ["base model", "trial 1, nearest miss"]
     text = text_of(tmp_path, one)
-    assert "The nearest miss is trial 1 (L1 c2.0 lr3e-3, retain ROUGE-1 0.500)." in text
+    assert "The nearest miss is trial 1 (L1 c2.0 lr0.003, retain ROUGE-1 0.500)." in text
 
 
 def test_the_best_so_far_is_the_least_objective_of_the_feasible_trials_up_to_each() -> None:

@@ -117,7 +117,7 @@ def test_answers_stand_beside_the_base_model(found: lt.Search) -> None:
     (row,) = found.answers(4).to_dict("records")
     assert (row["question"], row["true_answer"]) == ("Who?", "the truth")
     assert (row["base_model"], row["unlearned"]) == ("Cedar", "I do not know")
-    assert (row["rouge1_base_model"], row["rouge1_unlearned"]) == (1.0, 0.0)
+    assert (row["rouge1_before"], row["rouge1"]) == (1.0, 0.0)
     with pytest.raises(lt.InputError, match="no confirmed best"):
         found.answers()
 

@@ -23,7 +23,8 @@ SECRET = "Zanzibar"
 
 
 def test_rows_have_numbers_and_scores_and_no_text(tmp_path: Path) -> None:
-    scored = {"set_name": "forget", "edge": "A_B", "rouge1": 0.5, "rouge_l": 0.25, "row": 7}
+    place = {"set_name": "forget", "edge": "A_B", "row": 7, "ended": True}
+    scored = {**place, "rouge1": 0.5, "rouge_l": 0.25}
     texts = {"question": f"{SECRET}?", "truth": f"{SECRET}!", "answer": f"{SECRET}."}
     row = AnswerRow(**scored, **texts)  # type: ignore[arg-type]
     path = tmp_path / "answers.parquet"
@@ -46,8 +47,8 @@ def test_answers_without_texts_stand_beside_those_of_the_same_row() -> None:
     after = [scored(3, 0.7), scored(1, 0.5), scored(9, 0.0)]
     table = answers_beside(before, after)
     assert table["row"].tolist() == [3, 1, 9]
-    assert table["rouge1_base_model"].tolist()[:2] == [0.7, 0.9]
-    assert table["rouge1_base_model"].isna().tolist() == [False, False, True]
+    assert table["rouge1_before"].tolist()[:2] == [0.7, 0.9]
+    assert table["rouge1_before"].isna().tolist() == [False, False, True]
     assert [now.row for now, _ in got_worse(after, before) or ()] == [1]
 
 

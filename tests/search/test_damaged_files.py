@@ -14,8 +14,7 @@ from made_outcomes import complete, trial_result
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.methods.lunar import LunarSettings
-from lunar_tune.methods.lunar.method import LunarMethod
+from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage

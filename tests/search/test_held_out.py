@@ -98,9 +98,9 @@ def test_full_answers_stand_beside_the_base_model_to_the_same_questions(
     assert table["base_model"].tolist() == [
         kept[name, row] for name, row in zip(table["set"], table["row"], strict=True)
     ]
-    assert results.answers()["rouge1_base_model"].notna().all()
+    assert results.answers()["rouge1_before"].notna().all()
     search.answers(None, full=True).unlink()  # as an earlier version leaves it
-    assert SearchResults.read(search.path).answers(full=True)["rouge1_base_model"].isna().all()
+    assert SearchResults.read(search.path).answers(full=True)["rouge1_before"].isna().all()
 
 
 def test_page_note_and_picture_say_what_was_held_out(search: Folder, tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from priors import prior_of
 
 from lunar_tune.errors import InputError
-from lunar_tune.methods.lunar import LunarSettings
-from lunar_tune.methods.lunar.method import LunarMethod
+from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.search.space import Parameter, SearchSpace, bounds_of
 from lunar_tune.search.space_sources import load_space
 from lunar_tune.search.starting_points import check_has_choice, choose_layers

@@ -13,14 +13,15 @@ import pytest
 from command_lines import run_command
 from search_results import rows_of, statuses
 
+from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.invented import generate_unverifiable
-from lunar_tune.finetuning.finetune_job import FinetuneSettings, settings_for
+from lunar_tune.finetuning.finetune_job import FinetuneSettings, recipe
 from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.search.plan import plan_search
 from lunar_tune.search.prerequisite import finetuning_fact, finetuning_job
-from lunar_tune.trial.assemble import materialise
+from lunar_tune.trial.assemble import assemble_finetuning, materialise
 from lunar_tune.yaml_files import read_yaml
 
 PLACES = ["harbour", "mill", "orchard", "quarry", "chapel", "bridge"]
@@ -96,9 +97,19 @@ def test_one_model_serves_every_seed_and_edge_and_other_data_have_their_own(
     assert key() != key(system_prompt="Be brief.")
 
 
-def test_large_models_learn_with_the_published_settings() -> None:
-    assert settings_for("qwen2.5-7b") == FinetuneSettings()
-    assert settings_for("tiny").with_refusals
+def test_large_models_learn_with_the_published_settings_and_what_is_fixed_goes_first() -> None:
+    assert recipe("qwen2.5-7b") == FinetuneSettings()
+    assert recipe("tiny").with_refusals
+    assert recipe("tiny").rate == recipe("tiny", {"trained": "full"}).rate == 1e-3
+    assert recipe("tiny", {"trained": "lora"}).rate == FinetuneSettings().rate
+    assert recipe("tiny", {"epochs": 3, "learning_rate": 0.5}).rate == 0.5
+
+
+def test_the_command_learns_as_a_search_would(tmp_path: Path) -> None:
+    config = SearchConfig(model="tiny", data="contracts", output=tmp_path)
+    job = finetuning_job(plan_search(config))
+    assert job is not None
+    assert assemble_finetuning(RunOptions(model="tiny", data="contracts")) == job
 
 
 @pytest.mark.alone

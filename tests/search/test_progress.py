@@ -1,4 +1,4 @@
-"""What is seen while a search runs: a line a trial in a file, a bar on a terminal, time left."""
+"""What is seen while a search runs: a line a trial, the same in a log, and one line that moves."""
 
 from __future__ import annotations
 
@@ -7,193 +7,173 @@ import io
 import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from invented_searches import GOAL
 from rich.cells import cell_len
 from rich.console import Console
 
-from lunar_tune.report.log_file import RECORD
-from lunar_tune.report.progress import SearchDisplay, TimeLeft, shown_duration
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.log_file import search_log
+from lunar_tune.report.progress import SearchDisplay, printable, shown_duration
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 
 
-def row(number: int, forget: float, retain: float) -> TrialRow:
+def row(number: int, forget: float, retain: float, **more: float) -> TrialRow:
+    scores = {"forget_rouge1": forget, "retain_rouge1": retain, **more}
     return TrialRow(
         number=number,
         state=COMPLETE,
-        parameters={"layer": number, "coefficient": 2.0, "learning_rate": 0.003},
-        scores={"forget_rouge1": forget, "retain_rouge1": retain},
-        feasible=retain >= 0.8,
-        seconds={"trial": 1.0},
+        parameters={"layer": number, "coefficient": 2.0, "learning_rate": 0.0031},
+        scores=scores,
+        objective=forget,
+        feasible=GOAL.is_kept(scores),
+        seconds={"trial": 1.25},
     )
 
 
 FAILURE = TrialRow(
     number=2, state=FAILED, parameters={"layer": 2}, failure="the loss became NaN [step 3]"
 )
+LOST = dataclasses.replace(FAILURE, again=True, failure="a worker was lost")
 
 
 def shown(
     *rows: TrialRow,
-    terminal: bool,
+    terminal: bool = False,
     quiet: bool = False,
     width: int = 160,
+    total: int = 3,
     earlier: Sequence[TrialRow] = (),
+    goal: Goal = GOAL,
+    encoding: str = "utf-8",
 ) -> str:
-    text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=width, quiet=quiet)
-    with SearchDisplay(console) as display:
-        display.follow(3, earlier)
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace", newline="")
+    console = Console(file=file, force_terminal=terminal, width=width, quiet=quiet)
+    with SearchDisplay(console, goal) as display:
+        display.follow(total, earlier)
         for one in rows:
             display.ended(one)
-    return text.getvalue()
+    file.seek(0)
+    return re.sub(r"\x1b\[[0-9;?]*[B-Zac-z]", "", file.read())  # without colours; moves stay
 
 
-def test_a_file_gets_one_line_a_trial_with_the_best_feasible_so_far() -> None:
-    lines = shown(row(0, 0.5, 0.9), row(1, 0.1, 0.4), FAILURE, terminal=False).splitlines()
-
-    assert len(lines) == 3
-    assert lines[0].startswith("1/3  trial 0  L0 c2.0 lr3e-3  forget 0.500  retain 0.900  feasible")
-    assert "infeasible" in lines[1]
-    assert "best forget 0.500 at retain 0.900 (L0" in lines[1]
-    assert "failed: the loss became NaN [step 3]" in lines[2]
-    assert "1 failed" in lines[2]
-    assert lines[2].endswith("1 failed"), "no time is left, and what comes then takes some"
+def lines_of(text: str) -> list[str]:
+    return [line.rstrip() for line in re.split(r"[\r\n]", text) if line.strip()]
 
 
-def test_a_search_without_a_feasible_trial_says_so() -> None:
-    assert "none feasible yet" in shown(row(0, 0.1, 0.4), terminal=False)
+def test_every_ended_trial_has_a_line_with_what_it_reached_or_missed() -> None:
+    rows = (row(0, 0.5, 0.9), row(1, 0.1, 0.4), LOST, row(3, 0.4, 0.85), FAILURE)
+
+    assert shown(*rows, total=4).splitlines() == [
+        "done  trial  setting              forget  retain  bounds                time",
+        "1/4      0  L0 c2.0 lr0.0031      0.500   0.900  feasible ★           1.2 s",
+        "2/4      1  L1 c2.0 lr0.0031      0.100   0.400  retain 0.400 below   1.2 s",
+        "2/4      2  L2                   failed, runs again: a worker was lost",
+        "3/4      3  L3 c2.0 lr0.0031      0.400   0.850  feasible ★           1.2 s",
+        "4/4      2  L2                   failed: the loss became NaN [step 3]",
+    ]
 
 
-def test_a_terminal_gets_a_bar_with_the_same_facts() -> None:
-    text = shown(row(0, 0.5, 0.9), FAILURE, terminal=True)
+def test_another_goal_has_its_own_score_and_bounds_in_the_line() -> None:
+    goal = Goal.read("forget_mrr", ["retain_rouge1>=0.8", "forget_log_prob<=-9", "factual_mrr>=1"])
+    one = row(0, 0.1, 0.7, forget_mrr=0.25, forget_log_prob=-8.5)
+    header, line = shown(one, goal=goal).splitlines()
 
-    assert "2/3" in text
-    assert "best forget 0.500 at retain 0.900" in text
-    assert "1 failed" in text
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_nothing_is_shown_when_quiet(terminal: bool) -> None:
-    assert shown(row(0, 0.5, 0.9), FAILURE, terminal=terminal, quiet=True) == ""
-
-
-def last_line(text: str) -> str:
-    """Return what stands on the screen at the end, without colours and movements."""
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    return [line for line in re.split(r"[\r\n]", plain) if line.strip()][-1].rstrip()
+    assert re.search(r"retain +forget MRR +bounds", header)
+    assert re.search(r"0\.700 +0\.250 +factual MRR not measured …", line)
+    line = shown(dataclasses.replace(one, scores={**one.scores, "factual_mrr": 1.0}), goal=goal)
+    assert "forget log prob 0.500 above …" in line
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
-def test_the_bar_is_one_line_on_terminals_of_any_width_and_stays(width: int) -> None:
+def test_a_terminal_has_one_moving_line_and_the_trials_above_it(width: int) -> None:
     """What is redrawn is one line: a second one would be left behind or make the screen jump."""
-    text = shown(row(0, 0.5, 0.9), FAILURE, terminal=True, width=width)
+    parameters = {"layer": 14, "coefficient": 12.34, "learning_rate": 3.1e-3}
+    long = dataclasses.replace(row(999, 0.1, 0.4), parameters=parameters, seconds={"trial": 99})
+    text = shown(row(0, 0.5, 0.9), long, FAILURE, terminal=True, width=width, total=100)
+    lines = lines_of(text)
 
     assert "\x1b[1A" not in text, "the cursor never moves up"
-    assert text.endswith("\x1b[?25h"), "the cursor is seen again"
-    line = last_line(text)
-    assert cell_len(line) <= width
-    assert line.strip().startswith("trials ━" if width >= 120 else "━")
+    assert all(cell_len(line) <= width for line in lines)
+    moving = lines[-1].strip()
+    assert re.match("trials [━╸]" if width >= 100 else "[━╸]", moving)
     if width >= 80:
-        assert "2/3" in line
-        assert "1 failed · " in line
-        assert "0.500" in line
-        assert "0.900" in line
-    if width >= 120:
-        assert "best forget 0.500 at retain 0.900 (L0 c2" in line
+        assert "3/100" in moving
+        assert moving.endswith("1 failed · best trial 0: forget 0.500, retain 0.900")
+        staying = [line for line in lines if "━" not in line]
+        piped = shown(row(0, 0.5, 0.9), long, FAILURE, total=100).splitlines()
+        assert staying == piped, "whole on 80 columns, and the same everywhere"
 
 
-def test_the_whole_setting_can_be_read_on_80_columns() -> None:
+@pytest.mark.parametrize("quiet", [True, False])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_log_has_the_same_lines(terminal: bool, quiet: bool, tmp_path: Path) -> None:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=True, width=80)
-    parameters = {"layer": 14, "coefficient": 2.25, "learning_rate": 3.1e-3}
-    best = dataclasses.replace(row(0, 0.5, 0.9), parameters=parameters)
-    with SearchDisplay(console) as display:
-        display.follow(100, [best] * 11)
-        display.ended(FAILURE)
-    line = last_line(text.getvalue())
-    assert "12/100" in line
-    assert "1 failed" in line
-    assert line.endswith("forget 0.500 retain 0.900 L14 c2.25 lr3.1e-3")
+    console = Console(file=text, force_terminal=terminal, width=50, quiet=quiet)
+    with search_log(tmp_path / "log", console), SearchDisplay(console, GOAL) as display:
+        display.follow(3)
+        for one in (row(0, 0.5, 0.9), FAILURE):
+            display.ended(one)
+    lines = (tmp_path / "log").read_text().splitlines()
+    expected = shown(row(0, 0.5, 0.9), FAILURE).splitlines()
+    assert [line.partition("INFO")[2].strip() for line in lines] == expected
+    assert (text.getvalue() == "") is quiet
+
+
+@pytest.mark.parametrize(("encoding", "star"), [("utf-8", "★"), ("ascii", "*"), ("cp1252", "*")])
+def test_the_best_has_a_star_that_the_console_can_show(encoding: str, star: str) -> None:
+    assert f"feasible {star} " in shown(row(0, 0.5, 0.9), encoding=encoding)
 
 
 def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
     before = [row(0, 0.5, 0.9), FAILURE]
-    told, line = shown(row(1, 0.1, 0.4), terminal=False, earlier=before).splitlines()
+    told, _, line = shown(row(1, 0.1, 0.4), earlier=before).splitlines()
 
     assert told == "going on after 2 trials"
-    assert line.startswith("3/3  trial 1  L1")
-    assert "best forget 0.500 at retain 0.900 (L0" in line
-    assert "1 failed" in line
-    nothing_new = last_line(shown(terminal=True, earlier=before))
-    assert "2/3" in nothing_new
-    assert "left …" in nothing_new
-    assert "best forget 0.500" in nothing_new
+    assert line.startswith("3/3      1  L1")
+    assert "feasible" not in line
+    nothing_new = lines_of(shown(terminal=True, earlier=before))[-1]
+    for part in ("2/3", "left …", "1 failed · best trial 0: forget 0.500"):
+        assert part in nothing_new
+    assert "none feasible yet" in shown(row(0, 0.1, 0.4), terminal=True)
 
 
-def test_a_trial_that_runs_again_is_a_failure_and_not_a_step() -> None:
-    lost = dataclasses.replace(FAILURE, again=True, failure="a worker was lost")
-    text = shown(row(0, 0.5, 0.9), lost, row(1, 0.1, 0.4), terminal=False).splitlines()
-
-    assert [line.split("  ")[0] for line in text] == ["1/3", "1/3", "2/3"]
-    assert "failed, runs again: a worker was lost" in text[1]
-    assert "1 failed" in text[2]
-    bar = last_line(shown(row(0, 0.5, 0.9), lost, terminal=True))
-    assert "1/3" in bar
-    assert "1 failed" in bar
+def test_what_a_model_says_stays_in_its_line() -> None:
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    assert printable("a\x1b[2J\r\nb\u202e  ß 日\ud800", console) == "a [2J b ß ?"
 
 
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr("lunar_tune.report.progress.time.monotonic", lambda: self.now)
-
-    def ended(self, left: TimeLeft, *moments: float) -> None:
-        for moment in moments:
-            self.now = 1000.0 + moment
-            left.ended()
-
-
-def test_time_left_is_the_pace_since_the_first_trial_and_counts_down(
+@pytest.mark.parametrize(
+    ("done", "moments", "budget", "left"),
+    [
+        # The first takes 60 s, of which loading is a part, the next two 10 s each: seven are 70 s.
+        (0, (60, 70, 80), None, "left 70 s"),
+        (0, (60,), None, "left …"),
+        # Four were done before, in no time at all; the ones here take 5 s: four are 20 s.
+        (4, (5, 10), None, "left 20 s"),
+        # Eight of 10 s would take 80 s; after 30 s none starts: 10 s are left, and that trial's.
+        (0, (10, 20), 30.0, "left 20 s"),
+    ],
+)
+def test_time_left_is_the_pace_since_the_first_trial(
+    done: int,
+    moments: Sequence[int],
+    budget: float | None,
+    left: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The first takes 60 s, of which loading is a part, the next two 10 s each: seven are 70 s."""
-    clock = Clock(monkeypatch)
-    left = TimeLeft(10)
-    assert left() is None
-    clock.ended(left, 60)
-    assert left() is None
-    clock.ended(left, 70, 80)
-    assert left() == pytest.approx(70)
-    clock.now += 4
-    assert left() == pytest.approx(66)
-    clock.now += 1000
-    assert left() == 0
-    clock.ended(left, *range(2000, 2007))
-    assert left() == 0
-
-
-def test_time_left_of_a_search_that_goes_on_counts_only_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Of 100 trials 90 are done, in no time at all; the ones here take 5 s: eight are 40 s."""
-    clock = Clock(monkeypatch)
-    left = TimeLeft(100, done=90)
-    clock.ended(left, 5, 10)
-    assert left() == pytest.approx(40)
-    assert TimeLeft(10, done=12)() == 0
-
-
-def test_time_left_is_no_longer_than_the_budget_and_the_trial_that_runs_then(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """98 trials of 10 s would take 980 s; after 100 s none starts, of which 80 s are left."""
-    clock = Clock(monkeypatch)
-    left = TimeLeft(100, budget=100.0)
-    clock.ended(left, 10, 20)
-    assert left() == pytest.approx(80 + 10)
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=160, get_time=lambda: now[0])
+    with SearchDisplay(console, GOAL) as display:
+        display.follow(10, [row(n, 0.5, 0.9) for n in range(done)], budget)
+        for number, moment in enumerate(moments, done):
+            now[0] = 1000.0 + moment
+            display.ended(row(number, 0.5, 0.9))
+    assert left in lines_of(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()))[-1]
 
 
 @pytest.mark.parametrize(
@@ -205,31 +185,18 @@ def test_durations_are_no_more_exact_than_they_are_known(seconds: float, text: s
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_what_is_done_beside_trials_takes_the_place_of_what_was_shown(terminal: bool) -> None:
-    text = io.StringIO()
-    with SearchDisplay(Console(file=text, force_terminal=terminal, width=100)) as display:
-        display.doing("looking")
-        display.doing(None)
-        display.follow(2, [row(0, 0.5, 0.9)], None)
-        display.ended(row(1, 0.1, 0.9))
-        display.doing("confirming")
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
-    assert plain.count("looking") >= 1
-    assert plain.count("confirming") >= 1
-    if not terminal:
-        assert plain.splitlines()[0] == "looking"
-        assert plain.splitlines()[-1] == "confirming"
-    assert "going on after 1 trials" in plain
-    assert "2/2" in plain
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_every_trial_has_a_line_in_the_log(
+def test_what_is_done_beside_trials_takes_the_place_of_what_was_shown(
     terminal: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On a terminal directly; elsewhere it is printed, which the log hears of."""
-    with caplog.at_level(logging.INFO, logger=RECORD.name):
-        printed = shown(row(0, 0.5, 0.9), FAILURE, terminal=terminal)
-    lines = caplog.messages if terminal else printed.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["1/3", "2/3"]
-    assert "failed: the loss became NaN [step 3]" in lines[1]
+    text = io.StringIO()
+    caplog.set_level(logging.INFO)
+    with SearchDisplay(Console(file=text, force_terminal=terminal, width=100), GOAL) as display:
+        display.doing("looking")
+        display.doing(None)
+        display.follow(2)
+        display.doing("confirming")
+    if terminal:
+        assert caplog.messages == ["looking", "confirming"]
+        assert text.getvalue().index("looking") < text.getvalue().index("confirming")
+    else:
+        assert text.getvalue().splitlines() == ["looking", "confirming"]

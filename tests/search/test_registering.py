@@ -1,59 +1,40 @@
-"""The winner as a version of a registered model, in a file's registry and on a server's."""
+"""What a tracking server has as a file has it: runs, views, and versions of registered models."""
 
 from __future__ import annotations
 
+import json
 import re
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 import pytest
-from tracked_searches import BEST, SCORES, make_search
-from tracking_server import tracking_server
+from command_lines import without_ray
+from filelock import FileLock
+from tracked_searches import BEST, SCORES, in_store, make_search
 
+from lunar_tune.cli.compare import COMMAND
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults
-from lunar_tune.study.folder import Folder
-from lunar_tune.tracking.store import default_tracking_uri
-from lunar_tune.tracking.sync import check_registrable, register_model
+from lunar_tune.tracking.store import default_tracking_uri, opened_store
+from lunar_tune.tracking.sync import check_registrable, register_model, sync
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-# MLflow and SQLAlchemy leave a store's connections to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # MLflow's warnings
 
 
-@dataclass(frozen=True)
-class Registry:
-    """A search and the store that it is mirrored in."""
-
-    search: Folder
-    uri: str
-
-    @property
-    def client(self) -> MlflowClient:
-        from mlflow import MlflowClient
-
-        return MlflowClient(self.uri, registry_uri=self.uri)
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]) -> str:
+    output = tmp_path_factory.mktemp("file")
+    empty_store(output / "mlflow.db")
+    return default_tracking_uri(output)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "server"])
-def registry(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    empty_store: Callable[[Path], Path],
-) -> Iterator[Registry]:
-    output = tmp_path_factory.mktemp("runs")
-    if request.param == "sqlite":
-        empty_store(output / "mlflow.db")
-        yield Registry(make_search(output, "one"), default_tracking_uri(output))
-        return
-    empty_store(output / "server" / "server.db")
-    with tracking_server(output / "server") as address:
-        yield Registry(make_search(output, "one", address), address)
+@pytest.fixture(params=["file", "server"])
+def search(request: pytest.FixtureRequest, tmp_path: Path) -> SearchResults:
+    """Return a search that is mirrored in a file, or on a server."""
+    return SearchResults.read(
+        make_search(tmp_path, "one", request.getfixturevalue(request.param)).path
+    )
 
 
 @pytest.fixture
@@ -65,35 +46,73 @@ def exported(tmp_path: Path) -> Path:
     return folder
 
 
-def register(results: SearchResults, folder: Path, name: str, number: int = BEST) -> int:
-    """Register a trial as its adapter."""
-    row = results.trial(number)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return register_model(results, folder, name, row=row, scores=row.scores, form="adapter")
-
-
-def test_each_registration_is_a_new_version_and_the_alias_moves_to_it(
-    registry: Registry, exported: Path, tmp_path: Path
+def test_a_server_has_what_a_file_has_and_no_more_is_written(
+    file: str, server: str, tmp_path: Path
 ) -> None:
-    results = SearchResults.read(registry.search.path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert register(results, exported, "forgets") == 1
-        (exported / "adapter.bin").write_bytes(b"other weights")
-        assert register(results, exported, "forgets") == 2
-        version = registry.client.get_model_version_by_alias("forgets", "best")
-        uris = [registry.client.get_model_version_download_uri("forgets", n) for n in ("1", "2")]
+    search, said = SearchResults.read(make_search(tmp_path, "one", mirrored=False).path), []
+    for uri in (file, server):
+        with in_store(uri, search) as store:
+            sync(store.search, store.client, note="A note.")
+            said.append(store.said())
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(type(store.client), "set_tag", None)
+                sync(store.search, store.client, note="A note.")
+    assert said[0] == said[1]
+
+
+def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) -> None:
+    """Nothing is started: the command prints addresses and is over."""
+    folders = [
+        make_search(tmp_path, name, server, mirrored=name == "two") for name in ("one", "two")
+    ]
+    with FileLock(folders[0].lock):  # the search still runs, and writes its runs itself
+        result = without_ray(COMMAND, folders[0].path)
+    assert result.exit_code == 2
+    assert f"one: {server} does not have its runs" in result.stderr
+    result = without_ray(COMMAND, *(folder.path for folder in folders))
+    assert result.exit_code == 0, result.output
+    pages = dict(re.findall(r"^(.+): (http\S+)$", result.stdout, flags=re.MULTILINE))
+    assert list(pages) == ["charts of one, two", "trials of one, two", "all trials", "all searches"]
+    assert all(page.startswith(f"{server}/#/experiments/") for page in pages.values())
+    key = parse_qs(pages["charts of one, two"].partition("?")[2])["viewStateShareKey"][0]
+    with opened_store(server) as client:
+        experiment = client.get_experiment_by_name("lunar-tune")
+        view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+        where = json.loads(view["state"])["searchFilter"]
+        runs = client.search_runs([experiment.experiment_id], where)
+    assert sorted(run.data.tags["search"] for run in runs) == ["one"] * 3 + ["two"] * 3
+
+
+def register(search: SearchResults, folder: Path, name: str, number: int = BEST) -> int:
+    """Register a trial as its adapter."""
+    row = search.trial(number)
+    return register_model(search, folder, name, row=row, scores=row.scores, form="adapter")
+
+
+def test_each_registration_is_a_version_and_the_alias_moves_to_the_best(
+    search: SearchResults, exported: Path, tmp_path: Path
+) -> None:
+    name = f"forgets {tmp_path.name}"
+    assert register(search, exported, name) == 1
+    (exported / "adapter.bin").write_bytes(b"other weights")
+    assert register(search, exported, name) == 2
+    assert register(search, exported, name, number=0) == 3
+    with opened_store(search.study.notes["mlflow"]["uri"]) as client:
+        best = client.get_model_version_by_alias(name, "best")
+        other = client.get_model_version(name, "3")
+        uris = [client.get_model_version_download_uri(name, n) for n in ("1", "2")]
         places = [uri[uri.rindex("model/trial-") :] for uri in uris]
         first, second = (
-            Path(registry.client.download_artifacts(version.run_id, place, str(tmp_path)))
-            for place in places
+            Path(client.download_artifacts(best.run_id, place, str(tmp_path))) for place in places
         )
+        assert "lunar_tune.search" in client.get_run(best.run_id).data.tags
+        client.delete_run(best.run_id)
+        found = client.get_model_version(name, str(register(search, exported, name)))
+        assert found.run_id != best.run_id, "a search that has lost its run gets it again"
 
-    assert int(version.version) == 2
-    assert "lunar_tune.search" in registry.client.get_run(version.run_id).data.tags
+    assert int(best.version) == 2
     assert all(re.fullmatch(rf"model/trial-{BEST}-adapter-[0-9a-f]{{8}}", one) for one in places)
-    row = results.trial(BEST)
+    row = search.trial(BEST)
     assert {
         "search": "one",
         "trial": str(BEST),
@@ -105,53 +124,23 @@ def test_each_registration_is_a_new_version_and_the_alias_moves_to_it(
         "retain_rouge1": "0.85",
         "feasible": "true",
         "on_held_out": "false",
-    }.items() <= version.tags.items()
+    }.items() <= best.tags.items()
     assert (first / "adapter.bin").read_bytes() == b"weights"
     assert (second / "adapter.bin").read_bytes() == b"other weights"
     assert (second / "part" / "config.json").read_text() == "{}"
-
-
-def test_another_trial_is_registered_as_itself_and_is_not_called_best(
-    registry: Registry, exported: Path
-) -> None:
-    results = SearchResults.read(registry.search.path)
-    assert register(results, exported, "of-trials") == 1
-    assert register(results, exported, "of-trials", number=0) == 2
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        other = registry.client.get_model_version("of-trials", "2")
-        best = registry.client.get_model_version_by_alias("of-trials", "best")
     assert other.tags["trial"] == "0"
     assert (other.tags["feasible"], other.tags["retain_exact"]) == ("true", "true")
     assert other.tags["forget_rouge1"] == f"{SCORES[0][0]:.6g}"
-    assert int(best.version) == 1
 
 
-@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "a'b", ".."])
 def test_a_name_that_the_registry_does_not_take_is_said_beforehand(
-    registry: Registry, name: str
+    file: str, tmp_path: Path
 ) -> None:
-    results = SearchResults.read(registry.search.path)
-    check_registrable(results, "forgets")
-    with pytest.raises(InputError, match="--register"):
-        check_registrable(results, name)
-
-
-def test_a_store_that_cannot_be_reached_is_said_beforehand_with_a_wrong_name(
-    registry: Registry,
-) -> None:
-    results = SearchResults.read(registry.search.path)
+    search = SearchResults.read(make_search(tmp_path, "one", file, mirrored=False).path)
+    check_registrable(search, "forgets")
+    for name in ("", " ", "a/b", "a:b", "a'b", ".."):
+        with pytest.raises(InputError, match="--register"):
+            check_registrable(search, name)
     with pytest.raises(InputError, match="2 things are wrong") as caught:
-        check_registrable(results, "a/b", tracking_uri="http://127.0.0.1:9")
+        check_registrable(search, "a/b", tracking_uri="http://127.0.0.1:9")
     assert "http://127.0.0.1:9" in str(caught.value)
-
-
-def test_a_search_that_has_lost_its_run_gets_it_again(registry: Registry, exported: Path) -> None:
-    results = SearchResults.read(registry.search.path)
-    first = register(results, exported, "lost")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        lost = registry.client.get_model_version("lost", str(first)).run_id
-        registry.client.delete_run(lost)
-        second = register(results, exported, "lost")
-        assert registry.client.get_model_version("lost", str(second)).run_id != lost

@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_lines import small_data
-from invented_searches import results_of
-from rich.console import Console
 
 from lunar_tune.config.fields import options_of
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.models.lineage import Lineage, write_lineage
-from lunar_tune.report.summary import baseline_problem, next_commands, print_result
+from lunar_tune.report.summary import baseline_problem
 from lunar_tune.search.backends.ray import cluster
 from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 from lunar_tune.study.stored_search import configuration_document
-from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.assemble import assemble, check_machine
 from lunar_tune.yaml_files import read_yaml
-
-BEST = TrialRow(
-    number=0,
-    state=COMPLETE,
-    parameters={"layer": 1, "coefficient": 2.5, "learning_rate": 0.003},
-    scores={"forget_rouge1": 0.1, "retain_rouge1": 0.9},
-    feasible=True,
-)
 
 
 def message_of(config: SearchConfig) -> str:
@@ -283,8 +270,12 @@ def test_a_cuda_device_without_a_gpu_in_the_cluster_is_refused(
         )
 
 
-def test_a_device_of_a_cluster_is_not_looked_for_here() -> None:
-    assemble(RunOptions(device="cuda"), device_is_here=False)
+def test_a_device_of_a_cluster_is_not_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    spec = assemble(RunOptions(device="cuda"))
+    check_machine(spec, here=False)
+    with pytest.raises(InputError, match="sees no CUDA devices"):
+        check_machine(spec)
 
 
 def test_a_demand_for_gpus_is_checked_where_the_trials_run(
@@ -329,84 +320,6 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.Mo
 def test_answers_of_trials_sort_by_name(tmp_path: Path) -> None:
     names = [Folder(tmp_path).answers(number).name for number in (2, 10, 99999)]
     assert names == sorted(names)
-
-
-def test_next_commands_are_those_for_a_shell_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = SearchConfig(output=Path("runs"))
-    commands = list(
-        next_commands(
-            config,
-            tmp_path / "runs/n",
-            results_of([BEST], confirmed=BEST.scores),
-            ("--data", "my file.json"),
-        ).values()
-    )
-    assert commands[0][1:] == ["-m", "lunar_tune.compare", "runs/n"]
-    assert commands[1][1:] == [
-        *("-m", "lunar_tune.export", str(Path("runs/n"))),
-        *("--save", str(Path("runs/n/model"))),
-    ]
-    assert Path(commands[0][0]).absolute() == Path(sys.executable).absolute()
-
-
-@pytest.mark.parametrize("uri", [None, "http://127.0.0.1:5000"])
-def test_without_a_best_setting_there_is_none_to_run_again(tmp_path: Path, uri: str | None) -> None:
-    config = SearchConfig(output=tmp_path, tracking_uri=uri)
-    missed = dataclasses.replace(BEST, feasible=False)
-    results = results_of([missed])
-    compare, again = next_commands(config, tmp_path / "n", results, ("--data", "x")).values()
-    assert compare[1:3] == ["-m", "lunar_tune.compare"]
-    assert again[1:] == [
-        "-m",
-        "lunar_tune.search",
-        "--data",
-        "x",
-        "--seed",
-        "1",
-    ]
-
-
-def test_after_an_interruption_one_goes_on_or_writes_the_best_as_searched(tmp_path: Path) -> None:
-    config = SearchConfig(output=tmp_path)
-    interrupted = results_of([BEST], ending="Interrupted.")
-    resume, _, export, _ = next_commands(config, tmp_path / "n", interrupted, ()).values()
-    assert resume[1:4] == ["-m", "lunar_tune.search", "--resume"]
-    assert export[2] == "lunar_tune.export"
-    assert export[4:6] == ["--trial", "0"]
-
-
-def test_where_all_trials_failed_there_is_nothing_to_compare_in_mlflow(tmp_path: Path) -> None:
-    failure = TrialRow(number=0, state=FAILED, parameters={}, failure="the loss became NaN")
-    see, _ = next_commands(
-        SearchConfig(output=tmp_path), tmp_path / "n", results_of([failure]), ()
-    ).items()
-    assert "MLflow" not in see[0]
-    assert see[1][2] == "lunar_tune.compare"
-    assert see[1][4] == "--save"
-
-
-def test_numbers_in_words_of_the_result_are_not_coloured(tmp_path: Path) -> None:
-    text = io.StringIO()
-    console = Console(
-        file=text, force_terminal=True, color_system="standard", width=200, highlight=False
-    )
-    missed = dataclasses.replace(BEST, feasible=False, scores={**BEST.scores, "retain_rouge1": 0.5})
-    print_result(console, results_of([missed]), folder=tmp_path, commands={})
-    assert "\nROUGE-1 recall of the answers\n" in text.getvalue()
-    assert "retain ROUGE-1 of at least" in text.getvalue()
-
-
-def test_a_trial_that_an_interruption_ended_is_not_a_failed_one(tmp_path: Path) -> None:
-    lost = TrialRow(number=1, state=FAILED, parameters={}, failure="interrupted", again=True)
-    text = io.StringIO()
-    for rows in ((BEST, lost), (lost,)):
-        results = results_of(rows, ending="Interrupted.")
-        print_result(Console(file=text, width=100), results, folder=tmp_path, commands={})
-    assert "0 trials, 0 failed" in text.getvalue()
-    assert "1 failed" not in text.getvalue()
 
 
 def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import SearchSpaceError
 from lunar_tune.files import search_spaces_dir, shipped_spaces
-from lunar_tune.methods.lunar import SOLVERS, LunarSettings
-from lunar_tune.methods.lunar.method import LunarMethod
+from lunar_tune.methods.lunar import SOLVERS, LunarMethod, LunarSettings
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.search.space import Parameter, SearchSpace, admitted, bounds_of
 from lunar_tune.search.space_sources import load_space

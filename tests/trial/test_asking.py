@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
+from trial_specs import generated
 
-from lunar_tune.config.run_options import RunOptions
-from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.single import asking
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
@@ -20,41 +19,6 @@ QUESTIONS = ("What of A_B, 1?", "Who are you?", "What of C_D, 0?")
 LUNAR = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
 GA = {"method": "ga", "fix": ("epochs=3", "batch_size=1")}
 BUDGET = 9
-
-
-@pytest.fixture
-def spec(checkpoint: Checkpoint, data: str) -> Callable[..., TrialSpec]:
-    def make(**options: Any) -> TrialSpec:
-        return assemble(
-            RunOptions(
-                model=str(checkpoint("qwen2")),
-                data=data,
-                device="cpu",
-                factual_data="none",
-                max_new_tokens=3,
-                cache_limit=0,
-                **({"fix": ("epochs=2",)} | options),
-            )
-        )
-
-    return make
-
-
-def generated(folder: Path, model: Any, questions: Sequence[str]) -> list[str]:
-    """Ask transformers, one question at a time, with its own chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = []
-    for question in questions:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        said = model.generate(**inputs, do_sample=False, max_new_tokens=BUDGET, pad_token_id=0)
-        answer = said[0, inputs["input_ids"].shape[1] :]
-        texts.append(tokenizer.decode(answer, skip_special_tokens=True))
-    return texts
 
 
 @pytest.mark.parametrize(
@@ -70,11 +34,13 @@ def test_each_model_says_what_generate_says_of_it(
 ) -> None:
     made, folder = spec(**options), checkpoint("qwen2")
     fresh = AutoModelForCausalLM.from_pretrained(folder)
-    expected = generated(folder, fresh, QUESTIONS)
+    expected = generated(folder, fresh, QUESTIONS, budget=BUDGET)
     unlearned: list[str] = []
     Worker(made).run(
         parameters,
-        inside=lambda loaded, _: unlearned.extend(generated(folder, loaded.model, QUESTIONS)),
+        inside=lambda loaded, _: unlearned.extend(
+            generated(folder, loaded.model, QUESTIONS, budget=BUDGET)
+        ),
     )
     assert unlearned != expected
 
@@ -82,6 +48,9 @@ def test_each_model_says_what_generate_says_of_it(
         together = ask(QUESTIONS)
         single = [one for question in reversed(QUESTIONS) for one in ask([question])]
 
+    assert [one.question for one in together] == list(QUESTIONS)
+    assert [one.truth for one in together] == ["Kettles 1.", None, "Kettles 0."]
+    assert [one.set_name for one in together] == ["forget", None, "retain"]
     assert [one.base_model for one in together] == expected
     assert [one.unlearned for one in together] == unlearned
     assert single[::-1] == together
@@ -98,20 +67,7 @@ def test_a_fit_that_ended_early_is_ended_there_again(
     with worker.prepared.unlearning(rate, seed=made.seed) as fit:
         next(iter(fit))
         fit.finish()
-        assert generated(folder, worker.loaded.model, QUESTIONS) == early
+        assert generated(folder, worker.loaded.model, QUESTIONS, budget=BUDGET) == early
     with worker.prepared.unlearning(rate, seed=made.seed) as fit:
         fit.finish()
-        assert generated(folder, worker.loaded.model, QUESTIONS) != early
-
-
-def test_questions_of_the_data_come_with_their_answer_and_set(
-    spec: Callable[..., TrialSpec],
-) -> None:
-    with asking(spec(), LUNAR, max_new_tokens=1) as ask:
-        found = ask(QUESTIONS)
-    assert [one.question for one in found] == list(QUESTIONS)
-    assert [(one.truth, one.set_name) for one in found] == [
-        ("Kettles 1.", "forget"),
-        (None, None),
-        ("Kettles 0.", "retain"),
-    ]
+        assert generated(folder, worker.loaded.model, QUESTIONS, budget=BUDGET) != early

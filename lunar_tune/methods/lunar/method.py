@@ -1,4 +1,4 @@
-"""LUNAR (arXiv 2502.07218) as a method: unlearning vectors, and an edited down-projection."""
+"""LUNAR (arXiv 2502.07218) at work: unlearning vectors, and an edited down-projection."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lunar_tune.errors import InputError, Problems
-from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, UnlearningTask, number_of
-from lunar_tune.methods.lunar import SOLVERS, UNUSED, LunarSettings
+from lunar_tune.methods.contract import Edit, Fit, PreparedMethod, UnlearningTask
+from lunar_tune.methods.lunar.settings import LunarSettings
 from lunar_tune.methods.lunar.solvers import (
     RidgeSolution,
     Solution,
@@ -24,9 +23,8 @@ from lunar_tune.methods.lunar.solvers import (
 )
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training import with_settings
 
-__all__ = ["ENTRY", "LunarMethod", "PreparedLunar", "edited", "steered", "unlearning_vectors"]
+__all__ = ["PreparedLunar", "edited", "steered", "unlearning_vectors"]
 
 
 def unlearning_vectors(
@@ -128,61 +126,18 @@ def steered(loaded: LoadedModel, layer: int, shift: Float[Tensor, " d_model"]) -
         handle.remove()
 
 
-class LunarMethod(Method):
-    """LUNAR with its fixed settings.
+class PreparedLunar(PreparedMethod):
+    """Unlearning vectors, and what was solved from the activations so far.
 
-    A trial sets layer and coefficient, a list each for several layers, and the solver's own
-    parameter: ridge or learning rate.
+    `resolve` gives a trial's coefficients by layer, its ridge or learning rate, and its settings.
     """
 
-    name = "lunar"
-    settings_type = LunarSettings
-    variant_setting = "solver"
-    variants = SOLVERS
-    edits_one_layer = True  # the lowest of them: nothing else changes there and below
-    along_vectors = True
-    settings: LunarSettings
-
-    def __init__(self, settings: LunarSettings) -> None:
-        super().__init__(settings)
-        self.unused = UNUSED[settings.solver]
-        own = "ridge" if settings.solver == "closed_form" else "learning_rate"
-        self.parameters = ("layer", "coefficient", own)
-        # AdamW trains a whole matrix; the others add a product.
-        self.adapter = "approximate" if settings.solver == "adamw" else "exact"
-
-    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Check names and values; whether the model has the layers is checked with the model."""
-        self.resolved(parameters)
-
-    def resolved(
-        self, parameters: Mapping[str, Any]
-    ) -> tuple[dict[int, float], float, LunarSettings]:
-        """Return the coefficient of each layer, ridge or learning rate, and a trial's settings.
-
-        Raises:
-            InputError: A parameter is missing, unknown or out of range; all of it is said.
-        """
-        super().check_parameters(parameters)
-        problems, own = Problems(), self.parameters[-1]
-        coefficients = problems.attempt(lambda: _coefficients(parameters))
-        number = problems.attempt(lambda: number_of(own, parameters[own], positive=True))
-        settings = problems.attempt(lambda: with_settings(self.settings, parameters))
-        problems.raise_if_any()
-        if coefficients is None or number is None or settings is None:
-            raise AssertionError("every None above comes with a noted problem")
-        return coefficients, number, settings
-
-    def prepare(self, task: UnlearningTask) -> PreparedLunar:
-        """Take the unlearning vectors."""
-        return PreparedLunar(self, task)
-
-
-class PreparedLunar(PreparedMethod):
-    """Unlearning vectors, and what was solved from the activations so far."""
-
-    def __init__(self, method: LunarMethod, task: UnlearningTask) -> None:
-        self._method, self._loaded = method, task.loaded
+    def __init__(
+        self,
+        resolve: Callable[[Mapping[str, Any]], tuple[dict[int, float], float, LunarSettings]],
+        task: UnlearningTask,
+    ) -> None:
+        self._resolve, self._loaded = resolve, task.loaded
         self._activations = task.activations
         source = task.activations.source
         self.vectors: Float[Tensor, "n_layers d_model"] = unlearning_vectors(
@@ -199,7 +154,7 @@ class PreparedLunar(PreparedMethod):
     @contextmanager
     def unlearning(self, parameters: Mapping[str, Any], *, seed: int) -> Iterator[Fit]:
         """Return a context in which the model is unlearned at once; see the contract."""
-        coefficients, own, settings = self._method.resolved(parameters)
+        coefficients, own, settings = self._resolve(parameters)
         check_layers(tuple(coefficients), self._loaded.n_layers)
         # The lowest layer last: an evaluation starts from what its MLP reads, which is then
         # held, and nothing must be captured from an edited model.
@@ -268,32 +223,3 @@ class PreparedLunar(PreparedMethod):
         drawn = retain[torch.randperm(len(retain), generator=generator)[:count]]
         chosen = torch.cat([torch.arange(n_forget_tokens), drawn.sort().values])
         return self._nodes[chosen], moved[chosen]
-
-
-def _coefficients(parameters: Mapping[str, Any]) -> dict[int, float]:
-    """Return a coefficient for each layer of one or several; one may be given for all."""
-
-    def numbers(name: str) -> list[float]:
-        value = parameters[name]
-        values = value if isinstance(value, list | tuple) else [value]
-        return [number_of(name, one) for one in values]
-
-    layers, coefficients = numbers("layer"), numbers("coefficient")
-    if not layers:
-        raise InputError("layer: an empty list. Give at least one layer.")
-    if len(coefficients) == 1:
-        coefficients *= len(layers)
-    if len(layers) != len(coefficients):
-        raise InputError(
-            f"{len(layers)} layers and {len(coefficients)} coefficients: give one coefficient for "
-            "each layer, or one for all."
-        )
-    if not all(layer.is_integer() for layer in layers):
-        raise InputError(f"layer {parameters['layer']}: whole numbers.")
-    chosen = [int(layer) for layer in layers]
-    if len(set(chosen)) < len(chosen):
-        raise InputError(f"layer {', '.join(map(str, chosen))}: a layer is named twice.")
-    return dict(zip(chosen, coefficients, strict=True))
-
-
-ENTRY = LunarMethod

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lunar_tune.errors import DivergenceError, InputError
-from lunar_tune.methods.lunar import LunarSettings
+from lunar_tune.methods.lunar.settings import LunarSettings
 from lunar_tune.training.adapting import Factors
 
 __all__ = ["RidgeSolution", "Solution", "Tokens", "solve_adamw", "solve_closed_form", "solve_ridge"]

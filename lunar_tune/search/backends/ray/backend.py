@@ -15,7 +15,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -97,7 +97,8 @@ class OnRay:
             except KeyboardInterrupt:
                 # A signal to the whole process group ends Ray's own processes too, and a driver
                 # that goes on without them is ended after a minute.
-                ray.shutdown()
+                with suppress(Exception):  # of a Ray without its processes: anything
+                    ray.shutdown()
                 raise
 
     def _last_word(self, lost: str) -> None:

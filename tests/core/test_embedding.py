@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from random_models import build_encoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import BertModel, BertTokenizer
 
 from lunar_tune.errors import ModelError
 from lunar_tune.metrics import embedding as embedding_module
@@ -101,11 +102,9 @@ def test_a_sentence_model_is_pooled_over_real_tokens(
     encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Text by text without padding, in numpy, against batches of three that are padded."""
-    from transformers import AutoTokenizer, BertModel
-
     monkeypatch.setattr(embedding_module, "TEXTS_PER_BATCH", 3)
     model = BertModel.from_pretrained(encoder).eval()
-    own = AutoTokenizer.from_pretrained(encoder)
+    own = BertTokenizer.from_pretrained(encoder)
     means, cut = [], 0
     for text in TEXTS:
         ids = own(text)["input_ids"]
@@ -121,27 +120,32 @@ def test_a_sentence_model_is_pooled_over_real_tokens(
     assert (embedder.name, embedder.width) == (str(encoder), 16)
 
 
-def copied(encoder: Path, folder: Path) -> Path:
-    folder.mkdir()
-    for file in encoder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
-
-
 def test_what_cannot_be_loaded_is_refused_with_what_to_do(encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"--embedding-model ./nosuch: no such folder"):
-        load_sentence_embedder("./nosuch")
-    with pytest.raises(ModelError, match=r"--embedding-model nosuch/it: .*own states are used"):
-        load_sentence_embedder("nosuch/it")
-    empty = copied(encoder, tmp_path / "pickled")
-    (empty / "model.safetensors").rename(empty / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="safetensors"):
-        load_sentence_embedder(str(empty))
+    """The last is an encoder with a decoder, which wants another input."""
+    from transformers import T5Config, T5Model
+
+    pickled = Path(shutil.copytree(encoder, tmp_path / "pickled"))
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    padless = shutil.copytree(encoder, tmp_path / "padless")
+    tokenizer = BertTokenizer.from_pretrained(encoder, pad_token=None)
+    tokenizer.save_pretrained(padless)
+    both = shutil.copytree(encoder, tmp_path / "both")
+    t5 = T5Config(vocab_size=320, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2)
+    T5Model(t5).save_pretrained(both)
+    for source, message in (
+        ("./nosuch", r"--embedding-model ./nosuch: no such folder"),
+        ("nosuch/it", r"--embedding-model nosuch/it: .*own states are used"),
+        (pickled, "safetensors"),
+        (padless, "is not an encoder with a padding token"),
+        (both, "is not an encoder with a padding token"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            load_sentence_embedder(str(source), device="cpu")
 
 
 def test_weights_that_are_missing_are_not_made_up(encoder: Path, tmp_path: Path) -> None:
     """Transformers would fill them with random numbers; the pooler alone has no part in it."""
-    folder = copied(encoder, tmp_path / "part")
+    folder = Path(shutil.copytree(encoder, tmp_path / "part"))
     weights = load_file(folder / "model.safetensors")
     without_pooler = {name: w for name, w in weights.items() if not name.startswith("pooler.")}
     assert len(without_pooler) < len(weights)
@@ -152,26 +156,6 @@ def test_weights_that_are_missing_are_not_made_up(encoder: Path, tmp_path: Path)
     save_file(without_pooler, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lack 1 tensors .* encoder\.layer\.1\.output\.dense"):
         load_sentence_embedder(str(folder), device="cpu")
-
-
-def test_a_model_that_is_no_padding_encoder_is_refused(
-    loaded: Load, checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    """A tokenizer without padding, and an encoder with a decoder, which wants another input."""
-    from transformers import T5Config, T5Model
-
-    folder = copied(checkpoint("qwen2"), tmp_path / "padless")
-    tokenizer = copy.deepcopy(loaded("qwen2").tokenizer)
-    tokenizer.pad_token = None
-    tokenizer.save_pretrained(folder)
-    with pytest.raises(ModelError, match="is not an encoder with a padding token"):
-        load_sentence_embedder(str(folder), device="cpu")
-    both = copied(checkpoint("qwen2"), tmp_path / "both")
-    T5Model(
-        T5Config(vocab_size=320, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2)
-    ).save_pretrained(both)
-    with pytest.raises(ModelError, match="is not an encoder with a padding token"):
-        load_sentence_embedder(str(both), device="cpu")
 
 
 # Similarities
@@ -190,11 +174,10 @@ class ByHand(Embedder):
 
 def test_refusal_quality_is_the_mean_over_answers_of_the_mean_over_refusals() -> None:
     """To the refusals a and c: a has 1 and .6, b has 0 and .8; d has −1 and −.6; nothing has 0."""
-    embedder = ByHand()
-    assert Refusals(embedder, ["a", "c"]).quality(["a"]) == pytest.approx(0.8)
-    assert Refusals(embedder, ["a", "c"]).quality(["a", "b"]) == pytest.approx(0.6)
-    assert Refusals(embedder, ["a", "c"]).quality(["a", "b", "d", ""]) == pytest.approx(0.1)
-    assert Refusals(embedder, ["a", "a", "c"]).quality(["a"]) == pytest.approx(2.6 / 3)
+    two = Refusals(ByHand(), ["a", "c"])
+    assert two.quality(["a"]) == pytest.approx(0.8)
+    assert two.quality(["a", "b", "d", ""]) == pytest.approx(0.1)
+    assert Refusals(ByHand(), ["a", "a", "c"]).quality(["a"]) == pytest.approx(2.6 / 3)
 
 
 def test_truth_similarity_compares_each_answer_with_its_own_truth() -> None:

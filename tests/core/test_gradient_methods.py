@@ -1,0 +1,308 @@
+"""What a gradient method trains on is what another, plain computation gives.
+
+A whole fit is compared with a loop written out with full logits and a second model as reference.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from method_examples import (
+    FORGET_PAIRS,
+    GRADIENT_METHODS,
+    REFUSALS,
+    RETAIN_PAIRS,
+    assert_fails,
+    gradient,
+    same,
+    task_on,
+    unlearned,
+    weights,
+    weights_inside,
+)
+from peft.tuners.lora import Linear, LoraLayer
+from torch.nn.functional import kl_div, log_softmax
+
+from lunar_tune.errors import InputError, TrialError
+from lunar_tune.methods import gradient_ascent
+from lunar_tune.methods.gradient_fit import GradientSettings
+from lunar_tune.methods.negative_preference import npo
+from lunar_tune.methods.preference import dpo
+from lunar_tune.methods.simple_preference import simnpo
+from lunar_tune.models.layout import LAYOUTS
+from lunar_tune.models.loading import LoadedModel
+from lunar_tune.training import TRAINED
+from lunar_tune.training.adapting import full_weights, lora_adapter
+from lunar_tune.training.answer_loss import Pair, answer_loss, answer_states
+from lunar_tune.training.checkpoints import plain_weights
+
+Load = Callable[..., LoadedModel]
+PAIRS = [*FORGET_PAIRS, *RETAIN_PAIRS]
+TWO_KEPT = RETAIN_PAIRS[:2]
+RATE = {"learning_rate": 0.01}
+
+
+def answer_logits(model: Any, pair: Pair) -> torch.Tensor:
+    """Return the logits of an answer's places from a forward of one unpadded row."""
+    row = torch.tensor([[*pair.prompt, *pair.answer]])
+    logits: torch.Tensor = model(input_ids=row, use_cache=False).logits[0]
+    return logits[len(pair.prompt) - 1 : -1]
+
+
+def plain_log_probs(model: Any, pair: Pair) -> torch.Tensor:
+    said = log_softmax(answer_logits(model, pair), dim=-1)
+    return said[torch.arange(len(pair.answer)), torch.tensor(pair.answer)]
+
+
+def sums(model: Any, pairs: Sequence[Pair]) -> torch.Tensor:
+    return torch.stack([plain_log_probs(model, pair).sum() for pair in pairs])
+
+
+@pytest.fixture
+def one(loaded: Load, unchanged: Callable[[Any], None]) -> LoadedModel:
+    """Return a model whose weights must be the same after the test, bit for bit."""
+    model = loaded("qwen2")
+    unchanged(model.model)
+    return model
+
+
+@pytest.mark.parametrize("family", sorted(LAYOUTS))
+def test_log_probabilities_in_a_padded_batch_are_those_of_single_rows(
+    loaded: Load, family: str
+) -> None:
+    """And the loss is their negative mean."""
+    one = loaded(family)
+    decoder = one.layout.decoder_of(one.model)
+    with torch.no_grad():
+        states = answer_states(one.model, decoder, PAIRS)
+        expected = torch.cat([plain_log_probs(one.model, pair) for pair in PAIRS])
+        loss = answer_loss(one.model, decoder, PAIRS)
+    torch.testing.assert_close(states.tokens, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states.answers, sums(one.model, PAIRS), rtol=1e-4, atol=1e-4)
+    assert states.lengths.tolist() == [len(pair.answer) for pair in PAIRS]
+    assert float(loss) == pytest.approx(-float(expected.mean()), rel=1e-5)
+
+
+# Fits
+
+
+def plain_loss(name: str, model: Any, reference: Any) -> torch.Tensor:
+    """Return a method's loss on both questions to forget, from single rows and a second model."""
+    said = torch.cat([plain_log_probs(model, pair) for pair in FORGET_PAIRS])
+    refused = [Pair(p.prompt, r) for p, r in zip(FORGET_PAIRS, REFUSALS, strict=True)]
+    with torch.no_grad():
+        was, was_refused = sums(reference, FORGET_PAIRS), sums(reference, refused)
+        before = torch.cat([answer_logits(reference, pair) for pair in TWO_KEPT])
+    now = torch.cat([answer_logits(model, pair) for pair in TWO_KEPT])
+    if name == "ga":
+        return said.mean()
+    if name == "gd":
+        return said.mean() - torch.cat([plain_log_probs(model, p) for p in TWO_KEPT]).mean()
+    if name == "ukl":
+        return said.mean() + kl_div(
+            log_softmax(now, -1), log_softmax(before, -1), log_target=True, reduction="batchmean"
+        )
+    if name == "dpo":
+        return dpo(sums(model, refused), sums(model, FORGET_PAIRS), was_refused, was, beta=0.1)
+    if name == "npo":
+        return npo(sums(model, FORGET_PAIRS), was, beta=0.1)
+    lengths = torch.tensor([float(len(pair.answer)) for pair in FORGET_PAIRS])
+    return simnpo(sums(model, FORGET_PAIRS), lengths, beta=2.5, gamma=0.0)
+
+
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
+def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, name: str) -> None:
+    """Two answers to forget and two to keep in each step, so that neither order nor draw matters.
+
+    The rate falls linearly; biases and norms are not decayed; the gradient's norm is cut to 1.
+    """
+    one = loaded("llama")
+    rate, epochs, decay = 0.003, 3, 0.01
+    by_hand = copy.deepcopy(one.model).requires_grad_(requires_grad=True)
+    matrices = [p for p in by_hand.parameters() if p.ndim >= 2]
+    others = [p for p in by_hand.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    )
+    expected = []
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - epoch / epochs)
+        optimizer.zero_grad()
+        loss = plain_loss(name, by_hand, one.model)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+        optimizer.step()
+        expected.append(float(loss.detach()))
+    method = gradient(name, "full", epochs=epochs, batch_size=2)
+    prepared = method.prepare(task_on(one, retain_pairs=TWO_KEPT))
+    with unlearned(prepared, {"learning_rate": rate}, seed=0) as report:
+        assert report.losses == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        for label, hand in by_hand.named_parameters():
+            now = one.model.get_parameter(label)
+            torch.testing.assert_close(now, hand.detach(), rtol=1e-3, atol=2e-4, msg=label)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "weight"),
+    [*((one, "lora", 0.0) for one in GRADIENT_METHODS), ("npo", "lora", 3.0), ("npo", "full", 3.0)],
+)
+def test_the_first_loss_is_the_base_models(
+    one: LoadedModel, name: str, trained: str, weight: float
+) -> None:
+    """An adapter's B is zero at first; a retain weight adds the usual loss on answers to keep."""
+    with torch.no_grad():
+        kept = torch.cat([plain_log_probs(one.model, pair) for pair in TWO_KEPT]).mean()
+        expected = float(plain_loss(name, one.model, one.model) - weight * kept)
+    own = {"retain_weight": weight} if weight else {}
+    method = gradient(name, trained, epochs=1, batch_size=2, dropout=0.0, **own)
+    with unlearned(method.prepare(task_on(one, retain_pairs=TWO_KEPT)), RATE, seed=0) as fit:
+        assert fit.losses[0] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_gradient_checkpointing_changes_no_loss_and_no_weight(
+    one: LoadedModel, trained: str
+) -> None:
+    inside = []
+    for checkpointing in (False, True):
+        method = gradient("gd", trained, dropout=0.0, checkpointing=checkpointing)
+        with unlearned(method.prepare(task_on(one)), RATE, seed=0) as report:
+            inside.append((report.losses, weights(one)))
+        assert not one.model.is_gradient_checkpointing
+    assert inside[0][0] == inside[1][0]
+    assert same(inside[0][1], inside[1][1])
+
+
+def test_rmu_starts_from_the_distance_to_a_random_direction_and_trains_three_matrices(
+    one: LoadedModel,
+) -> None:
+    """At first the kept outputs are where they were; the control is c median norms long."""
+    outputs: list[torch.Tensor] = []
+    handle = one.model.model.layers[2].register_forward_hook(
+        lambda _m, _a, output: outputs.append(output[0])
+    )
+    with torch.no_grad():
+        for pair in FORGET_PAIRS:
+            one.model(input_ids=torch.tensor([[*pair.prompt, *pair.answer]]), use_cache=False)
+    handle.remove()
+    x = torch.cat(outputs)
+    drawn = torch.rand(32, generator=torch.Generator().manual_seed(7))
+    control = 3.0 * x.norm(dim=1).median() * drawn / drawn.norm()
+    before = weights(one)
+    prepared = gradient("rmu", "full", epochs=1, batch_size=2).prepare(task_on(one))
+    for layer, blocks in ((2, (0, 1, 2)), (0, (0,))):
+        parameters = {"layer": layer, "coefficient": 3.0, "learning_rate": 0.01}
+        with unlearned(prepared, parameters, seed=7) as fit:
+            now = weights(one)
+        changed = {name for name in now if not torch.equal(now[name], before[name])}
+        assert changed == {f"model.layers.{block}.mlp.down_proj.weight" for block in blocks}
+        if layer == 2:
+            assert fit.losses[0] == pytest.approx(float((x - control).square().mean()), rel=1e-4)
+
+
+# Adapters and weights
+
+
+def test_adapted_weights_are_the_product_added_and_say_what_the_adapter_says(
+    loaded: Load,
+) -> None:
+    """Of every linear map of the blocks; an adapter that is kept is merged into the model."""
+    original = loaded("mistral")
+    one = dataclasses.replace(original, model=copy.deepcopy(original.model))
+    ids, expected = torch.tensor([FORGET_PAIRS[0].prompt]), weights(one)
+    with (
+        lora_adapter(one, GradientSettings(rank=2, alpha=6.0), keep=True) as trained,
+        torch.no_grad(),
+    ):
+        for parameter in trained.parameters:
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        one.model.eval()
+        said = one.model(input_ids=ids).logits
+        factors = {name: p for name, p in one.model.named_parameters() if ".lora_" in name}
+        for name, first in factors.items():
+            if ".lora_A" in name:
+                second = factors[name.replace("lora_A", "lora_B")]
+                expected[f"{name.partition('.lora_A')[0]}.weight"] += 6.0 / 2 * second @ first
+        plain = {name: tensor.clone() for name, tensor in plain_weights(one.model).items()}
+    assert len(factors) == 2 * 7 * one.n_layers
+    merged = one.model.state_dict()
+    assert plain.keys() == merged.keys() == original.model.state_dict().keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected[name])
+        torch.testing.assert_close(plain[name], expected[name])
+    with torch.no_grad():
+        torch.testing.assert_close(one.model(input_ids=ids).logits, said, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_that_cannot_be_put_on_leaves_nothing_of_it_and_tells_why(
+    one: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out at the fifth of its modules."""
+    modules = list(one.model.named_modules())
+    plain, made = LoraLayer.update_layer, []
+
+    def failing(self: Any, *args: Any, **options: Any) -> Any:
+        made.append(self)
+        return out_of_memory() if len(made) == 5 else plain(self, *args, **options)
+
+    for kind in (LoraLayer, Linear):
+        monkeypatch.setattr(kind, "update_layer", failing)
+    with pytest.raises(torch.OutOfMemoryError), lora_adapter(one, GradientSettings()):
+        pytest.fail("the body ran")
+    assert list(one.model.named_modules()) == modules
+    assert not any(parameter.requires_grad for parameter in one.model.parameters())
+
+
+def out_of_memory(*_: Any) -> Any:
+    raise torch.OutOfMemoryError("no memory left")
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_a_fit_that_runs_out_of_memory_or_diverges_is_a_failed_trial_and_leaves_the_model(
+    one: LoadedModel, monkeypatch: pytest.MonkeyPatch, trained: str
+) -> None:
+    prepared = gradient("ga", trained, epochs=4).prepare(task_on(one))
+    assert_fails(prepared, {"learning_rate": 1e38}, TrialError, "learning rate")
+    monkeypatch.setattr(gradient_ascent, "gradient_ascent", out_of_memory)
+    assert_fails(prepared, RATE, TrialError, "out of memory while training: use --fix check")
+
+
+def test_16_bit_weights_are_float32_while_they_are_trained_and_come_back_bit_for_bit(
+    loaded: Load,
+) -> None:
+    original = loaded("qwen2")
+    one = dataclasses.replace(original, model=copy.deepcopy(original.model).bfloat16())
+    before = weights(one)
+    with full_weights(one) as trained, torch.no_grad():
+        assert {p.dtype for p in one.model.parameters()} == {torch.float32}
+        for parameter in trained.parameters:
+            parameter.mul_(1.0001)  # a step that bfloat16 would lose
+        trained.finish()
+        assert {p.dtype for p in one.model.parameters()} == {torch.bfloat16}
+    assert same(weights(one), before)
+
+
+# What is refused
+
+
+def test_what_a_loss_needs_and_is_not_there_is_said_before_anything(one: LoadedModel) -> None:
+    for name in ("gd", "ukl", "rmu"):
+        with pytest.raises(InputError, match=f"--method {name} needs answers to keep"):
+            gradient(name, "lora").prepare(task_on(one, retain_pairs=()))
+    with pytest.raises(InputError, match="--method dpo needs --refusals"):
+        gradient("dpo", "lora").prepare(task_on(one, refusals=()))
+
+
+def test_a_trial_may_set_what_is_searchable_and_nothing_else(one: LoadedModel) -> None:
+    prepared = gradient("npo", "lora").prepare(task_on(one))
+    plain = weights_inside(prepared, one, RATE)
+    assert not same(weights_inside(prepared, one, RATE | {"rank": 2.0, "epochs": 1.0}), plain)
+    assert_fails(prepared, RATE | {"rank": 1.5}, InputError, "rank 1.5: a whole number")
+    assert_fails(prepared, RATE | {"beta": 0.0}, InputError, "beta 0.0: more than 0")
+    assert_fails(prepared, RATE | {"checkpointing": 1}, InputError, "unknown: checkpointing")
