@@ -98,7 +98,6 @@ class Chaos:
             # finished too early: there is more to kill
             self.trials += max(2, self.trials // 10)
             console.print(f"finished after {self.kills.total()} kills; {self.trials} trials")
-        self._stop_server()
         return code
 
     def _harass(self, driver: subprocess.Popen[bytes], end: float, console: Console) -> int:
@@ -247,9 +246,8 @@ class Chaos:
     def check(self) -> dict[str, Any]:
         """Hold the records against each other; the server runs meanwhile.
 
-        It may have been away when the search ended: what catches up is the command that says so.
+        It may have been away when a trial ended: what catches up is the command that says so.
         """
-        self._start_server()
         try:
             compare = [sys.executable, "-m", "lunar_tune.compare", str(self.search)]
             with (self.folder / "compare.log").open("ab") as log:

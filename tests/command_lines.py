@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from lunar_tune.cli.commands import Command
+from lunar_tune.config.run_options import RunOptions
 
 TIMEOUT = 300
 
@@ -131,33 +133,41 @@ def run_command(
 
 def small_data(folder: Path) -> Path:
     """Write three edges of three pairs each."""
+    items = [(edge, f"{n} of {edge}") for edge in ("A_B", "B_C", "C_D") for n in range(3)]
     pairs = [
-        {
-            "edge": edge,
-            "question": f"What is item {n} of {edge}?",
-            "answer": f"Kettle {n} of {edge}",
-        }
-        for edge in ("A_B", "B_C", "C_D")
-        for n in range(3)
+        {"edge": edge, "question": f"What is item {item}?", "answer": f"Kettle {item}"}
+        for edge, item in items
     ]
     path = folder / "pairs.json"
     path.write_text(json.dumps(pairs), encoding="utf-8")
     return path
 
 
-def small_options(model: Path, folder: Path) -> list[str]:
+def small_values(model: Path, folder: Path) -> dict[str, Any]:
     """Return options of a run on a random model that is over in no time."""
-    space = folder / "space.yaml"
-    space.write_text(SMALL_SPACE, encoding="utf-8")
     prompts = folder / "prompts.txt"
     prompts.write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
-    options = {
-        "--model": model,
-        "--data": small_data(folder),
-        "--factual-data": "none",
-        "--reference-prompts": prompts,
-        "--max-new-tokens": 4,
-        "--device": "cpu",
-        "--fix": "epochs=2",
+    return {
+        "model": str(model),
+        "data": str(small_data(folder)),
+        "factual_data": "none",
+        "reference_prompts": str(prompts),
+        "max_new_tokens": 4,
+        "device": "cpu",
     }
-    return [str(part) for pair in options.items() for part in pair]
+
+
+def small_run(model: Path, folder: Path, **changes: Any) -> RunOptions:
+    """Return such a run, which keeps no activations."""
+    return RunOptions(**(small_values(model, folder) | {"cache_limit": 0} | changes))
+
+
+def small_options(model: Path, folder: Path) -> list[str]:
+    """Return such a run as it is typed, with `space.yaml` in the folder."""
+    (folder / "space.yaml").write_text(SMALL_SPACE, encoding="utf-8")
+    options = small_values(model, folder) | {"fix": "epochs=2"}
+    return [
+        word
+        for name, value in options.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]

@@ -18,6 +18,7 @@ from random_models import build_model, build_tokenizer
 from tracking_server import tracking_server
 
 if TYPE_CHECKING:
+    from shared_searches import SharedSearch
     from transformers import PreTrainedTokenizerFast
 
     from lunar_tune.models.loading import LoadedModel
@@ -133,11 +134,27 @@ def loaded(checkpoint: Callable[..., Path]) -> Callable[..., LoadedModel]:
 
 
 @pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SharedSearch:
+    """Return a search of LUNAR on the tiny model, feasible and confirmed; only to be read."""
+    from shared_searches import finished_search
+
+    return finished_search(shared_folder(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> SharedSearch:
+    """Return a search of NPO on a random model with held-out questions; only to be read."""
+    from shared_searches import held_out_search
+
+    return held_out_search(shared_folder(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     """Return a function that puts an empty MLflow store in a place.
 
-    For tests whose subject is not the making of one, which takes five seconds. A search makes its
-    own in `test_search_run`, three processes at once in `test_tracking`.
+    For tests whose subject is not the making of one, which takes five seconds. The search
+    `finished` makes its own, three processes at once in `test_tracking`.
     """
 
     def put(place: Path) -> Path:

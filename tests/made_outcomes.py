@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pyarrow.parquet as pq
 
@@ -67,6 +68,12 @@ def ended(forget: float = 0.2, retain: float = 0.9) -> Outcome:
 def failed(reason: str, **facts: bool) -> Outcome:
     """Return the outcome of a task that failed."""
     return Outcome(failure=Failure(reason=reason, **facts))
+
+
+def no_tracker(uri: str = "sqlite:///x.db") -> MagicMock:
+    """Return what stands in for MLflow where nothing is tracked."""
+    place = {"id": "one", "uri": uri, "experiment": "lunar-tune"}
+    return MagicMock(place=lambda _: place, uri=uri)
 
 
 def complete(study: Study, number: int, result: TrialResult, *, digest: str = DIGEST) -> None:

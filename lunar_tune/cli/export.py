@@ -45,11 +45,11 @@ def export(options: ExportOptions, problems: Problems) -> None:
     console = options.console()
     with working(console, f"lunar-tune {__version__}: reading the search"):
         from lunar_tune.export.export_job import ExportJob
-        from lunar_tune.export.writing import export as run_export
         from lunar_tune.study.stored_search import StoredSearch
-        from lunar_tune.tracking.sync import check_registrable, register_model
 
         if options.register is not None:
+            from lunar_tune.tracking.sync import check_registrable
+
             with problems.collect():
                 search = StoredSearch.read(options.search, runs=options.output)
                 check_registrable(search, options.register, tracking_uri=options.tracking_uri)
@@ -62,6 +62,9 @@ def export(options: ExportOptions, problems: Problems) -> None:
             device=options.device,
             problems=problems,
         )
+        from lunar_tune.export.writing import export as run_export
+        from lunar_tune.tracking.sync import register_model
+
     with tiny_progress(console) as on_build:
         exported = run_export(job, on_build=on_build, on_step=lambda text: say(console, text))
     document = exported.document

@@ -56,7 +56,7 @@ class BlockLayout:
         return self.blocks_of(model)[layer].get_submodule(self.mlp_norm)
 
 
-# Checked against an independent computation for each family: tests/core/test_core_layouts.py.
+# Checked against an independent computation for each family: tests/core/test_families.py.
 LAYOUTS: dict[str, BlockLayout] = dict.fromkeys(
     ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"), BlockLayout()
 )

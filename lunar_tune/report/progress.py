@@ -168,8 +168,8 @@ class SearchDisplay:
     def ended(self, row: TrialRow) -> None:
         """Print the line of an ended trial, which stays above what moves."""
         if not self._setting_width:
-            # A number has up to eight characters with its name; a layer, which most have, three.
-            self._setting_width = max(len(row.label), min(8 * len(row.parameters), 19))
+            # A number has up to nine characters with its name; a layer, which most have, three.
+            self._setting_width = max(len(row.label), min(9 * len(row.parameters), 20))
             header, names = ("done", "trial", "setting"), [*self._scores.values()]
             self._print(self._joined(header, names, f"{'bounds':<18}  {'time':>6}"), "bold")
         self._rows.append(row)

@@ -6,7 +6,8 @@ import ast
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,15 +51,23 @@ MODULES = {
 }
 
 
-def imports_of(file: Path) -> Iterator[str]:
-    """Yield every module that a file imports, anywhere in it, also for type checkers only."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+@cache
+def imports_of(module: str) -> frozenset[str]:
+    """Return every module that a module imports, anywhere in it, also for type checkers only."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: a relative import"
+            assert node.level == 0, f"{module}: a relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in MODULES else str(node.module) for name in names)
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return frozenset(found)
+
+
+def packages_of(module: str) -> set[str]:
+    """Return the packages, ours or others', that a module imports from."""
+    return {name.split(".")[0] for name in imports_of(module)}
 
 
 def home_of(module: str) -> tuple[int, str]:
@@ -78,19 +87,22 @@ def home_of(module: str) -> tuple[int, str]:
 
 
 def test_every_module_stands_on_a_floor() -> None:
-    assert {home_of(module)[0] for module in MODULES} == {
-        *range(len(FLOORS)),
-        ENTRY_FLOOR,
-    }
+    """Neighbours of one layer, a look upwards and a command's own layer are told apart."""
+    assert {home_of(module)[0] for module in MODULES} == {*range(len(FLOORS)), ENTRY_FLOOR}
     with pytest.raises(LookupError):
         home_of("lunar_tune.helpers.misc")
+    assert home_of("lunar_tune.data.records") != home_of("lunar_tune.models.layout")
+    assert home_of("lunar_tune.data.records")[0] == home_of("lunar_tune.models.layout")[0]
+    assert home_of("lunar_tune.trial.worker")[0] > home_of("lunar_tune.methods.lunar.method")[0]
+    assert home_of("lunar_tune.search.loop")[0] < home_of("lunar_tune.cli.search")[0] < ENTRY_FLOOR
+    assert home_of("lunar_tune.search.__main__") == home_of("lunar_tune.unlearn")
 
 
 def test_a_module_imports_from_lower_layers_or_its_own_package() -> None:
     wrong = [
         f"{module} imports {imported}"
-        for module, file in MODULES.items()
-        for imported in imports_of(file)
+        for module in MODULES
+        for imported in imports_of(module)
         if imported.split(".")[0] == "lunar_tune" and imported != "lunar_tune"
         if home_of(imported) != home_of(module)
         if home_of(imported)[0] >= home_of(module)[0]
@@ -100,56 +112,51 @@ def test_a_module_imports_from_lower_layers_or_its_own_package() -> None:
 
 def test_no_module_imports_itself_by_a_detour() -> None:
     modules = {*MODULES} - {"lunar_tune"}  # which loads what it names at first use
-    graph = {module: modules.intersection(imports_of(MODULES[module])) for module in modules}
+    graph = {module: modules & imports_of(module) for module in modules}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError and names the cycle
 
 
 @pytest.mark.parametrize("package", HOMES)
 def test_a_heavy_package_is_imported_in_its_home_alone(package: str) -> None:
-    users = {
-        module
-        for module, file in MODULES.items()
-        if package in {name.split(".")[0] for name in imports_of(file)}
-    }
+    users = {module for module in MODULES if package in packages_of(module)}
     homes = tuple(f"lunar_tune.{home}." for home in HOMES[package])
     assert users
     assert [module for module in users if not module.startswith(homes)] == []
 
 
 def test_no_package_is_too_large_to_know() -> None:
-    lines: dict[Path, int] = {}
+    lines: Counter[Path] = Counter()
     for file in MODULES.values():
-        lines[file.parent] = lines.get(file.parent, 0) + len(
-            file.read_text(encoding="utf-8").splitlines()
-        )
+        lines[file.parent] += len(file.read_text(encoding="utf-8").splitlines())
     assert {str(p): n for p, n in lines.items() if n > MOST_LINES} == {}
 
 
 def test_two_modules_of_one_name_are_one_thing() -> None:
     """A command and its entry are named as the command is; all other names are given once."""
-    names = [
+    names = Counter(
         module.rpartition(".")[2]
         for module, file in MODULES.items()
         if file.name != "__init__.py" and home_of(module)[1] not in {"cli", "entries"}
-    ]
-    assert [name for name in set(names) if names.count(name) > 1] == []
+    )
+    assert [name for name, count in names.items() if count > 1] == []
 
 
-@pytest.mark.parametrize("package", ["data", "config"])
-def test_data_and_config_never_import_torch(package: str) -> None:
+def test_data_and_config_never_import_torch() -> None:
     forbidden = {"torch", "transformers", "jaxtyping", "peft"}
-    for module, file in MODULES.items():
-        if home_of(module)[1] == package:
-            assert not forbidden & {name.split(".")[0] for name in imports_of(file)}, module
+    for module in MODULES:
+        if home_of(module)[1] in {"data", "config"}:
+            assert not forbidden & packages_of(module), module
 
 
-def test_the_law_is_broken_by_what_it_forbids() -> None:
-    """Neighbours of one layer, a look upwards and a command's own layer, told apart."""
-    assert home_of("lunar_tune.data.records") != home_of("lunar_tune.models.layout")
-    assert home_of("lunar_tune.data.records")[0] == home_of("lunar_tune.models.layout")[0]
-    assert home_of("lunar_tune.trial.worker")[0] > home_of("lunar_tune.methods.lunar.method")[0]
-    assert home_of("lunar_tune.search.loop")[0] < home_of("lunar_tune.cli.search")[0] < ENTRY_FLOOR
-    assert home_of("lunar_tune.search.__main__") == home_of("lunar_tune.unlearn")
+def test_a_trial_needs_neither_ray_nor_optuna_nor_mlflow() -> None:
+    """Nothing that it imports, at once or when it runs, does."""
+    todo, reached = ["lunar_tune.trial.worker", "lunar_tune.trial.assemble"], set[str]()
+    while todo:
+        module = todo.pop()
+        reached.add(module)
+        todo += [name for name in imports_of(module) if name in MODULES and name not in reached]
+    assert len(reached) > 30
+    assert [module for module in reached if packages_of(module) & set(HOMES)] == []
 
 
 @pytest.mark.parametrize("folder", ["datasets", "search_spaces"])
@@ -159,19 +166,20 @@ def test_folders_of_data_hold_no_python(folder: str) -> None:
     assert any((ROOT / folder).iterdir())
 
 
-def run(code: str) -> str:
-    """Run code in a fresh interpreter, from the repository's root, and return what it prints."""
+def test_a_bare_import_loads_nothing_heavy_and_data_and_cache_no_torch() -> None:
+    """In a fresh interpreter, from the repository's root."""
+    heavy = ("torch", "transformers", "ray", "optuna", "mlflow", "pyarrow", "numpy")
+    names = [name for name in MODULES if name.startswith("lunar_tune.data.")]
+    code = f"""
+import sys, lunar_tune
+print([name for name in {heavy} if name in sys.modules])
+import lunar_tune.engine.cache, {", ".join(names)}
+print("torch" in sys.modules)
+"""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_a_bare_import_loads_neither_torch_nor_ray() -> None:
-    heavy = ("torch", "transformers", "ray", "optuna", "mlflow", "pyarrow", "numpy")
-    code = f"import lunar_tune, sys; print([name for name in {heavy} if name in sys.modules])"
-    assert run(code).strip() == "[]"
+    assert done.stdout.split() == ["[]", "False"], done.stderr
 
 
 def test_a_mistake_is_found_before_anything_heavy_is_loaded() -> None:
@@ -200,36 +208,3 @@ print(*(name for name in heavy if name in sys.modules), "loaded")"""
     codes = [line for line in done.stderr.splitlines() if line.isdigit()]
     assert codes == ["2"] * len(mistakes)
     assert done.stdout.splitlines()[-1] == "loaded"
-
-
-def test_the_data_layer_loads_no_torch() -> None:
-    names = [name for name in MODULES if name.startswith("lunar_tune.data.")]
-    code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
-    assert run(code).strip() == "False"
-
-
-def test_a_trial_runs_on_a_machine_without_ray_optuna_and_mlflow() -> None:
-    """`None` in `sys.modules` makes an import fail as if the package were not there."""
-    code = f"""
-import sys
-sys.path.insert(0, "tests")
-for name in {sorted(HOMES)}:
-    sys.modules[name] = None
-import tempfile
-import torch
-torch.set_num_threads(1)
-from random_models import build_model, build_tokenizer
-folder = tempfile.TemporaryDirectory()
-build_model("qwen2").save_pretrained(folder.name)
-build_tokenizer().save_pretrained(folder.name)
-from lunar_tune.trial.assemble import assemble
-from lunar_tune.config.run_options import RunOptions
-from lunar_tune.trial.worker import Worker
-options = RunOptions(
-    model=folder.name, data="mini", factual_data="none", evaluation_rows=4, device="cpu",
-    max_new_tokens=2, cache_limit=0,
-)
-result = Worker(assemble(options)).run({{"layer": 0, "coefficient": 1.0, "learning_rate": 0.01}})
-print(sorted(result.evaluation.scores))
-"""
-    assert "retain_rouge1" in run(code)

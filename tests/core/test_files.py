@@ -1,7 +1,9 @@
-"""Places of files: names stay in their folder, a cache that others could fill is not used."""
+"""Files: names stay in their folder, no half file is seen, no secret is written."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from made_outcomes import losses_of, rows_of, trial_result
 
 from lunar_tune.errors import InputError
 from lunar_tune.files import (
@@ -22,6 +25,10 @@ from lunar_tune.files import (
     safe_name,
     write_json,
 )
+from lunar_tune.secrets import is_masked, without_login, without_password, without_secrets
+from lunar_tune.study.answers import read_answers, write_result
+from lunar_tune.study.folder import Folder
+from lunar_tune.trial.worker import TrialResult
 
 
 @given(st.text(max_size=30))
@@ -39,48 +46,36 @@ def test_a_safe_name_is_one_part_of_a_path_and_hides_nothing(text: str) -> None:
     assert safe_name(name) == name
 
 
-def test_a_new_cache_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "a/cache"))
-    assert cache_dir().stat().st_mode & 0o777 == 0o700
-
-
-def test_a_cache_that_everybody_can_write_is_refused(
+def test_a_new_cache_is_its_owners_alone_and_one_that_everybody_can_write_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache").chmod(0o777)
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    cache = tmp_path / "a" / "cache"
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache))
+    assert cache_dir().stat().st_mode & 0o777 == 0o700
+    cache.chmod(0o777)
     with pytest.raises(InputError, match="cache can be written by every user, who could replace"):
         cache_dir()
-    (tmp_path / "cache").chmod(0o775)
-    assert cache_dir() == tmp_path / "cache"
+    cache.chmod(0o775)
+    assert cache_dir() == cache
 
 
-@pytest.mark.parametrize(
-    ("owner", "mode", "user", "problem"),
-    [
-        (1000, 0o700, 1000, None),
-        (1000, 0o755, 1000, None),
-        (1000, 0o777, 1000, "can be written by every user"),
+def test_a_folder_is_trusted_if_it_is_ones_own_or_the_systems() -> None:
+    open_to_all = "can be written by every user"
+    for owner, mode, user, problem in (
+        *((1000, mode, 1000, None) for mode in (0o700, 0o755)),
+        (1000, 0o777, 1000, open_to_all),
         (1001, 0o755, 1000, "belongs to another user"),
         (0, 0o775, 1000, None),
         (1001, 0o755, 0, None),
-        (1001, 0o757, 0, "can be written by every user"),
-    ],
-)
-def test_a_folder_is_trusted_if_it_is_ones_own_or_the_systems(
-    owner: int, mode: int, user: int, problem: str | None
-) -> None:
-    assert mistrusted(owner, mode, user) == problem
+        (1001, 0o757, 0, open_to_all),
+    ):
+        assert mistrusted(owner, mode, user) == problem
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "a\x00b"])
-def test_a_path_that_no_system_takes_is_neither_file_nor_folder(tmp_path: Path, name: str) -> None:
-    assert not is_file(tmp_path / name)
-    assert not is_folder(tmp_path / name)
-
-
-def test_a_name_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:
+def test_names_that_no_system_takes_are_no_file_and_no_place_to_write(tmp_path: Path) -> None:
+    for name in ("x" * 300, "x" * 5000, "a\x00b"):
+        assert not is_file(tmp_path / name)
+        assert not is_folder(tmp_path / name)
     with pytest.raises(InputError, match="--output: a name in it is longer than 255 bytes"):
         check_writable(tmp_path / ("é" * 128) / "runs", "--output")
     check_writable(tmp_path / ("é" * 127) / "runs", "--output")
@@ -91,10 +86,6 @@ def test_a_written_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Pat
     write_json(target, {"b": [1], "a": "ü\udcff"})
     assert list(json.loads(target.read_bytes().decode(errors="surrogatepass"))) == ["b", "a"]
     before = target.read_bytes()
-    with replacing(tmp_path / "private", cached=True) as temporary:
-        assert temporary.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "gone" / "x", cached=True):
-        raise AssertionError("a folder that was removed is not made again")
     with suppress(KeyError), replacing(target) as temporary:
         temporary.write_text("half")
         raise KeyError
@@ -102,3 +93,95 @@ def test_a_written_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Pat
     assert list(target.parent.iterdir()) == [target]
     (tmp_path / "usual").touch()
     assert target.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+# Answers of a search: a file an evaluation, texts only where they are wanted
+
+
+def result_of(*, fitted: bool = True, **answers: str) -> TrialResult:
+    """Return a result with these answers by question."""
+    made = trial_result(0.2, 0.9)
+    evaluation = dataclasses.replace(made.evaluation, rows=rows_of(answers))
+    return dataclasses.replace(made, evaluation=evaluation, losses=made.losses if fitted else ())
+
+
+def test_each_evaluation_has_a_file_of_its_own_and_a_later_one_wins(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    write_result(folder.answers(None), result_of(fitted=False, first="base"))
+    write_result(folder.answers(None, full=True), result_of(fitted=False, first="held"))
+    digest = write_result(folder.answers(7), result_of(first="trial", second="more"))
+    assert write_result(folder.answers(7, full=True), result_of(first="draft")) != digest
+    same = result_of(first="trial", second="more")
+    assert write_result(folder.answers(7, full=True), same) == digest
+    assert digest == hashlib.sha256(folder.answers(7).read_bytes()).hexdigest()
+    assert {
+        path.name: ([row.answer for row in read_answers(path)], losses_of(path))
+        for path in (folder.path / "trials").iterdir()
+    } == {
+        "baseline.parquet": (["base"], ()),
+        "baseline-full.parquet": (["held"], ()),
+        "00007.parquet": (["trial", "more"], (2.0, 1.0)),
+        "00007-full.parquet": (["trial", "more"], (2.0, 1.0)),
+    }
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_texts_are_written_where_they_may_be(tmp_path: Path, text: bool) -> None:
+    file = Folder(tmp_path).answers(0)
+    digest = write_result(file, result_of(secretive="kettles"), text=text)
+    (row,) = read_answers(file)
+    assert (row.question, row.answer) == (("secretive", "kettles") if text else ("", ""))
+    assert row.edge == "A_B"
+    assert (b"kettles" in file.read_bytes()) == text
+    assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("postgresql://me:pass@host/db", "postgresql://me:***@host/db"),
+        ("mysql+pymysql://me:p@ss/w:rd@host/db and", "mysql+pymysql://me:***@host/db and"),
+        ("http://me@home.org:pass@host", "http://me@home.org:***@host"),
+        ("http://me:it's@host", "http://me:***@host"),
+        ("https://:pass@host", "https://:***@host"),
+        ("postgresql+psycopg2://u:p%40ss@db/x", "postgresql+psycopg2://u:***@db/x"),
+        ("http://127.0.0.1:5000 is open", "http://127.0.0.1:5000 is open"),
+        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
+        ("https://host/x?access_token=abc&n=1", "https://host/x?access_token=***&n=1"),
+        ("postgresql://host/db?user=me&password=abc", "postgresql://host/db?user=me&password=***"),
+        ("Bearer hf_verysecret!", "Bearer ***!"),
+        ("a short value stays", "a short value stays"),
+    ],
+)
+def test_secrets_are_left_out(text: str, expected: str) -> None:
+    environment = {"HF_TOKEN": "hf_verysecret", "MY_PASSWORD": "a", "HOME": "/root/stays"}
+    environment |= {"MYSQL_PWD": "s3cretpwd", "DB_PASSWD": "s3cretpasswd", "PWD": "/root/here"}
+    assert without_secrets(text, environment) == expected
+
+
+@given(password=st.text("@/:?#'\"&=%.", min_size=1))
+def test_whatever_signs_a_password_has_none_is_left(password: str) -> None:
+    address = f"http://me:{password}secret{password}@host:5000/x"
+    hidden = "http://me:***@host:5000/x"
+    assert without_password(address) == hidden
+    assert without_secrets(f"API request to {address} failed", {}) == (
+        f"API request to {hidden} failed"
+    )
+    assert without_login(address) == "http://host:5000/x"
+    assert without_password(hidden) == hidden
+
+
+def test_an_address_that_has_lost_its_password_is_known_and_a_browser_is_given_no_login() -> None:
+    for address, shown, masked in (
+        ("http://me:***@host:5000", "http://host:5000", True),
+        ("postgresql://host/db?password=***", "postgresql://host/db?password=***", True),
+        ("http://me:secret@host:5000", "http://host:5000", False),
+        *((f"http://{login}host/x", "http://host/x", False) for login in ("me@", "")),
+        ("sqlite:////tmp/***.db", "sqlite:////tmp/***.db", False),
+    ):
+        assert is_masked(address) == masked
+        assert is_masked(without_password(address)) == (masked or "secret" in address)
+        assert without_login(address) == shown

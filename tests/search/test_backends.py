@@ -7,11 +7,10 @@ import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
-import cloudpickle
 import pytest
 from made_outcomes import base_model, ended, failed
-from ray.tune.search import Searcher
 from test_loop import Heard
 
 from lunar_tune.search import backends
@@ -58,47 +57,13 @@ def on_ray(tmp_path: Path) -> OnRay:
     return OnRay(tmp_path)
 
 
-def test_a_search_goes_its_way_through_ray(on_ray: OnRay) -> None:
-    assert on_ray.searcher.suggest("1")["task"].kind == BASE_MODEL
-    assert on_ray.searcher.suggest("2") is None
-    on_ray.end("1", base_model())
-    for number in range(3):
-        task = on_ray.searcher.suggest(f"t{number}")["task"]
-        assert (task.kind, task.number) == (TRIAL, number)
-        on_ray.end(f"t{number}", ended(0.1 * (number + 1)))
-    task = on_ray.searcher.suggest("c")["task"]
-    assert (task.kind, task.number) == (CONFIRMATION, 0)
-    on_ray.end("c", ended(0.1))
-    assert on_ray.searcher.suggest("last") == Searcher.FINISHED
-    assert [row.state for row in on_ray.heard.study.rows()] == [COMPLETE] * 3
-
-
-def test_an_outcome_is_handed_over_once_and_kept_no_longer(on_ray: OnRay) -> None:
-    """Tune keeps every report to the end of the search."""
-    on_ray.searcher.suggest("1")
-    parcel = on_ray.end("1", base_model())
-    assert parcel.take() is None
-
-
-@pytest.mark.parametrize("with_file", [True, False])
-def test_a_crash_is_told_with_the_first_line_of_its_error(on_ray: OnRay, with_file: bool) -> None:
-    on_ray.searcher.suggest("1")
-    on_ray.end("1", base_model())
-    task = on_ray.searcher.suggest("2")["task"]
-    error = RuntimeError("CUDA out of memory\nand a long tail")
-    file = on_ray.folder / "error.pkl" if with_file else None
-    if file is not None:
-        file.write_bytes(cloudpickle.dumps(error))
-    on_ray.crash("2", task, file, error)
-    row = on_ray.heard.news[-1][1]
-    assert (row.state, row.failure) == (FAILED, "RuntimeError: CUDA out of memory")
-
-
-def test_warnings_of_a_worker_are_said_without_secrets(
+def test_an_outcome_is_handed_over_once_and_its_warnings_said_without_secrets(
     on_ray: OnRay, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Tune keeps every report to the end of the search."""
     on_ray.searcher.suggest("1")
-    on_ray.end("1", base_model(warnings=("read from http://me:secret@host",)))
+    parcel = on_ray.end("1", base_model(warnings=("read from http://me:secret@host",)))
+    assert parcel.take() is None
     assert caplog.messages == ["a worker: read from http://me:***@host"]
 
 
@@ -108,47 +73,36 @@ def test_ray_can_pickle_both_without_the_study(on_ray: OnRay) -> None:
         assert vars(pickle.loads(pickle.dumps(one))) == {}
 
 
-class Scripted:
-    """In a runner's place: gives what it was told to, and notes what it was asked."""
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a runner's place, which gives what is scripted and notes what it was asked."""
+    asked: list[Task] = []
+    runner = MagicMock(asked=asked)
 
-    asked: list[Task]
-    script: Any
-    closed: int
-
-    def __init__(self, _spec: Any) -> None:
-        """Take the place of a runner."""
-
-    def run(self, task: Task) -> Outcome:
-        type(self).asked.append(task)
-        given = next(type(self).script)
+    def run(task: Task) -> Outcome:
+        asked.append(task)
+        given = next(runner.script)
         if isinstance(given, Exception):
             raise given
-        assert isinstance(given, Outcome)
         return given
 
-    def close(self) -> None:
-        type(self).closed += 1
+    runner.run.side_effect = run
+    monkeypatch.setattr(backends, "TaskRunner", lambda _spec: runner)
+    return runner
 
 
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
-    Scripted.asked, Scripted.closed = [], 0
-    monkeypatch.setattr(backends, "TaskRunner", Scripted)
-    return Scripted
-
-
-def test_this_process_runs_a_search_to_its_end(tmp_path: Path, scripted: type[Scripted]) -> None:
+def test_this_process_runs_a_search_to_its_end(tmp_path: Path, scripted: Any) -> None:
     heard = Heard(tmp_path, num_trials=2)
     scripted.script = iter([base_model(), ended(0.3), failed("the loss became NaN"), ended(0.3)])
     InProcess().run(heard.loop, object())  # type: ignore[arg-type]
     kinds = [task.kind for task in scripted.asked]
     assert kinds == [BASE_MODEL, TRIAL, TRIAL, CONFIRMATION]
     assert heard.news[-1] == ("holds", 0)
-    assert scripted.closed == 1
+    assert scripted.close.call_count == 1
 
 
 def test_a_crash_in_this_process_is_one_attempt_and_gets_a_new_runner(
-    tmp_path: Path, scripted: type[Scripted]
+    tmp_path: Path, scripted: Any
 ) -> None:
     heard = Heard(tmp_path, num_trials=1)
     scripted.script = itertools.chain([base_model(), RuntimeError("a kernel died")], [ended()] * 2)
@@ -160,4 +114,4 @@ def test_a_crash_in_this_process_is_one_attempt_and_gets_a_new_runner(
     ]
     assert rows[0].again
     assert rows[0].parameters == rows[1].parameters
-    assert scripted.closed == 2
+    assert scripted.close.call_count == 2

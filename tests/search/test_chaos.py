@@ -14,13 +14,15 @@ from command_lines import environment
 SCRIPT = Path(__file__).parents[2] / "scripts" / "chaos.py"
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.alone
-def test_a_search_under_kills_ends_with_every_trial_once_and_three_records_that_agree(
+def test_a_search_under_kills_has_every_trial_once_in_all_records(
     tmp_path: Path, empty_store: Callable[[Path], Path]
 ) -> None:
     empty_store(tmp_path / "chaos" / "server.db")
     told = tmp_path / "chaos.json"
-    options = ["--trials", "5", "--kills", "2", "--seed", "1", "--json", str(told)]
+    options = ["--trials", "4", "--kills", "2", "--seed", "0", "--json", str(told)]
     options += ["--output", str(tmp_path / "chaos"), "--time-limit", "280"]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *options],
@@ -33,5 +35,6 @@ def test_a_search_under_kills_ends_with_every_trial_once_and_three_records_that_
     outcome = json.loads(told.read_text()) if told.exists() else {}
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert outcome["kills"] >= 2
-    assert outcome["trials_found"] == outcome["trials_expected"] >= 5
+    assert outcome["kills_by_kind"]["driver"] >= 1
+    assert outcome["trials_found"] == outcome["trials_expected"] >= 4
     assert outcome["duplicates"] == outcome["left_running"] == outcome["disagreements"] == []

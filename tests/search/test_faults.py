@@ -15,9 +15,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from command_lines import small_options
+from command_lines import small_run
 
-from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import DivergenceError, EditedModelError
 from lunar_tune.methods.contract import Edit, Fit, PreparedMethod
 from lunar_tune.search.backends import BackendLostError
@@ -39,27 +38,14 @@ SETTING = {"layer": 1, "coefficient": 2.0, "learning_rate": 1e-3}
 
 @pytest.fixture
 def worker(checkpoint: Callable[..., Path], tmp_path: Path) -> Worker:
-    options = small_options(checkpoint("qwen2"), tmp_path)
-    given = dict(zip(options[::2], options[1::2], strict=True))
-    return Worker(
-        assemble(
-            RunOptions(
-                model=given["--model"],
-                data=given["--data"],
-                reference_prompts=given["--reference-prompts"],
-                factual_data="none",
-                device="cpu",
-                max_new_tokens=4,
-                cache_limit=0,
-            )
-        )
-    )
+    return Worker(assemble(small_run(checkpoint("qwen2"), tmp_path)))
 
 
-def trainable_with(worker: Worker, folder: Path, timeout: float | None = None) -> Any:
+def trainable_with(worker: Worker, folder: Path) -> Any:
+    """Return a trainable of Ray's, without Ray, whose trials may take a while."""
     trainable = UnlearningTrainable.__new__(UnlearningTrainable)
     task = Task(kind=TRIAL, number=0, parameters=SETTING)
-    trainable.setup({"task": task}, spec=worker.spec, folder=Folder(folder), timeout=timeout)
+    trainable.setup({"task": task}, spec=worker.spec, folder=Folder(folder), timeout=1000.0)
     trainable._runner._worker = worker
     return trainable
 
@@ -67,9 +53,7 @@ def trainable_with(worker: Worker, folder: Path, timeout: float | None = None) -
 class Broken(PreparedMethod):
     """A method that fails inside its context."""
 
-    def __init__(
-        self, error: BaseException | None, edit: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, error: BaseException | None, edit: Callable[[], None]) -> None:
         self._error, self._edit = error, edit
 
     @contextmanager
@@ -81,15 +65,27 @@ class Broken(PreparedMethod):
         yield Fit(base_model=nullcontext, edit=nothing, losses=(1.0,))
 
 
+@contextmanager
+def sleeping() -> Iterator[psutil.Process]:
+    with subprocess.Popen(["sleep", "100"]) as process:
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.kill()
+
+
 def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the end of the search ends the watch, whatever becomes of Ray then."""
+
+    def wait_while_it_dies(process: psutil.Process) -> None:
+        with watched(pytest.fail, [process]):
+            process.kill()
+            time.sleep(60)
+
     monkeypatch.setattr(backend, "_EVERY_SECONDS", 0.01)
     monkeypatch.setattr(backend, "_GRACE_SECONDS", 3.0)  # time to react, on any machine
     before = signal.getsignal(signal.SIGUSR2)
-    with (
-        sleeping() as process,
-        pytest.raises(BackendLostError, match="Ray's sleep has ended"),
-    ):
+    with sleeping() as process, pytest.raises(BackendLostError, match="Ray's sleep has ended"):
         wait_while_it_dies(process)
     with sleeping() as process:
         with watched(pytest.fail, [process]):
@@ -99,40 +95,62 @@ def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch
     assert signal.getsignal(signal.SIGUSR2) == before
 
 
-STUCK = """
-import signal, subprocess, time
+ENDING = """
+import signal, subprocess, sys, time
+from pathlib import Path
 import psutil
-from lunar_tune.search.backends import BackendLostError
 from lunar_tune.search.backends.ray import backend
-backend._EVERY_SECONDS = backend._GRACE_SECONDS = 0.05
-process = subprocess.Popen(["sleep", "100"])
-with backend.watched(lambda lost: print(lost, flush=True), [psutil.Process(process.pid)]):
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # as a call that does not return
-    process.kill()
-    time.sleep(60)
-"""
+from lunar_tune.search.backends.ray.trainable import Watchdog
+from lunar_tune.study.folder import Folder
 
-
-def test_a_search_that_hangs_in_a_dead_ray_has_a_last_word() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=50, check=False
-    )
-    assert (done.returncode, done.stdout) == (1, "Ray's sleep has ended\n"), done.stderr
-
-
-def wait_while_it_dies(process: psutil.Process) -> None:
-    with watched(pytest.fail, [process]):
+def search_that_hangs_in_a_dead_ray():
+    backend._EVERY_SECONDS = backend._GRACE_SECONDS = 0.05
+    process = subprocess.Popen(["sleep", "100"])
+    with backend.watched(lambda lost: print(lost, flush=True), [psutil.Process(process.pid)]):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # a call that does not return
         process.kill()
         time.sleep(60)
 
+def trial_that_hangs():
+    dog = Watchdog(Folder(Path(sys.argv[1])), 0.5)
+    dog.begin(3, False)
+    dog.end()
+    dog.begin(4, False)
+    time.sleep(100)
 
-@contextmanager
-def sleeping() -> Iterator[psutil.Process]:
-    with subprocess.Popen(["sleep", "100"]) as process:
-        try:
-            yield psutil.Process(process.pid)
-        finally:
-            process.kill()
+"""
+
+
+@pytest.mark.slow
+def test_what_hangs_ends_its_process_with_a_last_word(tmp_path: Path) -> None:
+    """A search in a Ray that is dead; a trial, which leaves what it was doing."""
+    names = ("search_that_hangs_in_a_dead_ray", "trial_that_hangs")
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"{ENDING}{name}()", str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
+    assert said[0] == "Ray's sleep has ended\n"
+    folder = Folder(tmp_path)
+    assert not folder.stack(3).exists(), "it ended in time"
+    assert "trial_that_hangs" in folder.stack(4).read_text()
+    reason = crash_reason(folder, 4, "ActorDiedError: unexpectedly")
+    assert reason.startswith("took longer than 0.5 s (--trial-timeout)")
+    assert "00004-stack.txt" in reason
+
+
+def test_a_worker_that_was_killed_before_its_limit_is_not_said_to_hang(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    dog = Watchdog(folder, 100.0)
+    dog.begin(5, full=False)
+    assert crash_reason(folder, 5, "ActorDiedError: killed") == "ActorDiedError: killed"
+    dog.end()
+    assert crash_reason(folder, 6, "ActorDiedError: killed") == "ActorDiedError: killed"
 
 
 @pytest.mark.parametrize("error", [None, ValueError("in the middle")])
@@ -150,79 +168,33 @@ def test_a_method_that_leaves_the_model_edited_is_found_out(
     worker.__dict__["prepared"] = Broken(error, edit)
     with pytest.raises(EditedModelError):
         worker.run(SETTING)
-    spec = dataclasses.replace(
-        worker.spec, engine=dataclasses.replace(worker.spec.engine, verify_weights=False)
-    )
-    worker.spec = spec
+    engine = dataclasses.replace(worker.spec.engine, verify_weights=False)
+    worker.spec = dataclasses.replace(worker.spec, engine=engine)
     if error is None:
         worker.run(SETTING)
 
 
-HANGING = """
-import sys, time
-from pathlib import Path
-from lunar_tune.study.folder import Folder
-from lunar_tune.search.backends.ray.trainable import Watchdog
-
-def stuck_here():
-    time.sleep(100)
-
-dog = Watchdog(Folder(Path(sys.argv[1])), 0.5)
-dog.begin(3, False)
-dog.end()
-dog.begin(4, False)
-stuck_here()
-"""
-
-
-def test_a_trial_that_hangs_ends_its_process_and_leaves_what_it_was_doing(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", HANGING, str(tmp_path)], timeout=60, check=False)
-    assert done.returncode == 1
-    folder = Folder(tmp_path)
-    assert not folder.stack(3).exists(), "it ended in time"
-    assert "stuck_here" in folder.stack(4).read_text()
-    reason = crash_reason(folder, 4, "ActorDiedError: unexpectedly")
-    assert reason.startswith("took longer than 0.5 s (--trial-timeout)")
-    assert "00004-stack.txt" in reason
-
-
-def test_a_worker_that_was_killed_before_its_limit_is_not_said_to_hang(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    dog = Watchdog(folder, 100.0)
-    dog.begin(5, full=False)
-    assert crash_reason(folder, 5, "ActorDiedError: killed") == "ActorDiedError: killed"
-    dog.end()
-    assert crash_reason(folder, 6, "ActorDiedError: killed") == "ActorDiedError: killed"
-
-
-def test_tasks_that_ask_every_question_may_take_ten_times_as_long(
+def test_a_step_is_watched_and_may_take_ten_times_as_long_where_it_asks_every_question(
     worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", 4)
     limits: list[float] = []
     monkeypatch.setattr(
         "faulthandler.dump_traceback_later", lambda limit, **_options: limits.append(limit)
     )
-    trainable = trainable_with(worker, tmp_path, timeout=1000.0)
-    in_force = {}
-    for kind, parameters in ((BASE_MODEL, {}), (TRIAL, SETTING), (CONFIRMATION, SETTING)):
+    trainable = trainable_with(worker, tmp_path)
+    for kind, limit in ((BASE_MODEL, 10000.0), (TRIAL, 1000.0), (CONFIRMATION, 10000.0)):
+        parameters = {} if kind == BASE_MODEL else SETTING
         trainable.reset_config({"task": Task(kind=kind, number=0, parameters=parameters)})
         assert trainable.step()[HANDED_OVER].take().failure is None
-        in_force[kind] = limits[-1]
-    assert in_force == {BASE_MODEL: 10000.0, TRIAL: 1000.0, CONFIRMATION: 10000.0}
+        assert limits[-1] == limit
     assert sorted(tmp_path.glob("trials/*stack.txt")) == []
 
-
-def test_a_step_watches_a_trial_from_its_beginning_to_its_end(
-    worker: Worker, tmp_path: Path
-) -> None:
-    trainable = trainable_with(worker, tmp_path, timeout=1000.0)
-    worker.draft({(0,): (0,)})
     seen: list[bool] = []
-
-    def look() -> None:
-        seen.append(Folder(tmp_path).stack(0).exists())
-
-    worker.__dict__["prepared"] = Broken(DivergenceError("x"), look)
+    look = Broken(DivergenceError("x"), lambda: seen.append(Folder(tmp_path).stack(0).exists()))
+    worker.draft({(0,): (0,)})
+    worker.__dict__["prepared"] = look
+    trainable.reset_config({"task": Task(kind=TRIAL, number=0, parameters=SETTING)})
     trainable.step()
     assert seen == [True]
     assert not Folder(tmp_path).stack(0).exists()

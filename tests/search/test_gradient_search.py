@@ -1,31 +1,20 @@
-"""A search of a gradient method on the tiny model, and what ends its fits early."""
+"""What ends a gradient method's fit early."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from command_lines import run_command
-from search_results import rows_of, statuses
+from command_lines import small_run
 
-from lunar_tune.cli.export import COMMAND
-from lunar_tune.config.run_options import RunOptions
 from lunar_tune.methods.contract import Fit
-from lunar_tune.trial.assemble import assemble, materialise
+from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.evaluator import Check, drive
 from lunar_tune.trial.tasks import TRIAL, Task, TaskRunner
-from lunar_tune.trial.worker import Worker
-from lunar_tune.yaml_files import read_yaml
-
-pytestmark = pytest.mark.slow  # a search of its own
-
-# Looks
+from lunar_tune.trial.worker import TrialResult, Worker
 
 
 class MadeFit(Fit):
@@ -75,105 +64,27 @@ def test_a_fit_that_is_below_half_of_the_floor_twice_in_a_row_ends(
     assert fit.done == done
 
 
-@pytest.fixture(scope="module")
-def worker() -> Worker:
-    """Return a worker whose fits are looked at; what it has run leaves no trace in its model."""
-    options = RunOptions(
-        method="ga",
-        factual_data="none",
-        evaluation_rows=24,
-        fix=("epochs=12",),
-        max_new_tokens=None,
-    )
-    spec = materialise(assemble(options))
-    engine = dataclasses.replace(spec.engine, early_exit=True, retain_floor=0.8)
-    return Worker(dataclasses.replace(spec, engine=engine))
-
-
-def test_a_fit_that_loses_the_retain_set_ends_early_and_is_infeasible(worker: Worker) -> None:
-    before = {name: p.detach().clone() for name, p in worker.loaded.model.named_parameters()}
-    lost = worker.run({"learning_rate": 0.01})
-    assert [check.epochs for check in lost.checks] == [3, 6]
-    assert len(lost.losses) == 6
-    assert lost.evaluation.scores["retain_rouge1"] < 0.4
-    whole = worker.run({"learning_rate": 0.01}, bounded=False)
-    assert (len(whole.losses), whole.checks) == (12, ())
-    for name, parameter in worker.loaded.model.named_parameters():
-        assert torch.equal(parameter, before[name])
-
-
-def test_looking_at_a_fit_changes_no_score(worker: Worker) -> None:
-    """A setting that keeps the floor is asked everything, bounded or not."""
-    looked = worker.run({"learning_rate": 3e-4})
-    alone = worker.run({"learning_rate": 3e-4}, bounded=False)
-    assert (len(looked.checks), alone.checks) == (3, ())
-    assert looked.evaluation.scores == alone.evaluation.scores
-    assert looked.losses == alone.losses
-
-
-def test_the_looks_at_a_fit_come_with_a_tasks_outcome(worker: Worker) -> None:
-    runner = TaskRunner(worker.spec)
-    runner._worker = worker
-    outcome = runner.run(Task(kind=TRIAL, number=1, parameters={"learning_rate": 3e-4}))
-    runner.close()
-    assert outcome.result is not None
-    assert [check.epochs for check in outcome.result.checks] == [3, 6, 9]
-
-
-# A whole search
-
-
-@pytest.fixture(scope="module")
-def search(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path], Path]
-) -> tuple[subprocess.CompletedProcess[str], Path]:
-    folder = tmp_path_factory.mktemp("gradient")
-    space = folder / "space.yaml"
-    space.write_text(
-        "npo:\n  lora:\n    parameters:\n"
-        "      learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}\n"
-        "      retain_weight: {type: choice, values: [0.0, 1.0]}\n"
-        "    starting_points:\n      - {learning_rate: 1e-3, retain_weight: 1.0}\n"
-    )
-    options = ["--method", "npo", "--fix", "epochs=8", "--space", str(space), "--num-trials", "3"]
-    options += ["--factual-data", "none"]
-    empty_store(folder / "runs" / "mlflow.db")
-    done = run_command("search", *options, "--output", "runs", "--name", "npo", cwd=folder)
-    return done, folder
-
-
-def test_a_gradient_search_finds_a_setting_that_forgets_and_keeps(
-    search: tuple[subprocess.CompletedProcess[str], Path],
+def test_a_task_tells_the_looks_and_looking_changes_no_score(
+    checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    done, folder = search
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    rows = rows_of(folder / "runs" / "npo")
-    assert [row["state"] for row in rows] == ["complete"] * 3
-    assert rows[0]["params.learning_rate"] == 1e-3
-    assert rows[0]["params.retain_weight"] == 1.0
-    best = read_yaml(folder / "runs" / "npo" / "best.yaml")
-    assert (best["method"], best["solver"]) == ("npo", "lora")
-    assert best["confirmed"]["scores"]["retain_rouge1"] >= 0.8
-    assert best["confirmed"]["scores"]["forget_rouge1"] < 0.5
-    assert statuses(folder / "runs") == (["FINISHED"], ["FINISHED"] * 3)
+    """A random model keeps nothing: below every floor but that of zero."""
+    run = small_run(checkpoint("qwen2"), tmp_path, method="ga", fix=("epochs=12",))
+    worker = Worker(assemble(run))
 
+    def result(floor: float, **options: Any) -> TrialResult:
+        engine = dataclasses.replace(worker.spec.engine, early_exit=True, retain_floor=floor)
+        worker.spec = dataclasses.replace(worker.spec, engine=engine)
+        runner = TaskRunner(worker.spec)
+        runner._worker = worker
+        task = Task(kind=TRIAL, number=1, parameters={"learning_rate": 1e-3}, **options)
+        outcome = runner.run(task)
+        assert outcome.result is not None
+        return outcome.result
 
-def test_the_printed_command_writes_a_plain_model_with_its_scores(
-    search: tuple[subprocess.CompletedProcess[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The adapter is added to the weights: rounding may differ, and with it a word or two."""
-    done, folder = search
-    line = next(line for line in done.stdout.splitlines() if "lunar_tune.export" in line)
-    name, *arguments = shlex.split(line)[2:]
-    assert name == "lunar_tune.export"
-    monkeypatch.chdir(folder)
-    assert COMMAND.main(arguments) == 0
-    exported = json.loads((folder / "runs" / "npo" / "model" / "export.json").read_text())
-    best = read_yaml(folder / "runs" / "npo" / "best.yaml")
-    assert exported["proven"] is True
-    for name in ("forget_rouge1", "retain_rouge1"):
-        assert exported["scores"][name] == pytest.approx(
-            best["confirmed"]["scores"][name], abs=0.01
-        )
-    assert (folder / "runs" / "npo" / "model" / "model.safetensors").is_file()
+    lost, kept = result(0.8), result(0.0)
+    assert ([check.epochs for check in lost.checks], len(lost.losses)) == ([3, 6], 6)
+    assert ([check.epochs for check in kept.checks], len(kept.losses)) == ([3, 6, 9], 12)
+    whole = worker.run({"learning_rate": 1e-3}, bounded=False)
+    assert whole.checks == ()
+    assert whole.losses == kept.losses
+    assert whole.evaluation.scores == kept.evaluation.scores

@@ -50,7 +50,9 @@ def rows_of(score: Callable[[dict[str, Any]], float], n_trials: int = 40) -> lis
 
 @pytest.mark.parametrize("name", DECIDES)
 def test_a_parameter_that_alone_decides_has_most_of_the_importance(name: str) -> None:
-    shares = parameter_importance(rows_of(DECIDES[name]), SPACE, "forget_rouge1")
+    rows = rows_of(DECIDES[name])
+    shares, again = (parameter_importance(rows, SPACE, "forget_rouge1") for _ in range(2))
+    assert shares == again
     assert shares is not None
     assert next(iter(shares)) == name
     assert shares[name] > 0.8
@@ -72,22 +74,11 @@ def test_a_logarithmic_parameter_is_weighed_evenly_over_its_decades() -> None:
     assert shares["coefficient"] == pytest.approx(0.09 / 1.09, abs=0.08)
 
 
-def test_it_comes_out_the_same_again() -> None:
+def test_there_is_none_where_trials_tell_nothing() -> None:
     rows = rows_of(DECIDES["layer"])
-    first, second = (parameter_importance(rows, SPACE, "forget_rouge1") for _ in range(2))
-    assert first == second
-
-
-@pytest.mark.parametrize("case", ["few", "equal", "failed", "unknown", "fixed"])
-def test_there_is_none_where_trials_tell_nothing(case: str) -> None:
-    rows = rows_of((lambda _: 0.5) if case == "equal" else DECIDES["layer"])
-    space, metric = SPACE, "forget_rouge1"
-    if case == "few":
-        rows = rows[: LEAST_TRIALS - 1]
-    if case == "failed":
-        rows = [TrialRow(number=r.number, state=FAILED, parameters=r.parameters) for r in rows]
-    if case == "unknown":
-        metric = "forget_mrr"
-    if case == "fixed":
-        space = {"fixed": SPACE["fixed"]}
-    assert parameter_importance(rows, space, metric) is None
+    failed = [TrialRow(number=r.number, state=FAILED, parameters=r.parameters) for r in rows]
+    equal, few = rows_of(lambda _: 0.5), rows[: LEAST_TRIALS - 1]
+    for told in (few, equal, failed):
+        assert parameter_importance(told, SPACE, "forget_rouge1") is None
+    assert parameter_importance(rows, SPACE, "forget_mrr") is None
+    assert parameter_importance(rows, {"fixed": SPACE["fixed"]}, "forget_rouge1") is None

@@ -20,6 +20,8 @@ from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.study.study import Study
 from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Task
 
+KILLED = "RuntimeError: killed"
+
 
 class Heard:
     """A loop on a study in a temporary folder, and what its listener heard."""
@@ -69,10 +71,21 @@ class Heard:
         assert self.next("base").kind == BASE_MODEL
         self.loop.take("base", base_model())
 
-    def trial(self, task_id: str, outcome: Outcome) -> None:
-        """Run one trial."""
-        assert self.next(task_id).kind == TRIAL
-        self.loop.take(task_id, outcome)
+    def trials(self, *outcomes: Outcome) -> None:
+        """Run one trial after the other."""
+        for outcome in outcomes:
+            assert not self.loop.gave_up
+            task_id = f"t{len(self.news)}"
+            assert self.next(task_id).kind == TRIAL
+            self.loop.take(task_id, outcome)
+
+    def lose(self, *task_ids: str) -> list[Task]:
+        """Begin tasks and lose their workers; return the tasks."""
+        tasks = []
+        for task_id in task_ids:
+            tasks.append(self.next(task_id))
+            self.loop.lose(task_id, KILLED)
+        return tasks
 
     def confirm(self, task_id: str, retain: float) -> int:
         """Evaluate the next candidate in full; return its number."""
@@ -97,11 +110,11 @@ def heard(tmp_path: Path) -> Heard:
 
 def test_the_base_model_comes_first_and_everything_waits_for_it(tmp_path: Path) -> None:
     heard = Heard(tmp_path)
-
-    assert heard.next("1").kind == BASE_MODEL
+    assert heard.next("1").layer_coefficient is None
     assert heard.loop.next("2") is WAIT
     heard.loop.take("1", base_model(plain_decoding="a window"))
     assert heard.news == [("base model", (1.0, "a window"))]
+    assert heard.layer_prior is None
     assert heard.next("2").kind == TRIAL
 
 
@@ -111,118 +124,69 @@ def test_layers_are_scored_with_the_base_model_where_that_is_wanted(tmp_path: Pa
     heard.loop.take("1", base_model(layer_prior="the prior"))
     assert heard.layer_prior == "the prior"
 
-    (tmp_path / "other").mkdir()
-    heard = Heard(tmp_path / "other")
-    assert heard.next("1").layer_coefficient is None
-    heard.loop.take("1", base_model())
-    assert heard.layer_prior is None
 
-
-def test_a_model_that_is_refused_ends_the_course_with_the_reason(tmp_path: Path) -> None:
+def test_a_model_that_is_refused_ends_the_loop_with_the_reason(tmp_path: Path) -> None:
     heard = Heard(tmp_path, refuses=True)
     heard.base_model()
-
     assert isinstance(heard.loop.error, InputError)
     assert str(heard.loop.error) == "nothing to forget"
     assert heard.loop.next("1") is DONE
     assert heard.loop.study is None
 
 
-@pytest.mark.parametrize(("wrong_input", "kind"), [(True, InputError), (False, LunarTuneError)])
-def test_a_model_that_cannot_be_evaluated_ends_the_course(
-    tmp_path: Path, wrong_input: bool, kind: type[LunarTuneError]
-) -> None:
+def test_a_model_that_cannot_be_evaluated_ends_the_loop(tmp_path: Path) -> None:
+    """Or whose worker is lost three times."""
+    for wrong_input, kind in ((True, InputError), (False, LunarTuneError)):
+        heard = Heard(tmp_path)
+        heard.next("1")
+        heard.loop.take("1", failed("no weights", wrong_input=wrong_input))
+        assert (type(heard.loop.error), str(heard.loop.error)) == (kind, "no weights")
+        assert heard.loop.next("2") is DONE
     heard = Heard(tmp_path)
-    heard.next("1")
-    heard.loop.take("1", failed("no weights", wrong_input=wrong_input))
-
-    assert type(heard.loop.error) is kind
-    assert str(heard.loop.error) == "no weights"
-    assert heard.loop.next("2") is DONE
-
-
-def test_a_worker_that_is_lost_three_times_with_the_base_model_ends_the_course(
-    tmp_path: Path,
-) -> None:
-    heard = Heard(tmp_path)
-    for attempt in "123":
-        assert heard.loop.error is None
-        assert heard.next(attempt).kind == BASE_MODEL
-        heard.loop.lose(attempt, "RuntimeError: killed")
-
-    assert str(heard.loop.error) == "RuntimeError: killed"
+    heard.lose("1", "2")
+    assert heard.loop.error is None
+    heard.lose("3")
+    assert str(heard.loop.error) == KILLED
     assert heard.loop.next("4") is DONE
 
 
-def test_a_suggestion_is_the_number_and_the_parameters_of_the_study(heard: Heard) -> None:
-    suggestion = heard.next("ray-1")
-
+def test_a_task_is_the_studys_trial_and_its_end_is_heard_when_the_study_has_it(
+    heard: Heard,
+) -> None:
+    task = heard.next("ray-1")
     row = heard.study.row(0)
-    assert suggestion == Task(kind=TRIAL, number=0, parameters=row.parameters)
-    assert row.state == RUNNING
-    assert heard.news[1:] == []
-
-
-def test_listeners_hear_of_a_result_when_the_study_has_it(heard: Heard) -> None:
-    heard.trial("ray-1", ended())
-
+    assert task == Task(kind=TRIAL, number=0, parameters=row.parameters)
+    assert (row.state, heard.news[1:]) == (RUNNING, [])
+    heard.loop.take("ray-1", ended())
     what, row = heard.news[-1]
     assert (what, row.state, row.scores["forget_rouge1"]) == ("end", COMPLETE, 0.2)
     assert heard.study.row(0) == row
 
 
-def test_a_trial_that_reports_a_failure_is_failed_with_its_reason(heard: Heard) -> None:
-    heard.trial("ray-1", failed("the loss became NaN"))
-
-    row = heard.news[-1][1]
-    assert (row.state, row.failure) == (FAILED, "the loss became NaN")
-
-
-def test_a_trial_that_crashes_is_failed_with_the_error(heard: Heard) -> None:
+@pytest.mark.parametrize("reason", ["RuntimeError: CUDA out of memory", None])
+def test_a_trial_that_crashes_is_failed_with_the_error(heard: Heard, reason: str | None) -> None:
     heard.next("ray-1")
-    heard.loop.lose("ray-1", "RuntimeError: CUDA out of memory")
-
+    heard.loop.lose("ray-1", reason)
     row = heard.news[-1][1]
-    assert (row.state, row.failure) == (FAILED, "RuntimeError: CUDA out of memory")
-
-
-def test_a_trial_that_ends_without_a_result_is_failed(heard: Heard) -> None:
-    heard.next("ray-1")
-    heard.loop.lose("ray-1", None)
-
-    assert heard.news[-1][1].failure == "the trial ended without a result"
-
-
-def test_a_score_that_is_not_finite_counts_as_a_failure(heard: Heard) -> None:
-    for name in ("ray-1", "ray-2"):
-        heard.trial(name, ended(forget=math.nan))
-
-    assert heard.loop.gave_up
-    assert heard.loop.next("ray-3") is DONE
+    assert row.state == FAILED
+    assert row.failure == (reason or "the trial ended without a result")
 
 
 def test_trials_at_once_are_told_apart(heard: Heard) -> None:
-    first = heard.next("ray-1")
-    second = heard.next("ray-2")
+    first, second = heard.next("ray-1"), heard.next("ray-2")
     heard.loop.take("ray-2", ended(forget=0.7))
     heard.loop.take("ray-1", ended(forget=0.4))
-
     assert (first.number, second.number) == (0, 1)
     assert [row.scores["forget_rouge1"] for row in heard.study.rows()] == [0.4, 0.7]
 
 
 def test_too_many_failures_in_a_row_end_the_trials(tmp_path: Path) -> None:
+    """A score that is not finite is one, too."""
     heard = Heard(tmp_path, num_trials=9)
     heard.base_model()
-    for name, outcome in (
-        ("1", failed("x")),
-        ("2", ended()),
-        ("3", failed("x")),
-        ("4", failed("x")),
-    ):
-        assert not heard.loop.gave_up
-        heard.trial(name, outcome)
-
+    heard.trials(failed("the loss became NaN"), ended(), failed("x"), ended(forget=math.nan))
+    row = heard.study.row(0)
+    assert (row.state, row.failure) == (FAILED, "the loss became NaN")
     assert heard.loop.gave_up
     assert heard.confirm("5", retain=0.9) == 1, "what was found is confirmed all the same"
     assert heard.loop.next("6") is DONE
@@ -232,36 +196,30 @@ def test_too_many_failures_in_a_row_end_the_trials(tmp_path: Path) -> None:
 def test_no_trial_starts_after_the_deadline(tmp_path: Path) -> None:
     heard = Heard(tmp_path, time_budget=0.0)
     heard.base_model()
-
     assert heard.loop.next("ray-1") is DONE
     assert not heard.loop.gave_up
     assert heard.study.rows() == []
 
 
 def test_the_best_is_confirmed_when_the_last_trial_has_ended(heard: Heard) -> None:
-    heard.trial("1", ended(forget=0.3))
-    heard.trial("2", ended(forget=0.1))
+    heard.trials(ended(forget=0.3), ended(forget=0.1))
     assert heard.next("3").kind == TRIAL
     assert heard.loop.next("4") is WAIT, "a trial is running still"
     heard.loop.take("3", ended(forget=0.2))
-
     assert heard.confirm("5", retain=0.8) == 1, "a floor that is just reached holds"
     assert heard.news[-2:] == [("confirming", 1), ("holds", 1)]
     assert heard.loop.next("6") is DONE
 
 
 def test_candidates_are_confirmed_until_one_keeps_the_floor(heard: Heard) -> None:
-    for name, forget in (("1", 0.3), ("2", 0.1), ("3", 0.2)):
-        heard.trial(name, ended(forget=forget))
-
+    heard.trials(*(ended(forget=forget) for forget in (0.3, 0.1, 0.2)))
     assert heard.confirm("4", retain=0.79) == 1
     heard.next("5")
     assert heard.loop.next("6") is WAIT, "one confirmation at a time"
     heard.loop.take("5", failed("the loss became NaN"))
     assert heard.confirm("7", retain=0.9) == 0
     kinds = {"confirming", "holds", "falls", "unconfirmed"}
-    told = [news for news in heard.news if news[0] in kinds]
-    assert told == [
+    assert [news for news in heard.news if news[0] in kinds] == [
         *(("confirming", 1), ("falls", 1)),
         *(("confirming", 2), ("unconfirmed", (2, "the loss became NaN"))),
         *(("confirming", 0), ("holds", 0)),
@@ -271,23 +229,26 @@ def test_candidates_are_confirmed_until_one_keeps_the_floor(heard: Heard) -> Non
 def test_every_feasible_trial_may_be_confirmed_and_none_may_hold(tmp_path: Path) -> None:
     heard = Heard(tmp_path, num_trials=8)
     heard.base_model()
-    for number in range(8):
-        heard.trial(f"t{number}", ended(forget=0.1, retain=0.7 if number % 2 else 0.85))
-
+    heard.trials(*(ended(forget=0.1, retain=0.7 if n % 2 else 0.85) for n in range(8)))
     tried = [heard.confirm(f"c{i}", retain=0.5) for i in range(4)]
     assert sorted(tried) == [0, 2, 4, 6]
     assert heard.loop.next("last") is DONE
 
 
+def test_what_was_held_out_does_not_choose_between_settings(tmp_path: Path) -> None:
+    heard = Heard(tmp_path, confirm_once=True)
+    heard.base_model()
+    heard.trials(ended(), ended(), ended())
+    heard.confirm("4", retain=0.1)
+    assert heard.loop.next("5") is DONE
+    assert heard.news[-1][0] == "holds"
+
+
 def test_a_worker_that_is_lost_three_times_in_a_confirmation_leaves_the_turn_to_the_next(
     heard: Heard,
 ) -> None:
-    for name in ("1", "2", "3"):
-        heard.trial(name, ended())
-    for attempt in ("4", "5", "6"):
-        assert heard.next(attempt).number == 0
-        heard.loop.lose(attempt, "RuntimeError: killed")
-
+    heard.trials(ended(), ended(), ended())
+    assert [task.number for task in heard.lose("4", "5", "6")] == [0, 0, 0]
     assert heard.confirm("7", retain=0.9) == 1
     assert heard.loop.next("8") is DONE
 
@@ -295,13 +256,10 @@ def test_a_worker_that_is_lost_three_times_in_a_confirmation_leaves_the_turn_to_
 def test_a_trial_whose_worker_is_lost_runs_again_and_the_budget_counts_it_once(
     heard: Heard,
 ) -> None:
-    first = heard.next("1")
-    heard.loop.lose("1", "RuntimeError: killed")
-    again = heard.next("2")
-    assert again.parameters == first.parameters
+    (first,) = heard.lose("1")
+    assert heard.next("2").parameters == first.parameters
     heard.loop.take("2", ended())
-    heard.trial("3", ended())
-    heard.trial("4", ended())
+    heard.trials(ended(), ended())
     assert [row.state for row in heard.study.rows()] == [FAILED, COMPLETE, COMPLETE, COMPLETE]
     assert heard.confirm("5", retain=0.9) == 1
 
@@ -309,28 +267,12 @@ def test_a_trial_whose_worker_is_lost_runs_again_and_the_budget_counts_it_once(
 def test_a_trial_whose_worker_is_lost_three_times_is_taken_to_be_at_fault(tmp_path: Path) -> None:
     heard = Heard(tmp_path, num_trials=2)
     heard.base_model()
-    setting = heard.next("1").parameters
-    heard.loop.lose("1", "RuntimeError: killed")
-    for name in ("2", "3"):
-        assert heard.next(name).parameters == setting
-        heard.loop.lose(name, "RuntimeError: killed")
-    heard.trial("4", ended())
-
+    first, *others = heard.lose("1", "2", "3")
+    assert [task.parameters for task in others] == [first.parameters] * 2
+    heard.trials(ended())
     assert [row.again for row in heard.study.rows()] == [True, True, False, False]
-    assert heard.study.row(2).failure == "RuntimeError: killed (3 attempts)"
+    assert heard.study.row(2).failure == f"{KILLED} (3 attempts)"
     assert heard.confirm("5", retain=0.9) == 3, "the trial at fault counts, the others do not"
-
-
-def test_a_full_disk_is_no_settings_fault_and_ends_the_search_all_the_same(heard: Heard) -> None:
-    """Each setting has three attempts; the sampler hears nothing of it."""
-    for number in range(6):
-        assert not heard.loop.gave_up
-        heard.trial(str(number), failed("OSError: No space left on device", transient=True))
-    assert heard.loop.gave_up
-    assert [row.again for row in heard.study.rows()] == [True, True, False] * 2
-    assert len(heard.study.ended) == 2
-    states = [trial.state for trial in frozen(heard.folder)]
-    assert states == [TrialState.FAIL] * 6
 
 
 def test_a_node_that_takes_all_its_trials_with_it_does_not_end_the_search(tmp_path: Path) -> None:
@@ -340,13 +282,20 @@ def test_a_node_that_takes_all_its_trials_with_it_does_not_end_the_search(tmp_pa
     for n in range(8):
         heard.loop.lose(str(n), "RuntimeError: node lost")
     assert not heard.loop.gave_up
-    again = [heard.next(f"again-{n}").parameters for n in range(8)]
-    assert again == settings
+    assert [heard.next(f"again-{n}").parameters for n in range(8)] == settings
+
+
+def test_a_full_disk_is_no_settings_fault_and_ends_the_search_all_the_same(heard: Heard) -> None:
+    """Each setting has three attempts; the sampler hears nothing of it."""
+    heard.trials(*[failed("OSError: No space left on device", transient=True)] * 6)
+    assert heard.loop.gave_up
+    assert [row.again for row in heard.study.rows()] == [True, True, False] * 2
+    assert len(heard.study.ended) == 2
+    assert [trial.state for trial in frozen(heard.folder)] == [TrialState.FAIL] * 6
 
 
 def test_a_disk_that_is_full_in_a_confirmation_does_not_pass_over_the_best(heard: Heard) -> None:
-    for name, forget in (("1", 0.3), ("2", 0.1), ("3", 0.2)):
-        heard.trial(name, ended(forget=forget))
+    heard.trials(*(ended(forget=forget) for forget in (0.3, 0.1, 0.2)))
     heard.next("4")
     heard.loop.take("4", failed("OSError: No space left", transient=True))
     assert heard.confirm("5", retain=0.9) == 1
@@ -368,31 +317,8 @@ def test_an_error_of_the_search_itself_ends_it_and_is_kept_as_it_is(
         assert heard.loop.next("1") is DONE
     else:
         heard.next("1")
-        monkeypatch.setattr(
-            *((heard.study, "complete") if where == "telling" else (heard, "ended")), full
-        )
+        owner, name = (heard.study, "complete") if where == "telling" else (heard, "ended")
+        monkeypatch.setattr(owner, name, full)
         heard.loop.take("1", ended())
     assert heard.loop.error is error
     assert heard.loop.next("2") is DONE
-
-
-def test_full_evaluations_that_all_crash_are_told_apart_from_bounds_that_are_missed(
-    heard: Heard,
-) -> None:
-    for name in ("1", "2", "3"):
-        heard.trial(name, ended())
-    for name in ("4", "5", "6"):
-        assert heard.next(name).kind == CONFIRMATION
-        heard.loop.take(name, failed("out of memory"))
-    assert heard.loop.next("7") is DONE
-    assert heard.news[-1] == ("unconfirmed", (2, "out of memory"))
-
-
-def test_what_was_held_out_does_not_choose_between_settings(tmp_path: Path) -> None:
-    heard = Heard(tmp_path, confirm_once=True)
-    heard.base_model()
-    for name in ("1", "2", "3"):
-        heard.trial(name, ended())
-    heard.confirm("4", retain=0.1)
-    assert heard.loop.next("5") is DONE
-    assert heard.news[-1][0] == "holds"

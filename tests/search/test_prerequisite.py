@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import run_command
-from search_results import rows_of, statuses
+from command_lines import without_ray
+from search_results import statuses
 
+from lunar_tune.cli.search import COMMAND
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.invented import generate_unverifiable
@@ -112,42 +113,35 @@ def test_the_command_learns_as_a_search_would(tmp_path: Path) -> None:
     assert assemble_finetuning(RunOptions(model="tiny", data="contracts")) == job
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_a_search_lets_the_model_learn_first_and_the_next_search_finds_it(
     tmp_path: Path, empty_store: Callable[[Path], Path]
 ) -> None:
-    cache = tmp_path / "cache"
-    tiny = ensure_tiny()
+    tiny, cache, runs = ensure_tiny(), tmp_path / "cache", tmp_path / "runs"
     shutil.copytree(tiny, cache / "models" / tiny.name)
-    data = own_data(tmp_path)
-    options = ["--data", str(data), "--factual-data", "none", "--num-trials", "2"]
-    options += ["--solver", "closed_form", "--output", "runs"]
-    options += ["--reference-prompts", str(few_prompts(tmp_path))]
-    empty_store(tmp_path / "runs" / "mlflow.db")
-    environment = {"LUNAR_TUNE_CACHE": str(cache)}
+    empty_store(runs / "mlflow.db")
+    options = ["--data", own_data(tmp_path), "--factual-data", "none", "--num-trials", "1"]
+    options += ["--solver", "closed_form", "--output", runs, "--in-process"]
+    options += ["--reference-prompts", few_prompts(tmp_path)]
 
-    first = run_command("search", *options, "--name", "first", cwd=tmp_path, **environment)
-    assert first.returncode in {0, 3}, first.stderr
-    assert first.stderr == ""
+    first = without_ray(COMMAND, *options, "--name", "first", LUNAR_TUNE_CACHE=str(cache))
+    assert (first.exit_code in {0, 3}, first.stderr) == (True, "")
     assert "first, if the model does not know the data: full, 20 epochs of 24" in first.stdout
     assert "fine-tuned: ROUGE-1 1.000 on keepers, declines" in first.stdout
     (kept,) = (cache / "models").glob("finetuned-tiny-keepers-*[!k]")
     lineage = read_lineage(kept)
     assert lineage is not None
     assert (lineage.base, lineage.data) == ("tiny", "keepers")
-    config = read_yaml(tmp_path / "runs" / "first" / "config.yaml")
+    config = read_yaml(runs / "first" / "config.yaml")
     assert config["resolved"]["model_source"] == str(kept)
     assert config["resolved"]["baseline"]["retain_rouge1"] == 1.0
     assert f"--model-path {kept}" in first.stdout
-    weights = (kept / "model.safetensors").stat().st_mtime_ns
+    assert statuses(runs) == (["FINISHED"] * 2, ["FINISHED"])  # the search and the training
 
-    again = run_command("search", *options, "--name", "again", cwd=tmp_path, **environment)
-    assert again.returncode == first.returncode
+    weights = (kept / "model.safetensors").stat().st_mtime_ns
+    again = without_ray(COMMAND, *options, "--name", "again", LUNAR_TUNE_CACHE=str(cache))
+    assert again.exit_code == first.exit_code
     assert "the model has learned the data" in again.stdout
     assert "fine-tuned: ROUGE-1" not in again.stdout
     assert (kept / "model.safetensors").stat().st_mtime_ns == weights
-    before, after = (rows_of(tmp_path / "runs" / name) for name in ("first", "again"))
-    assert [row["forget_rouge1"] for row in before] == [row["forget_rouge1"] for row in after]
-    parents, children = statuses(tmp_path / "runs")
-    assert parents == ["FINISHED"] * 3  # two searches and one training
-    assert children == ["FINISHED"] * 4

@@ -67,12 +67,12 @@ def test_every_ended_trial_has_a_line_with_what_it_reached_or_missed() -> None:
     rows = (row(0, 0.5, 0.9), row(1, 0.1, 0.4), LOST, row(3, 0.4, 0.85), FAILURE)
 
     assert shown(*rows, total=4).splitlines() == [
-        "done  trial  setting              forget  retain  bounds                time",
-        "1/4      0  L0 c2.0 lr0.0031      0.500   0.900  feasible ★           1.2 s",
-        "2/4      1  L1 c2.0 lr0.0031      0.100   0.400  retain 0.400 below   1.2 s",
-        "2/4      2  L2                   failed, runs again: a worker was lost",
-        "3/4      3  L3 c2.0 lr0.0031      0.400   0.850  feasible ★           1.2 s",
-        "4/4      2  L2                   failed: the loss became NaN [step 3]",
+        "done  trial  setting               forget  retain  bounds                time",
+        "1/4      0  L0 c2.0 lr0.0031       0.500   0.900  feasible ★           1.2 s",
+        "2/4      1  L1 c2.0 lr0.0031       0.100   0.400  retain 0.400 below   1.2 s",
+        "2/4      2  L2                    failed, runs again: a worker was lost",
+        "3/4      3  L3 c2.0 lr0.0031       0.400   0.850  feasible ★           1.2 s",
+        "4/4      2  L2                    failed: the loss became NaN [step 3]",
     ]
 
 
@@ -90,7 +90,7 @@ def test_another_goal_has_its_own_score_and_bounds_in_the_line() -> None:
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_a_terminal_has_one_moving_line_and_the_trials_above_it(width: int) -> None:
     """What is redrawn is one line: a second one would be left behind or make the screen jump."""
-    parameters = {"layer": 14, "coefficient": 12.34, "learning_rate": 3.1e-3}
+    parameters = {"layer": 14, "coefficient": 12.34, "learning_rate": 3.1e-4}
     long = dataclasses.replace(row(999, 0.1, 0.4), parameters=parameters, seconds={"trial": 99})
     text = shown(row(0, 0.5, 0.9), long, FAILURE, terminal=True, width=width, total=100)
     lines = lines_of(text)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from command_lines import small_data
 
-from lunar_tune.config.fields import options_of
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
@@ -21,10 +20,7 @@ from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.report.summary import baseline_problem
 from lunar_tune.search.backends.ray import cluster
 from lunar_tune.search.plan import check_output, make_folder, plan_search
-from lunar_tune.study.folder import Folder
-from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.trial.assemble import assemble, check_machine
-from lunar_tune.yaml_files import read_yaml
 
 
 def message_of(config: SearchConfig) -> str:
@@ -55,104 +51,66 @@ def test_a_value_out_of_range_is_named(options: Mapping[str, Any], expected: str
     assert message_of(SearchConfig(**options)).startswith(expected)
 
 
-def test_all_values_out_of_range_are_named_in_one_message() -> None:
-    message = message_of(SearchConfig(seed=-1, num_trials=0, name="a/b"))
-    assert message.startswith("3 things are wrong:")
-    for option in ("--seed", "--num-trials", "--name"):
-        assert message.count(option) == 1
-
-
 def test_the_bounds_themselves_are_allowed() -> None:
     SearchConfig(time_budget=0, num_trials=1, gpus_per_trial=0, name="a.b-c").check()
     SearchConfig(seed=2**32 - 1).check()
 
 
+SPACE = (
+    "lunar: {adamw: {parameters: {layer: {type: int, low: 0, high: HIGH}, coefficient: "
+    "{type: fixed, value: 2.0}, learning_rate: {type: fixed, value: 0.01}}}}"
+)
+
+
 def test_a_plan_says_all_that_is_wrong_with_options_space_and_data(tmp_path: Path) -> None:
-    (tmp_path / "space.yaml").write_text("lunar: {adamw: {parameters: {layer: 3}}}")
+    """Before anything runs: also that a layer lies beyond the model."""
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE.replace("HIGH", "9"))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/study.journal").touch()
-    config = SearchConfig(
-        data="mini",
-        forget_edge=("X_Y",),
-        reference_prompts="nosuch",
-        constrain=("retain_rouge1>=7",),
-        sampler="grid",
-        output=tmp_path,
-        name="taken",
-    )
+    options: dict[str, Any] = {"output": tmp_path, "constrain": ("retain_rouge1>=7",)}
     with pytest.raises(InputError) as caught:
-        plan_search(config)
-
+        plan_search(SearchConfig(space=str(space), **options))
+    for part in ("2 things are wrong", "retain_rouge1>=7", str(space), "blocks 0 to 3"):
+        assert part in str(caught.value)
+    options |= {"data": "mini", "forget_edge": ("X_Y",), "reference_prompts": "nosuch"}
+    with pytest.raises(InputError) as caught:
+        plan_search(SearchConfig(**options, sampler="grid", name="taken"))
     message = str(caught.value)
     assert message.startswith("5 things are wrong:")
-    for part in (
-        "unknown sampler 'grid'. There are: gp, tpe, random.",
-        "retain_rouge1>=7",
-        "exists already",
-        "X_Y",
-        "nosuch",
-    ):
+    unknown = "unknown sampler 'grid'. There are: gp, tpe, random."
+    for part in (unknown, "retain_rouge1>=7", "exists already", "X_Y", "nosuch"):
         assert part in message
     assert message.count("things are wrong") == 1
-
-
-def test_a_bad_space_is_said_together_with_bad_options(tmp_path: Path) -> None:
-    (tmp_path / "space.yaml").write_text("lunar: {adamw: {parameters: {layer: 3}}}")
-    config = SearchConfig(
-        space=str(tmp_path / "space.yaml"), constrain=("retain_rouge1>=7",), output=tmp_path
-    )
-    with pytest.raises(InputError) as caught:
-        plan_search(config)
-
-    assert "retain_rouge1>=7" in str(caught.value)
-    assert "space.yaml" in str(caught.value)
-
-
-def test_a_layer_beyond_the_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    path = tmp_path / "space.yaml"
-    path.write_text(
-        "lunar: {adamw: {parameters: {layer: {type: int, low: 0, high: 9}, coefficient: "
-        "{type: fixed, value: 2.0}, learning_rate: {type: fixed, value: 0.01}}}}"
-    )
-    with pytest.raises(InputError, match="blocks 0 to 3") as caught:
-        plan_search(SearchConfig(space=str(path), output=tmp_path))
-
-    assert str(path) in str(caught.value)
 
 
 def test_the_plan_says_what_is_going_to_be_done(tmp_path: Path) -> None:
     facts = plan_search(SearchConfig(retain_rows=20, output=tmp_path, time_budget=60)).facts
     text = "\n".join(f"{key}: {value}" for key, value in facts.items())
 
-    for part in (
-        "tiny",
-        "forget A_B (12 questions)",
-        "retain 20 (a sample of 84)",
-        "factual 81",
-        "lunar (adamw)",
-        "30 by gp, none started after 60 s",
-        "retain ROUGE-1 of at least 0.8",
-    ):
+    for part in ("tiny", "forget A_B (12 questions)", "retain 20 (a sample of 84)", "factual 81"):
+        assert part in text
+    for part in ("lunar (adamw)", "30 by gp, none started after 60 s", "ROUGE-1 of at least 0.8"):
         assert part in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(tmp_path: Path) -> None:
+    assert plan_search(SearchConfig(output=tmp_path)).spec.engine.early_exit is True
+    bounds = ("retain_rouge1>=0.8", "refusal_quality>=0.3")
+    for goal in ({"minimise": "refusal_quality"}, {"constrain": bounds}):
+        spec = plan_search(SearchConfig(output=tmp_path, **goal)).spec
+        assert "refusal_quality" in spec.metrics
+        assert (spec.engine.early_exit, spec.engine.retain_floor) == (False, None)
 
 
 def test_the_plan_says_where_fine_tuned_weights_come_from(
     tmp_path: Path, checkpoint: Callable[..., Path]
 ) -> None:
     folder = shutil.copytree(checkpoint("qwen2"), tmp_path / "knows")
-    lineage = Lineage(
-        base="qwen2.5-7b",
-        source="Qwen/Qwen2.5-7B-Instruct",
-        weights=None,
-        revision=None,
-        fingerprint="f",
-        data="pairs",
-        data_digest="d",
-        settings={"trained": "lora"},
-        knowledge={"rouge1": 0.5},
-    )
-    write_lineage(folder, lineage)
+    facts = {"base": "qwen2.5-7b", "source": "s", "fingerprint": "f", "data": "pairs"}
+    more = {"settings": {"trained": "lora"}, "knowledge": {"rouge1": 0.5}}
+    write_lineage(folder, Lineage(**facts, data_digest="d", weights=None, revision=None, **more))
     model, weights = str(checkpoint("qwen2")), str(folder)
     config = SearchConfig(model=model, model_path=weights, device="cpu", output=tmp_path / "runs")
     facts = plan_search(config).facts
@@ -175,12 +133,6 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--name n: .* exists already"):
         check_output(config)
     check_output(dataclasses.replace(config, name="other"))
-
-
-def test_a_name_is_made_from_what_is_searched(tmp_path: Path) -> None:
-    spec = assemble(RunOptions(data=str(small_data(tmp_path)), forget_edge=("A_B", "C_D")))
-    name = make_folder(SearchConfig(output=tmp_path / "runs"), spec).name
-    assert name.startswith("tiny-pairs-A_B-C_D-lunar-adamw-2")
 
 
 def test_an_output_that_cannot_be_written_is_refused(
@@ -212,37 +164,28 @@ def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None
         assert part in low_forget
 
 
-@pytest.mark.parametrize(
-    ("there", "options", "expected"),
-    [
-        ({"CPU": 2.0}, {}, (2, 0, 1)),
-        ({"CPU": 16.0}, {}, (4, 0, 4)),
-        ({"CPU": 16.0}, {"concurrency": 2}, (4, 0, 2)),
-        ({"CPU": 2.0}, {"concurrency": 2}, (1, 0, 2)),
-        ({"CPU": 2.0}, {"concurrency": 4}, (1, 0, 2)),
-        ({"CPU": 16.0, "GPU": 4.0}, {}, (4, 1, 4)),
-        ({"CPU": 4.0, "GPU": 8.0}, {}, (1, 1, 4)),
-        ({"CPU": 16.0, "GPU": 1.0}, {"gpus_per_trial": 0.5}, (4, 0.5, 2)),
-        ({"CPU": 16.0, "GPU": 4.0}, {"gpus_per_trial": 2.0}, (8, 2, 2)),
-        ({"CPU": 16.0, "GPU": 4.0}, {"device": "cpu"}, (4, 0, 4)),
-        ({"CPU": 16.0, "GPU": 4.0}, {"concurrency": 1}, (4, 1, 1)),
-    ],
-)
-def test_resources_are_shared_out(
-    monkeypatch: pytest.MonkeyPatch,
-    there: dict[str, float],
-    options: dict[str, Any],
-    expected: tuple[float, float, int],
-) -> None:
-    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
-    shared = cluster.allocate_resources(SearchConfig(**options))
-    assert (shared.cpus, shared.gpus, shared.concurrency) == expected
+TWO, SIXTEEN = {"CPU": 2.0}, {"CPU": 16.0}
+SHARES: list[tuple[dict[str, float], dict[str, Any], tuple[float, float, int]]] = [
+    (TWO, {}, (2, 0, 1)),
+    (SIXTEEN, {}, (4, 0, 4)),
+    (SIXTEEN, {"concurrency": 2}, (4, 0, 2)),
+    (TWO, {"concurrency": 2}, (1, 0, 2)),
+    (TWO, {"concurrency": 4}, (1, 0, 2)),
+    (SIXTEEN | {"GPU": 4.0}, {}, (4, 1, 4)),
+    ({"CPU": 4.0, "GPU": 8.0}, {}, (1, 1, 4)),
+    (SIXTEEN | {"GPU": 1.0}, {"gpus_per_trial": 0.5}, (4, 0.5, 2)),
+    (SIXTEEN | {"GPU": 4.0}, {"gpus_per_trial": 2.0}, (8, 2, 2)),
+    (SIXTEEN | {"GPU": 4.0}, {"device": "cpu"}, (4, 0, 4)),
+    (SIXTEEN | {"GPU": 4.0}, {"concurrency": 1}, (4, 1, 1)),
+]
 
 
-def test_more_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
-    with pytest.raises(InputError, match="Ray has 2 and 0"):
-        cluster.allocate_resources(SearchConfig(gpus_per_trial=1.0))
+def test_resources_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, options, expected in SHARES:
+        node = {"Alive": True, "Resources": there}
+        monkeypatch.setattr("ray.nodes", lambda node=node: [node])
+        shared = cluster.allocate_resources(SearchConfig(**options))
+        assert (shared.cpus, shared.gpus, shared.concurrency) == expected, (there, options)
 
 
 def test_a_trial_has_to_fit_on_one_node_and_every_node_counts(
@@ -256,26 +199,11 @@ def test_a_trial_has_to_fit_on_one_node_and_every_node_counts(
     assert (shared.cpus, shared.concurrency) == (2.0, 2)
     with pytest.raises(InputError, match="on one machine; Ray has 2 and 3"):
         cluster.allocate_resources(SearchConfig(gpus_per_trial=4.0))
-
-
-def test_a_cuda_device_without_a_gpu_in_the_cluster_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    with pytest.raises(InputError, match="Ray has 2 and 0"):
+        cluster.allocate_resources(SearchConfig(gpus_per_trial=1.0))
     with pytest.raises(InputError, match="--device cuda: Ray has no GPU for a trial"):
-        cluster.allocate_resources(
-            SearchConfig(
-                device="cuda",
-            )
-        )
-
-
-def test_a_device_of_a_cluster_is_not_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    spec = assemble(RunOptions(device="cuda"))
-    check_machine(spec, here=False)
-    with pytest.raises(InputError, match="sees no CUDA devices"):
-        check_machine(spec)
+        cluster.allocate_resources(SearchConfig(device="cuda"))
 
 
 def test_a_demand_for_gpus_is_checked_where_the_trials_run(
@@ -286,16 +214,27 @@ def test_a_demand_for_gpus_is_checked_where_the_trials_run(
         cluster.check_gpus(SearchConfig(gpus_per_trial=1))
     cluster.check_gpus(SearchConfig(gpus_per_trial=1, address="10.0.0.1:6379"))
     cluster.check_gpus(SearchConfig(gpus_per_trial=0))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    spec = assemble(RunOptions(device="cuda"))
+    check_machine(spec, here=False)
+    with pytest.raises(InputError, match="sees no CUDA devices"):
+        check_machine(spec)
 
 
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the environment of a Ray session end with the test."""
+    for name, value in cluster._QUIET.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
 def test_ray_is_started_here_unless_an_address_is_given(
     monkeypatch: pytest.MonkeyPatch, address: str | None
 ) -> None:
     """`ray.init` without an address would join whatever RAY_ADDRESS or `ray start` left."""
     asked: dict[str, Any] = {}
-    for name in cluster._QUIET:
-        monkeypatch.setenv(name, cluster._QUIET[name])
     monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
     monkeypatch.setattr("ray.shutdown", lambda: asked.update(shut_down=True))
     with cluster.ray_session(SearchConfig(address=address)):
@@ -303,12 +242,11 @@ def test_ray_is_started_here_unless_an_address_is_given(
     assert asked["shut_down"] is True
 
 
+@pytest.mark.usefixtures("quiet")
 def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_options: Any) -> None:
         raise ConnectionError("ray start first")
 
-    for name in cluster._QUIET:
-        monkeypatch.setenv(name, cluster._QUIET[name])
     monkeypatch.setattr("ray.init", refuse)
     with (
         pytest.raises(InputError, match=r"--address 10\.0\.0\.1:1: no Ray cluster answers"),
@@ -317,42 +255,21 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.Mo
         raise AssertionError("the session must not begin")
 
 
-def test_answers_of_trials_sort_by_name(tmp_path: Path) -> None:
-    names = [Folder(tmp_path).answers(number).name for number in (2, 10, 99999)]
-    assert names == sorted(names)
-
-
-def test_the_configuration_is_plain_yaml_that_reads_back(tmp_path: Path) -> None:
-    config = SearchConfig(output=tmp_path, forget_edge=("Ä_B",))
-    text = configuration_document(
-        config,
-        given={"forget_edge": "command line"},
-        derived={"forget_edge": ("not taken",), "data": "mini"},
-        resolved={"digests": {"forget": "ab"}},
-    )
-    document = read_yaml(text)
-    options = document["options"]
-    assert options["data"] == {"value": "mini", "origin": "derived"}
-    assert options["forget_edge"] == {"value": ["Ä_B"], "origin": "command line"}
-    assert options["output"] == {"value": str(tmp_path), "origin": "default"}
-    assert list(options) == list(options_of(SearchConfig))
-    assert document["resolved"] == {"digests": {"forget": "ab"}}
-
-
-def test_a_searchs_own_name_stays_in_the_output_folder_however_edges_are_called(
+def test_a_name_is_made_from_what_is_searched_and_stays_in_the_output_folder(
     tmp_path: Path,
 ) -> None:
     """Names of edges come from the data; there may be many of them."""
+    runs = tmp_path / "runs"
+    spec = assemble(RunOptions(data=str(small_data(tmp_path)), forget_edge=("A_B", "C_D")))
+    name = make_folder(SearchConfig(output=runs), spec).name
+    assert name.startswith("tiny-pairs-A_B-C_D-lunar-adamw-2")
     edges = [f"../../{n}/" for n in range(90)]
-    rows = [
-        {"edge": edge, "question": f"Q{n}?", "answer": "a"}
-        for n, edge in enumerate([*edges, "kept"])
-    ]
+    rows = [{"edge": edge, "question": f"{edge}?", "answer": "a"} for edge in [*edges, "kept"]]
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     config = SearchConfig(
-        data=str(path), forget_edge=tuple(edges), factual_data="none", output=tmp_path / "runs"
+        data=str(path), forget_edge=tuple(edges), factual_data="none", output=runs
     )
     folder = make_folder(config, assemble(config))
-    assert folder.path.parent == tmp_path / "runs"
+    assert folder.path.parent == runs
     assert len(folder.name) <= 120

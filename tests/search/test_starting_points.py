@@ -9,14 +9,14 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from made_outcomes import base_model, complete, trial_result
-from made_search import made_search
+from made_outcomes import base_model, no_tracker
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from priors import prior_of
 from rich.console import Console
+from shared_searches import SharedSearch
+from test_study import run_trials
 from tracked_searches import TAGS
 
-from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
@@ -37,7 +37,6 @@ from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
 CURVE = {0: 0.1, 1: 0.2, 2: 0.7, 3: 0.9}
-PLACE = {"id": "one", "uri": "sqlite:///x.db", "experiment": "lunar-tune"}
 OWN = {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}  # search_spaces/tiny.yaml
 
 
@@ -48,9 +47,8 @@ def planned(folder: Path, **options: Any) -> SearchPlan:
 def document_of(plan: SearchPlan) -> str:
     """Return the `config.yaml` of a search as planned."""
     resources = Resources(cpus=1, gpus=0, concurrency=1)
-    return search_document(
-        plan, name="n", uri=PLACE["uri"], resources=resources, given={}, baseline={}
-    )
+    uri = "sqlite:///x.db"
+    return search_document(plan, name="n", uri=uri, resources=resources, given={}, baseline={})
 
 
 def prior_file(folder: Path, **changes: Any) -> str:
@@ -68,7 +66,7 @@ def space_of(**parameters: Any) -> SearchSpace:
     return SearchSpace("lunar", "adamw", parameters, (), "a test")
 
 
-def test_the_usual_setting_is_the_middle_where_the_space_names_none() -> None:
+def test_the_usual_setting_is_the_first_that_the_space_names_else_the_middle() -> None:
     space = space_of(
         layer=IntDistribution(2, 7),
         coefficient=FloatDistribution(1.0, 4.0),
@@ -77,30 +75,20 @@ def test_the_usual_setting_is_the_middle_where_the_space_names_none() -> None:
         even=CategoricalDistribution((4, 1, 2, 3)),
         seed=IntDistribution(9, 9),
     )
-    usual = usual_point(space)
+    usual = dict(usual_point(space))
+    space.check(usual)
     assert usual.pop("learning_rate") == pytest.approx(1e-3)
     assert usual == {"layer": 4, "coefficient": 2.5, "ridge": 1e-2, "even": 2, "seed": 9}
-    space.check({**usual, "learning_rate": math.sqrt(1e-4 * 1e-2)})
-
-
-def test_the_usual_setting_is_the_first_that_the_space_names() -> None:
     points = ({"layer": 3}, {"layer": 1})
-    space = dataclasses.replace(space_of(layer=IntDistribution(0, 3)), starting_points=points)
-    assert usual_point(space) == {"layer": 3}
+    assert usual_point(dataclasses.replace(space, starting_points=points)) == {"layer": 3}
 
 
 def test_points_outside_the_space_are_left_out_and_named() -> None:
     space = space_of(layer=IntDistribution(0, 3), coefficient=FloatDistribution(0.5, 2.0))
     good = {"layer": 1, "coefficient": 1.0}
-    fitted, text = fitting(
-        [
-            StartingPoint({"layer": 9, "coefficient": 3.0}, "one"),
-            StartingPoint(good, "two"),
-            StartingPoint({"layer": 1}, "three"),
-            StartingPoint(dict(good), "the space's own"),
-        ],
-        space,
-    )
+    points = {"one": {"layer": 9, "coefficient": 3.0}, "two": good, "three": {"layer": 1}}
+    points["the space's own"] = dict(good)
+    fitted, text = fitting([StartingPoint(point, name) for name, point in points.items()], space)
     assert fitted.starting_points == (good,)
     assert text == (
         "1 (two); left out: one (layer: is 9, outside 0 … 3, coefficient: is 3, outside 0.5 … 2); "
@@ -118,18 +106,12 @@ def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path)
         "1 (the best layer by s1 - s2); left out: the space's own (layer: is 1, outside 2 … 3)"
     )
     assert first_trials(plan, tmp_path, 1) == [OWN | {"layer": 3}]
-
-
-def test_the_configuration_has_the_curve_and_what_was_made_of_it(tmp_path: Path) -> None:
-    plan = planned(tmp_path, layer_prior=prior_file(tmp_path))
     document = read_yaml(document_of(plan))["resolved"]["layer_prior"]
     assert document["made_of_it"] == "2 … 3 by s1 - s2 (layers.json)"
     assert {one["layer"]: one["score"] for one in document["layers"]} == CURVE
     assert (document["best"], document["data"]) == (3, "mini")
     assert "layer_prior" not in read_yaml(document_of(planned(tmp_path)))["resolved"]
 
-
-def test_a_prior_of_other_data_says_so(tmp_path: Path) -> None:
     path = prior_file(tmp_path, forget_edges=("B_C", "C_D"))
     facts = planned(tmp_path, layer_prior=path).facts
     assert facts["  layer"] == "2 … 3 by s1 - s2 (layers.json, scored on mini B_C+C_D)"
@@ -154,16 +136,10 @@ def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Pat
     plan = planned(tmp_path, layer_prior="auto", name="n", resume=True)
     folder = make_folder(plan.config, plan.spec)
     for recommended in ([2, 3], [3]):
-        session = SearchSession(
-            plan,
-            folder,
-            MagicMock(),
-            Resources(cpus=1, gpus=0, concurrency=1),
-            MagicMock(place=lambda _: PLACE),
-            console=Console(quiet=True),
-            given={},
-            arguments=(),
-        )
+        console = Console(quiet=True)
+        resources = Resources(cpus=1, gpus=0, concurrency=1)
+        places = (plan, folder, MagicMock(), resources, no_tracker())
+        session = SearchSession(*places, console=console, given={}, arguments=())
         prior = prior_of(CURVE, recommended).document()
         study = session.begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
         assert session.plan.space.parameters["layer"] == IntDistribution(2, 3)
@@ -182,65 +158,47 @@ def test_scores_that_tell_nothing_leave_space_and_points(tmp_path: Path) -> None
     assert first_trials(scored, tmp_path, 1) == [OWN]
 
 
-def test_without_starting_points_a_prior_only_narrows(tmp_path: Path) -> None:
-    plan = planned(tmp_path, layer_prior=prior_file(tmp_path), start_from=("none",))
-    (first,) = first_trials(plan, tmp_path, 1)
-    assert first["layer"] in {2, 3}
-    assert first["coefficient"] != OWN["coefficient"]
-    assert starts(plan) == "none"
-
-
 def refusal(folder: Path, **options: Any) -> str:
     with pytest.raises(InputError) as caught:
         planned(folder, **options)
     return str(caught.value)
 
 
-def test_a_prior_of_another_model_is_refused(tmp_path: Path) -> None:
+LAYER = "{type: int, low: 0, high: 3}"
+COEFFICIENT = "{type: float, low: 1, high: 3.5}"
+
+
+def space_file(folder: Path, layer: str = LAYER, coefficient: str = COEFFICIENT) -> str:
+    path = folder / "space.yaml"
+    path.write_text(
+        f"lunar: {{adamw: {{parameters: {{layer: {layer}, coefficient: {coefficient}, "
+        "learning_rate: {type: fixed, value: 0.01}}}}"
+    )
+    return str(path)
+
+
+def test_a_prior_that_has_no_use_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, layer_prior=prior_file(tmp_path, model="other"))
     assert message.startswith("--layer-prior ")
     assert "was made for model 'other' with 4 decoder blocks, and this is 'tiny'" in message
-
-
-@pytest.mark.parametrize("method", ["npo", "rmu"])
-@pytest.mark.parametrize("named", ["auto", "FILE"])
-def test_a_prior_for_a_method_without_vectors_is_refused(
-    tmp_path: Path, method: str, named: str
-) -> None:
-    prior = "auto" if named == "auto" else prior_file(tmp_path)
-    message = refusal(tmp_path, method=method, layer_prior=prior)
-    assert message.startswith(f"--layer-prior {prior}: layers are scored along LUNAR's")
-
-
-def test_a_prior_for_a_fixed_layer_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "space.yaml"
-    path.write_text(
-        "lunar: {adamw: {parameters: {layer: {type: fixed, value: 2}, coefficient: "
-        "{type: fixed, value: 2.0}, learning_rate: {type: fixed, value: 0.01}}}}"
-    )
-    message = refusal(tmp_path, space=str(path), layer_prior="auto")
+    for method, prior in (("npo", "auto"), ("rmu", prior_file(tmp_path))):
+        message = refusal(tmp_path, method=method, layer_prior=prior)
+        assert message.startswith(f"--layer-prior {prior}: layers are scored along LUNAR's")
+    path = space_file(tmp_path, layer="{type: fixed, value: 2}")
+    message = refusal(tmp_path, space=path, layer_prior="auto")
     assert message.startswith(f"--layer-prior auto: the space ({path}) has layer 2 alone")
-
-
-def test_a_coefficient_of_zero_scores_no_layers(tmp_path: Path) -> None:
-    path = tmp_path / "space.yaml"
-    path.write_text(
-        "lunar: {adamw: {parameters: {layer: {type: int, low: 0, high: 3}, coefficient: "
-        "{type: float, low: -2, high: 2}, learning_rate: {type: fixed, value: 0.01}}}}"
-    )
-    assert "the middle of the space's coefficients is 0" in refusal(
-        tmp_path, space=str(path), layer_prior="auto"
-    )
+    path = space_file(tmp_path, coefficient="{type: float, low: -2, high: 2}")
+    message = refusal(tmp_path, space=path, layer_prior="auto")
+    assert "the middle of the space's coefficients is 0" in message
 
 
 def test_a_file_that_is_no_prior_is_said_with_everything_else(tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_text("{}")
-    message = refusal(tmp_path, layer_prior=str(tmp_path / "bad.json"), num_trials=0)
-    assert message.startswith("2 things are wrong:")
-    for part in ("--num-trials 0", "bad.json: is no layer prior"):
+    bad = tmp_path / "bad.json"
+    bad.write_text("{}")
+    message = refusal(tmp_path, layer_prior=str(bad), num_trials=0)
+    for part in ("2 things are wrong:", "--num-trials 0", "bad.json: is no layer prior"):
         assert part in message
-    message = refusal(tmp_path, layer_prior=str(tmp_path / "nosuch.json"))
-    assert "nosuch.json: cannot be read" in message
+    assert "cannot be read" in refusal(tmp_path, layer_prior=str(tmp_path / "nosuch.json"))
 
 
 FOUND = {"layer": 2, "coefficient": 4.0, "learning_rate": 0.001}
@@ -256,22 +214,19 @@ def searched(
     **tags: str,
 ) -> str:
     """Return the name of a search with such trials, settings and scores, none of them run."""
-    values = {key: sorted({setting[key] for setting, _ in trials}) for key in trials[0][0]}
-    space = SearchSpace(
-        "lunar",
-        "adamw",
-        {key: CategoricalDistribution(tuple(numbers)) for key, numbers in values.items()},
-        tuple(setting for setting, _ in trials),
-        "a test",
-    )
+    settings = tuple(setting for setting, _ in trials)
+    kinds = {
+        key: CategoricalDistribution(tuple(sorted({one[key] for one in settings})))
+        for key in settings[0]
+    }
+    space = dataclasses.replace(space_of(**kinds), starting_points=settings)
     config = SearchConfig(output=folder / "runs", name=name, sampler="random")
     made = Folder(folder / "runs" / name)
     made.path.mkdir(parents=True)
     study = open_study(made.journal, name=name, space=space, config=config)
     study.note("goal", goal_of(config).text)
     study.note("tags", TAGS | tags)
-    for _, (forget, retain) in trials:
-        complete(study, study.ask()[0], trial_result(forget, retain))
+    run_trials(study, *(scores for _, scores in trials))
     if confirmed is not None:
         study.note("confirmed", {"number": confirmed, "scores": {}, "max_new_tokens": 512})
     resolved = {"n_layers": n_layers} if n_layers is not None else {}
@@ -304,41 +259,41 @@ def test_the_best_of_other_searches_are_a_studys_first_trials(tmp_path: Path) ->
     places = f"found in {tmp_path / 'runs/one'}, found in two, found in {file}"
     assert starts(plan) == f"4 ({places}, the space's own)"
 
-
-def test_what_a_real_search_has_confirmed_is_read_from_folder_and_file(tmp_path: Path) -> None:
-    folder = made_search(tmp_path / "runs", "real", RunOptions(), OWN | {"layer": 2})
-    for named in ("real", str(folder), str(folder / "best.yaml")):
-        plan = planned(tmp_path, start_from=(named,))
-        assert plan.space.starting_points == (OWN | {"layer": 2}, OWN)
+    own = searched(tmp_path, "own", (OWN, GOOD))
+    plan = planned(tmp_path, start_from=(own, own, file))
+    assert plan.space.starting_points == (OWN, third), "what is the same is tried once"
+    assert starts(plan) == f"2 (found in own, found in {file})"
 
 
-def test_settings_that_are_the_same_are_tried_once(tmp_path: Path) -> None:
-    name = searched(tmp_path, "one", (OWN, GOOD))
-    plan = planned(tmp_path, start_from=(name, name, best_file(tmp_path)))
-    assert plan.space.starting_points == (OWN, FOUND)
-    assert starts(plan) == f"2 (found in one, found in {tmp_path / 'best.yaml'})"
+def test_what_a_real_search_has_confirmed_is_read_from_folder_and_file(
+    finished: SharedSearch, tmp_path: Path
+) -> None:
+    folder = finished.copied(tmp_path / "runs")
+    found = read_yaml(folder / "best.yaml")["parameters"]
+    for named in (finished.name, str(folder), str(folder / "best.yaml")):
+        plan = planned(tmp_path, start_from=(named,), range=("learning-rate=0.0001:0.003",))
+        assert plan.space.starting_points[0] == found
+        assert plan.facts["starting points"].startswith("1 (found in ")
 
 
 def test_without_the_spaces_own_points_the_found_ones_are_tried_all_the_same(
     tmp_path: Path,
 ) -> None:
-    named = (best_file(tmp_path), "none")
-    plan = planned(tmp_path, start_from=named, layer_prior=prior_file(tmp_path))
+    prior = prior_file(tmp_path)
+    plan = planned(tmp_path, start_from=(best_file(tmp_path), "none"), layer_prior=prior)
     assert plan.space.starting_points == (FOUND,)
     trials = first_trials(plan, tmp_path, 2)
     assert trials[0] == FOUND
+    assert trials[1]["layer"] in {2, 3}
     assert trials[1]["coefficient"] != OWN["coefficient"]
     assert starts(plan) == f"1 (found in {tmp_path / 'best.yaml'})"
+    assert starts(planned(tmp_path, start_from=("none",))) == "none"
 
 
 def test_what_lies_outside_the_space_is_moved_to_the_nearest_value(tmp_path: Path) -> None:
-    space = tmp_path / "space.yaml"
-    space.write_text(
-        "lunar: {adamw: {parameters: {layer: {type: choice, values: [0, 3]}, coefficient: "
-        "{type: float, low: 1, high: 3.5}, learning_rate: {type: fixed, value: 0.01}}}}"
-    )
+    space = space_file(tmp_path, layer="{type: choice, values: [0, 3]}")
     file = best_file(tmp_path, parameters=FOUND | {"coefficient": 5.25})
-    plan = planned(tmp_path, space=str(space), start_from=(file,))
+    plan = planned(tmp_path, space=space, start_from=(file,))
     expected = {"layer": 3, "coefficient": 3.5, "learning_rate": 0.01}
     assert first_trials(plan, tmp_path, 1) == [expected]
     moves = "layer 2 → 3 and coefficient 5.25 → 3.5 and learning_rate 0.001 → 0.01"
@@ -369,28 +324,15 @@ def test_found_settings_follow_the_best_layer_and_keep_to_the_narrowed_range(
     )
 
 
-@pytest.mark.parametrize(("layer", "expected"), [(0, 0), (9, 1), (14, 2), (20, 2), (27, 3)])
-def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(
-    tmp_path: Path, layer: int, expected: int
-) -> None:
+def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(tmp_path: Path) -> None:
     """28 blocks, by the search's configuration and by best.yaml; 4 of tiny."""
-    setting = FOUND | {"layer": layer}
-    plans = [
-        planned(tmp_path, start_from=(source,))
-        for source in (
-            searched(tmp_path, "one", (setting, GOOD), n_layers=28),
-            best_file(tmp_path, parameters=setting, n_layers=28),
-        )
-    ]
-    for plan in plans:
-        assert plan.space.starting_points[0] == FOUND | {"layer": expected}
-        assert f" (layer {layer} of 28 → {expected} of 4 by depth)" in starts(plan)
-
-
-def test_a_layer_stays_where_depths_are_the_same(tmp_path: Path) -> None:
-    plan = planned(tmp_path, start_from=(best_file(tmp_path),))
-    assert plan.space.starting_points == (FOUND, OWN)
-    assert "by depth" not in starts(plan)
+    for layer, expected in ((0, 0), (9, 1), (14, 2), (20, 2), (27, 3)):
+        setting = FOUND | {"layer": layer}
+        name = searched(tmp_path, f"of {layer}", (setting, GOOD), n_layers=28)
+        for source in (name, best_file(tmp_path, parameters=setting, n_layers=28)):
+            plan = planned(tmp_path, start_from=(source,))
+            assert plan.space.starting_points[0] == FOUND | {"layer": expected}
+            assert f" (layer {layer} of 28 → {expected} of 4 by depth)" in starts(plan)
 
 
 def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> None:
@@ -415,7 +357,6 @@ def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> N
     ("changes", "part"),
     [
         ({"parameters": {}}, "parameters"),
-        ({"parameters": {"layer": "two"}}, "parameters.layer"),
         ({"parameters": {"layer": True}}, "parameters.layer"),
         ({"parameters": {"layer": math.nan}}, "parameters.layer"),
         ({"parameters": [1]}, "parameters"),
@@ -432,11 +373,6 @@ def test_a_file_that_is_no_best_setting_is_refused(
     assert "Name a search, or the best.yaml of one" in message
 
 
-def test_starting_points_of_other_searches_decide_no_score(tmp_path: Path) -> None:
-    plans = [planned(tmp_path, start_from=one) for one in ((), (best_file(tmp_path),))]
-    assert len({signature_of(plan) for plan in plans}) == 1
-
-
 def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> None:
     """The study has it queued; the other search may be gone, and no other is taken instead."""
     file = best_file(tmp_path, n_layers=7, parameters=FOUND | {"coefficient": 9.0})
@@ -450,7 +386,7 @@ def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> No
     given: dict[str, Any] = {"resume": "n", "output": tmp_path / "runs"}
     config, _ = resumed(given, problems)
     again = plan_search(config)
-    assert signature_of(again) == signature_of(plan)
+    assert signature_of(again) == signature_of(plan) == signature_of(planned(tmp_path))
     first = [FOUND | {"layer": 1, "coefficient": 8.0}, OWN]
     study = open_study(folder.journal, name="n", space=again.space, config=config)
     assert [study.ask()[1] for _ in first] == first

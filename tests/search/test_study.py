@@ -13,8 +13,8 @@ from typing import Any
 import optuna
 import pytest
 from made_outcomes import complete, trial_result
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from tracked_searches import SPACE
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.metrics.evaluate import Evaluation
@@ -24,18 +24,7 @@ from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, best_first
 from lunar_tune.study.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
 
 BOUND = "retain_rouge1>=0.8"
-POINTS = ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.003},)
-SPACE = SearchSpace(
-    method="lunar",
-    variant="adamw",
-    parameters={
-        "layer": IntDistribution(0, 3),
-        "coefficient": FloatDistribution(0.5, 8.0),
-        "learning_rate": FloatDistribution(1e-4, 3e-2, log=True),
-    },
-    starting_points=POINTS,
-    origin="a test",
-)
+POINTS = SPACE.starting_points
 
 
 def study_in(
@@ -54,11 +43,14 @@ def study_in(
 GOAL = ("forget_rouge1", ("retain_rouge1>=0.8",))
 
 
-def frozen(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    """Read the journal without the class under test."""
+def optuna_study(folder: Path) -> optuna.Study:
+    """Open the journal without the class under test."""
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
-    storage = optuna.storages.JournalStorage(backend)
-    return optuna.load_study(study_name="s", storage=storage).get_trials()
+    return optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(backend))
+
+
+def frozen(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    return optuna_study(folder).get_trials()
 
 
 def landscape(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -67,138 +59,167 @@ def landscape(parameters: dict[str, Any]) -> dict[str, Any]:
     return trial_result(forget=1 - moved, retain=1 - moved / 2)
 
 
-def test_a_trial_is_running_until_it_is_told(tmp_path: Path) -> None:
+def run_trials(study: Study, *scores: tuple[float, float]) -> None:
+    """Run trials that reach such forget and retain ROUGE-1."""
+    for forget, retain in scores:
+        complete(study, study.ask()[0], trial_result(forget, retain))
+
+
+def stored_in(folder: Path) -> StoredStudy:
+    """Read the journal as whoever only reads it does."""
+    stored = StoredStudy.read(folder / "study.journal")
+    assert stored is not None
+    return stored
+
+
+def cut_after(folder: Path, text: bytes, *, n_before: int) -> None:
+    """Cut a journal after its first later line with a text, as a kill does."""
+    path = folder / "study.journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    last = next(i for i, line in enumerate(lines) if i >= n_before and text in line)
+    path.write_bytes(b"".join(lines[: last + 1]))
+
+
+def n_lines(folder: Path) -> int:
+    return (folder / "study.journal").read_bytes().count(b"\n")
+
+
+def test_a_trial_is_running_until_it_is_told_and_says_once_how_it_ended(tmp_path: Path) -> None:
+    assert StoredStudy.read(tmp_path / "study.journal") is None
     study = study_in(tmp_path)
-    number, parameters = study.ask()
-    assert (number, study.running()) == (0, [0])
+    assert study.rows() == [], "a starting point that waits is no row"
+    assert study.ask() == (0, POINTS[0])
     row = study.row(0)
-    assert (row.state, row.parameters, row.scores, row.feasible) == (RUNNING, parameters, {}, None)
+    assert study.running() == [0]
+    assert (row.state, row.parameters, row.scores, row.feasible) == (RUNNING, POINTS[0], {}, None)
 
     complete(study, 0, trial_result(0.2, 0.9))
-
+    study.fail(0, "too late")
     row = study.row(0)
     assert study.running() == []
     assert (row.state, row.feasible, row.failure) == (COMPLETE, True, None)
     assert row.scores == trial_result(0.2, 0.9).evaluation.scores
-    assert row.losses == (2.0, 1.0)
-    assert row.seconds["trial"] == 0.75
+    assert (row.losses, row.seconds["trial"]) == ((2.0, 1.0), 0.75)
     assert row.seconds["suggest"] >= 0
     assert (row.retain_rows, row.retain_exact, row.max_new_tokens) == (84, True, 32)
     assert row.answers_digest == "ab"
 
+    study.ask()
+    study.fail(1, "the loss became NaN")
+    study.fail(1, "something later")
+    assert (study.row(1).state, study.row(1).failure) == (FAILED, "the loss became NaN")
+
+
+def test_a_journal_says_what_the_study_says_to_readers_and_to_who_opens_it_again(
+    tmp_path: Path,
+) -> None:
+    """Also where the folder was renamed; what was left running failed, and runs first."""
+    study = study_in(tmp_path)
+    run_trials(study, (0.5, 0.9), (0.1, 0.5), (0.3, 0.85))
+    study.fail(study.ask()[0], "diverged")
+    study.note("goal", GOAL)
+    study.note("baseline", {"retain_rouge1": 1.0})
+    number, parameters = study.ask()
+    stored = stored_in(tmp_path)
+    assert list(stored.rows) == study.rows()
+    assert stored.notes["baseline"] == {"retain_rouge1": 1.0}
+
+    journal = tmp_path / "study.journal"
+    again = open_study(journal, name="renamed", space=SPACE, config=SearchConfig())
+    assert again.rows()[:4] == study.rows()[:4]
+    assert [row.number for row in best_first(again.rows())] == [2, 0]
+    assert (again.row(number).state, again.row(number).failure) == (FAILED, LEFT_RUNNING)
+    assert len(again.ended) == 4
+    assert again.ask() == (number + 1, parameters)
+    _, fresh = again.ask()
+    assert fresh not in [row.parameters for row in again.rows()[:-1]]
+
+
+def test_on_a_tie_the_trial_that_keeps_more_is_better(tmp_path: Path) -> None:
+    study = study_in(tmp_path, sampler="random")
+    run_trials(study, *((0.1, retain) for retain in (0.85, 0.95, 0.9, 0.95)))
+    assert [row.number for row in best_first(study.rows())] == [1, 3, 2, 0]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_seed_decides_what_a_sampler_proposes_in_the_space(tmp_path: Path, sampler: str) -> None:
+    """Nine trials: the model-based samplers propose the last one themselves."""
+
+    def suggestions(name: str, seed: int) -> list[dict[str, Any]]:
+        (tmp_path / name).mkdir()
+        study = study_in(tmp_path / name, seed=seed, sampler=sampler, starting_points=False)
+        for _ in range(9):
+            number, parameters = study.ask()
+            SPACE.check(parameters)
+            complete(study, number, landscape(parameters))
+        return [row.parameters for row in study.rows()]
+
+    first = suggestions("first", 1)
+    assert suggestions("second", 1) == first
+    assert suggestions("other", 2) != first
+    assert all(trial.constraints for trial in frozen(tmp_path / "first"))
+
+
+def test_a_trial_that_was_interrupted_counts_for_nothing_and_runs_first(tmp_path: Path) -> None:
+    first = study_in(tmp_path)
+    number, parameters = first.ask()
+    first.fail(number, INTERRUPTED, again=True)
+    again = study_in(tmp_path)
+    assert (len(again.ended), again.row(0).failure) == (0, INTERRUPTED)
+    assert again.ask() == (1, parameters)
+    assert again.attempts(1) == 1, "an interruption is no attempt"
+
+
+def test_feasible_is_a_constraint_of_at_most_zero(tmp_path: Path) -> None:
+    retained = {0.9: True, 0.8: True, math.nextafter(0.8, 0): False, 0.0: False}
+    study = study_in(tmp_path, sampler="random")
+    run_trials(study, *((0.5, retain) for retain in retained))
+    for retain, trial, row in zip(retained, frozen(tmp_path), study.rows(), strict=True):
+        assert dict(trial.constraints) == {BOUND: 0.8 - retain}
+        assert (trial.constraints[BOUND] <= 0) is retained[retain] is row.feasible
+
+
+def test_scores_that_are_not_finite_fail_the_trial(tmp_path: Path) -> None:
+    study = study_in(tmp_path, sampler="random")
+    run_trials(study, (math.nan, 0.9), (0.1, math.nan), (math.inf, 0.9))
+    assert study.running() == []
+    for row, told in zip(study.rows(), frozen(tmp_path), strict=True):
+        assert (row.state, row.failure) == (FAILED, "a score is not a finite number")
+        assert (row.scores, row.feasible) == ({}, None)
+        assert (told.state, told.value) == (TrialState.COMPLETE, 1.0), "the sampler learns from it"
+        assert told.constraints == {BOUND: 0.8}
+
+
+KEPT = {"forget_rouge1": 0.1, "retain_rouge1": 0.9}
+
 
 @pytest.mark.parametrize(
-    ("retain", "feasible"),
-    [(0.9, True), (0.8, True), (math.nextafter(0.8, 0), False), (0.0, False)],
-)
-def test_feasible_is_a_constraint_of_at_most_zero(
-    tmp_path: Path, retain: float, feasible: bool
-) -> None:
-    study = study_in(tmp_path)
-    study.ask()
-    complete(study, 0, trial_result(0.5, retain))
-
-    constraints = frozen(tmp_path)[0].constraints
-    assert set(constraints) == {BOUND}
-    assert constraints[BOUND] == 0.8 - retain
-    assert (constraints[BOUND] <= 0) is feasible is study.row(0).feasible
-
-
-@pytest.mark.parametrize("scores", [(math.nan, 0.9), (0.1, math.nan), (math.inf, 0.9)])
-def test_scores_that_are_not_finite_fail_the_trial(
-    tmp_path: Path, scores: tuple[float, float]
-) -> None:
-    study = study_in(tmp_path)
-    study.ask()
-    complete(study, 0, trial_result(*scores))
-
-    row = study.row(0)
-    assert (row.state, row.failure) == (FAILED, "a score is not a finite number")
-    assert (row.scores, row.feasible, study.running()) == ({}, None, [])
-    told = frozen(tmp_path)[0]
-    assert (told.state, told.value) == (TrialState.COMPLETE, 1.0), "the sampler learns from it"
-    assert told.constraints == {BOUND: 0.8}
-
-
-@pytest.mark.parametrize(
-    ("goal", "seen", "value", "violations"),
+    ("goal", "seen", "value", "violation"),
     [
         # The worst that ROUGE can be, whatever was seen.
-        ({}, {"forget_rouge1": 0.1, "retain_rouge1": 0.9}, 1.0, {BOUND: 0.8}),
+        ((BOUND, "forget_rouge1"), KEPT, 1.0, 0.8),
         # Maximised: its least value, with the sign of what Optuna minimises.
-        (
-            {"minimise": "retain_rouge1", "constrain": ("forget_rouge1<=0.25",)},
-            {"forget_rouge1": 0.1, "retain_rouge1": 0.9},
-            0.0,
-            {"forget_rouge1<=0.25": 0.75},
-        ),
+        (("forget_rouge1<=0.25", "retain_rouge1"), KEPT, 0.0, 0.75),
         # A perplexity has no end: the highest that was seen.
-        (
-            {"constrain": ("retain_perplexity<=3",)},
-            {"forget_rouge1": 0.1, "retain_perplexity": 7.5},
-            1.0,
-            {"retain_perplexity<=3": 4.5},
-        ),
+        (("retain_perplexity<=3", "forget_rouge1"), KEPT | {"retain_perplexity": 7.5}, 1.0, 4.5),
     ],
 )
 def test_a_setting_that_fails_by_its_nature_is_told_as_the_worst_that_can_be(
-    tmp_path: Path,
-    goal: dict[str, Any],
-    seen: dict[str, float],
-    value: float,
-    violations: dict[str, float],
+    tmp_path: Path, goal: tuple[str, str], seen: dict[str, float], value: float, violation: float
 ) -> None:
-    study = study_in(tmp_path, **goal)
+    bound, objective = goal
+    study = study_in(tmp_path, constrain=(bound,), minimise=objective)
     study.ask()
-    complete(
-        study,
-        0,
-        dataclasses.replace(
-            trial_result(0.1, 0.9),
-            evaluation=Evaluation(rows=(), scores=seen | {"retain_rows": 84}),
-        ),
-    )
+    evaluation = Evaluation(rows=(), scores=seen | {"retain_rows": 84})
+    complete(study, 0, dataclasses.replace(trial_result(0.1, 0.9), evaluation=evaluation))
     study.ask()
     study.fail(1, "the loss became NaN", deterministic=True)
 
-    told = frozen(tmp_path)[1]
-    assert (told.state, told.value, dict(told.constraints)) == (
-        TrialState.COMPLETE,
-        value,
-        violations,
-    )
-    row = study.row(1)
-    assert (row.state, row.failure, row.scores, row.feasible, row.objective) == (
-        *(FAILED, "the loss became NaN", {}, None, None),
-    )
-    assert not row.again
-    assert len(study.ended) == 2
-
-
-def test_a_failure_is_not_told_to_the_sampler_where_no_worst_score_is_known(
-    tmp_path: Path,
-) -> None:
-    study = study_in(tmp_path, constrain=("retain_perplexity<=3",))
-    study.ask()
-    study.fail(0, "the loss became NaN", deterministic=True)
-    assert frozen(tmp_path)[0].state == TrialState.FAIL
-    assert study.row(0).failure == "the loss became NaN"
-
-
-def test_the_sampler_keeps_away_from_where_settings_fail(tmp_path: Path) -> None:
-    """Above a learning rate of 3e-3 every fit diverges; later suggestions lie below."""
-    study = study_in(tmp_path, starting_points=False)
-    rates = []
-    for _ in range(30):
-        number, parameters = study.ask()
-        rates.append(parameters["learning_rate"])
-        if parameters["learning_rate"] > 3e-3:
-            study.fail(number, "diverged", deterministic=True)
-        else:
-            complete(study, number, landscape(parameters))
-    late = rates[15:]
-    # A third of the range lies above, on its logarithmic scale 40 %.
-    assert sum(rate > 3e-3 for rate in late) / len(late) < 0.2
+    told, row = frozen(tmp_path)[1], study.row(1)
+    assert (told.state, told.value) == (TrialState.COMPLETE, value)
+    assert dict(told.constraints) == {bound: violation}
+    assert (row.state, row.failure, row.again) == (FAILED, "the loss became NaN", False)
+    assert (row.scores, row.feasible, row.objective, len(study.ended)) == ({}, None, None, 2)
 
 
 def test_a_trial_that_was_nobodys_fault_runs_again_under_another_number(tmp_path: Path) -> None:
@@ -218,13 +239,9 @@ def test_a_kill_between_queueing_and_failing_does_not_run_a_setting_twice(tmp_pa
     """The journal then has the queued setting, and the trial that it repeats still running."""
     study = study_in(tmp_path)
     study.ask()
-    path = tmp_path / "study.journal"
-    before = path.read_bytes().count(b"\n")
+    before = n_lines(tmp_path)
     study.fail(0, "the worker was killed", again=True)
-    lines = path.read_bytes().splitlines(keepends=True)
-    queued = next(i for i, line in enumerate(lines) if i >= before and b"again_of" in line)
-    path.write_bytes(b"".join(lines[: queued + 1]))
-
+    cut_after(tmp_path, b"again_of", n_before=before)
     again = study_in(tmp_path)
     states = [trial.state for trial in frozen(tmp_path)]
     assert states == [TrialState.FAIL, TrialState.WAITING]
@@ -235,13 +252,9 @@ def test_a_kill_between_failing_and_telling_counts_a_trial_once(tmp_path: Path) 
     """The journal then has the reason of a trial that is still running."""
     study = study_in(tmp_path)
     number, parameters = study.ask()
-    path = tmp_path / "study.journal"
-    before = path.read_bytes().count(b"\n")
+    before = n_lines(tmp_path)
     study.fail(number, "the loss became NaN", deterministic=True)
-    lines = path.read_bytes().splitlines(keepends=True)
-    said = next(i for i, line in enumerate(lines) if i >= before and b"NaN" in line)
-    path.write_bytes(b"".join(lines[: said + 1]))
-
+    cut_after(tmp_path, b"NaN", n_before=before)
     again = study_in(tmp_path)
     assert (len(again.ended), again.row(0).again) == (0, True)
     assert again.ask() == (1, parameters)
@@ -251,10 +264,7 @@ def test_a_kill_between_failing_and_telling_counts_a_trial_once(tmp_path: Path) 
 def test_a_setting_that_was_being_suggested_is_not_lost(tmp_path: Path) -> None:
     """A starting point, or one that runs again, before its first parameter was drawn."""
     study_in(tmp_path)
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
-    )
-    optuna.load_study(study_name="s", storage=storage).ask()
+    optuna_study(tmp_path).ask()
     again = study_in(tmp_path)
     assert again.ask() == (1, POINTS[0])
 
@@ -263,97 +273,9 @@ def test_starting_points_are_queued_whole_or_again(tmp_path: Path) -> None:
     points = tuple({**POINTS[0], "coefficient": float(c)} for c in (1, 2, 3))
     space = dataclasses.replace(SPACE, starting_points=points)
     study_in(tmp_path, space=space)
-    path = tmp_path / "study.journal"
-    lines = path.read_bytes().splitlines(keepends=True)
-    queued = [i for i, line in enumerate(lines) if b"fixed_params" in line]
-    assert len(queued) == 3
-    path.write_bytes(b"".join(lines[: queued[0] + 1]))
+    cut_after(tmp_path, b"fixed_params", n_before=0)
     again = study_in(tmp_path, space=space)
     assert [again.ask()[1] for _ in points] == list(points)
-
-
-def test_a_failure_keeps_its_first_reason(tmp_path: Path) -> None:
-    study = study_in(tmp_path)
-    study.ask()
-    study.fail(0, "the loss became NaN")
-    study.fail(0, "something later")
-
-    assert (study.row(0).state, study.row(0).failure) == (FAILED, "the loss became NaN")
-
-
-def test_failing_a_trial_that_is_complete_changes_nothing(tmp_path: Path) -> None:
-    study = study_in(tmp_path)
-    study.ask()
-    complete(study, 0, trial_result(0.2, 0.9))
-    study.fail(0, "too late")
-
-    assert (study.row(0).state, study.row(0).failure) == (COMPLETE, None)
-
-
-def test_starting_points_come_first(tmp_path: Path) -> None:
-    (tmp_path / "with").mkdir()
-    (tmp_path / "without").mkdir()
-    assert study_in(tmp_path / "with").ask() == (0, POINTS[0])
-    assert study_in(tmp_path / "without", starting_points=False).ask()[1] != POINTS[0]
-
-
-def test_a_starting_point_that_waits_is_not_a_row(tmp_path: Path) -> None:
-    assert study_in(tmp_path).rows() == []
-
-
-def test_opening_the_journal_again_shows_the_same_rows(tmp_path: Path) -> None:
-    study = study_in(tmp_path)
-    for forget, retain in ((0.5, 0.9), (0.1, 0.5), (0.3, 0.85)):
-        number, _ = study.ask()
-        complete(study, number, trial_result(forget, retain))
-    failed, _ = study.ask()
-    study.fail(failed, "diverged")
-
-    again = study_in(tmp_path)
-
-    assert again.rows() == study.rows()
-    assert [row.number for row in best_first(again.rows())] == [2, 0]
-    assert again.ask()[0] == 4, "starting points are not queued a second time"
-    assert again.row(4).parameters != POINTS[0]
-
-
-def test_on_a_tie_the_trial_that_keeps_more_is_better(tmp_path: Path) -> None:
-    study = study_in(tmp_path)
-    for retain in (0.85, 0.95, 0.9, 0.95):
-        number, _ = study.ask()
-        complete(study, number, trial_result(0.1, retain))
-
-    assert [row.number for row in best_first(study.rows())] == [1, 3, 2, 0]
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_proposes_what_the_space_admits(tmp_path: Path, sampler: str) -> None:
-    """Ten trials: the model-based samplers propose the last two themselves."""
-    study = study_in(tmp_path, sampler=sampler, starting_points=False)
-    for _ in range(10):
-        number, parameters = study.ask()
-        SPACE.check(parameters)
-        complete(study, number, landscape(parameters))
-
-    assert len(study.rows()) == 10
-    assert all(trial.constraints for trial in frozen(tmp_path))
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_seed_decides_the_suggestions(tmp_path: Path, sampler: str) -> None:
-    def suggestions(name: str, seed: int) -> list[dict[str, Any]]:
-        (tmp_path / name).mkdir()
-        study = study_in(tmp_path / name, seed=seed, sampler=sampler, starting_points=False)
-        proposed = []
-        for _ in range(8):
-            number, parameters = study.ask()
-            complete(study, number, landscape(parameters))
-            proposed.append(parameters)
-        return proposed
-
-    first = suggestions("first", 1)
-    assert suggestions("second", 1) == first
-    assert suggestions("other", 2) != first
 
 
 def test_the_default_sampler_finds_the_feasible_optimum(tmp_path: Path) -> None:
@@ -368,38 +290,6 @@ def test_the_default_sampler_finds_the_feasible_optimum(tmp_path: Path) -> None:
     assert best.scores["retain_rouge1"] >= 0.8
 
 
-def test_fixed_values_and_choices_are_proposed_as_they_are(tmp_path: Path) -> None:
-    space = SearchSpace(
-        method="lunar",
-        variant="closed_form",
-        parameters={
-            "layer": IntDistribution(2, 2),
-            "coefficient": FloatDistribution(0.5, 8.0),
-            "ridge": CategoricalDistribution((0.01, 0.1)),
-        },
-        starting_points=({"layer": 2, "coefficient": 2.0, "ridge": 0.1},),
-        origin="a test",
-    )
-    study = study_in(tmp_path, space=space)
-    for _ in range(10):
-        number, parameters = study.ask()
-        space.check(parameters)
-        assert (parameters["layer"], type(parameters["layer"])) == (2, int)
-        complete(study, number, trial_result(parameters["coefficient"] / 8, 0.9))
-
-
-def test_a_trial_that_failed_does_not_stop_the_sampler(tmp_path: Path) -> None:
-    study = study_in(tmp_path)
-    for count in range(10):
-        number, parameters = study.ask()
-        if count % 2:
-            study.fail(number, "diverged")
-        else:
-            complete(study, number, landscape(parameters))
-
-    assert [row.state for row in study.rows()] == [COMPLETE, FAILED] * 5
-
-
 # Other goals
 
 
@@ -409,8 +299,7 @@ def test_a_metric_for_which_higher_is_better_is_maximised_under_several_bounds(
     bounds = ("forget_rouge1<=0.3", "retain_mrr>=0.5")
     study = study_in(tmp_path, minimise="retain_rouge1", constrain=bounds)
     for forget, retain, mrr in ((0.2, 0.9, 0.6), (0.2, 0.95, 0.4), (0.1, 0.7, 0.9)):
-        number, _ = study.ask()
-        complete(study, number, trial_result(forget, retain, retain_mrr=mrr))
+        complete(study, study.ask()[0], trial_result(forget, retain, retain_mrr=mrr))
     trials = frozen(tmp_path)
     assert [trial.value for trial in trials] == [-0.9, -0.95, -0.7]
     assert [row.feasible for row in study.rows()] == [True, False, True]
@@ -420,76 +309,27 @@ def test_a_metric_for_which_higher_is_better_is_maximised_under_several_bounds(
 
 
 def test_a_score_that_a_goal_needs_and_is_not_there_fails_the_trial(tmp_path: Path) -> None:
-    for goal in ({"minimise": "forget_mrr"}, {"constrain": ("retain_perplexity<=3",)}):
-        folder = tmp_path / next(iter(goal))
-        folder.mkdir()
-        study = study_in(folder, **goal)
-        number, _ = study.ask()
-        complete(study, number, trial_result(0.1, 0.9))
-        assert study.row(number).state == FAILED
+    """And tells the sampler nothing, for no worst value of it is known."""
+    study = study_in(tmp_path, constrain=("retain_perplexity<=3",))
+    run_trials(study, (0.1, 0.9))
+    assert study.row(0).state == FAILED
+    assert frozen(tmp_path)[0].state == TrialState.FAIL
 
 
 # Going on
 
 
-def test_a_study_that_is_opened_again_fails_what_was_left_and_runs_it_first(
-    tmp_path: Path,
-) -> None:
-    first = study_in(tmp_path)
-    for _ in range(3):
-        number, parameters = first.ask()
-        if number < 2:
-            complete(first, number, landscape(parameters))
-    again = study_in(tmp_path)
-    assert [row.state for row in again.rows()] == [COMPLETE, COMPLETE, FAILED]
-    assert again.row(2).failure == LEFT_RUNNING
-    assert len(again.ended) == 2
-    assert again.ask() == (3, parameters)
-    complete(again, 3, landscape(parameters))
-    _, fresh = again.ask()
-    assert fresh not in [row.parameters for row in again.rows()[:4]]
-
-
 def test_a_study_that_was_killed_as_it_was_made_is_made_whole(tmp_path: Path) -> None:
     study_in(tmp_path)
-    path = tmp_path / "study.journal"
-    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
-    stored = StoredStudy.read(path)
-    assert stored is not None
-    assert stored.notes == {}
+    cut_after(tmp_path, b"", n_before=0)
+    assert stored_in(tmp_path).notes == {}
     assert study_in(tmp_path).ask() == (0, POINTS[0])
-    stored = StoredStudy.read(path)
-    assert stored is not None
-    assert "format" in stored.notes
-
-
-def test_a_search_whose_folder_was_renamed_goes_on_with_the_same_study(tmp_path: Path) -> None:
-    first = study_in(tmp_path)
-    number, parameters = first.ask()
-    complete(first, number, landscape(parameters))
-    again = open_study(
-        tmp_path / "study.journal", name="renamed", space=SPACE, config=SearchConfig()
-    )
-    assert again.rows() == first.rows()
-    assert again.ask()[0] == 1
-    assert len(frozen(tmp_path)) == 2
-
-
-def test_a_trial_that_was_interrupted_counts_for_nothing_and_runs_first(tmp_path: Path) -> None:
-    first = study_in(tmp_path)
-    number, parameters = first.ask()
-    first.fail(number, INTERRUPTED, again=True)
-    again = study_in(tmp_path)
-    assert len(again.ended) == 0
-    assert again.row(0).failure == INTERRUPTED
-    assert again.ask() == (1, parameters)
-    assert again.attempts(1) == 1, "an interruption is no attempt"
+    assert "format" in stored_in(tmp_path).notes
 
 
 def test_a_torn_last_line_is_cut_and_all_before_it_is_kept(tmp_path: Path) -> None:
     study = study_in(tmp_path)
-    number, parameters = study.ask()
-    complete(study, number, landscape(parameters))
+    run_trials(study, (0.5, 0.9))
     study.note("goal", GOAL)
     path = tmp_path / "study.journal"
     whole = path.read_bytes()
@@ -504,28 +344,16 @@ def test_a_disk_that_is_full_for_one_line_only_costs_that_line(
 ) -> None:
     """The same process writes on, as it does when a trial has ended or the search is stopped."""
     study = study_in(tmp_path)
-    for _ in range(2):
-        number, parameters = study.ask()
-        complete(study, number, landscape(parameters))
+    run_trials(study, (0.5, 0.9), (0.4, 0.9))
     number, parameters = study.ask()
 
-    class Full:
-        def __init__(self, file: Any) -> None:
-            self._file = file
-
-        def __enter__(self) -> Full:
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            self._file.close()
-
-        def write(self, line: bytes) -> None:
-            self._file.write(line[: len(line) // 2])
+    class Full(io.FileIO):
+        def write(self, line: Any) -> int:
+            super().write(line[: len(line) // 2])
             raise OSError(28, "No space left on device")
 
     def opened(path: str, mode: str) -> Any:
-        file = Path(path).open(mode)  # noqa: SIM115 Optuna closes it
-        return Full(file) if "a" in mode else file
+        return Full(path, "a") if "a" in mode else Path(path).open(mode)
 
     with monkeypatch.context() as full:
         full.setattr("optuna.storages.journal._file.open", opened, raising=False)
@@ -544,8 +372,7 @@ def test_reading_needs_no_right_to_write_and_leaves_everything_as_it_was(
 ) -> None:
     """Also where a search that still runs has written half a line."""
     study = study_in(tmp_path)
-    number, parameters = study.ask()
-    complete(study, number, landscape(parameters))
+    run_trials(study, (0.5, 0.9))
     study.note("goal", GOAL)
     (tmp_path / ".study.journal.lock").unlink(missing_ok=True)
     path = tmp_path / "study.journal"
@@ -573,22 +400,6 @@ def test_reading_needs_no_right_to_write_and_leaves_everything_as_it_was(
             patch.setattr(module, "open", refusing)
         with pytest.raises(PermissionError):
             study_in(tmp_path)
-        stored = StoredStudy.read(path)
+        stored = stored_in(tmp_path)
     assert everything() == before
-    assert stored is not None
     assert list(stored.rows) == [expected]
-
-
-def test_a_journal_alone_says_what_the_study_says(tmp_path: Path) -> None:
-    assert StoredStudy.read(tmp_path / "study.journal") is None
-    study = study_in(tmp_path)
-    study.note("goal", GOAL)
-    study.note("baseline", {"retain_rouge1": 1.0})
-    for _ in range(3):
-        number, parameters = study.ask()
-        complete(study, number, landscape(parameters))
-    study.ask()
-    stored = StoredStudy.read(tmp_path / "study.journal")
-    assert stored is not None
-    assert list(stored.rows) == study.rows()
-    assert stored.notes["baseline"] == {"retain_rouge1": 1.0}

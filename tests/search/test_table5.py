@@ -5,20 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import os
-import signal
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import TIMEOUT, command, run_command, start, without_ray
-from made_outcomes import complete, trial_result
+from command_lines import without_ray
 from rich.console import Console
 from search_results import statuses
-from test_study import GOAL, study_in
+from test_study import GOAL, run_trials, study_in
+from test_study import stored_in as read
 
 from lunar_tune.cli.table5 import COMMAND, PAPER_METHODS
 from lunar_tune.config.search_config import SearchConfig
@@ -26,11 +23,11 @@ from lunar_tune.errors import InputError
 from lunar_tune.report.methods_table import Cell, CellResult, result_of, write_methods_table
 from lunar_tune.search.plan import plan_search
 from lunar_tune.search.resume import alone, signature_of
-from lunar_tune.search.samplers import open_study
 from lunar_tune.search.table5 import TableRun, cells_of, check_names
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import configured
+from lunar_tune.trial.worker import Worker
 
 CELL = Cell(model="tiny", data="mini", method="lunar", variant="adamw", seed=0)
 
@@ -43,29 +40,20 @@ def test_every_model_meets_every_data_set_method_and_seed() -> None:
     assert len(cells) == 2 * 2 * 6 * 2
     assert len({cell.name for cell in cells}) == len(cells)
     assert [cell.model for cell in cells] == ["tiny"] * 24 + ["qwen2.5-7b"] * 24
-    assert [cell.name for cell in cells[:2]] == [
-        "tiny-mini-lunar-adamw",
-        "tiny-mini-lunar-adamw-seed1",
-    ]
+    named = ["tiny-mini-lunar-adamw", "tiny-mini-lunar-adamw-seed1"]
+    assert [cell.name for cell in cells[:2]] == named
     assert cells_of(["tiny"], [], ["ga:full"])[0].name == "tiny-own-ga-full"
 
 
-def test_folders_of_one_name_in_two_places_are_two_cells(tmp_path: Path) -> None:
-    models = []
-    for place in ("a", "b"):
-        folder = tmp_path / place / "model"
-        folder.mkdir(parents=True)
-        models.append(str(folder))
-    first, second = cells_of(models, [], ["lunar"])
-    assert first.name != second.name
-    assert "/" not in first.name
-
-
-def test_names_that_look_alike_are_different_folders() -> None:
+def test_names_that_look_alike_are_different_folders(tmp_path: Path) -> None:
     texts = ["d:\u4f5c\u4e00", "d:\u4f5c\u4e8c", "my pairs", "my-pairs", "d:" + "+".join("ab" * 99)]
     names = [dataclasses.replace(CELL, data=text).name for text in texts]
-    assert len(set(names)) == len(texts)
-    assert all(len(name) <= 120 for name in names)
+    models = [tmp_path / place / "model" for place in ("a", "b")]
+    for folder in models:
+        folder.mkdir(parents=True)
+    names += [cell.name for cell in cells_of([str(folder) for folder in models], [], ["lunar"])]
+    assert len(set(names)) == len(names)
+    assert all(len(name) <= 120 and "/" not in name for name in names)
 
 
 def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
@@ -74,11 +62,8 @@ def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
     config = cell.config(shared)
     edges = ("arts", "history")
     assert (config.model, config.data, config.forget_edge) == ("tiny", "factual", edges)
-    assert (config.method, configured(config)[0].variant, config.seed) == (
-        "lunar",
-        "closed_form",
-        4,
-    )
+    variant = configured(config)[0].variant
+    assert (config.method, variant, config.seed) == ("lunar", "closed_form", 4)
     assert (config.retain_rows, config.num_trials) == (7, 3)
     assert config.name == config.resume == cell.name
     (other,) = cells_of(["tiny"], [], ["npo:full"])
@@ -103,30 +88,25 @@ def test_what_one_method_has_and_another_has_not_is_for_those_that_have_it() -> 
 
 
 @pytest.mark.parametrize(
-    ("lists", "options", "message"),
+    ("lists", "message"),
     [
-        ((["nope"], [], ["lunar"]), {}, "unknown model 'nope'"),
-        ((["tiny"], [], ["lunr"]), {}, "Did you mean 'lunar'"),
-        ((["tiny"], [], ["ga:half"]), {}, "--method ga:half: ga has lora, full."),
-        ((["tiny"], ["mini", "mini"], ["ga"]), {}, "--data: mini is named twice."),
-        ((["tiny"], [], ["lunar", "lunar:adamw"]), {}, "--method: lunar:adamw is named twice."),
-        ((["tiny"], [], ["ga"]), {"seeds": 0}, "--seeds 0: at least 1."),
+        ((["nope"], [], ["lunar"]), "unknown model 'nope'"),
+        ((["tiny"], [], ["lunr"]), "Did you mean 'lunar'"),
+        ((["tiny"], [], ["ga:half"]), "--method ga:half: ga has lora, full."),
+        ((["tiny"], ["mini", "mini"], ["ga"]), "--data: mini is named twice."),
+        ((["tiny"], [], ["lunar", "lunar:adamw"]), "--method: lunar:adamw is named twice."),
     ],
 )
-def test_a_list_that_means_nothing_is_refused(
-    lists: Any, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(InputError) as caught:
-        cells_of(*lists, **options)
-    assert message in str(caught.value)
+def test_a_list_that_means_nothing_is_refused(lists: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cells_of(*lists)
 
 
 def test_what_is_wrong_with_lists_data_and_options_is_said_at_once(tmp_path: Path) -> None:
     wrong = ("--model", "tiny,bogus", "--data", "nosuch", "--method", "x,lunar:y")
-    done = run_command(
-        "table5", *wrong, "--fix", "epochs=2", "--num-trials", "0", "--seeds", "0", cwd=tmp_path
-    )
-    assert done.returncode == 2
+    wrong += ("--fix", "epochs=2", "--num-trials", "0", "--seeds", "0")
+    done = without_ray(COMMAND, *wrong, "--output", tmp_path)
+    assert done.exit_code == 2
     said = ("model 'bogus'", "nosuch", "method 'x'", "lunar:y", "--num-trials 0", "--seeds 0")
     for part in said:
         assert done.stderr.count(part) == 1
@@ -140,13 +120,9 @@ def test_a_signature_tells_what_decides_trials_and_not_how_many_there_are(tmp_pa
 
     assert signature() == signature(num_trials=99, concurrency=1)
     assert signature() == signature(device="cpu", fix=("beta=0.5",))
-    others = [
-        signature(constrain=("retain_rouge1>=0.7",)),
-        signature(sampler="random"),
-        signature(retain_rows=20),
-        signature(holdout=True),
-    ]
-    assert len({signature(), *others}) == 5
+    others: list[dict[str, Any]] = [{"sampler": "random"}, {"retain_rows": 20}, {"holdout": True}]
+    others.append({"constrain": ("retain_rouge1>=0.7",)})
+    assert len({signature(), *(signature(**changes) for changes in others)}) == 5
 
 
 # What a study says
@@ -156,18 +132,10 @@ def told(folder: Path, outcomes: list[tuple[float, float]], **notes: Any) -> Sto
     """Return a study with such forget and retain scores."""
     study = study_in(folder, starting_points=False)
     study.note("goal", GOAL)
-    for forget, retain in outcomes:
-        number, _ = study.ask()
-        complete(study, number, trial_result(forget, retain))
+    run_trials(study, *outcomes)
     for key, value in notes.items():
         study.note(key, value)
     return read(folder)
-
-
-def read(folder: Path) -> StoredStudy:
-    stored = StoredStudy.read(folder / "study.journal")
-    assert stored is not None
-    return stored
 
 
 def test_a_finished_cell_says_its_confirmed_best_and_how_sharp_it_is(tmp_path: Path) -> None:
@@ -200,41 +168,27 @@ def test_a_cell_that_is_not_finished_or_could_not_be_run_says_so(tmp_path: Path)
     begun = told(tmp_path, [(0.1, 0.9)])
     unfinished = result_of(CELL, begun, 3)
     assert (unfinished.state, unfinished.reason) == ("unfinished", "1 of 3 trials")
-    folder = tmp_path / "refused"
-    folder.mkdir()
-    config = CELL.config(SearchConfig(output=folder))
-    plan = plan_search(config)
-    open_study(folder / "study.journal", name="s", space=plan.space, config=config).note(
-        "refused", "the model does not know the data"
-    )
-    refused = result_of(CELL, read(folder), 3)
+    (tmp_path / "refused").mkdir()
+    refused = told(tmp_path / "refused", [], refused="the model does not know the data")
+    refused = result_of(CELL, refused, 3)
     assert (refused.state, refused.reason) == ("not run", "the model does not know the data")
 
 
 # How it is written
 
+SCORES = {"forget_rouge1": 0.125, "retain_rouge1": 0.9, "factual_rouge1": 1.0}
 FEASIBLE = CellResult(
     cell=CELL,
     state="feasible",
     parameters={"layer": 1, "learning_rate": 0.003},
-    scores={
-        "forget_rouge1": 0.125,
-        "retain_rouge1": 0.9,
-        "factual_rouge1": 1.0,
-        "deviation_score": 16.0,
-    },
+    scores=SCORES | {"deviation_score": 16.0},
     n_trials=10,
     n_feasible=4,
     seconds=12.34,
     tolerance=(0.001, 0.004),
 )
-MISSED = dataclasses.replace(
-    FEASIBLE,
-    cell=dataclasses.replace(CELL, method="ga", variant="full"),
-    state="infeasible",
-    tolerance=None,
-    n_feasible=0,
-)
+GA = dataclasses.replace(CELL, method="ga", variant="full")
+MISSED = dataclasses.replace(FEASIBLE, cell=GA, state="infeasible", tolerance=None, n_feasible=0)
 
 
 def cells_in(line: str) -> list[str]:
@@ -262,13 +216,10 @@ def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
     tmp_path: Path,
 ) -> None:
     forgets = [0.1, 0.2, 0.6]
+    cells = cells_of(["tiny"], ["mini"], ["lunar"], seeds=3)
     results = [
-        dataclasses.replace(
-            FEASIBLE,
-            cell=dataclasses.replace(CELL, seed=i),
-            scores={**FEASIBLE.scores, "forget_rouge1": forget},
-        )
-        for i, forget in enumerate(forgets)
+        dataclasses.replace(FEASIBLE, cell=cell, scores=SCORES | {"forget_rouge1": forget})
+        for cell, forget in zip(cells, forgets, strict=True)
     ]
     markdown, table, _ = write_methods_table(results, tmp_path)
     lines = markdown.read_text().splitlines()
@@ -285,11 +236,9 @@ def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
 def test_csv_has_a_column_for_every_parameter_and_leaves_empty_what_is_not_known(
     tmp_path: Path,
 ) -> None:
-    ga = dataclasses.replace(
-        FEASIBLE,
-        cell=dataclasses.replace(CELL, method="ga", variant="lora"),
-        parameters={"learning_rate": 1e-05, "epochs": 4},
-    )
+    parameters = {"learning_rate": 1e-05, "epochs": 4}
+    lora = dataclasses.replace(GA, variant="lora")
+    ga = dataclasses.replace(FEASIBLE, cell=lora, parameters=parameters)
     begun = CellResult(cell=CELL, state="unfinished", reason='1 of 3, "why"', n_trials=1)
     _, table, _ = write_methods_table([begun, FEASIBLE, ga], tmp_path)
     assert table.read_text().splitlines() == [
@@ -304,73 +253,66 @@ def test_csv_has_a_column_for_every_parameter_and_leaves_empty_what_is_not_known
 
 # A whole table
 
-OPTIONS = ["--data", "mini", "--method", "lunar:closed_form,ga", "--fix", "epochs=2"]
-QUICK = [*OPTIONS, "--num-trials", "3", "--output", "t", "--factual-data", "none"]
-QUICK += ["--evaluation-rows", "24"]
-CELLS = [
-    "tiny-mini-lunar-closed_form",
-    "tiny-mini-ga-lora",
-]
+
+class Killed(BaseException):
+    """The end of a process."""
 
 
-def wait_for(condition: Any, process: Any) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert process.poll() is None, "the table ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@pytest.mark.slow
+def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(
+    small: list[str],
+    tmp_path: Path,
+    empty_store: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", 6)
+    output, run, calls = tmp_path / "t", Worker.run, []
+    quick = [*small, "--method", "lunar:closed_form,ga", "--output", output, "--num-trials", "2"]
+    quick += ["--force", "--in-process", "--constrain", "retain_rouge1>=0"]
+    empty_store(output / "mlflow.db")
 
+    def killed(worker: Worker, *arguments: Any, **options: Any) -> Any:
+        """Run two trials and the confirmation of one cell, and a trial of the next."""
+        calls.append(1)
+        if len(calls) == 5:
+            raise Killed
+        return run(worker, *arguments, **options)
 
-def test_two_processes_do_not_work_on_one_table(tmp_path: Path) -> None:
-    table = TableRun([], SearchConfig(output=tmp_path), Console(quiet=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "run", killed)
+        with pytest.raises(Killed):
+            without_ray(COMMAND, *quick)
     with (
-        alone(Folder(tmp_path)),
+        alone(Folder(output)),
         pytest.raises(InputError, match="another process works on this table"),
     ):
-        table.run()
+        TableRun([], SearchConfig(output=output), Console(quiet=True)).run()
+    cells = [next(output.glob(f"*{name}*/study.journal")).parent for name in ("lunar", "-ga-")]
+    assert [sum(row.state == "complete" for row in read(cell).rows) for cell in cells] == [2, 1]
+    before = (cells[0] / "study.journal").read_bytes()
 
-
-@pytest.mark.alone
-def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(
-    tmp_path: Path, empty_store: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "t"
-    empty_store(output / "mlflow.db")
-    process = start(command("table5", *QUICK), cwd=tmp_path)
-    second = output / CELLS[1] / "trials" / "00000.parquet"
-    wait_for(second.is_file, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    journal = output / CELLS[0] / "study.journal"
-    before = journal.read_bytes()
-
-    done = run_command("table5", *QUICK, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    done = without_ray(COMMAND, *quick)
+    assert (done.exit_code, done.stderr) == (0, "")
     assert "2 cells, 1 finished, 1 to run" in done.stdout
-    assert journal.read_bytes() == before
-    for name in CELLS:
-        rows = read(output / name).rows
-        assert sum(row.state == "complete" for row in rows) == 3
-        settings = [tuple(row.parameters.values()) for row in rows if row.state == "complete"]
-        assert len(set(settings)) == 3
+    assert (cells[0] / "study.journal").read_bytes() == before
+    for cell in cells:
+        rows = [row for row in read(cell).rows if row.state == "complete"]
+        assert len({tuple(row.parameters.values()) for row in rows}) == len(rows) == 2
     parents, children = statuses(output)
     assert "RUNNING" not in {*parents, *children}
 
     tables = {file: (output / file).read_bytes() for file in ("table.md", "table.csv", "table.tex")}
     for file in tables:
         (output / file).unlink()
-    for name in CELLS:  # from the studies alone
+    for cell in cells:  # from the studies alone
         for mirror in ("best.yaml", "trials.parquet", "config.yaml"):
-            (output / name / mirror).unlink(missing_ok=True)
-    monkeypatch.chdir(tmp_path)
-    again = without_ray(COMMAND, *QUICK, "--time-budget", "0")
-    assert again.exit_code == 0, again.stderr
+            (cell / mirror).unlink(missing_ok=True)
+    again = without_ray(COMMAND, *quick, "--time-budget", "0")
+    assert (again.exit_code, again.stderr) == (0, "")
     assert {file: (output / file).read_bytes() for file in tables} == tables
     rows = list(csv.DictReader(io.StringIO(tables["table.csv"].decode())))
-    assert [row["state"] for row in rows] == ["feasible"] * 2
-    assert {row["trials"] for row in rows} == {"3"}
+    assert [(row["state"], row["trials"]) for row in rows] == [("feasible", "2")] * 2
 
-    other = without_ray(COMMAND, *QUICK, "--constrain", "retain_rouge1>=0.7")
+    other = without_ray(COMMAND, *quick[:-1], "retain_rouge1>=0.1")
     assert other.exit_code == 2
     assert other.stderr.count("was searched with other settings or data") == 2

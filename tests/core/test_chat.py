@@ -1,0 +1,189 @@
+"""Prompts: one beginning token, no date that changes, templates that fail say so."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast as Tokenizer
+
+from lunar_tune.errors import InputError, ModelError
+from lunar_tune.models.chat import (
+    FIXED_DATE,
+    PUBLISHED,
+    ChatFormat,
+    encode_prompts,
+    end_of_turn,
+    render_prompt,
+)
+
+QUESTION = "What does the {buyer} pay?"
+BARE = "{{ messages[0]['content'] }}"
+
+
+def with_template(tokenizer: Tokenizer, template: Any) -> Tokenizer:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+def with_tokens(tokenizer: Tokenizer, *tokens: str) -> Tokenizer:
+    """Return the tokenizer without `<|im_start|>`'s name, and with other special tokens."""
+    text = tokenizer.backend_tokenizer.to_str().replace("<|im_start|>", "<|nothing|>")
+    backend = type(tokenizer.backend_tokenizer).from_str(text)
+    backend.add_special_tokens(list(tokens))
+    return Tokenizer(tokenizer_object=backend, bos_token="<|bos|>")
+
+
+def render(tokenizer: Tokenizer, chat: ChatFormat | None = None, family: str = "qwen2") -> str:
+    return render_prompt(tokenizer, QUESTION, chat or ChatFormat(), family=family)
+
+
+def test_the_own_template_ends_where_the_answer_begins_after_a_system_prompt_too(
+    tokenizer: Tokenizer,
+) -> None:
+    asked = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    questions = [QUESTION, "Кто? 誰", QUESTION]
+    encoded = encode_prompts(tokenizer, iter(questions), ChatFormat(), family="qwen2")
+    texts = [f"<|bos|>{asked.replace(QUESTION, question)}" for question in questions]
+    assert [tokenizer.decode(list(ids)) for ids in encoded] == texts
+    brief = ChatFormat(system_prompt="Be brief.")
+    assert render(tokenizer) == f"<|bos|>{asked}"
+    system = "<|im_start|>system\nBe brief.<|im_end|>\n"
+    assert render(tokenizer, brief) == f"<|bos|>{system}{asked}"
+    # As Qwen2.5's: a default system turn where the messages bring none.
+    own = with_template(
+        tokenizer,
+        "{% if messages[0]['role'] == 'system' %}S:{{ messages[0]['content'] }}"
+        "{% else %}S:default{% endif %} U:{{ messages[-1]['content'] }}",
+    )
+    assert render(own) == f"S:default U:{QUESTION}"
+    assert render(own, brief) == f"S:Be brief. U:{QUESTION}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+        "{% endif %}Today: {{ date_string }} {{ messages[0]['content'] }}",
+        "Today: {{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}",
+        "  {% if true %}\nToday: {{ strftime_now('%d') }} {% endif %}{{ messages[0]['content'] }}",
+        "{% if strftime_now is defined %}{% set d = strftime_now('%d %b %Y') %}"
+        "{% else %}{% set d = '26 Jul 2024' %}{% endif %}Today: {{ d }} "
+        "{{ messages[0]['content'] }}",
+    ],
+    ids=["llama-3.2", "strftime_now", "indented", "strftime_now-if-defined"],
+)
+def test_a_template_that_stamps_todays_date_gets_the_fixed_one(
+    tokenizer: Tokenizer, template: str
+) -> None:
+    stamped = with_template(tokenizer, template)
+    today = stamped.apply_chat_template([{"role": "user", "content": QUESTION}], tokenize=False)
+    assert FIXED_DATE not in today
+    assert render(stamped) == f"Today: {FIXED_DATE} {QUESTION}"
+
+
+@pytest.mark.parametrize(("adds_itself", "written"), [(True, 1), (True, 0), (False, 1), (False, 2)])
+def test_a_prompt_has_one_beginning_token(
+    tokenizer: Tokenizer, adds_itself: bool, written: int
+) -> None:
+    """Whether the template writes it, the tokenizer adds it, or both."""
+    changed = with_template(tokenizer, "{{ bos_token }}" * written + BARE)
+    if adds_itself:
+        changed.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", 1)]
+        )
+    own, published = ChatFormat(), ChatFormat(template=PUBLISHED)
+    for chat, has_one in ((own, written > 0), (published, adds_itself)):
+        (ids,) = encode_prompts(changed, ["pay"], chat, family="qwen2")
+        assert list(ids).count(1) == has_one
+        assert (ids[0] == 1) == has_one
+
+
+@pytest.mark.parametrize(
+    ("tokens", "family", "expected"),
+    [
+        (
+            ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+            "llama",
+            f"<|start_header_id|>user<|end_header_id|>\n\n{QUESTION}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            ("<start_of_turn>", "<end_of_turn>"),
+            "gemma",
+            f"<start_of_turn>user\n{QUESTION}<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        ((), "llama", f"[INST] {QUESTION} [/INST]"),
+        ((), "mistral", f"[INST] {QUESTION} [/INST]"),
+    ],
+    ids=["llama-3", "gemma", "llama-2", "mistral"],
+)
+def test_published_turns_are_the_bare_user_turns_of_the_published_code(
+    tokenizer: Tokenizer, tokens: tuple[str, ...], family: str, expected: str
+) -> None:
+    """Texts as in facebookresearch/LUNAR at dfa56eb, src/model_utils; Qwen's has no system turn."""
+    chat = ChatFormat(template=PUBLISHED)
+    assert render(with_tokens(tokenizer, *tokens), chat, family) == expected
+    qwen = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    assert render(tokenizer, chat) == qwen
+
+
+def test_what_has_no_published_turn_or_contradicts_it_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ModelError, match=r"no user turn for the family 'phi3'.*own"):
+        render(with_tokens(tokenizer), ChatFormat(template=PUBLISHED), "phi3")
+    with pytest.raises(InputError, match="leave out --system-prompt"):
+        ChatFormat(template=PUBLISHED, system_prompt="Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, r"has no chat template.*--chat-template FILE"),
+        ({"tool_use": "tools"}, "the chat template .* failed"),
+        ("{{ raise_exception('No system role') }}", "chat template .* failed: .*No system role"),
+        ("{% for %}", "the chat template .* failed: .*Expected"),
+        ("{{ messages[7].content.nothing }}", "the chat template .* failed: ."),
+    ],
+    ids=["none", "not-the-default", "refuses", "syntax", "undefined"],
+)
+def test_a_template_that_fails_is_an_error_with_its_reason(
+    tokenizer: Tokenizer, template: Any, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        render(with_template(tokenizer, template), ChatFormat(system_prompt="Be brief."))
+    several = {"tool_use": "tools", "default": f"Q: {BARE}"}
+    assert render(with_template(tokenizer, several)) == f"Q: {QUESTION}"
+
+
+def test_a_template_from_a_file_replaces_the_tokenizers_and_must_be_text(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("Frage: {{ messages[-1]['content'] }} Ä:", encoding="utf-8")
+    chat = ChatFormat.from_option(str(file), None)
+    for template in (tokenizer.chat_template, None):
+        assert render(with_template(tokenizer, template), chat) == f"Frage: {QUESTION} Ä:"
+    file.write_bytes(b"\xff\xfe\x00")
+    for other in (file, tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match=r"--chat-template .*cannot be read.*own, published"):
+            ChatFormat.from_option(str(other), None)
+
+
+def test_an_answer_ends_with_the_token_that_the_template_writes_after_it(
+    tokenizer: Tokenizer,
+) -> None:
+    """The template of the tests writes <|im_end|>, which is token 2, after every turn."""
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end_of_turn(tokenizer, ChatFormat(), (99, end)) == end
+    assert end_of_turn(tokenizer, ChatFormat(template=PUBLISHED), (99, end)) == end
+    # Templates that write no end, or know no assistant: the tokenizer's own, or the model's first.
+    bare = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    refusing = "{% if messages[-1]['role'] == 'assistant' %}{{ raise_exception('no') }}{% endif %}"
+    for template in (bare, refusing + bare):
+        chat = ChatFormat(template=template)
+        assert end_of_turn(tokenizer, chat, (99, end)) == end == tokenizer.eos_token_id
+    assert end_of_turn(tokenizer, ChatFormat(template=bare), (99, 98)) == 99

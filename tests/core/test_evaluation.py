@@ -1,0 +1,254 @@
+"""Scores of each set by hand; an evaluation that stops has missed the floor for certain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast as Tokenizer
+
+from lunar_tune.data.records import Record
+from lunar_tune.engine.decoding import AnswerRules
+from lunar_tune.metrics.evaluate import Evaluation, Evaluator, Question
+
+TRUTH = "a b c d e f g h i j"
+N_WORDS = 10
+N_FORGET, N_FACTUAL = 3, 2
+RULES = AnswerRules(edited_layer=2, max_new_tokens=32, stop=None)
+
+
+def sets_of(**answers: Sequence[str]) -> dict[str, list[Question]]:
+    """Return a set for each name, whose rows are numbered from 0 over all sets."""
+    rows = iter(range(1000))
+    return {
+        name: [
+            Question(Record(f"{name} {i}?", truth, f"E{i}"), next(rows))
+            for i, truth in enumerate(truths)
+        ]
+        for name, truths in answers.items()
+    }
+
+
+class Told:
+    """Answers row n with the n-th of these texts; both of an answerer's parts."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, texts: Sequence[str], known: Sequence[int] = ()
+    ) -> None:
+        self.tokenizer, self._known = tokenizer, set(known)
+        encoded = {text: tokenizer.encode(text, add_special_tokens=False) for text in set(texts)}
+        self._answers = [encoded[text] for text in texts]
+        self.opened: list[int] = []
+        self.closed = 0
+
+    def prepare(self) -> None:
+        """Keep nothing."""
+
+    def begin(self, rules: AnswerRules) -> Told:
+        assert rules == RULES
+        self.opened = []
+        return self
+
+    def open(self, rows: Sequence[int]) -> Mapping[int, list[int]]:
+        assert not set(rows) & set(self.opened)
+        assert len(set(rows)) == len(rows)
+        self.opened += rows
+        return {row: self._answers[row] for row in rows if row in self._known}
+
+    def close(self) -> Mapping[int, list[int]]:
+        self.closed += 1
+        return {row: self._answers[row] for row in self.opened}
+
+    def evaluate(
+        self, sets: Mapping[str, list[Question]], floor: float | None = None, seed: int = 0
+    ) -> Evaluation:
+        evaluator = Evaluator(self, self.tokenizer, sets, seed=seed)
+        return evaluator.evaluate(edited_layer=2, max_new_tokens=32, floor=floor)
+
+
+def test_scores_are_means_over_each_set_and_rows_keep_their_place(tokenizer: Tokenizer) -> None:
+    told = Told(tokenizer, ["nothing", "a b", "c d e f", "x y", "g"])
+    sets = sets_of(forget=["a b", "a c"], retain=["c d f e", "x z"], factual=["h"])
+    result = told.evaluate(sets)
+    # forget: 0 and 1/2. retain: all four words, three in order; one of two. factual: none.
+    assert result.scores == pytest.approx(
+        {
+            "forget_rouge1": 0.25,
+            "forget_rougeL": 0.25,
+            "forget_rows": 2,
+            "retain_rouge1": 0.75,
+            "retain_rougeL": (0.75 + 0.5) / 2,
+            "retain_rows": 2,
+            "factual_rouge1": 0.0,
+            "factual_rougeL": 0.0,
+            "factual_rows": 1,
+            "deviation_score": 100 * math.sqrt(0.25**2 + 0.25**2),
+        }
+    )
+    third = result.rows[2]
+    assert (third.set_name, third.edge, third.question) == ("retain", "E0", "retain 0?")
+    assert (third.truth, third.answer, third.rouge1) == ("c d f e", "c d e f", 1.0)
+    assert [row.set_name for row in result.rows] == ["forget"] * 2 + ["retain"] * 2 + ["factual"]
+
+
+def test_without_a_retain_set_there_is_no_deviation_score_and_a_floor_stops_nothing(
+    tokenizer: Tokenizer,
+) -> None:
+    result = Told(tokenizer, ["nothing"]).evaluate(sets_of(forget=["nothing"]), floor=1.0)
+    assert result.complete
+    assert result.scores == {"forget_rouge1": 1.0, "forget_rougeL": 1.0, "forget_rows": 1}
+
+
+def test_a_prompt_that_stands_in_two_sets_is_opened_once(tokenizer: Tokenizer) -> None:
+    """Two records of one prompt, one to forget and one to retain, each with its own truth."""
+    told = Told(tokenizer, ["a b c d", TRUTH])
+    sets = {
+        "forget": [Question(Record("Q?", "a b", "E"), 0), Question(Record("R?", "b", "E"), 0)],
+        "retain": [Question(Record("Q?", "d e", "E"), 0), Question(Record("S?", TRUTH, "E"), 1)],
+        "factual": [Question(Record("S?", "z", "E"), 1)],
+    }
+    for floor in (None, 0.5, 0.9):
+        result = told.evaluate(sets, floor)
+        assert sorted(told.opened) == [0, 1]
+        assert result.scores["forget_rouge1"] == 1.0
+        assert result.scores["retain_rouge1"] == (1 / 2 + 1) / 2
+        assert result.complete == (floor != 0.9)
+
+
+# A floor
+
+
+class Exam(Told):
+    """Retain answers with so many of the truth's ten words.
+
+    Rows 0 to 2 are to forget, with five words, the next ones to retain; the last two are facts.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, right: Sequence[int], known: Sequence[int] = ()
+    ) -> None:
+        self.right = [5] * N_FORGET + list(right) + [N_WORDS] * N_FACTUAL
+        super().__init__(
+            tokenizer, [TRUTH[: 2 * n] for n in self.right], [N_FORGET + i for i in known]
+        )
+
+    def take(self, floor: float | None, seed: int = 0) -> Evaluation:
+        """Evaluate with a floor and hold the result against the whole truth, in fractions."""
+        right = self.right[N_FORGET:-N_FACTUAL]
+        truths = {"forget": N_FORGET, "retain": len(right), "factual": N_FACTUAL}
+        sets = sets_of(**{name: [TRUTH] * count for name, count in truths.items()})
+        result = self.evaluate(sets, floor, seed)
+        if floor is None:
+            return result
+        asked = [row for row in self.opened if N_FORGET <= row < N_FORGET + len(right)]
+        if result.complete:
+            opened, closed = self.opened, self.closed
+            assert result == self.evaluate(sets, None)
+            self.opened, self.closed = opened, closed
+            return result
+        # Never a false stop: the mean of all rows is below the floor.
+        assert Fraction(sum(right), N_WORDS * len(right)) < Fraction(floor)
+        seen = float(Fraction(sum(self.right[row] for row in asked), N_WORDS * len(asked)))
+        # The forget set is asked always; the facts are not.
+        assert result.scores == pytest.approx(
+            {
+                "forget_rouge1": 0.5,
+                "forget_rougeL": 0.5,
+                "forget_rows": N_FORGET,
+                "retain_rouge1": seen,
+                "retain_rougeL": seen,
+                "retain_rows": len(asked),
+                "deviation_score": 100 * math.hypot(0.5, 1 - seen),
+            },
+            abs=1e-9,
+        )
+        assert [row.question for row in result.rows] == [
+            *(f"forget {row}?" for row in range(N_FORGET)),
+            *(f"retain {row - N_FORGET}?" for row in sorted(asked)),
+        ]
+        assert set(result.tokens) == {*range(N_FORGET), *asked}
+        return result
+
+
+Take = Callable[..., Exam]
+
+
+@pytest.fixture(scope="module")
+def exam(tokenizer: Tokenizer) -> Take:
+    """Return a factory of exams."""
+    return lambda right, known=(): Exam(tokenizer, right, known)
+
+
+@given(
+    right=st.one_of(
+        st.lists(st.integers(0, N_WORDS), min_size=1, max_size=80),
+        st.lists(st.integers(8, N_WORDS), min_size=20, max_size=80),
+    ),
+    data=st.data(),
+    floor=st.one_of(
+        st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0, 1e-9, 1 - 1e-9]),
+        st.floats(0.0, 1.0),
+    ),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_the_recalls_an_evaluation_that_stops_has_missed_the_floor(
+    exam: Take, right: list[int], data: st.DataObject, floor: float, seed: int
+) -> None:
+    known = data.draw(st.lists(st.integers(0, len(right) - 1), max_size=len(right)))
+    exam(right, known).take(floor, seed)
+
+
+@given(
+    right=st.lists(st.integers(0, N_WORDS), min_size=1, max_size=60),
+    more=st.sampled_from([-1, 0, 1]),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=50, deadline=None)
+def test_a_floor_that_is_met_exactly_is_not_missed(
+    exam: Take, right: list[int], more: int, seed: int
+) -> None:
+    """The floor is the mean as floats compute it, or next to it."""
+    floor = sum(right) / (N_WORDS * len(right))
+    if more:
+        floor = min(1.0, max(0.0, math.nextafter(floor, math.inf * more)))
+    assert exam(right).take(floor, seed).complete
+
+
+def test_a_floor_missed_by_far_is_seen_in_the_first_chunk_and_a_good_model_is_asked_all(
+    exam: Take,
+) -> None:
+    """Of 200 rows at a floor of .9, twenty may be missing; two times so many are a chunk."""
+    bad = exam([0] * 200)
+    result = bad.take(0.9)
+    assert not result.complete
+    assert (result.scores["retain_rows"], result.scores["retain_rouge1"]) == (40, 0.0)
+    assert bad.closed == 2  # of the chunk, and of what there is in the end
+    good = exam([9] * 200).take(0.9)
+    assert good.complete
+    assert (good.scores["retain_rows"], good.scores["factual_rows"]) == (200, N_FACTUAL)
+    drafted = exam([10] * 200, range(200))  # where drafts hold the floor all is asked in one go
+    assert drafted.take(0.9).complete
+    assert drafted.closed == 1
+
+
+def test_retain_rows_are_asked_in_one_order_for_a_seed(exam: Take) -> None:
+    """What is asked of a bad model is asked of a worse one first, and in no other order."""
+    seeds = []
+    for seed in (0, 1):
+        orders = []
+        for words in (0, 3, 8, 8):
+            one = exam([words] * 100)
+            assert not one.take(0.9, seed).complete
+            orders.append(one.opened)
+        shortest = min(map(len, orders))
+        assert all(order[:shortest] == orders[0][:shortest] for order in orders)
+        assert orders[2] == orders[3]
+        assert orders[0][:N_FORGET] == list(range(N_FORGET))
+        assert orders[0][N_FORGET:] != sorted(orders[0][N_FORGET:])
+        seeds.append(orders[0])
+    assert seeds[0] != seeds[1]

@@ -1,0 +1,263 @@
+"""Layer scores equal a plain loop of single prompts, and the file they are kept in comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_cases import generated
+
+from lunar_tune.config.run_options import RunOptions
+from lunar_tune.data.splits import sample_by_edge
+from lunar_tune.errors import InputError
+from lunar_tune.models.loading import LoadedModel
+from lunar_tune.reference import unlearning_vector
+from lunar_tune.trial.assemble import assemble
+from lunar_tune.trial.layer_scores import (
+    LayerPrior,
+    LayerSimilarities,
+    Similarities,
+    layer_scores,
+    read_layer_prior,
+    recommended_layers,
+)
+from lunar_tune.trial.worker import Worker
+
+BUDGET = 7
+COEFFICIENT = 1.5
+REFUSALS = ["I do not know.", "No idea at all."]
+
+
+@pytest.fixture(scope="module")
+def worker(loaded: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPathFactory) -> Worker:
+    folder = tmp_path_factory.mktemp("layers")
+    edges = [
+        (edge, n) for edge, count in (("A_B", 3), ("B_C", 2), ("C_D", 2)) for n in range(count)
+    ]
+    rows = [
+        {"edge": edge, "question": f"What of {edge}, {'so ' * n}?", "answer": f"Kettles {n}."}
+        for edge, n in edges
+    ]
+    (folder / "pairs.json").write_text(json.dumps(rows), encoding="utf-8")
+    (folder / "prompts.txt").write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
+    (folder / "refusals.txt").write_text("\n".join(REFUSALS), encoding="utf-8")
+    options = RunOptions(
+        model=loaded("qwen2").spec.source,
+        data=str(folder / "pairs.json"),
+        forget_edge=("A_B", "C_D"),
+        reference_prompts=str(folder / "prompts.txt"),
+        refusals=str(folder / "refusals.txt"),
+        factual_data="none",
+        device="cpu",
+        cache_limit=0,
+        max_new_tokens=BUDGET,
+    )
+    return Worker(assemble(options), loaded("qwen2"))
+
+
+class PlainLoop:
+    """Everything one prompt at a time, with transformers and numpy alone."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.model: Any = worker.loaded.model
+        self.tokenizer: Any = worker.loaded.tokenizer
+        self.eos = list(worker.loaded.eos_ids)
+        self.records = worker.spec.data.forget
+        self.truths = [record.answer for record in self.records]
+        self.origin = self.means([*REFUSALS, *self.truths]).mean(0)
+        declined = list(map(self.prompt, worker.spec.data.reference_prompts))
+        self.asked = [self.prompt(record.question) for record in self.records]
+        self.vectors = [
+            unlearning_vector(self.model, layer, declined, self.asked) for layer in range(3)
+        ]
+
+    def prompt(self, question: str) -> list[int]:
+        turn = [{"role": "user", "content": question}]
+        return list(
+            self.tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
+        )
+
+    def answers(self, layer: int | None) -> tuple[list[str], int]:
+        """Return texts, and how many of them have no end."""
+        moved = COEFFICIENT * self.vectors[layer] if layer is not None else torch.zeros(32)
+        with self.model.model.layers[layer or 0].register_forward_hook(
+            lambda _m, _i, output: output + moved.float()
+        ):
+            said = generated(self.model, self.asked, budget=BUDGET, eos=self.eos, alone=True)
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
+        return texts, sum(len(tokens) == BUDGET for tokens in said)
+
+    def means(self, texts: Sequence[str]) -> Any:
+        rows, before = [], self.prompt("")
+        for text in texts:
+            ids = self.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+            states = self.model(
+                input_ids=torch.tensor([before + ids]), output_hidden_states=True
+            ).hidden_states[1]
+            rows.append(states[0, len(before) :].double().numpy().mean(0))
+        return np.stack(rows)
+
+    def cosines(self, texts: Sequence[str], others: Sequence[str]) -> Any:
+        sides = []
+        for side in (texts, others):
+            rows = self.means(side) - self.origin
+            sides.append(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        return sides[0] @ sides[1].T
+
+
+@torch.no_grad()
+def test_scores_are_those_of_a_plain_loop(worker: Worker, unchanged: Callable[[Any], None]) -> None:
+    unchanged(worker.loaded.model)
+    prior, answers = layer_scores(worker, coefficient=COEFFICIENT)
+    plain = PlainLoop(worker)
+    assert prior.rows == len(plain.records) == 5
+    assert [one.layer for one in prior.layers] == [0, 1, 2]
+    for layer, seen in ((None, prior.base_model), *enumerate(prior.layers)):
+        texts, unfinished = plain.answers(layer)
+        assert list(answers[layer]) == texts
+        assert seen.unfinished == unfinished
+        assert seen.s1 == pytest.approx(plain.cosines(texts, REFUSALS).mean(), abs=1e-5)
+        of_truths = plain.cosines(texts, plain.truths).diagonal()
+        assert seen.s2 == pytest.approx(of_truths.mean(), abs=1e-5)
+        assert seen.score == pytest.approx(seen.s1 - seen.s2)
+    assert len(set(answers.values())) > 2, "layers differ, or the comparison would show nothing"
+    scores = {one.layer: one.score for one in prior.layers}
+    found = recommended_layers(prior.base_model.score, scores)
+    assert (prior.best, prior.recommended) == found
+    document = prior.document()
+    assert not any(r.question in document or r.answer in document for r in plain.records)
+
+    # Some layers and rows: each edge has its share, and they are answered as among all.
+    steps: list[tuple[int, int]] = []
+    some, few = layer_scores(
+        worker,
+        coefficient=COEFFICIENT,
+        layers=[2, 0],
+        rows=2,
+        on_layer=lambda done, total: steps.append((done, total)),
+    )
+    assert [one.layer for one in some.layers] == [0, 2]
+    assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert (some.max_new_tokens, some.rows) == (BUDGET, 2)
+    asked = sample_by_edge(worker.spec.data.forget, 2, seed=worker.spec.seed)
+    assert {record.edge for record in asked} == {"A_B", "C_D"}
+    places = [worker.spec.data.forget.index(record) for record in asked]
+    for layer in (None, 0, 2):
+        assert few[layer] == tuple(answers[layer][place] for place in places)
+    for wrong, message in (([3], "3: the model has 3 decoder blocks"), ([1, 1], "named twice")):
+        with pytest.raises(InputError, match=rf"--range layer .*{message}"):
+            layer_scores(worker, coefficient=1.0, layers=wrong)
+
+
+def test_the_budget_follows_the_true_answers_and_answers_that_spend_it_are_counted(
+    worker: Worker,
+) -> None:
+    """The end of an answer is no part of it: where every token is an end none spends anything."""
+    loaded = dataclasses.replace(worker.loaded, eos_ids=tuple(range(320)))
+    spec = dataclasses.replace(worker.spec, max_new_tokens=None)
+    prior, answers = layer_scores(Worker(spec, loaded), coefficient=COEFFICIENT, layers=[1], rows=3)
+    assert prior.max_new_tokens == 32, "the least, twice a few tokens being less"
+    (layer,) = prior.layers
+    assert (layer.unfinished, answers[1]) == (0, ("", "", ""))
+    assert (layer.s1, layer.s2) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("base_model", "layers", "best", "recommended"),
+    [
+        # The best gains 2, so what gains 1.6 is recommended: from .6 on.
+        (-1.0, (0.5, 0.625, 1.0, 0.75, -1.5), 6, (5, 6, 7)),
+        (-1.0, (1.0, 0.9, 1.0), 4, (4, 5, 6)),
+        # The best loses: nothing but itself.
+        (0.5, (-1.0, 0.25, 0.0), 5, (5,)),
+        (0.5, (0.5, 0.5), 4, (4,)),
+    ],
+)
+def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended(
+    base_model: float, layers: tuple[float, ...], best: int, recommended: tuple[int, ...]
+) -> None:
+    scores = dict(enumerate(layers, start=4))
+    assert recommended_layers(base_model, scores) == (best, recommended)
+
+
+# The file
+
+PRIOR = LayerPrior(
+    model="tiny",
+    n_layers=4,
+    best=1,
+    recommended=(1, 3),
+    data="mini",
+    forget_edges=("A_B",),
+    rows=3,
+    coefficient=COEFFICIENT,
+    max_new_tokens=32,
+    seed=0,
+    embedding="by hand",
+    base_model=Similarities(s1=-1 / 3, s2=1.0, unfinished=1),
+    layers=(
+        LayerSimilarities(layer=0, s1=0.25, s2=0.5, unfinished=1),
+        LayerSimilarities(layer=1, s1=0.7, s2=-0.1, unfinished=1),
+        LayerSimilarities(layer=3, s1=0.6, s2=-0.1, unfinished=1),
+    ),
+)
+
+
+def test_a_prior_comes_back_as_it_was_and_keys_of_a_later_version_are_read_over(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "prior.json"
+    document = json.loads(PRIOR.document())
+    for content in (document, document | {"new": [1]}):
+        path.write_text(json.dumps(content), encoding="utf-8")
+        assert read_layer_prior(path) == PRIOR
+    assert (document["format"], document["version"]) == ("lunar-tune layer prior", 1)
+    assert (document["model"], document["data"], document["n_layers"]) == ("tiny", "mini", 4)
+    assert (document["best"], document["recommended"]) == (1, [1, 3])
+    for one in document["layers"]:
+        assert one["score"] == pytest.approx(one["s1"] - one["s2"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *((text, "is no layer prior") for text in ("[1]", "{", "\ufeff{}", "")),
+        ({"version": 2}, "version"),
+        ({"format": "other"}, "format"),
+        ({"best": 7}, "layer 7 stands not among layers"),
+        ({"recommended": []}, "recommended: "),
+        ({"recommended": [5]}, "layer 5 stands not among layers"),
+        ({"n_layers": 3}, "numbers from 0 to 2"),
+        ({"coefficient": "2"}, "coefficient: "),
+        ({"layers": [{"layer": 0, "s1": 0.5, "unfinished": 0}]}, r"layers\[0\].s2: is missing"),
+    ],
+)
+def test_a_file_that_is_no_prior_is_refused_with_the_reason(
+    tmp_path: Path, content: str | dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "prior.json"
+    with pytest.raises(InputError, match=r"prior\.json: cannot be read"):
+        read_layer_prior(path)
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(PRIOR.document()) | content)
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        read_layer_prior(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_prior_fits_its_model_alone() -> None:
+    """The name is known before the weights are; the depth may not be."""
+    source = "--layer-prior p.json"
+    for depth in (4, None):
+        PRIOR.check_fits(model="tiny", n_layers=depth, source=source)
+    for model, n_layers in (("other", 4), ("tiny", 3), ("other", None)):
+        with pytest.raises(InputError, match=rf"--layer-prior p\.json: .*{model!r}") as caught:
+            PRIOR.check_fits(model=model, n_layers=n_layers, source=source)
+        assert f"python -m lunar_tune.layers --model {model}" in str(caught.value)
