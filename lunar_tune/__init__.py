@@ -50,7 +50,13 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name not in _HOMES:
             raise AttributeError(f"module 'lunar_tune' has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        package = sys.modules.get(f"{__name__}.{name}")
+        if package is not None and vars(found) is not vars(package):
+            # Modules of the package `lunar_tune.search` are found behind the function, too.
+            vars(package).update(vars(found))
+            found.__dict__ = vars(package)
+        return found
 
     def __setattr__(self, name: str, value: object) -> None:
         # Importing the package `lunar_tune.search` must not put it in the place of the function.
