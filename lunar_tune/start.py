@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lunar_tune import __version__
 from lunar_tune.config.fields import options_again, options_of
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.report.progress import working
 
@@ -72,12 +72,25 @@ def start_search(
     facts = {**plan.facts, **finetuning_fact(plan)}
     if dry_run:
         with working(console, "looking at the tracking store and where trials run"):
-            from lunar_tune.search.dry_run import surroundings
-
-            facts |= surroundings(config)
+            facts |= _surroundings(config, problems)
         print_plan(console, facts)
         console.print("all that needs no weights has been checked; nothing was run")
         return Ended(EXIT_FOUND)
     print_plan(console, facts)
     arguments = options_again(config, told.keys() - {"seed"}) if show_commands else None
     return run_search(plan, console, given=told, arguments=arguments)
+
+
+def _surroundings(config: SearchConfig, problems: Problems) -> dict[str, str]:
+    """Return what a search would meet, to show; nothing of it is changed."""
+    from lunar_tune.search.backends.ray.cluster import look_at_cluster
+    from lunar_tune.tracking import store
+
+    facts = {"output": f"{config.output.resolve()} can be written"}  # `plan_search` has looked
+    with problems.collect():
+        uri = config.tracking_uri or store.default_tracking_uri(config.output)
+        facts["tracking"] = store.look_at_store(store.with_password(uri, "the search"), EXPERIMENT)
+    with problems.collect():
+        facts["runs on"] = look_at_cluster(config)
+    problems.raise_if_any()
+    return facts

@@ -64,12 +64,12 @@ def begun_study(folder: Folder, uri: str | None = None) -> Study:
             "id": f"id-of-{folder.name}",
             "uri": uri or default_tracking_uri(folder.path.parent),
             "experiment": EXPERIMENT,
+            "origin": {"mlflow.source.type": "LOCAL"},
         },
         "description": {
             "parameters": {**TAGS, "seed": 3},
             "num_trials": len(SCORES),
             "data": {"forget": ("f" * 64, 1), "retain": ("e" * 64, 2)},
-            "origin": {"mlflow.source.type": "LOCAL"},
             "lineage": {},
         },
         "goal": ("forget_rouge1", ("retain_rouge1>=0.8",)),

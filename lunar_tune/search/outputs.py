@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
-import importlib.metadata
-import subprocess
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +66,8 @@ def search_document(
     return configuration_document(config, given=given, derived=derived, resolved=resolved)
 
 
-def tracked_description(plan: SearchPlan, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what MLflow shows of a search and its study does not say otherwise.
-
-    The origin stays that which an earlier process has kept.
-    """
+def tracked_description(plan: SearchPlan) -> dict[str, Any]:
+    """Return what MLflow shows of a search and its study does not say otherwise."""
     config, spec, digests = plan.config, plan.spec, plan.spec.data.digests()
     lineage = read_lineage(spec.model.checkpoint)
     return {
@@ -89,7 +81,6 @@ def tracked_description(plan: SearchPlan, before: Mapping[str, Any] | None) -> d
         "num_trials": config.num_trials,
         "data": {name: (digests[name], count) for name, count in _rows(plan).items()},
         "lineage": lineage.tags() if lineage is not None else {},
-        "origin": (before or {}).get("origin") or _origin_tags(),
     }
 
 
@@ -143,34 +134,3 @@ def write_best(
         "seed": spec.seed,
     }
     write_atomically(folder.best, write_yaml(document).encode())
-
-
-def _origin_tags() -> dict[str, str]:
-    """Return where a run comes from that is started here and now, some for MLflow's own columns."""
-    user = "unknown"
-    with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
-        user = getpass.getuser()
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    command = str(spec.name).removesuffix(".__main__") if spec is not None else ""
-    tags = {
-        "mlflow.user": user,
-        "mlflow.source.name": command if command.startswith("lunar_tune") else "lunar_tune",
-        "mlflow.source.type": "LOCAL",
-        "version.lunar_tune": __version__,
-    }
-    for package in ("torch", "transformers", "ray", "optuna"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            tags[f"version.{package}"] = importlib.metadata.version(package)
-    commit = code_commit(Path(__file__).parents[1])
-    return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}
-
-
-def code_commit(package: Path) -> str | None:
-    """Return the commit of a package's own checkout; None where no repository has its files."""
-    # Of its file as well: an installed package may lie below the repository of something else.
-    command = ["git", "-C", str(package), "rev-parse", "HEAD", "HEAD:./__init__.py"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.split()[0]

@@ -186,7 +186,7 @@ class SearchSession:
         )
         notes = {
             "mlflow": tracker.place(before.get("mlflow")),
-            "description": tracked_description(plan, before.get("description")),
+            "description": tracked_description(plan),
             "status": "KILLED",  # what is true of a search that could not say how it ended
             "goal": self._goal.text,
             "baseline": dict(scores),

@@ -39,7 +39,7 @@ __all__ = ["StoredStudy", "Study"]
 LEFT_RUNNING = "the search was ended while the trial ran"
 INTERRUPTED = "interrupted"
 POINTS_QUEUED = "starting_points_queued"
-FORMAT_NOTE, FORMAT = "format", 3
+FORMAT_NOTE, FORMAT = "format", 4
 """What is kept of a search, and how; raised when that changes."""
 AGAIN_OF = "again_of"
 

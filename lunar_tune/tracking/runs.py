@@ -204,7 +204,7 @@ def search_content(search: StoredSearch, note: str | None, status: str | None) -
     numbers = _prefixed("baseline", shown_scores(search.baseline))
     numbers["num_trials"] = about["num_trials"]
     tags = {SEARCH: notes["mlflow"]["id"], "search": folder.name, **notes["tags"]}
-    tags |= about["origin"] | about["lineage"]
+    tags |= notes["mlflow"]["origin"] | about["lineage"]
     if best is not None or status != "RUNNING":
         feasible = best is not None and search.goal.is_kept(scores)
         # A search that goes on may find a better one, and MLflow lets no parameter change.
@@ -245,7 +245,7 @@ def trial_content(search: StoredSearch, row: TrialRow, parent: str) -> RunConten
     is_best = row == search.best
     tags: dict[str, str | None] = {
         **notes["tags"],
-        **notes["description"]["origin"],
+        **notes["mlflow"]["origin"],
         TRIAL_OF: notes["mlflow"]["id"],
         "mlflow.parentRunId": parent,
         "search": search.folder.name,

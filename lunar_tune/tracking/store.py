@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import url2pathname
@@ -26,6 +28,7 @@ __all__ = [
     "default_tracking_uri",
     "find_experiment",
     "kept_uri",
+    "look_at_store",
     "open_experiment",
     "opened_store",
     "sqlite_file",
@@ -51,6 +54,37 @@ def default_tracking_uri(output: Path) -> str:
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of a sqlite store; None for any other store."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def look_at_store(uri: str, experiment: str) -> str:
+    """Say what a store is; none is made, brought up to date or written.
+
+    Raises:
+        InputError: It cannot be used.
+    """
+    file, shown = sqlite_file(uri), without_password(uri)
+    if file is None and not uri.startswith(("http://", "https://")):
+        return f"{shown}, not looked at: opening it would write it"
+    if file is not None:
+        check_writable(file.parent, f"MLflow store {shown}")
+        if not file.is_file():
+            return f"{shown}, to be made"
+    with tempfile.TemporaryDirectory() as folder:
+        if file is not None:  # opening it may write it: a copy is looked at
+            copy = Path(folder) / file.name
+            try:
+                with (
+                    closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as one,
+                    closing(sqlite3.connect(copy)) as other,
+                ):
+                    one.backup(other)
+            except sqlite3.Error as error:
+                raise InputError(f"the MLflow store {file} cannot be used: {error}.") from error
+            uri = f"{_SQLITE}{copy}"
+        with opened_store(uri) as client:
+            if (found := client.get_experiment_by_name(experiment)) is not None:
+                open_experiment(client, experiment)
+    return f"{shown} answers; experiment {experiment}{'' if found else ', to be made'}"
 
 
 def kept_uri(uri: str) -> str:

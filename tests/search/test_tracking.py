@@ -9,7 +9,6 @@ import math
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,12 +31,10 @@ from tracked_searches import (
     with_notes,
 )
 
-import lunar_tune
 from lunar_tune.config.search_config import BEST_FILTER, EXPERIMENT
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.results import SearchResults
-from lunar_tune.search.outputs import _origin_tags, code_commit
 from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.store import default_tracking_uri, open_experiment, opened_store
 from lunar_tune.tracking.sync import Tracker, shown, sync
@@ -200,24 +197,6 @@ def test_failed_trials_and_long_curves_and_estimates_are_told(store: Store, tmp_
     sync(search, store.client)
     (parent,) = store.parents
     assert (parent.info.status, parent.data.metrics["feasible"]) == ("KILLED", 0.0)
-
-
-def test_every_run_says_where_it_comes_from(tmp_path: Path) -> None:
-    """An installed package may lie below the repository of something else."""
-    tags = _origin_tags()
-    assert tags["mlflow.source.name"] == "lunar_tune"
-    assert tags["version.lunar_tune"] == lunar_tune.__version__
-    assert tags["version.torch"] == importlib.metadata.version("torch")
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    assert code_commit(package) is None
-    subprocess.run([*git, "add", "package"], check=True)
-    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
-    done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    assert code_commit(package) == done.stdout.strip()
 
 
 def test_a_search_that_goes_on_is_the_same_run_with_another_best(store: Store) -> None:
@@ -469,7 +448,9 @@ def test_a_place_keeps_its_identity_and_tells_no_password(
     assert "MLFLOW_RUN_ID" not in os.environ, "it is no search"
     first = tracker.place(None)
     assert first["uri"] == store.uri
-    assert tracker.place({"id": first["id"], "uri": "http://other", "experiment": "x"}) == first
+    assert first["origin"]["mlflow.source.type"] == "LOCAL"
+    assert first["origin"]["version.torch"] == importlib.metadata.version("torch")
+    assert tracker.place({**first, "uri": "http://other", "experiment": "x"}) == first
     assert tracker.place(None)["id"] != first["id"]
     tracker.uri = "http://me:s3cretpw@host:5000"
     assert tracker.place(None)["uri"] == "http://me:***@host:5000"

@@ -27,7 +27,7 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.search.backends import Resources
 
-__all__ = ["allocate_resources", "check_address", "check_gpus", "ray_session"]
+__all__ = ["allocate_resources", "check_address", "check_gpus", "look_at_cluster", "ray_session"]
 
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
 # Tune's snapshots of its state are never restored (the study is the state).
@@ -278,3 +278,15 @@ def allocate_resources(config: SearchConfig) -> Resources:
             f"{most_cpus:g} and {most_gpus:g}. Lower --gpus-per-trial, or raise --concurrency."
         )
     return Resources(cpus=cpus, gpus=gpus, concurrency=min(fitting, config.concurrency or fitting))
+
+
+def look_at_cluster(config: SearchConfig) -> str:
+    """Say where trials would run; a cluster is asked, this machine's own Ray is not started."""
+    if config.in_process:
+        return "this process, one trial at a time"
+    if config.address is None:
+        return "this machine, by Ray"
+    with ray_session(config):
+        found = allocate_resources(config)
+    trials = f"{found.concurrency} trials at once, each with {found.cpus:g} CPU cores"
+    return f"the cluster at {config.address}: {trials} and {found.gpus:g} GPUs"
