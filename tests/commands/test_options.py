@@ -12,10 +12,10 @@ import pytest
 from command_lines import refused, without_ray
 
 import lunar_tune
-from lunar_tune.cli.commands import Command, options_again
+from lunar_tune.cli.commands import Command
 from lunar_tune.cli.main import COMMANDS, command_of
 from lunar_tune.cli.search import COMMAND, SearchOptions
-from lunar_tune.config.fields import flag_of, help_of, options_of
+from lunar_tune.config.fields import flag_of, help_of, options_again, options_of
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.study.stored_search import configuration_document
