@@ -46,15 +46,15 @@ def start_search(
         from lunar_tune.search.plan import plan_search
 
         if config.resume is not None:
-            from lunar_tune.search.resume import resumed
+            from lunar_tune.search.persistence import resumed
 
             known = options_of(SearchConfig)
             config, before = resumed({n: getattr(config, n) for n in given if n in known}, problems)
             told = {**before, **told}
         plan = plan_search(config, problems, doing)
         from lunar_tune.report.results import SearchResults
+        from lunar_tune.search.persistence import check_unchanged, is_finished
         from lunar_tune.search.prerequisite import finetuning_fact
-        from lunar_tune.search.resume import check_unchanged, is_finished
         from lunar_tune.search.run import Ended, run_search
         from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE
         from lunar_tune.study.folder import Folder

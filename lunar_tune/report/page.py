@@ -76,7 +76,7 @@ def _content(anchor: str, results: SearchResults) -> dict[str, Any]:
         },
         "scores": list(dict.fromkeys((*HEADLINE_SCORES, *results.goal.metrics))),
         "kinds": [_kind(row) for row in rows],
-        "estimates": _estimates_note(results),
+        "estimates": _estimates(results),
         "charts": [
             (name, CHARTS[name].caption, chart.to_dict())
             for name, chart in charts_of(results).items()
@@ -93,18 +93,17 @@ def _kind(row: TrialRow) -> str:
     return "again" if row.again else row.state
 
 
-def _estimates_note(results: SearchResults) -> str:
-    """Say what the sign of an estimate means; empty where there is none."""
-    stopped = {results.was_stopped(row) for row in results.rows if row.retain_exact is False}
-    reasons = []
-    if False in stopped:
-        reasons.append(f"from a sample of the questions to keep ({results.asked_retain_rows})")
-    if True in stopped:
-        reasons.append(
-            "from fewer questions to keep where a trial was stopped because it had missed the "
-            "bound for certain"
-        )
-    return f"≈ {', or '.join(reasons)}." if reasons else ""
+def _estimates(results: SearchResults) -> str:
+    """Say what estimates of the retain score were taken from; empty where there is none."""
+    known = [row.retain_rows for row in results.rows if row.retain_rows is not None]
+    asked = int(results.baseline.get("retain_rows", max(known, default=0)))
+    taken = {row.retain_rows == asked for row in results.rows if row.retain_exact is False}
+    reasons = {
+        f"from a sample of the questions to keep ({asked})": True in taken,
+        "from fewer questions to keep where a trial was stopped because it had missed the bound "
+        "for certain": False in taken,
+    }
+    return ", or ".join(reason for reason, is_so in reasons.items() if is_so)
 
 
 @functools.cache

@@ -69,22 +69,6 @@ class SearchResults(Summary, StoredSearch):
         return self.study.notes.get("ending")
 
     @property
-    def asked_retain_rows(self) -> int | None:
-        """Questions to keep that a trial is asked if it is not stopped; None if not known."""
-        asked = self.baseline.get("retain_rows")
-        known = [row.retain_rows for row in self.rows if row.retain_rows is not None]
-        return int(asked) if asked is not None else max(known, default=None)
-
-    def was_stopped(self, row: TrialRow) -> bool:
-        """Say whether a completed trial was asked only a part of the questions of its search.
-
-        That is so where it had missed the bound for certain. A search that asks a sample asks every
-        trial a part of the retain set.
-        """
-        asked = self.asked_retain_rows
-        return row.retain_rows is not None and asked is not None and row.retain_rows < asked
-
-    @property
     def ranked(self) -> list[TrialRow]:
         """The trials that are looked at first, the confirmed best before all others.
 

@@ -22,9 +22,9 @@ from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
 from lunar_tune.report.progress import tiny_progress, working
 from lunar_tune.search.backends import Backend, InProcess, Resources
+from lunar_tune.search.persistence import alone, signature_of, unfinished_like
 from lunar_tune.search.plan import SearchPlan, make_folder
 from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
-from lunar_tune.search.resume import alone, signature_of, unfinished_like
 from lunar_tune.search.session import SearchSession, UnknowingModelError
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch

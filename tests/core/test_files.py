@@ -26,8 +26,7 @@ from lunar_tune.files import (
     write_json,
 )
 from lunar_tune.secrets import is_masked, without_login, without_password, without_secrets
-from lunar_tune.study.answers import read_answers, write_result
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, read_answers, write_result
 from lunar_tune.trial.worker import TrialResult
 
 

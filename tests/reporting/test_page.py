@@ -20,8 +20,7 @@ from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.findings import Findings
 from lunar_tune.report.page import SHOWN, write_static_page
 from lunar_tune.report.results import SearchResults
-from lunar_tune.study.answers import write_answers
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow
 
 LOADING = {"src", "href", "data", "poster", "srcset", "action", "background"}

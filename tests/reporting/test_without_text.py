@@ -15,7 +15,7 @@ from lunar_tune.errors import DataError, LunarTuneError
 from lunar_tune.export.proof import compare
 from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
 from lunar_tune.metrics.rouge import check_scorable
-from lunar_tune.study.answers import read_answers, write_answers
+from lunar_tune.study.folder import read_answers, write_answers
 from lunar_tune.trial.assemble import assemble
 
 SECRET = "Zanzibar"

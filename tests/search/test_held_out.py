@@ -16,8 +16,7 @@ from lunar_tune.cli.export import COMMAND
 from lunar_tune.report.charts import trade_off
 from lunar_tune.report.page import write_static_page
 from lunar_tune.report.results import SearchResults, short_report
-from lunar_tune.study.answers import read_answers
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, read_answers
 from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.yaml_files import read_yaml

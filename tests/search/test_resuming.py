@@ -28,17 +28,17 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.backends.ray.cluster import Resources
 from lunar_tune.search.loop import SearchLoop
-from lunar_tune.search.outputs import search_document
-from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
-from lunar_tune.search.resume import (
+from lunar_tune.search.persistence import (
     BusySearchError,
     alone,
     check_unchanged,
     is_finished,
     resumed,
+    search_document,
     signature_of,
     unfinished_like,
 )
+from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.search.run import run_search
 from lunar_tune.search.session import SearchSession
 from lunar_tune.secrets import without_password
