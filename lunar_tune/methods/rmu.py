@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import Fit, PreparedMethod, UnlearningTask
-from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit
+from lunar_tune.methods.gradient import TrainedMethod, gradient_fit
 from lunar_tune.models.layout import check_layers, decoder_slice
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import Pair, padded_ids, reference_batches
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["ENTRY", "RmuMethod", "rmu_loss"]
+__all__ = ["ENTRIES", "RmuMethod", "rmu_loss"]
 
 BLOCKS = 3  # whose down-projections are trained: l and those below it, as in the paper
 
@@ -149,4 +149,4 @@ class PreparedRmu(PreparedMethod):
         return seen[-1][real.to(ids.device)]
 
 
-ENTRY = RmuMethod
+ENTRIES = (RmuMethod,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ __all__ = [
     "token_log_probs",
 ]
 
+Item = TypeVar("Item")  # a pair, or its place
 _REFERENCE_BATCH = 16
 
 
@@ -90,7 +91,7 @@ def encode_answers(
     )
 
 
-def reference_batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
+def reference_batches(pairs: Sequence[Item]) -> list[Sequence[Item]]:
     """Return pairs in batches for a forward whose results are kept and need no gradient."""
     return [pairs[i : i + _REFERENCE_BATCH] for i in range(0, len(pairs), _REFERENCE_BATCH)]
 

@@ -10,8 +10,7 @@ import pytest
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS, configure_method
-from lunar_tune.methods.gradient import GradientMethod
-from lunar_tune.methods.gradient_fit import GradientSettings
+from lunar_tune.methods.gradient import GradientMethod, GradientSettings
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.trial.assemble import configured
 

@@ -10,29 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunar_tune.methods.gradient_ascent import gradient_ascent
-from lunar_tune.methods.gradient_difference import gradient_difference
-from lunar_tune.methods.kl_ascent import kl_to_reference
-from lunar_tune.methods.negative_preference import npo
-from lunar_tune.methods.preference import dpo
+from lunar_tune.methods.ascent import kl_to_reference
+from lunar_tune.methods.preference import dpo, npo, simnpo
 from lunar_tune.methods.rmu import rmu_loss
-from lunar_tune.methods.simple_preference import simnpo
 
 LN2 = math.log(2)
 
 
 def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)
-
-
-def test_gradient_ascent_is_the_mean_log_probability_and_its_difference_adds_the_usual_loss() -> (
-    None
-):
-    """Tokens of probability 1/2 and 1/8 to forget, one of 1/4 to keep, one that is certain."""
-    forget = tensor(-LN2, -3 * LN2)
-    assert float(gradient_ascent(forget)) == pytest.approx(-2 * LN2)
-    assert float(gradient_difference(forget, tensor(-2 * LN2))) == pytest.approx(0.0)
-    assert float(gradient_difference(forget, tensor(0.0))) == pytest.approx(-2 * LN2)
 
 
 def test_kl_to_the_reference_is_the_sum_over_the_vocabulary_and_the_mean_over_tokens() -> None:

@@ -48,8 +48,6 @@ class Prepared(PreparedMethod):
         with edited(self.loaded, {layer: weight.detach() * parameters["share"]}) as base_model:
             yield Fit(base_model=base_model, edit=Edit(weights=dict), losses=(0.0,))
 
-
-ENTRY = Shrink
 '''
 METRIC = '''
 """Words of an answer to a question to keep, in the mean."""
@@ -87,7 +85,7 @@ shrink:
 """
 ENTRY_POINTS = """
 [lunar_tune.methods]
-shrink = toy_method:ENTRY
+shrink = toy_method:Shrink
 
 [lunar_tune.metrics]
 retain_words = toy_metric:WORDS

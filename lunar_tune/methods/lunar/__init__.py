@@ -13,7 +13,7 @@ from lunar_tune.training import with_settings
 if TYPE_CHECKING:
     from lunar_tune.methods.lunar.method import PreparedLunar
 
-__all__ = ["ENTRY", "SOLVERS", "LunarMethod", "LunarSettings"]
+__all__ = ["ENTRIES", "SOLVERS", "LunarMethod", "LunarSettings"]
 
 
 class LunarMethod(Method):
@@ -95,4 +95,4 @@ def _coefficients(parameters: Mapping[str, Any]) -> dict[int, float]:
     return dict(zip(chosen, coefficients, strict=True))
 
 
-ENTRY = LunarMethod
+ENTRIES = (LunarMethod,)
