@@ -16,11 +16,11 @@ from lunar_tune.models.device import is_out_of_memory
 from lunar_tune.training import TRAINED, TrainingSettings, setting, with_settings
 from lunar_tune.training.adapting import Trained, trainable
 from lunar_tune.training.answer_loss import AnswerStates, Pair, answer_states, reference_batches
-from lunar_tune.training.gradient_loop import LoopSettings, train_epochs
+from lunar_tune.training.gradient_loop import train_epochs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor, nn
+    from torch import Tensor
 
 __all__ = ["GradientMethod", "GradientSettings", "Step", "TrainedMethod", "gradient_fit"]
 
@@ -60,11 +60,7 @@ class TrainedMethod(Method):
         self.resolved(parameters)
 
     def resolved(self, parameters: Mapping[str, Any]) -> tuple[dict[str, float], GradientSettings]:
-        """Return the method's own parameters, and the settings with what a trial sets of them.
-
-        Raises:
-            InputError: A parameter is missing, unknown or out of range.
-        """
+        """Return the method's own parameters, and the settings with what a trial sets of them."""
         super().check_parameters(parameters)
         own = {
             name: number_of(name, parameters[name], positive=name == "learning_rate")
@@ -236,13 +232,6 @@ def gradient_fit(
     """
     n_forget, n_retain = len(task.forget_pairs), len(task.retain_pairs)
     draws = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
-    loop = LoopSettings(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=learning_rate,
-        weight_decay=settings.weight_decay,
-        seed=seed,
-    )
     with trainable(task.loaded, settings, seed=seed, modules=modules) as trained:
 
         def loss_of(batch: list[int]) -> Tensor:
@@ -250,8 +239,15 @@ def gradient_fit(
             with trained.computing():
                 return loss(trained, batch, kept)
 
-        losses: Any = train_epochs(trained.parameters, lambda _: range(n_forget), loss_of, loop)
-        with closing(_driven(task.loaded.model, losses)) as epochs:
+        losses: Any = train_epochs(
+            task.loaded.model,
+            lambda _: range(n_forget),
+            loss_of,
+            settings,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        with closing(_driven(losses)) as epochs:
 
             def finish() -> None:
                 epochs.close()
@@ -267,20 +263,14 @@ def gradient_fit(
             )
 
 
-def _driven(model: nn.Module, losses: Generator[float, None, None]) -> Generator[float, None, None]:
-    """Yield each epoch's loss with the model ready to be evaluated.
+def _driven(losses: Generator[float, None, None]) -> Generator[float, None, None]:
+    """Yield each epoch's loss.
 
     Raises:
         TrialError: Memory ran out.
     """
     try:
-        while True:
-            model.train()
-            loss = next(losses, None)
-            model.eval()
-            if loss is None:
-                return
-            yield loss
+        yield from losses
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -288,6 +278,3 @@ def _driven(model: nn.Module, losses: Generator[float, None, None]) -> Generator
             "out of memory while training: use --fix checkpointing=true, a smaller batch_size or "
             "rank, or trained=lora"
         ) from error
-    finally:
-        losses.close()  # and with it the optimiser's state
-        model.eval()

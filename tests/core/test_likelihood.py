@@ -89,15 +89,16 @@ def test_scores_of_an_answer_by_hand() -> None:
         chosen=(True, False, False, True),
         log_probs=(-0.5, -1.0, -5.0, -3.0, -0.5),
     )
-    assert one.mrr == pytest.approx((1 + 0.25 + 1 / 101 + 0.01) / 4)
-    assert (one.hit_ratio, one.log_prob, one.answer_log_prob) == (0.75, -10.0, -2.0)
-    assert one.extraction_strength == 0.25
+    assert one.scores["mrr"] == pytest.approx((1 + 0.25 + 1 / 101 + 0.01) / 4)
+    assert one.scores["hit_ratio"] == 0.75
+    assert (one.scores["log_prob"], one.scores["answer_log_prob"]) == (-10.0, -2.0)
+    assert one.scores["extraction_strength"] == 0.25
 
 
 def test_extraction_strength_is_that_of_a_generation_for_every_beginning(
     model: LoadedModel, pairs: list[Pair]
 ) -> None:
-    found = [one.extraction_strength for one in scorer(model).score(pairs[:9])]
+    found = [one.scores["extraction_strength"] for one in scorer(model).score(pairs[:9])]
     for pair, strength in zip(pairs, found, strict=False):
         truth = list(pair.answer[:-1])
         given = next(
@@ -130,7 +131,7 @@ def test_tokens_of_one_logit_share_the_best_rank(model: LoadedModel) -> None:
     (one,) = scorer(with_head(model, 0.0)).score([Pair(PROMPTS[0], (30, 0, 31, END))])
     assert one.ranks == (1, 1, 1)
     assert one.chosen == (False, True, False)
-    assert one.log_prob == pytest.approx(-4 * math.log(N_WORDS))
+    assert one.scores["log_prob"] == pytest.approx(-4 * math.log(N_WORDS))
     assert likelihood_means([one])["perplexity"] == pytest.approx(N_WORDS)
 
 

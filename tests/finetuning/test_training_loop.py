@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lunar_tune.errors import DivergenceError
-from lunar_tune.training.gradient_loop import LoopSettings, LoopState, scheduled, train_epochs
+from lunar_tune.training import TrainingSettings
+from lunar_tune.training.gradient_loop import LoopState, scheduled, train_epochs
+
+
+def train(
+    parameters: Sequence[nn.Parameter], loss_of: Callable[..., Tensor], *, size: int, **options: Any
+) -> Iterator[float]:
+    """Train on the numbers from 0 to 9 at a rate of .1."""
+    settings = TrainingSettings(epochs=5, batch_size=size, weight_decay=0.0)
+    numbers, model = [float(n) for n in range(10)], nn.ParameterList(parameters)
+    return train_epochs(model, lambda _: numbers, loss_of, settings, learning_rate=0.1, **options)
 
 
 def test_every_example_is_seen_once_an_epoch() -> None:
@@ -20,9 +31,8 @@ def test_every_example_is_seen_once_an_epoch() -> None:
         seen.extend(batch)
         return weight.sum()
 
-    settings = LoopSettings(epochs=2, batch_size=4, learning_rate=0.1)
-    list(train_epochs([weight], lambda _: range(10), loss_of, settings, length_of=lambda row: row))
-    assert sorted(seen[:10]) == sorted(seen[10:]) == [*range(10)]
+    assert len(list(train([weight], loss_of, size=4, length_of=int))) == 5
+    assert [sorted(seen[i : i + 10]) for i in range(0, 50, 10)] == [[*range(10)]] * 5
 
 
 @pytest.mark.parametrize(
@@ -37,33 +47,27 @@ def test_what_is_no_number_ends_it_before_a_weight_changes(
     loss: Callable[[Tensor], Tensor], message: str
 ) -> None:
     weight = nn.Parameter(torch.zeros(1, 1))
-    settings = LoopSettings(epochs=1, batch_size=1, learning_rate=0.1)
     with pytest.raises(DivergenceError, match=message):
-        next(train_epochs([weight], lambda _: [0], lambda _: loss(weight), settings))
+        next(train([weight], lambda _: loss(weight), size=1))
     assert weight.item() == 0.0
 
 
 @pytest.mark.parametrize(
-    ("schedule", "progress", "factor"),
+    ("cosine", "progress", "factor"),
     [
-        ("linear", 0.05, 0.5),  # half of a warm-up of a tenth
-        ("linear", 0.55, 0.5),  # half of the way from .1 to 1
-        ("cosine", 0.1, 1.0),
-        ("cosine", 0.55, 0.5),
-        ("cosine", 1.0, 0.0),
+        (False, 0.05, 0.5),  # half of a warm-up of a tenth
+        (False, 0.55, 0.5),  # half of the way from .1 to 1
+        (True, 0.1, 1.0),
+        (True, 0.55, 0.5),
+        (True, 1.0, 0.0),
     ],
 )
-def test_the_rate_follows_the_schedule(schedule: str, progress: float, factor: float) -> None:
-    settings = LoopSettings(
-        epochs=1, batch_size=1, learning_rate=1.0, schedule=schedule, warmup_share=0.1
-    )
-    assert scheduled(progress, settings) == pytest.approx(factor)
+def test_the_rate_follows_the_schedule(cosine: bool, progress: float, factor: float) -> None:
+    assert scheduled(progress, warmup_share=0.1, cosine=cosine) == pytest.approx(factor)
 
 
 def test_a_loop_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:
     """A bias, a matrix and one that never sees a gradient; ten examples in another order each."""
-    settings = LoopSettings(epochs=5, batch_size=3, learning_rate=0.1, schedule="cosine", seed=3)
-    numbers = [float(n) for n in range(10)]
 
     def trained(
         start: LoopState | None, states: list[LoopState]
@@ -78,9 +82,8 @@ def test_a_loop_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:
             copied = {name: tensor.clone() for name, tensor in state.tensors.items()}
             states.append(LoopState(state.losses, copied))
 
-        epochs = train_epochs(
-            parameters, lambda _: numbers, loss_of, settings, start=start, on_state=on_state
-        )
+        own: dict[str, Any] = {"seed": 3, "cosine": True, "start": start, "on_state": on_state}
+        epochs = train(parameters, loss_of, size=3, **own)
         losses = [*(start.losses if start is not None else ()), *epochs]
         return [parameter.detach() for parameter in parameters], losses
 

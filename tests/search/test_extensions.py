@@ -15,7 +15,7 @@ METHOD = '''
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod
+from lunar_tune.methods.contract import Method, PreparedMethod
 from lunar_tune.methods.lunar.method import edited
 
 
@@ -32,6 +32,7 @@ class Shrink(Method):
     variant_setting = "kind"
     variants = ("shrink",)
     parameters = ("layer", "share")
+    edits_one_layer = True
 
     def prepare(self, task):
         return Prepared(task.loaded)
@@ -45,8 +46,8 @@ class Prepared(PreparedMethod):
     def unlearning(self, parameters, *, seed):
         layer = int(parameters["layer"])
         weight = self.loaded.layout.down_projection_of(self.loaded.model, layer).weight
-        with edited(self.loaded, {layer: weight.detach() * parameters["share"]}) as base_model:
-            yield Fit(base_model=base_model, edit=Edit(weights=dict), losses=(0.0,))
+        with edited(self.loaded, {layer: weight.detach() * parameters["share"]}) as fit:
+            yield fit
 
 '''
 METRIC = '''

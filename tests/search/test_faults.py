@@ -168,8 +168,7 @@ def test_a_method_that_leaves_the_model_edited_is_found_out(
     worker.__dict__["prepared"] = Broken(error, edit)
     with pytest.raises(EditedModelError):
         worker.run(SETTING)
-    engine = dataclasses.replace(worker.spec.engine, verify_weights=False)
-    worker.spec = dataclasses.replace(worker.spec, engine=engine)
+    worker.spec = dataclasses.replace(worker.spec, verify_weights=False)
     if error is None:
         worker.run(SETTING)
 

@@ -20,8 +20,7 @@ from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.likelihood import likelihood_means
 from lunar_tune.models.chat import encode_prompts
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.answer_loss import Pair
-from lunar_tune.trial.evaluator import Encoder
+from lunar_tune.training.answer_loss import Encoder, Pair
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
@@ -144,12 +143,13 @@ def test_further_scores_leave_answers_and_all_other_scores_as_they_are(scored: S
     assert {n: scored.trial.scores[n] for n in scored.plain.scores} == scored.plain.scores
 
 
-def test_refusals_are_embedded_and_true_answers_encoded_once_in_a_workers_life(
+def test_refusals_are_embedded_once_in_a_workers_life_and_true_answers_encoded(
     scored: Scored,
 ) -> None:
     data = scored.spec.data
     assert scored.embedded == [data.refusals, *(tuple(answers_of(one)) for one in scored.all)]
-    assert len(scored.encoded) == len(data.forget) + len(data.retain) + len(data.refusals)
+    truths = {record.answer for record in (*data.forget, *data.retain)}
+    assert set(scored.encoded) == truths | {*data.refusals}
 
 
 def test_held_out_answers_have_the_origin_that_trials_have(
@@ -170,7 +170,7 @@ def test_a_trial_that_was_stopped_early_has_no_further_scores(
     """A random model says nothing of the truth: the floor is missed after one chunk."""
     monkeypatch.setattr("lunar_tune.metrics.evaluate.LEAST_CHUNK", 1)
     further = {"forget_mrr", QUALITY}
-    worker = Worker(spec(metrics=tuple(further), engine={"retain_floor": 0.9}))
+    worker = Worker(spec(metrics=tuple(further), changed={"retain_floor": 0.9}))
     stopped = worker.run(SETTING).evaluation
     assert not stopped.complete
     assert not further & set(stopped.scores)

@@ -115,7 +115,7 @@ def test_why_a_model_is_decoded_plainly_is_told_and_it_is_then_asked_nothing_in_
     spec: Specs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without drafts no trial has a use for the base model's answers."""
-    runner = TaskRunner(spec(engine={"kind": "plain"}))
+    runner = TaskRunner(spec(engine="plain"))
     assert runner.run(Task(kind=BASE_MODEL)).plain_decoding == "it was asked for"
     monkeypatch.setattr(Worker, "baseline", None)
     assert runner.run(trial()).failure is None
@@ -221,7 +221,7 @@ def test_a_model_that_a_failed_trial_has_left_changed_is_no_failure_of_the_trial
     prints = iter("ab")
     monkeypatch.setattr("lunar_tune.trial.worker.fingerprint", lambda _: next(prints))
     with pytest.raises(EditedModelError, match="left the model's weights changed"):
-        TaskRunner(spec(engine={"verify_weights": True})).run(trial(parameters={}))
+        TaskRunner(spec(changed={"verify_weights": True})).run(trial(parameters={}))
 
 
 def test_an_error_is_told_in_one_line() -> None:

@@ -89,7 +89,7 @@ def test_a_full_evaluation_takes_all_rows_and_the_published_budget_and_encodes_n
         asked.extend(questions)
         return encode_prompts(tokenizer, questions, *args, **options)
 
-    monkeypatch.setattr("lunar_tune.trial.evaluator.encode_prompts", counting)
+    monkeypatch.setattr("lunar_tune.training.answer_loss.encode_prompts", counting)
     worker = Worker(spec(retain_rows=2, evaluation_rows=5))
     trial = worker.run(SOLVERS["adamw"])
     assert (trial.max_new_tokens, trial.evaluation.scores["retain_rows"]) == (3, 2)
@@ -150,7 +150,7 @@ def test_a_16_bit_fit_is_looked_at_as_it_would_be_evaluated(
             dtype="bfloat16",
             method=method,
             fix=(f"trained={trained}", f"epochs={epochs}", "dropout=0"),
-            engine={"retain_floor": 0.0},
+            changed={"retain_floor": 0.0},
         )
         worker = Worker(made)
         before = weights(worker.loaded)

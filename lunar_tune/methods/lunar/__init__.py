@@ -46,11 +46,7 @@ class LunarMethod(Method):
     def resolved(
         self, parameters: Mapping[str, Any]
     ) -> tuple[dict[int, float], float, LunarSettings]:
-        """Return the coefficient of each layer, ridge or learning rate, and a trial's settings.
-
-        Raises:
-            InputError: A parameter is missing, unknown or out of range; all of it is said.
-        """
+        """Return the coefficient of each layer, ridge or learning rate, and a trial's settings."""
         super().check_parameters(parameters)
         problems, own = Problems(), self.parameters[-1]
         with problems.collect():
