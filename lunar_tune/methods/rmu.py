@@ -76,7 +76,10 @@ class PreparedRmu(PreparedMethod):
         check_layers((layer,), self._loaded.n_layers)
         forget, retain = self._task.forget_pairs, self._task.retain_pairs
         references, norm = self._reference(layer)
-        control = own["coefficient"] * norm * self._direction(seed)
+        # A random direction with positive entries, as in the paper's code.
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand(self._loaded.model.config.hidden_size, generator=generator)
+        control = own["coefficient"] * norm * (drawn / drawn.norm()).to(self._loaded.device)
 
         def loss(_trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
             return rmu_loss(
@@ -96,15 +99,6 @@ class PreparedRmu(PreparedMethod):
             seed=seed,
             modules=[self._loaded.layout.down_projection_name(block) for block in blocks],
         )
-
-    def _direction(self, seed: int) -> Float[Tensor, " d_model"]:
-        """Return a random unit vector with positive entries, as in the paper's code."""
-        import torch
-
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.rand(self._loaded.model.config.hidden_size, generator=generator)
-        direction: Tensor = drawn / drawn.norm()
-        return direction.to(self._loaded.device)
 
     def _reference(self, layer: int) -> tuple[list[Tensor], float]:
         """Return the base model's outputs of a block on each pair to keep, in host memory.
