@@ -10,7 +10,7 @@ from pathlib import Path
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable
-from lunar_tune.search.backends.ray.cluster import allocate_resources, ray_session
+from lunar_tune.search.backends.cluster import allocate_resources, ray_session
 from lunar_tune.secrets import without_password
 from lunar_tune.tracking.store import (
     default_tracking_uri,

@@ -13,8 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import Goal
@@ -32,7 +31,7 @@ from lunar_tune.trial.tasks import (
     format_error,
 )
 
-__all__ = ["DONE", "MAX_FAILURES", "Confirmation", "SearchLoop", "Signal"]
+__all__ = ["DONE", "MAX_FAILURES", "Confirmation", "NextTask", "SearchLoop"]
 
 NO_RESULT = "the trial ended without a result"
 ATTEMPTS = 3
@@ -40,17 +39,10 @@ ATTEMPTS = 3
 
 MAX_FAILURES = 5
 """Failed trials in a row after which a search stops."""
-
-
-class Signal(Enum):
-    """What there is instead of a task."""
-
-    WAIT = "wait for what is running"
-    DONE = "nothing is left to be done"
-
-
-WAIT: Final = Signal.WAIT
-DONE: Final = Signal.DONE
+DONE: Final = "done"
+"""What there is instead of a task when nothing is left to be done."""
+NextTask = Task | Literal["done"] | None
+"""None is to be asked again when something that runs has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,9 +125,9 @@ class SearchLoop:
 
     # What is asked next.
 
-    def next(self, task_id: str) -> Task | Signal:
+    def next(self, task_id: str) -> NextTask:
         """Return what to run now under an id, or that there is nothing now, or nothing any more."""
-        task: Task | Signal = DONE
+        task: NextTask = DONE
         try:
             task = self._next()
         except Exception as error:  # whoever runs tasks may turn it into text
@@ -144,7 +136,7 @@ class SearchLoop:
             self._running[task_id] = task
         return task
 
-    def _next(self) -> Task | Signal:
+    def _next(self) -> NextTask:
         if self._over or self.error is not None:
             return DONE
         late = time.monotonic() > self._deadline
@@ -154,7 +146,7 @@ class SearchLoop:
             self._started += 1
             return Task(kind=TRIAL, number=number, parameters=parameters)
         if self._running:
-            return WAIT
+            return None
         if self.study is None:
             return Task(kind=BASE_MODEL, layer_coefficient=self._layer_coefficient)
         if self._candidates is None:

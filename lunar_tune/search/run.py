@@ -137,10 +137,10 @@ def _backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Re
         cpus = float(os.cpu_count() or 1)
         yield InProcess(), Resources(cpus=cpus, gpus=float(on_gpu), concurrency=1)
         return
-    from lunar_tune.search.backends.ray.cluster import allocate_resources, ray_session
+    from lunar_tune.search.backends.cluster import allocate_resources, ray_session
 
     with ray_session(config):
-        from lunar_tune.search.backends.ray.backend import OnRay  # Ray reads its environment then
+        from lunar_tune.search.backends.on_ray import OnRay  # Ray reads its environment then
 
         resources = allocate_resources(config)
         yield OnRay(resources, folder, config.trial_timeout), resources

@@ -23,7 +23,7 @@ from lunar_tune.report.methods_table import (
     result_of,
     write_methods_table,
 )
-from lunar_tune.search.backends.ray.cluster import ray_session
+from lunar_tune.search.backends.cluster import ray_session
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.prerequisite import finetuning_fact
 from lunar_tune.search.resume import BusySearchError, alone, check_unchanged

@@ -329,7 +329,7 @@ MISTAKES = (
     Mistake(
         "Ray address where nobody is",
         ("--address", "127.0.0.1:1"),
-        "--address 127.0.0.1:1: nobody answers at 127.0.0.1:1 (Connection refused). Start a "
+        "--address 127.0.0.1:1: nobody answers there (Connection refused). Start a "
         "cluster with `ray start --head`, correct the address, or leave the option out.",
     ),
     Mistake(

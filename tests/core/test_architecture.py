@@ -38,7 +38,7 @@ GROUND, ENTRY_FLOOR = 0, len(FLOORS)
 MOST_LINES = 2750  # of one package: what somebody can come to know in a day
 # Where heavy packages may be imported: modules and packages by their beginning.
 HOMES = {
-    "ray": ("search.backends.ray",),
+    "ray": ("search.backends",),
     "mlflow": ("tracking",),
     "optuna": ("study", "search"),
 }

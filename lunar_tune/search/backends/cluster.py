@@ -55,6 +55,7 @@ _TEMP = Path("/tmp")  # noqa: S108  # Ray's own choice; what is made in it is fo
 _PREFIX, _ALIVE = "lt-ray-", "alive"
 _BEGINNING_SECONDS = 600.0
 _RETRIES = "RAY_NUM_REDIS_GET_RETRIES"
+_ADVICE = "Start a cluster with `ray start --head`, correct the address, or leave the option out."
 _REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")
 
 
@@ -163,25 +164,15 @@ def check_address(address: str | None) -> None:
     Raises:
         InputError: It is none, or nobody listens there.
     """
-    if address is None or address.startswith("ray://"):
-        return  # a search refuses the latter itself
-    found = address
-    if address == AUTO:
-        try:  # what the last `ray start` on this machine left
-            file = Path(os.environ.get("RAY_TMPDIR", _TEMP)) / "ray" / "ray_current_cluster"
-            found = os.environ.get("RAY_ADDRESS") or file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeError):
-            found = ""
-    if not found:
-        return  # Ray looks for processes, and says at once if there are none
-    host, port = _parts(found)
+    if address in {None, AUTO} or address.startswith("ray://"):
+        return  # Ray says at once that it finds no cluster; a search refuses Ray Client itself
+    host, port = _parts(address)
     try:
         socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
-            f"--address {address}: nobody answers at {found} ({reason}). Start a cluster with "
-            "`ray start --head`, correct the address, or leave the option out."
+            f"--address {address}: nobody answers there ({reason}). {_ADVICE}"
         ) from error
 
 
@@ -197,10 +188,7 @@ def refusal(address: str, error: BaseException) -> str:
                 "prints on its head."
             )
         cause = cause.__cause__
-    return (
-        f"--address {address}: no Ray cluster answers there ({first}). Start one with "
-        "`ray start --head`, correct the address, or leave the option out."
-    )
+    return f"--address {address}: no Ray cluster answers there ({first}). {_ADVICE}"
 
 
 def _parts(address: str) -> tuple[str, int]:
