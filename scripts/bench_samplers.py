@@ -43,8 +43,7 @@ from lunar_tune.errors import InputError, TrialError
 from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.models.loading import load_config
 from lunar_tune.report.progress import build_progress, tiny_progress
-from lunar_tune.search.samplers import SAMPLERS
-from lunar_tune.search.space import Parameter, SearchSpace, numbers_in
+from lunar_tune.search.space import SAMPLERS, Parameter, SearchSpace, numbers_in
 from lunar_tune.search.space_sources import load_space
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
 from lunar_tune.trial.spec import TrialSpec

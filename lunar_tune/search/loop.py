@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.metrics.goal import Goal
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.study.answers import write_result
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
@@ -80,11 +81,7 @@ class SearchLoop:
 
     Args:
         folder: Where answers are written, before their scores are told to the study.
-        num_trials: Trials that are to have ended, those of an earlier process included.
         n_retain: Questions to keep in all; a trial that was asked fewer has an estimate.
-        text: Whether questions and answers may be written, and not only numbers and scores.
-        confirm_once: Whether the best as searched is reported whatever its full evaluation says.
-        time_budget: Seconds after the first trial's start after which no trial starts.
         layer_coefficient: Coefficient with which layers are scored before the first trial; None
             scores none.
     """
@@ -93,23 +90,18 @@ class SearchLoop:
         self,
         listener: Listener,
         folder: Folder,
+        config: SearchConfig,
         *,
-        goal: Goal,
-        num_trials: int,
         n_retain: int,
-        text: bool = True,
-        confirm_once: bool = False,
-        time_budget: float | None = None,
         layer_coefficient: float | None = None,
     ) -> None:
         self.study: Study | None = None
         self.error: Exception | None = None
         """Why the search cannot go on; to be raised when the last task has ended."""
-        self._listener, self._folder = listener, folder
-        self._write = functools.partial(write_result, text=text)
-        self._goal, self._num_trials, self._n_retain = goal, num_trials, n_retain
-        self._confirm_once, self._layer_coefficient = confirm_once, layer_coefficient
-        self._time_budget = time_budget
+        self._listener, self._folder, self._config = listener, folder, config
+        self._goal, self._n_retain = goal_of(config), n_retain
+        self._write = functools.partial(write_result, text=config.text)
+        self._layer_coefficient = layer_coefficient
         self._deadline = math.inf
         self._failures_in_row = 0
         self._running: dict[str, Task] = {}
@@ -140,7 +132,7 @@ class SearchLoop:
         if self._over or self.error is not None:
             return DONE
         late = time.monotonic() > self._deadline
-        may_start = self._started < self._num_trials and not late and not self.gave_up
+        may_start = self._started < self._config.num_trials and not late and not self.gave_up
         if self.study is not None and may_start:
             number, parameters = self.study.ask()
             self._started += 1
@@ -236,8 +228,8 @@ class SearchLoop:
             self._write(self._folder.answers(None), outcome.result)
             self.study = self._listener.begin(outcome)
             self._started = len(self.study.ended)
-            if self._time_budget is not None:
-                self._deadline = time.monotonic() + self._time_budget
+            if self._config.time_budget is not None:
+                self._deadline = time.monotonic() + self._config.time_budget
 
     def _take_confirmation(self, task: Task, outcome: Outcome) -> None:
         """Take a full evaluation; one that failed leaves the turn to the next candidate."""
@@ -259,5 +251,5 @@ class SearchLoop:
             baseline=dict(baseline.evaluation.scores) if baseline is not None else None,
         )
         # What nothing was tuned on must not choose between settings either.
-        self._over = self._confirm_once or self._goal.is_kept(confirmation.scores)
+        self._over = self._config.holdout or self._goal.is_kept(confirmation.scores)
         self._listener.confirmed(row, confirmation, holds=self._over)

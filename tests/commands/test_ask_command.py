@@ -19,8 +19,7 @@ from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space import SearchSpace
+from lunar_tune.search.space import SearchSpace, open_study
 from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import read_yaml, write_yaml
 

@@ -13,7 +13,6 @@ from test_study import frozen, study_in
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.loop import DONE, Confirmation, SearchLoop
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
@@ -26,11 +25,20 @@ KILLED = "RuntimeError: killed"
 class Heard:
     """A loop on a study in a temporary folder, and what its listener heard."""
 
-    def __init__(self, folder: Path, *, refuses: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        refuses: bool = False,
+        layer_coefficient: float | None = None,
+        **options: Any,
+    ) -> None:
         self.folder, self.refuses = folder, refuses
         self.news: list[tuple[str, Any]] = []
-        options = {"num_trials": 3, "goal": goal_of(SearchConfig())} | options
-        self.loop = SearchLoop(self, Folder(folder), n_retain=N_RETAIN, **options)
+        config = SearchConfig(**{"num_trials": 3} | options)
+        self.loop = SearchLoop(
+            self, Folder(folder), config, n_retain=N_RETAIN, layer_coefficient=layer_coefficient
+        )
 
     def begin(self, outcome: Outcome) -> Study:
         assert outcome.result is not None
@@ -236,7 +244,7 @@ def test_every_feasible_trial_may_be_confirmed_and_none_may_hold(tmp_path: Path)
 
 
 def test_what_was_held_out_does_not_choose_between_settings(tmp_path: Path) -> None:
-    heard = Heard(tmp_path, confirm_once=True)
+    heard = Heard(tmp_path, holdout=True)
     heard.base_model()
     heard.trials(ended(), ended(), ended())
     heard.confirm("4", retain=0.1)

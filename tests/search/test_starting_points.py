@@ -24,9 +24,8 @@ from lunar_tune.search.backends.cluster import Resources
 from lunar_tune.search.outputs import search_document
 from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.search.resume import resumed, signature_of
-from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import SearchSession
-from lunar_tune.search.space import SearchSpace
+from lunar_tune.search.space import SearchSpace, open_study
 from lunar_tune.search.starting_points import (
     StartingPoint,
     fitting,
