@@ -7,7 +7,7 @@ command line and writes the help.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,13 +30,12 @@ from lunar_tune.config.fields import (
     same_option,
     types_of,
 )
-from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL, RunOptions
+from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL
 from lunar_tune.config.search_config import PLACE, SEARCH, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
-from lunar_tune.secrets import without_password
 
-__all__ = ["Command", "CommonOptions", "Reused", "TrialOptions", "options_again"]
+__all__ = ["Command", "CommonOptions", "Reused", "TrialOptions"]
 
 SUBJECT, OUTPUT = "Subject", "Output"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
@@ -210,24 +209,3 @@ class Command:
             default=None,
             annotation=Annotated[kind | None, parameter],
         )
-
-
-def options_again(config: RunOptions, given: Collection[str]) -> tuple[str, ...]:
-    """Return the options of a command that gives a configuration again, but for a search's name.
-
-    `given` are the fields that were not left at their default. The options are shown: a password
-    in an address is left out.
-    """
-    arguments: list[str] = []
-    for name, said in options_of(type(config)).items():
-        value, flag = getattr(config, name), flag_of(name)
-        if not said.stored or name not in given or value in (None, getattr(type(config), name)):
-            continue
-        if isinstance(value, bool):
-            arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")
-        elif isinstance(value, tuple):
-            texts = [",".join(value)] if said.commas else value
-            arguments += [part for text in texts for part in (flag, text)]
-        else:
-            arguments += [flag, without_password(str(value))]
-    return tuple(arguments)

@@ -31,7 +31,7 @@ search_option = functools.partial(option, group=SEARCH)
 place_option = functools.partial(option, group=PLACE)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SearchConfig(RunOptions):
     """Search configuration."""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import command_lines
 import pytest
 from command_lines import Result, small_data, without_ray
 from made_outcomes import complete, trial_result
@@ -67,19 +69,27 @@ def _forget() -> list[Record]:
     return [Record(f"What is item {n} of A_B?", f"Kettle {n} of A_B", "A_B") for n in range(3)]
 
 
-def invoke(*arguments: str, stdin: str = "", width: int = 160) -> Result:
-    return without_ray(COMMAND, *arguments, stdin=stdin, columns=width)
+def invoke(*arguments: str, stdin: str = "") -> Result:
+    return without_ray(COMMAND, *arguments, stdin=stdin)
+
+
+def refused(*arguments: str) -> str:
+    return command_lines.refused(COMMAND, *arguments)
 
 
 def place(runs: Path) -> list[str]:
     return ["--output", str(runs), "--max-new-tokens", "6"]
 
 
-def test_questions_are_answered_and_written_as_json(runs: Path) -> None:
+def test_questions_typed_or_piped_are_answered_and_written_as_json(runs: Path) -> None:
+    """The sentence model of a search, which may be gone, is not needed."""
+    config = runs / "one" / "config.yaml"
+    stored = read_yaml(config)
+    stored["options"]["embedding_model"] = {"value": "./nowhere", "origin": "command line"}
+    config.write_text(write_yaml(stored))
     file = runs.parent / "answers.json"
     markup = "Is [bold]this[/bold] :smile: text?"
     result = invoke("one", KNOWN, markup, *place(runs), "--json", str(file))
-
     assert result.exit_code == 0, result.output
     document = json.loads(file.read_text(encoding="utf-8"))
     assert (document["search"], document["trial"]) == ("one", 0)
@@ -88,98 +98,47 @@ def test_questions_are_answered_and_written_as_json(runs: Path) -> None:
     assert [one["truth"] for one in document["answers"]] == ["Kettle 1 of A_B", None]
     for word in ("base model", "unlearned", "true answer", "forget", "Kettle 1 of A_B", markup):
         assert word in result.output
-    assert f"answers written to {file}" in " ".join(result.output.split("\n"))
+    written = f"answers written to {file}"
+    assert written in " ".join(result.output.split("\n"))
+    piped = (str(runs / "one"), "--max-new-tokens", "6", "--quiet", "--json", str(file))
+    quiet = invoke(*piped, stdin=f"{KNOWN}\n\n  {markup}  \n")
+    assert quiet.exit_code == 0, quiet.output
+    answers = result.output[result.output.index("question  ") :].partition("answers written")[0]
+    assert quiet.output.strip() == answers.strip(), "answers alone are shown when quiet"
 
 
-def test_standard_input_is_read_a_question_a_line(runs: Path) -> None:
-    typed = invoke("one", *place(runs), stdin=f"{KNOWN}\n\n  Who?  \n")
-    given = invoke(str(runs / "one"), KNOWN, "Who?", "--max-new-tokens", "6")
-
-    assert typed.exit_code == 0, typed.output
-    assert typed.output == given.output
-
-
-@pytest.mark.parametrize("end", ["\n", ""], ids=["an empty line", "the end of input"])
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("", 0), (EOFError(), 0), (KeyboardInterrupt(), 130)],
+    ids=["an empty line", "the end of input", "an interruption"],
+)
 def test_a_terminal_is_asked_until_there_is_nothing_more(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, end: str
+    runs: Path, monkeypatch: pytest.MonkeyPatch, end: str | BaseException, code: int
 ) -> None:
-    lines = iter([KNOWN, "Who?", *([""] if end else [])])
+    lines = iter([KNOWN, end])
     prompts = []
 
     def typed(prompt: str) -> str:
         prompts.append(prompt)
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
+        line = next(lines)
+        if isinstance(line, BaseException):
+            raise line
+        return line
 
-    _as_terminal(monkeypatch, typed)
-    result = invoke("one", *place(runs))
-
-    assert result.exit_code == 0, result.output
-    assert prompts == ["question: "] * 3
-    assert result.output.count("unlearned") == 2
-    assert result.output.count("true answer  Kettle 1 of A_B (forget)") == 1
-
-
-def test_an_interruption_at_the_prompt_ends_with_130_and_keeps_what_was_said(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines: Iterator[str] = iter(["Who?"])
-
-    def typed(_prompt: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise KeyboardInterrupt from None
-
-    _as_terminal(monkeypatch, typed)
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True), stdout=StringIO())
+    monkeypatch.setattr("lunar_tune.cli.ask.sys", terminal)
+    monkeypatch.setattr("builtins.input", typed)
     file = runs.parent / "answers.json"
     result = invoke("one", *place(runs), "--json", str(file))
-
-    assert result.exit_code == 130
+    assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
-    assert [one["question"] for one in json.loads(file.read_text())["answers"]] == ["Who?"]
-
-
-def _as_terminal(monkeypatch: pytest.MonkeyPatch, typed: Callable[[str], str]) -> None:
-    """Let standard input be a terminal on which somebody types."""
-
-    class Input:
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr("lunar_tune.cli.ask.sys", _Sys(Input()))
-    monkeypatch.setattr("builtins.input", typed)
-
-
-class _Sys:
-    def __init__(self, stdin: Any) -> None:
-        self.stdin = stdin
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys, name)
+    assert prompts == ["question: "] * 2
+    assert result.output.count("true answer  Kettle 1 of A_B (forget)") == 1
+    assert [one["question"] for one in json.loads(file.read_text())["answers"]] == [KNOWN]
 
 
 def test_control_characters_of_an_answer_do_not_reach_the_terminal() -> None:
     assert _shown("a\x1b[2J\tb\nc[red]").plain == "a\\x1b[2J\\tb\nc[red]"
-
-
-def test_answers_alone_are_shown_when_quiet(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = runs.parent / "answers.json"
-    result = invoke("one", KNOWN, "--quiet", "--json", str(file), *place(runs))
-    assert "Kettle 1 of A_B" in result.output
-    assert "written to" not in result.output
-    lines = iter([KNOWN, ""])
-    _as_terminal(monkeypatch, lambda _: next(lines))
-    assert "Kettle 1 of A_B" in invoke("one", "--quiet", *place(runs)).output
-
-
-def refused(*arguments: str) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ")
-    return result.stderr
 
 
 def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(
@@ -214,12 +173,3 @@ def test_data_or_weights_that_are_gone_or_changed_are_said(
     document["resolved"]["weights"] = str(runs / "nowhere")
     config.write_text(write_yaml(document))
     assert "nowhere" in refused("one", "Who?", *place(runs))
-
-
-def test_a_sentence_model_of_the_search_is_not_needed_to_ask(runs: Path) -> None:
-    config = runs / "one" / "config.yaml"
-    document = read_yaml(config)
-    document["options"]["embedding_model"] = {"value": "./nowhere", "origin": "command line"}
-    config.write_text(write_yaml(document))
-    result = invoke("one", KNOWN, *place(runs))
-    assert result.exit_code == 0, result.output

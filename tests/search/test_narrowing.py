@@ -24,7 +24,7 @@ KINDS: Mapping[str, Parameter] = {
     "coefficient": FloatDistribution(0.5, 8.0),
     "learning_rate": FloatDistribution(1e-4, 3e-2, log=True),
 }
-POINT = {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}
+POINT = {"layer": 1, "coefficient": 1.0, "learning_rate": 0.003}
 NPO: Mapping[str, Parameter] = {"learning_rate": FloatDistribution(1e-5, 1e-2, log=True)}
 
 
@@ -161,14 +161,14 @@ def test_a_plan_searches_what_is_left_and_a_study_asks_for_nothing_else(tmp_path
     assert plan.spec.method.settings.epochs == 3  # type: ignore[attr-defined]
     study = open_study(tmp_path / "study.journal", name="s", space=plan.space, config=plan.config)
     asked = [study.ask()[1] for _ in range(12)]
-    assert asked[0] == {"layer": 2, "coefficient": 2.0, "learning_rate": 0.003}
+    assert asked[0] == {"layer": 2, "coefficient": 1.0, "learning_rate": 0.003}
     assert {one["layer"] for one in asked} == {2}
     assert all(1 <= one["coefficient"] <= 2 for one in asked)
     assert len({one["coefficient"] for one in asked}) == 12
 
     plan = planned(tmp_path, range=("coefficient=4:8",))
     assert plan.space.starting_points == ()
-    assert "coefficient: is 2, outside 4 … 8" in plan.facts["starting points"]
+    assert "coefficient: is 1, outside 4 … 8" in plan.facts["starting points"]
 
 
 def test_searches_of_other_ranges_do_not_compare(tmp_path: Path) -> None:

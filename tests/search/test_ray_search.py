@@ -42,7 +42,8 @@ def test_a_search_on_ray_has_the_records_of_the_same_search_without_it(
     )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert sum(f"/{TRIALS}  trial " in line for line in lines) == TRIALS
+    numbered = [line[:4] for line in lines if f"/{TRIALS} " in line]
+    assert numbered == [f"{done}/{TRIALS} " for done in range(1, TRIALS + 1)]
     for table in ("Trial status", "Logical resource usage"):
         assert table not in done.stdout
     assert lines[-1].endswith(f" --seed {SEED + 1}")

@@ -104,7 +104,7 @@ def test_every_trial_of_the_study_is_complete_constrained_and_has_its_answers(
     finished: SharedSearch, trials: list[optuna.trial.FrozenTrial]
 ) -> None:
     assert [trial.number for trial in trials] == list(range(TRIALS))
-    assert trials[0].params == {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}
+    assert trials[0].params == {"layer": 1, "coefficient": 1.0, "learning_rate": 0.003}
     for trial in trials:
         assert trial.state == optuna.trial.TrialState.COMPLETE
         scores = trial.user_attrs["scores"]

@@ -36,7 +36,7 @@ from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
 CURVE = {0: 0.1, 1: 0.2, 2: 0.7, 3: 0.9}
-OWN = {"layer": 1, "coefficient": 2.0, "learning_rate": 0.003}  # search_spaces/tiny.yaml
+OWN = {"layer": 1, "coefficient": 1.0, "learning_rate": 0.003}  # search_spaces/tiny.yaml
 
 
 def planned(folder: Path, **options: Any) -> SearchPlan:
@@ -120,7 +120,7 @@ def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -
     plan = planned(tmp_path, layer_prior="auto")
     assert plan.layer_coefficient == OWN["coefficient"]
     assert plan.space.values_of("layer") == plan.spec.layers == (0, 1, 2, 3)
-    assert "to be narrowed by s1 - s2 (auto, coefficient 2)" in plan.facts["  layer"]
+    assert "to be narrowed by s1 - s2 (auto, coefficient 1)" in plan.facts["  layer"]
 
     scored = plan.with_own_prior(prior_of(CURVE, [2, 3]).document())
     assert scored.layer_coefficient is None
@@ -247,7 +247,7 @@ def starts(plan: SearchPlan) -> str:
 def test_the_best_of_other_searches_are_a_studys_first_trials(tmp_path: Path) -> None:
     """The confirmed best; else the best feasible one as searched."""
     other = FOUND | {"layer": 3}
-    third = FOUND | {"coefficient": 1.0}
+    third = FOUND | {"coefficient": 1.5}
     trials = (FOUND, GOOD), (other, BETTER), (third, INFEASIBLE)
     one = searched(tmp_path, "one", *trials, confirmed=0)
     two = searched(tmp_path, "two", *trials)

@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from lunar_tune.metrics.names import METRICS, Metric
 from lunar_tune.models.device import limit_threads
 from lunar_tune.report.log_file import RECORD
 from lunar_tune.search.backends import BackendLostError, Resources
@@ -114,11 +115,18 @@ class UnlearningTrainable(tune.Trainable):
     """One task after another on one model; the actor and its model outlive the task."""
 
     def setup(  # type: ignore[override]  # Ray passes with_parameters' values by keyword
-        self, config: dict[str, Any], spec: TrialSpec, folder: Folder, timeout: float | None
+        self,
+        config: dict[str, Any],
+        spec: TrialSpec,
+        folder: Folder,
+        timeout: float | None,
+        metrics: Mapping[str, Metric],
     ) -> None:
         """Note what will be loaded; it is loaded in the first step, where an error can be told."""
         given = os.environ.get("OMP_NUM_THREADS", "")  # the cores that Ray has given to it
         limit_threads(int(given) if given.isdigit() else None)
+        for name, metric in metrics.items():  # of a notebook, which a worker does not see
+            METRICS.add(name, metric)
         self._task = config["task"]
         self._watchdog = Watchdog(folder, timeout)
         self._runner = TaskRunner(spec, watch=self._watchdog.begin)
@@ -159,7 +167,11 @@ class OnRay:
             BackendLostError: One of Ray's own processes has ended.
         """
         trainable = tune.with_parameters(
-            UnlearningTrainable, spec=spec, folder=self.folder, timeout=self.timeout
+            UnlearningTrainable,
+            spec=spec,
+            folder=self.folder,
+            timeout=self.timeout,
+            metrics=METRICS.added,
         )
         resources = {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
         with tempfile.TemporaryDirectory(prefix="lunar-tune-ray-") as scratch:
