@@ -1,4 +1,4 @@
-"""Ray's sessions: who may use them, what there is, what a trial uses.
+"""Where trials run; Ray's sessions: who may use them, what there is, what a trial uses.
 
 Checked with Ray 2.60: gcs, raylet and workers listen on every interface whatever they are told, so
 that without a token anyone who reaches a port could run code. `ray.init` turns tokens on for a
@@ -25,9 +25,10 @@ from filelock import FileLock, Timeout
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.search.backends import Resources
+from lunar_tune.search.backends import Backend, InProcess, Resources
+from lunar_tune.study.folder import Folder
 
-__all__ = ["allocate_resources", "check_address", "check_gpus", "ray_session"]
+__all__ = ["allocate_resources", "check_address", "check_gpus", "opened_backend", "ray_session"]
 
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
 # Tune's snapshots of its state are never restored (the study is the state).
@@ -57,6 +58,27 @@ _BEGINNING_SECONDS = 600.0
 _RETRIES = "RAY_NUM_REDIS_GET_RETRIES"
 _ADVICE = "Start a cluster with `ray start --head`, correct the address, or leave the option out."
 _REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")
+
+
+@contextmanager
+def opened_backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Resources]]:
+    """Give who runs the tasks of a search, and what each of them uses.
+
+    Raises:
+        InputError: A cluster cannot be reached, or has less than a trial wants.
+    """
+    if config.in_process:
+        import torch
+
+        on_gpu = config.device != "cpu" and torch.cuda.is_available()
+        cpus = float(os.cpu_count() or 1)
+        yield InProcess(), Resources(cpus=cpus, gpus=float(on_gpu), concurrency=1)
+        return
+    with ray_session(config):
+        from lunar_tune.search.backends.on_ray import OnRay  # Ray reads its environment then
+
+        resources = allocate_resources(config)
+        yield OnRay(resources, folder, config.trial_timeout), resources
 
 
 @contextmanager
