@@ -36,7 +36,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.running import reporting_errors
+from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.config.search_config import RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import InputError, TrialError

@@ -8,8 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import OUTPUT, Command, CommonOptions, Reused
-from lunar_tune.cli.running import counted, plain_table, say
+from lunar_tune.cli.commands import (
+    OUTPUT,
+    Command,
+    CommonOptions,
+    Reused,
+    counted,
+    plain_table,
+    say,
+)
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.engine.cache import ActivationCache, EntryInfo
 from lunar_tune.errors import InputError, LunarTuneError, Problems, listed

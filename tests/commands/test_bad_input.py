@@ -23,7 +23,7 @@ from lunar_tune.cli.ask import COMMAND as ASK
 from lunar_tune.cli.commands import Command
 from lunar_tune.cli.describe import COMMAND as DESCRIBE
 from lunar_tune.cli.export import COMMAND as EXPORT
-from lunar_tune.cli.running import reporting_errors
+from lunar_tune.cli.main import reporting_errors
 from lunar_tune.cli.search import COMMAND as SEARCH
 from lunar_tune.cli.unlearn import COMMAND as UNLEARN
 from lunar_tune.errors import InputError, Problems
