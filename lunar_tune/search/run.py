@@ -165,7 +165,6 @@ def run_search(
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
         alone(folder),
-        _given_back_if_unused(folder, new=plan.config.resume is None),
         search_log(folder.log, console, opening),
         working(console, "opening the tracking store" + more) as doing,
         _tracking(plan.config, folder) as opened,
@@ -240,17 +239,6 @@ def _told_of_the_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextlib.contextmanager
-def _given_back_if_unused(folder: Folder, *, new: bool) -> Iterator[None]:
-    """Remove the folder if the search ends before its first trial, so that its name is free."""
-    try:
-        yield
-    except BaseException:
-        if not folder.is_taken or (new and not _has_trials(folder)):
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
-
-
 def _has_trials(folder: Folder) -> bool:
     with contextlib.suppress(InputError, OSError):  # what cannot be read is left as it is
         stored = StoredStudy.read(folder.journal)
@@ -260,22 +248,28 @@ def _has_trials(folder: Folder) -> bool:
 
 @contextlib.contextmanager
 def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tracker]]:
-    """Open the store while Ray starts; an error that ends the search ends its run too."""
+    """Open the store while Ray starts; an error that ends the search ends its run too.
+
+    One before the first trial removes run and folder, so that the name is free.
+    """
     uri = config.tracking_uri or default_tracking_uri(config.output)
     with ThreadPoolExecutor(1) as background:
         opening = background.submit(Tracker, uri, EXPERIMENT, folder.name)
-        if config.tracking_uri is not None:
-            opening.result()  # an address may be wrong: that is said before Ray starts
         try:
+            if config.tracking_uri is not None:
+                opening.result()  # an address may be wrong: that is said before Ray starts
             yield opening.result
         except BaseException:
+            is_kept = config.resume is not None or _has_trials(folder)
             if opening.exception() is None:
                 # There may be no study yet, or one that does not know its run yet.
                 with contextlib.suppress(InputError, OSError, LookupError):
                     search = StoredSearch.read(folder.path)
-                    if _has_trials(folder) or config.resume is not None:
+                    if is_kept:
                         opening.result().search(search)
                     else:
                         with opened_store(opening.result().uri) as client:
                             remove(search, client)
+            if not is_kept or not folder.is_taken:
+                shutil.rmtree(folder.path, ignore_errors=True)
             raise
