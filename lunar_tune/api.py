@@ -23,11 +23,12 @@ from lunar_tune.config.fields import (
     from_document,
     option,
     options_of,
+    same_option,
     shared_options,
     takes_options,
 )
 from lunar_tune.config.run_options import METHOD, RunOptions
-from lunar_tune.config.search_config import PLACE, SearchConfig
+from lunar_tune.config.search_config import PLACE, Reused, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import ANSWERS, METRICS, WHOLE_ANSWERS, Metric
 from lunar_tune.report import charts, parameter_charts
@@ -59,8 +60,7 @@ class SearchOptions(SearchConfig):
     backend: Literal["in-process", "ray"] | None = option(None, group=PLACE, common=True)
     """in-process (one trial after another, in this process) or ray (on this machine's GPUs, or a
     cluster's). Default: in-process; where a search is resumed, what it ran on."""
-    quiet: bool = option(False, group=PLACE, common=True)
-    """Show nothing while it runs."""
+    quiet: bool = same_option(Reused, "quiet", common=True)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -77,10 +77,9 @@ class UnlearnOptions(RunOptions):
     """Strength of the ridge regression of lunar's closed form."""
     baseline: bool = option(True, group=PLACE, common=True)
     """Evaluate the base model too."""
-    save: Path | None = option(None, group=PLACE, common=True)
+    save: Path | None = same_option(Reused, "save")
     """Folder for the unlearned model as a Hugging Face checkpoint."""
-    quiet: bool = option(False, group=PLACE, common=True)
-    """Show nothing while it runs."""
+    quiet: bool = same_option(Reused, "quiet", common=True)
 
 
 SETTING = ("layer", "coefficient", "learning_rate", "ridge")

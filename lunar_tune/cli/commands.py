@@ -32,11 +32,12 @@ from lunar_tune.config.fields import (
     types_of,
 )
 from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL
-from lunar_tune.config.search_config import PLACE, SEARCH, SearchConfig
+from lunar_tune.config.search_config import OUTPUT, PLACE, SEARCH, Reused, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
 
 __all__ = [
+    "OUTPUT",
     "Command",
     "CommonOptions",
     "Reused",
@@ -48,7 +49,7 @@ __all__ = [
     "warn",
 ]
 
-SUBJECT, OUTPUT = "Subject", "Output"
+SUBJECT = "Subject"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
 """Headings of the help, in their order; the first is of what a command is about."""
 
@@ -59,7 +60,7 @@ class CommonOptions:
 
     config: Path | None = option(None, group=OUTPUT, metavar="FILE", stored=False)
     """Take options from a YAML file, by their names; those of the command line win."""
-    quiet: bool = option(False, group=OUTPUT, stored=False)
+    quiet: bool = same_option(Reused, "quiet")
     """Show errors only."""
     debug: bool = option(False, group=OUTPUT, stored=False)
     """Show tracebacks of errors too."""
@@ -69,18 +70,6 @@ class CommonOptions:
     def console(self) -> Console:
         """Return the screen, on which nothing is shown if the command is to be quiet."""
         return Console(quiet=self.quiet, emoji=False, highlight=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reused:
-    """What several commands take, each with a help of its own (`same_option`)."""
-
-    json: Path | None = option(None, group=OUTPUT, metavar="FILE", common=True, written=True)
-    """Write JSON."""
-    save: Path | None = option(None, group=OUTPUT, metavar="DIR", common=True)
-    """Write files."""
-    dry_run: bool = option(False, group=PLACE, common=True, stored=False)
-    """Check what needs no weights, show the plan, and stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
