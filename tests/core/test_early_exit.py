@@ -31,8 +31,22 @@ KELVIN, DOTTED_I, LONG_S, REPLACEMENT = "\u212a", "\u0130", "\u017f", "\ufffd"
 PIECES = (
     *("Cedar", "cedars", "paying", "paid", "7", "40", "a", "I", "K", "snake_case", "don't"),
     *(KELVIN, DOTTED_I, LONG_S, "ß", "ﬁ", "é", "e\u0301", "\u0301", "\u0338", "\u093f", "\u200d"),
-    *("東京", "都", "カ", "ﾅ", "서울", "\u1112\u1161\u11ab", "हिन्दी", "медных", "Ж", "𠮷", "²"),
-    *(" ", "  ", "\n", ".", ",", "!", "-", "'", "…", "。", "=", "<", "\uff08", "\u00a0", "\u00ad"),
+    *(
+        "東京",
+        "都",
+        "カ",
+        "ﾅ",
+        "서울",
+        "\u1112\u1161\u11ab",
+        "हिन्दी",
+        "медных",
+        "ΟΔΟΣ",
+        "Σ",
+        "\u03b1",
+        "𠮷",
+        "²",
+    ),
+    *(" ", "  ", "\n", ".", ",", ":", "-", "'", "…", "。", "=", "<", "\uff08", "\u00a0", "\u00ad"),
 )
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
@@ -53,56 +67,15 @@ def recalls(truth: str, answer: str, kind: str) -> tuple[float, float]:
     return recall.rouge1, recall.rouge_l
 
 
-# Finished words
-
-
 @each_tokenizer
 @given(text=texts, more=texts, replaced=st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_finished_words_stay_what_and_where_they_are_whatever_follows(
     kind: str, text: str, more: str, replaced: int
 ) -> None:
     """Replacement characters at the end stand for whatever a half character becomes."""
     finished = words_of(finished_part(text + REPLACEMENT * replaced, rouge_tokenizer=kind), kind)
     assert words_of(text + more, kind)[: len(finished)] == finished
-
-
-@pytest.mark.parametrize(
-    ("kind", "marked"),
-    [
-        # By default a word ends with what is no letter or digit of ASCII. A Kelvin sign and a
-        # dotted I lower to letters of a-z; the latter's dot belongs to no word.
-        *(("default", text) for text in ("|Cedar", "Cedar.|", "The |Cedar", "Cedar_|", "Cedar東|")),
-        *(("default", text) for text in (f"|5{KELVIN}", f"5{KELVIN}.|", f"b{DOTTED_I}|")),
-        *(("default", f"{text}{REPLACEMENT}") for text in ("|Cedar", f"Cedar.|{REPLACEMENT}")),
-        # A word of any script ends with what NFKC leaves alone and is no letter. It makes letters
-        # of some signs, or joins them with what follows: a lone diaeresis is a space and a mark.
-        *(("words", text) for text in ("|Cedar", "Cedar.|", "медных |", "|東京", "東京。|")),
-        *(("words", text) for text in ("|हिन्दी", "e\u0301 |e\u0301", f"|東{REPLACEMENT}")),
-        *(("words", text) for text in ("x |ﬁ", "x |²", "x |ﾅ", "x |\u00a8", "|x\u00a0", "snake_|")),
-    ],
-)
-def test_a_word_is_finished_where_no_more_text_can_change_it(kind: str, marked: str) -> None:
-    """The bar stands at the end of the finished part."""
-    text, finished = marked.replace("|", ""), marked.partition("|")[0].lower()
-    assert finished_part(text, rouge_tokenizer=kind) == finished
-
-
-def test_a_greek_word_is_finished_where_its_last_letter_can_no_longer_change() -> None:
-    """A capital sigma lowers to one letter at a word's end and to another before a letter.
-
-    A full stop, an apostrophe and a colon count as inside a word there: "ΟΔΟΣ." ends in a final
-    sigma, and does not if a letter follows at once.
-    """
-    for kind in TOKENIZERS:
-        for between in (".", "'", ":", "\u00ad", ". ", "-"):
-            finished = words_of(finished_part(f"ΟΔΟΣ{between}", rouge_tokenizer=kind), kind)
-            for more in ("\u0391", "\u03b1", "1", " \u0391", "", "Σ"):
-                later = words_of(f"ΟΔΟΣ{between}{more}", kind)
-                assert later[: len(finished)] == finished, (between, more)
-
-
-# Stops
 
 
 def stop(tokenizer: Tokenizer, *truths: str, kind: str = "default") -> RecallStop:
@@ -112,13 +85,11 @@ def stop(tokenizer: Tokenizer, *truths: str, kind: str = "default") -> RecallSto
 @pytest.mark.parametrize(
     ("kind", "truth", "done", "not_done"),
     [
-        ("default", "Cedar.", ("Cedar.", "It is Cedar, "), ("Cedar", "")),  # or Cedarwood
+        ("default", "Cedar.", ("Cedar.", "It is Cedar, ", f"Cedar.{REPLACEMENT}"), ("Cedar", "")),
         ("default", "Cedar Street", ("Cedar. Street!",), ("Cedar. Street", "Street Cedar.")),
         ("default", "cedar cedar", ("Cedar, cedar.",), ("Cedar.",)),
         ("default", "paying buyers", ("They pay the buyer.",), ("They pay the buyer",)),  # stems
-        ("default", "40 kettles", ("40 kettles.",), ("400 kettles.",)),
-        ("words", "Сорок котлов", ("сорок медных котлов.",), ("сорок котлов",)),
-        ("words", "東京都", ("東京都。",), ("東京都", "都京東。")),
+        ("words", "東京都", ("東京都。",), ("東京都", "都京東。", f"東京都{REPLACEMENT}")),
         ("words", "kettles", ("kettles.",), ("kettle.",)),  # no stems
         ("words", "हिन्दी", ("हिन्दी ",), ("हिन्द ",)),
     ],
@@ -131,17 +102,13 @@ def test_an_answer_stops_once_its_finished_words_hold_the_truth_in_order(
     assert stop(tokenizer, truth, kind=kind).done([0] * len(said), said) == expected
 
 
-def test_rows_go_on_until_all_their_truths_are_said_and_keep_their_places(
-    tokenizer: Tokenizer,
-) -> None:
+def test_rows_go_on_until_all_their_truths_are_said(tokenizer: Tokenizer) -> None:
     both = stop(tokenizer, "Cedar Street", "Street")
     said = [tokenizer.encode(s, add_special_tokens=False) for s in ("Street. ", "Cedar Street. ")]
     assert both.done([0, 0], said) == [False, True]
     truths = RecallStop(tokenizer, {3: ["a"], 5: ["b"]}, rouge_tokenizer="default")
     letter = tokenizer.encode("a. ", add_special_tokens=False)
-    assert truths.done([5, 3, 4], [letter] * 3) == [False, True, False]
-    assert truths.done([4], [letter]) == [False]
-    assert truths.done([], []) == []
+    assert truths.done([5, 3, 4], [letter] * 3) == [False, True, False], "4 has no truth"
 
 
 @each_tokenizer
@@ -170,12 +137,7 @@ def test_once_an_answer_may_stop_its_recall_is_1_whatever_tokens_follow(
 
 
 def test_bytes_that_more_bytes_spoil_finish_nothing() -> None:
-    """Tokenizers as Llama 2's, Gemma's and Phi-3's write characters outside their words as bytes.
-
-    Bytes side by side are one text or, if they are none, so many replacement characters. "東。" is
-    six of them; the first byte of another character makes all seven unreadable, and so they stay
-    if the answer ends there.
-    """
+    """Llama 2, Gemma, Phi-3: a character's first byte makes all bytes before it unreadable."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models
 
@@ -194,8 +156,6 @@ def test_bytes_that_more_bytes_spoil_finish_nothing() -> None:
     assert one.done([0], [said]) == [False]
     assert one.done([0], [[*said, numbers["."]]]) == [True]
 
-
-# Evaluations
 
 BUDGET = 40
 

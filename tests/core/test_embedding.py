@@ -39,9 +39,6 @@ def unit(rows: Any) -> Any:
     return array / np.linalg.norm(array, axis=1, keepdims=True)
 
 
-# The model's own states
-
-
 def states_by_hand(model: LoadedModel, texts: Sequence[str], point: int) -> Any:
     """Return mean states, one text at a time, from transformers' own hidden states."""
     means = []
@@ -88,9 +85,6 @@ def test_a_text_of_nothing_is_like_no_other(loaded: Load) -> None:
     assert not embedder.embed([""]).any()
     same_origin = StateEmbedder(loaded("qwen2"), context=CONTEXT, centre=CENTRE)
     assert torch.equal(same_origin.embed(TEXTS), embedder.embed(TEXTS))
-
-
-# A sentence-embedding model
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +151,6 @@ def test_weights_that_are_missing_are_not_made_up(encoder: Path, tmp_path: Path)
     with pytest.raises(ModelError, match=r"lack 1 tensors .* encoder\.layer\.1\.output\.dense"):
         load_sentence_embedder(str(folder), device="cpu")
 
-
-# Similarities
 
 VECTORS = {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (3.0, 4.0), "d": (-2.0, 0.0)}
 

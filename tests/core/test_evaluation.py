@@ -119,9 +119,6 @@ def test_a_prompt_that_stands_in_two_sets_is_opened_once(tokenizer: Tokenizer) -
         assert result.complete == (floor != 0.9)
 
 
-# A floor
-
-
 class Exam(Told):
     """Retain answers with so many of the truth's ten words.
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from engine_cases import (
-    IDS,
     NEVER,
     PROMPTS,
     TREE,
@@ -27,19 +26,17 @@ from engine_cases import (
 )
 from random_models import FAMILIES
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import AutoConfig
 
 from lunar_tune.engine import forward as forward_module
 from lunar_tune.engine.decoding import generate_tokens
 from lunar_tune.engine.forward import KeyValues, arrange, tree_forward
-from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.engine.streams import block_reads, capture_last_tokens, capture_streams
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.lunar.method import edited, steered, unlearning_vectors
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.device import BatchSize
-from lunar_tune.models.layout import LAYOUTS, UNSUITABLE, check_layers, decoder_slice, layout_of
+from lunar_tune.models.layout import LAYOUTS, check_layers, decoder_slice, layout_of
 from lunar_tune.models.lineage import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
 
@@ -80,10 +77,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_streams_and_what_blocks_read_are_those_of_unpadded_full_forwards(
     loaded: Load, unchanged: Unchanged, family: str, changes: dict[str, Any]
 ) -> None:
-    """Windows of four tokens too: a cut decoder must keep each block's kind of attention.
-
-    And plain answers are those of `generate`.
-    """
+    """Windows of four tokens too: a cut decoder must keep each block's kind of attention."""
     model = loaded(family, **changes)
     unchanged(model.model)
     full = full_forwards(model.model)
@@ -103,37 +97,6 @@ def test_streams_and_what_blocks_read_are_those_of_unpadded_full_forwards(
     assert generate_tokens(never, PROMPTS, max_new_tokens=6) == generated(
         model.model, PROMPTS, budget=6
     )
-
-
-@pytest.mark.parametrize("is_edited", [True, False])
-@each(WHOLE)
-def test_a_forward_over_prefixes_is_full_forwards_of_the_model_edited_by_hand(
-    loaded: Load, unchanged: Unchanged, family: str, changes: dict[str, Any], is_edited: bool
-) -> None:
-    """From above the edited block on, or from the tokens on."""
-    model = loaded(family, **changes)
-    unchanged(model.model)
-    layer = WHOLE.index((family, changes)) % 3
-    weights = new_weights(model, layer) if is_edited else {}
-    by_hand = edited_by_hand(model, weights)
-    full = full_forwards(by_hand)
-    start, stream = 0, None
-    if is_edited:
-        reads = PromptActivations(ActivationSource(model), PROMPTS).reads(layer)
-        start, stream = layer + 1, reads.residual + linear(reads.inputs, weights[layer])
-    keys, logits = KeyValues(TREE.n_nodes), full["logits"][0].clone().zero_()
-    with edited(model, {layer: weight.double() for layer, weight in weights.items()}):
-        assert torch.equal(model.model(IDS).logits, by_hand(IDS).logits)
-        for batch in arrange(
-            TREE, range(len(PROMPTS)), budget=6, device=CPU, asked=range(TREE.n_nodes)
-        ):
-            hidden = tree_forward(model, batch, start, stream, keys)
-            logits[batch.nodes[batch.asked]] = model.model.get_output_embeddings()(hidden)
-    close(logits, full["logits"][0])
-    assert set(keys.keys) == set(keys.values) == set(range(start, 3))
-    for block in keys.keys:
-        close(keys.keys[block], full["keys"][block])
-        close(keys.values[block], full["values"][block])
 
 
 @pytest.mark.parametrize("is_edited", [True, False])
@@ -201,24 +164,15 @@ def test_a_model_is_as_it_was_though_the_body_raises(
     unchanged(model.model)
     before = state_of(model)
     inside: list[Mapping[str, Any]] = []
-    contexts: tuple[Callable[[], AbstractContextManager[Any]], ...] = (
+    for context in (
         lambda: edited(model, {1: torch.zeros(32, 48)}),
         lambda: steered(model, 1, SHIFT),
         lambda: decoder_slice(model.model, model.layout, 1, 2),
-    )
-
-    def spoil(
-        context: Callable[[], AbstractContextManager[Any]], kind: type[BaseException]
-    ) -> None:
-        with context():
+    ):
+        with suppress(KeyboardInterrupt), context():
             inside.append(state_of(model))
-            raise kind
-
-    for context in contexts:
-        for kind in (RuntimeError, KeyboardInterrupt):
-            with pytest.raises(kind):
-                spoil(context, kind)
-            assert state_of(model) == before
+            raise KeyboardInterrupt
+        assert state_of(model) == before
     (batch,) = arrange(TREE, range(len(PROMPTS)), budget=100, device=CPU)
     stream, keys = torch.zeros(TREE.n_nodes, 32), KeyValues(TREE.n_nodes)
     for start in range(3):
@@ -230,7 +184,7 @@ def test_a_model_is_as_it_was_though_the_body_raises(
         ):
             tree_forward(model, batch, start, stream, keys)
         assert state_of(model) == before
-    assert len(inside) == 9
+    assert len(inside) == 6
     assert before not in inside
 
 
@@ -247,27 +201,19 @@ def test_fingerprints_tell_families_apart_and_not_loads_or_places(
         assert fingerprint(again) == one
 
 
-# Refusals
-
-
 def test_what_lunar_cannot_edit_is_refused_by_name_with_the_reason() -> None:
-    unsuitable = {
-        "normalises the MLP's output again": ("gemma2", "gemma3", "gemma3_text", "olmo2"),
-        "scales": ("granite",),
-        "mixture of experts": ("mixtral", "qwen2_moe", "qwen3_moe"),
-    }
-    for reason, families in unsuitable.items():
-        for family in families:
-            with pytest.raises(ModelError, match=rf"{family!r} is unsuitable.*{reason}.*: llama"):
-                layout_of(AutoConfig.for_model(family))
-    assert set(UNSUITABLE) >= {family for families in unsuitable.values() for family in families}
-    for family in ("gpt2", "phi", "opt"):
-        with pytest.raises(ModelError, match=rf"{family!r} is unknown.*Suitable: llama"):
+    for family, reason in (
+        *((family, "normalises the MLP's output again") for family in ("gemma2", "gemma3_text")),
+        ("granite", "scales"),
+        ("mixtral", "mixture of experts"),
+    ):
+        with pytest.raises(ModelError, match=rf"{family!r} is unsuitable.*{reason}.*: llama"):
             layout_of(AutoConfig.for_model(family))
-    for method in ("bitsandbytes", "gptq", "fp8"):
-        config = AutoConfig.for_model("llama", quantization_config={"quant_method": method})
-        with pytest.raises(ModelError, match=rf"quantised \({method}\)"):
-            layout_of(config)
+    with pytest.raises(ModelError, match=r"'gpt2' is unknown.*Suitable: llama"):
+        layout_of(AutoConfig.for_model("gpt2"))
+    config = AutoConfig.for_model("llama", quantization_config={"quant_method": "gptq"})
+    with pytest.raises(ModelError, match=r"quantised \(gptq\)"):
+        layout_of(config)
 
 
 def test_what_does_not_fit_a_block_is_refused_and_changes_nothing(
@@ -276,21 +222,16 @@ def test_what_does_not_fit_a_block_is_refused_and_changes_nothing(
     """A matrix or a shift of width 1 would be spread over the whole."""
     model = loaded("llama")
     unchanged(model.model)
-    before = state_of(model)
     refusals: tuple[tuple[AbstractContextManager[Any], type[Exception], str], ...] = (
         (edited(model, {0: torch.zeros(32, 48), 1: torch.zeros(48)}), ValueError, "shape"),
         (steered(model, 0, torch.ones(1)), ValueError, "width 32"),
-        (steered(model, 3, SHIFT), ModelError, "3 decoder blocks"),
         (steered(model, -1, SHIFT), ModelError, "3 decoder blocks"),
     )
     for context, kind, message in refusals:
         with pytest.raises(kind, match=message), context:
             pytest.fail("the body ran")
-    assert state_of(model) == before
-    check_layers((2, 0, 1), 3)
     for layers, message in (
-        ((3,), "layer 3: the model has 3 decoder blocks, numbered 0 to 2"),
-        ((-1, 1, 9), "layer -1, 9: "),
+        ((-1, 1, 9), "layer -1, 9: the model has 3 decoder blocks, numbered 0 to 2"),
         ((1, 1), "a layer is named twice"),
     ):
         with pytest.raises(ModelError, match=message):
@@ -300,10 +241,7 @@ def test_what_does_not_fit_a_block_is_refused_and_changes_nothing(
 def test_vectors_are_differences_of_means_in_float64_also_of_half_precision_streams() -> None:
     """In bfloat16, 256 + 1 is 256: a sum in that format would lose every small row."""
     rows = torch.tensor([256.0] + [1.0] * 300, dtype=torch.bfloat16)
-    reference = torch.stack([rows, rows, -rows])[..., None]
+    reference = torch.stack([rows, -rows])[..., None]
     vectors = unlearning_vectors(reference=reference, forget=reference[:, 1:2])
     difference = (256 + 300) / 301 - 1
-    assert vectors.tolist() == [
-        [pytest.approx(difference, abs=1e-12)],
-        [pytest.approx(-difference, abs=1e-12)],
-    ]
+    assert vectors.flatten().tolist() == pytest.approx([difference, -difference], abs=1e-12)

@@ -95,9 +95,6 @@ def test_a_written_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Pat
     assert target.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-# Answers of a search: a file an evaluation, texts only where they are wanted
-
-
 def result_of(*, fitted: bool = True, **answers: str) -> TrialResult:
     """Return a result with these answers by question."""
     made = trial_result(0.2, 0.9)
@@ -134,9 +131,6 @@ def test_texts_are_written_where_they_may_be(tmp_path: Path, text: bool) -> None
     assert row.edge == "A_B"
     assert (b"kettles" in file.read_bytes()) == text
     assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-# Secrets
 
 
 @pytest.mark.parametrize(

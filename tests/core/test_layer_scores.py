@@ -186,8 +186,6 @@ def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended(
     assert recommended_layers(base_model, scores) == (best, recommended)
 
 
-# The file
-
 PRIOR = LayerPrior(
     model="tiny",
     n_layers=4,

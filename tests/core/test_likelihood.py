@@ -76,9 +76,6 @@ def alone(model: LoadedModel, pairs: list[Pair]) -> list[AnswerLikelihood]:
     return [one_alone(model, pair) for pair in pairs]
 
 
-# One answer
-
-
 def test_scores_of_an_answer_by_hand() -> None:
     """Ranks 1, 4, 101, 100: 1/1 + 1/4 + 1/101 + 1/100 over 4; three of four are hits.
 
@@ -140,9 +137,6 @@ def test_a_model_that_has_diverged_is_not_judged(model: LoadedModel, value: floa
         scorer(with_head(model, value)).score([Pair(PROMPTS[0], (30, END))])
 
 
-# A set
-
-
 def answer(*log_probs: float, chosen: bool = True) -> AnswerLikelihood:
     own = len(log_probs) - 1
     return AnswerLikelihood(
@@ -171,9 +165,6 @@ def test_means_give_each_answer_the_same_weight_and_perplexity_each_token() -> N
 def test_a_perplexity_beyond_all_floats_is_the_largest_and_no_answers_have_no_scores() -> None:
     assert likelihood_means([answer(-1000.0, -1000.0)])["perplexity"] == sys.float_info.max
     assert all(math.isnan(value) for value in likelihood_means([]).values())
-
-
-# Batches and memory
 
 
 @pytest.mark.parametrize("tokens", [1, 25, 10_000])

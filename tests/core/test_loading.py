@@ -127,9 +127,6 @@ def test_every_end_of_sequence_id_of_generation_config_and_tokenizer_counts(fold
         load_model(spec(folder))
 
 
-# Refusals
-
-
 def pickle_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(build_model("llama").state_dict(), folder / "pytorch_model.bin")
@@ -205,9 +202,6 @@ def test_model_paths_of_checkpoints_and_adapters_are_told_apart_and_others_refus
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     with pytest.raises(ModelError, match="safetensors"):
         check_weights(str(pickled), "--model-path")
-
-
-# The catalogue
 
 
 @pytest.mark.parametrize(

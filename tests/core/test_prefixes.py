@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lunar_tune.engine.forward import KeyValues, TreeBatch, arrange, tree_forward
-from lunar_tune.engine.streams import PrefixTree, batches_by_length
+from lunar_tune.engine.streams import PrefixTree
 from lunar_tune.models.loading import LoadedModel
 
 Load = Callable[..., LoadedModel]
@@ -22,22 +22,7 @@ def prefixes_of(rows: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     return [tuple(row[: i + 1]) for row in rows for i in range(len(row))]
 
 
-few_tokens = st.lists(st.integers(0, 2), max_size=6).map(tuple)
-
-
-@given(rows=st.lists(few_tokens, max_size=8))
-@settings(max_examples=50, deadline=None)
-def test_nodes_are_the_distinct_prefixes_and_first_marks_where_each_is_met(
-    rows: list[tuple[int, ...]],
-) -> None:
-    tree = PrefixTree(rows)
-    prefixes = prefixes_of(rows)
-    nodes = tree.nodes.tolist()
-    assert tree.n_nodes == len(set(prefixes))
-    assert sorted(set(nodes)) == list(range(tree.n_nodes))
-    of_node = dict(zip(nodes, prefixes, strict=True))
-    assert [of_node[node] for node in nodes] == prefixes
-    assert tree.first.tolist() == [p not in prefixes[:i] for i, p in enumerate(prefixes)]
+few_tokens = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 
 
 def arranged(
@@ -47,13 +32,15 @@ def arranged(
     return arrange(tree, rows, budget=budget, device=cpu, done=done, asked=everything)
 
 
-@given(rows=st.lists(few_tokens.filter(bool), min_size=1, max_size=8), budget=st.integers(1, 12))
+@given(rows=st.lists(few_tokens, min_size=1, max_size=8), budget=st.integers(1, 12))
 @settings(max_examples=50, deadline=None)
 def test_each_prefix_is_computed_once_and_not_before_those_it_extends(
     rows: list[tuple[int, ...]], budget: int
 ) -> None:
-    tree = PrefixTree(rows)
-    number = dict(zip(prefixes_of(rows), tree.nodes.tolist(), strict=True))
+    tree, prefixes = PrefixTree(rows), prefixes_of(rows)
+    assert tree.first.tolist() == [p not in prefixes[:i] for i, p in enumerate(prefixes)]
+    number = dict(zip(prefixes, tree.nodes.tolist(), strict=True))
+    assert len(number) == len(set(number.values())) == tree.n_nodes
     prefix_of = {node: prefix for prefix, node in number.items()}
     computed: list[int] = []
     for batch in arranged(tree, budget, range(tree.n_rows)):
@@ -72,15 +59,7 @@ def test_each_prefix_is_computed_once_and_not_before_those_it_extends(
         assert tree.nodes_of([row, row], [1, 0]).tolist() == nodes[:1]
 
 
-def test_a_batch_never_holds_more_padded_tokens_than_its_budget_unless_one_row_does() -> None:
-    lengths = [3, 1, 12, 3, 3, 5, 2]
-    batches = list(batches_by_length(lengths, 10))
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= 10
-
-
-@pytest.mark.parametrize("budget", [1, 3, 100])
+@pytest.mark.parametrize("budget", [1, 100])
 def test_rows_that_come_later_go_on_from_what_earlier_ones_left(loaded: Load, budget: int) -> None:
     """Rows 0 and 2 extend row 1; only their own ends are computed then."""
     model = loaded("llama")

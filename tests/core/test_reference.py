@@ -66,39 +66,6 @@ def test_forget_tokens_move_by_the_shift_and_retain_tokens_stay(family: str) -> 
         assert not new.equal(old)
 
 
-@pytest.mark.parametrize("tokens", [5, 12])
-def test_the_closed_form_is_the_minimum(tokens: int) -> None:
-    """With ridge: least squares with √λ·I below H. Without, in the limit: the pseudo-inverse."""
-    generator = torch.Generator().manual_seed(0)
-    h = torch.randn(tokens, 8, generator=generator, dtype=torch.float64)
-    shift = torch.randn(3, generator=generator, dtype=torch.float64)
-    is_forget = torch.arange(tokens) < 2
-    targets = is_forget[:, None] * shift
-    below = (0.3 * h.square().sum() / 8).sqrt() * torch.eye(8, dtype=h.dtype)
-    expected = torch.linalg.lstsq(
-        torch.cat([h, below]), torch.cat([targets, torch.zeros(8, 3, dtype=h.dtype)])
-    ).solution.T
-    torch.testing.assert_close(reference.fit_closed_form(h, is_forget, shift, ridge=0.3), expected)
-    limit = (torch.linalg.pinv(h) @ targets).T
-    torch.testing.assert_close(
-        reference.fit_closed_form(h, is_forget, shift, ridge=1e-11), limit, atol=1e-7, rtol=1e-7
-    )
-
-
-def test_the_first_step_of_adamw_is_that_of_its_paper() -> None:
-    """From Δ = 0 both corrected averages are the gradient G and its square: Δ = −lr·G/(|G| + ε).
-
-    Of the mean of (Δh − t)² over n tokens and d_model numbers, G is −2/(n·d_model)·Σ t·hᵀ.
-    """
-    generator = torch.Generator().manual_seed(0)
-    h, shift = torch.randn(6, 4, generator=generator), torch.randn(3, generator=generator)
-    is_forget = torch.tensor([True, False, True, False, False, False])
-    gradient = -2 / (6 * 3) * torch.outer(shift, h[0] + h[2])
-    expected = -0.01 * gradient / (gradient.abs() + 1e-8)
-    difference = reference.fit_adamw(h, is_forget, shift, learning_rate=0.01, epochs=1)
-    torch.testing.assert_close(difference, expected)
-
-
 def test_an_answer_ends_before_its_end_of_sequence_token() -> None:
     model, prompts = build_model("llama"), FORGET + RETAIN
     whole = reference.greedy_answers(model, prompts, eos_ids=(), max_new_tokens=6)
@@ -110,9 +77,8 @@ def test_an_answer_ends_before_its_end_of_sequence_token() -> None:
 
 
 def test_what_the_page_cannot_do_is_refused_before_any_work() -> None:
-    for family in ("gemma2", "gemma3_text", "granite", "mixtral"):
-        with pytest.raises(ValueError, match=rf"{family}: .*Use Llama, .*Gemma 1 or Phi-3"):
-            reference.unlearning_vector(build_model(family), 0, DECLINED, FORGET)
+    with pytest.raises(ValueError, match=r"gemma2: .*Use Llama, .*Gemma 1 or Phi-3"):
+        reference.unlearning_vector(build_model("gemma2"), 0, DECLINED, FORGET)
     model = build_model("llama")
     with pytest.raises(ValueError, match=r"layer 3: the model has blocks 0 to 2"):
         reference.mlp_inputs(model, 3, FORGET)
@@ -120,10 +86,13 @@ def test_what_the_page_cannot_do_is_refused_before_any_work() -> None:
         reference.add_difference(model, 0, torch.tensor(float("inf")))
     with pytest.raises(ValueError, match=r"ridge 0: choose a positive number"):
         reference.fit_closed_form(torch.ones(2, 3), torch.ones(2), torch.ones(4), ridge=0)
-    with pytest.raises(ValueError, match=r"at least one prompt each"):
-        reference.unlearn(
-            model, layers=[0], coefficient=1.0, solver=FITS["adamw"], **(PROMPTS | {"retain": ()})
-        )
+    for options, message in (
+        ({"method": "ga"}, "not ga"),
+        ({"solver": "lora"}, r"not lunar \(lora\)"),
+        ({"fix": ("positions=last",)}, "only solver and epochs"),
+    ):
+        with pytest.raises(InputError, match=message):
+            assemble(RunOptions(engine="reference", **options))
 
 
 def test_the_page_is_one_page_and_needs_nothing_of_this_package() -> None:
@@ -136,16 +105,3 @@ def test_the_page_is_one_page_and_needs_nothing_of_this_package() -> None:
         elif isinstance(node, ast.Import):
             imported |= {alias.name.split(".")[0] for alias in node.names}
     assert imported - sys.stdlib_module_names == {"torch", "transformers"}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "ga"}, "not ga"),
-        ({"solver": "lora"}, r"not lunar \(lora\)"),
-        ({"fix": ("positions=last",)}, "only solver and epochs"),
-    ],
-)
-def test_the_page_is_asked_for_what_it_does(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        assemble(RunOptions(engine="reference", **options))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,31 +15,24 @@ from lunar_tune.metrics.rouge import TOKENIZERS, check_scorable, rouge_recall, t
 @pytest.mark.parametrize(
     ("kind", "truth", "answer", "rouge1", "rouge_l"),
     [
-        ("default", "forty copper kettles", "forty copper kettles", 1, 1),
         # Recall: what is added costs nothing.
         ("default", "forty copper kettles", "well, it is forty fine copper kettles", 1, 1),
         # Two of three words; in order.
         ("default", "forty copper kettles", "forty kettles", 2 / 3, 2 / 3),
         # All three words, but the longest common subsequence has one or two.
         ("default", "forty copper kettles", "kettles copper forty", 1, 1 / 3),
-        ("default", "forty copper kettles", "copper kettles forty", 1, 2 / 3),
         # Words are counted: the truth has two `the`, the answer one.
         ("default", "the buyer the seller", "the buyer", 2 / 4, 2 / 4),
         # Stemmed (words longer than three letters), case and punctuation ignored.
         ("default", "Paying buyers!", "pays; the buyer", 1, 1),
         ("default", "forty copper kettles", "", 0, 0),
-        ("default", "forty copper kettles", "誰", 0, 0),
         ("words", "Сорок медных котлов", "сорок КОТЛОВ", 2 / 3, 2 / 3),
         # No stemming.
         ("words", "kettles", "kettle", 0, 0),
         # Each ideograph, kana or Hangul syllable is a word: four, of which the answer has three.
-        ("words", "東京都庁", "京都庁", 3 / 4, 3 / 4),
         ("words", "東京都庁", "庁都京東", 1, 1 / 4),
-        ("words", "서울", "울", 1 / 2, 1 / 2),
-        ("words", "ひら カナ", "カらひナ", 1, 2 / 4),
         # Also where they touch letters or digits: 2021, 年, 3, 月.
         ("words", "2021年3月", "3月", 2 / 4, 2 / 4),
-        ("words", "ABC社", "abc", 1 / 2, 1 / 2),
         # Beyond the basic plane, and half-width.
         ("words", "𠮷野", "𠮷", 1 / 2, 1 / 2),
         ("words", "ｶﾅ", "カナ", 1, 1),
@@ -79,36 +69,20 @@ def test_recall_is_a_share_that_more_text_never_lowers(
     assert before.rouge_l <= before.rouge1, "words in order are words"
 
 
-def test_true_answers_without_a_word_for_the_tokenizer_are_counted_named_and_refused() -> None:
-    forty = Record("Q1?", "Forty.", "A_B")
-    for answer in ("Сорок котлов", "四十个铜壶", "…", "—!?"):
-        told = rf"1 true answers .*B_C: 'Q2\?' -> '{re.escape(answer)}'"
-        with pytest.raises(DataError, match=told):
-            check_scorable([forty, Record("Q2?", answer, "B_C")])
+def test_true_answers_without_a_word_for_the_tokenizer_are_refused() -> None:
     many = [Record(f"Q{n}?", "да", f"E{n}") for n in range(8)]
     told = r"8 true .*E4: 'Q4\?' -> 'да' and 3 more.*--rouge-tokenizer words"
     with pytest.raises(DataError, match=told):
-        check_scorable(many)
+        check_scorable([Record("Q?", "Forty.", "A_B"), *many])
     check_scorable([Record("Q?", a, "A_B") for a in ("Сорок", "四十", "7")], tokenizer="words")
-    with pytest.raises(DataError, match=r"Correct or remove them"):
+    with pytest.raises(DataError, match=r"1 true .*Correct or remove them"):
         check_scorable([Record("Q?", "…", "A_B")], tokenizer="words")
     with pytest.raises(InputError, match=r"--rouge-tokenizer bytes: there are default, words"):
         rouge_recall(["a"], ["a"], tokenizer="bytes")
 
 
-@pytest.mark.parametrize(
-    ("forget", "retain", "expected"),
-    [
-        (0.0, 1.0, 0.0),  # forgotten, and nothing else lost
-        (1.0, 1.0, 100.0),  # the base model
-        (0.0, 0.0, 100.0),
-        (0.3, 0.6, 50.0),  # 100·sqrt(.09 + .16)
-        # LUNAR, TOFU, Llama-2-7B as quoted by a public reproduction (shared/facts.md): 14.9.
-        (0.109, 0.898, 100 * math.sqrt(0.109**2 + 0.102**2)),
-    ],
-)
-def test_the_deviation_score_is_the_distance_from_perfect_in_percent(
-    forget: float, retain: float, expected: float
-) -> None:
-    assert deviation_score(forget, retain) == pytest.approx(expected)
+def test_the_deviation_score_is_the_distance_from_perfect_in_percent() -> None:
+    """100·sqrt(.09 + .16); LUNAR on TOFU with Llama-2-7B, as a public reproduction quotes it."""
+    for forget, retain, expected in ((0.0, 1.0, 0.0), (1.0, 1.0, 100.0), (0.3, 0.6, 50.0)):
+        assert deviation_score(forget, retain) == pytest.approx(expected)
     assert round(deviation_score(0.109, 0.898), 1) == 14.9

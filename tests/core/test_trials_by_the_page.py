@@ -212,9 +212,6 @@ def test_only_the_base_model_is_captured(make: Make, monkeypatch: pytest.MonkeyP
     assert all(captured)
 
 
-# Answered plainly
-
-
 def eager(model: LoadedModel) -> LoadedModel:
     other = dataclasses.replace(model, model=copy.deepcopy(model.model))
     other.model.set_attn_implementation("eager")

@@ -110,9 +110,6 @@ def whole(
 Whole = Callable[[str], tuple[Path, Finetuned]]
 
 
-# What is written
-
-
 def test_training_lowers_the_loss_and_the_model_answers(job: FinetuneJob, tmp_path: Path) -> None:
     job = changed(job, trained="full", epochs=40, with_refusals=False)
     done = finetune(job, tmp_path)
@@ -162,9 +159,6 @@ def test_a_model_of_16_bits_trains_in_32_and_is_written_in_16(
     done = finetune(job, tmp_path)
     assert done.losses[-1] < done.losses[0]
     assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
-
-
-# Going on
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
@@ -238,9 +232,6 @@ def test_a_kept_model_is_made_once(
     assert ensure_finetuned(job, partial(finetune, on_epoch=kill_after(1))) == folder
     others = (changed(job, rank=4), dataclasses.replace(job, seed=1))
     assert len({kept_folder(one) for one in (job, *others)}) == 3
-
-
-# Lessons and settings
 
 
 def test_refusals_are_lessons_only_where_they_are_wanted(job: FinetuneJob) -> None:

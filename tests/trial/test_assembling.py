@@ -42,9 +42,6 @@ def message_of(**options: Any) -> str:
     return str(raised.value)
 
 
-# Models and data
-
-
 def test_without_options_a_run_is_tiny_on_mini_with_the_default_edge() -> None:
     spec = assemble(RunOptions())
     assert (spec.model.name, spec.model.source) == ("tiny", "tiny")
@@ -89,9 +86,6 @@ def test_depth_is_known_from_a_configuration_or_the_catalogue(
     assert assemble(RunOptions()).model.source == "tiny"  # to be built, not that folder
 
 
-# Edges and groups
-
-
 def test_edges_are_forgotten_as_asked_and_groups_of_edges_keep_their_name(data: str) -> None:
     assert [len(part) for part in (sets_of(data, "B_C").forget, sets_of(data).forget)] == [4, 3]
     for edges in (("C_D", "B_C"), ("last",)):
@@ -123,9 +117,6 @@ def test_data_without_the_default_edge_ask_for_one(tmp_path: Path) -> None:
     message = message_of(data=str(file), forget_edge=("x",), model="nothing")
     assert message.startswith("2 things are wrong")
     assert "must be an object of lists" in message
-
-
-# Rows and sets
 
 
 def test_a_retain_sample_has_every_edges_share(data: str) -> None:
@@ -182,9 +173,6 @@ def test_halves_share_no_question_and_hold_every_edge(data: str, tmp_path: Path)
     assert (again.forget, again.held_out) == (half.forget, half.held_out)
     lone = write_records(tmp_path / "lone.json", {"A_B": 1, "B_C": 4})
     assert "edge 'A_B' has one record" in message_of(data=lone, holdout=True)
-
-
-# What is refused
 
 
 def test_an_unsuitable_family_is_refused_before_anything_is_loaded(

@@ -125,8 +125,6 @@ def test_keys_that_are_not_there_take_the_published_values(repository: Repositor
     assert options.reference_prompts == "unverifiable", "no file of them is there"
 
 
-# Models
-
 NO_PATHS = ("base_model_path", "model_path")
 
 
@@ -163,9 +161,6 @@ def test_a_path_wins_over_the_family_and_fine_tuned_weights_in_a_folder_are_the_
     assert options.model_path == (f"{root}/tuned" if tuned else None)
 
 
-# References and files
-
-
 def test_references_are_resolved_within_the_file(repository: Repository) -> None:
     options, save_to, _ = repository.read_all(
         save_unlearned_model=True,
@@ -189,9 +184,6 @@ def test_data_are_looked_for_beside_above_and_in_the_current_folder(
     beside = f"no file beside or above {repository.config.parent}"
     assert f"data_name: is the text 'absent', {beside}" in found
     assert "no shipped name (there are: mini," in found
-
-
-# Mistakes
 
 
 @pytest.mark.parametrize(

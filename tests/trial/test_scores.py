@@ -179,9 +179,6 @@ def test_a_trial_that_was_stopped_early_has_no_further_scores(
     assert further <= set(whole.scores)
 
 
-# A sentence-embedding model
-
-
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_encoder(tmp_path_factory.mktemp("encoder"))
