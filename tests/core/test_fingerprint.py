@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lunar_tune.models import lineage as lineage_module
 from lunar_tune.models.lineage import fingerprint
@@ -44,8 +44,8 @@ def test_bits_that_change_alone_or_together_make_another(
 ) -> None:
     """Of every parameter a bit of the first byte, one inside and the last bit of the last.
 
-    Then the same bit of two elements, the highest of a word among them: signs and exponents. In
-    bfloat16 an odd number of elements leaves two, four or six bytes over, which fill no word.
+    Then the same bit of two elements, signs and exponents among them. In bfloat16 an odd number of
+    elements leaves two or six bytes over, which fill no word.
     """
     unchanged(copied.model)
     before = fingerprint(copied)
@@ -57,10 +57,9 @@ def test_bits_that_change_alone_or_together_make_another(
     assert fingerprint(copied) == before
     raw = as_bytes(down_projection(copied, 1))
     for place in (0, 3, 7):
-        for bits in (1, 64, 128):
-            for distance in (8, 80):
-                assert flipped(copied, raw, bits, place, place + distance) != before
-    for length in (1, 3, 5):
+        for distance in (8, 80):
+            assert flipped(copied, raw, 128, place, place + distance) != before
+    for length in (1, 3):
         odd = torch.arange(1, length + 1).bfloat16()
         copied.model.register_buffer("odd", odd)
         before = fingerprint(copied)
@@ -113,16 +112,17 @@ def test_number_format_attention_configuration_and_library_make_another(
     """Also where every weight is the same number; of a version the first two parts count."""
     for parameter in copied.model.parameters():
         parameter.data.fill_(0.5)
-    changes: tuple[Callable[[], object], ...] = (
-        lambda: None,
-        *(lambda to=to: to(copied.model) for to in (nn.Module.bfloat16, nn.Module.double)),
+    seen = [fingerprint(copied)]
+    for change in (
+        copied.model.bfloat16,
         lambda: setattr(copied.model.config, "rms_norm_eps", 0.1),
         lambda: copied.model.set_attn_implementation("eager"),
         *(
             lambda number=number: monkeypatch.setattr(lineage_module, "version", lambda _: number)
             for number in ("9.1.0", "9.1.2", "9.2.0")
         ),
-    )
-    seen = [(change(), fingerprint(copied))[1] for change in changes]
+    ):
+        change()
+        seen.append(fingerprint(copied))
     assert seen[-3] == seen[-2]
     assert len(set(seen)) == len(seen) - 1

@@ -168,22 +168,15 @@ def test_the_budget_follows_the_true_answers_and_answers_that_spend_it_are_count
     assert (layer.s1, layer.s2) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("base_model", "layers", "best", "recommended"),
-    [
-        # The best gains 2, so what gains 1.6 is recommended: from .6 on.
+def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended() -> None:
+    """The best gains 2, so what gains 1.6 is recommended; if it loses, nothing but itself."""
+    for base_model, layers, best, recommended in (
         (-1.0, (0.5, 0.625, 1.0, 0.75, -1.5), 6, (5, 6, 7)),
         (-1.0, (1.0, 0.9, 1.0), 4, (4, 5, 6)),
-        # The best loses: nothing but itself.
         (0.5, (-1.0, 0.25, 0.0), 5, (5,)),
-        (0.5, (0.5, 0.5), 4, (4,)),
-    ],
-)
-def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended(
-    base_model: float, layers: tuple[float, ...], best: int, recommended: tuple[int, ...]
-) -> None:
-    scores = dict(enumerate(layers, start=4))
-    assert recommended_layers(base_model, scores) == (best, recommended)
+    ):
+        scores = dict(enumerate(layers, start=4))
+        assert recommended_layers(base_model, scores) == (best, recommended)
 
 
 PRIOR = LayerPrior(
@@ -207,32 +200,30 @@ PRIOR = LayerPrior(
 )
 
 
-def test_a_prior_comes_back_as_it_was_and_keys_of_a_later_version_are_read_over(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "prior.json"
+def test_a_prior_comes_back_as_it_was_and_fits_its_model_alone(tmp_path: Path) -> None:
+    """Keys of a later version are read over; the depth may not be known before the weights are."""
+    path, source = tmp_path / "prior.json", "--layer-prior p.json"
     document = json.loads(PRIOR.document())
-    for content in (document, document | {"new": [1]}):
-        path.write_text(json.dumps(content), encoding="utf-8")
-        assert read_layer_prior(path) == PRIOR
-    assert (document["format"], document["version"]) == ("lunar-tune layer prior", 1)
-    assert (document["model"], document["data"], document["n_layers"]) == ("tiny", "mini", 4)
-    assert (document["best"], document["recommended"]) == (1, [1, 3])
+    path.write_text(json.dumps(document | {"new": [1]}), encoding="utf-8")
+    assert read_layer_prior(path) == PRIOR
     for one in document["layers"]:
         assert one["score"] == pytest.approx(one["s1"] - one["s2"])
+    for depth in (4, None):
+        PRIOR.check_fits(model="tiny", n_layers=depth, source=source)
+    for model, n_layers in (("other", None), ("tiny", 3)):
+        with pytest.raises(InputError, match=rf"--layer-prior p\.json: .*{model!r}") as caught:
+            PRIOR.check_fits(model=model, n_layers=n_layers, source=source)
+        assert f"python -m lunar_tune.layers --model {model}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        *((text, "is no layer prior") for text in ("[1]", "{", "\ufeff{}", "")),
+        *((text, "is no layer prior") for text in ("[1]", "{")),
         ({"version": 2}, "version"),
-        ({"format": "other"}, "format"),
         ({"best": 7}, "layer 7 stands not among layers"),
         ({"recommended": []}, "recommended: "),
-        ({"recommended": [5]}, "layer 5 stands not among layers"),
         ({"n_layers": 3}, "numbers from 0 to 2"),
-        ({"coefficient": "2"}, "coefficient: "),
         ({"layers": [{"layer": 0, "s1": 0.5, "unfinished": 0}]}, r"layers\[0\].s2: is missing"),
     ],
 )
@@ -240,22 +231,10 @@ def test_a_file_that_is_no_prior_is_refused_with_the_reason(
     tmp_path: Path, content: str | dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "prior.json"
-    with pytest.raises(InputError, match=r"prior\.json: cannot be read"):
-        read_layer_prior(path)
     if isinstance(content, dict):
         content = json.dumps(json.loads(PRIOR.document()) | content)
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=rf"prior\.json.*{message}"):
         read_layer_prior(path)
-    assert str(path) in str(caught.value)
-
-
-def test_a_prior_fits_its_model_alone() -> None:
-    """The name is known before the weights are; the depth may not be."""
-    source = "--layer-prior p.json"
-    for depth in (4, None):
-        PRIOR.check_fits(model="tiny", n_layers=depth, source=source)
-    for model, n_layers in (("other", 4), ("tiny", 3), ("other", None)):
-        with pytest.raises(InputError, match=rf"--layer-prior p\.json: .*{model!r}") as caught:
-            PRIOR.check_fits(model=model, n_layers=n_layers, source=source)
-        assert f"python -m lunar_tune.layers --model {model}" in str(caught.value)
+    with pytest.raises(InputError, match=r"absent\.json: cannot be read"):
+        read_layer_prior(tmp_path / "absent.json")

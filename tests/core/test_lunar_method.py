@@ -72,7 +72,7 @@ def edit_by_hand(
 @pytest.mark.parametrize(
     ("positions", "moved"), [("all", list(range(N_FORGET_TOKENS))), ("last", [3, 6])]
 )
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("layer", [0, 2])
 def test_the_edit_is_the_papers_formula_computed_by_hand(
     model: LoadedModel, layer: int, positions: str, moved: list[int]
 ) -> None:
@@ -110,11 +110,8 @@ def test_several_layers_are_each_fitted_on_the_base_model(model: LoadedModel, so
     ("layer", "coefficient", "message"),
     [
         (3, 1.0, "layer 3: the model has 3 decoder blocks"),
-        (-1, 1.0, "layer -1"),
-        ([1, 1], 1.0, "a layer is named twice"),
         ([0, 1, 2], [1.0, 2.0], "3 layers and 2 coefficients"),
         (1.5, 1.0, "layer 1.5: whole numbers"),
-        ([], 1.0, "at least one layer"),
         ([], [], "at least one layer"),
     ],
 )
@@ -127,7 +124,7 @@ def test_layers_that_are_not_there_or_do_not_match_coefficients_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("k", "expected"), [(1.0, 7), (0.5, 4), (1.6, 11), (2.0, N_RETAIN_TOKENS), (None, 12)]
+    ("k", "expected"), [(0.5, 4), (1.6, 11), (2.0, N_RETAIN_TOKENS), (None, 12)]
 )
 def test_retain_points_are_so_many_for_each_forget_token(
     model: LoadedModel, k: float | None, expected: int
@@ -136,7 +133,8 @@ def test_retain_points_are_so_many_for_each_forget_token(
     method = lunar(retain_points=k)
     prepared = method.prepare(task_on(model))
     assert isinstance(prepared, PreparedLunar)
-    chosen, is_forget = prepared._points(method.settings, seed=0)
+    (chosen, is_forget), (other, _) = (prepared._points(method.settings, seed=n) for n in (0, 1))
+    assert torch.equal(chosen, other) == (expected == N_RETAIN_TOKENS)
     tree = prepared._activations.tree
     assert chosen[:N_FORGET_TOKENS].tolist() == tree.nodes_of([0, 1]).tolist()
     assert is_forget.tolist() == [True] * N_FORGET_TOKENS + [False] * expected
@@ -144,17 +142,6 @@ def test_retain_points_are_so_many_for_each_forget_token(
     retain = Counter(chosen[N_FORGET_TOKENS:].tolist())
     assert retain.total() == expected
     assert retain <= Counter(tree.nodes_of([2, 3, 4]).tolist())
-
-
-@pytest.mark.parametrize("solver", ["adamw", "closed_form"])
-def test_drawn_retain_points_follow_the_seed_and_take_part_in_the_fit(
-    model: LoadedModel, solver: str
-) -> None:
-    parameters = {"layer": 0, "coefficient": 1.0} | OWN[solver]
-    prepared = lunar(solver=solver, retain_points=0.5).prepare(task_on(model))
-    first = weights_inside(prepared, model, parameters, seed=1)
-    assert not same(weights_inside(prepared, model, parameters, seed=2), first)
-    assert same(weights_inside(prepared, model, parameters, seed=1), first)
 
 
 def test_reads_are_dropped_when_they_no_longer_fit_and_come_back_the_same(

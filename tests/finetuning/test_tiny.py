@@ -90,32 +90,15 @@ def test_at_least_two_blocks_can_be_redirected(tiny: Tiny) -> None:
 def test_the_tokenizer_gives_every_text_back_and_encodes_equally_after_another_save(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    """Numbers of the answers are single tokens."""
+    """Numbers of the answers are single tokens; an answer ends with the turn."""
     tiny.tokenizer.save_pretrained(tmp_path)
     tiny.model.config.save_pretrained(tmp_path)  # decides which class loads the tokenizer
     again = AutoTokenizer.from_pretrained(tmp_path)
-
-    def encoded(text: str) -> list[int]:
-        ids: list[int] = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
     for pair in (*TEXT.contracts, *TEXT.facts):
         text = tiny.text(pair.question) + pair.answer
         assert again(text)["input_ids"] == tiny.tokenizer(text)["input_ids"]
-        for words in (pair.question, pair.answer):
-            assert tiny.tokenizer.decode(encoded(words)) == words
-    numbers = [pair.answer[:-1] for pair in TEXT.contracts if pair.answer[:-1].isdigit()]
-    assert {len(encoded(number)) for number in numbers} == {1}
-
-
-def test_a_prompt_ends_where_the_answer_begins_and_an_answer_with_the_turn(tiny: Tiny) -> None:
-    assert tiny.text("Who?") == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+        ids = tiny.tokenizer(pair.answer, add_special_tokens=False)["input_ids"]
+        assert tiny.tokenizer.decode(ids) == pair.answer
+        assert len(ids) == 2 or not pair.answer[:-1].isdigit()
     end = tiny.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tiny.model.generation_config.eos_token_id == end == tiny.tokenizer.eos_token_id
-
-
-def test_asking_again_builds_nothing(tiny: Tiny) -> None:
-    def never(_done: int, _total: int) -> None:
-        raise AssertionError("it was built again")
-
-    assert ensure_tiny(on_progress=never) == tiny.folder

@@ -13,23 +13,10 @@ from lunar_tune.errors import DivergenceError
 from lunar_tune.training.gradient_loop import LoopSettings, LoopState, scheduled, train_epochs
 
 
-def test_every_example_is_seen_once_an_epoch() -> None:
-    weight, seen = nn.Parameter(torch.zeros(1, 1)), []
-
-    def loss_of(batch: list[int]) -> Tensor:
-        seen.extend(batch)
-        return weight.sum()
-
-    settings = LoopSettings(epochs=2, batch_size=4, learning_rate=0.1)
-    list(train_epochs([weight], lambda _: range(10), loss_of, settings, length_of=lambda row: row))
-    assert sorted(seen[:10]) == sorted(seen[10:]) == [*range(10)]
-
-
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
         (lambda w: w.sum() + math.nan, r"epoch 1 at learning rate 0\.1"),
-        (lambda w: w.sum() + math.inf, r"epoch 1 at learning rate 0\.1"),
         (lambda w: w.sqrt().sum(), "gradient"),  # d sqrt(w) at 0 is infinite
     ],
 )
@@ -43,21 +30,14 @@ def test_what_is_no_number_ends_it_before_a_weight_changes(
     assert weight.item() == 0.0
 
 
-@pytest.mark.parametrize(
-    ("schedule", "progress", "factor"),
-    [
-        ("linear", 0.05, 0.5),  # half of a warm-up of a tenth
-        ("linear", 0.55, 0.5),  # half of the way from .1 to 1
-        ("cosine", 0.1, 1.0),
-        ("cosine", 0.55, 0.5),
-        ("cosine", 1.0, 0.0),
-    ],
-)
-def test_the_rate_follows_the_schedule(schedule: str, progress: float, factor: float) -> None:
-    settings = LoopSettings(
-        epochs=1, batch_size=1, learning_rate=1.0, schedule=schedule, warmup_share=0.1
-    )
-    assert scheduled(progress, settings) == pytest.approx(factor)
+def test_the_rate_follows_the_schedule() -> None:
+    """Half of a warm-up of a tenth; half of the way from there to the end; the end."""
+    for schedule in ("linear", "cosine"):
+        settings = LoopSettings(
+            epochs=1, batch_size=1, learning_rate=1.0, schedule=schedule, warmup_share=0.1
+        )
+        for progress, factor in ((0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0)):
+            assert scheduled(progress, settings) == pytest.approx(factor)
 
 
 def test_a_loop_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:

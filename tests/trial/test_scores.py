@@ -13,7 +13,7 @@ from random_models import build_encoder
 from refusals_by_hand import cosine_mean, states_behind_an_empty_question
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lunar_tune.errors import InputError, ModelError
+from lunar_tune.errors import ModelError
 from lunar_tune.methods.contract import Edit
 from lunar_tune.metrics.embedding import Embedder, Refusals, load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
@@ -112,18 +112,19 @@ def scored(spec: Specs) -> Iterator[Scored]:
         yield Scored(spec(metrics=(*LIKELIHOODS, QUALITY), retain_rows=4), plain, patch)
 
 
-def test_a_trial_reports_the_likelihoods_of_the_unlearned_model(scored: Scored) -> None:
+def test_a_trial_reports_the_likelihoods_of_the_unlearned_model_and_all_else_as_without(
+    scored: Scored,
+) -> None:
+    """A full evaluation judges all retain rows and others a sample."""
     found = {name: scored.trial.scores[name] for name in LIKELIHOODS}
     assert found == pytest.approx(scored.inside, rel=1e-4)
     assert abs(found["forget_log_prob"] - scored.base.scores["forget_log_prob"]) > 0.1
-
-
-def test_a_full_evaluation_judges_all_retain_rows_and_others_a_sample(scored: Scored) -> None:
-    data = scored.spec.data
-    assert len(data.retain_sample) == 4 < len(data.retain)
     for full, evaluation in ((False, scored.base), (True, scored.full_base)):
         alone = likelihoods_alone(scored.worker.loaded, scored.spec, full=full)
         assert {name: evaluation.scores[name] for name in alone} == pytest.approx(alone, rel=1e-4)
+    assert scored.trial.rows == scored.plain.rows
+    own = {name: scored.trial.scores[name] for name in (*LIKELIHOODS, QUALITY)}
+    assert scored.trial.scores == scored.plain.scores | own
 
 
 def test_answers_are_read_by_the_base_model_whoever_gave_them(
@@ -135,13 +136,6 @@ def test_answers_are_read_by_the_base_model_whoever_gave_them(
     assert values == pytest.approx(expected, abs=1e-5)
     assert min(abs(a - b) for i, a in enumerate(values) for b in values[:i]) > 1e-3
     assert abs(scored.own_quality - scored.trial.scores[QUALITY]) > 1e-2
-
-
-def test_further_scores_leave_answers_and_all_other_scores_as_they_are(scored: Scored) -> None:
-    assert scored.trial.rows == scored.plain.rows
-    further = set(scored.trial.scores) - set(scored.plain.scores)
-    assert further == {*LIKELIHOODS, QUALITY}
-    assert {n: scored.trial.scores[n] for n in scored.plain.scores} == scored.plain.scores
 
 
 def test_refusals_are_embedded_and_true_answers_encoded_once_in_a_workers_life(
@@ -184,13 +178,17 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-def test_a_sentence_model_judges_the_answers_instead(spec: Specs, encoder: Path) -> None:
-    made = spec(metrics=(QUALITY,), embedding_model=str(encoder))
+def test_a_sentence_model_judges_the_answers_instead(
+    spec: Specs, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is known from everywhere: a search's workers have another working folder."""
+    monkeypatch.chdir(encoder.parent)
+    made = spec(metrics=(QUALITY,), embedding_model=encoder.name)
+    assert made.embedding_model == str(encoder.resolve())
     refusals = Refusals(load_sentence_embedder(str(encoder), device="cpu"), made.data.refusals)
-    worker = Worker(made)
-    for evaluation in (worker.baseline().evaluation, worker.run(SETTING).evaluation):
-        quality = refusals.quality(answers_of(evaluation))
-        assert evaluation.scores[QUALITY] == pytest.approx(quality, abs=1e-9)
+    evaluation = Worker(made).run(SETTING).evaluation
+    quality = refusals.quality(answers_of(evaluation))
+    assert evaluation.scores[QUALITY] == pytest.approx(quality, abs=1e-9)
 
 
 def test_a_sentence_model_is_loaded_first_and_only_where_a_score_wants_it(
@@ -205,21 +203,3 @@ def test_a_sentence_model_is_loaded_first_and_only_where_a_score_wants_it(
     monkeypatch.undo()
     monkeypatch.setattr("lunar_tune.trial.worker.load_sentence_embedder", load)
     Worker(spec(embedding_model="nosuch/it", metrics=("forget_mrr",)))
-
-
-def test_a_folder_is_checked_with_all_else_and_known_from_everywhere(
-    spec: Specs, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A search's workers have another working folder than its command."""
-    with pytest.raises(InputError) as raised:
-        spec(embedding_model="./nosuch", evaluation_rows=0)
-    assert "--embedding-model ./nosuch: no such folder" in str(raised.value)
-    assert "--evaluation-rows 0" in str(raised.value)
-    with pytest.raises(InputError, match=r"holds no config\.json file"):
-        spec(embedding_model=str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"holds no \*\.safetensors file"):
-        spec(embedding_model=str(tmp_path))
-    monkeypatch.chdir(encoder.parent)
-    assert spec(embedding_model=encoder.name).embedding_model == str(encoder.resolve())
-    assert spec(embedding_model="some/hub-id").embedding_model == "some/hub-id"

@@ -67,18 +67,6 @@ def test_a_failed_trial_leaves_the_worker_ready_for_the_next_and_the_seed_decide
     assert Worker(spec(seed=1)).run(SETTING).losses == worker.run(SETTING, seed=1).losses
 
 
-def test_trials_ask_one_half_and_full_evaluations_the_other(spec: Specs) -> None:
-    worker = Worker(spec(holdout=True))
-    sets = worker.spec.data
-    assert sets.held_out is not None
-    for full in (False, True):
-        rows = worker.run(SETTING, full=full).evaluation.rows
-        for name in ("forget", "retain"):
-            records = getattr(sets.held_out if full else sets, name)
-            asked = {row.question for row in rows if row.set_name == name}
-            assert asked == {record.question for record in records}
-
-
 @pytest.mark.parametrize("trained", ["lora", "full"])
 @pytest.mark.parametrize("method", ["ga", "rmu"])
 def test_a_16_bit_fit_is_looked_at_as_it_would_be_evaluated(
