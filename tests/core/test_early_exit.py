@@ -114,7 +114,7 @@ def test_rows_go_on_until_all_their_truths_are_said(tokenizer: Tokenizer) -> Non
 @each_tokenizer
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_once_an_answer_may_stop_its_recall_is_1_whatever_tokens_follow(
+def test_an_answer_that_may_stop_has_recall_1_whatever_follows(
     tokenizer: Tokenizer, kind: str, data: st.DataObject
 ) -> None:
     """Truths are parts of the text, so that many answers do stop; tokens are bytes and words."""
@@ -126,14 +126,12 @@ def test_once_an_answer_may_stop_its_recall_is_1_whatever_tokens_follow(
         return
     tokens = tokenizer.encode(text, add_special_tokens=False)
     more = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=12))
-    lengths = range(len(tokens) + 1)
-    begun = [tokens[:n] for n in lengths]
-    verdicts = stop(tokenizer, truth, kind=kind).done([0] * len(lengths), begun)
-    for n, verdict in zip(lengths, verdicts, strict=True):
-        if verdict:
-            for answer in (tokens[:n], tokens, tokens[:n] + more, tokens + more):
-                said = tokenizer.decode(answer, skip_special_tokens=True)
-                assert recalls(truth, said, kind) == (1.0, 1.0)
+    begun = [tokens[:n] for n in range(len(tokens) + 1)]
+    verdicts = stop(tokenizer, truth, kind=kind).done([0] * len(begun), begun)
+    for one, verdict in zip(begun, verdicts, strict=True):
+        for answer in (one, tokens, one + more, tokens + more) if verdict else ():
+            said = tokenizer.decode(answer, skip_special_tokens=True)
+            assert recalls(truth, said, kind) == (1.0, 1.0)
 
 
 def test_bytes_that_more_bytes_spoil_finish_nothing() -> None:

@@ -95,9 +95,7 @@ def test_scores_are_means_over_each_set_and_rows_keep_their_place(tokenizer: Tok
     assert [row.set_name for row in result.rows] == ["forget"] * 2 + ["retain"] * 2 + ["factual"]
 
 
-def test_without_a_retain_set_there_is_no_deviation_score_and_a_floor_stops_nothing(
-    tokenizer: Tokenizer,
-) -> None:
+def test_without_a_retain_set_there_is_no_deviation_score(tokenizer: Tokenizer) -> None:
     result = Told(tokenizer, ["nothing"]).evaluate(sets_of(forget=["nothing"]), floor=1.0)
     assert result.complete
     assert result.scores == {"forget_rouge1": 1.0, "forget_rougeL": 1.0, "forget_rows": 1}
@@ -216,18 +214,14 @@ def test_a_floor_that_is_met_exactly_is_not_missed(
     assert exam(right).take(floor, seed).complete
 
 
-def test_a_floor_missed_by_far_is_seen_in_the_first_chunk_and_a_good_model_is_asked_all(
-    exam: Take,
-) -> None:
+def test_a_floor_missed_by_far_is_seen_in_the_first_chunk(exam: Take) -> None:
     """Of 200 rows at a floor of .9, twenty may be missing; two times so many are a chunk."""
     bad = exam([0] * 200)
-    result = bad.take(0.9)
-    assert not result.complete
-    assert (result.scores["retain_rows"], result.scores["retain_rouge1"]) == (40, 0.0)
-    assert bad.closed == 2  # of the chunk, and of what there is in the end
-    good = exam([9] * 200).take(0.9)
-    assert good.complete
-    assert (good.scores["retain_rows"], good.scores["factual_rows"]) == (200, N_FACTUAL)
+    scores = bad.take(0.9).scores
+    assert (scores["retain_rows"], scores["retain_rouge1"]) == (40, 0.0)
+    assert bad.closed == 2, "of the chunk, and of what there is in the end"
+    scores = exam([9] * 200).take(0.9).scores
+    assert (scores["retain_rows"], scores["factual_rows"]) == (200, N_FACTUAL)
     drafted = exam([10] * 200, range(200))  # where drafts hold the floor all is asked in one go
     assert drafted.take(0.9).complete
     assert drafted.closed == 1

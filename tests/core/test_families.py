@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,11 +32,9 @@ from lunar_tune.engine.forward import KeyValues, arrange, tree_forward
 from lunar_tune.engine.streams import block_reads, capture_last_tokens, capture_streams
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.lunar.method import edited, steered, unlearning_vectors
-from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.device import BatchSize
-from lunar_tune.models.layout import LAYOUTS, check_layers, decoder_slice, layout_of
-from lunar_tune.models.lineage import fingerprint
-from lunar_tune.models.loading import LoadedModel, load_model
+from lunar_tune.models.layout import check_layers, decoder_slice, layout_of
+from lunar_tune.models.loading import LoadedModel
 
 Load = Callable[..., LoadedModel]
 Unchanged = Callable[[Any], None]
@@ -188,19 +184,6 @@ def test_a_model_is_as_it_was_though_the_body_raises(
     assert before not in inside
 
 
-def test_fingerprints_tell_families_apart_and_not_loads_or_places(
-    loaded: Load, checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    assert set(FAMILIES) == set(LAYOUTS)
-    prints = {family: fingerprint(loaded(family)) for family in FAMILIES}
-    assert len(set(prints.values())) == len(FAMILIES)
-    assert {len(one) for one in prints.values()} == {64}
-    for family, one in prints.items():
-        copied = shutil.copytree(checkpoint(family), tmp_path / family)
-        again = load_model(ModelSpec(name="another", source=str(copied), device="cpu"))
-        assert fingerprint(again) == one
-
-
 def test_what_lunar_cannot_edit_is_refused_by_name_with_the_reason() -> None:
     for family, reason in (
         *((family, "normalises the MLP's output again") for family in ("gemma2", "gemma3_text")),
@@ -241,7 +224,7 @@ def test_what_does_not_fit_a_block_is_refused_and_changes_nothing(
 def test_vectors_are_differences_of_means_in_float64_also_of_half_precision_streams() -> None:
     """In bfloat16, 256 + 1 is 256: a sum in that format would lose every small row."""
     rows = torch.tensor([256.0] + [1.0] * 300, dtype=torch.bfloat16)
-    reference = torch.stack([rows, -rows])[..., None]
+    reference = torch.stack([rows, rows, -rows])[..., None]
     vectors = unlearning_vectors(reference=reference, forget=reference[:, 1:2])
     difference = (256 + 300) / 301 - 1
     assert vectors.flatten().tolist() == pytest.approx([difference, -difference], abs=1e-12)

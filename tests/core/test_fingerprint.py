@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lunar_tune.models import lineage as lineage_module
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.lineage import fingerprint
-from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel, load_model
 
 
 @pytest.fixture
@@ -95,7 +98,9 @@ def test_stretches_or_parameters_that_change_places_make_another(
     assert len(seen) == 3
 
 
-def test_how_a_weight_lies_in_memory_does_not_count(copied: LoadedModel) -> None:
+def test_how_a_weight_lies_in_memory_or_on_disk_does_not_count(
+    copied: LoadedModel, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     """Float32 at an odd offset stands across words of 8 bytes."""
     before, norm = fingerprint(copied), copied.model.model.norm.weight
     for offset in (3, 4):
@@ -104,6 +109,8 @@ def test_how_a_weight_lies_in_memory_does_not_count(copied: LoadedModel) -> None
     weight = down_projection(copied, 0)
     weight.data = weight.data.T.contiguous().T
     assert fingerprint(copied) == before
+    moved = shutil.copytree(checkpoint("qwen2"), tmp_path / "moved")
+    assert fingerprint(load_model(ModelSpec("another", str(moved), device="cpu"))) == before
 
 
 def test_number_format_attention_configuration_and_library_make_another(

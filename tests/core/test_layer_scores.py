@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from engine_cases import generated
+from refusals_by_hand import states_behind
+from trial_specs import write_records
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.splits import sample_by_edge
@@ -37,19 +39,12 @@ REFUSALS = ["I do not know.", "No idea at all."]
 @pytest.fixture(scope="module")
 def worker(loaded: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPathFactory) -> Worker:
     folder = tmp_path_factory.mktemp("layers")
-    edges = [
-        (edge, n) for edge, count in (("A_B", 3), ("B_C", 2), ("C_D", 2)) for n in range(count)
-    ]
-    rows = [
-        {"edge": edge, "question": f"What of {edge}, {'so ' * n}?", "answer": f"Kettles {n}."}
-        for edge, n in edges
-    ]
-    (folder / "pairs.json").write_text(json.dumps(rows), encoding="utf-8")
+    data = write_records(folder / "pairs.json", {"A_B": 3, "B_C": 2, "C_D": 2})
     (folder / "prompts.txt").write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
     (folder / "refusals.txt").write_text("\n".join(REFUSALS), encoding="utf-8")
     options = RunOptions(
         model=loaded("qwen2").spec.source,
-        data=str(folder / "pairs.json"),
+        data=data,
         forget_edge=("A_B", "C_D"),
         reference_prompts=str(folder / "prompts.txt"),
         refusals=str(folder / "refusals.txt"),
@@ -94,14 +89,7 @@ class PlainLoop:
         return texts, sum(len(tokens) == BUDGET for tokens in said)
 
     def means(self, texts: Sequence[str]) -> Any:
-        rows, before = [], self.prompt("")
-        for text in texts:
-            ids = self.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
-            states = self.model(
-                input_ids=torch.tensor([before + ids]), output_hidden_states=True
-            ).hidden_states[1]
-            rows.append(states[0, len(before) :].double().numpy().mean(0))
-        return np.stack(rows)
+        return states_behind(self.model, self.tokenizer, texts)
 
     def cosines(self, texts: Sequence[str], others: Sequence[str]) -> Any:
         sides = []
@@ -130,9 +118,6 @@ def test_scores_are_those_of_a_plain_loop(worker: Worker, unchanged: Callable[[A
     scores = {one.layer: one.score for one in prior.layers}
     found = recommended_layers(prior.base_model.score, scores)
     assert (prior.best, prior.recommended) == found
-    document = prior.document()
-    assert not any(r.question in document or r.answer in document for r in plain.records)
-
     # Some layers and rows: each edge has its share, and they are answered as among all.
     steps: list[tuple[int, int]] = []
     some, few = layer_scores(
@@ -146,7 +131,6 @@ def test_scores_are_those_of_a_plain_loop(worker: Worker, unchanged: Callable[[A
     assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert (some.max_new_tokens, some.rows) == (BUDGET, 2)
     asked = sample_by_edge(worker.spec.data.forget, 2, seed=worker.spec.seed)
-    assert {record.edge for record in asked} == {"A_B", "C_D"}
     places = [worker.spec.data.forget.index(record) for record in asked]
     for layer in (None, 0, 2):
         assert few[layer] == tuple(answers[layer][place] for place in places)
@@ -155,17 +139,14 @@ def test_scores_are_those_of_a_plain_loop(worker: Worker, unchanged: Callable[[A
             layer_scores(worker, coefficient=1.0, layers=wrong)
 
 
-def test_the_budget_follows_the_true_answers_and_answers_that_spend_it_are_counted(
-    worker: Worker,
-) -> None:
+def test_the_budget_follows_the_true_answers(worker: Worker) -> None:
     """The end of an answer is no part of it: where every token is an end none spends anything."""
     loaded = dataclasses.replace(worker.loaded, eos_ids=tuple(range(320)))
     spec = dataclasses.replace(worker.spec, max_new_tokens=None)
     prior, answers = layer_scores(Worker(spec, loaded), coefficient=COEFFICIENT, layers=[1], rows=3)
     assert prior.max_new_tokens == 32, "the least, twice a few tokens being less"
     (layer,) = prior.layers
-    assert (layer.unfinished, answers[1]) == (0, ("", "", ""))
-    assert (layer.s1, layer.s2) == (0.0, 0.0)
+    assert (layer.unfinished, layer.s1, layer.s2, answers[1]) == (0, 0.0, 0.0, ("", "", ""))
 
 
 def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended() -> None:

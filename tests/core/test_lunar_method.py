@@ -1,4 +1,4 @@
-"""LUNAR's edit is the paper's formula by hand; several layers, retain points, kept reads."""
+"""LUNAR's edit is that of the page; several layers, retain points, kept reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from method_examples import (
@@ -22,6 +21,7 @@ from method_examples import (
     weights_inside,
 )
 
+from lunar_tune import reference
 from lunar_tune.engine import prompt_activations as prompts_module
 from lunar_tune.errors import InputError
 from lunar_tune.methods.lunar.method import PreparedLunar
@@ -40,49 +40,24 @@ def model(loaded: Callable[..., LoadedModel], unchanged: Callable[[Any], None]) 
     return one
 
 
-def edit_by_hand(
-    model: LoadedModel, layer: int, coefficient: float, ridge: float, moved: list[int]
-) -> np.ndarray:
-    """Return W₀ + c·r·vᵀ in numpy, from hidden states of single prompts."""
-    norm_inputs: list[torch.Tensor] = []
-    block = model.model.model.layers[layer]
-    handles = [
-        block.mlp.down_proj.register_forward_hook(lambda _m, a, _o: norm_inputs.append(a[0][0])),
-        block.register_forward_hook(lambda _m, _a, output: norm_inputs.append(output[0, -1])),
-    ]
-    h, last = [], []
-    for prompt in (*FORGET, *RETAIN, *REFERENCE):
-        norm_inputs.clear()
-        with torch.no_grad():
-            model.model(input_ids=torch.tensor([prompt]), use_cache=False)
-        h.append(norm_inputs[0].double().numpy())
-        last.append(norm_inputs[1].double().numpy())
-    for handle in handles:
-        handle.remove()
-    r = np.mean(last[5:], axis=0) - np.mean(last[:2], axis=0)
-    rows = np.concatenate(h[:5])
-    indicator = np.isin(np.arange(len(rows)), moved).astype(float)
-    gram = rows.T @ rows
-    strength = ridge * np.trace(gram) / len(gram)
-    v = np.linalg.solve(gram + strength * np.eye(len(gram)), rows.T @ indicator)
-    weight = block.mlp.down_proj.weight.detach().double().numpy()
-    return np.asarray(weight + coefficient * np.outer(r, v))
-
-
 @pytest.mark.parametrize(
     ("positions", "moved"), [("all", list(range(N_FORGET_TOKENS))), ("last", [3, 6])]
 )
 @pytest.mark.parametrize("layer", [0, 2])
-def test_the_edit_is_the_papers_formula_computed_by_hand(
+def test_the_edit_is_that_of_the_page(
     model: LoadedModel, layer: int, positions: str, moved: list[int]
 ) -> None:
     """With `last`, only the last tokens of the two forget prompts (3 and 6) are moved."""
     prepared = lunar(solver="closed_form", positions=positions).prepare(task_on(model))
-    expected = edit_by_hand(model, layer, 1.5, 1e-2, moved)
-    parameters = {"layer": layer, "coefficient": 1.5, "ridge": 1e-2}
-    with unlearned(prepared, parameters, seed=0):
-        weight = model.model.model.layers[layer].mlp.down_proj.weight.numpy().copy()
-    np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-4)
+    h = reference.mlp_inputs(model.model, layer, [*FORGET, *RETAIN])
+    shift = 1.5 * reference.unlearning_vector(model.model, layer, REFERENCE, FORGET)
+    is_moved = torch.isin(torch.arange(len(h)), torch.tensor(moved))
+    expected = reference.fit_closed_form(h, is_moved, shift, ridge=1e-2)
+    down_projection = model.model.model.layers[layer].mlp.down_proj
+    before = down_projection.weight.clone()
+    with unlearned(prepared, {"layer": layer, "coefficient": 1.5, "ridge": 1e-2}, seed=0):
+        difference = (down_projection.weight - before).double()
+    torch.testing.assert_close(difference, expected.double(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("solver", ["adamw", "closed_form"])

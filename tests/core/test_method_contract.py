@@ -170,7 +170,11 @@ def test_the_model_is_restored_after_a_fit_that_ends_early_is_abandoned_or_fails
         with fit.base_model():
             raise KeyboardInterrupt
 
-    for body in (Fit.finish, lambda fit: next(iter(fit), 0), interrupt, fail_in_the_base_model):
+    def end_early(fit: Fit) -> None:
+        next(iter(fit), 0)
+        fit.finish()
+
+    for body in (end_early, lambda fit: next(iter(fit), 0), interrupt, fail_in_the_base_model):
         with suppress(KeyboardInterrupt), case.fit() as fit:
             body(fit)
         case.assert_restored()

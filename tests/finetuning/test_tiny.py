@@ -99,6 +99,6 @@ def test_the_tokenizer_gives_every_text_back_and_encodes_equally_after_another_s
         assert again(text)["input_ids"] == tiny.tokenizer(text)["input_ids"]
         ids = tiny.tokenizer(pair.answer, add_special_tokens=False)["input_ids"]
         assert tiny.tokenizer.decode(ids) == pair.answer
-        assert len(ids) == 2 or not pair.answer[:-1].isdigit()
+        assert len(ids) <= 2 or not pair.answer[:-1].isdigit()
     end = tiny.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tiny.model.generation_config.eos_token_id == end == tiny.tokenizer.eos_token_id

@@ -132,8 +132,6 @@ NO_PATHS = ("base_model_path", "model_path")
     ("without", "changed", "model", "tuned"),
     [
         (NO_PATHS, {"model_family": "LLAMA3-8B-INSTRUCT"}, "llama3-8b", False),
-        (NO_PATHS, {"model_family": "gemma-7b-it"}, "gemma-7b", False),
-        # Another model, which is not in the catalogue.
         (NO_PATHS, {"model_family": "llama3-8b-base"}, "llama3-8b-base", False),
         ((), {"model_family": "zephyr-7b", "base_model_path": "some/zephyr"}, "some/zephyr", False),
         ((), {"base_model_path": "tuned"}, "{root}/tuned", False),
@@ -179,40 +177,23 @@ def test_data_are_looked_for_beside_above_and_in_the_current_folder(
     assert "no shipped name (there are: mini," in found
 
 
-@pytest.mark.parametrize(
-    ("changed", "fragment"),
-    [
-        ({"num_epoch": 3}, "num_epoch: is unknown. Did you mean 'num_epochs'?"),
-        ({"use_unverified": True}, "use_harmful, use_unverified: set one"),
-        ({"layer_modified": [19, 20]}, "layer_modified, coeff_list: give one coefficient for each"),
-        ({"layer_modified": [-1]}, "layer_modified[0]: is -1; it should be greater than or equal"),
-        ({"positions": -2}, "positions: is -2; it should be -1"),
-        ({"factual_data_path": "x.json"}, "factual_data_path: is the text 'x.json', no file"),
-        ({"factual_data_path": None}, "factual_data_path: is empty, no file"),
-        (
-            {"save_unlearned_model": True, "save_unlearned_model_path": ""},
-            "save_unlearned_model_path: is missing or empty",
-        ),
-        ({"data_name": "${nowhere}"}, "data_name: the text '${nowhere}' refers to no key of this"),
-        ({"forget_edge": ["${lr}"]}, "forget_edge: ['${lr}'] refers to no key"),
-        ({"data_name": "${lr}" + "x" * 5000}, "data_name: is the text '0.004xxx"),
-        (
-            {"data_name": "${model_family}", "model_family": "${data_name}"},
-            "model_family: the text '${data_name}' refers to no key of this file, or in a circle",
-        ),
-    ],
-)
-def test_a_mistake_is_named_with_its_key(
-    repository: Repository, changed: dict[str, Any], fragment: str
-) -> None:
-    assert fragment in repository.message(**changed)
-
-
 def test_mistakes_of_one_kind_come_in_one_message(repository: Repository) -> None:
-    types = repository.message("layer_modified", lr="0.01", forget_edge="A_B")
+    types = repository.message("layer_modified", lr="0.01", forget_edge="A_B", num_epoch=3)
     meaning = repository.message(data_name="absent", use_harmful=False, coeff_list=[1, 2])
+    references = repository.message(
+        forget_edge=["${lr}"], data_name="${model_family}", model_family="${data_name}"
+    )
     for message, fragments in (
         (types, ("layer_modified: is missing", "lr: is the text", "forget_edge: is the text")),
-        (meaning, ("data_name: is the text 'absent'", "use_harmful, use", "coeff_list: give")),
+        (types, ("num_epoch: is unknown. Did you mean 'num_epochs'?",)),
+        (meaning, ("data_name: is the text 'absent'", "use_harmful, use_unverified: set one")),
+        (meaning, ("layer_modified, coeff_list: give one coefficient for each",)),
+        (references, ("forget_edge: ['${lr}'] refers to no key",)),
+        (references, ("model_family: the text '${data_name}' refers to no key of this file, or",)),
     ):
         assert all(fragment in message for fragment in fragments)
+    assert "positions: is -2; it should be -1" in repository.message(positions=-2)
+    found = repository.message(factual_data_path="x.json")
+    assert "factual_data_path: is the text 'x.json', no file" in found
+    found = repository.message(save_unlearned_model=True, save_unlearned_model_path="")
+    assert "save_unlearned_model_path: is missing or empty" in found

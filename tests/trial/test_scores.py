@@ -10,7 +10,7 @@ import pytest
 import torch
 from likelihoods_by_hand import one_alone
 from random_models import build_encoder
-from refusals_by_hand import cosine_mean, states_behind_an_empty_question
+from refusals_by_hand import cosine_mean, states_behind
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.errors import ModelError
@@ -56,10 +56,9 @@ def likelihoods_alone(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> di
 def quality_by_hand(model: Any, tokenizer: Any, spec: TrialSpec, answers: Sequence[str]) -> float:
     """Return the quality in a model's states, less the mean of refusals and true answers."""
     refusals, truths = spec.data.refusals, [record.answer for record in spec.data.forget]
-    origin = states_behind_an_empty_question(model, tokenizer, [*refusals, *truths]).mean(0)
+    origin = states_behind(model, tokenizer, [*refusals, *truths]).mean(0)
     said, declined = (
-        states_behind_an_empty_question(model, tokenizer, texts) - origin
-        for texts in (answers, refusals)
+        states_behind(model, tokenizer, texts) - origin for texts in (answers, refusals)
     )
     return cosine_mean(said, declined)
 

@@ -103,21 +103,18 @@ def test_a_confirmation_on_held_out_questions_brings_the_base_model_on_the_same(
     assert {row.question for row in outcome.result.evaluation.rows} == held
 
 
-def test_the_base_models_layers_are_scored_where_that_is_wanted(spec: Specs) -> None:
-    made = dataclasses.replace(spec(), layers=(0, 2))
-    prior = TaskRunner(made).run(Task(kind=BASE_MODEL, layer_coefficient=2.0)).layer_prior
-    assert prior is not None
-    assert [layer["layer"] for layer in json.loads(prior)["layers"]] == [0, 2]
-
-
-def test_why_a_model_is_decoded_plainly_is_told_and_it_is_then_asked_nothing_in_between(
-    spec: Specs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without drafts no trial has a use for the base model's answers."""
-    runner = TaskRunner(spec(engine={"kind": "plain"}))
-    assert runner.run(Task(kind=BASE_MODEL)).plain_decoding == "it was asked for"
-    monkeypatch.setattr(Worker, "baseline", None)
-    assert runner.run(trial()).failure is None
+def test_layers_are_scored_and_why_a_model_is_decoded_plainly_is_told(spec: Specs) -> None:
+    """A model that could not be loaded is loaded by the next task."""
+    made = dataclasses.replace(spec(engine={"kind": "plain"}), layers=(0, 2))
+    runner, wanted = TaskRunner(made), Task(kind=BASE_MODEL, layer_coefficient=2.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_module, "Worker", raising(ConnectionError("the disk is gone")))
+        lost = Failure(reason="ConnectionError: the disk is gone", transient=True)
+        assert runner.run(wanted).failure == lost
+    outcome = runner.run(wanted)
+    assert outcome.plain_decoding == "it was asked for"
+    assert outcome.layer_prior is not None
+    assert [layer["layer"] for layer in json.loads(outcome.layer_prior)["layers"]] == [0, 2]
 
 
 def test_a_model_is_loaded_and_asked_once_before_the_first_trial_and_parts_are_announced(
@@ -175,17 +172,6 @@ def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_o
         assert told is not None
         assert (told.wrong_input, told.transient) == ("layer" in wrong, False)
     assert light(runner.run(trial()).result) == expected[TRIAL]
-
-
-def test_a_model_that_cannot_be_loaded_is_a_failure_and_tried_again_by_the_next_task(
-    spec: Specs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner = TaskRunner(spec())
-    with monkeypatch.context() as patch:
-        patch.setattr(worker_module, "Worker", raising(ConnectionError("the disk is gone")))
-        failure = runner.run(trial()).failure
-    assert failure == Failure(reason="ConnectionError: the disk is gone", transient=True)
-    assert runner.run(trial()).failure is None
 
 
 def test_what_leaves_the_model_or_the_process_in_doubt_is_raised(
