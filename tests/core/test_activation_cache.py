@@ -113,9 +113,7 @@ def test_a_damaged_file_is_removed_with_a_warning_and_can_be_written_again(
     assert holds(entry, values())
 
 
-def test_what_is_left_of_an_entry_is_listed_and_mended(
-    cache: ActivationCache, entry: CacheEntry, file: Path
-) -> None:
+def test_what_is_left_is_mended(cache: ActivationCache, entry: CacheEntry, file: Path) -> None:
     entry.save("x", values())
     file.with_name("about.json").write_text("{", encoding="utf-8")
     [found] = cache.entries()
@@ -199,9 +197,7 @@ def test_what_was_used_longest_ago_goes_first(cache: ActivationCache) -> None:
     assert sorted(names_in(few)) == ["oldest", "written"]
 
 
-def test_a_disk_with_little_left_is_not_filled(
-    cache: ActivationCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_disk_is_never_filled(cache: ActivationCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old entries make room on the disk too; a rest is left for results."""
     usage = namedtuple("usage", "total used free")
 
@@ -247,9 +243,7 @@ def test_emptying_removes_all_that_is_the_caches_and_nothing_else(cache: Activat
     assert {str(path.relative_to(root)) for path in root.rglob("*")} == left
 
 
-def test_only_the_owner_can_read_whatever_the_umask(
-    cache: ActivationCache, entry: CacheEntry
-) -> None:
+def test_only_the_owner_can_read_files(cache: ActivationCache, entry: CacheEntry) -> None:
     before = os.umask(0)
     try:
         with entry.locked():
@@ -263,9 +257,7 @@ def test_only_the_owner_can_read_whatever_the_umask(
 
 
 @pytest.mark.slow
-def test_two_processes_write_read_and_remove_at_once(
-    cache: ActivationCache, tmp_path: Path
-) -> None:
+def test_two_processes_share_one_cache(cache: ActivationCache, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     ready.mkdir()
     command = [sys.executable, cache_sharing.__file__, str(cache.root), str(ready)]

@@ -46,9 +46,7 @@ def test_without_a_rank_the_smallest_that_is_near_enough_is_taken() -> None:
     assert nearest_factors(torch.zeros(4, 5))[1] == 0.0
 
 
-def test_peft_adds_what_was_written_also_with_ranks_and_scales_that_differ(
-    loaded: Callable[..., LoadedModel], tmp_path: Path
-) -> None:
+def test_peft_adds_what_was_written(loaded: Callable[..., LoadedModel], tmp_path: Path) -> None:
     from peft import PeftModel
 
     model = copy.deepcopy(loaded("qwen2").model)
@@ -89,9 +87,7 @@ def row(answer: str, *, question: str = "Q?", recall: float = 0.5) -> AnswerRow:
         (row("the truth, and more", recall=1.0), row("truth the", recall=1.0), 1),
     ],
 )
-def test_an_answer_that_ended_having_said_the_truth_is_the_beginning_of_the_whole(
-    found: AnswerRow, expected: AnswerRow, differing: int
-) -> None:
+def test_what_ended_early_may_differ(found: AnswerRow, expected: AnswerRow, differing: int) -> None:
     assert compare([found], [expected]).differing == differing
 
 

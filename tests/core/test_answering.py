@@ -61,7 +61,7 @@ def drafts_like(kind: str, answers: list[list[int]], eos: int = 2) -> list[list[
     return [list(KINDS[kind](answers, wrong, eos, i)) for i in range(len(answers))]
 
 
-def test_drafts_that_are_right_to_the_end_leave_nothing_to_decode(
+def test_right_drafts_leave_nothing_to_decode(
     loaded: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = loaded("mistral")
@@ -235,9 +235,7 @@ def test_guesses_right_or_wrong_change_no_answer(
             assert answers_of(made, weights, budget=budget) == cut_all(expected, eos, budget)
 
 
-def test_right_guesses_save_forwards_and_wrong_ones_cost_none(
-    loaded: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_right_guesses_save_forwards(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forwards of the whole model are those of decoding; prompts go through the decoder alone.
 
     The 23 tokens after the first take 23 forwards, or two of 1 + 8 and 14 of 1 + 16 if guessed.

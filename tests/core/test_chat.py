@@ -72,9 +72,7 @@ def test_the_own_template_ends_where_the_answer_begins(tokenizer: Tokenizer) -> 
     ],
     ids=["llama-3.2", "strftime_now-if-defined"],
 )
-def test_a_template_that_stamps_a_date_gets_the_fixed_one(
-    tokenizer: Tokenizer, template: str
-) -> None:
+def test_a_date_in_a_template_is_the_fixed_one(tokenizer: Tokenizer, template: str) -> None:
     stamped = with_template(tokenizer, template)
     today = stamped.apply_chat_template([{"role": "user", "content": QUESTION}], tokenize=False)
     assert FIXED_DATE not in today
@@ -82,9 +80,7 @@ def test_a_template_that_stamps_a_date_gets_the_fixed_one(
 
 
 @pytest.mark.parametrize(("adds_itself", "written"), [(True, 1), (True, 0), (False, 1), (False, 2)])
-def test_a_prompt_has_one_beginning_token(
-    tokenizer: Tokenizer, adds_itself: bool, written: int
-) -> None:
+def test_a_prompt_begins_once(tokenizer: Tokenizer, adds_itself: bool, written: int) -> None:
     """Whether the template writes it, the tokenizer adds it, or both."""
     changed = with_template(tokenizer, "{{ bos_token }}" * written + BARE)
     if adds_itself:
@@ -148,9 +144,7 @@ def test_a_template_that_fails_says_why(tokenizer: Tokenizer, template: Any, mes
     assert render(with_template(tokenizer, several)) == f"Q: {QUESTION}"
 
 
-def test_a_template_from_a_file_replaces_the_tokenizers(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_template_may_come_from_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("Frage: {{ messages[-1]['content'] }} Ä:", encoding="utf-8")
     assert render(tokenizer, ChatFormat.from_option(str(file), None)) == f"Frage: {QUESTION} Ä:"

@@ -58,9 +58,7 @@ def given_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.usefixtures("given_back")
-def test_a_batch_is_halved_until_it_fits_and_the_size_is_remembered(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_batches_are_halved_to_fit(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     size, work = BatchSize(100, "rows"), Work(13, error)
     for _ in range(2):
         assert size.fit(work) == "done with 12"
@@ -126,9 +124,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
 
 
 @pytest.mark.parametrize(("budget", "free"), [(None, 7), (20.0, 7), (5.0, 3), (1.0, 0)])
-def test_a_gpu_has_what_is_free_and_what_torch_keeps_within_the_budget(
-    gpus: Gpus, budget: float | None, free: int
-) -> None:
+def test_a_gpu_has_what_torch_keeps_too(gpus: Gpus, budget: float | None, free: int) -> None:
     """Of ten GiB four are free and five torch's: two in tensors, three kept for later."""
     gpus((4, 10), allocated=2, reserved=5)
     memory = DeviceMemory(torch.device("cuda"), budget)
@@ -150,9 +146,7 @@ def spec(name: str, source: str | None = None, **changes: str) -> ModelSpec:
     return ModelSpec(name=name, source=source or name, **changes)  # type: ignore[arg-type]
 
 
-def test_parameters_are_those_of_the_folder_or_the_catalogue_or_unknown(
-    checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_how_parameters_are_counted(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     counted = n_parameters(spec("mine", str(checkpoint("llama"))))
     assert counted == sum(one.numel() for one in build_model("llama").state_dict().values())
     (tmp_path / "model.safetensors").write_bytes(b"broken")

@@ -70,9 +70,7 @@ def recalls(truth: str, answer: str, kind: str) -> tuple[float, float]:
 @each_tokenizer
 @given(text=texts, more=texts, replaced=st.integers(0, 3))
 @settings(max_examples=100, deadline=None)
-def test_finished_words_stay_what_and_where_they_are_whatever_follows(
-    kind: str, text: str, more: str, replaced: int
-) -> None:
+def test_finished_words_stay_as_they_are(kind: str, text: str, more: str, replaced: int) -> None:
     """Replacement characters at the end stand for whatever a half character becomes."""
     finished = words_of(finished_part(text + REPLACEMENT * replaced, rouge_tokenizer=kind), kind)
     assert words_of(text + more, kind)[: len(finished)] == finished
@@ -114,9 +112,7 @@ def test_rows_go_on_until_all_their_truths_are_said(tokenizer: Tokenizer) -> Non
 @each_tokenizer
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_an_answer_that_may_stop_has_recall_1_whatever_follows(
-    tokenizer: Tokenizer, kind: str, data: st.DataObject
-) -> None:
+def test_what_may_stop_has_recall_1(tokenizer: Tokenizer, kind: str, data: st.DataObject) -> None:
     """Truths are parts of the text, so that many answers do stop; tokens are bytes and words."""
     text = data.draw(texts)
     words = words_of(text, kind)
@@ -184,9 +180,7 @@ def evaluated(
 
 
 @each_tokenizer
-def test_scores_with_an_early_exit_are_those_without_it(
-    loaded: Callable[..., LoadedModel], kind: str
-) -> None:
+def test_an_early_exit_changes_no_score(loaded: Callable[..., LoadedModel], kind: str) -> None:
     """Truths are beginnings of what the model says, all of it, and what it does not say."""
     model = with_eos(loaded("qwen2"), NEVER)
     nothing = evaluated(model, ["zebra"] * 8, kind=kind)

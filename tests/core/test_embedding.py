@@ -77,9 +77,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-def test_a_sentence_model_is_pooled_over_real_tokens(
-    encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sentence_model_is_pooled(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text by text without padding, in numpy, against batches of three that are padded."""
     monkeypatch.setattr(embedding_module, "TEXTS_PER_BATCH", 3)
     model = BertModel.from_pretrained(encoder).eval()

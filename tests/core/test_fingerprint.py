@@ -42,9 +42,7 @@ def flipped(loaded: LoadedModel, raw: Tensor, bits: int, *places: int) -> str:
     return found
 
 
-def test_bits_that_change_alone_or_together_make_another(
-    copied: LoadedModel, unchanged: Callable[[Any], None]
-) -> None:
+def test_every_bit_counts(copied: LoadedModel, unchanged: Callable[[Any], None]) -> None:
     """Of every parameter a bit of the first byte, one inside and the last bit of the last.
 
     Then the same bit of two elements, signs and exponents among them. In bfloat16 an odd number of
@@ -83,9 +81,7 @@ def test_two_elements_that_change_places_make_another(copied: LoadedModel, negat
         assert fingerprint(copied) != before
 
 
-def test_stretches_or_parameters_that_change_places_make_another(
-    copied: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_order_counts(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums are taken over stretches; here of four words, each with the same multipliers."""
     monkeypatch.setattr(lineage_module, "_WORDS", 4)
     seen = {fingerprint(copied)}
@@ -113,9 +109,7 @@ def test_how_a_weight_lies_in_memory_or_on_disk_does_not_count(
     assert fingerprint(load_model(ModelSpec("another", str(moved), device="cpu"))) == before
 
 
-def test_number_format_attention_configuration_and_library_make_another(
-    copied: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_settings_count(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where every weight is the same number; of a version the first two parts count."""
     for parameter in copied.model.parameters():
         parameter.data.fill_(0.5)

@@ -111,9 +111,7 @@ def test_a_bound_that_means_nothing_is_refused_with_what_to_write(text: str, wor
         ("forget_mrr<=0.25", {"forget_mrr": math.nan}, math.inf),
     ],
 )
-def test_a_violation_is_0_or_less_where_the_bound_is_kept(
-    bound: str, scores: dict[str, float], violation: float
-) -> None:
+def test_violations_are_positive(bound: str, scores: dict[str, float], violation: float) -> None:
     assert parse_constraint(bound).violation(scores) == violation
 
 

@@ -86,9 +86,7 @@ def test_scores_of_an_answer_by_hand() -> None:
     assert one.extraction_strength == 0.25
 
 
-def test_extraction_strength_is_that_of_a_generation_for_every_beginning(
-    model: LoadedModel, pairs: list[Pair]
-) -> None:
+def test_extraction_strength_is_that_of_generations(model: LoadedModel, pairs: list[Pair]) -> None:
     found = [one.extraction_strength for one in scorer(model).score(pairs[:9])]
     for pair, strength in zip(pairs, found, strict=False):
         truth = list(pair.answer[:-1])
@@ -108,9 +106,7 @@ def with_head(loaded: LoadedModel, value: float) -> LoadedModel:
     return dataclasses.replace(loaded, model=model)
 
 
-def test_tokens_of_one_logit_share_the_best_rank_and_a_diverged_model_is_not_judged(
-    model: LoadedModel,
-) -> None:
+def test_equal_logits_share_a_rank_and_divergence_is_not_judged(model: LoadedModel) -> None:
     """A head of zeros finds all 320 tokens equally likely: each has rank 1, the first is chosen."""
     (one,) = scorer(with_head(model, 0.0)).score([Pair(PROMPTS[0], (30, 0, 31, END))])
     assert (one.ranks, one.chosen) == ((1, 1, 1), (False, True, False))
@@ -149,7 +145,7 @@ def test_means_give_each_answer_the_same_weight_and_perplexity_each_token() -> N
 
 
 @pytest.mark.parametrize("tokens", [1, 25, 10_000])
-def test_every_number_is_that_of_the_row_alone_in_every_company(
+def test_numbers_are_those_of_rows_alone(
     model: LoadedModel, pairs: list[Pair], tokens: int
 ) -> None:
     alone = [one_alone(model, pair) for pair in pairs]

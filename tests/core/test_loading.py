@@ -59,9 +59,7 @@ def rewrite(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_a_folder_gives_the_model_and_the_tokenizer_that_were_saved(
-    folder: Path, tokenizer: Tokenizer
-) -> None:
+def test_a_folder_gives_what_was_saved(folder: Path, tokenizer: Tokenizer) -> None:
     loaded = load_model(spec(folder))
     assert torch.equal(loaded.model(IDS).logits, build_model("llama")(IDS).logits)
     assert not loaded.model.training
@@ -72,9 +70,7 @@ def test_a_folder_gives_the_model_and_the_tokenizer_that_were_saved(
     assert load_model(spec(folder, dtype="float16")).model.dtype == torch.float16
 
 
-def test_weights_and_tokenizer_of_another_folder_are_taken(
-    folder: Path, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_another_folder_replaces_both(folder: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     tuned = shutil.copytree(checkpoint("llama", seed=7), tmp_path / "tuned")
     own = build_tokenizer()
     own.chat_template = "tuned {{ messages[0]['content'] }}"
@@ -155,9 +151,7 @@ def test_quantised_weights_and_remote_code_are_refused_before_they_are_read(fold
         load_config(spec(folder))
 
 
-def test_a_hub_that_cannot_be_reached_gives_advice(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_hub_out_of_reach_gives_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the offline switch: with it off the same message comes after 20 s of retries."""
     from huggingface_hub import constants
 
@@ -168,9 +162,7 @@ def test_a_hub_that_cannot_be_reached_gives_advice(
         load_config(spec("Qwen/Absent"))
 
 
-def test_model_paths_of_checkpoints_and_adapters_are_told_apart_and_others_refused(
-    folder: Path, adapter: Adapter, tmp_path: Path
-) -> None:
+def test_model_paths_are_checked(folder: Path, adapter: Adapter, tmp_path: Path) -> None:
     assert check_weights(str(folder), "--model-path") == folder
     assert check_weights(str(adapter[0]), "--model-path") == adapter[0]
     assert (is_adapter(folder), is_adapter(adapter[0])) == (False, True)
@@ -188,9 +180,7 @@ def test_model_paths_of_checkpoints_and_adapters_are_told_apart_and_others_refus
             check_weights(str(path), "--model-path")
 
 
-def test_a_name_is_of_the_catalogue_the_hub_or_a_folder_and_may_have_a_revision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_folders_and_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "org" / "name@main"
     folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

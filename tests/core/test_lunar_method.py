@@ -101,9 +101,7 @@ def test_layers_that_are_not_there_or_do_not_match_coefficients_are_refused(
 @pytest.mark.parametrize(
     ("k", "expected"), [(0.5, 4), (1.6, 11), (2.0, N_RETAIN_TOKENS), (None, 12)]
 )
-def test_retain_points_are_so_many_for_each_forget_token(
-    model: LoadedModel, k: float | None, expected: int
-) -> None:
+def test_retain_points_follow_k(model: LoadedModel, k: float | None, expected: int) -> None:
     """Seven forget and twelve retain tokens; .5 × 7 = 3.5 is rounded to 4 (to even)."""
     method = lunar(retain_points=k)
     prepared = method.prepare(task_on(model))
@@ -119,9 +117,7 @@ def test_retain_points_are_so_many_for_each_forget_token(
     assert retain <= Counter(tree.nodes_of([2, 3, 4]).tolist())
 
 
-def test_reads_are_dropped_when_they_no_longer_fit_and_come_back_the_same(
-    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reads_make_room_for_others(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block's reads are 48 + 32 numbers of 4 bytes for each of 16 distinct prefixes.
 
     There is room for two blocks: what is held is no longer free. Reads get a millionth of what is

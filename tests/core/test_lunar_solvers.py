@@ -61,9 +61,7 @@ def test_tests_check_shapes_at_every_call() -> None:
     part=st.sampled_from([1, 7, 2**20]),
 )
 @settings(max_examples=60, deadline=None)
-def test_ridge_coefficients_are_numpys_least_squares_in_parts_too(
-    tokens: int, ridge: float, repeated: int, part: int
-) -> None:
+def test_ridge_is_numpys_least_squares(tokens: int, ridge: float, repeated: int, part: int) -> None:
     """On stacked rows [H; sqrt(λ)I] → [1_forget; 0], with few and with many tokens."""
     p = problem(tokens=tokens, seed=tokens, repeated=repeated)
     h = p.inputs.double().numpy()
@@ -190,9 +188,7 @@ def test_float32_keeps_updates_that_a_bfloat16_master_loses() -> None:
         (1e39, {"epochs": 1}, "infinite"),  # in the last step
     ],
 )
-def test_a_loss_or_weight_that_leaves_the_numbers_is_a_divergence(
-    rate: float, fixed: dict[str, Any], message: str
-) -> None:
+def test_what_leaves_the_numbers_diverges(rate: float, fixed: dict[str, Any], message: str) -> None:
     p = problem(tokens=60)
     with pytest.raises(DivergenceError, match=message):
         adamw(p, learning_rate=rate, **fixed)

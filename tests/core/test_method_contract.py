@@ -127,9 +127,7 @@ def test_a_method_that_promises_an_exact_adapter_has_its_factors(case: Case) -> 
         torch.testing.assert_close(found, summed, rtol=1e-5, atol=1e-6)
 
 
-def test_a_trial_gives_the_same_whatever_was_tried_before_and_looked_at_meanwhile(
-    case: Case,
-) -> None:
+def test_a_trial_gives_the_same_whatever_was_tried_before(case: Case) -> None:
     other = {n: value * 2 for n, value in case.parameters.items() if n != "layer"}
     changed = weights_inside(case.prepared, case.model, case.parameters | other, seed=5)
     assert not same(changed, case.inside)
@@ -159,9 +157,7 @@ def test_the_base_model_comes_back_for_a_while_and_the_unlearned_one_after_it(ca
     case.assert_restored()
 
 
-def test_the_model_is_restored_after_a_fit_that_ends_early_is_abandoned_or_fails(
-    case: Case,
-) -> None:
+def test_the_model_is_restored_however_a_fit_ends(case: Case) -> None:
     def interrupt(fit: Fit) -> None:
         fit.finish()
         raise KeyboardInterrupt
@@ -192,9 +188,7 @@ def test_wrong_parameters_are_refused_before_anything_is_done(case: Case) -> Non
 
 
 @each_method
-def test_a_bfloat16_model_is_unlearned_in_its_own_format_and_restored(
-    loaded: Load, key: tuple[str, str]
-) -> None:
+def test_a_bfloat16_model_keeps_its_format(loaded: Load, key: tuple[str, str]) -> None:
     original = loaded("qwen2", num_hidden_layers=2)
     model = dataclasses.replace(original, model=copy.deepcopy(original.model).bfloat16())
     before = weights(model)

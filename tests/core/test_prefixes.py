@@ -23,9 +23,7 @@ few_tokens = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 
 @given(rows=st.lists(few_tokens, min_size=1, max_size=8), budget=st.integers(1, 12))
 @settings(max_examples=50, deadline=None)
-def test_each_prefix_is_computed_once_and_not_before_those_it_extends(
-    rows: list[tuple[int, ...]], budget: int
-) -> None:
+def test_each_prefix_is_computed_once_in_order(rows: list[tuple[int, ...]], budget: int) -> None:
     tree, prefixes = PrefixTree(rows), prefixes_of(rows)
     assert tree.first.tolist() == [p not in prefixes[:i] for i, p in enumerate(prefixes)]
     number = dict(zip(prefixes, tree.nodes.tolist(), strict=True))

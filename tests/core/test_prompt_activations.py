@@ -75,9 +75,7 @@ def test_a_second_run_reads_from_disk_without_a_sweep(model: LoadedModel, tmp_pa
     assert_right(second, 1)
 
 
-def test_layers_that_were_not_announced_or_find_no_room_are_captured_on_demand(
-    model: LoadedModel, tmp_path: Path
-) -> None:
+def test_layers_are_captured_on_demand(model: LoadedModel, tmp_path: Path) -> None:
     for source, announced in (
         (ActivationSource(model), (1,)),
         (sources(model, tmp_path), (1,)),
@@ -90,9 +88,7 @@ def test_layers_that_were_not_announced_or_find_no_room_are_captured_on_demand(
     assert names == ["point-000", "point-001", "point-002"]
 
 
-def test_what_activations_depend_on_gives_another_key_and_nothing_else_does(
-    loaded: Load, model: LoadedModel, tmp_path: Path
-) -> None:
+def test_keys_follow_what_is_computed(loaded: Load, model: LoadedModel, tmp_path: Path) -> None:
     def key(changed: LoadedModel, prompts: Any = PROMPTS, kind: str = "streams") -> str:
         entry = sources(changed, tmp_path).entry(kind, prompts)
         assert entry is not None

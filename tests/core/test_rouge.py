@@ -56,9 +56,7 @@ TEXTS = st.text(st.sampled_from("ab2 .,-éЖ走\n"), max_size=40) | st.text(max_
 
 @given(truth=TEXTS, answer=TEXTS, more=TEXTS, kind=st.sampled_from(list(TOKENIZERS)))
 @settings(max_examples=40, deadline=None)
-def test_recall_is_a_share_that_more_text_never_lowers(
-    truth: str, answer: str, more: str, kind: str
-) -> None:
+def test_more_text_never_lowers_recall(truth: str, answer: str, more: str, kind: str) -> None:
     """Of itself a text has all words, if it has any."""
     before, after, itself = rouge_recall(
         [truth] * 3, [answer, f"{answer} {more}", truth], tokenizer=kind

@@ -140,9 +140,7 @@ def by_the_page(
     ("family", "layers", "solver"),
     list(zip(FAMILIES, ([0], [1], [2], [1], [0, 2], [2]), 3 * tuple(SOLVERS), strict=True)),
 )
-def test_a_trial_scores_row_by_row_as_the_page_before_and_after_drafts_are_known(
-    make: Make, family: str, layers: list[int], solver: str
-) -> None:
+def test_trials_score_as_the_page(make: Make, family: str, layers: list[int], solver: str) -> None:
     """Drafts of another worker serve as well as one's own."""
     worker, other = make(family, solver=solver), make(family, solver=solver)
     assert worker.judge.plain_decoding is None
@@ -212,9 +210,7 @@ def test_what_the_engine_cannot_keep_is_answered_plainly_and_scores_as_the_page(
 
 
 @pytest.mark.parametrize(("family", "changes"), [("mistral", {}), ("qwen2", MIXED)])
-def test_a_window_is_in_force_from_the_longest_row_on(
-    make: Make, family: str, changes: dict[str, Any]
-) -> None:
+def test_a_window_counts_from_its_length(make: Make, family: str, changes: dict[str, Any]) -> None:
     """A row may have its prompt's tokens and the published budget of 512, as a full evaluation."""
     longest = max(make(family).activations.prompt_lengths) + PUBLISHED_MAX_NEW_TOKENS
     for window, is_plain in ((longest - 1, True), (longest, False)):

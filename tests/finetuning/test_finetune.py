@@ -142,9 +142,7 @@ def test_the_lineage_says_what_was_learned_and_how_well(
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
-def test_a_model_of_16_bits_trains_in_32_and_is_written_in_16(
-    job: FinetuneJob, tmp_path: Path, trained: str
-) -> None:
+def test_16_bit_models_train_in_32(job: FinetuneJob, tmp_path: Path, trained: str) -> None:
     job = dataclasses.replace(job, model=dataclasses.replace(job.model, dtype="bfloat16"))
     job = changed(job, trained=trained)
     with pytest.raises(Killed):

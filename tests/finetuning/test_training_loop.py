@@ -20,9 +20,7 @@ from lunar_tune.training.gradient_loop import LoopSettings, LoopState, scheduled
         (lambda w: w.sqrt().sum(), "gradient"),  # d sqrt(w) at 0 is infinite
     ],
 )
-def test_what_is_no_number_ends_it_before_a_weight_changes(
-    loss: Callable[[Tensor], Tensor], message: str
-) -> None:
+def test_what_is_no_number_ends_it(loss: Callable[[Tensor], Tensor], message: str) -> None:
     weight = nn.Parameter(torch.zeros(1, 1))
     settings = LoopSettings(epochs=1, batch_size=1, learning_rate=0.1)
     with pytest.raises(DivergenceError, match=message):

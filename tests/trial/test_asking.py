@@ -56,9 +56,7 @@ def test_each_model_says_what_generate_says_of_it(
     assert single[::-1] == together
 
 
-def test_a_fit_that_ended_early_is_ended_there_again(
-    spec: Callable[..., TrialSpec], checkpoint: Checkpoint
-) -> None:
+def test_a_fit_may_end_early_again(spec: Callable[..., TrialSpec], checkpoint: Checkpoint) -> None:
     """After one of three epochs another model answers than after all of them."""
     made, rate = spec(**GA), {"learning_rate": 0.05}
     said = []

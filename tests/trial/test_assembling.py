@@ -114,9 +114,7 @@ def test_evaluation_rows_and_retain_rows_leave_the_fit_alone(data: str, tmp_path
     assert sets_of(data, factual_data="none").factual == ()
 
 
-def test_another_retain_set_is_fitted_while_the_datas_own_is_evaluated(
-    data: str, tmp_path: Path
-) -> None:
+def test_another_retain_set_is_fitted_and_the_own_evaluated(data: str, tmp_path: Path) -> None:
     """If there is one: TOFU has one file to forget and another to retain."""
     other = write_records(tmp_path / "other.json", {"x": 2})
     sets = sets_of(data, retain_data=other)

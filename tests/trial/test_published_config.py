@@ -108,9 +108,7 @@ def test_every_deciding_key_becomes_an_option(repository: Repository) -> None:
     ]
 
 
-def test_other_sets_and_published_values_of_keys_that_are_not_there(
-    repository: Repository,
-) -> None:
+def test_other_sets_and_values_of_keys_that_are_absent(repository: Repository) -> None:
     options = repository.read(
         *("num_epochs", "eval_generation_max_new_tokens", "eval_batch_size", "positions"),
         use_different_retain_dataset=True,
@@ -164,9 +162,7 @@ def test_references_are_resolved_within_the_file(repository: Repository) -> None
     assert save_to == Path("out/pairs/Qwen2.5-7B-Instruct/A_B_B_C")
 
 
-def test_data_are_looked_for_beside_above_and_in_the_current_folder(
-    repository: Repository,
-) -> None:
+def test_data_are_looked_for_beside_and_above(repository: Repository) -> None:
     here = Path("dataset/unlearning/other.json")
     here.parent.mkdir(parents=True)
     shutil.copy(datasets_dir() / "mini.json", here)

@@ -111,9 +111,7 @@ def scored(spec: Specs) -> Iterator[Scored]:
         yield Scored(spec(metrics=(*LIKELIHOODS, QUALITY), retain_rows=4), plain, patch)
 
 
-def test_a_trial_reports_the_likelihoods_of_the_unlearned_model_and_all_else_as_without(
-    scored: Scored,
-) -> None:
+def test_a_trial_reports_likelihoods_and_all_else_as_without(scored: Scored) -> None:
     """A full evaluation judges all retain rows and others a sample."""
     found = {name: scored.trial.scores[name] for name in LIKELIHOODS}
     assert found == pytest.approx(scored.inside, rel=1e-4)
@@ -137,9 +135,7 @@ def test_answers_are_read_by_the_base_model_whoever_gave_them(
     assert abs(scored.own_quality - scored.trial.scores[QUALITY]) > 1e-2
 
 
-def test_refusals_are_embedded_and_true_answers_encoded_once_in_a_workers_life(
-    scored: Scored,
-) -> None:
+def test_refusals_and_true_answers_are_encoded_once(scored: Scored) -> None:
     data = scored.spec.data
     assert scored.embedded == [data.refusals, *(tuple(answers_of(one)) for one in scored.all)]
     assert len(scored.encoded) == len(data.forget) + len(data.retain) + len(data.refusals)
@@ -157,9 +153,7 @@ def test_held_out_answers_have_the_origin_that_trials_have(
     assert full.scores[QUALITY] == pytest.approx(base_quality(made, full), abs=1e-5)
 
 
-def test_a_trial_that_was_stopped_early_has_no_further_scores(
-    spec: Specs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_trial_has_no_more_scores(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model says nothing of the truth: the floor is missed after one chunk."""
     monkeypatch.setattr("lunar_tune.metrics.evaluate.LEAST_CHUNK", 1)
     further = {"forget_mrr", QUALITY}
@@ -190,9 +184,7 @@ def test_a_sentence_model_judges_the_answers_instead(
     assert evaluation.scores[QUALITY] == pytest.approx(quality, abs=1e-9)
 
 
-def test_a_sentence_model_is_loaded_first_and_only_where_a_score_wants_it(
-    spec: Specs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sentence_model_is_loaded_first(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_arguments: object) -> None:
         raise AssertionError("the model was loaded")
 

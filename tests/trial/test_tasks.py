@@ -78,9 +78,7 @@ def test_outcomes_are_what_a_worker_gives(runner: TaskRunner, expected: dict[str
         assert outcome == Outcome(result=outcome.result)
 
 
-def test_a_confirmation_on_held_out_questions_brings_the_base_model_on_the_same(
-    spec: Specs,
-) -> None:
+def test_a_confirmation_on_held_out_questions_brings_the_base_model(spec: Specs) -> None:
     """An outcome crosses processes without tensors and tokens."""
 
     class PlainPickler(pickle.Pickler):
@@ -117,9 +115,7 @@ def test_layers_are_scored_and_why_a_model_is_decoded_plainly_is_told(spec: Spec
     assert [layer["layer"] for layer in json.loads(outcome.layer_prior)["layers"]] == [0, 2]
 
 
-def test_a_model_is_loaded_and_asked_once_before_the_first_trial_and_parts_are_announced(
-    spec: Specs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_is_asked_before_the_trials(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner that did not evaluate the base model itself does so for its drafts, and once."""
     events: list[Any] = []
     plain = Worker.baseline
@@ -174,9 +170,7 @@ def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_o
     assert light(runner.run(trial()).result) == expected[TRIAL]
 
 
-def test_what_leaves_the_model_or_the_process_in_doubt_is_raised(
-    spec: Specs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_leaves_doubt_is_raised(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also weights that a failed trial has left changed."""
     runner = TaskRunner(spec(engine={"verify_weights": True}))
     with monkeypatch.context() as patch:
@@ -189,9 +183,7 @@ def test_what_leaves_the_model_or_the_process_in_doubt_is_raised(
         runner.run(trial(parameters={}))
 
 
-def test_warnings_of_this_package_come_with_the_task_that_they_belong_to(
-    spec: Specs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warnings_come_with_their_task(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     before, runner, plain = list(LOGGER.handlers), TaskRunner(spec()), Worker.run
 
     def run(self: Worker, *given: Any, **how: Any) -> TrialResult:

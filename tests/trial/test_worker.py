@@ -46,9 +46,7 @@ def test_a_full_evaluation_takes_all_rows_and_the_published_budget_and_encodes_n
     assert {record.question for record in worker.spec.data.retain} < set(asked)
 
 
-def test_a_failed_trial_leaves_the_worker_ready_for_the_next_and_the_seed_decides(
-    spec: Specs,
-) -> None:
+def test_a_failed_trial_leaves_the_worker_ready_for_the_next(spec: Specs) -> None:
     worker = Worker(spec(seed=3))
     before = weights(worker.loaded)
     first = worker.run(SETTING)
@@ -69,9 +67,7 @@ def test_a_failed_trial_leaves_the_worker_ready_for_the_next_and_the_seed_decide
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
 @pytest.mark.parametrize("method", ["ga", "rmu"])
-def test_a_16_bit_fit_is_looked_at_as_it_would_be_evaluated(
-    spec: Specs, method: str, trained: str
-) -> None:
+def test_a_16_bit_fit_is_looked_at_as_evaluated(spec: Specs, method: str, trained: str) -> None:
     """All rows are asked in a look here: it scores as a trial of that length. The rate is small."""
     own = {"layer": 1, "coefficient": 5.0} if method == "rmu" else {}
 
