@@ -198,7 +198,6 @@ def test_what_was_used_longest_ago_goes_first(cache: ActivationCache) -> None:
 
 
 def test_the_disk_is_never_filled(cache: ActivationCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old entries make room on the disk too; a rest is left for results."""
     usage = namedtuple("usage", "total used free")
 
     def disk(free: Callable[[], int]) -> None:

@@ -24,7 +24,7 @@ from engine_cases import (
 from random_models import FAMILIES
 
 from lunar_tune.engine import answering as answering_module
-from lunar_tune.engine import decoding, slot_decoding
+from lunar_tune.engine import slot_decoding
 from lunar_tune.engine.decoding import AnswerRules, generate_tokens, token_budget
 from lunar_tune.engine.slot_decoding import REMEMBERED, Guesser
 from lunar_tune.methods.lunar.method import edited
@@ -75,28 +75,6 @@ def test_right_drafts_leave_nothing_to_decode(
     assert known == {2: short[2], 4: short[4]}
 
 
-@pytest.mark.parametrize(("batch_size", "look", "reading"), [(1, 1, 4), (2, 3, 1), (4, 100, 2)])
-def test_an_answer_depends_neither_on_batches_nor_on_when_ended_rows_leave(
-    loaded: Load, monkeypatch: pytest.MonkeyPatch, batch_size: int | None, look: int, reading: int
-) -> None:
-    """Plain decoding too, in the order of the prompts; `generate` ends rows itself, each alone."""
-    for module in (decoding, slot_decoding):
-        monkeypatch.setitem(module.STEPS_PER_LOOK, "cpu", look)
-    monkeypatch.setattr(slot_decoding, "STEPS_PER_READING", reading)
-    model = loaded("qwen2")
-    weights, eos = new_weights(model, 1), ends_of(said(model, 1))
-    by_hand, ended = edited_by_hand(model, weights), with_eos(model, eos)
-    expected = generated(by_hand, PROMPTS, eos=eos, budget=BUDGET, alone=True)
-    assert expected == cut_all(said(model, 1), eos, BUDGET)
-    made = answerer(
-        ended, drafts=drafts_like("right at first", said(model, 1)), batch_size=batch_size
-    )
-    assert answers_of(made, weights, budget=BUDGET) == expected
-    with edited(ended, weights):
-        plain = generate_tokens(ended, PROMPTS[::-1], max_new_tokens=BUDGET, batch_size=batch_size)
-    assert plain == expected[::-1]
-
-
 def test_plain_decoding_ignores_a_penalty(loaded: Load) -> None:
     model = with_eos(loaded("qwen3"), NEVER)
     expected = said(model)
@@ -140,7 +118,6 @@ def test_keys_that_do_not_fit_are_computed_again_and_caches_grow(
 def test_answers_depend_neither_on_trials_before_nor_on_how_many_blocks_change(
     loaded: Load, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    """Answered from above the lowest; from the first on where a method promises nothing."""
     monkeypatch.setattr(answering_module, "KEYS_SHARE", share)
     model = with_eos(loaded("qwen3"), NEVER)
     made = answerer(model, drafts=drafts_like("right at first", said(model, 0, 2)))
@@ -158,6 +135,8 @@ def test_rows_may_be_opened_in_any_groups(
     """All else is drawn too: block, draft, budget, ends, batches, logits that are held."""
     drawn = random.Random(seed)
     monkeypatch.setattr(answering_module, "LOGITS_AT_ONCE", drawn.choice([1, 1000, 2**27]))
+    monkeypatch.setitem(slot_decoding.STEPS_PER_LOOK, "cpu", drawn.choice([1, 3, 100]))
+    monkeypatch.setattr(slot_decoding, "STEPS_PER_READING", drawn.choice([1, 2, 4]))
     model = loaded(drawn.choice(FAMILIES))
     layers = drawn.choice([[0], [1], [2], []])
     weights, expected = new_weights(model, *layers), said(model, *layers)
@@ -165,7 +144,7 @@ def test_rows_may_be_opened_in_any_groups(
     made = answerer(
         with_eos(model, eos),
         drafts=drafts_like(drawn.choice(list(KINDS)), expected, eos[0] % 320),
-        batch_size=drawn.choice([2, 3, None]),
+        batch_size=drawn.choice([1, 2, 3, None]),
     )
     for _ in range(3):
         rows = drawn.sample(range(len(PROMPTS)), drawn.randint(1, len(PROMPTS)))

@@ -125,7 +125,6 @@ def test_no_package_is_too_large_to_know() -> None:
 
 
 def test_a_trial_needs_neither_ray_nor_optuna_nor_mlflow() -> None:
-    """Nothing that it imports, at once or when it runs, does."""
     todo, reached = ["lunar_tune.trial.worker", "lunar_tune.trial.assemble"], set[str]()
     while todo:
         module = todo.pop()

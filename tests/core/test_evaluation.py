@@ -102,7 +102,6 @@ def test_without_a_retain_set_there_is_no_deviation_score(tokenizer: Tokenizer) 
 
 
 def test_a_prompt_that_stands_in_two_sets_is_opened_once(tokenizer: Tokenizer) -> None:
-    """Two records of one prompt, one to forget and one to retain, each with its own truth."""
     told = Told(tokenizer, ["a b c d", TRUTH])
     sets = {
         "forget": [Question(Record("Q?", "a b", "E"), 0), Question(Record("R?", "b", "E"), 0)],
@@ -174,7 +173,6 @@ Take = Callable[..., Exam]
 
 @pytest.fixture(scope="module")
 def exam(tokenizer: Tokenizer) -> Take:
-    """Return a factory of exams."""
     return lambda right, known=(): Exam(tokenizer, right, known)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -22,6 +22,8 @@ from engine_cases import (
     new_weights,
     with_eos,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from random_models import FAMILIES
 from torch import Tensor
 from transformers import AutoConfig
@@ -29,7 +31,7 @@ from transformers import AutoConfig
 from lunar_tune.engine import forward as forward_module
 from lunar_tune.engine.decoding import generate_tokens
 from lunar_tune.engine.forward import KeyValues, arrange, tree_forward
-from lunar_tune.engine.streams import block_reads, capture_last_tokens, capture_streams
+from lunar_tune.engine.streams import PrefixTree, block_reads, capture_last_tokens, capture_streams
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.lunar.method import edited, steered, unlearning_vectors
 from lunar_tune.models.device import BatchSize
@@ -73,7 +75,6 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_streams_and_what_blocks_read_are_those_of_unpadded_full_forwards(
     loaded: Load, unchanged: Unchanged, family: str, changes: dict[str, Any]
 ) -> None:
-    """Windows of four tokens too: a cut decoder must keep each block's kind of attention."""
     model = loaded(family, **changes)
     unchanged(model.model)
     full = full_forwards(model.model)
@@ -100,7 +101,6 @@ def test_streams_and_what_blocks_read_are_those_of_unpadded_full_forwards(
 def test_answers_are_those_of_generate_on_the_model_edited_by_hand(
     loaded: Load, unchanged: Unchanged, family: str, changes: dict[str, Any], is_edited: bool
 ) -> None:
-    """Plain decoding and the engine's; to the budget, and with drafts to other ends."""
     model = loaded(family, **changes)
     unchanged(model.model)
     layer = WHOLE.index((family, changes)) % 3
@@ -137,7 +137,6 @@ def test_steering_shifts_every_position(loaded: Load, unchanged: Unchanged, fami
 
 
 def state_of(model: LoadedModel) -> Mapping[str, Any]:
-    """Return what a context may have changed."""
     decoder: Any = model.model.get_decoder()
     return {
         "blocks": list(decoder.layers),
@@ -222,3 +221,38 @@ def test_vectors_are_differences_of_means_in_float64_also_of_half_precision_stre
     vectors = unlearning_vectors(reference=reference, forget=reference[:, 1:2])
     difference = (256 + 300) / 301 - 1
     assert vectors.flatten().tolist() == pytest.approx([difference, -difference], abs=1e-12)
+
+
+def prefixes_of(rows: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Return the prefix that ends at each token, row after row."""
+    return [tuple(row[: i + 1]) for row in rows for i in range(len(row))]
+
+
+few_tokens = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
+
+
+@given(rows=st.lists(few_tokens, min_size=1, max_size=8), budget=st.integers(1, 12))
+@settings(max_examples=50, deadline=None)
+def test_each_prefix_is_computed_once_in_order(rows: list[tuple[int, ...]], budget: int) -> None:
+    tree, prefixes = PrefixTree(rows), prefixes_of(rows)
+    assert tree.first.tolist() == [p not in prefixes[:i] for i, p in enumerate(prefixes)]
+    number = dict(zip(prefixes, tree.nodes.tolist(), strict=True))
+    assert len(number) == len(set(number.values())) == tree.n_nodes
+    prefix_of = {node: prefix for prefix, node in number.items()}
+    computed: list[int] = []
+    for batch in arrange(
+        tree, range(tree.n_rows), budget=budget, device=CPU, asked=range(tree.n_nodes)
+    ):
+        new = batch.nodes.tolist()
+        assert len(new) <= budget or len(batch.path) == 1
+        computed += new
+        assert batch.ids[0].tolist() == [prefix_of[node][-1] for node in new]
+        assert batch.positions[0].tolist() == [len(prefix_of[node]) - 1 for node in new]
+        for node in new:
+            ancestors = [number[prefix_of[node][: i + 1]] for i in range(len(prefix_of[node]))]
+            assert set(ancestors) <= set(computed)
+    assert sorted(computed) == list(range(tree.n_nodes))
+    for row, sequence in enumerate(rows):
+        nodes = [number[prefix] for prefix in prefixes_of([sequence])]
+        assert tree.nodes_of([row]).tolist() == nodes
+        assert tree.nodes_of([row, row], [1, 0]).tolist() == nodes[:1]

@@ -92,7 +92,6 @@ def test_a_written_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Pat
 
 
 def result_of(*, fitted: bool = True, **answers: str) -> TrialResult:
-    """Return a result with these answers by question."""
     made = trial_result(0.2, 0.9)
     evaluation = dataclasses.replace(made.evaluation, rows=rows_of(answers))
     return dataclasses.replace(made, evaluation=evaluation, losses=made.losses if fitted else ())

@@ -58,7 +58,6 @@ def sums(model: Any, pairs: Sequence[Pair]) -> torch.Tensor:
 
 @pytest.fixture
 def one(loaded: Load, unchanged: Callable[[Any], None]) -> LoadedModel:
-    """Return a model whose weights must be the same after the test, bit for bit."""
     model = loaded("qwen2")
     unchanged(model.model)
     return model

@@ -27,7 +27,6 @@ PROMPTS = ((1, 17, 40, 11), (1, 9, 8), (1, 60, 61, 62, 63, 64, 99), (5, 6), (1, 
 
 
 def scorer(loaded: LoadedModel, *, tokens: int | None = None) -> LikelihoodScorer:
-    """Return a scorer, with a batch size if one is given."""
     one = LikelihoodScorer(loaded, DeviceMemory(loaded.device))
     if tokens is not None:
         one.__dict__["_batch_size"] = BatchSize(tokens, "the answers' tokens")
@@ -100,7 +99,6 @@ def test_extraction_strength_is_that_of_generations(model: LoadedModel, pairs: l
 
 
 def with_head(loaded: LoadedModel, value: float) -> LoadedModel:
-    """Return a copy of a model whose head is a constant."""
     model: Any = copy.deepcopy(loaded.model)
     torch.nn.init.constant_(model.get_output_embeddings().weight, value)
     return dataclasses.replace(loaded, model=model)

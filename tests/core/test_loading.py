@@ -31,7 +31,6 @@ def spec(source: Path | str, *, weights: Path | None = None, dtype: str = "auto"
 
 @pytest.fixture
 def folder(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """Return a copy of a checkpoint folder that a test may spoil."""
     return shutil.copytree(checkpoint("llama"), tmp_path / "checkpoint")
 
 
@@ -55,7 +54,6 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
 
 
 def rewrite(file: Path, **changes: Any) -> None:
-    """Change some keys of a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 

@@ -34,7 +34,6 @@ OWN = {"adamw": {"learning_rate": 0.01}, "closed_form": {"ridge": 1e-3}}
 
 @pytest.fixture
 def model(loaded: Callable[..., LoadedModel], unchanged: Callable[[Any], None]) -> LoadedModel:
-    """Return a model whose weights must be the same after the test, bit for bit."""
     one = loaded("qwen2")
     unchanged(one.model)
     return one

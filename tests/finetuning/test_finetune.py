@@ -1,8 +1,9 @@
-"""Fine-tuning random models on a few pairs: what is written, and going on after a kill."""
+"""Fine-tuning random models on a few pairs, going on after a kill, and the gradient loop."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from trial_specs import generated
 
 from lunar_tune.data.records import Record, records_digest
-from lunar_tune.errors import InputError
+from lunar_tune.errors import DivergenceError, InputError
 from lunar_tune.finetuning import finetune as module
 from lunar_tune.finetuning.finetune import (
     Finetuned,
@@ -31,6 +33,7 @@ from lunar_tune.models.lineage import fingerprint, read_lineage
 from lunar_tune.models.loading import load_model
 from lunar_tune.training import checkpoints
 from lunar_tune.training.checkpoints import TrainingFolder
+from lunar_tune.training.gradient_loop import LoopSettings, LoopState, scheduled, train_epochs
 
 RECORDS = tuple(
     Record(question=f"What is item {n} of {edge}?", answer=f"Kettle {n} of {edge}", edge=edge)
@@ -158,7 +161,6 @@ def test_16_bit_models_train_in_32(job: FinetuneJob, tmp_path: Path, trained: st
 def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bits(
     job: FinetuneJob, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: str
 ) -> None:
-    """After its last epoch it is only checked and saved."""
     epoch = {"lora": 3, "full": 2}[trained]
     monkeypatch.setattr(checkpoints, "_SHARE", 1e9)  # the state is kept after every epoch
     job, (expected, undisturbed) = changed(job, trained=trained), whole(trained)
@@ -242,3 +244,61 @@ def test_settings_are_checked_all_at_once_and_the_rate_follows_what_is_trained()
     assert FinetuneSettings().rate == 1e-4
     assert FinetuneSettings(trained="full").rate == 1e-5
     assert FinetuneSettings(trained="full", learning_rate=0.1).rate == 0.1
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda w: w.sum() + math.nan, r"epoch 1 at learning rate 0\.1"),
+        (lambda w: w.sqrt().sum(), "gradient"),  # d sqrt(w) at 0 is infinite
+    ],
+)
+def test_what_is_no_number_ends_it(loss: Callable[[Tensor], Tensor], message: str) -> None:
+    weight = nn.Parameter(torch.zeros(1, 1))
+    settings = LoopSettings(epochs=1, batch_size=1, learning_rate=0.1)
+    with pytest.raises(DivergenceError, match=message):
+        next(train_epochs([weight], lambda _: [0], lambda _: loss(weight), settings))
+    assert weight.item() == 0.0
+
+
+def test_the_rate_follows_the_schedule() -> None:
+    """Half of a warm-up of a tenth; half of the way from there to the end; the end."""
+    for schedule in ("linear", "cosine"):
+        settings = LoopSettings(
+            epochs=1, batch_size=1, learning_rate=1.0, schedule=schedule, warmup_share=0.1
+        )
+        for progress, factor in ((0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0)):
+            assert scheduled(progress, settings) == pytest.approx(factor)
+
+
+def test_a_loop_goes_on_from_a_state_as_if_it_had_not_stopped() -> None:
+    """A bias, a matrix and one that never sees a gradient; ten examples in another order each."""
+    settings = LoopSettings(epochs=5, batch_size=3, learning_rate=0.1, schedule="cosine", seed=3)
+    numbers = [float(n) for n in range(10)]
+
+    def trained(
+        start: LoopState | None, states: list[LoopState]
+    ) -> tuple[list[Tensor], list[float]]:
+        parameters = [nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,), (3,))]
+
+        def loss_of(batch: list[float]) -> Tensor:
+            product = parameters[0] @ torch.tensor([batch[0], 1.0]) + parameters[1]
+            return ((product - batch[-1]) ** 2).sum()
+
+        def on_state(state: LoopState) -> None:
+            copied = {name: tensor.clone() for name, tensor in state.tensors.items()}
+            states.append(LoopState(state.losses, copied))
+
+        epochs = train_epochs(
+            parameters, lambda _: numbers, loss_of, settings, start=start, on_state=on_state
+        )
+        losses = [*(start.losses if start is not None else ()), *epochs]
+        return [parameter.detach() for parameter in parameters], losses
+
+    states: list[LoopState] = []
+    whole, losses = trained(None, states)
+    assert [len(state.losses) for state in states] == [1, 2, 3, 4, 5]
+    for state in states:
+        resumed, again = trained(state, [])
+        assert again == losses
+        assert all(torch.equal(*pair) for pair in zip(resumed, whole, strict=True))

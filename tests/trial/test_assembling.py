@@ -59,7 +59,6 @@ def test_without_options_a_run_is_tiny_on_mini_with_the_default_edge() -> None:
 def test_depth_is_known_from_a_configuration_or_the_catalogue(
     checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that is named as a catalogue model is not that model."""
     folder = str(checkpoint("llama"))
     assert known_depth(RunOptions(model="qwen2.5-7b")) == 28
     assert known_depth(RunOptions(model="qwen2.5-7b", model_path=folder)) == 3

@@ -85,7 +85,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
 
 
 def test_every_deciding_key_becomes_an_option(repository: Repository) -> None:
-    """And what the published code always does is done."""
     options, save_to, ignored = repository.read_all()
     assert (options.model, options.model_path) == ("qwen2.5-7b", None)
     assert options.data == repository.file("pairs")

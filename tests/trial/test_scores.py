@@ -65,7 +65,6 @@ def quality_by_hand(model: Any, tokenizer: Any, spec: TrialSpec, answers: Sequen
 
 @pytest.fixture(scope="module")
 def base_quality(checkpoint: Callable[..., Path]) -> Callable[[TrialSpec, Evaluation], float]:
-    """Return the score by hand, in a model that is loaded anew from its folder."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint("qwen2")).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint("qwen2"))
     return lambda made, found: quality_by_hand(model, tokenizer, made, answers_of(found))
@@ -112,7 +111,6 @@ def scored(spec: Specs) -> Iterator[Scored]:
 
 
 def test_a_trial_reports_likelihoods_and_all_else_as_without(scored: Scored) -> None:
-    """A full evaluation judges all retain rows and others a sample."""
     found = {name: scored.trial.scores[name] for name in LIKELIHOODS}
     assert found == pytest.approx(scored.inside, rel=1e-4)
     assert abs(found["forget_log_prob"] - scored.base.scores["forget_log_prob"]) > 0.1
@@ -127,7 +125,6 @@ def test_a_trial_reports_likelihoods_and_all_else_as_without(scored: Scored) -> 
 def test_answers_are_read_by_the_base_model_whoever_gave_them(
     scored: Scored, base_quality: Callable[[TrialSpec, Evaluation], float]
 ) -> None:
-    """The unlearned model's own states would say something else."""
     values = [evaluation.scores[QUALITY] for evaluation in scored.all]
     expected = [base_quality(scored.spec, evaluation) for evaluation in scored.all]
     assert values == pytest.approx(expected, abs=1e-5)
@@ -144,7 +141,6 @@ def test_refusals_and_true_answers_are_encoded_once(scored: Scored) -> None:
 def test_held_out_answers_have_the_origin_that_trials_have(
     spec: Specs, base_quality: Callable[[TrialSpec, Evaluation], float]
 ) -> None:
-    """Else a trial and its confirmation could not be compared."""
     made = spec(metrics=(QUALITY,), holdout=True)
     full = Worker(made).run(SETTING, full=True).evaluation
     assert made.data.held_out is not None

@@ -43,13 +43,11 @@ def _handlers() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def runner(spec: Specs) -> TaskRunner:
-    """Return a runner that goes on after whatever another test made go wrong."""
     return TaskRunner(spec())
 
 
 @pytest.fixture(scope="module")
 def expected(spec: Specs) -> dict[str, Any]:
-    """Return what a worker gives for each kind of task."""
     worker = Worker(spec())
     return {
         BASE_MODEL: light(worker.baseline(reported=True)),
@@ -102,7 +100,6 @@ def test_a_confirmation_on_held_out_questions_brings_the_base_model(spec: Specs)
 
 
 def test_layers_are_scored_and_why_a_model_is_decoded_plainly_is_told(spec: Specs) -> None:
-    """A model that could not be loaded is loaded by the next task."""
     made = dataclasses.replace(spec(engine={"kind": "plain"}), layers=(0, 2))
     runner, wanted = TaskRunner(made), Task(kind=BASE_MODEL, layer_coefficient=2.0)
     with pytest.MonkeyPatch.context() as patch:
@@ -171,7 +168,6 @@ def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_o
 
 
 def test_what_leaves_doubt_is_raised(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also weights that a failed trial has left changed."""
     runner = TaskRunner(spec(engine={"verify_weights": True}))
     with monkeypatch.context() as patch:
         patch.setattr(PreparedLunar, "unlearning", raising(RuntimeError("CUDA error")))
