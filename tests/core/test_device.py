@@ -78,6 +78,7 @@ def test_other_errors_pass_and_leave_the_size(error: Exception) -> None:
     assert BatchSize(-5, "rows").fit(work) == "done with 1", "an estimate of nothing is one"
 
 
+@pytest.mark.usefixtures("given_back")
 def test_what_a_failed_try_held_is_free_before_the_next_try() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 
@@ -62,18 +61,14 @@ def test_the_best_and_the_worst_lie_in_the_range_and_better_is_lower_or_higher()
     assert deviation.high == pytest.approx(deviation_score(1.0, 0.0))
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_a_bound_is_read_with_and_without_spaces() -> None:
+    for text, expected in (
         ("  retain_rouge1  >=  .8 ", ("retain_rouge1", ">=", 0.8)),
         ("forget_log_prob<=-2e1", ("forget_log_prob", "<=", -20.0)),
         ("FACTUAL_rougel≥1", ("factual_rougeL", ">=", 1.0)),
-        ("retain_perplexity≤1000000", ("retain_perplexity", "<=", 1e6)),
-    ],
-)
-def test_a_bound_is_read_with_and_without_spaces(text: str, expected: Any) -> None:
-    read = parse_constraint(text)
-    assert read == Constraint(*expected) == parse_constraint(str(read))
+    ):
+        read = parse_constraint(text)
+        assert read == Constraint(*expected) == parse_constraint(str(read))
 
 
 @pytest.mark.parametrize(
@@ -100,18 +95,15 @@ def test_a_bound_that_means_nothing_is_refused_with_what_to_write(text: str, wor
     assert words in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("bound", "scores", "violation"),
-    [
+def test_a_violation_is_0_or_less_where_the_bound_is_kept() -> None:
+    for bound, scores, violation in (
         ("retain_rouge1>=0.75", {"retain_rouge1": 0.5}, 0.25),
         ("retain_rouge1>=0.75", {"retain_rouge1": 1.0}, -0.25),
         ("forget_mrr<=0.25", {"forget_mrr": 0.5, "retain_mrr": 0.0}, 0.25),
         ("forget_mrr<=0.25", {"retain_mrr": 0.0}, math.inf),
         ("forget_mrr<=0.25", {"forget_mrr": math.nan}, math.inf),
-    ],
-)
-def test_violations_are_positive(bound: str, scores: dict[str, float], violation: float) -> None:
-    assert parse_constraint(bound).violation(scores) == violation
+    ):
+        assert parse_constraint(bound).violation(scores) == violation
 
 
 def test_all_that_is_wrong_with_a_goal_is_said_at_once() -> None:

@@ -197,25 +197,18 @@ def test_a_prior_comes_back_as_it_was_and_fits_its_model_alone(tmp_path: Path) -
         assert f"python -m lunar_tune.layers --model {model}" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        *((text, "is no layer prior") for text in ("[1]", "{")),
-        ({"version": 2}, "version"),
-        ({"best": 7}, "layer 7 stands not among layers"),
-        ({"recommended": []}, "recommended: "),
-        ({"n_layers": 3}, "numbers from 0 to 2"),
-        ({"layers": [{"layer": 0, "s1": 0.5, "unfinished": 0}]}, r"layers\[0\].s2: is missing"),
-    ],
-)
-def test_a_file_that_is_no_prior_is_refused_with_the_reason(
-    tmp_path: Path, content: str | dict[str, Any], message: str
-) -> None:
-    path = tmp_path / "prior.json"
-    if isinstance(content, dict):
-        content = json.dumps(json.loads(PRIOR.document()) | content)
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=rf"prior\.json.*{message}"):
-        read_layer_prior(path)
+def test_a_file_that_is_no_prior_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path, document = tmp_path / "prior.json", json.loads(PRIOR.document())
+    for content, message in (
+        ([1], "is no layer prior"),
+        (document | {"version": 2}, "version"),
+        (document | {"best": 7}, "layer 7 stands not among layers"),
+        (document | {"recommended": []}, "recommended: "),
+        (document | {"n_layers": 3}, "numbers from 0 to 2"),
+        (document | {"layers": [{"layer": 0}]}, r"layers\[0\].s1: is missing"),
+    ):
+        path.write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(InputError, match=rf"prior\.json.*{message}"):
+            read_layer_prior(path)
     with pytest.raises(InputError, match=r"absent\.json: cannot be read"):
         read_layer_prior(tmp_path / "absent.json")

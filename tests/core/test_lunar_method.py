@@ -1,4 +1,4 @@
-"""LUNAR's edit is that of the page; several layers, retain points, kept reads."""
+"""LUNAR's edit is that of the page; several layers, retain points."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from method_examples import (
 )
 
 from lunar_tune import reference
-from lunar_tune.engine import prompt_activations as prompts_module
 from lunar_tune.errors import InputError
 from lunar_tune.methods.lunar.method import PreparedLunar
-from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.loading import LoadedModel
 
 N_FORGET_TOKENS, N_RETAIN_TOKENS = 7, 12
@@ -114,24 +112,3 @@ def test_retain_points_follow_k(model: LoadedModel, k: float | None, expected: i
     retain = Counter(chosen[N_FORGET_TOKENS:].tolist())
     assert retain.total() == expected
     assert retain <= Counter(tree.nodes_of([2, 3, 4]).tolist())
-
-
-def test_reads_make_room_for_others(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block's reads are 48 + 32 numbers of 4 bytes for each of 16 distinct prefixes.
-
-    There is room for two blocks: what is held is no longer free. Reads get a millionth of what is
-    free, so that the batches of a sweep have room always and round alike.
-    """
-    known = task_on(model).activations
-    assert known.tree.n_nodes == 16
-    size = 16 * (48 + 32) * 4
-    monkeypatch.setattr(prompts_module, "READS_SHARE", 1e-6)
-    monkeypatch.setattr(
-        DeviceMemory, "free_bytes", lambda _: (2 - len(known._reads)) * size * 10**6 + 10**9
-    )
-    first = known.reads(0).inputs.clone()
-    for layer in (1, 2):
-        known.reads(layer)
-    assert set(known._reads) == {1, 2}
-    assert torch.equal(known.reads(0).inputs, first)
-    assert set(known._reads) == {2, 0}

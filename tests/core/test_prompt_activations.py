@@ -192,7 +192,10 @@ def test_how_a_weight_lies_in_memory_or_on_disk_does_not_count(
     weight.data = weight.data.T.contiguous().T
     assert fingerprint(copied) == before
     moved = shutil.copytree(checkpoint("qwen2"), tmp_path / "moved")
-    assert fingerprint(load_model(ModelSpec("another", str(moved), device="cpu"))) == before
+    assert (
+        fingerprint(load_model(ModelSpec(name="another", source=str(moved), device="cpu")))
+        == before
+    )
 
 
 def test_all_settings_count(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,18 +40,11 @@ from lunar_tune.models.loading import LoadedModel
         ("default", "the buyer the seller", "the buyer", 2 / 4, 2 / 4),
         # Stemmed (words longer than three letters), case and punctuation ignored.
         ("default", "Paying buyers!", "pays; the buyer", 1, 1),
-        ("default", "forty copper kettles", "", 0, 0),
-        ("words", "Сорок медных котлов", "сорок КОТЛОВ", 2 / 3, 2 / 3),
-        # No stemming.
-        ("words", "kettles", "kettle", 0, 0),
         # Each ideograph, kana or Hangul syllable is a word: four, of which the answer has three.
         ("words", "東京都庁", "庁都京東", 1, 1 / 4),
         # Also where they touch letters or digits: 2021, 年, 3, 月.
         ("words", "2021年3月", "3月", 2 / 4, 2 / 4),
-        # Beyond the basic plane, and half-width.
-        ("words", "𠮷野", "𠮷", 1 / 2, 1 / 2),
         ("words", "ｶﾅ", "カナ", 1, 1),
-        # A vowel sign belongs to its word: two words, not consonants.
         ("words", "हिन्दी भाषा", "हन्द भाषा", 1 / 2, 1 / 2),
         # An accent is the same letter composed and decomposed, and not the plain letter.
         ("words", "café", "cafe\u0301", 1, 1),

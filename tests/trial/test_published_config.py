@@ -125,29 +125,19 @@ def test_other_sets_and_values_of_keys_that_are_absent(repository: Repository) -
 NO_PATHS = ("base_model_path", "model_path")
 
 
-@pytest.mark.parametrize(
-    ("without", "changed", "model", "tuned"),
-    [
-        (NO_PATHS, {"model_family": "LLAMA3-8B-INSTRUCT"}, "llama3-8b", False),
-        (NO_PATHS, {"model_family": "llama3-8b-base"}, "llama3-8b-base", False),
-        ((), {"model_family": "zephyr-7b", "base_model_path": "some/zephyr"}, "some/zephyr", False),
-        ((), {"base_model_path": "tuned"}, "{root}/tuned", False),
-        ((), {"model_path": "tuned"}, "qwen2.5-7b", True),
-        (NO_PATHS[:1], {"model_family": "zephyr", "model_path": "tuned"}, "{root}/tuned", False),
-        ((), {"model_path": "someone/tuned-qwen"}, "someone/tuned-qwen", False),
-    ],
-)
-def test_a_path_wins_over_the_family_and_tuned_weights_in_a_folder_are_the_model_path(
-    repository: Repository,
-    without: tuple[str, ...],
-    changed: dict[str, str],
-    model: str,
-    tuned: bool,
-) -> None:
-    root = str(repository.root)
-    options = repository.read(*without, **changed)
-    assert options.model == model.replace("{root}", root)
-    assert options.model_path == (f"{root}/tuned" if tuned else None)
+def test_a_path_wins_over_the_family_and_a_folder_is_the_model_path(repository: Repository) -> None:
+    tuned = str(repository.root / "tuned")
+    for without, changed, expected in (
+        (NO_PATHS, {"model_family": "LLAMA3-8B-INSTRUCT"}, ("llama3-8b", None)),
+        (NO_PATHS, {"model_family": "llama3-8b-base"}, ("llama3-8b-base", None)),  # another
+        ((), {"model_family": "zephyr", "base_model_path": "some/zephyr"}, ("some/zephyr", None)),
+        ((), {"base_model_path": "tuned"}, (tuned, None)),
+        ((), {"model_path": "tuned"}, ("qwen2.5-7b", tuned)),
+        (NO_PATHS[:1], {"model_family": "zephyr", "model_path": "tuned"}, (tuned, None)),
+        ((), {"model_path": "someone/tuned-qwen"}, ("someone/tuned-qwen", None)),
+    ):
+        options = repository.read(*without, **changed)
+        assert (options.model, options.model_path) == expected
 
 
 def test_references_are_resolved_within_the_file(repository: Repository) -> None:
@@ -175,16 +165,14 @@ def test_data_are_looked_for_beside_and_above(repository: Repository) -> None:
 def test_mistakes_of_one_kind_come_in_one_message(repository: Repository) -> None:
     types = repository.message("layer_modified", lr="0.01", forget_edge="A_B", num_epoch=3)
     meaning = repository.message(data_name="absent", use_harmful=False, coeff_list=[1, 2])
-    references = repository.message(
-        forget_edge=["${lr}"], data_name="${model_family}", model_family="${data_name}"
-    )
+    circle = repository.message(data_name="${model_family}", model_family="${data_name}")
     for message, fragments in (
         (types, ("layer_modified: is missing", "lr: is the text", "forget_edge: is the text")),
         (types, ("num_epoch: is unknown. Did you mean 'num_epochs'?",)),
         (meaning, ("data_name: is the text 'absent'", "use_harmful, use_unverified: set one")),
         (meaning, ("layer_modified, coeff_list: give one coefficient for each",)),
-        (references, ("forget_edge: ['${lr}'] refers to no key",)),
-        (references, ("model_family: the text '${data_name}' refers to no key of this file, or",)),
+        (circle, ("model_family: the text '${data_name}' refers to no key of this file, or in",)),
+        (repository.message(forget_edge=["${lr}"]), ("forget_edge: ['${lr}'] refers to no key",)),
     ):
         assert all(fragment in message for fragment in fragments)
     assert "positions: is -2; it should be -1" in repository.message(positions=-2)
