@@ -266,8 +266,6 @@ def test_two_processes_share_one_cache(cache: ActivationCache, tmp_path: Path) -
         captured = cache_sharing.share(cache.root, ready)
         printed, _ = other.communicate(timeout=120)
     assert printed == f"{not captured}\n"
-    for turn in range(4):
-        assert holds(cache.entry(32 * "b", {}), torch.full((20_000,), turn), f"point-{turn}")
     assert unfinished(cache) == []
     cache.empty()
     assert list(cache.root.iterdir()) == []

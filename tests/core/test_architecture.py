@@ -72,11 +72,7 @@ def packages_of(module: str) -> set[str]:
 
 
 def home_of(module: str) -> tuple[int, str]:
-    """Return a module's floor and its package; the ground is one, and so are all entries.
-
-    Raises:
-        LookupError: It stands on no floor.
-    """
+    """Return a module's floor and its package; the ground is one, and so are all entries."""
     name = module.removeprefix("lunar_tune").removeprefix(".")
     if name in ENTRIES or not name:  # the package itself names what a notebook needs
         return ENTRY_FLOOR, "entries"

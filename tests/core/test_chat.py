@@ -61,22 +61,19 @@ def test_the_own_template_ends_where_the_answer_begins(tokenizer: Tokenizer) -> 
     assert render(own, brief) == f"S:Be brief. U:{QUESTION}"
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
+def test_a_date_in_a_template_is_the_fixed_one(tokenizer: Tokenizer) -> None:
+    """As Llama 3.2's, and one that looks whether it can ask for the date."""
+    for template in (
         "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
         "{% endif %}Today: {{ date_string }} {{ messages[0]['content'] }}",
         "{% if strftime_now is defined %}{% set d = strftime_now('%d %b %Y') %}"
         "{% else %}{% set d = '26 Jul 2024' %}{% endif %}Today: {{ d }} "
         "{{ messages[0]['content'] }}",
-    ],
-    ids=["llama-3.2", "strftime_now-if-defined"],
-)
-def test_a_date_in_a_template_is_the_fixed_one(tokenizer: Tokenizer, template: str) -> None:
-    stamped = with_template(tokenizer, template)
-    today = stamped.apply_chat_template([{"role": "user", "content": QUESTION}], tokenize=False)
-    assert FIXED_DATE not in today
-    assert render(stamped) == f"Today: {FIXED_DATE} {QUESTION}"
+    ):
+        stamped = with_template(tokenizer, template)
+        asked = [{"role": "user", "content": QUESTION}]
+        assert FIXED_DATE not in stamped.apply_chat_template(asked, tokenize=False)
+        assert render(stamped) == f"Today: {FIXED_DATE} {QUESTION}"
 
 
 @pytest.mark.parametrize(("adds_itself", "written"), [(True, 1), (True, 0), (False, 1), (False, 2)])
@@ -128,18 +125,15 @@ def test_what_has_no_published_turn_or_contradicts_it_is_refused(tokenizer: Toke
         ChatFormat(template=PUBLISHED, system_prompt="Be brief.")
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
+def test_a_template_that_fails_says_why(tokenizer: Tokenizer) -> None:
+    for template, message in (
         (None, r"has no chat template.*--chat-template FILE"),
         ({"tool_use": "tools"}, "the chat template .* failed"),
         ("{{ raise_exception('No system role') }}", "chat template .* failed: .*No system role"),
         ("{% for %}", "the chat template .* failed: .*Expected"),
-    ],
-)
-def test_a_template_that_fails_says_why(tokenizer: Tokenizer, template: Any, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        render(with_template(tokenizer, template), ChatFormat(system_prompt="Be brief."))
+    ):
+        with pytest.raises(ModelError, match=message):
+            render(with_template(tokenizer, template), ChatFormat(system_prompt="Be brief."))
     several = {"tool_use": "tools", "default": f"Q: {BARE}"}
     assert render(with_template(tokenizer, several)) == f"Q: {QUESTION}"
 
@@ -156,12 +150,10 @@ def test_a_template_may_come_from_a_file(tokenizer: Tokenizer, tmp_path: Path) -
 
 def test_an_answer_ends_with_what_the_template_writes_after_it(tokenizer: Tokenizer) -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert end_of_turn(tokenizer, ChatFormat(), (99, end)) == end
-    assert end_of_turn(tokenizer, ChatFormat(template=PUBLISHED), (99, end)) == end
+    for template in ("own", PUBLISHED):
+        assert end_of_turn(tokenizer, ChatFormat(template=template), (99, end)) == end
     # Templates that write no end, or know no assistant: the tokenizer's own, or the model's first.
-    bare = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     refusing = "{% if messages[-1]['role'] == 'assistant' %}{{ raise_exception('no') }}{% endif %}"
-    for template in (bare, refusing + bare):
-        chat = ChatFormat(template=template)
+    for chat in (ChatFormat(template=BARE), ChatFormat(template=refusing + BARE)):
         assert end_of_turn(tokenizer, chat, (99, end)) == end == tokenizer.eos_token_id
-    assert end_of_turn(tokenizer, ChatFormat(template=bare), (99, 98)) == 99
+    assert end_of_turn(tokenizer, ChatFormat(template=BARE), (99, 98)) == 99

@@ -89,16 +89,12 @@ def test_scores_are_means_over_each_set_and_rows_keep_their_place(tokenizer: Tok
             "deviation_score": 100 * math.sqrt(0.25**2 + 0.25**2),
         }
     )
+    alone = told.evaluate({"forget": sets["forget"]}, floor=1.0)
+    assert alone.scores == {"forget_rouge1": 0.25, "forget_rougeL": 0.25, "forget_rows": 2}
     third = result.rows[2]
     assert (third.set_name, third.edge, third.question) == ("retain", "E0", "retain 0?")
     assert (third.truth, third.answer, third.rouge1) == ("c d f e", "c d e f", 1.0)
     assert [row.set_name for row in result.rows] == ["forget"] * 2 + ["retain"] * 2 + ["factual"]
-
-
-def test_without_a_retain_set_there_is_no_deviation_score(tokenizer: Tokenizer) -> None:
-    result = Told(tokenizer, ["nothing"]).evaluate(sets_of(forget=["nothing"]), floor=1.0)
-    assert result.complete
-    assert result.scores == {"forget_rouge1": 1.0, "forget_rougeL": 1.0, "forget_rows": 1}
 
 
 def test_a_prompt_that_stands_in_two_sets_is_opened_once(tokenizer: Tokenizer) -> None:

@@ -181,15 +181,15 @@ def test_a_model_comes_back_after_errors(loaded: Load, unchanged: Unchanged, fam
 
 
 def test_what_lunar_cannot_edit_is_refused_by_name_with_the_reason() -> None:
-    for family, reason in (
-        *((family, "normalises the MLP's output again") for family in ("gemma2", "gemma3_text")),
-        ("granite", "scales"),
-        ("mixtral", "mixture of experts"),
+    for family, message in (
+        ("gemma2", "'gemma2' is unsuitable.*normalises the MLP's output again.*: llama"),
+        ("gemma3_text", "'gemma3_text' is unsuitable.*normalises the MLP's output again"),
+        ("granite", "'granite' is unsuitable.*scales"),
+        ("mixtral", "'mixtral' is unsuitable.*mixture of experts"),
+        ("gpt2", "'gpt2' is unknown.*Suitable: llama"),
     ):
-        with pytest.raises(ModelError, match=rf"{family!r} is unsuitable.*{reason}.*: llama"):
+        with pytest.raises(ModelError, match=message):
             layout_of(AutoConfig.for_model(family))
-    with pytest.raises(ModelError, match=r"'gpt2' is unknown.*Suitable: llama"):
-        layout_of(AutoConfig.for_model("gpt2"))
     config = AutoConfig.for_model("llama", quantization_config={"quant_method": "gptq"})
     with pytest.raises(ModelError, match=r"quantised \(gptq\)"):
         layout_of(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,6 @@ from lunar_tune.reference import unlearning_vector
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.layer_scores import (
     LayerPrior,
-    LayerSimilarities,
-    Similarities,
     layer_scores,
     read_layer_prior,
     recommended_layers,
@@ -54,6 +52,14 @@ def worker(loaded: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPath
         max_new_tokens=BUDGET,
     )
     return Worker(assemble(options), loaded("qwen2"))
+
+
+Scored = tuple[LayerPrior, Mapping[int | None, tuple[str, ...]]]
+
+
+@pytest.fixture(scope="module")
+def scored(worker: Worker) -> Scored:
+    return layer_scores(worker, coefficient=COEFFICIENT)
 
 
 class PlainLoop:
@@ -100,9 +106,11 @@ class PlainLoop:
 
 
 @torch.no_grad()
-def test_scores_are_those_of_a_plain_loop(worker: Worker, unchanged: Callable[[Any], None]) -> None:
+def test_scores_are_those_of_a_plain_loop(
+    worker: Worker, scored: Scored, unchanged: Callable[[Any], None]
+) -> None:
     unchanged(worker.loaded.model)
-    prior, answers = layer_scores(worker, coefficient=COEFFICIENT)
+    prior, answers = scored
     plain = PlainLoop(worker)
     assert prior.rows == len(plain.records) == 5
     assert [one.layer for one in prior.layers] == [0, 1, 2]
@@ -160,51 +168,30 @@ def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended() -> None:
         assert recommended_layers(base_model, scores) == (best, recommended)
 
 
-PRIOR = LayerPrior(
-    model="tiny",
-    n_layers=4,
-    best=1,
-    recommended=(1, 3),
-    data="mini",
-    forget_edges=("A_B",),
-    rows=3,
-    coefficient=COEFFICIENT,
-    max_new_tokens=32,
-    seed=0,
-    embedding="by hand",
-    base_model=Similarities(s1=-1 / 3, s2=1.0, unfinished=1),
-    layers=(
-        LayerSimilarities(layer=0, s1=0.25, s2=0.5, unfinished=1),
-        LayerSimilarities(layer=1, s1=0.7, s2=-0.1, unfinished=1),
-        LayerSimilarities(layer=3, s1=0.6, s2=-0.1, unfinished=1),
-    ),
-)
-
-
-def test_a_prior_comes_back_as_it_was_and_fits_its_model_alone(tmp_path: Path) -> None:
+def test_a_prior_comes_back_as_it_was_and_fits_its_model_alone(
+    scored: Scored, tmp_path: Path
+) -> None:
     """Keys of a later version are read over; the depth may not be known before the weights are."""
-    path, source = tmp_path / "prior.json", "--layer-prior p.json"
-    document = json.loads(PRIOR.document())
+    prior, path, source = scored[0], tmp_path / "prior.json", "--layer-prior p.json"
+    document = json.loads(prior.document())
     path.write_text(json.dumps(document | {"new": [1]}), encoding="utf-8")
-    assert read_layer_prior(path) == PRIOR
-    for one in document["layers"]:
-        assert one["score"] == pytest.approx(one["s1"] - one["s2"])
-    for depth in (4, None):
-        PRIOR.check_fits(model="tiny", n_layers=depth, source=source)
-    for model, n_layers in (("other", None), ("tiny", 3)):
+    assert read_layer_prior(path) == prior
+    for depth in (3, None):
+        prior.check_fits(model=prior.model, n_layers=depth, source=source)
+    for model, n_layers in (("other", None), (prior.model, 4)):
         with pytest.raises(InputError, match=rf"--layer-prior p\.json: .*{model!r}") as caught:
-            PRIOR.check_fits(model=model, n_layers=n_layers, source=source)
+            prior.check_fits(model=model, n_layers=n_layers, source=source)
         assert f"python -m lunar_tune.layers --model {model}" in str(caught.value)
 
 
-def test_a_file_that_is_no_prior_is_refused_with_the_reason(tmp_path: Path) -> None:
-    path, document = tmp_path / "prior.json", json.loads(PRIOR.document())
+def test_a_file_that_is_no_prior_is_refused(scored: Scored, tmp_path: Path) -> None:
+    path, document = tmp_path / "prior.json", json.loads(scored[0].document())
     for content, message in (
         ([1], "is no layer prior"),
         (document | {"version": 2}, "version"),
         (document | {"best": 7}, "layer 7 stands not among layers"),
         (document | {"recommended": []}, "recommended: "),
-        (document | {"n_layers": 3}, "numbers from 0 to 2"),
+        (document | {"n_layers": 2}, "numbers from 0 to 1"),
         (document | {"layers": [{"layer": 0}]}, r"layers\[0\].s1: is missing"),
     ):
         path.write_text(json.dumps(content), encoding="utf-8")

@@ -78,37 +78,32 @@ def test_several_layers_are_each_fitted_on_the_base_model(model: LoadedModel, so
     assert same(shared, listed)
 
 
-@pytest.mark.parametrize(
-    ("layer", "coefficient", "message"),
-    [
+def test_layers_that_are_not_there_or_do_not_match_coefficients_are_refused(
+    model: LoadedModel,
+) -> None:
+    prepared = lunar(solver="closed_form").prepare(task_on(model))
+    for layer, coefficient, message in (
         (3, 1.0, "layer 3: the model has 3 decoder blocks"),
         ([0, 1, 2], [1.0, 2.0], "3 layers and 2 coefficients"),
         (1.5, 1.0, "layer 1.5: whole numbers"),
         ([], [], "at least one layer"),
-    ],
-)
-def test_layers_that_are_not_there_or_do_not_match_coefficients_are_refused(
-    model: LoadedModel, layer: Any, coefficient: Any, message: str
-) -> None:
-    prepared = lunar(solver="closed_form").prepare(task_on(model))
-    parameters = {"layer": layer, "coefficient": coefficient, "ridge": 1e-3}
-    assert_fails(prepared, parameters, InputError, message)
+    ):
+        parameters = {"layer": layer, "coefficient": coefficient, "ridge": 1e-3}
+        assert_fails(prepared, parameters, InputError, message)
 
 
-@pytest.mark.parametrize(
-    ("k", "expected"), [(0.5, 4), (1.6, 11), (2.0, N_RETAIN_TOKENS), (None, 12)]
-)
-def test_retain_points_follow_k(model: LoadedModel, k: float | None, expected: int) -> None:
+def test_retain_points_are_so_many_for_each_forget_token(model: LoadedModel) -> None:
     """Seven forget and twelve retain tokens; .5 × 7 = 3.5 is rounded to 4 (to even)."""
-    method = lunar(retain_points=k)
-    prepared = method.prepare(task_on(model))
-    assert isinstance(prepared, PreparedLunar)
-    (chosen, is_forget), (other, _) = (prepared._points(method.settings, seed=n) for n in (0, 1))
-    assert torch.equal(chosen, other) == (expected == N_RETAIN_TOKENS)
-    tree = prepared._activations.tree
-    assert chosen[:N_FORGET_TOKENS].tolist() == tree.nodes_of([0, 1]).tolist()
-    assert is_forget.tolist() == [True] * N_FORGET_TOKENS + [False] * expected
-    # Each retain token at most once; several tokens may have one node.
-    retain = Counter(chosen[N_FORGET_TOKENS:].tolist())
-    assert retain.total() == expected
-    assert retain <= Counter(tree.nodes_of([2, 3, 4]).tolist())
+    for k, expected in ((0.5, 4), (1.6, 11), (2.0, N_RETAIN_TOKENS), (None, 12)):
+        method = lunar(retain_points=k)
+        prepared = method.prepare(task_on(model))
+        assert isinstance(prepared, PreparedLunar)
+        (chosen, is_forget), (other, _) = (prepared._points(method.settings, n) for n in (0, 1))
+        assert torch.equal(chosen, other) == (expected == N_RETAIN_TOKENS)
+        tree = prepared._activations.tree
+        assert chosen[:N_FORGET_TOKENS].tolist() == tree.nodes_of([0, 1]).tolist()
+        assert is_forget.tolist() == [True] * N_FORGET_TOKENS + [False] * expected
+        # Each retain token at most once; several tokens may have one node.
+        retain = Counter(chosen[N_FORGET_TOKENS:].tolist())
+        assert retain.total() == expected
+        assert retain <= Counter(tree.nodes_of([2, 3, 4]).tolist())

@@ -173,18 +173,12 @@ def test_float32_keeps_updates_that_a_bfloat16_master_loses() -> None:
     assert not torch.equal(adamw(p, learning_rate=1e-6).weight, p.weight)
 
 
-@pytest.mark.parametrize(
-    ("rate", "fixed", "message"),
-    [
+def test_what_leaves_the_numbers_diverges() -> None:
+    p = problem(tokens=60)
+    for rate, fixed, message in (
         (1e30, {"epochs": 3}, "in epoch 2 of 3"),
         (1e30, {"epochs": 3, "master_dtype": "bfloat16"}, "in epoch 2 of 3"),
         (1e39, {"epochs": 1}, "infinite"),  # in the last step
-    ],
-)
-def test_what_leaves_the_numbers_diverges(rate: float, fixed: dict[str, Any], message: str) -> None:
-    p = problem(tokens=60)
-    with pytest.raises(DivergenceError, match=message):
-        adamw(p, learning_rate=rate, **fixed)
-    p.inputs[3, 4] = math.nan
-    with pytest.raises(DivergenceError):
-        adamw(p, **fixed)
+    ):
+        with pytest.raises(DivergenceError, match=message):
+            adamw(p, learning_rate=rate, **fixed)

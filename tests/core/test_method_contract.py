@@ -222,9 +222,8 @@ def test_settings_configure_the_method_and_parameters_stay_fixed() -> None:
     assert method.settings == GradientSettings(trained="full", epochs=3, checkpointing=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "solver", "fixed", "message"),
-    [
+def test_what_means_nothing_is_refused() -> None:
+    for name, solver, fixed, message in (
         ("lunar", "lora", {"solver": "adamw"}, "--solver lora contradicts --fix solver=adamw."),
         ("ga", "lora", {}, "--solver lora has no meaning with --method ga."),
         ("lunar", "sgd", {}, "solver sgd: there are adamw, closed_form, lora."),
@@ -238,14 +237,10 @@ def test_settings_configure_the_method_and_parameters_stay_fixed() -> None:
         ("ga", None, {"checkpointing": 1}, "checkpointing 1: true or false is needed."),
         ("lunr", None, {}, "unknown method 'lunr'. Did you mean 'lunar'?"),
         ("lunar", "closed_form", {"learning_rate": 1}, "--fix learning_rate: --method lunar (clo"),
-    ],
-)
-def test_what_means_nothing_is_refused(
-    name: str, solver: str | None, fixed: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(InputError) as raised:
-        configure_method(name, solver=solver, fixed=fixed)
-    assert str(raised.value).startswith(message)
+    ):
+        with pytest.raises(InputError) as raised:
+            configure_method(name, solver=solver, fixed=fixed)
+        assert str(raised.value).startswith(message)
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from likelihoods_by_hand import one_alone
 from random_models import build_encoder
 from refusals_by_hand import cosine_mean, states_behind
@@ -15,13 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.contract import Edit
-from lunar_tune.metrics.embedding import Embedder, Refusals, load_sentence_embedder
+from lunar_tune.metrics.embedding import Refusals, load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.likelihood import likelihood_means
 from lunar_tune.models.chat import encode_prompts
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair
-from lunar_tune.trial.evaluator import Encoder
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
@@ -71,26 +69,11 @@ def base_quality(checkpoint: Callable[..., Path]) -> Callable[[TrialSpec, Evalua
 
 
 class Scored:
-    """A worker's first trial and all that it was then asked, with the texts that it encoded."""
+    """A worker's first trial and all that it was then asked."""
 
-    def __init__(self, spec: TrialSpec, plain: Evaluation, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, spec: TrialSpec, plain: Evaluation) -> None:
         self.spec, self.plain = spec, plain
-        self.embedded: list[tuple[str, ...]] = []
-        self.encoded: list[str] = []
-        embed, answers = Embedder.embed, Encoder.answers
-
-        def note_embedded(embedder: Embedder, texts: Sequence[str]) -> torch.Tensor:
-            self.embedded.append(tuple(texts))
-            return embed(embedder, texts)
-
-        def note_encoded(encoder: Encoder, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-            self.encoded.extend(texts)
-            return answers(encoder, texts)
-
-        patch.setattr(Embedder, "embed", note_embedded)
-        patch.setattr(Encoder, "answers", note_encoded)
         self.worker = worker = Worker(spec)
-        assert self.embedded == []
         self.trial = worker.run(SETTING, inside=self._judge).evaluation
         self.full_trial = worker.run(SETTING, full=True).evaluation
         self.base = worker.baseline().evaluation
@@ -104,10 +87,9 @@ class Scored:
 
 
 @pytest.fixture(scope="module")
-def scored(spec: Specs) -> Iterator[Scored]:
+def scored(spec: Specs) -> Scored:
     plain = Worker(spec(retain_rows=4)).run(SETTING).evaluation
-    with pytest.MonkeyPatch.context() as patch:
-        yield Scored(spec(metrics=(*LIKELIHOODS, QUALITY), retain_rows=4), plain, patch)
+    return Scored(spec(metrics=(*LIKELIHOODS, QUALITY), retain_rows=4), plain)
 
 
 def test_a_trial_reports_likelihoods_and_all_else_as_without(scored: Scored) -> None:
@@ -130,12 +112,6 @@ def test_answers_are_read_by_the_base_model_whoever_gave_them(
     assert values == pytest.approx(expected, abs=1e-5)
     assert min(abs(a - b) for i, a in enumerate(values) for b in values[:i]) > 1e-3
     assert abs(scored.own_quality - scored.trial.scores[QUALITY]) > 1e-2
-
-
-def test_refusals_and_true_answers_are_encoded_once(scored: Scored) -> None:
-    data = scored.spec.data
-    assert scored.embedded == [data.refusals, *(tuple(answers_of(one)) for one in scored.all)]
-    assert len(scored.encoded) == len(data.forget) + len(data.retain) + len(data.refusals)
 
 
 def test_held_out_answers_have_the_origin_that_trials_have(
@@ -181,12 +157,6 @@ def test_a_sentence_model_judges_the_answers_instead(
 
 
 def test_a_sentence_model_is_loaded_first(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_arguments: object) -> None:
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr("lunar_tune.trial.worker.load_model", load)
+    monkeypatch.setattr("lunar_tune.trial.worker.load_model", pytest.fail)
     with pytest.raises(ModelError, match=r"--embedding-model nosuch/it: cannot be used"):
         Worker(spec(metrics=(QUALITY,), embedding_model="nosuch/it"))
-    monkeypatch.undo()
-    monkeypatch.setattr("lunar_tune.trial.worker.load_sentence_embedder", load)
-    Worker(spec(embedding_model="nosuch/it", metrics=("forget_mrr",)))

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from method_examples import same, weights
 from transformers import AutoModelForCausalLM
 from trial_specs import generated
 
 from lunar_tune.errors import TrialError
 from lunar_tune.methods.contract import Edit
-from lunar_tune.models.chat import encode_prompts
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.trial.single import asking
 from lunar_tune.trial.spec import TrialSpec
@@ -23,31 +22,13 @@ Specs = Callable[..., TrialSpec]
 SETTING = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
 
 
-def weights(loaded: LoadedModel) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_a_full_evaluation_takes_all_rows_and_the_published_budget_and_encodes_nothing_twice(
-    spec: Specs, monkeypatch: pytest.MonkeyPatch, full_budget: int
+def test_a_full_evaluation_takes_all_rows_and_the_published_budget(
+    spec: Specs, full_budget: int
 ) -> None:
-    asked: list[str] = []
-
-    def counting(tokenizer: Any, questions: list[str], *args: Any, **options: Any) -> Any:
-        asked.extend(questions)
-        return encode_prompts(tokenizer, questions, *args, **options)
-
-    monkeypatch.setattr("lunar_tune.trial.evaluator.encode_prompts", counting)
     worker = Worker(spec(retain_rows=2, evaluation_rows=5))
-    trial = worker.run(SETTING)
+    trial, full = worker.run(SETTING), worker.baseline(full=True)
     assert (trial.max_new_tokens, trial.evaluation.scores["retain_rows"]) == (3, 2)
-    full = worker.baseline(full=True)
     assert (full.max_new_tokens, full.evaluation.scores["retain_rows"]) == (full_budget, 5)
-    assert len(asked) == len(set(asked))
-    assert {record.question for record in worker.spec.data.retain} < set(asked)
 
 
 def test_a_failed_trial_leaves_the_worker_ready_for_the_next(spec: Specs) -> None:
