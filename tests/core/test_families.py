@@ -117,7 +117,6 @@ def test_answers_are_those_of_generate_on_the_model_edited_by_hand(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steering_shifts_every_position(loaded: Load, unchanged: Unchanged, family: str) -> None:
-    """Of generated tokens too, and twice where it is done twice."""
     model = with_eos(loaded(family), NEVER)
     unchanged(model.model)
     before = full_forwards(model.model)["streams"]
