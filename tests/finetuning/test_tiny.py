@@ -34,12 +34,11 @@ class Tiny:
 
     @torch.no_grad()
     def answers(self, questions: Sequence[str]) -> list[str]:
-        batch = self.tokenizer.apply_chat_template(
-            [[{"role": "user", "content": question}] for question in questions],
-            add_generation_prompt=True,
-            return_dict=True,
-            **{"return_tensors": "pt", "padding": True, "padding_side": "left"},
+        asked = [[{"role": "user", "content": question}] for question in questions]
+        prompts = self.tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, tokenize=False
         )
+        batch = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
         output = self.model.generate(**batch, max_new_tokens=32, do_sample=False)
         new = output[:, batch["input_ids"].shape[1] :]
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -35,7 +35,6 @@ LOGGER = logging.getLogger("lunar_tune")
 
 @pytest.fixture(scope="module", autouse=True)
 def _handlers() -> Iterator[None]:
-    """Let no runner hear warnings when the module is over."""
     before = list(LOGGER.handlers)
     yield
     LOGGER.handlers[:] = before
