@@ -28,7 +28,7 @@ __all__ = [
     "default_tracking_uri",
     "find_experiment",
     "kept_uri",
-    "look_at_store",
+    "look_at",
     "open_experiment",
     "opened_store",
     "sqlite_file",
@@ -54,37 +54,6 @@ def default_tracking_uri(output: Path) -> str:
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of a sqlite store; None for any other store."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
-
-
-def look_at_store(uri: str, experiment: str) -> str:
-    """Say what a store is; none is made, brought up to date or written.
-
-    Raises:
-        InputError: It cannot be used.
-    """
-    file, shown = sqlite_file(uri), without_password(uri)
-    if file is None and not uri.startswith(("http://", "https://")):
-        return f"{shown}, not looked at: opening it would write it"
-    if file is not None:
-        check_writable(file.parent, f"MLflow store {shown}")
-        if not file.is_file():
-            return f"{shown}, to be made"
-    with tempfile.TemporaryDirectory() as folder:
-        if file is not None:  # opening it may write it: a copy is looked at
-            copy = Path(folder) / file.name
-            try:
-                with (
-                    closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as one,
-                    closing(sqlite3.connect(copy)) as other,
-                ):
-                    one.backup(other)
-            except sqlite3.Error as error:
-                raise InputError(f"the MLflow store {file} cannot be used: {error}.") from error
-            uri = f"{_SQLITE}{copy}"
-        with opened_store(uri) as client:
-            if (found := client.get_experiment_by_name(experiment)) is not None:
-                open_experiment(client, experiment)
-    return f"{shown} answers; experiment {experiment}{'' if found else ', to be made'}"
 
 
 def kept_uri(uri: str) -> str:
@@ -179,6 +148,36 @@ def _migration_lock(uri: str) -> FileLock | nullcontext[None]:
     # In a folder that cannot be written nobody makes a store anew.
     writable = os.access(file.parent, os.W_OK)
     return FileLock(file.parent / ".mlflow.lock") if writable else nullcontext()
+
+
+def look_at(uri: str, experiment: str) -> str:
+    """Say what a search would find at a tracking URI; a store is neither made nor written.
+
+    Raises:
+        InputError: The store or its experiment cannot be used.
+    """
+    file, shown = sqlite_file(uri), without_password(uri)
+    if file is None and not uri.startswith(("http://", "https://")):
+        return f"{shown}, not looked at: opening it would write it"
+    with tempfile.TemporaryDirectory() as folder:
+        if file is not None:
+            check_writable(file.parent, f"MLflow store {shown}")
+            if not file.is_file():
+                return f"{shown}, to be made"
+            copy = Path(folder) / file.name  # opening a store may bring it up to date
+            try:
+                with (
+                    closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as one,
+                    closing(sqlite3.connect(copy)) as other,
+                ):
+                    one.backup(other)
+            except sqlite3.Error as error:
+                raise InputError(f"the MLflow store {file} cannot be used: {error}.") from error
+            uri = f"{_SQLITE}{copy}"
+        with opened_store(uri) as client:
+            if (found := client.get_experiment_by_name(experiment)) is not None:
+                open_experiment(client, experiment)
+    return f"{shown} answers; experiment {experiment}{'' if found else ', to be made'}"
 
 
 def open_experiment(client: MlflowClient, name: str) -> Experiment:

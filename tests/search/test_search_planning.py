@@ -18,7 +18,7 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.report.summary import baseline_problem
-from lunar_tune.search.backends.ray import cluster
+from lunar_tune.search.backends import cluster
 from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.trial.assemble import assemble, check_machine
 
@@ -96,12 +96,12 @@ def test_the_plan_says_what_is_going_to_be_done(tmp_path: Path) -> None:
 
 
 def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(tmp_path: Path) -> None:
-    assert plan_search(SearchConfig(output=tmp_path)).spec.engine.early_exit is True
+    assert plan_search(SearchConfig(output=tmp_path)).spec.early_exit is True
     bounds = ("retain_rouge1>=0.8", "refusal_quality>=0.3")
     for goal in ({"minimise": "refusal_quality"}, {"constrain": bounds}):
         spec = plan_search(SearchConfig(output=tmp_path, **goal)).spec
         assert "refusal_quality" in spec.metrics
-        assert (spec.engine.early_exit, spec.engine.retain_floor) == (False, None)
+        assert (spec.early_exit, spec.retain_floor) == (False, None)
 
 
 def test_the_plan_says_where_fine_tuned_weights_come_from(

@@ -20,12 +20,11 @@ from tracked_searches import TAGS
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.search.backends.ray.cluster import Resources
+from lunar_tune.search.backends.cluster import Resources
 from lunar_tune.search.persistence import resumed, search_document, signature_of
 from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
-from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import SearchSession
-from lunar_tune.search.space import SearchSpace
+from lunar_tune.search.space import SearchSpace, open_study
 from lunar_tune.search.starting_points import (
     StartingPoint,
     fitting,
