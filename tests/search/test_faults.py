@@ -86,7 +86,7 @@ def test_the_end_of_a_process_of_rays_interrupts(
 
     monkeypatch.setattr(on_ray, "_EVERY_SECONDS", 0.01)
     monkeypatch.setattr(on_ray, "_GRACE_SECONDS", 3.0)  # time to react, on any machine
-    before = signal.getsignal(signal.SIGUSR2)
+    before = signal.getsignal(signal.SIGVTALRM)
     with sleeping() as process, pytest.raises(BackendLostError, match="Ray's sleep has ended"):
         wait_while_it_dies(process)
     with sleeping() as process:
@@ -94,7 +94,7 @@ def test_the_end_of_a_process_of_rays_interrupts(
             pass
         process.kill()
         time.sleep(0.1)
-    assert signal.getsignal(signal.SIGUSR2) == before
+    assert signal.getsignal(signal.SIGVTALRM) == before
 
 
 ENDING = """
@@ -109,7 +109,7 @@ def search_that_hangs_in_a_dead_ray():
     on_ray._EVERY_SECONDS = on_ray._GRACE_SECONDS = 0.05
     process = subprocess.Popen(["sleep", "100"])
     with on_ray.watched(Folder(Path(sys.argv[1])), [psutil.Process(process.pid)]):
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # a call that does not return
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGVTALRM])  # a call that does not return
         process.kill()
         time.sleep(60)
 

@@ -48,7 +48,8 @@ _NAMES = ("gcs_server", "raylet")
 _EVERY_SECONDS = 1.0
 # A signal to all processes of the search ends Ray's too; the search then hears of it by itself.
 _GRACE_SECONDS = 10.0
-_SIGNAL = signal.SIGUSR2
+# Python runs waiting handlers by number: one that ends the search (SIGTERM, 15) comes first.
+_SIGNAL = signal.SIGVTALRM
 
 
 class Watchdog:
@@ -197,11 +198,13 @@ class OnRay:
             try:
                 with watched(self.folder):
                     tuner.fit()
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
                 # A signal to the whole process group ends Ray's own processes too, and a driver
                 # that goes on without them is ended after a minute.
                 with suppress(Exception):  # of a Ray without its processes: anything
                     ray.shutdown()
+                if isinstance(error.__context__, KeyboardInterrupt):  # it was told to end before
+                    raise error.__context__ from None
                 raise
 
 
