@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from lunar_tune.display import Concise
+from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
-from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import EditedModelError
 from lunar_tune.methods.contract import Edit, PreparedMethod, UnlearningTask
 from lunar_tune.metrics.embedding import load_sentence_embedder

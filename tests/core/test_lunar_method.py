@@ -22,7 +22,7 @@ from method_examples import (
     weights_inside,
 )
 
-from lunar_tune.engine import prompt_activations as prompts_module
+from lunar_tune.engine import activations
 from lunar_tune.errors import InputError
 from lunar_tune.methods.lunar.method import PreparedLunar
 from lunar_tune.models.device import DeviceMemory
@@ -168,7 +168,7 @@ def test_reads_are_dropped_when_they_no_longer_fit_and_come_back_the_same(
     known = task_on(model).activations
     assert known.tree.n_nodes == 16
     size = 16 * (48 + 32) * 4
-    monkeypatch.setattr(prompts_module, "READS_SHARE", 1e-6)
+    monkeypatch.setattr(activations, "READS_SHARE", 1e-6)
     monkeypatch.setattr(
         DeviceMemory, "free_bytes", lambda _: (2 - len(known._reads)) * size * 10**6 + 10**9
     )

@@ -10,8 +10,8 @@ from engine_cases import TREE, full_forwards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunar_tune.engine.forward import KeyValues, TreeBatch, arrange, tree_forward
-from lunar_tune.engine.streams import PrefixTree, batches_by_length
+from lunar_tune.engine.activations import batches_by_length
+from lunar_tune.engine.forward import KeyValues, PrefixTree, TreeBatch, arrange, tree_forward
 from lunar_tune.models.loading import LoadedModel
 
 Load = Callable[..., LoadedModel]

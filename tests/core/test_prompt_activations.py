@@ -15,8 +15,8 @@ import pytest
 import torch
 from engine_cases import PROMPTS, full_forwards
 
+from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
-from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.models.loading import LoadedModel
 
 Load = Callable[..., LoadedModel]
@@ -134,5 +134,5 @@ def test_an_entry_is_described_and_without_a_cache_nothing_is_fingerprinted(
     source.last_tokens(PROMPTS)
     about = {"kind": "last tokens", "model": "qwen2", "dtype": "float32", "rows": len(PROMPTS)}
     assert [entry.about for entry in ActivationCache(1.0, tmp_path).entries()] == [about]
-    monkeypatch.setattr("lunar_tune.engine.prompt_activations.fingerprint", pytest.fail)
+    monkeypatch.setattr("lunar_tune.engine.activations.fingerprint", pytest.fail)
     ActivationSource(model).last_tokens(PROMPTS)

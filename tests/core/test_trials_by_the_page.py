@@ -16,7 +16,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from lunar_tune import reference
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
 from lunar_tune.data.records import Record
-from lunar_tune.engine import prompt_activations as prompts_module
+from lunar_tune.engine import activations
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.trial.assemble import assemble
@@ -177,7 +177,7 @@ def test_what_is_kept_or_skipped_changes_no_score(
     layers: list[int],
     share: float,
 ) -> None:
-    monkeypatch.setattr(prompts_module, "READS_SHARE", share)
+    monkeypatch.setattr(activations, "READS_SHARE", share)
     worker = make(**options)
     worker.baseline()
     evaluation = worker.run(parameters(layers)).evaluation
@@ -194,19 +194,19 @@ def test_only_the_base_model_is_captured(make: Make, monkeypatch: pytest.MonkeyP
     expected = [make().run(parameters(layers)).evaluation for layers in ([0, 2], [2])]
     original = copy.deepcopy(worker.loaded.model).state_dict()
     captured: list[bool] = []
-    capture = prompts_module.capture_streams
+    capture = activations.capture_streams
 
     def is_original() -> bool:
         state = worker.loaded.model.state_dict()
         return all(torch.equal(state[name], original[name]) for name in original)
 
-    def watched(*args: Any) -> Any:
+    def watched(*args: Any, **options: Any) -> Any:
         captured.append(is_original())
-        return capture(*args)
+        return capture(*args, **options)
 
-    monkeypatch.setattr(prompts_module, "READS_SHARE", 0.0)
-    monkeypatch.setattr(prompts_module, "host_free_bytes", lambda: 0 if is_original() else 2**40)
-    monkeypatch.setattr(prompts_module, "capture_streams", watched)
+    monkeypatch.setattr(activations, "READS_SHARE", 0.0)
+    monkeypatch.setattr(activations, "host_free_bytes", lambda: 0 if is_original() else 2**40)
+    monkeypatch.setattr(activations, "capture_streams", watched)
     assert [worker.run(parameters(layers)).evaluation for layers in ([0, 2], [2])] == expected
     assert captured
     assert all(captured)
