@@ -26,7 +26,7 @@ from random_weights import SIZES, random_model, random_options
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.running import reporting_errors
+from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS

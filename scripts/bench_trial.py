@@ -38,7 +38,7 @@ from rouge_score import rouge_scorer
 from transformers import AutoModelForCausalLM
 
 from lunar_tune import reference
-from lunar_tune.cli.running import reporting_errors
+from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError

@@ -24,9 +24,8 @@ from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.metrics.names import WHOLE_ANSWERS, need_of
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
-from lunar_tune.search.backends.ray.cluster import check_address, check_gpus
-from lunar_tune.search.samplers import SAMPLERS
-from lunar_tune.search.space import LAYER, SearchSpace, described
+from lunar_tune.search.backends.cluster import check_address, check_gpus
+from lunar_tune.search.space import LAYER, SAMPLERS, SearchSpace, described
 from lunar_tune.search.space_sources import load_space, narrowed
 from lunar_tune.search.starting_points import (
     LAYER_PRIOR,

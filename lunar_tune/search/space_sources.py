@@ -35,7 +35,6 @@ from lunar_tune.methods.contract import Method
 from lunar_tune.search.space import (
     KINDS,
     LAYER,
-    Depth,
     Parameter,
     SearchSpace,
     admitted_values,
@@ -175,9 +174,9 @@ def _read_section(
         else:
             form = ", ".join(f"{name}: …" for name in kinds)
             problems.add(f"{at}: is {shown(point)}; write {{{form}}}")
-    layer = kinds.get(LAYER)
-    if isinstance(layer, Depth):
-        kinds[LAYER] = layer.in_blocks(n_layers)
+    if isinstance(depth := kinds.get(LAYER), FloatDistribution):
+        ends = block_at(depth.low, n_layers), block_at(depth.high, n_layers)
+        kinds[LAYER] = IntDistribution(*ends)
         for point in points:
             if LAYER in point:
                 point[LAYER] = block_at(point[LAYER], n_layers)
@@ -204,7 +203,7 @@ def _read_parameter(place: str, name: str, raw: object, n_layers: int) -> Parame
     holds = f"{place}: holds {described(kind)}"
     if name in POSITIVE and low <= 0:
         raise SearchSpaceError(f"{holds}; {name} must be more than 0")
-    if name == LAYER and not isinstance(kind, Depth):
+    if name == LAYER and told != "depth":
         values = numbers_in(kind) if isinstance(kind, CategoricalDistribution) else (low, high)
         if not all(isinstance(value, int) for value in values):
             raise SearchSpaceError(f"{holds}; layers are whole numbers, use type int")

@@ -23,7 +23,7 @@ from made_search import NOWHERE, made_search
 from rouge_score.rouge_scorer import RougeScorer
 
 from lunar_tune.cli.export import COMMAND
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_model
@@ -90,7 +90,13 @@ def _short_answers() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a search of the tiny model, which knows its data."""
-    options = RunOptions(solver="closed_form", max_new_tokens=None, evaluation_rows=8, device="cpu")
+    options = RunOptions(
+        solver="closed_form",
+        max_new_tokens=None,
+        evaluation_rows=8,
+        factual_data=NONE,
+        device="cpu",
+    )
     return made_search(tmp_path_factory.mktemp("known"), "tiny", options, SETTING, floor=0.5)
 
 
@@ -121,14 +127,13 @@ def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_rep
     known: Path, carried: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path
 ) -> None:
     """The cards' lines load each form, transformers generates, rouge-score counts."""
-    answers = read_answers(Folder(known).answers(0, full=True))
-    rows = [row for row in answers if row.set_name != "factual"]
+    rows = read_answers(Folder(known).answers(0, full=True))
     questions = tmp_path / "questions.json"
     questions.write_text(json.dumps([row.question for row in rows]))
     cards = []
     for form, (folder, document) in carried.items():
         assert document["proven"] is True
-        assert document["n_rows"] == 8 + 8 + 8
+        assert document["n_rows"] == 8 + 8
         assert form == "adapter" or document["differing_rows"] == 0
         card = (folder / "README.md").read_text()
         base = Path(document["base"])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 from command_lines import finish, start
+
+pytestmark = pytest.mark.slow  # a process of its own
 
 PROGRAM = """
 import importlib, pkgutil, runpy, sys

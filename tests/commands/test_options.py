@@ -121,7 +121,7 @@ def test_there_are_few_options() -> None:
 
 def test_every_option_is_one_thing_in_all_commands() -> None:
     declared: Counter[str] = Counter()
-    for file in PACKAGE.rglob("*.py"):
+    for file in set(PACKAGE.rglob("*.py")) - {PACKAGE / "api.py"}:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if (
                 isinstance(node, ast.AnnAssign)

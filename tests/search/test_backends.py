@@ -15,8 +15,7 @@ from test_loop import Heard
 
 from lunar_tune.search import backends
 from lunar_tune.search.backends import InProcess
-from lunar_tune.search.backends.ray.backend import LoopCallback, LoopSearcher
-from lunar_tune.search.backends.ray.trainable import HANDED_OVER, Parcel
+from lunar_tune.search.backends.on_ray import HANDED_OVER, LoopCallback, LoopSearcher, Parcel
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED
 from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Task

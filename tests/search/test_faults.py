@@ -19,14 +19,13 @@ from command_lines import small_run
 
 from lunar_tune.errors import DivergenceError, EditedModelError
 from lunar_tune.methods.contract import Edit, Fit, PreparedMethod
-from lunar_tune.search.backends import BackendLostError
-from lunar_tune.search.backends.ray import backend
-from lunar_tune.search.backends.ray.backend import watched
-from lunar_tune.search.backends.ray.trainable import (
+from lunar_tune.search.backends import BackendLostError, on_ray
+from lunar_tune.search.backends.on_ray import (
     HANDED_OVER,
     UnlearningTrainable,
     Watchdog,
     crash_reason,
+    watched,
 )
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import assemble
@@ -45,7 +44,8 @@ def trainable_with(worker: Worker, folder: Path) -> Any:
     """Return a trainable of Ray's, without Ray, whose trials may take a while."""
     trainable = UnlearningTrainable.__new__(UnlearningTrainable)
     task = Task(kind=TRIAL, number=0, parameters=SETTING)
-    trainable.setup({"task": task}, spec=worker.spec, folder=Folder(folder), timeout=1000.0)
+    facts = {"folder": Folder(folder), "timeout": 1000.0, "metrics": {}}
+    trainable.setup({"task": task}, spec=worker.spec, **facts)
     trainable._runner._worker = worker
     return trainable
 
@@ -74,21 +74,23 @@ def sleeping() -> Iterator[psutil.Process]:
             process.kill()
 
 
-def test_the_end_of_a_process_of_rays_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_process_of_rays_interrupts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And the end of the search ends the watch, whatever becomes of Ray then."""
 
     def wait_while_it_dies(process: psutil.Process) -> None:
-        with watched(pytest.fail, [process]):
+        with watched(Folder(tmp_path), [process]):
             process.kill()
             time.sleep(60)
 
-    monkeypatch.setattr(backend, "_EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(backend, "_GRACE_SECONDS", 3.0)  # time to react, on any machine
+    monkeypatch.setattr(on_ray, "_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(on_ray, "_GRACE_SECONDS", 3.0)  # time to react, on any machine
     before = signal.getsignal(signal.SIGUSR2)
     with sleeping() as process, pytest.raises(BackendLostError, match="Ray's sleep has ended"):
         wait_while_it_dies(process)
     with sleeping() as process:
-        with watched(pytest.fail, [process]):
+        with watched(Folder(tmp_path), [process]):
             pass
         process.kill()
         time.sleep(0.1)
@@ -99,14 +101,14 @@ ENDING = """
 import signal, subprocess, sys, time
 from pathlib import Path
 import psutil
-from lunar_tune.search.backends.ray import backend
-from lunar_tune.search.backends.ray.trainable import Watchdog
+from lunar_tune.search.backends import on_ray
+from lunar_tune.search.backends.on_ray import Watchdog
 from lunar_tune.study.folder import Folder
 
 def search_that_hangs_in_a_dead_ray():
-    backend._EVERY_SECONDS = backend._GRACE_SECONDS = 0.05
+    on_ray._EVERY_SECONDS = on_ray._GRACE_SECONDS = 0.05
     process = subprocess.Popen(["sleep", "100"])
-    with backend.watched(lambda lost: print(lost, flush=True), [psutil.Process(process.pid)]):
+    with on_ray.watched(Folder(Path(sys.argv[1])), [psutil.Process(process.pid)]):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # a call that does not return
         process.kill()
         time.sleep(60)
@@ -128,14 +130,14 @@ def test_what_hangs_ends_its_process_with_a_last_word(tmp_path: Path) -> None:
     both = [
         subprocess.Popen(
             [sys.executable, "-c", f"{ENDING}{name}()", str(tmp_path)],
-            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for name in names
     ]
-    said = [process.communicate(timeout=60)[0] for process in both]
+    said = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [1, 1]
-    assert said[0] == "Ray's sleep has ended\n"
+    assert "error: Ray's sleep has ended. What was computed is kept: go on" in said[0]
     folder = Folder(tmp_path)
     assert not folder.stack(3).exists(), "it ended in time"
     assert "trial_that_hangs" in folder.stack(4).read_text()

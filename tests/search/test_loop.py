@@ -13,8 +13,7 @@ from test_study import frozen, study_in
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.metrics.goal import goal_of
-from lunar_tune.search.loop import DONE, WAIT, Confirmation, SearchLoop
+from lunar_tune.search.loop import DONE, Confirmation, SearchLoop
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.study.study import Study
@@ -26,11 +25,20 @@ KILLED = "RuntimeError: killed"
 class Heard:
     """A loop on a study in a temporary folder, and what its listener heard."""
 
-    def __init__(self, folder: Path, *, refuses: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        refuses: bool = False,
+        layer_coefficient: float | None = None,
+        **options: Any,
+    ) -> None:
         self.folder, self.refuses = folder, refuses
         self.news: list[tuple[str, Any]] = []
-        options = {"num_trials": 3, "goal": goal_of(SearchConfig())} | options
-        self.loop = SearchLoop(self, Folder(folder), n_retain=N_RETAIN, **options)
+        config = SearchConfig(**{"num_trials": 3} | options)
+        self.loop = SearchLoop(
+            self, Folder(folder), config, n_retain=N_RETAIN, layer_coefficient=layer_coefficient
+        )
 
     def begin(self, outcome: Outcome) -> Study:
         assert outcome.result is not None
@@ -111,7 +119,7 @@ def heard(tmp_path: Path) -> Heard:
 def test_the_base_model_comes_first_and_everything_waits_for_it(tmp_path: Path) -> None:
     heard = Heard(tmp_path)
     assert heard.next("1").layer_coefficient is None
-    assert heard.loop.next("2") is WAIT
+    assert heard.loop.next("2") is None
     heard.loop.take("1", base_model(plain_decoding="a window"))
     assert heard.news == [("base model", (1.0, "a window"))]
     assert heard.layer_prior is None
@@ -130,7 +138,7 @@ def test_a_model_that_is_refused_ends_the_loop_with_the_reason(tmp_path: Path) -
     heard.base_model()
     assert isinstance(heard.loop.error, InputError)
     assert str(heard.loop.error) == "nothing to forget"
-    assert heard.loop.next("1") is DONE
+    assert heard.loop.next("1") == DONE
     assert heard.loop.study is None
 
 
@@ -141,13 +149,13 @@ def test_a_model_that_cannot_be_evaluated_ends_the_loop(tmp_path: Path) -> None:
         heard.next("1")
         heard.loop.take("1", failed("no weights", wrong_input=wrong_input))
         assert (type(heard.loop.error), str(heard.loop.error)) == (kind, "no weights")
-        assert heard.loop.next("2") is DONE
+        assert heard.loop.next("2") == DONE
     heard = Heard(tmp_path)
     heard.lose("1", "2")
     assert heard.loop.error is None
     heard.lose("3")
     assert str(heard.loop.error) == KILLED
-    assert heard.loop.next("4") is DONE
+    assert heard.loop.next("4") == DONE
 
 
 def test_a_task_is_the_studys_trial_and_its_end_is_heard_when_the_study_has_it(
@@ -189,14 +197,14 @@ def test_too_many_failures_in_a_row_end_the_trials(tmp_path: Path) -> None:
     assert (row.state, row.failure) == (FAILED, "the loss became NaN")
     assert heard.loop.gave_up
     assert heard.confirm("5", retain=0.9) == 1, "what was found is confirmed all the same"
-    assert heard.loop.next("6") is DONE
+    assert heard.loop.next("6") == DONE
     assert len(heard.study.rows()) == 4
 
 
 def test_no_trial_starts_after_the_deadline(tmp_path: Path) -> None:
     heard = Heard(tmp_path, time_budget=0.0)
     heard.base_model()
-    assert heard.loop.next("ray-1") is DONE
+    assert heard.loop.next("ray-1") == DONE
     assert not heard.loop.gave_up
     assert heard.study.rows() == []
 
@@ -204,18 +212,18 @@ def test_no_trial_starts_after_the_deadline(tmp_path: Path) -> None:
 def test_the_best_is_confirmed_when_the_last_trial_has_ended(heard: Heard) -> None:
     heard.trials(ended(forget=0.3), ended(forget=0.1))
     assert heard.next("3").kind == TRIAL
-    assert heard.loop.next("4") is WAIT, "a trial is running still"
+    assert heard.loop.next("4") is None, "a trial is running still"
     heard.loop.take("3", ended(forget=0.2))
     assert heard.confirm("5", retain=0.8) == 1, "a floor that is just reached holds"
     assert heard.news[-2:] == [("confirming", 1), ("holds", 1)]
-    assert heard.loop.next("6") is DONE
+    assert heard.loop.next("6") == DONE
 
 
 def test_candidates_are_confirmed_until_one_keeps_the_floor(heard: Heard) -> None:
     heard.trials(*(ended(forget=forget) for forget in (0.3, 0.1, 0.2)))
     assert heard.confirm("4", retain=0.79) == 1
     heard.next("5")
-    assert heard.loop.next("6") is WAIT, "one confirmation at a time"
+    assert heard.loop.next("6") is None, "one confirmation at a time"
     heard.loop.take("5", failed("the loss became NaN"))
     assert heard.confirm("7", retain=0.9) == 0
     kinds = {"confirming", "holds", "falls", "unconfirmed"}
@@ -232,15 +240,15 @@ def test_every_feasible_trial_may_be_confirmed_and_none_may_hold(tmp_path: Path)
     heard.trials(*(ended(forget=0.1, retain=0.7 if n % 2 else 0.85) for n in range(8)))
     tried = [heard.confirm(f"c{i}", retain=0.5) for i in range(4)]
     assert sorted(tried) == [0, 2, 4, 6]
-    assert heard.loop.next("last") is DONE
+    assert heard.loop.next("last") == DONE
 
 
 def test_what_was_held_out_does_not_choose_between_settings(tmp_path: Path) -> None:
-    heard = Heard(tmp_path, confirm_once=True)
+    heard = Heard(tmp_path, holdout=True)
     heard.base_model()
     heard.trials(ended(), ended(), ended())
     heard.confirm("4", retain=0.1)
-    assert heard.loop.next("5") is DONE
+    assert heard.loop.next("5") == DONE
     assert heard.news[-1][0] == "holds"
 
 
@@ -250,7 +258,7 @@ def test_a_worker_that_is_lost_three_times_in_a_confirmation_leaves_the_turn_to_
     heard.trials(ended(), ended(), ended())
     assert [task.number for task in heard.lose("4", "5", "6")] == [0, 0, 0]
     assert heard.confirm("7", retain=0.9) == 1
-    assert heard.loop.next("8") is DONE
+    assert heard.loop.next("8") == DONE
 
 
 def test_a_trial_whose_worker_is_lost_runs_again_and_the_budget_counts_it_once(
@@ -314,11 +322,11 @@ def test_an_error_of_the_search_itself_ends_it_and_is_kept_as_it_is(
 
     if where == "asking":
         monkeypatch.setattr(heard.study, "ask", full)
-        assert heard.loop.next("1") is DONE
+        assert heard.loop.next("1") == DONE
     else:
         heard.next("1")
         owner, name = (heard.study, "complete") if where == "telling" else (heard, "ended")
         monkeypatch.setattr(owner, name, full)
         heard.loop.take("1", ended())
     assert heard.loop.error is error
-    assert heard.loop.next("2") is DONE
+    assert heard.loop.next("2") == DONE

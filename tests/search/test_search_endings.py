@@ -141,6 +141,8 @@ def test_the_same_seed_gives_the_same_trials_and_scores(small: list[str], tmp_pa
     for name in ("one", "two"):
         done = here(small, tmp_path, "--force", "--num-trials", "7", "--seed", "5", name=name)
         assert done.exit_code == 3, done.stderr
+        assert "going on as told: the base model" in done.stdout
+        assert not (tmp_path / "runs" / name / "best.yaml").exists()
         again = done.stdout.splitlines()[-1]
         assert again.endswith(" --seed 6")
         assert again.count("--seed") == 1

@@ -18,7 +18,7 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.report.summary import baseline_problem
-from lunar_tune.search.backends.ray import cluster
+from lunar_tune.search.backends import cluster
 from lunar_tune.search.plan import check_output, make_folder, plan_search
 from lunar_tune.trial.assemble import assemble, check_machine
 

@@ -252,7 +252,7 @@ def test_a_bad_starting_point_is_named(tmp_path: Path, point: str, fragment: str
         (GOOD + GOOD, 'found duplicate key "lunar"'),
         (
             GOOD.replace("{type: int, low: 10, high: 24}", "{type: depth, low: 0.3, high: 0.9}"),
-            "[0].layer: is 18, outside 0.3 … 0.9 of the model's depth",
+            "[0].layer: is 18, outside 0.3 … 0.9",
         ),
     ],
 )
