@@ -20,8 +20,7 @@ from lunar_tune.engine.cache import ActivationCache, CacheEntry, content_key
 from lunar_tune.engine.forward import PrefixTree
 from lunar_tune.models.device import BatchSize, DeviceMemory, host_free_bytes
 from lunar_tune.models.layout import decoder_slice
-from lunar_tune.models.lineage import fingerprint
-from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel, fingerprint
 
 __all__ = [
     "ActivationSource",

@@ -15,7 +15,7 @@ from typing import Any
 from lunar_tune import __version__
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import Goal, goal_of
-from lunar_tune.models.lineage import read_lineage
+from lunar_tune.models.catalog import read_lineage
 from lunar_tune.report.results import SearchResults, write_report
 from lunar_tune.search.backends import Resources
 from lunar_tune.search.loop import Confirmation

@@ -21,8 +21,7 @@ from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.names import EMBEDDINGS, need_of
 from lunar_tune.models.device import DeviceMemory, limit_threads
-from lunar_tune.models.lineage import fingerprint
-from lunar_tune.models.loading import LoadedModel, load_model
+from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
 from lunar_tune.trial.evaluator import Check, Encoder, Judge, drive
 from lunar_tune.trial.reference_engine import PreparedReference, check_reference
 from lunar_tune.trial.spec import TrialSpec

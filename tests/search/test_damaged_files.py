@@ -17,7 +17,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
+from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
 from lunar_tune.search.space import open_study
 from lunar_tune.search.space_sources import load_space
 from lunar_tune.study.answers import read_answers, write_answers

@@ -19,7 +19,7 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.finetuning.finetune_job import FinetuneSettings, recipe
 from lunar_tune.finetuning.tiny import ensure_tiny
-from lunar_tune.models.lineage import read_lineage
+from lunar_tune.models.catalog import read_lineage
 from lunar_tune.search.plan import plan_search
 from lunar_tune.search.prerequisite import finetuning_fact, finetuning_job
 from lunar_tune.trial.assemble import assemble_finetuning, materialise

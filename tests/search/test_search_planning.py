@@ -16,7 +16,7 @@ from command_lines import small_data
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.models.lineage import Lineage, write_lineage
+from lunar_tune.models.catalog import Lineage, write_lineage
 from lunar_tune.report.summary import baseline_problem
 from lunar_tune.search.backends import cluster
 from lunar_tune.search.plan import check_output, make_folder, plan_search
