@@ -13,24 +13,16 @@ from priors import prior_of
 
 from lunar_tune.errors import InputError
 from lunar_tune.search.space import Parameter, SearchSpace, bounds_of
-from lunar_tune.search.starting_points import check_has_choice, choose_layers
+from lunar_tune.search.starting_points import choose_layers
 from lunar_tune.trial.layer_scores import LayerPrior
 
 CURVE = {0: 0.1, 1: 0.7, 2: 0.9, 3: 0.2}  # over -1: gains 1.1, 1.7, 1.9, 1.2; 80 % of 1.9 is 1.52
 
 
-def space_with(layer: Parameter, *, method: str = "lunar") -> SearchSpace:
-    return SearchSpace(
-        method=method,
-        variant="adamw",
-        parameters={
-            "layer": layer,
-            "coefficient": FloatDistribution(0.5, 8.0),
-            "learning_rate": FloatDistribution(1e-4, 3e-2, log=True),
-        },
-        starting_points=({"layer": 0, "coefficient": 2.0, "learning_rate": 0.003},),
-        origin="a test",
-    )
+def space_with(layer: Parameter) -> SearchSpace:
+    parameters = {"layer": layer, "coefficient": FloatDistribution(0.5, 8.0)}
+    points = ({"layer": 0, "coefficient": 2.0},)
+    return SearchSpace("lunar", "adamw", parameters, points, "a test")
 
 
 def chosen(layer: Parameter, prior: LayerPrior) -> tuple[SearchSpace, int | None, str]:
@@ -45,6 +37,8 @@ def test_an_int_range_becomes_the_smallest_that_holds_the_recommended_layers() -
     assert narrowed.parameters == {**space.parameters, "layer": IntDistribution(1, 2)}
     assert list(narrowed.parameters) == list(space.parameters), "the order of the method"
     assert space.parameters["layer"] == IntDistribution(0, 3), "the space itself is left alone"
+    tie = prior_of({0: 0.0, 1: 0.9, 2: 0.9, 3: 0.1}, [1, 2])
+    assert chosen(IntDistribution(0, 3), tie)[1] == 1, "of equal ones the lowest is the best"
 
 
 def test_layers_between_recommended_ones_stay_in_a_range_and_not_in_a_choice() -> None:
@@ -52,14 +46,8 @@ def test_layers_between_recommended_ones_stay_in_a_range_and_not_in_a_choice() -
     assert chosen(IntDistribution(0, 3), prior)[0].parameters["layer"] == IntDistribution(0, 2)
     kept = chosen(CategoricalDistribution((3, 2, 1, 0)), prior)[0].parameters["layer"]
     assert kept == CategoricalDistribution((2, 0)), "in the order of the file"
-
-
-def test_one_recommended_layer_leaves_one() -> None:
     prior = prior_of({0: -0.9, 1: -0.8, 2: -0.7, 3: 0.9}, [3])
-    space, _, text = chosen(IntDistribution(0, 3), prior)
-    assert (space.values_of("layer"), text) == ((3,), "3 by s1 - s2 (l.json)")
-    kept = chosen(CategoricalDistribution((1, 3)), prior)[0].parameters["layer"]
-    assert kept == CategoricalDistribution((3,))
+    assert chosen(IntDistribution(0, 3), prior)[2] == "3 by s1 - s2 (l.json)"
 
 
 @given(st.sets(st.integers(0, 9), min_size=1), st.integers(0, 9), st.integers(0, 9))
@@ -73,7 +61,7 @@ def test_what_is_left_is_as_small_as_can_be(wanted: set[int], one: int, other: i
     space = space_with(IntDistribution(low, high))
     inside = {layer for layer in wanted if low <= layer <= high}
     if not inside:
-        with pytest.raises(InputError, match="recommends layer"):
+        with pytest.raises(InputError, match=r"--layer-prior l.*recommends layer.*\(a test\) has"):
             choose_layers(space, prior, origin="l")
         return
     runs = [(a, b) for a in range(low, high + 1) for b in range(a, high + 1)]
@@ -86,27 +74,11 @@ def test_what_is_left_is_as_small_as_can_be(wanted: set[int], one: int, other: i
     assert best in inside
 
 
-def test_the_best_layer_within_the_space_comes_first_and_of_equal_ones_the_lowest() -> None:
-    """The best of all is 2, which this space does not hold."""
-    space, best, _ = chosen(IntDistribution(0, 1), prior_of(CURVE, [1, 2]))
-    assert (best, space.parameters["layer"]) == (1, IntDistribution(1, 1))
-    tie = prior_of({0: 0.0, 1: 0.9, 2: 0.9, 3: 0.1}, [1, 2])
-    assert chosen(IntDistribution(0, 3), tie)[1] == 1
-
-
-def test_a_recommendation_outside_the_space_is_refused_with_both() -> None:
-    said = r"--layer-prior l.json.*recommends layer 2.*\(a test\) has 0 … 1"
-    with pytest.raises(InputError, match=said):
-        chosen(IntDistribution(0, 1), prior_of(CURVE, [2]))
-
-
 @pytest.mark.parametrize(
     ("curve", "base_model", "reason"),
     [
-        ({0: 0.66, 1: 0.66, 2: 0.66, 3: 0.66}, -1.5, "all layers score the same"),
         ({0: 0.66, 1: 0.66 + 1e-12, 2: 0.66, 3: 0.66}, -1.5, "all layers score the same"),
         ({0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}, 0.4, "no layer gains on the base model"),
-        ({0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}, 0.5, "no layer gains on the base model"),
         ({2: 0.9}, -1.0, "layer 2 alone was scored, and compared with none"),
     ],
 )
@@ -123,19 +95,3 @@ def test_a_curve_of_answers_that_do_not_end_is_said_to_tell_little() -> None:
     for unfinished, warned in ((6, False), (7, True)):
         text = chosen(IntDistribution(0, 3), prior_of(CURVE, [1, 2], unfinished=unfinished))[2]
         assert ("most answers there do not end" in text) is warned
-
-
-@pytest.mark.parametrize("layer", [IntDistribution(2, 2), CategoricalDistribution([2])], ids=str)
-def test_a_space_with_one_layer_has_none_to_choose(layer: Parameter) -> None:
-    check_has_choice(space_with(IntDistribution(2, 3)), option="--layer-prior auto")
-    message = r"--layer-prior auto: the space \(a test\) has layer 2 alone.*several layers"
-    with pytest.raises(InputError, match=message):
-        check_has_choice(space_with(layer), option="--layer-prior auto")
-
-
-@pytest.mark.parametrize("method", ["rmu", "npo"])
-def test_methods_without_unlearning_vectors_are_refused(method: str) -> None:
-    """RMU edits a block, too, but moves activations along a random direction."""
-    space = space_with(IntDistribution(0, 3), method=method)
-    with pytest.raises(InputError, match=f"--method {method} has none.*--method lunar"):
-        check_has_choice(space, option="--layer-prior auto")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_lines import without_ray
 from search_results import rows_of
-from shared_searches import NAME, SharedSearch
+from shared_searches import SharedSearch
 
 from lunar_tune.cli.layers import COMMAND as LAYERS
 from lunar_tune.cli.search import COMMAND as SEARCH
@@ -42,16 +42,8 @@ def test_a_search_keeps_to_the_layers_that_it_scores_as_the_command_does(
     empty_store(tmp_path / "runs" / "mlflow.db")
     Path("space.yaml").write_text(SPACE, encoding="utf-8")
     found = finished.copied(tmp_path / "runs")
-    options = [
-        "--space",
-        "space.yaml",
-        "--layer-prior",
-        "auto",
-        "--start-from",
-        NAME,
-        "--name",
-        "n",
-    ]
+    options = ["--space", "space.yaml", "--layer-prior", "auto", "--name", "n"]
+    options += ["--start-from", f"{found}/best.yaml"]
     options += ["--num-trials", "2", "--factual-data", "none", "--retain-rows", "12"]
     done = without_ray(SEARCH, *options, "--fix", "epochs=6", "--output", "runs", "--in-process")
     assert (done.exit_code in {0, 3}, done.stderr) == (True, "")
@@ -67,12 +59,8 @@ def test_a_search_keeps_to_the_layers_that_it_scores_as_the_command_does(
     before = read_yaml(found / "best.yaml")["parameters"]
     moved = min(max(before["layer"], min(good)), max(good))
     assert second == pytest.approx(before | {"layer": moved})
-    for said in ("2 (found in four, the space's own)", "to be narrowed by s1 - s2 (auto, coeff"):
+    for said in ("found in ", "to be narrowed by s1 - s2 (auto, coefficient 0.5)"):
         assert said in done.stdout
-    lines = done.stdout.splitlines()
-    assert any(
-        line.startswith("layer ") and "by s1 - s2 (auto, coefficient 0.5)" in line for line in lines
-    )
 
     assert LAYERS.main(["--fix", "coefficient=0.5", "--json", "l.json"]) == 0
     expected = json.loads(Path("l.json").read_text())
