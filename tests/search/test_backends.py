@@ -40,17 +40,6 @@ class OnRay:
         self.callback.on_trial_complete(1, [], trial)
         return parcel
 
-    def crash(self, task_id: str, task: Task, file: Path | None, error: Exception) -> None:
-        """Crash: the error lies in a file beside the task, or Ray has it."""
-        self.searcher.on_trial_complete(task_id, None, error=True)
-        trial = SimpleNamespace(
-            trial_id=task_id,
-            config={"task": task},
-            pickled_error_file=str(file),
-            get_error=lambda: error,
-        )
-        self.callback.on_trial_error(1, [], trial)
-
 
 @pytest.fixture
 def on_ray(tmp_path: Path) -> OnRay:

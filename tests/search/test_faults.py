@@ -143,14 +143,11 @@ def test_what_hangs_ends_its_process_with_a_last_word(tmp_path: Path) -> None:
     assert reason.startswith("took longer than 0.5 s (--trial-timeout)")
     assert "00004-stack.txt" in reason
 
-
-def test_a_worker_that_was_killed_before_its_limit_is_not_said_to_hang(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    dog = Watchdog(folder, 100.0)
+    dog, killed = Watchdog(folder, 100.0), "ActorDiedError: killed"
     dog.begin(5, full=False)
-    assert crash_reason(folder, 5, "ActorDiedError: killed") == "ActorDiedError: killed"
+    assert crash_reason(folder, 5, killed) == killed, "before its limit it does not hang"
     dog.end()
-    assert crash_reason(folder, 6, "ActorDiedError: killed") == "ActorDiedError: killed"
+    assert crash_reason(folder, 6, killed) == killed
 
 
 @pytest.mark.parametrize("error", [None, ValueError("in the middle")])

@@ -15,7 +15,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from lunar_tune.study.rows import COMPLETE, FAILED, LEAST_TRIALS, TrialRow, parameter_importance
+from lunar_tune.study.rows import COMPLETE, LEAST_TRIALS, TrialRow, parameter_importance
 
 SPACE: dict[str, BaseDistribution] = {
     "layer": IntDistribution(0, 9),
@@ -76,9 +76,8 @@ def test_a_logarithmic_parameter_is_weighed_evenly_over_its_decades() -> None:
 
 def test_there_is_none_where_trials_tell_nothing() -> None:
     rows = rows_of(DECIDES["layer"])
-    failed = [TrialRow(number=r.number, state=FAILED, parameters=r.parameters) for r in rows]
     equal, few = rows_of(lambda _: 0.5), rows[: LEAST_TRIALS - 1]
-    for told in (few, equal, failed):
+    for told in (few, equal):
         assert parameter_importance(told, SPACE, "forget_rouge1") is None
     assert parameter_importance(rows, SPACE, "forget_mrr") is None
     assert parameter_importance(rows, {"fixed": SPACE["fixed"]}, "forget_rouge1") is None

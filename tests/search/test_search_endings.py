@@ -133,20 +133,3 @@ def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
     finished = without_ray(COMMAND, *resume)
     assert finished.exit_code == 3
     assert "n is finished" in finished.stdout
-
-
-def test_the_same_seed_gives_the_same_trials_and_scores(small: list[str], tmp_path: Path) -> None:
-    """On one worker and a CPU; times and dates differ."""
-    found = []
-    for name in ("one", "two"):
-        done = here(small, tmp_path, "--force", "--num-trials", "7", "--seed", "5", name=name)
-        assert done.exit_code == 3, done.stderr
-        again = done.stdout.splitlines()[-1]
-        assert again.endswith(" --seed 6")
-        assert again.count("--seed") == 1
-        timed = ("seconds", "started", "ended")
-        rows = rows_of(tmp_path / "runs" / name)
-        found.append([{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows])
-    assert found[0] == found[1]
-    assert len({row["answers_digest"] for row in found[0]}) > 1
-    assert statuses(tmp_path / "runs") == (["FINISHED"] * 2, ["FINISHED"] * 14)
