@@ -28,6 +28,8 @@ class Registry(Mapping[str, Entry]):
         self.kind = kind
         self._error_class, self._group = error_class, group
         self._own: dict[str, Entry] = {}
+        self.added: dict[str, Entry] = {}
+        """What `add` has added."""
 
     def register(self, name: str, entry: Entry) -> None:
         """Add an entry.
@@ -38,6 +40,16 @@ class Registry(Mapping[str, Entry]):
         if name in self._own:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._own[name] = entry
+
+    def add(self, name: str, entry: Entry) -> None:
+        """Add a user's entry, in place of one that was added before, as when a cell runs again.
+
+        Raises:
+            InputError: The name is that of another entry.
+        """
+        if name in self._entries and name not in self.added:
+            raise self._error_class(f"{self.kind} {name!r} exists; give yours another name.")
+        self._own[name] = self.added[name] = entry
 
     @property
     def _entries(self) -> dict[str, Entry]:

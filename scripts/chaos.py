@@ -38,7 +38,7 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from rich.console import Console
 
 from lunar_tune.finetuning.tiny import ensure_tiny
-from lunar_tune.report.results import SearchResults, load_search
+from lunar_tune.report.results import SearchResults
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_first
 from lunar_tune.yaml_files import read_yaml
 
@@ -252,7 +252,7 @@ class Chaos:
             compare = [sys.executable, "-m", "lunar_tune.compare", str(self.search)]
             with (self.folder / "compare.log").open("ab") as log:
                 subprocess.run(compare, env=self._environment(), stdout=log, stderr=log, check=True)
-            return self._checked(load_search(self.search))
+            return self._checked(SearchResults.read(self.search))
         finally:
             self._stop_server()
 

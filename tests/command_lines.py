@@ -88,6 +88,23 @@ def without_ray(
     return Result(code, output.getvalue(), errors.getvalue())
 
 
+def succeeded(command: Command, *arguments: object, **more: Any) -> str:
+    """Return what a command shows that ends well."""
+    result = without_ray(command, *arguments, **more)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    return result.stdout
+
+
+def refused(command: Command, *arguments: object, **more: Any) -> str:
+    """Return the one message of a command that is refused."""
+    result = without_ray(command, *arguments, **more)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("error: ") == 1
+    return result.stderr
+
+
 def start(arguments: Sequence[str], *, cwd: Path, **more: str) -> subprocess.Popen[str]:
     """Start a program in a session of its own, which heeds an interrupt.
 

@@ -27,3 +27,9 @@ def statuses(output: Path) -> tuple[list[str], list[str]]:
     parents = [run for run in runs if run not in children]
     ended = [sorted(run.info.status for run in group) for group in (parents, children)]
     return ended[0], ended[1]
+
+
+def fits_a_screen(shown: object) -> bool:
+    """Say whether a `repr` has at most 25 lines of 100 columns."""
+    lines = repr(shown).splitlines()
+    return len(lines) <= 25 and all(len(line) <= 100 for line in lines)

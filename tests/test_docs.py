@@ -21,8 +21,9 @@ def test_the_documentation_builds_without_a_warning_and_fetches_nothing(tmp_path
     assert [address for page in pages for address in loaded.findall(page)] == []
 
 
-def test_what_the_readme_links_to_is_there() -> None:
+def test_the_readme_is_short_and_what_it_links_to_is_there() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#]+)", text)
 
+    assert text.count("\n") <= 150
     assert [to for to in links if "://" not in to and not (REPOSITORY / to).exists()] == []

@@ -14,7 +14,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.metrics.evaluate import AnswerRow
-from lunar_tune.report.results import SearchResults, load_search
+from lunar_tune.report.results import SearchResults
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space import SearchSpace
 from lunar_tune.study.answers import write_answers
@@ -107,7 +107,7 @@ def make_search(
         (folder.path / place).write_text(place)
     if mirrored:
         with opened_store(uri or default_tracking_uri(output)) as client:
-            sync(load_search(folder.path), client, note="A note.")
+            sync(SearchResults.read(folder.path), client, note="A note.")
     return folder
 
 

@@ -57,12 +57,12 @@ def ask(options: AskOptions, problems: Problems) -> None:
     if not all(question.strip() for question in options.questions):
         problems.add("a question is empty.")
     with working(console, f"lunar-tune {__version__}: reading the search"), problems.collect():
-        from lunar_tune.report.results import load_search
-        from lunar_tune.search.resume import assemble_again
+        from lunar_tune.export.export_job import assemble_again
+        from lunar_tune.report.results import SearchResults
         from lunar_tune.trial.assemble import materialise
         from lunar_tune.trial.single import asking
 
-        results = load_search(options.search, runs=options.output)
+        results = SearchResults.read(options.search, runs=options.output)
         with problems.collect():
             row = results.trial(options.trial)
         with problems.collect():

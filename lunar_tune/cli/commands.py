@@ -7,7 +7,7 @@ command line and writes the help.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,15 +30,14 @@ from lunar_tune.config.fields import (
     same_option,
     types_of,
 )
-from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL, RunOptions
-from lunar_tune.config.search_config import PLACE, SEARCH, SearchConfig
+from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL
+from lunar_tune.config.search_config import OUTPUT, PLACE, SEARCH, Reused, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
-from lunar_tune.secrets import without_password
 
-__all__ = ["Command", "CommonOptions", "Reused", "TrialOptions", "options_again"]
+__all__ = ["OUTPUT", "Command", "CommonOptions", "Reused", "TrialOptions"]
 
-SUBJECT, OUTPUT = "Subject", "Output"
+SUBJECT = "Subject"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
 """Headings of the help, in their order; the first is of what a command is about."""
 
@@ -49,7 +48,7 @@ class CommonOptions:
 
     config: Path | None = option(None, group=OUTPUT, metavar="FILE", stored=False)
     """Take options from a YAML file, by their names; those of the command line win."""
-    quiet: bool = option(False, group=OUTPUT, stored=False)
+    quiet: bool = same_option(Reused, "quiet")
     """Show errors only."""
     debug: bool = option(False, group=OUTPUT, stored=False)
     """Show tracebacks of errors too."""
@@ -59,18 +58,6 @@ class CommonOptions:
     def console(self) -> Console:
         """Return the screen, on which nothing is shown if the command is to be quiet."""
         return Console(quiet=self.quiet, emoji=False, highlight=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reused:
-    """What several commands take, each with a help of its own (`same_option`)."""
-
-    json: Path | None = option(None, group=OUTPUT, metavar="FILE", common=True, written=True)
-    """Write JSON."""
-    save: Path | None = option(None, group=OUTPUT, metavar="DIR", common=True)
-    """Write files."""
-    dry_run: bool = option(False, group=PLACE, common=True, stored=False)
-    """Check what needs no weights, show the plan, and stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,24 +197,3 @@ class Command:
             default=None,
             annotation=Annotated[kind | None, parameter],
         )
-
-
-def options_again(config: RunOptions, given: Collection[str]) -> tuple[str, ...]:
-    """Return the options of a command that gives a configuration again, but for a search's name.
-
-    `given` are the fields that were not left at their default. The options are shown: a password
-    in an address is left out.
-    """
-    arguments: list[str] = []
-    for name, said in options_of(type(config)).items():
-        value, flag = getattr(config, name), flag_of(name)
-        if not said.stored or name not in given or value in (None, getattr(type(config), name)):
-            continue
-        if isinstance(value, bool):
-            arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")
-        elif isinstance(value, tuple):
-            texts = [",".join(value)] if said.commas else value
-            arguments += [part for text in texts for part in (flag, text)]
-        else:
-            arguments += [flag, without_password(str(value))]
-    return tuple(arguments)

@@ -49,7 +49,7 @@ def compare(options: CompareOptions, problems: Problems) -> None:
     The UI is bound to this machine alone and runs until Ctrl-C. Searches on a tracking server are
     compared there. A search that still runs shows the trials that have ended.
     """
-    from lunar_tune.report.results import load_search
+    from lunar_tune.report.results import SearchResults
     from lunar_tune.study.folder import searches_in
 
     console, results, uri = options.console(), [], ""
@@ -62,7 +62,7 @@ def compare(options: CompareOptions, problems: Problems) -> None:
         )
     for search in searches:
         with problems.collect():
-            results.append(load_search(search, runs=options.output))
+            results.append(SearchResults.read(search, runs=options.output))
     if options.save is None:
         uri = _store(results, options.tracking_uri, problems)
     problems.raise_if_any()

@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, options_again
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
 from lunar_tune.cli.running import plain_table, say, score_table
-from lunar_tune.config.fields import option, options_of, same_option, shared_options
+from lunar_tune.config.fields import (
+    option,
+    options_again,
+    options_of,
+    same_option,
+    shared_options,
+)
 from lunar_tune.config.run_options import RunOptions, read_assignments
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
@@ -50,7 +56,7 @@ def unlearn(options: UnlearnOptions, problems: Problems) -> None:
     Users of the published code keep their file:
     `lunar-tune unlearn --published-config config/forget.yaml`
 
-    The same from Python: `lunar_tune.unlearn_once(layer=1, coefficient=2.0, learning_rate=0.003)`
+    The same from Python: `lunar_tune.unlearn(layer=1, coefficient=2.0, learning_rate=0.003)`
     """
     console = options.console()
     run, save_to = shared_options(options, RunOptions), options.save
@@ -60,11 +66,9 @@ def unlearn(options: UnlearnOptions, problems: Problems) -> None:
         working(console, f"lunar-tune {__version__}: one unlearning run"),
         tiny_progress(console) as on_progress,
     ):
-        from lunar_tune.trial.single import unlearn_once
+        from lunar_tune.trial.single import unlearn as run_once
 
-        done = unlearn_once(
-            run, baseline=True, save_to=save_to, on_progress=on_progress, problems=problems
-        )
+        done = run_once(run, save_to=save_to, on_progress=on_progress, problems=problems)
     _show(done, console)
     if options.json is not None:
         write_json(options.json, done.document())

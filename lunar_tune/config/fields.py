@@ -14,13 +14,14 @@ import math
 import textwrap
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from lunar_tune.errors import InputError, Problems, close_name
+from lunar_tune.secrets import without_password
 
 __all__ = [
     "Option",
@@ -29,15 +30,19 @@ __all__ = [
     "from_document",
     "help_of",
     "option",
+    "options_again",
     "options_of",
     "same_option",
     "shared_options",
+    "takes_options",
     "typed_setting",
     "types_of",
 ]
 
 _METADATA = "lunar_tune.option"
 Options = TypeVar("Options")
+Result = TypeVar("Result")
+Keywords = ParamSpec("Keywords")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +144,30 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def takes_options(
+    owner: Callable[Keywords, Any],
+) -> Callable[[Callable[..., Result]], Callable[Keywords, Result]]:
+    """Give a function of keywords the options of a class: names, types, defaults and help."""
+
+    def decorated(function: Callable[..., Result]) -> Callable[Keywords, Result]:
+        kinds, taken, known = (
+            types_of(owner),
+            inspect.signature(owner).parameters,
+            options_of(owner),
+        )
+        names = sorted(known, key=lambda name: not known[name].common)
+        signature = inspect.Signature(
+            [taken[name].replace(annotation=kinds[name]) for name in names],
+            return_annotation=function.__annotations__["return"],
+        )
+        helps = [f"    {name}: {help_of(owner, name)}" for name in names]
+        function.__doc__ = "\n".join((inspect.getdoc(function) or "", "", "Args:", *helps))
+        vars(function)["__signature__"] = signature
+        return function
+
+    return decorated
+
+
 def check_values(values: Any, problems: Problems) -> None:
     """Note every value of an instance of options that is out of range."""
     for name, said in options_of(type(values)).items():
@@ -168,6 +197,27 @@ def _complaints(value: Any, said: Option) -> Iterator[str]:
         yield f"less than {said.below:.10g}"
 
 
+def options_again(config: Any, given: Collection[str]) -> tuple[str, ...]:
+    """Return the options of a command that gives a configuration again, but for a search's name.
+
+    `given` are the fields that were not left at their default. The options are shown: a password
+    in an address is left out.
+    """
+    arguments: list[str] = []
+    for name, said in options_of(type(config)).items():
+        value, flag = getattr(config, name), flag_of(name)
+        if not said.stored or name not in given or value in (None, getattr(type(config), name)):
+            continue
+        if isinstance(value, bool):
+            arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        elif isinstance(value, tuple):
+            texts = [",".join(value)] if said.commas else value
+            arguments += [part for text in texts for part in (flag, text)]
+        else:
+            arguments += [flag, without_password(str(value))]
+    return tuple(arguments)
+
+
 def from_document(
     owner: type, values: Mapping[str, Any], *, source: str | None = None
 ) -> dict[str, Any]:
@@ -185,7 +235,8 @@ def from_document(
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            problems.add(f"{source}: {key} is no option.{close_name(name, known)}")
+            said = f"{key} is no option" if source is None else f"{source}: {key} is no option"
+            problems.add(f"{said}.{close_name(name, known)}")
             continue
         where = flag_of(name) if source is None else f"{source}: {key}"
         try:
@@ -227,5 +278,8 @@ def _typed(value: Any, kind: Any) -> Any:
 
 def _kind(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    is_union = typing.get_origin(kind) in {types.UnionType, typing.Union}
+    members = typing.get_args(kind) if is_union else (kind,)
+    if typing.get_origin(members[0]) is typing.Literal:
+        return " or ".join(typing.get_args(members[0]))
     return names.get(members[0], "a text or a list of texts")

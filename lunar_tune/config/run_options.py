@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lunar_tune.config.fields import option
+from lunar_tune.display import Concise
 from lunar_tune.errors import InputError
 
 __all__ = [
@@ -35,8 +36,8 @@ answer_option = functools.partial(option, group=ANSWERS)
 memory_option = functools.partial(option, group=MEMORY)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ModelOptions(Concise):
     """Which model, loaded and asked how."""
 
     model: str = model_option(TINY, common=True, resume=True, place=True)
@@ -57,8 +58,8 @@ class ModelOptions:
     """Let Python code that comes with the checkpoint run."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DataOptions(Concise):
     """What is to be forgotten, what is to be kept, and how that is judged."""
 
     data: str | None = data_option(None, common=True, resume=True, place=True)
@@ -87,7 +88,7 @@ class DataOptions:
     and scores. Saved models and kept activations are what they are."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunOptions(ModelOptions, DataOptions):
     """Everything that a single run is told, except its setting."""
 

@@ -15,7 +15,7 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_plain
 from lunar_tune.secrets import without_password
 
-__all__ = ["AUTO", "BEST_FILTER", "EXPERIMENT", "RETAIN_FLOOR", "SearchConfig"]
+__all__ = ["AUTO", "BEST_FILTER", "EXPERIMENT", "RETAIN_FLOOR", "Reused", "SearchConfig"]
 
 AUTO = "auto"
 """Instead of a file of scored layers: the search scores them itself."""
@@ -26,12 +26,26 @@ BEST_FILTER = "tags.best = 'true'"
 LONGEST_TIMEOUT = 1e8  # seconds, three years: what system clocks can add
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
-SEARCH, PLACE = "Search", "Resources and results"
+SEARCH, PLACE, OUTPUT = "Search", "Resources and results", "Output"
 search_option = functools.partial(option, group=SEARCH)
 place_option = functools.partial(option, group=PLACE)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reused:
+    """What several commands take, each with a help of its own (`same_option`)."""
+
+    json: Path | None = option(None, group=OUTPUT, metavar="FILE", common=True, written=True)
+    """Write JSON."""
+    save: Path | None = option(None, group=OUTPUT, metavar="DIR", common=True)
+    """Write files."""
+    dry_run: bool = option(False, group=PLACE, common=True, stored=False)
+    """Check what needs no weights, show the plan, and stop."""
+    quiet: bool = option(False, group=OUTPUT, stored=False)
+    """Show nothing while it runs."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SearchConfig(RunOptions):
     """Search configuration."""
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.data.data_catalog import DataKind, resolve_data
+from lunar_tune.errors import DataError, InputError, Problems
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.models.catalog import is_adapter
+from lunar_tune.study.folder import RUNS
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
-from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.training.checkpoints import check_save_folder
+from lunar_tune.trial.assemble import assemble, check_machine
+from lunar_tune.trial.spec import TrialSpec, own_data
 
-__all__ = ["ExportJob", "ExportRun", "check_adapter"]
+__all__ = ["ExportJob", "ExportRun", "assemble_again", "check_adapter"]
+
+_PROMPTS = ("reference_prompts", "refusals")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +44,49 @@ class ExportJob:
     def full(self) -> bool:
         """Whether the scores are those of a full evaluation, which asks what is held out."""
         return self.row == self.search.best
+
+    @classmethod
+    def plan(
+        cls,
+        search: str | Path,
+        folder: Path,
+        *,
+        runs: str | Path = RUNS,
+        number: int | None = None,
+        form: str = "checkpoint",
+        device: str | None = None,
+        problems: Problems | None = None,
+    ) -> ExportJob:
+        """Check what is to be exported: a search's best trial, or one by its number.
+
+        Raises:
+            InputError: It cannot be; all that is wrong is said at once, with what is noted.
+        """
+        problems = problems or Problems()
+        kind, _, rank = form.partition(":")
+        if not re.fullmatch("checkpoint|adapter(:[1-9][0-9]*)?", form):
+            problems.add(f"--format {form}: checkpoint, adapter, or adapter:RANK with 1 or more.")
+        with problems.collect():
+            check_save_folder(folder)
+        with problems.collect():
+            found = StoredSearch.read(search, runs=runs)
+            with problems.collect():
+                row = found.trial(number)
+                answers = found.answer_rows(row.number, full=row == found.best)
+            with problems.collect():
+                spec = assemble_again(found, problems, device=device)
+                if kind == "adapter":
+                    check_adapter(spec, rank)
+        problems.raise_if_any()
+        return cls(
+            search=found,
+            row=row,
+            answers=answers,
+            spec=spec,
+            form=kind,
+            folder=folder,
+            rank=int(rank) if rank else None,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,3 +137,38 @@ def check_adapter(spec: TrialSpec, rank: str) -> None:
             "--format checkpoint."
         )
     problems.raise_if_any(InputError)
+
+
+def assemble_again(
+    search: StoredSearch, problems: Problems, *, device: str | None = None
+) -> TrialSpec:
+    """Return what a search's trials shared, to run one again, for ROUGE alone.
+
+    That the data have changed, and in which file, is noted in `problems`. Without a device it is
+    run where the search did.
+
+    Raises:
+        InputError: The model or the data are gone.
+    """
+    options, then = search.config.trial_options, search.config.resolved.get("digests") or {}
+    device = device or options.device
+    spec = assemble(dataclasses.replace(options, device=device, metrics=(), embedding_model=None))
+    sources = {"factual": options.factual_data, **{n: getattr(options, n) for n in _PROMPTS}}
+    changed: dict[str, list[str]] = {}
+    for name, digest in spec.data.digests().items():
+        if then.get(name, digest) != digest:
+            source = sources.get(name) or options.data or own_data(spec.model)
+            changed.setdefault(source, []).append(name)
+    for source, names in changed.items():
+        kind: DataKind = "prompts" if set(names) <= set(_PROMPTS) else "records"
+        sets, place = " and ".join(names).replace("_", " "), source
+        with suppress(DataError):  # no file: factual data that are switched off now
+            place = str(resolve_data(source, kind=kind))
+        problems.add(
+            f"{place}: the data have changed since the search: the {sets} "
+            f"{'set is another one' if kind == 'records' else 'are others'}. Its trials cannot be "
+            "run again; put the file back, or search again."
+        )
+    if not problems.messages:
+        check_machine(spec)
+    return spec

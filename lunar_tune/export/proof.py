@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lunar_tune.display import Summary
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.metrics.evaluate import AnswerRow, paired, row_means
-from lunar_tune.metrics.goal import in_words
+from lunar_tune.metrics.goal import in_words, score_label
 from lunar_tune.models.device import resolve_device
 from lunar_tune.models.loading import LoadedModel, as_loaded
 from lunar_tune.study.rows import HEADLINE_SCORES, score_cells
@@ -52,16 +53,47 @@ class Comparison:
     """The same, with the mean ROUGE that differs most."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exported:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Exported(Summary):
     """A written form with what its proof found."""
 
+    folder: Path
     document: Mapping[str, Any]
     """What `export.json` says."""
     remarks: Sequence[str]
     """What has to be known of the scores, in words."""
     differences: str
-    """How many answers differ from those of the search, in words."""
+    """How many answers differ from those of the search, in words, and of an adapter its rank."""
+
+    @property
+    def rows(self) -> dict[str, list[str]]:
+        """The form's scores beside those that the search reported, as cells of a table."""
+        said = self.document
+        return {
+            "base model": score_cells(said["baseline_scores"]),
+            f"trial {said['trial']}, as reported": self.cells(said["reported_scores"]),
+            f"the {said['format']}, as loaded": self.cells(said["scores"]),
+        }
+
+    def summary(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        """Return where it is and whether it is proven, and the scores; see `Summary`."""
+        proof = "not proven" if self.document["failures"] else "proven"
+        lines = [f"{self.document['format']}, {proof}: {self.folder}", *self.remarks]
+        table = [(name, *cells) for name, cells in self.rows.items()]
+        return [*lines, self.differences], [("", *map(score_label, HEADLINE_SCORES)), *table]
+
+    def raise_if_unproven(self) -> None:
+        """Raise a LunarTuneError if what was written does not give what the search reported."""
+        said, form = self.document, self.document["format"]
+        if said["failures"]:
+            larger = " --format adapter:RANK with a larger rank comes nearer."
+            raise LunarTuneError(
+                f"the {form} does not give what {said['search']} reported of trial "
+                f"{said['trial']}: {'; '.join(said['failures'])}."
+                f"{larger if said['relative_error'] else ''} {self.folder} is kept; its "
+                "export.json says that it is not proven. A trial comes out the same on the "
+                "machine, with the libraries and the model that it was searched with."
+            )
 
     def cells(self, scores: Mapping[str, float]) -> list[str]:
         """Return scores on the same questions as cells of a table, marked where they estimate."""
@@ -97,7 +129,11 @@ def prove(job: ExportJob, run: ExportRun) -> Exported:
         failures.append(f"compared with what the search reported, {reported.text}")
     document = _document(job, run, reported, of_run, failures)
     remarks = _remarks(document, held_out=job.spec.data.held_out is not None)
-    return Exported(document=document, remarks=remarks, differences=reported.differences)
+    differences = reported.differences
+    if document["relative_error"]:
+        rank, error = max(document["ranks"].values()), document["relative_error"]
+        differences += f"; rank {rank}, relative error {error:.2g} (Frobenius)"
+    return Exported(folder=job.folder, document=document, remarks=remarks, differences=differences)
 
 
 def _document(

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from lunar_tune.display import Concise
 from lunar_tune.metrics.rouge import Recall, RecallStop, rouge_recall
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
     from lunar_tune.data.records import Record
@@ -26,6 +28,7 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "Question",
+    "answers_beside",
     "mean",
     "paired",
     "row_means",
@@ -71,8 +74,8 @@ class Question(NamedTuple):
     """See `AnswerRow.row`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerRow:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class AnswerRow(Concise):
     """One question, its true answer, and what the model says."""
 
     set_name: str
@@ -90,8 +93,8 @@ class AnswerRow:
     as of an answer that may have been left once it had said the truth."""
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Evaluation(Concise):
     """Answers and their means."""
 
     rows: tuple[AnswerRow, ...]
@@ -278,3 +281,29 @@ def paired(
     for other in others:
         waiting[key(other)].append(other)
     return [(row, found.popleft() if (found := waiting[key(row)]) else None) for row in rows]
+
+
+def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> pd.DataFrame:
+    """Return a trial's answers, each beside the base model's to the same question.
+
+    Texts that were not kept are empty; what the base model was not asked is missing.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "set": row.set_name,
+            "edge": row.edge,
+            "row": row.row,
+            "question": row.question,
+            "true_answer": row.truth,
+            "base_model": other.answer if other is not None else None,
+            "unlearned": row.answer,
+            "rouge1_before": other.rouge1 if other is not None else float("nan"),
+            "rouge1": row.rouge1,
+            "rouge_l": row.rouge_l,
+            "ended": row.ended,
+        }
+        for row, other in paired(after, before)
+    ]
+    return pd.DataFrame(rows).astype({"row": "Int64"} if rows else {})

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.display import Concise
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import METRICS, Metric, find_metric
 
@@ -41,8 +42,8 @@ class Constraint:
         return self.bound - value if self.sense == ">=" else value - self.bound
 
 
-@dataclass(frozen=True, slots=True)
-class Goal:
+@dataclass(frozen=True, slots=True, repr=False)
+class Goal(Concise):
     """A score to make as good as possible subject to bounds on others."""
 
     objective: Metric

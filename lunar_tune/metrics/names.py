@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lunar_tune.display import Concise
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.registry import Registry
 
@@ -36,8 +37,8 @@ LIKELIHOODS = "likelihoods of the true answers"
 EMBEDDINGS = "sentence embeddings"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Metric(Concise):
     """A score: what it judges, where it lies, and what it takes."""
 
     name: str

@@ -12,7 +12,6 @@ import altair as alt
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import in_words, score_label
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.registry import Registry
 from lunar_tune.report import marks
 from lunar_tune.report.parameter_charts import (
     importance,
@@ -236,8 +235,7 @@ class ChartKind(NamedTuple):
     """Raises an InputError where a search has nothing to draw there."""
 
 
-CHARTS: Registry[ChartKind] = Registry("chart")
-for _caption, _draw in (
+_KINDS = (
     ("what is forgotten against what is kept", trade_off),
     ("best feasible so far, over trials and time", history),
     ("layer and coefficient", layer_coefficient),
@@ -245,8 +243,8 @@ for _caption, _draw in (
     ("the objective over each parameter", parameters),
     ("importance of the parameters", importance),
     ("similarities that choose a layer", layers),
-):
-    CHARTS.register(_draw.__name__, ChartKind(_caption, _draw))
+)
+CHARTS = {draw.__name__: ChartKind(caption, draw) for caption, draw in _KINDS}
 
 
 def charts_of(search: StoredSearch) -> dict[str, alt.ConcatChart]:

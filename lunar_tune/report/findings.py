@@ -50,7 +50,7 @@ class Findings:
         """Return those of the setting that a search puts first, confirmed or not."""
         full, answers = search.study.notes.get("confirmed") or {}, None
         with suppress(InputError):
-            table = search.answers_table(row.number, full=bool(full))
+            table = search.answers(row.number, full=bool(full))
             answers = table if len(table) else None
         baseline = search.baseline_in_full if full else search.baseline
         budget = full.get("max_new_tokens", row.max_new_tokens)
@@ -182,7 +182,7 @@ def _rambling(best: Findings, _: StoredSearch) -> Iterator[str]:
         return
     asked = best.answers[best.answers["set"] == "forget"]
     cut = asked["ended"].tolist().count(False)
-    repeating = sum(REPEATS.search(answer) is not None for answer in asked["answer"])
+    repeating = sum(REPEATS.search(answer) is not None for answer in asked["unlearned"])
     if 2 * max(cut, repeating) > len(asked):
         said = f" and {repeating} repeat themselves" if repeating else ""
         advice, setting = "", best.row.parameters

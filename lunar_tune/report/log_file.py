@@ -94,7 +94,12 @@ class _Printed(RenderHook):
         """Log what is printed, line by line, and change nothing of it."""
         text = io.StringIO()
         plain = Console(
-            file=text, width=_WIDE, color_system=None, force_terminal=False, emoji=False
+            file=text,
+            width=_WIDE,
+            color_system=None,
+            force_terminal=False,
+            force_jupyter=False,  # else a notebook shows it
+            emoji=False,
         )
         for one in renderables:
             if not isinstance(one, Control):  # of which a display that moves prints nothing else

@@ -109,9 +109,9 @@ def _estimates_note(results: SearchResults) -> str:
 def _kept(
     results: SearchResults, number: int | None = None, *, full: bool = False
 ) -> list[AnswerRow]:
-    """Return answers as `SearchResults.answers` does; none where their file is not there."""
+    """Return answers as `SearchResults.answer_rows` does; none where their file is not there."""
     try:
-        return results.answers(number, full=full)
+        return results.answer_rows(number, full=full)
     except InputError:
         return []
 

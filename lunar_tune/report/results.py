@@ -1,68 +1,55 @@
-"""A search's results: what is shown of it, its charts, and its report in Markdown."""
+"""A search's results: what is shown of it, and its report in Markdown."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tabulate import tabulate
 
+from lunar_tune.display import Summary
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import in_words, score_label
 from lunar_tune.report.findings import cautions
-from lunar_tune.study.folder import RUNS
 from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first, nearest_first
 from lunar_tune.study.stored_search import StoredSearch
-
-if TYPE_CHECKING:
-    from altair import ConcatChart
 
 __all__ = [
     "SearchResults",
     "format_value",
-    "load_search",
     "short_report",
     "write_report",
 ]
 
 _LISTED = 10  # trials of a report
+_SCORES = 4  # of a summary
 
 
-def load_search(search: str | Path, *, runs: str | Path = RUNS) -> SearchResults:
-    """Read a search, finished or still running.
-
-    Args:
-        search: Its folder, or its name.
-        runs: Where names are looked up.
-
-    Raises:
-        InputError: There is no such search, or it has not judged the base model yet.
-
-    Example:
-        >>> results = load_search("runs/NAME")  # doctest: +SKIP
-        >>> results.trials.sort_values("forget_rouge1")
-    """
-    return SearchResults.read(search, runs=runs)
-
-
-class SearchResults(StoredSearch):
+class SearchResults(Summary, StoredSearch):
     """A search as it stands on disk, with what is shown of it."""
 
-    def chart(self, name: str, **options: Any) -> ConcatChart:
-        """Draw one of the charts (`report.charts.CHARTS`).
-
-        Args:
-            name: For example trade_off.
-            options: Of that chart: `parameter`, by its name, of sensitivity.
-
-        Raises:
-            InputError: There is no chart of that name, or the search has nothing to draw there.
-        """
-        from lunar_tune.report.charts import CHARTS  # loads Altair
-
-        return CHARTS[name].draw(self, **options)
+    def summary(self) -> tuple[list[str], list[list[str]]]:
+        """Return what came out so far, and the scores beside each other; see `Summary`."""
+        ended = sum(row.counts for row in self.rows)
+        feasible, best = len(best_first(list(self.rows))), self.best
+        outcome = self.verdict
+        if best is not None:
+            setting = "  ".join(f"{k} {format_value(v)}" for k, v in best.parameters.items())
+            outcome = f"best feasible setting: {setting} (trial {best.number})"
+        lines = [
+            f"search {self.folder.name}: {ended} trials, {feasible} feasible",
+            self.title,
+            str(self.goal),
+            outcome,
+            f"in {self.folder.path}",
+        ]
+        scores = list(dict.fromkeys((*HEADLINE_SCORES[:2], *self.goal.metrics, *HEADLINE_SCORES)))
+        table = [["", *map(score_label, scores[:_SCORES])]]
+        for who, known in self.compared.items():
+            table.append([who, *(format_value(known.get(one)) for one in scores[:_SCORES])])
+        return lines, table
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -210,14 +197,11 @@ def short_report(results: SearchResults) -> str:
     if best is not None:
         setting = ", ".join(f"{name} `{value!r}`" for name, value in best.parameters.items())
         outcome = f"**Best feasible setting**: {setting} (trial {best.number})."
-    scores = [
-        [who, *(of_each.get(name) for name in HEADLINE_SCORES)]
-        for who, of_each in results.compared.items()
-    ]
+    _, (header, *scores) = results.summary()
     parts = [
         f"{goal[:1].upper()}{goal[1:]}.",
         outcome or results.verdict,
-        _table(["", *map(score_label, HEADLINE_SCORES)], scores),
+        _table(header, scores),
         "\n".join(f"- **Caution**: {text}" for text in cautions(results, first)),
         "\n".join(f"- {label}: {text}" for label, text in results.facts.items()),
     ]

@@ -111,7 +111,7 @@ def _score_table(results: SearchResults) -> Table:
 def _print_example(console: Console, example: Mapping[str, str | None]) -> None:
     """Print a question and who answers what, in lines of the console's width; equals share one."""
     said: dict[str, list[str]] = {}
-    names = {"truth": "true", "base_model": "base model", "answer": "unlearned"}
+    names = {"true_answer": "true", "base_model": "base model", "unlearned": "unlearned"}
     for name, who in names.items():
         if (answer := example[name]) is not None:
             said.setdefault(printable(answer, console) or "(nothing)", []).append(who)

@@ -16,22 +16,17 @@ from pydantic_core import to_jsonable_python
 from lunar_tune import __version__
 from lunar_tune.config.fields import flag_of, options_of
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.data.data_catalog import DataKind, resolve_data
 from lunar_tune.data.records import records_digest
-from lunar_tune.errors import DataError, InputError, Problems
-from lunar_tune.report.results import SearchResults
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.study.folder import Folder, find_search, searches_in
 from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.store import with_password
-from lunar_tune.trial.assemble import assemble, check_machine
-from lunar_tune.trial.spec import TrialSpec, own_data
 
 __all__ = [
     "BusySearchError",
     "alone",
-    "assemble_again",
     "check_unchanged",
     "is_finished",
     "resumed",
@@ -39,7 +34,6 @@ __all__ = [
     "unfinished_like",
 ]
 
-_PROMPTS = ("reference_prompts", "refusals")
 _LOOKED_AT = 5
 
 
@@ -133,41 +127,6 @@ def signature_of(plan: SearchPlan) -> str:
         [list(data.reference_prompts), list(data.refusals)],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def assemble_again(
-    results: SearchResults, problems: Problems, *, device: str | None = None
-) -> TrialSpec:
-    """Return what a search's trials shared, to run one again, for ROUGE alone.
-
-    That the data have changed, and in which file, is noted in `problems`. Without a device it is
-    run where the search did.
-
-    Raises:
-        InputError: The model or the data are gone.
-    """
-    options, then = results.config.trial_options, results.config.resolved.get("digests") or {}
-    device = device or options.device
-    spec = assemble(dataclasses.replace(options, device=device, metrics=(), embedding_model=None))
-    sources = {"factual": options.factual_data, **{n: getattr(options, n) for n in _PROMPTS}}
-    changed: dict[str, list[str]] = {}
-    for name, digest in spec.data.digests().items():
-        if then.get(name, digest) != digest:
-            source = sources.get(name) or options.data or own_data(spec.model)
-            changed.setdefault(source, []).append(name)
-    for source, names in changed.items():
-        kind: DataKind = "prompts" if set(names) <= set(_PROMPTS) else "records"
-        sets, place = " and ".join(names).replace("_", " "), source
-        with suppress(DataError):  # no file: factual data that are switched off now
-            place = str(resolve_data(source, kind=kind))
-        problems.add(
-            f"{place}: the data have changed since the search: the {sets} "
-            f"{'set is another one' if kind == 'records' else 'are others'}. Its trials cannot be "
-            "run again; put the file back, or search again."
-        )
-    if not problems.messages:
-        check_machine(spec)
-    return spec
 
 
 @contextmanager

@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,7 +33,16 @@ from lunar_tune.tracking.store import default_tracking_uri, opened_store
 from lunar_tune.tracking.sync import Tracker, remove
 from lunar_tune.trial.assemble import materialise
 
-__all__ = ["run_search"]
+__all__ = ["Ended", "run_search"]
+
+
+class Ended(NamedTuple):
+    """How a search ended."""
+
+    code: int
+    """The command's exit code."""
+    folder: Folder | None = None
+    """Where it is; None where nothing was run."""
 
 
 def run_search(
@@ -40,8 +51,8 @@ def run_search(
     *,
     given: Mapping[str, str],
     arguments: Sequence[str] | None,
-) -> int:
-    """Run a planned search and return its exit code; see `SearchSession` for the arguments.
+) -> Ended:
+    """Run a planned search; see `SearchSession` for the arguments.
 
     Raises:
         InputError: The base model makes success impossible, or something cannot be reached.
@@ -69,6 +80,7 @@ def run_search(
         working(console, "opening the tracking store" + more) as doing,
         _tracking(plan.config, folder) as opened,
         _backend(plan.config, folder) as (backend, resources),
+        _told_of_the_end(),  # after Ray, which puts a handler of its own
     ):
         tracker = opened()  # what the store cannot do is said before anything is computed
         doing(None)
@@ -86,7 +98,7 @@ def run_search(
         )
         code = _run_knowing(session)
         RECORD.info("ended with exit code %d", code)
-        return code
+        return Ended(code, folder)
 
 
 def _run_knowing(session: SearchSession) -> int:
@@ -144,6 +156,21 @@ def _backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Re
 
         resources = allocate_resources(config)
         yield OnRay(resources, folder, config.trial_timeout), resources
+
+
+@contextlib.contextmanager
+def _told_of_the_end() -> Iterator[None]:
+    """Inside, a machine that is taken away and says so ends the search as an interruption does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = signal.getsignal(signal.SIGINT)  # none where Ctrl-C is ignored
+    handler = heard if callable(heard) else signal.default_int_handler
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

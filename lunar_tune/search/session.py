@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -15,7 +13,7 @@ from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.report.log_file import RECORD
 from lunar_tune.report.progress import SearchDisplay
-from lunar_tune.report.results import load_search, short_report
+from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.report.summary import (
     baseline_problem,
     next_commands,
@@ -123,10 +121,6 @@ class SearchSession:
             time_budget=config.time_budget,
             layer_coefficient=self.plan.layer_coefficient,
         )
-        if threading.current_thread() is threading.main_thread():
-            # A machine that is taken away says so: the search ends as with an interruption.
-            heard = signal.getsignal(signal.SIGINT)  # none where Ctrl-C is ignored
-            signal.signal(signal.SIGTERM, heard if callable(heard) else signal.default_int_handler)
         ended: tuple[int, str] | None = None
         try:
             with self._display:
@@ -206,7 +200,7 @@ class SearchSession:
         }
         for key, value in notes.items():
             self.study.note(key, value)
-        results = load_search(self.folder.path)
+        results = SearchResults.read(self.folder.path)
         tracker.search(results, note=short_report(results), status="RUNNING")
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
@@ -277,7 +271,7 @@ class SearchSession:
         """Write what is made of the study, MLflow's runs among it, and show the result."""
         self.study.note("ending", ending)
         self.study.note("status", "KILLED" if killed else "FINISHED")
-        results = load_search(self.folder.path)
+        results = SearchResults.read(self.folder.path)
         write_mirrors(self.folder, results)
         if not self.tracker.search(results, note=short_report(results)):
             self.console.print(

@@ -187,7 +187,7 @@ class TableRun:
         try:
             for label, text in finetuning_fact(plan).items():
                 self._console.print(f"{label} {text}", soft_wrap=True)
-            return run_search(plan, self._console, given={}, arguments=None)
+            return run_search(plan, self._console, given={}, arguments=None).code
         except InputError as error:  # all else, a full disk for example, is every cell's affair
             self._console.print(f"[yellow]not run:[/yellow] {escape(str(error))}", soft_wrap=True)
             if not isinstance(error, BusySearchError):

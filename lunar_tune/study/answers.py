@@ -17,15 +17,13 @@ import pyarrow.parquet as pq
 
 from lunar_tune.errors import InputError
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.evaluate import AnswerRow, paired
+from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.study.rows import HEADLINE_SCORES, TrialRow
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lunar_tune.trial.worker import TrialResult  # loads torch
 
-__all__ = ["answers_beside", "read_answers", "write_answers", "write_result", "write_trials"]
+__all__ = ["read_answers", "write_answers", "write_result", "write_trials"]
 
 _LOSSES = b"lunar_tune.losses"
 _TEXTS = ("question", "truth", "answer")
@@ -72,32 +70,6 @@ def read_answers(path: Path) -> list[AnswerRow]:
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise InputError(f"{path}: is damaged, or holds no answers ({reason}).") from error
-
-
-def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> pd.DataFrame:
-    """Return a trial's answers, each beside the base model's to the same question.
-
-    Texts that were not kept are empty; what the base model was not asked is missing.
-    """
-    import pandas as pd
-
-    rows = [
-        {
-            "set": row.set_name,
-            "edge": row.edge,
-            "row": row.row,
-            "question": row.question,
-            "truth": row.truth,
-            "base_model": other.answer if other is not None else None,
-            "answer": row.answer,
-            "rouge1_before": other.rouge1 if other is not None else float("nan"),
-            "rouge1": row.rouge1,
-            "rouge_l": row.rouge_l,
-            "ended": row.ended,
-        }
-        for row, other in paired(after, before)
-    ]
-    return pd.DataFrame(rows).astype({"row": "Int64"} if rows else {})
 
 
 def write_trials(path: Path, rows: Sequence[TrialRow]) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.display import Concise
+
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
@@ -37,8 +39,8 @@ LEAST_TRIALS = 10
 """Fewer tell `parameter_importance` next to nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialRow:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TrialRow(Concise):
     """What is known of one trial; scores, objective and feasibility if it is complete."""
 
     number: int
@@ -58,10 +60,10 @@ class TrialRow:
     failure: str | None = None
     again: bool = False
     """Whether its failure is not the setting's, which is run again under another number."""
-    losses: tuple[float, ...] = ()
-    checks: tuple[Mapping[str, float], ...] = ()
+    losses: tuple[float, ...] = field(default=(), repr=False)
+    checks: tuple[Mapping[str, float], ...] = field(default=(), repr=False)
     """Periodic evaluations: `epochs`, `forget_rouge1`, `retain_rouge1` of samples."""
-    answers_digest: str | None = None
+    answers_digest: str | None = field(default=None, repr=False)
     started: datetime | None = None
     ended: datetime | None = None
     """In local time: when it was asked for, and when its result was told."""

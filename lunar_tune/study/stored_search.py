@@ -17,12 +17,14 @@ from lunar_tune.config.fields import from_document, options_of
 from lunar_tune.config.run_options import OWN, RunOptions
 from lunar_tune.config.search_config import AUTO, SearchConfig
 from lunar_tune.data.data_catalog import BUNDLED, PUBLISHED
+from lunar_tune.display import Concise
 from lunar_tune.errors import InputError
 from lunar_tune.files import is_file, is_folder, shipped_spaces
+from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
-from lunar_tune.study.answers import answers_beside, read_answers
+from lunar_tune.study.answers import read_answers
 from lunar_tune.study.folder import RUNS, Folder, find_search
 from lunar_tune.study.rows import COMPLETE, TrialRow, best_first, parameter_importance
 from lunar_tune.study.study import StoredStudy
@@ -30,8 +32,6 @@ from lunar_tune.yaml_files import read_yaml, write_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from lunar_tune.metrics.evaluate import AnswerRow
 
 __all__ = ["StoredConfig", "StoredSearch", "configuration_document"]
 
@@ -63,8 +63,8 @@ def configuration_document(
     return write_yaml({"options": options, "resolved": to_jsonable_python(resolved)})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredConfig:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class StoredConfig(Concise):
     """What a search was told."""
 
     search: SearchConfig
@@ -271,7 +271,7 @@ class StoredSearch:
             )
         return row
 
-    def answers(self, number: int | None = None, *, full: bool = False) -> list[AnswerRow]:
+    def answer_rows(self, number: int | None = None, *, full: bool = False) -> list[AnswerRow]:
         """Return a trial's answers, or the base model's (None), in the order they are kept in.
 
         The best trial has those of its `full` evaluation, too.
@@ -286,16 +286,18 @@ class StoredSearch:
             raise InputError(f"{self.folder.name}: there are no answers in {path}.")
         return read_answers(path)
 
-    def answers_table(self, number: int | None = None, *, full: bool = False) -> pd.DataFrame:
+    def answers(self, number: int | None = None, *, full: bool = False) -> pd.DataFrame:
         """Return a trial's answers, or the best one's (None), each beside the base model's.
 
-        The columns are those of `answers_beside`, the arguments those of `answers`.
+        Args:
+            number: Of the trial.
+            full: Whether to take those of the confirmation, which the best trial has too.
 
         Raises:
             InputError: There are no such answers.
         """
-        asked = self.answers(self.trial(number).number, full=full)
-        return answers_beside(self.answers(full=full), asked)
+        asked = self.answer_rows(self.trial(number).number, full=full)
+        return answers_beside(self.answer_rows(full=full), asked)
 
     def _numbers(self) -> str:
         numbers = [str(row.number) for row in self.rows if row.state == COMPLETE]

@@ -26,6 +26,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from lunar_tune.display import Concise
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
@@ -189,8 +190,8 @@ class Study:
             self._study.enqueue_trial(dict(parameters), user_attrs=attrs, skip_if_exists=False)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredStudy:
+@dataclass(frozen=True, slots=True, repr=False)
+class StoredStudy(Concise):
     """What a journal says of a search, without anything else of it."""
 
     rows: tuple[TrialRow, ...]

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.config.run_options import RunOptions
+from lunar_tune.display import Summary
 from lunar_tune.errors import Problems
+from lunar_tune.metrics.evaluate import answers_beside
+from lunar_tune.metrics.goal import score_label
 from lunar_tune.models.layout import check_layers
 from lunar_tune.training.checkpoints import check_save_folder, save_checkpoint
 from lunar_tune.trial.assemble import (
@@ -23,15 +26,17 @@ from lunar_tune.trial.assemble import (
 from lunar_tune.trial.spec import DataSets, TrialSpec
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lunar_tune.methods.contract import Edit
     from lunar_tune.models.loading import LoadedModel
     from lunar_tune.trial.worker import TrialResult
 
-__all__ = ["SideBySide", "SingleRun", "asking", "unlearn_once"]
+__all__ = ["SideBySide", "SingleRun", "asking", "unlearn"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SingleRun:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SingleRun(Summary):
     """One run's outcome."""
 
     spec: TrialSpec
@@ -44,6 +49,26 @@ class SingleRun:
     def scores(self) -> Mapping[str, float]:
         """The unlearned model's scores: `forget_rouge1`, `retain_rouge1` and the others."""
         return self.result.evaluation.scores
+
+    @property
+    def answers(self) -> pd.DataFrame:
+        """Each question with its true answer, the base model's if it was asked, and the new one."""
+        before = self.baseline.evaluation.rows if self.baseline is not None else ()
+        return answers_beside(before, self.result.evaluation.rows)
+
+    def summary(self) -> tuple[list[str], list[list[str]]]:
+        """Return what was done, and the scores beside the base model's; see `Summary`."""
+        tags = self.spec.tags
+        rouge = (name for name in self.scores if name.endswith("_rouge1"))
+        names = list(dict.fromkeys((*rouge, *self.spec.metrics)))[:4]
+        setting = "  ".join(f"{name} {value}" for name, value in self.result.parameters.items())
+        models = {"base model": self.baseline, "unlearned": self.result}
+        table = [["", *map(score_label, names)]]
+        for who, result in models.items():
+            known = {} if result is None else result.evaluation.scores
+            table.append([who, *(f"{known[one]:.4g}" if one in known else "-" for one in names)])
+        about = f"{tags['model']}, {tags['data']}: forget {tags['forget_edge']}"
+        return [f"{about}, {tags['method']} ({tags['solver']})", setting], table
 
     def document(self) -> dict[str, Any]:
         """Return scores and circumstances as plain values, for JSON.
@@ -71,46 +96,34 @@ class SingleRun:
         }
 
 
-def unlearn_once(
-    options: RunOptions | None = None,
+def unlearn(
+    options: RunOptions,
+    setting: Mapping[str, Any] | None = None,
     *,
-    layer: int | Sequence[int] | None = None,
-    coefficient: float | Sequence[float] | None = None,
-    baseline: bool = False,
+    baseline: bool = True,
     save_to: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     problems: Problems | None = None,
-    **parameters: float,
 ) -> SingleRun:
     """Unlearn once and evaluate.
 
     Args:
-        options: Model, data and method, and what is fixed; None is the tiny model with its own
-            data.
-        layer: Decoder block to edit, or several; None for a method that has no such parameter.
-        coefficient: How far to move, for each layer or one for all; None as for the layer.
+        options: Model, data and method, and what is fixed.
+        setting: Further parameters of the method, by name.
         baseline: Whether to evaluate the base model too.
         save_to: Folder for the unlearned model as a checkpoint.
         on_progress: Called with epochs done and in all while `tiny` is being built.
         problems: What is known to be wrong already.
-        **parameters: What else the method takes: `ridge` for closed_form, `learning_rate` for the
-            others.
 
     Raises:
         InputError: Something that was asked for cannot be done.
         TrialError: The fit failed, for example by divergence.
-
-    Example:
-        >>> run = unlearn_once(layer=1, coefficient=2.0, learning_rate=3e-3)  # doctest: +SKIP
-        >>> run.scores["forget_rouge1"], run.scores["retain_rouge1"]
     """
-    options, problems = options or RunOptions(), problems or Problems()
-    given = {"layer": layer, "coefficient": coefficient} | parameters
-    setting = {name: value for name, value in given.items() if value is not None}
+    problems, setting = problems or Problems(), setting or {}
     spec = problems.attempt(lambda: assemble(options))
     with problems.collect():
         method, fixed = configured(options)
-        setting = fixed | setting
+        setting = fixed | dict(setting)
         method.check_parameters(setting)
     with problems.collect():
         _check_depth(options, setting.get("layer"))

@@ -19,6 +19,7 @@ from lunar_tune.data.splits import (
     sample_by_edge,
     split_by_edges,
 )
+from lunar_tune.display import Concise
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.methods.contract import Method
 from lunar_tune.metrics.rouge import check_scorable
@@ -67,8 +68,8 @@ class HeldOut(NamedTuple):
     factual: tuple[Record, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSets:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DataSets(Concise):
     """The questions of a study."""
 
     name: str
@@ -106,8 +107,8 @@ class DataSets:
         return {name: records_digest(records) for name, records in sets.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialSpec:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TrialSpec(Concise):
     """One model, one split, one method: what all trials of a study share."""
 
     model: ModelSpec

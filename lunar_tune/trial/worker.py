@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lunar_tune.display import Concise
 from lunar_tune.engine.cache import ActivationCache
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import EditedModelError
@@ -34,8 +35,8 @@ __all__ = ["TrialResult", "Worker"]
 SMALL_MODEL = 20_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TrialResult(Concise):
     """What one trial, or an evaluation of the base model, gives."""
 
     parameters: Mapping[str, Any]

@@ -25,7 +25,7 @@ from tracked_searches import begun_study, make_search
 
 from lunar_tune.cli.compare import COMMAND, _show
 from lunar_tune.errors import InputError
-from lunar_tune.report.results import load_search
+from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.store import store_of
 from lunar_tune.tracking.ui import View
@@ -117,7 +117,7 @@ def test_another_store_is_taken_with_its_password_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_search(tmp_path, "one", "http://me:***@host:5000", mirrored=False)
-    search = load_search(folder.path)
+    search = SearchResults.read(folder.path)
     with pytest.raises(InputError, match=r"one: its store .* wants a password"):
         store_of(search)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")

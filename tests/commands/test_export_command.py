@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import command_lines
 import pytest
 import torch
-from command_lines import Result, small_data, without_ray
+from command_lines import Result, small_run, without_ray
 from made_search import NOWHERE, made_search
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -40,18 +41,19 @@ sys.modules["lunar_tune"] = None
 import torch
 from transformers import AutoTokenizer
 torch.set_num_threads(1)
-card, questions, words = sys.argv[1:4]
-exec(open(card).read().split("```python")[1].split("```")[0])
-tokenizer = AutoTokenizer.from_pretrained(words)
+questions, words, *cards = sys.argv[1:]
 asked = json.load(open(questions))
+tokenizer = AutoTokenizer.from_pretrained(words)
 batch = tokenizer.apply_chat_template(
     [[{"role": "user", "content": text}] for text in asked], add_generation_prompt=True,
     padding=True, tokenizer_kwargs={"padding_side": "left"}, return_tensors="pt", return_dict=True,
 )
-with torch.inference_mode():
-    new = model.eval().generate(**batch, max_new_tokens=48, do_sample=False)
-new = new[:, batch["input_ids"].shape[1]:]
-print(json.dumps(tokenizer.batch_decode(new, skip_special_tokens=True)))
+for card in cards:
+    exec(open(card).read().split("```python")[1].split("```")[0])
+    with torch.inference_mode():
+        new = model.eval().generate(**batch, max_new_tokens=48, do_sample=False)
+    new = new[:, batch["input_ids"].shape[1]:]
+    print(json.dumps(tokenizer.batch_decode(new, skip_special_tokens=True)))
 """
 
 
@@ -68,10 +70,7 @@ def exported(search: Path, form: str, *more: object) -> tuple[Path, dict[str, An
 
 
 def refused(*arguments: object) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    return result.stderr
+    return command_lines.refused(COMMAND, *arguments)
 
 
 PUBLISHED = "lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS"
@@ -94,23 +93,17 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = RunOptions(
         solver="closed_form",
         max_new_tokens=None,
-        evaluation_rows=24,
+        evaluation_rows=8,
+        factual_data=NONE,
         device="cpu",
     )
     return made_search(tmp_path_factory.mktemp("known"), "tiny", options, SETTING, floor=0.5)
 
 
 @pytest.fixture(scope="module")
-def carried(known: Path) -> Callable[[str], tuple[Path, dict[str, Any]]]:
-    """Return a factory of the tiny model's exports, each made once."""
-    made: dict[str, tuple[Path, dict[str, Any]]] = {}
-
-    def carry(form: str) -> tuple[Path, dict[str, Any]]:
-        if form not in made:
-            made[form] = exported(known, form)
-        return made[form]
-
-    return carry
+def carried(known: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Return the tiny model's exports by form."""
+    return {form: exported(known, form) for form in ("checkpoint", "adapter")}
 
 
 @pytest.fixture
@@ -119,96 +112,64 @@ def random_search(
     checkpoint: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Path]:
-    """Return a factory of searches on a random model, which are over in no time."""
+    """Return a factory of searches on a random model, each in a folder of its own."""
     monkeypatch.setattr(PUBLISHED, RANDOM_BUDGET)
-    runs = tmp_path_factory.mktemp("random")
-    prompts = runs / "prompts.txt"
-    prompts.write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
 
-    def make(name: str, parameters: dict[str, Any], **options: Any) -> Path:
-        folder = runs / name
-        folder.mkdir()
-        run = RunOptions(
-            **(
-                {
-                    "model": str(checkpoint("qwen2")),
-                    "data": str(small_data(folder)),
-                    "factual_data": NONE,
-                    "reference_prompts": str(prompts),
-                    "device": "cpu",
-                    "max_new_tokens": 6,
-                }
-                | options
-            )
-        )
+    def make(parameters: dict[str, Any], **options: Any) -> Path:
+        folder = tmp_path_factory.mktemp("random")
+        run = small_run(checkpoint("qwen2"), folder, **({"max_new_tokens": 6} | options))
         return made_search(folder, "found", run, parameters)
 
     return make
 
 
-def _lunar(solver: str) -> dict[str, Any]:
-    return {"solver": solver, "fix": ("epochs=2",)}
-
-
-def _gradient(trained: str) -> dict[str, Any]:
-    return {"method": "ga", "fix": (f"trained={trained}", "epochs=2", "batch_size=2")}
-
-
-# With the tiny model
-
-
-@pytest.mark.parametrize("form", ["checkpoint", "adapter"])
 def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_reported(
-    known: Path, carried: Callable[[str], tuple[Path, dict[str, Any]]], form: str, tmp_path: Path
+    known: Path, carried: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path
 ) -> None:
-    """The card's lines load it, transformers generates, rouge-score counts."""
-    folder, document = carried(form)
-    assert document["proven"] is True
-    assert document["n_rows"] == 12 + 24 + 24
-    if form != "adapter":
-        assert document["differing_rows"] == 0
-    rows = [
-        row
-        for row in read_answers(Folder(known).answers(0, full=True))
-        if row.set_name != "factual"
-    ]
-    questions, reader = tmp_path / "questions.json", tmp_path / "reader.py"
+    """The cards' lines load each form, transformers generates, rouge-score counts."""
+    rows = read_answers(Folder(known).answers(0, full=True))
+    questions = tmp_path / "questions.json"
     questions.write_text(json.dumps([row.question for row in rows]))
-    reader.write_text(READER)
-    card = (folder / "README.md").read_text()
-    base = Path(document["base"])
-    assert (f'base = "path/to/{base.name}"' in card) == (form != "checkpoint")
-    (tmp_path / "card.md").write_text(card.replace(f"path/to/{base.name}", str(base)))
-    words = folder if form == "checkpoint" else document["base"]
+    cards = []
+    for form, (folder, document) in carried.items():
+        assert document["proven"] is True
+        assert document["n_rows"] == 8 + 8
+        assert form == "adapter" or document["differing_rows"] == 0
+        card = (folder / "README.md").read_text()
+        base = Path(document["base"])
+        assert (f'base = "path/to/{base.name}"' in card) == (form != "checkpoint")
+        cards.append(tmp_path / f"{form}.md")
+        cards[-1].write_text(card.replace(f"path/to/{base.name}", str(base)))
+    words, place = carried["checkpoint"][0], known.parent
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-P", str(reader), str(tmp_path / "card.md"), str(questions), str(words)],
-        cwd=folder.parent,
+        [sys.executable, "-P", "-c", READER, str(questions), str(words), *map(str, cards)],
+        cwd=place,
         env=kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout.splitlines()[-1])
     confirmed = read_yaml(known / "best.yaml")["confirmed"]["scores"]
-    for name in ("forget", "retain"):
-        recalls = [
-            RougeScorer(["rouge1"], use_stemmer=True).score(row.truth, answer)["rouge1"].recall
-            for row, answer in zip(rows, answers, strict=True)
-            if row.set_name == name
-        ]
-        assert math.fsum(recalls) / len(recalls) == pytest.approx(
-            confirmed[f"{name}_rouge1"], abs=0.01
-        )
+    scorer = RougeScorer(["rouge1"], use_stemmer=True)
+    for line in done.stdout.splitlines()[-2:]:
+        for name in ("forget", "retain"):
+            recalls = [
+                scorer.score(row.truth, answer)["rouge1"].recall
+                for row, answer in zip(rows, json.loads(line), strict=True)
+                if row.set_name == name
+            ]
+            score = pytest.approx(confirmed[f"{name}_rouge1"], abs=0.01)
+            assert math.fsum(recalls) / len(recalls) == score
     assert confirmed["forget_rouge1"] < 0.2
     assert confirmed["retain_rouge1"] > 0.5
 
 
 def test_a_checkpoint_says_where_it_comes_from_and_can_be_searched_on(
-    carried: Callable[[str], tuple[Path, dict[str, Any]]],
+    carried: dict[str, tuple[Path, dict[str, Any]]],
 ) -> None:
-    folder, document = carried("checkpoint")
+    folder, document = carried["checkpoint"]
     lineage = read_lineage(folder)
     assert lineage is not None
     assert lineage.unlearned["parameters"] == SETTING
@@ -224,96 +185,93 @@ def test_a_checkpoint_says_where_it_comes_from_and_can_be_searched_on(
 
 
 def test_a_card_shows_scores_setting_and_digests_and_no_text_of_the_data(
-    known: Path, carried: Callable[[str], tuple[Path, dict[str, Any]]]
+    known: Path, carried: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:
-    folder, document = carried("adapter")
+    folder, document = carried["adapter"]
     card = (folder / "README.md").read_text()
     front = read_yaml(card.split("---")[1])
     assert "unlearning" in front["tags"]
     assert "base_model" not in front  # a folder of this machine is no model of the hub
-    assert f"`{Path(document['base']).name}`, a local folder" in card
     assert str(Path(document["base"]).parent) not in card
     for said in (
-        "closed_form",
-        "coefficient 2.0",
-        f"{BUDGET} tokens",
+        f"`{Path(document['base']).name}`, a local folder",
+        *("closed_form", "coefficient 2.0", f"{BUDGET} tokens", "* feasible: yes"),
         document["base_fingerprint"],
-        "* feasible: yes",
+        *document["data_digests"].values(),
     ):
         assert said in card
-    assert all(digest in card for digest in document["data_digests"].values())
     for row in read_answers(Folder(known).answers(0, full=True)):
         assert row.question not in card
         assert len(row.truth) < 8 or row.truth not in card  # a number may be a version as well
 
 
-# With random models
+LUNAR = {"layer": 1, "coefficient": 2.0, "learning_rate": 0.01}
+GRADIENT = {"learning_rate": 1e-3}
 
 
-METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "closed_form": (SETTING, {"solver": "closed_form"}),
-    "adamw": ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.01}, _lunar("adamw")),
-    "lora": ({"layer": 1, "coefficient": 2.0, "learning_rate": 0.01}, _lunar("lora")),
-    "ga-lora": ({"learning_rate": 1e-3}, _gradient("lora")),
-    "ga-full": ({"learning_rate": 1e-4}, _gradient("full")),
-}
+def _gradient(trained: str) -> dict[str, Any]:
+    return {"method": "ga", "fix": (f"trained={trained}", "epochs=2", "batch_size=2")}
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
+    ("parameters", "options", "form", "rank"),
     [
-        *((name, "float32") for name in METHODS),
-        ("closed_form", "bfloat16"),
-        ("adamw", "bfloat16"),
-        ("ga-full", "bfloat16"),
+        (SETTING, {"solver": "closed_form"}, "adapter", 1),
+        (LUNAR, {"solver": "adamw", "fix": ("epochs=2",)}, "adapter:32", 32),
+        (LUNAR, {"solver": "lora", "fix": ("epochs=2",)}, "adapter", 8),
+        (GRADIENT, _gradient("lora"), "checkpoint", None),
+        ({"learning_rate": 1e-4}, _gradient("full"), "checkpoint", None),
+        (LUNAR, {"solver": "adamw", "fix": ("epochs=2",), "dtype": "bfloat16"}, "checkpoint", None),
     ],
+    ids=["closed_form", "adamw", "lora", "ga-lora", "ga-full", "bfloat16"],
 )
-def test_every_form_of_every_kind_of_method_is_proven(
-    random_search: Callable[..., Path], name: str, dtype: str
+def test_every_kind_of_method_is_proven(
+    random_search: Callable[..., Path],
+    parameters: dict[str, Any],
+    options: dict[str, Any],
+    form: str,
+    rank: int | None,
 ) -> None:
-    parameters, options = METHODS[name]
-    search = random_search(f"{name}-{dtype}", parameters, dtype=dtype, **options)
-    _, document = exported(search, "checkpoint")
-    assert document["dtype"] == dtype
+    search = random_search(parameters, **({"dtype": "float32"} | options))
+    folder, document = exported(search, form)
     assert document["parameters"] == parameters
-    if name != "ga-lora":  # merging rounds
+    assert document["dtype"] == options.get("dtype", "float32")
+    if rank is not None:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert set(document["ranks"].values()) == {rank} == {config["r"]}
+        assert document["relative_error"] < 1e-6  # of adamw's 32 of 32 ranks
+        assert config["base_model_name_or_path"] == document["base"]
+    elif "trained=lora" not in options["fix"]:  # merging rounds
         assert document["differing_rows_of_the_run"] == 0
-    if name == "ga-full":
-        assert "trains whole weights" in refused(
-            search, "--format", "adapter", "--save", search.parent / "refused"
-        )
-        return
-    if dtype == "bfloat16":  # a random model's next words are near ties: another rounding, others
-        return
-    folder, document = exported(search, "adapter:32" if name == "adamw" else "adapter")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    expected = {"closed_form": 1, "adamw": 32, "lora": 8, "ga-lora": 8}[name]
-    assert set(document["ranks"].values()) == {expected} == {config["r"]}
-    assert document["relative_error"] < 1e-6  # of adamw's 32 of 32 ranks
-    assert config["base_model_name_or_path"] == document["base"]
+    if "trained=full" in options.get("fix", ()):
+        message = refused(search, "--format", "adapter", "--save", search.parent / "refused")
+        assert "trains whole weights" in message
+
+
+def test_an_adapter_that_belongs_on_a_merged_adapter_is_refused(
+    random_search: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The base would be a model and an adapter; only a whole checkpoint can be loaded by itself."""
+    adapter, document = exported(random_search(GRADIENT, **_gradient("lora")), "adapter")
+    assert set(document["ranks"].values()) == {8}
+    search = random_search(SETTING, solver="closed_form", model_path=str(adapter))
+    message = refused(search, "--format", "adapter", "--save", tmp_path / "adapter")
+    assert "use --format checkpoint" in message
+    exported(search, "checkpoint")
 
 
 def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
     tmp_path: Path, checkpoint: Callable[..., Path]
 ) -> None:
     """Bounded evaluation ends at the first chunk: a random model misses any floor."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("What is nowhere?\n", encoding="utf-8")
     pairs = [
         {"edge": edge, "question": f"What is {n} of {edge}?", "answer": f"Kettle {n} of {edge}"}
         for edge, size in (("A_B", 3), ("B_C", 40))
         for n in range(size)
     ]
-    (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
-    options = RunOptions(
-        model=str(checkpoint("qwen2")),
-        data=str(tmp_path / "pairs.json"),
-        factual_data=NONE,
-        reference_prompts=str(prompts),
-        device="cpu",
-        max_new_tokens=4,
-        solver="closed_form",
-    )
+    (tmp_path / "many.json").write_text(json.dumps(pairs), encoding="utf-8")
+    changes = {"data": str(tmp_path / "many.json"), "solver": "closed_form"}
+    options = small_run(checkpoint("qwen2"), tmp_path, **changes)
     search = made_search(tmp_path, "s", options, SETTING, floor=0.9, confirmed=False)
     asked = len(read_answers(Folder(search).answers(0)))
     assert asked < len(pairs)
@@ -336,8 +294,9 @@ def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
 def test_a_search_without_texts_is_proven_by_the_scores_of_its_rows(
     random_search: Callable[..., Path],
 ) -> None:
-    search = random_search("private", SETTING, solver="closed_form", text=False)
-    folder, document = exported(search, "checkpoint")
+    folder, document = exported(
+        random_search(SETTING, solver="closed_form", text=False), "checkpoint"
+    )
     assert document["proven"] is True
     assert (document["n_rows"], document["differing_rows"]) == (9, 0)
     assert document["compared"] == "ROUGE-1 and ROUGE-L of each row"
@@ -346,48 +305,38 @@ def test_a_search_without_texts_is_proven_by_the_scores_of_its_rows(
     assert "≈" not in card, "all questions were asked"
 
 
-def test_a_card_names_the_folder_that_was_called_here(
+def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
     random_search: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = random_search("dot", SETTING, solver="closed_form")
-    output = tmp_path / "unlearned"
-    output.mkdir()
-    monkeypatch.chdir(output)
-    result = invoke(search, "--save", ".")
-    assert result.exit_code == 0, result.output
-    assert 'from_pretrained("unlearned"' in (output / "README.md").read_text()
-
-
-def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
-    random_search: Callable[..., Path], tmp_path: Path
-) -> None:
-    search = random_search("other", SETTING, solver="closed_form")
+    search = random_search(SETTING, solver="closed_form")
     file = Folder(search).answers(0, full=True)
     rows = read_answers(file)
     rows[2] = dataclasses.replace(rows[2], answer="something else")
     write_answers(file, rows, ())
-    result = invoke(search, "--format", "checkpoint", "--save", tmp_path / "d")
+    (tmp_path / "unlearned").mkdir()
+    monkeypatch.chdir(tmp_path / "unlearned")
+    result = invoke(search, "--format", "checkpoint", "--save", ".")
     assert result.exit_code == 1
     assert "1 of 9 answers differ" in result.stderr
-    document = json.loads((tmp_path / "d" / "export.json").read_text())
-    assert document["proven"] is False
-    assert document["differing_rows"] == 1
-    assert "Not proven" in (tmp_path / "d" / "README.md").read_text()
+    document = json.loads(Path("export.json").read_text())
+    assert (document["proven"], document["differing_rows"]) == (False, 1)
+    card = Path("README.md").read_text()
+    assert "Not proven" in card
+    assert 'from_pretrained("unlearned"' in card, "the folder that was called here"
 
 
 def test_mistakes_are_said_together_before_anything_is_loaded(
     random_search: Callable[..., Path], tmp_path: Path
 ) -> None:
-    search = random_search("wrong", SETTING, solver="closed_form")
+    plain = random_search(SETTING, solver="closed_form")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    pairs = next(search.parent.glob("pairs.json"))
-    pairs.write_text(pairs.read_text().replace("Kettle 1 of A_B", "Kettle 9 of A_B"))
-    prompts = search.parent.parent / "prompts.txt"
-    kept = prompts.read_text()
-    prompts.write_text(f"{kept}What is never?\n", encoding="utf-8")
+    pairs, prompts = plain.parent / "pairs.json", plain.parent / "prompts.txt"
+    kept = {file: file.read_text() for file in (pairs, prompts)}
+    pairs.write_text(kept[pairs].replace("Kettle 1 of A_B", "Kettle 9 of A_B"))
+    prompts.write_text(f"{kept[prompts]}What is never?\n")
     message = refused(
-        *(search, "--format", "gguf", "--save", tmp_path / "full", "--trial", 5),
+        *(plain, "--format", "gguf", "--save", tmp_path / "full", "--trial", 5),
         *("--json", tmp_path, "--register", "a/b"),
     )
     for said in (
@@ -401,27 +350,13 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         f"{prompts}: the data have changed since the search: the reference prompts are others",
     ):
         assert said in message
-    prompts.write_text(kept, encoding="utf-8")
-    assert "adapter:2: the adapter of --method lunar (closed_form) is exact" in refused(
-        search, "--format", "adapter:2", "--save", tmp_path / "a"
-    )
-    for form in ("checkpoint:2", "adapter:0", "adapter:x", "adapter:"):
-        assert f"--format {form}: checkpoint, adapter, or adapter:RANK" in refused(
-            search, "--format", form, "--save", tmp_path / "a"
-        )
-    missing = refused("nowhere", "--output", tmp_path / "none", "--save", tmp_path / "a")
-    assert "there is no such search" in missing
-
-
-def test_an_adapter_that_belongs_on_a_merged_adapter_is_refused(
-    random_search: Callable[..., Path], tmp_path: Path, checkpoint: Callable[..., Path]
-) -> None:
-    """The base would be a model and an adapter; only a whole checkpoint can be loaded by itself."""
-    parameters, options = METHODS["ga-lora"]
-    adapter, _ = exported(random_search("base", parameters, **options), "adapter")
-    search = random_search("on-adapter", SETTING, solver="closed_form", model_path=str(adapter))
-    assert "use --format checkpoint" in refused(
-        search, "--format", "adapter", "--save", tmp_path / "adapter"
-    )
-    exported(search, "checkpoint")
-    assert checkpoint("qwen2").is_dir()
+    for file, text in kept.items():
+        file.write_text(text)
+    for form, said in (
+        ("adapter:2", "adapter:2: the adapter of --method lunar (closed_form) is exact"),
+        *(
+            (form, f"--format {form}: checkpoint, adapter, or adapter:RANK")
+            for form in ("checkpoint:2", "adapter:0", "adapter:x", "adapter:")
+        ),
+    ):
+        assert said in refused(plain, "--format", form, "--save", tmp_path / "a")

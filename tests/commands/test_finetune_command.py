@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_lines import Result, small_data, without_ray
+from command_lines import refused, small_data, without_ray
 
 from lunar_tune.cli.finetune import COMMAND
 from lunar_tune.data.records import read_records, records_digest
@@ -20,37 +20,21 @@ LEARNING = ("--fix", "trained=full", "--fix", "learning_rate=0.01", "--fix", "ba
 
 @pytest.fixture
 def options(
-    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    empty_store: Callable[[Path], Path],
 ) -> list[str]:
     monkeypatch.chdir(tmp_path)
+    empty_store(tmp_path / "runs" / "mlflow.db")
     data = str(small_data(tmp_path))
     return ["--model", str(checkpoint("qwen2")), "--data", data, "--device", "cpu"]
-
-
-def invoke(*arguments: str) -> Result:
-    return without_ray(COMMAND, *arguments)
-
-
-def refused(*arguments: str) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ")
-    assert "Traceback" not in result.output
-    return result.stderr
-
-
-def test_help_names_the_options_and_none_of_unlearning() -> None:
-    words = invoke("--help-all").output.replace("│", " ").split()
-    wanted = "--model --model-path --dtype --device --chat-template --data --seed --save --fix "
-    wanted += "--tracking-uri --quiet --debug"
-    assert [option for option in wanted.split() if option not in words] == []
-    assert not {"--forget-edge", "--method", "--solver", "--retain-rows"} & set(words)
 
 
 def test_a_model_that_has_learned_ends_with_0_and_says_what_it_knows(options: list[str]) -> None:
     from mlflow import MlflowClient
 
-    result = invoke(*options, *LEARNING, "--fix", "epochs=40", "--save", "runs/model")
+    result = without_ray(COMMAND, *options, *LEARNING, "--fix", "epochs=40", "--save", "runs/model")
     assert result.exit_code == 0, result.output
     lineage = read_lineage("runs/model")
     assert lineage is not None
@@ -72,31 +56,20 @@ def test_a_model_that_has_learned_ends_with_0_and_says_what_it_knows(options: li
     assert [row[0] for row in json.loads(Path(table).read_text())["data"]] == ["A_B", "B_C", "C_D"]
 
 
-def test_a_model_that_has_not_is_kept_and_ends_with_3(options: list[str]) -> None:
-    result = invoke(*options, "--fix", "epochs=1", "--save", "runs/model")
-    assert result.exit_code == 3, result.output
-    assert "does not know the data" in result.output
-    assert "--fix epochs above 1" in " ".join(result.output.split())
-    assert (Path("runs/model") / "model.safetensors").is_file()
-
-
 def test_everything_that_is_wrong_is_said_at_once(options: list[str]) -> None:
     message = refused(
+        COMMAND,
         *("--model", "nonsense", "--data", "nowhere.json", "--reference-prompts", "none.txt"),
-        *("--fix", "trained=half", "--fix", "epochs=0", "--dtype", "int8", "--save", "new"),
+        *("--fix", "trained=half", "--fix", "epochs=0", "--dtype", "int8", "--save", "runs"),
     )
-    for part in ("nonsense", "nowhere.json", "none.txt", "half", "epochs 0", "int8"):
+    expected = ("nonsense", "nowhere.json", "none.txt", "half", "epochs 0", "int8")
+    for part in (*expected, "--save runs: the folder is not empty"):
         assert part in message
-    assert options  # in an empty folder of its own
+    for option in ("--forget-edge", "--method", "--solver", "--retain-rows"):
+        assert option in refused(COMMAND, *options, option, "1"), "it has no part in it"
 
 
-def test_a_folder_that_holds_something_is_refused(options: list[str]) -> None:
-    Path("full").mkdir()
-    Path("full/file").write_text("mine")
-    assert "--save full: the folder is not empty" in refused(*options, "--save", "full")
-
-
-def test_the_same_command_goes_on_and_another_is_refused(
+def test_the_same_command_goes_on_another_is_refused_and_what_was_not_learned_ends_with_3(
     options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lunar_tune.finetuning import finetune as module
@@ -104,12 +77,15 @@ def test_the_same_command_goes_on_and_another_is_refused(
     def interrupted(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    command = (*options, *LEARNING, "--fix", "epochs=3", "--save", "runs/model")
+    command = (*options, "--fix", "epochs=2", "--save", "runs/model")
     with monkeypatch.context() as patch:
         patch.setattr(module, "check_knowledge", interrupted)
-        assert invoke(*command).exit_code == 130
-    other = refused(*command, "--seed", "1")
+        assert without_ray(COMMAND, *command).exit_code == 130
+    other = refused(COMMAND, *command, "--seed", "1")
     assert "unfinished fine-tuning of another kind: seed was 0, is 1" in other
-    again = invoke(*command)
+    again = without_ray(COMMAND, *command)
     assert again.exit_code == 3, again.output
     assert "going on after epoch" in again.output
+    assert "does not know the data" in again.output
+    assert "--fix epochs above 2" in " ".join(again.output.split())
+    assert Path("runs/model/model.safetensors").is_file(), "it is kept"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import command_lines
 import numpy as np
 import pytest
-from command_lines import Result, run_command, without_ray
 from PIL import Image
 from random_models import build_encoder
 
@@ -17,8 +17,7 @@ from lunar_tune.trial.layer_scores import read_layer_prior
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -28,29 +27,12 @@ def small(small: list[str]) -> list[str]:
     return small[:place] + small[place + 2 :]
 
 
-def invoke(*arguments: str) -> Result:
-    return without_ray(COMMAND, *arguments)
-
-
 def refused(*arguments: str) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ")
-    assert "Traceback" not in result.output
-    return result.stderr
+    return command_lines.refused(COMMAND, *arguments)
 
 
 def succeeded(*arguments: str) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def test_help_names_the_options() -> None:
-    words = succeeded("--help-all").replace("│", " ").split()
-    wanted = "--model --fix --range --embedding-model --evaluation-rows --json --save --refusals "
-    wanted += "--data --forget-edge --reference-prompts --max-new-tokens --quiet"
-    assert [option for option in wanted.split() if option not in words] == []
+    return command_lines.succeeded(COMMAND, *arguments)
 
 
 def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str]) -> None:
@@ -76,22 +58,26 @@ def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str])
         assert line in output
 
 
-def test_blocks_and_rows_can_be_chosen(small: list[str]) -> None:
-    output = succeeded(*small, "--range", "layer=1:2", "--evaluation-rows", "1", "--json", "l.json")
+def test_blocks_rows_and_a_sentence_model_can_be_chosen(small: list[str]) -> None:
+    Path("encoder").mkdir()
+    encoder = str(build_encoder(Path("encoder").resolve()))
+    chosen = (*small, "--range", "layer=1:2", "--evaluation-rows", "1")
+    output = succeeded(*chosen, "--embedding-model", encoder, "--json", "l.json")
     prior = read_layer_prior(Path("l.json"))
     assert [one.layer for one in prior.layers] == [1, 2]
     assert prior.rows == 1
     assert "Similarity of 1 answers" in output
+    assert f"in: {encoder}" in output.replace("\n", "")
+    assert json.loads(Path("l.json").read_text())["embedding"] == encoder
+    own = (*chosen, "--json", "own.json", "--save", "l.svg", "--quiet")
+    assert succeeded(*own) == ""
+    assert prior.base_model.s1 != read_layer_prior(Path("own.json")).base_model.s1
+    assert Path("l.svg").read_text(encoding="utf-8").startswith("<svg")
 
 
 def test_an_option_without_a_part_in_it_is_unknown(small: list[str]) -> None:
     for option in ("--factual-data", "--retain-rows", "--metrics", "--method", "--solver"):
         assert option in refused(*small, option, "1")
-
-
-def test_nothing_is_shown_when_quiet(small: list[str]) -> None:
-    assert succeeded(*small, "--quiet", "--save", "l.svg") == ""
-    assert Path("l.svg").read_text(encoding="utf-8").startswith("<svg")
 
 
 def test_everything_that_is_wrong_is_said_in_one_message(
@@ -107,74 +93,41 @@ def test_everything_that_is_wrong_is_said_in_one_message(
     message = refused(
         *(*small, "--fix", "coefficient=0", "--evaluation-rows", "0", "--range", "layer=1:9"),
         *("--save", "l.pdf"),
-        *("--json", "folder", "--forget-edge", "X_Y"),
+        *("--json", "folder", "--forget-edge", "X_Y", "--embedding-model", "./nosuch"),
     )
     for part in (
         *("coefficient=0", "--evaluation-rows 0", "layer 3, 4", "--save l.pdf"),
         "--json folder",
         "'X_Y'",
+        "--embedding-model ./nosuch: no such folder",
     ):
         assert message.count(part) == 1, message
-    assert message.startswith("error: 6 things are wrong:")
-
-
-def test_a_sentence_model_that_is_not_there_is_refused_with_what_else_is_wrong(
-    small: list[str],
-) -> None:
-    message = refused(*small, "--embedding-model", "./nosuch", "--evaluation-rows", "0")
-    assert "--embedding-model ./nosuch: no such folder" in message
-    assert "--evaluation-rows 0" in message
-
-
-def test_a_sentence_model_compares_the_answers_instead(small: list[str], tmp_path: Path) -> None:
-    (tmp_path / "encoder").mkdir()
-    encoder = str(build_encoder(tmp_path / "encoder"))
-    output = succeeded(*small, "--embedding-model", encoder, "--json", "l.json")
-    prior = read_layer_prior(Path("l.json"))
-    assert f"in: {encoder}" in output.replace("\n", "")
-    assert json.loads(Path("l.json").read_text())["embedding"] == encoder
-    succeeded(*small, "--json", "own.json")
-    assert prior.base_model.s1 != read_layer_prior(Path("own.json")).base_model.s1
+    assert message.startswith("error: 7 things are wrong:")
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("option", "text"),
     [
-        *("", "layer", "layer=1", "layer=3:1", "layer=0:1.5", "layer=0:1e12", "layer=a:b"),
-        "coefficient=1:2",
+        *(("--range", f"layer={text}") for text in ("1", "3:1", "0:1.5", "0:1e12", "a:b")),
+        *(("--range", text) for text in ("", "layer", "coefficient=1:2")),
+        *(("--fix", f"coefficient={text}") for text in ("x", "nan")),
+        *(("--fix", text) for text in ("", "coefficient", "rank=4")),
     ],
 )
-def test_what_is_no_range_of_layers_is_refused(text: str, small: list[str]) -> None:
-    assert "--range" in refused(*small, "--range", text)
-
-
-@pytest.mark.parametrize("text", ["", "coefficient", "coefficient=x", "coefficient=nan", "rank=4"])
-def test_nothing_but_a_coefficient_is_fixed(text: str, small: list[str]) -> None:
-    assert "--fix" in refused(*small, "--fix", text)
-
-
-def test_on_the_tiny_model_adding_the_vector_turns_known_answers_into_refusals(
-    tmp_path: Path,
+def test_nothing_but_a_range_of_layers_and_a_coefficient_is_taken(
+    option: str, text: str, small: list[str]
 ) -> None:
+    assert option in refused(*small, option, text)
+
+
+def test_on_the_tiny_model_adding_the_vector_turns_known_answers_into_refusals() -> None:
     """All its blocks can forget: each moves the answers away from the truth, towards refusals."""
-    arguments = (
-        "--fix",
-        "coefficient=0.5",
-        "--json",
-        "l.json",
-        "--save",
-        "l.png",
-        "--device",
-        "cpu",
-    )
-    done = run_command("layers", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    prior = read_layer_prior(tmp_path / "l.json")
+    shown = succeeded("--fix", "coefficient=0.5", "--json", "l.json", "--device", "cpu")
+    prior = read_layer_prior(Path("l.json"))
     assert (prior.model, prior.n_layers, prior.rows) == ("tiny", 4, 12)
     assert prior.base_model.s2 == pytest.approx(1, abs=0.1), "it knows what it is asked"
     for one in prior.layers:
         assert one.s1 > prior.base_model.s1
         assert one.s2 < prior.base_model.s2
-    assert "I do not know" in done.stdout
-    assert "python -m" not in done.stderr
-    assert json.loads((tmp_path / "l.json").read_text())["embedding"].startswith("own states")
+    assert "I do not know" in shown
+    assert json.loads(Path("l.json").read_text())["embedding"].startswith("own states")

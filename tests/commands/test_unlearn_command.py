@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import command_lines
 import pytest
 import torch
-from command_lines import Result, small_data, without_ray
+from command_lines import small_data, without_ray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.cli.unlearn import COMMAND
@@ -26,36 +27,19 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "here")
 
 
-def invoke(*arguments: str) -> Result:
-    return without_ray(COMMAND, *arguments)
-
-
 def refused(*arguments: str) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ")
-    assert "Traceback" not in result.output
-    return result.stderr
+    return command_lines.refused(COMMAND, *arguments)
 
 
 def succeeded(*arguments: str) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
+    return command_lines.succeeded(COMMAND, *arguments)
 
 
-def test_help_names_the_options() -> None:
-    words = succeeded("--help-all").replace("│", " ").split()
-    wanted = "FIX --model --json --save --published-config --data --forget-edge --factual-data "
-    wanted += "--reference-prompts --solver --seed"
-    assert [option for option in wanted.split() if option not in words] == []
-
-
-def test_a_run_writes_its_scores_and_answers(small: list[str]) -> None:
-    output = succeeded(*small, *SETTING, "--json", "s.json")
+def test_a_run_writes_its_scores_and_answers_and_a_model_that_gives_them(small: list[str]) -> None:
+    metrics = ("--metrics", "forget_mrr, retain_mrr,retain_perplexity")
+    output = succeeded(*small, *SETTING, *metrics, "--json", "s.json", "--save", "model")
     document = json.loads(Path("s.json").read_text())
     rows = document["answers"]
-
     assert set(document) >= KEYS
     assert document["parameters"] == {"layer": 1, "coefficient": 2.0, "learning_rate": 0.01}
     assert (document["forget_rows"], document["retain_rows"]) == (3, 6)
@@ -67,12 +51,6 @@ def test_a_run_writes_its_scores_and_answers(small: list[str]) -> None:
     assert document["forget_rouge1"] == pytest.approx(sum(recalls) / 3)
     for line in ("base model", "unlearned", "scores and answers written to s.json"):
         assert line in output
-
-
-def test_further_scores_are_shown_below_rouge_and_written_as_json(small: list[str]) -> None:
-    metrics = ("--metrics", "forget_mrr, retain_mrr,retain_perplexity")
-    output = succeeded(*small, *SETTING, *metrics, "--json", "s.json")
-    document = json.loads(Path("s.json").read_text())
     for name in ("forget_mrr", "retain_mrr", "retain_perplexity"):
         (line,) = [line.split() for line in output.splitlines() if line.startswith(name)]
         better = "higher" if name == "retain_mrr" else "lower"
@@ -80,33 +58,30 @@ def test_further_scores_are_shown_below_rouge_and_written_as_json(small: list[st
         assert line == [name, *(f"{score:.4g}" for score in scores), better]
     assert "forget_hit_ratio" not in document
 
-
-def test_an_unknown_metric_is_refused_with_what_else_is_wrong(small: list[str]) -> None:
-    message = refused(*small, *SETTING, "--metrics", "forget_mmr", "--evaluation-rows", "0")
-    assert "unknown metric 'forget_mmr'. Did you mean 'forget_mrr'?" in message
-    assert "--evaluation-rows 0" in message
-    assert "--metrics is empty" in refused(*small, *SETTING, "--metrics", " , ")
-
-
-def test_mistakes_of_setting_data_and_folder_are_said_at_once(
-    small: list[str], tmp_path: Path
-) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "x").touch()
-    setting = ("layer=9", "coefficient=nan", "learning_rate=inf")
-    message = refused(*small, *setting, "--forget-edge", "Q", "--save", str(tmp_path / "model"))
-    for part in ("unknown forget edge 'Q'", "coefficient nan", "learning_rate inf"):
-        assert part in message
-    assert "layer 9: the model has" in message
-    assert "5 things are wrong" in message
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    model = AutoModelForCausalLM.from_pretrained("model").eval()
+    for row in rows:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["question"]}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        with torch.inference_mode():
+            answer = model.generate(**ids, max_new_tokens=4, do_sample=False)
+        text = tokenizer.decode(answer[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert text == row["answer"]
+    original = AutoModelForCausalLM.from_pretrained(small[small.index("--model") + 1])
+    saved = model.state_dict()
+    changed = [name for name, p in original.state_dict().items() if not torch.equal(p, saved[name])]
+    assert changed == ["model.layers.1.mlp.down_proj.weight"]
 
 
-def test_several_layers_take_a_coefficient_each(small: list[str]) -> None:
+def test_several_layers_take_a_coefficient_each_and_quiet_shows_nothing(small: list[str]) -> None:
     arguments = ("layer=1,2", "coefficient=2,1", "learning_rate=0.01", "epochs=2")
-    succeeded(*small, *arguments, "--json", "s.json", "--quiet")
-    document = json.loads(Path("s.json").read_text())
-    assert document["parameters"]["layer"] == [1, 2]
-    assert document["parameters"]["coefficient"] == [2.0, 1.0]
+    assert succeeded(*small, *arguments, "--json", "s.json", "--quiet") == ""
+    parameters = json.loads(Path("s.json").read_text())["parameters"]
+    assert (parameters["layer"], parameters["coefficient"]) == ([1, 2], [2.0, 1.0])
 
 
 def test_the_closed_form_takes_a_ridge(small: list[str]) -> None:
@@ -117,42 +92,9 @@ def test_the_closed_form_takes_a_ridge(small: list[str]) -> None:
     assert (document["solver"], len(document["losses"])) == ("closed_form", 1)
 
 
-def test_nothing_is_shown_when_quiet(small: list[str]) -> None:
-    assert succeeded(*small, *SETTING, "--quiet") == ""
-
-
-def test_a_saved_model_loads_elsewhere_and_answers_the_same(small: list[str]) -> None:
-    arguments = ("--save", "model", "--json", "s.json")
-    succeeded(*small, *SETTING, *arguments)
-    tokenizer = AutoTokenizer.from_pretrained("model")
-    model = AutoModelForCausalLM.from_pretrained("model").eval()
-
-    for row in json.loads(Path("s.json").read_text())["answers"]:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["question"]}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        with torch.inference_mode():
-            output = model.generate(**ids, max_new_tokens=4, do_sample=False)
-        text = tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert text == row["answer"]
-
-
-def test_the_saved_model_differs_from_the_original_in_one_matrix(small: list[str]) -> None:
-    succeeded(*small, *SETTING, "--save", "model")
-    original = AutoModelForCausalLM.from_pretrained(small[small.index("--model") + 1])
-    saved = AutoModelForCausalLM.from_pretrained("model").state_dict()
-    changed = [name for name, p in original.state_dict().items() if not torch.equal(p, saved[name])]
-    assert changed == ["model.layers.1.mlp.down_proj.weight"]
-
-
-def test_a_folder_with_something_in_it_is_not_saved_to(
+def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(
     small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is refused before the model is loaded."""
-
     def load(*_arguments: object) -> None:
         raise AssertionError("the model was loaded")
 
@@ -185,7 +127,8 @@ def test_a_folder_with_something_in_it_is_not_saved_to(
         (("layer=1,2", "coefficient=1,2,3", *SETTING[2:]), "3 coefficients"),
         ((*SETTING[:2], "learning_rate=-1"), "learning_rate -1: a positive number"),
         ((SETTING[0], "coefficient=nan", *SETTING[2:]), "coefficient"),
-        ((*SETTING, "--forget-edge", "X_Y"), "A_B"),
+        ((*SETTING, "--metrics", "forget_mmr"), "unknown metric 'forget_mmr'. Did you mean"),
+        ((*SETTING, "--metrics", " , "), "--metrics is empty"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(
@@ -194,22 +137,28 @@ def test_a_setting_that_cannot_be_is_refused(
     assert expected in refused(*small, *arguments)
 
 
-def test_everything_that_is_wrong_is_said_in_one_message(small: list[str]) -> None:
-    arguments = ("layer=1", "--data", "nosuch.json", "--evaluation-rows", "0", "--save", "f/x")
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        (("layer=1", "--data", "nosuch.json"), ("coefficient, learning_rate;", "nosuch.json")),
+        (
+            ("layer=9", "coefficient=nan", "learning_rate=inf", "--forget-edge", "Q"),
+            ("layer 9: the model has", "coefficient nan", "learning_rate inf", "edge 'Q'"),
+        ),
+    ],
+)
+def test_everything_that_is_wrong_is_said_in_one_message(
+    small: list[str], setting: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
     Path("f").touch()
-    message = refused(*small, *arguments)
-    for part in (
-        "missing: coefficient, learning_rate;",
-        "nosuch.json",
-        "--evaluation-rows 0",
-        "--save f/x",
-    ):
+    message = refused(*small, *setting, "--evaluation-rows", "0", "--save", "f/x")
+    for part in (*parts, "--evaluation-rows 0", "--save f/x"):
         assert message.count(part) == 1
-    assert message.startswith("error: 4 things are wrong:")
+    assert message.startswith(f"error: {len(parts) + 2} things are wrong:")
 
 
 def test_a_divergence_is_an_error_and_no_score(small: list[str]) -> None:
-    result = invoke(*small, *SETTING[:2], "learning_rate=1e30", "--json", "s.json")
+    result = without_ray(COMMAND, *small, *SETTING[:2], "learning_rate=1e30", "--json", "s.json")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert not Path("s.json").exists()
@@ -284,16 +233,10 @@ def test_another_solver_can_be_tried_on_a_published_configuration(published: Pat
     assert set(document["parameters"]) == {"layer", "coefficient", "ridge"}
 
 
-def test_a_published_configuration_that_is_wrong_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "forget.yaml"
-    path.write_text("lr: fast\n")
-    assert str(path) in refused("--published-config", str(path))
-    assert "nosuch.yaml" in refused("--published-config", "nosuch.yaml")
-
-
-def test_a_layer_of_a_published_configuration_that_the_model_lacks_is_refused(
-    published: Path,
-) -> None:
+def test_a_published_configuration_that_is_wrong_is_refused(published: Path) -> None:
     published.write_text(published.read_text().replace("[1, 2]", "[1, 3]"))
     output = refused("--published-config", str(published), "--device", "cpu")
     assert "layer 3: the model has 3 decoder blocks" in output
+    published.write_text("lr: fast\n")
+    assert str(published) in refused("--published-config", str(published))
+    assert "nosuch.yaml" in refused("--published-config", "nosuch.yaml")

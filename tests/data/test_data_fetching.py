@@ -13,11 +13,14 @@ from file_server import HUB, PISTOL_1, PISTOL_2, FileServer, pistol_rows, servin
 
 from lunar_tune import files
 from lunar_tune.data import fetching
-from lunar_tune.data.data_catalog import PUBLISHED, PublishedSet, resolve_data
+from lunar_tune.data.data_catalog import PUBLISHED, PublishedSet
 from lunar_tune.data.fetching import Lock, fetch, lock_file, read_lock, state_of
 from lunar_tune.data.records import read_prompts, read_records
 from lunar_tune.data.splits import read_groups, split_by_edges
 from lunar_tune.errors import InputError
+
+PISTOL = PUBLISHED["pistol-2"]
+ROWS = pistol_rows()
 
 
 @pytest.fixture
@@ -31,25 +34,24 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def get(published: PublishedSet | str, folder: Path, server: FileServer) -> Lock:
-    entry = PUBLISHED[published] if isinstance(published, str) else published
+def get(entry: PublishedSet, folder: Path, server: FileServer) -> Lock:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LUNAR_TUNE_GITHUB_URL", server.url)
         patch.setenv("HF_ENDPOINT", server.url)
         return fetch(entry, folder)
 
 
-def refused(published: PublishedSet | str, folder: Path, server: FileServer) -> str:
+def refused(entry: PublishedSet, folder: Path, server: FileServer) -> str:
     """Return the message of a fetch that fails and changes nothing."""
     before = contents(folder)
     with pytest.raises(InputError) as raised:
-        get(published, folder, server)
+        get(entry, folder, server)
     assert contents(folder) == before
     return str(raised.value)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.is_dir() else {}
+def contents(folder: Path) -> dict[str, bytes] | None:
+    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.is_dir() else None
 
 
 def sha256(content: bytes) -> str:
@@ -59,140 +61,93 @@ def sha256(content: bytes) -> str:
 def test_a_file_with_edges_is_kept_byte_for_byte_with_its_digest(
     folder: Path, server: FileServer
 ) -> None:
-    server.files[PISTOL_2] = pistol_rows()
-    lock = get("pistol-2", folder, server)
-    assert sorted(contents(folder)) == ["pistol-2.json", "pistol-2.lock.json"]
-    assert (folder / "pistol-2.json").read_bytes() == server.files[PISTOL_2]
-    digest = sha256(server.files[PISTOL_2])
-    url = server.url + PISTOL_2
-    assert lock == Lock(url=url, source_sha256=digest, sha256=digest, rows=1500)
-    assert read_lock(PUBLISHED["pistol-2"], folder) == lock
-    assert state_of(PUBLISHED["pistol-2"], folder) == "fetched"
+    server.files[PISTOL_2] = ROWS
+    assert state_of(PISTOL, folder) == "not fetched"
+    lock = get(PISTOL, folder, server)
+    assert sorted(contents(folder) or ()) == ["pistol-2.json", "pistol-2.lock.json"]
+    assert (folder / "pistol-2.json").read_bytes() == ROWS
+    digest = sha256(ROWS)
+    assert lock == Lock(url=server.url + PISTOL_2, source_sha256=digest, sha256=digest, rows=1500)
+    assert read_lock(PISTOL, folder) == lock
+    assert state_of(PISTOL, folder) == "fetched"
+    with (folder / "pistol-2.json").open("a") as file:
+        file.write(" ")
+    assert state_of(PISTOL, folder) == "changed"
 
 
-def test_tofu_gets_an_author_of_twenty_rows_each_as_its_edge(
+def test_tofu_gets_an_author_of_twenty_rows_each_and_a_group_for_each_split(
     folder: Path, server: FileServer
 ) -> None:
-    server.files[f"{HUB}/full.json"] = tofu_lines()
-    lock = get("tofu", folder, server)
-    raw = [json.loads(line) for line in server.files[f"{HUB}/full.json"].splitlines()]
-    expected, author = [], 0
-    for number, row in enumerate(raw):
-        author += number in range(0, 4000, 20)
-        expected.append({"edge": f"author_{author}", **row})
+    """forget01 has 40 rows, forget05 200, forget10 400: the last ones of 4,000."""
+    source = server.files[f"{HUB}/full.json"] = tofu_lines()
+    lock = get(PUBLISHED["tofu"], folder, server)
+    expected = [
+        {"edge": f"author_{1 + number // 20}", **json.loads(line)}
+        for number, line in enumerate(source.splitlines())
+    ]
     assert json.loads((folder / "tofu.json").read_bytes()) == expected
     assert expected[-1]["edge"] == "author_200"
-    assert lock.source_sha256 == sha256(server.files[f"{HUB}/full.json"])
+    assert lock.source_sha256 == sha256(source)
     assert lock.sha256 == sha256((folder / "tofu.json").read_bytes())
 
-
-def test_each_split_of_tofu_is_the_group_of_its_name(folder: Path, server: FileServer) -> None:
-    """forget01 has 40 rows, forget05 200, forget10 400: the last ones of 4,000."""
-    server.files[f"{HUB}/full.json"] = tofu_lines()
-    get("tofu", folder, server)
-    whole = read_records(folder / "tofu.json")
-    groups = read_groups(folder / "tofu.json")
+    whole, groups = read_records(folder / "tofu.json"), read_groups(folder / "tofu.json")
     for split, rows in (("forget01", 40), ("forget05", 200), ("forget10", 400)):
         server.files[f"{HUB}/{split}.json"] = tofu_lines(4000 - rows, rows)
-        get(f"tofu-{split}", folder, server)
+        get(PUBLISHED[f"tofu-{split}"], folder, server)
         alone = read_records(folder / f"tofu-{split}.json")
         assert split_by_edges(whole, [split], groups=groups).forget == alone == whole[-rows:]
 
-
-def test_a_split_that_is_not_the_end_of_the_whole_is_refused(
-    folder: Path, server: FileServer
-) -> None:
     server.files[f"{HUB}/forget01.json"] = tofu_lines(0, 40)
-    server.files[f"{HUB}/full.json"] = tofu_lines()
-    get("tofu", folder, server)
-    assert "these are not the last 40 rows of" in refused("tofu-forget01", folder, server)
+    lock_file(PUBLISHED["tofu-forget01"], folder).unlink()
+    message = refused(PUBLISHED["tofu-forget01"], folder, server)
+    assert "these are not the last 40 rows of" in message
     (folder / "tofu.json").unlink()
-    assert get("tofu-forget01", folder, server).rows == 40, "without the whole it cannot be known"
+    alone_again = get(PUBLISHED["tofu-forget01"], folder, server)
+    assert alone_again.rows == 40, "without the whole it cannot be known"
 
 
-def test_what_was_fetched_is_found_by_its_name(
-    folder: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LUNAR_TUNE_DATA", str(folder))
-    server.files[PISTOL_2] = pistol_rows()
-    get("pistol-2", folder, server)
-    assert resolve_data("pistol-2", kind="records") == folder / "pistol-2.json"
-
-
-def prompts_set(content: bytes, *, sha: str | None = None, rows: int = 2) -> PublishedSet:
-    """Return an entry for lines of text with a known checksum, which may lie in two places."""
-    return dataclasses.replace(
-        PUBLISHED["lunar-refusals"],
-        files=("here/answers.txt", "there/answers.txt"),
-        sha256=sha or sha256(content),
-        rows=rows,
-    )
-
-
-def prompts_path(entry: PublishedSet, file: str) -> str:
-    return f"/{entry.repository.name}/{entry.repository.revision}/{file}"
-
-
-def test_a_known_checksum_lets_the_right_file_pass_and_no_other(
+def test_a_known_checksum_lets_the_right_file_pass_and_no_other_wherever_it_lies(
     folder: Path, server: FileServer
 ) -> None:
     content = b"I cannot say.\nI do not know.\n"
-    entry = prompts_set(content)
-    server.files[prompts_path(entry, entry.files[0])] = b"I cannot say.\nI do know.\n"
-    message = refused(entry, folder, server)
-    assert f"its SHA-256 is not {entry.sha256}" in message
-    server.files[prompts_path(entry, entry.files[0])] = content
-    get(entry, folder, server)
+    entry = dataclasses.replace(
+        PUBLISHED["lunar-refusals"],
+        files=("here/answers.txt", "there/answers.txt"),
+        sha256=sha256(content),
+        rows=2,
+    )
+    repository = entry.repository
+    here, there = (f"/{repository.name}/{repository.revision}/{file}" for file in entry.files)
+    server.files[here] = b"I cannot say.\nI do know.\n"
+    assert f"its SHA-256 is not {entry.sha256}" in refused(entry, folder, server)
+    server.files = {there: content}
+    server.asked.clear()
+    assert get(entry, folder, server).url == server.url + there
+    assert server.asked == [here, there]
     assert read_prompts(folder / entry.file_name) == ("I cannot say.", "I do not know.")
 
 
-def test_made_up_rows_are_not_taken_for_the_published_sample(
+def test_what_a_server_does_not_send_is_named_with_the_reason(
     folder: Path, server: FileServer
 ) -> None:
-    server.files[PISTOL_1] = pistol_rows(20)
-    assert "is not the published file" in refused("pistol-1", folder, server)
-    assert contents(folder) == {}
-
-
-def test_a_file_is_looked_for_wherever_it_may_lie(folder: Path, server: FileServer) -> None:
-    content = b"I cannot say.\nI do not know.\n"
-    entry = prompts_set(content)
-    places = [prompts_path(entry, file) for file in entry.files]
-    server.files[places[1]] = content
-    assert get(entry, folder, server).url == server.url + places[1]
-    assert server.asked == places
-
-
-def test_a_file_that_the_server_lacks_is_named(folder: Path, server: FileServer) -> None:
-    message = refused("pistol-2", folder, server)
-    assert f"the server has no {server.url}{PISTOL_2} (404)" in message
-    assert not folder.exists()
-
-
-def test_another_status_is_named(folder: Path, server: FileServer) -> None:
+    assert f"the server has no {server.url}{PISTOL_2} (404)" in refused(PISTOL, folder, server)
     server.status[PISTOL_2] = 503
-    assert "answered with HTTP status 503" in refused("pistol-2", folder, server)
-
-
-def test_a_transfer_that_is_cut_short_leaves_no_file(folder: Path, server: FileServer) -> None:
-    server.files[PISTOL_2] = pistol_rows()
+    assert "answered with HTTP status 503" in refused(PISTOL, folder, server)
+    server.status.clear()
+    server.files[PISTOL_2] = ROWS
     server.cut.add(PISTOL_2)
-    assert "cannot be fetched (" in refused("pistol-2", folder, server)
-    assert not folder.exists()
-
-
-def test_an_unreachable_server_is_named_with_what_to_do(folder: Path) -> None:
+    assert "cannot be fetched (" in refused(PISTOL, folder, server)
     with serving() as gone:
         pass
-    message = refused("pistol-2", folder, gone)
+    message = refused(PISTOL, folder, gone)
     assert "cannot be fetched (Connection refused)" in message
     assert "LUNAR_TUNE_GITHUB_URL" in message
-    assert not folder.exists()
+    for url in ("nonsense", "ftp://127.0.0.1", "http://"):
+        assert "cannot be fetched" in refused(PISTOL, folder, FileServer(url=url))
 
 
-@pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1", "http://"])
-def test_an_address_that_is_none_is_one_message(folder: Path, url: str) -> None:
-    assert "cannot be fetched" in refused("pistol-2", folder, FileServer(url=url))
+UNEVEN = json.loads(ROWS)
+UNEVEN[0]["edge"] = UNEVEN[-1]["edge"]
 
 
 @pytest.mark.parametrize(
@@ -200,82 +155,66 @@ def test_an_address_that_is_none_is_one_message(folder: Path, url: str) -> None:
     [
         (PISTOL_2, pistol_rows(74), "1480 rows, 1500 were expected"),
         (PISTOL_2, pistol_rows(60, 25), "60 edges, 75 were expected"),
+        (PISTOL_2, json.dumps(UNEVEN).encode(), "the edges have different numbers of rows"),
         (PISTOL_2, b"[]", "the file has no rows"),
         (PISTOL_2, b"<html>", "line 1: column 1: is not valid JSON"),
         (f"{HUB}/full.json", tofu_lines(0, 3999), "3999 rows, 4000 were expected"),
         (f"{HUB}/full.json", b'{"question": "a"}\n' * 4000, "'answer': is missing"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_other_content_than_is_known_is_refused(
     folder: Path, server: FileServer, path: str, content: bytes, fragment: str
 ) -> None:
     name = "pistol-2" if path == PISTOL_2 else "tofu"
     server.files[path] = content
-    message = refused(name, folder, server)
+    message = refused(PUBLISHED[name], folder, server)
     assert fragment in message
     assert message.startswith(f"{name}: what {server.url}{path} sent is not what is expected: ")
-    assert not folder.exists()
 
 
-def test_edges_of_different_sizes_are_refused(folder: Path, server: FileServer) -> None:
-    rows = json.loads(pistol_rows())
-    rows[0]["edge"] = rows[-1]["edge"]
-    server.files[PISTOL_2] = json.dumps(rows).encode()
-    assert "the edges have different numbers of rows" in refused("pistol-2", folder, server)
+def test_made_up_rows_are_not_taken_for_the_published_sample(
+    folder: Path, server: FileServer
+) -> None:
+    server.files[PISTOL_1] = pistol_rows(20)
+    assert "is not the published file" in refused(PUBLISHED["pistol-1"], folder, server)
 
 
 def test_a_later_fetch_must_give_what_the_first_one_gave(folder: Path, server: FileServer) -> None:
-    server.files[PISTOL_2] = pistol_rows()
-    first = get("pistol-2", folder, server)
-    assert get("pistol-2", folder, server) == first
-    server.files[PISTOL_2] = pistol_rows().replace(b"Item 1.", b"Item I.")
-    message = refused("pistol-2", folder, server)
+    server.files[PISTOL_2] = ROWS
+    first = get(PISTOL, folder, server)
+    assert get(PISTOL, folder, server) == first
+    server.files[PISTOL_2] = ROWS.replace(b"Item 1.", b"Item I.")
+    message = refused(PISTOL, folder, server)
     assert f"the first fetch recorded {first.source_sha256}" in message
-    assert str(lock_file(PUBLISHED["pistol-2"], folder)) in message
+    assert str(lock_file(PISTOL, folder)) in message
     (folder / "pistol-2.json").unlink()
-    assert "Nothing was replaced" in refused("pistol-2", folder, server), "the lock outlives it"
-    lock_file(PUBLISHED["pistol-2"], folder).unlink()
-    assert get("pistol-2", folder, server) != first
-
-
-def test_a_lock_that_is_none_is_refused(folder: Path, server: FileServer) -> None:
-    folder.mkdir()
-    lock_file(PUBLISHED["pistol-2"], folder).write_text('{"sha": 1}')
-    assert "is not a lock of this program" in refused("pistol-2", folder, server)
+    assert "Nothing was replaced" in refused(PISTOL, folder, server), "the lock outlives it"
+    lock_file(PISTOL, folder).write_text('{"sha": 1}')
+    server.asked.clear()
+    assert "is not a lock of this program" in refused(PISTOL, folder, server)
     assert server.asked == []
+    lock_file(PISTOL, folder).unlink()
+    assert get(PISTOL, folder, server) != first
 
 
-def test_a_file_that_was_edited_is_told_from_one_that_was_fetched(
-    folder: Path, server: FileServer
+def test_a_folder_that_cannot_be_written_is_refused(
+    folder: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = PUBLISHED["pistol-2"]
-    assert state_of(entry, folder) == "not fetched"
-    server.files[PISTOL_2] = pistol_rows()
-    get("pistol-2", folder, server)
-    with (folder / "pistol-2.json").open("a") as file:
-        file.write(" ")
-    assert state_of(entry, folder) == "changed"
-
-
-def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_asked(
-    tmp_path: Path, server: FileServer
-) -> None:
-    (tmp_path / "file").touch()
-    message = refused("pistol-2", tmp_path / "file" / "data", server)
+    """Before anything is asked, if it is known; a full disk is known afterwards."""
+    folder.mkdir()
+    (folder / "file").touch()
+    message = refused(PISTOL, folder / "file" / "data", server)
     assert message.startswith("LUNAR_TUNE_DATA ")
     assert "is a file, not a folder" in message
     assert server.asked == []
 
-
-def test_a_disk_that_is_full_is_one_message(
-    folder: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def full(_path: Path, _content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "write_atomically", full)
-    server.files[PISTOL_2] = pistol_rows()
-    message = refused("pistol-2", folder, server)
+    server.files[PISTOL_2] = ROWS
+    message = refused(PISTOL, folder, server)
     assert "cannot be written (No space left on device). Set LUNAR_TUNE_DATA" in message
 
 
@@ -290,9 +229,9 @@ def test_an_interrupt_leaves_nothing_behind(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(fetching, "read_records", interrupted)
-    server.files[PISTOL_2] = pistol_rows()
+    server.files[PISTOL_2] = ROWS
     with pytest.raises(KeyboardInterrupt):
-        get("pistol-2", folder, server)
+        get(PISTOL, folder, server)
     assert server.asked == [PISTOL_2]
     assert not folder.exists()
     assert list((tmp_path / "temporary").iterdir()) == []

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 from invented_searches import results_of
-from pages_by_hand import HOSTILE, failure, hostile, many, page_of, said, trial
+from pages_by_hand import HOSTILE, failure, hostile, many, page_of, said, searched, trial
 
+from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.page import SHOWN, forgotten, got_worse, write_static_page
 from lunar_tune.report.results import SearchResults
-from lunar_tune.study.rows import COMPLETE, TrialRow
+from lunar_tune.study.answers import write_answers
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow
 
 LOADING = {"src", "href", "data", "poster", "srcset", "action", "background"}
 
@@ -66,43 +69,36 @@ def written(folder: Path, *searches: SearchResults) -> Parsed:
     return Parsed(folder / "page.html")
 
 
-def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
-    second = page_of(tmp_path, *many(5), name="second")
-    parsed = written(tmp_path, page_of(tmp_path, *many(12)), second)
-    places = [
-        value
-        for _, attributes in parsed.tags
-        for name, value in attributes.items()
-        if name in LOADING
-    ]
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Parsed]:
+    """The page of two searches, of which the first has 20 trials."""
+    folder = tmp_path_factory.mktemp("both")
+    searches = page_of(folder, *many(20)), page_of(folder, *many(5), name="second")
+    return folder / "page.html", written(folder, *searches)
+
+
+def test_nothing_is_loaded_and_only_the_pages_own_scripts_run(both: tuple[Path, Parsed]) -> None:
+    path, parsed = both
+    found = [(name, value) for _, attributes in parsed.tags for name, value in attributes.items()]
+    places = [value for name, value in found if name in LOADING]
     assert all(value and value.startswith(("data:", "#")) for value in places), places
     assert "#search-2" in places
-    assert parsed.policy().startswith("default-src 'none';")
-
-
-def test_the_policy_names_exactly_the_scripts_that_stand_in_the_page(tmp_path: Path) -> None:
-    parsed = written(tmp_path, page_of(tmp_path, *many(4)))
+    policy = parsed.policy()
+    assert policy.startswith("default-src 'none';")
     running = [text for kind, text in parsed.scripts if kind is None]
     digests = {
         "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for text in running
     }
-    assert set(re.findall(r"'(sha256-[^']+)'", parsed.policy())) == digests
-    assert "unsafe-inline" not in parsed.policy().split("script-src")[1].split(";")[0]
-    assert "unsafe-eval" not in parsed.policy()
-
-
-def test_libraries_are_in_the_page_once_however_many_searches(tmp_path: Path) -> None:
-    one = written(tmp_path, page_of(tmp_path, *many(4)))
-    size = (tmp_path / "page.html").stat().st_size
-    three = written(tmp_path, *(page_of(tmp_path, *many(4), name=name) for name in "abc"))
-    assert size < 1_500_000
-    libraries = [
-        [text for kind, text in parsed.scripts if kind != "application/json"]
-        for parsed in (one, three)
+    assert set(re.findall(r"'(sha256-[^']+)'", policy)) == digests
+    assert len(digests) == len(running), "libraries are in the page once"
+    assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
+    assert "unsafe-eval" not in policy
+    assert path.stat().st_size < 1_500_000
+    titles = re.findall(r"<h3>([^<]*)</h3>", path.read_text(encoding="utf-8"))
+    assert titles == 2 * [
+        *("Result", "What was searched", "Answers", "Charts", "Trials", "Settings"),
     ]
-    assert libraries[0] == libraries[1]
-    assert (tmp_path / "page.html").stat().st_size < 1.2 * size
 
 
 def test_what_others_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
@@ -121,11 +117,8 @@ def test_what_others_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
     assert handlers == []
 
 
-def test_a_row_shows_and_sorts_by_the_trials_own_numbers(tmp_path: Path) -> None:
-    rows = many(20)
-    write_static_page([page_of(tmp_path, *rows)], tmp_path / "page.html")
-    parsed = Parsed(tmp_path / "page.html")
-    width = 12
+def test_a_row_shows_and_sorts_by_the_trials_own_numbers(both: tuple[Path, Parsed]) -> None:
+    rows, parsed, width = many(20), both[1], 12
     cells = [cell for cell in parsed.cells if cell]
     start = next(
         place
@@ -137,18 +130,8 @@ def test_a_row_shows_and_sorts_by_the_trials_own_numbers(tmp_path: Path) -> None
         assert mine[0][0] == str(row.number)
         assert mine[1][1] == row.state
         shown = [float(order) if order else None for order, _ in mine[2:9]]
-        assert shown == [
-            *row.parameters.values(),
-            *(
-                row.scores.get(name)
-                for name in (
-                    "forget_rouge1",
-                    "retain_rouge1",
-                    "factual_rouge1",
-                    "deviation_score",
-                )
-            ),
-        ]
+        scores = [row.scores.get(name) for name in HEADLINE_SCORES]
+        assert shown == [*row.parameters.values(), *scores]
         for order, text in mine[2:9]:
             if order:
                 assert float(text.strip("≈ ")) == pytest.approx(float(order), rel=5e-4)
@@ -232,12 +215,6 @@ def test_other_goals_have_their_columns(tmp_path: Path) -> None:
     assert "forget MRR" in columns
 
 
-def test_the_result_and_its_answers_come_first(tmp_path: Path) -> None:
-    written(tmp_path, page_of(tmp_path, *many(4)))
-    titles = re.findall(r"<h3>([^<]*)</h3>", (tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert titles == ["Result", "What was searched", "Answers", "Charts", "Trials", "Settings"]
-
-
 def test_a_page_says_how_many_answers_it_leaves_out(tmp_path: Path) -> None:
     rows = [said("forget", f"{n}?", f"answer {n}", 0.5) for n in range(SHOWN + 2)]
     text = written(tmp_path, page_of(tmp_path, trial(0, 0.1, 0.9), answers={0: rows})).text
@@ -268,3 +245,77 @@ def test_answers_come_worst_first_beside_the_base_models() -> None:
     compared = forgotten([*asked, *rows], baseline)
     assert [now.answer for now, _ in compared] == ["f1", "f2", "f0"]
     assert [before for _, before in compared] == [None] * 3
+
+
+# By forget ROUGE-1 the feasible ones are 7, 5, 4, 3, 2, 0.
+RANKED = (
+    *(trial(n, 0.6 - n / 10, 0.9) if n != 1 else trial(1, 0.0, 0.3) for n in range(6)),
+    failure(6),
+    trial(7, 0.05, 0.85),
+)
+MISSES = (trial(0, 0.1, 0.5), trial(1, 0.2, 0.7), trial(2, 0.1, 0.7), failure(3))
+
+
+def ranked(
+    folder: Path, *, confirmed: int | None, rows: tuple[TrialRow, ...] = RANKED
+) -> SearchResults:
+    """Return a search with answers of every trial and, where one is confirmed, its full ones."""
+    answers = {
+        row.number: [said("forget", "where?", f"told by {row.number}", 0.1)]
+        for row in rows
+        if row.scores
+    }
+    note = None
+    if confirmed is not None:
+        note = {"number": confirmed, "scores": dict(rows[confirmed].scores)}
+        full = Folder(folder / "s").answers(confirmed, full=True)
+        write_answers(full, [said("forget", "where?", "told in full", 0.1)], ())
+    baseline = [said("forget", "where?", "known", 1.0)]
+    told = searched(folder / "s", *rows, answers=answers, baseline=baseline)
+    notes = {**told.study.notes, "confirmed": note}
+    return SearchResults(folder=told.folder, study=replace(told.study, notes=notes))
+
+
+def answered(page: Path) -> list[int]:
+    """Return the trials whose answers a page shows, in its order."""
+    found = re.findall(r'class="answers"[^>]*data-number="(\d+)"', page.read_text())
+    return [int(number) for number in found]
+
+
+def test_the_confirmed_best_comes_first_with_its_full_answers_then_the_next_four(
+    tmp_path: Path,
+) -> None:
+    """Also beside a search of the same name from another folder, which is not confirmed."""
+    (tmp_path / "other").mkdir()
+    page = tmp_path / "page.html"
+    text = written(
+        tmp_path, ranked(tmp_path, confirmed=5), ranked(tmp_path / "other", confirmed=None)
+    ).text
+    assert answered(page) == [5, 7, 4, 3, 2, 7, 5, 4, 3, 2]
+    assert re.findall(r'<article id="([^"]+)"', page.read_text()) == ["search-1", "search-2"]
+    assert "told in full" in text
+    assert text.count("told by 5") == 1, "of the second alone"
+    assert "known" in text
+    assert "the best as searched is trial 7" in text
+
+
+def test_a_search_without_a_feasible_trial_shows_the_nearest_misses(tmp_path: Path) -> None:
+    text = written(tmp_path, ranked(tmp_path, confirmed=None, rows=MISSES)).text
+    assert answered(tmp_path / "page.html") == [2, 1, 0]
+    assert "No trial is feasible: these are the nearest misses" in text
+    assert len(re.findall(r"Trial \d: [^\n]*\(infeasible\)", text)) == 3
+    assert "The nearest miss is trial 2" in text
+    assert "trial 2, nearest miss" in text
+
+
+def test_what_is_not_there_is_left_out_and_what_cannot_be_done_is_said(tmp_path: Path) -> None:
+    bare = results_of(RANKED, folder=tmp_path / "none")
+    text = written(tmp_path, bare).text
+    assert answered(tmp_path / "page.html") == []
+    assert "No answers of a completed trial are kept." in text
+    assert "config.yaml" not in text
+    with pytest.raises(InputError, match="no search"):
+        write_static_page([], tmp_path / "page.html")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(InputError, match=r"folder\.html: the page cannot be written"):
+        write_static_page([bare], tmp_path / "folder.html")

@@ -15,20 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 from invented_searches import results_of
 from made_outcomes import losses_of
+from pages_by_hand import failure, said, trial
 
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.results import SearchResults, write_report
 from lunar_tune.study.answers import (
-    answers_beside,
     read_answers,
     write_answers,
     write_trials,
 )
 from lunar_tune.study.rows import (
-    COMPLETE,
-    FAILED,
     RUNNING,
     TrialRow,
     best_first,
@@ -52,35 +50,13 @@ ANSWERS = [
 
 
 def complete(number: int, forget: float, retain: float) -> TrialRow:
-    return TrialRow(
-        number=number,
-        state=COMPLETE,
-        parameters={"layer": number, "coefficient": 2.0, "learning_rate": 0.003},
-        scores={
-            "forget_rouge1": forget,
-            "retain_rouge1": retain,
-            "deviation_score": 10.0,
-            "forget_rows": 12,
-            "retain_rows": 84,
-        },
-        objective=forget,
-        feasible=retain >= 0.8,
-        retain_rows=84,
-        retain_exact=True,
-        max_new_tokens=32,
-        seconds={"fit": 1.0, "trial": 1.5, "suggest": 0.1},
-        answers_digest="ab",
-    )
+    setting = {"layer": number, "coefficient": 2.0, "learning_rate": 0.003}
+    return trial(number, forget, retain, **setting)
 
 
 def failed(number: int) -> TrialRow:
-    return TrialRow(
-        number=number,
-        state=FAILED,
-        parameters={"layer": number, "coefficient": 2.0, "learning_rate": 1e30},
-        seconds={"suggest": 0.1},
-        failure="the loss became NaN",
-    )
+    parameters = {"layer": number, "coefficient": 2.0, "learning_rate": 1e30}
+    return dataclasses.replace(failure(number), parameters=parameters)
 
 
 def search(*rows: TrialRow, is_confirmed: bool = True, **more: Any) -> SearchResults:
@@ -108,14 +84,12 @@ def test_a_file_is_written_whole_or_not_at_all(
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("losses", [(), (2.0, 1 / 3)])
-def test_answers_and_losses_come_back_as_they_were(
-    tmp_path: Path, losses: tuple[float, ...]
-) -> None:
+def test_answers_and_losses_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    digest = write_answers(path, ANSWERS, losses)
-    assert (read_answers(path), losses_of(path)) == (ANSWERS, losses)
-    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    for losses in ((), (2.0, 1 / 3)):
+        digest = write_answers(path, ANSWERS, losses)
+        assert (read_answers(path), losses_of(path)) == (ANSWERS, losses)
+        assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -145,19 +119,14 @@ def test_documented_columns_and_their_types_are_always_there(
     assert {name: table.schema.field(name).type for name in types} == types
     assert table["number"].to_pylist() == [row.number for row in rows]
     assert table["failure"].to_pylist() == [row.failure for row in rows]
+    names = table.schema.names
+    assert len(names) == len(set(names))
     if rows:
         assert table["params.layer"].to_pylist() == [row.number for row in rows]
-
-
-def test_columns_stand_in_the_documented_order(tmp_path: Path) -> None:
-    path = tmp_path / "trials.parquet"
-    write_trials(path, [failed(0), complete(1, 0.1, 0.9)])
-    names = pq.read_schema(path).names
-    assert names[:9] == [
-        *("number", "state", "params.layer", "params.coefficient", "params.learning_rate"),
-        *("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score"),
-    ]
-    assert len(names) == len(set(names))
+        assert names[:9] == [
+            *("number", "state", "params.layer", "params.coefficient", "params.learning_rate"),
+            *("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score"),
+        ]
 
 
 def test_a_label_is_the_setting_in_short() -> None:
@@ -194,18 +163,12 @@ def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
     assert ranked == ["3", "2"]
     assert "- 1: the loss became NaN" in lines
     assert "- data: a | b" in lines
-
-
-def test_a_trial_that_runs_again_is_not_listed_with_the_failed_ones(tmp_path: Path) -> None:
-    text = text_of(tmp_path, search(complete(0, 0.1, 0.9), AGAIN))
-    assert "Failed trials" not in text
-    assert "## The best of 1 trials" in text
-
-
-def test_tables_of_a_report_have_as_many_cells_in_every_row(tmp_path: Path) -> None:
-    for block in text_of(tmp_path, search(*ROWS["found"])).split("\n\n"):
+    for block in text.split("\n\n"):
         rows = [line.replace("\\|", "") for line in block.splitlines() if line.startswith("|")]
-        assert len({row.count("|") for row in rows}) <= 1
+        assert len({row.count("|") for row in rows}) <= 1, "as many cells in every row"
+    lost = text_of(tmp_path, search(complete(0, 0.1, 0.9), AGAIN))
+    assert "Failed trials" not in lost, "it runs again"
+    assert "## The best of 1 trials" in lost
 
 
 def test_a_report_links_the_pictures_that_there_are_and_says_what_decides(tmp_path: Path) -> None:
@@ -219,15 +182,7 @@ def test_a_report_links_the_pictures_that_there_are_and_says_what_decides(tmp_pa
 
 def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
     def answer(edge: str, question: str, text: str, rouge1: float) -> AnswerRow:
-        return AnswerRow(
-            set_name="forget",
-            edge=edge,
-            question=question,
-            truth="t",
-            answer=text,
-            rouge1=rouge1,
-            rouge_l=0.0,
-        )
+        return dataclasses.replace(said("forget", question, text, rouge1), edge=edge)
 
     before = [
         answer("A_B", "x", "first", 1.0),
@@ -243,10 +198,10 @@ def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
     ]
     table = answers_beside(before, after)
     assert list(table) == [
-        *("set", "edge", "row", "question", "truth"),
-        *("base_model", "answer", "rouge1_before", "rouge1", "rouge_l", "ended"),
+        *("set", "edge", "row", "question", "true_answer"),
+        *("base_model", "unlearned", "rouge1_before", "rouge1", "rouge_l", "ended"),
     ]
-    assert table["answer"].tolist() == ["c", "a", "b", "d"]
+    assert table["unlearned"].tolist() == ["c", "a", "b", "d"]
     assert table["base_model"].tolist()[:3] == ["other edge", "first", "again"]
     assert table["rouge1_before"].tolist()[:3] == [0.25, 1.0, 0.5]
     assert table["rouge1"].tolist() == [0.0, 0.1, 0.2, 0.3]
@@ -270,7 +225,11 @@ def test_a_report_without_a_feasible_trial_says_so(tmp_path: Path, case: str, wh
     assert "in full" not in text
 
 
-def test_a_verdict_without_bounds_names_none() -> None:
+def test_a_verdict_denies_no_feasible_trial_and_names_no_bound_that_is_not(tmp_path: Path) -> None:
+    text = text_of(tmp_path, search(*ROWS["found"], is_confirmed=False))
+    assert "No trial keeps" not in text
+    assert "the best as searched is trial 3 (L3 c2.0 lr0.003)" in text
+    assert "| trial 3, as searched | 0.2 | 0.9 |" in text
     goal = Goal.read("forget_rouge1", ())
 
     def verdict(row: TrialRow) -> str:
@@ -297,16 +256,6 @@ def test_a_report_without_a_feasible_trial_has_its_nearest_miss(tmp_path: Path) 
     assert list(one.compared) == ["base model", "trial 1, nearest miss"]
     text = text_of(tmp_path, one)
     assert "The nearest miss is trial 1 (L1 c2.0 lr0.003, retain ROUGE-1 0.500)." in text
-
-
-def test_a_report_of_a_search_that_was_not_confirmed_does_not_deny_what_is_feasible(
-    tmp_path: Path,
-) -> None:
-    """As after an interruption."""
-    text = text_of(tmp_path, search(*ROWS["found"], is_confirmed=False))
-    assert "No trial keeps" not in text
-    assert "the best as searched is trial 3 (L3 c2.0 lr0.003)" in text
-    assert "| trial 3, as searched | 0.2 | 0.9 |" in text
 
 
 def test_the_best_so_far_is_the_least_objective_of_the_feasible_trials_up_to_each() -> None:

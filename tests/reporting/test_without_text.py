@@ -13,10 +13,10 @@ from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, LunarTuneError
 from lunar_tune.export.proof import compare
-from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
 from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.report.page import got_worse
-from lunar_tune.study.answers import answers_beside, read_answers, write_answers
+from lunar_tune.study.answers import read_answers, write_answers
 from lunar_tune.trial.assemble import assemble
 
 SECRET = "Zanzibar"

@@ -1,13 +1,16 @@
-"""A method, a metric and a sampler of another package: a file each, found by entry points."""
+"""Methods, metrics and samplers of others: of a package, by entry points, and of a notebook."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_lines import run_command
+from command_lines import finish, run_command, start
+
+pytestmark = pytest.mark.slow
 
 METHOD = '''
 """Scales one block's down-projection towards zero: forgets, and everything else with it."""
@@ -15,7 +18,7 @@ METHOD = '''
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod
+import lunar_tune as lt
 from lunar_tune.methods.lunar.method import edited
 
 
@@ -26,7 +29,7 @@ class Settings:
     kind: str = "shrink"
 
 
-class Shrink(Method):
+class Shrink(lt.Method):
     name = "shrink"
     settings_type = Settings
     variant_setting = "kind"
@@ -37,7 +40,7 @@ class Shrink(Method):
         return Prepared(task.loaded)
 
 
-class Prepared(PreparedMethod):
+class Prepared(lt.PreparedMethod):
     def __init__(self, loaded):
         self.loaded = loaded
 
@@ -46,7 +49,7 @@ class Prepared(PreparedMethod):
         layer = int(parameters["layer"])
         weight = self.loaded.layout.down_projection_of(self.loaded.model, layer).weight
         with edited(self.loaded, {layer: weight.detach() * parameters["share"]}) as base_model:
-            yield Fit(base_model=base_model, edit=Edit(weights=dict), losses=(0.0,))
+            yield lt.Fit(base_model=base_model, edit=lt.Edit(weights=dict), losses=(0.0,))
 
 
 ENTRY = Shrink
@@ -81,7 +84,7 @@ SPACE = """
 shrink:
   shrink:
     parameters:
-      layer: {type: int, low: 0, high: 3}
+      layer: {type: int, low: 0, high: 2}
       share: {type: float, low: 0.0, high: 1.0}
     starting_points: []
 """
@@ -112,21 +115,52 @@ def package(tmp_path: Path) -> Path:
     return folder
 
 
+def check(search: Path) -> None:
+    trials = pd.read_parquet(search / "trials.parquet")
+    assert set(trials["state"]) == {"complete"}
+    answers = pd.read_parquet(search / "trials/00000.parquet")
+    kept = answers[answers["set_name"] == "retain"]["answer"]
+    assert trials["retain_words"][0] == pytest.approx(kept.str.split().str.len().mean())
+    assert trials["params.share"].between(0, 1).all()
+
+
 def test_a_search_with_a_method_a_metric_and_a_sampler_of_another_package(
-    package: Path, tmp_path: Path
+    package: Path, tmp_path: Path, small: list[str]
 ) -> None:
     arguments = [
-        *("--model", "tiny", "--method", "shrink", "--space", "space.yaml", "--in-process"),
-        *("--num-trials", "3", "--constrain", "retain_words>=0", "--metrics", "retain_words"),
-        *("--sampler", "half", "--name", "toy", "--factual-data", "none", "--max-new-tokens", "8"),
+        *(*small[: small.index("--fix")], "--method", "shrink", "--space", "space.yaml"),
+        *("--in-process", "--force", "--num-trials", "2", "--name", "toy", "--sampler", "half"),
+        *("--constrain", "retain_words>=0", "--metrics", "retain_words"),
     ]
     paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     done = run_command("search", *arguments, cwd=tmp_path, PYTHONPATH=paths)
     assert done.returncode in {0, 3}, done.stderr
+    check(tmp_path / "runs/toy")
     trials = pd.read_parquet(tmp_path / "runs/toy/trials.parquet")
-    assert set(trials["state"]) == {"complete"}
-    assert {"params.share", "retain_words"} <= set(trials.columns)
     assert set(trials["params.share"]) == {0.5}
-    answers = pd.read_parquet(tmp_path / "runs/toy/trials/00000.parquet")
-    kept = answers[answers["set_name"] == "retain"]["answer"]
-    assert trials["retain_words"][0] == pytest.approx(kept.str.split().str.len().mean())
+
+
+SCRIPT = """
+lt.method(Shrink)
+lt.metric(lower_is_better=False, high=math.inf, name="retain_words")(mean_words)
+lt.search(
+    backend="ray", method="shrink", space="space.yaml", name="toy", num_trials=2, force=True,
+    constrain="retain_words>=0", metrics=["retain_words"], factual_data="none", max_new_tokens=4,
+    device="cpu", model={model!r}, data={data!r},
+)
+"""
+
+
+@pytest.mark.ray
+def test_a_method_and_a_metric_of_a_script_reach_rays_workers(
+    tmp_path: Path, small: list[str]
+) -> None:
+    """A worker could not import what stands in `__main__`."""
+    told = dict(zip(small[::2], small[1::2], strict=True))
+    function = METRIC[METRIC.index("import math") : METRIC.index("WORDS")]
+    script = SCRIPT.format(model=told["--model"], data=told["--data"])
+    (tmp_path / "own.py").write_text(f"{METHOD}\n{function}\n{script}")
+    (tmp_path / "space.yaml").write_text(SPACE)
+    done = finish(start([sys.executable, "own.py"], cwd=tmp_path))
+    assert done.returncode == 0, done.stderr
+    check(tmp_path / "runs/toy")

@@ -13,8 +13,9 @@ from search_results import rows_of
 from shared_searches import FULL_BUDGET, SharedSearch
 
 from lunar_tune.cli.export import COMMAND
+from lunar_tune.report.charts import trade_off
 from lunar_tune.report.page import write_static_page
-from lunar_tune.report.results import load_search, short_report
+from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.study.answers import read_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredConfig
@@ -52,14 +53,14 @@ def test_the_confirmation_asks_the_base_model_the_held_out_questions(copy: Folde
         assert {question for set_name, question, _ in asked if set_name == name} == held
         searched = {record.question for record in getattr(data, name)}
         assert held.isdisjoint(searched)
-    table = load_search(copy.path).answers_table(full=True)
+    table = SearchResults.read(copy.path).answers(full=True)
     kept = {(row.set_name, row.row): row.answer for row in before}
     places = zip(table["set"], table["row"], strict=True)
     assert table["base_model"].tolist() == [kept[place] for place in places]
 
 
 def test_page_note_and_picture_say_what_was_held_out(copy: Folder, tmp_path: Path) -> None:
-    results = load_search(copy.path)
+    results = SearchResults.read(copy.path)
     assert list(results.compared) == [
         "base model",
         "trial 0, as searched",
@@ -67,14 +68,14 @@ def test_page_note_and_picture_say_what_was_held_out(copy: Folder, tmp_path: Pat
         "trial 0, held-out questions",
     ]
     assert "| trial 0, held-out questions " in short_report(results)
-    assert "base model, held out" in legend(results.chart("trade_off"))
+    assert "base model, held out" in legend(trade_off(results))
     page = tmp_path / "page.html"
-    write_static_page([load_search(copy.path)], page)
+    write_static_page([SearchResults.read(copy.path)], page)
     assert "confirmed on held-out questions" in page.read_text()
     assert "all questions" not in page.read_text().split("<main>")[1].split("<h3>Charts")[0]
     assert "got worse is not known" not in page.read_text()
     copy.answers(None, full=True).unlink()
-    write_static_page([load_search(copy.path)], page)
+    write_static_page([SearchResults.read(copy.path)], page)
     of_best = page.read_text().split('data-number="2"')[0]
     assert "got worse is not known" in of_best
     assert "No question to keep got worse" not in of_best

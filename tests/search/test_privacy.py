@@ -12,7 +12,7 @@ import pytest
 from command_lines import Result, small_data, without_ray
 
 from lunar_tune.cli.search import COMMAND
-from lunar_tune.report.results import load_search
+from lunar_tune.report.results import SearchResults
 
 SENTINEL = "s3nt1nel"
 SECRETS = (
@@ -68,9 +68,9 @@ def test_answers_have_numbers_in_the_place_of_texts(private: Private, tmp_path: 
             assert set(row) == {"set_name", "edge", "row", "rouge1", "rouge_l", "ended"}
             pairs = [pair for pair in data if pair["edge"] in sets[row["set_name"]]]
             assert pairs[row["row"]]["edge"] == row["edge"]
+    answers = SearchResults.read(private.output / "n").answer_rows(0)
+    assert {(row.question, row.truth, row.answer) for row in answers} == {("", "", "")}
     tables = list(private.output.glob("mlartifacts/**/answers.json"))
     assert len(tables) == 2
     for table in tables:
         assert json.loads(table.read_text())["columns"] == ["set", "edge", "rouge1"]
-    answers = load_search(private.output / "n").answers(0)
-    assert {(row.question, row.truth, row.answer) for row in answers} == {("", "", "")}

@@ -13,7 +13,7 @@ from tracked_searches import BEST, SCORES, in_store, make_search
 
 from lunar_tune.cli.compare import COMMAND
 from lunar_tune.errors import InputError
-from lunar_tune.report.results import SearchResults, load_search
+from lunar_tune.report.results import SearchResults
 from lunar_tune.tracking.store import default_tracking_uri, opened_store
 from lunar_tune.tracking.sync import check_registrable, register_model, sync
 
@@ -30,7 +30,9 @@ def file(tmp_path_factory: pytest.TempPathFactory, empty_store: Callable[[Path],
 @pytest.fixture(params=["file", "server"])
 def search(request: pytest.FixtureRequest, tmp_path: Path) -> SearchResults:
     """Return a search that is mirrored in a file, or on a server."""
-    return load_search(make_search(tmp_path, "one", request.getfixturevalue(request.param)).path)
+    return SearchResults.read(
+        make_search(tmp_path, "one", request.getfixturevalue(request.param)).path
+    )
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def exported(tmp_path: Path) -> Path:
 def test_a_server_has_what_a_file_has_and_no_more_is_written(
     file: str, server: str, tmp_path: Path
 ) -> None:
-    search, said = load_search(make_search(tmp_path, "one", mirrored=False).path), []
+    search, said = SearchResults.read(make_search(tmp_path, "one", mirrored=False).path), []
     for uri in (file, server):
         with in_store(uri, search) as store:
             sync(store.search, store.client, note="A note.")
@@ -116,7 +118,7 @@ def test_each_registration_is_a_version_and_the_alias_moves_to_the_best(
 def test_a_name_that_the_registry_does_not_take_is_said_beforehand(
     file: str, tmp_path: Path
 ) -> None:
-    search = load_search(make_search(tmp_path, "one", file, mirrored=False).path)
+    search = SearchResults.read(make_search(tmp_path, "one", file, mirrored=False).path)
     check_registrable(search, "forgets")
     for name in ("", " ", "a/b", "a:b", "a'b", ".."):
         with pytest.raises(InputError, match="--register"):

@@ -103,6 +103,7 @@ def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
 ) -> None:
     """The signal goes to all that the command started, as that of Ctrl-C in a terminal; twice."""
     done = interrupted(small, tmp_path, signal.SIGINT, 2)
+    assert "going on as told: the base model" in done.stdout
     assert "ending; 2 more to end at once" in done.stderr
     assert [p.cmdline() for p in psutil.process_iter() if tmp_path.name in str(p.cmdline())] == []
     log = (tmp_path / "runs/n/search.log").read_text(encoding="utf-8")
@@ -122,6 +123,7 @@ def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
     resume = ["--resume", "n", "--output", "runs", "--num-trials", str(wanted)]
     resumed = without_ray(COMMAND, *resume, "--in-process")
     assert resumed.exit_code == 3, resumed.stderr
+    assert not (tmp_path / "runs/n/best.yaml").exists()
     after = rows_of(tmp_path / "runs/n")
     assert after[: len(rows)] == rows, "what was computed is kept"
     new = after[len(rows) :]

@@ -34,7 +34,7 @@ from tracked_searches import (
 
 from lunar_tune.config.search_config import BEST_FILTER, EXPERIMENT
 from lunar_tune.errors import InputError
-from lunar_tune.report.results import SearchResults, load_search
+from lunar_tune.report.results import SearchResults
 from lunar_tune.search.outputs import _origin_tags, code_commit
 from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.store import default_tracking_uri, open_experiment, opened_store
@@ -71,7 +71,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> SearchResults:
     output = tmp_path_factory.mktemp("searches")
-    return load_search(make_search(output, "one", mirrored=False).path)
+    return SearchResults.read(make_search(output, "one", mirrored=False).path)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from lunar_tune.metrics.names import METRICS
 from lunar_tune.report.log_file import RECORD
 from lunar_tune.search.backends import BackendLostError, Resources
 from lunar_tune.search.backends.ray.trainable import HANDED_OVER, UnlearningTrainable, crash_reason
@@ -63,7 +64,11 @@ class OnRay:
             BackendLostError: One of Ray's own processes has ended.
         """
         trainable = tune.with_parameters(
-            UnlearningTrainable, spec=spec, folder=self.folder, timeout=self.timeout
+            UnlearningTrainable,
+            spec=spec,
+            folder=self.folder,
+            timeout=self.timeout,
+            metrics=METRICS.added,
         )
         resources = {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
         with tempfile.TemporaryDirectory(prefix="lunar-tune-ray-") as scratch:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import faulthandler
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from ray import tune
 
+from lunar_tune.metrics.names import METRICS, Metric
 from lunar_tune.models.device import limit_threads
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
@@ -98,11 +100,18 @@ class UnlearningTrainable(tune.Trainable):
     """One task after another on one model; the actor and its model outlive the task."""
 
     def setup(  # type: ignore[override]  # Ray passes with_parameters' values by keyword
-        self, config: dict[str, Any], spec: TrialSpec, folder: Folder, timeout: float | None
+        self,
+        config: dict[str, Any],
+        spec: TrialSpec,
+        folder: Folder,
+        timeout: float | None,
+        metrics: Mapping[str, Metric],
     ) -> None:
         """Note what will be loaded; it is loaded in the first step, where an error can be told."""
         given = os.environ.get("OMP_NUM_THREADS", "")  # the cores that Ray has given to it
         limit_threads(int(given) if given.isdigit() else None)
+        for name, metric in metrics.items():  # of a notebook, which a worker does not see
+            METRICS.add(name, metric)
         self._task = config["task"]
         self._watchdog = Watchdog(folder, timeout)
         self._runner = TaskRunner(spec, watch=self._watchdog.begin)

@@ -1,0 +1,331 @@
+"""What `import lunar_tune as lt` offers: searching, single runs, and one's own metrics and methods.
+
+found = lt.search(model="tiny", num_trials=12)
+found.answers()            # a table: question, true answer, base model, unlearned
+found.plot_trade_off()     # a chart
+found.export("unlearned")  # a checkpoint, proven
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from rich.console import Console
+
+from lunar_tune.config.fields import (
+    Option,
+    check_values,
+    from_document,
+    option,
+    options_of,
+    same_option,
+    shared_options,
+    takes_options,
+)
+from lunar_tune.config.run_options import METHOD, RunOptions
+from lunar_tune.config.search_config import PLACE, Reused, SearchConfig
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.metrics.names import ANSWERS, METRICS, WHOLE_ANSWERS, Metric
+from lunar_tune.report import charts, parameter_charts
+from lunar_tune.report.progress import tiny_progress
+from lunar_tune.report.results import SearchResults
+from lunar_tune.study.folder import RUNS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lunar_tune.export.proof import Exported
+    from lunar_tune.methods.contract import Method
+    from lunar_tune.metrics.evaluate import AnswerRow
+    from lunar_tune.trial.single import SingleRun
+
+__all__ = ["Search", "load", "method", "metric", "search", "unlearn"]
+
+Told = TypeVar("Told")
+Score = TypeVar("Score", bound="Callable[[Sequence[AnswerRow]], float]")
+OwnMethod = TypeVar("OwnMethod", bound="type[Method]")
+SETS = ("forget", "retain", "factual")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SearchOptions(SearchConfig):
+    """What `search` takes: the options of the command, but for where trials run."""
+
+    in_process: bool = field(default=True, init=False)
+    backend: Literal["in-process", "ray"] | None = option(None, group=PLACE, common=True)
+    """in-process (one trial after another, in this process) or ray (on this machine's GPUs, or a
+    cluster's). Default: in-process; where a search is resumed, what it ran on."""
+    quiet: bool = same_option(Reused, "quiet", common=True)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class UnlearnOptions(RunOptions):
+    """What `unlearn` takes: a setting, and the options of a run."""
+
+    layer: int | Sequence[int] | None = option(None, group=METHOD, common=True)
+    """Decoder block to edit, or several."""
+    coefficient: float | Sequence[float] | None = option(None, group=METHOD, common=True)
+    """How far activations are moved, for each layer or one for all."""
+    learning_rate: float | None = option(None, group=METHOD, common=True)
+    """Learning rate of the methods that train."""
+    ridge: float | None = option(None, group=METHOD, common=True)
+    """Strength of the ridge regression of lunar's closed form."""
+    baseline: bool = option(True, group=PLACE, common=True)
+    """Evaluate the base model too."""
+    save: Path | None = same_option(Reused, "save")
+    """Folder for the unlearned model as a Hugging Face checkpoint."""
+    quiet: bool = same_option(Reused, "quiet", common=True)
+
+
+SETTING = ("layer", "coefficient", "learning_rate", "ridge")
+
+
+class Search(SearchResults):
+    """A search, finished or still running: its tables and charts, and its model as files."""
+
+    plot_trade_off = charts.trade_off
+    plot_history = charts.history
+    plot_layer_coefficient = parameter_charts.layer_coefficient
+    plot_sensitivity = parameter_charts.sensitivity
+    plot_parameters = parameter_charts.parameters
+    plot_importance = parameter_charts.importance
+    plot_layers = charts.layers
+
+    def ask(
+        self, *questions: str, trial: int | None = None, max_new_tokens: int = 128
+    ) -> pd.DataFrame:
+        """Ask the base model and the unlearned model questions, and return a row for each.
+
+        A search keeps no weights: the model is loaded and unlearned again, once for all questions.
+
+        Args:
+            *questions: Any, also such as are not in the data.
+            trial: Number of the trial; None is the confirmed best.
+            max_new_tokens: Token budget of an answer.
+
+        Raises:
+            InputError: There is no such trial, or its model or data are gone.
+        """
+        import pandas as pd
+
+        from lunar_tune.export.export_job import assemble_again
+        from lunar_tune.trial.assemble import materialise
+        from lunar_tune.trial.single import asking
+
+        problems, row = Problems(), self.trial(trial)
+        spec = assemble_again(self, problems)
+        problems.raise_if_any()
+        epochs = len(row.losses) or None
+        with tiny_progress(_console(quiet=False)) as on_progress:
+            spec = materialise(spec, on_progress)
+        with asking(spec, row.parameters, epochs=epochs, max_new_tokens=max_new_tokens) as ask:
+            answered = pd.DataFrame(map(dataclasses.asdict, ask(questions)))
+        return answered.rename(columns={"truth": "true_answer", "set_name": "set"})
+
+    def export(
+        self,
+        save: str | Path,
+        *,
+        format: str = "checkpoint",
+        trial: int | None = None,
+        device: str | None = None,
+        quiet: bool = False,
+    ) -> Exported:
+        """Write a trial's unlearned model as files that load without lunar-tune, and prove it.
+
+        Args:
+            save: Folder to write, empty or missing.
+            format: checkpoint (a whole model), adapter (PEFT LoRA) or adapter:RANK.
+            trial: Number of the trial; None is the confirmed best.
+            device: cpu, cuda or auto; None is the search's.
+            quiet: Whether to show nothing meanwhile.
+
+        Raises:
+            InputError: Something that was asked for cannot be done; all of it is said at once.
+            LunarTuneError: What was written does not give what the search reported.
+        """
+        from lunar_tune.export.export_job import ExportJob
+        from lunar_tune.export.writing import export
+
+        job = ExportJob.plan(self.folder.path, Path(save), number=trial, form=format, device=device)
+        console = _console(quiet=quiet)
+        with tiny_progress(console) as on_build:
+            exported = export(
+                job, on_build=on_build, on_step=lambda text: console.print(text, markup=False)
+            )
+        exported.raise_if_unproven()
+        return exported
+
+
+@takes_options(SearchOptions)
+def search(**options: Any) -> Search:
+    """Search for the setting that forgets most while the model keeps the rest.
+
+    It takes the options of the command `lunar-tune search` as keywords: numbers, texts, paths,
+    lists where several values may be given, and a dictionary for `fix`. An interruption ends the
+    search as Ctrl-C does on a terminal: what was computed is returned, and `resume` goes on.
+
+    Raises:
+        InputError: Something is wrong; all of it is said at once.
+
+    Example:
+        >>> found = lt.search(model="tiny", num_trials=12)  # doctest: +SKIP
+        >>> found = lt.search(resume=found.folder.name, num_trials=24)
+    """
+    from lunar_tune.start import start_search
+
+    problems = Problems()
+    told = _told(SearchOptions, options, problems)
+    names = options_of(SearchConfig)
+    given = {name: "Python" for name in options if name in names}
+    config = shared_options(told, SearchConfig)
+    if told.backend is not None or told.resume is None:
+        config = dataclasses.replace(config, in_process=told.backend != "ray")
+        given["in_process"] = "Python"
+    ended = start_search(
+        config, given, console=_console(quiet=told.quiet), problems=problems, show_commands=False
+    )
+    if ended.folder is None:
+        raise AssertionError("a search that was run has a folder")
+    return Search.read(ended.folder.path)
+
+
+def load(search: str | Path, *, output: str | Path = RUNS) -> Search:
+    """Read a search, finished or still running.
+
+    Args:
+        search: Its folder, or its name.
+        output: Folder in which names are looked up.
+
+    Raises:
+        InputError: There is no such search, or it has not judged the base model yet.
+    """
+    return Search.read(search, runs=output)
+
+
+@takes_options(UnlearnOptions)
+def unlearn(**options: Any) -> SingleRun:
+    """Unlearn once, with one setting, and return scores and answers.
+
+    Parameters of a method that have no keyword are given as `fix={"name": value}`.
+
+    Raises:
+        InputError: Something that was asked for cannot be done; all of it is said at once.
+        TrialError: The fit failed, for example by divergence.
+
+    Example:
+        >>> run = lt.unlearn(layer=1, coefficient=2.0, learning_rate=3e-3)  # doctest: +SKIP
+        >>> run.scores["forget_rouge1"], run.scores["retain_rouge1"]
+    """
+    from lunar_tune.trial.single import unlearn as run_once
+
+    problems = Problems()
+    told = _told(UnlearnOptions, options, problems)
+    given = {name: getattr(told, name) for name in SETTING}
+    with tiny_progress(_console(quiet=told.quiet)) as on_progress:
+        return run_once(
+            shared_options(told, RunOptions),
+            {name: value for name, value in given.items() if value is not None},
+            baseline=told.baseline,
+            save_to=told.save,
+            on_progress=on_progress,
+            problems=problems,
+        )
+
+
+def metric(
+    *,
+    lower_is_better: bool,
+    sets: Sequence[str] = (),
+    low: float = 0.0,
+    high: float = 1.0,
+    name: str | None = None,
+) -> Callable[[Score], Score]:
+    """Register a function of answers as a metric that a search can report, minimise or constrain.
+
+    Args:
+        lower_is_better: Which end is good.
+        sets: Whose answers it is given: forget, retain, factual. Default: the name's first word.
+        low: Its least value.
+        high: Its greatest value.
+        name: By which it is asked for. Default: the function's.
+
+    Raises:
+        InputError: The name is that of a metric of the package, or tells of no set.
+
+    Example:
+        >>> @lt.metric(lower_is_better=False)  # doctest: +SKIP
+        ... def forget_refusals(rows):
+        ...     return sum("not know" in row.answer for row in rows) / len(rows)
+        >>> lt.search(metrics=["forget_refusals"])
+    """
+
+    def register(score: Score) -> Score:
+        called = name or score.__name__
+        judged = (sets,) if isinstance(sets, str) else tuple(sets)
+        judged = judged or tuple(one for one in SETS if called.startswith(f"{one}_"))
+        if not judged or not set(judged) <= {*SETS}:
+            raise InputError(
+                f"metric {called!r}: sets is {list(judged)}; name some of {', '.join(SETS)}, or "
+                "begin its name with one."
+            )
+        entry = Metric(
+            name=called,
+            sets=judged,
+            low=float(low),
+            high=float(high),
+            lower_is_better=lower_is_better,
+            needs=frozenset({ANSWERS, WHOLE_ANSWERS}),
+            compute=score,
+        )
+        METRICS.add(called, entry)
+        return score
+
+    return register
+
+
+def method(kind: OwnMethod) -> OwnMethod:
+    """Register a class that extends `lt.Method` under its `name`; a decorator.
+
+    Raises:
+        InputError: The name is that of a method of the package.
+    """
+    from lunar_tune.methods.contract import METHODS
+
+    METHODS.add(kind.name, kind)
+    return kind
+
+
+def _console(*, quiet: bool) -> Console:
+    return Console(quiet=quiet, emoji=False, highlight=False)
+
+
+def _told(owner: type[Told], values: Mapping[str, Any], problems: Problems) -> Told:
+    """Return keywords as an instance of options; what is out of range is noted.
+
+    Raises:
+        InputError: There is no such option, or a value has another type.
+    """
+    known = options_of(owner)
+    plain = {name: _plain(value, known.get(name)) for name, value in values.items()}
+    told = owner(**from_document(owner, plain))
+    check_values(told, problems)
+    return told
+
+
+def _plain(value: Any, said: Option | None = None) -> Any:
+    """Return a value as a file of options holds it: paths and assignments are texts."""
+    if isinstance(value, Mapping):
+        sign = ":" if said is not None and ":" in (said.metavar or "") else ","
+        parts = {key: one if isinstance(one, list | tuple) else [one] for key, one in value.items()}
+        return [f"{key}={sign.join(map(str, some))}" for key, some in parts.items()]
+    if isinstance(value, list | tuple | AbstractSet):
+        return [_plain(one) for one in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    return value.item() if hasattr(value, "item") else value  # a number of numpy's

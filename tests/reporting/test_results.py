@@ -1,0 +1,176 @@
+"""A search as a user has it in hand: read from its journal, and shown on a screen."""
+
+from __future__ import annotations
+
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chart_specs import axis, panels
+from invented_searches import PRIOR, SEARCHES, TAGS, results_of
+from made_outcomes import complete, trial_result
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from pages_by_hand import HOSTILE, failure, hostile, said, trial
+from search_results import fits_a_screen
+
+import lunar_tune as lt
+from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.report.page import write_static_page
+from lunar_tune.report.results import short_report
+from lunar_tune.search.outputs import write_mirrors
+from lunar_tune.search.samplers import open_study
+from lunar_tune.search.space import SearchSpace
+from lunar_tune.study.answers import write_answers
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import TrialRow, parameter_importance
+
+PLOTS = [name for name in vars(lt.Search) if name.startswith("plot_")]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> lt.Search:
+    """A search of random settings in which the learning rate alone decides."""
+    folder = Folder(tmp_path_factory.mktemp("runs") / "s")
+    folder.path.mkdir()
+    space = SearchSpace(
+        method="lunar",
+        variant="adamw",
+        parameters={
+            "layer": IntDistribution(0, 3),
+            "coefficient": CategoricalDistribution((4.0, 1.0, 2.0)),
+            "learning_rate": FloatDistribution(1e-4, 1e-1, log=True),
+        },
+        starting_points=(),
+        origin="a test",
+    )
+    study = open_study(folder.journal, name="s", space=space, config=SearchConfig(sampler="random"))
+    study.note("goal", ("forget_rouge1", ("retain_rouge1>=0.8",)))
+    study.note("baseline", {"forget_rouge1": 1.0, "retain_rouge1": 0.98})
+    study.note("tags", TAGS)
+    for _ in range(12):
+        number, point = study.ask()
+        decade = math.log10(point["learning_rate"])  # -4 to -1
+        complete(study, number, trial_result(-(decade + 1) / 3, 0.9))
+    write_answers(folder.answers(None), [said("forget", "Who?", "Cedar", 1.0)], ())
+    write_answers(folder.answers(4), [said("forget", "Who?", "I do not know", 0.0)], ())
+    results = lt.load(folder.path)
+    vars(results)["layer_prior"] = PRIOR
+    return results
+
+
+def test_a_search_knows_scales_and_lists_and_what_decides_from_its_journal(
+    found: lt.Search,
+) -> None:
+    assert found.study.log_scale == {"learning_rate"}
+    assert found.study.listed == {"coefficient": (4.0, 1.0, 2.0)}
+    assert set(found.importance) == {"forget_rouge1"}, "the other score does not differ"
+    shares = found.importance["forget_rouge1"]
+    assert max(shares, key=lambda name: shares[name]) == "learning_rate"
+
+
+def test_what_decides_is_computed_once_and_only_where_it_is_shown(
+    found: lt.Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+
+    def noting(rows: Any, distributions: Any, metric: str) -> dict[str, float] | None:
+        computed.append(metric)
+        return parameter_importance(rows, distributions, metric)
+
+    monkeypatch.setattr("lunar_tune.study.stored_search.parameter_importance", noting)
+    again = lt.load(found.folder.name, output=found.folder.path.parent)
+    assert short_report(again)
+    assert computed == []
+    write_static_page([again], tmp_path / "page.html")
+    assert again.plot_importance()
+    assert computed == ["forget_rouge1", "retain_rouge1"]
+
+
+def test_a_notebook_has_every_chart(found: lt.Search) -> None:
+    assert len(PLOTS) == 7
+    for name in PLOTS:
+        chart = getattr(found, name)()
+        assert chart.to_dict()["title"]["text"] == ["tiny, mini: forget A_B, lunar (adamw)"]
+        assert "vegaEmbed" in chart._repr_mimebundle_(None, None)["text/html"]
+    (panel, _) = panels(found.plot_sensitivity("layer"))
+    assert axis(panel, "x")["title"].startswith("layer")
+
+
+def test_mirrors_hold_every_picture_and_the_report_links_those(
+    found: lt.Search, tmp_path: Path
+) -> None:
+    folder = Folder(tmp_path)
+    write_mirrors(folder, found)
+    files = [*folder.pictures.rglob("*.*"), folder.trials]
+    assert all(path.stat().st_size > 0 for path in files)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    links = [line.split("](")[1][:-1] for line in text.splitlines() if line.startswith("![")]
+    pictures = [path.relative_to(tmp_path).as_posix() for path in files if path.suffix == ".png"]
+    assert sorted(links) == sorted(pictures)
+    assert len(links) == len(PLOTS)
+    assert "Share of the variance" in text
+
+
+def test_answers_stand_beside_the_base_model(found: lt.Search) -> None:
+    (row,) = found.answers(4).to_dict("records")
+    assert (row["question"], row["true_answer"]) == ("Who?", "the truth")
+    assert (row["base_model"], row["unlearned"]) == ("Cedar", "I do not know")
+    assert (row["rouge1_before"], row["rouge1"]) == (1.0, 0.0)
+    with pytest.raises(lt.InputError, match="no confirmed best"):
+        found.answers()
+
+
+def refused(rows: list[TrialRow], number: int | None = None) -> str:
+    with pytest.raises(lt.InputError) as caught:
+        results_of(rows, folder=Path("one")).trial(number)
+    return str(caught.value)
+
+
+def test_a_trial_that_cannot_be_given_is_named_beside_those_that_can() -> None:
+    rows = [trial(0, 0.5, 0.9), trial(1, 0.25, 0.9), failure(2), trial(3, 0.75, 0.9)]
+    assert refused(rows) == (
+        "one: has no confirmed best setting, the best as searched is trial 1; name a trial by its "
+        "number (0, 1, 3)."
+    )
+    assert "setting, and no trial is feasible; name" in refused([trial(0, 0.1, 0.5)])
+    many = [failure(0), *(trial(n, 0.5, 0.9) for n in range(1, 100))]
+    assert refused(many, 200) == (
+        "one, trial 200: there is no such trial; completed are 1, 2, 3, 4, 5 … 99, 99 in all."
+    )
+
+
+@pytest.mark.parametrize("case", list(SEARCHES))
+def test_a_search_and_its_parts_fit_a_screen(case: str) -> None:
+    one = SEARCHES[case]
+    parts = [one, one.study, one.goal, *one.rows[:2]]
+    assert all(map(fits_a_screen, parts)), parts
+    told = one.verdict[:60] if one.best is None else f"(trial {one.best.number})"
+    assert told in repr(one)
+
+
+def test_options_show_what_is_not_left_at_its_default() -> None:
+    assert repr(SearchConfig(num_trials=3, model="x")) == "SearchConfig(model='x', num_trials=3)"
+
+
+class Tags(HTMLParser):
+    """Elements, attributes and text of HTML, by Python's own parser."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.seen, self.text = set[str](), ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen |= {tag, *(name for name, _ in attrs)}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_notebook_shows_texts_of_others_as_they_are(tmp_path: Path) -> None:
+    parsed = Tags(hostile(tmp_path)._repr_html_())
+    assert parsed.seen <= {"div", "br", "table", "thead", "tbody", "tr", "th", "td", "style"}
+    assert HOSTILE[2] in parsed.text
+    assert HOSTILE[0] in parsed.text
