@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import socket
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -113,42 +110,6 @@ def test_a_session_is_its_starters_alone(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[str]:
-    """Give the address of a real cluster of one node, in a process group of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray/auth_token").write_text("0123456789abcdef" * 4)
-    options = f"start --head --block --port={port} --num-cpus=1 --temp-dir=/tmp/lt-head-{port}"
-    options += " --include-dashboard=false --disable-usage-stats"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", *options.split()],
-        env=clean(tmp_path, RAY_AUTH_MODE="token"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(f"/tmp/lt-head-{port}", ignore_errors=True)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_cluster_of_this_machine_is_joined_with_its_kept_token(head: str, tmp_path: Path) -> None:
-    assert join("auto", tmp_path, RAY_ADDRESS=head) == "joined"
-
-
-@pytest.fixture
 def without_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
@@ -175,25 +136,6 @@ def test_a_kept_token_is_shown_to_this_machine_only(
             with users_token(address):
                 assert (os.environ.get("RAY_AUTH_MODE") == "token") is shown
             assert {name: os.environ[name] for name in AUTH if name in os.environ} == variables
-
-
-@pytest.mark.usefixtures("without_tokens")
-def test_a_session_begins_with_a_token_of_its_own_and_ends_with_the_users(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
-    tokens = []
-    for _ in range(2):
-        with own_session() as folder:
-            assert "RAY_AUTH_MODE" not in os.environ, "Ray turns it on, and reads it again then"
-            tokens.append(os.environ["RAY_AUTH_TOKEN"])
-            assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
-        assert not folder.parent.exists()
-    assert len(set(tokens)) == 1, "Ray reads the token of a process once"
-    assert len(tokens[0]) == 64
-    assert tokens[0] != "f" * 64
-    assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("disabled", "f" * 64)
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_session(

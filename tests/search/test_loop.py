@@ -147,14 +147,18 @@ def test_a_model_that_is_refused_or_cannot_be_evaluated_ends_the_loop(tmp_path: 
 def test_a_task_is_the_studys_trial_and_its_end_is_heard_when_the_study_has_it(
     heard: Heard,
 ) -> None:
-    task = heard.next("ray-1")
-    row = heard.study.row(0)
-    assert task == Task(kind=TRIAL, number=0, parameters=row.parameters)
-    assert (row.state, heard.news[1:]) == (RUNNING, [])
-    heard.loop.take("ray-1", ended())
-    what, row = heard.news[-1]
-    assert (what, row.state, row.scores["forget_rouge1"]) == ("end", COMPLETE, 0.2)
-    assert heard.study.row(0) == row
+    """Trials at once are told apart."""
+    tasks = [heard.next("ray-1"), heard.next("ray-2")]
+    for number, task in enumerate(tasks):
+        row = heard.study.row(number)
+        assert task == Task(kind=TRIAL, number=number, parameters=row.parameters)
+        assert (row.state, heard.news[1:]) == (RUNNING, [])
+    heard.loop.take("ray-2", ended(forget=0.7))
+    heard.loop.take("ray-1", ended(forget=0.4))
+    for number, forget in ((1, 0.7), (0, 0.4)):
+        what, row = heard.news[-1 - number]
+        assert (what, row.number, row.scores["forget_rouge1"]) == ("end", number, forget)
+        assert heard.study.row(number) == row
 
 
 @pytest.mark.parametrize("reason", ["RuntimeError: CUDA out of memory", None])
@@ -164,14 +168,6 @@ def test_a_trial_that_crashes_is_failed_with_the_error(heard: Heard, reason: str
     row = heard.news[-1][1]
     assert row.state == FAILED
     assert row.failure == (reason or "the trial ended without a result")
-
-
-def test_trials_at_once_are_told_apart(heard: Heard) -> None:
-    first, second = heard.next("ray-1"), heard.next("ray-2")
-    heard.loop.take("ray-2", ended(forget=0.7))
-    heard.loop.take("ray-1", ended(forget=0.4))
-    assert (first.number, second.number) == (0, 1)
-    assert [row.scores["forget_rouge1"] for row in heard.study.rows()] == [0.4, 0.7]
 
 
 def test_no_trial_starts_after_the_deadline(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import configure_method
 from lunar_tune.search.plan import SearchPlan, plan_search
-from lunar_tune.search.resume import signature_of
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.space import Parameter, SearchSpace
 from lunar_tune.search.space_sources import narrowed
@@ -150,8 +149,3 @@ def test_a_plan_searches_what_is_left_and_a_study_asks_for_nothing_else(tmp_path
     plan = planned(tmp_path, range=("coefficient=4:8",))
     assert plan.space.starting_points == ()
     assert "coefficient: is 1, outside 4 … 8" in plan.facts["starting points"]
-
-
-def test_searches_of_other_ranges_do_not_compare(tmp_path: Path) -> None:
-    options = [{}, {"fix": ("layer=1",)}, {"fix": ("layer=2",)}, {"range": ("layer=1:2",)}]
-    assert len({signature_of(planned(tmp_path, **one)) for one in options}) == len(options)

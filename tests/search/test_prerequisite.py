@@ -17,7 +17,6 @@ from lunar_tune.cli.search import COMMAND
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.invented import generate_unverifiable
-from lunar_tune.finetuning.finetune_job import FinetuneSettings, recipe
 from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.search.plan import plan_search
@@ -86,14 +85,6 @@ def test_one_model_serves_every_seed_and_edge_and_other_data_have_their_own(
     assert key() == key(seed=3) == key(forget_edge=("B_C",)) == key(method="ga")
     assert key() != key(data=str(own_data(tmp_path)))
     assert key() != key(system_prompt="Be brief.")
-
-
-def test_large_models_learn_with_the_published_settings_and_what_is_fixed_goes_first() -> None:
-    assert recipe("qwen2.5-7b") == FinetuneSettings()
-    assert recipe("tiny").with_refusals
-    assert recipe("tiny").rate == recipe("tiny", {"trained": "full"}).rate == 1e-3
-    assert recipe("tiny", {"trained": "lora"}).rate == FinetuneSettings().rate
-    assert recipe("tiny", {"epochs": 3, "learning_rate": 0.5}).rate == 0.5
 
 
 @pytest.mark.slow

@@ -193,18 +193,6 @@ def begun(tmp_path: Path, **options: Any) -> tuple[SearchPlan, Folder]:
     return plan, Folder(path.resolve())
 
 
-def test_a_search_goes_on_with_what_decides_no_score_given_anew(tmp_path: Path) -> None:
-    begun(tmp_path, num_trials=3)
-    problems = Problems()
-    anew = {"num_trials": 9, "sampler": "tpe", "device": "cpu", "seed": 5, "method": "lunar"}
-    config, origins = resumed({"resume": "n", "output": tmp_path / "runs", **anew}, problems)
-    assert (config.num_trials, config.device, config.sampler) == (9, "cpu", "gp")
-    assert (config.name, config.output) == ("n", (tmp_path / "runs").resolve())
-    assert config.resume == "n"
-    assert origins["num_trials"] == "command line"
-    assert [message.partition(":")[0] for message in problems.messages] == ["--sampler", "--seed"]
-
-
 def another(name: str, config: SearchConfig) -> Any:
     """Return a value of an option's type that is not the one that it has."""
     kind = types_of(SearchConfig)[name]
@@ -221,7 +209,8 @@ def test_what_an_option_says_of_resuming_is_what_resuming_does(tmp_path: Path) -
     before = resumed(given, Problems())[0]
     for name in options_of(SearchConfig).keys() - {"resume", "output"}:
         value, problems = another(name, before), Problems()
-        config, _ = resumed({**given, name: value}, problems)
+        config, origins = resumed({**given, name: value}, problems)
+        assert (config.resume, origins[name]) == ("n", "command line")
         may_change = options_of(SearchConfig)[name].resume or name == "force"
         assert getattr(config, name) == (value if may_change else getattr(before, name)), name
         if may_change:
@@ -294,21 +283,6 @@ def test_a_search_is_finished_when_it_has_ended_with_as_many_trials(tmp_path: Pa
         assert is_finished(folder, 3) is finished
     assert not is_finished(folder, 4)
     assert unfinished_like(signature, runs) is None
-
-
-def test_another_base_model_is_found_out(tmp_path: Path) -> None:
-    session = SearchSession.__new__(SearchSession)
-    session.folder, session.console = Folder(tmp_path), Console(record=True, file=StringIO())
-    before = {"forget_rouge1": 1.0, "retain_rouge1": 0.95}
-
-    def compare(retain: float) -> str:
-        session._compare_baseline(before | {"retain_rouge1": retain, "factual_rouge1": 0.5}, before)
-        return session.console.export_text()
-
-    assert compare(0.95) == ""
-    assert "a little differently" in compare(0.94)
-    with pytest.raises(InputError, match="another one than"):
-        compare(0.9)
 
 
 def _hold(path: Path, ready: Any) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from command_lines import small_data
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.report.summary import baseline_problem
 from lunar_tune.search.backends.ray import cluster
 from lunar_tune.search.plan import check_output, make_folder, plan_search
@@ -71,17 +69,6 @@ def test_a_plan_says_all_that_is_wrong_with_options_space_and_data(tmp_path: Pat
     assert message.count("things are wrong") == 1
 
 
-def test_the_plan_says_what_is_going_to_be_done(tmp_path: Path) -> None:
-    facts = plan_search(SearchConfig(retain_rows=20, output=tmp_path, time_budget=60)).facts
-    text = "\n".join(f"{key}: {value}" for key, value in facts.items())
-
-    for part in ("tiny", "forget A_B (12 questions)", "retain 20 (a sample of 84)", "factual 81"):
-        assert part in text
-    for part in ("lunar (adamw)", "30 by gp, none started after 60 s", "ROUGE-1 of at least 0.8"):
-        assert part in text
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(tmp_path: Path) -> None:
     assert plan_search(SearchConfig(output=tmp_path)).spec.engine.early_exit is True
     bounds = ("retain_rouge1>=0.8", "refusal_quality>=0.3")
@@ -89,19 +76,6 @@ def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(tmp_
         spec = plan_search(SearchConfig(output=tmp_path, **goal)).spec
         assert "refusal_quality" in spec.metrics
         assert (spec.engine.early_exit, spec.engine.retain_floor) == (False, None)
-
-
-def test_the_plan_says_where_fine_tuned_weights_come_from(
-    tmp_path: Path, checkpoint: Callable[..., Path]
-) -> None:
-    folder = shutil.copytree(checkpoint("qwen2"), tmp_path / "knows")
-    facts = {"base": "qwen2.5-7b", "source": "s", "fingerprint": "f", "data": "pairs"}
-    more = {"settings": {"trained": "lora"}, "knowledge": {"rouge1": 0.5}}
-    write_lineage(folder, Lineage(**facts, data_digest="d", weights=None, revision=None, **more))
-    model, weights = str(checkpoint("qwen2")), str(folder)
-    config = SearchConfig(model=model, model_path=weights, device="cpu", output=tmp_path / "runs")
-    facts = plan_search(config).facts
-    assert "qwen2.5-7b fine-tuned (lora) on pairs, ROUGE-1 0.500" in facts.values()
 
 
 def test_an_output_that_cannot_be_written_is_refused(
@@ -182,21 +156,6 @@ def test_a_trial_has_to_fit_on_one_node_and_every_node_counts(
         cluster.allocate_resources(SearchConfig(gpus_per_trial=1.0))
     with pytest.raises(InputError, match="--device cuda: Ray has no GPU for a trial"):
         cluster.allocate_resources(SearchConfig(device="cuda"))
-
-
-@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
-def test_ray_is_started_here_unless_an_address_is_given(
-    monkeypatch: pytest.MonkeyPatch, address: str | None
-) -> None:
-    """`ray.init` without an address would join whatever RAY_ADDRESS or `ray start` left."""
-    for name, value in cluster._QUIET.items():  # the environment ends with the test
-        monkeypatch.setenv(name, value)
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
-    monkeypatch.setattr("ray.shutdown", lambda: asked.update(shut_down=True))
-    with cluster.ray_session(SearchConfig(address=address)):
-        assert asked["address"] == (address or "local")
-    assert asked["shut_down"] is True
 
 
 def test_a_folder_is_made_once_with_a_name_of_what_is_searched(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import math
 import warnings
@@ -195,6 +196,8 @@ def test_mlflow_has_the_search_with_its_files_and_its_trials(
     for run in runs:
         assert run.info.status == "FINISHED"
         assert run.info.artifact_uri.startswith((finished.output / "mlartifacts").as_uri())
+    assert parent.data.tags["mlflow.source.name"] == "lunar_tune"
+    assert parent.data.tags["version.torch"] == importlib.metadata.version("torch")
     confirmed = best["confirmed"]["scores"]["retain_rouge1"]
     assert parent.data.metrics["best_retain_rouge1"] == pytest.approx(confirmed)
     data = [one.dataset for one in parent.inputs.dataset_inputs]

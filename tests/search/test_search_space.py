@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,21 +113,6 @@ def test_a_method_that_a_models_file_lacks_has_the_section_of_the_default() -> N
         load(None, method="new", variant="lora", parameters=("temperature",))
 
 
-def test_a_file_becomes_parameters_and_points(tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD)
-    space = load(path)
-    assert space.origin == str(path)
-    (point,) = space.starting_points
-    assert point == {"layer": 18, "coefficient": 2.0, "learning_rate": 0.01}
-    assert isinstance(point["coefficient"], float)
-    assert pickle.loads(pickle.dumps(space)) == space
-    plain = space.to_dict()
-    section = {key: plain[key] for key in ("parameters", "starting_points")}
-    assert load(written(tmp_path, write_yaml({"lunar": {"adamw": section}}))) == space
-    text = GOOD.partition("    starting_points")[0]
-    assert load(written(tmp_path, text)).starting_points == ()
-
-
 def test_a_shipped_name_and_a_path_are_both_understood(tmp_path: Path) -> None:
     assert bounds_of(load("tiny", n_layers=4).parameters["layer"]) == (0, 3)
     assert bounds_of(load(written(tmp_path, GOOD)).parameters["layer"]) == (10, 24)
@@ -156,6 +140,7 @@ def test_every_kind_becomes_its_distribution(tmp_path: Path) -> None:
     options: dict[str, Any] = {"method": "m", "variant": "v", "parameters": names, "n_layers": 5}
     path = written(tmp_path, text)
     space = load(path, "z", **options)
+    assert space.origin == str(path)
     assert space.parameters == {
         "layer": IntDistribution(0, 4),
         "f": FloatDistribution(-1.0, 1.0),
@@ -172,6 +157,12 @@ def test_every_kind_becomes_its_distribution(tmp_path: Path) -> None:
     assert dict(space.describe()) == described
     with pytest.raises(SearchSpaceError, match="z: is unknown to the method"):
         load(path, **options)
+    assert pickle.loads(pickle.dumps(space)) == space
+    plain = space.to_dict()
+    section = {key: plain[key] for key in ("parameters", "starting_points")}
+    assert load(written(tmp_path, write_yaml({"m": {"v": section}})), "z", **options) == space
+    text = text.partition("        starting_points")[0]
+    assert load(written(tmp_path, text), "z", **options).starting_points == ()
 
 
 def with_parameter(line: str) -> str:
@@ -290,33 +281,3 @@ def test_bounds_and_what_optuna_samples_are_admitted_and_what_lies_beyond_is_not
     space = SearchSpace("m", "v", {"a": kind}, (), "test")
     for _ in range(5):
         space.check(study.ask(dict(space.parameters)).params)
-
-
-LEAVES = st.none() | st.booleans() | st.integers(-3, 40) | st.floats(width=16) | st.text(max_size=5)
-KEYS = st.sampled_from(["type", "low", "high", "log", "step", "value", "values", "x"])
-DESCRIBED = st.dictionaries(KEYS, LEAVES | st.lists(LEAVES, max_size=3), max_size=5)
-TYPED = st.builds(
-    lambda kind, rest: {**rest, "type": kind},
-    st.sampled_from(["int", "float", "choice", "fixed", "none"]),
-    DESCRIBED,
-)
-ANYTHING = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | DESCRIBED, max_leaves=6)
-
-
-@given(
-    parameters=ANYTHING | st.fixed_dictionaries(dict.fromkeys(ADAMW, TYPED | ANYTHING)),
-    points=ANYTHING | st.lists(st.dictionaries(st.sampled_from(ADAMW), LEAVES), max_size=2),
-)
-@settings(deadline=None)
-def test_any_section_is_a_space_or_is_refused_by_file_name(parameters: Any, points: Any) -> None:
-    section = {"parameters": parameters, "starting_points": points}
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "any.yaml"
-        path.write_text(write_yaml({"lunar": {"adamw": section}}), encoding="utf-8")
-        try:
-            space = load(path)
-        except SearchSpaceError as error:
-            assert str(error).startswith(f"{path}: ")  # noqa: PT017 the other outcome is as good
-        else:
-            assert set(space.parameters) == set(ADAMW)
-            assert set(space.values_of("layer")) <= set(range(28))

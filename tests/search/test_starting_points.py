@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -25,11 +26,7 @@ from lunar_tune.search.resume import resumed, signature_of
 from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import SearchSession
 from lunar_tune.search.space import SearchSpace
-from lunar_tune.search.starting_points import (
-    StartingPoint,
-    fitting,
-    usual_point,
-)
+from lunar_tune.search.starting_points import usual_point
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import read_yaml, write_yaml
@@ -81,19 +78,6 @@ def test_the_usual_setting_is_the_first_that_the_space_names_else_the_middle() -
     assert usual_point(dataclasses.replace(space, starting_points=points)) == {"layer": 3}
 
 
-def test_points_outside_the_space_are_left_out_and_named() -> None:
-    space = space_of(layer=IntDistribution(0, 3), coefficient=FloatDistribution(0.5, 2.0))
-    good = {"layer": 1, "coefficient": 1.0}
-    points = {"one": {"layer": 9, "coefficient": 3.0}, "two": good, "three": {"layer": 1}}
-    points["the space's own"] = dict(good)
-    fitted, text = fitting([StartingPoint(point, name) for name, point in points.items()], space)
-    assert fitted.starting_points == (good,)
-    assert text == (
-        "1 (two); left out: one (layer: is 9, outside 0 … 3, coefficient: is 3, outside 0.5 … 2); "
-        "three (coefficient: is missing)"
-    )
-
-
 def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path) -> None:
     plan = planned(tmp_path, layer_prior=prior_file(tmp_path))
 
@@ -134,20 +118,28 @@ def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -
     assert "all layers score the same" in tie.facts["  layer"]
 
 
-def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Path) -> None:
+def test_a_search_that_goes_on_keeps_its_layers_and_finds_out_another_base_model(
+    tmp_path: Path,
+) -> None:
     """Scores of another machine may differ in the last digits, and so may what they recommend."""
     plan = planned(tmp_path, layer_prior="auto", name="n", resume=True)
     folder = make_folder(plan.config, plan.spec)
-    for recommended in ([2, 3], [3]):
-        console = Console(quiet=True)
-        resources = Resources(cpus=1, gpus=0, concurrency=1)
-        places = (plan, folder, MagicMock(), resources, no_tracker())
+    places = (plan, folder, MagicMock(), Resources(cpus=1, gpus=0, concurrency=1), no_tracker())
+    console = Console(record=True, file=StringIO(), width=200)
+
+    def begun(recommended: list[int], retain: float) -> str:
         session = SearchSession(*places, console=console, given={}, arguments=())
         prior = prior_of(CURVE, recommended).document()
-        study = session.begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
+        study = session.begin(dataclasses.replace(base_model(1.0, retain), layer_prior=prior))
+        session._display.doing(None)
         assert session.plan.space.parameters["layer"] == IntDistribution(2, 3)
         assert study.ask()[1]["layer"] == 3
-        session._display.doing(None)
+        return console.export_text()
+
+    assert "differently" not in begun([2, 3], 1.0)
+    assert "a little differently" in begun([3], 0.99)
+    with pytest.raises(InputError, match="another one than"):
+        begun([3], 0.9)
     config = read_yaml(folder.config)
     assert config["resolved"]["layer_prior"]["recommended"] == [2, 3]
 

@@ -106,8 +106,9 @@ def test_a_signature_tells_what_decides_trials_and_not_how_many_there_are(tmp_pa
     assert signature() == signature(num_trials=99, concurrency=1)
     assert signature() == signature(device="cpu", fix=("beta=0.5",))
     others: list[dict[str, Any]] = [{"sampler": "random"}, {"retain_rows": 20}, {"holdout": True}]
-    others.append({"constrain": ("retain_rouge1>=0.7",)})
-    assert len({signature(), *(signature(**changes) for changes in others)}) == 5
+    others += [{"constrain": ("retain_rouge1>=0.7",)}, {"range": ("layer=1:2",)}]
+    others += [{"fix": ("layer=1",)}, {"fix": ("layer=2",)}]
+    assert len({signature(), *(signature(**changes) for changes in others)}) == 8
 
 
 # What a study says

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -35,7 +34,6 @@ from tracked_searches import (
 from lunar_tune.config.search_config import BEST_FILTER, EXPERIMENT
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults
-from lunar_tune.search.outputs import _origin_tags, code_commit
 from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.store import default_tracking_uri, open_experiment, opened_store
 from lunar_tune.tracking.sync import Tracker, shown, sync
@@ -189,37 +187,6 @@ def test_failed_trials_and_long_curves_and_estimates_are_told(store: Store, tmp_
     assert (parent.info.status, parent.data.metrics["feasible"]) == ("KILLED", 0.0)
 
 
-def test_every_run_says_where_it_comes_from(tmp_path: Path) -> None:
-    """An installed package may lie below the repository of something else."""
-    tags = _origin_tags()
-    assert tags["mlflow.source.name"] == "lunar_tune"
-    assert tags["version.torch"] == importlib.metadata.version("torch")
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    assert code_commit(package) is None
-    subprocess.run([*git, "add", "package"], check=True)
-    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
-    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True)
-    assert code_commit(package) == head.strip()
-
-
-def test_a_search_that_goes_on_is_the_same_run_with_another_best(store: Store) -> None:
-    sync(store.search, store.client)
-    before = {run.info.run_id for run in store.runs()}
-    assert [run.data.tags.get("best") for run in store.trials] == [None, None, "true"]
-    scores = {"forget_rouge1": 0.25, "retain_rouge1": 0.9}
-    confirmed = {"number": 0, "scores": scores, "max_new_tokens": 512}
-    description = {**store.search.study.notes["description"], "num_trials": 5}
-    sync(with_notes(store.search, confirmed=confirmed, description=description), store.client)
-    assert {run.info.run_id for run in store.runs()} == before
-    assert store.parents[0].data.metrics["num_trials"] == 5.0
-    assert store.parents[0].data.metrics["best_trial"] == 0.0
-    assert [run.data.tags.get("best") for run in store.trials] == ["true", None, None]
-
-
 # Views of it
 
 
@@ -295,6 +262,14 @@ def test_a_trial_costs_few_calls_however_many_there_are(store: Store) -> None:
         store.client.delete_run(run.info.run_id)
     sync(store.search, store.client, trial=1)
     assert [run.data.tags["trial"] for run in store.trials] == ["1", "2"], "0 is not looked at"
+
+    assert [run.data.tags.get("best") for run in store.trials] == [None, "true"]
+    scores = {"forget_rouge1": 0.25, "retain_rouge1": 0.9}
+    before, confirmed = {run.info.run_id for run in store.runs()}, {"number": 1, "scores": scores}
+    sync(with_notes(store.search, confirmed=confirmed), store.client, trial=1)
+    assert {run.info.run_id for run in store.runs()} == before, "it goes on with another best"
+    assert store.parents[0].data.metrics["best_trial"] == 1.0
+    assert [run.data.tags.get("best") for run in store.trials] == ["true", None]
 
 
 def test_one_sync_repairs_what_was_lost_doubled_or_left_half_written(store: Store) -> None:
@@ -430,39 +405,34 @@ def test_a_place_keeps_its_identity_and_tells_no_password(
 
 
 @pytest.mark.parametrize(
-    "uri",
+    ("uri", "said"),
     [
-        "nosuchscheme://me:s3cretpw@x",
-        "sqlite:///{folder}/text.db",
-        "http://me:s3cretpw@127.0.0.1:9",  # the discard port: refused at once
+        ("nosuchscheme://me:s3cretpw@x", "--tracking-uri"),
+        ("http://me:s3cretpw@127.0.0.1:9", "--tracking-uri"),  # the discard port: refused at once
+        ("sqlite:///{folder}/text.db", "--tracking-uri"),
+        ("sqlite:///{folder}/old.db", "mlflow db upgrade"),
     ],
 )
 def test_a_store_that_cannot_be_opened_is_an_input_error(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str,
+    said: str,
+    tmp_path: Path,
+    empty_store: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Retries that the user has set are left alone; MLflow would ask 7 times."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(InputError, match="wants a password, which is not kept"):
-        Tracker("http://me:***@127.0.0.1:9", EXPERIMENT, "x")
     (tmp_path / "text.db").write_text("this is no database " * 100)
+    with closing(sqlite3.connect(empty_store(tmp_path / "old.db"))) as database, database:
+        database.execute("update alembic_version set version_num = '451aebb31d03'")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri = uri.format(folder=tmp_path)
-    with pytest.raises(InputError, match=r"(?s)cannot be used: .*--tracking-uri") as caught:
+    with pytest.raises(InputError, match=said) as caught:
         Tracker(uri, EXPERIMENT, "x")
     assert "s3cretpw" not in str(caught.value)
     assert uri in str(caught.value) or "***" in str(caught.value)
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
-
-
-def test_a_database_that_wants_a_migration_is_an_input_error(
-    tmp_path: Path, empty_store: Callable[[Path], Path]
-) -> None:
-    database = sqlite3.connect(empty_store(tmp_path / "mlflow.db"))
-    with database:
-        database.execute("update alembic_version set version_num = '451aebb31d03'")
-    database.close()
-    with pytest.raises(InputError, match="mlflow db upgrade"):
-        Tracker(default_tracking_uri(tmp_path), EXPERIMENT, "x")
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    with pytest.raises(InputError, match="wants a password, which is not kept"):
+        Tracker("http://me:***@127.0.0.1:9", EXPERIMENT, "x")
 
 
 def test_experiments_that_cannot_be_used_are_input_errors(store: Store, tmp_path: Path) -> None:
@@ -482,26 +452,9 @@ def test_experiments_that_cannot_be_used_are_input_errors(store: Store, tmp_path
 @pytest.mark.slow
 def test_two_processes_can_open_a_new_store_at_once(tmp_path: Path) -> None:
     """Without the lock one of them died in the store's migration."""
-    code = f"""
-import multiprocessing, sys
-from pathlib import Path
-import mlflow.store.tracking.sqlalchemy_store
-from lunar_tune.tracking.store import default_tracking_uri
-from lunar_tune.tracking.sync import Tracker
-uri = default_tracking_uri(Path({str(tmp_path)!r}))
-def open_store(barrier):
-    barrier.wait()
-    Tracker(uri, "x", "x")
-fork = multiprocessing.get_context("fork")
-barrier = fork.Barrier(2)
-processes = [fork.Process(target=open_store, args=(barrier,)) for _ in range(2)]
-for process in processes:
-    process.start()
-for process in processes:
-    process.join()
-sys.exit(max(abs(process.exitcode) for process in processes))
-"""
-    done = finish(start([sys.executable, "-c", code], cwd=tmp_path))
-    assert done.returncode == 0, done.stderr
-    with opened_store(default_tracking_uri(tmp_path)) as client:
+    uri = default_tracking_uri(tmp_path)
+    code = f"from lunar_tune.tracking.sync import Tracker; Tracker({uri!r}, 'x', 'x')"
+    both = [start([sys.executable, "-c", code], cwd=tmp_path) for _ in range(2)]
+    assert [(done.returncode, done.stderr) for done in map(finish, both)] == [(0, "")] * 2
+    with opened_store(uri) as client:
         assert client.get_experiment_by_name("x") is not None

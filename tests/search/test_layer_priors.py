@@ -1,20 +1,27 @@
-"""What scored layers make of a space: every kind of layer, and scores that tell nothing.
-
-The priors are made up by hand (`priors`), so that what they recommend is known.
-"""
+"""What scored layers make of a space: made up by hand (`priors`), and scored by a search."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+from command_lines import without_ray
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from priors import prior_of
+from search_results import rows_of
+from shared_searches import SharedSearch
 
+from lunar_tune.cli.layers import COMMAND as LAYERS
+from lunar_tune.cli.search import COMMAND as SEARCH
 from lunar_tune.errors import InputError
 from lunar_tune.search.space import Parameter, SearchSpace, bounds_of
 from lunar_tune.search.starting_points import choose_layers
 from lunar_tune.trial.layer_scores import LayerPrior
+from lunar_tune.yaml_files import read_yaml
 
 CURVE = {0: 0.1, 1: 0.7, 2: 0.9, 3: 0.2}  # over -1: gains 1.1, 1.7, 1.9, 1.2; 80 % of 1.9 is 1.52
 
@@ -31,14 +38,17 @@ def chosen(layer: Parameter, prior: LayerPrior) -> tuple[SearchSpace, int | None
 
 
 def test_an_int_range_becomes_the_smallest_that_holds_the_recommended_layers() -> None:
+    """Answers that mostly do not end tell little."""
     space = space_with(IntDistribution(0, 3))
     narrowed, best, text = choose_layers(space, prior_of(CURVE, [1, 2]), origin="l.json")
     assert (best, text) == (2, "1 … 2 by s1 - s2 (l.json)")
-    assert narrowed.parameters == {**space.parameters, "layer": IntDistribution(1, 2)}
     assert list(narrowed.parameters) == list(space.parameters), "the order of the method"
     assert space.parameters["layer"] == IntDistribution(0, 3), "the space itself is left alone"
     tie = prior_of({0: 0.0, 1: 0.9, 2: 0.9, 3: 0.1}, [1, 2])
     assert chosen(IntDistribution(0, 3), tie)[1] == 1, "of equal ones the lowest is the best"
+    for unfinished in (6, 7):
+        text = chosen(IntDistribution(0, 3), prior_of(CURVE, [1, 2], unfinished=unfinished))[2]
+        assert ("most answers there do not end" in text) is (unfinished > 6)
 
 
 def test_layers_between_recommended_ones_stay_in_a_range_and_not_in_a_choice() -> None:
@@ -91,7 +101,54 @@ def test_scores_that_tell_nothing_leave_the_space_as_it_is(
     assert text == f"0 … 3, as in the space: {reason} (l.json)"
 
 
-def test_a_curve_of_answers_that_do_not_end_is_said_to_tell_little() -> None:
-    for unfinished, warned in ((6, False), (7, True)):
-        text = chosen(IntDistribution(0, 3), prior_of(CURVE, [1, 2], unfinished=unfinished))[2]
-        assert ("most answers there do not end" in text) is warned
+# With a coefficient of 2 the tiny model repeats itself whichever layer is steered.
+SPACE = """
+lunar:
+  adamw:
+    parameters:
+      layer: {type: int, low: 0, high: 3}
+      coefficient: {type: float, low: 0.5, high: 8.0}
+      learning_rate: {type: float, low: 1e-4, high: 3e-2, log: true}
+    starting_points:
+      - {layer: 1, coefficient: 0.5, learning_rate: 0.003}
+"""
+NAMES = ("layer", "coefficient", "learning_rate")
+
+
+@pytest.mark.slow  # a search of its own
+def test_a_search_keeps_to_the_layers_that_it_scores_as_the_command_does(
+    finished: SharedSearch,
+    empty_store: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the worker that then runs the trials; what another search found is tried second."""
+    monkeypatch.chdir(tmp_path)
+    empty_store(tmp_path / "runs" / "mlflow.db")
+    Path("space.yaml").write_text(SPACE, encoding="utf-8")
+    found = finished.copied(tmp_path / "runs")
+    options = ["--space", "space.yaml", "--layer-prior", "auto", "--name", "n"]
+    options += ["--start-from", f"{found}/best.yaml"]
+    options += ["--num-trials", "2", "--factual-data", "none", "--retain-rows", "12"]
+    done = without_ray(SEARCH, *options, "--fix", "epochs=6", "--output", "runs", "--in-process")
+    assert (done.exit_code in {0, 3}, done.stderr) == (True, "")
+    prior = read_yaml(tmp_path / "runs/n/config.yaml")["resolved"]["layer_prior"]
+    gains = {one["layer"]: one["score"] - prior["base_model"]["score"] for one in prior["layers"]}
+    good = [layer for layer, gain in gains.items() if gain >= 0.8 * max(gains.values())]
+    assert len(good) < 4, "else this would show nothing"
+    first, second = (
+        {name: row[f"params.{name}"] for name in NAMES} for row in rows_of(tmp_path / "runs/n")
+    )
+    best = max(gains, key=lambda layer: gains[layer])
+    assert first == {"layer": best, "coefficient": 0.5, "learning_rate": 0.003}
+    before = read_yaml(found / "best.yaml")["parameters"]
+    moved = min(max(before["layer"], min(good)), max(good))
+    assert second == pytest.approx(before | {"layer": moved})
+    for said in ("found in ", "to be narrowed by s1 - s2 (auto, coefficient 0.5)"):
+        assert said in done.stdout
+
+    assert LAYERS.main(["--fix", "coefficient=0.5", "--json", "l.json"]) == 0
+    expected = json.loads(Path("l.json").read_text())
+    assert (prior["best"], prior["recommended"]) == (expected["best"], expected["recommended"])
+    for one, other in zip(prior["layers"], expected["layers"], strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
