@@ -156,18 +156,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next_session(
     assert left == {"lt-ray-alive", "lt-ray-new", "lt-ray-of-an-older-version"}
 
 
-def test_an_address_where_nobody_listens_or_can_listen_is_refused(
+def test_auto_means_what_the_last_start_on_this_machine_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`auto` is what the last `ray start` on this machine left."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        check_address(address)
-    with pytest.raises(InputError, match=f"--address {address}: nobody answers at {address}"):
-        check_address(address)
-    for address in ("head", ":6379", "head:0", "head:x"):
-        with pytest.raises(InputError, match=r"auto \(the cluster that .*\) or HOST:PORT"):
-            check_address(address)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     check_address("auto")
@@ -175,6 +166,8 @@ def test_an_address_where_nobody_listens_or_can_listen_is_refused(
     (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:1\n")
     with pytest.raises(InputError, match=r"--address auto: nobody answers at 127\.0\.0\.1:1 "):
         check_address("auto")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_address(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_a_refused_token_is_told_from_a_cluster_that_does_not_answer() -> None:

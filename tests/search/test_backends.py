@@ -139,7 +139,8 @@ def trainable_with(worker: Worker, folder: Path) -> Any:
     """Return a trainable of Ray's, without Ray, whose trials may take a while."""
     trainable = UnlearningTrainable.__new__(UnlearningTrainable)
     task = Task(kind=TRIAL, number=0, parameters=SETTING)
-    trainable.setup({"task": task}, spec=worker.spec, folder=Folder(folder), timeout=1000.0)
+    facts = {"folder": Folder(folder), "timeout": 1000.0, "metrics": {}}
+    trainable.setup({"task": task}, spec=worker.spec, **facts)
     trainable._runner._worker = worker
     return trainable
 

@@ -252,13 +252,9 @@ def test_the_best_of_other_searches_are_a_studys_first_trials(tmp_path: Path) ->
 def test_without_the_spaces_own_points_the_found_ones_are_tried_all_the_same(
     tmp_path: Path,
 ) -> None:
-    prior = prior_file(tmp_path)
-    plan = planned(tmp_path, start_from=(best_file(tmp_path), "none"), layer_prior=prior)
+    found, prior = (best_file(tmp_path), "none"), prior_file(tmp_path)
+    plan = planned(tmp_path, start_from=found, layer_prior=prior)
     assert plan.space.starting_points == (FOUND,)
-    trials = first_trials(plan, tmp_path, 2)
-    assert trials[0] == FOUND
-    assert trials[1]["layer"] in {2, 3}
-    assert trials[1]["coefficient"] != OWN["coefficient"]
     assert starts(plan) == f"1 (found in {tmp_path / 'best.yaml'})"
     assert starts(planned(tmp_path, start_from=("none",))) == "none"
 

@@ -78,10 +78,6 @@ def cut_after(folder: Path, text: bytes, *, n_before: int) -> None:
     path.write_bytes(b"".join(lines[: last + 1]))
 
 
-def n_lines(folder: Path) -> int:
-    return (folder / "study.journal").read_bytes().count(b"\n")
-
-
 def test_a_trial_is_running_until_it_is_told_and_says_once_how_it_ended(tmp_path: Path) -> None:
     assert StoredStudy.read(tmp_path / "study.journal") is None
     study = study_in(tmp_path)
@@ -245,7 +241,7 @@ def test_a_kill_in_the_middle_of_failing_counts_a_trial_once_and_runs_it_once_mo
 ) -> None:
     study = study_in(tmp_path)
     _, parameters = study.ask()
-    before = n_lines(tmp_path)
+    before = (tmp_path / "study.journal").read_bytes().count(b"\n")
     study.fail(0, "NaN", **failure)
     cut_after(tmp_path, last, n_before=before)
     again = study_in(tmp_path)
@@ -299,12 +295,22 @@ def test_a_study_that_was_killed_as_it_was_made_is_made_whole(tmp_path: Path) ->
 
 
 def test_a_torn_last_line_is_cut_and_all_before_it_is_kept(tmp_path: Path) -> None:
+    """Whoever only reads leaves it, and everything else, as it was."""
     study = study_in(tmp_path)
     run_trials(study, (0.5, 0.9))
     study.note("goal", GOAL)
+    (tmp_path / ".study.journal.lock").unlink(missing_ok=True)
     path = tmp_path / "study.journal"
     whole = path.read_bytes()
     path.write_bytes(whole + whole.splitlines(keepends=True)[-1][:-9])
+
+    def everything() -> list[tuple[str, int, int]]:
+        files = sorted(tmp_path.iterdir())
+        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+    before = everything()
+    assert list(stored_in(tmp_path).rows) == study.rows()
+    assert everything() == before
     again = study_in(tmp_path)
     assert path.read_bytes().startswith(whole + b"{")
     assert [row.scores for row in again.rows()] == [study.row(0).scores]
@@ -336,23 +342,3 @@ def test_a_disk_that_is_full_for_one_line_only_costs_that_line(
     again = study_in(tmp_path)
     assert [row.scores for row in again.rows()] == [row.scores for row in study.rows()]
     assert again.ask() == (3, parameters)
-
-
-def test_reading_leaves_everything_as_it_was(tmp_path: Path) -> None:
-    """Also where a search that still runs has written half a line; no lock is made."""
-    study = study_in(tmp_path)
-    run_trials(study, (0.5, 0.9))
-    study.note("goal", GOAL)
-    (tmp_path / ".study.journal.lock").unlink(missing_ok=True)
-    path = tmp_path / "study.journal"
-    path.write_bytes(path.read_bytes() + b'{"op_code": 8, "worker')
-    expected = study.row(0)
-
-    def everything() -> list[tuple[str, int, int]]:
-        files = sorted(tmp_path.iterdir())
-        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-    before = everything()
-    stored = stored_in(tmp_path)
-    assert everything() == before
-    assert list(stored.rows) == [expected]

@@ -258,18 +258,17 @@ def test_a_trial_costs_few_calls_however_many_there_are(store: Store) -> None:
     client = Watched(store.client)
     sync(store.search, client)
     assert len(client.written) <= 12, "what is left is the search's own run, and which is the best"
+    assert [run.data.tags.get("best") for run in store.trials] == [None, None, "true"]
+    confirmed = {"number": 0, "scores": {"forget_rouge1": 0.25, "retain_rouge1": 0.9}}
+    before = {run.info.run_id for run in store.runs()}
+    sync(with_notes(store.search, confirmed=confirmed), store.client)
+    assert {run.info.run_id for run in store.runs()} == before, "it goes on with another best"
+    assert store.parents[0].data.metrics["best_trial"] == 0.0
+    assert [run.data.tags.get("best") for run in store.trials] == ["true", None, None]
     for run in store.trials[:2]:
         store.client.delete_run(run.info.run_id)
     sync(store.search, store.client, trial=1)
     assert [run.data.tags["trial"] for run in store.trials] == ["1", "2"], "0 is not looked at"
-
-    assert [run.data.tags.get("best") for run in store.trials] == [None, "true"]
-    scores = {"forget_rouge1": 0.25, "retain_rouge1": 0.9}
-    before, confirmed = {run.info.run_id for run in store.runs()}, {"number": 1, "scores": scores}
-    sync(with_notes(store.search, confirmed=confirmed), store.client, trial=1)
-    assert {run.info.run_id for run in store.runs()} == before, "it goes on with another best"
-    assert store.parents[0].data.metrics["best_trial"] == 1.0
-    assert [run.data.tags.get("best") for run in store.trials] == ["true", None]
 
 
 def test_one_sync_repairs_what_was_lost_doubled_or_left_half_written(store: Store) -> None:
@@ -394,7 +393,6 @@ def test_a_place_keeps_its_identity_and_tells_no_password(
     tracker = Tracker(store.uri, "mine", "n")
     assert "MLFLOW_RUN_ID" not in os.environ, "it is no search"
     first = tracker.place(None)
-    assert first["uri"] == store.uri
     assert tracker.place({"id": first["id"], "uri": "http://other", "experiment": "x"}) == first
     assert tracker.place(None)["id"] != first["id"]
     tracker.uri = "http://me:s3cretpw@host:5000"
@@ -409,7 +407,6 @@ def test_a_place_keeps_its_identity_and_tells_no_password(
     [
         ("nosuchscheme://me:s3cretpw@x", "--tracking-uri"),
         ("http://me:s3cretpw@127.0.0.1:9", "--tracking-uri"),  # the discard port: refused at once
-        ("sqlite:///{folder}/text.db", "--tracking-uri"),
         ("sqlite:///{folder}/old.db", "mlflow db upgrade"),
     ],
 )
@@ -421,7 +418,6 @@ def test_a_store_that_cannot_be_opened_is_an_input_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Retries that the user has set are left alone; MLflow would ask 7 times."""
-    (tmp_path / "text.db").write_text("this is no database " * 100)
     with closing(sqlite3.connect(empty_store(tmp_path / "old.db"))) as database, database:
         database.execute("update alembic_version set version_num = '451aebb31d03'")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
