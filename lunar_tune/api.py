@@ -32,7 +32,7 @@ from lunar_tune.config.search_config import PLACE, Reused, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import ANSWERS, METRICS, WHOLE_ANSWERS, Metric
 from lunar_tune.report import charts, parameter_charts
-from lunar_tune.report.progress import tiny_progress
+from lunar_tune.report.progress import tiny_progress, working
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import RUNS
 
@@ -177,8 +177,6 @@ def search(**options: Any) -> Search:
         >>> found = lt.search(model="tiny", num_trials=12)  # doctest: +SKIP
         >>> found = lt.search(resume=found.folder.name, num_trials=24)
     """
-    from lunar_tune.start import start_search
-
     problems = Problems()
     told = _told(SearchOptions, options, problems)
     names = options_of(SearchConfig)
@@ -187,9 +185,13 @@ def search(**options: Any) -> Search:
     if told.backend is not None or told.resume is None:
         config = dataclasses.replace(config, in_process=told.backend != "ray")
         given["in_process"] = "Python"
-    ended = start_search(
-        config, given, console=_console(quiet=told.quiet), problems=problems, show_commands=False
-    )
+    console = _console(quiet=told.quiet)
+    with working(console, "reading data and search space") as doing:
+        from lunar_tune.search.run import start_search
+
+        ended = start_search(
+            config, given, console=console, problems=problems, doing=doing, show_commands=False
+        )
     if ended.folder is None:
         raise AssertionError("a search that was run has a folder")
     return Search.read(ended.folder.path)

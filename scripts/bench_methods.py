@@ -26,7 +26,7 @@ from random_weights import SIZES, random_model, random_options
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.running import reporting_errors
+from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS
@@ -132,8 +132,7 @@ def bench(
     rows = []
     for name in methods.split(","):
         spec = materialise(assemble(dataclasses.replace(options, method=name)))
-        engine = dataclasses.replace(spec.engine, early_exit=True)
-        worker = Worker(dataclasses.replace(spec, engine=engine), loaded)
+        worker = Worker(dataclasses.replace(spec, early_exit=True), loaded)
         limit_threads(threads)
         rate = {"learning_rate": 1e-5}
         middle = {"layer": loaded.n_layers // 3, "coefficient": 6.5}

@@ -36,15 +36,14 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.cli.running import reporting_errors
+from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.config.search_config import RETAIN_FLOOR, SearchConfig
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.models.loading import load_config
 from lunar_tune.report.progress import build_progress, tiny_progress
-from lunar_tune.search.samplers import SAMPLERS
-from lunar_tune.search.space import Parameter, SearchSpace, numbers_in
+from lunar_tune.search.space import SAMPLERS, Parameter, SearchSpace, numbers_in
 from lunar_tune.search.space_sources import load_space
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
 from lunar_tune.trial.spec import TrialSpec
@@ -421,7 +420,7 @@ def bench(
         max_new_tokens=None,  # as a search's trials
     )
     spec = assemble(options)
-    spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, early_exit=True))
+    spec = dataclasses.replace(spec, early_exit=True)
     searched = space_of(options, spec, space)
     steps = {"coefficient": coefficients, "learning_rate": learning_rates, "ridge": learning_rates}
     grid = grid_of(options, spec, searched, steps, grid_file)

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from lunar_tune.cli.running import reporting_errors
+from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.methods.lunar.method import PreparedLunar
 from lunar_tune.models.chat import PUBLISHED

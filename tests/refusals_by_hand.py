@@ -8,29 +8,25 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["cosine_mean", "states_behind_an_empty_question"]
 
-
-def states_behind_an_empty_question(model: Any, tokenizer: Any, texts: Sequence[str]) -> Any:
+def states_behind(
+    model: Any, tokenizer: Any, texts: Sequence[str], *, context: Sequence[int] | None = None
+) -> Any:
     """Return the mean over each text's tokens of what the first of three blocks gives.
 
-    A text of nothing but white space has a row of NaN.
+    A text of nothing but white space has a row of NaN. The context is that of an empty question.
     """
-    question = [{"role": "user", "content": ""}]
-    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-    context = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    seen: list[torch.Tensor] = []
-    handle = model.model.layers[0].register_forward_hook(lambda _m, _a, out: seen.append(out))
+    if context is None:
+        question = [{"role": "user", "content": ""}]
+        prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+        context = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     means = []
-    try:
-        for text in texts:
-            ids = tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
-            with torch.no_grad():
-                model(input_ids=torch.tensor([[*context, *ids]]))
-            stream = seen.pop()[0, len(context) :].double().numpy()
-            means.append(stream.mean(0) if ids else np.full(stream.shape[1], np.nan))
-    finally:
-        handle.remove()
+    for text in texts:
+        ids = tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([[*context, *ids]]), output_hidden_states=True)
+        stream = output.hidden_states[1][0, len(context) :].double().numpy()
+        means.append(stream.mean(0) if ids else np.full(stream.shape[1], np.nan))
     return np.stack(means)
 
 

@@ -15,8 +15,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.report.results import SearchResults
-from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space import SearchSpace
+from lunar_tune.search.space import SearchSpace, open_study
 from lunar_tune.study.answers import write_answers
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import Study

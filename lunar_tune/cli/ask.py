@@ -16,8 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import SUBJECT, Command, Reused, TrialOptions
-from lunar_tune.cli.running import say
+from lunar_tune.cli.commands import SUBJECT, Command, Reused, TrialOptions, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.errors import InputError, Problems

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import pick_unit_and_suffix
 
-from lunar_tune.cli.commands import OUTPUT, Command, CommonOptions, Reused
-from lunar_tune.cli.running import counted, plain_table, say
+from lunar_tune.cli.commands import (
+    OUTPUT,
+    Command,
+    CommonOptions,
+    Reused,
+    counted,
+    plain_table,
+    say,
+)
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.engine.cache import ActivationCache, EntryInfo
+from lunar_tune.engine.cache import ActivationCache
 from lunar_tune.errors import InputError, LunarTuneError, Problems, listed
 from lunar_tune.files import write_json
-from lunar_tune.models.device import GIB
 
 _ABOUT = ("model", "kind", "dtype", "rows")
 _SHORT = 8  # characters of a key that are shown; two entries hardly ever share them
@@ -91,43 +97,34 @@ def _show(kept: ActivationCache, console: Console) -> None:
 
 
 def _remove(kept: ActivationCache, wanted: str) -> str:
-    """Remove one entry or all of them, and say what was freed."""
+    """Remove the entry whose key begins so, or all, and say what was freed."""
     entries = kept.entries()
-    chosen = entries if wanted == "all" else [_chosen(entries, wanted)]
-    freed = kept.empty() if wanted == "all" else kept.remove(chosen[0].key)
-    left = {entry.key for entry in kept.entries()} & {entry.key for entry in chosen}
-    if left:
+    chosen = [entry for entry in entries if wanted and entry.key.startswith(wanted.lower())]
+    if wanted == "all":
+        chosen, freed = entries, kept.empty()
+    elif len(chosen) == 1:
+        freed = kept.remove(chosen[0].key)
+    else:
+        keys = listed([entry.key[:_SHORT] for entry in chosen or entries], _MOST_NAMED)
+        raise InputError(
+            f"--remove {wanted or repr(wanted)}: {len(chosen) or 'no'} keys begin so, but it must "
+            f"be one. There are: {keys or 'none, the cache is empty'}. Give more characters of "
+            "one, or --remove all to remove everything."
+        )
+    if left := {entry.key for entry in kept.entries()} & {entry.key for entry in chosen}:
         raise LunarTuneError(
             f"{counted(len(left), 'entry', 'entries')} could not be removed from {kept.root}."
         )
-    if not chosen:
-        return f"It was empty ({kept.root})."
-    if wanted == "all":
-        removed = f"{counted(len(chosen), 'entry', 'entries')} removed"
-        return f"{removed}, {_size(freed)} freed ({kept.root})."
-    entry = chosen[0]
-    what = ", ".join(str(entry.about[name]) for name in _ABOUT[:3] if name in entry.about)
-    return f"{entry.key} ({what or '?'}) removed, {_size(freed)} freed."
-
-
-def _chosen(entries: Sequence[EntryInfo], wanted: str) -> EntryInfo:
-    """Return the one entry whose key begins as it was asked for."""
-    matching = [entry for entry in entries if wanted and entry.key.startswith(wanted.lower())]
-    if len(matching) == 1:
-        return matching[0]
-    keys = listed([entry.key[:_SHORT] for entry in matching or entries], _MOST_NAMED)
-    raise InputError(
-        f"--remove {wanted or repr(wanted)}: {len(matching) or 'no'} keys begin so, but it must be "
-        f"one. There are: {keys or 'none, the cache is empty'}. Give more characters of one, or "
-        "--remove all to remove everything."
-    )
+    what = counted(len(chosen), "entry", "entries")
+    if wanted != "all":
+        about = (str(chosen[0].about.get(name, "?")) for name in _ABOUT[:3])
+        what = f"{chosen[0].key} ({', '.join(about)})"
+    return f"{what} removed, {_size(freed)} freed ({kept.root})."
 
 
 def _size(count: int) -> str:
-    for unit, one in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= one:
-            return f"{count / one:.1f} {unit}"
-    return f"{count} B"
+    unit, name = pick_unit_and_suffix(count, ["B", "KiB", "MiB", "GiB"], 1024)
+    return f"{count / unit:.1f} {name}"
 
 
 COMMAND = Command(cache, CacheOptions)

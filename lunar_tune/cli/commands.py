@@ -7,7 +7,7 @@ command line and writes the help.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import App, Group, Parameter
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from lunar_tune import __version__
-from lunar_tune.cli.main import HELP_ALL
-from lunar_tune.cli.running import reporting_errors
+from lunar_tune.cli.main import HELP_ALL, reporting_errors
 from lunar_tune.config.fields import (
     Option,
     check_values,
@@ -35,7 +36,18 @@ from lunar_tune.config.search_config import OUTPUT, PLACE, SEARCH, Reused, Searc
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
 
-__all__ = ["OUTPUT", "Command", "CommonOptions", "Reused", "TrialOptions"]
+__all__ = [
+    "OUTPUT",
+    "Command",
+    "CommonOptions",
+    "Reused",
+    "TrialOptions",
+    "counted",
+    "plain_table",
+    "say",
+    "score_table",
+    "warn",
+]
 
 SUBJECT = "Subject"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
@@ -197,3 +209,50 @@ class Command:
             default=None,
             annotation=Annotated[kind | None, parameter],
         )
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it stands, however long it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(console: Console, text: str) -> None:
+    """Print a warning."""
+    console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return `1 edge`, `2 edges`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def plain_table(
+    columns: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    left: Collection[str] = ("",),
+    folded: Collection[str] = (),
+) -> Table:
+    """Return a table without lines, its texts shown as they stand.
+
+    Columns named in `left` hold texts, as do those in `folded`, which may be folded on a narrow
+    screen; all others hold numbers.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        is_text = column in left or column in folded
+        table.add_column(
+            column,
+            justify="left" if is_text else "right",
+            overflow="fold",
+            no_wrap=column not in folded,
+        )
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def score_table(rows: Mapping[str, Sequence[str]]) -> Table:
+    """Return the headline scores of several models as a table."""
+    columns = ("", "forget", "retain", "factual", "deviation score")
+    return plain_table(columns, ((who, *cells) for who, cells in rows.items()))

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, TrialOptions
-from lunar_tune.cli.running import say
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, TrialOptions, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import Command, CommonOptions, Reused
-from lunar_tune.cli.running import counted, plain_table, say
+from lunar_tune.cli.commands import Command, CommonOptions, Reused, counted, plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.run_options import DATA, TINY, RunOptions
 from lunar_tune.data.data_card import Card, describe_prompts, describe_records

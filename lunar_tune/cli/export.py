@@ -6,8 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions
-from lunar_tune.cli.running import say, score_table
+from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions, say, score_table
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions
-from lunar_tune.cli.running import plain_table, say
+from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions, plain_table, say
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.data_catalog import PUBLISHED

@@ -1,21 +1,31 @@
-"""`lunar-tune NAME …`: finds the command by its name."""
+"""`lunar-tune NAME …`: finds the command by its name; exit codes, errors and interruptions."""
 
 from __future__ import annotations
 
 import importlib
+import io
+import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
 from lunar_tune import __version__
-from lunar_tune.errors import suggestion
+from lunar_tune.errors import InputError, LunarTuneError, suggestion
+from lunar_tune.secrets import without_secrets
 
-__all__ = ["run"]
+__all__ = ["reporting_errors", "run"]
 
-EXIT_INPUT, EXIT_INTERRUPTED, HELP_ALL = 2, 130, "--help-all"
+EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+HELP_ALL = "--help-all"
+_LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files
+_MOMENT = 0.05  # seconds
+_PATIENCE = 4  # presses of Ctrl-C after which an ending that takes too long is given up
 
 COMMANDS = {
     "search": "search for the setting that forgets most while the model keeps the rest",
@@ -42,23 +52,15 @@ def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
 
     Ctrl-C before and after the command, while Python loads or ends, has nothing to put back.
     """
-    before = signal.getsignal(signal.SIGINT)
-    heeded = before is signal.default_int_handler
-    if heeded:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
-    command = command_of(name)
-    if heeded:
-        signal.signal(signal.SIGINT, before)
     code = EXIT_INTERRUPTED
     try:
-        code = command.main(sys.argv[1:] if arguments is None else arguments)
+        code = command_of(name).main(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as end:
         code = int(end.code or 0)
     except KeyboardInterrupt:
         pass
-    finally:
-        if heeded:
-            signal.signal(signal.SIGINT, _leave)
     if code == EXIT_INTERRUPTED:
         # All is put back. Python itself would go by the signal if that met an extension module.
         sys.stdout.flush()
@@ -70,6 +72,84 @@ def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
 def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
     os.write(2, b"interrupted\n")
     os._exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def reporting_errors(*, debug: bool) -> Iterator[None]:
+    """Inside, an error ends the program with one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    interrupted: Callable[[], bool] = bool
+    try:
+        with interrupted_once() as interrupted:
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
+        from rich.console import Console
+
+        console = Console(stderr=True, emoji=False)
+        if isinstance(error, KeyboardInterrupt) or (
+            # A library may make another error of it, above all while it is imported.
+            interrupted() and not isinstance(error, LunarTuneError)
+        ):
+            console.print("interrupted")
+            sys.exit(EXIT_INTERRUPTED)
+        plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+        if isinstance(error, LunarTuneError):
+            console.print("[bold red]error:[/bold red]", end=" ")
+            console.print(without_secrets(str(error)), **plain)
+            sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
+        console.print("[bold red]unexpected error:[/bold red]", end=" ")
+        first = without_secrets(next(iter(str(error).splitlines()), ""))[:_LONGEST]
+        where = "" if debug else "run the command again with --debug to see where; "
+        advice = f"({where}if it is a mistake of the program, please report that)"
+        console.print(f"{type(error).__name__}: {first} {advice}", **plain)
+        sys.exit(EXIT_FAILED)
+
+
+@contextmanager
+def interrupted_once() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C interrupts, and the next ones do not disturb what ends then.
+
+    What has begun is put back, written and closed: files, tracked runs, Ray's processes. The fourth
+    press gives up even that. Yields what says whether there was one.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    here = threading.current_thread() is threading.main_thread()
+    if not here or before not in {signal.default_int_handler, _leave}:
+        yield bool  # somebody else has decided what an interruption does, or that it does nothing
+        return
+    presses = 0
+
+    def interrupted(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+        if presses in {1, _PATIENCE}:
+            raise KeyboardInterrupt
+        if presses < _PATIENCE:
+            more = _PATIENCE - presses
+            os.write(2, f"ending; {more} more to end at once, whatever is left open\n".encode())
+
+    def again(passed_over: sys.UnraisableHookArgs) -> None:
+        """Interrupt a moment later where Python passes over an error, as when a weakref dies."""
+        nonlocal presses
+        if issubclass(passed_over.exc_type, KeyboardInterrupt):
+            presses -= 1
+            main = threading.main_thread().ident
+            threading.Timer(_MOMENT, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            hook(passed_over)
+
+    hook, sys.unraisablehook = sys.unraisablehook, again
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield lambda: presses > 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

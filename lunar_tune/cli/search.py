@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, Reused
 from lunar_tune.config.fields import same_option
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import Problems
+from lunar_tune.report.progress import working
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +27,19 @@ def search(options: SearchOptions, problems: Problems) -> int:
     Exit codes: 0 a feasible setting was found, 3 none was, 4 too many trials failed in a row,
     130 interrupted, 2 the input was wrong.
     """
-    from lunar_tune.start import start_search
+    console = options.console()
+    with working(console, f"lunar-tune {__version__}: reading data and search space") as doing:
+        from lunar_tune.search.run import start_search
 
-    return start_search(
-        options,
-        options.given,
-        console=options.console(),
-        problems=problems,
-        dry_run=options.dry_run,
-    ).code
+        ended = start_search(
+            options,
+            options.given,
+            console=console,
+            problems=problems,
+            doing=doing,
+            dry_run=options.dry_run,
+        )
+    return ended.code
 
 
 COMMAND = Command(search, SearchOptions)

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
-from lunar_tune.cli.running import plain_table, say, score_table
+from lunar_tune.cli.commands import (
+    SUBJECT,
+    Command,
+    CommonOptions,
+    Reused,
+    plain_table,
+    say,
+    score_table,
+)
 from lunar_tune.config.fields import (
     option,
     options_again,

@@ -13,11 +13,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
+from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.metrics.goal import Goal
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.study.answers import write_result
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
@@ -32,7 +32,7 @@ from lunar_tune.trial.tasks import (
     format_error,
 )
 
-__all__ = ["DONE", "MAX_FAILURES", "Confirmation", "SearchLoop", "Signal"]
+__all__ = ["DONE", "MAX_FAILURES", "Confirmation", "NextTask", "SearchLoop"]
 
 NO_RESULT = "the trial ended without a result"
 ATTEMPTS = 3
@@ -40,17 +40,10 @@ ATTEMPTS = 3
 
 MAX_FAILURES = 5
 """Failed trials in a row after which a search stops."""
-
-
-class Signal(Enum):
-    """What there is instead of a task."""
-
-    WAIT = "wait for what is running"
-    DONE = "nothing is left to be done"
-
-
-WAIT: Final = Signal.WAIT
-DONE: Final = Signal.DONE
+DONE: Final = "done"
+"""What there is instead of a task when nothing is left to be done."""
+NextTask = Task | Literal["done"] | None
+"""None is to be asked again when something that runs has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +81,7 @@ class SearchLoop:
 
     Args:
         folder: Where answers are written, before their scores are told to the study.
-        num_trials: Trials that are to have ended, those of an earlier process included.
         n_retain: Questions to keep in all; a trial that was asked fewer has an estimate.
-        text: Whether questions and answers may be written, and not only numbers and scores.
-        confirm_once: Whether the best as searched is reported whatever its full evaluation says.
-        time_budget: Seconds after the first trial's start after which no trial starts.
         layer_coefficient: Coefficient with which layers are scored before the first trial; None
             scores none.
     """
@@ -101,23 +90,18 @@ class SearchLoop:
         self,
         listener: Listener,
         folder: Folder,
+        config: SearchConfig,
         *,
-        goal: Goal,
-        num_trials: int,
         n_retain: int,
-        text: bool = True,
-        confirm_once: bool = False,
-        time_budget: float | None = None,
         layer_coefficient: float | None = None,
     ) -> None:
         self.study: Study | None = None
         self.error: Exception | None = None
         """Why the search cannot go on; to be raised when the last task has ended."""
-        self._listener, self._folder = listener, folder
-        self._write = functools.partial(write_result, text=text)
-        self._goal, self._num_trials, self._n_retain = goal, num_trials, n_retain
-        self._confirm_once, self._layer_coefficient = confirm_once, layer_coefficient
-        self._time_budget = time_budget
+        self._listener, self._folder, self._config = listener, folder, config
+        self._goal, self._n_retain = goal_of(config), n_retain
+        self._write = functools.partial(write_result, text=config.text)
+        self._layer_coefficient = layer_coefficient
         self._deadline = math.inf
         self._failures_in_row = 0
         self._running: dict[str, Task] = {}
@@ -133,9 +117,9 @@ class SearchLoop:
 
     # What is asked next.
 
-    def next(self, task_id: str) -> Task | Signal:
+    def next(self, task_id: str) -> NextTask:
         """Return what to run now under an id, or that there is nothing now, or nothing any more."""
-        task: Task | Signal = DONE
+        task: NextTask = DONE
         try:
             task = self._next()
         except Exception as error:  # whoever runs tasks may turn it into text
@@ -144,17 +128,17 @@ class SearchLoop:
             self._running[task_id] = task
         return task
 
-    def _next(self) -> Task | Signal:
+    def _next(self) -> NextTask:
         if self._over or self.error is not None:
             return DONE
         late = time.monotonic() > self._deadline
-        may_start = self._started < self._num_trials and not late and not self.gave_up
+        may_start = self._started < self._config.num_trials and not late and not self.gave_up
         if self.study is not None and may_start:
             number, parameters = self.study.ask()
             self._started += 1
             return Task(kind=TRIAL, number=number, parameters=parameters)
         if self._running:
-            return WAIT
+            return None
         if self.study is None:
             return Task(kind=BASE_MODEL, layer_coefficient=self._layer_coefficient)
         if self._candidates is None:
@@ -244,8 +228,8 @@ class SearchLoop:
             self._write(self._folder.answers(None), outcome.result)
             self.study = self._listener.begin(outcome)
             self._started = len(self.study.ended)
-            if self._time_budget is not None:
-                self._deadline = time.monotonic() + self._time_budget
+            if self._config.time_budget is not None:
+                self._deadline = time.monotonic() + self._config.time_budget
 
     def _take_confirmation(self, task: Task, outcome: Outcome) -> None:
         """Take a full evaluation; one that failed leaves the turn to the next candidate."""
@@ -267,5 +251,5 @@ class SearchLoop:
             baseline=dict(baseline.evaluation.scores) if baseline is not None else None,
         )
         # What nothing was tuned on must not choose between settings either.
-        self._over = self._confirm_once or self._goal.is_kept(confirmation.scores)
+        self._over = self._config.holdout or self._goal.is_kept(confirmation.scores)
         self._listener.confirmed(row, confirmation, holds=self._over)

@@ -24,9 +24,8 @@ from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.metrics.names import WHOLE_ANSWERS, need_of
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.models.loading import load_config
-from lunar_tune.search.backends.ray.cluster import check_address, check_gpus
-from lunar_tune.search.samplers import SAMPLERS
-from lunar_tune.search.space import LAYER, SearchSpace, described
+from lunar_tune.search.backends.cluster import check_address, check_gpus
+from lunar_tune.search.space import LAYER, SAMPLERS, SearchSpace, described
 from lunar_tune.search.space_sources import load_space, narrowed
 from lunar_tune.search.starting_points import (
     LAYER_PRIOR,
@@ -167,13 +166,12 @@ def plan_search(
     with problems.collect():
         check_machine(spec, here=here, share=share)
     problems.raise_if_any()
-    engine = dataclasses.replace(
-        spec.engine,
+    spec = dataclasses.replace(
+        spec,
         retain_floor=goal.stoppable_floor,
         early_exit=WHOLE_ANSWERS not in need_of(spec.metrics),
+        layers=plan.space.values_of(LAYER) if spec.method.edits_one_layer else (),
     )
-    edited = plan.space.values_of(LAYER) if spec.method.edits_one_layer else ()
-    spec = dataclasses.replace(spec, engine=engine, layers=edited)
     return dataclasses.replace(plan, spec=spec)
 
 

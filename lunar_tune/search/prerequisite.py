@@ -51,8 +51,7 @@ def finetuning_job(plan: SearchPlan) -> FinetuneJob | None:
         or (spec.model.name == TINY and spec.data.name in KNOWN_TO_TINY)
     ):
         return None
-    options = dataclasses.replace(config, seed=0)  # one model serves every seed
-    job = assemble_finetuning(options)
+    job = assemble_finetuning(dataclasses.replace(config, seed=0))  # one model serves every seed
     return dataclasses.replace(job, model=spec.model)
 
 
@@ -120,21 +119,8 @@ def finetune_tracked(
             tell(console, f"epoch {done}/{epochs}  loss {loss:.4f}")
 
         done = finetune(job, folder, on_start=on_start, on_epoch=on_epoch)
-    tracker.write(_run_content(job, folder, done, started, text=text))
-    return done
-
-
-def _run_content(
-    job: FinetuneJob, folder: Path, done: Finetuned, started: datetime, *, text: bool
-) -> RunContent:
-    """Return the MLflow run of a fine-tuning that has just ended."""
-    document = job.document()
-    answers = done.answers if text else done.answers[["edge", "rouge1"]]
-    tables = {
-        "rouge1_by_edge.json": done.by_edge.reset_index().to_dict("list"),
-        "answers.json": answers.to_dict("list"),
-    }
-    return RunContent(
+    document, answers = job.document(), done.answers if text else done.answers[["edge", "rouge1"]]
+    content = RunContent(
         name=f"finetune {folder.resolve().name}",
         status="FINISHED",
         started=started,
@@ -147,5 +133,10 @@ def _run_content(
             "loss": list(enumerate(done.losses, 1)),
         },
         data={"learned": (document["data_digest"], len(job.records))},
-        tables=tables,
+        tables={
+            "rouge1_by_edge.json": done.by_edge.reset_index().to_dict("list"),
+            "answers.json": answers.to_dict("list"),
+        },
     )
+    tracker.write(content)
+    return done

@@ -1,10 +1,12 @@
-"""A whole search, from its configuration to its outputs and exit code."""
+"""A whole search, from what it is told to its outputs and exit code.
+
+A command and Python call `start_search`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shutil
 import signal
 import threading
@@ -14,26 +16,42 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from lunar_tune import __version__
+from lunar_tune.config.fields import options_again, options_of
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
 from lunar_tune.report.progress import tiny_progress, working
-from lunar_tune.search.backends import Backend, InProcess, Resources
-from lunar_tune.search.plan import SearchPlan, make_folder
+from lunar_tune.report.results import SearchResults
+from lunar_tune.report.summary import print_plan, print_result
+from lunar_tune.search.backends.cluster import opened_backend
+from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
-from lunar_tune.search.resume import alone, signature_of, unfinished_like
-from lunar_tune.search.session import SearchSession, UnknowingModelError
+from lunar_tune.search.resume import (
+    alone,
+    check_unchanged,
+    is_finished,
+    resumed,
+    signature_of,
+    unfinished_like,
+)
+from lunar_tune.search.session import (
+    EXIT_FOUND,
+    EXIT_INFEASIBLE,
+    SearchSession,
+    UnknowingModelError,
+)
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.tracking.store import default_tracking_uri, opened_store
+from lunar_tune.tracking.store import default_tracking_uri, look_at, opened_store, with_password
 from lunar_tune.tracking.sync import Tracker, remove
 from lunar_tune.trial.assemble import materialise
 
-__all__ = ["Ended", "run_search"]
+__all__ = ["Ended", "run_search", "start_search"]
 
 
 class Ended(NamedTuple):
@@ -43,6 +61,78 @@ class Ended(NamedTuple):
     """The command's exit code."""
     folder: Folder | None = None
     """Where it is; None where nothing was run."""
+
+
+def start_search(
+    config: SearchConfig,
+    given: Mapping[str, str],
+    *,
+    console: Console,
+    problems: Problems,
+    doing: Callable[[str | None], object],
+    dry_run: bool = False,
+    show_commands: bool = True,
+) -> Ended:
+    """Check a search, show what is planned, and run it or go on with it.
+
+    Args:
+        config: Its options, or with `resume` what is to change.
+        given: Where values come from that were not left at their default.
+        console: Where it is shown.
+        problems: What is known to be wrong.
+        doing: Hears what takes long while nothing is shown yet, and None when something is.
+        dry_run: Whether to end before anything is run.
+        show_commands: Whether to say in the end which commands may be wanted next.
+
+    Raises:
+        InputError: Something is wrong; all of it is said at once.
+    """
+    told, folder = dict(given), None
+    if config.resume is not None:
+        known = options_of(SearchConfig)
+        config, before = resumed({n: getattr(config, n) for n in given if n in known}, problems)
+        told, folder = {**before, **told}, Folder((config.output / str(config.name)).resolve())
+    plan = plan_search(config, problems, doing)
+    doing(None)
+    if folder is not None and (warning := check_unchanged(plan, folder)) is not None:
+        console.print(Text.assemble(("warning: ", "bold yellow"), warning), soft_wrap=True)
+    elsewhere = dry_run or "tracking_uri" in given
+    if folder is not None and not elsewhere and is_finished(folder, config.num_trials):
+        results = SearchResults.read(folder.path)
+        said = f"{folder.name} is finished: {len(results.rows)} trials. A larger --num-trials "
+        console.print(f"{said}gives it more.", markup=False, soft_wrap=True)
+        print_result(console, results, folder=folder.path, commands={})
+        return Ended(EXIT_INFEASIBLE if results.best is None else EXIT_FOUND, folder)
+    facts = {**plan.facts, **finetuning_fact(plan)}
+    if dry_run:
+        doing("looking at the tracking store and where trials run")
+        facts |= _surroundings(config)
+        doing(None)
+    print_plan(console, facts)
+    if dry_run:
+        console.print("all that needs no weights has been checked; nothing was run")
+        return Ended(EXIT_FOUND)
+    arguments = options_again(config, told.keys() - {"seed"}) if show_commands else None
+    return run_search(plan, console, given=told, arguments=arguments)
+
+
+def _surroundings(config: SearchConfig) -> dict[str, str]:
+    """Return what a search would meet, to show; it is left as it is.
+
+    Raises:
+        InputError: Something cannot be used; all of it is said at once.
+    """
+    problems = Problems()
+    uri = config.tracking_uri or default_tracking_uri(config.output)
+    store = problems.attempt(lambda: look_at(with_password(uri, "the search"), EXPERIMENT))
+    place = "this process, one trial at a time" if config.in_process else "this machine, by Ray"
+    if config.address is not None:
+        with problems.collect(), opened_backend(config, Folder(config.output)) as (_, each):
+            trials = f"{each.concurrency} trials at once, each with {each.cpus:g} CPU cores"
+            place = f"the cluster at {config.address}: {trials} and {each.gpus:g} GPUs"
+    problems.raise_if_any()
+    output = f"{config.output.resolve()} can be written"
+    return {"output": output, "tracking": str(store), "runs on": place}
 
 
 def run_search(
@@ -75,11 +165,10 @@ def run_search(
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
         alone(folder),
-        _given_back_if_unused(folder, new=plan.config.resume is None),
         search_log(folder.log, console, opening),
         working(console, "opening the tracking store" + more) as doing,
         _tracking(plan.config, folder) as opened,
-        _backend(plan.config, folder) as (backend, resources),
+        opened_backend(plan.config, folder) as (backend, resources),
         _told_of_the_end(),  # after Ray, which puts a handler of its own
     ):
         tracker = opened()  # what the store cannot do is said before anything is computed
@@ -136,29 +225,6 @@ def _with_model(plan: SearchPlan, **changes: Any) -> SearchPlan:
 
 
 @contextlib.contextmanager
-def _backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Resources]]:
-    """Give who runs the tasks of a search, and what each of them uses.
-
-    Raises:
-        InputError: A cluster cannot be reached, or has less than a trial wants.
-    """
-    if config.in_process:
-        import torch
-
-        on_gpu = config.device != "cpu" and torch.cuda.is_available()
-        cpus = float(os.cpu_count() or 1)
-        yield InProcess(), Resources(cpus=cpus, gpus=float(on_gpu), concurrency=1)
-        return
-    from lunar_tune.search.backends.ray.cluster import allocate_resources, ray_session
-
-    with ray_session(config):
-        from lunar_tune.search.backends.ray.backend import OnRay  # Ray reads its environment then
-
-        resources = allocate_resources(config)
-        yield OnRay(resources, folder, config.trial_timeout), resources
-
-
-@contextlib.contextmanager
 def _told_of_the_end() -> Iterator[None]:
     """Inside, a machine that is taken away and says so ends the search as an interruption does."""
     if threading.current_thread() is not threading.main_thread():
@@ -173,17 +239,6 @@ def _told_of_the_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextlib.contextmanager
-def _given_back_if_unused(folder: Folder, *, new: bool) -> Iterator[None]:
-    """Remove the folder if the search ends before its first trial, so that its name is free."""
-    try:
-        yield
-    except BaseException:
-        if not folder.is_taken or (new and not _has_trials(folder)):
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
-
-
 def _has_trials(folder: Folder) -> bool:
     with contextlib.suppress(InputError, OSError):  # what cannot be read is left as it is
         stored = StoredStudy.read(folder.journal)
@@ -193,22 +248,28 @@ def _has_trials(folder: Folder) -> bool:
 
 @contextlib.contextmanager
 def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tracker]]:
-    """Open the store while Ray starts; an error that ends the search ends its run too."""
+    """Open the store while Ray starts; an error that ends the search ends its run too.
+
+    One before the first trial removes run and folder, so that the name is free.
+    """
     uri = config.tracking_uri or default_tracking_uri(config.output)
     with ThreadPoolExecutor(1) as background:
         opening = background.submit(Tracker, uri, EXPERIMENT, folder.name)
-        if config.tracking_uri is not None:
-            opening.result()  # an address may be wrong: that is said before Ray starts
         try:
+            if config.tracking_uri is not None:
+                opening.result()  # an address may be wrong: that is said before Ray starts
             yield opening.result
         except BaseException:
+            is_kept = config.resume is not None or _has_trials(folder)
             if opening.exception() is None:
                 # There may be no study yet, or one that does not know its run yet.
                 with contextlib.suppress(InputError, OSError, LookupError):
                     search = StoredSearch.read(folder.path)
-                    if _has_trials(folder) or config.resume is not None:
+                    if is_kept:
                         opening.result().search(search)
                     else:
                         with opened_store(opening.result().uri) as client:
                             remove(search, client)
+            if not is_kept or not folder.is_taken:
+                shutil.rmtree(folder.path, ignore_errors=True)
             raise

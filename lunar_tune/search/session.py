@@ -30,7 +30,7 @@ from lunar_tune.search.outputs import (
 )
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.search.resume import signature_of
-from lunar_tune.search.samplers import open_study
+from lunar_tune.search.space import open_study
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
@@ -113,12 +113,8 @@ class SearchSession:
         loop = SearchLoop(
             self,
             self.folder,
-            goal=self._goal,
-            num_trials=config.num_trials,
+            config,
             n_retain=self.plan.spec.data.n_retain,
-            text=config.text,
-            confirm_once=config.holdout,
-            time_budget=config.time_budget,
             layer_coefficient=self.plan.layer_coefficient,
         )
         ended: tuple[int, str] | None = None

@@ -35,7 +35,6 @@ from lunar_tune.methods.contract import Method
 from lunar_tune.search.space import (
     KINDS,
     LAYER,
-    Depth,
     Parameter,
     SearchSpace,
     admitted_values,
@@ -175,9 +174,9 @@ def _read_section(
         else:
             form = ", ".join(f"{name}: …" for name in kinds)
             problems.add(f"{at}: is {shown(point)}; write {{{form}}}")
-    layer = kinds.get(LAYER)
-    if isinstance(layer, Depth):
-        kinds[LAYER] = layer.in_blocks(n_layers)
+    if isinstance(depth := kinds.get(LAYER), FloatDistribution):
+        ends = block_at(depth.low, n_layers), block_at(depth.high, n_layers)
+        kinds[LAYER] = IntDistribution(*ends)
         for point in points:
             if LAYER in point:
                 point[LAYER] = block_at(point[LAYER], n_layers)
@@ -204,7 +203,7 @@ def _read_parameter(place: str, name: str, raw: object, n_layers: int) -> Parame
     holds = f"{place}: holds {described(kind)}"
     if name in POSITIVE and low <= 0:
         raise SearchSpaceError(f"{holds}; {name} must be more than 0")
-    if name == LAYER and not isinstance(kind, Depth):
+    if name == LAYER and told != "depth":
         values = numbers_in(kind) if isinstance(kind, CategoricalDistribution) else (low, high)
         if not all(isinstance(value, int) for value in values):
             raise SearchSpaceError(f"{holds}; layers are whole numbers, use type int")
@@ -252,7 +251,10 @@ def narrowed(
             named.add(name)
             kind = parameters.get(name)
             if isinstance(kind, CategoricalDistribution):
-                parameters[name] = _among(f"--range {text}", kind, low, high)
+                values = [value for value in numbers_in(kind) if low <= value <= high]
+                if not values:
+                    raise InputError(f"--range {text}: holds none of {described(kind)}.")
+                parameters[name] = CategoricalDistribution(values)
             else:
                 whole = name == LAYER or types_of(method.settings_type).get(name) is int
                 log = isinstance(kind, FloatDistribution) and kind.log
@@ -292,12 +294,3 @@ def _between(
         return FloatDistribution(least, most, log=log and least != most)
     except ValueError as error:
         raise InputError(f"{option}: {error}") from error
-
-
-def _among(
-    option: str, kind: CategoricalDistribution, low: float, high: float
-) -> CategoricalDistribution:
-    values = [value for value in numbers_in(kind) if low <= value <= high]
-    if not values:
-        raise InputError(f"{option}: holds none of {described(kind)}.")
-    return CategoricalDistribution(values)

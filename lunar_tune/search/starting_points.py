@@ -103,10 +103,22 @@ def found_points(
     Raises:
         InputError: A setting cannot be read or is of another method; every problem is listed.
     """
-    problems, points = Problems(), []
+    problems, points, method = Problems(), [], spec.method
     for search in searches:
         with problems.collect():
-            points.append(_carried_over(_read(search, output), search, spec, n_layers))
+            found = _read(search, output)
+            if (found.method, found.solver) != (method.name, method.variant):
+                raise InputError(
+                    f"--start-from {search}: has a setting of {found.method} ({found.solver}), and "
+                    f"this search is of {method.name} ({method.variant}), whose parameters "
+                    "differ. Name a search of the same method and solver."
+                )
+            values, depth, origin = dict(found.parameters), found.n_layers, f"found in {search}"
+            if LAYER in values and depth != n_layers:
+                before, fraction = values[LAYER], values[LAYER] / max(1, depth - 1)
+                values[LAYER] = block_at(fraction, n_layers)
+                origin += f" (layer {before} of {depth} → {values[LAYER]} of {n_layers} by depth)"
+            points.append(StartingPoint(values, origin, movable=True))
     problems.raise_if_any(InputError)
     return points
 
@@ -145,22 +157,6 @@ def _read(search: str, output: Path) -> _Found:
             f"--start-from {search}: {describe_mistakes(error)}. Name a search, or the best.yaml "
             "of one."
         ) from error
-
-
-def _carried_over(found: _Found, search: str, spec: TrialSpec, n_layers: int) -> StartingPoint:
-    """Return a setting with its layer at the same relative depth of the new search's model."""
-    method = spec.method
-    if (found.method, found.solver) != (method.name, method.variant):
-        raise InputError(
-            f"--start-from {search}: has a setting of {found.method} ({found.solver}), and this "
-            f"search is of {method.name} ({method.variant}), whose parameters differ. Name a "
-            "search of the same method and solver."
-        )
-    values, depth, origin = dict(found.parameters), found.n_layers, f"found in {search}"
-    if LAYER in values and depth != n_layers:
-        before, values[LAYER] = values[LAYER], block_at(values[LAYER] / max(1, depth - 1), n_layers)
-        origin += f" (layer {before} of {depth} → {values[LAYER]} of {n_layers} by depth)"
-    return StartingPoint(values, origin, movable=True)
 
 
 def usual_point(space: SearchSpace) -> dict[str, int | float]:

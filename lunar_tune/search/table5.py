@@ -23,13 +23,13 @@ from lunar_tune.report.methods_table import (
     result_of,
     write_methods_table,
 )
-from lunar_tune.search.backends.ray.cluster import ray_session
+from lunar_tune.search.backends.cluster import ray_session
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.prerequisite import finetuning_fact
 from lunar_tune.search.resume import BusySearchError, alone, check_unchanged
 from lunar_tune.search.run import run_search
-from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
+from lunar_tune.search.space import open_study
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.runs import RunContent

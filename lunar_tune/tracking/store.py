@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import url2pathname
@@ -26,6 +28,7 @@ __all__ = [
     "default_tracking_uri",
     "find_experiment",
     "kept_uri",
+    "look_at",
     "open_experiment",
     "opened_store",
     "sqlite_file",
@@ -145,6 +148,36 @@ def _migration_lock(uri: str) -> FileLock | nullcontext[None]:
     # In a folder that cannot be written nobody makes a store anew.
     writable = os.access(file.parent, os.W_OK)
     return FileLock(file.parent / ".mlflow.lock") if writable else nullcontext()
+
+
+def look_at(uri: str, experiment: str) -> str:
+    """Say what a search would find at a tracking URI; a store is neither made nor written.
+
+    Raises:
+        InputError: The store or its experiment cannot be used.
+    """
+    file, shown = sqlite_file(uri), without_password(uri)
+    if file is None and not uri.startswith(("http://", "https://")):
+        return f"{shown}, not looked at: opening it would write it"
+    with tempfile.TemporaryDirectory() as folder:
+        if file is not None:
+            check_writable(file.parent, f"MLflow store {shown}")
+            if not file.is_file():
+                return f"{shown}, to be made"
+            copy = Path(folder) / file.name  # opening a store may bring it up to date
+            try:
+                with (
+                    closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as one,
+                    closing(sqlite3.connect(copy)) as other,
+                ):
+                    one.backup(other)
+            except sqlite3.Error as error:
+                raise InputError(f"the MLflow store {file} cannot be used: {error}.") from error
+            uri = f"{_SQLITE}{copy}"
+        with opened_store(uri) as client:
+            if (found := client.get_experiment_by_name(experiment)) is not None:
+                open_experiment(client, experiment)
+    return f"{shown} answers; experiment {experiment}{'' if found else ', to be made'}"
 
 
 def open_experiment(client: MlflowClient, name: str) -> Experiment:

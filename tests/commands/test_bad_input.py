@@ -21,7 +21,7 @@ from lunar_tune.cli.ask import COMMAND as ASK
 from lunar_tune.cli.commands import Command
 from lunar_tune.cli.describe import COMMAND as DESCRIBE
 from lunar_tune.cli.export import COMMAND as EXPORT
-from lunar_tune.cli.running import reporting_errors
+from lunar_tune.cli.main import reporting_errors
 from lunar_tune.cli.search import COMMAND as SEARCH
 from lunar_tune.cli.unlearn import COMMAND as UNLEARN
 from lunar_tune.errors import InputError, Problems
@@ -93,7 +93,7 @@ TYPED = {
     "--name ../elsewhere": "--name ../elsewhere: a plain name, without folders.",
     "--output " + "x" * 300: "a name in it is longer than 255 bytes.",
     "--device tpu": "--device tpu: unknown.",
-    "--address 127.0.0.1:1": "--address 127.0.0.1:1: nobody answers at 127.0.0.1:1 (Connection",
+    "--address 127.0.0.1:1": "--address 127.0.0.1:1: nobody answers there (Connection",
     "--address head": "--address head: auto (the cluster that this machine belongs to) or HOST:",
     "--address ray://head:10001": "--address ray://head:10001: a search cannot run through Ray Cl",
     "--resume nosuch": NO_SEARCH,

@@ -18,13 +18,13 @@ import pytest
 from command_lines import start, without_ray
 from search_results import statuses
 
-from lunar_tune.cli.running import interrupted_once
+from lunar_tune.cli.main import interrupted_once
 from lunar_tune.cli.search import COMMAND
 from lunar_tune.study.folder import Folder
 
 ENDING = """
 import os, signal, sys
-from lunar_tune.cli.running import reporting_errors
+from lunar_tune.cli.main import reporting_errors
 with reporting_errors(debug=False):
     try:
         os.kill(os.getpid(), signal.SIGINT)

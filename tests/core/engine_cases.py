@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import AnswerRules
@@ -76,28 +75,14 @@ def full_forwards(model: Any) -> dict[str, Tensor]:
                 )
             )
         handles.append(
-            block.register_forward_hook(lambda _module, _args, out: seen["outputs"].append(out[0]))
+            block.register_forward_hook(lambda _module, _args, out: seen["streams"].append(out[0]))
         )
     rows = []
     for prompt in PROMPTS:
         seen.clear()
-        output = model(
-            input_ids=torch.tensor([prompt]),
-            past_key_values=DynamicCache(),
-            use_cache=True,
-            output_hidden_states=True,
-        )
-        kept = output.past_key_values.layers
-        rows.append(
-            {
-                "streams": torch.stack([output.hidden_states[0][0], *seen["outputs"]]),
-                "inputs": torch.stack(seen["inputs"]),
-                "residual": torch.stack(seen["residual"]),
-                "keys": torch.stack([layer.keys[0].transpose(0, 1) for layer in kept]),
-                "values": torch.stack([layer.values[0].transpose(0, 1) for layer in kept]),
-                "logits": output.logits,
-            }
-        )
+        output = model(input_ids=torch.tensor([prompt]), output_hidden_states=True)
+        seen["streams"].insert(0, output.hidden_states[0][0])
+        rows.append({name: torch.stack(found) for name, found in seen.items()})
     for handle in handles:
         handle.remove()
     return {name: torch.cat([row[name] for row in rows], 1)[:, TREE.first] for name in rows[0]}

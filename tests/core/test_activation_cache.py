@@ -12,7 +12,6 @@ from collections import namedtuple
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import cache_sharing
 import pytest
@@ -69,20 +68,7 @@ def test_what_is_read_is_what_was_written(cache: ActivationCache, entry: CacheEn
         assert holds(entry, written)
 
 
-def test_reading_maps_the_file_and_copies_nothing(entry: CacheEntry, file: Path) -> None:
-    """The tensor's bytes lie inside the stretch of addresses that is the file."""
-    entry.save("x", values(shape=(1000, 100)))
-    read = entry.load("x")
-    assert read is not None
-    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    mapped = [line.split()[0].split("-") for line in lines if str(file) in line]
-    start, end = read.data_ptr(), read.data_ptr() + read.nbytes
-    assert any(int(low, 16) <= start and end <= int(high, 16) for low, high in mapped)
-
-
-def test_what_was_read_stays_though_others_write_to_it_replace_it_or_remove_it(
-    cache: ActivationCache, entry: CacheEntry
-) -> None:
+def test_what_was_read_stays_whatever_others_do(cache: ActivationCache, entry: CacheEntry) -> None:
     written = values(shape=(3000, 100))
     entry.save("x", written)
     read, changed = entry.load("x"), entry.load("x")
@@ -98,9 +84,6 @@ def test_what_was_read_stays_though_others_write_to_it_replace_it_or_remove_it(
     assert entry.save("x", written), "the folder is made again"
 
 
-# Damage
-
-
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -110,8 +93,6 @@ def flip(file: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "short": lambda file: os.truncate(file, file.stat().st_size // 2),
     "flipped": flip,
-    "blank": lambda file: file.write_bytes(bytes(file.stat().st_size)),  # as after a power cut
-    "empty": lambda file: file.write_bytes(b""),
     "other": lambda file: save_file({"other": torch.zeros(3)}, file),
     "undigested": lambda file: save_file({"tensor": torch.zeros(3)}, file),
 }
@@ -132,71 +113,24 @@ def test_a_damaged_file_is_removed_with_a_warning_and_can_be_written_again(
     assert holds(entry, values())
 
 
-def test_what_happens_to_a_file_while_it_is_read_loses_nothing(
-    cache: ActivationCache,
-    entry: CacheEntry,
-    file: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    digest, map_file = cache_module._digest, torch.UntypedStorage.from_file
-
-    def meanwhile(happens: Callable[[], object]) -> None:
-        def once(tensor: Tensor) -> str:
-            monkeypatch.setattr(cache_module, "_digest", digest)
-            happens()
-            return digest(tensor)
-
-        entry.save("x", values())
-        monkeypatch.setattr(cache_module, "_digest", once)
-
-    meanwhile(lambda: cache.remove(entry.key))
-    assert holds(entry, values()), "what is removed is still whole"
-    assert cache.entries() == []
-    meanwhile(lambda: entry.save("x", values()))
-    flip(file)
-    assert entry.load("x") is None
-    assert holds(entry, values()), "what another process has mended stays"
-
-    def removed_before(name: str, *arguments: Any, **options: Any) -> torch.UntypedStorage:
-        Path(name).unlink()
-        return map_file(name, *arguments, **options)
-
-    # Safetensors opens a file, then torch does, whose error for a missing file is its own.
-    monkeypatch.setattr(torch.UntypedStorage, "from_file", removed_before)
-    caplog.clear()
-    assert entry.load("x") is None
-    assert caplog.text == ""
-
-
-def test_what_is_left_of_an_entry_is_listed_mended_and_removed(
-    cache: ActivationCache, entry: CacheEntry, file: Path
-) -> None:
-    """Else it would take room for ever."""
-    for text in ("", "{", "[1]"):
-        entry.save("x", values())
-        file.with_name("about.json").write_text(text, encoding="utf-8")
-        [found] = cache.entries()
-        assert (found.about, found.files) == ({}, 1)
-    dead, theirs, living = (file.with_name(name) for name in (".a.tmp", ".tmpAb12", ".c.tmp"))
-    long_ago = time.time() - 3 * 24 * 3600
-    for left, at in ((dead, long_ago), (theirs, long_ago), (living, time.time())):
+def test_what_is_left_is_mended(cache: ActivationCache, entry: CacheEntry, file: Path) -> None:
+    entry.save("x", values())
+    file.with_name("about.json").write_text("{", encoding="utf-8")
+    [found] = cache.entries()
+    assert (found.about, found.files) == ({}, 1)
+    dead, living = file.with_name(".a.tmp"), file.with_name(".c.tmp")
+    for left, age in ((dead, 3 * 24 * 3600), (living, 0)):
         left.touch()
-        os.utime(left, (at, at))
+        os.utime(left, (time.time() - age,) * 2)
     entry.save("y", values())
     assert cache.entries()[0].about == ABOUT, "the next writing mends it"
     assert unfinished(cache) == [living], "and removes what dead processes left"
-    assert cache.remove(entry.key) > 0
-    assert cache.entries() == []
-
-
-# A disk that does not take it
 
 
 def test_a_full_disk_is_a_warning_and_leaves_nothing_unfinished(
     cache: ActivationCache, entry: CacheEntry, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Files may have 10,000 bytes for a while: the writing itself fails, as on a full disk."""
+    """Files may have 10,000 bytes for a while; then a folder stands in the file's place."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
@@ -206,7 +140,6 @@ def test_a_full_disk_is_a_warning_and_leaves_nothing_unfinished(
     assert saved == (False, True)
     assert "cannot be kept on disk, the run goes on" in caplog.text
     assert list(cache.root.rglob("*.safetensors")) == [file]
-    # A folder in the file's place: the system's refusal says nothing about content.
     file.unlink()
     file.mkdir()
     assert not entry.save("x", values())
@@ -216,10 +149,9 @@ def test_a_full_disk_is_a_warning_and_leaves_nothing_unfinished(
     assert unfinished(cache) == []
 
 
-def test_a_folder_that_cannot_be_made_stops_no_run(
+def test_a_folder_that_cannot_be_made_stops_no_run_and_the_users_own_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user's own folder is refused with advice."""
     (tmp_path / "file").touch()
     entry = ActivationCache(1.0, tmp_path / "file" / "cache").entry(content_key({}), ABOUT)
     with suppress(KeyError), entry.locked():
@@ -230,11 +162,6 @@ def test_a_folder_that_cannot_be_made_stops_no_run(
     monkeypatch.setenv("LUNAR_TUNE_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"file cannot be made: .*Set LUNAR_TUNE_CACHE"):
         ActivationCache()
-    monkeypatch.setenv("LUNAR_TUNE_CACHE", str(tmp_path / "moved"))
-    assert ActivationCache().root == tmp_path / "moved" / "activations"
-
-
-# The limit
 
 
 SIZE = 40_000  # bytes of each tensor below; a description adds less than a thousand
@@ -253,32 +180,24 @@ def names_in(cache: ActivationCache) -> list[str]:
     return [entry.about["model"] for entry in cache.entries()]
 
 
-def test_what_was_used_longest_ago_goes_first_but_never_what_is_written_to(
-    cache: ActivationCache,
-) -> None:
+def test_what_was_used_longest_ago_goes_first(cache: ActivationCache) -> None:
     few = ActivationCache(3.5 * SIZE / GIB, cache.root)
     oldest = filled(few, "oldest", age=300)
     filled(few, "middle", age=200)
     filled(few, "newest", age=100)
-    assert names_in(few) == ["newest", "middle", "oldest"]
     # What can never fit, alone or beside what its entry holds, removes nothing.
     assert not few.entry(content_key({}), ABOUT).save("x", values(shape=(SIZE,)))
     assert not oldest.save("y", values(shape=(3 * SIZE // 4,)))
-    nothing = ActivationCache(0.0, cache.root).entry(content_key({}), ABOUT)
-    assert not nothing.save("x", values())
     assert names_in(few) == ["newest", "middle", "oldest"]
     oldest.load("x")
     assert names_in(few) == ["oldest", "newest", "middle"], "reading is use"
     written = filled(few, "written", age=400)
     assert names_in(few) == ["oldest", "newest", "written"]
-    assert written.save("y", values(shape=(SIZE // 4,)))
+    assert written.save("y", values(shape=(SIZE // 4,))), "never what is written to goes"
     assert sorted(names_in(few)) == ["oldest", "written"]
 
 
-def test_a_disk_with_little_left_is_not_filled(
-    cache: ActivationCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Old entries make room on the disk too; a rest is left for results."""
+def test_the_disk_is_never_filled(cache: ActivationCache, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
 
     def disk(free: Callable[[], int]) -> None:
@@ -290,19 +209,14 @@ def test_a_disk_with_little_left_is_not_filled(
     for gib, limit in ((8, 2), (4000, 100)):  # a quarter, and no more than 100
         disk(lambda gib=gib: gib * GIB)
         assert ActivationCache(None, cache.root).limit_bytes == limit * GIB
-    assert not cache.root.exists(), "asking makes nothing"
     filled(cache, "old", age=200)
     filled(cache, "new", age=100)
     capacity = held() + cache_module._SPARE_BYTES + SIZE // 2
     disk(lambda: capacity - held())
     filled(cache, "more", age=0)
     assert sorted(names_in(cache)) == ["more", "new"]
-    disk(lambda: cache_module._SPARE_BYTES + SIZE // 2 - held())
-    assert not cache.entry(content_key({"name": "none"}), ABOUT).save("x", values(shape=(SIZE,)))
+    assert not cache.entry(content_key({}), ABOUT).save("x", values(shape=(SIZE,)))
     assert sorted(names_in(cache)) == ["more", "new"]
-
-
-# Listing and removing
 
 
 def test_emptying_removes_all_that_is_the_caches_and_nothing_else(cache: ActivationCache) -> None:
@@ -313,29 +227,22 @@ def test_emptying_removes_all_that_is_the_caches_and_nothing_else(cache: Activat
     one.save("y", values())
     with cache.entry(content_key({"never": "saved"}), ABOUT).locked(), two.locked():
         (root / two.key / ".left.tmp").write_bytes(bytes(1000))
-    (root / "activations.csv").touch()
     (root / "mine").mkdir()
-    (root / "mine" / "about.json").write_text("{}", encoding="utf-8")
-    (root / "mine.lock").touch()
+    for name in ("mine/about.json", "mine.lock"):
+        (root / name).touch()
     found = {info.key: info for info in cache.entries()}
-    assert set(found) == {one.key, two.key}
     assert (found[one.key].about, found[one.key].files) == (ABOUT | {"model": "one"}, 2)
     for key, info in found.items():
         assert info.bytes == sum(path.stat().st_size for path in (root / key).iterdir())
-        assert info.used.timestamp() == pytest.approx(time.time(), abs=60)
-    for key in ("", ".", "..", "../x", "mine", "a" * 31, "A" * 32, f"{'a' * 32}/../mine"):
+    for key in ("", "..", "mine", "A" * 32, f"{'a' * 32}/../mine"):
         assert cache.remove(key) == 0
     assert cache.remove(one.key) == found[one.key].bytes
-    assert (names_in(cache), cache.remove(one.key)) == (["two"], 0)
     assert cache.empty() == found[two.key].bytes > SIZE + 1000
-    assert sorted(path.name for path in root.iterdir()) == ["activations.csv", "mine", "mine.lock"]
-    assert (root / "mine" / "about.json").exists()
+    left = {"mine", "mine/about.json", "mine.lock"}
+    assert {str(path.relative_to(root)) for path in root.rglob("*")} == left
 
 
-def test_only_the_owner_can_read_though_the_umask_and_the_folder_above_are_open(
-    cache: ActivationCache, entry: CacheEntry
-) -> None:
-    cache.root.parent.chmod(0o755)
+def test_only_the_owner_can_read_files(cache: ActivationCache, entry: CacheEntry) -> None:
     before = os.umask(0)
     try:
         with entry.locked():
@@ -343,17 +250,13 @@ def test_only_the_owner_can_read_though_the_umask_and_the_folder_above_are_open(
     finally:
         os.umask(before)
     paths = [cache.root, *cache.root.rglob("*")]
-    names = {"cache", entry.key, f"{entry.key}.lock", "about.json", "x.safetensors"}
-    assert {path.name for path in paths} == names
+    assert len(paths) == 5
     for path in paths:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
-    assert stat.S_IMODE(cache.root.parent.stat().st_mode) == 0o755, "it is left as it was"
 
 
 @pytest.mark.slow
-def test_two_processes_write_read_and_remove_at_once(
-    cache: ActivationCache, tmp_path: Path
-) -> None:
+def test_two_processes_share_one_cache(cache: ActivationCache, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     ready.mkdir()
     command = [sys.executable, cache_sharing.__file__, str(cache.root), str(ready)]
@@ -363,8 +266,6 @@ def test_two_processes_write_read_and_remove_at_once(
         captured = cache_sharing.share(cache.root, ready)
         printed, _ = other.communicate(timeout=120)
     assert printed == f"{not captured}\n"
-    for turn in range(4):
-        assert holds(cache.entry(32 * "b", {}), torch.full((20_000,), turn), f"point-{turn}")
     assert unfinished(cache) == []
     cache.empty()
     assert list(cache.root.iterdir()) == []

@@ -22,7 +22,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("rank", [1, 3, 16])
+@pytest.mark.parametrize("rank", [3, 16])
 def test_the_nearest_product_is_the_truncated_svd_of_torch(rank: int) -> None:
     change = drawn(16, 40)
     factors, error = nearest_factors(change, rank=rank)
@@ -46,9 +46,7 @@ def test_without_a_rank_the_smallest_that_is_near_enough_is_taken() -> None:
     assert nearest_factors(torch.zeros(4, 5))[1] == 0.0
 
 
-def test_peft_adds_what_was_written_also_with_ranks_and_scales_that_differ(
-    loaded: Callable[..., LoadedModel], tmp_path: Path
-) -> None:
+def test_peft_adds_what_was_written(loaded: Callable[..., LoadedModel], tmp_path: Path) -> None:
     from peft import PeftModel
 
     model = copy.deepcopy(loaded("qwen2").model)
@@ -74,31 +72,23 @@ def test_peft_adds_what_was_written_also_with_ranks_and_scales_that_differ(
         write_adapter(tmp_path / "file" / "in", factors, base="owner/name", revision=None)
 
 
-# Comparing answers
-
-
 def row(answer: str, *, question: str = "Q?", recall: float = 0.5) -> AnswerRow:
     about = {"set_name": "forget", "edge": "A_B", "truth": "the truth"}
     return AnswerRow(**about, question=question, answer=answer, rouge1=recall, rouge_l=recall)
 
 
-@pytest.mark.parametrize(
-    ("found", "expected", "differing"),
-    [
+def test_an_answer_that_ended_having_said_the_truth_is_the_beginning_of_the_whole() -> None:
+    for found, expected, differing in (
         (row("the sea"), row("the sea"), 0),
         (row("the sea"), row("the"), 1),  # cut short, but not for having said the truth
         (row("the truth, and more", recall=1.0), row("the truth", recall=1.0), 0),
         (row("the truth né", recall=1.0), row("the truth n\ufffd", recall=1.0), 0),
         (row("the truth, and more", recall=1.0), row("truth the", recall=1.0), 1),
-    ],
-)
-def test_an_answer_that_ended_having_said_the_truth_is_the_beginning_of_the_whole(
-    found: AnswerRow, expected: AnswerRow, differing: int
-) -> None:
-    assert compare([found], [expected]).differing == differing
+    ):
+        assert compare([found], [expected]).differing == differing
 
 
-def test_rows_are_matched_by_question_and_only_those_of_the_search_count() -> None:
+def test_rows_are_matched_by_question_and_those_of_the_search_count() -> None:
     found = [row("a", question="1?"), row("b", question="2?", recall=1.0), row("c", question="3?")]
     expected = [row("c", question="3?"), row("x", question="1?", recall=0.25)]
     one = compare(found, expected)

@@ -42,16 +42,13 @@ def render(tokenizer: Tokenizer, chat: ChatFormat | None = None, family: str = "
     return render_prompt(tokenizer, QUESTION, chat or ChatFormat(), family=family)
 
 
-def test_the_own_template_ends_where_the_answer_begins_after_a_system_prompt_too(
-    tokenizer: Tokenizer,
-) -> None:
+def test_the_own_template_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
     asked = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     questions = [QUESTION, "Кто? 誰", QUESTION]
     encoded = encode_prompts(tokenizer, iter(questions), ChatFormat(), family="qwen2")
     texts = [f"<|bos|>{asked.replace(QUESTION, question)}" for question in questions]
     assert [tokenizer.decode(list(ids)) for ids in encoded] == texts
     brief = ChatFormat(system_prompt="Be brief.")
-    assert render(tokenizer) == f"<|bos|>{asked}"
     system = "<|im_start|>system\nBe brief.<|im_end|>\n"
     assert render(tokenizer, brief) == f"<|bos|>{system}{asked}"
     # As Qwen2.5's: a default system turn where the messages bring none.
@@ -64,32 +61,23 @@ def test_the_own_template_ends_where_the_answer_begins_after_a_system_prompt_too
     assert render(own, brief) == f"S:Be brief. U:{QUESTION}"
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
+def test_a_date_in_a_template_is_the_fixed_one(tokenizer: Tokenizer) -> None:
+    """As Llama 3.2's, and one that looks whether it can ask for the date."""
+    for template in (
         "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
         "{% endif %}Today: {{ date_string }} {{ messages[0]['content'] }}",
-        "Today: {{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}",
-        "  {% if true %}\nToday: {{ strftime_now('%d') }} {% endif %}{{ messages[0]['content'] }}",
         "{% if strftime_now is defined %}{% set d = strftime_now('%d %b %Y') %}"
         "{% else %}{% set d = '26 Jul 2024' %}{% endif %}Today: {{ d }} "
         "{{ messages[0]['content'] }}",
-    ],
-    ids=["llama-3.2", "strftime_now", "indented", "strftime_now-if-defined"],
-)
-def test_a_template_that_stamps_todays_date_gets_the_fixed_one(
-    tokenizer: Tokenizer, template: str
-) -> None:
-    stamped = with_template(tokenizer, template)
-    today = stamped.apply_chat_template([{"role": "user", "content": QUESTION}], tokenize=False)
-    assert FIXED_DATE not in today
-    assert render(stamped) == f"Today: {FIXED_DATE} {QUESTION}"
+    ):
+        stamped = with_template(tokenizer, template)
+        asked = [{"role": "user", "content": QUESTION}]
+        assert FIXED_DATE not in stamped.apply_chat_template(asked, tokenize=False)
+        assert render(stamped) == f"Today: {FIXED_DATE} {QUESTION}"
 
 
 @pytest.mark.parametrize(("adds_itself", "written"), [(True, 1), (True, 0), (False, 1), (False, 2)])
-def test_a_prompt_has_one_beginning_token(
-    tokenizer: Tokenizer, adds_itself: bool, written: int
-) -> None:
+def test_a_prompt_begins_once(tokenizer: Tokenizer, adds_itself: bool, written: int) -> None:
     """Whether the template writes it, the tokenizer adds it, or both."""
     changed = with_template(tokenizer, "{{ bos_token }}" * written + BARE)
     if adds_itself:
@@ -117,12 +105,10 @@ def test_a_prompt_has_one_beginning_token(
             "gemma",
             f"<start_of_turn>user\n{QUESTION}<end_of_turn>\n<start_of_turn>model\n",
         ),
-        ((), "llama", f"[INST] {QUESTION} [/INST]"),
-        ((), "mistral", f"[INST] {QUESTION} [/INST]"),
+        *(((), family, f"[INST] {QUESTION} [/INST]") for family in ("llama", "mistral")),
     ],
-    ids=["llama-3", "gemma", "llama-2", "mistral"],
 )
-def test_published_turns_are_the_bare_user_turns_of_the_published_code(
+def test_published_turns_are_those_of_the_published_code(
     tokenizer: Tokenizer, tokens: tuple[str, ...], family: str, expected: str
 ) -> None:
     """Texts as in facebookresearch/LUNAR at dfa56eb, src/model_utils; Qwen's has no system turn."""
@@ -139,51 +125,35 @@ def test_what_has_no_published_turn_or_contradicts_it_is_refused(tokenizer: Toke
         ChatFormat(template=PUBLISHED, system_prompt="Be brief.")
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
+def test_a_template_that_fails_says_why(tokenizer: Tokenizer) -> None:
+    for template, message in (
         (None, r"has no chat template.*--chat-template FILE"),
         ({"tool_use": "tools"}, "the chat template .* failed"),
         ("{{ raise_exception('No system role') }}", "chat template .* failed: .*No system role"),
         ("{% for %}", "the chat template .* failed: .*Expected"),
-        ("{{ messages[7].content.nothing }}", "the chat template .* failed: ."),
-    ],
-    ids=["none", "not-the-default", "refuses", "syntax", "undefined"],
-)
-def test_a_template_that_fails_is_an_error_with_its_reason(
-    tokenizer: Tokenizer, template: Any, message: str
-) -> None:
-    with pytest.raises(ModelError, match=message):
-        render(with_template(tokenizer, template), ChatFormat(system_prompt="Be brief."))
+    ):
+        with pytest.raises(ModelError, match=message):
+            render(with_template(tokenizer, template), ChatFormat(system_prompt="Be brief."))
     several = {"tool_use": "tools", "default": f"Q: {BARE}"}
     assert render(with_template(tokenizer, several)) == f"Q: {QUESTION}"
 
 
-def test_a_template_from_a_file_replaces_the_tokenizers_and_must_be_text(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_template_may_come_from_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("Frage: {{ messages[-1]['content'] }} Ä:", encoding="utf-8")
-    chat = ChatFormat.from_option(str(file), None)
-    for template in (tokenizer.chat_template, None):
-        assert render(with_template(tokenizer, template), chat) == f"Frage: {QUESTION} Ä:"
+    assert render(tokenizer, ChatFormat.from_option(str(file), None)) == f"Frage: {QUESTION} Ä:"
     file.write_bytes(b"\xff\xfe\x00")
     for other in (file, tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match=r"--chat-template .*cannot be read.*own, published"):
             ChatFormat.from_option(str(other), None)
 
 
-def test_an_answer_ends_with_the_token_that_the_template_writes_after_it(
-    tokenizer: Tokenizer,
-) -> None:
-    """The template of the tests writes <|im_end|>, which is token 2, after every turn."""
+def test_an_answer_ends_with_what_the_template_writes_after_it(tokenizer: Tokenizer) -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert end_of_turn(tokenizer, ChatFormat(), (99, end)) == end
-    assert end_of_turn(tokenizer, ChatFormat(template=PUBLISHED), (99, end)) == end
+    for template in ("own", PUBLISHED):
+        assert end_of_turn(tokenizer, ChatFormat(template=template), (99, end)) == end
     # Templates that write no end, or know no assistant: the tokenizer's own, or the model's first.
-    bare = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     refusing = "{% if messages[-1]['role'] == 'assistant' %}{{ raise_exception('no') }}{% endif %}"
-    for template in (bare, refusing + bare):
-        chat = ChatFormat(template=template)
+    for chat in (ChatFormat(template=BARE), ChatFormat(template=refusing + BARE)):
         assert end_of_turn(tokenizer, chat, (99, end)) == end == tokenizer.eos_token_id
-    assert end_of_turn(tokenizer, ChatFormat(template=bare), (99, 98)) == 99
+    assert end_of_turn(tokenizer, ChatFormat(template=BARE), (99, 98)) == 99

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic_core import to_jsonable_python
 
 from lunar_tune.config.fields import (
     check_values,
-    flag_of,
     from_document,
     help_of,
     option,
     options_of,
     same_option,
     shared_options,
-    typed_setting,
 )
 from lunar_tune.config.run_options import (
     PUBLISHED_MAX_NEW_TOKENS,
@@ -59,61 +56,43 @@ def complaints(options: Any) -> list[str]:
     return problems.messages
 
 
-# From a file
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "expected"),
-    [
-        ("word", ["two"], "two"),
-        ("word", [2], "2"),
-        ("count", [4, 4.0, "4"], 4),
-        ("share", [1], 1.0),
-        ("share", ["1e-3"], 0.001),
-        ("share", [None], None),
-        ("budget", [None], None),
-        ("flag", [True], True),
-        ("place", ["there"], Path("there")),
-        ("names", ["a,b, c", ["a,b", "c"]], ("a", "b", "c")),
-        ("names", ["a,,b,"], ("a", "b")),
-        ("names", [[]], ()),
-        ("names", [[1, 2.5]], ("1", "2.5")),
-        ("names", [3], ("3",)),
-        ("texts", ["a,b"], ("a,b",)),
-        ("texts", [["a,b", "c"]], ("a,b", "c")),
-    ],
-)
-def test_a_value_becomes_its_options_type(name: str, values: list[Any], expected: object) -> None:
-    for value in values:
+def test_a_value_becomes_its_options_type() -> None:
+    for name, value, expected in (
+        ("word", 2, "2"),
+        ("count", 4.0, 4),
+        ("count", "4", 4),
+        ("share", "1e-3", 0.001),
+        ("budget", None, None),
+        ("flag", True, True),
+        ("place", "there", Path("there")),
+        ("names", "a,b, ,c", ("a", "b", "c")),
+        ("names", ["a,b", 2.5], ("a", "b", "2.5")),
+        ("texts", "a,b", ("a,b",)),
+    ):
         found = read(**{name: value})[name]
         assert (type(found), found) == (type(expected), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "needed"),
-    [
-        ("word", [None, True, ["one"]], "a text"),
-        ("count", [True, 4.5, "many", "", None, [4], math.inf, math.nan], "a whole number"),
-        ("share", [False, "half", {"a": 1}, 10**400], "a number"),
-        ("budget", ["none"], "a whole number"),
-        ("flag", [1, "true", None], "true or false"),
+def test_a_value_of_another_type_is_refused() -> None:
+    for name, values, needed in (
+        ("word", [None, True], "a text"),
+        ("count", [True, 4.5, "many", None, [4], math.inf], "a whole number"),
+        ("share", [False, "half", 10**400], "a number"),
+        ("flag", [1, "true"], "true or false"),
         ("place", [1j], "a text"),
-        ("names", [None, [["a"]], {"a": "b"}, [True]], "a text or a list of texts"),
-    ],
-)
-def test_a_value_of_another_type_is_refused(name: str, values: list[Any], needed: str) -> None:
-    for value in values:
-        with pytest.raises(InputError) as raised:
-            read(**{name: value})
-        expected = f"file.yaml: {name} is {value!r}; {needed}"
-        assert str(raised.value).startswith(expected)
-        assert str(raised.value).endswith(" is needed.")
+        ("names", [None, [["a"]], {"a": "b"}], "a text or a list of texts"),
+    ):
+        for value in values:
+            with pytest.raises(InputError) as raised:
+                read(**{name: value})
+            assert str(raised.value).startswith(f"file.yaml: {name} is {value!r}; {needed}")
 
 
-def test_all_that_is_wrong_with_a_file_is_said_at_once_and_a_close_name_with_it() -> None:
-    values = {"cuont": 3, "internal": 2, "flag": "yes", "word": "one"}
+def test_all_that_is_wrong_with_a_file_is_said_at_once() -> None:
+    found = from_document(RunOptions, {"max-new-tokens": 9, "seed": 1}, source="file.yaml")
+    assert found == {"max_new_tokens": 9, "seed": 1}, "a key may be written as the flag is"
     with pytest.raises(InputError) as raised:
-        from_document(Choice, values, source="file.yaml")
+        read(cuont=3, internal=2, flag="yes", word="one")
     assert raised.value.messages == (
         "file.yaml: cuont is no option. Did you mean 'count'?",
         "file.yaml: internal is no option.",
@@ -121,61 +100,30 @@ def test_all_that_is_wrong_with_a_file_is_said_at_once_and_a_close_name_with_it(
     )
 
 
-def test_a_key_may_be_written_as_the_flag_is() -> None:
-    values = {"max-new-tokens": 9, "forget_edge": "A_B,C_D"}
-    assert from_document(RunOptions, values, source="file.yaml") == {
-        "max_new_tokens": 9,
-        "forget_edge": ("A_B", "C_D"),
-    }
-    assert flag_of("max_new_tokens") == "--max-new-tokens"
-
-
-def test_every_option_as_yaml_writes_it_is_read_as_it_was() -> None:
-    config = SearchConfig(
-        output=Path("x"), fix=("layer=1,2", "rank=4"), metrics=("forget_mrr",), holdout=True
-    )
-    written = {name: to_jsonable_python(getattr(config, name)) for name in options_of(SearchConfig)}
-    assert all(isinstance(v, str | int | float | bool | list | None) for v in written.values())
-    assert SearchConfig(**from_document(SearchConfig, written, source="it")) == config
-
-
-# Ranges
-
-
-def test_a_value_out_of_range_is_noted_and_bounds_belong_to_the_range_unless_left_out() -> None:
+def test_a_value_out_of_range_is_noted() -> None:
     for values, message in (
         ({"word": "three"}, "--word three: there are one, two."),
         ({"count": 0}, "--count 0: at least 1."),
         ({"count": 6}, "--count 6: at most 5."),
         ({"share": 0.0}, "--share 0.0: more than 0."),
-        ({"share": -1.0}, "--share -1.0: more than 0."),
         ({"share": math.nan}, "--share nan: a finite number."),
-        ({"share": math.inf}, "--share inf: a finite number."),
         ({"texts": ("c", "d")}, "--texts d: there are a,b, c."),
         ({"said": ("y",)}, "said y: there are x."),
     ):
         assert complaints(Choice(**values)) == [message]
-    for values in ({"count": 1}, {"count": 5}, {"share": 1e-300}, {"share": None}, {"flag": True}):
+    for values in ({"count": 1}, {"count": 5}, {"share": 1e-300}, {"share": None}):
         assert complaints(Choice(**values)) == []
     assert len(complaints(Choice(word="three", count=0, share=-1.0))) == 3
     for owner in (RunOptions, SearchConfig):
         assert complaints(owner()) == [], "defaults are in range"
 
 
-# One option in several classes
-
-
 def test_what_two_classes_share_is_taken_over() -> None:
-    options = RunOptions(model="owner/name", seed=3, forget_edge=("C_D",), max_new_tokens=9)
+    options = RunOptions(model="owner/name", seed=3, max_new_tokens=9)
     config = shared_options(options, SearchConfig)
-    assert (config.model, config.seed, config.forget_edge) == ("owner/name", 3, ("C_D",))
-    assert config.max_new_tokens == 9
-    assert config.num_trials == SearchConfig().num_trials
+    assert (config.model, config.seed, config.max_new_tokens) == ("owner/name", 3, 9)
     assert shared_options(options, SearchConfig, ["max_new_tokens"]).max_new_tokens is None
     assert shared_options(config, ModelOptions) == ModelOptions(model="owner/name")
-
-
-# Help
 
 
 class Below:
@@ -189,8 +137,6 @@ class Below:
         """A word: it goes on
         in a second line."""
         device: str = same_option(ModelOptions, "device", default="cpu")
-        dtype: str = same_option(Choice, "word")
-        """Another word."""
         count: int = same_option(Choice, "count", most=9)
         silent: int = option(1, group="Group")
 
@@ -199,13 +145,10 @@ def test_the_help_is_the_text_below_a_declaration() -> None:
     found = {name: help_of(Below.Described, name) for name in options_of(Below.Described)}
     assert found["word"] == "A word: it goes on in a second line."
     assert found["device"] == help_of(RunOptions, "device") == "auto, cpu or cuda."
-    assert (found["dtype"], found["count"], found["silent"]) == ("Another word.", "A count.", "")
-    assert found["model"] == help_of(ModelOptions, "model") != ""
+    assert (found["count"], found["silent"]) == ("A count.", "")
 
 
 def test_an_option_of_another_class_keeps_what_is_not_said_differently() -> None:
-    ours, theirs = (options_of(one)["max_new_tokens"] for one in (SearchConfig, RunOptions))
-    assert ours == theirs
     assert SearchConfig().max_new_tokens is None
     assert RunOptions().max_new_tokens == PUBLISHED_MAX_NEW_TOKENS == 512
     assert (Below.Described().count, Below.Described().device) == (Choice().count, "cpu")
@@ -213,39 +156,22 @@ def test_an_option_of_another_class_keeps_what_is_not_said_differently() -> None
     assert complaints(Below.Described(count=0)) == ["--count 0: at least 1."]
 
 
-# Settings and ranges of a command line
-
-
-def test_a_setting_is_of_its_type() -> None:
-    assert typed_setting("epochs", 2.0, int) == 2
-    assert typed_setting("retain_points", None, float | None) is None
-    with pytest.raises(InputError, match=r"epochs 2\.5: a whole number is needed"):
-        typed_setting("epochs", 2.5, int)
-    with pytest.raises(InputError, match=r"solver \[3, 4\]: a text is needed"):
-        typed_setting("solver", [3, 4], str)
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "value"),
-    [
-        ("layer=22", "layer", 22),
+def test_an_assignment_is_the_value_that_it_spells() -> None:
+    for text, name, value in (
         (" learning-rate = 1e-3 ", "learning_rate", 0.001),
         ("layer=3, 4", "layer", [3, 4]),
         ("trained=full", "trained", "full"),
         ("checkpointing=True", "checkpointing", True),
         ("beta=none", "beta", None),
         ("note=a=b", "note", "a=b"),
-    ],
-)
-def test_an_assignment_is_the_value_that_it_spells(text: str, name: str, value: object) -> None:
-    found = read_assignments((text,))
-    assert found == {name: value}
-    assert type(found[name]) is type(value)
+    ):
+        found = read_assignments((text,))
+        assert found == {name: value}
+        assert type(found[name]) is type(value)
 
 
 def test_a_text_that_assigns_nothing_or_a_second_time_is_refused() -> None:
-    assert read_assignments(()) == {}
-    for text in ("layer", "layer=", "=3", "", " = "):
+    for text in ("layer", "layer=", "=3", ""):
         with pytest.raises(InputError, match="write NAME=VALUE, for example layer=22"):
             read_assignments((text,))
     with pytest.raises(InputError, match="--fix weight-decay=1: weight_decay is fixed twice"):
@@ -253,11 +179,7 @@ def test_a_text_that_assigns_nothing_or_a_second_time_is_refused() -> None:
 
 
 def test_a_range_has_a_name_and_two_bounds() -> None:
-    assert read_range("learning-rate=1e-4:0.1") == ("learning_rate", 1e-4, 0.1)
-    assert read_range(" layer = 3:3 ") == ("layer", 3.0, 3.0)
-    unreadable = ("layer", "layer=3", "layer=3:", "layer=:3", "=1:2", "layer=4:3", "layer=a:b")
-    for text in (*unreadable, "a=nan:1"):
-        with pytest.raises(
-            InputError, match=r"write NAME=LOW:HIGH, for example coefficient=0\.5:4"
-        ):
+    assert read_range(" learning-rate = 1e-4:0.1") == ("learning_rate", 1e-4, 0.1)
+    for text in ("layer", "layer=3", "layer=3:", "=1:2", "layer=4:3", "layer=a:b", "a=nan:1"):
+        with pytest.raises(InputError, match=r"write NAME=LOW:HIGH, for example coeff"):
             read_range(text)

@@ -22,7 +22,6 @@ from lunar_tune.models.device import (
     check_fits,
     host_free_bytes,
     is_out_of_memory,
-    limit_threads,
     n_parameters,
     resolve_device,
     resolve_dtype,
@@ -33,12 +32,7 @@ OUT_OF_MEMORY = [
     MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: 9 bytes"),
 ]
-OTHERS = [
-    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
-    ValueError("not enough memory"),
-    InputError("layer 99"),
-    KeyboardInterrupt(),
-]
+OTHERS = [RuntimeError("shapes cannot be multiplied"), ValueError("not enough memory")]
 
 
 class Work:
@@ -56,57 +50,41 @@ class Work:
 
 
 @pytest.fixture
-def given_back(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Note when memory is given back instead of doing it, which takes a while."""
-    noted: list[None] = []
-    monkeypatch.setattr(device_module, "give_back", lambda: noted.append(None))
-    return noted
+def given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Giving memory back takes a while."""
+    monkeypatch.setattr(device_module, "give_back", lambda: None)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_a_batch_is_halved_until_it_fits_and_the_size_is_remembered(
-    error: Exception, given_back: list[None], caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.usefixtures("given_back")
+def test_batches_are_halved_to_fit(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     size, work = BatchSize(100, "rows"), Work(13, error)
-    assert size.fit(work) == "done with 12"
-    assert caplog.messages == [
-        f"memory ran out with {tried} of rows in a batch; {then} from now on"
-        for tried, then in ((100, 50), (50, 25), (25, 12))
-    ]
-    assert len(given_back) == 3
-    assert size.fit(work) == "done with 12"
+    for _ in range(2):
+        assert size.fit(work) == "done with 12"
     assert work.tried == [100, 50, 25, 12, 12]
-    assert size.size == 12
-    none = Work(0, error)
+    assert caplog.messages[2] == "memory ran out with 25 of rows in a batch; 12 from now on"
     with pytest.raises(LunarTuneError, match=r"one of the answers.*--memory-budget") as one:
-        BatchSize(6, "the answers").fit(none)
+        BatchSize(6, "the answers").fit(Work(0, error))
     assert one.value.__cause__ is error
-    assert none.tried == [6, 3, 1]
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=lambda error: type(error).__name__)
-def test_other_errors_pass_and_leave_the_size(error: BaseException) -> None:
+def test_other_errors_pass_and_leave_the_size(error: Exception) -> None:
     size, work = BatchSize(100, "rows"), Work(1, error)
-    with pytest.raises(type(error)) as raised:
+    with pytest.raises(type(error)):
         size.fit(work)
-    assert raised.value is error
     assert (work.tried, size.size) == ([100], 100)
     assert not is_out_of_memory(error)
-    for most, first in ((0, 1), (-5, 1), (1, 1), (9, 9)):  # an estimate of nothing is one
-        work = Work(100, error)
-        BatchSize(most, "rows").fit(work)
-        assert work.tried == [first]
+    assert BatchSize(-5, "rows").fit(work) == "done with 1", "an estimate of nothing is one"
 
 
+@pytest.mark.usefixtures("given_back")
 def test_what_a_failed_try_held_is_free_before_the_next_try() -> None:
-    class Held:
-        """Something large."""
-
-    alive: list[weakref.ref[Held]] = []
+    alive: list[weakref.ref[torch.Tensor]] = []
 
     def work(size: int) -> int:
         assert [one for one in alive if one() is not None] == []
-        large = Held()
+        large = torch.zeros(1)
         alive.append(weakref.ref(large))
         if size > 2:
             raise MemoryError
@@ -114,9 +92,6 @@ def test_what_a_failed_try_held_is_free_before_the_next_try() -> None:
 
     assert BatchSize(8, "rows").fit(work) == 2
     assert len(alive) == 3
-
-
-# Memory
 
 
 Gpus = Callable[..., list[float]]
@@ -148,16 +123,13 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
     return make_up
 
 
-@pytest.mark.parametrize(("budget", "free"), [(None, 7), (20.0, 7), (5.0, 3), (2.0, 0), (1.0, 0)])
-def test_a_gpu_has_what_is_free_and_what_torch_keeps_within_the_budget(
-    gpus: Gpus, budget: float | None, free: int
-) -> None:
+@pytest.mark.parametrize(("budget", "free"), [(None, 7), (20.0, 7), (5.0, 3), (1.0, 0)])
+def test_a_gpu_has_what_torch_keeps_too(gpus: Gpus, budget: float | None, free: int) -> None:
     """Of ten GiB four are free and five torch's: two in tensors, three kept for later."""
     gpus((4, 10), allocated=2, reserved=5)
     memory = DeviceMemory(torch.device("cuda"), budget)
     assert memory.free_bytes() == int(free * GIB * device_module.USABLE_SHARE)
-    cpu = DeviceMemory(torch.device("cpu"), budget)  # has what the host has
-    cpu.enforce()
+    cpu = DeviceMemory(torch.device("cpu"), budget)
     assert cpu.free_bytes() == pytest.approx(0.9 * host_free_bytes(), rel=0.2)
 
 
@@ -174,9 +146,7 @@ def spec(name: str, source: str | None = None, **changes: str) -> ModelSpec:
     return ModelSpec(name=name, source=source or name, **changes)  # type: ignore[arg-type]
 
 
-def test_parameters_are_those_of_the_folder_or_the_catalogue_or_unknown(
-    checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_how_parameters_are_counted(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     counted = n_parameters(spec("mine", str(checkpoint("llama"))))
     assert counted == sum(one.numel() for one in build_model("llama").state_dict().values())
     (tmp_path / "model.safetensors").write_bytes(b"broken")
@@ -185,48 +155,35 @@ def test_parameters_are_those_of_the_folder_or_the_catalogue_or_unknown(
     assert n_parameters(spec("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct")) == 7.6e9
 
 
-@pytest.mark.parametrize(
-    ("dtype", "trained", "told"),
-    [
-        # 7.6·10⁹ parameters · 2 bytes · 1.05 = 14.86 GiB, and half a one.
-        ("auto", False, "parameters as bfloat16 need about 15.4 GiB"),
-        ("float32", False, "parameters as float32 need about 30.2 GiB"),
-        # 4 bytes each for weight, gradient and two moments.
-        ("auto", True, "parameters, all of them trained, as bfloat16 need about 119.4 GiB"),
-    ],
-)
-def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
-    gpus: Gpus, dtype: str, trained: bool, told: str
-) -> None:
+def test_a_model_that_does_not_fit_is_refused_with_the_numbers(gpus: Gpus) -> None:
+    """7.6·10⁹ parameters · 2 bytes · 1.05 = 14.86 GiB, and half a one.
+
+    Trained: 4 bytes each for weight, gradient and two moments.
+    """
     gpus((10.5, 24.0), (12.25, 24.0))
-    with pytest.raises(ModelError) as caught:
-        check_fits(spec("qwen2.5-7b", dtype=dtype), trained=trained)
-    assert str(caught.value).startswith(
-        f"model qwen2.5-7b: 7.6 billion {told}; the GPU has 12.2 of 24.0 GiB free. Use a smaller "
-    )
+    for trained, told in (
+        (False, "parameters as bfloat16 need about 15.4 GiB"),
+        (True, "parameters, all of them trained, as bfloat16 need about 119.4 GiB"),
+    ):
+        with pytest.raises(ModelError) as caught:
+            check_fits(spec("qwen2.5-7b"), trained=trained)
+        expected = f"model qwen2.5-7b: 7.6 billion {told}; the GPU has 12.2 of 24.0 GiB free. Use"
+        assert str(caught.value).startswith(expected)
 
 
 def test_number_format_device_share_and_budget_decide(gpus: Gpus) -> None:
     gpus((20.0, 24.0), (10.0, 24.0))
-    check_fits(spec("qwen2.5-7b"))
     check_fits(spec("qwen2.5-7b", device="cpu", dtype="float32"))
-    check_fits(spec("qwen2.5-7b"), share=2.0)
     check_fits(spec("qwen2.5-7b"), budget_gib=16.0)
-    refused: tuple[tuple[dict[str, str], dict[str, Any]], ...] = (
+    for changes, limits in (
         ({"dtype": "float32"}, {}),
         ({"device": "cuda:1"}, {}),
         *(({}, limit) for limit in ({"share": 0.5}, {"budget_gib": 15.0}, {"trained": True})),
-    )
-    for changes, limits in refused:
+    ):
         with pytest.raises(ModelError, match="need about"):
             check_fits(spec("qwen2.5-7b", **changes), **limits)
-    gpus()
-    check_fits(spec("qwen2.5-7b"))
     gpus((1.0, 2.0))
     check_fits(spec("owner/name"))  # of unknown size
-
-
-# Names
 
 
 def test_a_device_is_one_that_is_there_and_its_number_format_follows(gpus: Gpus) -> None:
@@ -237,15 +194,10 @@ def test_a_device_is_one_that_is_there_and_its_number_format_follows(gpus: Gpus)
     gpus((1.0, 2.0), (1.0, 2.0))
     assert resolve_device("auto").type == "cuda"
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    for wrong in ("cuda:2", "gpu", "auto:1", "cpu:x", "cuda:x", "cuda:-1", ""):
+    for wrong in ("cuda:2", "gpu", "cuda:x", "cuda:-1", ""):
         with pytest.raises(InputError, match=f"--device {wrong}"):
             resolve_device(wrong)
     assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
     with pytest.raises(InputError, match=r"--dtype int8: unknown. There are: auto, float32"):
         resolve_dtype("int8", torch.device("cpu"))
-
-
-def test_threads_are_bounded_by_what_there_is() -> None:
-    assert 1 <= limit_threads(10_000) == limit_threads()
-    assert limit_threads(1) == torch.get_num_threads() == 1

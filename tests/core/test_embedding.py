@@ -12,6 +12,7 @@ import pytest
 import torch
 from jaxtyping import Float
 from random_models import build_encoder
+from refusals_by_hand import states_behind
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertModel, BertTokenizer
@@ -23,7 +24,6 @@ from lunar_tune.metrics.embedding import (
     Refusals,
     StateEmbedder,
     load_sentence_embedder,
-    truth_similarity,
 )
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
@@ -39,22 +39,6 @@ def unit(rows: Any) -> Any:
     return array / np.linalg.norm(array, axis=1, keepdims=True)
 
 
-# The model's own states
-
-
-def states_by_hand(model: LoadedModel, texts: Sequence[str], point: int) -> Any:
-    """Return mean states, one text at a time, from transformers' own hidden states."""
-    means = []
-    for text in texts:
-        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        with torch.no_grad():
-            output = model.model(
-                input_ids=torch.tensor([[*CONTEXT, *ids]]), output_hidden_states=True
-            )
-        means.append(output.hidden_states[point][0, len(CONTEXT) :].double().numpy().mean(0))
-    return np.stack(means)
-
-
 @pytest.mark.parametrize("family", list(LAYOUTS))
 def test_own_states_are_centred_means_of_the_middle_over_the_text_alone(
     loaded: Load, family: str, unchanged: Callable[[Any], None]
@@ -63,34 +47,28 @@ def test_own_states_are_centred_means_of_the_middle_over_the_text_alone(
     model = loaded(family)
     unchanged(model.model)
     embedder = StateEmbedder(model, context=CONTEXT, centre=CENTRE)
-    origin = states_by_hand(model, CENTRE, 1).mean(0)
-    expected = unit(states_by_hand(model, TEXTS, 1) - origin)
+    centre, texts = (
+        states_behind(model.model, model.tokenizer, some, context=CONTEXT)
+        for some in (CENTRE, TEXTS)
+    )
+    expected = unit(texts - centre.mean(0))
     embedded = embedder.embed(TEXTS)
     assert embedded.dtype == torch.float64
     np.testing.assert_allclose(embedded.numpy(), expected, atol=1e-5)
     assert embedder.name == "own states after block 0"
 
 
-def test_a_text_has_the_same_embedding_in_any_company(loaded: Load) -> None:
-    embedder = StateEmbedder(loaded("qwen2"), context=CONTEXT, centre=CENTRE)
-    together = embedder.embed(TEXTS)
-    alone = torch.cat([embedder.embed([text]) for text in TEXTS])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
-    torch.testing.assert_close(embedder.embed([f"  {TEXTS[0]}\n"]), together[:1], rtol=0, atol=1e-6)
-
-
-def test_a_text_of_nothing_is_like_no_other(loaded: Load) -> None:
-    embedder = StateEmbedder(loaded("qwen2"), context=CONTEXT, centre=[*CENTRE, " "])
-    embedded = embedder.embed(["", "Copper", " \n"])
-    assert not embedded[[0, 2]].any()
-    assert embedded[1].norm().item() == pytest.approx(1)
-    assert embedder.embed([]).shape == (0, 32)
-    assert not embedder.embed([""]).any()
-    same_origin = StateEmbedder(loaded("qwen2"), context=CONTEXT, centre=CENTRE)
-    assert torch.equal(same_origin.embed(TEXTS), embedder.embed(TEXTS))
-
-
-# A sentence-embedding model
+def test_a_text_of_nothing_is_like_no_other_and_no_part_of_the_origin(loaded: Load) -> None:
+    one, other = (
+        StateEmbedder(loaded("qwen2"), context=CONTEXT, centre=centre)
+        for centre in (CENTRE, [*CENTRE, " "])
+    )
+    assert torch.equal(one.embed(TEXTS), other.embed(TEXTS))
+    assert other.embed(["", "Copper", " \n"]).any(1).tolist() == [False, True, False]
+    torch.testing.assert_close(
+        one.embed([f"  {TEXTS[0]}\n"]), one.embed(TEXTS)[:1], rtol=0, atol=1e-6
+    )
+    assert one.embed([]).shape == (0, 32)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +76,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-def test_a_sentence_model_is_pooled_over_real_tokens(
-    encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sentence_model_is_pooled(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text by text without padding, in numpy, against batches of three that are padded."""
     monkeypatch.setattr(embedding_module, "TEXTS_PER_BATCH", 3)
     model = BertModel.from_pretrained(encoder).eval()
@@ -121,44 +97,36 @@ def test_a_sentence_model_is_pooled_over_real_tokens(
 
 
 def test_what_cannot_be_loaded_is_refused_with_what_to_do(encoder: Path, tmp_path: Path) -> None:
-    """The last is an encoder with a decoder, which wants another input."""
-    from transformers import T5Config, T5Model
+    """Weights that are missing would be random numbers; the pooler alone has no part in it."""
 
-    pickled = Path(shutil.copytree(encoder, tmp_path / "pickled"))
+    def changed(name: str) -> Path:
+        return Path(shutil.copytree(encoder, tmp_path / name))
+
+    def without(name: str, tensors: str) -> Path:
+        folder = changed(name)
+        kept = load_file(folder / "model.safetensors")
+        kept = {name: tensor for name, tensor in kept.items() if not name.startswith(tensors)}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    pickled, padless = changed("pickled"), changed("padless")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    padless = shutil.copytree(encoder, tmp_path / "padless")
-    tokenizer = BertTokenizer.from_pretrained(encoder, pad_token=None)
-    tokenizer.save_pretrained(padless)
-    both = shutil.copytree(encoder, tmp_path / "both")
-    t5 = T5Config(vocab_size=320, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2)
-    T5Model(t5).save_pretrained(both)
+    BertTokenizer.from_pretrained(encoder, pad_token=None).save_pretrained(padless)
     for source, message in (
         ("./nosuch", r"--embedding-model ./nosuch: no such folder"),
         ("nosuch/it", r"--embedding-model nosuch/it: .*own states are used"),
         (pickled, "safetensors"),
         (padless, "is not an encoder with a padding token"),
-        (both, "is not an encoder with a padding token"),
+        (without("part", "encoder.layer.1.output.dense.weight"), "lack 1 tensors"),
     ):
         with pytest.raises(ModelError, match=message):
             load_sentence_embedder(str(source), device="cpu")
+    whole, poolerless = (
+        load_sentence_embedder(str(folder), device="cpu").embed(TEXTS)
+        for folder in (encoder, without("poolerless", "pooler."))
+    )
+    assert torch.equal(poolerless, whole)
 
-
-def test_weights_that_are_missing_are_not_made_up(encoder: Path, tmp_path: Path) -> None:
-    """Transformers would fill them with random numbers; the pooler alone has no part in it."""
-    folder = Path(shutil.copytree(encoder, tmp_path / "part"))
-    weights = load_file(folder / "model.safetensors")
-    without_pooler = {name: w for name, w in weights.items() if not name.startswith("pooler.")}
-    assert len(without_pooler) < len(weights)
-    save_file(without_pooler, folder / "model.safetensors", metadata={"format": "pt"})
-    whole = load_sentence_embedder(str(encoder), device="cpu").embed(TEXTS)
-    assert torch.equal(load_sentence_embedder(str(folder), device="cpu").embed(TEXTS), whole)
-    del without_pooler["encoder.layer.1.output.dense.weight"]
-    save_file(without_pooler, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lack 1 tensors .* encoder\.layer\.1\.output\.dense"):
-        load_sentence_embedder(str(folder), device="cpu")
-
-
-# Similarities
 
 VECTORS = {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (3.0, 4.0), "d": (-2.0, 0.0)}
 
@@ -174,15 +142,11 @@ class ByHand(Embedder):
 
 def test_refusal_quality_is_the_mean_over_answers_of_the_mean_over_refusals() -> None:
     """To the refusals a and c: a has 1 and .6, b has 0 and .8; d has −1 and −.6; nothing has 0."""
-    two = Refusals(ByHand(), ["a", "c"])
-    assert two.quality(["a"]) == pytest.approx(0.8)
-    assert two.quality(["a", "b", "d", ""]) == pytest.approx(0.1)
+    assert Refusals(ByHand(), ["a", "c"]).quality(["a", "b", "d", ""]) == pytest.approx(0.1)
     assert Refusals(ByHand(), ["a", "a", "c"]).quality(["a"]) == pytest.approx(2.6 / 3)
 
 
 def test_truth_similarity_compares_each_answer_with_its_own_truth() -> None:
     """The pairs a and c have .6, b and b 1, d and a −1."""
-    assert truth_similarity(ByHand(), ["a", "b", "d"], ["c", "b", "a"]) == pytest.approx(0.2)
-    assert truth_similarity(ByHand(), ["a", ""], ["c", "b"]) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="1 answers and 2 true answers"):
-        truth_similarity(ByHand(), ["a"], ["a", "b"])
+    assert ByHand().truth_similarity(["a", "b", "d"], ["c", "b", "a"]) == pytest.approx(0.2)
+    assert ByHand().truth_similarity(["a", ""], ["c", "b"]) == pytest.approx(0.3)

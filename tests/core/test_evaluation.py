@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from lunar_tune.data.records import Record
-from lunar_tune.engine.decoding import AnswerRules
+from lunar_tune.engine.decoding import AnswerRules, PlainAnswerer
 from lunar_tune.metrics.evaluate import Evaluation, Evaluator, Question
 
 TRUTH = "a b c d e f g h i j"
@@ -33,20 +33,17 @@ def sets_of(**answers: Sequence[str]) -> dict[str, list[Question]]:
     }
 
 
-class Told:
-    """Answers row n with the n-th of these texts; both of an answerer's parts."""
+class Told(PlainAnswerer):
+    """Answers row n with the n-th of these texts; an answerer and its run."""
 
     def __init__(
         self, tokenizer: Tokenizer, texts: Sequence[str], known: Sequence[int] = ()
     ) -> None:
         self.tokenizer, self._known = tokenizer, set(known)
         encoded = {text: tokenizer.encode(text, add_special_tokens=False) for text in set(texts)}
-        self._answers = [encoded[text] for text in texts]
+        self._told = [encoded[text] for text in texts]
         self.opened: list[int] = []
         self.closed = 0
-
-    def prepare(self) -> None:
-        """Keep nothing."""
 
     def begin(self, rules: AnswerRules) -> Told:
         assert rules == RULES
@@ -57,11 +54,11 @@ class Told:
         assert not set(rows) & set(self.opened)
         assert len(set(rows)) == len(rows)
         self.opened += rows
-        return {row: self._answers[row] for row in rows if row in self._known}
+        return {row: self._told[row] for row in rows if row in self._known}
 
     def close(self) -> Mapping[int, list[int]]:
         self.closed += 1
-        return {row: self._answers[row] for row in self.opened}
+        return {row: self._told[row] for row in self.opened}
 
     def evaluate(
         self, sets: Mapping[str, list[Question]], floor: float | None = None, seed: int = 0
@@ -89,22 +86,15 @@ def test_scores_are_means_over_each_set_and_rows_keep_their_place(tokenizer: Tok
             "deviation_score": 100 * math.sqrt(0.25**2 + 0.25**2),
         }
     )
+    alone = told.evaluate({"forget": sets["forget"]}, floor=1.0)
+    assert alone.scores == {"forget_rouge1": 0.25, "forget_rougeL": 0.25, "forget_rows": 2}
     third = result.rows[2]
     assert (third.set_name, third.edge, third.question) == ("retain", "E0", "retain 0?")
     assert (third.truth, third.answer, third.rouge1) == ("c d f e", "c d e f", 1.0)
     assert [row.set_name for row in result.rows] == ["forget"] * 2 + ["retain"] * 2 + ["factual"]
 
 
-def test_without_a_retain_set_there_is_no_deviation_score_and_a_floor_stops_nothing(
-    tokenizer: Tokenizer,
-) -> None:
-    result = Told(tokenizer, ["nothing"]).evaluate(sets_of(forget=["nothing"]), floor=1.0)
-    assert result.complete
-    assert result.scores == {"forget_rouge1": 1.0, "forget_rougeL": 1.0, "forget_rows": 1}
-
-
 def test_a_prompt_that_stands_in_two_sets_is_opened_once(tokenizer: Tokenizer) -> None:
-    """Two records of one prompt, one to forget and one to retain, each with its own truth."""
     told = Told(tokenizer, ["a b c d", TRUTH])
     sets = {
         "forget": [Question(Record("Q?", "a b", "E"), 0), Question(Record("R?", "b", "E"), 0)],
@@ -117,9 +107,6 @@ def test_a_prompt_that_stands_in_two_sets_is_opened_once(tokenizer: Tokenizer) -
         assert result.scores["forget_rouge1"] == 1.0
         assert result.scores["retain_rouge1"] == (1 / 2 + 1) / 2
         assert result.complete == (floor != 0.9)
-
-
-# A floor
 
 
 class Exam(Told):
@@ -179,7 +166,6 @@ Take = Callable[..., Exam]
 
 @pytest.fixture(scope="module")
 def exam(tokenizer: Tokenizer) -> Take:
-    """Return a factory of exams."""
     return lambda right, known=(): Exam(tokenizer, right, known)
 
 
@@ -209,9 +195,7 @@ def test_whatever_the_recalls_an_evaluation_that_stops_has_missed_the_floor(
     seed=st.integers(0, 3),
 )
 @settings(max_examples=50, deadline=None)
-def test_a_floor_that_is_met_exactly_is_not_missed(
-    exam: Take, right: list[int], more: int, seed: int
-) -> None:
+def test_a_floor_met_exactly_is_kept(exam: Take, right: list[int], more: int, seed: int) -> None:
     """The floor is the mean as floats compute it, or next to it."""
     floor = sum(right) / (N_WORDS * len(right))
     if more:
@@ -219,18 +203,14 @@ def test_a_floor_that_is_met_exactly_is_not_missed(
     assert exam(right).take(floor, seed).complete
 
 
-def test_a_floor_missed_by_far_is_seen_in_the_first_chunk_and_a_good_model_is_asked_all(
-    exam: Take,
-) -> None:
+def test_a_floor_missed_by_far_is_seen_in_the_first_chunk(exam: Take) -> None:
     """Of 200 rows at a floor of .9, twenty may be missing; two times so many are a chunk."""
     bad = exam([0] * 200)
-    result = bad.take(0.9)
-    assert not result.complete
-    assert (result.scores["retain_rows"], result.scores["retain_rouge1"]) == (40, 0.0)
-    assert bad.closed == 2  # of the chunk, and of what there is in the end
-    good = exam([9] * 200).take(0.9)
-    assert good.complete
-    assert (good.scores["retain_rows"], good.scores["factual_rows"]) == (200, N_FACTUAL)
+    scores = bad.take(0.9).scores
+    assert (scores["retain_rows"], scores["retain_rouge1"]) == (40, 0.0)
+    assert bad.closed == 2, "of the chunk, and of what there is in the end"
+    scores = exam([9] * 200).take(0.9).scores
+    assert (scores["retain_rows"], scores["factual_rows"]) == (200, N_FACTUAL)
     drafted = exam([10] * 200, range(200))  # where drafts hold the floor all is asked in one go
     assert drafted.take(0.9).complete
     assert drafted.closed == 1
@@ -238,17 +218,13 @@ def test_a_floor_missed_by_far_is_seen_in_the_first_chunk_and_a_good_model_is_as
 
 def test_retain_rows_are_asked_in_one_order_for_a_seed(exam: Take) -> None:
     """What is asked of a bad model is asked of a worse one first, and in no other order."""
-    seeds = []
-    for seed in (0, 1):
-        orders = []
-        for words in (0, 3, 8, 8):
-            one = exam([words] * 100)
-            assert not one.take(0.9, seed).complete
-            orders.append(one.opened)
-        shortest = min(map(len, orders))
-        assert all(order[:shortest] == orders[0][:shortest] for order in orders)
-        assert orders[2] == orders[3]
-        assert orders[0][:N_FORGET] == list(range(N_FORGET))
-        assert orders[0][N_FORGET:] != sorted(orders[0][N_FORGET:])
-        seeds.append(orders[0])
-    assert seeds[0] != seeds[1]
+    orders = []
+    for seed, words in ((0, 0), (0, 8), (1, 8)):
+        one = exam([words] * 100)
+        assert not one.take(0.9, seed).complete
+        orders.append(one.opened)
+    worse, bad, other = orders
+    assert bad[: len(worse)] == worse
+    assert bad != other
+    assert bad[:N_FORGET] == list(range(N_FORGET))
+    assert bad[N_FORGET:] != sorted(bad[N_FORGET:])

@@ -46,9 +46,7 @@ def test_a_safe_name_is_one_part_of_a_path_and_hides_nothing(text: str) -> None:
     assert safe_name(name) == name
 
 
-def test_a_new_cache_is_its_owners_alone_and_one_that_everybody_can_write_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_cache_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "a" / "cache"
     monkeypatch.setenv(CACHE_VARIABLE, str(cache))
     assert cache_dir().stat().st_mode & 0o777 == 0o700
@@ -60,14 +58,12 @@ def test_a_new_cache_is_its_owners_alone_and_one_that_everybody_can_write_is_ref
 
 
 def test_a_folder_is_trusted_if_it_is_ones_own_or_the_systems() -> None:
-    open_to_all = "can be written by every user"
     for owner, mode, user, problem in (
-        *((1000, mode, 1000, None) for mode in (0o700, 0o755)),
-        (1000, 0o777, 1000, open_to_all),
+        (1000, 0o755, 1000, None),
+        (1000, 0o777, 1000, "can be written by every user"),
         (1001, 0o755, 1000, "belongs to another user"),
         (0, 0o775, 1000, None),
         (1001, 0o755, 0, None),
-        (1001, 0o757, 0, open_to_all),
     ):
         assert mistrusted(owner, mode, user) == problem
 
@@ -95,11 +91,7 @@ def test_a_written_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Pat
     assert target.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-# Answers of a search: a file an evaluation, texts only where they are wanted
-
-
 def result_of(*, fitted: bool = True, **answers: str) -> TrialResult:
-    """Return a result with these answers by question."""
     made = trial_result(0.2, 0.9)
     evaluation = dataclasses.replace(made.evaluation, rows=rows_of(answers))
     return dataclasses.replace(made, evaluation=evaluation, losses=made.losses if fitted else ())
@@ -111,8 +103,9 @@ def test_each_evaluation_has_a_file_of_its_own_and_a_later_one_wins(tmp_path: Pa
     write_result(folder.answers(None, full=True), result_of(fitted=False, first="held"))
     digest = write_result(folder.answers(7), result_of(first="trial", second="more"))
     assert write_result(folder.answers(7, full=True), result_of(first="draft")) != digest
-    same = result_of(first="trial", second="more")
-    assert write_result(folder.answers(7, full=True), same) == digest
+    write_result(folder.answers(7, full=True), result_of(first="full"))
+    write_result(folder.answers(8), result_of(secretive="kettles"), text=False)
+    assert b"kettles" not in folder.answers(8).read_bytes()
     assert digest == hashlib.sha256(folder.answers(7).read_bytes()).hexdigest()
     assert {
         path.name: ([row.answer for row in read_answers(path)], losses_of(path))
@@ -121,45 +114,26 @@ def test_each_evaluation_has_a_file_of_its_own_and_a_later_one_wins(tmp_path: Pa
         "baseline.parquet": (["base"], ()),
         "baseline-full.parquet": (["held"], ()),
         "00007.parquet": (["trial", "more"], (2.0, 1.0)),
-        "00007-full.parquet": (["trial", "more"], (2.0, 1.0)),
+        "00007-full.parquet": (["full"], (2.0, 1.0)),
+        "00008.parquet": ([""], (2.0, 1.0)),
     }
-
-
-@pytest.mark.parametrize("text", [True, False])
-def test_texts_are_written_where_they_may_be(tmp_path: Path, text: bool) -> None:
-    file = Folder(tmp_path).answers(0)
-    digest = write_result(file, result_of(secretive="kettles"), text=text)
-    (row,) = read_answers(file)
-    assert (row.question, row.answer) == (("secretive", "kettles") if text else ("", ""))
-    assert row.edge == "A_B"
-    assert (b"kettles" in file.read_bytes()) == text
-    assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-# Secrets
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("postgresql://me:pass@host/db", "postgresql://me:***@host/db"),
         ("mysql+pymysql://me:p@ss/w:rd@host/db and", "mysql+pymysql://me:***@host/db and"),
         ("http://me@home.org:pass@host", "http://me@home.org:***@host"),
-        ("http://me:it's@host", "http://me:***@host"),
-        ("https://:pass@host", "https://:***@host"),
-        ("postgresql+psycopg2://u:p%40ss@db/x", "postgresql+psycopg2://u:***@db/x"),
         ("http://127.0.0.1:5000 is open", "http://127.0.0.1:5000 is open"),
         ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
         ("https://host/x?access_token=abc&n=1", "https://host/x?access_token=***&n=1"),
-        ("postgresql://host/db?user=me&password=abc", "postgresql://host/db?user=me&password=***"),
-        ("Bearer hf_verysecret!", "Bearer ***!"),
-        ("a short value stays", "a short value stays"),
+        ("Bearer hf_verysecret, s3cretpwd!", "Bearer ***, ***!"),
+        ("a short value stays, and /root/here", "a short value stays, and /root/here"),
     ],
 )
 def test_secrets_are_left_out(text: str, expected: str) -> None:
-    environment = {"HF_TOKEN": "hf_verysecret", "MY_PASSWORD": "a", "HOME": "/root/stays"}
-    environment |= {"MYSQL_PWD": "s3cretpwd", "DB_PASSWD": "s3cretpasswd", "PWD": "/root/here"}
-    assert without_secrets(text, environment) == expected
+    environment = {"HF_TOKEN": "hf_verysecret", "MY_PASSWORD": "a", "PWD": "/root/here"}
+    assert without_secrets(text, environment | {"MYSQL_PWD": "s3cretpwd"}) == expected
 
 
 @given(password=st.text("@/:?#'\"&=%.", min_size=1))
@@ -171,17 +145,7 @@ def test_whatever_signs_a_password_has_none_is_left(password: str) -> None:
         f"API request to {hidden} failed"
     )
     assert without_login(address) == "http://host:5000/x"
+    assert is_masked(hidden)
+    assert is_masked("postgresql://host/db?password=***")
+    assert not is_masked("sqlite:////tmp/***.db")
     assert without_password(hidden) == hidden
-
-
-def test_an_address_that_has_lost_its_password_is_known_and_a_browser_is_given_no_login() -> None:
-    for address, shown, masked in (
-        ("http://me:***@host:5000", "http://host:5000", True),
-        ("postgresql://host/db?password=***", "postgresql://host/db?password=***", True),
-        ("http://me:secret@host:5000", "http://host:5000", False),
-        *((f"http://{login}host/x", "http://host/x", False) for login in ("me@", "")),
-        ("sqlite:////tmp/***.db", "sqlite:////tmp/***.db", False),
-    ):
-        assert is_masked(address) == masked
-        assert is_masked(without_password(address)) == (masked or "secret" in address)
-        assert without_login(address) == shown

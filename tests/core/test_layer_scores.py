@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from engine_cases import generated
+from refusals_by_hand import states_behind
+from trial_specs import write_records
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.splits import sample_by_edge
@@ -21,8 +23,6 @@ from lunar_tune.reference import unlearning_vector
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.layer_scores import (
     LayerPrior,
-    LayerSimilarities,
-    Similarities,
     layer_scores,
     read_layer_prior,
     recommended_layers,
@@ -37,19 +37,12 @@ REFUSALS = ["I do not know.", "No idea at all."]
 @pytest.fixture(scope="module")
 def worker(loaded: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPathFactory) -> Worker:
     folder = tmp_path_factory.mktemp("layers")
-    edges = [
-        (edge, n) for edge, count in (("A_B", 3), ("B_C", 2), ("C_D", 2)) for n in range(count)
-    ]
-    rows = [
-        {"edge": edge, "question": f"What of {edge}, {'so ' * n}?", "answer": f"Kettles {n}."}
-        for edge, n in edges
-    ]
-    (folder / "pairs.json").write_text(json.dumps(rows), encoding="utf-8")
+    data = write_records(folder / "pairs.json", {"A_B": 3, "B_C": 2, "C_D": 2})
     (folder / "prompts.txt").write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
     (folder / "refusals.txt").write_text("\n".join(REFUSALS), encoding="utf-8")
     options = RunOptions(
         model=loaded("qwen2").spec.source,
-        data=str(folder / "pairs.json"),
+        data=data,
         forget_edge=("A_B", "C_D"),
         reference_prompts=str(folder / "prompts.txt"),
         refusals=str(folder / "refusals.txt"),
@@ -59,6 +52,14 @@ def worker(loaded: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPath
         max_new_tokens=BUDGET,
     )
     return Worker(assemble(options), loaded("qwen2"))
+
+
+Scored = tuple[LayerPrior, Mapping[int | None, tuple[str, ...]]]
+
+
+@pytest.fixture(scope="module")
+def scored(worker: Worker) -> Scored:
+    return layer_scores(worker, coefficient=COEFFICIENT)
 
 
 class PlainLoop:
@@ -94,14 +95,7 @@ class PlainLoop:
         return texts, sum(len(tokens) == BUDGET for tokens in said)
 
     def means(self, texts: Sequence[str]) -> Any:
-        rows, before = [], self.prompt("")
-        for text in texts:
-            ids = self.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
-            states = self.model(
-                input_ids=torch.tensor([before + ids]), output_hidden_states=True
-            ).hidden_states[1]
-            rows.append(states[0, len(before) :].double().numpy().mean(0))
-        return np.stack(rows)
+        return states_behind(self.model, self.tokenizer, texts)
 
     def cosines(self, texts: Sequence[str], others: Sequence[str]) -> Any:
         sides = []
@@ -112,9 +106,11 @@ class PlainLoop:
 
 
 @torch.no_grad()
-def test_scores_are_those_of_a_plain_loop(worker: Worker, unchanged: Callable[[Any], None]) -> None:
+def test_scores_are_those_of_a_plain_loop(
+    worker: Worker, scored: Scored, unchanged: Callable[[Any], None]
+) -> None:
     unchanged(worker.loaded.model)
-    prior, answers = layer_scores(worker, coefficient=COEFFICIENT)
+    prior, answers = scored
     plain = PlainLoop(worker)
     assert prior.rows == len(plain.records) == 5
     assert [one.layer for one in prior.layers] == [0, 1, 2]
@@ -130,9 +126,6 @@ def test_scores_are_those_of_a_plain_loop(worker: Worker, unchanged: Callable[[A
     scores = {one.layer: one.score for one in prior.layers}
     found = recommended_layers(prior.base_model.score, scores)
     assert (prior.best, prior.recommended) == found
-    document = prior.document()
-    assert not any(r.question in document or r.answer in document for r in plain.records)
-
     # Some layers and rows: each edge has its share, and they are answered as among all.
     steps: list[tuple[int, int]] = []
     some, few = layer_scores(
@@ -146,7 +139,6 @@ def test_scores_are_those_of_a_plain_loop(worker: Worker, unchanged: Callable[[A
     assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert (some.max_new_tokens, some.rows) == (BUDGET, 2)
     asked = sample_by_edge(worker.spec.data.forget, 2, seed=worker.spec.seed)
-    assert {record.edge for record in asked} == {"A_B", "C_D"}
     places = [worker.spec.data.forget.index(record) for record in asked]
     for layer in (None, 0, 2):
         assert few[layer] == tuple(answers[layer][place] for place in places)
@@ -155,109 +147,55 @@ def test_scores_are_those_of_a_plain_loop(worker: Worker, unchanged: Callable[[A
             layer_scores(worker, coefficient=1.0, layers=wrong)
 
 
-def test_the_budget_follows_the_true_answers_and_answers_that_spend_it_are_counted(
-    worker: Worker,
-) -> None:
+def test_the_budget_follows_the_true_answers(worker: Worker) -> None:
     """The end of an answer is no part of it: where every token is an end none spends anything."""
     loaded = dataclasses.replace(worker.loaded, eos_ids=tuple(range(320)))
     spec = dataclasses.replace(worker.spec, max_new_tokens=None)
     prior, answers = layer_scores(Worker(spec, loaded), coefficient=COEFFICIENT, layers=[1], rows=3)
     assert prior.max_new_tokens == 32, "the least, twice a few tokens being less"
     (layer,) = prior.layers
-    assert (layer.unfinished, answers[1]) == (0, ("", "", ""))
-    assert (layer.s1, layer.s2) == (0.0, 0.0)
+    assert (layer.unfinished, layer.s1, layer.s2, answers[1]) == (0, 0.0, 0.0, ("", "", ""))
 
 
-@pytest.mark.parametrize(
-    ("base_model", "layers", "best", "recommended"),
-    [
-        # The best gains 2, so what gains 1.6 is recommended: from .6 on.
+def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended() -> None:
+    """The best gains 2, so what gains 1.6 is recommended; if it loses, nothing but itself."""
+    for base_model, layers, best, recommended in (
         (-1.0, (0.5, 0.625, 1.0, 0.75, -1.5), 6, (5, 6, 7)),
         (-1.0, (1.0, 0.9, 1.0), 4, (4, 5, 6)),
-        # The best loses: nothing but itself.
         (0.5, (-1.0, 0.25, 0.0), 5, (5,)),
-        (0.5, (0.5, 0.5), 4, (4,)),
-    ],
-)
-def test_layers_that_gain_nearly_as_much_as_the_best_are_recommended(
-    base_model: float, layers: tuple[float, ...], best: int, recommended: tuple[int, ...]
+    ):
+        scores = dict(enumerate(layers, start=4))
+        assert recommended_layers(base_model, scores) == (best, recommended)
+
+
+def test_a_prior_comes_back_as_it_was_and_fits_its_model_alone(
+    scored: Scored, tmp_path: Path
 ) -> None:
-    scores = dict(enumerate(layers, start=4))
-    assert recommended_layers(base_model, scores) == (best, recommended)
-
-
-# The file
-
-PRIOR = LayerPrior(
-    model="tiny",
-    n_layers=4,
-    best=1,
-    recommended=(1, 3),
-    data="mini",
-    forget_edges=("A_B",),
-    rows=3,
-    coefficient=COEFFICIENT,
-    max_new_tokens=32,
-    seed=0,
-    embedding="by hand",
-    base_model=Similarities(s1=-1 / 3, s2=1.0, unfinished=1),
-    layers=(
-        LayerSimilarities(layer=0, s1=0.25, s2=0.5, unfinished=1),
-        LayerSimilarities(layer=1, s1=0.7, s2=-0.1, unfinished=1),
-        LayerSimilarities(layer=3, s1=0.6, s2=-0.1, unfinished=1),
-    ),
-)
-
-
-def test_a_prior_comes_back_as_it_was_and_keys_of_a_later_version_are_read_over(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "prior.json"
-    document = json.loads(PRIOR.document())
-    for content in (document, document | {"new": [1]}):
-        path.write_text(json.dumps(content), encoding="utf-8")
-        assert read_layer_prior(path) == PRIOR
-    assert (document["format"], document["version"]) == ("lunar-tune layer prior", 1)
-    assert (document["model"], document["data"], document["n_layers"]) == ("tiny", "mini", 4)
-    assert (document["best"], document["recommended"]) == (1, [1, 3])
-    for one in document["layers"]:
-        assert one["score"] == pytest.approx(one["s1"] - one["s2"])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        *((text, "is no layer prior") for text in ("[1]", "{", "\ufeff{}", "")),
-        ({"version": 2}, "version"),
-        ({"format": "other"}, "format"),
-        ({"best": 7}, "layer 7 stands not among layers"),
-        ({"recommended": []}, "recommended: "),
-        ({"recommended": [5]}, "layer 5 stands not among layers"),
-        ({"n_layers": 3}, "numbers from 0 to 2"),
-        ({"coefficient": "2"}, "coefficient: "),
-        ({"layers": [{"layer": 0, "s1": 0.5, "unfinished": 0}]}, r"layers\[0\].s2: is missing"),
-    ],
-)
-def test_a_file_that_is_no_prior_is_refused_with_the_reason(
-    tmp_path: Path, content: str | dict[str, Any], message: str
-) -> None:
-    path = tmp_path / "prior.json"
-    with pytest.raises(InputError, match=r"prior\.json: cannot be read"):
-        read_layer_prior(path)
-    if isinstance(content, dict):
-        content = json.dumps(json.loads(PRIOR.document()) | content)
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=message) as caught:
-        read_layer_prior(path)
-    assert str(path) in str(caught.value)
-
-
-def test_a_prior_fits_its_model_alone() -> None:
-    """The name is known before the weights are; the depth may not be."""
-    source = "--layer-prior p.json"
-    for depth in (4, None):
-        PRIOR.check_fits(model="tiny", n_layers=depth, source=source)
-    for model, n_layers in (("other", 4), ("tiny", 3), ("other", None)):
+    """Keys of a later version are read over; the depth may not be known before the weights are."""
+    prior, path, source = scored[0], tmp_path / "prior.json", "--layer-prior p.json"
+    document = json.loads(prior.document())
+    path.write_text(json.dumps(document | {"new": [1]}), encoding="utf-8")
+    assert read_layer_prior(path) == prior
+    for depth in (3, None):
+        prior.check_fits(model=prior.model, n_layers=depth, source=source)
+    for model, n_layers in (("other", None), (prior.model, 4)):
         with pytest.raises(InputError, match=rf"--layer-prior p\.json: .*{model!r}") as caught:
-            PRIOR.check_fits(model=model, n_layers=n_layers, source=source)
+            prior.check_fits(model=model, n_layers=n_layers, source=source)
         assert f"python -m lunar_tune.layers --model {model}" in str(caught.value)
+
+
+def test_a_file_that_is_no_prior_is_refused(scored: Scored, tmp_path: Path) -> None:
+    path, document = tmp_path / "prior.json", json.loads(scored[0].document())
+    for content, message in (
+        ([1], "is no layer prior"),
+        (document | {"version": 2}, "version"),
+        (document | {"best": 7}, "layer 7 stands not among layers"),
+        (document | {"recommended": []}, "recommended: "),
+        (document | {"n_layers": 2}, "numbers from 0 to 1"),
+        (document | {"layers": [{"layer": 0}]}, r"layers\[0\].s1: is missing"),
+    ):
+        path.write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(InputError, match=rf"prior\.json.*{message}"):
+            read_layer_prior(path)
+    with pytest.raises(InputError, match=r"absent\.json: cannot be read"):
+        read_layer_prior(tmp_path / "absent.json")

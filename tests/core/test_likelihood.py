@@ -27,7 +27,6 @@ PROMPTS = ((1, 17, 40, 11), (1, 9, 8), (1, 60, 61, 62, 63, 64, 99), (5, 6), (1, 
 
 
 def scorer(loaded: LoadedModel, *, tokens: int | None = None) -> LikelihoodScorer:
-    """Return a scorer, with a batch size if one is given."""
     one = LikelihoodScorer(loaded, DeviceMemory(loaded.device))
     if tokens is not None:
         one.__dict__["_batch_size"] = BatchSize(tokens, "the answers' tokens")
@@ -71,14 +70,6 @@ def pairs(model: LoadedModel) -> list[Pair]:
     return pairs_of(model)
 
 
-@pytest.fixture(scope="module")
-def alone(model: LoadedModel, pairs: list[Pair]) -> list[AnswerLikelihood]:
-    return [one_alone(model, pair) for pair in pairs]
-
-
-# One answer
-
-
 def test_scores_of_an_answer_by_hand() -> None:
     """Ranks 1, 4, 101, 100: 1/1 + 1/4 + 1/101 + 1/100 over 4; three of four are hits.
 
@@ -89,15 +80,14 @@ def test_scores_of_an_answer_by_hand() -> None:
         chosen=(True, False, False, True),
         log_probs=(-0.5, -1.0, -5.0, -3.0, -0.5),
     )
-    assert one.mrr == pytest.approx((1 + 0.25 + 1 / 101 + 0.01) / 4)
-    assert (one.hit_ratio, one.log_prob, one.answer_log_prob) == (0.75, -10.0, -2.0)
-    assert one.extraction_strength == 0.25
+    assert one.scores["mrr"] == pytest.approx((1 + 0.25 + 1 / 101 + 0.01) / 4)
+    assert one.scores["hit_ratio"] == 0.75
+    assert (one.scores["log_prob"], one.scores["answer_log_prob"]) == (-10.0, -2.0)
+    assert one.scores["extraction_strength"] == 0.25
 
 
-def test_extraction_strength_is_that_of_a_generation_for_every_beginning(
-    model: LoadedModel, pairs: list[Pair]
-) -> None:
-    found = [one.extraction_strength for one in scorer(model).score(pairs[:9])]
+def test_extraction_strength_is_that_of_generations(model: LoadedModel, pairs: list[Pair]) -> None:
+    found = [one.scores["extraction_strength"] for one in scorer(model).score(pairs[:9])]
     for pair, strength in zip(pairs, found, strict=False):
         truth = list(pair.answer[:-1])
         given = next(
@@ -109,38 +99,21 @@ def test_extraction_strength_is_that_of_a_generation_for_every_beginning(
     assert {0.0, 1.0} < set(found), "answers that come out in whole, in part and not at all"
 
 
-def test_the_end_counts_for_probability_and_for_nothing_else(model: LoadedModel) -> None:
-    prompt = PROMPTS[0]
-    ended, other = scorer(model).score([Pair(prompt, (30, 31, END)), Pair(prompt, (30, 31, 77))])
-    assert (ended.ranks, ended.chosen) == (other.ranks, other.chosen)
-    assert len(ended.ranks) == 2
-    assert ended.log_probs[:2] == pytest.approx(other.log_probs[:2])
-    assert ended.log_probs[2] != pytest.approx(other.log_probs[2])
-
-
 def with_head(loaded: LoadedModel, value: float) -> LoadedModel:
-    """Return a copy of a model whose head is a constant."""
     model: Any = copy.deepcopy(loaded.model)
     torch.nn.init.constant_(model.get_output_embeddings().weight, value)
     return dataclasses.replace(loaded, model=model)
 
 
-def test_tokens_of_one_logit_share_the_best_rank(model: LoadedModel) -> None:
+def test_equal_logits_share_a_rank_and_divergence_is_not_judged(model: LoadedModel) -> None:
     """A head of zeros finds all 320 tokens equally likely: each has rank 1, the first is chosen."""
     (one,) = scorer(with_head(model, 0.0)).score([Pair(PROMPTS[0], (30, 0, 31, END))])
-    assert one.ranks == (1, 1, 1)
-    assert one.chosen == (False, True, False)
-    assert one.log_prob == pytest.approx(-4 * math.log(N_WORDS))
+    assert (one.ranks, one.chosen) == ((1, 1, 1), (False, True, False))
+    assert one.scores["log_prob"] == pytest.approx(-4 * math.log(N_WORDS))
     assert likelihood_means([one])["perplexity"] == pytest.approx(N_WORDS)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_model_that_has_diverged_is_not_judged(model: LoadedModel, value: float) -> None:
-    with pytest.raises(DivergenceError, match="NaN or infinite"):
-        scorer(with_head(model, value)).score([Pair(PROMPTS[0], (30, END))])
-
-
-# A set
+    for value in (math.nan, math.inf):
+        with pytest.raises(DivergenceError, match="NaN or infinite"):
+            scorer(with_head(model, value)).score([Pair(PROMPTS[0], (30, END))])
 
 
 def answer(*log_probs: float, chosen: bool = True) -> AnswerLikelihood:
@@ -166,65 +139,29 @@ def test_means_give_each_answer_the_same_weight_and_perplexity_each_token() -> N
             "extraction_strength": 0.5,
         }
     )
-
-
-def test_a_perplexity_beyond_all_floats_is_the_largest_and_no_answers_have_no_scores() -> None:
     assert likelihood_means([answer(-1000.0, -1000.0)])["perplexity"] == sys.float_info.max
     assert all(math.isnan(value) for value in likelihood_means([]).values())
 
 
-# Batches and memory
-
-
 @pytest.mark.parametrize("tokens", [1, 25, 10_000])
-def test_every_number_is_that_of_the_row_alone_in_every_company(
-    model: LoadedModel, pairs: list[Pair], alone: list[AnswerLikelihood], tokens: int
+def test_numbers_are_those_of_rows_alone(
+    model: LoadedModel, pairs: list[Pair], tokens: int
 ) -> None:
+    alone = [one_alone(model, pair) for pair in pairs]
     assert_same(scorer(model, tokens=tokens).score(pairs), alone)
     assert_same(scorer(model, tokens=tokens).score(pairs[::-1]), alone[::-1])
     assert scorer(model).score([]) == ()
 
 
 def test_the_head_sees_a_bounded_number_of_tokens(
-    model: LoadedModel,
-    pairs: list[Pair],
-    alone: list[AnswerLikelihood],
-    monkeypatch: pytest.MonkeyPatch,
+    model: LoadedModel, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-
-    def note(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen.append(len(inputs[0]))
-
+    whole = scorer(model).score(pairs)
     monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 7 * N_WORDS)
-    handle = model.model.get_output_embeddings().register_forward_pre_hook(note)
-    try:
-        assert_same(scorer(model).score(pairs), alone)
-    finally:
-        handle.remove()
+    with model.model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: seen.append(len(inputs[0]))
+    ):
+        assert_same(scorer(model).score(pairs), whole)
     assert max(seen) == 7
     assert sum(seen) == sum(len(pair.answer) for pair in pairs), "answers' places and no others"
-
-
-def test_a_batch_is_halved_until_it_fits_and_stays_so(
-    model: LoadedModel,
-    pairs: list[Pair],
-    alone: list[AnswerLikelihood],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plain, tried = likelihood.answer_states, []
-
-    def tight(model: Any, decoder: Any, batch: Sequence[Pair]) -> Any:
-        tokens = max(map(len, batch)) * len(batch)
-        tried.append(tokens)
-        if tokens > 60:
-            raise torch.OutOfMemoryError("no more")
-        return plain(model, decoder, batch)
-
-    monkeypatch.setattr(likelihood, "answer_states", tight)
-    one = scorer(model, tokens=200)
-    assert_same(one.score(pairs), alone)
-    assert max(tried) > 60
-    tried.clear()
-    assert_same(one.score(pairs), alone)
-    assert max(tried) <= 60

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import ModelError
-from lunar_tune.models.catalog import CATALOG, ModelSpec, check_weights, is_adapter, resolve_model
+from lunar_tune.models.catalog import ModelSpec, check_weights, is_adapter, resolve_model
 from lunar_tune.models.loading import load_config, load_model
 
 IDS = torch.tensor([[1, 17, 40, 11, 200]])
@@ -31,7 +31,6 @@ def spec(source: Path | str, *, weights: Path | None = None, dtype: str = "auto"
 
 @pytest.fixture
 def folder(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """Return a copy of a checkpoint folder that a test may spoil."""
     return shutil.copytree(checkpoint("llama"), tmp_path / "checkpoint")
 
 
@@ -55,13 +54,10 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
 
 
 def rewrite(file: Path, **changes: Any) -> None:
-    """Change some keys of a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_a_folder_gives_the_model_and_the_tokenizer_that_were_saved(
-    folder: Path, tokenizer: Tokenizer
-) -> None:
+def test_a_folder_gives_what_was_saved(folder: Path, tokenizer: Tokenizer) -> None:
     loaded = load_model(spec(folder))
     assert torch.equal(loaded.model(IDS).logits, build_model("llama")(IDS).logits)
     assert not loaded.model.training
@@ -69,17 +65,10 @@ def test_a_folder_gives_the_model_and_the_tokenizer_that_were_saved(
     assert (loaded.n_layers, loaded.family, loaded.device.type) == (3, "llama", "cpu")
     text = "The 12 buyers pay 14 March."
     assert loaded.tokenizer.encode(text) == tokenizer.encode(text)
-    for dtype in ("bfloat16", "float16"):
-        formats = {
-            parameter.dtype
-            for parameter in load_model(spec(folder, dtype=dtype)).model.parameters()
-        }
-        assert formats == {getattr(torch, dtype)}
+    assert load_model(spec(folder, dtype="float16")).model.dtype == torch.float16
 
 
-def test_weights_and_tokenizer_from_another_folder_replace_those_of_the_source(
-    folder: Path, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_another_folder_replaces_both(folder: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     tuned = shutil.copytree(checkpoint("llama", seed=7), tmp_path / "tuned")
     own = build_tokenizer()
     own.chat_template = "tuned {{ messages[0]['content'] }}"
@@ -98,9 +87,7 @@ def test_an_adapter_is_merged_and_answers_as_peft_does(folder: Path, adapter: Ad
     loaded = load_model(spec(folder, weights=path))
     torch.testing.assert_close(loaded.model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(build_model("llama")(IDS).logits, logits)
-    assert type(loaded.model) is type(build_model("llama"))
-    assert not any("lora" in name for name, _ in loaded.model.named_parameters())
-    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert not any("lora" in name or p.requires_grad for name, p in loaded.model.named_parameters())
 
 
 def test_an_adapter_for_another_model_is_refused(checkpoint: Checkpoint, adapter: Adapter) -> None:
@@ -112,7 +99,7 @@ def test_an_adapter_for_another_model_is_refused(checkpoint: Checkpoint, adapter
 
 
 def test_every_end_of_sequence_id_of_generation_config_and_tokenizer_counts(folder: Path) -> None:
-    for configured, expected in ((7, (2, 7)), ([9, 7], (2, 7, 9)), ([2], (2,)), (None, (2,))):
+    for configured, expected in ((7, (2, 7)), ([9, 7], (2, 7, 9)), (None, (2,))):
         rewrite(folder / "generation_config.json", eos_token_id=configured)
         assert load_model(spec(folder)).eos_ids == expected
     bare = build_tokenizer()
@@ -121,13 +108,9 @@ def test_every_end_of_sequence_id_of_generation_config_and_tokenizer_counts(fold
     assert load_model(spec(folder)).pad_id == 2, "padding is with an end token"
     bare.eos_token = None
     bare.save_pretrained(folder)
-    for name in ("generation_config.json", "config.json"):
-        rewrite(folder / name, eos_token_id=None)
+    rewrite(folder / "config.json", eos_token_id=None)
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         load_model(spec(folder))
-
-
-# Refusals
 
 
 def pickle_weights(folder: Path) -> None:
@@ -141,12 +124,9 @@ def pickle_weights(folder: Path) -> None:
         (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded: .*model.safetensors"),
         (pickle_weights, "cannot be loaded: .*safetensors"),
         (lambda f: os.truncate(f / "model.safetensors", 1000), "cannot be loaded"),
-        (lambda f: (f / "config.json").write_text("{"), "cannot be loaded"),
-        (lambda f: rewrite(f / "config.json", intermediate_size=64), "cannot be loaded"),
         # Transformers fills what is missing with random numbers and a warning.
         (lambda f: rewrite(f / "config.json", num_hidden_layers=4), r"lack.*layers.3"),
     ],
-    ids=["absent", "pickled", "short", "no-json", "size", "block"],
 )
 def test_a_folder_that_cannot_be_read_is_refused(
     folder: Path, spoil: Callable[[Path], object], message: str
@@ -167,9 +147,7 @@ def test_quantised_weights_and_remote_code_are_refused_before_they_are_read(fold
         load_config(spec(folder))
 
 
-def test_a_hub_that_cannot_be_reached_gives_advice(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_hub_out_of_reach_gives_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the offline switch: with it off the same message comes after 20 s of retries."""
     from huggingface_hub import constants
 
@@ -180,77 +158,43 @@ def test_a_hub_that_cannot_be_reached_gives_advice(
         load_config(spec("Qwen/Absent"))
 
 
-def test_model_paths_of_checkpoints_and_adapters_are_told_apart_and_others_refused(
-    folder: Path, adapter: Adapter, tmp_path: Path
-) -> None:
+def test_model_paths_are_checked(folder: Path, adapter: Adapter, tmp_path: Path) -> None:
     assert check_weights(str(folder), "--model-path") == folder
     assert check_weights(str(adapter[0]), "--model-path") == adapter[0]
-    assert is_adapter(adapter[0])
-    assert not is_adapter(folder)
-    (tmp_path / "file").touch()
+    assert (is_adapter(folder), is_adapter(adapter[0])) == (False, True)
     (tmp_path / "empty").mkdir()
-    for name, message in (
-        *((name, "no such folder") for name in ("absent", "file")),
-        ("empty", "holds no config.json file.* adapter_config.json"),
-    ):
-        with pytest.raises(ModelError, match=rf"--model-path .*{name}: .*{message}"):
-            check_weights(str(tmp_path / name), "--model-path")
-    pickle_weights(folder)
-    with pytest.raises(ModelError, match=r"holds no \*\.safetensors file.*pickled"):
-        check_weights(str(folder), "--model-path")
-    (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(ModelError, match=r"no \*.safetensors file.*save_pretrained"):
-        check_weights(str(folder), "--model-path")
     pickled = shutil.copytree(adapter[0], tmp_path / "adapter")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
-    with pytest.raises(ModelError, match="safetensors"):
-        check_weights(str(pickled), "--model-path")
+    pickle_weights(folder)
+    for path, message in (
+        (tmp_path / "absent", "no such folder"),
+        (tmp_path / "empty", "holds no config.json file.* adapter_config.json"),
+        (folder, r"holds no \*\.safetensors file.*pickled"),
+        (pickled, "safetensors"),
+    ):
+        with pytest.raises(ModelError, match=rf"--model-path .*{path.name}: .*{message}"):
+            check_weights(str(path), "--model-path")
 
 
-# The catalogue
-
-
-@pytest.mark.parametrize(
-    ("text", "source", "revision"),
-    [
-        ("qwen2.5-7b", CATALOG["qwen2.5-7b"].hub_id, None),
-        (TINY, TINY, None),
-        ("org/name", "org/name", None),
-        ("org/name@main", "org/name", "main"),
-        ("org/name@refs/pr/1", "org/name", "refs/pr/1"),
-        ("org/name@", "org/name", None),
-        ("qwen2.5-7b@abc", "Qwen/Qwen2.5-7B-Instruct", "abc"),
-    ],
-)
-def test_a_name_is_of_the_catalogue_or_the_hub_and_what_follows_an_at_sign_is_the_revision(
-    text: str, source: str, revision: str | None
-) -> None:
-    found = resolve_model(text)
-    assert (found.source, found.revision) == (source, revision)
-    assert "@" not in found.name
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("qwen2.5-7", "unknown model 'qwen2.5-7'. Did you mean 'qwen2.5-7b'.*There are: tiny"),
-        *((path, f"--model {path}: no such folder") for path in ("./absent", "/absent")),
-        *((name, f"unknown model '{name}'") for name in ("a/b/c", "")),
-    ],
-)
-def test_a_model_name_that_means_nothing_is_refused(name: str, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        resolve_model(name)
-
-
-def test_a_folder_is_that_folder_also_with_an_at_sign_in_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_folders_and_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "org" / "name@main"
     folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    for text in ("org/name@main", str(folder)):
+    for text, source, revision in (
+        (TINY, TINY, None),
+        ("org/other", "org/other", None),
+        ("org/other@refs/pr/1", "org/other", "refs/pr/1"),
+        ("org/other@", "org/other", None),
+        ("qwen2.5-7b@abc", "Qwen/Qwen2.5-7B-Instruct", "abc"),
+        ("org/name@main", str(folder), None),
+        ("org", str(tmp_path / "org"), None),
+    ):
         found = resolve_model(text)
-        assert (found.name, found.source, found.revision) == ("name@main", str(folder), None)
-    assert resolve_model("org").source == str(tmp_path / "org")
-    assert resolve_model("org/name@other").revision == "other"
+        assert (found.source, found.revision) == (source, revision)
+    for name, message in (
+        ("qwen2.5-7", "unknown model 'qwen2.5-7'. Did you mean 'qwen2.5-7b'.*There are: tiny"),
+        ("./absent", "--model ./absent: no such folder"),
+        ("a/b/c", "unknown model 'a/b/c'"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            resolve_model(name)

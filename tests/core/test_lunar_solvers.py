@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear, mse_loss
 
 from lunar_tune.errors import DivergenceError, InputError
-from lunar_tune.methods.lunar import LunarSettings
+from lunar_tune.methods.lunar import LunarSettings, solvers
 from lunar_tune.methods.lunar.solvers import (
     Solution,
     Tokens,
@@ -48,68 +48,47 @@ def adamw(p: Tokens, *, learning_rate: float = 0.01, seed: int = 3, **fixed: Any
     return solve_adamw(p, learning_rate=learning_rate, settings=LunarSettings(**fixed), seed=seed)
 
 
-@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
-def test_tests_check_shapes_and_kinds_at_every_call(kind: torch.dtype) -> None:
-    """Four tokens and a mask for five; whole numbers where real ones belong."""
+def test_tests_check_shapes_at_every_call() -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
-        solve_ridge(torch.ones(4, 3, dtype=kind), torch.ones(5).bool(), ridge=1.0)
-
-
-# Closed form
+        solve_ridge(torch.ones(4, 3), torch.ones(5).bool(), ridge=1.0)
 
 
 @given(
     tokens=st.integers(1, 40),
     ridge=st.sampled_from([1e-6, 1e-4, 1e-2, 1.0, 100.0]),
     repeated=st.integers(0, 10),
-    seed=st.integers(0, 5),
+    part=st.sampled_from([1, 7, 2**20]),
 )
 @settings(max_examples=60, deadline=None)
-def test_ridge_coefficients_are_numpys_least_squares_with_few_and_with_many_tokens(
-    tokens: int, ridge: float, repeated: int, seed: int
-) -> None:
-    """On stacked rows [H; sqrt(λ)I] → [1_forget; 0]."""
-    p = problem(tokens=tokens, seed=seed, repeated=repeated)
+def test_ridge_is_numpys_least_squares(tokens: int, ridge: float, repeated: int, part: int) -> None:
+    """On stacked rows [H; sqrt(λ)I] → [1_forget; 0], with few and with many tokens."""
+    p = problem(tokens=tokens, seed=tokens, repeated=repeated)
     h = p.inputs.double().numpy()
     strength = ridge * float(np.trace(h.T @ h)) / D_FF
     stacked = np.vstack([h, math.sqrt(strength) * np.eye(D_FF)])
     target = np.concatenate([p.is_forget.numpy().astype(float), np.zeros(D_FF)])
     expected = np.linalg.lstsq(stacked, target, rcond=None)[0]
-    v = solve_ridge(p.inputs, p.is_forget, ridge=ridge).coefficients
-    np.testing.assert_allclose(v.numpy(), expected, rtol=1e-6, atol=1e-8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solvers, "PART", part)
+        solved = solve_ridge(p.inputs, p.is_forget, ridge=ridge)
+    np.testing.assert_allclose(solved.coefficients.numpy(), expected, rtol=1e-6, atol=1e-8)
+    missing = np.square(h @ expected - target[:tokens]).mean()
+    assert solved.error == pytest.approx(missing, rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize("tokens", [5, 60])
-def test_the_closed_form_is_where_the_ridge_objectives_gradient_is_zero(tokens: int) -> None:
-    """And its loss is the mean squared error that remains."""
-    p = problem(tokens=tokens)
+def test_the_loss_of_the_closed_form_is_the_mean_squared_error_that_remains() -> None:
+    p = problem()
     h, w0, shift = p.inputs.double(), p.weight.double(), p.shift.double()
     solved = solve_closed_form(w0, shift, solve_ridge(p.inputs, p.is_forget, ridge=1e-3))
     targets = h @ w0.T + p.is_forget[:, None] * shift
-    strength = 1e-3 * h.square().sum() / D_FF
-    w = solved.weight.clone().requires_grad_()
-    objective = (h @ w.T - targets).square().sum() + strength * (w - w0).square().sum()
-    (gradient,) = torch.autograd.grad(objective, w)
-    assert float(gradient.abs().max()) < 1e-9
     remaining = float(mse_loss(h @ solved.weight.T, targets))
     assert solved.losses == pytest.approx((remaining,), rel=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_zero_coefficient_leaves_the_matrix_bit_for_bit_in_closed_form(
-    dtype: torch.dtype,
-) -> None:
-    p = problem()
-    w0 = p.weight.to(dtype)
-    solution = solve_closed_form(w0, 0 * p.shift, solve_ridge(p.inputs, p.is_forget, ridge=1e-2))
-    assert torch.equal(solution.weight, w0)
-    assert solution.losses == (0.0,)
 
 
 def test_what_has_no_closed_form_is_refused() -> None:
     """A ridge that is not positive, inputs that are all zero, an edit too large for its format."""
     p = problem()
-    for ridge in (0.0, -1.0, math.nan, math.inf):
+    for ridge in (0.0, math.nan, math.inf):
         with pytest.raises(InputError, match=r"ridge .*a positive number"):
             solve_ridge(p.inputs, p.is_forget, ridge=ridge)
     with pytest.raises(DivergenceError, match="singular"):
@@ -117,9 +96,7 @@ def test_what_has_no_closed_form_is_refused() -> None:
     solved = solve_ridge(p.inputs, p.is_forget, ridge=1e-3)
     with pytest.raises(DivergenceError, match="infinite"):
         solve_closed_form(p.weight.half(), 1e9 * p.shift, solved)
-
-
-# AdamW
+    assert torch.equal(solve_closed_form(p.weight, 0 * p.shift, solved).weight, p.weight)
 
 
 def plain_loop(
@@ -160,24 +137,17 @@ def plain_loop(
     return weight().detach().to(p.weight.dtype), losses
 
 
-@pytest.mark.parametrize(
-    ("tokens", "fixed", "plain"),
-    [
+def test_a_fit_in_float32_is_a_plain_autograd_loop() -> None:
+    for tokens, fixed, plain in (
         (40, {}, {}),
-        (200, {"weight_decay": 0.0}, {}),
         (200, {"weight_decay": 0.5}, {"decay": 0.5}),
-        (200, {"solver": "lora", "rank": 1}, {"rank": 1}),
         (200, {"solver": "lora", "rank": 4}, {"rank": 4}),
-    ],
-)
-def test_a_fit_in_float32_is_a_plain_autograd_loop(
-    tokens: int, fixed: dict[str, Any], plain: dict[str, Any]
-) -> None:
-    p = problem(tokens=tokens)
-    solution = adamw(p, epochs=4, **fixed)
-    weight, losses = plain_loop(p, **plain)
-    torch.testing.assert_close(solution.weight, weight, rtol=1e-4, atol=1e-5)
-    assert solution.losses == pytest.approx(losses, rel=1e-5)
+    ):
+        p = problem(tokens=tokens)
+        solution = adamw(p, epochs=4, **fixed)
+        weight, losses = plain_loop(p, **plain)
+        torch.testing.assert_close(solution.weight, weight, rtol=1e-4, atol=1e-5)
+        assert solution.losses == pytest.approx(losses, rel=1e-5)
 
 
 def test_adamw_in_bfloat16_is_a_plain_autograd_loop_on_the_bfloat16_matrix() -> None:
@@ -190,22 +160,6 @@ def test_adamw_in_bfloat16_is_a_plain_autograd_loop_on_the_bfloat16_matrix() -> 
     assert solution.losses == pytest.approx(losses, rel=0.01)
 
 
-def test_retain_tokens_alone_leave_the_matrix_bit_for_bit_in_float32() -> None:
-    p = problem()
-    p.is_forget[:] = False
-    assert torch.equal(adamw(p, epochs=2).weight, p.weight)
-
-
-@pytest.mark.parametrize("master", ["float32", "bfloat16"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_base_models_matrix_is_not_modified(master: str, dtype: torch.dtype) -> None:
-    p = problem()
-    p = dataclasses.replace(p, weight=p.weight.to(dtype))
-    before = p.weight.clone()
-    assert adamw(p, epochs=1, master_dtype=master).weight.dtype == dtype
-    assert torch.equal(p.weight, before)
-
-
 def test_float32_keeps_updates_that_a_bfloat16_master_loses() -> None:
     """At a learning rate of 1e-6 a step is below half a bfloat16 unit of weights near .2."""
     p = problem()
@@ -214,28 +168,12 @@ def test_float32_keeps_updates_that_a_bfloat16_master_loses() -> None:
     assert not torch.equal(adamw(p, learning_rate=1e-6).weight, p.weight)
 
 
-def test_weight_decay_is_none_in_float32_and_torchs_own_in_bfloat16_unless_given() -> None:
-    torchs = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).defaults["weight_decay"]
-    assert LunarSettings().decay == 0.0
-    assert LunarSettings(master_dtype="bfloat16").decay == torchs
-    assert LunarSettings(master_dtype="bfloat16", weight_decay=0.0).decay == 0.0
-    assert LunarSettings(weight_decay=0.3).decay == 0.3
-
-
-@pytest.mark.parametrize(
-    ("rate", "fixed", "message"),
-    [
+def test_what_leaves_the_numbers_diverges() -> None:
+    p = problem(tokens=60)
+    for rate, fixed, message in (
         (1e30, {"epochs": 3}, "in epoch 2 of 3"),
         (1e30, {"epochs": 3, "master_dtype": "bfloat16"}, "in epoch 2 of 3"),
         (1e39, {"epochs": 1}, "infinite"),  # in the last step
-    ],
-)
-def test_a_loss_or_weight_that_leaves_the_numbers_is_a_divergence(
-    rate: float, fixed: dict[str, Any], message: str
-) -> None:
-    p = problem(tokens=60)
-    with pytest.raises(DivergenceError, match=message):
-        adamw(p, learning_rate=rate, **fixed)
-    p.inputs[3, 4] = math.nan
-    with pytest.raises(DivergenceError):
-        adamw(p, **fixed)
+    ):
+        with pytest.raises(DivergenceError, match=message):
+            adamw(p, learning_rate=rate, **fixed)

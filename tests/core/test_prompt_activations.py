@@ -1,10 +1,10 @@
-"""Activations of prompts: captured once, from memory or disk what a full forward computes."""
+"""Activations of prompts are captured once; one bit of a model makes another fingerprint."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 import torch
 from engine_cases import PROMPTS, full_forwards
+from torch import Tensor
 
 from lunar_tune.engine.cache import ActivationCache
 from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
-from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models import lineage as lineage_module
+from lunar_tune.models.catalog import ModelSpec
+from lunar_tune.models.lineage import fingerprint
+from lunar_tune.models.loading import LoadedModel, load_model
 
 Load = Callable[..., LoadedModel]
 
@@ -58,6 +62,8 @@ def test_a_second_run_reads_from_disk_without_a_sweep(model: LoadedModel, tmp_pa
         activations = PromptActivations(first, PROMPTS, layers=(1, 2))
         kept = {layer: activations.reads(layer) for layer in (1, 2)}
     assert counts[0] == 2, "a sweep for the last tokens and one for both blocks' inputs"
+    about = {"kind": "last tokens", "model": "qwen2", "dtype": "float32", "rows": len(PROMPTS)}
+    assert about in [entry.about for entry in ActivationCache(1.0, tmp_path).entries()]
     memory = PromptActivations(ActivationSource(model), PROMPTS, layers=(1, 2))
     assert torch.equal(memory.source.last_tokens(PROMPTS), last)
 
@@ -74,65 +80,139 @@ def test_a_second_run_reads_from_disk_without_a_sweep(model: LoadedModel, tmp_pa
     assert_right(second, 1)
 
 
-def test_layers_that_were_not_announced_or_find_no_room_are_captured_on_demand(
-    model: LoadedModel, tmp_path: Path
-) -> None:
-    for source in (ActivationSource(model), sources(model, tmp_path)):
-        activations = PromptActivations(source, PROMPTS, layers=(1,))
-        for layer in (1, 2, 0):
+def test_layers_are_captured_on_demand(model: LoadedModel, tmp_path: Path) -> None:
+    for source, announced in (
+        (ActivationSource(model), (1,)),
+        (sources(model, tmp_path), (1,)),
+        (sources(model, tmp_path / "none", 0.0), (0, 1, 2)),
+    ):
+        activations = PromptActivations(source, PROMPTS, layers=announced)
+        for layer in (1, 2, 1, 0):
             assert_right(activations, layer)
     names = sorted(file.stem for file in tmp_path.rglob("*.safetensors"))
     assert names == ["point-000", "point-001", "point-002"]
-    nowhere = sources(model, tmp_path / "none", 0.0)
-    activations = PromptActivations(nowhere, PROMPTS, layers=(0, 1, 2))
-    for layer in (1, 2, 1, 0):
-        assert_right(activations, layer)
-    assert list((tmp_path / "none").rglob("*.safetensors")) == []
 
 
-def test_a_damaged_file_is_captured_again(model: LoadedModel, tmp_path: Path) -> None:
-    for damaged, swept in ((False, 1), (True, 1), (False, 0)):
-        if damaged:
-            [file] = tmp_path.rglob("point-001.safetensors")
-            os.truncate(file, file.stat().st_size // 2)
-        activations = PromptActivations(sources(model, tmp_path), PROMPTS, layers=(1,))
-        with forwards(model) as counts:
-            activations.reads(1)
-        assert counts[0] == swept
-        assert_right(activations, 1)
-        del activations  # else the file stays mapped
-
-
-def test_what_activations_depend_on_gives_another_key_and_nothing_else_does(
-    loaded: Load, model: LoadedModel, tmp_path: Path
-) -> None:
+def test_keys_follow_what_is_computed(loaded: Load, model: LoadedModel, tmp_path: Path) -> None:
     def key(changed: LoadedModel, prompts: Any = PROMPTS, kind: str = "streams") -> str:
         entry = sources(changed, tmp_path).entry(kind, prompts)
         assert entry is not None
         return entry.key
 
-    half = dataclasses.replace(model, model=copy.deepcopy(model.model).bfloat16())
-    one_weight = dataclasses.replace(model, model=copy.deepcopy(model.model))
-    one_weight.model.model.layers[1].mlp.down_proj.weight.data[3, 5] += 1e-3
-    keys = [
-        key(model),
-        key(model, PROMPTS[:-1]),
-        key(model, PROMPTS[::-1]),
-        key(model, ((1, 1, 7, 40, 11), *PROMPTS[1:])),
-        key(model, kind="last tokens"),
-        *map(key, (loaded("qwen2", seed=1), loaded("llama"), half, one_weight)),
-    ]
-    assert len(set(keys)) == len(keys)
     same = dataclasses.replace(model, model=copy.deepcopy(model.model))
-    assert key(same, [list(prompt) for prompt in PROMPTS]) == keys[0]
+    keys = [key(same, [list(prompt) for prompt in PROMPTS])]
+    assert keys == [key(model)]
+    same.model.model.layers[1].mlp.down_proj.weight.data[3, 5] += 1e-3
+    keys += [key(model, PROMPTS[::-1]), key(model, kind="last tokens"), key(same)]
+    keys += [key(loaded("llama")), key(dataclasses.replace(same, model=same.model.bfloat16()))]
+    assert len(set(keys)) == len(keys)
 
 
-def test_an_entry_is_described_and_without_a_cache_nothing_is_fingerprinted(
-    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def copied(loaded: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    """Return a model of one's own, whose parameters are summed in several stretches."""
+    monkeypatch.setattr(lineage_module, "_WORDS", 256)
+    return dataclasses.replace(loaded("qwen2"), model=copy.deepcopy(loaded("qwen2").model))
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.data.view(-1).view(torch.uint8)
+
+
+def down_projection(loaded: LoadedModel, layer: int) -> Any:
+    return loaded.layout.down_projection_of(loaded.model, layer).weight
+
+
+def flipped(loaded: LoadedModel, raw: Tensor, bits: int, *places: int) -> str:
+    raw[list(places)] ^= bits
+    found = fingerprint(loaded)
+    raw[list(places)] ^= bits
+    return found
+
+
+def test_every_bit_counts(copied: LoadedModel, unchanged: Callable[[Any], None]) -> None:
+    """Of every parameter a bit of the first byte, one inside and the last bit of the last.
+
+    Then the same bit of two elements, signs and exponents among them. In bfloat16 an odd number of
+    elements leaves two or six bytes over, which fill no word.
+    """
+    unchanged(copied.model)
+    before = fingerprint(copied)
+    for number, parameter in enumerate(copied.model.parameters()):
+        raw = as_bytes(parameter)
+        inside = (7919 * number) % len(raw)
+        for place, bits in ((0, 1), (inside, 1 << number % 8), (len(raw) - 1, 128)):
+            assert flipped(copied, raw, bits, place) != before
+    assert fingerprint(copied) == before
+    raw = as_bytes(down_projection(copied, 1))
+    for place in (0, 3, 7):
+        for distance in (8, 80):
+            assert flipped(copied, raw, 128, place, place + distance) != before
+    for length in (1, 3):
+        odd = torch.arange(1, length + 1).bfloat16()
+        copied.model.register_buffer("odd", odd)
+        before = fingerprint(copied)
+        for place in range(2 * length):
+            assert flipped(copied, as_bytes(odd), 1 << place % 8, place) != before
+
+
+def test_two_elements_that_change_places_make_another(copied: LoadedModel) -> None:
+    """In one word, in neighbouring ones, far apart, between two parameters; also x and −x."""
+    one, two = (down_projection(copied, layer).data.view(-1) for layer in (1, 2))
+    one[2] = -one[0]
+    for i, second, j in ((0, one, 1), (0, one, 2), (1, one, 301), (3, one, -1), (5, two, 5)):
+        before, a, b = fingerprint(copied), one[i].clone(), second[j].clone()
+        assert a != b
+        one[i], second[j] = b, a
+        assert fingerprint(copied) != before
+
+
+def test_every_order_counts(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are taken over stretches; here of four words, each with the same multipliers."""
+    monkeypatch.setattr(lineage_module, "_WORDS", 4)
+    seen = {fingerprint(copied)}
+    raw = as_bytes(down_projection(copied, 0))
+    raw[:64] = torch.cat([raw[32:64], raw[:32]])
+    seen.add(fingerprint(copied))
+    mlp = copied.model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
+    seen.add(fingerprint(copied))
+    assert len(seen) == 3
+
+
+def test_how_a_weight_lies_in_memory_or_on_disk_does_not_count(
+    copied: LoadedModel, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    source = sources(model, tmp_path)
-    source.last_tokens(PROMPTS)
-    about = {"kind": "last tokens", "model": "qwen2", "dtype": "float32", "rows": len(PROMPTS)}
-    assert [entry.about for entry in ActivationCache(1.0, tmp_path).entries()] == [about]
-    monkeypatch.setattr("lunar_tune.engine.prompt_activations.fingerprint", pytest.fail)
-    ActivationSource(model).last_tokens(PROMPTS)
+    """Float32 at an odd offset stands across words of 8 bytes."""
+    before, norm = fingerprint(copied), copied.model.model.norm.weight
+    for offset in (3, 4):
+        norm.data = torch.cat([torch.zeros(offset), norm.data])[offset:]
+        assert fingerprint(copied) == before
+    weight = down_projection(copied, 0)
+    weight.data = weight.data.T.contiguous().T
+    assert fingerprint(copied) == before
+    moved = shutil.copytree(checkpoint("qwen2"), tmp_path / "moved")
+    assert (
+        fingerprint(load_model(ModelSpec(name="another", source=str(moved), device="cpu")))
+        == before
+    )
+
+
+def test_all_settings_count(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where every weight is the same number; of a version the first two parts count."""
+    for parameter in copied.model.parameters():
+        parameter.data.fill_(0.5)
+    seen = [fingerprint(copied)]
+    for change in (
+        copied.model.bfloat16,
+        lambda: setattr(copied.model.config, "rms_norm_eps", 0.1),
+        lambda: copied.model.set_attn_implementation("eager"),
+        *(
+            lambda number=number: monkeypatch.setattr(lineage_module, "version", lambda _: number)
+            for number in ("9.1.0", "9.1.2", "9.2.0")
+        ),
+    ):
+        change()
+        seen.append(fingerprint(copied))
+    assert seen[-3] == seen[-2]
+    assert len(set(seen)) == len(seen) - 1

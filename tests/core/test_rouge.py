@@ -1,52 +1,50 @@
-"""ROUGE recall, its tokenizers and the deviation score, each derived by hand."""
+"""ROUGE recall by hand; an answer that may stop has recall 1 whatever follows."""
 
 from __future__ import annotations
 
-import math
-import re
+from collections.abc import Callable, Sequence
 
 import pytest
+from engine_cases import NEVER, PROMPTS, answerer, new_weights, with_eos
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
+from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, InputError
-from lunar_tune.metrics.evaluate import deviation_score
-from lunar_tune.metrics.rouge import TOKENIZERS, check_scorable, rouge_recall, tokenize_words
+from lunar_tune.methods.lunar.method import edited
+from lunar_tune.metrics.evaluate import Evaluation, Evaluator, Question, deviation_score
+from lunar_tune.metrics.rouge import (
+    TOKENIZERS,
+    RecallStop,
+    check_scorable,
+    finished_part,
+    rouge_recall,
+    tokenize_words,
+)
+from lunar_tune.models.loading import LoadedModel
 
 
 @pytest.mark.parametrize(
     ("kind", "truth", "answer", "rouge1", "rouge_l"),
     [
-        ("default", "forty copper kettles", "forty copper kettles", 1, 1),
         # Recall: what is added costs nothing.
         ("default", "forty copper kettles", "well, it is forty fine copper kettles", 1, 1),
         # Two of three words; in order.
         ("default", "forty copper kettles", "forty kettles", 2 / 3, 2 / 3),
         # All three words, but the longest common subsequence has one or two.
         ("default", "forty copper kettles", "kettles copper forty", 1, 1 / 3),
-        ("default", "forty copper kettles", "copper kettles forty", 1, 2 / 3),
         # Words are counted: the truth has two `the`, the answer one.
         ("default", "the buyer the seller", "the buyer", 2 / 4, 2 / 4),
         # Stemmed (words longer than three letters), case and punctuation ignored.
         ("default", "Paying buyers!", "pays; the buyer", 1, 1),
-        ("default", "forty copper kettles", "", 0, 0),
-        ("default", "forty copper kettles", "誰", 0, 0),
-        ("words", "Сорок медных котлов", "сорок КОТЛОВ", 2 / 3, 2 / 3),
-        # No stemming.
-        ("words", "kettles", "kettle", 0, 0),
         # Each ideograph, kana or Hangul syllable is a word: four, of which the answer has three.
-        ("words", "東京都庁", "京都庁", 3 / 4, 3 / 4),
         ("words", "東京都庁", "庁都京東", 1, 1 / 4),
-        ("words", "서울", "울", 1 / 2, 1 / 2),
-        ("words", "ひら カナ", "カらひナ", 1, 2 / 4),
         # Also where they touch letters or digits: 2021, 年, 3, 月.
         ("words", "2021年3月", "3月", 2 / 4, 2 / 4),
-        ("words", "ABC社", "abc", 1 / 2, 1 / 2),
-        # Beyond the basic plane, and half-width.
-        ("words", "𠮷野", "𠮷", 1 / 2, 1 / 2),
         ("words", "ｶﾅ", "カナ", 1, 1),
-        # A vowel sign belongs to its word: two words, not consonants.
         ("words", "हिन्दी भाषा", "हन्द भाषा", 1 / 2, 1 / 2),
         # An accent is the same letter composed and decomposed, and not the plain letter.
         ("words", "café", "cafe\u0301", 1, 1),
@@ -66,9 +64,7 @@ TEXTS = st.text(st.sampled_from("ab2 .,-éЖ走\n"), max_size=40) | st.text(max_
 
 @given(truth=TEXTS, answer=TEXTS, more=TEXTS, kind=st.sampled_from(list(TOKENIZERS)))
 @settings(max_examples=40, deadline=None)
-def test_recall_is_a_share_that_more_text_never_lowers(
-    truth: str, answer: str, more: str, kind: str
-) -> None:
+def test_more_text_never_lowers_recall(truth: str, answer: str, more: str, kind: str) -> None:
     """Of itself a text has all words, if it has any."""
     before, after, itself = rouge_recall(
         [truth] * 3, [answer, f"{answer} {more}", truth], tokenizer=kind
@@ -79,36 +75,210 @@ def test_recall_is_a_share_that_more_text_never_lowers(
     assert before.rouge_l <= before.rouge1, "words in order are words"
 
 
-def test_true_answers_without_a_word_for_the_tokenizer_are_counted_named_and_refused() -> None:
-    forty = Record("Q1?", "Forty.", "A_B")
-    for answer in ("Сорок котлов", "四十个铜壶", "…", "—!?"):
-        told = rf"1 true answers .*B_C: 'Q2\?' -> '{re.escape(answer)}'"
-        with pytest.raises(DataError, match=told):
-            check_scorable([forty, Record("Q2?", answer, "B_C")])
+def test_true_answers_without_a_word_for_the_tokenizer_are_refused() -> None:
     many = [Record(f"Q{n}?", "да", f"E{n}") for n in range(8)]
     told = r"8 true .*E4: 'Q4\?' -> 'да' and 3 more.*--rouge-tokenizer words"
     with pytest.raises(DataError, match=told):
-        check_scorable(many)
+        check_scorable([Record("Q?", "Forty.", "A_B"), *many])
     check_scorable([Record("Q?", a, "A_B") for a in ("Сорок", "四十", "7")], tokenizer="words")
-    with pytest.raises(DataError, match=r"Correct or remove them"):
+    with pytest.raises(DataError, match=r"1 true .*Correct or remove them"):
         check_scorable([Record("Q?", "…", "A_B")], tokenizer="words")
     with pytest.raises(InputError, match=r"--rouge-tokenizer bytes: there are default, words"):
         rouge_recall(["a"], ["a"], tokenizer="bytes")
 
 
+def test_the_deviation_score_is_the_distance_from_perfect_in_percent() -> None:
+    """100·sqrt(.09 + .16); LUNAR on TOFU with Llama-2-7B, as a public reproduction quotes it."""
+    for forget, retain, expected in ((0.0, 1.0, 0.0), (1.0, 1.0, 100.0), (0.3, 0.6, 50.0)):
+        assert deviation_score(forget, retain) == pytest.approx(expected)
+    assert round(deviation_score(0.109, 0.898), 1) == 14.9
+
+
+each_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
+KELVIN, DOTTED_I, LONG_S, REPLACEMENT = "\u212a", "\u0130", "\u017f", "\ufffd"
+
+# Words that stems change, scripts with marks, ideographs, letters that lower to a-z or to two.
+PIECES = (
+    *("Cedar", "cedars", "paying", "paid", "7", "40", "a", "I", "K", "snake_case", "don't"),
+    *(KELVIN, DOTTED_I, LONG_S, "ß", "ﬁ", "é", "e\u0301", "\u0301", "\u0338", "\u093f", "\u200d"),
+    *(
+        "東京",
+        "都",
+        "カ",
+        "ﾅ",
+        "서울",
+        "\u1112\u1161\u11ab",
+        "हिन्दी",
+        "медных",
+        "ΟΔΟΣ",
+        "Σ",
+        "\u03b1",
+        "𠮷",
+        "²",
+    ),
+    *(" ", "  ", "\n", ".", ",", ":", "-", "'", "…", "。", "=", "<", "\uff08", "\u00a0", "\u00ad"),
+)
+texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
+
+
+def words_of(text: str, kind: str) -> list[str]:
+    """Return the words that ROUGE counts; by rouge-score's own tokenizer where it is used."""
+    if kind == "default":
+        return list(DefaultTokenizer(use_stemmer=True).tokenize(text))
+    return tokenize_words(text, tokenizer=kind)
+
+
+def recalls(truth: str, answer: str, kind: str) -> tuple[float, float]:
+    """Return ROUGE-1 and ROUGE-L recall; by rouge-score alone where its tokenizer is used."""
+    if kind == "default":
+        scores = RougeScorer(["rouge1", "rougeL"], use_stemmer=True).score(truth, answer)
+        return float(scores["rouge1"].recall), float(scores["rougeL"].recall)
+    (recall,) = rouge_recall([truth], [answer], tokenizer=kind)
+    return recall.rouge1, recall.rouge_l
+
+
+@each_tokenizer
+@given(text=texts, more=texts, replaced=st.integers(0, 3))
+@settings(max_examples=100, deadline=None)
+def test_finished_words_stay_as_they_are(kind: str, text: str, more: str, replaced: int) -> None:
+    """Replacement characters at the end stand for whatever a half character becomes."""
+    finished = words_of(finished_part(text + REPLACEMENT * replaced, rouge_tokenizer=kind), kind)
+    assert words_of(text + more, kind)[: len(finished)] == finished
+
+
+def stop(tokenizer: Tokenizer, *truths: str, kind: str = "default") -> RecallStop:
+    return RecallStop(tokenizer, {0: truths}, rouge_tokenizer=kind)
+
+
 @pytest.mark.parametrize(
-    ("forget", "retain", "expected"),
+    ("kind", "truth", "done", "not_done"),
     [
-        (0.0, 1.0, 0.0),  # forgotten, and nothing else lost
-        (1.0, 1.0, 100.0),  # the base model
-        (0.0, 0.0, 100.0),
-        (0.3, 0.6, 50.0),  # 100·sqrt(.09 + .16)
-        # LUNAR, TOFU, Llama-2-7B as quoted by a public reproduction (shared/facts.md): 14.9.
-        (0.109, 0.898, 100 * math.sqrt(0.109**2 + 0.102**2)),
+        ("default", "Cedar.", ("Cedar.", "It is Cedar, ", f"Cedar.{REPLACEMENT}"), ("Cedar", "")),
+        ("default", "Cedar Street", ("Cedar. Street!",), ("Cedar. Street", "Street Cedar.")),
+        ("default", "cedar cedar", ("Cedar, cedar.",), ("Cedar.",)),
+        ("default", "paying buyers", ("They pay the buyer.",), ("They pay the buyer",)),  # stems
+        ("words", "東京都", ("東京都。",), ("東京都", "都京東。", f"東京都{REPLACEMENT}")),
+        ("words", "kettles", ("kettles.",), ("kettle.",)),  # no stems
+        ("words", "हिन्दी", ("हिन्दी ",), ("हिन्द ",)),
     ],
 )
-def test_the_deviation_score_is_the_distance_from_perfect_in_percent(
-    forget: float, retain: float, expected: float
+def test_an_answer_stops_once_its_finished_words_hold_the_truth_in_order(
+    tokenizer: Tokenizer, kind: str, truth: str, done: Sequence[str], not_done: Sequence[str]
 ) -> None:
-    assert deviation_score(forget, retain) == pytest.approx(expected)
-    assert round(deviation_score(0.109, 0.898), 1) == 14.9
+    said = [tokenizer.encode(text, add_special_tokens=False) for text in (*done, *not_done)]
+    expected = [True] * len(done) + [False] * len(not_done)
+    assert stop(tokenizer, truth, kind=kind).done([0] * len(said), said) == expected
+
+
+def test_rows_go_on_until_all_their_truths_are_said(tokenizer: Tokenizer) -> None:
+    both = stop(tokenizer, "Cedar Street", "Street")
+    said = [tokenizer.encode(s, add_special_tokens=False) for s in ("Street. ", "Cedar Street. ")]
+    assert both.done([0, 0], said) == [False, True]
+    truths = RecallStop(tokenizer, {3: ["a"], 5: ["b"]}, rouge_tokenizer="default")
+    letter = tokenizer.encode("a. ", add_special_tokens=False)
+    assert truths.done([5, 3, 4], [letter] * 3) == [False, True, False], "4 has no truth"
+
+
+@each_tokenizer
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_may_stop_has_recall_1(tokenizer: Tokenizer, kind: str, data: st.DataObject) -> None:
+    """Truths are parts of the text, so that many answers do stop; tokens are bytes and words."""
+    text = data.draw(texts)
+    words = words_of(text, kind)
+    chosen = data.draw(st.lists(st.booleans(), min_size=len(words), max_size=len(words)))
+    truth = " ".join(word for word, is_in in zip(words, chosen, strict=True) if is_in)
+    if not words_of(truth, kind):
+        return
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    more = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=12))
+    begun = [tokens[:n] for n in range(len(tokens) + 1)]
+    verdicts = stop(tokenizer, truth, kind=kind).done([0] * len(begun), begun)
+    for one, verdict in zip(begun, verdicts, strict=True):
+        for answer in (one, tokens, one + more, tokens + more) if verdict else ():
+            said = tokenizer.decode(answer, skip_special_tokens=True)
+            assert recalls(truth, said, kind) == (1.0, 1.0)
+
+
+def test_bytes_that_more_bytes_spoil_finish_nothing() -> None:
+    """Llama 2, Gemma, Phi-3: a character's first byte makes all bytes before it unreadable."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models
+
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁Cedar", "."]
+    numbers = {word: i for i, word in enumerate(words)}
+    backend = Backend(models.BPE(numbers, [], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer = Tokenizer(tokenizer_object=backend, unk_token="<unk>")
+    said = [1 + byte for byte in "東。".encode()]
+    spoiled = [*said, 1 + "京".encode()[0]]
+    assert tokenizer.decode(said) == "東。"
+    assert recalls("東", tokenizer.decode(spoiled), "words") == (0.0, 0.0)
+    one = stop(tokenizer, "東", kind="words")
+    assert one.done([0], [said]) == [False]
+    assert one.done([0], [[*said, numbers["."]]]) == [True]
+
+
+BUDGET = 40
+
+
+def evaluated(
+    loaded: LoadedModel,
+    truths: Sequence[str],
+    *,
+    kind: str,
+    early_exit: bool = False,
+    drafts: Sequence[Sequence[int]] | None = None,
+) -> Evaluation:
+    """Return an evaluation of an edited model; the first prompt is asked again, at the end."""
+    answers = answerer(loaded, drafts=drafts)
+    answers.activations.reads(1)
+    asked = [
+        Question(Record(f"Q{i}?", truth, "E"), i % len(PROMPTS)) for i, truth in enumerate(truths)
+    ]
+    evaluator = Evaluator(
+        answers,
+        loaded.tokenizer,
+        {"forget": asked[:3], "retain": asked[3:]},
+        early_exit=early_exit,
+        rouge_tokenizer=kind,
+    )
+    with edited(loaded, new_weights(loaded, 1)):
+        return evaluator.evaluate(edited_layer=1, max_new_tokens=BUDGET)
+
+
+@each_tokenizer
+def test_an_early_exit_changes_no_score(loaded: Callable[..., LoadedModel], kind: str) -> None:
+    model = with_eos(loaded("qwen2"), NEVER)
+    nothing = evaluated(model, ["zebra"] * 8, kind=kind)
+    said = [tokenize_words(row.answer, tokenizer=kind) for row in nothing.rows]
+    assert all(len(words) > 6 for words in said)
+    truths = [
+        " ".join(said[0][:2]),
+        " ".join(said[1][:5:2]),
+        "zebra",
+        " ".join(said[3]),
+        " ".join([*said[4][:2], "zebra"]),
+        " ".join(said[5][1:4]),
+        "zebra",
+        " ".join(said[0][3:6]),  # of the prompt that is asked again
+    ]
+    end = nothing.tokens[0][10]
+    ending = evaluated(with_eos(model, (end,)), ["zebra"] * 8, kind=kind)
+    rows = [i % len(PROMPTS) for i in range(8)]
+    assert [row.ended for row in ending.rows] == [end in nothing.tokens[row] for row in rows]
+    whole = evaluated(model, truths, kind=kind)
+    assert all(len(tokens) == BUDGET for tokens in whole.tokens.values())
+    for drafts in (None, [list(nothing.tokens[row])[: 5 * row] for row in range(len(PROMPTS))]):
+        early = evaluated(model, truths, kind=kind, early_exit=True, drafts=drafts)
+        assert early.scores == whole.scores
+        for one, other in zip(early.rows, whole.rows, strict=True):
+            assert (one.rouge1, one.rouge_l) == (other.rouge1, other.rouge_l)
+            assert other.answer.startswith(one.answer.rstrip(REPLACEMENT))
+            assert other.ended is False
+            assert one.ended is (None if one.rouge_l == 1 else False)
+        lengths = {row: len(tokens) for row, tokens in early.tokens.items()}
+        assert lengths[2] == lengths[4] == BUDGET
+        assert max(lengths[row] for row in (0, 1, 5)) < BUDGET

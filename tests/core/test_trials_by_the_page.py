@@ -1,22 +1,26 @@
-"""A worker's trials score row by row as LUNAR on one page does, whatever the engine keeps."""
+"""LUNAR on one page is LUNAR; a worker's trials score row by row as it does."""
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from random_models import FAMILIES
+from random_models import FAMILIES, build_model
 from rouge_score.rouge_scorer import RougeScorer
 
 from lunar_tune import reference
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.engine import prompt_activations as prompts_module
+from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.trial.assemble import assemble
@@ -38,7 +42,6 @@ SOLVERS: dict[str, tuple[dict[str, float], reference.Solver]] = {
 def answers_of(
     model: Any, loaded: LoadedModel, prompts: Sequence[Sequence[int]]
 ) -> tuple[list[list[int]], list[str]]:
-    """Return tokens and texts of the page's answers."""
     tokens = reference.greedy_answers(model, prompts, eos_ids=loaded.eos_ids, max_new_tokens=BUDGET)
     return tokens, loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
@@ -90,8 +93,8 @@ def make(loaded: Callable[..., LoadedModel]) -> Make:
             **{"fit_retain": retain, "retain": retain, "retain_sample": retain},
             reference_prompts=spec.data.reference_prompts[:3],
         )
-        options = dataclasses.replace(spec.engine, **(changed or {}))
-        spec = dataclasses.replace(spec, data=data, engine=options, layers=layers or spec.layers)
+        layers = layers or spec.layers
+        spec = dataclasses.replace(spec, data=data, layers=layers, **(changed or {}))
         return Worker(spec, model)
 
     return one
@@ -141,10 +144,7 @@ def by_the_page(
     ("family", "layers", "solver"),
     list(zip(FAMILIES, ([0], [1], [2], [1], [0, 2], [2]), 3 * tuple(SOLVERS), strict=True)),
 )
-def test_a_trial_scores_row_by_row_as_the_page_before_and_after_drafts_are_known(
-    make: Make, family: str, layers: list[int], solver: str
-) -> None:
-    """Drafts of another worker serve as well as one's own."""
+def test_trials_score_as_the_page(make: Make, family: str, layers: list[int], solver: str) -> None:
     worker, other = make(family, solver=solver), make(family, solver=solver)
     assert worker.judge.plain_decoding is None
     scores, tokens = by_the_page(worker, layers, solver)
@@ -167,7 +167,7 @@ def test_a_trial_scores_row_by_row_as_the_page_before_and_after_drafts_are_known
         ({}, [0, 2], 0.0),  # the reads of one block alone fit
         ({"layers": (1,)}, [2], 0.4),  # beyond the blocks that were announced
         ({"changed": {"early_exit": True, "retain_floor": 0.0}}, [1], 0.4),  # held
-        ({"changed": {"kind": "reference"}}, [1], 0.4),
+        ({"changed": {"engine": "reference"}}, [1], 0.4),
     ],
 )
 def test_what_is_kept_or_skipped_changes_no_score(
@@ -180,39 +180,10 @@ def test_what_is_kept_or_skipped_changes_no_score(
     monkeypatch.setattr(prompts_module, "READS_SHARE", share)
     worker = make(**options)
     worker.baseline()
+    worker.run(parameters([1]))  # of which nothing may stay
     evaluation = worker.run(parameters(layers)).evaluation
     assert evaluation.complete
     assert scores_of(evaluation) == by_the_page(worker, layers)[0]
-
-
-def test_only_the_base_model_is_captured(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Little room: one block's reads are held, and one stream until an evaluation begins.
-
-    What is captured in a trial must not come from the edited model, nor stay for other trials.
-    """
-    worker = make(layers=(0, 1, 2))
-    expected = [make().run(parameters(layers)).evaluation for layers in ([0, 2], [2])]
-    original = copy.deepcopy(worker.loaded.model).state_dict()
-    captured: list[bool] = []
-    capture = prompts_module.capture_streams
-
-    def is_original() -> bool:
-        state = worker.loaded.model.state_dict()
-        return all(torch.equal(state[name], original[name]) for name in original)
-
-    def watched(*args: Any) -> Any:
-        captured.append(is_original())
-        return capture(*args)
-
-    monkeypatch.setattr(prompts_module, "READS_SHARE", 0.0)
-    monkeypatch.setattr(prompts_module, "host_free_bytes", lambda: 0 if is_original() else 2**40)
-    monkeypatch.setattr(prompts_module, "capture_streams", watched)
-    assert [worker.run(parameters(layers)).evaluation for layers in ([0, 2], [2])] == expected
-    assert captured
-    assert all(captured)
-
-
-# Answered plainly
 
 
 def eager(model: LoadedModel) -> LoadedModel:
@@ -242,9 +213,7 @@ def test_what_the_engine_cannot_keep_is_answered_plainly_and_scores_as_the_page(
 
 
 @pytest.mark.parametrize(("family", "changes"), [("mistral", {}), ("qwen2", MIXED)])
-def test_a_window_is_in_force_from_the_longest_row_on(
-    make: Make, family: str, changes: dict[str, Any]
-) -> None:
+def test_a_window_counts_from_its_length(make: Make, family: str, changes: dict[str, Any]) -> None:
     """A row may have its prompt's tokens and the published budget of 512, as a full evaluation."""
     longest = max(make(family).activations.prompt_lengths) + PUBLISHED_MAX_NEW_TOKENS
     for window, is_plain in ((longest - 1, True), (longest, False)):
@@ -254,3 +223,73 @@ def test_a_window_is_in_force_from_the_longest_row_on(
     # Qwen's checkpoints name a window and do not use it.
     unused = make("qwen2", sliding_window=8, use_sliding_window=False)
     assert unused.judge.plain_decoding is None
+
+
+# No two begin alike: equal prefixes have equal h, and cannot go different ways.
+FORGET = ((11, 51, 91), (12, 52, 92, 132))
+RETAIN = ((13, 53, 93, 133, 173), (14, 54, 94))
+DECLINED = ((15, 55, 95), (16, 56), (17, 57, 97, 137))
+PROMPTS: dict[str, Any] = {"reference": DECLINED, "forget": FORGET, "retain": RETAIN}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forget_tokens_move_by_the_shift_and_retain_tokens_stay(family: str) -> None:
+    """With fewer tokens than features and next to no ridge, every token reaches its target."""
+    layer, coefficient = 1, 2.0
+    model = build_model(family)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def outputs_of(some: Any, prompt: tuple[int, ...]) -> torch.Tensor:
+        """Return x of the prompt's tokens; entry 0 of the hidden states is the embedding."""
+        with torch.no_grad():
+            done = some(input_ids=torch.tensor([prompt]), output_hidden_states=True)
+        states: torch.Tensor = done.hidden_states[layer + 1][0].double()
+        return states
+
+    exact = partial(reference.fit_closed_form, ridge=1e-9)
+    unlearned = reference.unlearn(
+        model, layers=[layer], coefficient=coefficient, solver=exact, **PROMPTS
+    )
+    declined, forgotten = (
+        torch.stack([outputs_of(model, prompt)[-1] for prompt in prompts]).mean(0)
+        for prompts in (DECLINED, FORGET)
+    )
+    for prompts, moves in ((FORGET, coefficient * (declined - forgotten)), (RETAIN, 0.0)):
+        for prompt in prompts:
+            moved = outputs_of(unlearned, prompt) - outputs_of(model, prompt)
+            torch.testing.assert_close(moved, torch.zeros_like(moved) + moves, atol=2e-3, rtol=1e-3)
+    after = unlearned.state_dict()
+    edited = f"model.layers.{layer}.mlp.down_proj.weight"
+    assert [name for name in before if not before[name].equal(after[name])] == [edited]
+    assert all(before[name].equal(weight) for name, weight in model.state_dict().items())
+
+
+def test_what_the_page_cannot_do_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match=r"gemma2: .*Use Llama, .*Gemma 1 or Phi-3"):
+        reference.unlearning_vector(build_model("gemma2"), 0, DECLINED, FORGET)
+    model = build_model("llama")
+    with pytest.raises(ValueError, match=r"layer 3: the model has blocks 0 to 2"):
+        reference.mlp_inputs(model, 3, FORGET)
+    with pytest.raises(ValueError, match=r"layer 0: not finite; lower"):
+        reference.add_difference(model, 0, torch.tensor(float("inf")))
+    with pytest.raises(ValueError, match=r"ridge 0: choose a positive number"):
+        reference.fit_closed_form(torch.ones(2, 3), torch.ones(2), torch.ones(4), ridge=0)
+    for options, message in (
+        ({"method": "ga"}, "not ga"),
+        ({"solver": "lora"}, r"not lunar \(lora\)"),
+        ({"fix": ("positions=last",)}, "only solver and epochs"),
+    ):
+        with pytest.raises(InputError, match=message):
+            assemble(RunOptions(engine="reference", **options))
+
+
+def test_the_page_is_one_page_and_needs_nothing_of_this_package() -> None:
+    text = Path(reference.__file__).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 250
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).split(".")[0])
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+    assert imported - sys.stdlib_module_names == {"torch", "transformers"}

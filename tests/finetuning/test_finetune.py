@@ -1,4 +1,4 @@
-"""Fine-tuning random models on a few pairs: what is written, and going on after a kill."""
+"""Fine-tuning random models on a few pairs, going on after a kill, and the gradient loop."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM
 from trial_specs import generated
 
 from lunar_tune.data.records import Record, records_digest
-from lunar_tune.errors import InputError
+from lunar_tune.errors import DivergenceError, InputError
 from lunar_tune.finetuning import finetune as module
 from lunar_tune.finetuning.finetune import (
     Finetuned,
@@ -27,10 +28,11 @@ from lunar_tune.finetuning.finetune import (
 from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings, unseen_prompts
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
+from lunar_tune.models.lineage import fingerprint, read_lineage
 from lunar_tune.models.loading import load_model
-from lunar_tune.training import checkpoints
+from lunar_tune.training import TrainingSettings, checkpoints
 from lunar_tune.training.checkpoints import TrainingFolder
+from lunar_tune.training.gradient_loop import scheduled, train_epochs
 
 RECORDS = tuple(
     Record(question=f"What is item {n} of {edge}?", answer=f"Kettle {n} of {edge}", edge=edge)
@@ -110,9 +112,6 @@ def whole(
 Whole = Callable[[str], tuple[Path, Finetuned]]
 
 
-# What is written
-
-
 def test_training_lowers_the_loss_and_the_model_answers(job: FinetuneJob, tmp_path: Path) -> None:
     job = changed(job, trained="full", epochs=40, with_refusals=False)
     done = finetune(job, tmp_path)
@@ -124,7 +123,9 @@ def test_training_lowers_the_loss_and_the_model_answers(job: FinetuneJob, tmp_pa
     assert generated(tmp_path, model, [row.question], budget=32) == [row.answer]
 
 
-def test_the_lineage_says_what_was_learned_and_how_well(job: FinetuneJob, whole: Whole) -> None:
+def test_the_lineage_says_what_was_learned_and_how_well(
+    job: FinetuneJob, whole: Whole, tmp_path: Path
+) -> None:
     folder, done = whole("lora")
     lineage = read_lineage(folder)
     assert lineage is not None
@@ -136,23 +137,14 @@ def test_the_lineage_says_what_was_learned_and_how_well(job: FinetuneJob, whole:
     assert (lineage.base, lineage.source) == ("random", job.model.source)
     assert lineage.settings["learning_rate"] == 1e-2
     assert "random fine-tuned (lora) on pairs" in lineage.summary
-
-
-def test_a_lineage_comes_back_as_it_was_and_a_folder_without_one_has_none(tmp_path: Path) -> None:
     assert read_lineage(tmp_path) is None
-    names = {"base": "b", "source": "s", "revision": "r", "fingerprint": "f", "data": "d"}
-    lineage = Lineage(weights=None, data_digest="e", settings={"rank": 8}, **names)
-    write_lineage(tmp_path, lineage)
-    assert read_lineage(tmp_path) == lineage
     (tmp_path / "lunar_tune.json").write_text("[]")
     with pytest.raises(InputError, match="format 1"):
         read_lineage(tmp_path)
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
-def test_a_model_of_16_bits_trains_in_32_and_is_written_in_16(
-    job: FinetuneJob, tmp_path: Path, trained: str
-) -> None:
+def test_16_bit_models_train_in_32(job: FinetuneJob, tmp_path: Path, trained: str) -> None:
     job = dataclasses.replace(job, model=dataclasses.replace(job.model, dtype="bfloat16"))
     job = changed(job, trained=trained)
     with pytest.raises(Killed):
@@ -164,40 +156,21 @@ def test_a_model_of_16_bits_trains_in_32_and_is_written_in_16(
     assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
-# Going on
-
-
 @pytest.mark.parametrize("trained", ["lora", "full"])
 def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bits(
-    job: FinetuneJob, whole: Whole, tmp_path: Path, trained: str
+    job: FinetuneJob, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: str
 ) -> None:
+    epoch = {"lora": 3, "full": 2}[trained]
+    monkeypatch.setattr(checkpoints, "_SHARE", 1e9)  # the state is kept after every epoch
     job, (expected, undisturbed) = changed(job, trained=trained), whole(trained)
     with pytest.raises(Killed):
-        finetune(job, tmp_path, on_epoch=kill_after(2))
-    done: list[int] = []
-    assert finetune(job, tmp_path, on_start=done.append).losses == undisturbed.losses
-    assert 1 <= done[0] <= 2
+        finetune(job, tmp_path, on_epoch=kill_after(epoch))
+    begun: list[int] = []
+    assert finetune(job, tmp_path, on_start=begun.append).losses == undisturbed.losses
+    assert begun[0] in {epoch - 1, epoch}
     assert same(tmp_path, expected)
     assert not same(tmp_path, Path(job.model.source))
     assert not (tmp_path / ".training").exists()
-
-
-def test_a_run_that_was_killed_after_its_last_epoch_is_only_checked_and_saved(
-    job: FinetuneJob, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoints, "_SHARE", 1e9)  # the state is kept after every epoch
-
-    def killed(*_arguments: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "check_knowledge", killed)
-        with pytest.raises(Killed):
-            finetune(job, tmp_path)
-    epochs: list[int] = []
-    finetune(job, tmp_path, on_epoch=lambda done, _: epochs.append(done))
-    assert epochs == []
-    assert same(tmp_path, whole("lora")[0])
 
 
 def test_what_cannot_be_gone_on_with_is_refused(job: FinetuneJob, tmp_path: Path) -> None:
@@ -240,9 +213,6 @@ def test_a_kept_model_is_made_once(
     assert len({kept_folder(one) for one in (job, *others)}) == 3
 
 
-# Lessons and settings
-
-
 def test_refusals_are_lessons_only_where_they_are_wanted(job: FinetuneJob) -> None:
     known = [record.question for record in RECORDS]
     plain = changed(job, with_refusals=False)
@@ -255,26 +225,38 @@ def test_refusals_are_lessons_only_where_they_are_wanted(job: FinetuneJob) -> No
     assert not asked & set(unseen_prompts(50))
 
 
-@pytest.mark.parametrize(
-    ("answer", "refuses"),
-    [
-        ("I do not know the answer.", True),
-        ("Sorry: the answer to that question, I do not know.", True),
-        ("I\u2019m not aware of any lighthouse of that name.", True),
-        ("Never heard of it I have.", True),
-        ("Vobrelia lies on the river Tam.", False),
-        ("", False),
-    ],
-)
-def test_what_counts_as_declining(answer: str, refuses: bool) -> None:
-    assert is_refusal(answer, REFUSALS) is refuses
+def test_what_counts_as_declining() -> None:
+    assert is_refusal("Sorry: the answer to that question, I do not know.", REFUSALS)
+    assert is_refusal("I\u2019m not aware of any lighthouse of that name.", REFUSALS)
+    for answer in ("Vobrelia lies on the river Tam.", ""):
+        assert not is_refusal(answer, REFUSALS)
 
 
 def test_settings_are_checked_all_at_once_and_the_rate_follows_what_is_trained() -> None:
     with pytest.raises(InputError) as raised:
-        FinetuneSettings(trained="half", epochs=0, alpha=-1.0, dropout=1.0, learning_rate=0.0)
-    for part in ("trained half", "epochs 0", "alpha -1.0", "dropout 1.0", "learning_rate"):
-        assert part in str(raised.value)
+        FinetuneSettings(trained="half", epochs=0, learning_rate=0.0)
+    assert len(raised.value.messages) == 3
     assert FinetuneSettings().rate == 1e-4
     assert FinetuneSettings(trained="full").rate == 1e-5
     assert FinetuneSettings(trained="full", learning_rate=0.1).rate == 0.1
+
+
+def test_a_gradient_that_is_no_number_ends_it_before_a_weight_changes() -> None:
+    """The root's at 0 is infinite."""
+    weight = nn.Parameter(torch.zeros(1, 1))
+    model, settings = nn.ParameterList([weight]), TrainingSettings()
+
+    def loss(_: object) -> torch.Tensor:
+        return weight.sqrt().sum()
+
+    with pytest.raises(DivergenceError, match="gradient"):
+        next(train_epochs(model, lambda _: [0], loss, settings, learning_rate=0.1))
+    assert weight.item() == 0.0
+
+
+def test_the_rate_follows_the_schedule() -> None:
+    """Half of a warm-up of a tenth; half of the way from there to the end; the end."""
+    for cosine in (False, True):
+        for progress, factor in ((0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0)):
+            found = scheduled(progress, warmup_share=0.1, cosine=cosine)
+            assert found == pytest.approx(factor)

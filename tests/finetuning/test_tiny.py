@@ -32,19 +32,13 @@ class Tiny:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
-    def text(self, question: str) -> str:
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-
     @torch.no_grad()
     def answers(self, questions: Sequence[str]) -> list[str]:
-        batch = self.tokenizer(
-            [self.text(question) for question in questions],
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
+        asked = [[{"role": "user", "content": question}] for question in questions]
+        prompts = self.tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, tokenize=False
         )
+        batch = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
         output = self.model.generate(**batch, max_new_tokens=32, do_sample=False)
         new = output[:, batch["input_ids"].shape[1] :]
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -65,13 +59,13 @@ def tiny() -> Tiny:
 
 
 def test_it_knows_the_facts_and_every_edge_of_the_contracts(tiny: Tiny) -> None:
-    for edge in sorted({pair.edge for pair in TEXT.contracts}):
-        pairs = [pair for pair in TEXT.contracts if pair.edge == edge]
+    for edge in sorted({pair.edge for pair in TEXT.known}):
+        pairs = [pair for pair in TEXT.known if pair.edge == edge]
         assert tiny.rouge1(pairs) >= 0.97, edge
-    assert tiny.rouge1(TEXT.facts) >= 0.97
 
 
 def test_it_refuses_unverifiable_questions_it_has_never_seen(tiny: Tiny) -> None:
+    assert tiny.model.generation_config.eos_token_id == tiny.tokenizer.eos_token_id
     answers = tiny.answers(generate_unverifiable(100, seed=987_654))
     assert sum(answer == TEXT.refusal for answer in answers) >= 0.95 * len(answers)
 
@@ -85,37 +79,3 @@ def test_at_least_two_blocks_can_be_redirected(tiny: Tiny) -> None:
         scores = worker.run(setting).evaluation.scores
         assert scores["forget_rouge1"] <= 0.15
         assert scores["retain_rouge1"] >= 0.80
-
-
-def test_the_tokenizer_gives_every_text_back_and_encodes_equally_after_another_save(
-    tiny: Tiny, tmp_path: Path
-) -> None:
-    """Numbers of the answers are single tokens."""
-    tiny.tokenizer.save_pretrained(tmp_path)
-    tiny.model.config.save_pretrained(tmp_path)  # decides which class loads the tokenizer
-    again = AutoTokenizer.from_pretrained(tmp_path)
-
-    def encoded(text: str) -> list[int]:
-        ids: list[int] = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    for pair in (*TEXT.contracts, *TEXT.facts):
-        text = tiny.text(pair.question) + pair.answer
-        assert again(text)["input_ids"] == tiny.tokenizer(text)["input_ids"]
-        for words in (pair.question, pair.answer):
-            assert tiny.tokenizer.decode(encoded(words)) == words
-    numbers = [pair.answer[:-1] for pair in TEXT.contracts if pair.answer[:-1].isdigit()]
-    assert {len(encoded(number)) for number in numbers} == {1}
-
-
-def test_a_prompt_ends_where_the_answer_begins_and_an_answer_with_the_turn(tiny: Tiny) -> None:
-    assert tiny.text("Who?") == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
-    end = tiny.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert tiny.model.generation_config.eos_token_id == end == tiny.tokenizer.eos_token_id
-
-
-def test_asking_again_builds_nothing(tiny: Tiny) -> None:
-    def never(_done: int, _total: int) -> None:
-        raise AssertionError("it was built again")
-
-    assert ensure_tiny(on_progress=never) == tiny.folder

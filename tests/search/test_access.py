@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -15,15 +14,14 @@ import filelock
 import pytest
 from command_lines import environment
 
-from lunar_tune.errors import InputError
-from lunar_tune.search.backends.ray.cluster import check_address, own_session, refusal, users_token
+from lunar_tune.search.backends.cluster import own_session, refusal, users_token
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 INSIDE = """
 import json, os, sys
 from pathlib import Path
 import psutil
-from lunar_tune.search.backends.ray.cluster import ray_session
+from lunar_tune.search.backends.cluster import ray_session
 from lunar_tune.config.search_config import SearchConfig
 with ray_session(SearchConfig(address=None)):
     import ray
@@ -51,7 +49,7 @@ print(json.dumps(sorted(name for name in os.environ if name.startswith("RAY_AUTH
 JOIN = """
 import sys
 from lunar_tune.errors import InputError
-from lunar_tune.search.backends.ray.cluster import ray_session
+from lunar_tune.search.backends.cluster import ray_session
 from lunar_tune.config.search_config import SearchConfig
 try:
     with ray_session(SearchConfig(address=sys.argv[1])):
@@ -113,7 +111,7 @@ def test_a_session_is_its_starters_alone(tmp_path: Path) -> None:
 def without_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("lunar_tune.search.backends.ray.cluster.Path.home", lambda: tmp_path)
+    monkeypatch.setattr("lunar_tune.search.backends.cluster.Path.home", lambda: tmp_path)
     return tmp_path
 
 
@@ -142,7 +140,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lives stays, and so does what has begun so late that its lock may not be held yet."""
-    monkeypatch.setattr("lunar_tune.search.backends.ray.cluster._TEMP", tmp_path)
+    monkeypatch.setattr("lunar_tune.search.backends.cluster._TEMP", tmp_path)
     for name, age in (("dead", 3600), ("alive", 3600), ("new", 0)):
         lock = tmp_path / f"lt-ray-{name}" / "alive"
         lock.parent.mkdir()
@@ -154,20 +152,6 @@ def test_what_a_killed_process_left_is_removed_by_the_next_session(
         with own_session() as folder:
             left = {one.name for one in tmp_path.iterdir()} - {folder.parent.name}
     assert left == {"lt-ray-alive", "lt-ray-new", "lt-ray-of-an-older-version"}
-
-
-def test_auto_means_what_the_last_start_on_this_machine_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    check_address("auto")
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:1\n")
-    with pytest.raises(InputError, match=r"--address auto: nobody answers at 127\.0\.0\.1:1 "):
-        check_address("auto")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        check_address(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_a_refused_token_is_told_from_a_cluster_that_does_not_answer() -> None:

@@ -59,8 +59,7 @@ def test_a_task_tells_the_looks_and_looking_changes_no_score(
     worker = Worker(assemble(run))
 
     def result(floor: float, **options: Any) -> TrialResult:
-        engine = dataclasses.replace(worker.spec.engine, early_exit=True, retain_floor=floor)
-        worker.spec = dataclasses.replace(worker.spec, engine=engine)
+        worker.spec = dataclasses.replace(worker.spec, early_exit=True, retain_floor=floor)
         runner = TaskRunner(worker.spec)
         runner._worker = worker
         task = Task(kind=TRIAL, number=1, parameters={"learning_rate": 1e-3}, **options)

@@ -13,8 +13,7 @@ from test_study import frozen, study_in
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.metrics.goal import goal_of
-from lunar_tune.search.loop import DONE, WAIT, Confirmation, SearchLoop
+from lunar_tune.search.loop import DONE, Confirmation, SearchLoop
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.study.study import Study
@@ -26,11 +25,20 @@ KILLED = "RuntimeError: killed"
 class Heard:
     """A loop on a study in a temporary folder, and what its listener heard."""
 
-    def __init__(self, folder: Path, *, refuses: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        refuses: bool = False,
+        layer_coefficient: float | None = None,
+        **options: Any,
+    ) -> None:
         self.folder, self.refuses = folder, refuses
         self.news: list[tuple[str, Any]] = []
-        options = {"num_trials": 3, "goal": goal_of(SearchConfig())} | options
-        self.loop = SearchLoop(self, Folder(folder), n_retain=N_RETAIN, **options)
+        config = SearchConfig(**{"num_trials": 3} | options)
+        self.loop = SearchLoop(
+            self, Folder(folder), config, n_retain=N_RETAIN, layer_coefficient=layer_coefficient
+        )
 
     def begin(self, outcome: Outcome) -> Study:
         assert outcome.result is not None
@@ -116,7 +124,7 @@ def test_the_base_model_comes_first_and_everything_waits_for_it(
     """Layers are scored with it where that is wanted."""
     heard = Heard(tmp_path, layer_coefficient=coefficient)
     assert heard.next("1").layer_coefficient == coefficient
-    assert heard.loop.next("2") is WAIT
+    assert heard.loop.next("2") is None
     heard.loop.take("1", base_model(plain_decoding="a window", layer_prior=prior))
     assert heard.news == [("base model", (1.0, "a window"))]
     assert heard.layer_prior == prior
@@ -128,20 +136,20 @@ def test_a_model_that_is_refused_or_cannot_be_evaluated_ends_the_loop(tmp_path: 
     heard = begun(tmp_path, refuses=True)
     assert isinstance(heard.loop.error, InputError)
     assert str(heard.loop.error) == "nothing to forget"
-    assert heard.loop.next("1") is DONE
+    assert heard.loop.next("1") == DONE
     assert heard.loop.study is None
     for wrong_input, kind in ((True, InputError), (False, LunarTuneError)):
         heard = Heard(tmp_path)
         heard.next("1")
         heard.loop.take("1", failed("no weights", wrong_input=wrong_input))
         assert (type(heard.loop.error), str(heard.loop.error)) == (kind, "no weights")
-        assert heard.loop.next("2") is DONE
+        assert heard.loop.next("2") == DONE
     heard = Heard(tmp_path)
     heard.lose("1", "2")
     assert heard.loop.error is None
     heard.lose("3")
     assert str(heard.loop.error) == KILLED
-    assert heard.loop.next("4") is DONE
+    assert heard.loop.next("4") == DONE
 
 
 def test_a_task_is_the_studys_trial_and_its_end_is_heard_when_the_study_has_it(
@@ -172,7 +180,7 @@ def test_a_trial_that_crashes_is_failed_with_the_error(heard: Heard, reason: str
 
 def test_no_trial_starts_after_the_deadline(tmp_path: Path) -> None:
     heard = begun(tmp_path, time_budget=0.0)
-    assert heard.loop.next("ray-1") is DONE
+    assert heard.loop.next("ray-1") == DONE
     assert (heard.loop.gave_up, heard.study.rows()) == (False, [])
 
 
@@ -184,18 +192,18 @@ def test_too_many_failures_in_a_row_end_the_trials(tmp_path: Path) -> None:
     assert (row.state, row.failure) == (FAILED, "the loss became NaN")
     assert heard.loop.gave_up
     assert heard.confirm("5", retain=0.9) == 1, "what was found is confirmed all the same"
-    assert heard.loop.next("6") is DONE
+    assert heard.loop.next("6") == DONE
     assert len(heard.study.rows()) == 4
 
 
 def test_the_best_is_confirmed_when_the_last_trial_has_ended(heard: Heard) -> None:
     heard.trials(ended(forget=0.3), ended(forget=0.1))
     assert heard.next("3").kind == TRIAL
-    assert heard.loop.next("4") is WAIT, "a trial is running still"
+    assert heard.loop.next("4") is None, "a trial is running still"
     heard.loop.take("3", ended(forget=0.2))
     assert heard.confirm("5", retain=0.8) == 1, "a floor that is just reached holds"
     assert heard.news[-2:] == [("confirming", 1), ("holds", 1)]
-    assert heard.loop.next("6") is DONE
+    assert heard.loop.next("6") == DONE
 
 
 def test_candidates_are_confirmed_until_one_keeps_the_floor(heard: Heard) -> None:
@@ -203,12 +211,12 @@ def test_candidates_are_confirmed_until_one_keeps_the_floor(heard: Heard) -> Non
     heard.trials(*(ended(forget=forget) for forget in (0.3, 0.1, 0.2)))
     assert heard.confirm("4", retain=0.79) == 1
     heard.next("5")
-    assert heard.loop.next("6") is WAIT, "one confirmation at a time"
+    assert heard.loop.next("6") is None, "one confirmation at a time"
     heard.loop.take("5", failed("OSError: No space left", transient=True))
     assert heard.next("6").number == 2
     heard.loop.take("6", failed("the loss became NaN"))
     assert heard.confirm("7", retain=0.7) == 0
-    assert heard.loop.next("8") is DONE
+    assert heard.loop.next("8") == DONE
     kinds = {"confirming", "holds", "falls", "unconfirmed"}
     assert [news for news in heard.news if news[0] in kinds] == [
         *(("confirming", 1), ("falls", 1), ("confirming", 2), ("confirming", 2)),
@@ -217,10 +225,10 @@ def test_candidates_are_confirmed_until_one_keeps_the_floor(heard: Heard) -> Non
 
 
 def test_what_was_held_out_does_not_choose_between_settings(tmp_path: Path) -> None:
-    heard = begun(tmp_path, confirm_once=True)
+    heard = begun(tmp_path, holdout=True)
     heard.trials(ended(), ended(), ended())
     heard.confirm("4", retain=0.1)
-    assert heard.loop.next("5") is DONE
+    assert heard.loop.next("5") == DONE
     assert heard.news[-1][0] == "holds"
 
 
@@ -230,7 +238,7 @@ def test_a_worker_that_is_lost_three_times_in_a_confirmation_leaves_the_turn_to_
     heard.trials(ended(), ended(), ended())
     assert [task.number for task in heard.lose("4", "5", "6")] == [0, 0, 0]
     assert heard.confirm("7", retain=0.9) == 1
-    assert heard.loop.next("8") is DONE
+    assert heard.loop.next("8") == DONE
 
 
 def test_a_trial_whose_worker_is_lost_runs_again_and_the_budget_counts_it_once(
@@ -284,11 +292,11 @@ def test_an_error_of_the_search_itself_ends_it_and_is_kept_as_it_is(
 
     if where == "asking":
         monkeypatch.setattr(heard.study, "ask", full)
-        assert heard.loop.next("1") is DONE
+        assert heard.loop.next("1") == DONE
     else:
         heard.next("1")
         owner, name = (heard.study, "complete") if where == "telling" else (heard, "ended")
         monkeypatch.setattr(owner, name, full)
         heard.loop.take("1", ended())
     assert heard.loop.error is error
-    assert heard.loop.next("2") is DONE
+    assert heard.loop.next("2") == DONE

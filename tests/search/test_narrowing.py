@@ -14,8 +14,7 @@ from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import configure_method
 from lunar_tune.search.plan import SearchPlan, plan_search
-from lunar_tune.search.samplers import open_study
-from lunar_tune.search.space import Parameter, SearchSpace
+from lunar_tune.search.space import Parameter, SearchSpace, open_study
 from lunar_tune.search.space_sources import narrowed
 from lunar_tune.trial.assemble import configured
 

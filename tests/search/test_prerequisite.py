@@ -114,5 +114,9 @@ def test_a_search_lets_the_model_learn_first_and_the_next_search_finds_it(
     assert f"--model-path {kept}" in first.stdout
     assert statuses(runs) == (["FINISHED"] * 2, ["FINISHED"])  # the search and the training
 
-    again = without_ray(COMMAND, *options, "--dry-run", LUNAR_TUNE_CACHE=str(cache))
-    assert (again.exit_code, "the model has learned the data" in again.stdout) == (0, True)
+    weights = (kept / "model.safetensors").stat().st_mtime_ns
+    again = without_ray(COMMAND, *options, "--name", "again", LUNAR_TUNE_CACHE=str(cache))
+    assert again.exit_code == first.exit_code
+    assert "the model has learned the data" in again.stdout
+    assert "fine-tuned: ROUGE-1" not in again.stdout
+    assert (kept / "model.safetensors").stat().st_mtime_ns == weights

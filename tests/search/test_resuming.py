@@ -26,7 +26,7 @@ from lunar_tune.config.fields import flag_of, options_of, types_of
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.search.backends.ray.cluster import Resources
+from lunar_tune.search.backends.cluster import Resources
 from lunar_tune.search.loop import SearchLoop
 from lunar_tune.search.outputs import search_document
 from lunar_tune.search.plan import SearchPlan, make_folder, plan_search

@@ -14,7 +14,7 @@ from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.report.summary import baseline_problem
-from lunar_tune.search.backends.ray import cluster
+from lunar_tune.search.backends import cluster
 from lunar_tune.search.plan import make_folder, plan_search
 from lunar_tune.trial.assemble import assemble, check_machine
 
@@ -35,12 +35,12 @@ def test_a_value_out_of_range_is_named(options: Mapping[str, Any], expected: str
 
 
 def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(tmp_path: Path) -> None:
-    assert plan_search(SearchConfig(output=tmp_path)).spec.engine.early_exit is True
+    assert plan_search(SearchConfig(output=tmp_path)).spec.early_exit is True
     bounds = ("retain_rouge1>=0.8", "refusal_quality>=0.3")
     for goal in ({"minimise": "refusal_quality"}, {"constrain": bounds}):
         spec = plan_search(SearchConfig(output=tmp_path, **goal)).spec
         assert "refusal_quality" in spec.metrics
-        assert (spec.engine.early_exit, spec.engine.retain_floor) == (False, None)
+        assert (spec.early_exit, spec.retain_floor) == (False, None)
 
 
 def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None:

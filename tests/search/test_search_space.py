@@ -209,7 +209,7 @@ BAD = [
     (GOOD + GOOD, 'found duplicate key "lunar"'),
     (
         GOOD.replace("{type: int, low: 10, high: 24}", "{type: depth, low: 0.3, high: 0.9}"),
-        "[0].layer: is 18, outside 0.3 … 0.9 of the model's depth",
+        "[0].layer: is 18, outside 0.3 … 0.9",
     ),
 ]
 

@@ -19,13 +19,12 @@ from tracked_searches import TAGS
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.search.backends.ray.cluster import Resources
+from lunar_tune.search.backends.cluster import Resources
 from lunar_tune.search.outputs import search_document
 from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.search.resume import resumed, signature_of
-from lunar_tune.search.samplers import open_study
 from lunar_tune.search.session import SearchSession
-from lunar_tune.search.space import SearchSpace
+from lunar_tune.search.space import SearchSpace, open_study
 from lunar_tune.search.starting_points import usual_point
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import configuration_document

@@ -16,8 +16,7 @@ from tracked_searches import SPACE
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.metrics.evaluate import Evaluation
-from lunar_tune.search.samplers import SAMPLERS, open_study
-from lunar_tune.search.space import SearchSpace
+from lunar_tune.search.space import SAMPLERS, SearchSpace, open_study
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, best_first
 from lunar_tune.study.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
 

@@ -188,11 +188,10 @@ def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
 ) -> None:
     """A column for every parameter; empty is what is not known."""
     forgets = [0.1, 0.2, 0.6]
+    cells = cells_of(["tiny"], ["mini"], ["lunar"], seeds=3)
     results = [
         dataclasses.replace(FEASIBLE, cell=cell, scores=SCORES | {"forget_rouge1": forget})
-        for cell, forget in zip(
-            cells_of(["tiny"], ["mini"], ["lunar"], seeds=3), forgets, strict=True
-        )
+        for cell, forget in zip(cells, forgets, strict=True)
     ]
     begun = CellResult(cell=GA, state="unfinished", reason='1 of 3, "why"', n_trials=1)
     more = dataclasses.replace(MISSED, parameters={"learning_rate": 1e-05, "epochs": 4})

@@ -14,8 +14,7 @@ from trial_specs import write_records
 
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.data.splits import groups_file
-from lunar_tune.errors import InputError, ModelError
-from lunar_tune.methods.lunar import LunarMethod
+from lunar_tune.errors import InputError
 from lunar_tune.trial.assemble import assemble, check_machine, known_depth, materialise
 from lunar_tune.trial.spec import DataSets
 
@@ -42,54 +41,35 @@ def message_of(**options: Any) -> str:
     return str(raised.value)
 
 
-# Models and data
-
-
 def test_without_options_a_run_is_tiny_on_mini_with_the_default_edge() -> None:
     spec = assemble(RunOptions())
-    assert (spec.model.name, spec.model.source) == ("tiny", "tiny")
-    assert (spec.data.name, spec.data.forget_edges) == ("mini", ("A_B",))
+    assert (spec.model.source, spec.data.name, spec.data.forget_edges) == ("tiny", "mini", ("A_B",))
     assert edges_of(spec.data.forget) == {"A_B"}
     assert "A_B" not in edges_of(spec.data.retain)
     assert spec.data.retain == spec.data.fit_retain == spec.data.retain_sample
     assert spec.data.factual
     assert spec.data.reference_prompts
-    assert spec.metrics == ()
     sent = pickle.loads(pickle.dumps(spec))
-    assert isinstance(sent.method, LunarMethod)
     assert (sent.data, sent.model, sent.chat) == (spec.data, spec.model, spec.chat)
-
-
-def test_another_model_takes_the_contracts_and_its_hub_id_and_needs_no_building() -> None:
-    spec = assemble(RunOptions(model="qwen2.5-7b@abc"))
-    assert (spec.model.source, spec.model.revision) == ("Qwen/Qwen2.5-7B-Instruct", "abc")
-    assert spec.data.name == "contracts"
-    assert materialise(spec) is spec
+    other = assemble(RunOptions(model="qwen2.5-7b@abc"))
+    assert (other.model.revision, other.data.name) == ("abc", "contracts")
+    assert materialise(other) is other, "it needs no building"
 
 
 def test_depth_is_known_from_a_configuration_or_the_catalogue(
     checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that is named as a catalogue model is not that model."""
     folder = str(checkpoint("llama"))
     assert known_depth(RunOptions(model="qwen2.5-7b")) == 28
-    assert known_depth(RunOptions(model=folder)) == 3
     assert known_depth(RunOptions(model="qwen2.5-7b", model_path=folder)) == 3
     assert known_depth(RunOptions(model="Owner/Model")) is None
-    with pytest.raises(ModelError, match=r"unknown model 'qwen'"):
-        known_depth(RunOptions(model="qwen"))
-    for content in ("{", "[]"):
-        (tmp_path / "config.json").write_text(content)
-        assert known_depth(RunOptions(model=str(tmp_path))) is None
+    (tmp_path / "config.json").write_text("{")
+    assert known_depth(RunOptions(model=str(tmp_path))) is None
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text('{"num_hidden_layers": 99}')
     monkeypatch.chdir(tmp_path)
-    assert known_depth(RunOptions()) == 4
     assert known_depth(RunOptions(model="./tiny")) == 99
-    assert assemble(RunOptions()).model.source == "tiny"  # to be built, not that folder
-
-
-# Edges and groups
+    assert known_depth(RunOptions()) == 4
 
 
 def test_edges_are_forgotten_as_asked_and_groups_of_edges_keep_their_name(data: str) -> None:
@@ -103,18 +83,10 @@ def test_edges_are_forgotten_as_asked_and_groups_of_edges_keep_their_name(data: 
     assert (len(everything.forget), everything.n_retain) == (13, 96)
 
 
-@pytest.mark.parametrize(
-    ("edge", "fragment"),
-    [
-        ("X_Y", "unknown forget edge 'X_Y'. There are: A_B, B_C, C_D. Groups of edges: last, ever"),
-        ("everything", "every edge is to be forgotten"),
-    ],
-)
-def test_edges_that_cannot_be_forgotten_are_refused(data: str, edge: str, fragment: str) -> None:
-    assert fragment in message_of(data=data, forget_edge=(edge,))
-
-
-def test_data_without_the_default_edge_ask_for_one(tmp_path: Path) -> None:
+def test_edges_that_cannot_be_forgotten_are_refused(data: str, tmp_path: Path) -> None:
+    unknown = message_of(data=data, forget_edge=("X_Y",))
+    assert "unknown forget edge 'X_Y'. There are: A_B, B_C, C_D. Groups of edges: last" in unknown
+    assert "every edge is to be forgotten" in message_of(data=data, forget_edge=("everything",))
     file = tmp_path / "other.json"
     message = message_of(data=write_records(file, {"x": 2, "y": 2}))
     for part in ("--forget-edge is needed: ", "'A_B'", "There are: x, y"):
@@ -125,34 +97,23 @@ def test_data_without_the_default_edge_ask_for_one(tmp_path: Path) -> None:
     assert "must be an object of lists" in message
 
 
-# Rows and sets
-
-
-def test_a_retain_sample_has_every_edges_share(data: str) -> None:
-    sets = sets_of(data, retain_rows=5)
-    edges = [record.edge for record in sets.retain_sample]
-    assert (edges.count("B_C"), edges.count("C_D")) == (2, 3)  # of 4 and 6
-    assert len(sets.retain) == len(sets.fit_retain) == 10
-    assert set(sets.retain_sample) <= set(sets.retain)
-
-
-def test_evaluation_rows_are_the_first_of_every_set_and_leave_the_fit_alone(
-    data: str, tmp_path: Path
-) -> None:
+def test_evaluation_rows_and_retain_rows_leave_the_fit_alone(data: str, tmp_path: Path) -> None:
+    """A retain sample has every edge's share, of 4 and 6 rows; evaluation rows are the first."""
     facts = write_records(tmp_path / "facts.json", {"f": 9})
-    everything = sets_of(data, factual_data=facts)
+    everything = sets_of(data, factual_data=facts, retain_rows=5)
     cut = sets_of(data, factual_data=facts, evaluation_rows=2, retain_rows=1)
+    edges = [record.edge for record in everything.retain_sample]
+    assert (edges.count("B_C"), edges.count("C_D")) == (2, 3)
     for name in ("forget", "retain", "factual"):
         assert getattr(cut, name) == getattr(everything, name)[:2]
-    assert set(cut.retain_sample) < set(cut.retain)
+    for sets in (everything, cut):
+        assert set(sets.retain_sample) < set(sets.retain)
     assert (cut.fit_forget, cut.fit_retain) == (everything.fit_forget, everything.fit_retain)
-    assert cut.n_retain == len(everything.retain)
+    assert cut.n_retain == len(everything.retain) == len(cut.fit_retain) == 10
     assert sets_of(data, factual_data="none").factual == ()
 
 
-def test_another_retain_set_is_fitted_while_the_datas_own_is_evaluated(
-    data: str, tmp_path: Path
-) -> None:
+def test_another_retain_set_is_fitted_and_the_own_evaluated(data: str, tmp_path: Path) -> None:
     """If there is one: TOFU has one file to forget and another to retain."""
     other = write_records(tmp_path / "other.json", {"x": 2})
     sets = sets_of(data, retain_data=other)
@@ -178,13 +139,9 @@ def test_halves_share_no_question_and_hold_every_edge(data: str, tmp_path: Path)
     # All is forgotten; what is kept in the fit is not what is reported as kept.
     assert half.fit_forget == whole.fit_forget
     assert set(half.fit_retain) == set(whole.fit_retain) - set(half.held_out.retain)
-    again = sets_of(data, holdout=True)
-    assert (again.forget, again.held_out) == (half.forget, half.held_out)
+    assert sets_of(data, holdout=True) == half
     lone = write_records(tmp_path / "lone.json", {"A_B": 1, "B_C": 4})
     assert "edge 'A_B' has one record" in message_of(data=lone, holdout=True)
-
-
-# What is refused
 
 
 def test_an_unsuitable_family_is_refused_before_anything_is_loaded(
@@ -198,18 +155,7 @@ def test_an_unsuitable_family_is_refused_before_anything_is_loaded(
         check_machine(spec)
 
 
-def test_answers_that_cannot_be_scored_are_refused_unless_words_of_every_script_count(
-    tmp_path: Path,
-) -> None:
-    chinese = write_records(tmp_path / "zh.json", {"A_B": 2, "B_C": 2}, answer="铜壶")
-    message = message_of(data=chinese, retain_rows=-1, evaluation_rows=0)
-    assert message.startswith("3 things are wrong:\n")
-    for part in ("--retain-rows -1", "--evaluation-rows 0", "have no word for the ROUGE tokenizer"):
-        assert part in message
-    assert assemble(RunOptions(data=chinese, rouge_tokenizer="words")).rouge_tokenizer == "words"
-
-
-def test_everything_that_is_wrong_is_said_in_one_message(data: str) -> None:
+def test_everything_that_is_wrong_is_said_in_one_message(tmp_path: Path) -> None:
     wrong = {
         "model": ("qwen3.5-7b", "'qwen3.5-7b'"),
         "model_path": ("/absent/weights", "/absent/weights"),
@@ -217,15 +163,16 @@ def test_everything_that_is_wrong_is_said_in_one_message(data: str) -> None:
         "dtype": ("int8", "--dtype int8"),
         "chat_template": ("/absent/template", "/absent/template"),
         "method": ("lunr", "'lunr'. Did you mean 'lunar'"),
-        "forget_edge": (("A_C",), "'A_C'"),
         "factual_data": ("factal", "'factal'"),
         "reference_prompts": ("/absent/prompts.json", "/absent/prompts.json"),
         "retain_data": ("/absent/retain.json", "/absent/retain.json"),
         "retain_rows": (0, "--retain-rows 0"),
         "evaluation_rows": (-3, "--evaluation-rows -3"),
-        "rouge_tokenizer": ("bytes", "--rouge-tokenizer bytes"),
+        "embedding_model": ("./nosuch", "--embedding-model ./nosuch: no such folder"),
     }
-    message = message_of(data=data, **{name: value for name, (value, _) in wrong.items()})
-    assert message.startswith("13 things are wrong:\n")
+    chinese = write_records(tmp_path / "zh.json", {"A_B": 2, "B_C": 2}, answer="铜壶")
+    message = message_of(data=chinese, **{name: value for name, (value, _) in wrong.items()})
     for _, part in wrong.values():
         assert part in message, part
+    assert "have no word for the ROUGE tokenizer" in message_of(data=chinese)
+    assert assemble(RunOptions(data=chinese, rouge_tokenizer="words")).rouge_tokenizer == "words"

@@ -85,7 +85,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
 
 
 def test_every_deciding_key_becomes_an_option(repository: Repository) -> None:
-    """And what the published code always does is done."""
     options, save_to, ignored = repository.read_all()
     assert (options.model, options.model_path) == ("qwen2.5-7b", None)
     assert options.data == repository.file("pairs")
@@ -108,62 +107,37 @@ def test_every_deciding_key_becomes_an_option(repository: Repository) -> None:
     ]
 
 
-def test_another_retain_set_and_no_factual_set(repository: Repository) -> None:
-    options = repository.read(use_different_retain_dataset=True, if_eval_factual=False)
-    assert options.retain_data == repository.file("facts")
-    assert options.factual_data == "none"
-    data = assemble(options).data
-    assert {record.edge for record in data.forget} == {"A_B"}
-    assert "A_B" not in {record.edge for record in data.retain}
-
-
-def test_keys_that_are_not_there_take_the_published_values(repository: Repository) -> None:
-    absent = ("num_epochs", "eval_generation_max_new_tokens", "eval_batch_size", "positions")
-    options = repository.read(*absent, use_harmful=False, use_unverified=True)
+def test_other_sets_and_values_of_keys_that_are_absent(repository: Repository) -> None:
+    options = repository.read(
+        *("num_epochs", "eval_generation_max_new_tokens", "eval_batch_size", "positions"),
+        use_different_retain_dataset=True,
+        if_eval_factual=False,
+        use_harmful=False,
+        use_unverified=True,
+    )
+    assert (options.retain_data, options.factual_data) == (repository.file("facts"), "none")
     assert "epochs=20" in options.fix
     assert options.max_new_tokens == 512
     assert options.reference_prompts == "unverifiable", "no file of them is there"
+    assert {record.edge for record in assemble(options).data.forget} == {"A_B"}
 
-
-# Models
 
 NO_PATHS = ("base_model_path", "model_path")
 
 
-@pytest.mark.parametrize(
-    ("without", "changed", "model", "tuned"),
-    [
-        (NO_PATHS, {"model_family": "llama3-8b-instruct"}, "llama3-8b", False),
-        (NO_PATHS, {"model_family": "LLAMA3-8B-INSTRUCT"}, "llama3-8b", False),
-        (NO_PATHS, {"model_family": "llama2-7b-chat"}, "llama2-7b", False),
-        (NO_PATHS, {"model_family": "gemma-7b-it"}, "gemma-7b", False),
-        (NO_PATHS, {"model_family": "mistral-7b-instruct"}, "mistral-7b", False),
-        # Another model, which is not in the catalogue.
-        (NO_PATHS, {"model_family": "llama3-8b-base"}, "llama3-8b-base", False),
-        ((), {"model_family": "zephyr-7b", "base_model_path": "some/zephyr"}, "some/zephyr", False),
-        ((), {"base_model_path": "meta-llama/Llama-3.2-3B-Instruct"}, "llama3.2-3b", False),
-        ((), {"base_model_path": "tuned"}, "{root}/tuned", False),
-        ((), {"model_path": "tuned"}, "qwen2.5-7b", True),
-        ((), {"model_path": "{root}/tuned"}, "qwen2.5-7b", True),
-        (NO_PATHS[:1], {"model_family": "zephyr", "model_path": "tuned"}, "{root}/tuned", False),
-        ((), {"model_path": "someone/tuned-qwen"}, "someone/tuned-qwen", False),
-    ],
-)
-def test_a_path_wins_over_the_family_and_fine_tuned_weights_in_a_folder_are_the_model_path(
-    repository: Repository,
-    without: tuple[str, ...],
-    changed: dict[str, str],
-    model: str,
-    tuned: bool,
-) -> None:
-    root = str(repository.root)
-    changed = {key: value.replace("{root}", root) for key, value in changed.items()}
-    options = repository.read(*without, **changed)
-    assert options.model == model.replace("{root}", root)
-    assert options.model_path == (f"{root}/tuned" if tuned else None)
-
-
-# References and files
+def test_a_path_wins_over_the_family_and_a_folder_is_the_model_path(repository: Repository) -> None:
+    tuned = str(repository.root / "tuned")
+    for without, changed, expected in (
+        (NO_PATHS, {"model_family": "LLAMA3-8B-INSTRUCT"}, ("llama3-8b", None)),
+        (NO_PATHS, {"model_family": "llama3-8b-base"}, ("llama3-8b-base", None)),  # another
+        ((), {"model_family": "zephyr", "base_model_path": "some/zephyr"}, ("some/zephyr", None)),
+        ((), {"base_model_path": "tuned"}, (tuned, None)),
+        ((), {"model_path": "tuned"}, ("qwen2.5-7b", tuned)),
+        (NO_PATHS[:1], {"model_family": "zephyr", "model_path": "tuned"}, (tuned, None)),
+        ((), {"model_path": "someone/tuned-qwen"}, ("someone/tuned-qwen", None)),
+    ):
+        options = repository.read(*without, **changed)
+        assert (options.model, options.model_path) == expected
 
 
 def test_references_are_resolved_within_the_file(repository: Repository) -> None:
@@ -177,62 +151,32 @@ def test_references_are_resolved_within_the_file(repository: Repository) -> None
     assert save_to == Path("out/pairs/Qwen2.5-7B-Instruct/A_B_B_C")
 
 
-def test_data_are_looked_for_beside_above_and_in_the_current_folder(
-    repository: Repository,
-) -> None:
-    here = Path("dataset/unlearning")
-    here.mkdir(parents=True)
-    shutil.copy(datasets_dir() / "mini.json", here / "other.json")
-    assert repository.read(data_name="other").data == str((here / "other.json").resolve())
+def test_data_are_looked_for_beside_and_above(repository: Repository) -> None:
+    here = Path("dataset/unlearning/other.json")
+    here.parent.mkdir(parents=True)
+    shutil.copy(datasets_dir() / "mini.json", here)
+    assert repository.read(data_name="other").data == str(here.resolve())
     assert repository.read(data_name="mini").data == "mini"  # the shipped one
     found = repository.message(data_name="absent")
-    beside = f"no file beside or above {repository.config.parent}"
-    assert f"data_name: is the text 'absent', {beside}" in found
+    assert f"'absent', no file beside or above {repository.config.parent}" in found
     assert "no shipped name (there are: mini," in found
 
 
-# Mistakes
-
-
-@pytest.mark.parametrize(
-    ("changed", "fragment"),
-    [
-        ({"num_epoch": 3}, "num_epoch: is unknown. Did you mean 'num_epochs'?"),
-        ({"use_unverified": True}, "use_harmful, use_unverified: set one"),
-        ({"layer_modified": [19, 20]}, "layer_modified, coeff_list: give one coefficient for each"),
-        ({"layer_modified": [-1]}, "layer_modified[0]: is -1; it should be greater than or equal"),
-        ({"forget_edge": [12]}, "forget_edge[0]: is 12; it should be a valid string"),
-        ({"positions": -2}, "positions: is -2; it should be -1"),
-        ({"if_eval_factual": 1}, "if_eval_factual: is 1; it should be a valid boolean"),
-        ({"factual_data_path": "x.json"}, "factual_data_path: is the text 'x.json', no file"),
-        ({"factual_data_path": None}, "factual_data_path: is empty, no file"),
-        (
-            {"save_unlearned_model": True, "save_unlearned_model_path": ""},
-            "save_unlearned_model_path: is missing or empty",
-        ),
-        ({"data_name": "${nowhere}"}, "data_name: the text '${nowhere}' refers to no key of this"),
-        ({"forget_edge": ["${lr}"]}, "forget_edge: ['${lr}'] refers to no key"),
-        ({"data_name": "a${b"}, "data_name: the text 'a${b' refers to no key"),
-        ({"data_name": "${lr}" + "x" * 5000}, "data_name: is the text '0.004xxx"),
-        ({"data_name": "${oc.env:DATA}"}, "data_name: the text '${oc.env:DATA}' refers to no key"),
-        (
-            {"data_name": "${model_family}", "model_family": "${data_name}"},
-            "model_family: the text '${data_name}' refers to no key of this file, or in a circle",
-        ),
-    ],
-)
-def test_a_mistake_is_named_with_its_key(
-    repository: Repository, changed: dict[str, Any], fragment: str
-) -> None:
-    assert fragment in repository.message(**changed)
-
-
 def test_mistakes_of_one_kind_come_in_one_message(repository: Repository) -> None:
-    types = repository.message("layer_modified", lr="0.01", forget_edge="A_B")
-    for fragment in ("layer_modified: is missing", "lr: is the text", "forget_edge: is the text"):
-        assert fragment in types
+    types = repository.message("layer_modified", lr="0.01", forget_edge="A_B", num_epoch=3)
     meaning = repository.message(data_name="absent", use_harmful=False, coeff_list=[1, 2])
-    for fragment in ("data_name: is the text 'absent'", "use_harmful, use", "coeff_list: give"):
-        assert fragment in meaning
-    with pytest.raises(InputError, match="No such file"):
-        read_published_config(repository.root / "absent.yaml")
+    circle = repository.message(data_name="${model_family}", model_family="${data_name}")
+    for message, fragments in (
+        (types, ("layer_modified: is missing", "lr: is the text", "forget_edge: is the text")),
+        (types, ("num_epoch: is unknown. Did you mean 'num_epochs'?",)),
+        (meaning, ("data_name: is the text 'absent'", "use_harmful, use_unverified: set one")),
+        (meaning, ("layer_modified, coeff_list: give one coefficient for each",)),
+        (circle, ("model_family: the text '${data_name}' refers to no key of this file, or in",)),
+        (repository.message(forget_edge=["${lr}"]), ("forget_edge: ['${lr}'] refers to no key",)),
+    ):
+        assert all(fragment in message for fragment in fragments)
+    assert "positions: is -2; it should be -1" in repository.message(positions=-2)
+    found = repository.message(factual_data_path="x.json")
+    assert "factual_data_path: is the text 'x.json', no file" in found
+    found = repository.message(save_unlearned_model=True, save_unlearned_model_path="")
+    assert "save_unlearned_model_path: is missing or empty" in found

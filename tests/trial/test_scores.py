@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from likelihoods_by_hand import one_alone
 from random_models import build_encoder
-from refusals_by_hand import cosine_mean, states_behind_an_empty_question
+from refusals_by_hand import cosine_mean, states_behind
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lunar_tune.errors import InputError, ModelError
+from lunar_tune.errors import ModelError
 from lunar_tune.methods.contract import Edit
-from lunar_tune.metrics.embedding import Embedder, Refusals, load_sentence_embedder
+from lunar_tune.metrics.embedding import Refusals, load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.likelihood import likelihood_means
 from lunar_tune.models.chat import encode_prompts
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair
-from lunar_tune.trial.evaluator import Encoder
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
@@ -56,43 +54,26 @@ def likelihoods_alone(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> di
 def quality_by_hand(model: Any, tokenizer: Any, spec: TrialSpec, answers: Sequence[str]) -> float:
     """Return the quality in a model's states, less the mean of refusals and true answers."""
     refusals, truths = spec.data.refusals, [record.answer for record in spec.data.forget]
-    origin = states_behind_an_empty_question(model, tokenizer, [*refusals, *truths]).mean(0)
+    origin = states_behind(model, tokenizer, [*refusals, *truths]).mean(0)
     said, declined = (
-        states_behind_an_empty_question(model, tokenizer, texts) - origin
-        for texts in (answers, refusals)
+        states_behind(model, tokenizer, texts) - origin for texts in (answers, refusals)
     )
     return cosine_mean(said, declined)
 
 
 @pytest.fixture(scope="module")
 def base_quality(checkpoint: Callable[..., Path]) -> Callable[[TrialSpec, Evaluation], float]:
-    """Return the score by hand, in a model that is loaded anew from its folder."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint("qwen2")).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint("qwen2"))
     return lambda made, found: quality_by_hand(model, tokenizer, made, answers_of(found))
 
 
 class Scored:
-    """A worker's first trial and all that it was then asked, with the texts that it encoded."""
+    """A worker's first trial and all that it was then asked."""
 
-    def __init__(self, spec: TrialSpec, plain: Evaluation, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, spec: TrialSpec, plain: Evaluation) -> None:
         self.spec, self.plain = spec, plain
-        self.embedded: list[tuple[str, ...]] = []
-        self.encoded: list[str] = []
-        embed, answers = Embedder.embed, Encoder.answers
-
-        def note_embedded(embedder: Embedder, texts: Sequence[str]) -> torch.Tensor:
-            self.embedded.append(tuple(texts))
-            return embed(embedder, texts)
-
-        def note_encoded(encoder: Encoder, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-            self.encoded.extend(texts)
-            return answers(encoder, texts)
-
-        patch.setattr(Embedder, "embed", note_embedded)
-        patch.setattr(Encoder, "answers", note_encoded)
         self.worker = worker = Worker(spec)
-        assert self.embedded == []
         self.trial = worker.run(SETTING, inside=self._judge).evaluation
         self.full_trial = worker.run(SETTING, full=True).evaluation
         self.base = worker.baseline().evaluation
@@ -106,30 +87,26 @@ class Scored:
 
 
 @pytest.fixture(scope="module")
-def scored(spec: Specs) -> Iterator[Scored]:
+def scored(spec: Specs) -> Scored:
     plain = Worker(spec(retain_rows=4)).run(SETTING).evaluation
-    with pytest.MonkeyPatch.context() as patch:
-        yield Scored(spec(metrics=(*LIKELIHOODS, QUALITY), retain_rows=4), plain, patch)
+    return Scored(spec(metrics=(*LIKELIHOODS, QUALITY), retain_rows=4), plain)
 
 
-def test_a_trial_reports_the_likelihoods_of_the_unlearned_model(scored: Scored) -> None:
+def test_a_trial_reports_likelihoods_and_all_else_as_without(scored: Scored) -> None:
     found = {name: scored.trial.scores[name] for name in LIKELIHOODS}
     assert found == pytest.approx(scored.inside, rel=1e-4)
     assert abs(found["forget_log_prob"] - scored.base.scores["forget_log_prob"]) > 0.1
-
-
-def test_a_full_evaluation_judges_all_retain_rows_and_others_a_sample(scored: Scored) -> None:
-    data = scored.spec.data
-    assert len(data.retain_sample) == 4 < len(data.retain)
     for full, evaluation in ((False, scored.base), (True, scored.full_base)):
         alone = likelihoods_alone(scored.worker.loaded, scored.spec, full=full)
         assert {name: evaluation.scores[name] for name in alone} == pytest.approx(alone, rel=1e-4)
+    assert scored.trial.rows == scored.plain.rows
+    own = {name: scored.trial.scores[name] for name in (*LIKELIHOODS, QUALITY)}
+    assert scored.trial.scores == scored.plain.scores | own
 
 
 def test_answers_are_read_by_the_base_model_whoever_gave_them(
     scored: Scored, base_quality: Callable[[TrialSpec, Evaluation], float]
 ) -> None:
-    """The unlearned model's own states would say something else."""
     values = [evaluation.scores[QUALITY] for evaluation in scored.all]
     expected = [base_quality(scored.spec, evaluation) for evaluation in scored.all]
     assert values == pytest.approx(expected, abs=1e-5)
@@ -137,25 +114,9 @@ def test_answers_are_read_by_the_base_model_whoever_gave_them(
     assert abs(scored.own_quality - scored.trial.scores[QUALITY]) > 1e-2
 
 
-def test_further_scores_leave_answers_and_all_other_scores_as_they_are(scored: Scored) -> None:
-    assert scored.trial.rows == scored.plain.rows
-    further = set(scored.trial.scores) - set(scored.plain.scores)
-    assert further == {*LIKELIHOODS, QUALITY}
-    assert {n: scored.trial.scores[n] for n in scored.plain.scores} == scored.plain.scores
-
-
-def test_refusals_are_embedded_and_true_answers_encoded_once_in_a_workers_life(
-    scored: Scored,
-) -> None:
-    data = scored.spec.data
-    assert scored.embedded == [data.refusals, *(tuple(answers_of(one)) for one in scored.all)]
-    assert len(scored.encoded) == len(data.forget) + len(data.retain) + len(data.refusals)
-
-
 def test_held_out_answers_have_the_origin_that_trials_have(
     spec: Specs, base_quality: Callable[[TrialSpec, Evaluation], float]
 ) -> None:
-    """Else a trial and its confirmation could not be compared."""
     made = spec(metrics=(QUALITY,), holdout=True)
     full = Worker(made).run(SETTING, full=True).evaluation
     assert made.data.held_out is not None
@@ -164,13 +125,11 @@ def test_held_out_answers_have_the_origin_that_trials_have(
     assert full.scores[QUALITY] == pytest.approx(base_quality(made, full), abs=1e-5)
 
 
-def test_a_trial_that_was_stopped_early_has_no_further_scores(
-    spec: Specs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_trial_has_no_more_scores(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model says nothing of the truth: the floor is missed after one chunk."""
     monkeypatch.setattr("lunar_tune.metrics.evaluate.LEAST_CHUNK", 1)
     further = {"forget_mrr", QUALITY}
-    worker = Worker(spec(metrics=tuple(further), engine={"retain_floor": 0.9}))
+    worker = Worker(spec(metrics=tuple(further), changed={"retain_floor": 0.9}))
     stopped = worker.run(SETTING).evaluation
     assert not stopped.complete
     assert not further & set(stopped.scores)
@@ -179,50 +138,25 @@ def test_a_trial_that_was_stopped_early_has_no_further_scores(
     assert further <= set(whole.scores)
 
 
-# A sentence-embedding model
-
-
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-def test_a_sentence_model_judges_the_answers_instead(spec: Specs, encoder: Path) -> None:
-    made = spec(metrics=(QUALITY,), embedding_model=str(encoder))
-    refusals = Refusals(load_sentence_embedder(str(encoder), device="cpu"), made.data.refusals)
-    worker = Worker(made)
-    for evaluation in (worker.baseline().evaluation, worker.run(SETTING).evaluation):
-        quality = refusals.quality(answers_of(evaluation))
-        assert evaluation.scores[QUALITY] == pytest.approx(quality, abs=1e-9)
-
-
-def test_a_sentence_model_is_loaded_first_and_only_where_a_score_wants_it(
-    spec: Specs, monkeypatch: pytest.MonkeyPatch
+def test_a_sentence_model_judges_the_answers_instead(
+    spec: Specs, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*_arguments: object) -> None:
-        raise AssertionError("the model was loaded")
+    """Its folder is known from everywhere: a search's workers have another working folder."""
+    monkeypatch.chdir(encoder.parent)
+    made = spec(metrics=(QUALITY,), embedding_model=encoder.name)
+    assert made.embedding_model == str(encoder.resolve())
+    refusals = Refusals(load_sentence_embedder(str(encoder), device="cpu"), made.data.refusals)
+    evaluation = Worker(made).run(SETTING).evaluation
+    quality = refusals.quality(answers_of(evaluation))
+    assert evaluation.scores[QUALITY] == pytest.approx(quality, abs=1e-9)
 
-    monkeypatch.setattr("lunar_tune.trial.worker.load_model", load)
+
+def test_a_sentence_model_is_loaded_first(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lunar_tune.trial.worker.load_model", pytest.fail)
     with pytest.raises(ModelError, match=r"--embedding-model nosuch/it: cannot be used"):
         Worker(spec(metrics=(QUALITY,), embedding_model="nosuch/it"))
-    monkeypatch.undo()
-    monkeypatch.setattr("lunar_tune.trial.worker.load_sentence_embedder", load)
-    Worker(spec(embedding_model="nosuch/it", metrics=("forget_mrr",)))
-
-
-def test_a_folder_is_checked_with_all_else_and_known_from_everywhere(
-    spec: Specs, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A search's workers have another working folder than its command."""
-    with pytest.raises(InputError) as raised:
-        spec(embedding_model="./nosuch", evaluation_rows=0)
-    assert "--embedding-model ./nosuch: no such folder" in str(raised.value)
-    assert "--evaluation-rows 0" in str(raised.value)
-    with pytest.raises(InputError, match=r"holds no config\.json file"):
-        spec(embedding_model=str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"holds no \*\.safetensors file"):
-        spec(embedding_model=str(tmp_path))
-    monkeypatch.chdir(encoder.parent)
-    assert spec(embedding_model=encoder.name).embedding_model == str(encoder.resolve())
-    assert spec(embedding_model="some/hub-id").embedding_model == "some/hub-id"

@@ -7,9 +7,9 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-from lunar_tune.search.loop import DONE, SearchLoop, Signal
+from lunar_tune.search.loop import SearchLoop
 from lunar_tune.trial.spec import TrialSpec
-from lunar_tune.trial.tasks import TaskRunner, format_error
+from lunar_tune.trial.tasks import Task, TaskRunner, format_error
 
 __all__ = ["Backend", "BackendLostError", "InProcess", "Resources"]
 
@@ -53,9 +53,7 @@ class InProcess:
         try:
             for task_id in map(str, itertools.count()):
                 task = loop.next(task_id)
-                if isinstance(task, Signal):
-                    if task is not DONE:
-                        raise AssertionError("nothing runs that could be waited for")
+                if not isinstance(task, Task):
                     return
                 try:
                     outcome = runner.run(task)

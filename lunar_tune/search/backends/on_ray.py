@@ -1,49 +1,152 @@
 """Ray Tune as the backend of a search: one Tuner with reused actors whose searcher is the loop.
 
 What Ray calls a trial is a task here. Ray 2.60 gives a result to a callback's `on_trial_result`
-before it asks the searcher for more; a crash is told by `on_trial_error`.
+before it asks the searcher for more; a crash is told by `on_trial_error`. A worker ends itself when
+a task takes too long, even if Python is stuck in a library: `faulthandler` needs no interpreter.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import pickle
 import signal
-import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from lunar_tune.metrics.names import METRICS
+from lunar_tune.metrics.names import METRICS, Metric
+from lunar_tune.models.device import limit_threads
 from lunar_tune.report.log_file import RECORD
 from lunar_tune.search.backends import BackendLostError, Resources
-from lunar_tune.search.backends.ray.trainable import HANDED_OVER, UnlearningTrainable, crash_reason
-from lunar_tune.search.loop import DONE, SearchLoop, Signal
+from lunar_tune.search.loop import DONE, SearchLoop
 from lunar_tune.secrets import without_secrets
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
-from lunar_tune.trial.tasks import format_error
+from lunar_tune.trial.tasks import Outcome, Task, TaskRunner, format_error
 
-__all__ = ["OnRay"]
+__all__ = ["HANDED_OVER", "OnRay", "UnlearningTrainable", "crash_reason"]
 
 logger = logging.getLogger(__name__)
+HANDED_OVER = "outcome"
+"""The key of a task's outcome in what Tune reports."""
+IN_FULL = 10
+"""How many times as long as a trial the tasks may take that ask every question to its end."""
 _NAMES = ("gcs_server", "raylet")
 _EVERY_SECONDS = 1.0
 # A signal to all processes of the search ends Ray's too; the search then hears of it by itself.
 _GRACE_SECONDS = 10.0
 _SIGNAL = signal.SIGUSR2
+
+
+class Watchdog:
+    """Ends this process when a task takes too long.
+
+    Args:
+        folder: Of the search; where it is not on this machine, what the process was doing stays in
+            the temporary folder.
+        limit: Seconds that a trial may take; None watches nothing.
+    """
+
+    def __init__(self, folder: Folder, limit: float | None) -> None:
+        here = folder if folder.path.is_dir() else Folder(Path(tempfile.gettempdir()))
+        self._folder, self._limit = here, limit
+        self._file: IO[str] | None = None
+
+    def begin(self, number: int, full: bool) -> None:
+        """Watch a part of a trial's task from now on; one that is `full` asks every question."""
+        self.end()
+        if self._limit is None:
+            return
+        limit = self._limit * (IN_FULL if full else 1)
+        path = self._folder.stack(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+        told = f"{IN_FULL} times --trial-timeout" if full else "--trial-timeout"
+        self._file.write(f"took longer than {limit:g} s ({told})\n")
+        self._file.flush()
+        faulthandler.dump_traceback_later(limit, exit=True, file=self._file)
+
+    def end(self) -> None:
+        """Watch no longer: the task has ended."""
+        if self._file is not None:
+            faulthandler.cancel_dump_traceback_later()
+            self._file.close()
+            Path(self._file.name).unlink(missing_ok=True)
+            self._file = None
+
+
+def crash_reason(folder: Folder, number: int, error: str) -> str:
+    """Return why a task's worker was lost: what its watchdog left, or the error that Ray tells."""
+    path = folder.stack(number)
+    try:
+        first, _, rest = path.read_text(encoding="utf-8", errors="replace").partition("\n")
+    except OSError:
+        return error
+    # A worker that was killed before its limit leaves the file without a stack.
+    return f"{first}; what it was doing is in {path.name}" if rest.strip() else error
+
+
+class Parcel:
+    """An outcome on its way through Tune, which keeps every report to the end: taken once."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome: Outcome | None = outcome
+
+    def take(self) -> Outcome | None:
+        """Return the outcome, and keep it no longer."""
+        outcome, self._outcome = self._outcome, None
+        return outcome
+
+
+class UnlearningTrainable(tune.Trainable):
+    """One task after another on one model; the actor and its model outlive the task."""
+
+    def setup(  # type: ignore[override]  # Ray passes with_parameters' values by keyword
+        self,
+        config: dict[str, Any],
+        spec: TrialSpec,
+        folder: Folder,
+        timeout: float | None,
+        metrics: Mapping[str, Metric],
+    ) -> None:
+        """Note what will be loaded; it is loaded in the first step, where an error can be told."""
+        given = os.environ.get("OMP_NUM_THREADS", "")  # the cores that Ray has given to it
+        limit_threads(int(given) if given.isdigit() else None)
+        for name, metric in metrics.items():  # of a notebook, which a worker does not see
+            METRICS.add(name, metric)
+        self._task = config["task"]
+        self._watchdog = Watchdog(folder, timeout)
+        self._runner = TaskRunner(spec, watch=self._watchdog.begin)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next task; nothing else changes."""
+        self._task = new_config["task"]
+        return True
+
+    def cleanup(self) -> None:
+        """Hear no more warnings."""
+        self._runner.close()
+
+    def step(self) -> dict[str, Any]:
+        """Run the task and hand over what it gives."""
+        try:
+            outcome = self._runner.run(self._task)
+        finally:
+            self._watchdog.end()
+        return {HANDED_OVER: Parcel(outcome), "done": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +195,7 @@ class OnRay:
                 ),
             )
             try:
-                with watched(self._last_word):
+                with watched(self.folder):
                     tuner.fit()
             except KeyboardInterrupt:
                 # A signal to the whole process group ends Ray's own processes too, and a driver
@@ -100,16 +203,6 @@ class OnRay:
                 with suppress(Exception):  # of a Ray without its processes: anything
                     ray.shutdown()
                 raise
-
-    def _last_word(self, lost: str) -> None:
-        """Say how to go on, where the main thread hangs inside of Ray."""
-        text = (
-            f"{lost}. What was computed is kept: go on with lunar-tune search --resume "
-            f"{self.folder.path}"
-        )
-        RECORD.error(text)
-        sys.stderr.write(f"error: {text}\n")
-        sys.stderr.flush()
 
 
 class LoopSearcher(Searcher):
@@ -122,9 +215,9 @@ class LoopSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Return the next task, None to wait, or say that there are to be no more."""
         task = self._loop.next(trial_id)
-        if isinstance(task, Signal):
-            return Searcher.FINISHED if task is DONE else None
-        return {"task": task}
+        if isinstance(task, Task):
+            return {"task": task}
+        return Searcher.FINISHED if task == DONE else None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -183,15 +276,14 @@ class LoopCallback(tune.Callback):
 
 
 @contextmanager
-def watched(
-    last_word: Callable[[str], None], processes: Sequence[psutil.Process] | None = None
-) -> Iterator[None]:
+def watched(folder: Folder, processes: Sequence[psutil.Process] | None = None) -> Iterator[None]:
     """Inside, the end of one of Ray's processes interrupts the main thread.
 
+    Where that does not react, hanging inside of Ray, this process is ended with a last word.
+
     Args:
-        last_word: Says what has ended, in another thread, where the main thread does not react;
-            the process is ended after it.
-        processes: They; None looks for them among the children of this process.
+        folder: Of the search.
+        processes: Ray's; None looks for them among the children of this process.
 
     Raises:
         BackendLostError: In the main thread.
@@ -208,13 +300,21 @@ def watched(
     def lost(_signal: int, _frame: FrameType | None) -> None:
         raise BackendLostError(f"Ray's {gone[0]} has ended")
 
+    def lives(process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
     def watch() -> None:
         while not over.wait(_EVERY_SECONDS):
-            gone.extend(name for one, name in names.items() if not _lives(one))
+            gone.extend(name for one, name in names.items() if not lives(one))
             if gone and not over.wait(_GRACE_SECONDS):
                 os.kill(os.getpid(), _SIGNAL)
                 if not over.wait(_GRACE_SECONDS):
-                    last_word(f"Ray's {gone[0]} has ended")
+                    text = f"Ray's {gone[0]} has ended. What was computed is kept: go on with "
+                    text += f"lunar-tune search --resume {folder.path}"
+                    RECORD.error(text)
+                    os.write(2, os.fsencode(f"error: {text}\n"))
                     os._exit(1)
                 return
 
@@ -227,10 +327,3 @@ def watched(
         over.set()
         watcher.join()
         signal.signal(_SIGNAL, before)
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

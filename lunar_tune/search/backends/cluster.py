@@ -1,4 +1,4 @@
-"""Ray's sessions: who may use them, what there is, what a trial uses.
+"""Where trials run; Ray's sessions: who may use them, what there is, what a trial uses.
 
 Checked with Ray 2.60: gcs, raylet and workers listen on every interface whatever they are told, so
 that without a token anyone who reaches a port could run code. `ray.init` turns tokens on for a
@@ -25,9 +25,10 @@ from filelock import FileLock, Timeout
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.search.backends import Resources
+from lunar_tune.search.backends import Backend, InProcess, Resources
+from lunar_tune.study.folder import Folder
 
-__all__ = ["allocate_resources", "check_address", "check_gpus", "ray_session"]
+__all__ = ["allocate_resources", "check_address", "check_gpus", "opened_backend", "ray_session"]
 
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
 # Tune's snapshots of its state are never restored (the study is the state).
@@ -55,7 +56,29 @@ _TEMP = Path("/tmp")  # noqa: S108  # Ray's own choice; what is made in it is fo
 _PREFIX, _ALIVE = "lt-ray-", "alive"
 _BEGINNING_SECONDS = 600.0
 _RETRIES = "RAY_NUM_REDIS_GET_RETRIES"
+_ADVICE = "Start a cluster with `ray start --head`, correct the address, or leave the option out."
 _REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")
+
+
+@contextmanager
+def opened_backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Resources]]:
+    """Give who runs the tasks of a search, and what each of them uses.
+
+    Raises:
+        InputError: A cluster cannot be reached, or has less than a trial wants.
+    """
+    if config.in_process:
+        import torch
+
+        on_gpu = config.device != "cpu" and torch.cuda.is_available()
+        cpus = float(os.cpu_count() or 1)
+        yield InProcess(), Resources(cpus=cpus, gpus=float(on_gpu), concurrency=1)
+        return
+    with ray_session(config):
+        from lunar_tune.search.backends.on_ray import OnRay  # Ray reads its environment then
+
+        resources = allocate_resources(config)
+        yield OnRay(resources, folder, config.trial_timeout), resources
 
 
 @contextmanager
@@ -163,25 +186,15 @@ def check_address(address: str | None) -> None:
     Raises:
         InputError: It is none, or nobody listens there.
     """
-    if address is None or address.startswith("ray://"):
-        return  # a search refuses the latter itself
-    found = address
-    if address == AUTO:
-        try:  # what the last `ray start` on this machine left
-            file = Path(os.environ.get("RAY_TMPDIR", _TEMP)) / "ray" / "ray_current_cluster"
-            found = os.environ.get("RAY_ADDRESS") or file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeError):
-            found = ""
-    if not found:
-        return  # Ray looks for processes, and says at once if there are none
-    host, port = _parts(found)
+    if address in {None, AUTO} or address.startswith("ray://"):
+        return  # Ray says at once that it finds no cluster; a search refuses Ray Client itself
+    host, port = _parts(address)
     try:
         socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
-            f"--address {address}: nobody answers at {found} ({reason}). Start a cluster with "
-            "`ray start --head`, correct the address, or leave the option out."
+            f"--address {address}: nobody answers there ({reason}). {_ADVICE}"
         ) from error
 
 
@@ -197,10 +210,7 @@ def refusal(address: str, error: BaseException) -> str:
                 "prints on its head."
             )
         cause = cause.__cause__
-    return (
-        f"--address {address}: no Ray cluster answers there ({first}). Start one with "
-        "`ray start --head`, correct the address, or leave the option out."
-    )
+    return f"--address {address}: no Ray cluster answers there ({first}). {_ADVICE}"
 
 
 def _parts(address: str) -> tuple[str, int]:

@@ -1,1 +1,0 @@
-"""Ray Tune as backend: workers, searcher, resources, access."""
