@@ -86,7 +86,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Return whether two folders hold the same weights, bit for bit."""
     first, second = weights(one), weights(other)
     return first.keys() == second.keys() and all(
         torch.equal(tensor, second[name]) for name, tensor in first.items()
