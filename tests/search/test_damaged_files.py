@@ -19,7 +19,6 @@ from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
 from lunar_tune.search.space import open_study
-from lunar_tune.search.space_sources import load_space
 from lunar_tune.study.folder import read_answers, write_answers
 from lunar_tune.study.study import StoredStudy
 

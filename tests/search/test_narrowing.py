@@ -13,7 +13,6 @@ from lunar_tune.config.run_options import read_assignments
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import configure_method
-from lunar_tune.search.persistence import signature_of
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.space import Parameter, SearchSpace, open_study
 from lunar_tune.search.space_sources import narrowed
