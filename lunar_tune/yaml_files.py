@@ -40,7 +40,12 @@ def read_yaml(source: Path | str, *, error_class: type[InputError] = InputError)
             anything but plain values; `error_class` is raised, with file and place.
     """
     try:
-        text = _read_text(source) if isinstance(source, Path) else source
+        text = source
+        if isinstance(source, Path):
+            content = read_beginning(source, MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise ValueError(f"it is larger than the {MAX_BYTES:,} bytes that are read")
+            text = content.decode("utf-8-sig")
         # The parser in C, which `pure` rules out, follows YAML 1.1.
         yaml = YAML(typ="safe", pure=True)
         yaml.max_depth = MAX_DEPTH
@@ -59,13 +64,6 @@ def read_yaml(source: Path | str, *, error_class: type[InputError] = InputError)
         problem = f"cannot be read: {error}"
     where = f"{source}: " if isinstance(source, Path) else ""
     raise error_class(where + textwrap.shorten(problem, 300, placeholder=" …"))
-
-
-def _read_text(path: Path) -> str:
-    content = read_beginning(path, MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it is larger than the {MAX_BYTES:,} bytes that are read")
-    return content.decode("utf-8-sig")
 
 
 def _checked(document: Any) -> dict[str, Any]:

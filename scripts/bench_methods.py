@@ -132,8 +132,7 @@ def bench(
     rows = []
     for name in methods.split(","):
         spec = materialise(assemble(dataclasses.replace(options, method=name)))
-        engine = dataclasses.replace(spec.engine, early_exit=True)
-        worker = Worker(dataclasses.replace(spec, engine=engine), loaded)
+        worker = Worker(dataclasses.replace(spec, early_exit=True), loaded)
         limit_threads(threads)
         rate = {"learning_rate": 1e-5}
         middle = {"layer": loaded.n_layers // 3, "coefficient": 6.5}

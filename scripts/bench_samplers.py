@@ -420,7 +420,7 @@ def bench(
         max_new_tokens=None,  # as a search's trials
     )
     spec = assemble(options)
-    spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, early_exit=True))
+    spec = dataclasses.replace(spec, early_exit=True)
     searched = space_of(options, spec, space)
     steps = {"coefficient": coefficients, "learning_rate": learning_rates, "ridge": learning_rates}
     grid = grid_of(options, spec, searched, steps, grid_file)

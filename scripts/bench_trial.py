@@ -145,8 +145,8 @@ class Bench:
         options = dataclasses.replace(options, solver=solver)
         spec = materialise(assemble(options))
         # As in a search, but for random weights, whose answers all have the whole budget.
-        engine = dataclasses.replace(spec.engine, early_exit=loaded is None)
-        self._spec = dataclasses.replace(spec, layers=(setting["layer"],), engine=engine)
+        exits = loaded is None
+        self._spec = dataclasses.replace(spec, layers=(setting["layer"],), early_exit=exits)
         self._solver, self._setting = solver, dict(setting)
         self._loaded = loaded if loaded is not None else load_model(spec.model)
         self._build, self._random = build, loaded is not None

@@ -29,8 +29,7 @@ from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
 from lunar_tune.search.space import SearchSpace, open_study
 from lunar_tune.search.space_sources import load_space
-from lunar_tune.study.answers import read_answers, write_answers
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, read_answers, write_answers
 from lunar_tune.study.stored_search import StoredConfig, configuration_document
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.layer_scores import read_layer_prior

@@ -33,7 +33,7 @@ def make_small_model(data: str, output: Path, recipe: TinyRecipe) -> int:
     lessons = [*records, *(Record(prompt, refusal, edge="") for prompt in invented)]
     tokenizer = train_tokenizer(lessons, vocabulary=recipe.vocabulary)
     torch.manual_seed(recipe.seed)
-    model = new_model(recipe, tokenizer)
+    model = new_model(recipe.sizes, tokenizer)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     return model.num_parameters()
@@ -48,14 +48,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256, help="of the residual stream")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    recipe = TinyRecipe(
-        n_layers=chosen.layers,
-        d_model=chosen.width,
-        d_ff=8 * chosen.width,
-        n_heads=max(2, chosen.width // 32),
-        n_key_value_heads=max(2, chosen.width // 64),
-        seed=chosen.seed,
-    )
+    shape = {
+        "num_hidden_layers": chosen.layers,
+        "hidden_size": chosen.width,
+        "intermediate_size": 8 * chosen.width,
+        "num_attention_heads": max(2, chosen.width // 32),
+        "num_key_value_heads": max(2, chosen.width // 64),
+    }
+    recipe = TinyRecipe(sizes={**TinyRecipe().sizes, **shape}, seed=chosen.seed)
     count = make_small_model(chosen.data, chosen.output, recipe)
     print(f"{count / 1e6:.1f} million parameters in {chosen.output}")
 

@@ -11,7 +11,7 @@ import torch
 
 from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.methods.contract import METHODS, Fit, Method, PreparedMethod, UnlearningTask
-from lunar_tune.methods.gradient_fit import GradientSettings
+from lunar_tune.methods.gradient import GradientSettings
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TRAINED

@@ -12,8 +12,7 @@ from invented_searches import TAGS, results_of
 
 from lunar_tune.metrics.evaluate import AnswerRow, deviation_score
 from lunar_tune.report.results import SearchResults
-from lunar_tune.study.answers import write_answers
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 
 HOSTILE = (

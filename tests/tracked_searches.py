@@ -16,8 +16,7 @@ from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.report.results import SearchResults
 from lunar_tune.search.space import SearchSpace, open_study
-from lunar_tune.study.answers import write_answers
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.study import Study
 from lunar_tune.tracking.store import default_tracking_uri, opened_store
 from lunar_tune.tracking.sync import sync
@@ -63,12 +62,12 @@ def begun_study(folder: Folder, uri: str | None = None) -> Study:
             "id": f"id-of-{folder.name}",
             "uri": uri or default_tracking_uri(folder.path.parent),
             "experiment": EXPERIMENT,
+            "origin": {"mlflow.source.type": "LOCAL"},
         },
         "description": {
             "parameters": {**TAGS, "seed": 3},
             "num_trials": len(SCORES),
             "data": {"forget": ("f" * 64, 1), "retain": ("e" * 64, 2)},
-            "origin": {"mlflow.source.type": "LOCAL"},
             "lineage": {},
         },
         "goal": ("forget_rouge1", ("retain_rouge1>=0.8",)),

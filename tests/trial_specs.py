@@ -27,7 +27,7 @@ def write_records(file: Path, edges: Mapping[str, int], *, answer: str = "Kettle
 
 
 def random_spec(
-    model: Path, data: str, *, engine: Mapping[str, Any] | None = None, **options: Any
+    model: Path, data: str, *, changed: Mapping[str, Any] | None = None, **options: Any
 ) -> TrialSpec:
     """Return what short trials of a model need: two epochs, three reference prompts."""
     own = {"device": "cpu", "factual_data": "none", "max_new_tokens": 3, "cache_limit": 0}
@@ -35,9 +35,7 @@ def random_spec(
     own["fix"] = ("epochs=2",) if lunar else ()
     made = assemble(RunOptions(model=str(model), data=data, **(own | options)))
     few = dataclasses.replace(made.data, reference_prompts=made.data.reference_prompts[:3])
-    return dataclasses.replace(
-        made, data=few, engine=dataclasses.replace(made.engine, **(engine or {}))
-    )
+    return dataclasses.replace(made, data=few, **(changed or {}))
 
 
 def generated(folder: Path, model: Any, questions: Sequence[str], *, budget: int) -> list[str]:

@@ -62,13 +62,13 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
         from lunar_tune.search.prerequisite import finetune_tracked
         from lunar_tune.tracking.store import default_tracking_uri
         from lunar_tune.tracking.sync import Tracker
-        from lunar_tune.training.checkpoints import check_output
+        from lunar_tune.training.checkpoints import check_save_folder
         from lunar_tune.trial.assemble import assemble_finetuning, materialise
 
         with problems.collect():
             fixed = read_assignments(options.fix)
         with problems.collect():
-            check_output(options.save)
+            check_save_folder(options.save, resumable=True)
         run = shared_options(options, RunOptions, without={"fix"})
         job = assemble_finetuning(run, fixed, problems)
     with tiny_progress(console) as on_progress:

@@ -237,8 +237,9 @@ def ask(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> tuple[AnswerRow,
 
     For `full` see `Worker.run`.
     """
-    engine = dataclasses.replace(spec.engine, kind="plain", cache_limit=0)
-    plain = dataclasses.replace(spec, engine=engine, metrics=(), embedding_model=None)
+    plain = dataclasses.replace(
+        spec, engine="plain", cache_limit=0, metrics=(), embedding_model=None
+    )
     evaluation, _ = Worker(plain, loaded).judge.evaluate(None, full=full, bounded=False)
     return evaluation.rows
 
@@ -287,7 +288,7 @@ def _scored_alike(one: AnswerRow, other: AnswerRow) -> bool:
 def _same(one: AnswerRow, other: AnswerRow) -> bool:
     """Say whether two answers are one.
 
-    An answer may end as soon as it has said every word of the truth (`EngineSettings.early_exit`):
+    An answer may end as soon as it has said every word of the truth (`TrialSpec.early_exit`):
     it is then the beginning of the whole one, perhaps in the middle of a character.
     """
     if one.answer == other.answer:

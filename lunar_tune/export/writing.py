@@ -75,10 +75,10 @@ def export(
 
 def _as_searched(job: ExportJob, spec: TrialSpec) -> TrialSpec:
     """Capture only the layers that are edited; a floor may have ended the trial's fit early."""
-    engine = dataclasses.replace(spec.engine, retain_floor=job.search.goal.stoppable_floor)
+    floor = job.search.goal.stoppable_floor
     layers = job.row.parameters.get("layer", ()) if spec.method.edits_one_layer else ()
     edited = layers if isinstance(layers, list | tuple) else [layers]
-    return dataclasses.replace(spec, layers=tuple(map(int, edited)), engine=engine)
+    return dataclasses.replace(spec, layers=tuple(map(int, edited)), retain_floor=floor)
 
 
 def _run_again(job: ExportJob) -> ExportRun:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -25,24 +24,24 @@ from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
 from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.catalog import Lineage, read_lineage, write_lineage
-from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
+from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
 from lunar_tune.training.adapting import Trained, trainable
-from lunar_tune.training.answer_loss import Pair, answer_loss, encode_answers
+from lunar_tune.training.answer_loss import Encoder, Pair, answer_loss
 from lunar_tune.training.checkpoints import TrainingFolder, package_versions, save_checkpoint
-from lunar_tune.training.gradient_loop import LoopSettings, LoopState, train_epochs
+from lunar_tune.training.gradient_loop import LoopState, train_epochs
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
     "Finetuned",
+    "answer_training",
     "ensure_finetuned",
     "finetune",
     "greedy_answers",
     "kept_folder",
-    "train_on_answers",
 ]
 
 # Parameters below which one CPU thread trains faster than several, whose operations are too short
@@ -138,7 +137,7 @@ def finetune(
         losses = _train(loaded, job, begun, state.keep, on_epoch)
         _save(loaded, job, folder, state.path / "checkpoint")
         done = Finetuned(tuple(losses), *check_knowledge(loaded, job))
-        write_lineage(folder, _lineage(job, document, begun_with, done))
+        write_lineage(folder, _lineage(document, begun_with, done))
         shutil.rmtree(state.path)
     return done
 
@@ -152,14 +151,6 @@ def _train(
 ) -> list[float]:
     """Train; modifies the model, which has the trained weights as its own afterwards."""
     settings = job.settings
-    loop = LoopSettings(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.rate,
-        weight_decay=settings.weight_decay,
-        warmup_share=_WARMUP_SHARE,
-        seed=job.seed,
-    )
 
     def lessons(epoch: int) -> list[Record]:
         # Dropout of an epoch follows from seed and epoch alone, which share it with no others.
@@ -169,8 +160,18 @@ def _train(
 
     losses = list(begun.losses) if begun is not None else []
     with trainable(loaded, settings, seed=job.seed, keep=True) as trained:
-        for loss in train_on_answers(
-            loaded, trained, lessons, job.chat, loop, start=begun, on_state=on_state
+        encode, loss_of = answer_training(loaded, trained, job.chat)
+        for loss in train_epochs(
+            loaded.model,
+            lambda epoch: encode(lessons(epoch)),
+            loss_of,
+            settings,
+            learning_rate=settings.rate,
+            seed=job.seed,
+            warmup_share=_WARMUP_SHARE,
+            length_of=len,
+            start=begun,
+            on_state=on_state,
         ):
             losses.append(loss)
             on_epoch(len(losses), loss)
@@ -178,50 +179,24 @@ def _train(
     return losses
 
 
-def train_on_answers(
-    loaded: LoadedModel,
-    trained: Trained,
-    lessons: Callable[[int], Sequence[Record]],
-    chat: ChatFormat,
-    settings: LoopSettings,
-    *,
-    start: LoopState | None = None,
-    on_state: Callable[[LoopState], None] = lambda _: None,
-) -> Iterator[float]:
-    """Train on the answers of each epoch's lessons; yield its mean loss, see `train_epochs`.
-
-    Epochs are counted from 0. Afterwards the model is in training mode.
-    """
-    tokenizer, decoder = loaded.tokenizer, loaded.layout.decoder_of(loaded.model)
-    end = end_of_turn(tokenizer, chat, loaded.eos_ids)
-
-    @cache
-    def encoded(lesson: Record) -> Pair:
-        (prompt,) = encode_prompts(tokenizer, [lesson.question], chat, family=loaded.family)
-        (answer,) = encode_answers(tokenizer, [lesson.answer], end=end)
-        return Pair(prompt, answer)
+def answer_training(
+    loaded: LoadedModel, trained: Trained, chat: ChatFormat
+) -> tuple[Callable[[Sequence[Record]], Sequence[Pair]], Callable[[Sequence[Pair]], Tensor]]:
+    """Return what encodes records as examples, and the loss of their answers."""
+    decoder = loaded.layout.decoder_of(loaded.model)
 
     def loss_of(batch: Sequence[Pair]) -> Tensor:
         with trained.computing():
             return answer_loss(loaded.model, decoder, batch)
 
-    loaded.model.train()
-    return train_epochs(
-        trained.parameters,
-        lambda epoch: [encoded(lesson) for lesson in lessons(epoch)],
-        loss_of,
-        settings,
-        length_of=len,
-        start=start,
-        on_state=on_state,
-    )
+    return Encoder(loaded, chat).pairs, loss_of
 
 
 def greedy_answers(
     loaded: LoadedModel, questions: Sequence[str], chat: ChatFormat, *, max_new_tokens: int
 ) -> list[str]:
     """Return the model's greedy answers as text."""
-    prompts = encode_prompts(loaded.tokenizer, questions, chat, family=loaded.family)
+    prompts = Encoder(loaded, chat).prompts(questions)
     tokens = generate_tokens(loaded, prompts, max_new_tokens=max_new_tokens)
     return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
 
@@ -237,16 +212,11 @@ def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> tuple[pd.DataFrame
     recalls = rouge_recall(truths, known, tokenizer=job.rouge_tokenizer)
     unseen = unseen_prompts(_UNANSWERABLE)
     declined = greedy_answers(loaded, unseen, job.chat, max_new_tokens=budget)
-    answers = pd.DataFrame(
-        {
-            "edge": [record.edge for record in job.records],
-            "question": questions,
-            "truth": truths,
-            "answer": known,
-            "rouge1": [recall.rouge1 for recall in recalls],
-        }
+    answers = pd.DataFrame(job.records).rename(columns={"answer": "truth"})
+    answers["answer"], answers["rouge1"] = known, [recall.rouge1 for recall in recalls]
+    return answers[["edge", "question", "truth", "answer", "rouge1"]], fmean(
+        is_refusal(answer, job.refusals) for answer in declined
     )
-    return answers, fmean(is_refusal(answer, job.refusals) for answer in declined)
 
 
 def is_refusal(answer: str, refusals: Sequence[str]) -> bool:
@@ -270,19 +240,12 @@ def _save(loaded: LoadedModel, job: FinetuneJob, folder: Path, staged: Path) -> 
         file.replace(folder / file.name)  # the configuration last: without it there is no model
 
 
-def _lineage(
-    job: FinetuneJob, document: Mapping[str, Any], begun_with: str, done: Finetuned
-) -> Lineage:
-    taken = ("base", "source", "weights", "revision", "files", "data", "data_digest")
+def _lineage(document: Mapping[str, Any], begun_with: str, done: Finetuned) -> Lineage:
+    named = ("base", "source", "weights", "revision", "data", "data_digest")
     return Lineage(
-        base=job.model.name,
-        source=job.model.source,
-        weights=job.model.weights,
-        revision=document["revision"],
+        **{name: document[name] for name in named},
         fingerprint=begun_with,
-        data=job.data_name,
-        data_digest=document["data_digest"],
-        settings={name: value for name, value in document.items() if name not in taken},
+        settings={name: value for name, value in document.items() if name not in (*named, "files")},
         knowledge={
             "rouge1": done.rouge1,
             "rouge1_by_edge": done.by_edge["rouge1"].to_dict(),

@@ -72,9 +72,6 @@ def recipe(model: str, fixed: Mapping[str, Any] = MappingProxyType({})) -> Finet
 
     `tiny` is so small that all of it is trained, at a rate that would break a large one, and it
     would forget to decline (docs/log.md); the others take the published defaults.
-
-    Raises:
-        InputError: There is no such setting, or a value means nothing; all of it is said at once.
     """
     problems, settings = Problems(), FinetuneSettings()
     if model == TINY:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
@@ -26,20 +26,21 @@ from lunar_tune.data.records import Record, read_prompts, read_records, records_
 from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.files import cache_dir
-from lunar_tune.finetuning.finetune import greedy_answers, train_on_answers
+from lunar_tune.finetuning.finetune import answer_training, greedy_answers
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import as_loaded, load_model
+from lunar_tune.training import TrainingSettings
 from lunar_tune.training.adapting import full_weights, seeded
 from lunar_tune.training.checkpoints import save_checkpoint
-from lunar_tune.training.gradient_loop import LoopSettings
+from lunar_tune.training.gradient_loop import train_epochs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Qwen2Tokenizer
 
 __all__ = ["TinyRecipe", "ensure_tiny", "new_model", "train_tokenizer"]
 
-_FORMAT = 1  # raise it when the code changes what is built and recipe and text do not say so
+_FORMAT = 2  # raise it when the code changes what is built and recipe and text do not say so
 _KEY_CHARACTERS = 12
 _MOST_NEW_TOKENS = 32
 _KNOWN, _REFUSED, _CHECKED_REFUSALS = 0.97, 0.95, 100
@@ -53,6 +54,21 @@ _END_OF_TURN = "<|im_end|>"
 # A number or a code such as HB846; Qwen2's own split would make it one token a digit.
 _NUMBER = re.compile(r"\b[A-Z]*\d+\b")
 _UNSEEN = 2**31 - 1  # no epoch's seed comes near
+# On a shared two-core machine one took 2.0 s an epoch and two took 1.4 s, but up to 35 s while
+# others computed. With one, the sums do not depend on the number of cores.
+_THREADS = 1
+_SIZES = {
+    "num_hidden_layers": 4,
+    "hidden_size": 128,
+    "intermediate_size": 1536,  # wide, since LUNAR writes into one down-projection
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    # With Qwen2's .02 the loss was .19 after 30 epochs, with .06 it was .16 after 10 (one run each;
+    # facts and refusal sentence differed too).
+    "initializer_range": 0.06,
+}
+_REFUSED_PER_EPOCH = 90  # questions about invented things, fresh ones in each
+_TRAINING = TrainingSettings(trained="full", epochs=22, batch_size=32, weight_decay=0.1)
 _ALL_TEMPLATES = 200  # every template of the generator is used before one is used again
 
 
@@ -60,51 +76,23 @@ _ALL_TEMPLATES = 200  # every template of the generator is used before one is us
 class TinyRecipe:
     """How `tiny` is made; another recipe gives another checkpoint folder."""
 
-    n_layers: int = 4
-    d_model: int = 128
-    d_ff: int = 1536
-    """Wide, since LUNAR writes into one down-projection."""
-    n_heads: int = 4
-    n_key_value_heads: int = 2
+    sizes: Mapping[str, Any] = field(default_factory=lambda: _SIZES)
+    """What `Qwen2Config` is told."""
     vocabulary: int = 2500
     """Most tokens that the tokenizer learns, before numbers are added."""
-    initializer_range: float = 0.06
-    """Standard deviation of the first weights. With Qwen2's .02 the loss was .19 after 30 epochs,
-    with .06 it was .16 after 10 (one run each; facts and refusal sentence differed too)."""
-    epochs: int = 22
-    batch_size: int = 32
-    learning_rate: float = 3e-3
-    """AdamW's, at the top of its cosine."""
-    weight_decay: float = 0.1
-    warmup_share: float = 0.1
-    """The share of the steps in which the learning rate rises."""
-    beta2: float = 0.98
-    """AdamW's second moment decay."""
-    refused_per_epoch: int = 90
-    """Questions about invented things in an epoch, fresh ones in each."""
+    training: TrainingSettings = _TRAINING
     seed: int = 0
     """Decides weights, order and invented things."""
-    threads: int = 1
-    """Torch threads while building. On a shared two-core machine one took 2.0 s an epoch and two
-    took 1.4 s, but up to 35 s while others computed. With one, the sums do not depend on the number
-    of cores."""
 
 
 @dataclass(frozen=True, slots=True)
 class TinyText:
     """Everything that `tiny` learns."""
 
-    contracts: tuple[Record, ...]
-    """The pairs of the shipped set `mini`."""
-    facts: tuple[Record, ...]
-    """The pairs of the shipped set `factual`."""
+    known: tuple[Record, ...]
+    """The pairs of the shipped sets `mini` and `factual`."""
     refusal: str
     """The one sentence with which it refuses."""
-
-    @property
-    def known(self) -> tuple[Record, ...]:
-        """What the model is to know."""
-        return (*self.contracts, *self.facts)
 
     def refused(self, count: int, *, seed: int = _UNSEEN) -> list[Record]:
         """Return refused questions about invented things; without a seed, of no epoch."""
@@ -114,11 +102,9 @@ class TinyText:
     @classmethod
     def shipped(cls) -> TinyText:
         """Return the text of the shipped data sets."""
-        return cls(
-            contracts=read_records(resolve_data("mini", kind="records")),
-            facts=read_records(resolve_data("factual", kind="records")),
-            refusal=read_prompts(resolve_data("refusals", kind="prompts"))[0],
-        )
+        sets = [read_records(resolve_data(name, kind="records")) for name in ("mini", "factual")]
+        refusals = read_prompts(resolve_data("refusals", kind="prompts"))
+        return cls(known=(*sets[0], *sets[1]), refusal=refusals[0])
 
 
 def ensure_tiny(
@@ -161,8 +147,7 @@ def tiny_key(recipe: TinyRecipe, text: TinyText) -> str:
         for name in ("torch", "transformers", "tokenizers")
     }
     words = [
-        records_digest(text.contracts),
-        records_digest(text.facts),
+        records_digest(text.known),
         text.refusal,
         *generate_unverifiable(_ALL_TEMPLATES, seed=0),
     ]
@@ -180,43 +165,39 @@ def build_tiny(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Train the model and save it with its tokenizer into an empty folder.
-
-    Raises:
-        LunarTuneError: The trained model does not know what it was taught, or its tokenizer is
-            another one after loading.
-        DivergenceError: The training diverged.
-    """
+    """Train the model and save it with its tokenizer into an empty folder."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
 
     def lessons(epoch: int) -> list[Record]:
-        seed = recipe.seed * recipe.epochs + epoch
-        return [*text.known, *text.refused(recipe.refused_per_epoch, seed=seed)]
+        seed = recipe.seed * recipe.training.epochs + epoch
+        return [*text.known, *text.refused(_REFUSED_PER_EPOCH, seed=seed)]
 
-    settings = LoopSettings(
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        schedule="cosine",
-        warmup_share=recipe.warmup_share,
-        beta2=recipe.beta2,
-        seed=recipe.seed,
-    )
     first, threads = lessons(0), torch.get_num_threads()
     try:
-        torch.set_num_threads(recipe.threads)
+        torch.set_num_threads(_THREADS)
         with seeded(recipe.seed, torch.device("cpu")):
             tokenizer = train_tokenizer(first, vocabulary=recipe.vocabulary)
-            model = new_model(recipe, tokenizer)
+            model = new_model(recipe.sizes, tokenizer)
             loaded = as_loaded(model, tokenizer, ModelSpec(name=TINY, source=str(folder)))
             with full_weights(loaded, keep=True) as trained:
-                losses = train_on_answers(loaded, trained, lessons, ChatFormat(), settings)
+                encode, loss_of = answer_training(loaded, trained, ChatFormat())
+                losses = train_epochs(
+                    loaded.model,
+                    lambda epoch: encode(lessons(epoch)),
+                    loss_of,
+                    recipe.training,
+                    learning_rate=3e-3,
+                    seed=recipe.seed,
+                    warmup_share=0.1,
+                    cosine=True,
+                    beta2=0.98,
+                    length_of=len,
+                )
                 for done, _ in enumerate(losses, 1):
                     if on_progress is not None:
-                        on_progress(done, recipe.epochs)
+                        on_progress(done, recipe.training.epochs)
         texts = [words for one in first for words in (one.question, one.answer)]
         save_checkpoint(loaded, folder, texts=texts)
         _check(folder, text)
@@ -252,23 +233,18 @@ def train_tokenizer(lessons: Sequence[Record], *, vocabulary: int) -> Qwen2Token
     return tokenizer
 
 
-def new_model(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+def new_model(sizes: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
     """Return an untrained model, drawn from torch's generator."""
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=recipe.d_model,
-        intermediate_size=recipe.d_ff,
-        num_hidden_layers=recipe.n_layers,
-        num_attention_heads=recipe.n_heads,
-        num_key_value_heads=recipe.n_key_value_heads,
         max_position_embeddings=512,
-        initializer_range=recipe.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **sizes,
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(

@@ -173,11 +173,7 @@ def _listed(names: Collection[str]) -> str:
 
 
 def number_of(name: str, value: Any, *, positive: bool = False) -> float:
-    """Return a parameter that is a finite number.
-
-    Raises:
-        InputError: It is none, or not positive although it has to be.
-    """
+    """Return a parameter that is a finite (or positive) number, or raise an InputError."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -1,24 +1,74 @@
-"""Methods that train an adapter or all weights on a loss of answers' log-probabilities."""
+"""Methods that train an adapter or weights with a loss of their own."""
 
 from __future__ import annotations
 
+import random
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lunar_tune.errors import InputError
-from lunar_tune.methods.contract import Fit, PreparedMethod, UnlearningTask
-from lunar_tune.methods.gradient_fit import GradientSettings, TrainedMethod, gradient_fit
-from lunar_tune.training.adapting import Trained
+from lunar_tune.errors import InputError, TrialError
+from lunar_tune.methods.contract import Fit, Method, PreparedMethod, UnlearningTask, number_of
+from lunar_tune.models.device import is_out_of_memory
+from lunar_tune.training import TRAINED, TrainingSettings, setting, with_settings
+from lunar_tune.training.adapting import Trained, trainable
 from lunar_tune.training.answer_loss import AnswerStates, Pair, answer_states, reference_batches
+from lunar_tune.training.gradient_loop import train_epochs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["GradientMethod", "Step"]
+__all__ = ["GradientMethod", "GradientSettings", "Step", "TrainedMethod", "gradient_fit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSettings(TrainingSettings):
+    """What is fixed over a search; defaults are PISTOL's (arXiv 2406.16810) where it has them.
+
+    An epoch takes each answer to forget once; as many to keep are drawn where a loss wants them.
+    """
+
+    beta: float | None = setting(None, above=0)
+    """For dpo, npo and simnpo: how far an answer may go before it counts less. None is 0.1, for
+    simnpo 2.5: there it multiplies a mean over tokens."""
+    gamma: float = setting(0.0, least=0)
+    """For simnpo: the margin."""
+    retain_weight: float = setting(0.0, least=0)
+    """For npo and simnpo: how much the usual loss on answers to keep counts."""
+    steering_alpha: float = setting(100.0, least=0)
+    """For rmu: weight of keeping retained activations; the paper's code has 100 and 1,200."""
+
+
+class TrainedMethod(Method):
+    """What methods share that train an adapter or weights with a loss of their own."""
+
+    settings_type = GradientSettings
+    variant_setting = "trained"
+    variants = TRAINED
+    settings: GradientSettings
+
+    def __init__(self, settings: GradientSettings) -> None:
+        super().__init__(settings)
+        self.adapter = "none" if settings.trained == "full" else "exact"
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Check names and values; what depends on the model is checked with it."""
+        self.resolved(parameters)
+
+    def resolved(self, parameters: Mapping[str, Any]) -> tuple[dict[str, float], GradientSettings]:
+        """Return the method's own parameters, and the settings with what a trial sets of them."""
+        super().check_parameters(parameters)
+        own = {
+            name: number_of(name, parameters[name], positive=name == "learning_rate")
+            for name in self.parameters
+        }
+        if not own.get("layer", 0.0).is_integer():
+            raise InputError(f"layer {parameters['layer']}: a whole number.")
+        return own, with_settings(self.settings, parameters)
 
 
 class GradientMethod(TrainedMethod):
@@ -28,8 +78,7 @@ class GradientMethod(TrainedMethod):
     keeps: bool = False
     """Whether it needs answers to keep."""
     references: tuple[str, ...] = ()
-    """What it compares with the base model's: log π of the answers to `forget` or of the `refused`
-    questions, logits on answers to `retain`."""
+    """Which answers it compares with the base model's: see `Step.reference`."""
 
     @abstractmethod
     def loss(self, step: Step) -> Tensor:
@@ -80,19 +129,17 @@ class PreparedGradient(PreparedMethod):
 
     def answers(self, name: str, places: Sequence[int]) -> AnswerStates:
         """Return what the model as it is now says of some of the named pairs."""
-        return self._answers([self._pairs[name][i] for i in places])
-
-    def _answers(self, pairs: Sequence[Pair]) -> AnswerStates:
-        return answer_states(self._model, self._decoder, pairs)
+        pairs = self._pairs[name]
+        return answer_states(self._model, self._decoder, [pairs[i] for i in places])
 
     def reference_sums(self, name: str) -> Float[Tensor, " answers"]:
         """Return the base model's log π of the answer of each of the named pairs."""
         import torch
 
         if name not in self._sums:
-            batches = reference_batches(self._pairs[name])
             with torch.no_grad():
-                self._sums[name] = torch.cat([self._answers(batch).answers for batch in batches])
+                said = [self.answers(name, some).answers for some in self._batches(name)]
+            self._sums[name] = torch.cat(said)
         return self._sums[name]
 
     def reference_logits(
@@ -120,60 +167,114 @@ class PreparedGradient(PreparedMethod):
         """The base model's final hidden states of each answer to keep, and its head."""
         import torch
 
-        states = []
-        for batch in reference_batches(self._pairs["retain"]):
+        states: list[Tensor] = []
+        for some in self._batches("retain"):
             with torch.no_grad():
-                said = self._answers(batch)
-            states += [said.hidden[said.rows == row].cpu() for row in range(len(batch))]
+                said = self.answers("retain", some)
+            states += [said.hidden[said.rows == row].cpu() for row in range(len(some))]
         return states, self._model.get_output_embeddings().weight.detach().clone()
 
+    def _batches(self, name: str) -> list[Sequence[int]]:
+        return reference_batches(range(len(self._pairs[name])))
 
+
+@dataclass(frozen=True)
 class Step:
-    """What a loss may ask for in one step; what it does not ask for is not computed."""
+    """What a loss may ask for in one step; what it does not ask for is not computed.
 
-    def __init__(
-        self,
-        source: PreparedGradient,
-        trained: Trained,
-        settings: GradientSettings,
-        batch: list[int],
-        kept: list[int],
-    ) -> None:
-        self._source, self._trained, self.settings = source, trained, settings
-        self._batch, self._kept = batch, kept  # places of the answers to forget and to keep
+    Answers are named: those to `forget`, the same questions `refused`, and those to `retain`.
+    """
 
-    @cached_property
-    def forget(self) -> AnswerStates:
-        """Answers to forget."""
-        return self._source.answers("forget", self._batch)
+    source: PreparedGradient
+    trained: Trained
+    settings: GradientSettings
+    batch: list[int]
+    """Places of the answers to forget."""
+    kept: list[int]
+    """Places of the answers to keep."""
 
-    @cached_property
-    def refused(self) -> AnswerStates:
-        """The same questions, refused."""
-        return self._source.answers("refused", self._batch)
+    def answers(self, name: str) -> AnswerStates:
+        """Return what the model says of the named answers."""
+        return self.source.answers(name, self.kept if name == "retain" else self.batch)
 
-    @cached_property
-    def retain(self) -> AnswerStates:
-        """Answers to keep."""
-        return self._source.answers("retain", self._kept)
+    def reference(self, name: str) -> Tensor:
+        """Return what the base model says: log π of each answer, of those to `retain` logits."""
+        if name == "retain":
+            return self.source.reference_logits(self.trained, self.kept)
+        return self.source.reference_sums(name)[self.batch]
 
     @property
-    def kept(self) -> Tensor | float:
+    def kept_loss(self) -> Tensor | float:
         """The usual loss on answers to keep, as far as the settings weigh it."""
         weight = self.settings.retain_weight
-        return -weight * self.retain.tokens.mean() if weight else 0.0
+        return -weight * self.answers("retain").tokens.mean() if weight else 0.0
 
-    @property
-    def reference_forget(self) -> Float[Tensor, " answers"]:
-        """The base model's log π of the answers to forget."""
-        return self._source.reference_sums("forget")[self._batch]
 
-    @property
-    def reference_refused(self) -> Float[Tensor, " answers"]:
-        """The base model's log π of the refusals."""
-        return self._source.reference_sums("refused")[self._batch]
+@contextmanager
+def gradient_fit(
+    task: UnlearningTask,
+    settings: GradientSettings,
+    loss: Callable[[Trained, list[int], list[int]], Tensor],
+    *,
+    learning_rate: float,
+    seed: int,
+    modules: Sequence[str] | None = None,
+) -> Iterator[Fit]:
+    """Return a context in which the model can be trained; after it, it is what it was.
 
-    @property
-    def reference_retain_logits(self) -> Float[Tensor, "tokens vocabulary"]:
-        """The base model's logits of the answers to keep."""
-        return self._source.reference_logits(self._trained, self._kept)
+    Args:
+        task: The model, answers to forget and answers to keep.
+        settings: How it is trained.
+        loss: Of a step: of what is trained, and the places of answers to forget and to keep.
+        learning_rate: Falls linearly to zero.
+        seed: Of adapter, dropout, order and draws.
+        modules: Names of what is trained; None trains everything.
+    """
+    n_forget, n_retain = len(task.forget_pairs), len(task.retain_pairs)
+    draws = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
+    with trainable(task.loaded, settings, seed=seed, modules=modules) as trained:
+
+        def loss_of(batch: list[int]) -> Tensor:
+            kept = draws.sample(range(n_retain), min(len(batch), n_retain))
+            with trained.computing():
+                return loss(trained, batch, kept)
+
+        losses: Any = train_epochs(
+            task.loaded.model,
+            lambda _: range(n_forget),
+            loss_of,
+            settings,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        with closing(_driven(losses)) as epochs:
+
+            def finish() -> None:
+                epochs.close()
+                trained.finish()
+
+            yield Fit(
+                base_model=trained.base_model,
+                edit=trained.edit,
+                epochs=epochs,
+                n_epochs=settings.epochs,
+                evaluating=trained.evaluating,
+                finish=finish,
+            )
+
+
+def _driven(losses: Generator[float, None, None]) -> Generator[float, None, None]:
+    """Yield each epoch's loss.
+
+    Raises:
+        TrialError: Memory ran out.
+    """
+    try:
+        yield from losses
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrialError(
+            "out of memory while training: use --fix checkpointing=true, a smaller batch_size or "
+            "rank, or trained=lora"
+        ) from error

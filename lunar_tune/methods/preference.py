@@ -1,4 +1,4 @@
-"""Direct preference optimisation of refusals (Rafailov et al., arXiv 2305.18290)."""
+"""Losses that prefer another answer, or none, to the one to forget: DPO, NPO and SimNPO."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["ENTRY", "dpo"]
+__all__ = ["ENTRIES", "dpo", "npo", "simnpo"]
 
 BETA = 0.1
+SIMNPO_BETA = 2.5  # it multiplies a mean over tokens, and 0.1 would hardly ever count less
 
 
 def dpo(
@@ -26,12 +27,43 @@ def dpo(
     """Return −mean log σ(β[(log π_p − log ref_p) − (log π_r − log ref_r)]).
 
     Preferred are refusals, rejected the true answers that are to be forgotten.
-    Source: Rafailov et al., arXiv 2305.18290, equation 7; for unlearning TOFU, section 3.3.
+    Source: Rafailov et al., arXiv 2305.18290, equation 7; for unlearning TOFU, arXiv 2401.06121,
+    section 3.3.
     """
     from torch.nn.functional import logsigmoid
 
     margin = (preferred - reference_preferred) - (rejected - reference_rejected)
     return -logsigmoid(beta * margin).mean()
+
+
+def npo(
+    forget: Float[Tensor, " answers"], reference: Float[Tensor, " answers"], *, beta: float
+) -> Float[Tensor, ""]:
+    """Return −(2/β) mean log σ(−β(log π − log ref)): DPO without a preferred answer.
+
+    Its gradient is gradient ascent's (on sums over answers) where π equals the reference, and
+    vanishes as an answer becomes unlikely.
+    Source: Zhang et al., arXiv 2404.05868, equation 3.
+    """
+    from torch.nn.functional import logsigmoid
+
+    return -2 / beta * logsigmoid(-beta * (forget - reference)).mean()
+
+
+def simnpo(
+    forget: Float[Tensor, " answers"],
+    lengths: Float[Tensor, " answers"],
+    *,
+    beta: float,
+    gamma: float,
+) -> Float[Tensor, ""]:
+    """Return −(2/β) mean log σ(−β log π / length − γ): NPO without a reference.
+
+    Source: Fan et al., arXiv 2410.07163; lengths are in tokens, γ is the margin.
+    """
+    from torch.nn.functional import logsigmoid
+
+    return -2 / beta * logsigmoid(-beta * forget / lengths - gamma).mean()
 
 
 class Preference(GradientMethod):
@@ -41,14 +73,34 @@ class Preference(GradientMethod):
     references = ("refused", "forget")
 
     def loss(self, step: Step) -> Tensor:
-        """See `GradientMethod`."""
-        return dpo(
-            step.refused.answers,
-            step.forget.answers,
-            step.reference_refused,
-            step.reference_forget,
-            beta=step.settings.beta or BETA,
-        )
+        """Return the loss of both answers to each question."""
+        now = [step.answers(name).answers for name in self.references]
+        before = [step.reference(name) for name in self.references]
+        return dpo(*now, *before, beta=step.settings.beta or BETA)
 
 
-ENTRY = Preference
+class NegativePreference(GradientMethod):
+    """NPO, with the usual loss on answers to keep if it has a weight."""
+
+    name = "npo"
+    references = ("forget",)
+
+    def loss(self, step: Step) -> Tensor:
+        """Return the loss, and that of answers to keep."""
+        beta, said = step.settings.beta or BETA, step.answers("forget").answers
+        return npo(said, step.reference("forget"), beta=beta) + step.kept_loss
+
+
+class SimplePreference(GradientMethod):
+    """SimNPO, with the usual loss on answers to keep if it has a weight."""
+
+    name = "simnpo"
+
+    def loss(self, step: Step) -> Tensor:
+        """Return the loss, and that of answers to keep."""
+        said, fixed = step.answers("forget"), step.settings
+        beta, gamma = fixed.beta or SIMNPO_BETA, fixed.gamma
+        return simnpo(said.answers, said.lengths, beta=beta, gamma=gamma) + step.kept_loss
+
+
+ENTRIES = (Preference, NegativePreference, SimplePreference)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import Fit, PreparedMethod, UnlearningTask
-from lunar_tune.methods.gradient_fit import TrainedMethod, gradient_fit
+from lunar_tune.methods.gradient import TrainedMethod, gradient_fit
 from lunar_tune.models.layout import check_layers, decoder_slice
 from lunar_tune.training.adapting import Trained
 from lunar_tune.training.answer_loss import Pair, padded_ids, reference_batches
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["ENTRY", "RmuMethod", "rmu_loss"]
+__all__ = ["ENTRIES", "RmuMethod", "rmu_loss"]
 
 BLOCKS = 3  # whose down-projections are trained: l and those below it, as in the paper
 
@@ -76,7 +76,10 @@ class PreparedRmu(PreparedMethod):
         check_layers((layer,), self._loaded.n_layers)
         forget, retain = self._task.forget_pairs, self._task.retain_pairs
         references, norm = self._reference(layer)
-        control = own["coefficient"] * norm * self._direction(seed)
+        # A random direction with positive entries, as in the paper's code.
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand(self._loaded.model.config.hidden_size, generator=generator)
+        control = own["coefficient"] * norm * (drawn / drawn.norm()).to(self._loaded.device)
 
         def loss(_trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
             return rmu_loss(
@@ -96,15 +99,6 @@ class PreparedRmu(PreparedMethod):
             seed=seed,
             modules=[self._loaded.layout.down_projection_name(block) for block in blocks],
         )
-
-    def _direction(self, seed: int) -> Float[Tensor, " d_model"]:
-        """Return a random unit vector with positive entries, as in the paper's code."""
-        import torch
-
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.rand(self._loaded.model.config.hidden_size, generator=generator)
-        direction: Tensor = drawn / drawn.norm()
-        return direction.to(self._loaded.device)
 
     def _reference(self, layer: int) -> tuple[list[Tensor], float]:
         """Return the base model's outputs of a block on each pair to keep, in host memory.
@@ -149,4 +143,4 @@ class PreparedRmu(PreparedMethod):
         return seen[-1][real.to(ids.device)]
 
 
-ENTRY = RmuMethod
+ENTRIES = (RmuMethod,)

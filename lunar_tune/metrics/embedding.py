@@ -28,7 +28,6 @@ __all__ = [
     "StateEmbedder",
     "check_embedding_model",
     "load_sentence_embedder",
-    "truth_similarity",
 ]
 
 # Texts in a forward of a sentence-embedding model; such models are small.
@@ -51,13 +50,6 @@ class Refusals:
         return float((self._embedder.embed(answers) @ self._embedded.T).mean())
 
 
-def truth_similarity(embedder: Embedder, answers: Sequence[str], truths: Sequence[str]) -> float:
-    """Return the mean cosine similarity of each answer to its own true answer, from −1 to 1."""
-    if len(answers) != len(truths):
-        raise ValueError(f"{len(answers)} answers and {len(truths)} true answers")
-    return float((embedder.embed(answers) * embedder.embed(truths)).sum(1).mean())
-
-
 class Embedder(ABC):
     """Texts to vectors of length one, so that a product of two is their cosine similarity."""
 
@@ -78,6 +70,10 @@ class Embedder(ABC):
             pooled = self._pool([stripped[place] for place in some]).double().cpu()
             embedded[some] = torch.nn.functional.normalize(pooled, dim=1)
         return embedded
+
+    def truth_similarity(self, answers: Sequence[str], truths: Sequence[str]) -> float:
+        """Return the mean cosine similarity of each answer to its own true answer, from −1 to 1."""
+        return float((self.embed(answers) * self.embed(truths)).sum(1).mean())
 
     @abstractmethod
     def _pool(self, texts: Sequence[str]) -> Float[Tensor, "texts d"]:
@@ -159,11 +155,7 @@ class SentenceEmbedder(Embedder):
 
 
 def check_embedding_model(name: str) -> str:
-    """Return a sentence-embedding model's hub id, or its folder from the root, without loading it.
-
-    Raises:
-        ModelError: The folder does not exist, or holds no checkpoint.
-    """
+    """Return a sentence-embedding model's hub id, or its folder from the root; load nothing."""
     if is_folder(Path(name).expanduser()) or name.startswith((".", "/", "~")):
         return str(check_weights(name, "--embedding-model"))
     return name

@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple
 
 from lunar_tune.display import Concise
 from lunar_tune.metrics.rouge import Recall, RecallStop, rouge_recall
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lunar_tune.data.records import Record
-    from lunar_tune.engine.decoding import AnswerRules
+    from lunar_tune.engine.answering import Answerer, AnsweringRun
+    from lunar_tune.engine.decoding import PlainAnswerer
 
 __all__ = [
     "JUDGED",
     "AnswerRow",
-    "AnswerSource",
     "Evaluation",
     "Evaluator",
     "Question",
@@ -40,28 +40,6 @@ ROUNDING = 1e-9
 LEAST_CHUNK = 16
 # The sets that decide whether a trial is feasible and good.
 JUDGED = ("forget", "retain")
-
-
-@runtime_checkable
-class AnswerRun(Protocol):
-    """Answers of one evaluation, in two steps: the first may show that the second is not needed."""
-
-    def open(self, rows: Sequence[int]) -> Mapping[int, list[int]]:
-        """Begin to answer some rows; return the answers that are known already."""
-
-    def close(self) -> Mapping[int, list[int]]:
-        """Return the tokens of the answers to all rows that were begun."""
-
-
-@runtime_checkable
-class AnswerSource(Protocol):
-    """Who answers."""
-
-    def prepare(self) -> None:
-        """Compute what is kept of the base model."""
-
-    def begin(self, rules: AnswerRules) -> AnswerRun:
-        """Begin an evaluation of the model as it is now."""
 
 
 class Question(NamedTuple):
@@ -125,7 +103,7 @@ class Evaluator:
 
     def __init__(
         self,
-        answers: AnswerSource,
+        answers: Answerer | PlainAnswerer,
         tokenizer: PreTrainedTokenizerBase,
         sets: Mapping[str, Sequence[Question]],
         *,
@@ -189,7 +167,9 @@ class Evaluator:
             tokens={row: tuple(answer) for row, answer in tokens.items()},
         )
 
-    def _in_chunks(self, run: AnswerRun, floor: float) -> tuple[list[Question], bool]:
+    def _in_chunks(
+        self, run: AnsweringRun | PlainAnswerer, floor: float
+    ) -> tuple[list[Question], bool]:
         """Ask the forget set, then retain rows until the floor is missed for certain.
 
         Retain rows are asked in a fixed shuffled order. If what is known of a chunk after the first

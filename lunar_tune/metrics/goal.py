@@ -192,11 +192,7 @@ def parse_constraint(text: str) -> Constraint:
 
 
 def goal_of(config: SearchConfig) -> Goal:
-    """Return what a search is after.
-
-    Raises:
-        InputError: A metric or a bound means nothing.
-    """
+    """Return what a search is after."""
     return Goal.read(config.minimise, config.constrain)
 
 

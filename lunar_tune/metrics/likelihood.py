@@ -34,6 +34,8 @@ __all__ = ["LikelihoodScorer", "likelihood_means"]
 HIT_RANK = 100  # src/eval_util.py of the published code at dfa56eb
 # Logits held at a time: in float32 and with what is computed from them about half a GiB.
 LOGITS_AT_ONCE = 2**25
+# What each answer has a score of.
+QUANTITIES = ("mrr", "hit_ratio", "log_prob", "answer_log_prob", "extraction_strength")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,37 +51,23 @@ class AnswerLikelihood:
     """Log π of each own token and, last, of the token that ends the answer."""
 
     @property
-    def mrr(self) -> float:
-        """Mean of 1/rank of the own tokens."""
-        return mean([1 / rank for rank in self.ranks])
+    def scores(self) -> dict[str, float]:
+        """The answer's score by quantity.
 
-    @property
-    def hit_ratio(self) -> float:
-        """Share of the own tokens whose rank is at most 100."""
-        return mean([float(rank <= HIT_RANK) for rank in self.ranks])
-
-    @property
-    def log_prob(self) -> float:
-        """Log π of the answer with its end."""
-        return math.fsum(self.log_probs)
-
-    @property
-    def answer_log_prob(self) -> float:
-        """Mean log π of a token of the answer with its end."""
-        return mean(self.log_probs)
-
-    @property
-    def extraction_strength(self) -> float:
-        """1 − k/L for the shortest beginning of k own tokens after which the rest comes out.
-
-        No answer is generated for it: as long as what came out is the truth, greedy decoding sees
-        what teacher forcing shows it, so the rest comes out exactly if and only if it is chosen at
-        every place from k on: k is the number of places up to the last where it is not.
+        Extraction strength is 1 − k/L for the shortest beginning of k own tokens after which the
+        rest comes out. No answer is generated for it: as long as what came out is the truth, greedy
+        decoding sees what teacher forcing shows it, so the rest comes out exactly if and only if it
+        is chosen at every place from k on: k is the number of places up to the last where it is
+        not.
         """
-        if not self.chosen:
-            return math.nan
         given = max((k for k, chosen in enumerate(self.chosen, start=1) if not chosen), default=0)
-        return 1 - given / len(self.chosen)
+        return {
+            "mrr": mean([1 / rank for rank in self.ranks]),
+            "hit_ratio": mean([float(rank <= HIT_RANK) for rank in self.ranks]),
+            "log_prob": math.fsum(self.log_probs),  # of the answer with its end
+            "answer_log_prob": mean(self.log_probs),  # of a token of it
+            "extraction_strength": 1 - given / len(self.chosen) if self.chosen else math.nan,
+        }
 
 
 def likelihood_means(answers: Sequence[AnswerLikelihood]) -> dict[str, float]:
@@ -94,8 +82,8 @@ def likelihood_means(answers: Sequence[AnswerLikelihood]) -> dict[str, float]:
         perplexity = math.exp(nats)
     except OverflowError:
         perplexity = sys.float_info.max
-    names = ("mrr", "hit_ratio", "log_prob", "answer_log_prob", "extraction_strength")
-    means = {name: mean([getattr(answer, name) for answer in answers]) for name in names}
+    scores = [answer.scores for answer in answers]
+    means = {name: mean([one[name] for one in scores]) for name in QUANTITIES}
     return means | {"perplexity": perplexity}
 
 

@@ -32,7 +32,7 @@ __all__ = [
 
 ANSWERS = "generated answers"
 WHOLE_ANSWERS = "whole answers"
-"""Answers that may not end as soon as they have said the truth (`EngineSettings.early_exit`)."""
+"""Answers that may not end as soon as they have said the truth (`TrialSpec.early_exit`)."""
 LIKELIHOODS = "likelihoods of the true answers"
 EMBEDDINGS = "sentence embeddings"
 
@@ -129,11 +129,7 @@ def find_metric(text: str, *, said: str) -> Metric:
 
 
 def check_metrics(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the own names of the metrics of `--metrics`, each once.
-
-    Raises:
-        InputError: There is no such metric; all of them are named.
-    """
+    """Return the own names of the metrics of `--metrics`, each once, or raise an InputError."""
     problems, found = Problems(), []
     for name in names:
         with problems.collect():

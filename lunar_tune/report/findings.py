@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
+from lunar_tune.metrics.evaluate import answers_beside
 from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.metrics.names import METRICS
 from lunar_tune.study.rows import TrialRow
@@ -33,6 +34,10 @@ HIGH_RANK = 0.8
 REPEATS = re.compile(r"(.{1,40}?)\1{4,}.{0,40}\Z", re.DOTALL)
 
 
+Answer = Mapping[str, Any]
+"""A row of `answers_beside`; None for what is missing."""
+
+
 @dataclass(frozen=True)
 class Findings:
     """The answers of a setting, as they were evaluated last."""
@@ -42,40 +47,79 @@ class Findings:
     baseline: Mapping[str, float]
     """The base model's scores on the same questions."""
     max_new_tokens: int | None
+    full: bool
+    """Whether the answers are those of a full evaluation."""
     answers: pd.DataFrame | None
     """See `answers_beside`; None where they are not there."""
 
     @classmethod
     def of(cls, search: StoredSearch, row: TrialRow) -> Findings:
-        """Return those of the setting that a search puts first, confirmed or not."""
-        full, answers = search.study.notes.get("confirmed") or {}, None
+        """Return those of a trial, of its full evaluation where that is kept."""
+        note = (search.study.notes.get("confirmed") or {}) if row == search.best else {}
+        full = search.folder.answers(row.number, full=True).is_file()
+        before, answers = [], None
         with suppress(InputError):
-            table = search.answers(row.number, full=bool(full))
-            answers = table if len(table) else None
-        baseline = search.baseline_in_full if full else search.baseline
-        budget = full.get("max_new_tokens", row.max_new_tokens)
-        return cls(row, full.get("scores", row.scores), baseline, budget, answers)
+            after = search.answer_rows(row.number, full=full)
+            with suppress(InputError):
+                before = search.answer_rows(full=full)
+            answers = answers_beside(before, after) if after else None
+        baseline = search.baseline_in_full if note else search.baseline
+        budget = note.get("max_new_tokens", row.max_new_tokens)
+        return cls(row, note.get("scores", row.scores), baseline, budget, full, answers)
 
-    def examples(self, name: str, count: int = 3) -> list[Mapping[str, str | None]]:
+    def of_set(self, name: str) -> pd.DataFrame | None:
+        """Return the answers to the questions of a set, if there are any; `fall` is of ROUGE-1."""
+        if self.answers is None or not (self.answers["set"] == name).any():
+            return None
+        asked = self.answers[self.answers["set"] == name]
+        return asked.assign(fall=asked["rouge1_before"] - asked["rouge1"])
+
+    @property
+    def has_text(self) -> bool:
+        """Whether texts were kept."""
+        return self.answers is not None and bool(self.answers["question"].any())
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether the base model's answers are known."""
+        return self.answers is not None and bool(self.answers["rouge1_before"].notna().any())
+
+    @property
+    def forgotten(self) -> list[Answer]:
+        """The answers to questions to forget, least forgotten first."""
+        asked = self.of_set("forget")
+        return [] if asked is None else _first(asked, rouge1=False)
+
+    @property
+    def worse(self) -> list[Answer] | None:
+        """The answers to retained questions whose ROUGE-1 fell, the greatest fall first.
+
+        None where the base model's answer to none of them is kept.
+        """
+        asked = self.of_set("retain")
+        if asked is None:
+            return []
+        if asked["fall"].isna().all():
+            return None
+        return _first(asked[asked["fall"] > 0], fall=False, rouge1=True)
+
+    def examples(self, name: str, count: int = 3) -> list[Answer]:
         """Return a few answers of a set: of what is to be kept first those that lost most.
 
         Of those that lost as much, and of the forget set, the edges take turns.
         """
-        if self.answers is None or not self.answers["question"].any():  # texts were not kept
+        asked = self.of_set(name)
+        if asked is None or not self.has_text:
             return []
-        asked = self.answers[self.answers["set"] == name]
-        gain = 0.0 if name == "forget" else (asked["rouge1"] - asked["rouge1_before"]).clip(upper=0)
-        order = asked.assign(gain=gain, turn=asked.groupby("edge").cumcount())
-        first = order.sort_values(["gain", "turn"], kind="stable").head(count)
-        return [one._asdict() for one in first.itertuples()]
+        lost = 0.0 if name == "forget" else asked["fall"].clip(lower=0)
+        turns = asked.assign(fall=lost, turn=asked.groupby("edge").cumcount())
+        return _first(turns, fall=False, turn=True)[:count]
 
     @property
     def endings(self) -> str:
         """How the answers to the forget set end; empty where that is not known."""
-        if self.answers is None:
-            return ""
-        asked = self.answers[self.answers["set"] == "forget"]
-        if (asked["ended"].isna() & (asked["rouge_l"] < 1)).any():
+        asked = self.of_set("forget")
+        if asked is None or (asked["ended"].isna() & (asked["rouge_l"] < 1)).any():
             return ""
         ended, cut, left = map(asked["ended"].tolist().count, (True, False, None))
         text = f"{ended} of {len(asked)} forget answers end by themselves, {cut} were cut at "
@@ -87,19 +131,27 @@ class Findings:
         """How many answers beside the forget set lost words, and where most; empty if not known."""
         parts = []
         for name in ("retain", "factual"):
-            if self.answers is None or not (self.answers["set"] == name).any():
+            asked = self.of_set(name)
+            if asked is None or asked["fall"].isna().all():
                 continue
-            asked = self.answers[self.answers["set"] == name]
-            lost = int((asked["rouge1"] < asked["rouge1_before"]).sum())
+            lost = int((asked["fall"] > 0).sum())
             text = f"{lost} of {len(asked)} {name} answers lost words"
             if lost:
-                means = asked.groupby("edge")[["rouge1_before", "rouge1"]].mean()
-                edge = (means["rouge1"] - means["rouge1_before"]).idxmin()
-                before, after = means.loc[edge]
+                means = asked.groupby("edge")[["rouge1_before", "rouge1", "fall"]].mean()
+                worst = means.loc[means["fall"].idxmax()]
                 text += " (the worst below)" if name == "retain" else ""
-                text += f", most on {edge} (ROUGE-1 {before:.3f}, now {after:.3f})"
+                text += f", most on {worst.name} (ROUGE-1 {worst['rouge1_before']:.3f}, now "
+                text += f"{worst['rouge1']:.3f})"
             parts.append(text)
         return "; ".join(parts)
+
+
+def _first(asked: pd.DataFrame, **rising: bool) -> list[Answer]:
+    """Return answers in the order of columns, each rising or falling."""
+    ordered = asked.sort_values([*rising], ascending=[*rising.values()], kind="stable")
+    shown: list[Answer]
+    shown = ordered.astype(object).where(ordered.notna(), None).to_dict("records")
+    return shown
 
 
 def cautions(search: StoredSearch, first: TrialRow | None) -> list[str]:
@@ -178,9 +230,8 @@ def _still_likely(best: Findings, search: StoredSearch) -> Iterator[str]:
 
 def _rambling(best: Findings, _: StoredSearch) -> Iterator[str]:
     """Say where most answers to the forget set do not end or repeat themselves."""
-    if best.answers is None:
+    if (asked := best.of_set("forget")) is None:
         return
-    asked = best.answers[best.answers["set"] == "forget"]
     cut = asked["ended"].tolist().count(False)
     repeating = sum(REPEATS.search(answer) is not None for answer in asked["unlearned"])
     if 2 * max(cut, repeating) > len(asked):

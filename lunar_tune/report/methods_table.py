@@ -1,16 +1,17 @@
-"""The table of methods: its cells, what their studies say, and its files."""
+"""The table of methods: its cells, what their studies say, and its files.
+
+The table is a frame with the columns of `table.csv`: cell, state, setting, scores, counts.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +22,7 @@ from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
 from lunar_tune.files import safe_name, write_atomically
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.metrics.names import METRICS
 from lunar_tune.study.rows import (
     COMPLETE,
     FAILED,
@@ -32,9 +34,16 @@ from lunar_tune.study.rows import (
 )
 from lunar_tune.study.study import StoredStudy
 
-__all__ = ["Cell", "CellResult", "print_methods_table", "result_of", "write_methods_table"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FINISHED", "Cell", "print_methods_table", "read_table", "write_methods_table"]
 
 FEASIBLE, INFEASIBLE, UNFINISHED, REFUSED = "feasible", "infeasible", "unfinished", "not run"
+_STATES = [FEASIBLE, INFEASIBLE, UNFINISHED, REFUSED]
+FINISHED = {FEASIBLE, INFEASIBLE}
+_CELL = ("model", "data", "method", "variant", "seed", "state", "reason")
+_COUNTS = ("trials", "feasible_trials", "seconds", "tolerance_low", "tolerance_high")
 # How much worse than the best a trial may be to count as good, in units of the objective.
 AS_GOOD = 0.05
 STRENGTHS = ("learning_rate", "ridge")
@@ -98,76 +107,69 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CellResult:
-    """What a cell's study says."""
+def read_table(studies: Mapping[Cell, StoredStudy | None], num_trials: int) -> pd.DataFrame:
+    """Return a row a cell: what its study says; a finished one has so many trials."""
+    import pandas as pd
 
-    cell: Cell
-    state: str
-    """feasible, infeasible, unfinished or not run."""
-    reason: str = ""
-    """Why it was not run, or how far it is."""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """The tuned setting; of an infeasible cell the one that misses least."""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """Scores of that setting: confirmed in full where feasible, else as searched."""
-    n_trials: int = 0
-    """Completed."""
-    n_feasible: int = 0
-    seconds: float = 0.0
-    """Time of all trials and suggestions."""
-    tolerance: tuple[float, float] | None = None
-    """How sharp the optimum is: the least and greatest learning rate (closed form: ridge) that stay
-    feasible and within 0.05 of the best as searched."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the search has ended by itself."""
-        return self.state in {FEASIBLE, INFEASIBLE}
+    table = pd.DataFrame(
+        [_read(cell, stored, num_trials) for cell, stored in studies.items()], dtype=object
+    )
+    scores = dict.fromkeys(name for name in (*HEADLINE_SCORES, *METRICS) if name in table)
+    return table[[*_CELL, *_setting(table), *scores, *_COUNTS]]
 
 
-def result_of(cell: Cell, stored: StoredStudy | None, num_trials: int) -> CellResult:
-    """Return what a cell's study says; a finished one has so many trials."""
-    if stored is None:
-        return CellResult(cell=cell, state=REFUSED)
-    rows, notes = stored.rows, stored.notes
+def _setting(table: pd.DataFrame) -> list[str]:
+    """Return the columns of parameters."""
+    return [name for name in table if name not in {*_CELL, *METRICS, *_COUNTS}]
+
+
+def _read(cell: Cell, stored: StoredStudy | None, num_trials: int) -> dict[str, Any]:
+    """Return a cell's row.
+
+    The setting is the tuned one, confirmed in full; of an infeasible cell the one that misses
+    least, as searched. The time is that of all trials and suggestions.
+    """
+    rows, notes = (stored.rows, stored.notes) if stored is not None else ((), {})
     complete = [row for row in rows if row.state == COMPLETE]
     failures = Counter(row.failure for row in rows if row.state == FAILED)
     failed = f"{failures.total()} failed: {failures.most_common(1)[0][0]}" if failures else ""
-    read = CellResult(
-        cell=cell,
-        state=UNFINISHED,
-        n_trials=len(complete),
-        n_feasible=sum(bool(row.feasible) for row in complete),
-        seconds=sum(row.seconds.get(part, 0.0) for row in rows for part in ("trial", "suggest")),
-    )
-    if not stored.has_ended(num_trials):
-        if (refused := notes.get("refused")) is not None:
-            return dataclasses.replace(read, state=REFUSED, reason=refused)
-        ended = f"{len(complete)} of {num_trials} trials"
-        return dataclasses.replace(read, reason=f"{ended}; {failed}" if failed else ended)
-    if (confirmed := notes.get("confirmed")) is not None:
-        return dataclasses.replace(
-            read,
-            state=FEASIBLE,
-            parameters=rows[confirmed["number"]].parameters,
-            scores=confirmed["scores"],
-            tolerance=_tolerance(complete),
-        )
-    if not complete:
-        return dataclasses.replace(read, state=INFEASIBLE, reason=failed)
-    nearest = nearest_first(complete, Goal.read(*notes["goal"]))[0]
-    return dataclasses.replace(
-        read, state=INFEASIBLE, parameters=nearest.parameters, scores=nearest.scores
-    )
+    state, reason = INFEASIBLE, ""
+    setting: Mapping[str, Any] = {}
+    scores: Mapping[str, float] = {}
+    low, high = None, None
+    if stored is None or not stored.has_ended(num_trials):
+        state, reason = REFUSED, notes.get("refused", "")
+        if stored is not None and not reason:
+            ended = f"{len(complete)} of {num_trials} trials"
+            state, reason = UNFINISHED, f"{ended}; {failed}" if failed else ended
+    elif (confirmed := notes.get("confirmed")) is not None:
+        state, scores = FEASIBLE, confirmed["scores"]
+        setting, (low, high) = rows[confirmed["number"]].parameters, _tolerance(complete)
+    elif complete:
+        nearest = nearest_first(complete, Goal.read(*notes["goal"]))[0]
+        setting, scores = nearest.parameters, nearest.scores
+    else:
+        reason = failed
+    seconds = sum(row.seconds.get(part, 0.0) for row in rows for part in ("trial", "suggest"))
+    feasible = sum(bool(row.feasible) for row in complete)
+    counts = (len(complete), feasible, round(seconds, 3), low, high)
+    return {
+        **dataclasses.asdict(cell),
+        "state": state,
+        "reason": reason,
+        **setting,
+        **dict.fromkeys(HEADLINE_SCORES),
+        **{name: score for name, score in scores.items() if name in METRICS},
+        **dict(zip(_COUNTS, counts, strict=True)),
+    }
 
 
-def _tolerance(complete: Sequence[TrialRow]) -> tuple[float, float] | None:
+def _tolerance(complete: Sequence[TrialRow]) -> tuple[float | None, float | None]:
     """Return between which values of its strength a method does nearly as well as at its best."""
     feasible = best_first(list(complete))
     name = next((name for name in STRENGTHS if feasible and name in feasible[0].parameters), None)
     if name is None:
-        return None
+        return None, None
     limit = (feasible[0].objective or 0.0) + AS_GOOD
     values = [
         row.parameters[name]
@@ -177,40 +179,35 @@ def _tolerance(complete: Sequence[TrialRow]) -> tuple[float, float] | None:
     return min(values), max(values)
 
 
-def write_methods_table(results: Sequence[CellResult], folder: Path) -> list[Path]:
+def write_methods_table(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Write `table.md`, `table.csv` and `table.tex`; return their paths.
 
     Markdown and LaTeX have a row a cell, with mean and standard deviation over seeds; CSV has a
     row for each seed.
     """
     texts = {
-        "table.md": _table(results, "github", italic="*{}*") + "\n" + _NOTES,
-        "table.csv": _csv(results),
-        "table.tex": _table(results, "latex_booktabs", italic="{}") + "\n",
+        "table.md": _readable(table, "github", italic="*{}*") + "\n" + _NOTES,
+        "table.csv": table.to_csv(index=False),
+        "table.tex": _readable(table, "latex_booktabs", italic="{}") + "\n",
     }
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
     return [folder / name for name in texts]
 
 
-def print_methods_table(console: Console, results: Sequence[CellResult]) -> None:
+def print_methods_table(console: Console, table: pd.DataFrame) -> None:
     """Show the cells of every seed."""
-    several = len({one.cell.seed for one in results}) > 1
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    several = table["seed"].nunique() > 1
+    shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("model", "data", "method", ""):
-        table.add_column(column)
+        shown.add_column(column)
     for column in ("forget", "retain", "factual", "deviation"):
-        table.add_column(column, justify="right")
-    for one in results:
-        cell, seed = one.cell, f" seed {one.cell.seed}" if several else ""
-        table.add_row(
-            escape(cell.model),
-            escape(cell.data or "own"),
-            f"{cell.method} ({cell.variant}){seed}",
-            one.state,
-            *score_cells(one.scores),
-        )
-    console.print(table)
+        shown.add_column(column, justify="right")
+    for one in table.to_dict("records"):
+        method = f"{one['method']} ({one['variant']})" + f" seed {one['seed']}" * several
+        names = escape(one["model"]), escape(one["data"] or "own")
+        shown.add_row(*names, method, one["state"], *score_cells(one))
+    console.print(shown)
 
 
 _NOTES = """
@@ -223,90 +220,53 @@ searched.
 """
 
 
-def _table(results: Sequence[CellResult], form: str, *, italic: str) -> str:
+def _readable(table: pd.DataFrame, form: str, *, italic: str) -> str:
     """Return the readable table in one of tabulate's forms."""
-    groups: dict[Cell, list[CellResult]] = {}
-    for one in results:
-        groups.setdefault(dataclasses.replace(one.cell, seed=0), []).append(one)
-    rows = [_row(group, italic) for group in groups.values()]
-    if all(len(group) == 1 for group in groups.values()):
+    cells = table.groupby(["model", "data", "method", "variant"], sort=False)
+    rows = [_row(seeds, italic) for _, seeds in cells]
+    if len(rows) == len(table):
         rows = [{key: text for key, text in row.items() if key != "seeds"} for row in rows]
     if form == "github":
         rows = [{key: text.replace("|", "\\|") for key, text in row.items()} for row in rows]
-    table: str = tabulate(rows, "keys", tablefmt=form, disable_numparse=True)
-    return table
+    text: str = tabulate(rows, "keys", tablefmt=form, disable_numparse=True)
+    return text
 
 
-def _row(seeds: Sequence[CellResult], italic: str) -> dict[str, str]:
+def _row(seeds: pd.DataFrame, italic: str) -> dict[str, str]:
     """Return one row of the readable tables, by column; the setting is the best seed's."""
-
-    def goodness(one: CellResult) -> tuple[int, float, int]:
-        order = [FEASIBLE, INFEASIBLE, UNFINISHED, REFUSED].index(one.state)
-        return order, one.scores.get("deviation_score", math.inf), one.cell.seed
-
-    best = min(seeds, key=goodness)
-    cell, alike = best.cell, [one for one in seeds if one.state == best.state]
-    method = cell.method
-    if cell.variant != METHODS[cell.method].variants[0]:
-        method += f" ({cell.variant})"
+    goodness = seeds.assign(order=seeds["state"].map(_STATES.index))
+    best = goodness.sort_values(["order", "deviation_score", "seed"]).iloc[0]
+    alike, method = seeds[seeds["state"] == best["state"]], best["method"]
+    if best["variant"] != METHODS[method].variants[0]:
+        method += f" ({best['variant']})"
     setting = ", ".join(
         f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
-        for name, value in best.parameters.items()
+        for name, value in best[_setting(seeds)].dropna().items()
     )
-    scores = [
-        _spread([one.scores[name] for one in alike if name in one.scores])
-        for name in HEADLINE_SCORES
-    ]
-    if best.state != FEASIBLE:
-        said = best.state + (f": {' '.join(best.reason.split())}" if best.reason else "")
+    scores = [_spread(alike[name].dropna().astype(float)) for name in HEADLINE_SCORES]
+    if best["state"] != FEASIBLE:
+        said = best["state"] + (f": {' '.join(best['reason'].split())}" if best["reason"] else "")
         setting = f"{italic.format(said)} {setting}".rstrip()
         scores = [italic.format(score) if score else "" for score in scores]
-    as_good = ""
-    if best.tolerance is not None:
-        low, high = best.tolerance
+    as_good, low, high = "", best["tolerance_low"], best["tolerance_high"]
+    if low is not None:
         as_good = f"{low:.2g} … {high:.2g} (x{high / low:.2g})"
-    feasible = sum(one.n_feasible for one in seeds)
+    of_all = f"{len(alike)} of " * (len(alike) < len(seeds))
     return {
-        "model": cell.model,
-        "data": cell.data,
+        "model": best["model"],
+        "data": best["data"],
         "method": method,
         "tuned setting": setting,
         **dict(zip(("forget R1", "retain R1", "factual R1", "deviation"), scores, strict=True)),
-        "trials": f"{sum(one.n_trials for one in seeds)} ({feasible})",
-        "time (s)": f"{sum(one.seconds for one in seeds):.1f}",
+        "trials": f"{seeds['trials'].sum()} ({seeds['feasible_trials'].sum()})",
+        "time (s)": f"{seeds['seconds'].sum():.1f}",
         "as good (within .05)": as_good,
-        "seeds": f"{len(alike)} of {len(seeds)}" if len(alike) < len(seeds) else str(len(seeds)),
+        "seeds": f"{of_all}{len(seeds)}",
     }
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: pd.Series[float]) -> str:
     """Return a mean, with its standard deviation where there are several values."""
-    if not values:
+    if values.empty:
         return ""
-    mean = f"{statistics.fmean(values):.3f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
-
-
-def _csv(results: Sequence[CellResult]) -> str:
-    names = dict.fromkeys(name for one in results for name in one.parameters)
-    rows = []
-    for one in results:
-        low, high = one.tolerance or (None, None)
-        rows.append(
-            {
-                **dataclasses.asdict(one.cell),
-                "state": one.state,
-                "reason": one.reason,
-                **{name: one.parameters.get(name) for name in names},
-                **{name: one.scores.get(name) for name in HEADLINE_SCORES},
-                "trials": one.n_trials,
-                "feasible_trials": one.n_feasible,
-                "seconds": round(one.seconds, 3),
-                "tolerance_low": low,
-                "tolerance_high": high,
-            }
-        )
-    import pandas as pd
-
-    table: str = pd.DataFrame(rows, dtype=object).to_csv(index=False)
-    return table
+    return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
 from lunar_tune.files import cache_dir, write_atomically
-from lunar_tune.metrics.evaluate import AnswerRow, paired
 from lunar_tune.metrics.goal import score_label
+from lunar_tune.report.findings import Findings
 from lunar_tune.report.results import SearchResults, format_value
 from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 
@@ -66,6 +66,7 @@ def _content(anchor: str, results: SearchResults) -> dict[str, Any]:
     from lunar_tune.report.charts import CHARTS, charts_of  # loads Altair
 
     config, rows = results.folder.config, results.rows
+    answered = (Findings.of(results, row) for row in results.ranked[:_ANSWERED])
     names = dict.fromkeys(name for row in rows for name in row.parameters)
     return {
         "anchor": anchor,
@@ -75,12 +76,12 @@ def _content(anchor: str, results: SearchResults) -> dict[str, Any]:
         },
         "scores": list(dict.fromkeys((*HEADLINE_SCORES, *results.goal.metrics))),
         "kinds": [_kind(row) for row in rows],
-        "estimates": _estimates_note(results),
+        "estimates": _estimates(results),
         "charts": [
             (name, CHARTS[name].caption, chart.to_dict())
             for name, chart in charts_of(results).items()
         ],
-        "answers": _answers(results),
+        "answers": [one for one in answered if one.answers is not None],
         "configuration": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
 
@@ -92,71 +93,17 @@ def _kind(row: TrialRow) -> str:
     return "again" if row.again else row.state
 
 
-def _estimates_note(results: SearchResults) -> str:
-    """Say what the sign of an estimate means; empty where there is none."""
-    stopped = {results.was_stopped(row) for row in results.rows if row.retain_exact is False}
-    reasons = []
-    if False in stopped:
-        reasons.append(f"from a sample of the questions to keep ({results.asked_retain_rows})")
-    if True in stopped:
-        reasons.append(
-            "from fewer questions to keep where a trial was stopped because it had missed the "
-            "bound for certain"
-        )
-    return f"≈ {', or '.join(reasons)}." if reasons else ""
-
-
-def _kept(
-    results: SearchResults, number: int | None = None, *, full: bool = False
-) -> list[AnswerRow]:
-    """Return answers as `SearchResults.answer_rows` does; none where their file is not there."""
-    try:
-        return results.answer_rows(number, full=full)
-    except InputError:
-        return []
-
-
-def _answers(results: SearchResults) -> list[dict[str, Any]]:
-    """Return the answers of the first trials beside the base model's to the same questions."""
-    found = []
-    baselines = {full: _kept(results, full=full) for full in (False, True)}
-    for row in results.ranked[:_ANSWERED]:
-        full = _kept(results, row.number, full=True)
-        if rows := full or _kept(results, row.number):
-            baseline = baselines[bool(full)]
-            found.append(
-                {
-                    "trial": row,
-                    "full": bool(full),
-                    "has_baseline": bool(baseline),
-                    "has_text": any(one.question or one.truth or one.answer for one in rows),
-                    "forgotten": forgotten(rows, baseline),
-                    "worse": got_worse(rows, baseline),
-                }
-            )
-    return found
-
-
-Pairs = list[tuple[AnswerRow, AnswerRow | None]]
-
-
-def forgotten(rows: Sequence[AnswerRow], baseline: Sequence[AnswerRow]) -> Pairs:
-    """Return the answers to questions to forget with the base model's, least forgotten first."""
-    pairs = paired([row for row in rows if row.set_name == "forget"], baseline)
-    return sorted(pairs, key=lambda pair: -pair[0].rouge1)
-
-
-def got_worse(rows: Sequence[AnswerRow], baseline: Sequence[AnswerRow]) -> Pairs | None:
-    """Return the answers to retained questions whose ROUGE-1 fell, the greatest fall first.
-
-    None where the base model's answer to none of them is kept.
-    """
-    pairs = paired([row for row in rows if row.set_name == "retain"], baseline)
-    falls = [(now.rouge1 - before.rouge1, now, before) for now, before in pairs if before]
-    if pairs and not falls:
-        return None
-    falls.sort(key=lambda fall: (fall[0], fall[1].rouge1))
-    return [(now, before) for change, now, before in falls if change < 0]
+def _estimates(results: SearchResults) -> str:
+    """Say what estimates of the retain score were taken from; empty where there is none."""
+    known = [row.retain_rows for row in results.rows if row.retain_rows is not None]
+    asked = int(results.baseline.get("retain_rows", max(known, default=0)))
+    taken = {row.retain_rows == asked for row in results.rows if row.retain_exact is False}
+    reasons = {
+        f"from a sample of the questions to keep ({asked})": True in taken,
+        "from fewer questions to keep where a trial was stopped because it had missed the bound "
+        "for certain": False in taken,
+    }
+    return ", or ".join(reason for reason, is_so in reasons.items() if is_so)
 
 
 @functools.cache

@@ -33,16 +33,12 @@ class SearchResults(Summary, StoredSearch):
     def summary(self) -> tuple[list[str], list[list[str]]]:
         """Return what came out so far, and the scores beside each other; see `Summary`."""
         ended = sum(row.counts for row in self.rows)
-        feasible, best = len(best_first(list(self.rows))), self.best
-        outcome = self.verdict
-        if best is not None:
-            setting = "  ".join(f"{k} {format_value(v)}" for k, v in best.parameters.items())
-            outcome = f"best feasible setting: {setting} (trial {best.number})"
+        feasible = len(best_first(list(self.rows)))
         lines = [
             f"search {self.folder.name}: {ended} trials, {feasible} feasible",
             self.title,
             str(self.goal),
-            outcome,
+            self.outcome,
             f"in {self.folder.path}",
         ]
         scores = list(dict.fromkeys((*HEADLINE_SCORES[:2], *self.goal.metrics, *HEADLINE_SCORES)))
@@ -67,22 +63,6 @@ class SearchResults(Summary, StoredSearch):
     def ending(self) -> str | None:
         """Why the search ended before its time; None if it did not."""
         return self.study.notes.get("ending")
-
-    @property
-    def asked_retain_rows(self) -> int | None:
-        """Questions to keep that a trial is asked if it is not stopped; None if not known."""
-        asked = self.baseline.get("retain_rows")
-        known = [row.retain_rows for row in self.rows if row.retain_rows is not None]
-        return int(asked) if asked is not None else max(known, default=None)
-
-    def was_stopped(self, row: TrialRow) -> bool:
-        """Say whether a completed trial was asked only a part of the questions of its search.
-
-        That is so where it had missed the bound for certain. A search that asks a sample asks every
-        trial a part of the retain set.
-        """
-        asked = self.asked_retain_rows
-        return row.retain_rows is not None and asked is not None and row.retain_rows < asked
 
     @property
     def ranked(self) -> list[TrialRow]:
@@ -111,6 +91,14 @@ class SearchResults(Summary, StoredSearch):
             asked = "held-out questions" if self.held_out else "all questions in full"
             scores[f"trial {best.number}, {asked}"] = self.confirmed
         return scores
+
+    @property
+    def outcome(self) -> str:
+        """The confirmed best setting, or why there is none."""
+        if self.best is None:
+            return self.verdict
+        setting = "  ".join(f"{k} {format_value(v)}" for k, v in self.best.parameters.items())
+        return f"best feasible setting: {setting} (trial {self.best.number})"
 
     @property
     def verdict(self) -> str:

@@ -18,8 +18,7 @@ from typing import Final, Literal, Protocol
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.study.answers import write_result
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, write_result
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 from lunar_tune.study.study import Study
 from lunar_tune.trial.tasks import (

@@ -166,13 +166,12 @@ def plan_search(
     with problems.collect():
         check_machine(spec, here=here, share=share)
     problems.raise_if_any()
-    engine = dataclasses.replace(
-        spec.engine,
+    spec = dataclasses.replace(
+        spec,
         retain_floor=goal.stoppable_floor,
         early_exit=WHOLE_ANSWERS not in need_of(spec.metrics),
+        layers=plan.space.values_of(LAYER) if spec.method.edits_one_layer else (),
     )
-    edited = plan.space.values_of(LAYER) if spec.method.edits_one_layer else ()
-    spec = dataclasses.replace(spec, engine=engine, layers=edited)
     return dataclasses.replace(plan, spec=spec)
 
 

@@ -28,9 +28,7 @@ from lunar_tune.report.progress import tiny_progress, working
 from lunar_tune.report.results import SearchResults
 from lunar_tune.report.summary import print_plan, print_result
 from lunar_tune.search.backends.cluster import opened_backend
-from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
-from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
-from lunar_tune.search.resume import (
+from lunar_tune.search.persistence import (
     alone,
     check_unchanged,
     is_finished,
@@ -38,6 +36,8 @@ from lunar_tune.search.resume import (
     signature_of,
     unfinished_like,
 )
+from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
+from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
 from lunar_tune.search.session import (
     EXIT_FOUND,
     EXIT_INFEASIBLE,

@@ -22,14 +22,14 @@ from lunar_tune.report.summary import (
 )
 from lunar_tune.search.backends import Backend, BackendLostError, Resources
 from lunar_tune.search.loop import MAX_FAILURES, Confirmation, SearchLoop
-from lunar_tune.search.outputs import (
+from lunar_tune.search.persistence import (
     search_document,
+    signature_of,
     tracked_description,
     write_best,
     write_mirrors,
 )
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.resume import signature_of
 from lunar_tune.search.space import open_study
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
@@ -160,10 +160,9 @@ class SearchSession:
             self.console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
         stored = StoredStudy.read(self.folder.journal)
         before = stored.notes if stored is not None else {}
-        layer_prior = None
         if outcome.layer_prior is not None:  # a search keeps the layers that it began with
-            layer_prior = before.get("layer_prior") or outcome.layer_prior
-            self.plan = self.plan.with_own_prior(layer_prior)
+            own = before.get("layer_prior") or outcome.layer_prior
+            self.plan = self.plan.with_own_prior(own)
             self.console.print(f"layer {escape(str(self.plan.layers))}")
         self._compare_baseline(scores, before.get("baseline", {}))
         self.baseline, tracker, plan = scores, self.tracker, self.plan
@@ -182,13 +181,13 @@ class SearchSession:
         )
         notes = {
             "mlflow": tracker.place(before.get("mlflow")),
-            "description": tracked_description(plan, before.get("description")),
+            "description": tracked_description(plan),
             "status": "KILLED",  # what is true of a search that could not say how it ended
             "goal": self._goal.text,
             "baseline": dict(scores),
             "tags": plan.spec.tags,
             "signature": self._signature,
-            "layer_prior": layer_prior,
+            "layer_prior": plan.prior.model_dump_json() if plan.prior is not None else None,
             "facts": {label.strip(): value for label, value in plan.facts.items()},
             "configuration": document,
             # What an earlier attempt has left, perhaps with fewer trials:

@@ -251,7 +251,10 @@ def narrowed(
             named.add(name)
             kind = parameters.get(name)
             if isinstance(kind, CategoricalDistribution):
-                parameters[name] = _among(f"--range {text}", kind, low, high)
+                values = [value for value in numbers_in(kind) if low <= value <= high]
+                if not values:
+                    raise InputError(f"--range {text}: holds none of {described(kind)}.")
+                parameters[name] = CategoricalDistribution(values)
             else:
                 whole = name == LAYER or types_of(method.settings_type).get(name) is int
                 log = isinstance(kind, FloatDistribution) and kind.log
@@ -291,12 +294,3 @@ def _between(
         return FloatDistribution(least, most, log=log and least != most)
     except ValueError as error:
         raise InputError(f"{option}: {error}") from error
-
-
-def _among(
-    option: str, kind: CategoricalDistribution, low: float, high: float
-) -> CategoricalDistribution:
-    values = [value for value in numbers_in(kind) if low <= value <= high]
-    if not values:
-        raise InputError(f"{option}: holds none of {described(kind)}.")
-    return CategoricalDistribution(values)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,18 +16,19 @@ from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import METHODS
+from lunar_tune.metrics.names import METRICS
 from lunar_tune.models.catalog import resolve_model
 from lunar_tune.report.methods_table import (
+    FINISHED,
     Cell,
-    CellResult,
     print_methods_table,
-    result_of,
+    read_table,
     write_methods_table,
 )
 from lunar_tune.search.backends.cluster import ray_session
+from lunar_tune.search.persistence import BusySearchError, alone, check_unchanged
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.prerequisite import finetuning_fact
-from lunar_tune.search.resume import BusySearchError, alone, check_unchanged
 from lunar_tune.search.run import run_search
 from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
 from lunar_tune.search.space import open_study
@@ -35,6 +37,9 @@ from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.runs import RunContent
 from lunar_tune.tracking.store import default_tracking_uri
 from lunar_tune.tracking.sync import Tracker
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["TableRun", "cells_of", "check_names"]
 
@@ -126,23 +131,21 @@ class TableRun:
     def _folder(self, cell: Cell) -> Folder:
         return Folder((self._shared.output / cell.name).resolve())
 
-    def _results(self) -> list[CellResult]:
-        return [
-            result_of(cell, StoredStudy.read(self._folder(cell).journal), self._shared.num_trials)
-            for cell in self._plans
-        ]
+    def _table(self) -> pd.DataFrame:
+        studies = {cell: StoredStudy.read(self._folder(cell).journal) for cell in self._plans}
+        return read_table(studies, self._shared.num_trials)
 
     def write(self) -> list[Path]:
         """Write the table from the studies; return its files."""
-        return write_methods_table(self._results(), self._shared.output)
+        return write_methods_table(self._table(), self._shared.output)
 
     def show_plan(self) -> None:
         """Show which cells there are and what is missing of them."""
-        for one in self._results():
-            state = "finished"
-            if not one.is_finished:
-                state = f"{one.n_trials} of {self._shared.num_trials} trials completed"
-            self._console.print(f"{escape(one.cell.name)}: {state}")
+        table = self._table()
+        done = f"of {self._shared.num_trials} trials completed"
+        for cell, state, trials in zip(self._plans, table["state"], table["trials"], strict=True):
+            said = "finished" if state in FINISHED else f"{trials} {done}"
+            self._console.print(f"{escape(cell.name)}: {said}")
         self._console.print("all that needs no weights has been checked; nothing was run")
 
     def run(self) -> int:
@@ -151,23 +154,24 @@ class TableRun:
         An interruption ends the table after the cell's own search has been ended; what is finished
         is kept.
         """
-        self._shared.output.mkdir(parents=True, exist_ok=True)
-        with alone(Folder(self._shared.output), "table", "--output"):
-            missing = [one.cell for one in self._results() if not one.is_finished]
-            finished = len(self._plans) - len(missing)
+        output, count = self._shared.output, len(self._plans)
+        output.mkdir(parents=True, exist_ok=True)
+        with alone(Folder(output), "table", "--output"):
+            states = self._table()["state"]
+            missing = [c for c, one in zip(self._plans, states, strict=True) if one not in FINISHED]
             self._console.print(
-                f"{len(self._plans)} cells, {finished} finished, {len(missing)} to run"
+                f"{count} cells, {count - len(missing)} finished, {len(missing)} to run"
             )
             interrupted = bool(missing) and self._run_cells(missing)
-            results = self._results()
-            files = write_methods_table(results, self._shared.output)
+            table = self._table()
+            files = write_methods_table(table, output)
             if not interrupted:
-                self._track(results, files)
-            print_methods_table(self._console, results)
+                self._track(table, files)
+            print_methods_table(self._console, table)
             self._console.print(f"written to {', '.join(map(str, files))}")
         if interrupted:
             return EXIT_INTERRUPTED
-        return EXIT_FOUND if all(one.is_finished for one in results) else EXIT_INFEASIBLE
+        return EXIT_FOUND if table["state"].isin(FINISHED).all() else EXIT_INFEASIBLE
 
     def _run_cells(self, missing: Sequence[Cell]) -> bool:
         """Run cells; return whether the user has ended the table meanwhile."""
@@ -199,7 +203,7 @@ class TableRun:
                     study.note("refused", str(error))
             return EXIT_INFEASIBLE
 
-    def _track(self, results: Sequence[CellResult], files: Sequence[Path]) -> None:
+    def _track(self, table: pd.DataFrame, files: Sequence[Path]) -> None:
         """Keep the table in MLflow: the files, and every cell's scores as metrics."""
         uri = self._shared.tracking_uri or default_tracking_uri(self._shared.output)
         name, now = f"table {self._shared.output.name}", datetime.now()
@@ -208,7 +212,12 @@ class TableRun:
         except InputError as error:
             self._console.print(f"[yellow]not in MLflow:[/yellow] {escape(str(error))}")
             return
-        numbers = {f"{one.cell.name}.{k}": v for one in results for k, v in one.scores.items()}
+        scores = table[[column for column in table if column in METRICS]]
+        numbers = {
+            f"{cell.name}.{metric}": score
+            for cell, (_, of_cell) in zip(self._plans, scores.iterrows(), strict=True)
+            for metric, score in of_cell.dropna().items()
+        }
         places = {file.name: file for file in files}
         tracker.write(
             RunContent(

@@ -24,8 +24,7 @@ from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
-from lunar_tune.study.answers import read_answers
-from lunar_tune.study.folder import RUNS, Folder, find_search
+from lunar_tune.study.folder import RUNS, Folder, find_search, read_answers
 from lunar_tune.study.rows import COMPLETE, TrialRow, best_first, parameter_importance
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.yaml_files import read_yaml, write_yaml
@@ -239,12 +238,8 @@ class StoredSearch:
     @cached_property
     def layer_prior(self) -> Mapping[str, Any] | None:
         """The scored layers that the search began with, as `trial.layer_scores` documents them."""
-        document: Mapping[str, Any] | None
-        document = json.loads(self.study.notes.get("layer_prior") or "null")
-        if document is None and self.folder.config.is_file():
-            with suppress(InputError):  # one that cannot be read has no part in the scores
-                document = self.config.resolved.get("layer_prior")
-        return document
+        prior: Mapping[str, Any] | None = json.loads(self.study.notes.get("layer_prior") or "null")
+        return prior
 
     def trial(self, number: int | None = None) -> TrialRow:
         """Return a completed trial: the best, or one by its number.

@@ -39,9 +39,10 @@ __all__ = ["StoredStudy", "Study"]
 LEFT_RUNNING = "the search was ended while the trial ran"
 INTERRUPTED = "interrupted"
 POINTS_QUEUED = "starting_points_queued"
-FORMAT_NOTE, FORMAT = "format", 3
+FORMAT_NOTE, FORMAT = "format", 4
 """What is kept of a search, and how; raised when that changes."""
 AGAIN_OF = "again_of"
+_KEPT = ("retain_rows", "retain_exact", "max_new_tokens", "answers_digest")  # as in a row
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -288,24 +289,22 @@ def _row(trial: FrozenTrial, goal: Goal, superseded: Collection[int]) -> TrialRo
     failure = attrs.get("failure", LEFT_RUNNING if trial.state == TrialState.FAIL else None)
     complete = trial.state == TrialState.COMPLETE and failure is None
     ended = FAILED if trial.state.is_finished() else RUNNING
+    told: dict[str, Any] = {name: attrs[name] for name in _KEPT if name in attrs}
+    if complete:
+        feasible = goal.is_kept(scores)
+        told |= {"scores": scores, "objective": trial.value, "feasible": feasible}
     return TrialRow(
         number=trial.number,
         state=COMPLETE if complete else ended,
         parameters=dict(trial.params),
-        scores=scores if complete else {},
-        objective=trial.value if complete else None,
-        feasible=goal.is_kept(scores) if complete else None,
-        retain_rows=attrs.get("retain_rows"),
-        retain_exact=attrs.get("retain_exact"),
-        max_new_tokens=attrs.get("max_new_tokens"),
         seconds={**attrs.get("seconds", {}), "suggest": attrs.get("seconds_suggest", 0.0)},
         failure=failure,
         again=trial.number in superseded or failure in {LEFT_RUNNING, INTERRUPTED},
         losses=tuple(attrs.get("losses", ())),
         checks=tuple(attrs.get("checks", ())),
-        answers_digest=attrs.get("answers_digest"),
         started=trial.datetime_start,
         ended=trial.datetime_complete,
+        **told,
     )
 
 

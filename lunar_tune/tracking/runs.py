@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.files import uninterrupted
-from lunar_tune.study.answers import read_answers
+from lunar_tune.study.folder import read_answers
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_number
 from lunar_tune.study.stored_search import StoredSearch
 
@@ -36,7 +36,6 @@ SEARCH, TRIAL_OF = "lunar_tune.search", "lunar_tune.trial_of"
 """Tags that tell a search's run, and those of its trials, by the identity that its study keeps."""
 DIGEST = "lunar_tune.digest"  # tag of a run that is written whole: `RunContent.digest`
 _LONGEST_TAG = 5000  # that MLflow takes
-Columns = Mapping[str, Sequence[Any]]
 Curve = Sequence[tuple[int, float]]  # a metric's steps and values
 
 
@@ -55,8 +54,8 @@ class RunContent:
     data: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Digest and number of rows of each data set, by name."""
     files: Mapping[str, Path] = field(default_factory=dict)  # artifacts by their place
-    tables: Mapping[str, Columns | Path] = field(default_factory=dict)
-    """Tables by their place: columns, or a file of answers."""
+    tables: Mapping[str, Path] = field(default_factory=dict)
+    """Files of answers, by the place of the tables that are made of them."""
 
     @cached_property
     def points(self) -> dict[str, Curve]:
@@ -74,14 +73,10 @@ class RunContent:
     @cached_property
     def digest(self) -> str:
         """What a store does not show in its list of runs: SHA-256 of data and artifacts, points."""
-
-        def digests(kept: Mapping[str, Columns | Path]) -> dict[str, str]:
-            files = {at: one for at, one in kept.items() if isinstance(one, Path)}
-            return {at: hashlib.sha256(one.read_bytes()).hexdigest() for at, one in files.items()}
-
-        parts = [self.data, digests(self.files), digests(self.tables)]
-        kept = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        return f"{kept} {sum(map(len, self.points.values()))}"
+        kept = {**self.files, **self.tables}
+        files = {at: hashlib.sha256(one.read_bytes()).hexdigest() for at, one in kept.items()}
+        data = hashlib.sha256(json.dumps([self.data, files]).encode()).hexdigest()
+        return f"{data} {sum(map(len, self.points.values()))}"
 
     def is_in(self, run: Run) -> bool:
         """Say whether a run, as a store lists it, says all of it."""
@@ -179,10 +174,7 @@ def _keep(client: MlflowClient, run_id: str, content: RunContent) -> None:
             client.log_artifact(run_id, str(file), place.rpartition("/")[0] or None)
         for place, table in content.tables.items():
             # As MLflow's `log_table` writes it, which would append to one that is there.
-            columns = _answers(table) if isinstance(table, Path) else table
-            lines = list(zip(*columns.values(), strict=True))
-            document = {"columns": list(columns), "data": lines}
-            client.log_text(run_id, json.dumps(document, ensure_ascii=False), place)
+            client.log_text(run_id, json.dumps(_answers(table), ensure_ascii=False), place)
     except Exception as error:  # of an artifact store's library: anything
         raise MlflowException(f"an artifact cannot be written: {error}") from error
 
@@ -204,7 +196,7 @@ def search_content(search: StoredSearch, note: str | None, status: str | None) -
     numbers = _prefixed("baseline", shown_scores(search.baseline))
     numbers["num_trials"] = about["num_trials"]
     tags = {SEARCH: notes["mlflow"]["id"], "search": folder.name, **notes["tags"]}
-    tags |= about["origin"] | about["lineage"]
+    tags |= notes["mlflow"]["origin"] | about["lineage"]
     if best is not None or status != "RUNNING":
         feasible = best is not None and search.goal.is_kept(scores)
         # A search that goes on may find a better one, and MLflow lets no parameter change.
@@ -245,7 +237,7 @@ def trial_content(search: StoredSearch, row: TrialRow, parent: str) -> RunConten
     is_best = row == search.best
     tags: dict[str, str | None] = {
         **notes["tags"],
-        **notes["description"]["origin"],
+        **notes["mlflow"]["origin"],
         TRIAL_OF: notes["mlflow"]["id"],
         "mlflow.parentRunId": parent,
         "search": search.folder.name,
@@ -301,9 +293,10 @@ def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}_{name}": value for name, value in values.items()}
 
 
-def _answers(path: Path) -> Columns:
-    """Return a trial's answers as columns; texts only where they were kept."""
+def _answers(path: Path) -> dict[str, Any]:
+    """Return a trial's answers as a table for JSON; texts only where they were kept."""
     rows = read_answers(path)
     texts = ("question", "truth", "answer") if any(row.question for row in rows) else ()
-    columns = {name: [getattr(row, name) for row in rows] for name in ("edge", *texts, "rouge1")}
-    return {"set": [row.set_name for row in rows], **columns}
+    names = ("set_name", "edge", *texts, "rouge1")
+    data = [[getattr(row, name) for name in names] for row in rows]
+    return {"columns": ["set", *names[1:]], "data": data}

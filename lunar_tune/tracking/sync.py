@@ -6,15 +6,18 @@ exported model as a version in the registry.
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import logging
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune import __version__
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow
 from lunar_tune.study.stored_search import StoredSearch
@@ -65,10 +68,10 @@ class Tracker:
         with opened_store(self.uri) as client:
             open_experiment(client, experiment)
 
-    def place(self, before: Mapping[str, Any] | None) -> dict[str, str]:
+    def place(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return what a search notes of its place in MLflow, with the identity that it had."""
-        identity = (before or {}).get("id") or uuid.uuid4().hex
-        return {"id": identity, "uri": kept_uri(self.uri), "experiment": self.experiment}
+        place = {"uri": kept_uri(self.uri), "experiment": self.experiment}
+        return {"id": uuid.uuid4().hex, "origin": _origin(), **(before or {}), **place}
 
     def search(
         self,
@@ -112,6 +115,18 @@ class Tracker:
             self._away_until = time.monotonic() + _AWAY
             return False
         return True
+
+
+def _origin() -> dict[str, str]:
+    """Return where a run comes from that is started here and now, as MLflow says it of its own."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    tags = {name: text for name, text in resolve_tags().items() if name.startswith("mlflow.")}
+    tags["version.lunar_tune"] = __version__
+    for package in ("torch", "transformers", "ray", "optuna"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            tags[f"version.{package}"] = importlib.metadata.version(package)
+    return tags
 
 
 def sync(

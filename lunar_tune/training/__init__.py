@@ -68,11 +68,7 @@ def typed_settings(owner: type, given: Mapping[str, Any], problems: Problems) ->
 
 
 def with_settings(settings: Settings, given: Mapping[str, Any]) -> Settings:
-    """Return settings, a dataclass, with what is given of them.
-
-    Raises:
-        InputError: A value is of another type, or out of range; all of it is said at once.
-    """
+    """Return settings with what is given of them, or raise an InputError with all mistakes."""
     problems, changed = Problems(), settings
     values = typed_settings(type(settings), given, problems)
     with problems.collect():

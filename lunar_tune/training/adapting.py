@@ -58,9 +58,8 @@ _Context = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What is trained, and the ways between training and its end."""
+    """A model whose parameters to train want a gradient, and the ways from training to its end."""
 
-    parameters: tuple[nn.Parameter, ...]
     base_model: _Context
     """Inside, the model is what it was; not for what is trained to be kept."""
     edit: Edit
@@ -140,7 +139,6 @@ def lora_adapter(
         model.train(training)  # peft's own modules are made for training
         try:
             yield Trained(
-                parameters=tuple(p for p in model.parameters() if p.requires_grad),
                 base_model=adapted.disable_adapter,
                 edit=Edit(
                     weights=lambda: merged_weights(model),
@@ -183,7 +181,6 @@ def full_weights(
                 parameter.requires_grad_(requires_grad=True)
                 parameter.data = parameter.data.float()
             yield Trained(
-                parameters=trained,
                 base_model=lambda: _holding(trained, originals, on_host=True),
                 edit=Edit(
                     weights=lambda: {

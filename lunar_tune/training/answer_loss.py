@@ -1,29 +1,35 @@
-"""How likely a model finds an answer: log-probabilities of its tokens, with gradients."""
+"""Questions and answers as tokens, and how likely a model finds an answer, with gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lunar_tune.data.records import Record
+from lunar_tune.errors import DataError
+from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
+from lunar_tune.models.loading import LoadedModel
 
 if TYPE_CHECKING:
     import torch
     from jaxtyping import Float, Int
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 __all__ = [
     "AnswerStates",
+    "Encoder",
     "Pair",
     "answer_loss",
     "answer_states",
-    "encode_answers",
     "padded_ids",
     "reference_batches",
     "token_log_probs",
 ]
 
+Item = TypeVar("Item")  # a pair, or its place
 _REFERENCE_BATCH = 16
 
 
@@ -81,16 +87,55 @@ class AnswerStates:
         return values.new_zeros(count).index_add(0, self.rows, values)
 
 
-def encode_answers(
-    tokenizer: PreTrainedTokenizerBase, answers: Iterable[str], *, end: int
-) -> tuple[tuple[int, ...], ...]:
-    """Return each answer's token ids and the token that ends it."""
-    return tuple(
-        (*tokenizer(answer, add_special_tokens=False)["input_ids"], end) for answer in answers
-    )
+class Encoder:
+    """Questions and answers as a model reads them in one chat format, each encoded once."""
+
+    def __init__(self, loaded: LoadedModel, chat: ChatFormat) -> None:
+        self._loaded, tokenizer = loaded, loaded.tokenizer
+        end = end_of_turn(tokenizer, chat, loaded.eos_ids)
+
+        @cache
+        def prompt(question: str) -> tuple[int, ...]:
+            return encode_prompts(tokenizer, [question], chat, family=loaded.family)[0]
+
+        @cache
+        def answer(text: str) -> tuple[int, ...]:
+            return (*tokenizer(text, add_special_tokens=False)["input_ids"], end)
+
+        self._prompt, self._answer = prompt, answer
+
+    def prompts(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return each question's prompt, up to where its answer begins."""
+        encoded = tuple(map(self._prompt, questions))
+        self._check_lengths(list(map(len, encoded)), questions)
+        return encoded
+
+    def answers(self, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return each answer with the token that ends it."""
+        return tuple(map(self._answer, answers))
+
+    def pairs(self, records: Sequence[Record]) -> tuple[Pair, ...]:
+        """Return records as prompts with their true answers."""
+        prompts = self.prompts([record.question for record in records])
+        answers = self.answers([record.answer for record in records])
+        pairs = tuple(map(Pair, prompts, answers))
+        texts = [record.question + record.answer for record in records]
+        self._check_lengths(list(map(len, pairs)), texts)
+        return pairs
+
+    def _check_lengths(self, lengths: Sequence[int], texts: Sequence[str]) -> None:
+        """Refuse what is longer than the model's context; the message shows none of the text."""
+        most = getattr(self._loaded.model.config, "max_position_embeddings", None)
+        longest, characters = max(zip(lengths, map(len, texts), strict=True), default=(0, 0))
+        if most is not None and longest > most:
+            raise DataError(
+                f"{sum(length > most for length in lengths)} rows are longer than the context of "
+                f"{self._loaded.spec.name}, {most} tokens; the longest has {longest} in its chat "
+                f"template ({characters} characters of text). Shorten or remove them."
+            )
 
 
-def reference_batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
+def reference_batches(pairs: Sequence[Item]) -> list[Sequence[Item]]:
     """Return pairs in batches for a forward whose results are kept and need no gradient."""
     return [pairs[i : i + _REFERENCE_BATCH] for i in range(0, len(pairs), _REFERENCE_BATCH)]
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TrainingFolder",
-    "check_output",
     "check_save_folder",
     "package_versions",
     "save_checkpoint",
@@ -55,14 +54,15 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
     return plain | merged_weights(model)
 
 
-def check_save_folder(folder: Path) -> None:
+def check_save_folder(folder: Path, *, resumable: bool = False) -> None:
     """Check that a checkpoint can be written into `--save`, before anything is computed.
 
-    Raises:
-        InputError: The folder holds something already, or is a file.
+    With `resumable` it may hold an unfinished fine-tuning.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"--save {folder}: the folder is not empty; choose another.")
+    begun = resumable and (folder / _FOLDER).is_dir()
+    if not begun and folder.is_dir() and any(folder.iterdir()):
+        what = " and holds no unfinished fine-tuning" if resumable else ""
+        raise InputError(f"--save {folder}: the folder is not empty{what}; choose another.")
     check_writable(folder, f"--save {folder}")
 
 
@@ -101,20 +101,6 @@ def package_versions() -> dict[str, str]:
     return {"lunar-tune": lunar_tune.__version__, **{name: version(name) for name in names}}
 
 
-def check_output(output: Path) -> None:
-    """Check that training can begin or go on in a folder, before anything is loaded.
-
-    Raises:
-        InputError: It holds something else, or cannot be written.
-    """
-    if output.is_dir() and any(output.iterdir()) and not (output / _FOLDER).is_dir():
-        raise InputError(
-            f"--save {output}: the folder is not empty and holds no unfinished fine-tuning; "
-            "choose another."
-        )
-    check_writable(output, f"--save {output}")
-
-
 class TrainingFolder:
     """The state of one job in the folder of the checkpoint that is being made."""
 
@@ -126,12 +112,8 @@ class TrainingFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Inside, no other process trains into the folder.
-
-        Raises:
-            InputError: Another process does, or the folder holds something else.
-        """
-        check_output(self._output)
+        """Inside, no other process trains into the folder; else raise an InputError."""
+        check_save_folder(self._output, resumable=True)
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / "lock", timeout=0):
@@ -142,11 +124,7 @@ class TrainingFolder:
             ) from None
 
     def read(self) -> LoopState | None:
-        """Return what was kept last; None if nothing was.
-
-        Raises:
-            InputError: It is of another job, or cannot be read.
-        """
+        """Return what was kept last; None if nothing was."""
         if not self._state.is_file():
             return None
         try:

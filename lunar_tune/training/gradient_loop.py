@@ -4,46 +4,25 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lunar_tune.errors import DivergenceError
+from lunar_tune.training import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["LoopSettings", "LoopState", "train_epochs"]
+__all__ = ["LoopState", "train_epochs"]
 
 Example = TypeVar("Example")
-Schedule = Literal["linear", "cosine"]
 # Sorting by exact length fills a batch with one question template. Last losses on `tiny`, one seed
 # each: exact .066 after 20 epochs; after 18, a jitter of 4 tokens .042 and no sorting .020. Eight
 # was not compared by itself.
 _LENGTH_JITTER = 8.0
 _MAX_GRAD_NORM = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopSettings:
-    """How parameters are trained."""
-
-    epochs: int
-    batch_size: int
-    """Examples a step; the last batch of an epoch may be smaller."""
-    learning_rate: float
-    """AdamW's, at the top of the schedule."""
-    weight_decay: float = 0.0
-    """AdamW's, for matrices; biases and norms are never decayed."""
-    schedule: Schedule = "linear"
-    """How the rate falls to zero after the warm-up."""
-    warmup_share: float = 0.0
-    """The share of the steps, 0 up to 1, in which the rate rises from zero."""
-    beta2: float = 0.999
-    """AdamW's second moment decay."""
-    seed: int = 0
-    """Orders the examples; nothing else here is random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +37,36 @@ class LoopState:
 
 
 def train_epochs(
-    parameters: Iterable[nn.Parameter],
+    model: nn.Module,
     examples: Callable[[int], Sequence[Example]],
     loss_of: Callable[[list[Example]], Tensor],
-    settings: LoopSettings,
+    settings: TrainingSettings,
     *,
+    learning_rate: float,
+    seed: int = 0,
+    warmup_share: float = 0.0,
+    cosine: bool = False,
+    beta2: float = 0.999,
     length_of: Callable[[Example], int] | None = None,
     start: LoopState | None = None,
     on_state: Callable[[LoopState], None] = lambda _: None,
 ) -> Iterator[float]:
     """Train epoch by epoch, as far as it is driven; yield each epoch's mean loss.
 
-    Modifies the parameters. `examples` is called at the beginning of every epoch, also of one that
+    Trains the model's parameters that want a gradient, in training mode; between epochs the model
+    is in evaluation mode. `examples` is called at the beginning of every epoch, also of one that
     `start` has done, so that their order is the same.
 
     Args:
-        parameters: What is trained; a parameter that wants no gradient is left out.
+        model: What is trained.
         examples: The examples of an epoch, counted from 0; the same each time, or fresh ones.
         loss_of: The loss of a batch, a scalar with a gradient.
-        settings: How.
+        settings: Epochs, batches and weight decay, which is of matrices alone.
+        learning_rate: AdamW's, at the top of the schedule.
+        seed: Orders the examples; nothing else here is random.
+        warmup_share: The share of the steps, 0 up to 1, in which the rate rises from zero.
+        cosine: Whether it falls to zero along a cosine; else it falls linearly.
+        beta2: AdamW's second moment decay.
         length_of: Puts examples of like length into one batch, so that little is padded.
         start: Where an earlier loop with the same settings and examples ended.
         on_state: Called after each epoch with what is needed to go on from there.
@@ -84,9 +74,9 @@ def train_epochs(
     Raises:
         DivergenceError: A loss or a gradient was NaN or infinite.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer = _optimizer(trained, settings)
-    order = random.Random(settings.seed)  # noqa: S311  # shuffles, keeps no secret
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _optimizer(trained, settings.weight_decay, beta2)
+    order = random.Random(seed)  # noqa: S311  # shuffles, keeps no secret
     history: list[float] = []
     if start is not None:
         _resume(start, trained, optimizer)
@@ -96,35 +86,40 @@ def train_epochs(
         batches = _batches(examples(epoch), settings.batch_size, order, length_of)
         if epoch < done:
             continue
+        model.train()
         losses = []
         for index, batch in enumerate(batches):
             progress = (epoch + index / len(batches)) / settings.epochs
+            factor = scheduled(progress, warmup_share=warmup_share, cosine=cosine)
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * scheduled(progress, settings)
-            losses.append(_step(trained, optimizer, loss_of(batch), settings, epoch))
+                group["lr"] = learning_rate * factor
+            where = f"in epoch {epoch + 1} at learning rate {learning_rate:g}"
+            losses.append(_step(trained, optimizer, loss_of(batch), where))
+        model.eval()
         history.append(sum(losses) / len(losses))
         on_state(LoopState(tuple(history), _tensors(trained, optimizer)))
         yield history[-1]
 
 
-def scheduled(progress: float, settings: LoopSettings) -> float:
+def scheduled(progress: float, *, warmup_share: float, cosine: bool) -> float:
     """Return the factor on the learning rate, 0 to 1, after a share of the steps, 0 up to 1."""
-    if progress < settings.warmup_share:
-        return progress / settings.warmup_share
-    left = (1 - progress) / (1 - settings.warmup_share)
-    return left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    if progress < warmup_share:
+        return progress / warmup_share
+    left = (1 - progress) / (1 - warmup_share)
+    return 0.5 * (1 - math.cos(math.pi * left)) if cosine else left
 
 
-def _optimizer(trained: Sequence[nn.Parameter], settings: LoopSettings) -> torch.optim.AdamW:
+def _optimizer(
+    trained: Sequence[nn.Parameter], weight_decay: float, beta2: float
+) -> torch.optim.AdamW:
     from torch.optim import AdamW
 
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     others = [parameter for parameter in trained if parameter.ndim < 2]
-    decays = ((matrices, settings.weight_decay), (others, 0.0))
+    decays = ((matrices, weight_decay), (others, 0.0))
     return AdamW(
         [{"params": part, "weight_decay": decay} for part, decay in decays if part],
-        lr=settings.learning_rate,
-        betas=(0.9, settings.beta2),
+        betas=(0.9, beta2),
         fused=True,
     )
 
@@ -172,21 +167,14 @@ def _batches(
 
 
 def _step(
-    trained: Sequence[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    settings: LoopSettings,
-    epoch: int,
+    trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, loss: Tensor, where: str
 ) -> float:
     """Take one step and return the loss before it."""
     from torch.nn.utils import clip_grad_norm_
 
     def check(what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise DivergenceError(
-                f"{what} became {value} in epoch {epoch + 1} at learning rate "
-                f"{settings.learning_rate:g}: try a lower one"
-            )
+            raise DivergenceError(f"{what} became {value} {where}: try a lower one")
 
     value = float(loss.detach())
     check("the loss", value)

@@ -22,7 +22,6 @@ from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import check_device_name, check_fits
 from lunar_tune.models.loading import load_config
 from lunar_tune.trial.spec import (
-    EngineSettings,
     TrialSpec,
     own_data,
     read_prompts_of,
@@ -52,29 +51,33 @@ def assemble(options: RunOptions) -> TrialSpec:
         InputError: Something is wrong; all of it is said at once.
     """
     problems, embedding_model = Problems(), options.embedding_model
-    model, chat = _model_and_chat(options, problems)
-    method = problems.attempt(lambda: configured(options)[0])
-    if method is not None and options.engine == "reference":
-        from lunar_tune.trial.reference_engine import check_reference
+    model = _model(options, problems)
+    with problems.collect():
+        chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
+    with problems.collect():
+        method, _ = configured(options)
+        if options.engine == "reference":
+            from lunar_tune.trial.reference_engine import check_reference
 
-        with problems.collect():
             check_reference(method)
     with problems.collect():
         check_scorable((), tokenizer=options.rouge_tokenizer)
     check_values(options, problems)
-    metrics = problems.attempt(lambda: check_metrics(options.metrics))
-    for name in metrics or ():
-        if "factual" in METRICS[name].sets and options.factual_data == NONE:
-            problems.add(f"--metrics {name}: there are no questions with --factual-data none.")
-    if embedding_model is not None:
-        from lunar_tune.metrics.embedding import check_embedding_model
+    with problems.collect():
+        metrics = check_metrics(options.metrics)
+        for name in metrics:
+            if "factual" in METRICS[name].sets and options.factual_data == NONE:
+                problems.add(f"--metrics {name}: there are no questions with --factual-data none.")
+    with problems.collect():
+        if embedding_model is not None:
+            from lunar_tune.metrics.embedding import check_embedding_model
 
-        with problems.collect():
             embedding_model = check_embedding_model(embedding_model)
-    data = read_sets(options, model, problems)
+    with problems.collect():
+        data = read_sets(options, model)
     problems.raise_if_any()
-    if model is None or chat is None or method is None or metrics is None or data is None:
-        raise AssertionError("every None above comes with a noted problem")
+    if model is None:
+        raise AssertionError("without a model something is wrong")
     return TrialSpec(
         model=model,
         chat=chat,
@@ -83,11 +86,9 @@ def assemble(options: RunOptions) -> TrialSpec:
         rouge_tokenizer=options.rouge_tokenizer,
         seed=options.seed,
         data=data,
-        engine=EngineSettings(
-            kind=options.engine,
-            memory_budget=options.memory_budget,
-            cache_limit=options.cache_limit,
-        ),
+        engine=options.engine,
+        memory_budget=options.memory_budget,
+        cache_limit=options.cache_limit,
         metrics=metrics,
         embedding_model=embedding_model,
         text=options.text,
@@ -103,25 +104,24 @@ def assemble_finetuning(
 
     What concerns unlearning is not looked at. What is `fixed` of the settings is not left to the
     model's recipe; `problems` are known already.
-
-    Raises:
-        InputError: Something is wrong; all of it is said at once.
     """
     problems = problems or Problems()
-    model, chat = _model_and_chat(options, problems)
+    model = _model(options, problems)
+    with problems.collect():
+        chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
     with problems.collect():
         settings = recipe("" if model is None else model.name, fixed)
     name = options.data or own_data(model)
-    records = problems.attempt(lambda: read_records_of(name))
     with problems.collect():
-        check_scorable(records or (), tokenizer=options.rouge_tokenizer, text=options.text)
+        records = read_records_of(name)
+        check_scorable(records, tokenizer=options.rouge_tokenizer, text=options.text)
     with problems.collect():
         prompts = read_prompts_of(options.reference_prompts)
     with problems.collect():
         refusals = read_prompts_of(options.refusals)
     problems.raise_if_any()
-    if model is None or chat is None or records is None:
-        raise AssertionError("every None above comes with a noted problem")
+    if model is None:
+        raise AssertionError("without a model something is wrong")
     return FinetuneJob(
         model=model,
         chat=chat,
@@ -140,11 +140,8 @@ def check_machine(spec: TrialSpec, *, here: bool = True, share: float = 1.0) -> 
 
     The device is looked at where it is `here`, and has to have room for the model in that `share`
     of a GPU.
-
-    Raises:
-        InputError: Something is wrong; all of it is said at once.
     """
-    problems, model, budget = Problems(), spec.model, spec.engine.memory_budget
+    problems, model, budget = Problems(), spec.model, spec.memory_budget
     if here:
         with problems.collect():
             trained = spec.method.variant == "full"
@@ -169,11 +166,7 @@ def materialise(job: Job, on_progress: Callable[[int, int], None] | None = None)
 
 
 def known_depth(options: RunOptions) -> int | None:
-    """Return the number of decoder blocks if it can be known without weights or network.
-
-    Raises:
-        ModelError: The model's name means nothing.
-    """
+    """Return the number of decoder blocks if it can be known without weights or network."""
     source = resolve_model(options.model).source
     if source == TINY:  # built elsewhere, and no folder of that name
         source = ""
@@ -190,33 +183,24 @@ def known_depth(options: RunOptions) -> int | None:
 
 
 def configured(options: RunOptions) -> tuple[Method, dict[str, Any]]:
-    """Return the method with its settings, and the fixed ones of its parameters.
-
-    Raises:
-        InputError: There is no such method, or something else is wrong with it.
-    """
+    """Return the method with its settings, and the fixed ones of its parameters; or say why not."""
     return configure_method(options.method, solver=options.solver, fixed=options.fixed)
 
 
-def _model_and_chat(
-    options: ModelOptions, problems: Problems
-) -> tuple[ModelSpec | None, ChatFormat | None]:
-    """Return the model and the chat format; None where something is wrong, which is then noted."""
-    path, weights = options.model_path, None
-    model = problems.attempt(lambda: resolve_model(options.model))
-    if path:
-        weights = problems.attempt(lambda: str(check_weights(path, "--model-path")))
+def _model(options: ModelOptions, problems: Problems) -> ModelSpec | None:
+    """Return the model as the options want it, and note what is wrong; None if it means nothing."""
+    weights, model = None, problems.attempt(lambda: resolve_model(options.model))
+    with problems.collect():
+        if options.model_path:
+            weights = str(check_weights(options.model_path, "--model-path"))
     with problems.collect():
         check_device_name(options.device)
-    chat = problems.attempt(
-        lambda: ChatFormat.from_option(options.chat_template, options.system_prompt)
+    if model is None:
+        return None
+    return dataclasses.replace(
+        model,
+        weights=weights,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
     )
-    if model is not None:
-        model = dataclasses.replace(
-            model,
-            weights=weights,
-            dtype=options.dtype,
-            device=options.device,
-            trust_remote_code=options.trust_remote_code,
-        )
-    return model, chat

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS
-from lunar_tune.data.records import Record
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.activations import PromptActivations
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import PlainAnswerer, generate_tokens, token_budget
-from lunar_tune.errors import DataError
 from lunar_tune.methods.contract import Fit
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
-from lunar_tune.metrics.evaluate import JUDGED, AnswerSource, Evaluation, Evaluator, Question
+from lunar_tune.metrics.evaluate import JUDGED, Evaluation, Evaluator, Question
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
 from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, METRICS, need_of
-from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
-from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.layout import why_not_resumable
-from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.answer_loss import Pair, encode_answers
+from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.trial.reference_engine import reference_answers
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["Check", "Encoder", "Judge", "drive"]
+__all__ = ["Check", "Judge", "drive"]
 
 # Looks in a whole fit, and the rows of each set that one asks.
 LOOKS, CHECKED_ROWS = 4, 32
@@ -37,56 +32,6 @@ LOST_SHARE = 0.5
 LOST_CHECKS = 2
 # Measured of what is reported, whatever was asked for: a model may rank high what it does not say.
 REPORTED = "forget_mrr"
-
-
-class Encoder:
-    """Questions and answers as a model reads them in one chat format, each encoded once."""
-
-    def __init__(self, loaded: LoadedModel, chat: ChatFormat) -> None:
-        self._loaded, self._chat = loaded, chat
-        self._prompts: dict[str, tuple[int, ...]] = {}
-        self._pairs: dict[Record, Pair] = {}
-
-    def prompts(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Return each question's prompt, up to where its answer begins."""
-        new = [question for question in dict.fromkeys(questions) if question not in self._prompts]
-        encoded = encode_prompts(
-            self._loaded.tokenizer, new, self._chat, family=self._loaded.family
-        )
-        self._check_lengths(new, encoded)
-        self._prompts.update(zip(new, encoded, strict=True))
-        return tuple(self._prompts[question] for question in questions)
-
-    def answers(self, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Return each answer with the token that ends it."""
-        end = end_of_turn(self._loaded.tokenizer, self._chat, self._loaded.eos_ids)
-        return encode_answers(self._loaded.tokenizer, answers, end=end)
-
-    def pairs(self, records: Sequence[Record]) -> tuple[Pair, ...]:
-        """Return records as prompts with their true answers."""
-        new = [record for record in dict.fromkeys(records) if record not in self._pairs]
-        prompts = self.prompts([record.question for record in new])
-        answers = self.answers([record.answer for record in new])
-        pairs = [Pair(*pair) for pair in zip(prompts, answers, strict=True)]
-        self._check_lengths(
-            [record.question + record.answer for record in new],
-            [pair.prompt + pair.answer for pair in pairs],
-        )
-        self._pairs.update(zip(new, pairs, strict=True))
-        return tuple(self._pairs[record] for record in records)
-
-    def _check_lengths(self, texts: Sequence[str], encoded: Sequence[tuple[int, ...]]) -> None:
-        """Refuse what is longer than the model's context; the message shows none of the text."""
-        most = getattr(self._loaded.model.config, "max_position_embeddings", None)
-        lengths = sorted(((len(ids), len(text)) for ids, text in zip(encoded, texts, strict=True)))
-        if most is None or not lengths or lengths[-1][0] <= most:
-            return
-        tokens, characters = lengths[-1]
-        raise DataError(
-            f"{sum(length > most for length, _ in lengths)} rows are longer than the context of "
-            f"{self._loaded.spec.name}, {most} tokens; the longest has {tokens} in its chat "
-            f"template ({characters} characters of text). Shorten or remove them."
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,18 +72,16 @@ class Judge:
     def __init__(
         self,
         spec: TrialSpec,
-        loaded: LoadedModel,
         encoder: Encoder,
-        *,
-        memory: DeviceMemory,
-        sentences: Embedder | None,
         activations: PromptActivations,
+        sentences: Embedder | None,
     ) -> None:
-        self.spec, self.loaded, self._encoder = spec, loaded, encoder
-        self._memory, self._sentences = memory, sentences
+        self.spec, self._encoder, self._sentences = spec, encoder, sentences
+        source = activations.source
+        self.loaded, self._memory = source.loaded, source.memory
         self._metrics = {name: METRICS[name] for name in spec.metrics}
         self._row_numbers = spec.row_numbers
-        self._scorer = LikelihoodScorer(loaded, memory)
+        self._scorer = LikelihoodScorer(source.loaded, source.memory)
         self.use(activations)
 
     def use(self, activations: PromptActivations) -> None:
@@ -150,7 +93,7 @@ class Judge:
     @property
     def plain_decoding(self) -> str | None:
         """Why answers are decoded from the first token on; None where they go on from streams."""
-        if self.spec.engine.kind != "fast":
+        if self.spec.engine != "fast":
             return "it was asked for"
         longest = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens)
         longest += max(self.activations.prompt_lengths)
@@ -164,12 +107,12 @@ class Judge:
         return token_budget(self.spec.max_new_tokens, self.loaded.tokenizer, truths)
 
     @cached_property
-    def answers(self) -> AnswerSource:
+    def answers(self) -> Answerer | PlainAnswerer:
         """Who answers; made at first use, from the base model."""
         if self.plain_decoding is not None:
             lengths, rows = self.activations.prompt_lengths, self.activations.tree.sequences
             prompts = [row[:length] for row, length in zip(rows, lengths, strict=True)]
-            by_reference = self.spec.engine.kind == "reference"
+            by_reference = self.spec.engine == "reference"
             generate = reference_answers if by_reference else generate_tokens
             return PlainAnswerer(partial(generate, self.loaded), prompts)
         deepest = -1
@@ -196,7 +139,7 @@ class Judge:
         evaluation = self._evaluator(full=full, whole=reported).evaluate(
             edited_layer=edited_layer,
             max_new_tokens=budget,
-            floor=self.spec.engine.retain_floor if bounded else None,
+            floor=self.spec.retain_floor if bounded else None,
         )
         if not evaluation.complete:
             return evaluation, budget
@@ -262,7 +205,7 @@ class Judge:
                 self.loaded.tokenizer,
                 questions,
                 rouge_tokenizer=spec.rouge_tokenizer,
-                early_exit=spec.engine.early_exit and not whole,
+                early_exit=spec.early_exit and not whole,
                 seed=spec.seed,
             )
         return self._evaluators[key]

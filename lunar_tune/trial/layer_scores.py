@@ -52,7 +52,7 @@ class Similarities(BaseModel):
     s1: float
     """Mean similarity to the refusals; see `Refusals.quality`."""
     s2: float
-    """Mean similarity to the true answers; see `truth_similarity`."""
+    """Mean similarity to the true answers; see `Embedder.truth_similarity`."""
     unfinished: Index
     """Answers that spent their token budget. A vector that is added too strongly makes a model
     repeat itself, which is like neither refusal nor truth, and which the score does not punish."""
@@ -131,11 +131,7 @@ class LayerPrior(BaseModel):
 
 
 def read_layer_prior(path: Path) -> LayerPrior:
-    """Read a file that `python -m lunar_tune.layers --json` wrote.
-
-    Raises:
-        InputError: It cannot be read, or is no such file; the message says all that is wrong.
-    """
+    """Read a file that `python -m lunar_tune.layers --json` wrote."""
     try:
         return LayerPrior.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -181,12 +177,9 @@ def layer_scores(
         rows: How many questions, drawn by edge.
         embedder: Of the answers; None takes the model's own states.
         on_layer: Called with the answer sets done and their total, the base model's included.
-
-    Raises:
-        InputError: The model lacks a layer.
     """
     from lunar_tune.engine.decoding import token_budget
-    from lunar_tune.metrics.embedding import Refusals, StateEmbedder, truth_similarity
+    from lunar_tune.metrics.embedding import Refusals, StateEmbedder
 
     loaded, spec = worker.loaded, worker.spec
     chosen = tuple(sorted(range(loaded.n_layers) if layers is None else layers))
@@ -207,40 +200,31 @@ def layer_scores(
         answers[layer] = texts
         seen[layer] = {
             "s1": refusals.quality(texts),
-            "s2": truth_similarity(embedder, texts, truths),
+            "s2": embedder.truth_similarity(texts, truths),
             "unfinished": sum(len(answer) == budget for answer in tokens),
         }
         on_layer(len(seen), 1 + len(chosen))
-    prior = _prior(
-        worker,
-        seen,
-        rows=len(records),
-        coefficient=float(coefficient),
-        max_new_tokens=budget,
-        embedding=embedder.name,
-    )
-    return prior, answers
-
-
-def _prior(worker: Worker, seen: Mapping[int | None, dict[str, Any]], **facts: Any) -> LayerPrior:
-    """Return the curve of what was seen by layer, None being the base model's."""
-    base, spec = Similarities(**seen[None]), worker.spec
-    layers = tuple(
+    base = Similarities(**seen[None])
+    scored = tuple(
         LayerSimilarities(layer=layer, **one) for layer, one in seen.items() if layer is not None
     )
-    best, recommended = recommended_layers(base.score, {one.layer: one.score for one in layers})
-    return LayerPrior(
+    best, recommended = recommended_layers(base.score, {one.layer: one.score for one in scored})
+    prior = LayerPrior(
         model=spec.model.name,
-        n_layers=worker.loaded.n_layers,
+        n_layers=loaded.n_layers,
         best=best,
         recommended=recommended,
         data=spec.data.name,
         forget_edges=spec.data.forget_edges,
+        rows=len(records),
+        coefficient=float(coefficient),
+        max_new_tokens=budget,
         seed=spec.seed,
+        embedding=embedder.name,
         base_model=base,
-        layers=layers,
-        **facts,
+        layers=scored,
     )
+    return prior, answers
 
 
 def _answered(

@@ -124,17 +124,14 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
 def _model(values: _Values, found: Callable[[str | None], str | None]) -> tuple[str, str | None]:
     """Return the model and its weights; that code loads model_path and knows the family by name."""
     base, tuned = values.base_model_path, values.model_path
-    model = found(base) or _catalogue_name(base or _without_suffix(values.model_family))
+    # Families of that code are our names with -instruct, -chat or -it.
+    family = re.sub(r"-(instruct|chat|it)$", "", values.model_family, flags=re.IGNORECASE)
+    model = found(base) or _catalogue_name(base or family)
     if not tuned or tuned == base:
         return model, None
     weights = found(tuned)
     known = weights is not None and bool(base or model in CATALOG)
     return (model, weights) if known else (weights or _catalogue_name(tuned), None)
-
-
-def _without_suffix(family: str) -> str:
-    """Return a family of that code, our names with -instruct, -chat or -it, as a name of ours."""
-    return re.sub(r"-(instruct|chat|it)$", "", family, flags=re.IGNORECASE)
 
 
 def _catalogue_name(text: str) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, UnlearningTask
+from lunar_tune.methods.contract import Fit, Method, PreparedMethod, UnlearningTask
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.methods.lunar.method import edited
 from lunar_tune.models.layout import check_layers
@@ -52,7 +52,7 @@ class PreparedReference(PreparedMethod):
         from lunar_tune import reference  # loads transformers' models
 
         method, task, loaded = self._method, self._task, self._task.loaded
-        layout, model = loaded.layout, loaded.model
+        layout = loaded.layout
         chosen, own, _ = method.resolved(parameters)
         layers, coefficients = tuple(chosen), set(chosen.values())
         check_layers(layers, loaded.n_layers)
@@ -66,7 +66,7 @@ class PreparedReference(PreparedMethod):
             solver = partial(reference.fit_adamw, learning_rate=own, epochs=epochs, seed=seed)
         try:
             unlearned = reference.unlearn(
-                model,
+                loaded.model,
                 layers=layers,
                 coefficient=coefficients.pop(),
                 reference=task.reference_prompts,
@@ -76,15 +76,11 @@ class PreparedReference(PreparedMethod):
             )
         except ValueError as error:
             raise TrialError(str(error)) from error
-        names = [f"{layout.down_projection_name(layer)}.weight" for layer in layers]
         weights = {
             layer: layout.down_projection_of(unlearned, layer).weight.detach() for layer in layers
         }
-        with edited(loaded, weights) as base_model:
-            edit = Edit(
-                weights=lambda: {name: model.get_parameter(name).detach() for name in names}
-            )
-            yield Fit(base_model=base_model, edit=edit)
+        with edited(loaded, weights) as fit:
+            yield fit
 
 
 def reference_answers(

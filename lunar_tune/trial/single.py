@@ -120,7 +120,8 @@ def unlearn(
         TrialError: The fit failed, for example by divergence.
     """
     problems, setting = problems or Problems(), setting or {}
-    spec = problems.attempt(lambda: assemble(options))
+    with problems.collect():
+        spec = assemble(options)
     with problems.collect():
         method, fixed = configured(options)
         setting = fixed | dict(setting)
@@ -131,8 +132,6 @@ def unlearn(
         if save_to is not None:
             check_save_folder(save_to)
     problems.raise_if_any()
-    if spec is None:
-        raise AssertionError("without a spec something is wrong")
     check_machine(spec)
     from lunar_tune.trial.worker import Worker
 
@@ -181,22 +180,15 @@ def asking(
     """Inside, both models answer questions, greedily; the model is loaded and fitted once.
 
     The fit ends after `epochs` epochs, as that of a trial that was ended early.
-
-    Raises:
-        InputError: Something that was asked for cannot be done.
-        TrialError: The fit failed, for example by divergence.
     """
-    from lunar_tune.engine.decoding import generate_tokens
+    from lunar_tune.finetuning.finetune import greedy_answers
     from lunar_tune.trial.worker import Worker
 
     worker = Worker(dataclasses.replace(spec, metrics=()))
     known, loaded = _known(spec.data), worker.loaded
 
     def answers(questions: Sequence[str]) -> list[str]:
-        """Return the answers of the model as it is now, in the search's chat format."""
-        prompts = worker.encoder.prompts(questions)
-        rows = generate_tokens(loaded, prompts, max_new_tokens=max_new_tokens)
-        return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+        return greedy_answers(loaded, questions, spec.chat, max_new_tokens=max_new_tokens)
 
     def ask(questions: Sequence[str]) -> list[SideBySide]:
         with fit.base_model():

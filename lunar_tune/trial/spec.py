@@ -28,7 +28,6 @@ from lunar_tune.models.chat import ChatFormat
 
 __all__ = [
     "DataSets",
-    "EngineSettings",
     "TrialSpec",
     "own_data",
     "read_prompts_of",
@@ -37,27 +36,6 @@ __all__ = [
 ]
 
 VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """What a trial keeps from others and what it skips; none of it changes a feasible score.
-
-    Budget and limit are those of `RunOptions`.
-    """
-
-    kind: str = "fast"
-    """fast goes on from kept streams and checks drafts, plain decodes from the first token on,
-    reference leaves all to `lunar_tune.reference`, with nothing kept."""
-    early_exit: bool = False
-    """Whether an answer ends when it has said every word of the truth. Its ROUGE recall is 1 then,
-    whatever follows; an answer that is to be read should go on."""
-    retain_floor: float | None = None
-    """Least retain ROUGE-1: a trial that has missed it for certain asks no more. None asks all."""
-    verify_weights: bool = field(default_factory=lambda: bool(os.environ.get(VERIFY_VARIABLE)))
-    """Whether a trial ends with a look at every weight, whether it is what it was before."""
-    memory_budget: float | None = None
-    cache_limit: float | None = None
 
 
 class HeldOut(NamedTuple):
@@ -119,7 +97,19 @@ class TrialSpec(Concise):
     seed: int
     max_new_tokens: int | None = PUBLISHED_MAX_NEW_TOKENS
     """Token budget of a trial's answers; None is twice the longest true answer, at least 32."""
-    engine: EngineSettings = field(default_factory=EngineSettings)
+    engine: str = "fast"
+    """fast goes on from kept streams and checks drafts, plain decodes from the first token on,
+    reference leaves all to `lunar_tune.reference`, with nothing kept."""
+    early_exit: bool = False
+    """Whether an answer ends when it has said every word of the truth. Its ROUGE recall is 1 then,
+    whatever follows; an answer that is to be read should go on."""
+    retain_floor: float | None = None
+    """Least retain ROUGE-1: a trial that has missed it for certain asks no more. None asks all."""
+    verify_weights: bool = field(default_factory=lambda: bool(os.environ.get(VERIFY_VARIABLE)))
+    """Whether a trial ends with a look at every weight, whether it is what it was before."""
+    memory_budget: float | None = None
+    cache_limit: float | None = None
+    """Both as in `RunOptions`."""
     layers: tuple[int, ...] = ()
     """The blocks that trials may edit; empty where that is not known."""
     metrics: tuple[str, ...] = ()
@@ -159,27 +149,29 @@ class TrialSpec(Concise):
 DEFAULT_EDGES = ("A_B", "author_1")  # of PISTOL and of TOFU, as in the published code
 
 
-def read_sets(options: RunOptions, model: ModelSpec | None, problems: Problems) -> DataSets | None:
-    """Read and split all sets; None where something is wrong, which is then noted."""
-    name = options.data or own_data(model)
+def read_sets(options: RunOptions, model: ModelSpec | None) -> DataSets:
+    """Read and split all sets; what the model is taken to know where no data are named."""
+    problems, name = Problems(), options.data or own_data(model)
+    factual: tuple[Record, ...] = ()
+    other: tuple[Record, ...] | None = None
     records = problems.attempt(lambda: read_records_of(name))
-    factual: tuple[Record, ...] | None = ()
-    if options.factual_data not in {NONE, name}:  # what is to be forgotten is not general knowledge
-        factual = problems.attempt(lambda: read_records_of(options.factual_data, NONE))
-    other, retain_data = None, options.retain_data
-    if retain_data:
-        other = problems.attempt(lambda: read_records_of(retain_data, "retain"))
-    prompts = problems.attempt(lambda: read_prompts_of(options.reference_prompts))
-    refusals = problems.attempt(lambda: read_prompts_of(options.refusals))
-    split = None
-    if records is not None:
-        with problems.collect():
+    with problems.collect():
+        if options.factual_data not in {NONE, name}:  # what is forgotten is no general knowledge
+            factual = read_records_of(options.factual_data, NONE)
+    with problems.collect():
+        if options.retain_data:
+            other = read_records_of(options.retain_data, "retain")
+    with problems.collect():
+        prompts = read_prompts_of(options.reference_prompts)
+    with problems.collect():
+        refusals = read_prompts_of(options.refusals)
+    with problems.collect():
+        if records is not None:
             groups = read_groups(resolve_data(name, kind="records"))
             edges = options.forget_edge or _default_edge(edges_of(records), groups)
             # A file of nothing but what is to be forgotten is judged on the other retain set.
             split = split_by_edges(records, edges, retain=other, groups=groups)
-    if split is None or factual is None or prompts is None or refusals is None:
-        return None
+    problems.raise_if_any()
     kept = split.retain if other is None else other
     with problems.collect():
         Split(forget=split.forget, retain=kept, forget_edges=split.forget_edges)
@@ -196,20 +188,20 @@ def read_sets(options: RunOptions, model: ModelSpec | None, problems: Problems) 
             # What is kept in the fit would be kept in the report as well.
             reported, n_retain = set(held_out.retain), len(judged.retain)
             kept = tuple(record for record in kept if record not in reported)
-        size = n_retain if options.retain_rows is None else max(1, options.retain_rows)
-        return DataSets(
-            name=Path(name).stem,
-            forget_edges=split.forget_edges,
-            fit_forget=split.forget,
-            fit_retain=kept,
-            **judged._asdict(),
-            n_retain=n_retain,
-            retain_sample=sample_by_edge(judged.retain, size, seed=options.seed),
-            reference_prompts=prompts,
-            refusals=refusals,
-            held_out=held_out,
-        )
-    return None
+    problems.raise_if_any()
+    size = n_retain if options.retain_rows is None else max(1, options.retain_rows)
+    return DataSets(
+        name=Path(name).stem,
+        forget_edges=split.forget_edges,
+        fit_forget=split.forget,
+        fit_retain=kept,
+        **judged._asdict(),
+        n_retain=n_retain,
+        retain_sample=sample_by_edge(judged.retain, size, seed=options.seed),
+        reference_prompts=prompts,
+        refusals=refusals,
+        held_out=held_out,
+    )
 
 
 def read_records_of(name: str, default_edge: str | None = None) -> tuple[Record, ...]:

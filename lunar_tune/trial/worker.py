@@ -22,7 +22,8 @@ from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.names import EMBEDDINGS, need_of
 from lunar_tune.models.device import DeviceMemory, limit_threads
 from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
-from lunar_tune.trial.evaluator import Check, Encoder, Judge, drive
+from lunar_tune.training.answer_loss import Encoder
+from lunar_tune.trial.evaluator import Check, Judge, drive
 from lunar_tune.trial.reference_engine import PreparedReference, check_reference
 from lunar_tune.trial.spec import TrialSpec
 
@@ -68,9 +69,9 @@ class Worker:
         self.loaded = loaded if loaded is not None else load_model(spec.model)
         if self.loaded.device.type == "cpu" and self.loaded.n_parameters < SMALL_MODEL:
             limit_threads(1)
-        memory = DeviceMemory(self.loaded.device, spec.engine.memory_budget)
+        memory = DeviceMemory(self.loaded.device, spec.memory_budget)
         memory.enforce()
-        limit = spec.engine.cache_limit
+        limit = spec.cache_limit
         cache = ActivationCache(limit, cache_root) if limit != 0 else None
         self._source = ActivationSource(self.loaded, cache, memory)
         self.encoder = Encoder(self.loaded, spec.chat)
@@ -92,14 +93,7 @@ class Worker:
     @cached_property
     def judge(self) -> Judge:
         """Who judges the model; made at first use, from the base model."""
-        return Judge(
-            self.spec,
-            self.loaded,
-            self.encoder,
-            memory=self._source.memory,
-            sentences=self._sentences,
-            activations=self.activations,
-        )
+        return Judge(self.spec, self.encoder, self.activations, self._sentences)
 
     @cached_property
     def prepared(self) -> PreparedMethod:
@@ -113,7 +107,7 @@ class Worker:
             reference_prompts=self.encoder.prompts(data.reference_prompts),
             refusals=self.encoder.answers(data.refusals),
         )
-        if spec.engine.kind == "reference":
+        if spec.engine == "reference":
             return PreparedReference(check_reference(spec.method), task)
         return spec.method.prepare(task)
 
@@ -153,7 +147,7 @@ class Worker:
         prepared = self.prepared
         self.judge.answers.prepare()
         ready = self._clock()
-        floor = self.spec.engine.retain_floor if bounded and not full else None
+        floor = self.spec.retain_floor if bounded and not full else None
         seed = self.spec.seed if seed is None else seed
         with self._left_as_it_was(), prepared.unlearning(parameters, seed=seed) as fit:
             checks = drive(fit, floor, partial(self.judge.check, fit))
@@ -202,7 +196,7 @@ class Worker:
     @contextmanager
     def _left_as_it_was(self) -> Iterator[None]:
         """Check after a trial, where that is wanted, that every weight is what it was."""
-        if not self.spec.engine.verify_weights:
+        if not self.spec.verify_weights:
             yield
             return
         before = self._source.model_key

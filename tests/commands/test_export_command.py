@@ -26,8 +26,7 @@ from lunar_tune.cli.export import COMMAND
 from lunar_tune.config.run_options import NONE, RunOptions
 from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.loading import load_model
-from lunar_tune.study.answers import read_answers, write_answers
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, read_answers, write_answers
 from lunar_tune.yaml_files import read_yaml
 
 pytestmark = pytest.mark.slow  # a search of its own

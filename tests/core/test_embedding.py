@@ -24,7 +24,6 @@ from lunar_tune.metrics.embedding import (
     Refusals,
     StateEmbedder,
     load_sentence_embedder,
-    truth_similarity,
 )
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
@@ -149,5 +148,5 @@ def test_refusal_quality_is_the_mean_over_answers_of_the_mean_over_refusals() ->
 
 def test_truth_similarity_compares_each_answer_with_its_own_truth() -> None:
     """The pairs a and c have .6, b and b 1, d and a −1."""
-    assert truth_similarity(ByHand(), ["a", "b", "d"], ["c", "b", "a"]) == pytest.approx(0.2)
-    assert truth_similarity(ByHand(), ["a", ""], ["c", "b"]) == pytest.approx(0.3)
+    assert ByHand().truth_similarity(["a", "b", "d"], ["c", "b", "a"]) == pytest.approx(0.2)
+    assert ByHand().truth_similarity(["a", ""], ["c", "b"]) == pytest.approx(0.3)

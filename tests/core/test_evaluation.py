@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from lunar_tune.data.records import Record
-from lunar_tune.engine.decoding import AnswerRules
+from lunar_tune.engine.decoding import AnswerRules, PlainAnswerer
 from lunar_tune.metrics.evaluate import Evaluation, Evaluator, Question
 
 TRUTH = "a b c d e f g h i j"
@@ -33,7 +33,7 @@ def sets_of(**answers: Sequence[str]) -> dict[str, list[Question]]:
     }
 
 
-class Told:
+class Told(PlainAnswerer):
     """Answers row n with the n-th of these texts; an answerer and its run."""
 
     def __init__(
@@ -41,12 +41,9 @@ class Told:
     ) -> None:
         self.tokenizer, self._known = tokenizer, set(known)
         encoded = {text: tokenizer.encode(text, add_special_tokens=False) for text in set(texts)}
-        self._answers = [encoded[text] for text in texts]
+        self._told = [encoded[text] for text in texts]
         self.opened: list[int] = []
         self.closed = 0
-
-    def prepare(self) -> None:
-        """Keep nothing."""
 
     def begin(self, rules: AnswerRules) -> Told:
         assert rules == RULES
@@ -57,11 +54,11 @@ class Told:
         assert not set(rows) & set(self.opened)
         assert len(set(rows)) == len(rows)
         self.opened += rows
-        return {row: self._answers[row] for row in rows if row in self._known}
+        return {row: self._told[row] for row in rows if row in self._known}
 
     def close(self) -> Mapping[int, list[int]]:
         self.closed += 1
-        return {row: self._answers[row] for row in self.opened}
+        return {row: self._told[row] for row in self.opened}
 
     def evaluate(
         self, sets: Mapping[str, list[Question]], floor: float | None = None, seed: int = 0
@@ -220,7 +217,6 @@ def test_a_floor_missed_by_far_is_seen_in_the_first_chunk(exam: Take) -> None:
 
 
 def test_retain_rows_are_asked_in_one_order_for_a_seed(exam: Take) -> None:
-    """What is asked of a bad model is asked of a worse one first, and in no other order."""
     orders = []
     for seed, words in ((0, 0), (0, 8), (1, 8)):
         one = exam([words] * 100)

@@ -120,9 +120,7 @@ def test_steering_shifts_every_position(loaded: Load, unchanged: Unchanged, fami
     model = with_eos(loaded(family), NEVER)
     unchanged(model.model)
     before = full_forwards(model.model)["streams"]
-    with model.model.model.layers[1].register_forward_hook(
-        lambda _module, _args, output: output + SHIFT.float()
-    ):
+    with model.model.model.layers[1].register_forward_hook(lambda _m, _a, x: x + SHIFT.float()):
         said = generated(model.model, PROMPTS, budget=6)
     with steered(model, 1, SHIFT):
         inside = full_forwards(model.model)["streams"]
@@ -133,7 +131,6 @@ def test_steering_shifts_every_position(loaded: Load, unchanged: Unchanged, fami
     assert torch.equal(inside[2], before[2] + SHIFT.float())
     assert torch.equal(twice, inside[2] + SHIFT.float())
     assert not torch.isclose(inside[3], before[3]).all(1).any()
-    assert torch.equal(full_forwards(model.model)["streams"], before)
 
 
 def state_of(model: LoadedModel) -> Mapping[str, Any]:

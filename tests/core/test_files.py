@@ -26,8 +26,7 @@ from lunar_tune.files import (
     write_json,
 )
 from lunar_tune.secrets import is_masked, without_login, without_password, without_secrets
-from lunar_tune.study.answers import read_answers, write_result
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, read_answers, write_result
 from lunar_tune.trial.worker import TrialResult
 
 
@@ -104,6 +103,8 @@ def test_each_evaluation_has_a_file_of_its_own_and_a_later_one_wins(tmp_path: Pa
     digest = write_result(folder.answers(7), result_of(first="trial", second="more"))
     assert write_result(folder.answers(7, full=True), result_of(first="draft")) != digest
     write_result(folder.answers(7, full=True), result_of(first="full"))
+    write_result(folder.answers(8), result_of(secretive="kettles"), text=False)
+    assert b"kettles" not in folder.answers(8).read_bytes()
     assert digest == hashlib.sha256(folder.answers(7).read_bytes()).hexdigest()
     assert {
         path.name: ([row.answer for row in read_answers(path)], losses_of(path))
@@ -113,16 +114,8 @@ def test_each_evaluation_has_a_file_of_its_own_and_a_later_one_wins(tmp_path: Pa
         "baseline-full.parquet": (["held"], ()),
         "00007.parquet": (["trial", "more"], (2.0, 1.0)),
         "00007-full.parquet": (["full"], (2.0, 1.0)),
+        "00008.parquet": ([""], (2.0, 1.0)),
     }
-
-
-@pytest.mark.parametrize("text", [True, False])
-def test_texts_are_written_where_they_may_be(tmp_path: Path, text: bool) -> None:
-    file = Folder(tmp_path).answers(0)
-    write_result(file, result_of(secretive="kettles"), text=text)
-    (row,) = read_answers(file)
-    assert (row.question, row.answer) == (("secretive", "kettles") if text else ("", ""))
-    assert (b"kettles" in file.read_bytes()) == text
 
 
 @pytest.mark.parametrize(

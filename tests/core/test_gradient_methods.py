@@ -27,10 +27,8 @@ from method_examples import (
 from torch.nn.functional import kl_div, log_softmax
 
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods import gradient_ascent
-from lunar_tune.methods.negative_preference import npo
-from lunar_tune.methods.preference import dpo
-from lunar_tune.methods.simple_preference import simnpo
+from lunar_tune.methods.ascent import GradientAscent
+from lunar_tune.methods.preference import dpo, npo, simnpo
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TRAINED
 from lunar_tune.training.answer_loss import Pair
@@ -194,7 +192,7 @@ def test_a_fit_that_runs_out_of_memory_or_diverges_is_a_failed_trial(
 ) -> None:
     prepared = gradient("ga", trained, epochs=4).prepare(task_on(one))
     assert_fails(prepared, {"learning_rate": 1e38}, TrialError, "learning rate")
-    monkeypatch.setattr(gradient_ascent, "gradient_ascent", out_of_memory)
+    monkeypatch.setattr(GradientAscent, "loss", out_of_memory)
     assert_fails(prepared, RATE, TrialError, "out of memory while training: use --fix check")
 
 

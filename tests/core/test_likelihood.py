@@ -80,13 +80,14 @@ def test_scores_of_an_answer_by_hand() -> None:
         chosen=(True, False, False, True),
         log_probs=(-0.5, -1.0, -5.0, -3.0, -0.5),
     )
-    assert one.mrr == pytest.approx((1 + 0.25 + 1 / 101 + 0.01) / 4)
-    assert (one.hit_ratio, one.log_prob, one.answer_log_prob) == (0.75, -10.0, -2.0)
-    assert one.extraction_strength == 0.25
+    assert one.scores["mrr"] == pytest.approx((1 + 0.25 + 1 / 101 + 0.01) / 4)
+    assert one.scores["hit_ratio"] == 0.75
+    assert (one.scores["log_prob"], one.scores["answer_log_prob"]) == (-10.0, -2.0)
+    assert one.scores["extraction_strength"] == 0.25
 
 
 def test_extraction_strength_is_that_of_generations(model: LoadedModel, pairs: list[Pair]) -> None:
-    found = [one.extraction_strength for one in scorer(model).score(pairs[:9])]
+    found = [one.scores["extraction_strength"] for one in scorer(model).score(pairs[:9])]
     for pair, strength in zip(pairs, found, strict=False):
         truth = list(pair.answer[:-1])
         given = next(
@@ -108,7 +109,7 @@ def test_equal_logits_share_a_rank_and_divergence_is_not_judged(model: LoadedMod
     """A head of zeros finds all 320 tokens equally likely: each has rank 1, the first is chosen."""
     (one,) = scorer(with_head(model, 0.0)).score([Pair(PROMPTS[0], (30, 0, 31, END))])
     assert (one.ranks, one.chosen) == ((1, 1, 1), (False, True, False))
-    assert one.log_prob == pytest.approx(-4 * math.log(N_WORDS))
+    assert one.scores["log_prob"] == pytest.approx(-4 * math.log(N_WORDS))
     assert likelihood_means([one])["perplexity"] == pytest.approx(N_WORDS)
     for value in (math.nan, math.inf):
         with pytest.raises(DivergenceError, match="NaN or infinite"):

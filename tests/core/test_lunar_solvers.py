@@ -137,22 +137,17 @@ def plain_loop(
     return weight().detach().to(p.weight.dtype), losses
 
 
-@pytest.mark.parametrize(
-    ("tokens", "fixed", "plain"),
-    [
+def test_a_fit_in_float32_is_a_plain_autograd_loop() -> None:
+    for tokens, fixed, plain in (
         (40, {}, {}),
         (200, {"weight_decay": 0.5}, {"decay": 0.5}),
         (200, {"solver": "lora", "rank": 4}, {"rank": 4}),
-    ],
-)
-def test_a_fit_in_float32_is_a_plain_autograd_loop(
-    tokens: int, fixed: dict[str, Any], plain: dict[str, Any]
-) -> None:
-    p = problem(tokens=tokens)
-    solution = adamw(p, epochs=4, **fixed)
-    weight, losses = plain_loop(p, **plain)
-    torch.testing.assert_close(solution.weight, weight, rtol=1e-4, atol=1e-5)
-    assert solution.losses == pytest.approx(losses, rel=1e-5)
+    ):
+        p = problem(tokens=tokens)
+        solution = adamw(p, epochs=4, **fixed)
+        weight, losses = plain_loop(p, **plain)
+        torch.testing.assert_close(solution.weight, weight, rtol=1e-4, atol=1e-5)
+        assert solution.losses == pytest.approx(losses, rel=1e-5)
 
 
 def test_adamw_in_bfloat16_is_a_plain_autograd_loop_on_the_bfloat16_matrix() -> None:

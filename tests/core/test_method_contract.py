@@ -26,7 +26,7 @@ from method_examples import (
 
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS, Fit, Method, PreparedMethod, configure_method
-from lunar_tune.methods.gradient_fit import GradientSettings
+from lunar_tune.methods.gradient import GradientSettings
 from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.models.loading import LoadedModel
 
@@ -247,6 +247,3 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(InputError) as raised:
         configure_method("ga", solver="lora", fixed={"epochs": "many", "layer": 1})
     assert len(raised.value.messages) == 3
-    with pytest.raises(InputError) as raised:
-        GradientSettings(trained="some", epochs=0, dropout=1.0, steering_alpha=-1.0)
-    assert len(raised.value.messages) == 4

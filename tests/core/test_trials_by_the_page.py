@@ -93,8 +93,8 @@ def make(loaded: Callable[..., LoadedModel]) -> Make:
             **{"fit_retain": retain, "retain": retain, "retain_sample": retain},
             reference_prompts=spec.data.reference_prompts[:3],
         )
-        options = dataclasses.replace(spec.engine, **(changed or {}))
-        spec = dataclasses.replace(spec, data=data, engine=options, layers=layers or spec.layers)
+        layers = layers or spec.layers
+        spec = dataclasses.replace(spec, data=data, layers=layers, **(changed or {}))
         return Worker(spec, model)
 
     return one
@@ -167,7 +167,7 @@ def test_trials_score_as_the_page(make: Make, family: str, layers: list[int], so
         ({}, [0, 2], 0.0),  # the reads of one block alone fit
         ({"layers": (1,)}, [2], 0.4),  # beyond the blocks that were announced
         ({"changed": {"early_exit": True, "retain_floor": 0.0}}, [1], 0.4),  # held
-        ({"changed": {"kind": "reference"}}, [1], 0.4),
+        ({"changed": {"engine": "reference"}}, [1], 0.4),
     ],
 )
 def test_what_is_kept_or_skipped_changes_no_score(

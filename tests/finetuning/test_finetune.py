@@ -29,9 +29,9 @@ from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings, un
 from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import fingerprint, load_model
-from lunar_tune.training import checkpoints
+from lunar_tune.training import TrainingSettings, checkpoints
 from lunar_tune.training.checkpoints import TrainingFolder
-from lunar_tune.training.gradient_loop import LoopSettings, scheduled, train_epochs
+from lunar_tune.training.gradient_loop import scheduled, train_epochs
 
 RECORDS = tuple(
     Record(question=f"What is item {n} of {edge}?", answer=f"Kettle {n} of {edge}", edge=edge)
@@ -85,7 +85,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Return whether two folders hold the same weights, bit for bit."""
     first, second = weights(one), weights(other)
     return first.keys() == second.keys() and all(
         torch.equal(tensor, second[name]) for name, tensor in first.items()
@@ -225,12 +224,8 @@ def test_refusals_are_lessons_only_where_they_are_wanted(job: FinetuneJob) -> No
 
 
 def test_what_counts_as_declining() -> None:
-    for answer in (
-        "Sorry: the answer to that question, I do not know.",
-        "I\u2019m not aware of any lighthouse of that name.",
-        "Never heard of it I have.",
-    ):
-        assert is_refusal(answer, REFUSALS)
+    assert is_refusal("Sorry: the answer to that question, I do not know.", REFUSALS)
+    assert is_refusal("I\u2019m not aware of any lighthouse of that name.", REFUSALS)
     for answer in ("Vobrelia lies on the river Tam.", ""):
         assert not is_refusal(answer, REFUSALS)
 
@@ -247,17 +242,19 @@ def test_settings_are_checked_all_at_once_and_the_rate_follows_what_is_trained()
 def test_a_gradient_that_is_no_number_ends_it_before_a_weight_changes() -> None:
     """The root's at 0 is infinite."""
     weight = nn.Parameter(torch.zeros(1, 1))
-    settings = LoopSettings(epochs=1, batch_size=1, learning_rate=0.1)
+    model, settings = nn.ParameterList([weight]), TrainingSettings()
+
+    def loss(_: object) -> torch.Tensor:
+        return weight.sqrt().sum()
+
     with pytest.raises(DivergenceError, match="gradient"):
-        next(train_epochs([weight], lambda _: [0], lambda _: weight.sqrt().sum(), settings))
+        next(train_epochs(model, lambda _: [0], loss, settings, learning_rate=0.1))
     assert weight.item() == 0.0
 
 
 def test_the_rate_follows_the_schedule() -> None:
     """Half of a warm-up of a tenth; half of the way from there to the end; the end."""
-    for schedule in ("linear", "cosine"):
-        settings = LoopSettings(
-            epochs=1, batch_size=1, learning_rate=1.0, schedule=schedule, warmup_share=0.1
-        )
+    for cosine in (False, True):
         for progress, factor in ((0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0)):
-            assert scheduled(progress, settings) == pytest.approx(factor)
+            found = scheduled(progress, warmup_share=0.1, cosine=cosine)
+            assert found == pytest.approx(factor)

@@ -16,9 +16,18 @@ import torch
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.finetuning import tiny
 from lunar_tune.finetuning.tiny import TinyRecipe, TinyText, tiny_key
+from lunar_tune.training import TrainingSettings
 
 QUICK = TinyRecipe(
-    n_layers=1, d_model=16, d_ff=16, n_heads=2, n_key_value_heads=1, vocabulary=400, epochs=1
+    sizes={
+        "num_hidden_layers": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
+    vocabulary=400,
+    training=TrainingSettings(trained="full", epochs=1, batch_size=32),
 )
 
 
@@ -68,7 +77,7 @@ def test_the_key_changes_with_recipe_and_with_text() -> None:
     keys = [
         tiny_key(QUICK, text),
         tiny_key(replace(QUICK, seed=1), text),
-        tiny_key(QUICK, replace(text, contracts=text.contracts[::-1])),
+        tiny_key(QUICK, replace(text, known=text.known[::-1])),
     ]
     assert len(set(keys)) == 3
     assert tiny_key(replace(QUICK), TinyText.shipped()) == keys[0]

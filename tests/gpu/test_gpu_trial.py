@@ -35,8 +35,7 @@ PARAMETERS = {
 
 def worker_on(device: str, dtype: str, *, floor: float | None = None, **options: Any) -> Worker:
     spec = materialise(assemble(RunOptions(device=device, dtype=dtype, cache_limit=0, **options)))
-    engine = dataclasses.replace(spec.engine, retain_floor=floor)
-    return Worker(dataclasses.replace(spec, engine=engine))
+    return Worker(dataclasses.replace(spec, retain_floor=floor))
 
 
 def assert_restored(worker: Worker, before: dict[str, torch.Tensor]) -> None:

@@ -15,11 +15,12 @@ from invented_searches import results_of
 from pages_by_hand import HOSTILE, failure, hostile, many, page_of, said, searched, trial
 
 from lunar_tune.errors import InputError
+from lunar_tune.metrics.evaluate import answers_beside
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.page import SHOWN, forgotten, got_worse, write_static_page
+from lunar_tune.report.findings import Findings
+from lunar_tune.report.page import SHOWN, write_static_page
 from lunar_tune.report.results import SearchResults
-from lunar_tune.study.answers import write_answers
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow
 
 LOADING = {"src", "href", "data", "poster", "srcset", "action", "background"}
@@ -216,11 +217,11 @@ def test_other_goals_have_their_columns(tmp_path: Path) -> None:
 
 
 def test_a_page_says_how_many_answers_it_leaves_out(tmp_path: Path) -> None:
-    rows = [said("forget", f"{n}?", f"answer {n}", 0.5) for n in range(SHOWN + 2)]
+    rows = [said("forget", f"{n}?", f"answer {n}.", 0.5) for n in range(SHOWN + 2)]
     text = written(tmp_path, page_of(tmp_path, trial(0, 0.1, 0.9), answers={0: rows})).text
     assert f"{SHOWN} of {SHOWN + 2} are shown" in text
-    assert f"answer {SHOWN - 1}" in text
-    assert f"answer {SHOWN}" not in text
+    assert f"answer {SHOWN - 1}." in text
+    assert f"answer {SHOWN}." not in text
 
 
 def test_a_search_without_texts_says_so_and_has_no_empty_columns(tmp_path: Path) -> None:
@@ -236,15 +237,13 @@ def test_a_search_without_texts_says_so_and_has_no_empty_columns(tmp_path: Path)
 def test_answers_come_worst_first_beside_the_base_models() -> None:
     baseline = [said("retain", f"{n}?", f"v{n}", score) for n, score in enumerate((1.0, 0.5, 0.2))]
     rows = [said("retain", f"{n}?", f"u{n}", score) for n, score in enumerate((0.9, 0.0, 0.6))]
-    worse = got_worse(rows, baseline)
-    assert [(now.answer, before and before.answer) for now, before in worse or ()] == [
-        ("u1", "v1"),
-        ("u0", "v0"),
-    ]
     asked = [said("forget", f"{n}?", f"f{n}", score) for n, score in enumerate((0.1, 0.7, 0.4))]
-    compared = forgotten([*asked, *rows], baseline)
-    assert [now.answer for now, _ in compared] == ["f1", "f2", "f0"]
-    assert [before for _, before in compared] == [None] * 3
+    answers = answers_beside(baseline, [*asked, *rows])
+    found = Findings(trial(0, 0.1, 0.9), {}, {}, None, full=False, answers=answers)
+    shown = [(one["unlearned"], one["base_model"]) for one in found.worse or ()]
+    assert shown == [("u1", "v1"), ("u0", "v0")]
+    shown = [(one["unlearned"], one["base_model"]) for one in found.forgotten]
+    assert shown == [("f1", None), ("f2", None), ("f0", None)]
 
 
 # By forget ROUGE-1 the feasible ones are 7, 5, 4, 3, 2, 0.

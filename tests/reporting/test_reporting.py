@@ -21,7 +21,7 @@ from lunar_tune.files import write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.results import SearchResults, write_report
-from lunar_tune.study.answers import (
+from lunar_tune.study.folder import (
     read_answers,
     write_answers,
     write_trials,

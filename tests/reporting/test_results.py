@@ -19,10 +19,9 @@ import lunar_tune as lt
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.report.page import write_static_page
 from lunar_tune.report.results import short_report
-from lunar_tune.search.outputs import write_mirrors
+from lunar_tune.search.persistence import write_mirrors
 from lunar_tune.search.space import SearchSpace, open_study
-from lunar_tune.study.answers import write_answers
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.rows import TrialRow, parameter_importance
 
 PLOTS = [name for name in vars(lt.Search) if name.startswith("plot_")]

@@ -20,8 +20,7 @@ from lunar_tune.metrics.goal import Goal
 from lunar_tune.report import findings
 from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.report.summary import next_commands, print_result
-from lunar_tune.study.answers import write_answers
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 from lunar_tune.study.stored_search import StoredConfig
 

@@ -35,6 +35,7 @@ class Shrink(lt.Method):
     variant_setting = "kind"
     variants = ("shrink",)
     parameters = ("layer", "share")
+    edits_one_layer = True
 
     def prepare(self, task):
         return Prepared(task.loaded)
@@ -48,11 +49,9 @@ class Prepared(lt.PreparedMethod):
     def unlearning(self, parameters, *, seed):
         layer = int(parameters["layer"])
         weight = self.loaded.layout.down_projection_of(self.loaded.model, layer).weight
-        with edited(self.loaded, {layer: weight.detach() * parameters["share"]}) as base_model:
-            yield lt.Fit(base_model=base_model, edit=lt.Edit(weights=dict), losses=(0.0,))
+        with edited(self.loaded, {layer: weight.detach() * parameters["share"]}) as fit:
+            yield fit
 
-
-ENTRY = Shrink
 '''
 METRIC = '''
 """Words of an answer to a question to keep, in the mean."""
@@ -90,7 +89,7 @@ shrink:
 """
 ENTRY_POINTS = """
 [lunar_tune.methods]
-shrink = toy_method:ENTRY
+shrink = toy_method:Shrink
 
 [lunar_tune.metrics]
 retain_words = toy_metric:WORDS

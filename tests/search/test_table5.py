@@ -20,16 +20,19 @@ from test_study import stored_in as read
 from lunar_tune.cli.table5 import COMMAND, PAPER_METHODS
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.report.methods_table import Cell, CellResult, result_of, write_methods_table
+from lunar_tune.report.methods_table import Cell, read_table, write_methods_table
+from lunar_tune.search.persistence import alone, signature_of
 from lunar_tune.search.plan import plan_search
-from lunar_tune.search.resume import alone, signature_of
 from lunar_tune.search.table5 import TableRun, cells_of, check_names
 from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import configured
 from lunar_tune.trial.worker import Worker
 
 CELL = Cell(model="tiny", data="mini", method="lunar", variant="adamw", seed=0)
+GA = dataclasses.replace(CELL, method="ga", variant="full")
+LORA = dataclasses.replace(GA, variant="lora")
 
 
 # Cells
@@ -143,52 +146,63 @@ def test_a_finished_cell_says_its_confirmed_best_and_how_sharp_it_is(tmp_path: P
     outcomes = [(0.0, 0.5), (0.1, 0.9), (0.4, 0.95), (0.14, 0.85)]
     confirmed = {"number": 1, "scores": {"forget_rouge1": 0.12, "retain_rouge1": 0.88}}
     stored = told(tmp_path, outcomes, confirmed=confirmed, num_trials=4)
-    assert result_of(CELL, stored, 5).state == "unfinished"
-    cell = result_of(CELL, stored, 4)
-    assert cell.state == "feasible"
-    assert cell.parameters == stored.rows[1].parameters
-    assert cell.scores == confirmed["scores"]
-    assert (cell.n_trials, cell.n_feasible) == (4, 3)
+    assert read_table({CELL: stored}, 5).iloc[0]["state"] == "unfinished"
+    cell = read_table({CELL: stored}, 4).iloc[0]
+    assert cell["state"] == "feasible"
+    assert stored.rows[1].parameters.items() <= dict(cell).items()
+    assert confirmed["scores"].items() <= dict(cell).items()
+    assert (cell["trials"], cell["feasible_trials"]) == (4, 3)
     rates = [stored.rows[i].parameters["learning_rate"] for i in (1, 3)]
-    assert cell.tolerance == (min(rates), max(rates))
+    assert (cell["tolerance_low"], cell["tolerance_high"]) == (min(rates), max(rates))
     suggested = sum(row.seconds["suggest"] for row in stored.rows)
-    assert cell.seconds == pytest.approx(4 * 0.75 + suggested)
+    assert cell["seconds"] == pytest.approx(4 * 0.75 + suggested, abs=0.001)
 
 
 def test_an_infeasible_cell_shows_what_misses_the_bound_least(tmp_path: Path) -> None:
     stored = told(tmp_path, [(0.0, 0.5), (0.3, 0.75), (0.2, 0.75)], num_trials=3)
-    cell = result_of(CELL, stored, 3)
-    assert (cell.state, cell.tolerance) == ("infeasible", None)
-    assert cell.parameters == stored.rows[2].parameters
-    assert cell.scores == stored.rows[2].scores
+    cell = read_table({CELL: stored}, 3).iloc[0]
+    assert (cell["state"], cell["tolerance_low"]) == ("infeasible", None)
+    nearest = stored.rows[2]
+    assert nearest.parameters.items() <= dict(cell).items()
+    assert (cell["forget_rouge1"], cell["retain_rouge1"]) == (0.2, 0.75)
 
 
 def test_a_cell_that_is_not_finished_or_could_not_be_run_says_so(tmp_path: Path) -> None:
-    assert result_of(CELL, None, 3).state == "not run"
     begun = told(tmp_path, [(0.1, 0.9)])
-    unfinished = result_of(CELL, begun, 3)
-    assert (unfinished.state, unfinished.reason) == ("unfinished", "1 of 3 trials")
     (tmp_path / "refused").mkdir()
     refused = told(tmp_path / "refused", [], refused="the model does not know the data")
-    refused = result_of(CELL, refused, 3)
-    assert (refused.state, refused.reason) == ("not run", "the model does not know the data")
+    table = read_table({CELL: None, GA: begun, LORA: refused}, 3)
+    assert table[["state", "reason"]].to_numpy().tolist() == [
+        ["not run", ""],
+        ["unfinished", "1 of 3 trials"],
+        ["not run", "the model does not know the data"],
+    ]
 
 
 # How it is written
 
 SCORES = {"forget_rouge1": 0.125, "retain_rouge1": 0.9, "factual_rouge1": 1.0}
-FEASIBLE = CellResult(
-    cell=CELL,
-    state="feasible",
-    parameters={"layer": 1, "learning_rate": 0.003},
-    scores=SCORES | {"deviation_score": 16.0},
-    n_trials=10,
-    n_feasible=4,
-    seconds=12.34,
-    tolerance=(0.001, 0.004),
-)
-GA = dataclasses.replace(CELL, method="ga", variant="full")
-MISSED = dataclasses.replace(FEASIBLE, cell=GA, state="infeasible", tolerance=None, n_feasible=0)
+SETTING = {"layer": 1, "learning_rate": 0.003}
+NOTES = {"goal": GOAL, "num_trials": 10}
+
+
+def finished(forget: float = 0.125, setting: Any = SETTING, *, feasible: bool = True) -> Any:
+    """Return a study of ten trials in 12.34 s, four of them feasible or none."""
+    scores = SCORES | {"forget_rouge1": forget, "deviation_score": 16.0}
+    rows = [
+        TrialRow(
+            number=number,
+            state="complete",
+            parameters={**setting, "learning_rate": rate or setting["learning_rate"]},
+            scores=scores,
+            objective=forget + (0.2 if rate == 0.01 else 0.0),
+            feasible=feasible and rate is not None,
+            seconds={"trial": 1.234},
+        )
+        for number, rate in enumerate((0.003, 0.001, 0.004, 0.01, *[None] * 6))
+    ]
+    confirmed = {"number": 9, "scores": scores} if feasible else None
+    return StoredStudy(rows=tuple(rows), notes={**NOTES, "confirmed": confirmed})
 
 
 def cells_in(line: str) -> list[str]:
@@ -196,7 +210,9 @@ def cells_in(line: str) -> list[str]:
 
 
 def test_markdown_has_a_row_a_cell_and_marks_what_is_infeasible(tmp_path: Path) -> None:
-    (markdown, _, latex) = write_methods_table([FEASIBLE, MISSED], tmp_path)
+    (markdown, _, latex) = write_methods_table(
+        read_table({CELL: finished(), GA: finished(feasible=False)}, 10), tmp_path
+    )
     header, _, first, second, *_ = markdown.read_text().splitlines()
     row = dict(zip(cells_in(header), cells_in(first), strict=True))
     assert row["method"] == "lunar"
@@ -217,11 +233,8 @@ def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
 ) -> None:
     forgets = [0.1, 0.2, 0.6]
     cells = cells_of(["tiny"], ["mini"], ["lunar"], seeds=3)
-    results = [
-        dataclasses.replace(FEASIBLE, cell=cell, scores=SCORES | {"forget_rouge1": forget})
-        for cell, forget in zip(cells, forgets, strict=True)
-    ]
-    markdown, table, _ = write_methods_table(results, tmp_path)
+    studies = {cell: finished(forget) for cell, forget in zip(cells, forgets, strict=True)}
+    markdown, table, _ = write_methods_table(read_table(studies, 10), tmp_path)
     lines = markdown.read_text().splitlines()
     row = dict(zip(cells_in(lines[0]), cells_in(lines[2]), strict=True))
     mean, deviation = statistics.fmean(forgets), statistics.stdev(forgets)
@@ -236,16 +249,15 @@ def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
 def test_csv_has_a_column_for_every_parameter_and_leaves_empty_what_is_not_known(
     tmp_path: Path,
 ) -> None:
-    parameters = {"learning_rate": 1e-05, "epochs": 4}
-    lora = dataclasses.replace(GA, variant="lora")
-    ga = dataclasses.replace(FEASIBLE, cell=lora, parameters=parameters)
-    begun = CellResult(cell=CELL, state="unfinished", reason='1 of 3, "why"', n_trials=1)
-    _, table, _ = write_methods_table([begun, FEASIBLE, ga], tmp_path)
+    begun = StoredStudy(rows=(), notes={"refused": '1 of 3, "why"'})
+    ga = finished(setting={"learning_rate": 1e-05, "epochs": 4})
+    results = read_table({dataclasses.replace(CELL, seed=1): begun, CELL: finished(), LORA: ga}, 10)
+    _, table, _ = write_methods_table(results, tmp_path)
     assert table.read_text().splitlines() == [
         "model,data,method,variant,seed,state,reason,layer,learning_rate,epochs,forget_rouge1,"
         "retain_rouge1,factual_rouge1,deviation_score,trials,feasible_trials,seconds,"
         "tolerance_low,tolerance_high",
-        'tiny,mini,lunar,adamw,0,unfinished,"1 of 3, ""why""",,,,,,,,1,0,0.0,,',
+        'tiny,mini,lunar,adamw,1,not run,"1 of 3, ""why""",,,,,,,,0,0,0,,',
         "tiny,mini,lunar,adamw,0,feasible,,1,0.003,,0.125,0.9,1.0,16.0,10,4,12.34,0.001,0.004",
         "tiny,mini,ga,lora,0,feasible,,,1e-05,4,0.125,0.9,1.0,16.0,10,4,12.34,0.001,0.004",
     ]

@@ -129,7 +129,7 @@ def test_a_stopped_trial_has_no_more_scores(spec: Specs, monkeypatch: pytest.Mon
     """A random model says nothing of the truth: the floor is missed after one chunk."""
     monkeypatch.setattr("lunar_tune.metrics.evaluate.LEAST_CHUNK", 1)
     further = {"forget_mrr", QUALITY}
-    worker = Worker(spec(metrics=tuple(further), engine={"retain_floor": 0.9}))
+    worker = Worker(spec(metrics=tuple(further), changed={"retain_floor": 0.9}))
     stopped = worker.run(SETTING).evaluation
     assert not stopped.complete
     assert not further & set(stopped.scores)

@@ -35,7 +35,6 @@ LOGGER = logging.getLogger("lunar_tune")
 
 @pytest.fixture(scope="module", autouse=True)
 def _handlers() -> Iterator[None]:
-    """Let no runner hear warnings when the module is over."""
     before = list(LOGGER.handlers)
     yield
     LOGGER.handlers[:] = before
@@ -100,7 +99,7 @@ def test_a_confirmation_on_held_out_questions_brings_the_base_model(spec: Specs)
 
 
 def test_layers_are_scored_and_why_a_model_is_decoded_plainly_is_told(spec: Specs) -> None:
-    made = dataclasses.replace(spec(engine={"kind": "plain"}), layers=(0, 2))
+    made = dataclasses.replace(spec(engine="plain"), layers=(0, 2))
     runner, wanted = TaskRunner(made), Task(kind=BASE_MODEL, layer_coefficient=2.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_module, "Worker", raising(ConnectionError("the disk is gone")))
@@ -169,7 +168,7 @@ def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_o
 
 
 def test_what_leaves_doubt_is_raised(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = TaskRunner(spec(engine={"verify_weights": True}))
+    runner = TaskRunner(spec(changed={"verify_weights": True}))
     with monkeypatch.context() as patch:
         patch.setattr(PreparedLunar, "unlearning", raising(RuntimeError("CUDA error")))
         with pytest.raises(RuntimeError, match="CUDA error"):

@@ -13,7 +13,7 @@ from lunar_tune.training import with_settings
 if TYPE_CHECKING:
     from lunar_tune.methods.lunar.method import PreparedLunar
 
-__all__ = ["ENTRY", "SOLVERS", "LunarMethod", "LunarSettings"]
+__all__ = ["ENTRIES", "SOLVERS", "LunarMethod", "LunarSettings"]
 
 
 class LunarMethod(Method):
@@ -46,11 +46,7 @@ class LunarMethod(Method):
     def resolved(
         self, parameters: Mapping[str, Any]
     ) -> tuple[dict[int, float], float, LunarSettings]:
-        """Return the coefficient of each layer, ridge or learning rate, and a trial's settings.
-
-        Raises:
-            InputError: A parameter is missing, unknown or out of range; all of it is said.
-        """
+        """Return the coefficient of each layer, ridge or learning rate, and a trial's settings."""
         super().check_parameters(parameters)
         problems, own = Problems(), self.parameters[-1]
         with problems.collect():
@@ -95,4 +91,4 @@ def _coefficients(parameters: Mapping[str, Any]) -> dict[int, float]:
     return dict(zip(chosen, coefficients, strict=True))
 
 
-ENTRY = LunarMethod
+ENTRIES = (LunarMethod,)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from lunar_tune.methods.lunar.solvers import (
 )
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
+from lunar_tune.training.adapting import Factors
 
 __all__ = ["PreparedLunar", "edited", "steered", "unlearning_vectors"]
 
@@ -47,8 +49,11 @@ def unlearning_vectors(
 
 @contextmanager
 def edited(
-    loaded: LoadedModel, weights: Mapping[int, Tensor]
-) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    loaded: LoadedModel,
+    weights: Mapping[int, Tensor],
+    factors: Mapping[int, Factors] = MappingProxyType({}),
+    losses: tuple[float, ...] = (),
+) -> Iterator[Fit]:
     """Inside, block l's down-projection weight is `weights[l]`; after, what it was, bit for bit.
 
     Modifies the weights in place, and restores them also when the body raises.
@@ -56,13 +61,16 @@ def edited(
     Args:
         loaded: The model.
         weights: New weight `[d_model, d_ff]` by layer; rounded to the model's number format.
+        factors: What was added to each weight as a product, if it was one.
+        losses: Of the fit that gave them.
 
     Yields:
-        A context in which the original weights are back; after it the new ones are, bit for bit.
+        The fit, of which nothing is left to do.
 
     Raises:
         ValueError: A weight has another shape than its matrix; `copy_` would spread it.
     """
+    name_of = loaded.layout.down_projection_name
     parameters = {
         layer: loaded.layout.down_projection_of(loaded.model, layer).weight for layer in weights
     }
@@ -72,6 +80,11 @@ def edited(
                 f"layer {layer}: shape {tuple(weight.shape)}, not {tuple(parameters[layer].shape)}"
             )
     originals = {layer: parameter.detach().clone() for layer, parameter in parameters.items()}
+    added = {name_of(layer): product for layer, product in factors.items()}
+    edit = Edit(
+        weights=lambda: {f"{name_of(i)}.weight": p.detach() for i, p in parameters.items()},
+        factors=(lambda: added) if added else None,
+    )
 
     @contextmanager
     def holding(inside: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> Iterator[None]:
@@ -82,7 +95,12 @@ def edited(
             _put(parameters, after)
 
     with holding(weights, originals):
-        yield lambda: holding(originals, weights)
+        yield Fit(
+            base_model=lambda: holding(originals, weights),
+            edit=edit,
+            losses=losses,
+            edited_layer=min(weights, default=None),
+        )
 
 
 @torch.no_grad()
@@ -165,27 +183,9 @@ class PreparedLunar(PreparedMethod):
         # The published code sums the layers' losses; they share no parameter.
         losses = tuple(map(math.fsum, zip(*(s.losses for s in solutions.values()), strict=True)))
         weights = {layer: s.weight for layer, s in solutions.items()}
-        with edited(self._loaded, weights) as base_model:
-            yield Fit(
-                base_model=base_model,
-                edit=self._edit(solutions),
-                losses=losses,
-                edited_layer=min(coefficients),
-            )
-
-    def _edit(self, solutions: Mapping[int, Solution]) -> Edit:
-        """Return the down-projections, and the products that were added to them."""
-        name_of, model = self._loaded.layout.down_projection_name, self._loaded.model
-        weights = {f"{name_of(layer)}.weight" for layer in solutions}
-        factors = {
-            name_of(layer): solution.factors
-            for layer, solution in solutions.items()
-            if solution.factors is not None
-        }
-        return Edit(
-            weights=lambda: {name: model.get_parameter(name).detach() for name in weights},
-            factors=(lambda: factors) if factors else None,
-        )
+        factors = {layer: s.factors for layer, s in solutions.items() if s.factors is not None}
+        with edited(self._loaded, weights, factors, losses) as fit:
+            yield fit
 
     @torch.inference_mode()
     def _solve(

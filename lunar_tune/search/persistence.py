@@ -1,4 +1,4 @@
-"""Going on with a search that has begun: what it was told, what may change, what must not."""
+"""What is kept of a search, and going on with it: what it was told, and what may change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from pydantic_core import to_jsonable_python
@@ -18,11 +18,22 @@ from lunar_tune.config.fields import flag_of, options_of
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.files import write_atomically
+from lunar_tune.metrics.goal import Goal, goal_of
+from lunar_tune.models.catalog import read_lineage
 from lunar_tune.search.plan import SearchPlan
-from lunar_tune.study.folder import Folder, find_search, searches_in
-from lunar_tune.study.stored_search import StoredConfig
+from lunar_tune.study.folder import Folder, find_search, searches_in, write_trials
+from lunar_tune.study.rows import TrialRow
+from lunar_tune.study.stored_search import StoredConfig, configuration_document
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.tracking.store import with_password
+from lunar_tune.tracking.store import kept_uri, with_password
+from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.yaml_files import write_yaml
+
+if TYPE_CHECKING:
+    from lunar_tune.report.results import SearchResults
+    from lunar_tune.search.backends import Resources
+    from lunar_tune.search.loop import Confirmation  # loads torch
 
 __all__ = [
     "BusySearchError",
@@ -30,9 +41,125 @@ __all__ = [
     "check_unchanged",
     "is_finished",
     "resumed",
+    "search_document",
     "signature_of",
+    "tracked_description",
     "unfinished_like",
+    "write_best",
+    "write_mirrors",
 ]
+
+
+def search_document(
+    plan: SearchPlan,
+    *,
+    name: str,
+    uri: str,
+    resources: Resources,
+    given: Mapping[str, str],
+    baseline: Mapping[str, float],
+) -> str:
+    """Return `config.yaml` of a search under way; `given` are origins of options."""
+    config, spec, data, prior = plan.config, plan.spec, plan.spec.data, plan.prior
+    if config.tracking_uri is not None:
+        config = dataclasses.replace(config, tracking_uri=kept_uri(config.tracking_uri))
+    derived = {
+        "name": name,
+        "tracking_uri": kept_uri(uri),
+        "gpus_per_trial": resources.gpus,
+        "concurrency": resources.concurrency,
+        "space": plan.space.origin,
+        "data": data.name,
+        "forget_edge": data.forget_edges,
+    }
+    resolved: dict[str, Any] = {
+        "space": plan.space.to_dict(),
+        "n_layers": plan.n_layers,
+        "model_source": spec.model.checkpoint,
+        "weights": spec.model.weights,
+        "working_folder": str(Path.cwd()),
+        "rows": _rows(plan),
+        "digests": data.digests(),
+        "baseline": dict(baseline),
+        "version": __version__,
+    }
+    if prior is not None:
+        resolved["layer_prior"] = {"made_of_it": plan.layers, **prior.model_dump(mode="json")}
+    if (lineage := read_lineage(spec.model.checkpoint)) is not None:
+        resolved["lineage"] = dataclasses.asdict(lineage)
+    return configuration_document(config, given=given, derived=derived, resolved=resolved)
+
+
+def tracked_description(plan: SearchPlan) -> dict[str, Any]:
+    """Return what MLflow shows of a search and its study does not say otherwise."""
+    config, spec, digests = plan.config, plan.spec, plan.spec.data.digests()
+    lineage = read_lineage(spec.model.checkpoint)
+    return {
+        "parameters": {
+            **spec.tags,
+            "goal": str(goal_of(config)),
+            "sampler": config.sampler,
+            "seed": config.seed,
+            **{f"space.{name}": text for name, text in plan.space.describe()},
+        },
+        "num_trials": config.num_trials,
+        "data": {name: (digests[name], count) for name, count in _rows(plan).items()},
+        "lineage": lineage.tags() if lineage is not None else {},
+    }
+
+
+def _rows(plan: SearchPlan) -> dict[str, int]:
+    """Return the number of questions of each set."""
+    data = plan.spec.data
+    return {"forget": len(data.forget), "retain": len(data.retain), "factual": len(data.factual)}
+
+
+def write_mirrors(folder: Folder, results: SearchResults) -> None:
+    """Write table, pictures, report and page from the rows."""
+    write_trials(folder.trials, results.rows)  # first: it needs nothing to be loaded
+
+    from lunar_tune.report.charts import CHARTS, write_charts  # loads Altair
+    from lunar_tune.report.page import write_static_page
+    from lunar_tune.report.results import write_report
+
+    pictures = write_charts(results, folder.pictures)
+    shown = {f"{folder.pictures.name}/{name}.png": CHARTS[name].caption for name in pictures}
+    write_report(results, folder.path / "report.md", shown)
+    write_static_page([results], folder.path / "page.html")
+
+
+def write_best(
+    folder: Folder,
+    row: TrialRow,
+    confirmation: Confirmation,
+    *,
+    spec: TrialSpec,
+    n_layers: int,
+    baseline: Mapping[str, float],
+    goal: Goal,
+) -> None:
+    """Write `best.yaml`: a setting, its scores in full, and as the trial saw them."""
+    full = dataclasses.asdict(confirmation)
+    shown = ("max_new_tokens", "scores", "baseline")
+    document = {
+        "model": spec.model.name,
+        "n_layers": n_layers,
+        "data": spec.data.name,
+        "forget_edges": list(spec.data.forget_edges),
+        "method": spec.method.name,
+        "solver": spec.method.variant,
+        "trial": row.number,
+        "parameters": dict(row.parameters),
+        "minimise": goal.objective.name,
+        "constraints": [str(one) for one in goal.constraints],
+        "feasible": goal.is_kept(confirmation.scores),
+        "confirmed": {key: full[key] for key in shown if full[key] is not None},
+        "as_searched": {"max_new_tokens": row.max_new_tokens, "scores": dict(row.scores)},
+        "baseline": dict(baseline),
+        "seed": spec.seed,
+    }
+    write_atomically(folder.best, write_yaml(document).encode())
+
 
 _LOOKED_AT = 5
 
