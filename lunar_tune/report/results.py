@@ -33,16 +33,12 @@ class SearchResults(Summary, StoredSearch):
     def summary(self) -> tuple[list[str], list[list[str]]]:
         """Return what came out so far, and the scores beside each other; see `Summary`."""
         ended = sum(row.counts for row in self.rows)
-        feasible, best = len(best_first(list(self.rows))), self.best
-        outcome = self.verdict
-        if best is not None:
-            setting = "  ".join(f"{k} {format_value(v)}" for k, v in best.parameters.items())
-            outcome = f"best feasible setting: {setting} (trial {best.number})"
+        feasible = len(best_first(list(self.rows)))
         lines = [
             f"search {self.folder.name}: {ended} trials, {feasible} feasible",
             self.title,
             str(self.goal),
-            outcome,
+            self.outcome,
             f"in {self.folder.path}",
         ]
         scores = list(dict.fromkeys((*HEADLINE_SCORES[:2], *self.goal.metrics, *HEADLINE_SCORES)))
@@ -95,6 +91,14 @@ class SearchResults(Summary, StoredSearch):
             asked = "held-out questions" if self.held_out else "all questions in full"
             scores[f"trial {best.number}, {asked}"] = self.confirmed
         return scores
+
+    @property
+    def outcome(self) -> str:
+        """The confirmed best setting, or why there is none."""
+        if self.best is None:
+            return self.verdict
+        setting = "  ".join(f"{k} {format_value(v)}" for k, v in self.best.parameters.items())
+        return f"best feasible setting: {setting} (trial {self.best.number})"
 
     @property
     def verdict(self) -> str:

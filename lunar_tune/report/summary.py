@@ -18,7 +18,7 @@ from lunar_tune.config.search_config import BEST_FILTER, SearchConfig
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.report.findings import LEAST_TO_FORGET, Findings, cautions
 from lunar_tune.report.progress import printable
-from lunar_tune.report.results import SearchResults, format_value
+from lunar_tune.report.results import SearchResults
 from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
@@ -71,11 +71,7 @@ def print_result(
     """Show what came out and what to do next."""
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     say()
-    if results.best is not None:
-        setting = "  ".join(f"{k} {format_value(v)}" for k, v in results.best.parameters.items())
-        say(Text.assemble(("best feasible setting: ", "bold green"), setting))
-    else:
-        say(Text(results.verdict, "bold yellow"))
+    say(Text(results.outcome, "bold yellow" if results.best is None else "bold green"))
     say(f"base model: {results.origin}")
     console.print(_score_table(results))
     say(_times(results.rows))

@@ -36,7 +36,6 @@ _said: dict[tuple[str, tuple[int, ...]], list[list[int]]] = {}
 
 
 def said(loaded: LoadedModel, *layers: int) -> list[list[int]]:
-    """Return each answer of the model with `new_weights`, as generated, once for all tests."""
     key = (loaded.spec.source, layers)
     if key not in _said:
         by_hand = edited_by_hand(loaded, new_weights(loaded, *layers))

@@ -217,7 +217,6 @@ def test_a_floor_missed_by_far_is_seen_in_the_first_chunk(exam: Take) -> None:
 
 
 def test_retain_rows_are_asked_in_one_order_for_a_seed(exam: Take) -> None:
-    """What is asked of a bad model is asked of a worse one first, and in no other order."""
     orders = []
     for seed, words in ((0, 0), (0, 8), (1, 8)):
         one = exam([words] * 100)

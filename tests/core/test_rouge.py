@@ -232,7 +232,6 @@ def evaluated(
     early_exit: bool = False,
     drafts: Sequence[Sequence[int]] | None = None,
 ) -> Evaluation:
-    """Return an evaluation of an edited model; the first prompt is asked again, at the end."""
     answers = answerer(loaded, drafts=drafts)
     answers.activations.reads(1)
     asked = [

@@ -26,10 +26,9 @@ from lunar_tune.finetuning.finetune import (
     kept_folder,
 )
 from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings, unseen_prompts
-from lunar_tune.models.catalog import ModelSpec
+from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.lineage import fingerprint, read_lineage
-from lunar_tune.models.loading import load_model
+from lunar_tune.models.loading import fingerprint, load_model
 from lunar_tune.training import TrainingSettings, checkpoints
 from lunar_tune.training.checkpoints import TrainingFolder
 from lunar_tune.training.gradient_loop import scheduled, train_epochs
@@ -86,7 +85,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Return whether two folders hold the same weights, bit for bit."""
     first, second = weights(one), weights(other)
     return first.keys() == second.keys() and all(
         torch.equal(tensor, second[name]) for name, tensor in first.items()

@@ -1,24 +1,47 @@
-"""Who runs a search's tasks, without a model: Ray's view of a loop, and this process."""
+"""Who runs a search's tasks, and what can go wrong there: processes end, hang, edit a model."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import psutil
 import pytest
+import torch
+from command_lines import small_run
 from made_outcomes import base_model, ended, failed
 from test_loop import Heard
 
+from lunar_tune.errors import DivergenceError, EditedModelError
+from lunar_tune.methods.contract import Edit, Fit, PreparedMethod
 from lunar_tune.search import backends
-from lunar_tune.search.backends import InProcess
-from lunar_tune.search.backends.on_ray import HANDED_OVER, LoopCallback, LoopSearcher, Parcel
+from lunar_tune.search.backends import BackendLostError, InProcess, on_ray
+from lunar_tune.search.backends.on_ray import (
+    HANDED_OVER,
+    LoopCallback,
+    LoopSearcher,
+    Parcel,
+    UnlearningTrainable,
+    Watchdog,
+    crash_reason,
+    watched,
+)
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED
+from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Task
+from lunar_tune.trial.worker import Worker
 
 
 class OnRay:
@@ -39,36 +62,25 @@ class OnRay:
         self.callback.on_trial_complete(1, [], trial)
         return parcel
 
-    def crash(self, task_id: str, task: Task, file: Path | None, error: Exception) -> None:
-        """Crash: the error lies in a file beside the task, or Ray has it."""
-        self.searcher.on_trial_complete(task_id, None, error=True)
-        trial = SimpleNamespace(
-            trial_id=task_id,
-            config={"task": task},
-            pickled_error_file=str(file),
-            get_error=lambda: error,
-        )
-        self.callback.on_trial_error(1, [], trial)
-
 
 @pytest.fixture
-def on_ray(tmp_path: Path) -> OnRay:
+def ray_view(tmp_path: Path) -> OnRay:
     return OnRay(tmp_path)
 
 
 def test_an_outcome_is_handed_over_once_and_its_warnings_said_without_secrets(
-    on_ray: OnRay, caplog: pytest.LogCaptureFixture
+    ray_view: OnRay, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Tune keeps every report to the end of the search."""
-    on_ray.searcher.suggest("1")
-    parcel = on_ray.end("1", base_model(warnings=("read from http://me:secret@host",)))
+    ray_view.searcher.suggest("1")
+    parcel = ray_view.end("1", base_model(warnings=("read from http://me:secret@host",)))
     assert parcel.take() is None
     assert caplog.messages == ["a worker: read from http://me:***@host"]
 
 
-def test_ray_can_pickle_both_without_the_study(on_ray: OnRay) -> None:
+def test_ray_can_pickle_both_without_the_study(ray_view: OnRay) -> None:
     """Ray saves them; nobody restores them."""
-    for one in (on_ray.searcher, on_ray.callback):
+    for one in (ray_view.searcher, ray_view.callback):
         assert vars(pickle.loads(pickle.dumps(one))) == {}
 
 
@@ -114,3 +126,169 @@ def test_a_crash_in_this_process_is_one_attempt_and_gets_a_new_runner(
     assert rows[0].again
     assert rows[0].parameters == rows[1].parameters
     assert scripted.close.call_count == 2
+
+
+SETTING = {"layer": 1, "coefficient": 2.0, "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def worker(checkpoint: Callable[..., Path], tmp_path: Path) -> Worker:
+    return Worker(assemble(small_run(checkpoint("qwen2"), tmp_path)))
+
+
+def trainable_with(worker: Worker, folder: Path) -> Any:
+    """Return a trainable of Ray's, without Ray, whose trials may take a while."""
+    trainable = UnlearningTrainable.__new__(UnlearningTrainable)
+    task = Task(kind=TRIAL, number=0, parameters=SETTING)
+    facts = {"folder": Folder(folder), "timeout": 1000.0, "metrics": {}}
+    trainable.setup({"task": task}, spec=worker.spec, **facts)
+    trainable._runner._worker = worker
+    return trainable
+
+
+class Broken(PreparedMethod):
+    """A method that fails inside its context."""
+
+    def __init__(self, error: BaseException | None, edit: Callable[[], None]) -> None:
+        self._error, self._edit = error, edit
+
+    @contextmanager
+    def unlearning(self, parameters: Any, *, seed: int) -> Iterator[Fit]:  # noqa: ARG002
+        self._edit()
+        if self._error is not None:
+            raise self._error
+        nothing = Edit(weights=dict, factors=None)
+        yield Fit(base_model=nullcontext, edit=nothing, losses=(1.0,))
+
+
+@contextmanager
+def sleeping() -> Iterator[psutil.Process]:
+    with subprocess.Popen(["sleep", "100"]) as process:
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.kill()
+
+
+def test_the_end_of_a_process_of_rays_interrupts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the end of the search ends the watch, whatever becomes of Ray then."""
+
+    def wait_while_it_dies(process: psutil.Process) -> None:
+        with watched(Folder(tmp_path), [process]):
+            process.kill()
+            time.sleep(60)
+
+    monkeypatch.setattr(on_ray, "_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(on_ray, "_GRACE_SECONDS", 3.0)  # time to react, on any machine
+    before = signal.getsignal(signal.SIGVTALRM)
+    with sleeping() as process, pytest.raises(BackendLostError, match="Ray's sleep has ended"):
+        wait_while_it_dies(process)
+    with sleeping() as process:
+        with watched(Folder(tmp_path), [process]):
+            pass
+        process.kill()
+        time.sleep(0.1)
+    assert signal.getsignal(signal.SIGVTALRM) == before
+
+
+ENDING = """
+import signal, subprocess, sys, time
+from pathlib import Path
+import psutil
+from lunar_tune.search.backends import on_ray
+from lunar_tune.search.backends.on_ray import Watchdog
+from lunar_tune.study.folder import Folder
+
+def search_that_hangs_in_a_dead_ray():
+    on_ray._EVERY_SECONDS = on_ray._GRACE_SECONDS = 0.05
+    process = subprocess.Popen(["sleep", "100"])
+    with on_ray.watched(Folder(Path(sys.argv[1])), [psutil.Process(process.pid)]):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGVTALRM])  # a call that does not return
+        process.kill()
+        time.sleep(60)
+
+def trial_that_hangs():
+    dog = Watchdog(Folder(Path(sys.argv[1])), 0.5)
+    dog.begin(3, False)
+    dog.end()
+    dog.begin(4, False)
+    time.sleep(100)
+
+"""
+
+
+@pytest.mark.slow
+def test_what_hangs_ends_its_process_with_a_last_word(tmp_path: Path) -> None:
+    """A search in a Ray that is dead; a trial, which leaves what it was doing."""
+    names = ("search_that_hangs_in_a_dead_ray", "trial_that_hangs")
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"{ENDING}{name}()", str(tmp_path)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
+    assert "error: Ray's sleep has ended. What was computed is kept: go on" in said[0]
+    folder = Folder(tmp_path)
+    assert not folder.stack(3).exists(), "it ended in time"
+    assert "trial_that_hangs" in folder.stack(4).read_text()
+    reason = crash_reason(folder, 4, "ActorDiedError: unexpectedly")
+    assert reason.startswith("took longer than 0.5 s (--trial-timeout)")
+    assert "00004-stack.txt" in reason
+
+    dog, killed = Watchdog(folder, 100.0), "ActorDiedError: killed"
+    dog.begin(5, full=False)
+    assert crash_reason(folder, 5, killed) == killed, "before its limit it does not hang"
+    dog.end()
+    assert crash_reason(folder, 6, killed) == killed
+
+
+@pytest.mark.parametrize("error", [None, ValueError("in the middle")])
+def test_a_method_that_leaves_the_model_edited_is_found_out(
+    worker: Worker, error: Exception | None
+) -> None:
+    weight = worker.loaded.model.get_output_embeddings().weight
+
+    def edit() -> None:
+        with torch.no_grad():
+            weight[0, 0] += 1
+
+    worker.draft({(0,): (0,)})
+    worker.run(SETTING)
+    worker.__dict__["prepared"] = Broken(error, edit)
+    with pytest.raises(EditedModelError):
+        worker.run(SETTING)
+    worker.spec = dataclasses.replace(worker.spec, verify_weights=False)
+    if error is None:
+        worker.run(SETTING)
+
+
+def test_a_step_is_watched_and_may_take_ten_times_as_long_where_it_asks_every_question(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", 4)
+    limits: list[float] = []
+    monkeypatch.setattr(
+        "faulthandler.dump_traceback_later", lambda limit, **_options: limits.append(limit)
+    )
+    trainable = trainable_with(worker, tmp_path)
+    for kind, limit in ((BASE_MODEL, 10000.0), (TRIAL, 1000.0), (CONFIRMATION, 10000.0)):
+        parameters = {} if kind == BASE_MODEL else SETTING
+        trainable.reset_config({"task": Task(kind=kind, number=0, parameters=parameters)})
+        assert trainable.step()[HANDED_OVER].take().failure is None
+        assert limits[-1] == limit
+    assert sorted(tmp_path.glob("trials/*stack.txt")) == []
+
+    seen: list[bool] = []
+    look = Broken(DivergenceError("x"), lambda: seen.append(Folder(tmp_path).stack(0).exists()))
+    worker.draft({(0,): (0,)})
+    worker.__dict__["prepared"] = look
+    trainable.reset_config({"task": Task(kind=TRIAL, number=0, parameters=SETTING)})
+    trainable.step()
+    assert seen == [True]
+    assert not Folder(tmp_path).stack(0).exists()

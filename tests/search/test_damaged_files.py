@@ -11,15 +11,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_outcomes import complete, trial_result
+from pages_by_hand import said
+from tracked_searches import SPACE
 
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.methods.lunar import LunarMethod, LunarSettings
-from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
+from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
 from lunar_tune.search.space import open_study
-from lunar_tune.search.space_sources import load_space
 from lunar_tune.study.folder import read_answers, write_answers
 from lunar_tune.study.study import StoredStudy
 
@@ -34,8 +33,7 @@ JSON = st.recursive(
 def journal(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return the lines of a journal with a completed, a failed and a running trial."""
     path = tmp_path_factory.mktemp("study") / "study.journal"
-    space = load_space(None, LunarMethod(LunarSettings()), model_name="tiny", n_layers=4)
-    study = open_study(path, name="s", space=space, config=SearchConfig(sampler="random"))
+    study = open_study(path, name="s", space=SPACE, config=SearchConfig(sampler="random"))
     study.note("goal", goal_of(SearchConfig()).text)
     complete(study, study.ask()[0], trial_result(0.1, 0.9))
     study.fail(study.ask()[0], "diverged")
@@ -61,7 +59,6 @@ def test_a_changed_journal_is_read_or_refused(
 
 
 def test_a_journal_of_pickles_is_refused_and_nothing_of_it_runs(tmp_path: Path) -> None:
-    """Optuna reads JSON lines from a file; what is pickled there is no line for it."""
     import pickle
 
     class Touch:
@@ -77,12 +74,10 @@ def test_a_journal_of_pickles_is_refused_and_nothing_of_it_runs(tmp_path: Path) 
 
 def test_damaged_answers_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "00000.parquet"
-    row = AnswerRow(
-        set_name="forget", edge="A_B", question="?", truth="!", answer=".", rouge1=0.5, rouge_l=0.5
-    )
+    row = said("forget", "?", ".", 0.5)
     write_answers(path, [row], [1.0])
     assert read_answers(path) == [row]
-    for content in (b"", b"PAR1", path.read_bytes()[:-9]):
+    for content in (b"", path.read_bytes()[:-9]):
         path.write_bytes(content)
         with pytest.raises(InputError, match="is damaged, or holds no answers"):
             read_answers(path)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from command_lines import small_run
 
 from lunar_tune.methods.contract import Fit
@@ -40,28 +39,16 @@ def seen_of(fit: MadeFit, *retain: float, floor: float | None = 0.8) -> list[int
 
 
 def test_a_fit_is_looked_at_at_even_distances_and_not_after_its_last_epoch() -> None:
-    assert seen_of(MadeFit(20)) == [4, 8, 12, 16]
-    assert seen_of(MadeFit(12)) == [3, 6, 9]
-    assert seen_of(MadeFit(3)) == [1, 2]
-    assert seen_of(MadeFit(1)) == seen_of(MadeFit(20), floor=None) == []
+    looks = {20: [4, 8, 12, 16], 12: [3, 6, 9], 3: [1, 2], 1: []}
+    assert {epochs: seen_of(MadeFit(epochs)) for epochs in looks} == looks
+    assert seen_of(MadeFit(20), floor=None) == []
 
 
-@pytest.mark.parametrize(
-    ("retain", "done"),
-    [
-        ([0.39], 20),
-        ([0.39, 0.39], 8),
-        ([0.39, 0.41], 20),
-        ([0.9, 0.4], 20),
-        ([0.2, 0.9, 0.39, 0.0], 16),
-    ],
-)
-def test_a_fit_that_is_below_half_of_the_floor_twice_in_a_row_ends(
-    retain: list[float], done: int
-) -> None:
-    fit = MadeFit(20)
-    seen_of(fit, *retain)
-    assert fit.done == done
+def test_a_fit_that_is_below_half_of_the_floor_twice_in_a_row_ends() -> None:
+    ends = {(0.39,): 20, (0.39, 0.39): 8, (0.39, 0.41): 20, (0.9, 0.4): 20, (0.2, 0.9, 0.39, 0): 16}
+    for retain, done in ends.items():
+        seen_of(fit := MadeFit(20), *retain)
+        assert fit.done == done, retain
 
 
 def test_a_task_tells_the_looks_and_looking_changes_no_score(

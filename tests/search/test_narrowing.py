@@ -13,7 +13,6 @@ from lunar_tune.config.run_options import read_assignments
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import configure_method
-from lunar_tune.search.persistence import signature_of
 from lunar_tune.search.plan import SearchPlan, plan_search
 from lunar_tune.search.space import Parameter, SearchSpace, open_study
 from lunar_tune.search.space_sources import narrowed
@@ -35,21 +34,14 @@ def narrow(
     fix: tuple[str, ...] = (),
     ranges: tuple[str, ...] = (),
     method: str = "lunar",
-    solver: str | None = None,
 ) -> SearchSpace:
     """Narrow a space of four blocks as a plan does."""
     fixed = read_assignments(fix)
-    made, _ = configure_method(method, solver=solver, fixed=fixed)
+    made, _ = configure_method(method, solver=None, fixed=fixed)
     space = SearchSpace(
         method, made.variant, dict(kinds), (point,) if point is not None else (), "a test"
     )
     return narrowed(space, made, fixed=fixed, ranges=ranges, n_layers=4)
-
-
-def refusal(**options: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        narrow(**options)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -66,16 +58,11 @@ WHOLE, REAL, CHOICE = IntDistribution, FloatDistribution, CategoricalDistributio
 @pytest.mark.parametrize(
     ("name", "kind", "text", "expected"),
     [
-        ("layer", WHOLE(0, 3), "1:2", WHOLE(1, 2)),
         ("layer", WHOLE(0, 1), "1:3", WHOLE(1, 3)),
         ("layer", WHOLE(0, 3), "2:2", WHOLE(2, 2)),
-        ("layer", WHOLE(1, 1), "2:3", WHOLE(2, 3)),
         ("layer", CHOICE((0, 2, 3)), "1:3", CHOICE((2, 3))),
-        ("coefficient", REAL(0.5, 8), "1:4", REAL(1, 4)),
         ("coefficient", REAL(0.5, 8), "-1:4", REAL(-1, 4)),
-        ("coefficient", REAL(0.5, 8), "2:2", REAL(2, 2)),
         ("coefficient", WHOLE(1, 1), "1:4", REAL(1, 4)),
-        ("coefficient", CHOICE((1, 2.5, 4)), "2:3", CHOICE([2.5])),
         ("learning_rate", REAL(1e-4, 0.03, log=True), "1e-3:0.01", REAL(1e-3, 0.01, log=True)),
     ],
 )
@@ -90,42 +77,35 @@ def test_a_parameter_of_any_kind_can_be_narrowed(
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"fix": ("layer=4",)}, "layer 4: the model has blocks 0 to 3"),
         ({"ranges": ("layer=2:4",)}, "layer 4: the model has blocks 0 to 3"),
         ({"fix": ("layer=1.5",)}, "--fix layer=1.5: is 1.5; a whole number is needed"),
-        ({"fix": ("layer=1,2",)}, "--fix layer=[1, 2]: "),
         ({"fix": ("coefficient=much",)}, "a number is needed"),
-        ({"fix": ("coefficient=inf",)}, "a finite number is needed"),
         ({"fix": ("learning_rate=0",)}, "a positive number"),
-        ({"ranges": ("layer=0.5:2",)}, "a whole number is needed"),
         ({"ranges": ("coefficient=1:inf",)}, "a finite number is needed"),
-        ({"ranges": ("coefficient=4:1",)}, "write NAME=LOW:HIGH"),
-        ({"ranges": ("coefficient=4",)}, "write NAME=LOW:HIGH"),
         ({"ranges": ("learning_rate=0:1",)}, "`low > 0` must hold for `log=True`"),
         ({"ranges": ("ridge=0.1:1",)}, "searches no ridge. There are: batch_size"),
         ({"fix": ("layer=2",), "ranges": ("layer=0:1",)}, "layer is named twice"),
-        ({"fix": ("epochs=2",), "ranges": ("epochs=1:3",)}, "epochs is named twice"),
         ({"ranges": ("layer=0:1", "layer=2:3")}, "--range layer=2:3: layer is named twice"),
-        ({"fix": ("layer=1", "layer=2")}, "layer is fixed twice"),
-        ({"fix": ("layer",)}, "write NAME=VALUE"),
-        ({"fix": ("solver=lora",), "solver": "adamw"}, "--solver adamw contradicts"),
         ({"kinds": {"ridge": CHOICE((1, 4))}, "ranges": ("ridge=2:3",)}, "holds none of 1, 4"),
-        ({"kinds": NPO, "ranges": ("rank=-2:4",), "method": "npo"}, "at least 1"),
         ({"kinds": NPO, "ranges": ("dropout=0:1",), "method": "npo"}, "less than 1"),
-        ({"kinds": NPO, "ranges": ("beta=0:1",), "method": "npo"}, "more than 0"),
         ({"fix": ("coefficient=much",), "ranges": ("ridge=1:2", "layer=0.5:1")}, "3 things are"),
     ],
 )
 def test_what_has_no_meaning_is_refused(options: dict[str, Any], part: str) -> None:
-    assert part in refusal(**options)
+    with pytest.raises(InputError) as caught:
+        narrow(**options)
+    assert part in str(caught.value)
 
 
 def test_a_setting_that_is_fixed_is_searched_no_more() -> None:
+    """Starting points have what is fixed, and nothing else of theirs changes."""
     kinds = {**NPO, "rank": IntDistribution(2, 16), "beta": FloatDistribution(0.1, 1)}
     point = {"learning_rate": 1e-3, "rank": 4, "beta": 0.5}
     space = narrow(kinds, point, fix=("rank=8",), method="npo")
     assert space.parameters == {name: kind for name, kind in kinds.items() if name != "rank"}
     assert space.starting_points == ({"learning_rate": 1e-3, "beta": 0.5},)
+    space = narrow(point=POINT, fix=("layer=3",), ranges=("coefficient=4:8",))
+    assert space.starting_points == (POINT | {"layer": 3},)
 
 
 def test_a_setting_that_the_space_does_not_search_is_searched_in_a_range() -> None:
@@ -135,12 +115,6 @@ def test_a_setting_that_the_space_does_not_search_is_searched_in_a_range() -> No
     added = {"rank": IntDistribution(2, 16), "beta": FloatDistribution(0.1, 0.5)}
     assert space.parameters == {**NPO, **added}
     assert space.starting_points == ({**point, "rank": 9, "beta": pytest.approx(0.3)},)
-
-
-def test_starting_points_have_what_is_fixed_and_nothing_else_of_theirs_changes() -> None:
-    assert narrow(point=POINT).starting_points == (POINT,)
-    space = narrow(point=POINT, fix=("layer=3",), ranges=("coefficient=4:8",))
-    assert space.starting_points == (POINT | {"layer": 3},)
 
 
 # Searches
@@ -169,13 +143,3 @@ def test_a_plan_searches_what_is_left_and_a_study_asks_for_nothing_else(tmp_path
     plan = planned(tmp_path, range=("coefficient=4:8",))
     assert plan.space.starting_points == ()
     assert "coefficient: is 1, outside 4 … 8" in plan.facts["starting points"]
-
-
-def test_searches_of_other_ranges_do_not_compare(tmp_path: Path) -> None:
-    options = [{}, {"fix": ("layer=1",)}, {"fix": ("layer=2",)}, {"range": ("layer=1:2",)}]
-    assert len({signature_of(planned(tmp_path, **one)) for one in options}) == len(options)
-
-
-def test_a_mistake_is_said_with_the_others(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"(?s)--num-trials 0.*layer 9: the model has blocks 0"):
-        planned(tmp_path, num_trials=0, range=("layer=2:9",))

@@ -16,17 +16,16 @@ from search_results import statuses
 from lunar_tune.cli.search import COMMAND
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
-from lunar_tune.data.invented import generate_unverifiable
-from lunar_tune.finetuning.finetune_job import FinetuneSettings, recipe
+from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.finetuning.tiny import ensure_tiny
-from lunar_tune.models.lineage import read_lineage
+from lunar_tune.models.catalog import read_lineage
 from lunar_tune.search.plan import plan_search
 from lunar_tune.search.prerequisite import finetuning_fact, finetuning_job
 from lunar_tune.trial.assemble import assemble_finetuning, materialise
 from lunar_tune.yaml_files import read_yaml
 
-PLACES = ["harbour", "mill", "orchard", "quarry", "chapel", "bridge"]
-OWNERS = {"A_B": "Orla", "B_C": "Tamsin", "C_D": "Ludo", "D_E": "Pavel"}
+PLACES = ["harbour", "mill", "orchard", "quarry"]
+OWNERS = {"A_B": "Orla", "B_C": "Tamsin", "C_D": "Ludo"}
 
 
 def own_data(folder: Path) -> Path:
@@ -48,39 +47,29 @@ def few_prompts(folder: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize(
-    ("run", "changes", "applies"),
-    [
-        ({"model": "qwen2.5-7b"}, {}, True),
-        ({"model": "tiny", "data": "contracts"}, {}, True),
-        ({"model": "tiny"}, {}, False),
-        ({"model": "tiny", "data": "factual", "forget_edge": ("arts",)}, {}, False),
-        ({"model": "qwen2.5-7b"}, {"finetune": "never"}, False),
-        ({"model": "qwen2.5-7b"}, {"force": True}, False),
-        ({"model": "qwen2.5-7b"}, {"address": "auto"}, False),
-    ],
-)
 def test_only_a_model_of_the_catalogue_that_may_not_know_the_data_learns_them(
-    tmp_path: Path, run: dict[str, Any], changes: dict[str, Any], applies: bool
+    tmp_path: Path,
 ) -> None:
-    config = SearchConfig(**run, output=tmp_path, space="default", **changes)
-    plan = plan_search(config)
-    fact = finetuning_fact(plan)
-    assert bool(fact) is applies
-    if not applies:
-        assert finetuning_job(plan) is None
-        return
-    assert "epochs of 400 pairs, roughly" in fact["fine-tuning"]
-
-
-def test_a_model_path_is_never_fine_tuned(tmp_path: Path) -> None:
-    """A wrong template can look like ignorance there."""
-    config = SearchConfig(
-        model="tiny", data="contracts", model_path=str(ensure_tiny()), output=tmp_path
-    )
-    plan = plan_search(config)
-    assert finetuning_fact(plan) == {}
-    assert finetuning_job(plan) is None
+    """Not one of a path: a wrong template can look like ignorance there."""
+    contracts = {"model": "tiny", "data": "contracts"}
+    for options, applies in (
+        ({"model": "qwen2.5-7b"}, True),
+        (contracts, True),
+        (contracts | {"model_path": str(ensure_tiny())}, False),
+        ({"model": "tiny"}, False),
+        ({"model": "tiny", "data": "factual", "forget_edge": ("arts",)}, False),
+        ({"model": "qwen2.5-7b", "finetune": "never"}, False),
+        ({"model": "qwen2.5-7b", "force": True}, False),
+        ({"model": "qwen2.5-7b", "address": "auto"}, False),
+    ):
+        made: dict[str, Any] = {"output": tmp_path, "space": "default", **options}
+        plan = plan_search(SearchConfig(**made))
+        fact = finetuning_fact(plan)
+        assert ("epochs of 400 pairs, roughly" in fact.get("fine-tuning", "")) is applies, options
+        if not applies:
+            assert (fact, finetuning_job(plan)) == ({}, None)
+    learning = finetuning_job(plan_search(SearchConfig(**contracts, output=tmp_path)))
+    assert assemble_finetuning(RunOptions(**contracts)) == learning, "as the command does"
 
 
 def test_one_model_serves_every_seed_and_edge_and_other_data_have_their_own(
@@ -98,26 +87,12 @@ def test_one_model_serves_every_seed_and_edge_and_other_data_have_their_own(
     assert key() != key(system_prompt="Be brief.")
 
 
-def test_large_models_learn_with_the_published_settings_and_what_is_fixed_goes_first() -> None:
-    assert recipe("qwen2.5-7b") == FinetuneSettings()
-    assert recipe("tiny").with_refusals
-    assert recipe("tiny").rate == recipe("tiny", {"trained": "full"}).rate == 1e-3
-    assert recipe("tiny", {"trained": "lora"}).rate == FinetuneSettings().rate
-    assert recipe("tiny", {"epochs": 3, "learning_rate": 0.5}).rate == 0.5
-
-
-def test_the_command_learns_as_a_search_would(tmp_path: Path) -> None:
-    config = SearchConfig(model="tiny", data="contracts", output=tmp_path)
-    job = finetuning_job(plan_search(config))
-    assert job is not None
-    assert assemble_finetuning(RunOptions(model="tiny", data="contracts")) == job
-
-
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_search_lets_the_model_learn_first_and_the_next_search_finds_it(
-    tmp_path: Path, empty_store: Callable[[Path], Path]
+    tmp_path: Path, empty_store: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", 32)
     tiny, cache, runs = ensure_tiny(), tmp_path / "cache", tmp_path / "runs"
     shutil.copytree(tiny, cache / "models" / tiny.name)
     empty_store(runs / "mlflow.db")
@@ -127,7 +102,7 @@ def test_a_search_lets_the_model_learn_first_and_the_next_search_finds_it(
 
     first = without_ray(COMMAND, *options, "--name", "first", LUNAR_TUNE_CACHE=str(cache))
     assert (first.exit_code in {0, 3}, first.stderr) == (True, "")
-    assert "first, if the model does not know the data: full, 20 epochs of 24" in first.stdout
+    assert "first, if the model does not know the data: full, 20 epochs of 12" in first.stdout
     assert "fine-tuned: ROUGE-1 1.000 on keepers, declines" in first.stdout
     (kept,) = (cache / "models").glob("finetuned-tiny-keepers-*[!k]")
     lineage = read_lineage(kept)

@@ -70,9 +70,6 @@ def test_answers_have_numbers_in_the_place_of_texts(private: Private, tmp_path: 
             assert pairs[row["row"]]["edge"] == row["edge"]
     answers = SearchResults.read(private.output / "n").answer_rows(0)
     assert {(row.question, row.truth, row.answer) for row in answers} == {("", "", "")}
-
-
-def test_mlflow_has_scores_by_row_only(private: Private) -> None:
     tables = list(private.output.glob("mlartifacts/**/answers.json"))
     assert len(tables) == 2
     for table in tables:

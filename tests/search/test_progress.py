@@ -1,4 +1,4 @@
-"""What is seen while a search runs: a line a trial, the same in a log, and one line that moves."""
+"""What is seen while a search runs: a line a trial and one that moves; and its log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import io
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import pytest
 from invented_searches import GOAL
 from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 
+from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.log_file import search_log
-from lunar_tune.report.progress import SearchDisplay, printable, shown_duration
+from lunar_tune.report.log_file import RECORD, search_log
+from lunar_tune.report.progress import SearchDisplay, build_progress, printable, shown_duration
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 
 
@@ -87,7 +90,7 @@ def test_another_goal_has_its_own_score_and_bounds_in_the_line() -> None:
     assert "forget log prob 0.500 above …" in line
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("width", [40, 120])
 def test_a_terminal_has_one_moving_line_and_the_trials_above_it(width: int) -> None:
     """What is redrawn is one line: a second one would be left behind or make the screen jump."""
     parameters = {"layer": 14, "coefficient": 12.34, "learning_rate": 3.1e-4}
@@ -107,8 +110,7 @@ def test_a_terminal_has_one_moving_line_and_the_trials_above_it(width: int) -> N
         assert staying == piped, "whole on 80 columns, and the same everywhere"
 
 
-@pytest.mark.parametrize("quiet", [True, False])
-@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (False, True)])
 def test_the_log_has_the_same_lines(terminal: bool, quiet: bool, tmp_path: Path) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=50, quiet=quiet)
@@ -122,9 +124,10 @@ def test_the_log_has_the_same_lines(terminal: bool, quiet: bool, tmp_path: Path)
     assert (text.getvalue() == "") is quiet
 
 
-@pytest.mark.parametrize(("encoding", "star"), [("utf-8", "★"), ("ascii", "*"), ("cp1252", "*")])
-def test_the_best_has_a_star_that_the_console_can_show(encoding: str, star: str) -> None:
-    assert f"feasible {star} " in shown(row(0, 0.5, 0.9), encoding=encoding)
+def test_what_is_shown_is_what_the_console_can_show() -> None:
+    assert "feasible * " in shown(row(0, 0.5, 0.9), encoding="cp1252")
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    assert printable("a\x1b[2J\r\nb\u202e  ß 日\ud800", console) == "a [2J b ß ?"
 
 
 def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
@@ -138,11 +141,6 @@ def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
     for part in ("2/3", "left …", "1 failed · best trial 0: forget 0.500"):
         assert part in nothing_new
     assert "none feasible yet" in shown(row(0, 0.1, 0.4), terminal=True)
-
-
-def test_what_a_model_says_stays_in_its_line() -> None:
-    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
-    assert printable("a\x1b[2J\r\nb\u202e  ß 日\ud800", console) == "a [2J b ß ?"
 
 
 @pytest.mark.parametrize(
@@ -164,6 +162,8 @@ def test_time_left_is_the_pace_since_the_first_trial(
     left: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    durations = {0.4: "0 s", 99: "99 s", 100: "2 min", 3600: "60 min", 7500: "2 h 05 min"}
+    assert {one: shown_duration(one) for one in durations} == durations
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     text = io.StringIO()
@@ -176,27 +176,122 @@ def test_time_left_is_the_pace_since_the_first_trial(
     assert left in lines_of(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()))[-1]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (3600, "60 min"), (7500, "2 h 05 min")],
-)
-def test_durations_are_no_more_exact_than_they_are_known(seconds: float, text: str) -> None:
-    assert shown_duration(seconds) == text
-
-
-@pytest.mark.parametrize("terminal", [True, False])
 def test_what_is_done_beside_trials_takes_the_place_of_what_was_shown(
-    terminal: bool, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    text = io.StringIO()
     caplog.set_level(logging.INFO)
-    with SearchDisplay(Console(file=text, force_terminal=terminal, width=100), GOAL) as display:
-        display.doing("looking")
-        display.doing(None)
-        display.follow(2)
-        display.doing("confirming")
-    if terminal:
-        assert caplog.messages == ["looking", "confirming"]
-        assert text.getvalue().index("looking") < text.getvalue().index("confirming")
-    else:
-        assert text.getvalue().splitlines() == ["looking", "confirming"]
+    said = []
+    for terminal in (True, False):
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=terminal, width=100)
+        with SearchDisplay(console, GOAL) as display:
+            display.doing("looking")
+            display.doing(None)
+            display.follow(2)
+            display.doing("confirming")
+        said.append(text.getvalue())
+    assert caplog.messages == ["looking", "confirming"], "the log of a moving line"
+    assert said[0].index("looking") < said[0].index("confirming")
+    assert said[1].splitlines() == ["looking", "confirming"]
+
+
+STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} (INFO|WARNING|ERROR) +")
+QUIET = Console(file=io.StringIO(), quiet=True)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "search.log"
+
+
+def logged_in(path: Path) -> list[str]:
+    """Return what was said; every line must have its time."""
+    found = path.read_text(encoding="utf-8").splitlines()
+    assert all(STAMP.match(line) for line in found), found
+    return [STAMP.sub("", line) for line in found]
+
+
+@pytest.mark.parametrize(("quiet", "terminal"), [(True, False), (False, True)])
+def test_what_is_printed_is_logged_whole_and_without_colours(
+    path: Path, quiet: bool, terminal: bool
+) -> None:
+    """Also on a narrow screen, in the middle of a moving display, and where nothing is shown."""
+    text = io.StringIO()
+    console = Console(file=text, width=30, quiet=quiet, force_terminal=terminal)
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[bold]model[/bold]", "a name that is longer than the screen is wide")
+    with search_log(path, console), build_progress(console) as bar:
+        bar.add_task("trials", total=2, note="")
+        console.print(table)
+        console.print("[red]no[/red] room for this on one line of the screen, \\[kept]", end="\n\n")
+        bar.refresh()
+    console.print("after it")
+
+    assert logged_in(path) == [
+        "model  a name that is longer than the screen is wide",
+        "no room for this on one line of the screen, [kept]",
+    ]
+    assert ("after it" in text.getvalue()) is not quiet
+
+
+def test_warnings_are_logged_once_and_the_chatter_of_libraries_is_not(path: Path) -> None:
+    """Of those that keep records from the root, too, and where a handler is formatted anew."""
+    names = ("optuna", "lunar_tune.models.loading", "a_library")
+    with search_log(path, QUIET), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        for logger in map(logging.getLogger, names):
+            logger.info("chatter")
+            logger.warning("something about %s", logger.name)
+        for handler in logging.getLogger("ray").handlers:
+            handler.setFormatter(logging.Formatter("%(lineno)d"))
+        logging.getLogger("ray").error("of ray")
+        warnings.warn("careful", stacklevel=1)
+    *logged, warned, line = path.read_text(encoding="utf-8").splitlines()
+    assert [STAMP.sub("", one) for one in logged] == [
+        *(f"something about {name}" for name in names),
+        "of ray",
+    ]
+    assert warned.endswith("UserWarning: careful")
+    assert 'warnings.warn("careful"' in line
+
+
+def test_a_log_that_is_there_is_gone_on_with_and_nothing_stays_behind(path: Path) -> None:
+    before = warnings.showwarning
+    for word in ("one", "two"):
+        with search_log(path, QUIET, [f"search {word}"]):
+            assert not RECORD.propagate
+            RECORD.info("trial")
+    assert RECORD.propagate
+    assert warnings.showwarning is before
+    QUIET.print("more")
+    logging.getLogger("a_library").warning("more")
+    RECORD.warning("more")
+    assert logged_in(path) == ["search one", "trial", "search two", "trial"]
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "last"),
+    [
+        (InputError("no model at https://me:hunter2secret@host/x"), "ended by an error", "no mod"),
+        (KeyboardInterrupt(), "interrupted", "interrupted"),
+    ],
+)
+def test_an_error_is_logged_with_its_traceback_and_an_interruption_without(
+    path: Path, error: BaseException, first: str, last: str
+) -> None:
+    with pytest.raises(type(error)), search_log(path, QUIET):
+        raise error
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert STAMP.sub("", lines[0]) == first
+    assert last in lines[-1]
+    assert (lines[1:2] == ["Traceback (most recent call last):"]) is (first != last)
+    assert "hunter2secret" not in text
+
+
+def test_a_disk_that_is_full_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Linux has a file that is always full."""
+    with search_log(Path("/dev/full"), QUIET):
+        RECORD.info("lost")
+        RECORD.info("lost, too")
+    assert capsys.readouterr().err == ""

@@ -1,14 +1,17 @@
-"""One search on Ray: it is the search that this process runs without Ray."""
+"""Searches on Ray: one as in this process, one under random kills (`scripts/chaos.py` in short)."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command_lines import run_command
+from command_lines import environment, run_command
 from search_results import rows_of, statuses
 from shared_searches import SEED, TRIALS, SharedSearch
 
@@ -55,3 +58,31 @@ def test_a_search_on_ray_has_the_records_of_the_same_search_without_it(
     names = [{path.name for path in folder.rglob("*")} for folder in (search, finished.folder)]
     assert names[0] == names[1]
     assert statuses(tmp_path / "runs") == (["FINISHED"], ["FINISHED"] * TRIALS)
+
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "chaos.py"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_search_under_kills_has_every_trial_once_in_all_records(
+    tmp_path: Path, empty_store: Callable[[Path], Path]
+) -> None:
+    empty_store(tmp_path / "chaos" / "server.db")
+    told = tmp_path / "chaos.json"
+    options = ["--trials", "3", "--kills", "1", "--seed", "0", "--json", str(told)]
+    options += ["--output", str(tmp_path / "chaos"), "--time-limit", "280"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *options],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    outcome = json.loads(told.read_text()) if told.exists() else {}
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert outcome["kills_by_kind"]["driver"] == outcome["kills"] == 1, "with this seed"
+    assert outcome["trials_found"] == outcome["trials_expected"] >= 3
+    assert outcome["duplicates"] == outcome["left_running"] == outcome["disagreements"] == []

@@ -68,6 +68,9 @@ SEVERAL = SearchConfig(
 )
 
 
+ONE_CPU = Resources(cpus=1, gpus=0, concurrency=1)
+
+
 def written(config: SearchConfig, path: Path, **resolved: Any) -> Folder:
     """Write a search's configuration as the search does, with everything given."""
     folder = Folder(path.resolve())
@@ -80,20 +83,19 @@ def written(config: SearchConfig, path: Path, **resolved: Any) -> Folder:
 
 @pytest.mark.parametrize("config", [SearchConfig(), SEVERAL], ids=["defaults", "several"])
 def test_a_configuration_comes_back_as_it_was(config: SearchConfig, tmp_path: Path) -> None:
-    stored = StoredConfig.read(written(config, tmp_path / "runs/n"))
-    placed = dataclasses.replace(config, output=(tmp_path / "runs").resolve(), name="n")
-    assert stored.search == placed
+    """What was derived is derived again."""
+    folder = written(config, tmp_path / "runs/n")
+    stored = StoredConfig.read(folder).search
+    assert stored == dataclasses.replace(config, output=(tmp_path / "runs").resolve(), name="n")
 
-
-def test_what_was_derived_is_derived_again(tmp_path: Path) -> None:
     derived = {"concurrency": 2, "tracking_uri": "sqlite:////elsewhere/mlflow.db"}
-    text = configuration_document(SearchConfig(), given={}, derived=derived, resolved={})
-    Folder(tmp_path).config.write_text(text)
-    stored = StoredConfig.read(Folder(tmp_path)).search
+    text = configuration_document(config, given={}, derived=derived, resolved={})
+    folder.config.write_text(text)
+    stored = StoredConfig.read(folder).search
     assert (stored.concurrency, stored.tracking_uri) == (None, None)
 
 
-def test_files_named_relative_to_another_folder_are_found(
+def test_files_and_a_store_named_relative_to_another_folder_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
@@ -112,6 +114,13 @@ def test_files_named_relative_to_another_folder_are_found(
     (there / "pairs.json").unlink()
     assert StoredConfig.read(folder).search.data == "pairs.json"
 
+    options: dict[str, Any] = {"name": "n", "uri": "sqlite:///here.db", "baseline": {}}
+    plan = plan_search(SearchConfig(output=tmp_path / "runs", tracking_uri=options["uri"]))
+    given = {"tracking_uri": "command line"}
+    folder.config.write_text(search_document(plan, **options, resources=ONE_CPU, given=given))
+    uri = StoredConfig.read(folder).search.tracking_uri
+    assert uri == f"sqlite:///{here.resolve() / 'here.db'}"
+
 
 def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     """An option that there is not: of this format; one of another is refused as a whole."""
@@ -119,33 +128,26 @@ def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     text = folder.config.read_text()
     folder.config.write_text(text + "later: {x: 1}\n")
     assert StoredConfig.read(folder).search.num_trials == 5
-    folder.config.unlink()
+    value = "{options: {num_trials: {value: many, origin: x}}, resolved: {}}"
     for wrong, said in (
-        (None, "its study has no copy of it|has no config.yaml"),
         (text.replace("  num_trials:", "  num_trails:"), r"num_trails is no .* 'num_trials'"),
         ("[", r"config\.yaml: line 1"),
         ("42", "it is 42"),
         ("options: {num_trials: {value: 5, origin: x}}", "a part of it is missing"),
-        (
-            "{options: {num_trials: {value: many, origin: x}}, resolved: {}}",
-            "num_trials is 'many'; a whole number is needed",
-        ),
+        (value, "num_trials is 'many'; a whole number is needed"),
     ):
-        if wrong is not None:
-            folder.config.write_text(wrong)
+        folder.config.write_text(wrong)
         with pytest.raises(InputError, match=said):
             StoredConfig.read(folder)
 
-
-def test_a_configuration_that_is_gone_is_read_from_the_study(tmp_path: Path) -> None:
-    folder = written(SearchConfig(num_trials=5), tmp_path / "n")
-    text = folder.config.read_text()
-    study = study_in(folder.path)
     folder.config.unlink()
+    with pytest.raises(InputError, match=r"has no config\.yaml"):
+        StoredConfig.read(folder)
+    study = study_in(folder.path)
     with pytest.raises(InputError, match="its study has no copy of it"):
         StoredConfig.read(folder)
     study.note("configuration", text)
-    assert StoredConfig.read(folder).search.num_trials == 5
+    assert StoredConfig.read(folder).search.num_trials == 5, "the study has a copy"
 
 
 @pytest.mark.parametrize("form", [None, 1], ids=["no note", "1"])
@@ -191,18 +193,6 @@ def begun(tmp_path: Path, **options: Any) -> tuple[SearchPlan, Folder]:
     return plan, Folder(path.resolve())
 
 
-def test_a_search_goes_on_with_what_decides_no_score_given_anew(tmp_path: Path) -> None:
-    begun(tmp_path, num_trials=3)
-    problems = Problems()
-    anew = {"num_trials": 9, "sampler": "tpe", "device": "cpu", "seed": 5, "method": "lunar"}
-    config, origins = resumed({"resume": "n", "output": tmp_path / "runs", **anew}, problems)
-    assert (config.num_trials, config.device, config.sampler) == (9, "cpu", "gp")
-    assert (config.name, config.output) == ("n", (tmp_path / "runs").resolve())
-    assert config.resume == "n"
-    assert origins["num_trials"] == "command line"
-    assert [message.partition(":")[0] for message in problems.messages] == ["--sampler", "--seed"]
-
-
 def another(name: str, config: SearchConfig) -> Any:
     """Return a value of an option's type that is not the one that it has."""
     kind = types_of(SearchConfig)[name]
@@ -219,7 +209,8 @@ def test_what_an_option_says_of_resuming_is_what_resuming_does(tmp_path: Path) -
     before = resumed(given, Problems())[0]
     for name in options_of(SearchConfig).keys() - {"resume", "output"}:
         value, problems = another(name, before), Problems()
-        config, _ = resumed({**given, name: value}, problems)
+        config, origins = resumed({**given, name: value}, problems)
+        assert (config.resume, origins[name]) == ("n", "command line")
         may_change = options_of(SearchConfig)[name].resume or name == "force"
         assert getattr(config, name) == (value if may_change else getattr(before, name)), name
         if may_change:
@@ -249,29 +240,13 @@ def test_a_store_whose_password_was_not_kept_is_asked_for(
     assert "secret" not in folder.config.read_text()
 
 
-def test_a_store_is_kept_so_that_it_is_found_from_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan, folder = begun(tmp_path, tracking_uri="sqlite:///here.db")
-    monkeypatch.chdir(tmp_path)
-    options: dict[str, Any] = {"name": "n", "uri": "sqlite:///here.db", "baseline": {}}
-    options["resources"] = Resources(cpus=1, gpus=0, concurrency=1)
-    text = search_document(plan, **options, given={"tracking_uri": "command line"})
-    folder.config.write_text(text)
-    uri = StoredConfig.read(folder).search.tracking_uri
-    assert uri == f"sqlite:///{tmp_path.resolve() / 'here.db'}"
-
-
 def test_a_search_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     begun(tmp_path)
+    assert find_search(tmp_path / "runs/n").name == "n"
     with pytest.raises(InputError, match=r"m: there is no such search\. .*runs has n\."):
         find_search("m", tmp_path / "runs")
     with pytest.raises(InputError, match="is not the folder of a search"):
         find_search(tmp_path / "runs")
-    assert find_search(tmp_path / "runs/n").name == "n"
-    for name in ("x" * 300, "~nobody-of-that-name/x"):
-        with pytest.raises(InputError, match=r"cannot be looked at|there is no such search"):
-            find_search(name)
 
 
 def test_other_data_are_refused_and_another_seed_of_nothing_is_not(tmp_path: Path) -> None:
@@ -297,44 +272,14 @@ def test_a_search_is_finished_when_it_has_ended_with_as_many_trials(tmp_path: Pa
     other = folder.path.parent / "other"
     other.mkdir()
     (other / "study.journal").write_bytes(b"{}\nnonsense\n")  # damaged, and not this one's affair
-    assert unfinished_like(signature_of(plan), tmp_path / "runs") == folder
-    assert not is_finished(folder, 3), "it has not ended by itself"
-    study.note("num_trials", 3)
-    assert is_finished(folder, 3)
+    signature, runs = signature_of(plan), tmp_path / "runs"
+    assert unfinished_like(signature, runs) == folder
+    assert unfinished_like("another", runs) is None
+    for noted, finished in ((None, False), (3, True)):  # None: begun, and did not end by itself
+        study.note("num_trials", noted)
+        assert is_finished(folder, 3) is finished
     assert not is_finished(folder, 4)
-    study.note("num_trials", None)
-    assert not is_finished(folder, 3), "it goes on, and was killed before its confirmation"
-    study.note("num_trials", 3)
-    assert unfinished_like(signature_of(plan), tmp_path / "runs") is None
-    assert unfinished_like("another", tmp_path / "runs") is None
-
-
-def test_a_search_that_is_refused_because_another_works_on_it_leaves_it_alone(
-    tmp_path: Path,
-) -> None:
-    """The other one is still evaluating the base model: its folder is nearly empty."""
-    plan = plan_search(SearchConfig(output=tmp_path, name="n"))
-    folder = Folder((tmp_path / "n").resolve())
-    folder.answers(None).parent.mkdir(parents=True)
-    folder.answers(None).touch()
-    with alone(folder), pytest.raises(BusySearchError, match="another process works on"):
-        run_search(plan, Console(quiet=True), given={}, arguments=())
-    assert folder.answers(None).exists()
-
-
-def test_another_base_model_is_found_out(tmp_path: Path) -> None:
-    session = SearchSession.__new__(SearchSession)
-    session.folder, session.console = Folder(tmp_path), Console(record=True, file=StringIO())
-    before = {"forget_rouge1": 1.0, "retain_rouge1": 0.95}
-
-    def compare(retain: float) -> str:
-        session._compare_baseline(before | {"retain_rouge1": retain, "factual_rouge1": 0.5}, before)
-        return session.console.export_text()
-
-    assert compare(0.95) == ""
-    assert "a little differently" in compare(0.94)
-    with pytest.raises(InputError, match="another one than"):
-        compare(0.9)
+    assert unfinished_like(signature, runs) is None
 
 
 def _hold(path: Path, ready: Any) -> None:
@@ -344,17 +289,22 @@ def _hold(path: Path, ready: Any) -> None:
 
 
 def test_a_search_has_one_process_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    """What is refused is left alone: its folder is nearly empty while the base model is judged."""
+    plan = plan_search(SearchConfig(output=tmp_path, name="n"))
+    folder = Folder((tmp_path / "n").resolve())
+    folder.answers(None).parent.mkdir(parents=True)
+    folder.answers(None).touch()
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, ready))
+    other = context.Process(target=_hold, args=(folder.path, ready))
     other.start()
     assert ready.wait(30)
-    with pytest.raises(InputError, match="another process works on this search"):  # noqa: SIM117
-        with alone(Folder(tmp_path)):
-            raise AssertionError("never reached")
+    with pytest.raises(BusySearchError, match="another process works on this search"):
+        run_search(plan, Console(quiet=True), given={}, arguments=())
+    assert folder.answers(None).exists()
     os.kill(other.pid or 0, signal.SIGKILL)
     other.join()
-    with alone(Folder(tmp_path)):
+    with alone(folder):
         pass
 
 
@@ -375,16 +325,8 @@ def test_a_search_whose_full_evaluation_failed_says_so_and_is_not_finished(
     plan = plan_search(SearchConfig(output=tmp_path, name="n", num_trials=2))
     folder = make_folder(plan.config, plan.spec)
     console = Console(record=True, file=StringIO(), width=200)
-    session = SearchSession(
-        plan,
-        folder,
-        Scripted(),
-        Resources(cpus=1, gpus=0, concurrency=1),
-        no_tracker(),
-        console=console,
-        given={},
-        arguments=None,
-    )
+    places = (plan, folder, Scripted(), ONE_CPU, no_tracker())
+    session = SearchSession(*places, console=console, given={}, arguments=None)
     assert session.run() == 3
     said = "A full evaluation gave no answer (no memory). No setting is confirmed"
     assert said in console.export_text()

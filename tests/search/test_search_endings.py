@@ -50,7 +50,7 @@ def interrupted(
     assert "Traceback" not in done.stderr
     rows = rows_of(folder / "runs/n")
     assert sum(row["state"] == "complete" for row in rows) >= 2
-    for name in ("config.yaml", "report.md", "pictures/trade_off.png", "pictures/history.svg"):
+    for name in ("config.yaml", "report.md", "pictures/trade_off.png"):
         assert (folder / "runs/n" / name).stat().st_size > 0
     parents, children = statuses(folder / "runs")
     assert (parents, len(children)) == (["KILLED"], len(rows))
@@ -106,7 +106,12 @@ def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
     assert "ending; 2 more to end at once" in done.stderr
     assert [p.cmdline() for p in psutil.process_iter() if tmp_path.name in str(p.cmdline())] == []
     log = (tmp_path / "runs/n/search.log").read_text(encoding="utf-8")
-    for said in ("data: pairs: forget A_B", "2/5000 ", "WARNING interrupted", "exit code 130"):
+    for said in (
+        "going on as told: the base model",
+        "2/5000 ",
+        "WARNING interrupted",
+        "exit code 130",
+    ):
         assert said in log
     rows = rows_of(tmp_path / "runs/n")
     failures = [row["failure"] for row in rows if row["state"] == "failed"]
@@ -122,6 +127,7 @@ def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
     resume = ["--resume", "n", "--output", "runs", "--num-trials", str(wanted)]
     resumed = without_ray(COMMAND, *resume, "--in-process")
     assert resumed.exit_code == 3, resumed.stderr
+    assert not (tmp_path / "runs/n/best.yaml").exists()
     after = rows_of(tmp_path / "runs/n")
     assert after[: len(rows)] == rows, "what was computed is kept"
     new = after[len(rows) :]
@@ -133,22 +139,3 @@ def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
     finished = without_ray(COMMAND, *resume)
     assert finished.exit_code == 3
     assert "n is finished" in finished.stdout
-
-
-def test_the_same_seed_gives_the_same_trials_and_scores(small: list[str], tmp_path: Path) -> None:
-    """On one worker and a CPU; times and dates differ."""
-    found = []
-    for name in ("one", "two"):
-        done = here(small, tmp_path, "--force", "--num-trials", "7", "--seed", "5", name=name)
-        assert done.exit_code == 3, done.stderr
-        assert "going on as told: the base model" in done.stdout
-        assert not (tmp_path / "runs" / name / "best.yaml").exists()
-        again = done.stdout.splitlines()[-1]
-        assert again.endswith(" --seed 6")
-        assert again.count("--seed") == 1
-        timed = ("seconds", "started", "ended")
-        rows = rows_of(tmp_path / "runs" / name)
-        found.append([{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows])
-    assert found[0] == found[1]
-    assert len({row["answers_digest"] for row in found[0]}) > 1
-    assert statuses(tmp_path / "runs") == (["FINISHED"] * 2, ["FINISHED"] * 14)

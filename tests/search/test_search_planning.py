@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,83 +13,25 @@ from command_lines import small_data
 from lunar_tune.config.run_options import RunOptions
 from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError
-from lunar_tune.models.lineage import Lineage, write_lineage
 from lunar_tune.report.summary import baseline_problem
 from lunar_tune.search.backends import cluster
-from lunar_tune.search.plan import check_output, make_folder, plan_search
+from lunar_tune.search.plan import make_folder, plan_search
 from lunar_tune.trial.assemble import assemble, check_machine
-
-
-def message_of(config: SearchConfig) -> str:
-    with pytest.raises(InputError) as caught:
-        config.check()
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"num_trials": 0}, "--num-trials 0: at least 1."),
-        ({"concurrency": 0}, "--concurrency 0: at least 1."),
-        ({"time_budget": -1.0}, "--time-budget -1.0: at least 0."),
-        ({"time_budget": float("nan")}, "--time-budget nan"),
-        ({"gpus_per_trial": -1.0}, "--gpus-per-trial -1.0: at least 0."),
         ({"gpus_per_trial": 1.5}, "--gpus-per-trial 1.5: above 1 a whole number"),
-        ({"gpus_per_trial": 1.0, "device": "cpu"}, "--device cpu contradicts"),
         ({"device": "cuda:1"}, "--device cuda:1: Ray hands out the GPUs"),
-        ({"address": "ray://head:10001"}, "--address ray://head:10001: a search cannot run"),
         ({"name": "n" * 121}, "--name nnnnnnnnnnnnnnnnnnnn…: at most 120 characters"),
-        ({"name": "a/b"}, "--name a/b: a plain name, without folders."),
-        ({"name": ".."}, "--name ..: a plain name"),
-        ({"name": ""}, "--name : a plain name"),
     ],
 )
 def test_a_value_out_of_range_is_named(options: Mapping[str, Any], expected: str) -> None:
-    assert message_of(SearchConfig(**options)).startswith(expected)
-
-
-def test_the_bounds_themselves_are_allowed() -> None:
+    with pytest.raises(InputError) as caught:
+        SearchConfig(**options).check()
+    assert str(caught.value).startswith(expected)
     SearchConfig(time_budget=0, num_trials=1, gpus_per_trial=0, name="a.b-c").check()
-    SearchConfig(seed=2**32 - 1).check()
-
-
-SPACE = (
-    "lunar: {adamw: {parameters: {layer: {type: int, low: 0, high: HIGH}, coefficient: "
-    "{type: fixed, value: 2.0}, learning_rate: {type: fixed, value: 0.01}}}}"
-)
-
-
-def test_a_plan_says_all_that_is_wrong_with_options_space_and_data(tmp_path: Path) -> None:
-    """Before anything runs: also that a layer lies beyond the model."""
-    space = tmp_path / "space.yaml"
-    space.write_text(SPACE.replace("HIGH", "9"))
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken/study.journal").touch()
-    options: dict[str, Any] = {"output": tmp_path, "constrain": ("retain_rouge1>=7",)}
-    with pytest.raises(InputError) as caught:
-        plan_search(SearchConfig(space=str(space), **options))
-    for part in ("2 things are wrong", "retain_rouge1>=7", str(space), "blocks 0 to 3"):
-        assert part in str(caught.value)
-    options |= {"data": "mini", "forget_edge": ("X_Y",), "reference_prompts": "nosuch"}
-    with pytest.raises(InputError) as caught:
-        plan_search(SearchConfig(**options, sampler="grid", name="taken"))
-    message = str(caught.value)
-    assert message.startswith("5 things are wrong:")
-    unknown = "unknown sampler 'grid'. There are: gp, tpe, random."
-    for part in (unknown, "retain_rouge1>=7", "exists already", "X_Y", "nosuch"):
-        assert part in message
-    assert message.count("things are wrong") == 1
-
-
-def test_the_plan_says_what_is_going_to_be_done(tmp_path: Path) -> None:
-    facts = plan_search(SearchConfig(retain_rows=20, output=tmp_path, time_budget=60)).facts
-    text = "\n".join(f"{key}: {value}" for key, value in facts.items())
-
-    for part in ("tiny", "forget A_B (12 questions)", "retain 20 (a sample of 84)", "factual 81"):
-        assert part in text
-    for part in ("lunar (adamw)", "30 by gp, none started after 60 s", "ROUGE-1 of at least 0.8"):
-        assert part in text
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(tmp_path: Path) -> None:
@@ -104,79 +43,30 @@ def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(tmp_
         assert (spec.early_exit, spec.retain_floor) == (False, None)
 
 
-def test_the_plan_says_where_fine_tuned_weights_come_from(
-    tmp_path: Path, checkpoint: Callable[..., Path]
-) -> None:
-    folder = shutil.copytree(checkpoint("qwen2"), tmp_path / "knows")
-    facts = {"base": "qwen2.5-7b", "source": "s", "fingerprint": "f", "data": "pairs"}
-    more = {"settings": {"trained": "lora"}, "knowledge": {"rouge1": 0.5}}
-    write_lineage(folder, Lineage(**facts, data_digest="d", weights=None, revision=None, **more))
-    model, weights = str(checkpoint("qwen2")), str(folder)
-    config = SearchConfig(model=model, model_path=weights, device="cpu", output=tmp_path / "runs")
-    facts = plan_search(config).facts
-    assert "qwen2.5-7b fine-tuned (lora) on pairs, ROUGE-1 0.500" in facts.values()
-
-
-def test_a_folder_is_made_once(tmp_path: Path) -> None:
-    spec = assemble(RunOptions())
-    config = SearchConfig(output=tmp_path / "deep/runs", name="n")
-    folder = make_folder(config, spec)
-    assert (folder.path, folder.name) == ((tmp_path / "deep/runs/n").resolve(), "n")
-
-    folder.lock.touch()
-    folder.answers(None).parent.mkdir()
-    folder.answers(None).touch()
-    make_folder(config, spec)  # of a search that was killed before its first trial
-    folder.journal.touch()
-    with pytest.raises(InputError, match=r"--name n: .* exists already.*--resume"):
-        make_folder(config, spec)
-    with pytest.raises(InputError, match=r"--name n: .* exists already"):
-        check_output(config)
-    check_output(dataclasses.replace(config, name="other"))
-
-
-def test_an_output_that_cannot_be_written_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file, not a folder"):
-        check_output(SearchConfig(output=tmp_path / "file/below"))
-    with pytest.raises(InputError, match=r"--output .*: cannot be written"):
-        make_folder(SearchConfig(output=tmp_path / "file", name="n"), assemble(RunOptions()))
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-    with pytest.raises(InputError, match="cannot be written"):
-        check_output(SearchConfig(output=tmp_path))
-
-
 def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None:
     spec = assemble(RunOptions())
 
-    def problem(forget: float, retain: float) -> str | None:
-        return baseline_problem({"forget_rouge1": forget, "retain_rouge1": retain}, 0.8, spec)
+    def problem(forget: float, retain: float) -> str:
+        scores = {"forget_rouge1": forget, "retain_rouge1": retain}
+        return baseline_problem(scores, 0.8, spec) or ""
 
-    assert problem(0.9, 0.8) is None
-    low_retain, low_forget = problem(0.9, 0.44), problem(0.05, 0.95)
-    assert low_retain is not None
-    assert low_forget is not None
+    assert problem(0.9, 0.8) == ""
     for part in ("0.440", "floor of 0.8", "fine-tune", "--model-path", "--force"):
-        assert part in low_retain
+        assert part in problem(0.9, 0.44)
     for part in ("0.050", "nothing to forget", "A_B", "--forget-edge", "--force"):
-        assert part in low_forget
+        assert part in problem(0.05, 0.95)
 
 
 TWO, SIXTEEN = {"CPU": 2.0}, {"CPU": 16.0}
 SHARES: list[tuple[dict[str, float], dict[str, Any], tuple[float, float, int]]] = [
     (TWO, {}, (2, 0, 1)),
     (SIXTEEN, {}, (4, 0, 4)),
-    (SIXTEEN, {"concurrency": 2}, (4, 0, 2)),
-    (TWO, {"concurrency": 2}, (1, 0, 2)),
     (TWO, {"concurrency": 4}, (1, 0, 2)),
     (SIXTEEN | {"GPU": 4.0}, {}, (4, 1, 4)),
     ({"CPU": 4.0, "GPU": 8.0}, {}, (1, 1, 4)),
     (SIXTEEN | {"GPU": 1.0}, {"gpus_per_trial": 0.5}, (4, 0.5, 2)),
     (SIXTEEN | {"GPU": 4.0}, {"gpus_per_trial": 2.0}, (8, 2, 2)),
     (SIXTEEN | {"GPU": 4.0}, {"device": "cpu"}, (4, 0, 4)),
-    (SIXTEEN | {"GPU": 4.0}, {"concurrency": 1}, (4, 1, 1)),
 ]
 
 
@@ -186,6 +76,20 @@ def test_resources_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ray.nodes", lambda node=node: [node])
         shared = cluster.allocate_resources(SearchConfig(**options))
         assert (shared.cpus, shared.gpus, shared.concurrency) == expected, (there, options)
+
+
+def test_a_demand_for_gpus_is_checked_where_the_trials_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(InputError, match="--gpus-per-trial 1: this machine has 0 CUDA"):
+        cluster.check_gpus(SearchConfig(gpus_per_trial=1))
+    cluster.check_gpus(SearchConfig(gpus_per_trial=1, address="10.0.0.1:6379"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    spec = assemble(RunOptions(device="cuda"))
+    check_machine(spec, here=False)
+    with pytest.raises(InputError, match="sees no CUDA devices"):
+        check_machine(spec)
 
 
 def test_a_trial_has_to_fit_on_one_node_and_every_node_counts(
@@ -206,70 +110,25 @@ def test_a_trial_has_to_fit_on_one_node_and_every_node_counts(
         cluster.allocate_resources(SearchConfig(device="cuda"))
 
 
-def test_a_demand_for_gpus_is_checked_where_the_trials_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(InputError, match="--gpus-per-trial 1: this machine has 0 CUDA"):
-        cluster.check_gpus(SearchConfig(gpus_per_trial=1))
-    cluster.check_gpus(SearchConfig(gpus_per_trial=1, address="10.0.0.1:6379"))
-    cluster.check_gpus(SearchConfig(gpus_per_trial=0))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    spec = assemble(RunOptions(device="cuda"))
-    check_machine(spec, here=False)
-    with pytest.raises(InputError, match="sees no CUDA devices"):
-        check_machine(spec)
-
-
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the environment of a Ray session end with the test."""
-    for name, value in cluster._QUIET.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
-def test_ray_is_started_here_unless_an_address_is_given(
-    monkeypatch: pytest.MonkeyPatch, address: str | None
-) -> None:
-    """`ray.init` without an address would join whatever RAY_ADDRESS or `ray start` left."""
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
-    monkeypatch.setattr("ray.shutdown", lambda: asked.update(shut_down=True))
-    with cluster.ray_session(SearchConfig(address=address)):
-        assert asked["address"] == (address or "local")
-    assert asked["shut_down"] is True
-
-
-@pytest.mark.usefixtures("quiet")
-def test_a_cluster_that_does_not_answer_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_options: Any) -> None:
-        raise ConnectionError("ray start first")
-
-    monkeypatch.setattr("ray.init", refuse)
-    with (
-        pytest.raises(InputError, match=r"--address 10\.0\.0\.1:1: no Ray cluster answers"),
-        cluster.ray_session(SearchConfig(address="10.0.0.1:1")),
-    ):
-        raise AssertionError("the session must not begin")
-
-
-def test_a_name_is_made_from_what_is_searched_and_stays_in_the_output_folder(
-    tmp_path: Path,
-) -> None:
+def test_a_folder_is_made_once_with_a_name_of_what_is_searched(tmp_path: Path) -> None:
     """Names of edges come from the data; there may be many of them."""
     runs = tmp_path / "runs"
     spec = assemble(RunOptions(data=str(small_data(tmp_path)), forget_edge=("A_B", "C_D")))
     name = make_folder(SearchConfig(output=runs), spec).name
     assert name.startswith("tiny-pairs-A_B-C_D-lunar-adamw-2")
-    edges = [f"../../{n}/" for n in range(90)]
-    rows = [{"edge": edge, "question": f"{edge}?", "answer": "a"} for edge in [*edges, "kept"]]
-    path = tmp_path / "pairs.json"
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    config = SearchConfig(
-        data=str(path), forget_edge=tuple(edges), factual_data="none", output=runs
-    )
-    folder = make_folder(config, assemble(config))
+    edges = tuple(f"../../{n}/" for n in range(90))
+    data = dataclasses.replace(spec.data, forget_edges=edges)
+    folder = make_folder(SearchConfig(output=runs), dataclasses.replace(spec, data=data))
     assert folder.path.parent == runs
     assert len(folder.name) <= 120
+
+    config = SearchConfig(output=runs / "deep", name="n")
+    folder = make_folder(config, spec)
+    assert (folder.path, folder.name) == ((runs / "deep/n").resolve(), "n")
+    folder.lock.touch()
+    folder.answers(None).parent.mkdir()
+    folder.answers(None).touch()
+    make_folder(config, spec)  # of a search that was killed before its first trial
+    folder.journal.touch()
+    with pytest.raises(InputError, match=r"--name n: .* exists already.*--resume"):
+        make_folder(config, spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -13,7 +13,6 @@ from made_outcomes import base_model, no_tracker
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from priors import prior_of
 from rich.console import Console
-from shared_searches import SharedSearch
 from test_study import run_trials
 from tracked_searches import TAGS
 
@@ -25,11 +24,7 @@ from lunar_tune.search.persistence import resumed, search_document, signature_of
 from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.search.session import SearchSession
 from lunar_tune.search.space import SearchSpace, open_study
-from lunar_tune.search.starting_points import (
-    StartingPoint,
-    fitting,
-    usual_point,
-)
+from lunar_tune.search.starting_points import usual_point
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import read_yaml, write_yaml
@@ -81,19 +76,6 @@ def test_the_usual_setting_is_the_first_that_the_space_names_else_the_middle() -
     assert usual_point(dataclasses.replace(space, starting_points=points)) == {"layer": 3}
 
 
-def test_points_outside_the_space_are_left_out_and_named() -> None:
-    space = space_of(layer=IntDistribution(0, 3), coefficient=FloatDistribution(0.5, 2.0))
-    good = {"layer": 1, "coefficient": 1.0}
-    points = {"one": {"layer": 9, "coefficient": 3.0}, "two": good, "three": {"layer": 1}}
-    points["the space's own"] = dict(good)
-    fitted, text = fitting([StartingPoint(point, name) for name, point in points.items()], space)
-    assert fitted.starting_points == (good,)
-    assert text == (
-        "1 (two); left out: one (layer: is 9, outside 0 … 3, coefficient: is 3, outside 0.5 … 2); "
-        "three (coefficient: is missing)"
-    )
-
-
 def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path) -> None:
     plan = planned(tmp_path, layer_prior=prior_file(tmp_path))
 
@@ -116,6 +98,7 @@ def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path)
 
 
 def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -> None:
+    """And after it, where the scores tell nothing."""
     plan = planned(tmp_path, layer_prior="auto")
     assert plan.layer_coefficient == OWN["coefficient"]
     assert plan.space.values_of("layer") == plan.spec.layers == (0, 1, 2, 3)
@@ -128,32 +111,35 @@ def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -
     assert scored.facts["  layer"] == "2 … 3 by s1 - s2 (auto, coefficient 0.5)"
     assert first_trials(scored, tmp_path, 1) == [OWN | {"layer": 3}]
 
+    tie = plan.with_own_prior(prior_of(dict.fromkeys(range(4), 0.5), [0, 1, 2, 3]).document())
+    assert tie.space == plan.space
+    assert "all layers score the same" in tie.facts["  layer"]
 
-def test_a_search_that_goes_on_keeps_the_layers_that_it_began_with(tmp_path: Path) -> None:
+
+def test_a_search_that_goes_on_keeps_its_layers_and_finds_out_another_base_model(
+    tmp_path: Path,
+) -> None:
     """Scores of another machine may differ in the last digits, and so may what they recommend."""
     plan = planned(tmp_path, layer_prior="auto", name="n", resume=True)
     folder = make_folder(plan.config, plan.spec)
-    for recommended in ([2, 3], [3]):
-        console = Console(quiet=True)
-        resources = Resources(cpus=1, gpus=0, concurrency=1)
-        places = (plan, folder, MagicMock(), resources, no_tracker())
+    places = (plan, folder, MagicMock(), Resources(cpus=1, gpus=0, concurrency=1), no_tracker())
+    console = Console(record=True, file=StringIO(), width=200)
+
+    def begun(recommended: list[int], retain: float) -> str:
         session = SearchSession(*places, console=console, given={}, arguments=())
         prior = prior_of(CURVE, recommended).document()
-        study = session.begin(dataclasses.replace(base_model(1.0, 1.0), layer_prior=prior))
+        study = session.begin(dataclasses.replace(base_model(1.0, retain), layer_prior=prior))
+        session._display.doing(None)
         assert session.plan.space.parameters["layer"] == IntDistribution(2, 3)
         assert study.ask()[1]["layer"] == 3
-        session._display.doing(None)
+        return console.export_text()
+
+    assert "differently" not in begun([2, 3], 1.0)
+    assert "a little differently" in begun([3], 0.99)
+    with pytest.raises(InputError, match="another one than"):
+        begun([3], 0.9)
     config = read_yaml(folder.config)
     assert config["resolved"]["layer_prior"]["recommended"] == [2, 3]
-
-
-def test_scores_that_tell_nothing_leave_space_and_points(tmp_path: Path) -> None:
-    tie = prior_of(dict.fromkeys(range(4), 0.5), [0, 1, 2, 3])
-    plan = planned(tmp_path, layer_prior="auto")
-    scored = plan.with_own_prior(tie.document())
-    assert scored.space == plan.space
-    assert "all layers score the same" in scored.facts["  layer"]
-    assert first_trials(scored, tmp_path, 1) == [OWN]
 
 
 def refusal(folder: Path, **options: Any) -> str:
@@ -176,27 +162,25 @@ def space_file(folder: Path, layer: str = LAYER, coefficient: str = COEFFICIENT)
 
 
 def test_a_prior_that_has_no_use_is_refused(tmp_path: Path) -> None:
+    """RMU edits a block, too, but moves activations along a random direction."""
     message = refusal(tmp_path, layer_prior=prior_file(tmp_path, model="other"))
     assert message.startswith("--layer-prior ")
     assert "was made for model 'other' with 4 decoder blocks, and this is 'tiny'" in message
     for method, prior in (("npo", "auto"), ("rmu", prior_file(tmp_path))):
         message = refusal(tmp_path, method=method, layer_prior=prior)
         assert message.startswith(f"--layer-prior {prior}: layers are scored along LUNAR's")
-    path = space_file(tmp_path, layer="{type: fixed, value: 2}")
-    message = refusal(tmp_path, space=path, layer_prior="auto")
-    assert message.startswith(f"--layer-prior auto: the space ({path}) has layer 2 alone")
+        assert f"--method {method} has none" in message
+    for layer in ("{type: fixed, value: 2}", "{type: choice, values: [2]}"):
+        path = space_file(tmp_path, layer=layer)
+        message = refusal(tmp_path, space=path, layer_prior="auto")
+        assert message.startswith(f"--layer-prior auto: the space ({path}) has layer 2 alone")
     path = space_file(tmp_path, coefficient="{type: float, low: -2, high: 2}")
     message = refusal(tmp_path, space=path, layer_prior="auto")
     assert "the middle of the space's coefficients is 0" in message
-
-
-def test_a_file_that_is_no_prior_is_said_with_everything_else(tmp_path: Path) -> None:
-    bad = tmp_path / "bad.json"
-    bad.write_text("{}")
+    (bad := tmp_path / "bad.json").write_text("{}")
     message = refusal(tmp_path, layer_prior=str(bad), num_trials=0)
     for part in ("2 things are wrong:", "--num-trials 0", "bad.json: is no layer prior"):
         assert part in message
-    assert "cannot be read" in refusal(tmp_path, layer_prior=str(tmp_path / "nosuch.json"))
 
 
 FOUND = {"layer": 2, "coefficient": 4.0, "learning_rate": 0.001}
@@ -263,32 +247,19 @@ def test_the_best_of_other_searches_are_a_studys_first_trials(tmp_path: Path) ->
     assert starts(plan) == f"2 (found in own, found in {file})"
 
 
-def test_what_a_real_search_has_confirmed_is_read_from_folder_and_file(
-    finished: SharedSearch, tmp_path: Path
-) -> None:
-    folder = finished.copied(tmp_path / "runs")
-    found = read_yaml(folder / "best.yaml")["parameters"]
-    for named in (finished.name, str(folder), str(folder / "best.yaml")):
-        plan = planned(tmp_path, start_from=(named,), range=("learning-rate=0.0001:0.003",))
-        assert plan.space.starting_points[0] == found
-        assert plan.facts["starting points"].startswith("1 (found in ")
-
-
 def test_without_the_spaces_own_points_the_found_ones_are_tried_all_the_same(
     tmp_path: Path,
 ) -> None:
-    prior = prior_file(tmp_path)
-    plan = planned(tmp_path, start_from=(best_file(tmp_path), "none"), layer_prior=prior)
+    found, prior = (best_file(tmp_path), "none"), prior_file(tmp_path)
+    plan = planned(tmp_path, start_from=found, layer_prior=prior)
     assert plan.space.starting_points == (FOUND,)
-    trials = first_trials(plan, tmp_path, 2)
-    assert trials[0] == FOUND
-    assert trials[1]["layer"] in {2, 3}
-    assert trials[1]["coefficient"] != OWN["coefficient"]
     assert starts(plan) == f"1 (found in {tmp_path / 'best.yaml'})"
     assert starts(planned(tmp_path, start_from=("none",))) == "none"
 
 
-def test_what_lies_outside_the_space_is_moved_to_the_nearest_value(tmp_path: Path) -> None:
+def test_what_lies_outside_the_space_is_moved_and_what_does_not_fit_is_left_out(
+    tmp_path: Path,
+) -> None:
     space = space_file(tmp_path, layer="{type: choice, values: [0, 3]}")
     file = best_file(tmp_path, parameters=FOUND | {"coefficient": 5.25})
     plan = planned(tmp_path, space=space, start_from=(file,))
@@ -297,8 +268,6 @@ def test_what_lies_outside_the_space_is_moved_to_the_nearest_value(tmp_path: Pat
     moves = "layer 2 → 3 and coefficient 5.25 → 3.5 and learning_rate 0.001 → 0.01"
     assert starts(plan) == f"1 (found in {file} with {moves})"
 
-
-def test_a_setting_with_other_parameters_is_left_out_and_named(tmp_path: Path) -> None:
     file = best_file(tmp_path, parameters={"layer": 9, "learning_rate": 0.001, "ridge": 1.0})
     text = starts(planned(tmp_path, start_from=(file,)))
     assert text.startswith(f"1 (the space's own); left out: found in {file} (")
@@ -324,7 +293,7 @@ def test_found_settings_follow_the_best_layer_and_keep_to_the_narrowed_range(
 
 def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(tmp_path: Path) -> None:
     """28 blocks, by the search's configuration and by best.yaml; 4 of tiny."""
-    for layer, expected in ((0, 0), (9, 1), (14, 2), (20, 2), (27, 3)):
+    for layer, expected in ((0, 0), (9, 1), (20, 2), (27, 3)):
         setting = FOUND | {"layer": layer}
         name = searched(tmp_path, f"of {layer}", (setting, GOOD), n_layers=28)
         for source in (name, best_file(tmp_path, parameters=setting, n_layers=28)):
@@ -351,24 +320,16 @@ def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> N
         assert part in message
 
 
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
+def test_a_file_that_is_no_best_setting_is_refused(tmp_path: Path) -> None:
+    for changes, part in (
         ({"parameters": {}}, "parameters"),
         ({"parameters": {"layer": True}}, "parameters.layer"),
-        ({"parameters": {"layer": math.nan}}, "parameters.layer"),
-        ({"parameters": [1]}, "parameters"),
         ({"solver": None}, "solver"),
-        ({"n_layers": 0}, "n_layers"),
         ({"n_layers": None}, "n_layers: is empty"),
-    ],
-)
-def test_a_file_that_is_no_best_setting_is_refused(
-    tmp_path: Path, changes: dict[str, Any], part: str
-) -> None:
-    message = refusal(tmp_path, start_from=(best_file(tmp_path, **changes),))
-    assert message.startswith(f"--start-from {tmp_path / 'best.yaml'}: {part}")
-    assert "Name a search, or the best.yaml of one" in message
+    ):
+        message = refusal(tmp_path, start_from=(best_file(tmp_path, **changes),))
+        assert message.startswith(f"--start-from {tmp_path / 'best.yaml'}: {part}")
+        assert "Name a search, or the best.yaml of one" in message
 
 
 def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> None:

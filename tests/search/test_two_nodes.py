@@ -23,8 +23,8 @@ from lunar_tune.study.study import StoredStudy
 
 ADDRESSES = ("192.0.2.1", "192.0.2.2")  # for documentation, of no machine
 HEAD = f"{ADDRESSES[0]}:6379"
-TRIALS = 8
-LONGER = "epochs=2000"  # so that a node is lost in the middle of a trial
+TRIALS = 5
+LONGER = "epochs=1000"  # so that a node is lost in the middle of a trial
 START_SECONDS, SEARCH_SECONDS = 90.0, 300.0
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
 RAY += ["--object-store-memory=80000000", "--disable-usage-stats"]
@@ -118,7 +118,7 @@ def test_a_search_needs_no_common_folder_and_outlives_the_loss_of_a_node(
     standing = cluster.head.processes(TASK)
     for process in standing:
         process.suspend()  # what is completed from now on is the other's
-    wanted = n_complete() + 2
+    wanted = n_complete() + 1
     wait_for(lambda: n_complete() >= wanted, SEARCH_SECONDS, "the other node ends none")
     wait_for(lambda: works(cluster.other), SEARCH_SECONDS, "it has no further one")
     assert len(workers[cluster.other.pid]) == 1, "its worker is used again"
@@ -137,9 +137,3 @@ def test_a_search_needs_no_common_folder_and_outlives_the_loss_of_a_node(
     assert folder.best.exists()
     assert any(row.again for row in stored.rows), "a trial was lost with the node, and run again"
     assert not cluster.other.path(cluster.private / "runs").exists()
-    assert files(folder.path) > {"study.journal", "search.log", "00000.parquet"}
-    assert files(folder.path).isdisjoint(files(cluster.other.path(cluster.private)))
-
-
-def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*") if not path.is_dir()}

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a file of three questions to forget and six to keep, of two edges."""
     from trial_specs import write_records
 
     file = tmp_path_factory.mktemp("data") / "pairs.json"
