@@ -59,7 +59,6 @@ class Answerer:
         self.guesser = Guesser(activations.drafts)
         self._deepest = deepest
         self._openings: dict[object, _Opening] = {}
-        self._decode_sizes: dict[int, BatchSize] = {}
 
     def prepare(self) -> None:
         """Compute what is kept of the model; it must be the base model, unlike later."""
@@ -137,19 +136,14 @@ class Answerer:
             for node in tree.nodes_of([row])[lengths[row] - 1 :].tolist()
         }
 
-    def decode_size(self, max_new_tokens: int) -> BatchSize:
-        """Return how many rows are decoded together.
-
-        The estimate counts a row's keys, values, logits and MLP; it is remembered as it shrinks.
-        """
-        if max_new_tokens not in self._decode_sizes:
-            config, loaded = self.loaded.model.config, self.loaded
-            slots = max(self.activations.prompt_lengths) + min(max_new_tokens, FIRST_SLOTS)
-            row = 2 * slots * _key_width(loaded) * loaded.n_layers * loaded.model.dtype.itemsize
-            row += config.vocab_size * 8 + config.intermediate_size * 32
-            most = self.memory.free_bytes() // row
-            self._decode_sizes[max_new_tokens] = BatchSize(most, "the answers")
-        return self._decode_sizes[max_new_tokens]
+    @cached_property
+    def decode_size(self) -> BatchSize:
+        """Rows that are decoded together, estimated from keys, values, logits and MLP of a row."""
+        config, loaded = self.loaded.model.config, self.loaded
+        slots = max(self.activations.prompt_lengths) + FIRST_SLOTS
+        row = 2 * slots * _key_width(loaded) * loaded.n_layers * loaded.model.dtype.itemsize
+        row += config.vocab_size * 8 + config.intermediate_size * 32
+        return BatchSize(self.memory.free_bytes() // row, "the answers")
 
 
 class AnsweringRun:
@@ -200,8 +194,7 @@ class AnsweringRun:
             # Rows of one length leave together; long ones do not make short ones wait.
             lengths = self._answerer.activations.prompt_lengths
             order = sorted(self._pending, key=lambda row: lengths[row])
-            size = self._answerer.decode_size(self._rules.max_new_tokens)
-            answers = size.fit(lambda most: self._decode(order, most))
+            answers = self._answerer.decode_size.fit(lambda most: self._decode(order, most))
             for row, answer in answers.items():
                 self._answerer.guesser.remember(row, answer)
             self._answers |= answers

@@ -142,8 +142,7 @@ def answerer(
     activations = PromptActivations(ActivationSource(loaded), PROMPTS, drafts=known)
     made = Answerer(activations, deepest=2)
     if batch_size is not None:
-        size = BatchSize(batch_size, "the answers")
-        vars(made)["decode_size"] = lambda _max_new_tokens: size
+        made.decode_size = BatchSize(batch_size, "the answers")
     made.prepare()
     return made
 

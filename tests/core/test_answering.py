@@ -67,7 +67,7 @@ def test_right_drafts_leave_nothing_to_decode(
     weights, eos = new_weights(model, 1), ends_of(said(model, 1))
     short = cut_all(said(model, 1), eos, BUDGET)
     made = answerer(with_eos(model, eos), drafts=short)
-    monkeypatch.setattr(made, "decode_size", lambda _: pytest.fail("something is decoded"))
+    monkeypatch.setattr(answering_module, "SlotDecoding", pytest.fail)
     assert answers_of(made, weights, budget=BUDGET) == short
     with edited(model, weights):  # whose reads are there already
         known = made.begin(AnswerRules(edited_layer=1, max_new_tokens=BUDGET)).open([2, 4])
