@@ -27,7 +27,7 @@ from contract_words import (
     TRANSPORT,
 )
 
-from lunar_tune.data.invented import InventedWords
+from lunar_tune.data.splits import InventedWords
 
 __all__ = ["ATTRIBUTES", "Attribute", "ContractKind"]
 

@@ -17,8 +17,8 @@ from itertools import pairwise
 
 from contract_terms import ATTRIBUTES, Attribute, ContractKind
 
-from lunar_tune.data.invented import InventedWords, seeded
 from lunar_tune.data.records import Record
+from lunar_tune.data.splits import InventedWords, seeded
 from lunar_tune.errors import DataError
 
 __all__ = [

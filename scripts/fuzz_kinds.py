@@ -26,7 +26,7 @@ from lunar_tune.files import datasets_dir, search_spaces_dir
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.models.lineage import LINEAGE_FILE, read_lineage
+from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
 from lunar_tune.search.space import SearchSpace, open_study
 from lunar_tune.search.space_sources import load_space
 from lunar_tune.study.folder import Folder, read_answers, write_answers

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from contracts import EdgeSpec, GraphSpec, chain, generate_contracts, star
 
-from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.data.records import Record
+from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.files import datasets_dir
 
 __all__ = ["CONTRACTS", "MINI", "generated_files", "main"]

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from lunar_tune.data.data_catalog import resolve_data
-from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.data.records import Record, read_prompts, read_records
+from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.finetuning.tiny import TinyRecipe, new_model, train_tokenizer
 
 __all__ = ["make_small_model"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
+from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.methods.contract import METHODS, Fit, Method, PreparedMethod, UnlearningTask
 from lunar_tune.methods.gradient import GradientSettings
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings

@@ -83,46 +83,44 @@ def fetch(published: PublishedSet, folder: Path) -> Lock:
             is known or was recorded; or the folder cannot be written.
     """
     check_writable(folder, f"{DATA_VARIABLE} {folder}")
-    lock = read_lock(published, folder)
-    url, source = _download(published)
-    came = _sha256(source)
-    if lock is not None and lock.source_sha256 != came:
-        raise DataError(
-            f"{published.name}: {url} now has SHA-256 {came}, the first fetch recorded "
-            f"{lock.source_sha256}. Nothing was replaced. If you trust what is there now, delete "
-            f"{lock_file(published, folder)} and fetch again."
-        )
-    content = _checked(published, url, source, folder)
-    new = Lock(url=url, source_sha256=came, sha256=_sha256(content), rows=published.rows)
+    recorded = read_lock(published, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        url, source = _download(published, folder, recorded, Path(temporary))
+        came = _sha256(source.read_bytes())
+        content = _checked(published, url, source, folder)
+    lock = Lock(url=url, source_sha256=came, sha256=_sha256(content), rows=published.rows)
     path = folder / published.file_name
     try:
         if published.groups:
             write_json(groups_file(path), published.groups)
-        write_json(lock_file(published, folder), asdict(new))
+        write_json(lock_file(published, folder), asdict(lock))
         write_atomically(path, content)
     except OSError as error:
         raise DataError(
             f"{published.name}: {folder} cannot be written ({error.strerror}). Set "
             f"{DATA_VARIABLE} to a folder that you can write."
         ) from error
-    return new
+    return lock
 
 
-def _download(published: PublishedSet) -> tuple[str, bytes]:
-    """Return the address and content of the first of a data set's files that exists."""
+def _download(
+    published: PublishedSet, folder: Path, recorded: Lock | None, temporary: Path
+) -> tuple[str, Path]:
+    """Return the address of the first of a data set's files that exists, and what came from it."""
     import pooch
     import requests
 
     pooch.get_logger().setLevel(logging.ERROR)  # it logs every address and advises on its own API
-    known = f"sha256:{published.sha256}" if published.sha256 else None
+    known = published.sha256 or (recorded.source_sha256 if recorded is not None else None)
+    name = f"source{Path(published.file_name).suffix}"
     # Without streaming the connection is closed also where the transfer fails; files are small.
     downloader = pooch.HTTPDownloader(timeout=TIMEOUT, stream=False)
     urls = [published.repository.url(file) for file in published.files]
     for url in urls:
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                file = pooch.retrieve(url, known, fname="file", path=folder, downloader=downloader)
-                return url, Path(file).read_bytes()
+            digest = f"sha256:{known}" if known else None
+            file = pooch.retrieve(url, digest, fname=name, path=temporary, downloader=downloader)
+            return url, Path(file)
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else "?"
             if status != requests.codes.not_found:
@@ -136,9 +134,15 @@ def _download(published: PublishedSet) -> tuple[str, bytes]:
                 "HF_ENDPOINT name other servers."
             ) from error
         except ValueError as error:  # pooch's word for another checksum
+            reason = "the published file: its SHA-256 is not"
+            advice = "Try again, or ask for it elsewhere."
+            if not published.sha256:
+                reason = "what came before: as its SHA-256 the first fetch recorded"
+                lock = lock_file(published, folder)
+                advice = f"If you trust what is there now, delete {lock} and fetch again."
             raise DataError(
-                f"{published.name}: what {url} sent is not the published file: its SHA-256 is not "
-                f"{published.sha256}. Nothing was written; try again, or ask for it elsewhere."
+                f"{published.name}: what {url} sent is not {reason} {known}. Nothing was replaced. "
+                f"{advice}"
             ) from error
     tried = " and ".join(urls)
     raise DataError(f"{published.name}: the server has no {tried} (404). Was it moved or renamed?")
@@ -151,21 +155,18 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _checked(published: PublishedSet, url: str, source: bytes, folder: Path) -> bytes:
+def _checked(published: PublishedSet, url: str, path: Path, folder: Path) -> bytes:
     """Return the file to be written, if what came is what was to come."""
-    suffix = Path(published.file_name).suffix
-    if suffix == ".json" and not source.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        suffix = ".jsonl"  # the hub's JSON files hold an object a line
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / f"source{suffix}"
-        path.write_bytes(source)
-        try:
-            records = _records(published, path, folder)
-        except DataError as error:
-            reason = str(error).removeprefix(f"{path}: ").replace(str(path), "the file")
-            raise DataError(
-                f"{published.name}: what {url} sent is not what is expected: {reason}"
-            ) from error
+    source = path.read_bytes()
+    if path.suffix == ".json" and not source.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        path = path.rename(path.with_suffix(".jsonl"))  # the hub's hold an object a line
+    try:
+        records = _records(published, path, folder)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{path}: ").replace(str(path), "the file")
+        raise DataError(
+            f"{published.name}: what {url} sent is not what is expected: {reason}"
+        ) from error
     if not published.authors:
         return source
     rows = [{"edge": record.edge, **asdict(record)} for record in records]

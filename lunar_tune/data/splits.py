@@ -1,4 +1,4 @@
-"""Chooses what is to be forgotten and what is to be kept, and samples it fairly.
+"""Chooses what is to be forgotten and what is to be kept, and draws samples and invented prompts.
 
 Whole edges are forgotten. With the edges `A_B` and `B_C`, forgetting `A_B`:
 
@@ -12,25 +12,28 @@ which anyone may write:
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from lunar_tune.data.invented import seeded
 from lunar_tune.data.records import Record, read_json
 from lunar_tune.errors import DataError, Problems, close_name, listed
 
 __all__ = [
+    "InventedWords",
     "Split",
     "edges_of",
+    "generate_unverifiable",
     "groups_file",
     "halves_by_edge",
     "normalised",
     "read_groups",
     "resolve_edges",
     "sample_by_edge",
+    "seeded",
     "split_by_edges",
 ]
 
@@ -38,6 +41,13 @@ Groups = Mapping[str, Sequence[str]]
 
 _SHOWN_EDGES = 40
 _NO_GROUPS: Groups = MappingProxyType({})
+_ONSETS = (
+    *("b", "br", "d", "dr", "f", "fl", "g", "gr", "h", "k", "kl", "l", "m", "n", "p", "pl"),
+    *("pr", "r", "s", "sk", "st", "t", "tr", "v", "vr", "z", "zh"),
+)
+_VOWELS = "aeiou"
+_CODAS = ("", "", "", "", "l", "m", "n", "r", "s", "x", "sk", "nt", "rd")
+_MANY_TRIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +189,15 @@ def split_by_edges(
     )
 
 
+def seeded(*parts: object) -> random.Random:
+    """Return a generator that depends on the parts alone, the same in every process.
+
+    Text is hashed with SHA-512 by `random` itself, so neither the platform nor `PYTHONHASHSEED`
+    matters. Parts name the purpose, so that one more draw here moves nothing there.
+    """
+    return random.Random(":".join(map(str, parts)))  # noqa: S311 - invented data, not secrets
+
+
 def sample_by_edge(records: Sequence[Record], count: int, *, seed: int) -> tuple[Record, ...]:
     """Return a random sample in which every edge has its share, in the original order.
 
@@ -246,3 +265,54 @@ def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     while sum(places.values()) > count:
         places[min((e for e in sizes if places[e] > least), key=lacks)] -= 1
     return places
+
+
+class InventedWords:
+    """Draws invented words, each at most once.
+
+    No word begins with another one, so that none is found inside another by a reader's eye.
+    """
+
+    def __init__(self, generator: random.Random) -> None:
+        self._generator = generator
+        self._drawn: set[str] = set()
+        self._beginnings: set[str] = set()
+
+    def draw(self, *, syllables: int = 3) -> str:
+        """Return a new capitalised word.
+
+        Raises:
+            ValueError: No new word of that many syllables is left; ask for more syllables.
+        """
+        choose = self._generator.choice
+        for _ in range(_MANY_TRIES):
+            parts = [choose(_ONSETS) + choose(_VOWELS) for _ in range(syllables)]
+            word = ("".join(parts) + choose(_CODAS)).capitalize()
+            beginnings = {word[:length] for length in range(1, len(word) + 1)}
+            if word not in self._beginnings and self._drawn.isdisjoint(beginnings):
+                self._drawn.add(word)
+                self._beginnings |= beginnings
+                return word
+        raise ValueError(f"no new word of {syllables} syllables is left")
+
+
+def generate_unverifiable(count: int, *, seed: int) -> tuple[str, ...]:
+    """Return prompts about invented things, all different.
+
+    Every template is used before one is used again. Another seed gives other names, hence prompts
+    not seen before.
+
+    Raises:
+        DataError: `count` is below 1.
+    """
+    if count < 1:
+        raise DataError(f"{count} unverifiable prompts were asked for: ask for at least 1")
+    generator = seeded("unverifiable", seed)
+    words = InventedWords(generator)
+    # Each names one invented thing, so that no two prompts of a call are the same.
+    templates = Path(__file__).with_name("unverifiable.txt").read_text("utf-8").splitlines()
+    prompts: list[str] = []
+    while len(prompts) < count:
+        round_of_templates = generator.sample(templates, len(templates))
+        prompts += [template.format(name=words.draw()) for template in round_of_templates]
+    return tuple(prompts[:count])

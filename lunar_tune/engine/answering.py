@@ -15,11 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
+from lunar_tune.engine.activations import PromptActivations, sweep_batch
 from lunar_tune.engine.decoding import AnswerRules, likeliest, until_end
 from lunar_tune.engine.forward import KeyValues, TreeBatch, arrange, tree_forward
-from lunar_tune.engine.prompt_activations import PromptActivations
 from lunar_tune.engine.slot_decoding import Guesser, SlotCache, SlotDecoding
-from lunar_tune.engine.streams import sweep_batch
 from lunar_tune.models.device import BatchSize
 from lunar_tune.models.loading import LoadedModel
 

@@ -1,9 +1,9 @@
 """Tensors on disk under the hash of what made them: captured once, read by whoever needs them.
 
-    <user's cache>/activations/<key>/about.json
-                              /<key>/point-014.safetensors      one tensor, its digest in the header
+    <user's cache>/activations/<key>/point-014.safetensors
                               /<key>.lock
 
+A file holds one tensor; its header has the tensor's digest, and what to show of the entry.
 Reading maps a file into memory: pages are loaded as they are touched and shared between processes.
 A file that is deleted while it is mapped stays readable for those who have it; so a file is
 replaced or deleted, and never written to again.
@@ -18,7 +18,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,12 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ActivationCache", "CacheEntry", "EntryInfo", "content_key"]
 
-_TENSOR, _DIGEST = "tensor", "sha256"
-_ABOUT, _ENDING = "about.json", ".safetensors"
+_TENSOR, _DIGEST, _ABOUT = "tensor", "sha256", "about"
+_ENDING = ".safetensors"
 _KEY = re.compile(r"[0-9a-f]{32}")  # nothing under another name is ours to list or to remove
-_STALE_SECONDS = 24 * 3600  # an unfinished file of this age belongs to a process that died
 _SPARE_BYTES = 2**28  # of the disk, left for what a run has to write: its results
-_checked: set[tuple[str, int, int, int]] = set()
 logger = logging.getLogger(__name__)
 
 
@@ -119,18 +116,15 @@ class ActivationCache:
         Returns:
             Whether they fit; nothing is removed where that would not be enough.
         """
-        limit, entries = self.limit_bytes, self.entries()
-        held = sum(entry.bytes for entry in entries)
+        entries = self.entries()
         others = [entry for entry in entries if entry.key != keep]
-
-        def lacking() -> int:
-            return needed - min(limit - held, _free_bytes(self.root) - _SPARE_BYTES)
-
-        if lacking() > sum(entry.bytes for entry in others):
+        held = sum(entry.bytes for entry in entries)
+        room = min(self.limit_bytes - held, _free_bytes(self.root) - _SPARE_BYTES)
+        if needed > room + sum(entry.bytes for entry in others):
             return False
-        while others and lacking() > 0:
-            held -= self.remove(others.pop().key)
-        return lacking() <= 0
+        while others and needed > room:
+            room += self.remove(others.pop().key)
+        return needed <= room
 
     def _keys(self) -> set[str]:
         """Return the keys of entries, and of locks whose entries are gone."""
@@ -150,13 +144,16 @@ class CacheEntry:
     def locked(self) -> Iterator[None]:
         """Inside, no other process of this machine captures for the same entry.
 
-        Where no lock can be had (a full disk, say) it goes on without: two may capture the same.
+        What one that died has left unfinished is removed. Where no lock can be had (a full disk,
+        say) it goes on without: two may capture the same.
         """
         with contextlib.ExitStack() as stack:
             try:
                 self._cache.root.mkdir(parents=True, exist_ok=True, mode=0o700)
                 lock = FileLock(self._cache.root / f"{self.key}.lock", mode=0o600)
                 stack.enter_context(lock)
+                for left in self._folder.glob(".*"):  # ours and safetensors' own
+                    left.unlink(missing_ok=True)
             except (OSError, NotImplementedError) as error:
                 logger.warning("activations are captured without a lock: %s", error)
             yield
@@ -168,25 +165,22 @@ class CacheEntry:
         """
         file = self._folder / f"{name}{_ENDING}"
         try:
-            mark = _mark(file)
             with safe_open(file, framework="pt") as opened:
                 tensor: Tensor = opened.get_tensor(_TENSOR)
                 expected = (opened.metadata() or {}).get(_DIGEST)
-            if mark not in _checked and _digest(tensor) != expected:
-                raise ValueError("its digest does not match")
+            if _digest(tensor) != expected:
+                raise SafetensorError("its digest does not match")
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError) as error:  # says nothing about the content
-            if file.exists():  # else it was removed between the mark and torch's own opening
+            if file.exists():  # else it was removed between safetensors' opening and torch's
                 logger.warning("%s cannot be read and is captured again: %s", file, error)
             return None
-        except (SafetensorError, ValueError) as error:
+        except SafetensorError as error:
             logger.warning("%s is damaged and is captured again: %s", file, error)
             with contextlib.suppress(OSError):
-                if _mark(file) == mark:  # else another process has mended it
-                    file.unlink()
+                file.unlink()
             return None
-        _checked.add(mark)
         with contextlib.suppress(OSError):  # removed meanwhile: the tensor is still whole
             os.utime(self._folder)
         return tensor
@@ -202,22 +196,13 @@ class CacheEntry:
             if not self._cache.make_room(content.nbytes, self.key):
                 return False
             self._folder.mkdir(exist_ok=True, mode=0o700)
-            if not _about(self._folder):
-                with replacing(self._folder / _ABOUT, cached=True) as unfinished:
-                    unfinished.write_text(json.dumps(self._about, indent=1), encoding="utf-8")
-            self._remove_stale()
+            header = {_DIGEST: _digest(content), _ABOUT: json.dumps(self._about)}
             with replacing(file, cached=True) as unfinished:
-                save_file({_TENSOR: content}, unfinished, {_DIGEST: _digest(content)})
+                save_file({_TENSOR: content}, unfinished, header)
         except (OSError, SafetensorError) as error:  # the latter also where the disk is full
             logger.warning("activations cannot be kept on disk, the run goes on: %s", error)
             return False
         return True
-
-    def _remove_stale(self) -> None:
-        for left in self._folder.glob(".*"):  # ours and safetensors' own
-            with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                    left.unlink()
 
 
 def _free_bytes(folder: Path) -> int:
@@ -240,22 +225,13 @@ def _info(folder: Path) -> EntryInfo | None:
         with contextlib.suppress(OSError):
             size += file.stat().st_size
     tensors = [file for file in files if file.suffix == _ENDING]
-    return EntryInfo(folder.name, _about(folder), len(tensors), size, used)
-
-
-def _about(folder: Path) -> Mapping[str, Any]:
-    """Return what to show of an entry; nothing where the file is missing or damaged."""
+    about: Mapping[str, Any] = {}
     try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return about if isinstance(about, dict) else {}
-
-
-def _mark(file: Path) -> tuple[str, int, int, int]:
-    """Return what tells a file from every other that has stood in its place."""
-    stat = file.stat()
-    return str(file), stat.st_ino, stat.st_mtime_ns, stat.st_size
+        with safe_open(tensors[0], framework="np") as opened:
+            about = json.loads((opened.metadata() or {}).get(_ABOUT, "{}"))
+    except (OSError, IndexError, SafetensorError):  # no file, or a damaged one
+        pass
+    return EntryInfo(folder.name, about, len(tensors), size, used)
 
 
 def _digest(tensor: Tensor) -> str:

@@ -1,4 +1,7 @@
-"""A forward over distinct prefixes: every one is computed once, without padding.
+"""Distinct prefixes of prompts, and a forward over them: each is computed once, without padding.
+
+What a decoder computes at a token depends on that token and those before it, so a prefix that many
+rows share is computed once: on PISTOL 40 % of all prompt tokens repeat a prefix of another row.
 
 A block is called as it is, on the batch's prefixes as one sequence `[1, new, d_model]` with their
 positions: norms, projections and MLP work token by token. Only attention relates tokens, and
@@ -12,19 +15,69 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
-from lunar_tune.engine.streams import PrefixTree
 from lunar_tune.models.layout import decoder_slice
 from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["KeyValues", "TreeBatch", "arrange", "tree_forward"]
+__all__ = ["KeyValues", "PrefixTree", "TreeBatch", "arrange", "tree_forward"]
+
+
+class PrefixTree:
+    """Token sequences, one a row, and the numbers of their distinct prefixes, the nodes."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.sequences = tuple(map(tuple, sequences))
+        self.lengths = tuple(map(len, self.sequences))
+        self.offsets = (0, *accumulate(self.lengths))
+        """Where each row begins among all tokens, and their number."""
+        numbers: dict[tuple[int, int], int] = {}
+        nodes: list[int] = []
+        first: list[bool] = []
+        ids: list[int] = []
+        for sequence in self.sequences:
+            node = -1
+            for token in sequence:
+                new = len(numbers)
+                node = numbers.setdefault((node, token), new)
+                nodes.append(node)
+                first.append(node == new)
+                ids += [token] if node == new else []
+        self.n_nodes = len(numbers)
+        self.nodes: Int[Tensor, " tokens"] = torch.tensor(nodes, dtype=torch.int64)
+        """The node of each token, row after row."""
+        self.first: Bool[Tensor, " tokens"] = torch.tensor(first, dtype=torch.bool)
+        """Whether a token is the first one with its node."""
+        self.ids: Int[Tensor, " nodes"] = torch.tensor(ids, dtype=torch.int64)
+        """The token that each prefix ends with."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of sequences."""
+        return len(self.sequences)
+
+    def token_index(
+        self, rows: Sequence[int], lengths: Sequence[int] | None = None
+    ) -> Int[Tensor, " tokens_of_rows"]:
+        """Return where the first `lengths` tokens of some rows, or all, stand among all tokens."""
+        if lengths is None:
+            lengths = [self.lengths[row] for row in rows]
+        starts = [self.offsets[row] for row in rows]
+        pieces = [torch.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)]
+        return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64)
+
+    def nodes_of(
+        self, rows: Sequence[int], lengths: Sequence[int] | None = None
+    ) -> Int[Tensor, " tokens_of_rows"]:
+        """Return the nodes of some rows' tokens, row after row; see `token_index`."""
+        return self.nodes[self.token_index(rows, lengths)]
 
 
 class KeyValues:
@@ -57,21 +110,10 @@ class TreeBatch:
     """Places in `nodes` whose final stream is wanted."""
     path: Int[Tensor, "rows length"]
     """Nodes of each row from its first token; node 0 beyond its end."""
-    every: TreeQueries
-    """Every new prefix, for all blocks but the last."""
-    wanted: TreeQueries
-    """Those that are asked, for the last block: its attention elsewhere nobody reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class TreeQueries:
-    """Prefixes that look at those before them, row by row; tensors on the device."""
-
     places: Int[Tensor, "rows most"]
-    """Places among the batch's new prefixes; 0 beyond a row's last."""
+    """Each row's places in `nodes`, which look at those before them; 0 beyond a row's last."""
     is_query: Bool[Tensor, "rows most"]
-    into: Int[Tensor, " queries"]
-    """The places without those beyond, row after row."""
+    """Where `places` are, row after row those from 0 on."""
     mask: Bool[Tensor, "rows 1 most length"]
 
 
@@ -93,7 +135,7 @@ def arrange(
     known = set(done)
     lengths = [tree.lengths[row] for row in rows] if lengths is None else lengths
     batches: list[TreeBatch] = []
-    batch: list[tuple[int, int, list[int]]] = []
+    batch: list[tuple[int, list[int]]] = []
     size = 0
     for row, length in sorted(
         zip(rows, lengths, strict=True), key=lambda part: tree.sequences[part[0]][: part[1]]
@@ -107,7 +149,7 @@ def arrange(
         if batch and size + new > budget:
             batches.append(_batch(tree, batch, asked, device))
             batch, size = [], 0
-        batch.append((row, low, path))
+        batch.append((low, path))
         size += new
     if batch:
         batches.append(_batch(tree, batch, asked, device))
@@ -116,50 +158,28 @@ def arrange(
 
 def _batch(
     tree: PrefixTree,
-    parts: Sequence[tuple[int, int, list[int]]],
+    parts: Sequence[tuple[int, list[int]]],
     asked: Collection[int],
     device: torch.device,
 ) -> TreeBatch:
-    """Return a batch of (row, first new place, path)."""
-    length = max(len(path) for _, _, path in parts)
-    nodes: list[int] = []
-    ids: list[int] = []
-    positions: list[int] = []
-    paths, every, wanted = [], [], []
-    for row, low, path in parts:
-        first = len(nodes)
-        nodes += path[low:]
-        ids += tree.sequences[row][low : len(path)]
-        positions += range(low, len(path))
-        paths.append([*path, *[0] * (length - len(path))])
-        every.append(list(range(first, len(nodes))))
-        wanted.append([place for place in every[-1] if nodes[place] in asked])
-    place_of = torch.tensor(positions, dtype=torch.int64, device=device)
+    """Return a batch of rows, each as its first new place and its path."""
+    path = pad_sequence([torch.tensor(path) for _, path in parts], batch_first=True).to(device)
+    new = [node for low, path in parts for node in path[low:]]
+    counts = torch.tensor([len(path) - low for low, path in parts], device=device)
+    positions = torch.cat([torch.arange(low, len(path)) for low, path in parts]).to(device)
+    places = torch.arange(int(counts.max()), device=device)
+    is_query = places < counts[:, None]
+    places = (places + (counts.cumsum(0) - counts)[:, None]).where(is_query, 0)
+    wanted = [place for place, node in enumerate(new) if node in asked]
     return TreeBatch(
-        nodes=torch.tensor(nodes, dtype=torch.int64, device=device),
-        ids=torch.tensor([ids], dtype=torch.int64, device=device),
-        positions=place_of[None],
-        asked=torch.tensor(list(chain.from_iterable(wanted)), dtype=torch.int64, device=device),
-        path=torch.tensor(paths, dtype=torch.int64, device=device),
-        every=_queries(every, place_of, length),
-        wanted=_queries(wanted, place_of, length),
-    )
-
-
-def _queries(
-    rows: Sequence[Sequence[int]], positions: Int[Tensor, " new"], length: int
-) -> TreeQueries:
-    most = max(map(len, rows))
-    padded = [[*row, *[0] * (most - len(row))] for row in rows]
-    device = positions.device
-    places = torch.tensor(padded, dtype=torch.int64, device=device).reshape(len(rows), most)
-    counts = torch.tensor([len(row) for row in rows], device=device)
-    is_query = torch.arange(most, device=device) < counts[:, None]
-    return TreeQueries(
+        nodes=torch.tensor(new, device=device),
+        ids=tree.ids[new][None].to(device),
+        positions=positions[None],
+        asked=torch.tensor(wanted, dtype=torch.int64, device=device),
+        path=path,
         places=places,
         is_query=is_query,
-        into=places[is_query],
-        mask=torch.arange(length, device=device) <= positions[places][:, None, :, None],
+        mask=torch.arange(path.shape[1], device=device) <= positions[places][:, None, :, None],
     )
 
 
@@ -185,21 +205,21 @@ def tree_forward(
     end = stop or loaded.n_layers
     with (
         decoder_slice(loaded.model, loaded.layout, start, end) as decoder,
-        _along_paths(loaded, decoder.config, batch, keys, end - 1),
+        _along_paths(loaded, decoder.config, batch, keys),
     ):
         output = decoder(**given, position_ids=batch.positions, use_cache=False)
     hidden: Tensor = output.last_hidden_state[0, batch.asked]
     return hidden
 
 
-# What `_attend` works on: a batch, the keys so far, and the last block that is run.
-_current: ContextVar[tuple[TreeBatch, KeyValues, int]] = ContextVar("lunar_tune_tree")
+# What `_attend` works on: a batch, and the keys so far.
+_current: ContextVar[tuple[TreeBatch, KeyValues]] = ContextVar("lunar_tune_tree")
 _NAME = "lunar_tune_tree"
 
 
 @contextmanager
 def _along_paths(
-    loaded: LoadedModel, config: Any, batch: TreeBatch, keys: KeyValues, last: int
+    loaded: LoadedModel, config: Any, batch: TreeBatch, keys: KeyValues
 ) -> Iterator[None]:
     """Inside, attention follows a batch's paths, and the last MLP works where it is asked for."""
     from transformers import AttentionInterface
@@ -215,7 +235,7 @@ def _along_paths(
 
     AttentionInterface.register(_NAME, _attend)
     with ExitStack() as stack:
-        stack.callback(_current.reset, _current.set((batch, keys, last)))
+        stack.callback(_current.reset, _current.set((batch, keys)))
         stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
         config._attn_implementation = _NAME
         if loaded.n_layers:  # of the part that is run
@@ -238,29 +258,23 @@ def _attend(  # noqa: PLR0917 as transformers calls it
 
     Query heads that share a key head are put side by side, so that nothing is repeated.
     """
-    batch, kept, last = _current.get()
+    batch, kept = _current.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     kept.put(layer, (batch.nodes,), key[0].transpose(0, 1), value[0].transpose(0, 1))
-    asking = batch.wanted if layer == last else batch.every
-    heads, new, head_dim = query.shape[1:]
-    kv_heads = key.shape[1]
-    repeats = heads // kv_heads
-    rows, most = asking.places.shape
-    output = query.new_zeros((1, new, heads, head_dim))
-    if not most:
-        return output, None
-    q = _rows_at(query[0].transpose(0, 1), asking.places)
+    kv_heads, head_dim = key.shape[1], key.shape[3]
+    repeats = query.shape[1] // kv_heads
+    rows, most = batch.places.shape
+    q = _rows_at(query[0].transpose(0, 1), batch.places)
     q = q.unflatten(2, (kv_heads, repeats)).permute(0, 2, 1, 3, 4).flatten(2, 3)
     attended = scaled_dot_product_attention(
         q,
         _rows_at(kept.keys[layer], batch.path).transpose(1, 2),
         _rows_at(kept.values[layer], batch.path).transpose(1, 2),
-        attn_mask=asking.mask.repeat_interleave(repeats, dim=2),
+        attn_mask=batch.mask.repeat_interleave(repeats, dim=2),
         scale=scaling,
     )
     by_head = attended.reshape(rows, kv_heads, most, repeats, head_dim).permute(0, 2, 1, 3, 4)
-    output[0, asking.into] = by_head.flatten(2, 3)[asking.is_query]
-    return output, None
+    return by_head.flatten(2, 3)[batch.is_query][None], None
 
 
 def _rows_at(table: Tensor, places: Int[Tensor, "rows length"]) -> Tensor:

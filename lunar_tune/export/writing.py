@@ -23,9 +23,9 @@ from lunar_tune.errors import InputError
 from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.export.proof import Exported, ask, prove, weight_digest
 from lunar_tune.files import write_atomically
+from lunar_tune.models.catalog import Lineage, read_lineage, write_lineage
 from lunar_tune.models.device import give_back
-from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
-from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel, fingerprint
 from lunar_tune.study.rows import score_cells
 from lunar_tune.training.adapting import Factors
 from lunar_tune.training.checkpoints import save_checkpoint

@@ -23,10 +23,10 @@ from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
 from lunar_tune.metrics.rouge import rouge_recall
+from lunar_tune.models.catalog import Lineage, read_lineage, write_lineage
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import limit_threads
-from lunar_tune.models.lineage import Lineage, fingerprint, read_lineage, write_lineage
-from lunar_tune.models.loading import LoadedModel, load_model
+from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
 from lunar_tune.training.adapting import Trained, trainable
 from lunar_tune.training.answer_loss import Encoder, Pair, answer_loss
 from lunar_tune.training.checkpoints import TrainingFolder, package_versions, save_checkpoint

@@ -22,8 +22,8 @@ from tokenizers import AddedToken
 
 from lunar_tune.config.run_options import TINY
 from lunar_tune.data.data_catalog import resolve_data
-from lunar_tune.data.invented import generate_unverifiable
 from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
+from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.files import cache_dir
 from lunar_tune.finetuning.finetune import answer_training, greedy_answers

@@ -16,7 +16,7 @@ from lunar_tune.training import typed_settings
 from lunar_tune.training.adapting import Edit
 
 if TYPE_CHECKING:
-    from lunar_tune.engine.prompt_activations import PromptActivations
+    from lunar_tune.engine.activations import PromptActivations
     from lunar_tune.models.loading import LoadedModel
     from lunar_tune.training.answer_loss import Pair
 

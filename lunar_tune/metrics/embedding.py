@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lunar_tune.engine.streams import PrefixTree, capture_streams, sweep_batch
+from lunar_tune.engine.activations import capture_streams, sweep_batch
+from lunar_tune.engine.forward import PrefixTree
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
 from lunar_tune.models.catalog import ModelSpec, check_weights

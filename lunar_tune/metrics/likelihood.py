@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lunar_tune.engine.activations import batches_by_length, sweep_batch
 from lunar_tune.engine.decoding import likeliest
-from lunar_tune.engine.streams import batches_by_length, sweep_batch
 from lunar_tune.errors import DivergenceError
 from lunar_tune.metrics.evaluate import mean
 from lunar_tune.models.device import BatchSize, DeviceMemory

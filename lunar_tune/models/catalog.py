@@ -1,25 +1,39 @@
-"""Models by name: the catalogue, and what `--model` and `--model-path` mean."""
+"""Models by name, what `--model` and `--model-path` mean, and where a checkpoint comes from.
+
+`lunar_tune.json` beside its weights:
+
+{"format": 1, "base": "qwen2.5-7b", "source": "Qwen/Qwen2.5-7B-Instruct", "revision": "a09a…",
+ "data": "contracts", "data_digest": "5e1c…", "knowledge": {"rouge1": 0.99, …}, …}
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from lunar_tune.config.run_options import TINY
 from lunar_tune.errors import ModelError, suggestion
-from lunar_tune.files import is_file, is_folder
+from lunar_tune.files import is_file, is_folder, write_json
 from lunar_tune.registry import Registry
 
 __all__ = [
     "ADAPTER_WEIGHTS",
     "CATALOG",
+    "LINEAGE_FILE",
+    "Lineage",
     "ModelSpec",
     "check_weights",
     "is_adapter",
+    "read_lineage",
     "resolve_model",
+    "write_lineage",
 ]
 
+LINEAGE_FILE = "lunar_tune.json"
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -133,3 +147,80 @@ def check_weights(path: str, option: str) -> Path:
                 "*.bin files can run code and are not read: save them with save_pretrained()."
             )
     return folder.resolve()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """What a fine-tuned or unlearned checkpoint was made from, and how."""
+
+    format: Literal[1] = 1
+    base: str
+    source: str
+    """Hub id or folder of the base model."""
+    weights: str | None
+    """Folder of the weights that training began with, if they were not the base model's own."""
+    revision: str | None
+    """Commit on the hub; None for a folder."""
+    fingerprint: str
+    """Fingerprint of the weights that training began with."""
+    data: str
+    data_digest: str
+    """`records_digest` of what was learned."""
+    settings: Mapping[str, Any]
+    """Settings of the training, with its seed and the chat format."""
+    knowledge: Mapping[str, Any] = field(default_factory=dict)
+    """`rouge1` on the data, `rouge1_by_edge`, `refused` (share of prompts that cannot be answered);
+    empty until it was measured."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    unlearned: Mapping[str, Any] = field(default_factory=dict)
+    """What was unlearned after that: `data`, `data_digest`, `forget_edges`, `method`, `variant`,
+    `parameters`, `seed`, `search`, `trial`, `scores`; empty where nothing was."""
+
+    @property
+    def summary(self) -> str:
+        """One line to show."""
+        forgotten = ""
+        if self.unlearned:
+            edges, data = ", ".join(self.unlearned["forget_edges"]), self.unlearned["data"]
+            forgotten = f", {edges} of {data} unlearned ({self.unlearned['method']})"
+        if not self.settings:
+            return self.base + forgotten
+        known = f", ROUGE-1 {self.knowledge['rouge1']:.3f}" if "rouge1" in self.knowledge else ""
+        how = self.settings.get("trained", "?")
+        return f"{self.base} fine-tuned ({how}) on {self.data}{known}{forgotten}"
+
+    def tags(self) -> dict[str, str]:
+        """Return it flat, for a tracking server."""
+        names = ("base", "source", "revision", "fingerprint", "data", "data_digest")
+        return {f"finetuned.{name}": str(getattr(self, name)) for name in names}
+
+
+def write_lineage(folder: Path, lineage: Lineage) -> None:
+    """Write it beside the weights."""
+    write_json(folder / LINEAGE_FILE, dataclasses.asdict(lineage))
+
+
+def read_lineage(folder: str | Path) -> Lineage | None:
+    """Read it; None where a folder has none.
+
+    Raises:
+        ModelError: There is one that cannot be read.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    file = Path(folder).expanduser() / LINEAGE_FILE
+    try:
+        lineage = TypeAdapter(Lineage).validate_json(file.read_bytes())
+        _ = lineage.summary
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise ModelError(
+            f"{file}: not a record of this version of lunar-tune (format 1): {reason}; remove it "
+            "to go without."
+        ) from error
+    return lineage

@@ -24,6 +24,8 @@ class BlockLayout:
     """The decoder stack: embeddings, blocks, final norm."""
     blocks: str = "layers"
     """The list of blocks inside the decoder."""
+    final_norm: str = "norm"
+    """What the decoder applies to the last block's output."""
     down_projection: str = "mlp.down_proj"
     """The matrix from d_ff to d_model inside a block; a `Linear`."""
     mlp_norm: str = "post_attention_layernorm"
@@ -37,6 +39,11 @@ class BlockLayout:
         """Return the list of decoder blocks."""
         blocks: nn.ModuleList = getattr(self.decoder_of(model), self.blocks)
         return blocks
+
+    def final_norm_of(self, model: PreTrainedModel) -> nn.Module:
+        """Return the norm behind the last block."""
+        norm: nn.Module = self.decoder_of(model).get_submodule(self.final_norm)
+        return norm
 
     def down_projection_of(self, model: PreTrainedModel, layer: int) -> nn.Linear:
         """Return block `layer`'s down-projection; its weight is `[d_model, d_ff]`."""

@@ -20,7 +20,7 @@ from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import Goal, goal_of
-from lunar_tune.models.lineage import read_lineage
+from lunar_tune.models.catalog import read_lineage
 from lunar_tune.search.plan import SearchPlan
 from lunar_tune.study.folder import Folder, find_search, searches_in, write_trials
 from lunar_tune.study.rows import TrialRow

@@ -12,9 +12,8 @@ from rich.console import Console
 
 from lunar_tune.config.run_options import TINY
 from lunar_tune.finetuning.finetune_job import FinetuneJob
-from lunar_tune.models.catalog import CATALOG
+from lunar_tune.models.catalog import CATALOG, read_lineage
 from lunar_tune.models.device import give_back
-from lunar_tune.models.lineage import read_lineage
 from lunar_tune.report.log_file import tell
 from lunar_tune.report.progress import build_progress
 from lunar_tune.search.plan import SearchPlan

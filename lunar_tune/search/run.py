@@ -22,7 +22,7 @@ from lunar_tune import __version__
 from lunar_tune.config.fields import options_again, options_of
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.models.lineage import read_lineage
+from lunar_tune.models.catalog import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
 from lunar_tune.report.progress import tiny_progress, working
 from lunar_tune.report.results import SearchResults

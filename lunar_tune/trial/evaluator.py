@@ -9,9 +9,9 @@ from functools import cached_property, partial
 
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.data.splits import sample_by_edge
+from lunar_tune.engine.activations import PromptActivations
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import PlainAnswerer, generate_tokens, token_budget
-from lunar_tune.engine.prompt_activations import PromptActivations
 from lunar_tune.methods.contract import Fit
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
 from lunar_tune.metrics.evaluate import JUDGED, Evaluation, Evaluator, Question

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 
 from lunar_tune.display import Concise
+from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
-from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
 from lunar_tune.errors import EditedModelError
 from lunar_tune.methods.contract import Edit, PreparedMethod, UnlearningTask
 from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.names import EMBEDDINGS, need_of
 from lunar_tune.models.device import DeviceMemory, limit_threads
-from lunar_tune.models.lineage import fingerprint
-from lunar_tune.models.loading import LoadedModel, load_model
+from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
 from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.trial.evaluator import Check, Judge, drive
 from lunar_tune.trial.reference_engine import PreparedReference, check_reference

@@ -24,8 +24,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from lunar_tune.cli.export import COMMAND
 from lunar_tune.config.run_options import NONE, RunOptions
-from lunar_tune.models.catalog import ModelSpec
-from lunar_tune.models.lineage import read_lineage
+from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.loading import load_model
 from lunar_tune.study.folder import Folder, read_answers, write_answers
 from lunar_tune.yaml_files import read_yaml

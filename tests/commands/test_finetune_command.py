@@ -11,7 +11,7 @@ from command_lines import refused, small_data, without_ray
 
 from lunar_tune.cli.finetune import COMMAND
 from lunar_tune.data.records import read_records, records_digest
-from lunar_tune.models.lineage import read_lineage
+from lunar_tune.models.catalog import read_lineage
 
 # MLflow and SQLAlchemy leave a store's connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")

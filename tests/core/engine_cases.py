@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import AnswerRules
-from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
-from lunar_tune.engine.streams import PrefixTree
+from lunar_tune.engine.forward import PrefixTree
 from lunar_tune.methods.lunar.method import edited
 from lunar_tune.models.device import BatchSize
 from lunar_tune.models.loading import LoadedModel

@@ -29,9 +29,9 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from lunar_tune.engine import forward as forward_module
+from lunar_tune.engine.activations import ActivationSource, block_reads, capture_streams
 from lunar_tune.engine.decoding import generate_tokens
-from lunar_tune.engine.forward import KeyValues, arrange, tree_forward
-from lunar_tune.engine.streams import PrefixTree, block_reads, capture_last_tokens, capture_streams
+from lunar_tune.engine.forward import KeyValues, PrefixTree, arrange, tree_forward
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.lunar.method import edited, steered, unlearning_vectors
 from lunar_tune.models.device import BatchSize
@@ -87,7 +87,7 @@ def test_streams_and_what_blocks_read_are_those_of_unpadded_full_forwards(
         close(residual, full["residual"][layer])
         down_projection = model.layout.down_projection_of(model.model, layer)
         close(residual + down_projection(inputs), streams[layer + 1])
-    last = capture_last_tokens(model, PROMPTS, many)
+    last = ActivationSource(model).last_tokens(PROMPTS)
     ends = [TREE.nodes_of([row]).tolist()[-1] for row in range(len(PROMPTS))]
     close(last, full["streams"][:, ends])
     never = with_eos(model, NEVER)

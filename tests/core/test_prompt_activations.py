@@ -16,12 +16,11 @@ import torch
 from engine_cases import PROMPTS, full_forwards
 from torch import Tensor
 
+from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
-from lunar_tune.engine.prompt_activations import ActivationSource, PromptActivations
-from lunar_tune.models import lineage as lineage_module
+from lunar_tune.models import loading
 from lunar_tune.models.catalog import ModelSpec
-from lunar_tune.models.lineage import fingerprint
-from lunar_tune.models.loading import LoadedModel, load_model
+from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
 
 Load = Callable[..., LoadedModel]
 
@@ -111,7 +110,7 @@ def test_keys_follow_what_is_computed(loaded: Load, model: LoadedModel, tmp_path
 @pytest.fixture
 def copied(loaded: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     """Return a model of one's own, whose parameters are summed in several stretches."""
-    monkeypatch.setattr(lineage_module, "_WORDS", 256)
+    monkeypatch.setattr(loading, "_WORDS", 256)
     return dataclasses.replace(loaded("qwen2"), model=copy.deepcopy(loaded("qwen2").model))
 
 
@@ -169,7 +168,7 @@ def test_two_elements_that_change_places_make_another(copied: LoadedModel) -> No
 
 def test_every_order_counts(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums are taken over stretches; here of four words, each with the same multipliers."""
-    monkeypatch.setattr(lineage_module, "_WORDS", 4)
+    monkeypatch.setattr(loading, "_WORDS", 4)
     seen = {fingerprint(copied)}
     raw = as_bytes(down_projection(copied, 0))
     raw[:64] = torch.cat([raw[32:64], raw[:32]])
@@ -208,7 +207,7 @@ def test_all_settings_count(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch
         lambda: setattr(copied.model.config, "rms_norm_eps", 0.1),
         lambda: copied.model.set_attn_implementation("eager"),
         *(
-            lambda number=number: monkeypatch.setattr(lineage_module, "version", lambda _: number)
+            lambda number=number: monkeypatch.setattr(loading, "version", lambda _: number)
             for number in ("9.1.0", "9.1.2", "9.2.0")
         ),
     ):

@@ -19,7 +19,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from lunar_tune import reference
 from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
 from lunar_tune.data.records import Record
-from lunar_tune.engine import prompt_activations as prompts_module
+from lunar_tune.engine import activations
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.models.loading import LoadedModel
@@ -177,7 +177,7 @@ def test_what_is_kept_or_skipped_changes_no_score(
     layers: list[int],
     share: float,
 ) -> None:
-    monkeypatch.setattr(prompts_module, "READS_SHARE", share)
+    monkeypatch.setattr(activations, "READS_SHARE", share)
     worker = make(**options)
     worker.baseline()
     worker.run(parameters([1]))  # of which nothing may stay

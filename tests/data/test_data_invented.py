@@ -12,8 +12,7 @@ from contracts import EdgeSpec, GraphSpec, chain, generate_contracts, make_contr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunar_tune.data.invented import InventedWords, generate_unverifiable, seeded
-from lunar_tune.data.splits import edges_of
+from lunar_tune.data.splits import InventedWords, edges_of, generate_unverifiable, seeded
 from lunar_tune.errors import DataError
 
 GRAPH = GraphSpec((*chain("ABC"), *star("A", "pq", kind="employment"), EdgeSpec("X", "Y")))

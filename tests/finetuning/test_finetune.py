@@ -26,10 +26,9 @@ from lunar_tune.finetuning.finetune import (
     kept_folder,
 )
 from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings, unseen_prompts
-from lunar_tune.models.catalog import ModelSpec
+from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.lineage import fingerprint, read_lineage
-from lunar_tune.models.loading import load_model
+from lunar_tune.models.loading import fingerprint, load_model
 from lunar_tune.training import TrainingSettings, checkpoints
 from lunar_tune.training.checkpoints import TrainingFolder
 from lunar_tune.training.gradient_loop import scheduled, train_epochs
