@@ -188,20 +188,6 @@ def test_failed_trials_and_long_curves_and_estimates_are_told(store: Store, tmp_
     assert (parent.info.status, parent.data.metrics["feasible"]) == ("KILLED", 0.0)
 
 
-def test_a_search_that_goes_on_is_the_same_run_with_another_best(store: Store) -> None:
-    sync(store.search, store.client)
-    before = {run.info.run_id for run in store.runs()}
-    assert [run.data.tags.get("best") for run in store.trials] == [None, None, "true"]
-    scores = {"forget_rouge1": 0.25, "retain_rouge1": 0.9}
-    confirmed = {"number": 0, "scores": scores, "max_new_tokens": 512}
-    description = {**store.search.study.notes["description"], "num_trials": 5}
-    sync(with_notes(store.search, confirmed=confirmed, description=description), store.client)
-    assert {run.info.run_id for run in store.runs()} == before
-    assert store.parents[0].data.metrics["num_trials"] == 5.0
-    assert store.parents[0].data.metrics["best_trial"] == 0.0
-    assert [run.data.tags.get("best") for run in store.trials] == ["true", None, None]
-
-
 # Views of it
 
 
