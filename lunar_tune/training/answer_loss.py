@@ -126,10 +126,12 @@ class Encoder:
     def _check_lengths(self, lengths: Sequence[int], texts: Sequence[str]) -> None:
         """Refuse what is longer than the model's context; the message shows none of the text."""
         most = getattr(self._loaded.model.config, "max_position_embeddings", None)
-        longest, characters = max(zip(lengths, map(len, texts), strict=True), default=(0, 0))
+        known = dict(zip(texts, lengths, strict=True))  # a question may be in several sets
+        longest, characters = max(((known[one], len(one)) for one in known), default=(0, 0))
         if most is not None and longest > most:
+            too_long = sum(length > most for length in known.values())
             raise DataError(
-                f"{sum(length > most for length in lengths)} rows are longer than the context of "
+                f"{too_long} rows are longer than the context of "
                 f"{self._loaded.spec.name}, {most} tokens; the longest has {longest} in its chat "
                 f"template ({characters} characters of text). Shorten or remove them."
             )
