@@ -54,8 +54,8 @@ class RunContent:
     data: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Digest and number of rows of each data set, by name."""
     files: Mapping[str, Path] = field(default_factory=dict)  # artifacts by their place
-    tables: Mapping[str, Path] = field(default_factory=dict)
-    """Files of answers, by the place of the tables that are made of them."""
+    tables: Mapping[str, Path | Mapping[str, Any]] = field(default_factory=dict)
+    """Tables by their place: columns, or a file of answers that they are made of."""
 
     @cached_property
     def points(self) -> dict[str, Curve]:
@@ -74,7 +74,11 @@ class RunContent:
     def digest(self) -> str:
         """What a store does not show in its list of runs: SHA-256 of data and artifacts, points."""
         kept = {**self.files, **self.tables}
-        files = {at: hashlib.sha256(one.read_bytes()).hexdigest() for at, one in kept.items()}
+        contents = {
+            at: one.read_bytes() if isinstance(one, Path) else json.dumps(one).encode()
+            for at, one in kept.items()
+        }
+        files = {at: hashlib.sha256(content).hexdigest() for at, content in contents.items()}
         data = hashlib.sha256(json.dumps([self.data, files]).encode()).hexdigest()
         return f"{data} {sum(map(len, self.points.values()))}"
 
@@ -174,7 +178,8 @@ def _keep(client: MlflowClient, run_id: str, content: RunContent) -> None:
             client.log_artifact(run_id, str(file), place.rpartition("/")[0] or None)
         for place, table in content.tables.items():
             # As MLflow's `log_table` writes it, which would append to one that is there.
-            client.log_text(run_id, json.dumps(_answers(table), ensure_ascii=False), place)
+            columns = _answers(table) if isinstance(table, Path) else table
+            client.log_text(run_id, json.dumps(columns, ensure_ascii=False), place)
     except Exception as error:  # of an artifact store's library: anything
         raise MlflowException(f"an artifact cannot be written: {error}") from error
 
