@@ -133,8 +133,8 @@ def finetune_tracked(
         },
         data={"learned": (document["data_digest"], len(job.records))},
         tables={
-            "rouge1_by_edge.json": done.by_edge.reset_index().to_dict("list"),
-            "answers.json": answers.to_dict("list"),
+            "rouge1_by_edge.json": done.by_edge.reset_index().to_dict("split", index=False),
+            "answers.json": answers.to_dict("split", index=False),
         },
     )
     tracker.write(content)

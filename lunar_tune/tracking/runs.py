@@ -55,7 +55,7 @@ class RunContent:
     """Digest and number of rows of each data set, by name."""
     files: Mapping[str, Path] = field(default_factory=dict)  # artifacts by their place
     tables: Mapping[str, Path | Mapping[str, Any]] = field(default_factory=dict)
-    """Tables by their place: columns, or a file of answers that they are made of."""
+    """Columns and data as pandas splits them, or a file of answers, by the table's place."""
 
     @cached_property
     def points(self) -> dict[str, Curve]:
