@@ -57,7 +57,7 @@ def compare(options: CompareOptions, problems: Problems) -> None:
     if not searches:
         problems.add(
             f"{options.output} has no search to compare: name a search's folder, give --output, or "
-            "start one with lunar_tune.search."
+            "start one with python -m lunar_tune.search."
         )
     for search in searches:
         with problems.collect():

@@ -166,7 +166,9 @@ def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
     if is_folder:
         raise InputError(f"{search}: is not the folder of a search (it has no study.journal).")
     names = [folder.name for folder in searches_in(runs)]
-    listed = f"{runs} has none; name a search's folder, or start one with lunar_tune.search."
+    listed = (
+        f"{runs} has none; name a search's folder, or start one with python -m lunar_tune.search."
+    )
     if names:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         listed = f"{runs} has {', '.join(names[:_LISTED])}{more}."
