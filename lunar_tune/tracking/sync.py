@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import logging
+import subprocess
+import sys
 import time
 import uuid
 from collections import defaultdict
@@ -118,15 +120,34 @@ class Tracker:
 
 
 def _origin() -> dict[str, str]:
-    """Return where a run comes from that is started here and now, as MLflow says it of its own."""
+    """Return where a run comes from that is started here and now, as MLflow says it of its own.
+
+    But for its paths: the source is the command, and the commit that of this package's checkout.
+    """
     from mlflow.tracking.context.registry import resolve_tags
 
-    tags = {name: text for name, text in resolve_tags().items() if name.startswith("mlflow.")}
+    found, spec = resolve_tags(), getattr(sys.modules.get("__main__"), "__spec__", None)
+    command = str(spec.name).removesuffix(".__main__") if spec is not None else ""
+    tags = {name: found[name] for name in ("mlflow.user", "mlflow.source.type") if name in found}
+    tags["mlflow.source.name"] = command if command.startswith("lunar_tune") else "lunar_tune"
     tags["version.lunar_tune"] = __version__
+    if (commit := code_commit(Path(__file__).parents[1])) is not None:
+        tags["mlflow.source.git.commit"] = commit
     for package in ("torch", "transformers", "ray", "optuna"):
         with suppress(importlib.metadata.PackageNotFoundError):
             tags[f"version.{package}"] = importlib.metadata.version(package)
     return tags
+
+
+def code_commit(package: Path) -> str | None:
+    """Return the commit of a package's own checkout; None where no repository has its files."""
+    # Of its file as well: an installed package may lie below the repository of something else.
+    command = ["git", "-C", str(package), "rev-parse", "HEAD", "HEAD:./__init__.py"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.split()[0]
 
 
 def sync(

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.store import default_tracking_uri, open_experiment, opened_store
-from lunar_tune.tracking.sync import Tracker, shown, sync
+from lunar_tune.tracking.sync import Tracker, code_commit, shown, sync
 from lunar_tune.tracking.ui import View, keep_views
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's
@@ -458,3 +459,17 @@ def test_two_processes_can_open_a_new_store_at_once(tmp_path: Path) -> None:
     assert [(done.returncode, done.stderr) for done in map(finish, both)] == [(0, "")] * 2
     with opened_store(uri) as client:
         assert client.get_experiment_by_name("x") is not None
+
+
+def test_the_commit_is_that_of_the_repository_that_has_the_package(tmp_path: Path) -> None:
+    """An installed package may lie below the repository of something else."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert code_commit(package) is None
+    subprocess.run([*git, "add", "package"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    assert code_commit(package) == done.stdout.strip()
