@@ -113,7 +113,7 @@ def start_search(
         console.print("all that needs no weights has been checked; nothing was run")
         return Ended(EXIT_FOUND)
     arguments = options_again(config, told.keys() - {"seed"}) if show_commands else None
-    return run_search(plan, console, given=told, arguments=arguments)
+    return run_search(plan, console, facts=facts, given=told, arguments=arguments)
 
 
 def _surroundings(config: SearchConfig) -> dict[str, str]:
@@ -139,10 +139,11 @@ def run_search(
     plan: SearchPlan,
     console: Console,
     *,
+    facts: Mapping[str, str],
     given: Mapping[str, str],
     arguments: Sequence[str] | None,
 ) -> Ended:
-    """Run a planned search; see `SearchSession` for the arguments.
+    """Run a planned search; `facts` are for its log, see `SearchSession` for the others.
 
     Raises:
         InputError: The base model makes success impossible, or something cannot be reached.
@@ -156,7 +157,6 @@ def run_search(
             f"python -m lunar_tune.search --resume {escape(str(alike.path))}); this is a new one",
             soft_wrap=True,
         )
-    facts = {**plan.facts, **finetuning_fact(plan)}
     with tiny_progress(console) as on_progress:
         plan = dataclasses.replace(plan, spec=materialise(plan.spec, on_progress))
     folder = make_folder(plan.config, plan.spec)

@@ -189,9 +189,11 @@ class TableRun:
     def _run(self, plan: SearchPlan, folder: Folder) -> int:
         """Run or go on with one cell; one that cannot be run says why and ends no other."""
         try:
-            for label, text in finetuning_fact(plan).items():
+            finetuning = finetuning_fact(plan)
+            for label, text in finetuning.items():
                 self._console.print(f"{label} {text}", soft_wrap=True)
-            return run_search(plan, self._console, given={}, arguments=None).code
+            facts = {**plan.facts, **finetuning}
+            return run_search(plan, self._console, facts=facts, given={}, arguments=None).code
         except InputError as error:  # all else, a full disk for example, is every cell's affair
             self._console.print(f"[yellow]not run:[/yellow] {escape(str(error))}", soft_wrap=True)
             if not isinstance(error, BusySearchError):

@@ -6,6 +6,7 @@ exported model as a version in the registry.
 
 from __future__ import annotations
 
+import getpass
 import importlib.metadata
 import itertools
 import logging
@@ -120,17 +121,16 @@ class Tracker:
 
 
 def _origin() -> dict[str, str]:
-    """Return where a run comes from that is started here and now, as MLflow says it of its own.
-
-    But for its paths: the source is the command, and the commit that of this package's checkout.
-    """
-    from mlflow.tracking.context.registry import resolve_tags
-
-    found, spec = resolve_tags(), getattr(sys.modules.get("__main__"), "__spec__", None)
+    """Return where a run comes from that is started here and now, some for MLflow's own columns."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     command = str(spec.name).removesuffix(".__main__") if spec is not None else ""
-    tags = {name: found[name] for name in ("mlflow.user", "mlflow.source.type") if name in found}
-    tags["mlflow.source.name"] = command if command.startswith("lunar_tune") else "lunar_tune"
-    tags["version.lunar_tune"] = __version__
+    tags = {
+        "mlflow.source.name": command if command.startswith("lunar_tune") else "lunar_tune",
+        "mlflow.source.type": "LOCAL",
+        "version.lunar_tune": __version__,
+    }
+    with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
     if (commit := code_commit(Path(__file__).parents[1])) is not None:
         tags["mlflow.source.git.commit"] = commit
     for package in ("torch", "transformers", "ray", "optuna"):

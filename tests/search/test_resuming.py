@@ -300,7 +300,7 @@ def test_a_search_has_one_process_and_a_dead_one_holds_nothing(tmp_path: Path) -
     other.start()
     assert ready.wait(30)
     with pytest.raises(BusySearchError, match="another process works on this search"):
-        run_search(plan, Console(quiet=True), given={}, arguments=())
+        run_search(plan, Console(quiet=True), facts={}, given={}, arguments=())
     assert folder.answers(None).exists()
     os.kill(other.pid or 0, signal.SIGKILL)
     other.join()
