@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rich.console import Console
-
 from lunar_tune.config.fields import (
     Option,
     check_values,
@@ -29,6 +27,7 @@ from lunar_tune.config.fields import (
 )
 from lunar_tune.config.run_options import METHOD, RunOptions
 from lunar_tune.config.search_config import PLACE, Reused, SearchConfig
+from lunar_tune.display import screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import ANSWERS, METRICS, WHOLE_ANSWERS, Metric
 from lunar_tune.report import charts, parameter_charts
@@ -121,7 +120,7 @@ class Search(SearchResults):
         spec = assemble_again(self, problems)
         problems.raise_if_any()
         epochs = len(row.losses) or None
-        with tiny_progress(_console(quiet=False)) as on_progress:
+        with tiny_progress(screen(quiet=False)) as on_progress:
             spec = materialise(spec, on_progress)
         with asking(spec, row.parameters, epochs=epochs, max_new_tokens=max_new_tokens) as ask:
             answered = pd.DataFrame(map(dataclasses.asdict, ask(questions)))
@@ -153,7 +152,7 @@ class Search(SearchResults):
         from lunar_tune.export.writing import export
 
         job = ExportJob.plan(self.folder.path, Path(save), number=trial, form=format, device=device)
-        console = _console(quiet=quiet)
+        console = screen(quiet=quiet)
         with tiny_progress(console) as on_build:
             exported = export(
                 job, on_build=on_build, on_step=lambda text: console.print(text, markup=False)
@@ -185,7 +184,7 @@ def search(**options: Any) -> Search:
     if told.backend is not None or told.resume is None:
         config = dataclasses.replace(config, in_process=told.backend != "ray")
         given["in_process"] = "Python"
-    console = _console(quiet=told.quiet)
+    console = screen(quiet=told.quiet)
     with working(console, "reading data and search space") as doing:
         from lunar_tune.search.run import start_search
 
@@ -229,7 +228,7 @@ def unlearn(**options: Any) -> SingleRun:
     problems = Problems()
     told = _told(UnlearnOptions, options, problems)
     given = {name: getattr(told, name) for name in SETTING}
-    with tiny_progress(_console(quiet=told.quiet)) as on_progress:
+    with tiny_progress(screen(quiet=told.quiet)) as on_progress:
         return run_once(
             shared_options(told, RunOptions),
             {name: value for name, value in given.items() if value is not None},
@@ -301,10 +300,6 @@ def method(kind: OwnMethod) -> OwnMethod:
 
     METHODS.add(kind.name, kind)
     return kind
-
-
-def _console(*, quiet: bool) -> Console:
-    return Console(quiet=quiet, emoji=False, highlight=False)
 
 
 def _told(owner: type[Told], values: Mapping[str, Any], problems: Problems) -> Told:

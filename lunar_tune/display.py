@@ -1,4 +1,4 @@
-"""How objects show themselves: a `repr` that fits a screen, and a table in a notebook."""
+"""The screen, and how objects show themselves: a `repr` that fits it, a table in a notebook."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Concise", "Summary"]
+from rich.console import Console
+from rich.text import Text
+
+__all__ = ["Concise", "Summary", "screen", "warn"]
 
 _WIDTH, _LINES = 100, 25
 _LABEL, _LONGEST = 34, 120  # characters of a row's name, and of one value
+
+
+def screen(*, quiet: bool = False) -> Console:
+    """Return the screen, on which nothing is shown if it is to be quiet."""
+    return Console(quiet=quiet, emoji=False, highlight=False)
+
+
+def warn(console: Console, text: str) -> None:
+    """Print a warning."""
+    console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
 
 
 class Concise:

@@ -33,6 +33,7 @@ from lunar_tune.config.fields import (
 )
 from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL
 from lunar_tune.config.search_config import OUTPUT, PLACE, SEARCH, Reused, SearchConfig
+from lunar_tune.display import screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
 
@@ -46,7 +47,6 @@ __all__ = [
     "plain_table",
     "say",
     "score_table",
-    "warn",
 ]
 
 SUBJECT = "Subject"
@@ -69,7 +69,7 @@ class CommonOptions:
 
     def console(self) -> Console:
         """Return the screen, on which nothing is shown if the command is to be quiet."""
-        return Console(quiet=self.quiet, emoji=False, highlight=False)
+        return screen(quiet=self.quiet)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,11 +214,6 @@ class Command:
 def say(console: Console, text: str) -> None:
     """Print a line as it stands, however long it is."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def warn(console: Console, text: str) -> None:
-    """Print a warning."""
-    console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

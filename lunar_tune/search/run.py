@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
-from rich.text import Text
 
 from lunar_tune import __version__
 from lunar_tune.config.fields import options_again, options_of
 from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
+from lunar_tune.display import warn
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
@@ -95,7 +95,7 @@ def start_search(
     plan = plan_search(config, problems, doing)
     doing(None)
     if folder is not None and (warning := check_unchanged(plan, folder)) is not None:
-        console.print(Text.assemble(("warning: ", "bold yellow"), warning), soft_wrap=True)
+        warn(console, warning)
     elsewhere = dry_run or "tracking_uri" in given
     if folder is not None and not elsewhere and is_finished(folder, config.num_trials):
         results = SearchResults.read(folder.path)
