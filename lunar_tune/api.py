@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from lunar_tune.metrics.evaluate import AnswerRow
     from lunar_tune.trial.single import SingleRun
 
-__all__ = ["Search", "load", "method", "metric", "search", "unlearn"]
-
 Told = TypeVar("Told")
 Score = TypeVar("Score", bound="Callable[[Sequence[AnswerRow]], float]")
 OwnMethod = TypeVar("OwnMethod", bound="type[Method]")

@@ -11,8 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["Concise", "Summary", "screen", "warn"]
-
 _WIDTH, _LINES = 100, 25
 _LABEL, _LONGEST = 34, 120  # characters of a row's name, and of one value
 

@@ -6,21 +6,6 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-__all__ = [
-    "DataError",
-    "DivergenceError",
-    "EditedModelError",
-    "InputError",
-    "LunarTuneError",
-    "ModelError",
-    "Problems",
-    "SearchSpaceError",
-    "TrialError",
-    "close_name",
-    "listed",
-    "suggestion",
-]
-
 Result = TypeVar("Result")
 
 

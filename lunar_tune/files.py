@@ -19,25 +19,6 @@ import platformdirs
 
 from lunar_tune.errors import InputError
 
-__all__ = [
-    "cache_dir",
-    "check_writable",
-    "check_writable_file",
-    "data_dir",
-    "datasets_dir",
-    "is_file",
-    "is_folder",
-    "is_plain",
-    "read_beginning",
-    "replacing",
-    "safe_name",
-    "search_spaces_dir",
-    "shipped_spaces",
-    "uninterrupted",
-    "write_atomically",
-    "write_json",
-]
-
 CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
 DATA_VARIABLE = "LUNAR_TUNE_DATA"
 LONGEST_PART = 255  # of the usual file systems
@@ -135,11 +116,7 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def check_writable_file(file: Path, option: str) -> None:
-    """Check that a file can be written, without making it.
-
-    Raises:
-        InputError: It is a folder, or its folder cannot be written; the message names the option.
-    """
+    """Check that a file can be written, without making it, or raise an InputError."""
     if file.is_dir():
         raise InputError(f"{option} {file}: is a folder, not a file.")
     check_writable(file.parent, f"{option} {file}")

@@ -21,16 +21,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import PreTrainedModel
 
-__all__ = [
-    "add_difference",
-    "fit_adamw",
-    "fit_closed_form",
-    "greedy_answers",
-    "mlp_inputs",
-    "unlearn",
-    "unlearning_vector",
-]
-
 BATCH_SIZE = 16  # prompts of a forward pass or of `generate`; the published evaluation's size
 
 Prompts: TypeAlias = Sequence[Sequence[int]]

@@ -8,8 +8,6 @@ from typing import TypeVar
 
 from lunar_tune.errors import InputError, suggestion
 
-__all__ = ["Registry"]
-
 Entry = TypeVar("Entry")
 
 

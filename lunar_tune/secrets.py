@@ -9,8 +9,6 @@ import os
 import re
 from collections.abc import Mapping
 
-__all__ = ["is_masked", "without_login", "without_password", "without_secrets"]
-
 _HIDDEN = "***"
 _SECRET_NAME = re.compile("TOKEN|PASSWORD|PASSWD|_PWD|SECRET|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _LEAST_SECRET = 6  # characters; a shorter one would blot out words

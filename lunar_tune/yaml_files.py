@@ -20,8 +20,6 @@ from ruamel.yaml.representer import SafeRepresenter
 from lunar_tune.errors import InputError, suggestion
 from lunar_tune.files import read_beginning
 
-__all__ = ["describe_mistakes", "read_yaml", "shown", "write_yaml"]
-
 MAX_BYTES: Final = 1_000_000  # settings that people write; the parser is slow
 MAX_DEPTH: Final = 50  # the parser takes seconds for hundreds of levels
 MAX_VALUES: Final = 100_000  # with aliases, ten lines can stand for a billion values

@@ -19,8 +19,6 @@ from lunar_tune import __version__
 from lunar_tune.errors import InputError, LunarTuneError, suggestion
 from lunar_tune.secrets import without_secrets
 
-__all__ = ["reporting_errors", "run"]
-
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 HELP_ALL = "--help-all"
 _LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files

@@ -23,22 +23,6 @@ from typing import Any, ParamSpec, TypeVar
 from lunar_tune.errors import InputError, Problems, close_name
 from lunar_tune.secrets import without_password
 
-__all__ = [
-    "Option",
-    "check_values",
-    "flag_of",
-    "from_document",
-    "help_of",
-    "option",
-    "options_again",
-    "options_of",
-    "same_option",
-    "shared_options",
-    "takes_options",
-    "typed_setting",
-    "types_of",
-]
-
 _METADATA = "lunar_tune.option"
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -221,15 +205,12 @@ def options_again(config: Any, given: Collection[str]) -> tuple[str, ...]:
 def from_document(
     owner: type, values: Mapping[str, Any], *, source: str | None = None
 ) -> dict[str, Any]:
-    """Return values of a file or command line as the options' types.
+    """Return values of a file or command line as the options' types, or raise an InputError.
 
     Args:
         owner: The class of options.
         values: By key, which is the field's name or its flag without the dashes.
         source: File of the values, to name in messages; None for the command line.
-
-    Raises:
-        InputError: A key is unknown, or a value has another type; all of it is said at once.
     """
     problems, known, kinds, read = Problems(), options_of(owner), types_of(owner), {}
     for key, value in values.items():

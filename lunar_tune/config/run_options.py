@@ -11,18 +11,6 @@ from lunar_tune.config.fields import option
 from lunar_tune.display import Concise
 from lunar_tune.errors import InputError
 
-__all__ = [
-    "LEAST_BUDGET",
-    "NONE",
-    "OWN",
-    "PUBLISHED_MAX_NEW_TOKENS",
-    "TINY",
-    "ModelOptions",
-    "RunOptions",
-    "read_assignments",
-    "read_range",
-]
-
 NONE, OWN, TINY = "none", "own", "tiny"
 ENGINES = ("fast", "plain", "reference")
 LARGEST_SEED = 2**32 - 1  # what numpy takes, and Optuna's samplers with it
@@ -145,11 +133,7 @@ def read_assignments(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def read_range(text: str) -> tuple[str, float, float]:
-    """Return name and bounds of a text `NAME=LOW:HIGH`.
-
-    Raises:
-        InputError: It is none.
-    """
+    """Return name and bounds of a text `NAME=LOW:HIGH`, or raise an InputError."""
     name, _, values = text.partition("=")
     low, _, high = values.partition(":")
     try:

@@ -15,8 +15,6 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_plain
 from lunar_tune.secrets import without_password
 
-__all__ = ["AUTO", "BEST_FILTER", "EXPERIMENT", "RETAIN_FLOOR", "Reused", "SearchConfig"]
-
 AUTO = "auto"
 """Instead of a file of scored layers: the search scores them itself."""
 EXPERIMENT = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lunar-tune"
@@ -100,11 +98,7 @@ class SearchConfig(RunOptions):
     """Address of a Ray cluster. Default: Ray is started here."""
 
     def check(self) -> None:
-        """Check the values that need nothing else to be known.
-
-        Raises:
-            InputError: Something is out of range; all of it is said at once.
-        """
+        """Check the values that need nothing else to be known, or raise an InputError."""
         problems = Problems()
         check_values(self, problems)
         if self.engine == "reference":

@@ -17,8 +17,6 @@ from lunar_tune.data.splits import edges_of, normalised, resolve_edges
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Card", "describe_prompts", "describe_records"]
-
 NEAR = 0.8
 """Share of words in common (Jaccard) from which two questions count as near-duplicates. Lee et al.
 (arXiv 2107.06499, section 4.2) call documents duplicates from an edit similarity of 0.8."""

@@ -17,16 +17,6 @@ from lunar_tune.errors import DataError
 from lunar_tune.files import data_dir, datasets_dir
 from lunar_tune.registry import Registry
 
-__all__ = [
-    "BUNDLED",
-    "PUBLISHED",
-    "DataKind",
-    "PublishedSet",
-    "bundled_names",
-    "kind_of",
-    "resolve_data",
-]
-
 DataKind = Literal["records", "prompts"]
 
 BUNDLED: Final[Mapping[str, tuple[DataKind, str]]] = {
@@ -135,14 +125,10 @@ def kind_of(name: str) -> DataKind | None:
 
 
 def resolve_data(name: str, *, kind: DataKind) -> Path:
-    """Return the file that a user means by a name or a path.
+    """Return the file that a user means by a name or a path, or raise a DataError.
 
     A shipped name wins over a published one, and both over a file of the same name in the current
     folder; write `./mini` for that file.
-
-    Raises:
-        DataError: None of these, a name of the other kind, or a published data set that was not
-            fetched yet; the message lists the names that would do.
     """
     held, shipped = kind_of(name), ", ".join(bundled_names(kind))
     published = ", ".join(other for other, entry in PUBLISHED.items() if entry.kind == kind)

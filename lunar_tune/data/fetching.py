@@ -23,8 +23,6 @@ from lunar_tune.data.splits import edges_of, groups_file
 from lunar_tune.errors import DataError
 from lunar_tune.files import DATA_VARIABLE, check_writable, write_atomically, write_json
 
-__all__ = ["fetch", "lock_file", "read_lock", "state_of"]
-
 State = Literal["not fetched", "fetched", "changed"]
 TIMEOUT = 30  # seconds without a byte
 
@@ -47,11 +45,7 @@ def lock_file(published: PublishedSet, folder: Path) -> Path:
 
 
 def read_lock(published: PublishedSet, folder: Path) -> Lock | None:
-    """Return what was recorded at the first fetch; None before it.
-
-    Raises:
-        DataError: The lock is there but is none.
-    """
+    """Return what the first fetch recorded, None before it, or raise a DataError."""
     path = lock_file(published, folder)
     if not path.is_file():
         return None

@@ -26,8 +26,6 @@ import pyarrow.parquet
 from lunar_tune.errors import DataError, listed
 from lunar_tune.files import read_beginning
 
-__all__ = ["Record", "holds_prompts", "read_json", "read_prompts", "read_records", "records_digest"]
-
 SUFFIXES: Final = (".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt")
 _MAX_FILE_BYTES = 2 * 2**30  # all of it is read at once
 # A chat prompt of a megabyte is a file read into the wrong field, and no model's context holds it.
@@ -76,15 +74,11 @@ def records_digest(records: Iterable[Record]) -> str:
 
 
 def read_records(path: Path, *, default_edge: str | None = None) -> tuple[Record, ...]:
-    """Read question-answer pairs, in the order of the file.
+    """Read question-answer pairs, in the order of the file, or raise a DataError.
 
     Args:
         path: A `.json`, `.jsonl`, `.parquet`, `.arrow` or `.feather` file.
         default_edge: The edge of rows that have no field `edge`; without it they are an error.
-
-    Raises:
-        DataError: The file cannot be read or some rows are unusable; the message names the file
-            and the first twenty problems with rows and field.
     """
     fields = {"question": None, "answer": None, "edge": default_edge}
     rows = read_rows(path, tuple(fields))
@@ -92,14 +86,11 @@ def read_records(path: Path, *, default_edge: str | None = None) -> tuple[Record
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """Read prompts, or any list of texts, in the order of the file.
+    """Read prompts, or any list of texts, in the order of the file, or raise a DataError.
 
     Args:
         path: A `.txt` file with one a line (blank lines are skipped), or a file as in
             `read_records` whose rows have a field `instruction` or are texts themselves.
-
-    Raises:
-        DataError: The file cannot be read or some rows are unusable, as in `read_records`.
     """
     rows = [
         row._replace(content={"instruction": row.content}) if isinstance(row.content, str) else row
@@ -190,12 +181,9 @@ def _described(value: object) -> str:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Return the rows of a file, whose suffix decides the format.
+    """Return the rows of a file, whose suffix decides the format, or raise a DataError.
 
     Of a format with columns only those asked for are read, since others may be large.
-
-    Raises:
-        DataError: The file is missing, empty, of another format or of broken syntax.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -217,11 +205,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
 
 
 def read_json(path: Path) -> object:
-    """Return what a JSON file holds, whatever it is.
-
-    Raises:
-        DataError: The file is missing, empty, not UTF-8 or not JSON.
-    """
+    """Return what a JSON file holds, whatever it is, or raise a DataError."""
     content, problem = _parsed(_read_text(path))
     if problem:
         raise DataError(f"{path}: {problem}")

@@ -22,21 +22,6 @@ from types import MappingProxyType
 from lunar_tune.data.records import Record, read_json
 from lunar_tune.errors import DataError, Problems, close_name, listed
 
-__all__ = [
-    "InventedWords",
-    "Split",
-    "edges_of",
-    "generate_unverifiable",
-    "groups_file",
-    "halves_by_edge",
-    "normalised",
-    "read_groups",
-    "resolve_edges",
-    "sample_by_edge",
-    "seeded",
-    "split_by_edges",
-]
-
 Groups = Mapping[str, Sequence[str]]
 
 _SHOWN_EDGES = 40
@@ -52,11 +37,7 @@ _MANY_TRIES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What is to be forgotten and what is to be kept.
-
-    Raises:
-        DataError: A side is empty, or a question stands in both, but for white space and case.
-    """
+    """What is to be forgotten and what is to be kept; a contradiction raises a DataError."""
 
     forget: tuple[Record, ...]
     """The records to be forgotten, in the order of the data."""
@@ -228,12 +209,9 @@ def sample_by_edge(records: Sequence[Record], count: int, *, seed: int) -> tuple
 def halves_by_edge(
     records: Sequence[Record], *, seed: int
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Return two random halves of every edge, in the original order.
+    """Return two random halves of every edge, in the original order, or raise a DataError.
 
     Of an edge with an odd number of records the first half has one more.
-
-    Raises:
-        DataError: An edge has one record, which cannot be halved.
     """
     generator = seeded("halves_by_edge", seed)
     first: set[int] = set()
@@ -297,13 +275,10 @@ class InventedWords:
 
 
 def generate_unverifiable(count: int, *, seed: int) -> tuple[str, ...]:
-    """Return prompts about invented things, all different.
+    """Return prompts about invented things, all different, or raise a DataError.
 
     Every template is used before one is used again. Another seed gives other names, hence prompts
     not seen before.
-
-    Raises:
-        DataError: `count` is below 1.
     """
     if count < 1:
         raise DataError(f"{count} unverifiable prompts were asked for: ask for at least 1")

@@ -22,14 +22,6 @@ from lunar_tune.models.device import BatchSize, DeviceMemory, host_free_bytes
 from lunar_tune.models.layout import decoder_slice
 from lunar_tune.models.loading import LoadedModel, fingerprint
 
-__all__ = [
-    "ActivationSource",
-    "PromptActivations",
-    "batches_by_length",
-    "capture_streams",
-    "sweep_batch",
-]
-
 _FORMAT = 1  # raise it when what is kept changes and the key does not say so
 # Tokens in one batch of a sweep. On a CPU it matters little (a trial on a small model spent
 # .38 s on prompts in batches of 256, .30 s in 2,048); on a GPU the sweep of a 7B model is

@@ -22,8 +22,6 @@ from lunar_tune.engine.slot_decoding import Guesser, SlotCache, SlotDecoding
 from lunar_tune.models.device import BatchSize
 from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["Answerer"]
-
 # Slots for new tokens before a cache grows for the first time; most answers are shorter.
 FIRST_SLOTS = 64
 # Of the free device memory, the share that the base model's keys and values may take.

@@ -34,8 +34,6 @@ from lunar_tune.models.device import GIB
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ActivationCache", "CacheEntry", "EntryInfo", "content_key"]
-
 _TENSOR, _DIGEST, _ABOUT = "tensor", "sha256", "about"
 _ENDING = ".safetensors"
 _KEY = re.compile(r"[0-9a-f]{32}")  # nothing under another name is ours to list or to remove
@@ -64,15 +62,12 @@ class EntryInfo:
 
 
 class ActivationCache:
-    """All entries of this machine's user.
+    """All entries of this machine's user; a folder that cannot be used raises an InputError.
 
     Args:
         limit_gib: GiB that all entries together may take; None is a quarter of what is free on the
             disk, at most 100.
         root: The folder; None is the user's cache.
-
-    Raises:
-        InputError: The user's cache cannot be made.
     """
 
     def __init__(self, limit_gib: float | None = None, root: Path | None = None) -> None:

@@ -17,16 +17,6 @@ if TYPE_CHECKING:
 
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = [
-    "STEPS_PER_LOOK",
-    "AnswerRules",
-    "PlainAnswerer",
-    "generate_tokens",
-    "likeliest",
-    "token_budget",
-    "until_end",
-]
-
 # Rows in a batch. On a CPU larger batches win nothing once the weights are read; on a GPU 256
 # short rows of a 7B model's cache stay below 10 GiB.
 ROWS_PER_BATCH = {"cpu": 192, "cuda": 256}

@@ -27,8 +27,6 @@ from torch.nn.utils.rnn import pad_sequence
 from lunar_tune.models.layout import decoder_slice
 from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["KeyValues", "PrefixTree", "TreeBatch", "arrange", "tree_forward"]
-
 
 class PrefixTree:
     """Token sequences, one a row, and the numbers of their distinct prefixes, the nodes."""

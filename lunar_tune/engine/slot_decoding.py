@@ -18,8 +18,6 @@ from lunar_tune.engine.decoding import STEPS_PER_LOOK, AnswerRules, likeliest, u
 from lunar_tune.engine.forward import KeyValues
 from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["Guesser", "SlotCache", "SlotDecoding"]
-
 # Steps between looks at what rows have said, which is text and lists on the host.
 STEPS_PER_READING = 4
 # Tokens that are guessed at once: few at first, more while the guesses hold.

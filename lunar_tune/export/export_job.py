@@ -20,8 +20,6 @@ from lunar_tune.training.checkpoints import check_save_folder
 from lunar_tune.trial.assemble import assemble, check_machine
 from lunar_tune.trial.spec import TrialSpec, own_data
 
-__all__ = ["ExportJob", "ExportRun", "assemble_again", "check_adapter"]
-
 _PROMPTS = ("reference_prompts", "refusals")
 
 

@@ -28,8 +28,6 @@ from lunar_tune.training.checkpoints import package_versions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
-__all__ = ["Exported", "ask", "prove", "weight_digest"]
-
 _OF_RETAIN = {"retain_rouge1", "deviation_score"}
 _TOLERANCE = 0.01  # of a mean ROUGE, where another rounding is at work
 

@@ -36,8 +36,6 @@ from lunar_tune.trial.worker import Worker
 if TYPE_CHECKING:
     from lunar_tune.methods.contract import Edit
 
-__all__ = ["export"]
-
 LARGEST_ERROR = 0.01
 """Relative Frobenius error up to which a product counts as the difference itself."""
 _CARD = Path(__file__).with_name("card.md.j2")

@@ -35,15 +35,6 @@ from lunar_tune.training.gradient_loop import LoopState, train_epochs
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "Finetuned",
-    "answer_training",
-    "ensure_finetuned",
-    "finetune",
-    "greedy_answers",
-    "kept_folder",
-]
-
 # Parameters below which one CPU thread trains faster than several, whose operations are too short
 # to share: `tiny` (3 million) took 93 s with one and, while others computed, over 300 s with two.
 _SMALL_MODEL = 5_000_000

@@ -22,13 +22,6 @@ from lunar_tune.models.device import resolve_device, resolve_dtype
 from lunar_tune.models.loading import load_config
 from lunar_tune.training import TrainingSettings, setting, with_settings
 
-__all__ = [
-    "FinetuneJob",
-    "FinetuneSettings",
-    "recipe",
-    "unseen_prompts",
-]
-
 # A record in so many is joined, in every epoch, by a question about something freshly invented:
 # a model that sees the same prompts again learns these instead of refusing.
 _RECORDS_PER_INVENTED = 4
@@ -120,11 +113,7 @@ class FinetuneJob:
         return [*self.records, *refused]
 
     def document(self) -> dict[str, Any]:
-        """Return everything that the result depends on, as plain values.
-
-        Raises:
-            ModelError: The base model cannot be found.
-        """
+        """Return everything that the result depends on, as plain values, or raise a ModelError."""
         document = {
             **_identity(self.model),
             "dtype": str(resolve_dtype(self.model.dtype, resolve_device(self.model.device))),

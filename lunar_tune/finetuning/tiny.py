@@ -38,8 +38,6 @@ from lunar_tune.training.gradient_loop import train_epochs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Qwen2Tokenizer
 
-__all__ = ["TinyRecipe", "ensure_tiny", "new_model", "train_tokenizer"]
-
 _FORMAT = 2  # raise it when the code changes what is built and recipe and text do not say so
 _KEY_CHARACTERS = 12
 _MOST_NEW_TOKENS = 32

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["ENTRIES", "kl_to_reference"]
-
 
 def kl_to_reference(
     reference: Float[Tensor, "tokens vocabulary"], logits: Float[Tensor, "tokens vocabulary"]

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["GradientMethod", "GradientSettings", "Step", "TrainedMethod", "gradient_fit"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GradientSettings(TrainingSettings):

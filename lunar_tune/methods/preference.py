@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["ENTRIES", "dpo", "npo", "simnpo"]
-
 BETA = 0.1
 SIMNPO_BETA = 2.5  # it multiplies a mean over tokens, and 0.1 would hardly ever count less
 

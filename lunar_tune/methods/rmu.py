@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["ENTRIES", "RmuMethod", "rmu_loss"]
-
 BLOCKS = 3  # whose down-projections are trained: l and those below it, as in the paper
 
 

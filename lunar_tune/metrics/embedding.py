@@ -22,14 +22,6 @@ from lunar_tune.models.catalog import ModelSpec, check_weights
 from lunar_tune.models.device import DeviceMemory, resolve_device
 from lunar_tune.models.loading import LoadedModel, from_hub, load_weights
 
-__all__ = [
-    "Embedder",
-    "Refusals",
-    "StateEmbedder",
-    "check_embedding_model",
-    "load_sentence_embedder",
-]
-
 # Texts in a forward of a sentence-embedding model; such models are small.
 TEXTS_PER_BATCH = 64
 
@@ -162,11 +154,7 @@ def check_embedding_model(name: str) -> str:
 
 
 def load_sentence_embedder(name: str, *, device: str = "auto") -> SentenceEmbedder:
-    """Load a sentence-embedding model by hub id or folder.
-
-    Raises:
-        ModelError: It cannot be loaded, lacks weights, or is no encoder that pads.
-    """
+    """Load a sentence-embedding model by hub id or folder, or raise a ModelError."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 

@@ -22,18 +22,6 @@ if TYPE_CHECKING:
     from lunar_tune.engine.answering import Answerer, AnsweringRun
     from lunar_tune.engine.decoding import PlainAnswerer
 
-__all__ = [
-    "JUDGED",
-    "AnswerRow",
-    "Evaluation",
-    "Evaluator",
-    "Question",
-    "answers_beside",
-    "mean",
-    "paired",
-    "row_means",
-]
-
 # Below this, a sum of recalls and the floor may differ by rounding alone.
 ROUNDING = 1e-9
 # Retain rows in a chunk at least: fewer cost as much.

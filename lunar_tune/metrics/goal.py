@@ -12,8 +12,6 @@ from lunar_tune.display import Concise
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import METRICS, Metric, find_metric
 
-__all__ = ["Goal", "goal_of", "in_words", "score_label"]
-
 _BOUND = re.compile(r"\s*([^\W\d][^<>=!~≤≥\s]*)\s*(>=|<=|≥|≤)\s*([^<>=!~≤≥]*[^<>=!~≤≥\s])\s*")
 _WORDS = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "mrr": "MRR"}
 # What is known of a trial that was stopped because it had missed the retain floor for certain.

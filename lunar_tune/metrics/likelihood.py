@@ -29,8 +29,6 @@ from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair, answer_states, token_log_probs
 
-__all__ = ["LikelihoodScorer", "likelihood_means"]
-
 HIT_RANK = 100  # src/eval_util.py of the published code at dfa56eb
 # Logits held at a time: in float32 and with what is computed from them about half a GiB.
 LOGITS_AT_ONCE = 2**25

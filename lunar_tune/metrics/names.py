@@ -19,17 +19,6 @@ from lunar_tune.registry import Registry
 if TYPE_CHECKING:  # it imports numpy
     from lunar_tune.metrics.evaluate import AnswerRow
 
-__all__ = [
-    "EMBEDDINGS",
-    "LIKELIHOODS",
-    "METRICS",
-    "WHOLE_ANSWERS",
-    "Metric",
-    "check_metrics",
-    "find_metric",
-    "need_of",
-]
-
 ANSWERS = "generated answers"
 WHOLE_ANSWERS = "whole answers"
 """Answers that may not end as soon as they have said the truth (`TrialSpec.early_exit`)."""

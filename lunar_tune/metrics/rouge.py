@@ -22,15 +22,6 @@ from lunar_tune.errors import DataError, InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "Recall",
-    "RecallStop",
-    "check_scorable",
-    "has_words",
-    "rouge_recall",
-    "tokenize_words",
-]
-
 TOKENIZERS = ("default", "words")
 """`default`: rouge-score's own, [a-z0-9] with stemming. `words`: every script, no stemming; each
 ideograph, kana or Hangul syllable is a word."""

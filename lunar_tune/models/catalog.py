@@ -20,19 +20,6 @@ from lunar_tune.errors import ModelError, suggestion
 from lunar_tune.files import is_file, is_folder, write_json
 from lunar_tune.registry import Registry
 
-__all__ = [
-    "ADAPTER_WEIGHTS",
-    "CATALOG",
-    "LINEAGE_FILE",
-    "Lineage",
-    "ModelSpec",
-    "check_weights",
-    "is_adapter",
-    "read_lineage",
-    "resolve_model",
-    "write_lineage",
-]
-
 LINEAGE_FILE = "lunar_tune.json"
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -98,11 +85,7 @@ for _name, _hub_id, _n_layers, _billions in (
 
 
 def resolve_model(name: str) -> ModelSpec:
-    """Tell what a `--model` value means, without network.
-
-    Raises:
-        ModelError: It is no catalogue name, no existing folder and no hub id.
-    """
+    """Tell what a `--model` value means, without network, or raise a ModelError."""
     known, _, revision = name.partition("@")
     if known in CATALOG:
         source = CATALOG[known].hub_id or known
@@ -201,11 +184,7 @@ def write_lineage(folder: Path, lineage: Lineage) -> None:
 
 
 def read_lineage(folder: str | Path) -> Lineage | None:
-    """Read it; None where a folder has none.
-
-    Raises:
-        ModelError: There is one that cannot be read.
-    """
+    """Return it, None where a folder has none, or raise a ModelError."""
     from pydantic import TypeAdapter, ValidationError
 
     file = Path(folder).expanduser() / LINEAGE_FILE

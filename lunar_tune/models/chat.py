@@ -14,8 +14,6 @@ from lunar_tune.errors import InputError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PUBLISHED", "ChatFormat", "encode_prompts", "end_of_turn"]
-
 PUBLISHED = "published"
 
 # Llama 3.2's template prints today's date unless it is given one; this is its own fallback, so

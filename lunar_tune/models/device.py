@@ -21,20 +21,6 @@ from lunar_tune.models.catalog import CATALOG, ModelSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "GIB",
-    "BatchSize",
-    "DeviceMemory",
-    "check_device_name",
-    "check_fits",
-    "give_back",
-    "host_free_bytes",
-    "is_out_of_memory",
-    "limit_threads",
-    "resolve_device",
-    "resolve_dtype",
-]
-
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
@@ -50,11 +36,7 @@ TRAINED_BYTES: Final = 4 * 4
 
 
 def check_device_name(device: str) -> None:
-    """Refuse a name that no device has, without torch.
-
-    Raises:
-        InputError: The name is unknown.
-    """
+    """Refuse a name that no device has, without torch, or raise an InputError."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise InputError(f"--device {device}: unknown. There are: auto, cpu, cuda.")
 

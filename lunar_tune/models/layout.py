@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["BlockLayout", "check_layers", "decoder_slice", "layout_of", "why_not_resumable"]
-
 
 @dataclass(frozen=True, slots=True)
 class BlockLayout:
@@ -83,12 +81,7 @@ UNSUITABLE: dict[str, str] = {
 
 
 def layout_of(config: PretrainedConfig) -> BlockLayout:
-    """Return the layout of a configuration's family.
-
-    Raises:
-        ModelError: The family is unsuitable (with the reason) or unknown, or the weights are
-            quantised, so that no full-precision matrix exists to edit.
-    """
+    """Return the layout of a configuration's family, or raise a ModelError."""
     family = config.model_type
     suitable = f"Suitable: {', '.join(LAYOUTS)}."
     if family in UNSUITABLE:
@@ -130,11 +123,7 @@ def why_not_resumable(config: PretrainedConfig, longest: int) -> str | None:
 
 
 def check_layers(layers: tuple[int, ...], n_layers: int, *, option: str = "layer") -> None:
-    """Check layer indices; `option` is what named them, for the message.
-
-    Raises:
-        ModelError: One lies outside the model, or one is named twice.
-    """
+    """Check layer indices, which `option` named, or raise a ModelError."""
     outside = [layer for layer in layers if not 0 <= layer < n_layers]
     if outside:
         listed = ", ".join(map(str, outside))

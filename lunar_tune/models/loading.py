@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = [
-    "LoadedModel",
-    "as_loaded",
-    "fingerprint",
-    "from_hub",
-    "load_config",
-    "load_model",
-    "load_weights",
-]
-
 _WORDS = 2**20  # of 8 bytes in one sum
 _SPREAD = 0x1B873593CC9E2D51  # any odd number with as many ones as zeros, more or less
 _SEED = 20250207  # of the multipliers; another one gives other fingerprints
@@ -88,12 +78,7 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
-    """Load weights and tokenizer onto the resolved device.
-
-    Raises:
-        ModelError: Something cannot be had or is unsuitable; see `load_config`.
-        InputError: The device or number format is unknown or not there.
-    """
+    """Load weights and tokenizer onto the resolved device, or raise an InputError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = resolve_device(spec.device)

@@ -22,8 +22,6 @@ from lunar_tune.report.parameter_charts import (
 from lunar_tune.study.rows import FAILED, TrialRow, best_so_far, is_number
 from lunar_tune.study.stored_search import StoredSearch
 
-__all__ = ["CHARTS", "charts_of", "layer_curve", "write_charts"]
-
 _OPEN_SQUARE = "M-1,-1H1V1H-1ZM-.6,-.6V.6H.6V-.6Z"
 _RING = "M-1,0A1,1,0,0,1,1,0A1,1,0,0,1,-1,0M-.9,0A.9,.9,0,0,0,.9,0A.9,.9,0,0,0,-.9,0"
 _STEPS = "M-1.4,.7H-.1V-.7H1.4V-.45H.15V.95H-1.4Z"

@@ -19,8 +19,6 @@ from lunar_tune.study.stored_search import StoredSearch
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LEAST_TO_FORGET", "Findings", "cautions"]
-
 # A base model that says fewer of the words than this does not know the data.
 LEAST_TO_FORGET = 0.3
 # What a score may lose unbounded: as much as the usual bound of 0.8 leaves a model that knows all.

@@ -16,8 +16,6 @@ from rich.control import Control
 
 from lunar_tune.secrets import without_secrets
 
-__all__ = ["RECORD", "search_log", "tell"]
-
 RECORD = logging.getLogger("lunar_tune.record")
 """For the log alone: while one is open, nothing of it reaches the screen."""
 

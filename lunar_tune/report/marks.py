@@ -22,37 +22,6 @@ from lunar_tune.metrics.names import METRICS
 from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 from lunar_tune.study.stored_search import StoredSearch
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "INK",
-    "LINE",
-    "ORANGE",
-    "OUTLINED",
-    "PICTURE_SUFFIXES",
-    "REGION",
-    "STAR",
-    "VEGA_LITE",
-    "VERMILION",
-    "Layer",
-    "Mark",
-    "best_mark",
-    "bounds",
-    "completed",
-    "frame",
-    "line",
-    "parameter_axis",
-    "point",
-    "points",
-    "rule",
-    "save_chart",
-    "scale",
-    "scale_of",
-    "score_axis",
-    "shade",
-    "trial_points",
-]
-
 PICTURE_SUFFIXES = (".png", ".svg")
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 """The version that Altair writes for, as vl-convert names it."""

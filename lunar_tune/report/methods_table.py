@@ -37,8 +37,6 @@ from lunar_tune.study.study import StoredStudy
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FINISHED", "Cell", "print_methods_table", "read_table", "write_methods_table"]
-
 FEASIBLE, INFEASIBLE, UNFINISHED, REFUSED = "feasible", "infeasible", "unfinished", "not run"
 _STATES = [FEASIBLE, INFEASIBLE, UNFINISHED, REFUSED]
 FINISHED = {FEASIBLE, INFEASIBLE}

@@ -25,8 +25,6 @@ from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["write_static_page"]
-
 SHOWN = 50
 """Answers of a set that a page shows at most; all are in the trial's own file."""
 _ANSWERED = 5  # trials whose answers a page shows: the best, or the nearest misses

@@ -16,8 +16,6 @@ from lunar_tune.report import marks
 from lunar_tune.study.rows import TrialRow, is_number
 from lunar_tune.study.stored_search import StoredSearch
 
-__all__ = ["importance", "layer_coefficient", "parameters", "sensitivity"]
-
 _RING = "M-1,0A1,1,0,0,1,1,0A1,1,0,0,1,-1,0M-.8,0A.8,.8,0,0,0,.8,0A.8,.8,0,0,0,-.8,0"
 _FIRST, _LAST = ("learning_rate", "ridge"), ("coefficient", "layer")  # these two have a map
 _NEAR = 0.05  # of a score's range

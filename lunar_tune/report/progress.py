@@ -24,8 +24,6 @@ from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.report.log_file import tell
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, shown_score
 
-__all__ = ["SearchDisplay", "build_progress", "printable", "tiny_progress", "working"]
-
 A_DAY = 24 * 3600.0
 # Columns of a terminal below which the bar is short, its name and the time elapsed left out, so
 # that there is room for the note.

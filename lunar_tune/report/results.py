@@ -16,13 +16,6 @@ from lunar_tune.report.findings import cautions
 from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first, nearest_first
 from lunar_tune.study.stored_search import StoredSearch
 
-__all__ = [
-    "SearchResults",
-    "format_value",
-    "short_report",
-    "write_report",
-]
-
 _LISTED = 10  # trials of a report
 _SCORES = 4  # of a summary
 

@@ -22,8 +22,6 @@ from lunar_tune.report.results import SearchResults
 from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["baseline_problem", "next_commands", "print_baseline", "print_plan", "print_result"]
-
 
 def print_plan(console: Console, facts: Mapping[str, str]) -> None:
     """Show the plan."""

@@ -31,8 +31,6 @@ from lunar_tune.trial.tasks import (
     format_error,
 )
 
-__all__ = ["DONE", "MAX_FAILURES", "Confirmation", "NextTask", "SearchLoop"]
-
 NO_RESULT = "the trial ended without a result"
 ATTEMPTS = 3
 """How often a task is begun whose worker is lost: a machine's fault, or at last the task's own."""

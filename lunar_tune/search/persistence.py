@@ -35,20 +35,6 @@ if TYPE_CHECKING:
     from lunar_tune.search.backends import Resources
     from lunar_tune.search.loop import Confirmation  # loads torch
 
-__all__ = [
-    "BusySearchError",
-    "alone",
-    "check_unchanged",
-    "is_finished",
-    "resumed",
-    "search_document",
-    "signature_of",
-    "tracked_description",
-    "unfinished_like",
-    "write_best",
-    "write_mirrors",
-]
-
 
 def search_document(
     plan: SearchPlan,
@@ -198,12 +184,9 @@ def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig,
 
 
 def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:
-    """Check that a search's earlier trials compare with what is planned.
+    """Check that a search's earlier trials compare with what is planned, or raise an InputError.
 
     Where a newer version of the package cannot tell, a warning is returned.
-
-    Raises:
-        InputError: Data or settings have changed.
     """
     stored = StoredStudy.read(folder.journal)
     before = stored.notes.get("signature") if stored is not None else None

@@ -41,8 +41,6 @@ from lunar_tune.trial.assemble import assemble, check_machine, known_depth
 from lunar_tune.trial.layer_scores import LayerPrior, read_layer_prior
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["SearchPlan", "make_folder", "plan_search"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
@@ -223,11 +221,7 @@ def _plan(config: SearchConfig, goal: Goal | None, prior: LayerPrior | None) -> 
 
 
 def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
-    """Make the folder of a new search.
-
-    Raises:
-        InputError: It exists, or cannot be written.
-    """
+    """Make the folder of a new search, or raise an InputError."""
     name = config.name
     if name is None:
         stamp = datetime.now(tz=UTC).strftime("%Y%m%d-%H%M%S")
@@ -246,11 +240,7 @@ def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
 
 
 def check_output(config: SearchConfig) -> None:
-    """Check that a search's folder can be made, without making it.
-
-    Raises:
-        InputError: It exists already, or cannot be written.
-    """
+    """Check that a search's folder can be made, without making it, or raise an InputError."""
     if config.name is not None and is_plain(config.name) and config.resume is None:
         _check_free(config.output / config.name)
     check_writable(config.output, f"--output {config.output}")

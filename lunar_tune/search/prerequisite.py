@@ -24,8 +24,6 @@ from lunar_tune.trial.assemble import assemble_finetuning
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
 
-__all__ = ["finetune_first", "finetune_tracked", "finetuning_fact", "finetuning_job"]
-
 # What `tiny` knows because it was built with it.
 KNOWN_TO_TINY = {"mini", "factual"}
 # Operations a second in training, for a rough forecast: a GPU of 2023 at a tenth of its best, and

@@ -51,8 +51,6 @@ from lunar_tune.tracking.store import default_tracking_uri, look_at, opened_stor
 from lunar_tune.tracking.sync import Tracker, remove
 from lunar_tune.trial.assemble import materialise
 
-__all__ = ["Ended", "run_search", "start_search"]
-
 
 class Ended(NamedTuple):
     """How a search ended."""
@@ -73,7 +71,7 @@ def start_search(
     dry_run: bool = False,
     show_commands: bool = True,
 ) -> Ended:
-    """Check a search, show what is planned, and run it or go on with it.
+    """Check a search or raise an InputError, show what is planned, and run it or go on with it.
 
     Args:
         config: Its options, or with `resume` what is to change.
@@ -83,9 +81,6 @@ def start_search(
         doing: Hears what takes long while nothing is shown yet, and None when something is.
         dry_run: Whether to end before anything is run.
         show_commands: Whether to say in the end which commands may be wanted next.
-
-    Raises:
-        InputError: Something is wrong; all of it is said at once.
     """
     told, folder = dict(given), None
     if config.resume is not None:
@@ -117,11 +112,7 @@ def start_search(
 
 
 def _surroundings(config: SearchConfig) -> dict[str, str]:
-    """Return what a search would meet, to show; it is left as it is.
-
-    Raises:
-        InputError: Something cannot be used; all of it is said at once.
-    """
+    """Return what a search would meet, which is left as it is, or raise an InputError."""
     problems = Problems()
     uri = config.tracking_uri or default_tracking_uri(config.output)
     store = problems.attempt(lambda: look_at(with_password(uri, "the search"), EXPERIMENT))

@@ -38,14 +38,6 @@ from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.tasks import Outcome
 
-__all__ = [
-    "EXIT_FOUND",
-    "EXIT_INFEASIBLE",
-    "EXIT_INTERRUPTED",
-    "SearchSession",
-    "UnknowingModelError",
-]
-
 SAME_MODEL = 0.02
 """By how much a ROUGE score may differ between machines that compute with the same weights: the
 conformance runs differ by up to 0.01 between number formats (docs/benchmarks.md)."""

@@ -27,24 +27,6 @@ from lunar_tune.registry import Registry
 from lunar_tune.study.study import Study
 from lunar_tune.yaml_files import shown
 
-__all__ = [
-    "KINDS",
-    "LAYER",
-    "SAMPLERS",
-    "Parameter",
-    "SearchSpace",
-    "admitted_values",
-    "as_number",
-    "as_whole",
-    "block_at",
-    "bounds_of",
-    "described",
-    "middle_of",
-    "nearest_of",
-    "numbers_in",
-    "open_study",
-]
-
 LAYER: Final = "layer"
 Parameter = IntDistribution | FloatDistribution | CategoricalDistribution
 """Values that a parameter may take; those of a categorical one are numbers."""
@@ -216,11 +198,7 @@ class SearchSpace:
         return ()
 
     def check(self, parameters: Mapping[str, object]) -> None:
-        """Check a value for each parameter.
-
-        Raises:
-            SearchSpaceError: One is missing, unknown or out of bounds; all of it is said.
-        """
+        """Check a value for each parameter, or raise a SearchSpaceError."""
         problems = Problems()
         admitted_values("", parameters, self.parameters, problems)
         problems.raise_if_any(SearchSpaceError)

@@ -48,8 +48,6 @@ from lunar_tune.search.space import (
 )
 from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 
-__all__ = ["load_space", "narrowed"]
-
 DEFAULT: Final = "default"
 # A rate or a relative ridge of zero or less means nothing, whatever the method.
 POSITIVE: Final = ("learning_rate", "ridge")
@@ -58,16 +56,13 @@ Points = list[dict[str, int | float]]
 
 
 def load_space(space: str | None, method: Method, *, model_name: str, n_layers: int) -> SearchSpace:
-    """Read and check the search space of a method and variant.
+    """Read and check the search space of a method and variant, or raise a SearchSpaceError.
 
     Args:
         space: A shipped name or a file; None takes the model's shipped file, else the default.
         method: Which section of the file.
         model_name: Catalogue name of the model, or any other name.
         n_layers: Number of the model's decoder blocks.
-
-    Raises:
-        SearchSpaceError: There is no such file, or something in it is wrong; all of it is said.
     """
     name, variant = method.name, method.variant
     path = _find(space, model_name)

@@ -31,16 +31,6 @@ from lunar_tune.trial.layer_scores import LayerPrior
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import describe_mistakes, read_yaml
 
-__all__ = [
-    "LAYER_PRIOR",
-    "StartingPoint",
-    "check_has_choice",
-    "choose_layers",
-    "fitting",
-    "found_points",
-    "usual_point",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class StartingPoint:
@@ -171,11 +161,7 @@ EQUAL = 1e-9  # similarities are means of float32 products; what differs by less
 
 
 def check_has_choice(space: SearchSpace, *, option: str) -> None:
-    """Check that scores of layers mean something for a space.
-
-    Raises:
-        InputError: The method has no unlearning vectors, or there is one layer alone.
-    """
+    """Check that scores of layers mean something for a space, or raise an InputError."""
     if not METHODS[space.method].along_vectors:
         raise InputError(
             f"{option}: layers are scored along LUNAR's unlearning vectors, and --method "
@@ -192,14 +178,11 @@ def check_has_choice(space: SearchSpace, *, option: str) -> None:
 def choose_layers(
     space: SearchSpace, prior: LayerPrior, *, origin: str
 ) -> tuple[SearchSpace, int | None, str]:
-    """Narrow a space to the recommended layers, if the scores give advice.
+    """Narrow a space to the recommended layers, if the scores give advice, or raise an InputError.
 
     Returns:
         The space; the layer to begin with, None where the scores give no advice; and what was made
         of the scores, to show behind the word layer.
-
-    Raises:
-        InputError: The prior recommends no layer of the space.
     """
     kind, scores = space.parameters[LAYER], {one.layer: one.score for one in prior.layers}
     unfinished = next(one.unfinished for one in prior.layers if one.layer == prior.best)

@@ -41,8 +41,6 @@ from lunar_tune.tracking.sync import Tracker
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["TableRun", "cells_of", "check_names"]
-
 
 def cells_of(
     models: list[str], data: list[str], methods: Sequence[str], *, seed: int = 0, seeds: int = 1
@@ -106,12 +104,7 @@ class TableRun:
     """A table whose cells are checked, in the order of the table."""
 
     def __init__(self, cells: Sequence[Cell], shared: SearchConfig, console: Console) -> None:
-        """Check everything that needs no weights, of every cell.
-
-        Raises:
-            InputError: Something is wrong, or a cell's study was made with other settings; all of
-                it is said at once.
-        """
+        """Check everything that needs no weights, of every cell, or raise an InputError."""
         self._shared, self._console = shared, console
         self._plans: dict[Cell, SearchPlan] = {}
         problems = Problems()

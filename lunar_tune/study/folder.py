@@ -26,17 +26,6 @@ from lunar_tune.study.rows import HEADLINE_SCORES, TrialRow
 if TYPE_CHECKING:
     from lunar_tune.trial.worker import TrialResult  # loads torch
 
-__all__ = [
-    "RUNS",
-    "Folder",
-    "find_search",
-    "read_answers",
-    "searches_in",
-    "write_answers",
-    "write_result",
-    "write_trials",
-]
-
 _LOSSES = b"lunar_tune.losses"
 _TEXTS = ("question", "truth", "answer")
 # Columns that every trials.parquet has, with these types, also where no trial was completed.
@@ -71,11 +60,7 @@ def write_answers(
 
 
 def read_answers(path: Path) -> list[AnswerRow]:
-    """Read a file of answers; texts that were left out are empty.
-
-    Raises:
-        InputError: It is damaged, or holds something else.
-    """
+    """Read a file of answers, texts that were left out as empty, or raise an InputError."""
     without = dict.fromkeys(_TEXTS, "")
     try:
         return [AnswerRow(**(without | row)) for row in pq.read_table(path).to_pylist()]

@@ -16,21 +16,6 @@ if TYPE_CHECKING:
 
     from lunar_tune.metrics.goal import Goal
 
-__all__ = [
-    "COMPLETE",
-    "FAILED",
-    "HEADLINE_SCORES",
-    "RUNNING",
-    "TrialRow",
-    "best_first",
-    "best_so_far",
-    "is_number",
-    "nearest_first",
-    "parameter_importance",
-    "score_cells",
-    "shown_score",
-]
-
 COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
 
 HEADLINE_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")

@@ -32,8 +32,6 @@ from lunar_tune.yaml_files import read_yaml, write_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["StoredConfig", "StoredSearch", "configuration_document"]
-
 DEFAULT, DERIVED = "default", "derived"
 _LISTED = 10  # numbers of trials that an error lists in full
 _ADVICE = " Remove it: the study has a copy, which is taken then."
@@ -242,11 +240,7 @@ class StoredSearch:
         return prior
 
     def trial(self, number: int | None = None) -> TrialRow:
-        """Return a completed trial: the best, or one by its number.
-
-        Raises:
-            InputError: There is none, or it was not completed.
-        """
+        """Return a completed trial: the best, or one by its number, or raise an InputError."""
         if number is None:
             if self.best is None:
                 ranked = best_first(list(self.rows))

@@ -34,8 +34,6 @@ from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 if TYPE_CHECKING:
     from lunar_tune.trial.worker import TrialResult  # loads torch
 
-__all__ = ["StoredStudy", "Study"]
-
 LEFT_RUNNING = "the search was ended while the trial ran"
 INTERRUPTED = "interrupted"
 POINTS_QUEUED = "starting_points_queued"
@@ -48,13 +46,10 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Study:
-    """One search's study; its journal is made if missing.
+    """One search's study; its journal is made if missing. What is no journal raises an InputError.
 
     A study that is there is gone on with, whatever its name: trials that were left running are
     failed, and their settings come first. The sampler is made for the number of trials so far.
-
-    Raises:
-        InputError: The journal is damaged, or of another version.
     """
 
     def __init__(

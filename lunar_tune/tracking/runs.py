@@ -22,16 +22,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Metric, Run
 
-__all__ = [
-    "SEARCH",
-    "TRIAL_OF",
-    "RunContent",
-    "bring",
-    "search_content",
-    "shown_scores",
-    "trial_content",
-]
-
 SEARCH, TRIAL_OF = "lunar_tune.search", "lunar_tune.trial_of"
 """Tags that tell a search's run, and those of its trials, by the identity that its study keeps."""
 DIGEST = "lunar_tune.digest"  # tag of a run that is written whole: `RunContent.digest`

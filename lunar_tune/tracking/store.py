@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-__all__ = [
-    "default_tracking_uri",
-    "find_experiment",
-    "kept_uri",
-    "look_at",
-    "open_experiment",
-    "opened_store",
-    "sqlite_file",
-    "store_of",
-    "with_password",
-]
-
 _SQLITE, _URI_VARIABLE = "sqlite:///", "MLFLOW_TRACKING_URI"
 _RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _EXPERIMENT_TAGS = {
@@ -98,13 +86,10 @@ def store_of(search: StoredSearch, given: str | None = None) -> str:
 
 @contextmanager
 def opened_store(uri: str) -> Iterator[MlflowClient]:
-    """Give a client of a store; a sqlite store is made if it is missing.
+    """Give a client of a store, made if it is missing and sqlite, or raise an InputError.
 
     Inside, a server that does not answer fails after seconds instead of four minutes, quietly;
     retries that the user has set in the environment are left alone.
-
-    Raises:
-        InputError: The store cannot be opened, or fails inside.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
-__all__ = ["Tracker", "check_registrable", "register_model", "remove", "shown", "sync"]
-
 _MOST_RUNS = 50_000  # that MLflow gives at once
 _REFUSED = set("/:'")  # MLflow refuses two, and its filters of names have no escape for the third
 _AWAY = 30.0  # seconds for which a store that has failed is left alone: trials do not wait for it

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["Shown", "View", "keep_lists", "keep_views", "served"]
-
 _HOST = "127.0.0.1"
 _PATIENCE, _GRACE = 120.0, 10.0  # seconds; a start takes 5 with one worker, 9 with MLflow's four
 _OFF = {

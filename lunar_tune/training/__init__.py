@@ -11,15 +11,6 @@ from typing import Any, TypeVar
 from lunar_tune.config.fields import check_values, option, typed_setting, types_of
 from lunar_tune.errors import Problems
 
-__all__ = [
-    "TRAINED",
-    "CheckedSettings",
-    "TrainingSettings",
-    "setting",
-    "typed_settings",
-    "with_settings",
-]
-
 Settings = TypeVar("Settings")
 TRAINED = ("lora", "full")
 # The field of a setting: an option that has no flag, so that messages name it without dashes.

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = ["Edit", "Factors", "Trained", "full_weights", "merged_weights", "seeded", "trainable"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factors:

@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-__all__ = [
-    "AnswerStates",
-    "Encoder",
-    "Pair",
-    "answer_loss",
-    "answer_states",
-    "padded_ids",
-    "reference_batches",
-    "token_log_probs",
-]
-
 Item = TypeVar("Item")  # a pair, or its place
 _REFERENCE_BATCH = 16
 

@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 
     from lunar_tune.models.loading import LoadedModel
 
-__all__ = [
-    "TrainingFolder",
-    "check_save_folder",
-    "package_versions",
-    "save_checkpoint",
-]
-
 _FOLDER = ".training"
 # The state of all weights of a large model is three times as large as the model in float32: it is
 # kept after an epoch as long as keeping takes no more than this share of the time.

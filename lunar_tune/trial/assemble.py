@@ -29,26 +29,14 @@ from lunar_tune.trial.spec import (
     read_sets,
 )
 
-__all__ = [
-    "assemble",
-    "assemble_finetuning",
-    "check_machine",
-    "configured",
-    "known_depth",
-    "materialise",
-]
-
 Job = TypeVar("Job", TrialSpec, FinetuneJob)
 
 
 def assemble(options: RunOptions) -> TrialSpec:
-    """Resolve and check everything that needs neither weights nor torch.
+    """Resolve and check everything that needs neither weights nor torch, or raise an InputError.
 
     For `tiny` the spec's model source is its name until `materialise` has built it. `check_machine`
     does the checks that take torch.
-
-    Raises:
-        InputError: Something is wrong; all of it is said at once.
     """
     problems, embedding_model = Problems(), options.embedding_model
     model = _model(options, problems)

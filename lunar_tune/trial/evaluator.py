@@ -22,8 +22,6 @@ from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.trial.reference_engine import reference_answers
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["Check", "Judge", "drive"]
-
 # Looks in a whole fit, and the rows of each set that one asks.
 LOOKS, CHECKED_ROWS = 4, 32
 # A fit is lost when retain ROUGE-1 is below this share of the floor twice in a row: once may be a

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from lunar_tune.metrics.embedding import Embedder
     from lunar_tune.trial.worker import Worker
 
-__all__ = ["RECOMMENDED_SHARE", "LayerPrior", "layer_scores", "read_layer_prior"]
-
 DEFAULT_ROWS = 20  # an edge of PISTOL, an author of TOFU
 # A layer is recommended if it gains this share of what the best one gains over the base model.
 # A share, since similarities stretch differently with every model and embedding.

@@ -17,8 +17,6 @@ from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED
 from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 
-__all__ = ["read_published_config"]
-
 _LONGEST: Final = 4096  # characters of a text, which can grow by each reference in it
 _REFERENCE: Final = re.compile(r"\$\{([^{}]*)\}")
 _IGNORED: Final = (

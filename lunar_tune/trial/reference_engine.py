@@ -17,15 +17,9 @@ from lunar_tune.models.loading import LoadedModel
 if TYPE_CHECKING:
     from lunar_tune.reference import Solver
 
-__all__ = ["PreparedReference", "check_reference", "reference_answers"]
-
 
 def check_reference(method: Method) -> LunarMethod:
-    """Return a method that the page can do.
-
-    Raises:
-        InputError: It is another, or its settings ask for more than the page does.
-    """
+    """Return a method that the page can do, or raise an InputError."""
     if not isinstance(method, LunarMethod) or method.variant not in ("adamw", "closed_form"):
         raise InputError(
             f"--engine reference: does lunar with adamw or closed_form, not {method.name} "

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
     from lunar_tune.trial.worker import TrialResult
 
-__all__ = ["SideBySide", "SingleRun", "asking", "unlearn"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SingleRun(Summary):

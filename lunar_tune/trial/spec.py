@@ -26,15 +26,6 @@ from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 
-__all__ = [
-    "DataSets",
-    "TrialSpec",
-    "own_data",
-    "read_prompts_of",
-    "read_records_of",
-    "read_sets",
-]
-
 VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
 
 

@@ -17,17 +17,6 @@ from lunar_tune.trial.spec import TrialSpec
 if TYPE_CHECKING:
     from lunar_tune.trial.worker import TrialResult, Worker
 
-__all__ = [
-    "BASE_MODEL",
-    "CONFIRMATION",
-    "TRIAL",
-    "Failure",
-    "Outcome",
-    "Task",
-    "TaskRunner",
-    "format_error",
-]
-
 BASE_MODEL: Final = "base model"
 TRIAL: Final = "trial"
 CONFIRMATION: Final = "confirmation"

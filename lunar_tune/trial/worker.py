@@ -27,8 +27,6 @@ from lunar_tune.trial.evaluator import Check, Judge, drive
 from lunar_tune.trial.reference_engine import PreparedReference, check_reference
 from lunar_tune.trial.spec import TrialSpec
 
-__all__ = ["TrialResult", "Worker"]
-
 # Parameters below which one CPU thread serves better than several: the operations are too short to
 # share. Measured on `tiny` (3 million) and two cores: a trial takes 1.1 s with one thread and 0.9 s
 # with two, but 8 s against 65 s for a full evaluation while others compute on the same cores.

@@ -26,8 +26,6 @@ from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.adapting import Factors
 
-__all__ = ["PreparedLunar", "edited", "steered", "unlearning_vectors"]
-
 
 def unlearning_vectors(
     *,

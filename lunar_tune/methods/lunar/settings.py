@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from lunar_tune.errors import InputError
 from lunar_tune.training import CheckedSettings, setting
 
-__all__ = ["SOLVERS", "UNUSED", "LunarSettings"]
-
 SOLVERS = ("adamw", "closed_form", "lora")
 # Settings that a solver does not look at.
 UNUSED = {

@@ -23,8 +23,6 @@ from lunar_tune.errors import DivergenceError, InputError
 from lunar_tune.methods.lunar.settings import LunarSettings
 from lunar_tune.training.adapting import Factors
 
-__all__ = ["RidgeSolution", "Solution", "Tokens", "solve_adamw", "solve_closed_form", "solve_ridge"]
-
 LEARNING_RATE_DECAY = 0.9  # per epoch, as published (run_lunar.py at dfa56eb)
 # Standard deviation of a low-rank product's first factor (src/estimated_net_utils.py of the
 # published code at dfa56eb, LUNAR_LoRA_net).

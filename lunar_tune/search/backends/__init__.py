@@ -11,8 +11,6 @@ from lunar_tune.search.loop import SearchLoop
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import Task, TaskRunner, format_error
 
-__all__ = ["Backend", "BackendLostError", "InProcess", "Resources"]
-
 logger = logging.getLogger(__name__)
 
 

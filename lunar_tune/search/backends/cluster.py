@@ -28,8 +28,6 @@ from lunar_tune.errors import InputError
 from lunar_tune.search.backends import Backend, InProcess, Resources
 from lunar_tune.study.folder import Folder
 
-__all__ = ["allocate_resources", "check_address", "check_gpus", "opened_backend", "ray_session"]
-
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
 # Tune's snapshots of its state are never restored (the study is the state).
 _QUIET = {
@@ -62,11 +60,7 @@ _REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")
 
 @contextmanager
 def opened_backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backend, Resources]]:
-    """Give who runs the tasks of a search, and what each of them uses.
-
-    Raises:
-        InputError: A cluster cannot be reached, or has less than a trial wants.
-    """
+    """Give who runs the tasks of a search, and what each of them uses, or raise an InputError."""
     if config.in_process:
         import torch
 
@@ -181,11 +175,7 @@ def _set(values: Mapping[str, str | None]) -> None:
 
 
 def check_address(address: str | None) -> None:
-    """Check an address of a cluster, before anything expensive.
-
-    Raises:
-        InputError: It is none, or nobody listens there.
-    """
+    """Check an address of a cluster, before anything expensive, or raise an InputError."""
     if address in {None, AUTO} or address.startswith("ray://"):
         return  # Ray says at once that it finds no cluster; a search refuses Ray Client itself
     host, port = _parts(address)
@@ -235,11 +225,7 @@ def _is_here(address: str) -> bool:
 
 
 def check_gpus(config: SearchConfig) -> None:
-    """Check a demand for GPUs against this machine, before Ray starts.
-
-    Raises:
-        InputError: More were demanded than there are.
-    """
+    """Check a demand for GPUs against this machine, before Ray starts, or raise an InputError."""
     wanted = config.gpus_per_trial
     if config.address is not None or not wanted:
         return

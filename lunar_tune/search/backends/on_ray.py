@@ -37,8 +37,6 @@ from lunar_tune.study.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import Outcome, Task, TaskRunner, format_error
 
-__all__ = ["HANDED_OVER", "OnRay", "UnlearningTrainable", "crash_reason"]
-
 logger = logging.getLogger(__name__)
 HANDED_OVER = "outcome"
 """The key of a task's outcome in what Tune reports."""
