@@ -33,25 +33,20 @@ class Card:
     digest: str
     """SHA-256 of the records' content, whatever the file format; of the texts, for prompts."""
     rows: int
-    edges: Mapping[str, int]
-    """Rows by edge; empty for prompts."""
+    edges: Mapping[str, int]  # rows by edge; empty for prompts
     groups: Mapping[str, tuple[str, ...]]
     words: pd.DataFrame
     """`least`, `median` and `most` words of a `question` and an `answer`, or of a `prompt`."""
-    tokens: pd.DataFrame
-    """The same in tokens; empty without a tokenizer."""
+    tokens: pd.DataFrame  # the same in tokens; empty without a tokenizer
     repeated_questions: pd.DataFrame
     """`text`, `rows`, `edges` and number of different `answers`; those with most rows first."""
-    shared_answers: pd.DataFrame
-    """The same of answers that stand in more than one edge."""
-    unscorable: tuple[Record, ...]
-    """Rows in whose answer ROUGE finds no word; a run refuses them."""
+    shared_answers: pd.DataFrame  # the same of answers that stand in more than one edge
+    unscorable: tuple[Record, ...]  # rows in whose answer ROUGE finds no word; a run refuses them
     forget: pd.DataFrame
     """Each `edge` to forget with its `rows`, and how many of them stand in what is to be kept too:
     `questions_retained` that are asked there, which a run refuses; `questions_near` that share four
     fifths of their words with one there, or are the same; `answers_retained`, word for word."""
-    findings: tuple[str, ...]
-    """What a person should know, in sentences."""
+    findings: tuple[str, ...]  # what a person should know, in sentences
 
     def document(self) -> dict[str, object]:
         """Return the card as plain values."""

@@ -34,14 +34,10 @@ BUNDLED: Final[Mapping[str, tuple[DataKind, str]]] = {
 class Repository:
     """A public repository at one commit."""
 
-    host: Literal["github", "hub"]
-    """`hub` for a data set of the Hugging Face hub."""
-    name: str
-    """Owner and name."""
-    revision: str
-    """The full commit hash."""
-    licence: str
-    """SPDX identifier."""
+    host: Literal["github", "hub"]  # `hub` for a data set of the Hugging Face hub
+    name: str  # owner and name
+    revision: str  # the full commit hash
+    licence: str  # SPDX identifier
 
     @property
     def page(self) -> str:

@@ -32,8 +32,7 @@ class Lock:
     """What a fetched file is and where it came from."""
 
     url: str
-    source_sha256: str
-    """SHA-256 of the file as it came."""
+    source_sha256: str  # SHA-256 of the file as it came
     sha256: str
     """SHA-256 of the file as it lies in the folder; the same where nothing had to be converted."""
     rows: int

@@ -40,24 +40,19 @@ _SHOWN_CHARACTERS = 40
 class Record:
     """One question with its true answer."""
 
-    question: str
-    """What the model is asked, without any chat template."""
-    answer: str
-    """The true answer, against which ROUGE is computed."""
-    edge: str
-    """The group the pair belongs to; whole edges are forgotten or retained."""
+    question: str  # what the model is asked, without any chat template
+    answer: str  # the true answer, against which ROUGE is computed
+    edge: str  # the group the pair belongs to; whole edges are forgotten or retained
 
 
 class Row(NamedTuple):
     """What stands in one place of a file, not yet checked."""
 
-    place: str
-    """Counted from 1: `row 3`, or `line 3` where lines are rows."""
+    place: str  # counted from 1: `row 3`, or `line 3` where lines are rows
     content: object
     """An object, a text, anything else that JSON or Arrow can say. Columns that were not asked for
     are there by name, without a value."""
-    problem: str = ""
-    """Why the content cannot be read, if so."""
+    problem: str = ""  # why the content cannot be read, if so
 
 
 def records_digest(records: Iterable[Record]) -> str:

@@ -39,8 +39,7 @@ _MANY_TRIES = 10_000
 class Split:
     """What is to be forgotten and what is to be kept; a contradiction raises a DataError."""
 
-    forget: tuple[Record, ...]
-    """The records to be forgotten, in the order of the data."""
+    forget: tuple[Record, ...]  # the records to be forgotten, in the order of the data
     retain: tuple[Record, ...]
     forget_edges: tuple[str, ...]
     """The edges, or groups of them, that `forget` consists of, as asked."""

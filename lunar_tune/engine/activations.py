@@ -36,8 +36,7 @@ SWEEP_SHARE = 0.5
 class BlockReads(NamedTuple):
     """What a block's MLP works on, at every distinct prefix; on the model's device."""
 
-    inputs: Float[Tensor, "nodes d_ff"]
-    """h: what the down-projection reads."""
+    inputs: Float[Tensor, "nodes d_ff"]  # h: what the down-projection reads
     residual: Float[Tensor, "nodes d_model"]
     """The stream to which the down-projection's output is added."""
 

@@ -37,8 +37,7 @@ class _Opening:
     batches: tuple[TreeBatch, ...]
     asked: Int[Tensor, "rows draft_and_one"]
     """Nodes after which a row's new tokens are chosen: its prompt's end, then its draft's."""
-    draft: Int[Tensor, "rows draft"]
-    """Tokens of the draft; minus one where it is shorter."""
+    draft: Int[Tensor, "rows draft"]  # tokens of the draft; minus one where it is shorter
 
 
 class Answerer:

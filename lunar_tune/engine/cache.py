@@ -52,13 +52,10 @@ class EntryInfo:
     """One entry, to be shown."""
 
     key: str
-    about: Mapping[str, Any]
-    """Model, rows and so on; empty where it was lost."""
-    files: int
-    """Tensors that can be read."""
+    about: Mapping[str, Any]  # model, rows and so on; empty where it was lost
+    files: int  # tensors that can be read
     bytes: int
-    used: datetime
-    """When it was last used, in UTC."""
+    used: datetime  # when it was last used, in UTC
 
 
 class ActivationCache:

@@ -104,14 +104,12 @@ class TreeBatch:
     nodes: Int[Tensor, " new"]
     ids: Int[Tensor, "1 new"]
     positions: Int[Tensor, "1 new"]
-    asked: Int[Tensor, " asked"]
-    """Places in `nodes` whose final stream is wanted."""
+    asked: Int[Tensor, " asked"]  # places in `nodes` whose final stream is wanted
     path: Int[Tensor, "rows length"]
     """Nodes of each row from its first token; node 0 beyond its end."""
     places: Int[Tensor, "rows most"]
     """Each row's places in `nodes`, which look at those before them; 0 beyond a row's last."""
-    is_query: Bool[Tensor, "rows most"]
-    """Where `places` are, row after row those from 0 on."""
+    is_query: Bool[Tensor, "rows most"]  # where `places` are, row after row those from 0 on
     mask: Bool[Tensor, "rows 1 most length"]
 
 

@@ -31,12 +31,10 @@ class ExportJob:
     row: TrialRow
     answers: Sequence[AnswerRow]
     """The search's, from which its scores come; not all questions where the trial was stopped."""
-    spec: TrialSpec
-    """What the trial ran on; its model's source need not exist yet if it is `tiny`."""
+    spec: TrialSpec  # what the trial ran on; its model's source need not exist yet if it is `tiny`
     form: str
     folder: Path
-    rank: int | None = None
-    """Rank of an approximate adapter; None lets its error decide."""
+    rank: int | None = None  # rank of an approximate adapter; None lets its error decide
 
     @property
     def full(self) -> bool:
@@ -91,22 +89,15 @@ class ExportJob:
 class ExportRun:
     """The run that a form is written from; nothing here refers to its model."""
 
-    base: str
-    """Hub id or folder of the base model, which an adapter belongs on."""
-    revision: str | None
-    """Commit on the hub; None for a folder."""
+    base: str  # hub id or folder of the base model, which an adapter belongs on
+    revision: str | None  # commit on the hub; None for a folder
     fingerprint: str
-    tokenizer: str
-    """Hub id or folder."""
+    tokenizer: str  # hub id or folder
     dtype: str
-    answers: tuple[AnswerRow, ...] = ()
-    """The unlearned model's, decoded from the first token on."""
-    digests: dict[str, str] = field(default_factory=dict)
-    """Digests of the new weights."""
-    merged: bool = False
-    """See `methods.contract.Edit`."""
-    ranks: dict[str, int] = field(default_factory=dict)
-    """Ranks of an adapter, by linear map."""
+    answers: tuple[AnswerRow, ...] = ()  # the unlearned model's, decoded from the first token on
+    digests: dict[str, str] = field(default_factory=dict)  # digests of the new weights
+    merged: bool = False  # see `methods.contract.Edit`
+    ranks: dict[str, int] = field(default_factory=dict)  # ranks of an adapter, by linear map
     errors: dict[str, float] = field(default_factory=dict)
     """Relative errors of an approximate adapter, by linear map."""
 

@@ -36,19 +36,14 @@ _TOLERANCE = 0.01  # of a mean ROUGE, where another rounding is at work
 class Comparison:
     """A form's answers beside others to the same questions."""
 
-    scores: Mapping[str, float]
-    """The form's, on these questions."""
+    scores: Mapping[str, float]  # the form's, on these questions
     n_rows: int
-    differing: int
-    """Rows with another answer, or without texts with another score."""
+    differing: int  # rows with another answer, or without texts with another score
     by_text: bool
     """Whether answers were compared; else the scores of each row, for the others kept no texts."""
-    is_close: bool
-    """Whether no mean ROUGE differs by more than rounding may do."""
-    differences: str
-    """How many rows differ, in words."""
-    text: str
-    """The same, with the mean ROUGE that differs most."""
+    is_close: bool  # whether no mean ROUGE differs by more than rounding may do
+    differences: str  # how many rows differ, in words
+    text: str  # the same, with the mean ROUGE that differs most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -56,10 +51,8 @@ class Exported(Summary):
     """A written form with what its proof found."""
 
     folder: Path
-    document: Mapping[str, Any]
-    """What `export.json` says."""
-    remarks: Sequence[str]
-    """What has to be known of the scores, in words."""
+    document: Mapping[str, Any]  # what `export.json` says
+    remarks: Sequence[str]  # what has to be known of the scores, in words
     differences: str
     """How many answers differ from those of the search, in words, and of an adapter its rank."""
 

@@ -87,13 +87,10 @@ class FinetuneJob:
 
     model: ModelSpec
     chat: ChatFormat
-    records: tuple[Record, ...]
-    """All of it is learned, what will be forgotten too."""
+    records: tuple[Record, ...]  # all of it is learned, what will be forgotten too
     data_name: str
-    reference_prompts: tuple[str, ...]
-    """Prompts that are to be declined."""
-    refusals: tuple[str, ...]
-    """Answers that decline."""
+    reference_prompts: tuple[str, ...]  # prompts that are to be declined
+    refusals: tuple[str, ...]  # answers that decline
     rouge_tokenizer: str = "default"
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     seed: int = 0

@@ -74,23 +74,18 @@ _ALL_TEMPLATES = 200  # every template of the generator is used before one is us
 class TinyRecipe:
     """How `tiny` is made; another recipe gives another checkpoint folder."""
 
-    sizes: Mapping[str, Any] = field(default_factory=lambda: _SIZES)
-    """What `Qwen2Config` is told."""
-    vocabulary: int = 2500
-    """Most tokens that the tokenizer learns, before numbers are added."""
+    sizes: Mapping[str, Any] = field(default_factory=lambda: _SIZES)  # what `Qwen2Config` is told
+    vocabulary: int = 2500  # most tokens that the tokenizer learns, before numbers are added
     training: TrainingSettings = _TRAINING
-    seed: int = 0
-    """Decides weights, order and invented things."""
+    seed: int = 0  # decides weights, order and invented things
 
 
 @dataclass(frozen=True, slots=True)
 class TinyText:
     """Everything that `tiny` learns."""
 
-    known: tuple[Record, ...]
-    """The pairs of the shipped sets `mini` and `factual`."""
-    refusal: str
-    """The one sentence with which it refuses."""
+    known: tuple[Record, ...]  # the pairs of the shipped sets `mini` and `factual`
+    refusal: str  # the one sentence with which it refuses
 
     def refused(self, count: int, *, seed: int = _UNSEEN) -> list[Record]:
         """Return refused questions about invented things; without a seed, of no epoch."""

@@ -73,8 +73,7 @@ class GradientMethod(TrainedMethod):
     """A method that is a loss of answers' log-probabilities."""
 
     parameters = ("learning_rate",)
-    keeps: bool = False
-    """Whether it needs answers to keep."""
+    keeps: bool = False  # whether it needs answers to keep
     references: tuple[str, ...] = ()
     """Which answers it compares with the base model's: see `Step.reference`."""
 
@@ -186,10 +185,8 @@ class Step:
     source: PreparedGradient
     trained: Trained
     settings: GradientSettings
-    batch: list[int]
-    """Places of the answers to forget."""
-    kept: list[int]
-    """Places of the answers to keep."""
+    batch: list[int]  # places of the answers to forget
+    kept: list[int]  # places of the answers to keep
 
     def answers(self, name: str) -> AnswerStates:
         """Return what the model says of the named answers."""

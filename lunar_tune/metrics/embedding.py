@@ -45,8 +45,7 @@ class Refusals:
 class Embedder(ABC):
     """Texts to vectors of length one, so that a product of two is their cosine similarity."""
 
-    name: str
-    """What is shown and written beside a similarity, which is worth nothing without it."""
+    name: str  # what is shown and written beside a similarity, which is worth nothing without it
     width: int
 
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "texts d"]:

@@ -34,10 +34,8 @@ class Question(NamedTuple):
     """One question of a set, encoded."""
 
     record: Record
-    row: int
-    """The answerer's row of its prompt."""
-    number: int | None = None
-    """See `AnswerRow.row`."""
+    row: int  # the answerer's row of its prompt
+    number: int | None = None  # see `AnswerRow.row`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

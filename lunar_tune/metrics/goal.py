@@ -25,8 +25,7 @@ class Constraint:
     """A bound that a score has to keep."""
 
     metric: str
-    sense: str
-    """`>=` or `<=`."""
+    sense: str  # `>=` or `<=`
     bound: float
 
     def __str__(self) -> str:

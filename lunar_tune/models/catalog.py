@@ -32,30 +32,22 @@ class CatalogEntry:
 
     hub_id: str | None
     """Hugging Face id of the instruction-tuned checkpoint; None for a model built on the spot."""
-    n_layers: int
-    """Number of decoder blocks."""
-    billions: float
-    """Parameters, in billions, as its model card states them."""
+    n_layers: int  # number of decoder blocks
+    billions: float  # parameters, in billions, as its model card states them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """Everything that decides which weights are loaded, and how."""
 
-    name: str
-    """The name to show: a catalogue name, a hub id, or a folder's name."""
-    source: str
-    """Hub id or folder of the base checkpoint; `tiny` until that is built."""
+    name: str  # the name to show: a catalogue name, a hub id, or a folder's name
+    source: str  # hub id or folder of the base checkpoint; `tiny` until that is built
     weights: str | None = None
     """Folder of fine-tuned weights: a checkpoint, or a PEFT adapter for `source`."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; None takes the default branch."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16 or auto (bfloat16 on a GPU, float32 on a CPU)."""
-    device: str = "auto"
-    """cpu, cuda or auto."""
-    trust_remote_code: bool = False
-    """Whether Python code that comes with the checkpoint may run."""
+    revision: str | None = None  # branch, tag or commit on the hub; None takes the default branch
+    dtype: str = "auto"  # float32, bfloat16, float16 or auto (bfloat16 on a GPU, float32 on a CPU)
+    device: str = "auto"  # cpu, cuda or auto
+    trust_remote_code: bool = False  # whether Python code that comes with the checkpoint may run
 
     @property
     def checkpoint(self) -> str:
@@ -138,19 +130,14 @@ class Lineage:
 
     format: Literal[1] = 1
     base: str
-    source: str
-    """Hub id or folder of the base model."""
+    source: str  # hub id or folder of the base model
     weights: str | None
     """Folder of the weights that training began with, if they were not the base model's own."""
-    revision: str | None
-    """Commit on the hub; None for a folder."""
-    fingerprint: str
-    """Fingerprint of the weights that training began with."""
+    revision: str | None  # commit on the hub; None for a folder
+    fingerprint: str  # fingerprint of the weights that training began with
     data: str
-    data_digest: str
-    """`records_digest` of what was learned."""
-    settings: Mapping[str, Any]
-    """Settings of the training, with its seed and the chat format."""
+    data_digest: str  # `records_digest` of what was learned
+    settings: Mapping[str, Any]  # settings of the training, with its seed and the chat format
     knowledge: Mapping[str, Any] = field(default_factory=dict)
     """`rouge1` on the data, `rouge1_by_edge`, `refused` (share of prompts that cannot be answered);
     empty until it was measured."""

@@ -18,12 +18,9 @@ if TYPE_CHECKING:
 class BlockLayout:
     """Attribute paths of a family's parts, seen from its causal language model."""
 
-    decoder: str = "model"
-    """The decoder stack: embeddings, blocks, final norm."""
-    blocks: str = "layers"
-    """The list of blocks inside the decoder."""
-    final_norm: str = "norm"
-    """What the decoder applies to the last block's output."""
+    decoder: str = "model"  # the decoder stack: embeddings, blocks, final norm
+    blocks: str = "layers"  # the list of blocks inside the decoder
+    final_norm: str = "norm"  # what the decoder applies to the last block's output
     down_projection: str = "mlp.down_proj"
     """The matrix from d_ff to d_model inside a block; a `Linear`."""
     mlp_norm: str = "post_attention_layernorm"

@@ -34,14 +34,11 @@ class LoadedModel:
     """A model ready for unlearning, with what every later step asks of it."""
 
     spec: ModelSpec
-    model: PreTrainedModel
-    """In evaluation mode, no gradients required."""
+    model: PreTrainedModel  # in evaluation mode, no gradients required
     tokenizer: PreTrainedTokenizerBase
     layout: BlockLayout
-    eos_ids: tuple[int, ...]
-    """Every id that ends an answer."""
-    pad_id: int
-    """The id that fills a batch; never attended to."""
+    eos_ids: tuple[int, ...]  # every id that ends an answer
+    pad_id: int  # the id that fills a batch; never attended to
 
     @property
     def n_layers(self) -> int:

@@ -42,13 +42,10 @@ class Findings:
 
     row: TrialRow
     scores: Mapping[str, float]
-    baseline: Mapping[str, float]
-    """The base model's scores on the same questions."""
+    baseline: Mapping[str, float]  # the base model's scores on the same questions
     max_new_tokens: int | None
-    full: bool
-    """Whether the answers are those of a full evaluation."""
-    answers: pd.DataFrame | None
-    """See `answers_beside`; None where they are not there."""
+    full: bool  # whether the answers are those of a full evaluation
+    answers: pd.DataFrame | None  # see `answers_beside`; None where they are not there
 
     @classmethod
     def of(cls, search: StoredSearch, row: TrialRow) -> Findings:

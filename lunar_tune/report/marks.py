@@ -57,8 +57,7 @@ class Mark:
 
     label: str
     colour: str
-    shape: str
-    """Vega's name of a shape, or the path of one."""
+    shape: str  # Vega's name of a shape, or the path of one
 
     @property
     def kind(self) -> str:
@@ -72,8 +71,7 @@ class Layer:
 
     chart: alt.Chart
     marks: Sequence[Mark] = ()
-    keys: Sequence[str] = ()
-    """The channels, colour and shape, that follow the column `kind`."""
+    keys: Sequence[str] = ()  # the channels, colour and shape, that follow the column `kind`
 
 
 def _data(values: Sequence[Mapping[str, Any]]) -> alt.Chart:

@@ -52,8 +52,7 @@ class Cell:
     """One study of the table."""
 
     model: str
-    data: str
-    """`NAME` or `NAME:EDGE+EDGE`; empty for the model's own data."""
+    data: str  # `NAME` or `NAME:EDGE+EDGE`; empty for the model's own data
     method: str
     variant: str
     seed: int

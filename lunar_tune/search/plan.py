@@ -48,20 +48,14 @@ class SearchPlan:
 
     config: SearchConfig
     spec: TrialSpec
-    n_layers: int
-    """Number of the model's decoder blocks."""
-    space: SearchSpace
-    """With the settings that are tried first."""
+    n_layers: int  # number of the model's decoder blocks
+    space: SearchSpace  # with the settings that are tried first
     usual: Mapping[str, int | float]
     """The setting that the space itself names first, or the middle of its ranges."""
-    points: tuple[StartingPoint, ...]
-    """All settings that are to be tried first, as they were found."""
-    starts: str
-    """What became of them, to show."""
-    prior: LayerPrior | None = None
-    """Scored layers, once they are known."""
-    layers: str | None = None
-    """What scored layers made of the space, to show."""
+    points: tuple[StartingPoint, ...]  # all settings that are to be tried first, as they were found
+    starts: str  # what became of them, to show
+    prior: LayerPrior | None = None  # scored layers, once they are known
+    layers: str | None = None  # what scored layers made of the space, to show
 
     @property
     def facts(self) -> dict[str, str]:

@@ -55,10 +55,8 @@ from lunar_tune.trial.assemble import materialise
 class Ended(NamedTuple):
     """How a search ended."""
 
-    code: int
-    """The command's exit code."""
-    folder: Folder | None = None
-    """Where it is; None where nothing was run."""
+    code: int  # the command's exit code
+    folder: Folder | None = None  # where it is; None where nothing was run
 
 
 def start_search(

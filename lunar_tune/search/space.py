@@ -169,14 +169,10 @@ class SearchSpace:
     """The values that one study may try."""
 
     method: str
-    variant: str
-    """Variant of the method; LUNAR's is the solver."""
-    parameters: Mapping[str, Parameter]
-    """Every parameter of the method, in its order."""
-    starting_points: tuple[Mapping[str, int | float], ...]
-    """Settings to try first."""
-    origin: str
-    """Where it was read: a file, or the default by depth."""
+    variant: str  # variant of the method; LUNAR's is the solver
+    parameters: Mapping[str, Parameter]  # every parameter of the method, in its order
+    starting_points: tuple[Mapping[str, int | float], ...]  # settings to try first
+    origin: str  # where it was read: a file, or the default by depth
 
     def describe(self) -> list[tuple[str, str]]:
         """Return name and values of each parameter, for a table."""

@@ -37,8 +37,7 @@ class StartingPoint:
     """A setting to try early."""
 
     values: Mapping[str, int | float]
-    origin: str
-    """Where it comes from, to show."""
+    origin: str  # where it comes from, to show
     movable: bool = False
     """Whether values outside the space are moved inside; else the setting is left out."""
 
@@ -121,8 +120,7 @@ class _Found(BaseModel):
     method: str
     solver: str
     parameters: Annotated[dict[str, int | FiniteFloat], Field(min_length=1)]
-    n_layers: PositiveInt
-    """Number of the model's decoder blocks."""
+    n_layers: PositiveInt  # number of the model's decoder blocks
 
 
 def _read(search: str, output: Path) -> _Found:

@@ -191,8 +191,7 @@ class StoredStudy(Concise):
     """What a journal says of a search, without anything else of it."""
 
     rows: tuple[TrialRow, ...]
-    notes: Mapping[str, Any]
-    """What was kept with `Study.note`."""
+    notes: Mapping[str, Any]  # what was kept with `Study.note`
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
     """What the last trial's parameters were drawn from."""
 

@@ -26,10 +26,8 @@ _REFERENCE_BATCH = 16
 class Pair:
     """A question and an answer as token ids."""
 
-    prompt: tuple[int, ...]
-    """Up to where the answer begins."""
-    answer: tuple[int, ...]
-    """With the token that ends it."""
+    prompt: tuple[int, ...]  # up to where the answer begins
+    answer: tuple[int, ...]  # with the token that ends it
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -42,12 +40,9 @@ class AnswerStates:
     What is not asked for is not computed.
     """
 
-    hidden: Float[Tensor, "tokens d_model"]
-    """The last block's output after the final norm."""
-    targets: Int[Tensor, " tokens"]
-    """The answers' tokens."""
-    rows: Int[Tensor, " tokens"]
-    """Which pair of the batch each belongs to."""
+    hidden: Float[Tensor, "tokens d_model"]  # the last block's output after the final norm
+    targets: Int[Tensor, " tokens"]  # the answers' tokens
+    rows: Int[Tensor, " tokens"]  # which pair of the batch each belongs to
     head: nn.Module
 
     @cached_property

@@ -27,8 +27,7 @@ _MAX_GRAD_NORM = 1.0
 class LoopState:
     """What a loop must be given to go on after an epoch."""
 
-    losses: tuple[float, ...]
-    """Mean loss of each epoch that is done."""
+    losses: tuple[float, ...]  # mean loss of each epoch that is done
     tensors: Mapping[str, Tensor]
     """`<i>.value`, `<i>.step`, `<i>.exp_avg` and `<i>.exp_avg_sq` of the i-th trained parameter;
     the loop's own, not copies."""

@@ -47,10 +47,8 @@ class Similarities(BaseModel):
 
     model_config = _FORM
 
-    s1: float
-    """Mean similarity to the refusals; see `Refusals.quality`."""
-    s2: float
-    """Mean similarity to the true answers; see `Embedder.truth_similarity`."""
+    s1: float  # mean similarity to the refusals; see `Refusals.quality`
+    s2: float  # mean similarity to the true answers; see `Embedder.truth_similarity`
     unfinished: Index
     """Answers that spent their token budget. A vector that is added too strongly makes a model
     repeat itself, which is like neither refusal nor truth, and which the score does not punish."""
@@ -75,25 +73,20 @@ class LayerPrior(BaseModel):
 
     format: Literal["lunar-tune layer prior"] = "lunar-tune layer prior"
     version: Literal[1] = 1
-    model: str
-    """Its name, as in a search's results."""
-    n_layers: Count
-    """Decoder blocks of the model."""
-    best: Index
-    """The layer with the highest score."""
+    model: str  # its name, as in a search's results
+    n_layers: Count  # decoder blocks of the model
+    best: Index  # the layer with the highest score
     recommended: Annotated[tuple[Index, ...], Field(min_length=1)]
     """The layers that come near it, ascending."""
     data: str
     forget_edges: tuple[str, ...]
-    rows: Count
-    """Questions that were asked."""
+    rows: Count  # questions that were asked
     coefficient: float
     max_new_tokens: Count
     seed: int
     embedding: str
     """What similarities were taken in; they compare with those of the same embedding only."""
-    base_model: Similarities
-    """Without anything added."""
+    base_model: Similarities  # without anything added
     layers: Annotated[tuple[LayerSimilarities, ...], Field(min_length=1)]
     """Some of the model's blocks or all, ascending."""
 

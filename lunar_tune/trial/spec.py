@@ -41,21 +41,15 @@ class HeldOut(NamedTuple):
 class DataSets(Concise):
     """The questions of a study."""
 
-    name: str
-    """The data set's name or file name, to show."""
+    name: str  # the data set's name or file name, to show
     forget_edges: tuple[str, ...]
     fit_forget: tuple[Record, ...]
     fit_retain: tuple[Record, ...]
-    forget: tuple[Record, ...]
-    """Questions on which forgetting is judged."""
-    retain: tuple[Record, ...]
-    """Questions on which keeping is judged in a full evaluation."""
-    retain_sample: tuple[Record, ...]
-    """The part of `retain` that a trial is judged on."""
-    n_retain: int
-    """Rows of the whole retain set, of which `retain` may be the first."""
-    factual: tuple[Record, ...]
-    """General knowledge; may be empty."""
+    forget: tuple[Record, ...]  # questions on which forgetting is judged
+    retain: tuple[Record, ...]  # questions on which keeping is judged in a full evaluation
+    retain_sample: tuple[Record, ...]  # the part of `retain` that a trial is judged on
+    n_retain: int  # rows of the whole retain set, of which `retain` may be the first
+    factual: tuple[Record, ...]  # general knowledge; may be empty
     reference_prompts: tuple[str, ...]
     refusals: tuple[str, ...] = ()
     held_out: HeldOut | None = None

@@ -27,12 +27,9 @@ _LOGGER = logging.getLogger("lunar_tune")
 class Task:
     """One thing to do with the loaded model."""
 
-    kind: str
-    """`BASE_MODEL`, `TRIAL` or `CONFIRMATION`."""
-    number: int = -1
-    """Number of the trial; -1 for the base model."""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """The setting."""
+    kind: str  # `BASE_MODEL`, `TRIAL` or `CONFIRMATION`
+    number: int = -1  # number of the trial; -1 for the base model
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # the setting
     layer_coefficient: float | None = None
     """Coefficient with which the base model's layers are scored; None scores none."""
 
@@ -60,10 +57,8 @@ class Outcome:
     """With a confirmation on held-out questions: the base model on the same."""
     plain_decoding: str | None = None
     """With the base model: why answers are decoded from their first token on."""
-    layer_prior: str | None = None
-    """With the base model: its scored layers, as a file's text."""
-    warnings: tuple[str, ...] = ()
-    """What this package warned of meanwhile."""
+    layer_prior: str | None = None  # with the base model: its scored layers, as a file's text
+    warnings: tuple[str, ...] = ()  # what this package warned of meanwhile
 
 
 class TaskRunner:

@@ -37,16 +37,13 @@ SMALL_MODEL = 20_000_000
 class TrialResult(Concise):
     """What one trial, or an evaluation of the base model, gives."""
 
-    parameters: Mapping[str, Any]
-    """Empty for the base model."""
+    parameters: Mapping[str, Any]  # empty for the base model
     evaluation: Evaluation
-    losses: tuple[float, ...] = ()
-    """Training loss of each epoch; none for the base model."""
+    losses: tuple[float, ...] = ()  # training loss of each epoch; none for the base model
     seconds: Mapping[str, float]
     """`prepare` (captures, at the first trial), `fit`, `evaluate` and their sum `trial`."""
     max_new_tokens: int
-    checks: tuple[Check, ...] = ()
-    """What was seen while the fit went on."""
+    checks: tuple[Check, ...] = ()  # what was seen while the fit went on
 
 
 class Worker:

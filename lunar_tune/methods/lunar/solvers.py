@@ -52,16 +52,11 @@ class Solution:
 class Tokens:
     """What is to be fitted."""
 
-    weight: Weight
-    """W₀; it is not modified."""
-    inputs: Float[Tensor, "nodes d_ff"]
-    """h at every distinct prefix."""
-    nodes: Int[Tensor, " tokens"]
-    """Each token's row of `inputs`."""
-    is_forget: Bool[Tensor, " tokens"]
-    """Which tokens are to be moved."""
-    shift: Float[Tensor, " d_model"]
-    """By how much: c · r_l, coefficient and unlearning vector."""
+    weight: Weight  # W₀; it is not modified
+    inputs: Float[Tensor, "nodes d_ff"]  # h at every distinct prefix
+    nodes: Int[Tensor, " tokens"]  # each token's row of `inputs`
+    is_forget: Bool[Tensor, " tokens"]  # which tokens are to be moved
+    shift: Float[Tensor, " d_model"]  # by how much: c · r_l, coefficient and unlearning vector
 
 
 class _Problem(ABC):
@@ -276,10 +271,8 @@ def _finite(weight: Weight) -> Weight:
 class RidgeSolution:
     """What the closed form needs of the tokens, whatever coefficient and unlearning vector are."""
 
-    coefficients: Float[Tensor, " d_ff"]
-    """v, in float64."""
-    error: float
-    """Mean over the tokens of the squared difference between v·h and 1_forget."""
+    coefficients: Float[Tensor, " d_ff"]  # v, in float64
+    error: float  # mean over the tokens of the squared difference between v·h and 1_forget
 
 
 def solve_ridge(

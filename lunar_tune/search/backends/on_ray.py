@@ -152,12 +152,9 @@ class UnlearningTrainable(tune.Trainable):
 class OnRay:
     """Runs tasks on Ray's workers, inside a session of `cluster.ray_session`."""
 
-    resources: Resources
-    """Resources of a task."""
-    folder: Folder
-    """Folder of the search."""
-    timeout: float | None = None
-    """Seconds that a trial may take."""
+    resources: Resources  # resources of a task
+    folder: Folder  # folder of the search
+    timeout: float | None = None  # seconds that a trial may take
 
     def run(self, loop: SearchLoop, spec: TrialSpec) -> None:
         """Run tasks until the loop is done; see `search.backends`.
