@@ -25,8 +25,7 @@ from lunar_tune.config.fields import (
     shared_options,
     takes_options,
 )
-from lunar_tune.config.run_options import METHOD, RunOptions
-from lunar_tune.config.search_config import PLACE, Reused, SearchConfig
+from lunar_tune.config.options import METHOD, PLACE, Reused, RunOptions, SearchConfig
 from lunar_tune.display import screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import ANSWERS, METRICS, WHOLE_ANSWERS, Metric

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.cli.main import reporting_errors
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.models.device import limit_threads

@@ -37,8 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.cli.main import reporting_errors
-from lunar_tune.config.run_options import NONE, RunOptions
-from lunar_tune.config.search_config import RETAIN_FLOOR, SearchConfig
+from lunar_tune.config.options import NONE, RETAIN_FLOOR, RunOptions, SearchConfig
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.models.loading import load_config

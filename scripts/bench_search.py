@@ -38,7 +38,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.config.search_config import RETAIN_FLOOR
+from lunar_tune.config.options import RETAIN_FLOOR
 from lunar_tune.yaml_files import read_yaml
 
 GOOD_FORGET = 0.15

@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM
 
 from lunar_tune import reference
 from lunar_tune.cli.main import reporting_errors
-from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
+from lunar_tune.config.options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError
 from lunar_tune.models.device import GIB, limit_threads

@@ -28,7 +28,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from lunar_tune.cli.main import reporting_errors
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.methods.lunar.method import PreparedLunar
 from lunar_tune.models.chat import PUBLISHED
 from lunar_tune.trial.assemble import assemble

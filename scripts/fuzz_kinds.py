@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.data.data_catalog import PUBLISHED
 from lunar_tune.data.fetching import lock_file, read_lock
 from lunar_tune.data.records import read_prompts, read_records

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.data.records import read_records
 from lunar_tune.finetuning.tiny import ensure_tiny

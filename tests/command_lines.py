@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from lunar_tune.cli.commands import Command
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 
 TIMEOUT = 300
 

@@ -12,8 +12,7 @@ from made_outcomes import no_tracker
 from rich.console import Console
 
 from lunar_tune.config.fields import shared_options
-from lunar_tune.config.run_options import RunOptions
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import RunOptions, SearchConfig
 from lunar_tune.search.backends import InProcess, Resources
 from lunar_tune.search.plan import make_folder, plan_search
 from lunar_tune.search.session import SearchSession

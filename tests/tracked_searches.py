@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from made_outcomes import complete, trial_result
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
+from lunar_tune.config.options import EXPERIMENT, SearchConfig
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.report.results import SearchResults
 from lunar_tune.search.space import SearchSpace, open_study

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.spec import TrialSpec
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from lunar_tune import __version__
 from lunar_tune.cli.commands import SUBJECT, Command, Reused, TrialOptions, say
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
 from lunar_tune.report.progress import tiny_progress, working

@@ -31,8 +31,18 @@ from lunar_tune.config.fields import (
     same_option,
     types_of,
 )
-from lunar_tune.config.run_options import ANSWERS, DATA, MEMORY, METHOD, MODEL
-from lunar_tune.config.search_config import OUTPUT, PLACE, SEARCH, Reused, SearchConfig
+from lunar_tune.config.options import (
+    ANSWERS,
+    DATA,
+    MEMORY,
+    METHOD,
+    MODEL,
+    OUTPUT,
+    PLACE,
+    SEARCH,
+    Reused,
+    SearchConfig,
+)
 from lunar_tune.display import screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, TrialOptions, say
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.secrets import without_login, without_password
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lunar_tune.cli.commands import Command, CommonOptions, Reused, counted, plain_table, say
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.run_options import DATA, TINY, RunOptions
+from lunar_tune.config.options import DATA, TINY, RunOptions
 from lunar_tune.data.data_card import Card, describe_prompts, describe_records
 from lunar_tune.data.data_catalog import kind_of, resolve_data
 from lunar_tune.data.records import holds_prompts, read_prompts, read_records

@@ -8,7 +8,7 @@ from pathlib import Path
 from lunar_tune import __version__
 from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions, say, score_table
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.report.progress import tiny_progress, working

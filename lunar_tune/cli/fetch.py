@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions, plain_table, say
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.data.data_catalog import PUBLISHED
 from lunar_tune.data.fetching import fetch as fetch_set
 from lunar_tune.data.fetching import state_of

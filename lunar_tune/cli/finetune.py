@@ -11,8 +11,14 @@ from rich.console import Console
 from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, Reused, plain_table, say
 from lunar_tune.config.fields import same_option, shared_options
-from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments
-from lunar_tune.config.search_config import EXPERIMENT, RETAIN_FLOOR, SearchConfig
+from lunar_tune.config.options import (
+    EXPERIMENT,
+    RETAIN_FLOOR,
+    ModelOptions,
+    RunOptions,
+    SearchConfig,
+    read_assignments,
+)
 from lunar_tune.display import warn
 from lunar_tune.errors import Problems
 from lunar_tune.report.progress import tiny_progress, working

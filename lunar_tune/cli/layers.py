@@ -14,8 +14,13 @@ from rich.console import Console
 from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, Reused, plain_table, say
 from lunar_tune.config.fields import same_option, shared_options
-from lunar_tune.config.run_options import ModelOptions, RunOptions, read_assignments, read_range
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import (
+    ModelOptions,
+    RunOptions,
+    SearchConfig,
+    read_assignments,
+    read_range,
+)
 from lunar_tune.display import warn
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically

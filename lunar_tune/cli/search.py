@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, Reused
 from lunar_tune.config.fields import same_option
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.report.progress import working
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
 from lunar_tune.config.fields import option, same_option, shared_options
-from lunar_tune.config.run_options import TINY
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import TINY, SearchConfig
 from lunar_tune.errors import Problems
 
 PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")

@@ -27,7 +27,7 @@ from lunar_tune.config.fields import (
     same_option,
     shared_options,
 )
-from lunar_tune.config.run_options import RunOptions, read_assignments
+from lunar_tune.config.options import RunOptions, read_assignments
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.names import METRICS

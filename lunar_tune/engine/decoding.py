@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lunar_tune.config.run_options import LEAST_BUDGET
+from lunar_tune.config.options import LEAST_BUDGET
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

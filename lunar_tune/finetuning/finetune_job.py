@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lunar_tune.config.fields import same_option, types_of
-from lunar_tune.config.run_options import TINY
+from lunar_tune.config.options import TINY
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.errors import Problems

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 from tokenizers import AddedToken
 
-from lunar_tune.config.run_options import TINY
+from lunar_tune.config.options import TINY
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
 from lunar_tune.data.splits import generate_unverifiable

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.display import Concise
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import METRICS, Metric, find_metric

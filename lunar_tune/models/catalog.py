@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lunar_tune.config.run_options import TINY
+from lunar_tune.config.options import TINY
 from lunar_tune.errors import ModelError, suggestion
 from lunar_tune.files import is_file, is_folder, write_json
 from lunar_tune.registry import Registry

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lunar_tune.config.run_options import OWN
+from lunar_tune.config.options import OWN
 from lunar_tune.errors import InputError, ModelError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from tabulate import tabulate
 
-from lunar_tune.config.search_config import LONGEST_NAME, SearchConfig
+from lunar_tune.config.options import LONGEST_NAME, SearchConfig
 from lunar_tune.files import safe_name, write_atomically
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.metrics.goal import Goal

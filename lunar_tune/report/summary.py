@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lunar_tune.config.search_config import BEST_FILTER, SearchConfig
+from lunar_tune.config.options import BEST_FILTER, SearchConfig
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.report.findings import LEAST_TO_FORGET, Findings, cautions
 from lunar_tune.report.progress import printable

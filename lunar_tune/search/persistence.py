@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 
 from lunar_tune import __version__
 from lunar_tune.config.fields import flag_of, options_of
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.data.records import records_digest
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically

@@ -9,15 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lunar_tune.config.fields import shared_options
-from lunar_tune.config.run_options import (
+from lunar_tune.config.options import (
+    AUTO,
     LEAST_BUDGET,
+    LONGEST_NAME,
     NONE,
     PUBLISHED_MAX_NEW_TOKENS,
     TINY,
     RunOptions,
+    SearchConfig,
     read_assignments,
 )
-from lunar_tune.config.search_config import AUTO, LONGEST_NAME, SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable, is_plain, safe_name
 from lunar_tune.metrics.goal import Goal, goal_of

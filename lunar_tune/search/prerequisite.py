@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.config.run_options import TINY
+from lunar_tune.config.options import TINY
 from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.models.catalog import CATALOG, read_lineage
 from lunar_tune.models.device import give_back

@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from lunar_tune import __version__
 from lunar_tune.config.fields import options_again, options_of
-from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
+from lunar_tune.config.options import EXPERIMENT, SearchConfig
 from lunar_tune.display import warn
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.catalog import read_lineage

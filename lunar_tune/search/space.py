@@ -20,7 +20,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BeforeValidator, ConfigDict, Field, validate_call
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import Problems, SearchSpaceError, suggestion
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.registry import Registry

@@ -28,7 +28,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import ValidationError
 
 from lunar_tune.config.fields import types_of
-from lunar_tune.config.run_options import read_range
+from lunar_tune.config.options import read_range
 from lunar_tune.errors import InputError, Problems, SearchSpaceError, suggestion
 from lunar_tune.files import search_spaces_dir, shipped_spaces
 from lunar_tune.methods.contract import Method

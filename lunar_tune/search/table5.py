@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from lunar_tune.config.search_config import EXPERIMENT, SearchConfig
+from lunar_tune.config.options import EXPERIMENT, SearchConfig
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import METHODS

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic_core import to_jsonable_python
 
 from lunar_tune.config.fields import from_document, options_of
-from lunar_tune.config.run_options import OWN, RunOptions
-from lunar_tune.config.search_config import AUTO, SearchConfig
+from lunar_tune.config.options import AUTO, OWN, RunOptions, SearchConfig
 from lunar_tune.data.data_catalog import BUNDLED, PUBLISHED
 from lunar_tune.display import Concise
 from lunar_tune.errors import InputError

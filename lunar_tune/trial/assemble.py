@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from lunar_tune.config.fields import check_values
-from lunar_tune.config.run_options import NONE, TINY, ModelOptions, RunOptions
+from lunar_tune.config.options import NONE, TINY, ModelOptions, RunOptions
 from lunar_tune.errors import Problems
 from lunar_tune.files import is_folder
 from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.config.options import PUBLISHED_MAX_NEW_TOKENS
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.activations import PromptActivations
 from lunar_tune.engine.answering import Answerer

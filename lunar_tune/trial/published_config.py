@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lunar_tune.config.run_options import NONE, RunOptions
+from lunar_tune.config.options import NONE, RunOptions
 from lunar_tune.data.data_catalog import bundled_names
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_file, is_folder

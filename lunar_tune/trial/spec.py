@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from lunar_tune.config.run_options import NONE, PUBLISHED_MAX_NEW_TOKENS, TINY, RunOptions
+from lunar_tune.config.options import NONE, PUBLISHED_MAX_NEW_TOKENS, TINY, RunOptions
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
 from lunar_tune.data.splits import (

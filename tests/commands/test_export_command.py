@@ -23,7 +23,7 @@ from made_search import NOWHERE, made_search
 from rouge_score.rouge_scorer import RougeScorer
 
 from lunar_tune.cli.export import COMMAND
-from lunar_tune.config.run_options import NONE, RunOptions
+from lunar_tune.config.options import NONE, RunOptions
 from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.loading import load_model
 from lunar_tune.study.folder import Folder, read_answers, write_answers

@@ -16,7 +16,7 @@ from lunar_tune.cli.commands import Command
 from lunar_tune.cli.main import COMMANDS, command_of
 from lunar_tune.cli.search import COMMAND, SearchOptions
 from lunar_tune.config.fields import flag_of, help_of, options_again, options_of
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import write_yaml

@@ -18,14 +18,14 @@ from lunar_tune.config.fields import (
     same_option,
     shared_options,
 )
-from lunar_tune.config.run_options import (
+from lunar_tune.config.options import (
     PUBLISHED_MAX_NEW_TOKENS,
     ModelOptions,
     RunOptions,
+    SearchConfig,
     read_assignments,
     read_range,
 )
-from lunar_tune.config.search_config import SearchConfig
 from lunar_tune.errors import InputError, Problems
 
 

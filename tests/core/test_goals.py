@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import deviation_score
 from lunar_tune.metrics.goal import Constraint, Goal, parse_constraint

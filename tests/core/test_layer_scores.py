@@ -15,7 +15,7 @@ from engine_cases import generated
 from refusals_by_hand import states_behind
 from trial_specs import write_records
 
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.errors import InputError
 from lunar_tune.models.loading import LoadedModel

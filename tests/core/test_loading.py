@@ -14,7 +14,7 @@ import torch
 from random_models import build_model, build_tokenizer
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from lunar_tune.config.run_options import TINY
+from lunar_tune.config.options import TINY
 from lunar_tune.errors import ModelError
 from lunar_tune.models.catalog import ModelSpec, check_weights, is_adapter, resolve_model
 from lunar_tune.models.loading import load_config, load_model

@@ -17,7 +17,7 @@ from random_models import FAMILIES, build_model
 from rouge_score.rouge_scorer import RougeScorer
 
 from lunar_tune import reference
-from lunar_tune.config.run_options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
+from lunar_tune.config.options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.engine import activations
 from lunar_tune.errors import InputError

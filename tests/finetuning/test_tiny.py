@@ -13,7 +13,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.finetuning.tiny import TinyText, ensure_tiny

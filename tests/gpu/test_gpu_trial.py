@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.methods.lunar import SOLVERS
 from lunar_tune.methods.lunar.method import PreparedLunar

@@ -16,7 +16,7 @@ from pages_by_hand import HOSTILE, failure, hostile, said, trial
 from search_results import fits_a_screen
 
 import lunar_tune as lt
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.report.page import write_static_page
 from lunar_tune.report.results import short_report
 from lunar_tune.search.persistence import write_mirrors

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_outcomes import losses_of
 
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError, LunarTuneError
 from lunar_tune.export.proof import compare

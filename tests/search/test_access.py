@@ -22,7 +22,7 @@ import json, os, sys
 from pathlib import Path
 import psutil
 from lunar_tune.search.backends.cluster import ray_session
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 with ray_session(SearchConfig(address=None)):
     import ray
     token = os.environ["RAY_AUTH_TOKEN"]
@@ -50,7 +50,7 @@ JOIN = """
 import sys
 from lunar_tune.errors import InputError
 from lunar_tune.search.backends.cluster import ray_session
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 try:
     with ray_session(SearchConfig(address=sys.argv[1])):
         print("joined")

@@ -14,7 +14,7 @@ from made_outcomes import complete, trial_result
 from pages_by_hand import said
 from tracked_searches import SPACE
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage

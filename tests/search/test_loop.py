@@ -11,7 +11,7 @@ from made_outcomes import N_RETAIN, base_model, ended, failed
 from optuna.trial import TrialState
 from test_study import frozen, study_in
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.search.loop import DONE, Confirmation, SearchLoop
 from lunar_tune.study.folder import Folder

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lunar_tune.config.run_options import read_assignments
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig, read_assignments
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import configure_method
 from lunar_tune.search.plan import SearchPlan, plan_search

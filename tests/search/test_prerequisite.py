@@ -14,8 +14,7 @@ from command_lines import without_ray
 from search_results import statuses
 
 from lunar_tune.cli.search import COMMAND
-from lunar_tune.config.run_options import RunOptions
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import RunOptions, SearchConfig
 from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.models.catalog import read_lineage

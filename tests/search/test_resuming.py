@@ -23,7 +23,7 @@ from test_study import run_trials, study_in
 
 from lunar_tune import __version__
 from lunar_tune.config.fields import flag_of, options_of, types_of
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.backends.cluster import Resources

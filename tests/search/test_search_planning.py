@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from command_lines import small_data
 
-from lunar_tune.config.run_options import RunOptions
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import RunOptions, SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.report.summary import baseline_problem
 from lunar_tune.search.backends import cluster

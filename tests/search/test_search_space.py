@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lunar_tune.config.run_options import TINY
+from lunar_tune.config.options import TINY
 from lunar_tune.errors import SearchSpaceError
 from lunar_tune.files import search_spaces_dir, shipped_spaces
 from lunar_tune.methods.lunar import SOLVERS, LunarMethod, LunarSettings

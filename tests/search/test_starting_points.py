@@ -16,7 +16,7 @@ from rich.console import Console
 from test_study import run_trials
 from tracked_searches import TAGS
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.search.backends.cluster import Resources

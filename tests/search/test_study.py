@@ -14,7 +14,7 @@ from made_outcomes import complete, trial_result
 from optuna.trial import TrialState
 from tracked_searches import SPACE
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.search.space import SAMPLERS, SearchSpace, open_study
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, best_first

@@ -18,7 +18,7 @@ from test_study import GOAL, run_trials, study_in
 from test_study import stored_in as read
 
 from lunar_tune.cli.table5 import COMMAND, PAPER_METHODS
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.report.methods_table import Cell, read_table, write_methods_table
 from lunar_tune.search.persistence import alone, signature_of

@@ -33,7 +33,7 @@ from tracked_searches import (
     with_notes,
 )
 
-from lunar_tune.config.search_config import BEST_FILTER, EXPERIMENT
+from lunar_tune.config.options import BEST_FILTER, EXPERIMENT
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder

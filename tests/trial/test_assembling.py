@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from trial_specs import write_records
 
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.data.splits import groups_file
 from lunar_tune.errors import InputError
 from lunar_tune.trial.assemble import assemble, check_machine, known_depth, materialise

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lunar_tune.config.run_options import RunOptions
+from lunar_tune.config.options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.files import datasets_dir
 from lunar_tune.methods.lunar import LunarMethod

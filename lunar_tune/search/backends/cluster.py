@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lunar_tune.config.search_config import SearchConfig
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.search.backends import Backend, InProcess, Resources
 from lunar_tune.study.folder import Folder
