@@ -9,8 +9,6 @@ Example:
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,31 +42,12 @@ _HOMES = {
 }
 
 
-class _Package(ModuleType):
-    """The package, whose public names are loaded at first use."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module 'lunar_tune' has no attribute {name!r}")
-        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        package = sys.modules.get(f"{__name__}.{name}")
-        if package is not None and vars(found) is not vars(package):
-            # Modules of the package `lunar_tune.search` are found behind the function, too.
-            vars(package).update(vars(found))
-            found.__dict__ = vars(package)
-        return found
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # Importing the package `lunar_tune.search` must not put it in the place of the function.
-        if name not in _HOMES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # By its name, like every module: a method of a notebook may refer to it on Ray's workers.
-        return importlib.import_module, (self.__name__,)
-
-    def __dir__(self) -> list[str]:
-        return __all__
+def __getattr__(name: str) -> Any:
+    """Load a public name at its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lunar_tune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return __all__

@@ -183,7 +183,7 @@ def search(**options: Any) -> Search:
         given["in_process"] = "Python"
     console = screen(quiet=told.quiet)
     with working(console, "reading data and search space") as doing:
-        from lunar_tune.search.run import start_search
+        from lunar_tune.driver.run import start_search
 
         ended = start_search(
             config, given, console=console, problems=problems, doing=doing, show_commands=False

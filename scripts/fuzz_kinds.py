@@ -22,13 +22,13 @@ from lunar_tune.data.data_catalog import PUBLISHED
 from lunar_tune.data.fetching import lock_file, read_lock
 from lunar_tune.data.records import read_prompts, read_records
 from lunar_tune.data.splits import read_groups
+from lunar_tune.driver.space import SearchSpace, open_study
+from lunar_tune.driver.space_sources import load_space
 from lunar_tune.files import datasets_dir, search_spaces_dir
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
-from lunar_tune.search.space import SearchSpace, open_study
-from lunar_tune.search.space_sources import load_space
 from lunar_tune.study.folder import Folder, read_answers, write_answers
 from lunar_tune.study.stored_search import StoredConfig, configuration_document
 from lunar_tune.study.study import StoredStudy

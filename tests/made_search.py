@@ -13,9 +13,9 @@ from rich.console import Console
 
 from lunar_tune.config.fields import shared_options
 from lunar_tune.config.options import RunOptions, SearchConfig
-from lunar_tune.search.backends import InProcess, Resources
-from lunar_tune.search.plan import make_folder, plan_search
-from lunar_tune.search.session import SearchSession
+from lunar_tune.driver.backends import InProcess, Resources
+from lunar_tune.driver.plan import make_folder, plan_search
+from lunar_tune.driver.session import SearchSession
 from lunar_tune.trial.assemble import configured, materialise
 from lunar_tune.yaml_files import write_yaml
 
@@ -57,7 +57,7 @@ def made_search(
     resources = Resources(cpus=1, gpus=0, concurrency=1)
     places = (plan, folder, InProcess(), resources, no_tracker(NOWHERE))
     with pytest.MonkeyPatch.context() as changed:
-        changed.setattr("lunar_tune.search.session.write_mirrors", lambda *_: None)
+        changed.setattr("lunar_tune.driver.session.write_mirrors", lambda *_: None)
         SearchSession(*places, console=Console(quiet=True), given={}, arguments=None).run()
     assert folder.best.exists() is confirmed
     return folder.path

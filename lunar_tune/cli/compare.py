@@ -121,8 +121,8 @@ def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
 
 def _written(results: Sequence[SearchResults], uri: str) -> list[View]:
     """Bring the store up to date, and return the views that are kept there."""
+    from lunar_tune.driver.persistence import alone
     from lunar_tune.report.results import short_report
-    from lunar_tune.search.persistence import alone
     from lunar_tune.tracking.store import opened_store
     from lunar_tune.tracking.sync import shown, sync
     from lunar_tune.tracking.ui import keep_views

@@ -65,8 +65,8 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     """
     console, fixed = options.console(), {}
     with working(console, f"lunar-tune {__version__}: reading data"):
+        from lunar_tune.driver.prerequisite import finetune_tracked
         from lunar_tune.report.summary import print_plan
-        from lunar_tune.search.prerequisite import finetune_tracked
         from lunar_tune.tracking.store import default_tracking_uri
         from lunar_tune.tracking.sync import Tracker
         from lunar_tune.training.checkpoints import check_save_folder

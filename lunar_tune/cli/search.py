@@ -29,7 +29,7 @@ def search(options: SearchOptions, problems: Problems) -> int:
     """
     console = options.console()
     with working(console, f"lunar-tune {__version__}: reading data and search space") as doing:
-        from lunar_tune.search.run import start_search
+        from lunar_tune.driver.run import start_search
 
         ended = start_search(
             options,

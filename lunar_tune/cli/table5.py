@@ -59,7 +59,7 @@ def table5(options: TableOptions, problems: Problems) -> int:
     Exit codes: 0 every cell is finished, 3 some could not be run, 130 interrupted, 2 the input was
     wrong.
     """
-    from lunar_tune.search.table5 import TableRun, cells_of, check_names
+    from lunar_tune.driver.table5 import TableRun, cells_of, check_names
 
     console = options.console()
     models = _listed("--model", options.model, problems)

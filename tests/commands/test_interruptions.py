@@ -79,17 +79,17 @@ def test_an_interruption_that_python_passes_over_comes_again() -> None:
 
 
 POINTS = {
-    "lunar_tune.search.plan.load_space": None,
-    "lunar_tune.search.run.search_log": None,
+    "lunar_tune.driver.plan.load_space": None,
+    "lunar_tune.driver.run.search_log": None,
     "lunar_tune.tracking.sync.open_experiment": None,
     "lunar_tune.trial.worker.load_model": None,
-    "lunar_tune.search.session.open_study": None,
-    "lunar_tune.search.session.search_document": None,
+    "lunar_tune.driver.session.open_study": None,
+    "lunar_tune.driver.session.search_document": None,
     "lunar_tune.tracking.sync.bring": None,
     "lunar_tune.trial.worker.Worker.run": "KILLED",
-    "lunar_tune.search.session.write_best": "KILLED",
-    "lunar_tune.search.session.write_mirrors": "FINISHED",
-    "lunar_tune.search.session.print_result": "FINISHED",
+    "lunar_tune.driver.session.write_best": "KILLED",
+    "lunar_tune.driver.session.write_mirrors": "FINISHED",
+    "lunar_tune.driver.session.print_result": "FINISHED",
 }
 
 

@@ -26,21 +26,21 @@ FLOORS = (
     {"trial"},
     {"study"},
     {"tracking", "report", "export"},
-    {"search"},
+    {"driver"},
     {"api", "cli"},
 )
 # `python -m lunar_tune.NAME`: each names the command that it runs, and nothing imports it.
 ENTRIES = {
     *("ask", "cache", "compare", "describe", "fetch", "finetune", "layers", "table5"),
-    *("unlearn", "export.__main__", "search.__main__"),
+    *("search", "unlearn", "export.__main__"),
 }
 GROUND, ENTRY_FLOOR = 0, len(FLOORS)
 MOST_LINES = 2750  # of one package: what somebody can come to know in a day
 # Where heavy packages may be imported: modules and packages by their beginning.
 HOMES = {
-    "ray": ("search.backends",),
+    "ray": ("driver.backends",),
     "mlflow": ("tracking",),
-    "optuna": ("study", "search"),
+    "optuna": ("study", "driver"),
 }
 WITHOUT_TORCH = {"data", "config"}
 

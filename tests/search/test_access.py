@@ -14,14 +14,14 @@ import filelock
 import pytest
 from command_lines import environment
 
-from lunar_tune.search.backends.cluster import own_session, refusal, users_token
+from lunar_tune.driver.backends.cluster import own_session, refusal, users_token
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 INSIDE = """
 import json, os, sys
 from pathlib import Path
 import psutil
-from lunar_tune.search.backends.cluster import ray_session
+from lunar_tune.driver.backends.cluster import ray_session
 from lunar_tune.config.options import SearchConfig
 with ray_session(SearchConfig(address=None)):
     import ray
@@ -49,7 +49,7 @@ print(json.dumps(sorted(name for name in os.environ if name.startswith("RAY_AUTH
 JOIN = """
 import sys
 from lunar_tune.errors import InputError
-from lunar_tune.search.backends.cluster import ray_session
+from lunar_tune.driver.backends.cluster import ray_session
 from lunar_tune.config.options import SearchConfig
 try:
     with ray_session(SearchConfig(address=sys.argv[1])):
@@ -111,7 +111,7 @@ def test_a_session_is_its_starters_alone(tmp_path: Path) -> None:
 def without_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("lunar_tune.search.backends.cluster.Path.home", lambda: tmp_path)
+    monkeypatch.setattr("lunar_tune.driver.backends.cluster.Path.home", lambda: tmp_path)
     return tmp_path
 
 
@@ -140,7 +140,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lives stays, and so does what has begun so late that its lock may not be held yet."""
-    monkeypatch.setattr("lunar_tune.search.backends.cluster._TEMP", tmp_path)
+    monkeypatch.setattr("lunar_tune.driver.backends.cluster._TEMP", tmp_path)
     for name, age in (("dead", 3600), ("alive", 3600), ("new", 0)):
         lock = tmp_path / f"lt-ray-{name}" / "alive"
         lock.parent.mkdir()

@@ -23,11 +23,8 @@ from command_lines import small_run
 from made_outcomes import base_model, ended, failed
 from test_loop import Heard
 
-from lunar_tune.errors import DivergenceError, EditedModelError
-from lunar_tune.methods.contract import Edit, Fit, PreparedMethod
-from lunar_tune.search import backends
-from lunar_tune.search.backends import BackendLostError, InProcess, on_ray
-from lunar_tune.search.backends.on_ray import (
+from lunar_tune.driver.backends import BackendLostError, InProcess, on_ray
+from lunar_tune.driver.backends.on_ray import (
     HANDED_OVER,
     LoopCallback,
     LoopSearcher,
@@ -37,6 +34,9 @@ from lunar_tune.search.backends.on_ray import (
     crash_reason,
     watched,
 )
+from lunar_tune.errors import DivergenceError, EditedModelError
+from lunar_tune.methods.contract import Edit, Fit, PreparedMethod
+from lunar_tune.search import backends
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED
 from lunar_tune.trial.assemble import assemble
@@ -197,8 +197,8 @@ ENDING = """
 import signal, subprocess, sys, time
 from pathlib import Path
 import psutil
-from lunar_tune.search.backends import on_ray
-from lunar_tune.search.backends.on_ray import Watchdog
+from lunar_tune.driver.backends import on_ray
+from lunar_tune.driver.backends.on_ray import Watchdog
 from lunar_tune.study.folder import Folder
 
 def search_that_hangs_in_a_dead_ray():

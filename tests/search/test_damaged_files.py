@@ -15,10 +15,10 @@ from pages_by_hand import said
 from tracked_searches import SPACE
 
 from lunar_tune.config.options import SearchConfig
+from lunar_tune.driver.space import open_study
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
-from lunar_tune.search.space import open_study
 from lunar_tune.study.folder import read_answers, write_answers
 from lunar_tune.study.study import StoredStudy
 

@@ -17,9 +17,9 @@ from shared_searches import SharedSearch
 
 from lunar_tune.cli.layers import COMMAND as LAYERS
 from lunar_tune.cli.search import COMMAND as SEARCH
+from lunar_tune.driver.space import Parameter, SearchSpace, bounds_of
+from lunar_tune.driver.starting_points import choose_layers
 from lunar_tune.errors import InputError
-from lunar_tune.search.space import Parameter, SearchSpace, bounds_of
-from lunar_tune.search.starting_points import choose_layers
 from lunar_tune.trial.layer_scores import LayerPrior
 from lunar_tune.yaml_files import read_yaml
 

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from test_study import frozen, study_in
 
 from lunar_tune.config.options import SearchConfig
+from lunar_tune.driver.loop import DONE, Confirmation, SearchLoop
 from lunar_tune.errors import InputError, LunarTuneError
-from lunar_tune.search.loop import DONE, Confirmation, SearchLoop
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.study.study import Study
@@ -101,7 +101,7 @@ class Heard:
 @pytest.fixture(autouse=True)
 def two_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """End a search after two failed trials in a row."""
-    monkeypatch.setattr("lunar_tune.search.loop.MAX_FAILURES", 2)
+    monkeypatch.setattr("lunar_tune.driver.loop.MAX_FAILURES", 2)
 
 
 def begun(folder: Path, **options: Any) -> Heard:

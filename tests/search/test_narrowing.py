@@ -10,11 +10,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lunar_tune.config.options import SearchConfig, read_assignments
+from lunar_tune.driver.plan import SearchPlan, plan_search
+from lunar_tune.driver.space import Parameter, SearchSpace, open_study
+from lunar_tune.driver.space_sources import narrowed
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import configure_method
-from lunar_tune.search.plan import SearchPlan, plan_search
-from lunar_tune.search.space import Parameter, SearchSpace, open_study
-from lunar_tune.search.space_sources import narrowed
 from lunar_tune.trial.assemble import configured
 
 KINDS: Mapping[str, Parameter] = {

@@ -16,10 +16,10 @@ from search_results import statuses
 from lunar_tune.cli.search import COMMAND
 from lunar_tune.config.options import RunOptions, SearchConfig
 from lunar_tune.data.splits import generate_unverifiable
+from lunar_tune.driver.plan import plan_search
+from lunar_tune.driver.prerequisite import finetuning_fact, finetuning_job
 from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.models.catalog import read_lineage
-from lunar_tune.search.plan import plan_search
-from lunar_tune.search.prerequisite import finetuning_fact, finetuning_job
 from lunar_tune.trial.assemble import assemble_finetuning, materialise
 from lunar_tune.yaml_files import read_yaml
 

@@ -24,11 +24,9 @@ from test_study import run_trials, study_in
 from lunar_tune import __version__
 from lunar_tune.config.fields import flag_of, options_of, types_of
 from lunar_tune.config.options import SearchConfig
-from lunar_tune.errors import InputError, Problems
-from lunar_tune.metrics.goal import goal_of
-from lunar_tune.search.backends.cluster import Resources
-from lunar_tune.search.loop import SearchLoop
-from lunar_tune.search.persistence import (
+from lunar_tune.driver.backends.cluster import Resources
+from lunar_tune.driver.loop import SearchLoop
+from lunar_tune.driver.persistence import (
     BusySearchError,
     alone,
     check_unchanged,
@@ -38,9 +36,11 @@ from lunar_tune.search.persistence import (
     signature_of,
     unfinished_like,
 )
-from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
-from lunar_tune.search.run import run_search
-from lunar_tune.search.session import SearchSession
+from lunar_tune.driver.plan import SearchPlan, make_folder, plan_search
+from lunar_tune.driver.run import run_search
+from lunar_tune.driver.session import SearchSession
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.secrets import without_password
 from lunar_tune.study.folder import Folder, find_search
 from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configuration_document
@@ -321,7 +321,7 @@ class Scripted:
 def test_a_search_whose_full_evaluation_failed_says_so_and_is_not_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lunar_tune.search.session.write_mirrors", lambda *_: None)
+    monkeypatch.setattr("lunar_tune.driver.session.write_mirrors", lambda *_: None)
     plan = plan_search(SearchConfig(output=tmp_path, name="n", num_trials=2))
     folder = make_folder(plan.config, plan.spec)
     console = Console(record=True, file=StringIO(), width=200)

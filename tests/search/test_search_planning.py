@@ -11,10 +11,10 @@ import pytest
 from command_lines import small_data
 
 from lunar_tune.config.options import RunOptions, SearchConfig
+from lunar_tune.driver.backends import cluster
+from lunar_tune.driver.plan import make_folder, plan_search
 from lunar_tune.errors import InputError
 from lunar_tune.report.summary import baseline_problem
-from lunar_tune.search.backends import cluster
-from lunar_tune.search.plan import make_folder, plan_search
 from lunar_tune.trial.assemble import assemble, check_machine
 
 

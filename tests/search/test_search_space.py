@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lunar_tune.config.options import TINY
+from lunar_tune.driver.space import Parameter, SearchSpace, admitted, bounds_of
+from lunar_tune.driver.space_sources import load_space
 from lunar_tune.errors import SearchSpaceError
 from lunar_tune.files import search_spaces_dir, shipped_spaces
 from lunar_tune.methods.lunar import SOLVERS, LunarMethod, LunarSettings
 from lunar_tune.models.catalog import CATALOG
-from lunar_tune.search.space import Parameter, SearchSpace, admitted, bounds_of
-from lunar_tune.search.space_sources import load_space
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
 ADAMW = ("layer", "coefficient", "learning_rate")

@@ -17,14 +17,14 @@ from test_study import run_trials
 from tracked_searches import TAGS
 
 from lunar_tune.config.options import SearchConfig
+from lunar_tune.driver.backends.cluster import Resources
+from lunar_tune.driver.persistence import resumed, search_document, signature_of
+from lunar_tune.driver.plan import SearchPlan, make_folder, plan_search
+from lunar_tune.driver.session import SearchSession
+from lunar_tune.driver.space import SearchSpace, open_study
+from lunar_tune.driver.starting_points import usual_point
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.search.backends.cluster import Resources
-from lunar_tune.search.persistence import resumed, search_document, signature_of
-from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
-from lunar_tune.search.session import SearchSession
-from lunar_tune.search.space import SearchSpace, open_study
-from lunar_tune.search.starting_points import usual_point
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import read_yaml, write_yaml

@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 from tracked_searches import SPACE
 
 from lunar_tune.config.options import SearchConfig
+from lunar_tune.driver.space import SAMPLERS, SearchSpace, open_study
 from lunar_tune.metrics.evaluate import Evaluation
-from lunar_tune.search.space import SAMPLERS, SearchSpace, open_study
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, best_first
 from lunar_tune.study.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
 

@@ -19,11 +19,11 @@ from test_study import stored_in as read
 
 from lunar_tune.cli.table5 import COMMAND, PAPER_METHODS
 from lunar_tune.config.options import SearchConfig
+from lunar_tune.driver.persistence import alone, signature_of
+from lunar_tune.driver.plan import plan_search
+from lunar_tune.driver.table5 import TableRun, cells_of, check_names
 from lunar_tune.errors import InputError
 from lunar_tune.report.methods_table import Cell, read_table, write_methods_table
-from lunar_tune.search.persistence import alone, signature_of
-from lunar_tune.search.plan import plan_search
-from lunar_tune.search.table5 import TableRun, cells_of, check_names
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.study import StoredStudy

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lunar_tune.methods.contract import Edit, Fit, PreparedMethod, UnlearningTask
-from lunar_tune.methods.lunar import LunarSettings
+from lunar_tune.methods.lunar.settings import LunarSettings
 from lunar_tune.methods.lunar.solvers import (
     RidgeSolution,
     Solution,

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lunar_tune.errors import DivergenceError, InputError
-from lunar_tune.methods.lunar import LunarSettings
+from lunar_tune.methods.lunar.settings import LunarSettings
 from lunar_tune.training.adapting import Factors
 
 LEARNING_RATE_DECAY = 0.9  # per epoch, as published (run_lunar.py at dfa56eb)

@@ -24,8 +24,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lunar_tune.config.options import SearchConfig
+from lunar_tune.driver.backends import Backend, InProcess, Resources
 from lunar_tune.errors import InputError
-from lunar_tune.search.backends import Backend, InProcess, Resources
 from lunar_tune.study.folder import Folder
 
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
@@ -69,7 +69,7 @@ def opened_backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backe
         yield InProcess(), Resources(cpus=cpus, gpus=float(on_gpu), concurrency=1)
         return
     with ray_session(config):
-        from lunar_tune.search.backends.on_ray import OnRay  # Ray reads its environment then
+        from lunar_tune.driver.backends.on_ray import OnRay  # Ray reads its environment then
 
         resources = allocate_resources(config)
         yield OnRay(resources, folder, config.trial_timeout), resources

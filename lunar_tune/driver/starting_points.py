@@ -12,10 +12,7 @@ from typing import Annotated, Final
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
-from lunar_tune.errors import InputError, Problems
-from lunar_tune.files import is_file
-from lunar_tune.methods.contract import METHODS
-from lunar_tune.search.space import (
+from lunar_tune.driver.space import (
     LAYER,
     Parameter,
     SearchSpace,
@@ -25,6 +22,9 @@ from lunar_tune.search.space import (
     nearest_of,
     numbers_in,
 )
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.files import is_file
+from lunar_tune.methods.contract import METHODS
 from lunar_tune.study.rows import best_first
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.trial.layer_scores import LayerPrior

@@ -27,11 +27,11 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from lunar_tune.driver.backends import BackendLostError, Resources
+from lunar_tune.driver.loop import DONE, SearchLoop
 from lunar_tune.metrics.names import METRICS, Metric
 from lunar_tune.models.device import limit_threads
 from lunar_tune.report.log_file import RECORD
-from lunar_tune.search.backends import BackendLostError, Resources
-from lunar_tune.search.loop import DONE, SearchLoop
 from lunar_tune.secrets import without_secrets
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
@@ -157,7 +157,7 @@ class OnRay:
     timeout: float | None = None  # seconds that a trial may take
 
     def run(self, loop: SearchLoop, spec: TrialSpec) -> None:
-        """Run tasks until the loop is done; see `search.backends`.
+        """Run tasks until the loop is done; see `driver.backends`.
 
         Raises:
             BackendLostError: One of Ray's own processes has ended.

@@ -17,11 +17,11 @@ from lunar_tune import __version__
 from lunar_tune.config.fields import flag_of, options_of
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.data.records import records_digest
+from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.models.catalog import read_lineage
-from lunar_tune.search.plan import SearchPlan
 from lunar_tune.study.folder import Folder, find_search, searches_in, write_trials
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredConfig, configuration_document
@@ -31,9 +31,9 @@ from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import write_yaml
 
 if TYPE_CHECKING:
+    from lunar_tune.driver.backends import Resources
+    from lunar_tune.driver.loop import Confirmation  # loads torch
     from lunar_tune.report.results import SearchResults
-    from lunar_tune.search.backends import Resources
-    from lunar_tune.search.loop import Confirmation  # loads torch
 
 
 def search_document(

@@ -14,6 +14,13 @@ from rich.markup import escape
 
 from lunar_tune.config.options import EXPERIMENT, SearchConfig
 from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.driver.backends.cluster import ray_session
+from lunar_tune.driver.persistence import BusySearchError, alone, check_unchanged
+from lunar_tune.driver.plan import SearchPlan, plan_search
+from lunar_tune.driver.prerequisite import finetuning_fact
+from lunar_tune.driver.run import run_search
+from lunar_tune.driver.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
+from lunar_tune.driver.space import open_study
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.metrics.names import METRICS
@@ -25,13 +32,6 @@ from lunar_tune.report.methods_table import (
     read_table,
     write_methods_table,
 )
-from lunar_tune.search.backends.cluster import ray_session
-from lunar_tune.search.persistence import BusySearchError, alone, check_unchanged
-from lunar_tune.search.plan import SearchPlan, plan_search
-from lunar_tune.search.prerequisite import finetuning_fact
-from lunar_tune.search.run import run_search
-from lunar_tune.search.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
-from lunar_tune.search.space import open_study
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.runs import RunContent

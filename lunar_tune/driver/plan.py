@@ -20,16 +20,10 @@ from lunar_tune.config.options import (
     SearchConfig,
     read_assignments,
 )
-from lunar_tune.errors import InputError, Problems
-from lunar_tune.files import check_writable, is_plain, safe_name
-from lunar_tune.metrics.goal import Goal, goal_of
-from lunar_tune.metrics.names import WHOLE_ANSWERS, need_of
-from lunar_tune.models.catalog import read_lineage
-from lunar_tune.models.loading import load_config
-from lunar_tune.search.backends.cluster import check_address, check_gpus
-from lunar_tune.search.space import LAYER, SAMPLERS, SearchSpace, described
-from lunar_tune.search.space_sources import load_space, narrowed
-from lunar_tune.search.starting_points import (
+from lunar_tune.driver.backends.cluster import check_address, check_gpus
+from lunar_tune.driver.space import LAYER, SAMPLERS, SearchSpace, described
+from lunar_tune.driver.space_sources import load_space, narrowed
+from lunar_tune.driver.starting_points import (
     LAYER_PRIOR,
     StartingPoint,
     check_has_choice,
@@ -38,6 +32,12 @@ from lunar_tune.search.starting_points import (
     found_points,
     usual_point,
 )
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.files import check_writable, is_plain, safe_name
+from lunar_tune.metrics.goal import Goal, goal_of
+from lunar_tune.metrics.names import WHOLE_ANSWERS, need_of
+from lunar_tune.models.catalog import read_lineage
+from lunar_tune.models.loading import load_config
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import assemble, check_machine, known_depth
 from lunar_tune.trial.layer_scores import LayerPrior, read_layer_prior

@@ -8,6 +8,17 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.markup import escape
 
+from lunar_tune.driver.backends import Backend, BackendLostError, Resources
+from lunar_tune.driver.loop import MAX_FAILURES, Confirmation, SearchLoop
+from lunar_tune.driver.persistence import (
+    search_document,
+    signature_of,
+    tracked_description,
+    write_best,
+    write_mirrors,
+)
+from lunar_tune.driver.plan import SearchPlan
+from lunar_tune.driver.space import open_study
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
@@ -20,17 +31,6 @@ from lunar_tune.report.summary import (
     print_baseline,
     print_result,
 )
-from lunar_tune.search.backends import Backend, BackendLostError, Resources
-from lunar_tune.search.loop import MAX_FAILURES, Confirmation, SearchLoop
-from lunar_tune.search.persistence import (
-    search_document,
-    signature_of,
-    tracked_description,
-    write_best,
-    write_mirrors,
-)
-from lunar_tune.search.plan import SearchPlan
-from lunar_tune.search.space import open_study
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch

@@ -21,14 +21,8 @@ from lunar_tune import __version__
 from lunar_tune.config.fields import options_again, options_of
 from lunar_tune.config.options import EXPERIMENT, SearchConfig
 from lunar_tune.display import warn
-from lunar_tune.errors import InputError, Problems
-from lunar_tune.models.catalog import read_lineage
-from lunar_tune.report.log_file import RECORD, search_log
-from lunar_tune.report.progress import tiny_progress, working
-from lunar_tune.report.results import SearchResults
-from lunar_tune.report.summary import print_plan, print_result
-from lunar_tune.search.backends.cluster import opened_backend
-from lunar_tune.search.persistence import (
+from lunar_tune.driver.backends.cluster import opened_backend
+from lunar_tune.driver.persistence import (
     alone,
     check_unchanged,
     is_finished,
@@ -36,14 +30,20 @@ from lunar_tune.search.persistence import (
     signature_of,
     unfinished_like,
 )
-from lunar_tune.search.plan import SearchPlan, make_folder, plan_search
-from lunar_tune.search.prerequisite import finetune_first, finetuning_fact, finetuning_job
-from lunar_tune.search.session import (
+from lunar_tune.driver.plan import SearchPlan, make_folder, plan_search
+from lunar_tune.driver.prerequisite import finetune_first, finetuning_fact, finetuning_job
+from lunar_tune.driver.session import (
     EXIT_FOUND,
     EXIT_INFEASIBLE,
     SearchSession,
     UnknowingModelError,
 )
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.models.catalog import read_lineage
+from lunar_tune.report.log_file import RECORD, search_log
+from lunar_tune.report.progress import tiny_progress, working
+from lunar_tune.report.results import SearchResults
+from lunar_tune.report.summary import print_plan, print_result
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import StoredStudy

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-from lunar_tune.search.loop import SearchLoop
+from lunar_tune.driver.loop import SearchLoop
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import Task, TaskRunner, format_error
 

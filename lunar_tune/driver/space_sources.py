@@ -29,10 +29,7 @@ from pydantic import ValidationError
 
 from lunar_tune.config.fields import types_of
 from lunar_tune.config.options import read_range
-from lunar_tune.errors import InputError, Problems, SearchSpaceError, suggestion
-from lunar_tune.files import search_spaces_dir, shipped_spaces
-from lunar_tune.methods.contract import Method
-from lunar_tune.search.space import (
+from lunar_tune.driver.space import (
     KINDS,
     LAYER,
     Parameter,
@@ -46,6 +43,9 @@ from lunar_tune.search.space import (
     middle_of,
     numbers_in,
 )
+from lunar_tune.errors import InputError, Problems, SearchSpaceError, suggestion
+from lunar_tune.files import search_spaces_dir, shipped_spaces
+from lunar_tune.methods.contract import Method
 from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 
 DEFAULT: Final = "default"
