@@ -23,6 +23,7 @@ from command_lines import small_run
 from made_outcomes import base_model, ended, failed
 from test_loop import Heard
 
+from lunar_tune.driver import backends
 from lunar_tune.driver.backends import BackendLostError, InProcess, on_ray
 from lunar_tune.driver.backends.on_ray import (
     HANDED_OVER,
@@ -36,7 +37,6 @@ from lunar_tune.driver.backends.on_ray import (
 )
 from lunar_tune.errors import DivergenceError, EditedModelError
 from lunar_tune.methods.contract import Edit, Fit, PreparedMethod
-from lunar_tune.search import backends
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED
 from lunar_tune.trial.assemble import assemble
