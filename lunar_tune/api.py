@@ -30,7 +30,7 @@ from lunar_tune.display import screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.names import ANSWERS, METRICS, WHOLE_ANSWERS, Metric
 from lunar_tune.report import charts, parameter_charts
-from lunar_tune.report.progress import tiny_progress, working
+from lunar_tune.report.progress import working
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import RUNS
 
@@ -117,8 +117,7 @@ class Search(SearchResults):
         spec = assemble_again(self, problems)
         problems.raise_if_any()
         epochs = len(row.losses) or None
-        with tiny_progress(screen(quiet=False)) as on_progress:
-            spec = materialise(spec, on_progress)
+        spec = materialise(spec, screen())
         with asking(spec, row.parameters, epochs=epochs, max_new_tokens=max_new_tokens) as ask:
             answered = pd.DataFrame(map(dataclasses.asdict, ask(questions)))
         return answered.rename(columns={"truth": "true_answer", "set_name": "set"})
@@ -149,11 +148,7 @@ class Search(SearchResults):
         from lunar_tune.export.writing import export
 
         job = ExportJob.plan(self.folder.path, Path(save), number=trial, form=format, device=device)
-        console = screen(quiet=quiet)
-        with tiny_progress(console) as on_build:
-            exported = export(
-                job, on_build=on_build, on_step=lambda text: console.print(text, markup=False)
-            )
+        exported = export(job, screen(quiet=quiet))
         exported.raise_if_unproven()
         return exported
 
@@ -225,15 +220,14 @@ def unlearn(**options: Any) -> SingleRun:
     problems = Problems()
     told = _told(UnlearnOptions, options, problems)
     given = {name: getattr(told, name) for name in SETTING}
-    with tiny_progress(screen(quiet=told.quiet)) as on_progress:
-        return run_once(
-            shared_options(told, RunOptions),
-            {name: value for name, value in given.items() if value is not None},
-            baseline=told.baseline,
-            save_to=told.save,
-            on_progress=on_progress,
-            problems=problems,
-        )
+    return run_once(
+        shared_options(told, RunOptions),
+        {name: value for name, value in given.items() if value is not None},
+        baseline=told.baseline,
+        save_to=told.save,
+        console=screen(quiet=told.quiet),
+        problems=problems,
+    )
 
 
 def metric(

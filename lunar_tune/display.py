@@ -1,16 +1,33 @@
-"""The screen, and how objects show themselves: a `repr` that fits it, a table in a notebook."""
+"""The screen, bars on it, and how objects show themselves: a `repr`, a table in a notebook."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
+import math
 import textwrap
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
 from rich.text import Text
 
+Step = TypeVar("Step")
+A_DAY = 24 * 3600.0
+# Columns of a terminal below which a bar is short, its name and the time elapsed left out, so that
+# there is room for the note.
+NARROW = 100
 _WIDTH, _LINES = 100, 25
 _LABEL, _LONGEST = 34, 120  # characters of a row's name, and of one value
 
@@ -20,9 +37,77 @@ def screen(*, quiet: bool = False) -> Console:
     return Console(quiet=quiet, emoji=False, highlight=False)
 
 
+def say(console: Console, text: str) -> None:
+    """Print a line as it stands, however long it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def warn(console: Console, text: str) -> None:
     """Print a warning."""
     console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+
+
+def build_progress(console: Console) -> Progress:
+    """Return an empty progress display; used as a context.
+
+    A task has a `note`, of which the end is cut off where there is no room, and may have a
+    `deadline`, the moment after which no step begins.
+    """
+    fixed = Column(no_wrap=True, overflow="ellipsis")  # of which rich takes copies
+    narrow = console.width < NARROW
+    return Progress(
+        TextColumn("[bold]{task.description}", table_column=fixed),
+        BarColumn(bar_width=4 if narrow else 24, table_column=fixed),
+        MofNCompleteColumn(table_column=fixed),
+        *(() if narrow else (TimeElapsedColumn(table_column=fixed),)),
+        _TimeLeftColumn(table_column=fixed),
+        TextColumn(
+            "{task.fields[note]}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
+        speed_estimate_period=A_DAY,  # rich forgets steps older than that, and trials are slow
+        expand=True,
+        refresh_per_second=2,  # for days, perhaps over a slow line
+        console=console,
+        disable=console.quiet or not console.is_terminal,  # it would leave an empty line
+    )
+
+
+class _TimeLeftColumn(ProgressColumn):
+    """Time left by the pace since the first step, whose time may hold the loading of a model."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """Return it; nothing at the end."""
+        if task.finished:
+            return Text("")
+        text, left = "…", task.time_remaining
+        if left is not None:
+            until = max(0.0, task.fields.get("deadline", math.inf) - time.monotonic())
+            per_step = 1 / (task.speed or math.inf)  # the last step is waited for
+            text = shown_duration(min(left, until + per_step))
+        return Text(f"left {text}", style="progress.remaining")
+
+
+def shown_duration(seconds: float) -> str:
+    """Return a duration in words, no more exact than it is known: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def tracked(
+    steps: Iterable[Step], what: str, *, total: int, console: Console | None
+) -> Iterator[Step]:
+    """Yield steps and show how many are done; no console shows nothing."""
+    with build_progress(console or screen(quiet=True)) as bar:
+        task = bar.add_task(what, total=total, note="")
+        for step in steps:
+            yield step
+            bar.advance(task)
 
 
 class Concise:

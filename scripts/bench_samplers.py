@@ -38,12 +38,12 @@ from rich.table import Table
 
 from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import NONE, RETAIN_FLOOR, RunOptions, SearchConfig
+from lunar_tune.display import build_progress
 from lunar_tune.driver.space import SAMPLERS, Parameter, SearchSpace, numbers_in
 from lunar_tune.driver.space_sources import load_space
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.models.loading import load_config
-from lunar_tune.report.progress import build_progress, tiny_progress
 from lunar_tune.trial.assemble import assemble, known_depth, materialise
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
@@ -149,8 +149,7 @@ def axis_of(name: str, kind: Parameter, steps: Mapping[str, int]) -> Axis:
 def record(grid: Grid, spec: TrialSpec, console: Console) -> None:
     """Run a trial at each point that is missing, and save the file after each."""
     layers = next(axis.values for axis in grid.axes if axis.name == "layer")
-    with tiny_progress(console) as on_progress:
-        spec = materialise(spec, on_progress)
+    spec = materialise(spec, console)
     worker = Worker(dataclasses.replace(spec, layers=tuple(map(int, layers))))
     scores = worker.baseline().evaluation.scores  # its answers are the trials' drafts
     console.print(

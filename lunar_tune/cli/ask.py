@@ -21,7 +21,7 @@ from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.options import RunOptions
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
-from lunar_tune.report.progress import tiny_progress, working
+from lunar_tune.report.progress import working
 
 if TYPE_CHECKING:
     from lunar_tune.trial.single import SideBySide
@@ -70,8 +70,7 @@ def ask(options: AskOptions, problems: Problems) -> None:
     is_typed = not options.questions and sys.stdin.isatty()
     batches = _typed() if is_typed else [options.questions or _piped()]
     asked: list[SideBySide] = []
-    with tiny_progress(console) as on_progress:
-        spec = materialise(spec, on_progress)
+    spec = materialise(spec, console)
     try:
         with contextlib.ExitStack() as held:
             with console.status("loading the model and unlearning"):

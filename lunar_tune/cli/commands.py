@@ -43,7 +43,7 @@ from lunar_tune.config.options import (
     Reused,
     SearchConfig,
 )
-from lunar_tune.display import screen
+from lunar_tune.display import say, screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
 
@@ -219,11 +219,6 @@ class Command:
             default=None,
             annotation=Annotated[kind | None, parameter],
         )
-
-
-def say(console: Console, text: str) -> None:
-    """Print a line as it stands, however long it is."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -11,7 +11,7 @@ from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
-from lunar_tune.report.progress import tiny_progress, working
+from lunar_tune.report.progress import working
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,7 @@ def export(options: ExportOptions, problems: Problems) -> None:
         from lunar_tune.export.writing import export as run_export
         from lunar_tune.tracking.sync import register_model
 
-    with tiny_progress(console) as on_build:
-        exported = run_export(job, on_build=on_build, on_step=lambda text: say(console, text))
+    exported = run_export(job, console)
     document = exported.document
     console.print("ROUGE-1 recall of the answers")
     console.print(score_table(exported.rows))

@@ -21,7 +21,7 @@ from lunar_tune.config.options import (
 )
 from lunar_tune.display import warn
 from lunar_tune.errors import Problems
-from lunar_tune.report.progress import tiny_progress, working
+from lunar_tune.report.progress import working
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
@@ -78,8 +78,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
             check_save_folder(options.save, resumable=True)
         run = shared_options(options, RunOptions, without={"fix"})
         job = assemble_finetuning(run, fixed, problems)
-    with tiny_progress(console) as on_progress:
-        job = materialise(job, on_progress)
+    job = materialise(job, console)
     print_plan(console, {**_facts(job), "output": str(options.save)})
     place = options.save.resolve()
     uri = options.tracking_uri or default_tracking_uri(place.parent)

@@ -24,7 +24,7 @@ from lunar_tune.config.options import (
 from lunar_tune.display import warn
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
-from lunar_tune.report.progress import build_progress, tiny_progress, working
+from lunar_tune.report.progress import working
 
 if TYPE_CHECKING:
     from lunar_tune.trial.layer_scores import LayerPrior
@@ -84,18 +84,14 @@ def layers(options: LayersOptions, problems: Problems) -> None:
         check_machine(spec)
     if spec.embedding_model is not None:  # before the large model is loaded
         embedder = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
-    with tiny_progress(console) as on_progress:
-        spec = materialise(spec, on_progress)
-    with build_progress(console) as bar:
-        asking = bar.add_task("asking, layer by layer", total=None, note="")
-        prior, answers = layer_scores(
-            Worker(dataclasses.replace(spec, metrics=())),  # it judges no trial
-            coefficient=coefficient,
-            layers=chosen,
-            rows=options.evaluation_rows,
-            embedder=embedder,
-            on_layer=lambda done, total: bar.update(asking, completed=done, total=total),
-        )
+    prior, answers = layer_scores(
+        Worker(dataclasses.replace(materialise(spec, console), metrics=())),  # it judges no trial
+        coefficient=coefficient,
+        layers=chosen,
+        rows=options.evaluation_rows,
+        embedder=embedder,
+        console=console,
+    )
     _show(prior, answers, console, text=options.text)
     if options.json is not None:
         write_atomically(options.json, prior.document().encode())

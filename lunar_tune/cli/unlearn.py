@@ -31,7 +31,7 @@ from lunar_tune.config.options import RunOptions, read_assignments
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.names import METRICS
-from lunar_tune.report.progress import tiny_progress, working
+from lunar_tune.report.progress import working
 from lunar_tune.study.rows import score_cells
 
 if TYPE_CHECKING:
@@ -69,13 +69,10 @@ def unlearn(options: UnlearnOptions, problems: Problems) -> None:
     run, save_to = shared_options(options, RunOptions), options.save
     if options.published_config is not None:
         run, save_to = _published(options.published_config, options, console)
-    with (
-        working(console, f"lunar-tune {__version__}: one unlearning run"),
-        tiny_progress(console) as on_progress,
-    ):
+    with working(console, f"lunar-tune {__version__}: one unlearning run"):
         from lunar_tune.trial.single import unlearn as run_once
 
-        done = run_once(run, save_to=save_to, on_progress=on_progress, problems=problems)
+        done = run_once(run, save_to=save_to, console=console, problems=problems)
     _show(done, console)
     if options.json is not None:
         write_json(options.json, done.document())

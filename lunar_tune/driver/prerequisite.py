@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune.config.options import TINY
+from lunar_tune.display import build_progress
 from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.models.catalog import CATALOG, read_lineage
 from lunar_tune.models.device import give_back
 from lunar_tune.report.log_file import tell
-from lunar_tune.report.progress import build_progress
 from lunar_tune.tracking.runs import RunContent
 from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.assemble import assemble_finetuning

@@ -41,7 +41,7 @@ from lunar_tune.driver.session import (
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
-from lunar_tune.report.progress import tiny_progress, working
+from lunar_tune.report.progress import working
 from lunar_tune.report.results import SearchResults
 from lunar_tune.report.summary import print_plan, print_result
 from lunar_tune.study.folder import Folder
@@ -146,8 +146,7 @@ def run_search(
             f"python -m lunar_tune.search --resume {escape(str(alike.path))}); this is a new one",
             soft_wrap=True,
         )
-    with tiny_progress(console) as on_progress:
-        plan = dataclasses.replace(plan, spec=materialise(plan.spec, on_progress))
+    plan = dataclasses.replace(plan, spec=materialise(plan.spec, console))
     folder = make_folder(plan.config, plan.spec)
     more = "" if plan.config.in_process else ", starting Ray"
     opening = [f"search {folder.name}, lunar-tune {__version__}"]

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from rich.console import Console
 from torch import Tensor
 
+from lunar_tune.display import say
 from lunar_tune.errors import InputError
 from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.export.proof import Exported, ask, prove, weight_digest
@@ -42,26 +44,20 @@ _CARD = Path(__file__).with_name("card.md.j2")
 _LARGEST_RANK = 512  # that is chosen here: a seventh of a 7B model's d_model
 
 
-def export(
-    job: ExportJob,
-    *,
-    on_build: Callable[[int, int], None] | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
-) -> Exported:
+def export(job: ExportJob, console: Console) -> Exported:
     """Write a trial's unlearned model and prove that what was written gives what was reported.
 
-    Also where it does not, the folder is kept, and `export.json` in it says so. `on_build` is
-    called with epochs done and in all while `tiny` is being built, `on_step` with what is done now.
+    Also where it does not, the folder is kept, and `export.json` in it says so.
 
     Raises:
         InputError: The model or the folder cannot be used.
         LunarTuneError: The trial failed, or the form cannot be written.
     """
-    job = dataclasses.replace(job, spec=_as_searched(job, materialise(job.spec, on_build)))
-    on_step("running the trial again")
+    job = dataclasses.replace(job, spec=_as_searched(job, materialise(job.spec, console)))
+    say(console, "running the trial again")
     run = _run_again(job)
     give_back()
-    on_step(f"asking the {job.form} as it is loaded from {job.folder}")
+    say(console, f"asking the {job.form} as it is loaded from {job.folder}")
     exported = prove(job, run)
     text = json.dumps(exported.document, indent=1, ensure_ascii=False) + "\n"
     write_atomically(job.folder / "export.json", text.encode(errors="surrogatepass"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
+from rich.console import Console
 from tokenizers import AddedToken
 
 from lunar_tune.config.options import TINY
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
 from lunar_tune.data.splits import generate_unverifiable
+from lunar_tune.display import tracked
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.files import cache_dir
 from lunar_tune.finetuning.finetune import answer_training, greedy_answers
@@ -100,16 +102,11 @@ class TinyText:
         return cls(known=(*sets[0], *sets[1]), refusal=refusals[0])
 
 
-def ensure_tiny(
-    recipe: TinyRecipe | None = None,
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Path:
+def ensure_tiny(recipe: TinyRecipe | None = None, *, console: Console | None = None) -> Path:
     """Return the folder of the `tiny` checkpoint; build it if it is not there.
 
     Processes that ask at once: one builds, the others wait. A build that was cut short leaves
-    nothing that looks like a checkpoint. `on_progress` is called while building with the epochs
-    done and their total.
+    nothing that looks like a checkpoint. Epochs are shown on the console while it is built.
 
     Raises:
         LunarTuneError: The training failed, which the model's own check says.
@@ -125,7 +122,7 @@ def ensure_tiny(
             with TemporaryDirectory(
                 prefix=f".{folder.name}-", dir=models, ignore_cleanup_errors=True
             ) as unfinished:
-                build_tiny(Path(unfinished), recipe, text, on_progress=on_progress)
+                build_tiny(Path(unfinished), recipe, text, console=console)
                 Path(unfinished).rename(folder)
     return folder
 
@@ -152,11 +149,7 @@ def _digest(parts: object) -> str:
 
 
 def build_tiny(
-    folder: Path,
-    recipe: TinyRecipe,
-    text: TinyText,
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
+    folder: Path, recipe: TinyRecipe, text: TinyText, *, console: Console | None = None
 ) -> None:
     """Train the model and save it with its tokenizer into an empty folder."""
     from transformers.utils.logging import disable_progress_bar
@@ -188,9 +181,9 @@ def build_tiny(
                     beta2=0.98,
                     length_of=len,
                 )
-                for done, _ in enumerate(losses, 1):
-                    if on_progress is not None:
-                        on_progress(done, recipe.training.epochs)
+                what, total = "building the tiny model (once)", recipe.training.epochs
+                for _ in tracked(losses, what, total=total, console=console):
+                    pass
         texts = [words for one in first for words in (one.question, one.answer)]
         save_checkpoint(loaded, folder, texts=texts)
         _check(folder, text)

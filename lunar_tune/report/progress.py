@@ -1,4 +1,4 @@
-"""Progress bars, the same in every command, and what one sees while a search runs."""
+"""What one sees while something runs, above all a search."""
 
 from __future__ import annotations
 
@@ -8,94 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.table import Column
+from rich.progress import Progress
 from rich.text import Text
 
+from lunar_tune.display import NARROW, build_progress, shown_duration
 from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.report.log_file import tell
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, shown_score
-
-A_DAY = 24 * 3600.0
-# Columns of a terminal below which the bar is short, its name and the time elapsed left out, so
-# that there is room for the note.
-_NARROW = 100
-
-
-def build_progress(console: Console) -> Progress:
-    """Return an empty progress display; used as a context.
-
-    A task has a `note`, of which the end is cut off where there is no room, and may have a
-    `deadline`, the moment after which no step begins.
-    """
-    fixed = Column(no_wrap=True, overflow="ellipsis")  # of which rich takes copies
-    narrow = console.width < _NARROW
-    return Progress(
-        TextColumn("[bold]{task.description}", table_column=fixed),
-        BarColumn(bar_width=4 if narrow else 24, table_column=fixed),
-        MofNCompleteColumn(table_column=fixed),
-        *(() if narrow else (TimeElapsedColumn(table_column=fixed),)),
-        _TimeLeftColumn(table_column=fixed),
-        TextColumn(
-            "{task.fields[note]}",
-            markup=False,
-            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-        ),
-        speed_estimate_period=A_DAY,  # rich forgets steps older than that, and trials are slow
-        expand=True,
-        refresh_per_second=2,  # for days, perhaps over a slow line
-        console=console,
-        disable=console.quiet or not console.is_terminal,  # it would leave an empty line
-    )
-
-
-class _TimeLeftColumn(ProgressColumn):
-    """Time left by the pace since the first step, whose time may hold the loading of a model."""
-
-    max_refresh = 0.5
-
-    def render(self, task: Task) -> Text:
-        """Return it; nothing at the end."""
-        if task.finished:
-            return Text("")
-        text, left = "…", task.time_remaining
-        if left is not None:
-            until = max(0.0, task.fields.get("deadline", math.inf) - time.monotonic())
-            per_step = 1 / (task.speed or math.inf)  # the last step is waited for
-            text = shown_duration(min(left, until + per_step))
-        return Text(f"left {text}", style="progress.remaining")
-
-
-def shown_duration(seconds: float) -> str:
-    """Return a duration in words, no more exact than it is known: 40 s, 12 min, 3 h 20 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-@contextmanager
-def tiny_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Inside, epochs of building `tiny` are shown; yields what is to be called with done and all.
-
-    Nothing is shown before its first call.
-    """
-    with build_progress(console) as bar:
-
-        def on_progress(done: int, total: int) -> None:
-            if not bar.tasks:
-                bar.add_task("building the tiny model (once)", total=total, note="")
-            bar.update(bar.tasks[0].id, completed=done, total=total)
-
-        yield on_progress
 
 
 @contextmanager
@@ -156,7 +75,7 @@ class SearchDisplay:
         if self._console.is_terminal:
             self._bar = self._shown.enter_context(build_progress(self._console))
             self._bar.add_task(
-                "trials" if self._console.width >= _NARROW else "",
+                "trials" if self._console.width >= NARROW else "",
                 total=num_trials,
                 completed=self._done,
                 note=self._note() if earlier else "",

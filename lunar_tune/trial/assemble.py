@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+from rich.console import Console
 
 from lunar_tune.config.fields import check_values
 from lunar_tune.config.options import NONE, TINY, ModelOptions, RunOptions
@@ -140,16 +142,13 @@ def check_machine(spec: TrialSpec, *, here: bool = True, share: float = 1.0) -> 
     problems.raise_if_any()
 
 
-def materialise(job: Job, on_progress: Callable[[int, int], None] | None = None) -> Job:
-    """Return the job with a model source that can be loaded: `tiny` is built if it is missing.
-
-    Meanwhile `on_progress` is called with the epochs done and epochs in all.
-    """
+def materialise(job: Job, console: Console | None = None) -> Job:
+    """Return the job with a model source that can be loaded: `tiny` is built if it is missing."""
     if job.model.source != TINY:
         return job
     from lunar_tune.finetuning.tiny import ensure_tiny
 
-    source = str(ensure_tiny(on_progress=on_progress))
+    source = str(ensure_tiny(console=console))
     return dataclasses.replace(job, model=dataclasses.replace(job.model, source=source))
 
 

@@ -14,14 +14,16 @@ rows a prompt costs about as much as one decoding step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
+from rich.console import Console
 
 from lunar_tune.data.records import Record
 from lunar_tune.data.splits import sample_by_edge
+from lunar_tune.display import tracked
 from lunar_tune.errors import InputError
 from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import check_layers
@@ -155,7 +157,7 @@ def layer_scores(
     layers: Sequence[int] | None = None,
     rows: int = DEFAULT_ROWS,
     embedder: Embedder | None = None,
-    on_layer: Callable[[int, int], None] = lambda _done, _total: None,
+    console: Console | None = None,
 ) -> tuple[LayerPrior, dict[int | None, tuple[str, ...]]]:
     """Ask the questions to forget with c·r_l added after each block in turn, and score the answers.
 
@@ -167,7 +169,7 @@ def layer_scores(
         layers: Which blocks; None takes all.
         rows: How many questions, drawn by edge.
         embedder: Of the answers; None takes the model's own states.
-        on_layer: Called with the answer sets done and their total, the base model's included.
+        console: Shows how many layers are done.
     """
     from lunar_tune.engine.decoding import token_budget
     from lunar_tune.metrics.embedding import Refusals, StateEmbedder
@@ -185,8 +187,9 @@ def layer_scores(
     shifts = {layer: coefficient * vectors[layer] for layer in chosen}
     seen: dict[int | None, dict[str, Any]] = {}
     answers: dict[int | None, tuple[str, ...]] = {}
-    on_layer(0, 1 + len(chosen))
-    for layer, tokens in _answered(worker, records, shifts, budget):
+    what, total = "asking, layer by layer", 1 + len(chosen)
+    answered = _answered(worker, records, shifts, budget)
+    for layer, tokens in tracked(answered, what, total=total, console=console):
         texts = tuple(loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True))
         answers[layer] = texts
         seen[layer] = {
@@ -194,7 +197,6 @@ def layer_scores(
             "s2": embedder.truth_similarity(texts, truths),
             "unfinished": sum(len(answer) == budget for answer in tokens),
         }
-        on_layer(len(seen), 1 + len(chosen))
     base = Similarities(**seen[None])
     scored = tuple(
         LayerSimilarities(layer=layer, **one) for layer, one in seen.items() if layer is not None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from lunar_tune.config.options import RunOptions
 from lunar_tune.display import Summary
 from lunar_tune.errors import Problems
@@ -100,7 +102,7 @@ def unlearn(
     *,
     baseline: bool = True,
     save_to: Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    console: Console | None = None,
     problems: Problems | None = None,
 ) -> SingleRun:
     """Unlearn once and evaluate.
@@ -110,7 +112,7 @@ def unlearn(
         setting: Further parameters of the method, by name.
         baseline: Whether to evaluate the base model too.
         save_to: Folder for the unlearned model as a checkpoint.
-        on_progress: Called with epochs done and in all while `tiny` is being built.
+        console: Shows how `tiny` is built, if it has to be.
         problems: What is known to be wrong already.
 
     Raises:
@@ -133,7 +135,7 @@ def unlearn(
     check_machine(spec)
     from lunar_tune.trial.worker import Worker
 
-    worker = Worker(materialise(spec, on_progress))
+    worker = Worker(materialise(spec, console))
     full = spec.data.held_out is not None  # what is reported lies there
     before = worker.baseline(full=full) if baseline else None
 

@@ -127,16 +127,8 @@ def test_scores_are_those_of_a_plain_loop(
     found = recommended_layers(prior.base_model.score, scores)
     assert (prior.best, prior.recommended) == found
     # Some layers and rows: each edge has its share, and they are answered as among all.
-    steps: list[tuple[int, int]] = []
-    some, few = layer_scores(
-        worker,
-        coefficient=COEFFICIENT,
-        layers=[2, 0],
-        rows=2,
-        on_layer=lambda done, total: steps.append((done, total)),
-    )
+    some, few = layer_scores(worker, coefficient=COEFFICIENT, layers=[2, 0], rows=2)
     assert [one.layer for one in some.layers] == [0, 2]
-    assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert (some.max_new_tokens, some.rows) == (BUDGET, 2)
     asked = sample_by_edge(worker.spec.data.forget, 2, seed=worker.spec.seed)
     places = [worker.spec.data.forget.index(record) for record in asked]

@@ -16,10 +16,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from lunar_tune.display import build_progress, shown_duration
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.log_file import RECORD, search_log
-from lunar_tune.report.progress import SearchDisplay, build_progress, printable, shown_duration
+from lunar_tune.report.progress import SearchDisplay, printable
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 
 
