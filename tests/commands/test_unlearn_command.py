@@ -9,7 +9,8 @@ import command_lines
 import pytest
 import torch
 from command_lines import small_data, without_ray
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
+from trial_specs import generated
 
 from lunar_tune.cli.unlearn import COMMAND
 
@@ -58,36 +59,18 @@ def test_a_run_writes_its_scores_and_answers_and_a_model_that_gives_them(small: 
         assert line == [name, *(f"{score:.4g}" for score in scores), better]
     assert "forget_hit_ratio" not in document
 
-    tokenizer = AutoTokenizer.from_pretrained("model")
     model = AutoModelForCausalLM.from_pretrained("model").eval()
-    for row in rows:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["question"]}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        with torch.inference_mode():
-            answer = model.generate(**ids, max_new_tokens=4, do_sample=False)
-        text = tokenizer.decode(answer[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert text == row["answer"]
+    said = generated(Path("model"), model, [row["question"] for row in rows], budget=4)
+    assert said == [row["answer"] for row in rows]
     original = AutoModelForCausalLM.from_pretrained(small[small.index("--model") + 1])
     saved = model.state_dict()
     changed = [name for name, p in original.state_dict().items() if not torch.equal(p, saved[name])]
     assert changed == ["model.layers.1.mlp.down_proj.weight"]
 
 
-def test_several_layers_take_a_coefficient_each_and_quiet_shows_nothing(small: list[str]) -> None:
-    arguments = ("layer=1,2", "coefficient=2,1", "learning_rate=0.01", "epochs=2")
-    assert succeeded(*small, *arguments, "--json", "s.json", "--quiet") == ""
-    parameters = json.loads(Path("s.json").read_text())["parameters"]
-    assert (parameters["layer"], parameters["coefficient"]) == ([1, 2], [2.0, 1.0])
-
-
-def test_the_closed_form_takes_a_ridge(small: list[str]) -> None:
+def test_the_closed_form_takes_a_ridge_and_quiet_shows_nothing(small: list[str]) -> None:
     arguments = ("--solver", "closed_form", "layer=0", "coefficient=2", "ridge=0.1")
-    assert "epochs" in refused(*small, *arguments, "epochs=2")
-    succeeded(*small, *arguments, "--json", "s.json")
+    assert succeeded(*small, *arguments, "--json", "s.json", "--quiet") == ""
     document = json.loads(Path("s.json").read_text())
     assert (document["solver"], len(document["losses"])) == ("closed_form", 1)
 
@@ -109,25 +92,15 @@ def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("coefficient=2", "learning_rate=0.01"), "missing: layer;"),
         (("layer=1", "learning_rate=0.01"), "missing: coefficient;"),
-        (("layer=1", "coefficient=2"), "missing: learning_rate;"),
-        ((*SETTING, "ridge=0.1"), "ridge"),
-        (("--method", "ga"), "missing: learning_rate;"),
         (("--method", "ga", *SETTING[:3]), "layer"),
-        (("--method", "ga", "--solver", "lora", "learning_rate=0.1"), "--solver"),
         ((*SETTING, "trained=full"), "trained"),
-        ((*SETTING, "rank=4"), "rank"),
         (("--method", "rmu", "layer=1", "learning_rate=0.1", "beta=0"), "beta 0.0: more than 0"),
         (("layer=x", *SETTING[1:]), "layer x: "),
-        (("layer=1.5", *SETTING[1:]), "layer 1.5: "),
-        (("layer=3", *SETTING[1:]), "3 decoder blocks"),
         (("layer=-1", *SETTING[1:]), "3 decoder blocks"),
         (("layer=1,1", *SETTING[1:]), "layer 1, 1: a layer is named twice"),
         (("layer=1,2", "coefficient=1,2,3", *SETTING[2:]), "3 coefficients"),
         ((*SETTING[:2], "learning_rate=-1"), "learning_rate -1: a positive number"),
-        ((SETTING[0], "coefficient=nan", *SETTING[2:]), "coefficient"),
-        ((*SETTING, "--metrics", "forget_mmr"), "unknown metric 'forget_mmr'. Did you mean"),
         ((*SETTING, "--metrics", " , "), "--metrics is empty"),
     ],
 )
@@ -137,24 +110,16 @@ def test_a_setting_that_cannot_be_is_refused(
     assert expected in refused(*small, *arguments)
 
 
-@pytest.mark.parametrize(
-    ("setting", "parts"),
-    [
-        (("layer=1", "--data", "nosuch.json"), ("coefficient, learning_rate;", "nosuch.json")),
-        (
-            ("layer=9", "coefficient=nan", "learning_rate=inf", "--forget-edge", "Q"),
-            ("layer 9: the model has", "coefficient nan", "learning_rate inf", "edge 'Q'"),
-        ),
-    ],
-)
-def test_everything_that_is_wrong_is_said_in_one_message(
-    small: list[str], setting: tuple[str, ...], parts: tuple[str, ...]
-) -> None:
+def test_everything_that_is_wrong_is_said_in_one_message(small: list[str]) -> None:
     Path("f").touch()
+    setting = ("layer=9", "coefficient=nan", "learning_rate=inf", "--forget-edge", "Q")
     message = refused(*small, *setting, "--evaluation-rows", "0", "--save", "f/x")
-    for part in (*parts, "--evaluation-rows 0", "--save f/x"):
+    for part in (
+        *("layer 9: the model has", "coefficient nan", "learning_rate inf", "edge 'Q'"),
+        *("--evaluation-rows 0", "--save f/x"),
+    ):
         assert message.count(part) == 1
-    assert message.startswith(f"error: {len(parts) + 2} things are wrong:")
+    assert message.startswith("error: 6 things are wrong:")
 
 
 def test_a_divergence_is_an_error_and_no_score(small: list[str]) -> None:
@@ -200,12 +165,8 @@ eval_generation_max_new_tokens: 3
 def test_a_published_configuration_runs_as_it_is(published: Path) -> None:
     output = succeeded("--published-config", str(published), "--json", "s.json", "--device", "cpu")
     document = json.loads(Path("s.json").read_text())
-
-    assert document["parameters"] == {
-        "layer": [1, 2],
-        "coefficient": [2.0, 1.0],
-        "learning_rate": 0.01,
-    }
+    found = {"layer": [1, 2], "coefficient": [2.0, 1.0], "learning_rate": 0.01}
+    assert document["parameters"] == found
     assert (len(document["losses"]), document["max_new_tokens"]) == (3, 3)
     assert (document["data"], document["forget_edges"]) == ("pairs", ["A_B"])
     written = " ".join(output.split())
@@ -216,27 +177,17 @@ def test_a_published_configuration_runs_as_it_is(published: Path) -> None:
 
 
 def test_options_beside_a_published_configuration_win(published: Path) -> None:
-    options = ("layer=0", "coefficient=3", "epochs=1", "--save", "other")
-    succeeded("--published-config", str(published), "--json", "s.json", "--device", "cpu", *options)
-    document = json.loads(Path("s.json").read_text())
-
-    assert document["parameters"] == {"layer": 0, "coefficient": 3.0, "learning_rate": 0.01}
-    assert len(document["losses"]) == 1
-    assert Path("other/config.json").exists()
-    assert not Path("saved").exists()
-
-
-def test_another_solver_can_be_tried_on_a_published_configuration(published: Path) -> None:
-    options = ("--solver", "closed_form", "ridge=0.1", "--json", "s.json", "--device", "cpu")
+    options = ("--solver", "closed_form", "layer=0", "coefficient=3", "ridge=0.1")
+    options += ("--save", "other", "--json", "s.json", "--device", "cpu")
     succeeded("--published-config", str(published), *options)
     document = json.loads(Path("s.json").read_text())
-    assert set(document["parameters"]) == {"layer", "coefficient", "ridge"}
+    assert document["parameters"] == {"layer": 0, "coefficient": 3.0, "ridge": 0.1}
+    assert Path("other/config.json").exists()
+    assert not Path("saved").exists()
 
 
 def test_a_published_configuration_that_is_wrong_is_refused(published: Path) -> None:
     published.write_text(published.read_text().replace("[1, 2]", "[1, 3]"))
     output = refused("--published-config", str(published), "--device", "cpu")
     assert "layer 3: the model has 3 decoder blocks" in output
-    published.write_text("lr: fast\n")
-    assert str(published) in refused("--published-config", str(published))
     assert "nosuch.yaml" in refused("--published-config", "nosuch.yaml")
