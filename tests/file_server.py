@@ -27,6 +27,7 @@ class FileServer:
     cut: set[str] = field(default_factory=set)
     """Paths of which the second half is never sent."""
     status: dict[str, int] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
 
@@ -42,9 +43,13 @@ def serving() -> Iterator[FileServer]:
             status = state.status.get(self.path, 404 if content is None else 200)
             body = content if status == 200 and content is not None else b"no"
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            for name, text in (state.headers | {"Content-Length": str(len(body))}).items():
+                self.send_header(name, text)
             self.end_headers()
-            self.wfile.write(body[: len(body) // 2] if self.path in state.cut else body)
+            if self.command == "GET":
+                self.wfile.write(body[: len(body) // 2] if self.path in state.cut else body)
+
+        do_HEAD = do_GET
 
         def log_message(self, *_arguments: Any) -> None:
             pass

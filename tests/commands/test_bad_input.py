@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_lines import refused, succeeded, without_ray
+from file_server import serving
 
 from lunar_tune.cli.ask import COMMAND as ASK
 from lunar_tune.cli.commands import Command
@@ -65,9 +64,7 @@ def read_only(folder: Path, changes: pytest.MonkeyPatch) -> None:
 
 TYPED = {
     "--model qwen3.5-7b": "unknown model 'qwen3.5-7b'. Did you mean",
-    "--model-path /no/such/folder": "/no/such/folder",
     "--data nosuch.json": "'nosuch.json' is neither a file nor a shipped name; there are: mini",
-    "--factual-data nosuch.json": "nosuch.json",
     "--reference-prompts nosuch.json": "nosuch.json",
     "--method dpo --refusals nosuch.txt": "nosuch.txt",
     "--chat-template nosuch.jinja": "nosuch.jinja",
@@ -75,10 +72,6 @@ TYPED = {
     "--layer-prior nosuch.json": "nosuch.json: cannot be read",
     "--layer-prior auto --method npo": "--layer-prior auto: layers are scored",
     "--sampler grid": "unknown sampler 'grid'. There are: gp, tpe, random.",
-    "--method nop": "unknown method 'nop'",
-    "--solver sgd": "solver sgd: there are adamw, closed_form, lora.",
-    "--solver closed_form --fix epochs=5": "epochs",
-    "--fix retain_points=many": "retain_points many: a number is needed",
     "--fix layer": "--fix layer: write NAME=VALUE",
     "--range layer=2:1": "--range layer=2:1: write NAME=LOW:HIGH",
     "--constrain retain_rouge1>=7": "retain_rouge1>=7",
@@ -86,7 +79,6 @@ TYPED = {
     "--space /dev/zero": "/dev/zero: cannot be read: it is larger than the 1,000,000 bytes",
     "--tracking-uri bogus": "--tracking-uri bogus: an MLflow server such as http://host:5000, or a",
     "--tracking-uri http://me:s3cretpw@": "--tracking-uri http://me:***@: an MLflow server",
-    "--rouge-tokenizer mecab": "--rouge-tokenizer mecab: there are default, words.",
     "--seed 99999999999999999999": "--seed 99999999999999999999: at most 4294967295.",
     "--trial-timeout 1e300": "--trial-timeout 1e+300: at most 100000000.",
     "--num-trials many": "--num-trials",
@@ -98,44 +90,20 @@ TYPED = {
     "--address ray://head:10001": "--address ray://head:10001: a search cannot run through Ray Cl",
     "--resume nosuch": NO_SEARCH,
 }
+GATED = "owner/gated"
 DATA = "--data pairs.json --factual-data none"
 MADE: dict[str, tuple[Make, str, str, Command]] = {
-    "data of a wrong type": (
-        pairs(ROW, OTHER | {"answer": 3}),
-        DATA,
-        "pairs.json: row 2, field 'answer': is 3; it must be a text in quotes",
-        SEARCH,
-    ),
-    "all to forget": (
-        pairs(ROW, OTHER),
-        f"{DATA} --forget-edge A_B,B_C",
-        "leave one to retain",
-        SEARCH,
-    ),
+    "all to forget": (pairs(ROW, OTHER), f"{DATA} --forget-edge A_B,B_C", "leave one to", SEARCH),
     "layer beyond the model in a space": (
-        written("space.yaml", SPACE),
-        "--space space.yaml",
-        "space.yaml: lunar.adamw.parameters.layer: holds 0 … 9; the model has blocks 0 to 3",
-        SEARCH,
+        *(written("space.yaml", SPACE), "--space space.yaml"),
+        *("space.yaml: lunar.adamw.parameters.layer: holds 0 … 9; the model has blocks", SEARCH),
     ),
-    "layer beyond the model": (
-        nothing,
-        "layer=9 coefficient=2 learning_rate=0.01",
-        "4 decoder blocks",
-        UNLEARN,
-    ),
-    "output is a file": (
-        written("file", "x"),
-        "--output file",
-        "is a file, not a folder.",
-        SEARCH,
-    ),
+    "layer beyond the model": (nothing, f"layer=9 {' '.join(SETTING[1:])}", "4 decoder", UNLEARN),
+    "output is a file": (written("file", "x"), "--output file", "file, not a folder.", SEARCH),
     "output not writable": (read_only, "--output fixed/runs", "fixed cannot be written.", SEARCH),
     "file not writable": (
-        read_only,
-        f"{' '.join(SETTING)} --json fixed/scores.json",
-        "fixed cannot be written.",
-        UNLEARN,
+        *(read_only, f"{' '.join(SETTING)} --json fixed/scores.json"),
+        *("fixed cannot be written.", UNLEARN),
     ),
     "search to export missing": (nothing, "nosuch --save out", NO_SEARCH, EXPORT),
     "search to ask missing": (nothing, "nosuch What?", NO_SEARCH, ASK),
@@ -182,40 +150,23 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the libraries ask a server on this machine that hands out nothing without a licence."""
     from huggingface_hub import constants
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_response(403)
-            self.send_header("X-Error-Code", "GatedRepo")
-            self.send_header("X-Error-Message", "Access to model is restricted.")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_arguments: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(Path.cwd().parent / "hub"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    yield
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as server:
+        server.status[f"/{GATED}/resolve/main/config.json"] = 403
+        server.headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."}
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield
 
 
 @pytest.mark.usefixtures("hub")
 def test_gated_weights_say_where_to_accept_the_licence() -> None:
-    message = refused(UNLEARN, "--model", "owner/gated", *SETTING, "--device", "cpu")
-    assert "model owner/gated: the hub asks for an accepted licence. Accept it on the" in message
+    message = refused(UNLEARN, "--model", GATED, *SETTING, "--device", "cpu")
+    assert f"model {GATED}: the hub asks for an accepted licence. Accept it on the" in message
     assert "then run `hf auth login` or set HF_TOKEN." in message
 
 
@@ -224,7 +175,7 @@ def test_everything_that_is_wrong_is_said_in_one_message(monkeypatch: pytest.Mon
     mistakes = [
         MISTAKES[name]
         for name in (
-            *("--forget-edge X_Y", "--model-path /no/such/folder", "--address head"),
+            *("--forget-edge X_Y", "--chat-template nosuch.jinja", "--address head"),
             *("--output " + "x" * 51, "--constrain retain_rouge1>=7", "--sampler grid"),
             *("--fix layer", "--reference-prompts nosuch.json", "--space nosuch"),
         )
@@ -232,9 +183,8 @@ def test_everything_that_is_wrong_is_said_in_one_message(monkeypatch: pytest.Mon
     for make, *_ in mistakes:
         make(Path.cwd(), monkeypatch)
     typed = " ".join(arguments for _, arguments, *_ in mistakes)
-    message = refused(
-        SEARCH, *typed.split(), *(["--num-trials", "0", "--device", "cpu", "--gpus-per-trial", "1"])
-    )
+    numbers = "--num-trials 0 --device cpu --gpus-per-trial 1"
+    message = refused(SEARCH, *f"{typed} {numbers}".split())
     assert message.startswith(f"error: {message.count(chr(10) + '  - ')} things are wrong:")
     assert message.count("things are wrong") == 1
     assert "--num-trials 0" in message
@@ -292,17 +242,6 @@ def test_a_name_that_is_taken_is_refused_even_by_a_dry_run() -> None:
     for mode in ((), ("--dry-run",)):
         message = refused(SEARCH, "--output", "out", "--name", "n", *mode)
         assert "--name n: out/n exists already" in message
-
-
-def test_answers_without_a_word_for_rouge_are_named_unless_words_are_found_in_them() -> None:
-    russian = {"edge": "A_B", "question": "Кто?", "answer": "Иван Петров"}
-    pairs(russian, OTHER)(Path.cwd(), pytest.MonkeyPatch())
-    message = refused(SEARCH, "--data", "pairs.json", "--dry-run")
-    assert "1 true answers" in message
-    assert "A_B: 'Кто?' -> 'Иван Петров'" in message
-    assert "--rouge-tokenizer words" in message
-    chosen = ("--data", "pairs.json", "--dry-run", "--rouge-tokenizer", "words")
-    assert without_ray(SEARCH, *chosen).exit_code == 0
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing() -> None:
