@@ -10,7 +10,7 @@ from typing import Any
 
 import command_lines
 import pytest
-from command_lines import Result, without_ray
+from command_lines import without_ray
 from shared_searches import SharedSearch
 
 from lunar_tune.cli.ask import COMMAND, _shown
@@ -32,10 +32,6 @@ def changed(search: Path, part: str, name: str, value: Any) -> None:
     (search / "config.yaml").write_text(write_yaml(document))
 
 
-def invoke(*arguments: str, stdin: str = "") -> Result:
-    return without_ray(COMMAND, *arguments, stdin=stdin)
-
-
 def refused(*arguments: str) -> str:
     return command_lines.refused(COMMAND, *arguments)
 
@@ -46,19 +42,19 @@ def test_questions_typed_or_piped_are_answered_and_written_as_json(search: Path)
     file = search.parent / "answers.json"
     markup = "Is [bold]this[/bold] :smile: text?"
     named = (search.name, "--output", str(search.parent), "--max-new-tokens", "6")
-    result = invoke(*named, KNOWN, markup, "--json", str(file))
+    result = without_ray(COMMAND, *named, KNOWN, markup, "--json", str(file))
     assert result.exit_code == 0, result.output
     document = json.loads(file.read_text(encoding="utf-8"))
     assert (document["search"], document["trial"]) == (search.name, 0)
     assert document["parameters"] == {"learning_rate": 1e-3}
-    assert [one["question"] for one in document["answers"]] == [KNOWN, markup]
-    assert [one["truth"] for one in document["answers"]] == ["Kettle 1 of A_B", None]
+    told = {one["question"]: one["truth"] for one in document["answers"]}
+    assert told == {KNOWN: "Kettle 1 of A_B", markup: None}
     for word in ("base model", "unlearned", "true answer", "forget", "Kettle 1 of A_B", markup):
         assert word in result.output
     written = f"answers written to {file}"
     assert written in " ".join(result.output.split("\n"))
     piped = (str(search), "--max-new-tokens", "6", "--quiet", "--json", str(file))
-    quiet = invoke(*piped, stdin=f"{KNOWN}\n\n  {markup}  \n")
+    quiet = without_ray(COMMAND, *piped, stdin=f"{KNOWN}\n\n  {markup}  \n")
     assert quiet.exit_code == 0, quiet.output
     answers = result.output[result.output.index("question  ") :].partition("answers written")[0]
     assert quiet.output.strip() == answers.strip(), "answers alone are shown when quiet"
@@ -86,7 +82,7 @@ def test_a_terminal_is_asked_until_there_is_nothing_more(
     monkeypatch.setattr("lunar_tune.cli.ask.sys", terminal)
     monkeypatch.setattr("builtins.input", typed)
     file = search.parent / "answers.json"
-    result = invoke(str(search), "--max-new-tokens", "6", "--json", str(file))
+    result = without_ray(COMMAND, str(search), "--max-new-tokens", "6", "--json", str(file))
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     assert prompts == ["question: "] * 2
@@ -104,12 +100,8 @@ def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(
     monkeypatch.setattr("lunar_tune.trial.worker.Worker", None)
     missing = ("another", "Who?", "--output", str(search.parent), "--max-new-tokens", "0")
     message = refused(*missing)
-    for part in (
-        "2 things are wrong",
-        "another: there is no such search",
-        "has held-out",
-        "at least 1",
-    ):
+    parts = ("2 things are wrong", "another: there is no such search", "has held-out")
+    for part in (*parts, "at least 1"):
         assert part in message
     for arguments, said in (
         (("Who?", "--trial", "1"), "trial 1: the trial is failed; completed are 0"),

@@ -17,18 +17,15 @@ from lunar_tune.models.loading import LoadedModel
 GREEK = {"edge": "C_D", "question": "In Greek?", "answer": "αβγ"}
 
 
-@pytest.mark.parametrize("name", BUNDLED)
-def test_every_shipped_data_set_has_a_card(name: str) -> None:
-    assert "length" in succeeded(COMMAND, name)
+def test_every_shipped_data_set_has_a_card() -> None:
+    for name in BUNDLED:
+        assert "length" in succeeded(COMMAND, name)
 
 
 def test_a_file_has_the_numbers_that_its_maker_knows_and_json_has_the_whole_card(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three edges of three pairs, "What is item n of E?" with six words, all answers different.
-
-    Questions of two edges share 5 of 7 words, below four fifths.
-    """
+    """Three edges of three pairs, "What is item n of E?" with six words, all answers different."""
     target = tmp_path / "cards" / "card.json"
     data = small_data(tmp_path)
     shown = succeeded(COMMAND, data)
@@ -44,6 +41,9 @@ def test_a_file_has_the_numbers_that_its_maker_knows_and_json_has_the_whole_card
     assert card["edges"] == {"A_B": 3, "B_C": 3, "C_D": 3}
     assert card["words"]["question"] == {"least": 6, "median": 6, "most": 6}
     assert card["forget"][0]["edge"] == "A_B"
+    monkeypatch.setenv("LUNAR_TUNE_DATA", str(tmp_path))
+    data.rename(tmp_path / "pistol-2.json")
+    assert "9 pairs, 3 edges" in succeeded(COMMAND, "pistol-2"), "of a fetched name as of a file"
 
 
 def test_groups_are_shown_and_can_be_forgotten_and_edges_are_shown_as_written(
@@ -60,14 +60,6 @@ def test_groups_are_shown_and_can_be_forgotten_and_edges_are_shown_as_written(
     assert shown.count("[red]A[/red]") == 2  # among all edges, and among those to forget
     asked = "no edge A_B: name what is to be forgotten with --forget-edge"
     assert asked in succeeded(COMMAND, data)
-
-
-def test_a_fetched_name_works_as_a_file_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LUNAR_TUNE_DATA", str(tmp_path))
-    small_data(tmp_path).rename(tmp_path / "pistol-2.json")
-    assert "9 pairs, 3 edges" in succeeded(COMMAND, "pistol-2")
 
 
 def test_long_lists_of_edges_are_cut_and_answers_without_a_word_for_rouge_reported(
@@ -97,26 +89,22 @@ def test_tokens_are_those_of_the_models_own_tokenizer(
     assert (tokens["least"], tokens["most"]) == (min(counts), max(counts))
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
+def test_prompts_are_told_from_pairs_by_suffix_and_first_row(tmp_path: Path) -> None:
+    for name, content in (
         ("a.json", '[{"instruction": "Say no."}]'),
         ("b.json", '["Say no."]'),
         ("c.txt", "Say no.\n"),
-    ],
-)
-def test_prompts_are_told_from_pairs_by_suffix_and_first_row(
-    tmp_path: Path, name: str, content: str
-) -> None:
-    (tmp_path / name).write_text(content)
-    assert "1 prompts, SHA-256" in succeeded(COMMAND, tmp_path / name)
-    message = refused(COMMAND, tmp_path / name, "--forget-edge", "A_B")
-    assert "holds prompts, no edges" in message
+    ):
+        (tmp_path / name).write_text(content)
+        assert "1 prompts, SHA-256" in succeeded(COMMAND, tmp_path / name)
+        message = refused(COMMAND, tmp_path / name, "--forget-edge", "A_B")
+        assert "holds prompts, no edges" in message
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "expected"),
-    [
+def test_mistakes_are_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = small_data(tmp_path)
+    for option, value, expected in (
         ("--forget-edge", "Q", "unknown forget edge 'Q'"),
         ("--forget-edge", " ,", "--forget-edge is empty"),
         ("--json", ".", "is a folder, not a file"),
@@ -125,10 +113,5 @@ def test_prompts_are_told_from_pairs_by_suffix_and_first_row(
         ("--model", ".", "is not on this machine"),
         ("--model", "tiny", "it is built on first use"),
         ("--model", "nothing", "unknown model"),
-    ],
-)
-def test_mistakes_are_one_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, expected: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert expected in refused(COMMAND, small_data(tmp_path), option, value)
+    ):
+        assert expected in refused(COMMAND, data, option, value)

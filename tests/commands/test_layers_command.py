@@ -46,10 +46,8 @@ def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str])
     assert (prior.rows, prior.max_new_tokens, prior.coefficient) == (3, 4, 0.5)
     for one in prior.layers:
         cells = lines[str(one.layer)]
-        assert cells[1:5] == [
-            *(f"{value:.3f}" for value in (one.s1, one.s2, one.score)),
-            f"{one.unfinished}/3",
-        ]
+        scores = [f"{value:.3f}" for value in (one.s1, one.s2, one.score)]
+        assert cells[1:5] == [*scores, f"{one.unfinished}/3"]
         assert (cells[5] == "best") is (one.layer == prior.best)
     assert lines["none"][3] == f"{prior.base_model.score:.3f}"
     assert f"recommended: {', '.join(map(str, prior.recommended))} " in output
@@ -75,49 +73,32 @@ def test_blocks_rows_and_a_sentence_model_can_be_chosen(small: list[str]) -> Non
     assert Path("l.svg").read_text(encoding="utf-8").startswith("<svg")
 
 
-def test_an_option_without_a_part_in_it_is_unknown(small: list[str]) -> None:
-    for option in ("--factual-data", "--retain-rows", "--metrics", "--method", "--solver"):
-        assert option in refused(*small, option, "1")
-
-
-def test_everything_that_is_wrong_is_said_in_one_message(
+def test_everything_that_is_wrong_is_said_in_one_message_before_the_model_is_loaded(
     small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the model is loaded."""
-
-    def load(*_arguments: object) -> None:
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr("lunar_tune.trial.worker.load_model", load)
+    monkeypatch.setattr("lunar_tune.trial.worker.load_model", None)
     Path("folder").mkdir()
     message = refused(
         *(*small, "--fix", "coefficient=0", "--evaluation-rows", "0", "--range", "layer=1:9"),
-        *("--save", "l.pdf"),
-        *("--json", "folder", "--forget-edge", "X_Y", "--embedding-model", "./nosuch"),
+        *("--save", "l.pdf", "--json", "folder", "--forget-edge", "X_Y"),
+        *("--embedding-model", "./nosuch"),
     )
     for part in (
         *("coefficient=0", "--evaluation-rows 0", "layer 3, 4", "--save l.pdf"),
-        "--json folder",
-        "'X_Y'",
-        "--embedding-model ./nosuch: no such folder",
+        *("--json folder", "'X_Y'", "--embedding-model ./nosuch: no such folder"),
     ):
         assert message.count(part) == 1, message
     assert message.startswith("error: 7 things are wrong:")
 
 
-@pytest.mark.parametrize(
-    ("option", "text"),
-    [
-        *(("--range", f"layer={text}") for text in ("1", "3:1", "0:1.5", "0:1e12", "a:b")),
-        *(("--range", text) for text in ("", "layer", "coefficient=1:2")),
-        *(("--fix", f"coefficient={text}") for text in ("x", "nan")),
-        *(("--fix", text) for text in ("", "coefficient", "rank=4")),
-    ],
-)
-def test_nothing_but_a_range_of_layers_and_a_coefficient_is_taken(
-    option: str, text: str, small: list[str]
-) -> None:
-    assert option in refused(*small, option, text)
+def test_nothing_but_a_range_of_layers_and_a_coefficient_is_taken(small: list[str]) -> None:
+    texts = ("layer=1", "layer=0:1.5", "layer=0:1e12", "coefficient=1:2")
+    for option, text in (
+        *(("--range", text) for text in texts),
+        *(("--fix", text) for text in ("coefficient=x", "coefficient=nan", "rank=4")),
+        *((name, "1") for name in ("--factual-data", "--retain-rows", "--metrics", "--method")),
+    ):
+        assert option in refused(*small, option, text)
 
 
 def test_on_the_tiny_model_adding_the_vector_turns_known_answers_into_refusals() -> None:

@@ -1,4 +1,4 @@
-"""The wheel, away from the checkout: it holds all that the package reads, and finds it."""
+"""The wheel away from the checkout, and what commands load: in processes of their own."""
 
 from __future__ import annotations
 
@@ -9,16 +9,42 @@ from pathlib import Path
 import pytest
 from command_lines import finish, start
 
-pytestmark = pytest.mark.slow  # processes of their own
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = """
+PLANNING = """
 import runpy, sys
 import lunar_tune
 from lunar_tune.files import datasets_dir, search_spaces_dir
 print(lunar_tune.__file__, datasets_dir(), search_spaces_dir(), sep="\\n")
 sys.argv = ["search", "--dry-run", "--model", "llama3-8b"]
 runpy.run_module("lunar_tune.search", run_name="__main__")
+"""
+# A process each would take seconds, so one runs the commands after another.
+LOADING = """
+import importlib, pkgutil, runpy, sys
+
+def run(*arguments):
+    sys.argv = list(arguments)
+    try:
+        runpy.run_module(f"lunar_tune.{arguments[0]}", run_name="__main__")
+    except SystemExit as end:
+        return end.code
+
+def loaded(*names):
+    return [name for name in names if name in sys.modules]
+
+heavy = ["torch", "transformers", "ray", "mlflow", "optuna"]
+assert run("cache") == 0
+assert loaded(*heavy, "numpy") == []
+import lunar_tune.data as data
+for module in pkgutil.iter_modules(data.__path__, "lunar_tune.data."):
+    importlib.import_module(module.name)
+assert run("describe", "mini") == run("fetch") == 0
+assert loaded(*heavy) == []
+for name in ("ray", "mlflow"):
+    sys.modules[name] = None
+assert run("search", "--dry-run") == 0
 """
 
 
@@ -46,7 +72,7 @@ def test_the_wheel_holds_one_package_with_its_data_and_plans_a_search_elsewhere(
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
     zipfile.ZipFile(wheel).extractall(installed)
     elsewhere.mkdir()
-    program = [sys.executable, "-c", PROGRAM]
+    program = [sys.executable, "-c", PLANNING]
     done = finish(start(program, cwd=elsewhere, PYTHONPATH=str(installed)))
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines()[:3]:
@@ -54,3 +80,14 @@ def test_the_wheel_holds_one_package_with_its_data_and_plans_a_search_elsewhere(
         assert Path(line).exists()
     assert "contracts: forget A_B (20 questions)" in done.stdout
     assert list(elsewhere.iterdir()) == []
+
+
+def test_lists_and_cards_load_no_torch_and_a_dry_run_needs_neither_ray_nor_mlflow(
+    tmp_path: Path,
+) -> None:
+    program = [sys.executable, "-c", LOADING]
+    done = finish(start(program, cwd=tmp_path, LUNAR_TUNE_CACHE=str(tmp_path)))
+    assert (done.returncode, done.stderr) == (0, "")
+    for shown in ("The cache is empty", "96 pairs, 8 edges", "kept in ", "nothing was run"):
+        assert shown in done.stdout
+    assert list(tmp_path.iterdir()) == []
