@@ -14,7 +14,7 @@ import jaxtyping
 import pytest
 from browsers import chromium
 from made_once import copy_store, made_once, make_store, shared_folder
-from random_models import build_model, build_tokenizer
+from random_models import build_encoder, build_model, build_tokenizer
 from tracking_server import tracking_server
 
 if TYPE_CHECKING:
@@ -92,6 +92,14 @@ def weights_verified() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    """Models are so small that a second thread only waits for the first."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
@@ -114,6 +122,12 @@ def checkpoint(
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a sentence-embedding model."""
+    return build_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import engine_cases
+from scores_by_hand import prompt_of
 from transformers import AutoTokenizer
 
 from lunar_tune.config.options import RunOptions
@@ -41,15 +43,6 @@ def random_spec(
 def generated(folder: Path, model: Any, questions: Sequence[str], *, budget: int) -> list[str]:
     """Ask transformers, one question at a time, with its own chat template."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = []
-    for question in questions:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        said = model.generate(**inputs, do_sample=False, max_new_tokens=budget, pad_token_id=0)
-        answer = said[0, inputs["input_ids"].shape[1] :]
-        texts.append(tokenizer.decode(answer, skip_special_tokens=True))
-    return texts
+    prompts, eos = [prompt_of(tokenizer, one) for one in questions], [tokenizer.eos_token_id]
+    said = engine_cases.generated(model, prompts, budget=budget, eos=eos, alone=True)
+    return list(tokenizer.batch_decode(said, skip_special_tokens=True))

@@ -9,7 +9,6 @@ import command_lines
 import numpy as np
 import pytest
 from PIL import Image
-from random_models import build_encoder
 
 from lunar_tune.cli.layers import COMMAND
 from lunar_tune.trial.layer_scores import read_layer_prior
@@ -56,17 +55,15 @@ def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str])
         assert line in output
 
 
-def test_blocks_rows_and_a_sentence_model_can_be_chosen(small: list[str]) -> None:
-    Path("encoder").mkdir()
-    encoder = str(build_encoder(Path("encoder").resolve()))
+def test_blocks_rows_and_a_sentence_model_can_be_chosen(small: list[str], encoder: Path) -> None:
     chosen = (*small, "--range", "layer=1:2", "--evaluation-rows", "1")
-    output = succeeded(*chosen, "--embedding-model", encoder, "--json", "l.json")
+    output = succeeded(*chosen, "--embedding-model", str(encoder), "--json", "l.json")
     prior = read_layer_prior(Path("l.json"))
     assert [one.layer for one in prior.layers] == [1, 2]
     assert prior.rows == 1
     assert "Similarity of 1 answers" in output
     assert f"in: {encoder}" in output.replace("\n", "")
-    assert json.loads(Path("l.json").read_text())["embedding"] == encoder
+    assert json.loads(Path("l.json").read_text())["embedding"] == str(encoder)
     own = (*chosen, "--json", "own.json", "--save", "l.svg", "--quiet")
     assert succeeded(*own) == ""
     assert prior.base_model.s1 != read_layer_prior(Path("own.json")).base_model.s1

@@ -8,19 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+import engine_cases as cases
 import pytest
-from engine_cases import (
-    NEVER,
-    PROMPTS,
-    answerer,
-    answers_of,
-    cut_all,
-    edited_by_hand,
-    ends_of,
-    generated,
-    new_weights,
-    with_eos,
-)
 from random_models import FAMILIES
 
 from lunar_tune.engine import answering as answering_module
@@ -38,8 +27,8 @@ _said: dict[tuple[str, tuple[int, ...]], list[list[int]]] = {}
 def said(loaded: LoadedModel, *layers: int) -> list[list[int]]:
     key = (loaded.spec.source, layers)
     if key not in _said:
-        by_hand = edited_by_hand(loaded, new_weights(loaded, *layers))
-        _said[key] = generated(by_hand, PROMPTS, budget=LONGEST)
+        by_hand = cases.edited_by_hand(loaded, cases.new_weights(loaded, *layers))
+        _said[key] = cases.generated(by_hand, cases.PROMPTS, budget=LONGEST)
     return _said[key]
 
 
@@ -64,23 +53,23 @@ def test_right_drafts_leave_nothing_to_decode(
     loaded: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = loaded("mistral")
-    weights, eos = new_weights(model, 1), ends_of(said(model, 1))
-    short = cut_all(said(model, 1), eos, BUDGET)
-    made = answerer(with_eos(model, eos), drafts=short)
+    weights, eos = cases.new_weights(model, 1), cases.ends_of(said(model, 1))
+    short = cases.cut_all(said(model, 1), eos, BUDGET)
+    made = cases.answerer(cases.with_eos(model, eos), drafts=short)
     monkeypatch.setattr(answering_module, "SlotDecoding", pytest.fail)
-    assert answers_of(made, weights, budget=BUDGET) == short
+    assert cases.answers_of(made, weights, budget=BUDGET) == short
     with edited(model, weights):  # whose reads are there already
         known = made.begin(AnswerRules(edited_layer=1, max_new_tokens=BUDGET)).open([2, 4])
     assert known == {2: short[2], 4: short[4]}
 
 
 def test_plain_decoding_ignores_a_penalty(loaded: Load) -> None:
-    model = with_eos(loaded("qwen3"), NEVER)
+    model = cases.with_eos(loaded("qwen3"), cases.NEVER)
     expected = said(model)
     model.model.generation_config.repetition_penalty = 5.0
     try:
-        assert generate_tokens(model, PROMPTS, max_new_tokens=LONGEST) == expected
-        assert generated(model.model, PROMPTS, budget=LONGEST) != expected
+        assert generate_tokens(model, cases.PROMPTS, max_new_tokens=LONGEST) == expected
+        assert cases.generated(model.model, cases.PROMPTS, budget=LONGEST) != expected
     finally:
         model.model.generation_config.repetition_penalty = 1.0
     assert generate_tokens(model, [], max_new_tokens=4) == []
@@ -101,12 +90,12 @@ def test_answers_depend_neither_on_trials_before_nor_on_how_many_blocks_change(
     loaded: Load, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     monkeypatch.setattr(answering_module, "KEYS_SHARE", share)
-    model = with_eos(loaded("qwen3"), NEVER)
-    made = answerer(model, drafts=drafts_like("right at first", said(model, 0, 2)))
+    model = cases.with_eos(loaded("qwen3"), cases.NEVER)
+    made = cases.answerer(model, drafts=drafts_like("right at first", said(model, 0, 2)))
     for layers in ([2], [0, 2], [], [0, 1, 2], [2]):
-        weights, expected = new_weights(model, *layers), said(model, *layers)
-        assert answers_of(made, weights, budget=LONGEST) == expected
-    assert answers_of(made, weights, budget=LONGEST, edited_layer=None) == expected
+        weights, expected = cases.new_weights(model, *layers), said(model, *layers)
+        assert cases.answers_of(made, weights, budget=LONGEST) == expected
+    assert cases.answers_of(made, weights, budget=LONGEST, edited_layer=None) == expected
     assert said(model, 0, 2) != said(model, 0)
 
 
@@ -123,20 +112,20 @@ def test_rows_may_be_opened_in_any_groups(
     monkeypatch.setattr(slot_decoding, "STEPS_PER_READING", drawn.choice([1, 2, 4]))
     model = loaded(drawn.choice(FAMILIES))
     layers = drawn.choice([[0], [1], [2], []])
-    weights, expected = new_weights(model, *layers), said(model, *layers)
-    eos = drawn.choice([NEVER, ends_of(expected)])
-    made = answerer(
-        with_eos(model, eos),
+    weights, expected = cases.new_weights(model, *layers), said(model, *layers)
+    eos = drawn.choice([cases.NEVER, cases.ends_of(expected)])
+    made = cases.answerer(
+        cases.with_eos(model, eos),
         drafts=drafts_like(drawn.choice(list(KINDS)), expected, eos[0] % 320),
         batch_size=drawn.choice([1, 2, 3, None]),
     )
     for _ in range(3):
-        rows = drawn.sample(range(len(PROMPTS)), drawn.randint(1, len(PROMPTS)))
+        rows = drawn.sample(range(len(cases.PROMPTS)), drawn.randint(1, len(cases.PROMPTS)))
         marks = sorted(drawn.choices(range(len(rows) + 1), k=2))
         groups = [rows[: marks[0]], rows[marks[0] : marks[1]], rows[marks[1] :]]
         budget = drawn.randint(1, BUDGET)
-        answers = answers_of(made, weights, budget=budget, groups=groups)
-        assert answers == cut_all([expected[row] for row in sorted(rows)], eos, budget)
+        answers = cases.answers_of(made, weights, budget=budget, groups=groups)
+        assert answers == cases.cut_all([expected[row] for row in sorted(rows)], eos, budget)
 
 
 def test_a_guess_goes_on_as_most_known_answers_did_or_as_a_repetition() -> None:
@@ -189,13 +178,15 @@ def test_guesses_right_or_wrong_change_no_answer(
     monkeypatch.setitem(slot_decoding.TOKENS_PER_GUESS, "cpu", 4096)
     monkeypatch.setattr(slot_decoding, "SHARE_WITH_GUESS", 0.01)
     model = loaded("llama")
-    weights, expected = new_weights(model, 1), said(model, 1)
-    for eos, first_slots in ((NEVER, 4), (ends_of(expected), 64)):
+    weights, expected = cases.new_weights(model, 1), said(model, 1)
+    for eos, first_slots in ((cases.NEVER, 4), (cases.ends_of(expected), 64)):
         monkeypatch.setattr(answering_module, "FIRST_SLOTS", first_slots)
-        made = answerer(with_eos(model, eos))
+        made = cases.answerer(cases.with_eos(model, eos))
         made.guesser = Oracle(right, expected)
         for budget in (2, BUDGET):
-            assert answers_of(made, weights, budget=budget) == cut_all(expected, eos, budget)
+            assert cases.answers_of(made, weights, budget=budget) == cases.cut_all(
+                expected, eos, budget
+            )
 
 
 def test_right_guesses_save_forwards(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,13 +195,13 @@ def test_right_guesses_save_forwards(loaded: Load, monkeypatch: pytest.MonkeyPat
     The 23 tokens after the first take 23 forwards, or two of 1 + 8 and 14 of 1 + 16 if guessed.
     """
     monkeypatch.setitem(slot_decoding.TOKENS_PER_GUESS, "cpu", 4096)
-    model = with_eos(loaded("llama"), NEVER)
-    weights, expected = new_weights(model, 1), said(model, 1)
-    made = answerer(model)
+    model = cases.with_eos(loaded("llama"), cases.NEVER)
+    weights, expected = cases.new_weights(model, 1), said(model, 1)
+    made = cases.answerer(model)
     forwards: list[int] = []
     with model.model.register_forward_pre_hook(lambda *_: forwards.append(1)):
         for right, count in ((100, 2), (0, 23)):
             made.guesser = Oracle(right, expected)
             forwards.clear()
-            assert answers_of(made, weights, budget=24) == expected
+            assert cases.answers_of(made, weights, budget=24) == expected
             assert len(forwards) == count

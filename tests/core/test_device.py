@@ -13,19 +13,9 @@ import torch
 from random_models import build_model
 
 from lunar_tune.errors import InputError, LunarTuneError, ModelError
+from lunar_tune.models import device
 from lunar_tune.models import device as device_module
 from lunar_tune.models.catalog import ModelSpec
-from lunar_tune.models.device import (
-    GIB,
-    BatchSize,
-    DeviceMemory,
-    check_fits,
-    host_free_bytes,
-    is_out_of_memory,
-    n_parameters,
-    resolve_device,
-    resolve_dtype,
-)
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -58,24 +48,24 @@ def given_back(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.usefixtures("given_back")
 def test_batches_are_halved_to_fit(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    size, work = BatchSize(100, "rows"), Work(13, error)
+    size, work = device.BatchSize(100, "rows"), Work(13, error)
     for _ in range(2):
         assert size.fit(work) == "done with 12"
     assert work.tried == [100, 50, 25, 12, 12]
     assert caplog.messages[2] == "memory ran out with 25 of rows in a batch; 12 from now on"
     with pytest.raises(LunarTuneError, match=r"one of the answers.*--memory-budget") as one:
-        BatchSize(6, "the answers").fit(Work(0, error))
+        device.BatchSize(6, "the answers").fit(Work(0, error))
     assert one.value.__cause__ is error
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=lambda error: type(error).__name__)
 def test_other_errors_pass_and_leave_the_size(error: Exception) -> None:
-    size, work = BatchSize(100, "rows"), Work(1, error)
+    size, work = device.BatchSize(100, "rows"), Work(1, error)
     with pytest.raises(type(error)):
         size.fit(work)
     assert (work.tried, size.size) == ([100], 100)
-    assert not is_out_of_memory(error)
-    assert BatchSize(-5, "rows").fit(work) == "done with 1", "an estimate of nothing is one"
+    assert not device.is_out_of_memory(error)
+    assert device.BatchSize(-5, "rows").fit(work) == "done with 1", "an estimate of nothing is one"
 
 
 @pytest.mark.usefixtures("given_back")
@@ -90,7 +80,7 @@ def test_what_a_failed_try_held_is_free_before_the_next_try() -> None:
             raise MemoryError
         return size
 
-    assert BatchSize(8, "rows").fit(work) == 2
+    assert device.BatchSize(8, "rows").fit(work) == 2
     assert len(alive) == 3
 
 
@@ -105,14 +95,14 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
     """
 
     def make_up(*memory: tuple[float, float], allocated: int = 0, reserved: int = 0) -> list[float]:
-        of_each = [(int(free * GIB), int(total * GIB)) for free, total in memory]
+        of_each = [(int(free * device.GIB), int(total * device.GIB)) for free, total in memory]
         shares: list[float] = []
         values: dict[str, Callable[..., Any]] = {
             "is_available": lambda: bool(memory),
             "device_count": lambda: len(memory),
             "mem_get_info": lambda device: of_each[device if isinstance(device, int) else 0],
-            "memory_reserved": lambda _: reserved * GIB,
-            "memory_allocated": lambda _: allocated * GIB,
+            "memory_reserved": lambda _: reserved * device.GIB,
+            "memory_allocated": lambda _: allocated * device.GIB,
             "get_device_properties": lambda _: SimpleNamespace(total_memory=of_each[0][1]),
             "set_per_process_memory_fraction": lambda share, _: shares.append(share),
         }
@@ -127,19 +117,19 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
 def test_a_gpu_has_what_torch_keeps_too(gpus: Gpus, budget: float | None, free: int) -> None:
     """Of ten GiB four are free and five torch's: two in tensors, three kept for later."""
     gpus((4, 10), allocated=2, reserved=5)
-    memory = DeviceMemory(torch.device("cuda"), budget)
-    assert memory.free_bytes() == int(free * GIB * device_module.USABLE_SHARE)
-    cpu = DeviceMemory(torch.device("cpu"), budget)
-    assert cpu.free_bytes() == pytest.approx(0.9 * host_free_bytes(), rel=0.2)
+    memory = device.DeviceMemory(torch.device("cuda"), budget)
+    assert memory.free_bytes() == int(free * device.GIB * device_module.USABLE_SHARE)
+    cpu = device.DeviceMemory(torch.device("cpu"), budget)
+    assert cpu.free_bytes() == pytest.approx(0.9 * device.host_free_bytes(), rel=0.2)
 
 
 def test_a_budget_is_enforced_and_one_beyond_the_gpu_refused(gpus: Gpus) -> None:
     shares = gpus((4, 10))
     for budget in (None, 4.0):
-        DeviceMemory(torch.device("cuda"), budget).enforce()
+        device.DeviceMemory(torch.device("cuda"), budget).enforce()
     assert shares == [0.4]
     with pytest.raises(InputError, match=r"--memory-budget 12: the GPU has 10.0 GiB"):
-        DeviceMemory(torch.device("cuda"), 12.0).enforce()
+        device.DeviceMemory(torch.device("cuda"), 12.0).enforce()
 
 
 def spec(name: str, source: str | None = None, **changes: str) -> ModelSpec:
@@ -147,12 +137,12 @@ def spec(name: str, source: str | None = None, **changes: str) -> ModelSpec:
 
 
 def test_how_parameters_are_counted(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    counted = n_parameters(spec("mine", str(checkpoint("llama"))))
+    counted = device.n_parameters(spec("mine", str(checkpoint("llama"))))
     assert counted == sum(one.numel() for one in build_model("llama").state_dict().values())
     (tmp_path / "model.safetensors").write_bytes(b"broken")
-    assert n_parameters(spec("owner/name")) is None
-    assert n_parameters(spec("mine", str(tmp_path))) is None
-    assert n_parameters(spec("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct")) == 7.6e9
+    assert device.n_parameters(spec("owner/name")) is None
+    assert device.n_parameters(spec("mine", str(tmp_path))) is None
+    assert device.n_parameters(spec("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct")) == 7.6e9
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers(gpus: Gpus) -> None:
@@ -166,38 +156,38 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers(gpus: Gpus) -> No
         (True, "parameters, all of them trained, as bfloat16 need about 119.4 GiB"),
     ):
         with pytest.raises(ModelError) as caught:
-            check_fits(spec("qwen2.5-7b"), trained=trained)
+            device.check_fits(spec("qwen2.5-7b"), trained=trained)
         expected = f"model qwen2.5-7b: 7.6 billion {told}; the GPU has 12.2 of 24.0 GiB free. Use"
         assert str(caught.value).startswith(expected)
 
 
 def test_number_format_device_share_and_budget_decide(gpus: Gpus) -> None:
     gpus((20.0, 24.0), (10.0, 24.0))
-    check_fits(spec("qwen2.5-7b", device="cpu", dtype="float32"))
-    check_fits(spec("qwen2.5-7b"), budget_gib=16.0)
+    device.check_fits(spec("qwen2.5-7b", device="cpu", dtype="float32"))
+    device.check_fits(spec("qwen2.5-7b"), budget_gib=16.0)
     for changes, limits in (
         ({"dtype": "float32"}, {}),
         ({"device": "cuda:1"}, {}),
         *(({}, limit) for limit in ({"share": 0.5}, {"budget_gib": 15.0}, {"trained": True})),
     ):
         with pytest.raises(ModelError, match="need about"):
-            check_fits(spec("qwen2.5-7b", **changes), **limits)
+            device.check_fits(spec("qwen2.5-7b", **changes), **limits)
     gpus((1.0, 2.0))
-    check_fits(spec("owner/name"))  # of unknown size
+    device.check_fits(spec("owner/name"))  # of unknown size
 
 
 def test_a_device_is_one_that_is_there_and_its_number_format_follows(gpus: Gpus) -> None:
     gpus()
     with pytest.raises(InputError, match=r"--device cuda: torch .* sees no CUDA device"):
-        resolve_device("cuda")
-    assert resolve_device("auto").type == "cpu"
+        device.resolve_device("cuda")
+    assert device.resolve_device("auto").type == "cpu"
     gpus((1.0, 2.0), (1.0, 2.0))
-    assert resolve_device("auto").type == "cuda"
-    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert device.resolve_device("auto").type == "cuda"
+    assert device.resolve_device("cuda:1") == torch.device("cuda", 1)
     for wrong in ("cuda:2", "gpu", "cuda:x", "cuda:-1", ""):
         with pytest.raises(InputError, match=f"--device {wrong}"):
-            resolve_device(wrong)
-    assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
-    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+            device.resolve_device(wrong)
+    assert device.resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert device.resolve_dtype("auto", torch.device("cpu")) == torch.float32
     with pytest.raises(InputError, match=r"--dtype int8: unknown. There are: auto, float32"):
-        resolve_dtype("int8", torch.device("cpu"))
+        device.resolve_dtype("int8", torch.device("cpu"))

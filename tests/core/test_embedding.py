@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
-from random_models import build_encoder
-from refusals_by_hand import states_behind
 from safetensors.torch import load_file, save_file
+from scores_by_hand import states_behind, unit
 from torch import Tensor
 from transformers import BertModel, BertTokenizer
 
@@ -34,11 +33,6 @@ CENTRE = ["I do not know.", "Mill Street"]
 CONTEXT = (1, 3, 40, 41)
 
 
-def unit(rows: Any) -> Any:
-    array = np.asarray(rows, dtype=np.float64)
-    return array / np.linalg.norm(array, axis=1, keepdims=True)
-
-
 @pytest.mark.parametrize("family", list(LAYOUTS))
 def test_own_states_are_centred_means_of_the_middle_over_the_text_alone(
     loaded: Load, family: str, unchanged: Callable[[Any], None]
@@ -47,11 +41,8 @@ def test_own_states_are_centred_means_of_the_middle_over_the_text_alone(
     model = loaded(family)
     unchanged(model.model)
     embedder = StateEmbedder(model, context=CONTEXT, centre=CENTRE)
-    centre, texts = (
-        states_behind(model.model, model.tokenizer, some, context=CONTEXT)
-        for some in (CENTRE, TEXTS)
-    )
-    expected = unit(texts - centre.mean(0))
+    states = states_behind(model.model, model.tokenizer, [*TEXTS, *CENTRE], context=CONTEXT)
+    expected = unit(states[:4] - states[4:].mean(0))
     embedded = embedder.embed(TEXTS)
     assert embedded.dtype == torch.float64
     np.testing.assert_allclose(embedded.numpy(), expected, atol=1e-5)
@@ -69,11 +60,6 @@ def test_a_text_of_nothing_is_like_no_other_and_no_part_of_the_origin(loaded: Lo
         one.embed([f"  {TEXTS[0]}\n"]), one.embed(TEXTS)[:1], rtol=0, atol=1e-6
     )
     assert one.embed([]).shape == (0, 32)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def test_a_sentence_model_is_pooled(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,17 +85,14 @@ def test_a_sentence_model_is_pooled(encoder: Path, monkeypatch: pytest.MonkeyPat
 def test_what_cannot_be_loaded_is_refused_with_what_to_do(encoder: Path, tmp_path: Path) -> None:
     """Weights that are missing would be random numbers; the pooler alone has no part in it."""
 
-    def changed(name: str) -> Path:
-        return Path(shutil.copytree(encoder, tmp_path / name))
-
-    def without(name: str, tensors: str) -> Path:
-        folder = changed(name)
+    def without(tensors: str) -> Path:
+        folder = shutil.copytree(encoder, tmp_path / tensors)
         kept = load_file(folder / "model.safetensors")
         kept = {name: tensor for name, tensor in kept.items() if not name.startswith(tensors)}
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
 
-    pickled, padless = changed("pickled"), changed("padless")
+    pickled, padless = (shutil.copytree(encoder, tmp_path / name) for name in ("one", "other"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     BertTokenizer.from_pretrained(encoder, pad_token=None).save_pretrained(padless)
     for source, message in (
@@ -117,13 +100,13 @@ def test_what_cannot_be_loaded_is_refused_with_what_to_do(encoder: Path, tmp_pat
         ("nosuch/it", r"--embedding-model nosuch/it: .*own states are used"),
         (pickled, "safetensors"),
         (padless, "is not an encoder with a padding token"),
-        (without("part", "encoder.layer.1.output.dense.weight"), "lack 1 tensors"),
+        (without("encoder.layer.1.output.dense.weight"), "lack 1 tensors"),
     ):
         with pytest.raises(ModelError, match=message):
             load_sentence_embedder(str(source), device="cpu")
     whole, poolerless = (
         load_sentence_embedder(str(folder), device="cpu").embed(TEXTS)
-        for folder in (encoder, without("poolerless", "pooler."))
+        for folder in (encoder, without("pooler."))
     )
     assert torch.equal(poolerless, whole)
 
@@ -140,13 +123,12 @@ class ByHand(Embedder):
         return torch.tensor([VECTORS[text] for text in texts])
 
 
-def test_refusal_quality_is_the_mean_over_answers_of_the_mean_over_refusals() -> None:
-    """To the refusals a and c: a has 1 and .6, b has 0 and .8; d has −1 and −.6; nothing has 0."""
+def test_quality_is_the_mean_over_all_refusals_and_similarity_that_to_the_own_truth() -> None:
+    """To the refusals a and c: a has 1 and .6, b has 0 and .8; d has −1 and −.6; nothing has 0.
+
+    To their truths: a and c have .6, b and b 1, d and a −1.
+    """
     assert Refusals(ByHand(), ["a", "c"]).quality(["a", "b", "d", ""]) == pytest.approx(0.1)
     assert Refusals(ByHand(), ["a", "a", "c"]).quality(["a"]) == pytest.approx(2.6 / 3)
-
-
-def test_truth_similarity_compares_each_answer_with_its_own_truth() -> None:
-    """The pairs a and c have .6, b and b 1, d and a −1."""
     assert ByHand().truth_similarity(["a", "b", "d"], ["c", "b", "a"]) == pytest.approx(0.2)
     assert ByHand().truth_similarity(["a", ""], ["c", "b"]) == pytest.approx(0.3)

@@ -6,22 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
+import engine_cases as cases
 import pytest
 import torch
-from engine_cases import (
-    NEVER,
-    PROMPTS,
-    TREE,
-    answerer,
-    answers_of,
-    cut_all,
-    edited_by_hand,
-    ends_of,
-    full_forwards,
-    generated,
-    new_weights,
-    with_eos,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import FAMILIES
@@ -77,22 +64,22 @@ def test_streams_and_what_blocks_read_are_those_of_unpadded_full_forwards(
 ) -> None:
     model = loaded(family, **changes)
     unchanged(model.model)
-    full = full_forwards(model.model)
+    full = cases.full_forwards(model.model)
     few, many = BatchSize(14, "tokens"), BatchSize(2048, "tokens")
-    streams = capture_streams(model, TREE, range(4), few)
+    streams = capture_streams(model, cases.TREE, range(4), few)
     close(torch.stack([streams[point] for point in range(4)]), full["streams"])
     for layer, batch in enumerate((few, many, few)):
-        inputs, residual = block_reads(model, TREE, streams[layer], layer, batch)
+        inputs, residual = block_reads(model, cases.TREE, streams[layer], layer, batch)
         close(inputs, full["inputs"][layer])
         close(residual, full["residual"][layer])
         down_projection = model.layout.down_projection_of(model.model, layer)
         close(residual + down_projection(inputs), streams[layer + 1])
-    last = ActivationSource(model).last_tokens(PROMPTS)
-    ends = [TREE.nodes_of([row]).tolist()[-1] for row in range(len(PROMPTS))]
+    last = ActivationSource(model).last_tokens(cases.PROMPTS)
+    ends = [cases.TREE.nodes_of([row]).tolist()[-1] for row in range(len(cases.PROMPTS))]
     close(last, full["streams"][:, ends])
-    never = with_eos(model, NEVER)
-    assert generate_tokens(never, PROMPTS, max_new_tokens=6) == generated(
-        model.model, PROMPTS, budget=6
+    never = cases.with_eos(model, cases.NEVER)
+    assert generate_tokens(never, cases.PROMPTS, max_new_tokens=6) == cases.generated(
+        model.model, cases.PROMPTS, budget=6
     )
 
 
@@ -104,29 +91,35 @@ def test_answers_are_those_of_generate_on_the_model_edited_by_hand(
     model = loaded(family, **changes)
     unchanged(model.model)
     layer = WHOLE.index((family, changes)) % 3
-    weights = new_weights(model, layer) if is_edited else {}
-    said = generated(edited_by_hand(model, weights), PROMPTS, budget=BUDGET)
-    before = generated(model.model, PROMPTS, budget=6)
-    for eos, drafts in ((NEVER, None), (ends_of(said), cut_all(before, ends_of(said), 6))):
-        ended, expected = with_eos(model, eos), cut_all(said, eos, BUDGET)
+    weights = cases.new_weights(model, layer) if is_edited else {}
+    said = cases.generated(cases.edited_by_hand(model, weights), cases.PROMPTS, budget=BUDGET)
+    before = cases.generated(model.model, cases.PROMPTS, budget=6)
+    for eos, drafts in (
+        (cases.NEVER, None),
+        (cases.ends_of(said), cases.cut_all(before, cases.ends_of(said), 6)),
+    ):
+        ended, expected = cases.with_eos(model, eos), cases.cut_all(said, eos, BUDGET)
         with edited(model, weights):
-            assert generate_tokens(ended, PROMPTS, max_new_tokens=BUDGET) == expected
-        assert answers_of(answerer(ended, drafts=drafts), weights, budget=BUDGET) == expected
+            assert generate_tokens(ended, cases.PROMPTS, max_new_tokens=BUDGET) == expected
+        assert (
+            cases.answers_of(cases.answerer(ended, drafts=drafts), weights, budget=BUDGET)
+            == expected
+        )
     assert len({len(row) for row in expected}) >= 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steering_shifts_every_position(loaded: Load, unchanged: Unchanged, family: str) -> None:
-    model = with_eos(loaded(family), NEVER)
+    model = cases.with_eos(loaded(family), cases.NEVER)
     unchanged(model.model)
-    before = full_forwards(model.model)["streams"]
+    before = cases.full_forwards(model.model)["streams"]
     with model.model.model.layers[1].register_forward_hook(lambda _m, _a, x: x + SHIFT.float()):
-        said = generated(model.model, PROMPTS, budget=6)
+        said = cases.generated(model.model, cases.PROMPTS, budget=6)
     with steered(model, 1, SHIFT):
-        inside = full_forwards(model.model)["streams"]
-        assert generate_tokens(model, PROMPTS, max_new_tokens=6) == said
+        inside = cases.full_forwards(model.model)["streams"]
+        assert generate_tokens(model, cases.PROMPTS, max_new_tokens=6) == said
         with steered(model, 1, SHIFT):
-            twice = full_forwards(model.model)["streams"][2]
+            twice = cases.full_forwards(model.model)["streams"][2]
     assert torch.equal(inside[:2], before[:2])
     assert torch.equal(inside[2], before[2] + SHIFT.float())
     assert torch.equal(twice, inside[2] + SHIFT.float())
@@ -165,8 +158,8 @@ def test_a_model_comes_back_after_errors(loaded: Load, unchanged: Unchanged, fam
         with suppress(KeyboardInterrupt), context():
             interrupted()
         assert state_of(model) == before
-    (batch,) = arrange(TREE, range(len(PROMPTS)), budget=100, device=CPU)
-    stream, keys = torch.zeros(TREE.n_nodes, 32), KeyValues(TREE.n_nodes)
+    (batch,) = arrange(cases.TREE, range(len(cases.PROMPTS)), budget=100, device=CPU)
+    stream, keys = torch.zeros(cases.TREE.n_nodes, 32), KeyValues(cases.TREE.n_nodes)
     with (
         before["blocks"][2].self_attn.register_forward_pre_hook(interrupted),
         suppress(KeyboardInterrupt),

@@ -13,18 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from made_outcomes import losses_of, rows_of, trial_result
 
+from lunar_tune import files
 from lunar_tune.errors import InputError
-from lunar_tune.files import (
-    CACHE_VARIABLE,
-    cache_dir,
-    check_writable,
-    is_file,
-    is_folder,
-    mistrusted,
-    replacing,
-    safe_name,
-    write_json,
-)
 from lunar_tune.secrets import is_masked, without_login, without_password, without_secrets
 from lunar_tune.study.folder import Folder, read_answers, write_result
 from lunar_tune.trial.worker import TrialResult
@@ -36,24 +26,24 @@ from lunar_tune.trial.worker import TrialResult
 @example("a\x00b")
 @example("/")
 def test_a_safe_name_is_one_part_of_a_path_and_hides_nothing(text: str) -> None:
-    name = safe_name(text)
+    name = files.safe_name(text)
     assert (Path("/out") / name).parent == Path("/out")
     assert Path(name).name == name
     assert not name.startswith((".", "-"))
     assert name.isascii()
     assert name.isprintable()
-    assert safe_name(name) == name
+    assert files.safe_name(name) == name
 
 
 def test_a_new_cache_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "a" / "cache"
-    monkeypatch.setenv(CACHE_VARIABLE, str(cache))
-    assert cache_dir().stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(cache))
+    assert files.cache_dir().stat().st_mode & 0o777 == 0o700
     cache.chmod(0o777)
     with pytest.raises(InputError, match="cache can be written by every user, who could replace"):
-        cache_dir()
+        files.cache_dir()
     cache.chmod(0o775)
-    assert cache_dir() == cache
+    assert files.cache_dir() == cache
 
 
 def test_a_folder_is_trusted_if_it_is_ones_own_or_the_systems() -> None:
@@ -64,24 +54,24 @@ def test_a_folder_is_trusted_if_it_is_ones_own_or_the_systems() -> None:
         (0, 0o775, 1000, None),
         (1001, 0o755, 0, None),
     ):
-        assert mistrusted(owner, mode, user) == problem
+        assert files.mistrusted(owner, mode, user) == problem
 
 
 def test_names_that_no_system_takes_are_no_file_and_no_place_to_write(tmp_path: Path) -> None:
     for name in ("x" * 300, "x" * 5000, "a\x00b"):
-        assert not is_file(tmp_path / name)
-        assert not is_folder(tmp_path / name)
+        assert not files.is_file(tmp_path / name)
+        assert not files.is_folder(tmp_path / name)
     with pytest.raises(InputError, match="--output: a name in it is longer than 255 bytes"):
-        check_writable(tmp_path / ("é" * 128) / "runs", "--output")
-    check_writable(tmp_path / ("é" * 127) / "runs", "--output")
+        files.check_writable(tmp_path / ("é" * 128) / "runs", "--output")
+    files.check_writable(tmp_path / ("é" * 127) / "runs", "--output")
 
 
 def test_a_written_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
     target = tmp_path / "new" / "scores.json"
-    write_json(target, {"b": [1], "a": "ü\udcff"})
+    files.write_json(target, {"b": [1], "a": "ü\udcff"})
     assert list(json.loads(target.read_bytes().decode(errors="surrogatepass"))) == ["b", "a"]
     before = target.read_bytes()
-    with suppress(KeyError), replacing(target) as temporary:
+    with suppress(KeyError), files.replacing(target) as temporary:
         temporary.write_text("half")
         raise KeyError
     assert target.read_bytes() == before

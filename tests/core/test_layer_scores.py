@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from engine_cases import generated
-from refusals_by_hand import states_behind
+from scores_by_hand import prompt_of, states_behind, unit
 from trial_specs import write_records
 
 from lunar_tune.config.options import RunOptions
@@ -66,23 +65,15 @@ class PlainLoop:
     """Everything one prompt at a time, with transformers and numpy alone."""
 
     def __init__(self, worker: Worker) -> None:
-        self.model: Any = worker.loaded.model
-        self.tokenizer: Any = worker.loaded.tokenizer
-        self.eos = list(worker.loaded.eos_ids)
-        self.records = worker.spec.data.forget
-        self.truths = [record.answer for record in self.records]
+        self.loaded, self.model = worker.loaded, worker.loaded.model
+        data = worker.spec.data
+        self.truths = [record.answer for record in data.forget]
         self.origin = self.means([*REFUSALS, *self.truths]).mean(0)
-        declined = list(map(self.prompt, worker.spec.data.reference_prompts))
-        self.asked = [self.prompt(record.question) for record in self.records]
+        declined = [prompt_of(self.loaded.tokenizer, text) for text in data.reference_prompts]
+        self.asked = [prompt_of(self.loaded.tokenizer, record.question) for record in data.forget]
         self.vectors = [
             unlearning_vector(self.model, layer, declined, self.asked) for layer in range(3)
         ]
-
-    def prompt(self, question: str) -> list[int]:
-        turn = [{"role": "user", "content": question}]
-        return list(
-            self.tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
-        )
 
     def answers(self, layer: int | None) -> tuple[list[str], int]:
         """Return texts, and how many of them have no end."""
@@ -90,19 +81,17 @@ class PlainLoop:
         with self.model.model.layers[layer or 0].register_forward_hook(
             lambda _m, _i, output: output + moved.float()
         ):
-            said = generated(self.model, self.asked, budget=BUDGET, eos=self.eos, alone=True)
-        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
+            eos = self.loaded.eos_ids
+            said = generated(self.model, self.asked, budget=BUDGET, eos=eos, alone=True)
+        texts = self.loaded.tokenizer.batch_decode(said, skip_special_tokens=True)
         return texts, sum(len(tokens) == BUDGET for tokens in said)
 
     def means(self, texts: Sequence[str]) -> Any:
-        return states_behind(self.model, self.tokenizer, texts)
+        return states_behind(self.model, self.loaded.tokenizer, texts)
 
     def cosines(self, texts: Sequence[str], others: Sequence[str]) -> Any:
-        sides = []
-        for side in (texts, others):
-            rows = self.means(side) - self.origin
-            sides.append(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-        return sides[0] @ sides[1].T
+        one, other = (unit(self.means(side) - self.origin) for side in (texts, others))
+        return one @ other.T
 
 
 @torch.no_grad()
@@ -112,7 +101,7 @@ def test_scores_are_those_of_a_plain_loop(
     unchanged(worker.loaded.model)
     prior, answers = scored
     plain = PlainLoop(worker)
-    assert prior.rows == len(plain.records) == 5
+    assert prior.rows == len(plain.truths) == 5
     assert [one.layer for one in prior.layers] == [0, 1, 2]
     for layer, seen in ((None, prior.base_model), *enumerate(prior.layers)):
         texts, unfinished = plain.answers(layer)

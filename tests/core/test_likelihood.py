@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from likelihoods_by_hand import logits_after, one_alone
+from scores_by_hand import likelihood_alone, logits_after
 
 from lunar_tune.errors import DivergenceError
 from lunar_tune.metrics import likelihood
@@ -20,9 +20,7 @@ from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair
 
-Load = Callable[..., LoadedModel]
-END = 2
-N_WORDS = 320
+END, N_WORDS = 2, 320
 PROMPTS = ((1, 17, 40, 11), (1, 9, 8), (1, 60, 61, 62, 63, 64, 99), (5, 6), (1, 70, 71, 72))
 
 
@@ -33,24 +31,12 @@ def scorer(loaded: LoadedModel, *, tokens: int | None = None) -> LikelihoodScore
     return one
 
 
-def greedy(loaded: LoadedModel, ids: Sequence[int], count: int) -> list[int]:
+def greedy(model: Any, ids: Sequence[int], count: int) -> list[int]:
     """Return the next tokens, each from a forward of its own; no token ends them."""
     row = list(ids)
     for _ in range(count):
-        row.append(int(logits_after(loaded, row)[-1].argmax()))
+        row.append(int(logits_after(model, row)[-1].argmax()))
     return row[len(ids) :]
-
-
-def pairs_of(loaded: LoadedModel) -> list[Pair]:
-    """Return answers of several lengths, some of which the model gives itself, in part."""
-    pairs = []
-    for n, prompt in enumerate(PROMPTS):
-        said = greedy(loaded, prompt, 4 + n)
-        changed = [*said]
-        changed[n // 2 + 1] = 300 - n
-        pairs += [Pair(prompt, (*said, END)), Pair(prompt, (*changed, END))]
-        pairs.append(Pair(prompt, (*range(30 + n, 33 + 2 * n), END)))
-    return pairs
 
 
 def assert_same(found: Sequence[AnswerLikelihood], expected: Sequence[AnswerLikelihood]) -> None:
@@ -61,13 +47,19 @@ def assert_same(found: Sequence[AnswerLikelihood], expected: Sequence[AnswerLike
 
 
 @pytest.fixture(scope="module")
-def model(loaded: Load) -> LoadedModel:
+def model(loaded: Callable[..., LoadedModel]) -> LoadedModel:
     return loaded("qwen2")
 
 
 @pytest.fixture(scope="module")
 def pairs(model: LoadedModel) -> list[Pair]:
-    return pairs_of(model)
+    """Return answers of several lengths, some of which the model gives itself, in part."""
+    answers = []
+    for n, prompt in enumerate(PROMPTS):
+        said = greedy(model.model, prompt, 4 + n)
+        changed = [*said[: n // 2 + 1], 300 - n, *said[n // 2 + 2 :]]
+        answers += [(prompt, one) for one in (said, changed, range(30 + n, 33 + 2 * n))]
+    return [Pair(prompt, (*answer, END)) for prompt, answer in answers]
 
 
 def test_scores_of_an_answer_by_hand() -> None:
@@ -93,7 +85,7 @@ def test_extraction_strength_is_that_of_generations(model: LoadedModel, pairs: l
         given = next(
             k
             for k in range(len(truth) + 1)
-            if greedy(model, [*pair.prompt, *truth[:k]], len(truth) - k) == truth[k:]
+            if greedy(model.model, [*pair.prompt, *truth[:k]], len(truth) - k) == truth[k:]
         )
         assert strength == pytest.approx(1 - given / len(truth))
     assert {0.0, 1.0} < set(found), "answers that come out in whole, in part and not at all"
@@ -143,25 +135,19 @@ def test_means_give_each_answer_the_same_weight_and_perplexity_each_token() -> N
     assert all(math.isnan(value) for value in likelihood_means([]).values())
 
 
-@pytest.mark.parametrize("tokens", [1, 25, 10_000])
-def test_numbers_are_those_of_rows_alone(
-    model: LoadedModel, pairs: list[Pair], tokens: int
-) -> None:
-    alone = [one_alone(model, pair) for pair in pairs]
-    assert_same(scorer(model, tokens=tokens).score(pairs), alone)
-    assert_same(scorer(model, tokens=tokens).score(pairs[::-1]), alone[::-1])
-    assert scorer(model).score([]) == ()
-
-
-def test_the_head_sees_a_bounded_number_of_tokens(
+def test_numbers_are_those_of_rows_alone_and_the_head_sees_few_tokens_at_once(
     model: LoadedModel, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    alone = [likelihood_alone(model.model, pair) for pair in pairs]
+    for tokens in (1, 25, 10_000):
+        assert_same(scorer(model, tokens=tokens).score(pairs), alone)
+        assert_same(scorer(model, tokens=tokens).score(pairs[::-1]), alone[::-1])
+    assert scorer(model).score([]) == ()
     seen: list[int] = []
-    whole = scorer(model).score(pairs)
     monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 7 * N_WORDS)
     with model.model.get_output_embeddings().register_forward_pre_hook(
         lambda _, inputs: seen.append(len(inputs[0]))
     ):
-        assert_same(scorer(model).score(pairs), whole)
+        assert_same(scorer(model).score(pairs), alone)
     assert max(seen) == 7
     assert sum(seen) == sum(len(pair.answer) for pair in pairs), "answers' places and no others"

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from likelihoods_by_hand import one_alone
-from random_models import build_encoder
-from refusals_by_hand import cosine_mean, states_behind
+from scores_by_hand import likelihood_alone, states_behind, unit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lunar_tune.errors import ModelError
@@ -46,7 +44,7 @@ def likelihoods_alone(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> di
             Pair(prompt, (*loaded.tokenizer.encode(record.answer, add_special_tokens=False), END))
             for prompt, record in zip(prompts, records, strict=True)
         ]
-        means = likelihood_means([one_alone(loaded, pair) for pair in pairs])
+        means = likelihood_means([likelihood_alone(loaded.model, pair) for pair in pairs])
         scores |= {f"{name}_{quantity}": value for quantity, value in means.items()}
     return {name: scores[name] for name in LIKELIHOODS}
 
@@ -56,9 +54,9 @@ def quality_by_hand(model: Any, tokenizer: Any, spec: TrialSpec, answers: Sequen
     refusals, truths = spec.data.refusals, [record.answer for record in spec.data.forget]
     origin = states_behind(model, tokenizer, [*refusals, *truths]).mean(0)
     said, declined = (
-        states_behind(model, tokenizer, texts) - origin for texts in (answers, refusals)
+        unit(states_behind(model, tokenizer, texts) - origin) for texts in (answers, refusals)
     )
-    return cosine_mean(said, declined)
+    return float((said @ declined.T).mean())
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +134,6 @@ def test_a_stopped_trial_has_no_more_scores(spec: Specs, monkeypatch: pytest.Mon
     whole = worker.run(SETTING, bounded=False).evaluation
     assert whole.complete
     assert further <= set(whole.scores)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def test_a_sentence_model_judges_the_answers_instead(
