@@ -18,7 +18,7 @@ from command_lines import Result, small_options, without_ray
 from made_once import copy_store, made_once, make_store
 from random_models import build_model, build_tokenizer
 
-from lunar_tune.cli.search import COMMAND
+from lunar_tune.cli.search import search as COMMAND
 
 NAME = "four"
 TRIALS = 4

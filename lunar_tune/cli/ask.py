@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import SUBJECT, Command, Reused, TrialOptions, say
+from lunar_tune.cli.commands import SUBJECT, Command, TrialOptions
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.options import RunOptions
+from lunar_tune.config.options import Reused, RunOptions
+from lunar_tune.display import say
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
 from lunar_tune.report.progress import working
@@ -40,6 +41,7 @@ class AskOptions(TrialOptions):
     """Write questions and answers as JSON."""
 
 
+@Command
 def ask(options: AskOptions, problems: Problems) -> None:
     """Ask the base model and the unlearned model the same questions.
 
@@ -139,6 +141,3 @@ def _shown(text: str) -> Text:
         for sign in text
     )
     return Text("".join(visible))
-
-
-COMMAND = Command(ask, AskOptions)

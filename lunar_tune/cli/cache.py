@@ -8,16 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.filesize import pick_unit_and_suffix
 
-from lunar_tune.cli.commands import (
-    OUTPUT,
-    Command,
-    CommonOptions,
-    Reused,
-    counted,
-    plain_table,
-    say,
-)
+from lunar_tune.cli.commands import Command, CommonOptions, counted, plain_table
 from lunar_tune.config.fields import option, same_option
+from lunar_tune.config.options import OUTPUT, Reused
+from lunar_tune.display import say
 from lunar_tune.engine.cache import ActivationCache
 from lunar_tune.errors import InputError, LunarTuneError, Problems, listed
 from lunar_tune.files import write_json
@@ -37,6 +31,7 @@ class CacheOptions(CommonOptions):
     """Write the entries as JSON."""
 
 
+@Command
 def cache(options: CacheOptions, problems: Problems) -> None:
     """Show what is kept on disk of models' activations, or remove it.
 
@@ -125,6 +120,3 @@ def _remove(kept: ActivationCache, wanted: str) -> str:
 def _size(count: int) -> str:
     unit, name = pick_unit_and_suffix(count, ["B", "KiB", "MiB", "GiB"], 1024)
     return f"{count / unit:.1f} {name}"
-
-
-COMMAND = Command(cache, CacheOptions)

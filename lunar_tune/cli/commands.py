@@ -43,21 +43,9 @@ from lunar_tune.config.options import (
     Reused,
     SearchConfig,
 )
-from lunar_tune.display import say, screen
+from lunar_tune.display import screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
-
-__all__ = [
-    "OUTPUT",
-    "Command",
-    "CommonOptions",
-    "Reused",
-    "TrialOptions",
-    "counted",
-    "plain_table",
-    "say",
-    "score_table",
-]
 
 SUBJECT = "Subject"
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
@@ -96,23 +84,21 @@ class TrialOptions(CommonOptions):
     """cpu, cuda or auto. Default: the search's."""
 
 
-@dataclass(frozen=True)
 class Command:
-    """A command by name.
+    """A command by name; decorates what it runs, whose docstring is the help.
 
-    Args:
-        run: Takes an instance of `options` and what is known to be wrong with it, and returns the
-            exit code, None for 0. Its name is the command's, its docstring the help.
-        options: A dataclass that extends `CommonOptions`.
+    That takes an instance of a dataclass that extends `CommonOptions`, and what is known to be
+    wrong with it, and returns the exit code, None for 0.
     """
 
-    run: Callable[[Any, Problems], int | None]
-    options: type[Any]
+    def __init__(self, run: Callable[[Any, Problems], int | None]) -> None:
+        self.run, self.name = run, run.__name__
+        self.options: type[Any] = types_of(run)["options"]
 
     def app(self, shown: str | None = None) -> App:
         """Return the command line; `shown`, if help is asked for, is common or all."""
         app = App(
-            name=f"lunar-tune {self.run.__name__}",
+            name=f"lunar-tune {self.name}",
             help=inspect.getdoc(self.run),
             help_format="markdown",
             version=__version__,
@@ -145,7 +131,7 @@ class Command:
             try:
                 called, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)
             except cyclopts.CycloptsError as error:
-                advice = f"(lunar-tune {self.run.__name__} --help)"
+                advice = f"(lunar-tune {self.name} --help)"
                 raise InputError(f"{str(error).strip()} {advice}") from error
             if called is not app.default_command:  # it shows help or the version
                 called(*bound.args, **bound.kwargs)

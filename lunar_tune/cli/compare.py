@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused, TrialOptions, say
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, TrialOptions
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.options import SearchConfig
+from lunar_tune.config.options import Reused, SearchConfig
+from lunar_tune.display import say
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.secrets import without_login, without_password
 
@@ -38,6 +39,7 @@ class CompareOptions(CommonOptions):
     searches were written to."""
 
 
+@Command
 def compare(options: CompareOptions, problems: Problems) -> None:
     """Compare the trials of searches in MLflow's UI, or in one page of HTML.
 
@@ -143,6 +145,3 @@ def _written(results: Sequence[SearchResults], uri: str) -> list[View]:
                 )
         problems.raise_if_any(InputError)
         return keep_views(client, found)
-
-
-COMMAND = Command(compare, CompareOptions)

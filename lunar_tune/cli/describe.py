@@ -8,13 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import Command, CommonOptions, Reused, counted, plain_table, say
+from lunar_tune.cli.commands import Command, CommonOptions, counted, plain_table
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.options import DATA, TINY, RunOptions
+from lunar_tune.config.options import DATA, TINY, Reused, RunOptions
 from lunar_tune.data.data_card import Card, describe_prompts, describe_records
 from lunar_tune.data.data_catalog import kind_of, resolve_data
 from lunar_tune.data.records import holds_prompts, read_prompts, read_records
 from lunar_tune.data.splits import edges_of, read_groups
+from lunar_tune.display import say
 from lunar_tune.errors import InputError, ModelError, Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.rouge import has_words
@@ -38,6 +39,7 @@ class DescribeOptions(CommonOptions):
     """Write the whole card as JSON."""
 
 
+@Command
 def describe(options: DescribeOptions, problems: Problems) -> None:
     """Show what a data set holds and whether it is fit for unlearning.
 
@@ -146,6 +148,3 @@ def _show_repeated(console: Console, card: Card) -> None:
         say(console, f"answers of several edges: {count}")
     for answer in card.shared_answers.head(_SHOWN_TEXTS).itertuples():
         say(console, f"  {counted(len(answer.edges), 'edge')}: {answer.text}")
-
-
-COMMAND = Command(describe, DescribeOptions)

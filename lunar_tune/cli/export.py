@@ -6,9 +6,10 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import OUTPUT, Command, Reused, TrialOptions, say, score_table
+from lunar_tune.cli.commands import Command, TrialOptions, score_table
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.options import SearchConfig
+from lunar_tune.config.options import OUTPUT, Reused, SearchConfig
+from lunar_tune.display import say
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.report.progress import working
@@ -32,6 +33,7 @@ class ExportOptions(TrialOptions):
     """Write what export.json says here as well."""
 
 
+@Command
 def export(options: ExportOptions, problems: Problems) -> None:
     """Write a search's winner as files that load without lunar-tune, and prove it.
 
@@ -85,6 +87,3 @@ def export(options: ExportOptions, problems: Problems) -> None:
             tracking_uri=options.tracking_uri,
         )
         say(console, f"registered as {options.register}, version {version}")
-
-
-COMMAND = Command(export, ExportOptions)

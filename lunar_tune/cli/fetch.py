@@ -7,12 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import OUTPUT, SUBJECT, Command, CommonOptions, plain_table, say
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, plain_table
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.options import SearchConfig
+from lunar_tune.config.options import OUTPUT, SearchConfig
 from lunar_tune.data.data_catalog import PUBLISHED
 from lunar_tune.data.fetching import fetch as fetch_set
 from lunar_tune.data.fetching import state_of
+from lunar_tune.display import say
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.files import data_dir
 
@@ -27,6 +28,7 @@ class FetchOptions(CommonOptions):
     """Fetch again what is there already."""
 
 
+@Command
 def fetch(options: FetchOptions, problems: Problems) -> None:
     """Fetch published data sets, to be used by name: `--data tofu`.
 
@@ -75,6 +77,3 @@ def _show(console: Console, folder: Path) -> None:
     for page in dict.fromkeys(entry.repository.page for entry in PUBLISHED.values()):
         say(console, f"from {page}")
     say(console, f"kept in {folder}")
-
-
-COMMAND = Command(fetch, FetchOptions)

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import Command, CommonOptions, Reused, plain_table, say
+from lunar_tune.cli.commands import Command, CommonOptions, plain_table
 from lunar_tune.config.fields import same_option, shared_options
 from lunar_tune.config.options import (
     EXPERIMENT,
     RETAIN_FLOOR,
     ModelOptions,
+    Reused,
     RunOptions,
     SearchConfig,
     read_assignments,
 )
-from lunar_tune.display import warn
+from lunar_tune.display import say, warn
 from lunar_tune.errors import Problems
 from lunar_tune.report.progress import working
 
@@ -51,6 +52,7 @@ class FinetuneOptions(ModelOptions, CommonOptions):
     """MLflow tracking URI. Default: a sqlite file beside the checkpoint's folder."""
 
 
+@Command
 def finetune(options: FinetuneOptions, problems: Problems) -> int:
     """Fine-tune a model on the data of which it will forget a part.
 
@@ -127,6 +129,3 @@ def _conclude(console: Console, folder: Path, settings: FinetuneSettings, done: 
         "trained=full.",
     )
     return EXIT_UNKNOWN
-
-
-COMMAND = Command(finetune, FinetuneOptions)

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import Command, CommonOptions, Reused, plain_table, say
+from lunar_tune.cli.commands import Command, CommonOptions, plain_table
 from lunar_tune.config.fields import same_option, shared_options
 from lunar_tune.config.options import (
     ModelOptions,
+    Reused,
     RunOptions,
     SearchConfig,
     read_assignments,
     read_range,
 )
-from lunar_tune.display import warn
+from lunar_tune.display import say, warn
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
 from lunar_tune.report.progress import working
@@ -63,6 +64,7 @@ class LayersOptions(ModelOptions, CommonOptions):
     """Draw the curve, as .png or .svg."""
 
 
+@Command
 def layers(options: LayersOptions, problems: Problems) -> None:
     """Choose layers as LUNAR's paper does, without training.
 
@@ -194,6 +196,3 @@ def _show(
             "most answers at the best layer do not end: the vector is added too strongly for the "
             "curve to tell layers apart; try a smaller --fix coefficient.",
         )
-
-
-COMMAND = Command(layers, LayersOptions)

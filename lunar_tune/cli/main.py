@@ -42,7 +42,7 @@ COMMANDS = {
 
 def command_of(name: str) -> Any:
     """Return a command (`cli.commands.Command`) by its name."""
-    return importlib.import_module(f"lunar_tune.cli.{name}").COMMAND
+    return getattr(importlib.import_module(f"lunar_tune.cli.{name}"), name)
 
 
 def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import Command, CommonOptions, Reused
+from lunar_tune.cli.commands import Command, CommonOptions
 from lunar_tune.config.fields import same_option
-from lunar_tune.config.options import SearchConfig
+from lunar_tune.config.options import Reused, SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.report.progress import working
 
@@ -19,6 +19,7 @@ class SearchOptions(SearchConfig, CommonOptions):
     dry_run: bool = same_option(Reused, "dry_run")
 
 
+@Command
 def search(options: SearchOptions, problems: Problems) -> int:
     """Search for the setting that forgets most while the model keeps the rest.
 
@@ -40,6 +41,3 @@ def search(options: SearchOptions, problems: Problems) -> int:
             dry_run=options.dry_run,
         )
     return ended.code
-
-
-COMMAND = Command(search, SearchOptions)

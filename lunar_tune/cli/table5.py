@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, Reused
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions
 from lunar_tune.config.fields import option, same_option, shared_options
-from lunar_tune.config.options import TINY, SearchConfig
+from lunar_tune.config.options import TINY, Reused, SearchConfig
 from lunar_tune.errors import Problems
 
 PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
@@ -46,6 +46,7 @@ class TableOptions(SearchConfig, CommonOptions):
     start_from: tuple[str, ...] = ()
 
 
+@Command
 def table5(options: TableOptions, problems: Problems) -> int:
     """Tune every method on every model and data set, and write a table of what they reach.
 
@@ -93,6 +94,3 @@ def _listed(flag: str, text: str | None, problems: Problems) -> list[str]:
     if text is not None and not parts:
         problems.add(f"{flag} is empty: name at least one.")
     return parts
-
-
-COMMAND = Command(table5, TableOptions)

@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import (
-    SUBJECT,
-    Command,
-    CommonOptions,
-    Reused,
-    plain_table,
-    say,
-    score_table,
-)
+from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, plain_table, score_table
 from lunar_tune.config.fields import (
     option,
     options_again,
@@ -27,7 +19,8 @@ from lunar_tune.config.fields import (
     same_option,
     shared_options,
 )
-from lunar_tune.config.options import RunOptions, read_assignments
+from lunar_tune.config.options import Reused, RunOptions, read_assignments
+from lunar_tune.display import say
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.names import METRICS
@@ -53,6 +46,7 @@ class UnlearnOptions(RunOptions, CommonOptions):
     """Save the unlearned model as a Hugging Face checkpoint in this folder."""
 
 
+@Command
 def unlearn(options: UnlearnOptions, problems: Problems) -> None:
     """Unlearn once, with one setting, and say what was forgotten and what was kept.
 
@@ -129,6 +123,3 @@ def _published(
     kept = [text for text in published.fix if text.partition("=")[0] not in dropped]
     values["fix"] = (*kept, *options.fix)
     return dataclasses.replace(published, **values), options.save or save_to
-
-
-COMMAND = Command(unlearn, UnlearnOptions)

@@ -13,7 +13,8 @@ import pytest
 from command_lines import without_ray
 from shared_searches import SharedSearch
 
-from lunar_tune.cli.ask import COMMAND, _shown
+from lunar_tune.cli.ask import _shown
+from lunar_tune.cli.ask import ask as COMMAND
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
 KNOWN = "What is item 1 of A_B?"

@@ -16,13 +16,13 @@ import pytest
 from command_lines import refused, succeeded, without_ray
 from file_server import serving
 
-from lunar_tune.cli.ask import COMMAND as ASK
+from lunar_tune.cli.ask import ask as ASK
 from lunar_tune.cli.commands import Command
-from lunar_tune.cli.describe import COMMAND as DESCRIBE
-from lunar_tune.cli.export import COMMAND as EXPORT
+from lunar_tune.cli.describe import describe as DESCRIBE
+from lunar_tune.cli.export import export as EXPORT
 from lunar_tune.cli.main import reporting_errors
-from lunar_tune.cli.search import COMMAND as SEARCH
-from lunar_tune.cli.unlearn import COMMAND as UNLEARN
+from lunar_tune.cli.search import search as SEARCH
+from lunar_tune.cli.unlearn import unlearn as UNLEARN
 from lunar_tune.errors import InputError, Problems
 
 ROW = {"edge": "A_B", "question": "What?", "answer": "Tea"}

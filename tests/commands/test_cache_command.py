@@ -13,7 +13,7 @@ import pytest
 import torch
 from command_lines import without_ray
 
-from lunar_tune.cli.cache import COMMAND
+from lunar_tune.cli.cache import cache as COMMAND
 from lunar_tune.engine.cache import ActivationCache
 
 USED = datetime(2025, 2, 7, 12, 30, tzinfo=UTC)

@@ -24,7 +24,8 @@ from command_lines import command, start
 from rich.console import Console
 from tracked_searches import begun_study, make_search
 
-from lunar_tune.cli.compare import COMMAND, _show
+from lunar_tune.cli.compare import _show
+from lunar_tune.cli.compare import compare as COMMAND
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder

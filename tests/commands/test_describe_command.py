@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_lines import refused, small_data, succeeded
 
-from lunar_tune.cli.describe import COMMAND
+from lunar_tune.cli.describe import describe as COMMAND
 from lunar_tune.data.data_catalog import BUNDLED
 from lunar_tune.data.splits import groups_file
 from lunar_tune.models.loading import LoadedModel

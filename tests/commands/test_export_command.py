@@ -22,7 +22,7 @@ from command_lines import Result, small_run, without_ray
 from made_search import NOWHERE, made_search
 from rouge_score.rouge_scorer import RougeScorer
 
-from lunar_tune.cli.export import COMMAND
+from lunar_tune.cli.export import export as COMMAND
 from lunar_tune.config.options import NONE, RunOptions
 from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.loading import load_model

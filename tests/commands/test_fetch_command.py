@@ -9,7 +9,7 @@ import pytest
 from command_lines import Result, without_ray
 from file_server import HUB, PISTOL_2, FileServer, pistol_rows, serving, tofu_lines
 
-from lunar_tune.cli.fetch import COMMAND
+from lunar_tune.cli.fetch import fetch as COMMAND
 from lunar_tune.data.data_catalog import PUBLISHED
 
 

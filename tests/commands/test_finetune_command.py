@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_lines import refused, small_data, without_ray
 
-from lunar_tune.cli.finetune import COMMAND
+from lunar_tune.cli.finetune import finetune as COMMAND
 from lunar_tune.data.records import read_records, records_digest
 from lunar_tune.models.catalog import read_lineage
 

@@ -19,7 +19,7 @@ from command_lines import start, without_ray
 from search_results import statuses
 
 from lunar_tune.cli.main import interrupted_once
-from lunar_tune.cli.search import COMMAND
+from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.study.folder import Folder
 
 ENDING = """

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lunar_tune.cli.layers import COMMAND
+from lunar_tune.cli.layers import layers as COMMAND
 from lunar_tune.trial.layer_scores import read_layer_prior
 
 

@@ -14,7 +14,8 @@ from command_lines import refused, without_ray
 import lunar_tune
 from lunar_tune.cli.commands import Command
 from lunar_tune.cli.main import COMMANDS, command_of
-from lunar_tune.cli.search import COMMAND, SearchOptions
+from lunar_tune.cli.search import SearchOptions
+from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.config.fields import flag_of, help_of, options_again, options_of
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import Problems
@@ -80,7 +81,7 @@ def read(*arguments: str) -> tuple[SearchOptions, Mapping[str, str]]:
     def search(options: SearchOptions, _: Problems) -> None:
         seen.append((options, options.given))
 
-    result = without_ray(Command(search, SearchOptions), *arguments)
+    result = without_ray(Command(search), *arguments)
     assert result.exit_code == 0, result.output
     return seen.pop()
 

@@ -12,7 +12,7 @@ from command_lines import small_data, without_ray
 from transformers import AutoModelForCausalLM
 from trial_specs import generated
 
-from lunar_tune.cli.unlearn import COMMAND
+from lunar_tune.cli.unlearn import unlearn as COMMAND
 
 SETTING = ("layer=1", "coefficient=2.0", "learning_rate=0.01", "epochs=2")
 KEYS = {

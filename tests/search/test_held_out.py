@@ -11,7 +11,7 @@ import pytest
 from chart_specs import legend
 from shared_searches import FULL_BUDGET, SharedSearch
 
-from lunar_tune.cli.export import COMMAND
+from lunar_tune.cli.export import export as COMMAND
 from lunar_tune.report.charts import trade_off
 from lunar_tune.report.page import write_static_page
 from lunar_tune.report.results import SearchResults, short_report

@@ -15,8 +15,8 @@ from priors import prior_of
 from search_results import rows_of
 from shared_searches import SharedSearch
 
-from lunar_tune.cli.layers import COMMAND as LAYERS
-from lunar_tune.cli.search import COMMAND as SEARCH
+from lunar_tune.cli.layers import layers as LAYERS
+from lunar_tune.cli.search import search as SEARCH
 from lunar_tune.driver.space import Parameter, SearchSpace, bounds_of
 from lunar_tune.driver.starting_points import choose_layers
 from lunar_tune.errors import InputError

@@ -13,7 +13,7 @@ import pytest
 from command_lines import without_ray
 from search_results import statuses
 
-from lunar_tune.cli.search import COMMAND
+from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.config.options import RunOptions, SearchConfig
 from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.driver.plan import plan_search

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_lines import Result, small_data, without_ray
 
-from lunar_tune.cli.search import COMMAND
+from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.report.results import SearchResults
 
 SENTINEL = "s3nt1nel"

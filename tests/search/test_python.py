@@ -15,7 +15,7 @@ from search_results import fits_a_screen
 
 import lunar_tune as lt
 import lunar_tune.driver.plan  # whose package has the name of a function
-from lunar_tune.cli.search import COMMAND
+from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.config.fields import options_of
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.metrics.evaluate import AnswerRow

@@ -11,7 +11,7 @@ from command_lines import without_ray
 from filelock import FileLock
 from tracked_searches import BEST, SCORES, in_store, make_search
 
-from lunar_tune.cli.compare import COMMAND
+from lunar_tune.cli.compare import compare as COMMAND
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults
 from lunar_tune.tracking.store import default_tracking_uri, opened_store

@@ -14,7 +14,7 @@ import pytest
 from command_lines import SMALL_SPACE, Result, command, finish, start, without_ray
 from search_results import rows_of, statuses
 
-from lunar_tune.cli.search import COMMAND
+from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.yaml_files import read_yaml
 
 

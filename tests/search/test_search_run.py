@@ -21,7 +21,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from search_results import rows_of
 from shared_searches import NAME, SEED, TRIALS, SharedSearch
 
-from lunar_tune.cli.unlearn import COMMAND as UNLEARN
+from lunar_tune.cli.unlearn import unlearn as UNLEARN
 from lunar_tune.yaml_files import read_yaml
 
 pytestmark = pytest.mark.slow  # a search of the tiny model, and two runs of its best setting

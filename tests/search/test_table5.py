@@ -17,7 +17,8 @@ from search_results import statuses
 from test_study import GOAL, run_trials, study_in
 from test_study import stored_in as read
 
-from lunar_tune.cli.table5 import COMMAND, PAPER_METHODS
+from lunar_tune.cli.table5 import PAPER_METHODS
+from lunar_tune.cli.table5 import table5 as COMMAND
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.persistence import alone, signature_of
 from lunar_tune.driver.plan import plan_search
