@@ -1,11 +1,14 @@
-"""Who runs a search's tasks, and what can go wrong there: processes end, hang, edit a model."""
+"""Who runs a search's tasks, what can go wrong there, and who may use Ray."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import os
 import pickle
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,15 +19,17 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import filelock
 import psutil
 import pytest
 import torch
-from command_lines import small_run
+from command_lines import environment, small_run
 from made_outcomes import base_model, ended, failed
 from test_loop import Heard
 
 from lunar_tune.driver import backends
 from lunar_tune.driver.backends import BackendLostError, InProcess, on_ray
+from lunar_tune.driver.backends.cluster import own_session, refusal, users_token
 from lunar_tune.driver.backends.on_ray import (
     HANDED_OVER,
     LoopCallback,
@@ -44,44 +49,21 @@ from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Tas
 from lunar_tune.trial.worker import Worker
 
 
-class OnRay:
-    """A loop as Ray sees it, and what Ray does at a task's end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.heard = Heard(folder)
-        self.folder = folder
-        self.searcher = LoopSearcher(self.heard.loop)
-        self.callback = LoopCallback(self.heard.loop, Folder(folder))
-
-    def end(self, task_id: str, outcome: Outcome) -> Parcel:
-        """Report, then end, in the order of Ray 2.60."""
-        trial = SimpleNamespace(trial_id=task_id)
-        parcel = Parcel(outcome)
-        self.callback.on_trial_result(1, [], trial, {HANDED_OVER: parcel})
-        self.searcher.on_trial_complete(task_id, {HANDED_OVER: parcel})
-        self.callback.on_trial_complete(1, [], trial)
-        return parcel
-
-
-@pytest.fixture
-def ray_view(tmp_path: Path) -> OnRay:
-    return OnRay(tmp_path)
-
-
 def test_an_outcome_is_handed_over_once_and_its_warnings_said_without_secrets(
-    ray_view: OnRay, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Tune keeps every report to the end of the search."""
-    ray_view.searcher.suggest("1")
-    parcel = ray_view.end("1", base_model(warnings=("read from http://me:secret@host",)))
+    """In the order of Ray 2.60, which keeps every report to the end and pickles both."""
+    loop, trial = Heard(tmp_path).loop, SimpleNamespace(trial_id="1")
+    searcher, callback = LoopSearcher(loop), LoopCallback(loop, Folder(tmp_path))
+    searcher.suggest("1")
+    parcel = Parcel(base_model(warnings=("read from http://me:secret@host",)))
+    callback.on_trial_result(1, [], trial, {HANDED_OVER: parcel})
+    searcher.on_trial_complete("1", {HANDED_OVER: parcel})
+    callback.on_trial_complete(1, [], trial)
     assert parcel.take() is None
     assert caplog.messages == ["a worker: read from http://me:***@host"]
-
-
-def test_ray_can_pickle_both_without_the_study(ray_view: OnRay) -> None:
-    """Ray saves them; nobody restores them."""
-    for one in (ray_view.searcher, ray_view.callback):
-        assert vars(pickle.loads(pickle.dumps(one))) == {}
+    for one in (searcher, callback):
+        assert vars(pickle.loads(pickle.dumps(one))) == {}, "without the study"
 
 
 @pytest.fixture
@@ -134,16 +116,6 @@ SETTING = {"layer": 1, "coefficient": 2.0, "learning_rate": 1e-3}
 @pytest.fixture
 def worker(checkpoint: Callable[..., Path], tmp_path: Path) -> Worker:
     return Worker(assemble(small_run(checkpoint("qwen2"), tmp_path)))
-
-
-def trainable_with(worker: Worker, folder: Path) -> Any:
-    """Return a trainable of Ray's, without Ray, whose trials may take a while."""
-    trainable = UnlearningTrainable.__new__(UnlearningTrainable)
-    task = Task(kind=TRIAL, number=0, parameters=SETTING)
-    facts = {"folder": Folder(folder), "timeout": 1000.0, "metrics": {}}
-    trainable.setup({"task": task}, spec=worker.spec, **facts)
-    trainable._runner._worker = worker
-    return trainable
 
 
 class Broken(PreparedMethod):
@@ -223,14 +195,8 @@ def trial_that_hangs():
 def test_what_hangs_ends_its_process_with_a_last_word(tmp_path: Path) -> None:
     """A search in a Ray that is dead; a trial, which leaves what it was doing."""
     names = ("search_that_hangs_in_a_dead_ray", "trial_that_hangs")
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"{ENDING}{name}()", str(tmp_path)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in names
-    ]
+    lines = ([sys.executable, "-c", f"{ENDING}{name}()", str(tmp_path)] for name in names)
+    both = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in lines]
     said = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [1, 1]
     assert "error: Ray's sleep has ended. What was computed is kept: go on" in said[0]
@@ -276,7 +242,10 @@ def test_a_step_is_watched_and_may_take_ten_times_as_long_where_it_asks_every_qu
     monkeypatch.setattr(
         "faulthandler.dump_traceback_later", lambda limit, **_options: limits.append(limit)
     )
-    trainable = trainable_with(worker, tmp_path)
+    trainable = UnlearningTrainable.__new__(UnlearningTrainable)  # without Ray
+    facts: dict[str, Any] = {"spec": worker.spec, "timeout": 1000.0, "metrics": {}}
+    trainable.setup({"task": Task(kind=BASE_MODEL)}, folder=Folder(tmp_path), **facts)
+    trainable._runner._worker = worker
     for kind, limit in ((BASE_MODEL, 10000.0), (TRIAL, 1000.0), (CONFIRMATION, 10000.0)):
         parameters = {} if kind == BASE_MODEL else SETTING
         trainable.reset_config({"task": Task(kind=kind, number=0, parameters=parameters)})
@@ -292,3 +261,136 @@ def test_a_step_is_watched_and_may_take_ten_times_as_long_where_it_asks_every_qu
     trainable.step()
     assert seen == [True]
     assert not Folder(tmp_path).stack(0).exists()
+
+
+# Who may use Ray: a session that is started here is its starter's alone, a cluster is found
+
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+INSIDE = """
+import json, os, sys
+from pathlib import Path
+import psutil
+from lunar_tune.driver.backends.cluster import ray_session
+from lunar_tune.config.options import SearchConfig
+with ray_session(SearchConfig(address=None)):
+    import ray
+    token = os.environ["RAY_AUTH_TOKEN"]
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    lines = [" ".join(process.cmdline()) for process in family]
+    listening = [
+        connection.laddr.ip
+        for process in family
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    folder = Path(ray._private.worker._global_node.get_session_dir_path())
+    print(json.dumps({
+        "shown": sum(token in line for line in lines),
+        "everywhere": sum(address in ("::", "0.0.0.0") for address in listening),
+        "mode": folder.parent.parent.stat().st_mode,
+        "private": str(folder.parent.parent),
+        "address": ray.get_runtime_context().gcs_address,
+        "token": token,
+    }), flush=True)
+    sys.stdin.readline()
+print(json.dumps(sorted(name for name in os.environ if name.startswith("RAY_AUTH"))))
+"""
+JOIN = """
+import sys
+from lunar_tune.errors import InputError
+from lunar_tune.driver.backends.cluster import ray_session
+from lunar_tune.config.options import SearchConfig
+try:
+    with ray_session(SearchConfig(address=sys.argv[1])):
+        print("joined")
+except InputError as error:
+    print(error)
+"""
+
+
+def clean(home: Path, **more: str) -> dict[str, str]:
+    """Return an environment without tokens, with a home of its own."""
+    without = {*AUTH, "RAY_ADDRESS"}
+    kept = {name: value for name, value in environment().items() if name not in without}
+    return kept | {"HOME": str(home), **more}
+
+
+def join(address: str, home: Path, **more: str) -> str:
+    arguments, own = [sys.executable, "-c", JOIN, address], clean(home, **more)
+    return subprocess.check_output(arguments, env=own, text=True, timeout=120).strip()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_session_is_its_starters_alone(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INSIDE],
+        env=clean(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    inside = json.loads(process.stdout.readline())
+    try:
+        assert inside["shown"] == 0, "no command line has the token"
+        assert inside["everywhere"] > 0, "else SECURITY.md is to say that Ray keeps to loopback"
+        assert stat.S_IMODE(inside["mode"]) == 0o700
+        assert "wants a token" in join(inside["address"], tmp_path)
+        wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+        assert "wants a token" in join(inside["address"], tmp_path, **wrong)
+        assert join(inside["address"], tmp_path, RAY_AUTH_TOKEN=inside["token"]) == "joined"
+    finally:
+        output, _ = process.communicate("\n", timeout=60)
+    assert json.loads(output) == [], "the environment is as it was"
+    assert not Path(inside["private"]).exists()
+    assert not (tmp_path / ".ray").exists(), "the token is in no file"
+
+
+def test_a_kept_token_is_shown_to_this_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """192.0.2.1 is an address for documentation, of no machine."""
+    for name in AUTH:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("lunar_tune.driver.backends.cluster.Path.home", lambda: tmp_path)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("0" * 64)
+    for address, variables, shown in (
+        ("127.0.0.1:6379", {}, True),
+        ("auto", {}, True),
+        ("192.0.2.1:6379", {}, False),
+        ("192.0.2.1:6379", {"RAY_AUTH_TOKEN": "a" * 64}, True),
+        ("127.0.0.1:6379", {"RAY_AUTH_MODE": "disabled"}, False),
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with users_token(address):
+                assert (os.environ.get("RAY_AUTH_MODE") == "token") is shown
+            assert {name: os.environ[name] for name in AUTH if name in os.environ} == variables
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lives stays, and so does what has begun so late that its lock may not be held yet."""
+    monkeypatch.setattr("lunar_tune.driver.backends.cluster._TEMP", tmp_path)
+    for name, age in (("dead", 3600), ("alive", 3600), ("new", 0)):
+        lock = tmp_path / f"lt-ray-{name}" / "alive"
+        lock.parent.mkdir()
+        lock.touch()
+        os.utime(lock, (time.time() - age,) * 2)
+    (tmp_path / "lt-ray-of-an-older-version").mkdir()
+    with filelock.FileLock(tmp_path / "lt-ray-alive" / "alive"):
+        os.utime(tmp_path / "lt-ray-alive" / "alive", (time.time() - 3600,) * 2)
+        with own_session() as folder:
+            left = {one.name for one in tmp_path.iterdir()} - {folder.parent.name}
+    assert left == {"lt-ray-alive", "lt-ray-new", "lt-ray-of-an-older-version"}
+
+
+def test_a_refused_token_is_told_from_a_cluster_that_does_not_answer() -> None:
+    refused = ConnectionError("Failed to connect to Ray cluster")
+    refused.__cause__ = RuntimeError("ray.exceptions.AuthenticationError: InvalidAuthToken")
+    assert "the cluster wants a token" in refusal("head:1", refused)
+    assert "no Ray cluster answers there (no)" in refusal("head:1", ConnectionError("no\nmore"))

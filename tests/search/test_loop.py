@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,8 @@ def test_a_task_is_the_studys_trial_and_its_end_is_heard_when_the_study_has_it(
         what, row = heard.news[-1 - number]
         assert (what, row.number, row.scores["forget_rouge1"]) == ("end", number, forget)
         assert heard.study.row(number) == row
+        answers = Folder(heard.folder).answers(number).read_bytes()
+        assert hashlib.sha256(answers).hexdigest() == row.answers_digest
 
 
 @pytest.mark.parametrize("reason", ["RuntimeError: CUDA out of memory", None])

@@ -1,8 +1,9 @@
-"""Search spaces: shipped ones fit every model, bad files are refused whole, samples admitted."""
+"""Search spaces: shipped ones fit every model, bad files are refused whole; what is narrowed."""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +12,20 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution as Choice
+from optuna.distributions import FloatDistribution as Real
+from optuna.distributions import IntDistribution as Whole
 
-from lunar_tune.config.options import TINY
-from lunar_tune.driver.space import Parameter, SearchSpace, admitted, bounds_of
-from lunar_tune.driver.space_sources import load_space
-from lunar_tune.errors import SearchSpaceError
+from lunar_tune.config.options import TINY, SearchConfig, read_assignments
+from lunar_tune.driver.plan import plan_search
+from lunar_tune.driver.space import Parameter, SearchSpace, admitted, bounds_of, open_study
+from lunar_tune.driver.space_sources import load_space, narrowed
+from lunar_tune.errors import InputError, SearchSpaceError
 from lunar_tune.files import search_spaces_dir, shipped_spaces
+from lunar_tune.methods.contract import configure_method
 from lunar_tune.methods.lunar import SOLVERS, LunarMethod, LunarSettings
 from lunar_tune.models.catalog import CATALOG
+from lunar_tune.trial.assemble import configured
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
 ADAMW = ("layer", "coefficient", "learning_rate")
@@ -47,8 +53,7 @@ def load(
     """Load a space for a method with such parameters, and others that may be searched, too."""
     facts = {"name": method, "variant": variant, "parameters": parameters}
     made: Any = SimpleNamespace(**facts, optional_parameters=optional)
-    file = None if path is None else str(path)
-    return load_space(file, made, model_name=model, n_layers=n_layers)
+    return load_space(path and str(path), made, model_name=model, n_layers=n_layers)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -57,9 +62,9 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def message_of(folder: Path, text: str, **options: Any) -> str:
+def message_of(folder: Path, text: str) -> str:
     with pytest.raises(SearchSpaceError) as caught:
-        load(written(folder, text), **options)
+        load(written(folder, text))
     return str(caught.value)
 
 
@@ -142,12 +147,12 @@ def test_every_kind_becomes_its_distribution(tmp_path: Path) -> None:
     space = load(path, "z", **options)
     assert space.origin == str(path)
     assert space.parameters == {
-        "layer": IntDistribution(0, 4),
-        "f": FloatDistribution(-1.0, 1.0),
-        "c": CategoricalDistribution((1e-4, 1, 2.5)),
-        "x": IntDistribution(20, 20),
-        "y": FloatDistribution(1e-4, 1e-4),
-        "z": FloatDistribution(1e-4, 3e-2, log=True),
+        "layer": Whole(0, 4),
+        "f": Real(-1.0, 1.0),
+        "c": Choice((1e-4, 1, 2.5)),
+        "x": Whole(20, 20),
+        "y": Real(1e-4, 1e-4),
+        "z": Real(1e-4, 3e-2, log=True),
     }
     (point,) = space.starting_points
     assert point == {"layer": 2, "f": 0.0, "c": 1, "x": 20, "y": 1e-4, "z": 1e-3}
@@ -254,15 +259,15 @@ def test_values_from_elsewhere_are_checked_all_at_once(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
-NUMBERS = st.integers(-99, 99) | st.floats(-1e6, 1e6)
-WHOLE, REAL = st.integers(-99, 99), st.floats(-1e6, 1e6)
+INTEGERS, FLOATS = st.integers(-99, 99), st.floats(-1e6, 1e6)
+NUMBERS = INTEGERS | FLOATS
 RATES = st.tuples(st.floats(1e-9, 1e3), st.floats(1.001, 1e6))
 KINDS = st.one_of(
-    st.tuples(WHOLE, WHOLE).map(lambda ends: IntDistribution(min(ends), max(ends))),
-    st.tuples(REAL, REAL).map(lambda ends: FloatDistribution(min(ends), max(ends))),
-    RATES.map(lambda ends: FloatDistribution(ends[0], ends[0] * ends[1], log=True)),
-    st.lists(NUMBERS, min_size=1, max_size=5, unique=True).map(CategoricalDistribution),
-    NUMBERS.map(lambda value: FloatDistribution(value, value)),
+    st.tuples(INTEGERS, INTEGERS).map(lambda ends: Whole(min(ends), max(ends))),
+    st.tuples(FLOATS, FLOATS).map(lambda ends: Real(min(ends), max(ends))),
+    RATES.map(lambda ends: Real(ends[0], ends[0] * ends[1], log=True)),
+    st.lists(NUMBERS, min_size=1, max_size=5, unique=True).map(Choice),
+    NUMBERS.map(lambda value: Real(value, value)),
 )
 
 
@@ -281,3 +286,119 @@ def test_bounds_and_what_optuna_samples_are_admitted_and_what_lies_beyond_is_not
     space = SearchSpace("m", "v", {"a": kind}, (), "test")
     for _ in range(5):
         space.check(study.ask(dict(space.parameters)).params)
+
+
+# Parameters of a space that are fixed or narrowed on the command line
+
+OWN: Mapping[str, Parameter] = {
+    "layer": Whole(0, 3),
+    "coefficient": Real(0.5, 8.0),
+    "learning_rate": Real(1e-4, 3e-2, log=True),
+}
+POINT = {"layer": 1, "coefficient": 1.0, "learning_rate": 0.003}
+NPO: Mapping[str, Parameter] = {"learning_rate": Real(1e-5, 1e-2, log=True)}
+
+
+def narrow(
+    kinds: Mapping[str, Parameter] = OWN,
+    point: Mapping[str, Any] | None = None,
+    *,
+    fix: tuple[str, ...] = (),
+    ranges: tuple[str, ...] = (),
+    method: str = "lunar",
+) -> SearchSpace:
+    """Narrow a space of four blocks as a plan does."""
+    fixed, points = read_assignments(fix), (point,) if point is not None else ()
+    made, _ = configure_method(method, solver=None, fixed=fixed)
+    space = SearchSpace(method, made.variant, dict(kinds), points, "a test")
+    return narrowed(space, made, fixed=fixed, ranges=ranges, n_layers=4)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_parameter_of_any_kind_can_be_fixed(name: str) -> None:
+    fixed = Whole(2, 2) if name == "layer" else Real(2, 2)
+    for kind in (*OWN.values(), Choice((1, 2, 3)), Whole(3, 3)):
+        space = narrow({**OWN, name: kind}, fix=(f"{name}=2",))
+        assert space.parameters == {**OWN, name: fixed}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "text", "expected"),
+    [
+        ("layer", Whole(0, 1), "1:3", Whole(1, 3)),
+        ("layer", Whole(0, 3), "2:2", Whole(2, 2)),
+        ("layer", Choice((0, 2, 3)), "1:3", Choice((2, 3))),
+        ("coefficient", Real(0.5, 8), "-1:4", Real(-1, 4)),
+        ("coefficient", Whole(1, 1), "1:4", Real(1, 4)),
+        ("learning_rate", Real(1e-4, 0.03, log=True), "1e-3:0.01", Real(1e-3, 0.01, log=True)),
+    ],
+)
+def test_a_parameter_of_any_kind_can_be_narrowed(
+    name: str, kind: Parameter, text: str, expected: Parameter
+) -> None:
+    space = narrow({**OWN, name: kind}, ranges=(f"{name}={text}",))
+    assert space.parameters == {**OWN, name: expected}
+    assert narrow({**OWN, name: kind}, ranges=(f"{name.replace('_', '-')}={text}",)) == space
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"ranges": ("layer=2:4",)}, "layer 4: the model has blocks 0 to 3"),
+        ({"fix": ("layer=1.5",)}, "--fix layer=1.5: is 1.5; a whole number is needed"),
+        ({"fix": ("coefficient=much",)}, "a number is needed"),
+        ({"fix": ("learning_rate=0",)}, "a positive number"),
+        ({"ranges": ("coefficient=1:inf",)}, "a finite number is needed"),
+        ({"ranges": ("learning_rate=0:1",)}, "`low > 0` must hold for `log=True`"),
+        ({"ranges": ("ridge=0.1:1",)}, "searches no ridge. There are: batch_size"),
+        ({"fix": ("layer=2",), "ranges": ("layer=0:1",)}, "layer is named twice"),
+        ({"ranges": ("layer=0:1", "layer=2:3")}, "--range layer=2:3: layer is named twice"),
+        ({"kinds": {"ridge": Choice((1, 4))}, "ranges": ("ridge=2:3",)}, "holds none of 1, 4"),
+        ({"kinds": NPO, "ranges": ("dropout=0:1",), "method": "npo"}, "less than 1"),
+        ({"fix": ("coefficient=much",), "ranges": ("ridge=1:2", "layer=0.5:1")}, "3 things are"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(options: dict[str, Any], part: str) -> None:
+    with pytest.raises(InputError) as caught:
+        narrow(**options)
+    assert part in str(caught.value)
+
+
+def test_a_setting_that_is_fixed_is_searched_no_more() -> None:
+    """Starting points have what is fixed, and nothing else of theirs changes."""
+    kinds = {**NPO, "rank": Whole(2, 16), "beta": Real(0.1, 1)}
+    point = {"learning_rate": 1e-3, "rank": 4, "beta": 0.5}
+    space = narrow(kinds, point, fix=("rank=8",), method="npo")
+    assert space.parameters == {name: kind for name, kind in kinds.items() if name != "rank"}
+    assert space.starting_points == ({"learning_rate": 1e-3, "beta": 0.5},)
+    space = narrow(point=POINT, fix=("layer=3",), ranges=("coefficient=4:8",))
+    assert space.starting_points == (POINT | {"layer": 3},)
+
+
+def test_a_setting_that_the_space_does_not_search_is_searched_in_a_range() -> None:
+    """A setting of whole numbers has a whole range; starting points begin in its middle."""
+    point = {"learning_rate": 1e-3}
+    space = narrow(NPO, point, ranges=("rank=2:16", "beta=0.1:0.5"), method="npo")
+    added = {"rank": Whole(2, 16), "beta": Real(0.1, 0.5)}
+    assert space.parameters == {**NPO, **added}
+    assert space.starting_points == ({**point, "rank": 9, "beta": pytest.approx(0.3)},)
+
+
+def test_a_plan_searches_what_is_left_and_a_study_asks_for_nothing_else(tmp_path: Path) -> None:
+    own = {"fix": ("layer=2", "epochs=3"), "range": ("coefficient=1:2",)}
+    plan = plan_search(SearchConfig(output=tmp_path, sampler="random", **own))
+    assert plan.facts["  layer"] == "2 (fixed)"
+    assert plan.facts["  coefficient"] == "1 … 2"
+    assert plan.spec.layers == (2,)
+    assert configured(plan.config)[1] == {"layer": 2}
+    assert plan.spec.method.settings.epochs == 3  # type: ignore[attr-defined]
+    study = open_study(tmp_path / "study.journal", name="s", space=plan.space, config=plan.config)
+    asked = [study.ask()[1] for _ in range(12)]
+    assert asked[0] == {"layer": 2, "coefficient": 1.0, "learning_rate": 0.003}
+    assert {one["layer"] for one in asked} == {2}
+    assert all(1 <= one["coefficient"] <= 2 for one in asked)
+    assert len({one["coefficient"] for one in asked}) == 12
+
+    plan = plan_search(SearchConfig(output=tmp_path, range=("coefficient=4:8",)))
+    assert plan.space.starting_points == ()
+    assert "coefficient: is 1, outside 4 … 8" in plan.facts["starting points"]

@@ -1,43 +1,56 @@
-"""The study: what it is told is what it says, for every sampler and after opening it again."""
+"""The study: what it is told is what it says, also when opened again; damage; importance."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
+import pickle
+import random
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from made_outcomes import complete, trial_result
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
+from pages_by_hand import said
 from tracked_searches import SPACE
 
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.space import SAMPLERS, SearchSpace, open_study
+from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import Evaluation
-from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, best_first
+from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
+from lunar_tune.study.folder import read_answers, write_answers
+from lunar_tune.study.rows import (
+    COMPLETE,
+    FAILED,
+    LEAST_TRIALS,
+    RUNNING,
+    TrialRow,
+    best_first,
+    parameter_importance,
+)
 from lunar_tune.study.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
 
 BOUND = "retain_rouge1>=0.8"
+GOAL = ("forget_rouge1", (BOUND,))
 POINTS = SPACE.starting_points
 
 
 def study_in(
-    folder: Path,
-    *,
-    space: SearchSpace = SPACE,
-    seed: int = 0,
-    starting_points: bool = True,
-    **options: Any,
+    folder: Path, *, space: SearchSpace = SPACE, starting_points: bool = True, **options: Any
 ) -> Study:
-    config = SearchConfig(seed=seed, **options)
     space = space if starting_points else dataclasses.replace(space, starting_points=())
+    config = SearchConfig(**options)
     return open_study(folder / "study.journal", name="s", space=space, config=config)
-
-
-GOAL = ("forget_rouge1", (BOUND,))
 
 
 def optuna_study(folder: Path) -> optuna.Study:
@@ -341,3 +354,134 @@ def test_a_disk_that_is_full_for_one_line_only_costs_that_line(
     again = study_in(tmp_path)
     assert [row.scores for row in again.rows()] == [row.scores for row in study.rows()]
     assert again.ask() == (3, parameters)
+
+
+# Damaged files: refused in one message, never a traceback
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return the lines of a journal with a completed, a failed and a running trial."""
+    folder = tmp_path_factory.mktemp("study")
+    study = study_in(folder, sampler="random")
+    study.note("goal", GOAL)
+    run_trials(study, (0.1, 0.9))
+    study.fail(study.ask()[0], "diverged")
+    study.ask()
+    return [json.loads(line) for line in (folder / "study.journal").read_text().splitlines()]
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_changed_journal_is_read_or_refused(
+    journal: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    lines = [dict(line) for line in journal]
+    line = data.draw(st.sampled_from(lines))
+    line[data.draw(st.sampled_from(list(line)))] = data.draw(JSON)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "study.journal"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        try:
+            StoredStudy.read(path)
+        except InputError as error:
+            assert folder in str(error)  # noqa: PT017 the other outcome is as good
+
+
+def test_a_journal_of_pickles_is_refused_and_nothing_of_it_runs(tmp_path: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> tuple[Any, tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    path = tmp_path / "study.journal"
+    path.write_bytes(pickle.dumps(Touch()) + b"\n")
+    with pytest.raises(InputError, match="is damaged, or not the journal of a search"):
+        StoredStudy.read(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_answers_are_refused(tmp_path: Path) -> None:
+    path, row = tmp_path / "00000.parquet", said("forget", "?", ".", 0.5)
+    write_answers(path, [row], [1.0])
+    assert read_answers(path) == [row]
+    for content in (b"", path.read_bytes()[:-9]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is damaged, or holds no answers"):
+            read_answers(path)
+
+
+@given(content=JSON)
+@settings(deadline=None)
+@example(content={"knowledge": {"rouge1": "high"}})
+@example(content={"settings": []})
+@example(content={"unlearned": {"data": "mini"}})
+def test_a_changed_lineage_is_read_or_refused(content: Any) -> None:
+    whole = {"format": 1, "base": "b", "source": "s", "weights": None, "revision": None}
+    whole |= {"fingerprint": "f", "data": "d", "data_digest": "e", "settings": {}}
+    with TemporaryDirectory() as folder:
+        changed = whole | content if isinstance(content, dict) else content
+        (Path(folder) / LINEAGE_FILE).write_text(json.dumps(changed))
+        try:
+            lineage = read_lineage(folder)
+        except InputError as error:
+            assert folder in str(error)  # noqa: PT017 the other outcome is as good
+        else:
+            assert lineage is not None
+            assert lineage.summary
+
+
+# Importance
+
+KINDS = {
+    **SPACE.parameters,
+    "ridge": CategoricalDistribution((0.01, 0.1, 1.0)),
+    "fixed": IntDistribution(3, 3),
+}
+DECIDES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "layer": lambda point: point["layer"] / 3,
+    "coefficient": lambda point: point["coefficient"] / 8,
+    "learning_rate": lambda point: -math.log10(point["learning_rate"]) / 4,
+    "ridge": lambda point: float(point["ridge"] == 0.1),
+}
+
+
+def scored(score: Callable[[dict[str, Any]], float]) -> list[TrialRow]:
+    draw, rows = random.Random(1), []
+    for number in range(40):
+        point = {
+            "layer": draw.randint(0, 3),
+            "coefficient": draw.uniform(0.5, 8.0),
+            "learning_rate": 10 ** draw.uniform(-4, -1.6),
+            "ridge": draw.choice((0.01, 0.1, 1.0)),
+            "fixed": 3,
+        }
+        scores = {"forget_rouge1": score(point)}
+        rows.append(TrialRow(number=number, state=COMPLETE, parameters=point, scores=scores))
+    return rows
+
+
+@pytest.mark.parametrize("name", DECIDES)
+def test_a_parameter_that_alone_decides_has_most_of_the_importance(name: str) -> None:
+    rows = scored(DECIDES[name])
+    shares, again = (parameter_importance(rows, KINDS, "forget_rouge1") for _ in range(2))
+    assert shares == again
+    assert shares is not None
+    assert next(iter(shares)) == name
+    assert shares[name] > 0.8
+    assert set(shares) == set(DECIDES), "what has one value alone has no part"
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert sum(shares.values()) <= 1 + 1e-9
+
+
+def test_there_is_none_where_trials_tell_nothing() -> None:
+    rows, equal = scored(DECIDES["layer"]), scored(lambda _: 0.5)
+    for told in (rows[: LEAST_TRIALS - 1], equal):
+        assert parameter_importance(told, KINDS, "forget_rouge1") is None
+    assert parameter_importance(rows, KINDS, "forget_mrr") is None
+    assert parameter_importance(rows, {"fixed": KINDS["fixed"]}, "forget_rouge1") is None

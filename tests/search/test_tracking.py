@@ -397,6 +397,7 @@ def test_a_place_keeps_its_identity_and_tells_no_password(
     first = tracker.place(None)
     assert first["uri"] == store.uri
     assert first["origin"]["mlflow.source.type"] == "LOCAL"
+    assert first["origin"]["mlflow.source.name"] == "lunar_tune"
     assert first["origin"]["version.torch"] == importlib.metadata.version("torch")
     assert tracker.place({**first, "uri": "http://other", "experiment": "x"}) == first
     assert tracker.place(None)["id"] != first["id"]

@@ -1,26 +1,38 @@
-"""A search over two Ray nodes that share nothing but the network."""
+"""A search over two Ray nodes that share nothing but the network.
+
+A node is a machine within this machine: a network, processes and folders that no other one sees,
+made of Linux namespaces, without a container engine. Everything of a node ends with its first
+process, which ends when its input closes, also where the tests are killed.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+import shlex
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from command_lines import command, environment
-from nodes import Node, connected, node, why_not
 
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE
 from lunar_tune.study.study import StoredStudy
 
+TOOLS = ("ip", "nsenter", "unshare")
+NAMESPACES = ("--mount", "--net", "--pid")
 ADDRESSES = ("192.0.2.1", "192.0.2.2")  # for documentation, of no machine
 HEAD = f"{ADDRESSES[0]}:6379"
 TRIALS = 5
@@ -29,6 +41,98 @@ START_SECONDS, SEARCH_SECONDS = 90.0, 300.0
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
 RAY += ["--object-store-memory=80000000", "--disable-usage-stats"]
 STARTED, TASK = "Ray runtime started", "Trainable.train"
+called = partial(subprocess.run, timeout=30, check=True)
+
+
+def why_not() -> str | None:
+    """Return why there can be no nodes here; None where there can."""
+    if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        return f"there is no {', '.join(missing)} (packages iproute2, util-linux)"
+    if os.geteuid() != 0:
+        return "only root may make networks"
+    command = ["unshare", *NAMESPACES, "--fork", "--mount-proc", "true"]
+    tried = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that runs."""
+
+    pid: int  # of its first process, as this machine counts
+    environment: Mapping[str, str]
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def path(self, inside: Path) -> Path:
+        """Return where this machine finds a file of the node."""
+        return Path(f"/proc/{self.pid}/root{inside}")
+
+    def start(self, command: Sequence[str], *, log: Path, cwd: Path) -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            program = subprocess.Popen(
+                [*self._entering, f"--wdns={cwd}", *command],
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.started.append(program)
+        return program
+
+    def call(self, command: str) -> None:
+        called([*self._entering, *shlex.split(command)])
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Return the node's processes whose command line, as they show it now, holds a text."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                here = namespace(process.pid) == namespace(self.pid)
+                if here and title in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    @property
+    def _entering(self) -> list[str]:
+        return ["nsenter", f"--target={self.pid}", *NAMESPACES]
+
+
+def namespace(pid: int) -> Path:
+    return Path(f"/proc/{pid}/ns/pid").readlink()
+
+
+@contextmanager
+def node(private: Path, environment: Mapping[str, str]) -> Iterator[Node]:
+    """Give a node whose `private` folder has content of its own, as its shared memory has."""
+    mounts = [f"mount -t tmpfs tmpfs {place}" for place in (shlex.quote(str(private)), "/dev/shm")]
+    script = " && ".join([*mounts, "echo ready", "exec cat"])
+    first = subprocess.Popen(
+        ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"ready\n", "the node has not begun"
+        yield Node(psutil.Process(first.pid).children()[0].pid, environment, started)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate(timeout=30)
+        for program in started:
+            program.wait(timeout=30)
+
+
+def connect(first: Node, second: Node) -> None:
+    """Join two nodes by a cable; each reaches the other and nothing else."""
+    cable = f"ip link add eth0 netns {first.pid} type veth peer name eth0 netns {second.pid}"
+    called(cable.split())
+    for one, address in zip((first, second), ADDRESSES, strict=True):
+        one.call(f"ip address add {address}/24 dev eth0")
+        one.call("ip link set eth0 up")
+        one.call("ip link set lo up")
 
 
 @dataclass(frozen=True)
@@ -57,7 +161,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
             "OMP_NUM_THREADS": "1",
         }
         head, other = (stack.enter_context(node(private, environment(**own))) for _ in ADDRESSES)
-        connected(head, other, ADDRESSES)
+        connect(head, other)
         begin = ["--head", "--port=6379", "--include-dashboard=false"]
         roles = ([*begin, f"--temp-dir={private / 'ray'}"], [f"--address={HEAD}"])
         for one, address, role in zip((head, other), ADDRESSES, roles, strict=True):
@@ -122,7 +226,7 @@ def test_a_search_needs_no_common_folder_and_outlives_the_loss_of_a_node(
     wait_for(lambda: n_complete() >= wanted, SEARCH_SECONDS, "the other node ends none")
     wait_for(lambda: works(cluster.other), SEARCH_SECONDS, "it has no further one")
     assert len(workers[cluster.other.pid]) == 1, "its worker is used again"
-    cluster.other.kill_all()
+    cluster.other.call("sh -c 'kill -KILL -1'")  # all but the first, which keeps its folders
     for process in standing:
         process.resume()
 
