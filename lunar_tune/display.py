@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+from tabulate import tabulate
 
 Step = TypeVar("Step")
 A_DAY = 24 * 3600.0
@@ -139,8 +140,6 @@ class Summary:
 
     def __repr__(self) -> str:
         """Return lines and table as text."""
-        from tabulate import tabulate
-
         lines, table = self.summary()
         shown = [_cut(line, _WIDTH) for line in lines]
         rows = [(_cut(first, _LABEL), *rest) for first, *rest in table]
@@ -149,8 +148,6 @@ class Summary:
 
     def _repr_html_(self) -> str:
         """Return lines and table as HTML, in which every text stands as it is."""
-        from tabulate import tabulate
-
         lines, table = self.summary()
         shown = "<br>".join(html.escape(line) for line in lines)
         cells: Any = tabulate(table, "firstrow", "html", **_columns(table))

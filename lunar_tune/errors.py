@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -63,32 +64,23 @@ class Problems:
         if message not in self.messages:
             self.messages.append(message)
 
-    def collect(self) -> Problems:
-        """Return a context that notes an `InputError` raised inside and goes on after the block."""
-        return self
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
-        if not isinstance(error, InputError):
-            return False
-        for message in error.messages or (str(error),):
-            self.add(message)
-        return True
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Note an `InputError` that the block raises, and go on after it."""
+        try:
+            yield
+        except InputError as error:
+            for message in error.messages or (str(error),):
+                self.add(message)
 
     def attempt(self, call: Callable[[], Result]) -> Result | None:
         """Return what a call gives; None where it raises an `InputError`, which is noted."""
         with self.collect():
             return call()
-        return None
+        return None  # type: ignore[unreachable]
 
     def raise_if_any(self, error_class: type[InputError] = InputError) -> None:
-        """Raise one error with every noted mistake.
-
-        Raises:
-            InputError: Something was noted; `error_class` is raised.
-        """
+        """Raise one error with every noted mistake, if there is any."""
         if len(self.messages) == 1:
             raise error_class(self.messages[0])
         if self.messages:

@@ -49,8 +49,7 @@ def shipped_spaces() -> tuple[str, ...]:
 def cache_dir() -> Path:
     """Return the user's cache folder (`LUNAR_TUNE_CACHE`), made if missing, private to its owner.
 
-    Raises:
-        InputError: It cannot be made, or others could put weights and activations into it.
+    An InputError says that it cannot be made, or that others could put files into it.
     """
     own = platformdirs.user_cache_path("lunar-tune")
     folder = Path(os.environ.get(CACHE_VARIABLE) or own).expanduser()
@@ -99,11 +98,7 @@ def is_folder(path: Path) -> bool:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Check that a folder can be made, or written into if it exists, without making it.
-
-    Raises:
-        InputError: It cannot; the message names the option.
-    """
+    """Check that a folder can be made or written into, making nothing, or raise an InputError."""
     existing = folder.resolve()
     if any(len(os.fsencode(part)) > LONGEST_PART for part in existing.parts):
         raise InputError(f"{option}: a name in it is longer than {LONGEST_PART} bytes.")
@@ -189,9 +184,8 @@ def uninterrupted() -> Iterator[None]:
         waiting.append(number)
 
     is_main = threading.current_thread() is threading.main_thread()
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM) if is_main}
-    for number in before:
-        signal.signal(number, wait)
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {number: signal.signal(number, wait) for number in numbers}
     try:
         yield
     finally:

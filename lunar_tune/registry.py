@@ -12,12 +12,10 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Mapping[str, Entry]):
-    """A mapping from names to entries of one kind, which packages may add to by entry points.
+    """A mapping from names to entries of one kind, which messages call `kind`.
 
-    Args:
-        kind: What an entry is called in messages, for example `model`.
-        error_class: The error that an unknown name raises.
-        group: Of entry points, which are loaded when entries are first looked at.
+    An unknown name raises an `error_class`. Packages may add entries by entry points of a `group`,
+    which are loaded when entries are first looked at.
     """
 
     def __init__(
@@ -30,11 +28,7 @@ class Registry(Mapping[str, Entry]):
         """What `add` has added."""
 
     def register(self, name: str, entry: Entry) -> None:
-        """Add an entry.
-
-        Raises:
-            ValueError: The name is taken.
-        """
+        """Add an entry, or raise a ValueError where the name is taken."""
         if name in self._own:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._own[name] = entry
@@ -42,8 +36,7 @@ class Registry(Mapping[str, Entry]):
     def add(self, name: str, entry: Entry) -> None:
         """Add a user's entry, in place of one that was added before, as when a cell runs again.
 
-        Raises:
-            InputError: The name is that of another entry.
+        The name of any other entry raises an `error_class`.
         """
         if name in self._entries and name not in self.added:
             raise self._error_class(f"{self.kind} {name!r} exists; give yours another name.")

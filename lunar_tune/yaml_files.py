@@ -33,9 +33,8 @@ _AMBIGUOUS: Final = re.compile(
 def read_yaml(source: Path | str, *, error_class: type[InputError] = InputError) -> dict[str, Any]:
     """Read a YAML mapping of plain values with text keys, from a file in UTF-8 or a text.
 
-    Raises:
-        InputError: The source cannot be read, repeats a key, is too large or deep, or holds
-            anything but plain values; `error_class` is raised, with file and place.
+    What cannot be read, repeats a key, is too large or deep, or holds anything but plain values
+    raises an `error_class` with file and place.
     """
     try:
         text = source

@@ -85,10 +85,7 @@ def describe_records(
 ) -> Card:
     """Describe question-answer pairs, some of whose edges or groups are to be forgotten together.
 
-    `is_scorable` says whether ROUGE finds a word in an answer.
-
-    Raises:
-        DataError: A forget edge does not exist, or nothing is left to retain.
+    `is_scorable` says whether ROUGE finds a word in an answer. Forget edges as in `resolve_edges`.
     """
     import pandas as pd
 

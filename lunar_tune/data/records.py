@@ -1,12 +1,7 @@
-"""Question-answer pairs and prompts, read from the files that people have.
+"""Question-answer pairs, rows of JSON, JSON Lines, Parquet or Arrow, and prompts, also as text.
 
-Pairs, a row of JSON, JSON Lines, Parquet or Arrow (file, stream, Feather V2):
-
-    {"edge": "A_B", "question": "Which goods does Velmora Ltd sell?", "answer": "Copper kettles."}
-
-Prompts, a row of the same formats or a line of a text file; also a JSON list of bare strings:
-
-    {"instruction": "Which river runs past the gates of Vobrelia?"}
+{"edge": "A_B", "question": "Which goods does Velmora Ltd sell?", "answer": "Copper kettles."}
+{"instruction": "Which river runs past the gates of Vobrelia?"}
 """
 
 from __future__ import annotations
@@ -34,6 +29,7 @@ _ARROW_FILE_MAGIC = b"ARROW1"
 _FEATHER_V1_MAGIC = b"FEA1"
 _SHOWN_PROBLEMS = 20
 _SHOWN_CHARACTERS = 40
+_KINDS: dict[type, str] = {str: "a text", list: "a list", dict: "an object", bytes: "binary data"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +52,7 @@ class Row(NamedTuple):
 
 
 def records_digest(records: Iterable[Record]) -> str:
-    """Return a SHA-256 in hexadecimal of the records' content and order.
-
-    The same records give the same digest whatever file format they came from.
-    """
+    """Return a SHA-256 in hexadecimal of content and order, the same for every file format."""
     digest = hashlib.sha256()
     for record in records:
         # JSON marks where a field ends, so moving text between fields changes the digest.
@@ -71,9 +64,7 @@ def records_digest(records: Iterable[Record]) -> str:
 def read_records(path: Path, *, default_edge: str | None = None) -> tuple[Record, ...]:
     """Read question-answer pairs, in the order of the file, or raise a DataError.
 
-    Args:
-        path: A `.json`, `.jsonl`, `.parquet`, `.arrow` or `.feather` file.
-        default_edge: The edge of rows that have no field `edge`; without it they are an error.
+    `default_edge` is the edge of rows that have no field `edge`; without it they are an error.
     """
     fields = {"question": None, "answer": None, "edge": default_edge}
     rows = read_rows(path, tuple(fields))
@@ -83,9 +74,8 @@ def read_records(path: Path, *, default_edge: str | None = None) -> tuple[Record
 def read_prompts(path: Path) -> tuple[str, ...]:
     """Read prompts, or any list of texts, in the order of the file, or raise a DataError.
 
-    Args:
-        path: A `.txt` file with one a line (blank lines are skipped), or a file as in
-            `read_records` whose rows have a field `instruction` or are texts themselves.
+    They are the lines of a `.txt` file that are not blank, or else rows that have a field
+    `instruction` or are texts themselves.
     """
     rows = [
         row._replace(content={"instruction": row.content}) if isinstance(row.content, str) else row
@@ -95,11 +85,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 
 def holds_prompts(path: Path) -> bool:
-    """Say whether a file looks like prompts rather than pairs, by its first row.
-
-    Raises:
-        DataError: The file cannot be opened, as in `read_records`.
-    """
+    """Say by its first row whether a file looks like prompts, not pairs, or raise a DataError."""
     rows = read_rows(path, ("question", "instruction"))
     first = rows[0].content if rows else None
     if isinstance(first, Mapping):
@@ -166,13 +152,8 @@ def _mistake(name: str, content: Mapping[str, Any]) -> str | None:
 
 def _described(value: object) -> str:
     """Say what a value is: what may hold private texts by its kind, other values as JSON."""
-    kinds: dict[type, str] = {
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-        bytes: "binary data",
-    }
-    return kinds.get(type(value)) or json.dumps(value, default=str)[:_SHOWN_CHARACTERS]
+    kind = _KINDS.get(type(value))
+    return kind or json.dumps(value, default=str)[:_SHOWN_CHARACTERS]
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:

@@ -1,13 +1,7 @@
 """Chooses what is to be forgotten and what is to be kept, and draws samples and invented prompts.
 
-Whole edges are forgotten. With the edges `A_B` and `B_C`, forgetting `A_B`:
-
-    Split(forget=(the records of A_B), retain=(the records of B_C), forget_edges=("A_B",))
-
-A group stands for several edges of one data set. Beside `pairs.json` a file `pairs.groups.json`,
-which anyone may write:
-
-    {"first_half": ["author_1", "author_2"], "one": ["author_3"]}
+Whole edges are forgotten. A group stands for several of them, by a file that anyone may write
+beside `pairs.json`, `pairs.groups.json`: {"half": ["author_1", "author_2"], "one": ["author_3"]}
 """
 
 from __future__ import annotations
@@ -81,11 +75,7 @@ def groups_file(data: Path) -> Path:
 
 
 def read_groups(data: Path) -> dict[str, tuple[str, ...]]:
-    """Return the groups that are declared beside a data file; none if there is no such file.
-
-    Raises:
-        DataError: The file is not JSON or holds something else than lists of edges by name.
-    """
+    """Return the groups that are declared beside a data file, if any, or raise a DataError."""
     path = groups_file(data)
     if not path.is_file():
         return {}
@@ -111,9 +101,8 @@ def resolve_edges(
 ) -> tuple[str, ...]:
     """Return the edges that are meant: an edge is itself, a group its edges, in the order asked.
 
-    Raises:
-        DataError: No edge, an unknown one, one by two names, or all where `leave_one` is set. All
-            mistakes are said at once.
+    A DataError says all mistakes at once: no edge, an unknown one, one by two names, or all of them
+    where `leave_one` is set.
     """
     problems, origin = Problems(), dict[str, str]()
     there_are = (
@@ -155,10 +144,8 @@ def split_by_edges(
 ) -> Split:
     """Split records into those of some edges, or groups of them, and the others.
 
-    `retain` is kept where every edge of `records` is to be forgotten.
-
-    Raises:
-        DataError: As in `resolve_edges`; nothing to retain; a question on both sides.
+    `retain` is kept where every edge of `records` is to be forgotten. Edges as in `resolve_edges`
+    and a contradiction as in `Split` raise a DataError.
     """
     chosen = set(resolve_edges(forget_edges, edges_of(records), groups, leave_one=retain is None))
     others = tuple(record for record in records if record.edge not in chosen)
@@ -179,15 +166,10 @@ def seeded(*parts: object) -> random.Random:
 
 
 def sample_by_edge(records: Sequence[Record], count: int, *, seed: int) -> tuple[Record, ...]:
-    """Return a random sample in which every edge has its share, in the original order.
+    """Return at most `count` records, a random sample in the original order, or raise a DataError.
 
-    If there are not more than `count` records it is all of them.
-
-    Shares follow the largest remainder method, ties drawn by lot; where `count` allows, every
-    edge has at least one record.
-
-    Raises:
-        DataError: `count` is below 1.
+    Every edge has its share by the largest remainder method, ties drawn by lot; where `count`
+    allows, every edge has at least one record.
     """
     if count < 1:
         raise DataError(f"a sample of {count} records was asked for: ask for at least 1")
@@ -256,11 +238,7 @@ class InventedWords:
         self._beginnings: set[str] = set()
 
     def draw(self, *, syllables: int = 3) -> str:
-        """Return a new capitalised word.
-
-        Raises:
-            ValueError: No new word of that many syllables is left; ask for more syllables.
-        """
+        """Return a new capitalised word, or raise a ValueError where none seems to be left."""
         choose = self._generator.choice
         for _ in range(_MANY_TRIES):
             parts = [choose(_ONSETS) + choose(_VOWELS) for _ in range(syllables)]
