@@ -256,20 +256,18 @@ def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> p
     """
     import pandas as pd
 
-    rows = [
-        {
-            "set": row.set_name,
-            "edge": row.edge,
-            "row": row.row,
-            "question": row.question,
-            "true_answer": row.truth,
-            "base_model": other.answer if other is not None else None,
-            "unlearned": row.answer,
-            "rouge1_before": other.rouge1 if other is not None else float("nan"),
-            "rouge1": row.rouge1,
-            "rouge_l": row.rouge_l,
-            "ended": row.ended,
-        }
-        for row, other in paired(after, before)
-    ]
-    return pd.DataFrame(rows).astype({"row": "Int64"} if rows else {})
+    others = [other for _, other in paired(after, before)]
+    columns = {
+        "set": [row.set_name for row in after],
+        "edge": [row.edge for row in after],
+        "row": [row.row for row in after],
+        "question": [row.question for row in after],
+        "true_answer": [row.truth for row in after],
+        "base_model": [other.answer if other is not None else None for other in others],
+        "unlearned": [row.answer for row in after],
+        "rouge1_before": [other.rouge1 if other is not None else math.nan for other in others],
+        "rouge1": [row.rouge1 for row in after],
+        "rouge_l": [row.rouge_l for row in after],
+        "ended": [row.ended for row in after],
+    }
+    return pd.DataFrame(columns).astype({"row": "Int64"})

@@ -45,45 +45,41 @@ class Findings:
     baseline: Mapping[str, float]  # the base model's scores on the same questions
     max_new_tokens: int | None
     full: bool  # whether the answers are those of a full evaluation
-    answers: pd.DataFrame | None  # see `answers_beside`; None where they are not there
+    answers: pd.DataFrame  # see `answers_beside`; empty where they are not there
 
     @classmethod
     def of(cls, search: StoredSearch, row: TrialRow) -> Findings:
         """Return those of a trial, of its full evaluation where that is kept."""
         note = (search.study.notes.get("confirmed") or {}) if row == search.best else {}
         full = search.folder.answers(row.number, full=True).is_file()
-        before, answers = [], None
+        before, after = [], []
         with suppress(InputError):
             after = search.answer_rows(row.number, full=full)
-            with suppress(InputError):
-                before = search.answer_rows(full=full)
-            answers = answers_beside(before, after) if after else None
+            before = search.answer_rows(full=full)
+        answers = answers_beside(before, after)
         baseline = search.baseline_in_full if note else search.baseline
         budget = note.get("max_new_tokens", row.max_new_tokens)
         return cls(row, note.get("scores", row.scores), baseline, budget, full, answers)
 
-    def of_set(self, name: str) -> pd.DataFrame | None:
-        """Return the answers to the questions of a set, if there are any; `fall` is of ROUGE-1."""
-        if self.answers is None or not (self.answers["set"] == name).any():
-            return None
+    def of_set(self, name: str) -> pd.DataFrame:
+        """Return the answers to the questions of a set; `fall` is of ROUGE-1."""
         asked = self.answers[self.answers["set"] == name]
         return asked.assign(fall=asked["rouge1_before"] - asked["rouge1"])
 
     @property
     def has_text(self) -> bool:
         """Whether texts were kept."""
-        return self.answers is not None and bool(self.answers["question"].any())
+        return bool(self.answers["question"].any())
 
     @property
     def has_baseline(self) -> bool:
         """Whether the base model's answers are known."""
-        return self.answers is not None and bool(self.answers["rouge1_before"].notna().any())
+        return bool(self.answers["rouge1_before"].notna().any())
 
     @property
     def forgotten(self) -> list[Answer]:
         """The answers to questions to forget, least forgotten first."""
-        asked = self.of_set("forget")
-        return [] if asked is None else _first(asked, rouge1=False)
+        return _first(self.of_set("forget"), rouge1=False)
 
     @property
     def worse(self) -> list[Answer] | None:
@@ -92,9 +88,7 @@ class Findings:
         None where the base model's answer to none of them is kept.
         """
         asked = self.of_set("retain")
-        if asked is None:
-            return []
-        if asked["fall"].isna().all():
+        if len(asked) and asked["fall"].isna().all():
             return None
         return _first(asked[asked["fall"] > 0], fall=False, rouge1=True)
 
@@ -103,9 +97,9 @@ class Findings:
 
         Of those that lost as much, and of the forget set, the edges take turns.
         """
-        asked = self.of_set(name)
-        if asked is None or not self.has_text:
+        if not self.has_text:
             return []
+        asked = self.of_set(name)
         lost = 0.0 if name == "forget" else asked["fall"].clip(lower=0)
         turns = asked.assign(fall=lost, turn=asked.groupby("edge").cumcount())
         return _first(turns, fall=False, turn=True)[:count]
@@ -114,7 +108,7 @@ class Findings:
     def endings(self) -> str:
         """How the answers to the forget set end; empty where that is not known."""
         asked = self.of_set("forget")
-        if asked is None or (asked["ended"].isna() & (asked["rouge_l"] < 1)).any():
+        if asked.empty or (asked["ended"].isna() & (asked["rouge_l"] < 1)).any():
             return ""
         ended, cut, left = map(asked["ended"].tolist().count, (True, False, None))
         text = f"{ended} of {len(asked)} forget answers end by themselves, {cut} were cut at "
@@ -127,7 +121,7 @@ class Findings:
         parts = []
         for name in ("retain", "factual"):
             asked = self.of_set(name)
-            if asked is None or asked["fall"].isna().all():
+            if asked["fall"].isna().all():
                 continue
             lost = int((asked["fall"] > 0).sum())
             text = f"{lost} of {len(asked)} {name} answers lost words"
@@ -225,8 +219,7 @@ def _still_likely(best: Findings, search: StoredSearch) -> Iterator[str]:
 
 def _rambling(best: Findings, _: StoredSearch) -> Iterator[str]:
     """Say where most answers to the forget set do not end or repeat themselves."""
-    if (asked := best.of_set("forget")) is None:
-        return
+    asked = best.of_set("forget")
     cut = asked["ended"].tolist().count(False)
     repeating = sum(REPEATS.search(answer) is not None for answer in asked["unlearned"])
     if 2 * max(cut, repeating) > len(asked):

@@ -79,7 +79,7 @@ def _content(anchor: str, results: SearchResults) -> dict[str, Any]:
             (name, CHARTS[name].caption, chart.to_dict())
             for name, chart in charts_of(results).items()
         ],
-        "answers": [one for one in answered if one.answers is not None],
+        "answers": [one for one in answered if not one.answers.empty],
         "configuration": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
 
