@@ -163,7 +163,7 @@ def _read(cell: Cell, stored: StoredStudy | None, num_trials: int) -> dict[str, 
 
 def _tolerance(complete: Sequence[TrialRow]) -> tuple[float | None, float | None]:
     """Return between which values of its strength a method does nearly as well as at its best."""
-    feasible = best_first(list(complete))
+    feasible = best_first(complete)
     name = next((name for name in STRENGTHS if feasible and name in feasible[0].parameters), None)
     if name is None:
         return None, None

@@ -13,17 +13,13 @@ import importlib.metadata
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lunar_tune.errors import InputError
 from lunar_tune.files import cache_dir, write_atomically
-from lunar_tune.metrics.goal import score_label
 from lunar_tune.report.findings import Findings
-from lunar_tune.report.results import SearchResults, format_value
+from lunar_tune.report.results import SearchResults, template
 from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 SHOWN = 50
 """Answers of a set that a page shows at most; all are in the trial's own file."""
@@ -44,7 +40,7 @@ def write_static_page(searches: Sequence[SearchResults], path: Path) -> None:
     if not searches:
         raise InputError("there is no search to make a page of; name at least one.")
     scripts = [_vega(), (_HERE / "page.js").read_text(encoding="utf-8")]
-    page = _template().render(
+    page = template("page.html.j2").render(
         title=searches[0].title if len(searches) == 1 else f"{len(searches)} searches",
         searches=[_content(f"search-{place}", one) for place, one in enumerate(searches, start=1)],
         headline=HEADLINE_SCORES,
@@ -102,21 +98,6 @@ def _estimates(results: SearchResults) -> str:
         "for certain": False in taken,
     }
     return ", or ".join(reason for reason, is_so in reasons.items() if is_so)
-
-
-@functools.cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"format_value": format_value, "score_label": score_label}
-    return environment.get_template("page.html.j2")
 
 
 @functools.cache

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
@@ -15,6 +16,9 @@ from lunar_tune.metrics.goal import in_words, score_label
 from lunar_tune.report.findings import cautions
 from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first, nearest_first
 from lunar_tune.study.stored_search import StoredSearch
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _LISTED = 10  # trials of a report
 _SCORES = 4  # of a summary
@@ -26,7 +30,7 @@ class SearchResults(Summary, StoredSearch):
     def summary(self) -> tuple[list[str], list[list[str]]]:
         """Return what came out so far, and the scores beside each other; see `Summary`."""
         ended = sum(row.counts for row in self.rows)
-        feasible = len(best_first(list(self.rows)))
+        feasible = len(best_first(self.rows))
         lines = [
             f"search {self.folder.name}: {ended} trials, {feasible} feasible",
             self.title,
@@ -63,7 +67,7 @@ class SearchResults(Summary, StoredSearch):
 
         The feasible ones by their objective; where none is, the nearest misses.
         """
-        rows = best_first(list(self.rows)) or nearest_first(self.rows, self.goal)
+        rows = best_first(self.rows) or nearest_first(self.rows, self.goal)
         best = self.best
         if best is None:
             return rows
@@ -133,39 +137,16 @@ def write_report(
         path: The file.
         pictures: What each picture shows, by its place relative to the file's folder.
     """
-    parts = [f"# {results.title}", short_report(results).rstrip()]
-    parts += [f"![{caption}]({place})" for place, caption in (pictures or {}).items()]
-    shares = [
-        f"{score_label(metric)}: "
-        + ", ".join(f"{name.replace('_', ' ')} {share:.2f}" for name, share in of_each.items())
-        for metric, of_each in results.importance.items()
-    ]
-    if shares:
-        said = "Share of the variance that a parameter explains by itself"
-        parts.append(f"{said}: {'; '.join(shares)}.")
-    parts.append(f"## The best of {sum(not row.again for row in results.rows)} trials")
-    parts.append(_trials(best_first(list(results.rows))[:_LISTED]) or "No trial is feasible.")
-    failed = [row for row in results.rows if row.state == FAILED and row.counts]
-    if failed:
-        parts += ["## Failed trials", "\n".join(f"- {r.number}: {r.failure}" for r in failed)]
-    write_atomically(path, ("\n\n".join(parts) + "\n").encode())
-
-
-def _trials(rows: Sequence[TrialRow]) -> str:
-    if not rows:
-        return ""
-    names, scores = list(rows[0].parameters), HEADLINE_SCORES[:2]
-    header = ["trial", *names, *map(score_label, scores), "seconds"]
-    body = [
-        [
-            row.number,
-            *(row.parameters[name] for name in names),
-            *(row.scores[name] for name in scores),
-            f"{row.seconds.get('trial', 0.0):.1f}",
-        ]
-        for row in rows
-    ]
-    return _table(header, body)
+    best, scores = best_first(results.rows)[:_LISTED], HEADLINE_SCORES[:2]
+    names = [*best[0].parameters] if best else []
+    trials: list[list[Any]] = [["trial", *names, *map(score_label, scores), "seconds"]]
+    for row in best:
+        cells = [row.number, *map(row.parameters.get, names), *map(row.scores.get, scores)]
+        trials.append([*cells, f"{row.seconds.get('trial', 0.0):.1f}"])
+    text = template("report.md.j2").render(
+        results=results, short=short_report(results), pictures=pictures or {}, trials=trials
+    )
+    write_atomically(path, text.encode())
 
 
 def short_report(results: SearchResults) -> str:
@@ -173,24 +154,29 @@ def short_report(results: SearchResults) -> str:
 
     What matters most comes first, since MLflow's note is cut where it is too long.
     """
-    goal, best, outcome = str(results.goal), results.best, ""
     first = next(iter(results.ranked), None)
-    if best is not None:
-        setting = ", ".join(f"{name} `{value!r}`" for name, value in best.parameters.items())
-        outcome = f"**Best feasible setting**: {setting} (trial {best.number})."
-    _, (header, *scores) = results.summary()
-    parts = [
-        f"{goal[:1].upper()}{goal[1:]}.",
-        outcome or results.verdict,
-        _table(header, scores),
-        "\n".join(f"- **Caution**: {text}" for text in cautions(results, first)),
-        "\n".join(f"- {label}: {text}" for label, text in results.facts.items()),
-    ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return template("short.md.j2").render(results=results, cautions=cautions(results, first))
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    cells = [[format_value(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+@functools.cache
+def template(name: str) -> Template:
+    """Return a template of this folder; it formats and, in a page, escapes what it is given."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    own = {"format_value": format_value, "score_label": score_label, "repr": repr, "table": _table}
+    environment.filters |= own
+    return environment.get_template(name)
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> str:
+    cells = [[format_value(cell).replace("|", "\\|") for cell in row] for row in rows]
     text: str = tabulate(cells, "firstrow", tablefmt="github", disable_numparse=True)
     return text
 

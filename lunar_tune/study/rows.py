@@ -118,7 +118,7 @@ def _brief(value: Any) -> str:
     return f"{digits}e{int(exponent)}" if exponent else digits
 
 
-def best_first(rows: list[TrialRow]) -> list[TrialRow]:
+def best_first(rows: Iterable[TrialRow]) -> list[TrialRow]:
     """Return the feasible trials, lowest objective first, higher retain ROUGE-1 on a tie."""
     feasible = [row for row in rows if row.state == COMPLETE and row.feasible]
     return sorted(

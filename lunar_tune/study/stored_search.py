@@ -242,7 +242,7 @@ class StoredSearch:
         """Return a completed trial: the best, or one by its number, or raise an InputError."""
         if number is None:
             if self.best is None:
-                ranked = best_first(list(self.rows))
+                ranked = best_first(self.rows)
                 found = "and no trial is feasible"
                 if ranked:
                     found = f"the best as searched is trial {ranked[0].number}"
