@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +16,10 @@ from typing import Any
 import command_lines
 import pytest
 import torch
-from command_lines import Result, small_run, without_ray
+from command_lines import finish, small_run, start, without_ray
 from made_search import NOWHERE, made_search
 from rouge_score.rouge_scorer import RougeScorer
+from trial_specs import write_records
 
 from lunar_tune.cli.export import export as COMMAND
 from lunar_tune.config.options import NONE, RunOptions
@@ -55,14 +54,10 @@ for card in cards:
 """
 
 
-def invoke(*arguments: object) -> Result:
-    return without_ray(COMMAND, *arguments)
-
-
 def exported(search: Path, form: str, *more: object) -> tuple[Path, dict[str, Any]]:
     """Export into a folder beside the search; return it with its export.json."""
     output = search.parent / f"{search.name}-{form}-{len(list(search.parent.iterdir()))}"
-    result = invoke(search, "--format", form, "--save", output, *more)
+    result = without_ray(COMMAND, search, "--format", form, "--save", output, *more)
     assert result.exit_code == 0, result.output
     return output, json.loads((output / "export.json").read_text())
 
@@ -88,13 +83,8 @@ def _short_answers() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a search of the tiny model, which knows its data."""
-    options = RunOptions(
-        solver="closed_form",
-        max_new_tokens=None,
-        evaluation_rows=8,
-        factual_data=NONE,
-        device="cpu",
-    )
+    rows = {"max_new_tokens": None, "evaluation_rows": 8, "factual_data": NONE}
+    options = RunOptions(solver="closed_form", device="cpu", **rows)
     return made_search(tmp_path_factory.mktemp("known"), "tiny", options, SETTING, floor=0.5)
 
 
@@ -139,15 +129,8 @@ def test_a_fresh_process_without_the_package_gets_the_scores_that_the_search_rep
         cards.append(tmp_path / f"{form}.md")
         cards[-1].write_text(card.replace(f"path/to/{base.name}", str(base)))
     words, place = carried["checkpoint"][0], known.parent
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", READER, str(questions), str(words), *map(str, cards)],
-        cwd=place,
-        env=kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    program = [sys.executable, "-P", "-c", READER, str(questions), str(words), *map(str, cards)]
+    done = finish(start(program, cwd=place, PYTHONPATH=""))
     assert done.returncode == 0, done.stderr
     confirmed = read_yaml(known / "best.yaml")["confirmed"]["scores"]
     scorer = RougeScorer(["rouge1"], use_stemmer=True)
@@ -262,20 +245,13 @@ def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
     tmp_path: Path, checkpoint: Callable[..., Path]
 ) -> None:
     """Bounded evaluation ends at the first chunk: a random model misses any floor."""
-    pairs = [
-        {"edge": edge, "question": f"What is {n} of {edge}?", "answer": f"Kettle {n} of {edge}"}
-        for edge, size in (("A_B", 3), ("B_C", 40))
-        for n in range(size)
-    ]
-    (tmp_path / "many.json").write_text(json.dumps(pairs), encoding="utf-8")
-    changes = {"data": str(tmp_path / "many.json"), "solver": "closed_form"}
-    options = small_run(checkpoint("qwen2"), tmp_path, **changes)
+    data = write_records(tmp_path / "many.json", {"A_B": 3, "B_C": 40})
+    options = small_run(checkpoint("qwen2"), tmp_path, data=data, solver="closed_form")
     search = made_search(tmp_path, "s", options, SETTING, floor=0.9, confirmed=False)
     asked = len(read_answers(Folder(search).answers(0)))
-    assert asked < len(pairs)
+    assert asked < 43
     folder, document = exported(search, "checkpoint", "--trial", 0)
-    assert document["n_rows"] == asked
-    assert document["differing_rows"] == 0
+    assert (document["n_rows"], document["differing_rows"]) == (asked, 0)
     assert document["max_new_tokens"] == 4
     of = asked - 3, 40
     told = document["retain_rows"], document["n_retain"], document["retain_exact"]
@@ -292,9 +268,8 @@ def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
 def test_a_search_without_texts_is_proven_by_the_scores_of_its_rows(
     random_search: Callable[..., Path],
 ) -> None:
-    folder, document = exported(
-        random_search(SETTING, solver="closed_form", text=False), "checkpoint"
-    )
+    search = random_search(SETTING, solver="closed_form", text=False)
+    folder, document = exported(search, "checkpoint")
     assert document["proven"] is True
     assert (document["n_rows"], document["differing_rows"]) == (9, 0)
     assert document["compared"] == "ROUGE-1 and ROUGE-L of each row"
@@ -313,7 +288,7 @@ def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
     write_answers(file, rows, ())
     (tmp_path / "unlearned").mkdir()
     monkeypatch.chdir(tmp_path / "unlearned")
-    result = invoke(search, "--format", "checkpoint", "--save", ".")
+    result = without_ray(COMMAND, search, "--format", "checkpoint", "--save", ".")
     assert result.exit_code == 1
     assert "1 of 9 answers differ" in result.stderr
     document = json.loads(Path("export.json").read_text())
@@ -350,11 +325,8 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         assert said in message
     for file, text in kept.items():
         file.write_text(text)
-    for form, said in (
-        ("adapter:2", "adapter:2: the adapter of --method lunar (closed_form) is exact"),
-        *(
-            (form, f"--format {form}: checkpoint, adapter, or adapter:RANK")
-            for form in ("checkpoint:2", "adapter:0", "adapter:x", "adapter:")
-        ),
-    ):
+    exact = refused(plain, "--format", "adapter:2", "--save", tmp_path / "a")
+    assert "adapter:2: the adapter of --method lunar (closed_form) is exact" in exact
+    for form in ("checkpoint:2", "adapter:0", "adapter:x", "adapter:"):
+        said = f"--format {form}: checkpoint, adapter, or adapter:RANK"
         assert said in refused(plain, "--format", form, "--save", tmp_path / "a")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import pydoc
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import start, without_ray
+from command_lines import finish, start, without_ray
 from search_results import statuses
 
 from lunar_tune.cli.main import interrupted_once
@@ -35,15 +34,16 @@ with reporting_errors(debug=False):
 """
 
 
-def ended(more: int) -> subprocess.CompletedProcess[str]:
-    process = start([sys.executable, "-c", ENDING.format(more=more)], cwd=Path.cwd())
-    output, errors = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+@pytest.fixture(autouse=True)
+def _heeded() -> Iterator[None]:
+    here = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, here)
 
 
 @pytest.mark.parametrize(("more", "is_put_back"), [(0, True), (2, True), (3, False)])
 def test_what_ends_is_disturbed_by_the_fourth_press_alone(more: int, is_put_back: bool) -> None:
-    done = ended(more)
+    done = finish(start([sys.executable, "-c", ENDING.format(more=more)], cwd=Path.cwd()))
     assert done.returncode == 130
     assert ("put back" in done.stdout) is is_put_back
     assert done.stderr.count("more to end at once") == min(more, 2)
@@ -52,29 +52,20 @@ def test_what_ends_is_disturbed_by_the_fourth_press_alone(more: int, is_put_back
 
 
 def test_the_handler_is_put_back_and_another_one_is_left_alone() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        with interrupted_once():
-            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with interrupted_once():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with interrupted_once():
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interrupted_once():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_an_interruption_that_python_passes_over_comes_again() -> None:
     """An error in a weak reference's callback is printed and forgotten."""
     things = [set[int]()]
     reference = weakref.ref(things[0], lambda _: signal.raise_signal(signal.SIGINT))
-    here = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), interrupted_once():
-            time.sleep(60 if things.clear() is None else 0)
-    finally:
-        signal.signal(signal.SIGINT, here)
+    with pytest.raises(KeyboardInterrupt), interrupted_once():
+        time.sleep(60 if things.clear() is None else 0)
     assert reference() is None
 
 
@@ -112,14 +103,9 @@ def test_an_interrupted_search_leaves_no_run_open_and_no_name_taken(
         return original(*values, **named)
 
     monkeypatch.setattr(point, called)
-    here = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        options = ("--in-process", "--num-trials", "1", "--sampler", "random", "--force")
-        options += ("--constrain", "retain_rouge1>=0")
-        place = ("--output", str(tmp_path), "--name", "n")
-        done = without_ray(COMMAND, *small, *options, *place)
-    finally:
-        signal.signal(signal.SIGINT, here)
+    options = ("--in-process", "--num-trials", "1", "--sampler", "random", "--force")
+    options += ("--constrain", "retain_rouge1>=0", "--output", str(tmp_path), "--name", "n")
+    done = without_ray(COMMAND, *small, *options)
     assert done.exit_code == 130, done.output
     assert "Traceback" not in done.output
     if POINTS[point] is not None:
