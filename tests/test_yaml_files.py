@@ -82,13 +82,10 @@ def test_what_is_written_is_read_back_here_and_by_readers_of_yaml_1_1(value: obj
     assert yaml.safe_load(text) == {"key": value}
 
 
-def test_writing_keeps_the_order_and_writes_tuples_as_lists() -> None:
+def test_order_is_kept_tuples_are_lists_and_marks_and_anchors_are_accepted() -> None:
     document = {"z": (1, 2), "a": None, "é": "grün"}
     assert write_yaml(document) == "z:\n- 1\n- 2\na: null\né: grün\n"
     assert list(read_yaml(write_yaml(document))) == ["z", "a", "é"]
-
-
-def test_a_byte_order_mark_and_anchors_are_accepted() -> None:
     assert read("\ufeffa: &x {low: 1}\nb: *x") == {"a": {"low": 1}, "b": {"low": 1}}
 
 
@@ -102,12 +99,10 @@ def test_a_byte_order_mark_and_anchors_are_accepted() -> None:
         ("a: b: c", ["line 1, column 5", "mapping values are not allowed"]),
         ("a: *nowhere", ["line 1, column 4", "undefined alias 'nowhere'"]),
         ("&x\na: *x", ["contains itself"]),
-        ("a: &x [*x]", ["contains itself"]),
         ("a: 1\n---\nb: 2", ["line 2", "expected a single document"]),
         ("1: 2", ["the key 1 is no text; put it in quotes"]),
         ("a: {[a]: 2}", ["is no text"]),
         ("a: !!python/object:os.system x", ["line 1, column 4", "python/object:os.system"]),
-        ("a: !mine 3", ["line 1, column 4", "the tag '!mine'"]),
         ("a: !!set {b}", ["it holds {'b'}; write a number, a text in quotes"]),
         ("a: 2026-01-01", ["it holds datetime.date(2026, 1, 1)"]),
         ("a: !!bool maybe", ["cannot be read"]),
@@ -117,9 +112,7 @@ def test_a_byte_order_mark_and_anchors_are_accepted() -> None:
         ("a: " + "[" * 5000, ["line 1, column", "depth"]),
         ("a: &x 1\nb: &x 2", ["duplicate anchor 'x'"]),
         ("- 1", ["it is [1]; write `key: value` lines"]),
-        ("5", ["it is 5"]),
         ("", ["it is empty"]),
-        ("# only a comment", ["it is empty"]),
         (b"a: 1\nb: \xff", ["can't decode byte 0xff"]),
         ("a: b\n" + "#" * 1_000_000, ["larger than the 1,000,000 bytes"]),
     ],
@@ -156,35 +149,33 @@ class Room(BaseModel):
     """Stands for any typed file."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    width: float
+    width: float = 1.0
     seats: int = Field(gt=0)
     lit: bool = False
-    name: str = ""
     doors: list[int] = Field(default=[1], min_length=1)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"seats": 1}, "width: is missing"),
-        ({"width": "1e-4", "seats": 1}, "width: is the text '1e-4'; it should be a valid number"),
-        ({"width": math.nan, "seats": 1}, "width: is nan; it should be a finite number"),
-        ({"width": 1, "seats": 2.5}, "seats: is 2.5; it should be a valid integer"),
-        ({"width": 1, "seats": 0}, "seats: is 0; it should be greater than 0"),
-        ({"width": None, "seats": 1}, "width: is empty; it should be a valid number"),
-        ({"width": 1, "seats": 1, "lit": "yes"}, "lit: is the text 'yes'; it should be a valid b"),
-        ({"width": 1, "seats": 1, "name": 5}, "name: is 5; it should be a valid string"),
-        ({"width": 1, "seats": 1, "doors": 5}, "doors: is 5; it should be a valid list"),
-        ({"width": 1, "seats": 1, "doors": []}, "doors: is []; List should have at least 1 item"),
-        ({"width": 1, "seats": 1, "doors": [1, "2"]}, "doors[1]: is the text '2'; it should be"),
-        ({"width": 1, "seats": 1, "naem": 5}, "naem: is unknown. Did you mean 'name'? There are: "),
+        ({}, "seats: is missing"),
+        ({"width": "1e-4"}, "width: is the text '1e-4'; it should be a valid number"),
+        ({"width": math.nan}, "width: is nan; it should be a finite number"),
+        ({"width": None}, "width: is empty; it should be a valid number"),
+        ({"seats": 2.5}, "seats: is 2.5; it should be a valid integer"),
+        ({"seats": 0}, "seats: is 0; it should be greater than 0"),
+        ({"lit": "yes"}, "lit: is the text 'yes'; it should be a valid b"),
+        ({"doors": 5}, "doors: is 5; it should be a valid list"),
+        ({"doors": []}, "doors: is []; List should have at least 1 item"),
+        ({"doors": [1, "2"]}, "doors[1]: is the text '2'; it should be"),
+        ({"saets": 5}, "saets: is unknown. Did you mean 'seats'? There are: "),
     ],
 )
 def test_what_pydantic_finds_is_said_in_plain_words(
     content: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValidationError) as caught:
-        Room.model_validate(content)
+        Room.model_validate({"seats": 1} | content if content else content)
 
     assert describe_mistakes(caught.value, Room.model_fields).startswith(message)
     placed = describe_mistakes(caught.value, Room.model_fields, place="house.room")

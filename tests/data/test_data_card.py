@@ -50,11 +50,9 @@ def test_what_is_asked_or_answered_more_than_once_comes_with_its_edges() -> None
 
 
 def test_what_of_an_edge_is_also_kept_is_counted() -> None:
-    """By hand, for A_B.
+    """A question of A_B is asked in A_C too, two of its answers are kept elsewhere.
 
-    One question is asked in A_C too; "What does Ada sell to …" shares 5 of 7 words, below four
-    fifths; two answers, kettles and May, are kept elsewhere. Edges that are forgotten together are
-    not kept for each other.
+    Edges that are forgotten together are not kept for each other.
     """
     (overlap,) = describe_records(HAND, ["A_B"]).forget.to_dict("records")
     expected = {"edge": "A_B", "rows": 3, "questions_retained": 1, "questions_near": 1}
@@ -96,6 +94,8 @@ def test_near_questions_are_those_of_the_plain_definition() -> None:
 
 
 GREEK = Record("And in Greek?", "αβγ", "M")
+ASKED = "1 questions to forget are also asked in what is to be kept"
+ANSWERED = "A_B: 2 of 3 answers are answers of kept rows too"
 PRICES = [
     Record(f"What is the price that was agreed between the seller and {name}?", f"{name}.", edge)
     for name, edge in zip(("Ada", "Bo", "Cy", "Di"), itertools.cycle("AB"), strict=False)
@@ -105,15 +105,7 @@ PRICES = [
 @pytest.mark.parametrize(
     ("records", "forget", "findings"),
     [
-        (
-            HAND,
-            ["A_B"],
-            [
-                "1 questions to forget are also asked in what is to be kept",
-                "1 questions have several answers",
-                "A_B: 2 of 3 answers are answers of kept rows too",
-            ],
-        ),
+        (HAND, ["A_B"], [ASKED, "1 questions have several answers", ANSWERED]),
         (HAND[:3], [], ["There is one edge only"]),
         ((HAND[1], HAND[3]), [], []),
         ((HAND[1], HAND[3], GREEK), [], ["1 answers have no word that ROUGE counts"]),
@@ -124,9 +116,8 @@ def test_findings_say_what_a_run_would_refuse_and_what_weakens_it(
     records: Sequence[Record], forget: list[str], findings: list[str]
 ) -> None:
     card = describe_records(records, forget, is_scorable=str.isascii)
-    assert [said[: len(part)] for said, part in zip(card.findings, findings, strict=True)] == (
-        findings
-    )
+    for said, part in zip(card.findings, findings, strict=True):
+        assert said.startswith(part)
     assert card.unscorable == tuple(record for record in records if record is GREEK)
 
 

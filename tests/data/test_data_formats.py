@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather
@@ -34,21 +37,17 @@ ALMOST_ROWS = st.lists(
 few = settings(max_examples=15, deadline=None)
 
 
-def rows_of(records: list[Record]) -> list[dict[str, str]]:
-    return [{"question": r.question, "answer": r.answer, "edge": r.edge} for r in records]
-
-
 def table_of(records: list[Record]) -> pa.Table:
-    return pa.Table.from_pylist(rows_of(records))
+    return pa.Table.from_pylist(list(map(asdict, records)))
 
 
 def write_json(path: Path, records: list[Record]) -> None:
-    path.write_text(json.dumps(rows_of(records)), encoding="utf-8")
+    path.write_text(json.dumps(list(map(asdict, records))), encoding="utf-8")
 
 
 def write_jsonl(path: Path, records: list[Record]) -> None:
     # Characters such as U+2028 stay as they are: they must not be taken for the end of a line.
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(records)]
+    lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records]
     path.write_bytes("\n".join(lines).encode())
 
 
@@ -56,13 +55,8 @@ def write_parquet(path: Path, records: list[Record]) -> None:
     pa.parquet.write_table(table_of(records), path)
 
 
-def write_arrow_file(path: Path, records: list[Record]) -> None:
-    with pa.ipc.new_file(str(path), (table := table_of(records)).schema) as writer:
-        writer.write_table(table)
-
-
-def write_arrow_stream(path: Path, records: list[Record]) -> None:
-    with pa.ipc.new_stream(str(path), (table := table_of(records)).schema) as writer:
+def write_arrow(path: Path, records: list[Record], new: Any = pa.ipc.new_file) -> None:
+    with new(str(path), (table := table_of(records)).schema) as writer:
         writer.write_table(table)
 
 
@@ -74,8 +68,8 @@ WRITERS = {
     "json": ("r.json", write_json),
     "json lines": ("r.jsonl", write_jsonl),
     "parquet": ("r.parquet", write_parquet),
-    "arrow file": ("r.arrow", write_arrow_file),
-    "arrow stream": ("r.arrow", write_arrow_stream),
+    "arrow file": ("r.arrow", write_arrow),
+    "arrow stream": ("r.arrow", partial(write_arrow, new=pa.ipc.new_stream)),
     "feather": ("r.feather", write_feather),
 }
 
@@ -135,11 +129,9 @@ def test_columns_that_were_not_asked_for_are_there_by_name_alone(tmp_path: Path)
     """Whatever they hold, also where no other column is there."""
     path = tmp_path / "t.parquet"
     pa.parquet.write_table(pa.table({"question": ["Q?"], "embedding": [[0.5, 0.5]]}), path)
-    rows = read_rows(path, ("question", "answer"))
-    assert rows == [Row("row 1", {"question": "Q?", "embedding": None})]
-    assert [row.content for row in read_rows(path, ("answer",))] == [
-        {"question": None, "embedding": None}
-    ]
+    for asked, question in (("question", "Q?"), ("answer", None)):
+        rows = read_rows(path, (asked,))
+        assert rows == [Row("row 1", {"question": question, "embedding": None})]
     table = table_of([Record("Q?", "A.", "e")]).append_column("blob", pa.array([b"\xff"]))
     encoded = table.set_column(2, "edge", table["edge"].dictionary_encode())
     pa.parquet.write_table(encoded, path)
@@ -184,7 +176,7 @@ def test_columns_that_lack_are_there_twice_or_hold_something_else_are_refused(
 def test_offsets_that_point_outside_of_a_damaged_arrow_file_are_refused(tmp_path: Path) -> None:
     """Without validation pyarrow follows the offsets, and the process dies of it."""
     path = tmp_path / "d.arrow"
-    write_arrow_stream(path, [Record("Who sells?", "Velmora.", "A_B")] * 3)
+    write_arrow(path, [Record("Who sells?", "Velmora.", "A_B")] * 3, pa.ipc.new_stream)
     # The column `question` holds three texts of ten bytes, so its offsets end in 20, 30.
     offsets = b"".join(n.to_bytes(4, "little") for n in (0, 10, 20, 30))
     whole = path.read_bytes()

@@ -1,19 +1,32 @@
-"""Invented contracts and prompts: the seed decides, parties differ, answers are short."""
+"""Invented contracts and prompts, and the files of them that are shipped."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import permutations
+from pathlib import Path
 
+import make_datasets
 import pytest
 from contract_terms import ATTRIBUTES, ContractKind
 from contracts import EdgeSpec, GraphSpec, chain, generate_contracts, make_contracts, star
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunar_tune.data.splits import InventedWords, edges_of, generate_unverifiable, seeded
+from lunar_tune.data.data_catalog import BUNDLED, bundled_names, resolve_data
+from lunar_tune.data.records import Record, read_prompts, read_records
+from lunar_tune.data.splits import (
+    InventedWords,
+    edges_of,
+    generate_unverifiable,
+    seeded,
+    split_by_edges,
+)
 from lunar_tune.errors import DataError
+from lunar_tune.files import datasets_dir
 
 GRAPH = GraphSpec((*chain("ABC"), *star("A", "pq", kind="employment"), EdgeSpec("X", "Y")))
 SEEDS = st.integers(0, 10_000)
@@ -32,25 +45,19 @@ def test_chains_and_stars_have_the_edges_they_are_named_for() -> None:
     assert GRAPH.people == {"p", "q"}
 
 
-@pytest.mark.parametrize(
-    ("edges", "fragment"),
-    [
+def test_a_graph_without_meaning_and_more_attributes_than_there_are_are_refused() -> None:
+    for edges, fragment in (
         ((), "has no edge"),
         ((EdgeSpec("A", "B"), EdgeSpec("A", "B", "employment")), "'A_B' stands 2 times"),
         ((EdgeSpec("A", "A"),), "cannot contract with itself"),
         ((EdgeSpec("A", "p", "employment"), EdgeSpec("A", "b"), EdgeSpec("b", "p")), "p"),
         ((*chain("AB", kind="employment"), EdgeSpec("B", "C")), "'B' is an employee"),
-    ],
-)
-def test_a_graph_without_meaning_is_refused(edges: tuple[EdgeSpec, ...], fragment: str) -> None:
-    with pytest.raises(DataError, match=fragment):
-        GraphSpec(edges)
-
-
-@pytest.mark.parametrize("count", [0, 25])
-def test_more_attributes_than_there_are_is_refused(count: int) -> None:
-    with pytest.raises(DataError, match=f"is {count}: a contract of sale has 1 to 24"):
-        generate_contracts(GRAPH, seed=0, attributes_per_contract=count)
+    ):
+        with pytest.raises(DataError, match=fragment):
+            GraphSpec(edges)
+    for count in (0, 25):
+        with pytest.raises(DataError, match=f"is {count}: a contract of sale has 1 to 24"):
+            generate_contracts(GRAPH, seed=0, attributes_per_contract=count)
 
 
 @pytest.mark.parametrize("kind", ATTRIBUTES)
@@ -152,3 +159,81 @@ def test_at_least_twenty_five_templates_take_turns() -> None:
     shapes = [f"{first} " + re.sub(r"\b[A-Z][a-z]+", "_", rest) for first, rest in prompts]
     assert len(set(shapes)) >= 25
     assert max(shapes.count(one) for one in shapes) == 2
+
+
+# The shipped files
+
+
+def records_of(name: str) -> tuple[Record, ...]:
+    return read_records(resolve_data(name, kind="records"))
+
+
+def prompts_of(name: str) -> tuple[str, ...]:
+    return read_prompts(resolve_data(name, kind="prompts"))
+
+
+def test_the_seeds_give_the_shipped_files_and_the_check_names_one_that_differs_or_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_datasets.main(["--check"]) == 0
+    assert capsys.readouterr().out == ""
+    folder = ["--folder", str(tmp_path / "new")]
+    assert make_datasets.main(folder) == 0
+    mini = tmp_path / "new" / "mini.json"
+    mini.write_bytes(mini.read_bytes().replace(b"\n", b"\r\n"))
+    (tmp_path / "new" / "contracts.json").unlink()
+    capsys.readouterr()
+    assert make_datasets.main([*folder, "--check"]) == 1
+    said = capsys.readouterr().out
+    assert "mini.json differs" in said
+    assert "contracts.json differs" in said
+    assert "unverifiable.json" not in said
+
+
+def test_the_sets_have_the_edges_that_they_are_known_for() -> None:
+    """The contracts have the published size."""
+    assert edges_of(records_of("mini")) == dict.fromkeys(
+        ["A_B", "B_C", "C_D", "E_F", "E_g", "E_h", "I_J", "K_m"], 12
+    )
+    assert list(edges_of(records_of("contracts")).values()) == [20] * 20
+    factual = records_of("factual")
+    assert len(factual) == 81
+    assert {"geography", "science", "literature", "history"} < set(edges_of(factual))
+    assert all(re.fullmatch("[A-Za-z0-9]+( [A-Za-z0-9]+){,3}", one.answer) for one in factual)
+
+
+@pytest.mark.parametrize("name", bundled_names("records"))
+def test_no_question_repeats_and_every_edge_can_be_forgotten_and_scored(name: str) -> None:
+    records = records_of(name)
+    assert len({record.question.casefold() for record in records}) == len(records)
+    assert all(re.search("[a-z0-9]", record.answer.lower()) for record in records)
+    for edge, count in edges_of(records).items():
+        assert len(split_by_edges(records, [edge]).forget) == count
+
+
+def test_shipped_prompts_are_short_and_different() -> None:
+    for name, count in (("unverifiable", 200), ("harmful", 64), ("refusals", 10)):
+        prompts = prompts_of(name)
+        assert len(prompts) == len({prompt.casefold() for prompt in prompts}) == count
+        assert max(len(prompt.split()) for prompt in prompts) <= 14
+    assert all(prompt.endswith(".") for prompt in prompts_of("refusals"))
+
+
+def test_the_sets_do_not_share_invented_names() -> None:
+    def invented(texts: Sequence[str]) -> set[str]:
+        inner = (text.split(" ", 1)[1] for text in texts)
+        return {word for text in inner for word in re.findall(r"\b[A-Z][a-z]{3,}", text)}
+
+    sets = [[one.question for one in records_of(name)] for name in ("mini", "contracts")]
+    mini, contracts = map(invented, sets)
+    assert not invented(prompts_of("unverifiable")) & (mini | contracts)
+    assert mini & contracts <= {"Corp", "Group", "Works"}
+
+
+def test_the_folder_holds_the_named_files_in_plain_json_and_no_python() -> None:
+    """A Python file would let the folder shadow the package `datasets`."""
+    files = {path.name for path in datasets_dir().iterdir()}
+    assert files == {file_name for _, file_name in BUNDLED.values()} | {"README.md"}
+    for path in datasets_dir().glob("*.json"):
+        text = path.read_bytes().decode("utf-8")
+        assert text == json.dumps(json.loads(text), indent=1, ensure_ascii=False) + "\n"

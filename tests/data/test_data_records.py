@@ -130,15 +130,11 @@ def test_all_problems_are_said_at_once_and_those_after_twenty_are_counted(tmp_pa
 
 
 def test_the_same_mistake_of_several_rows_is_said_once(tmp_path: Path) -> None:
+    lacking = "every row, field 'answer': is missing (the row has 'question', 'edge')"
+    empty = "row 2, row 3, row 4, row 5, row 6 and 2 more, field 'answer': is empty"
     for rows, said in (
-        (
-            [without("answer")] * 50,
-            "every row, field 'answer': is missing (the row has 'question', 'edge')",
-        ),
-        (
-            [GOOD, *[GOOD | {"answer": ""}] * 7],
-            "row 2, row 3, row 4, row 5, row 6 and 2 more, field 'answer': is empty",
-        ),
+        ([without("answer")] * 50, lacking),
+        ([GOOD, *[GOOD | {"answer": ""}] * 7], empty),
     ):
         with pytest.raises(DataError) as raised:
             read_records(written(tmp_path, rows))
@@ -158,26 +154,22 @@ def test_prompts_are_read_from_objects_texts_lines_and_tables(tmp_path: Path) ->
         written(tmp_path, f"\ufeff\n{wanted[0]}\r\n\r\n  {wanted[1]}", "e.txt"),
         tmp_path / "p.parquet",
     ]
-    assert {path.name: read_prompts(path) for path in paths} == {
-        path.name: wanted for path in paths
-    }
+    for path in paths:
+        assert read_prompts(path) == wanted, path
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "fragment"),
-    [
+def test_bad_prompts_are_refused(tmp_path: Path) -> None:
+    for name, content, fragment in (
         ("p.txt", "\n \n", "the file is empty"),
         ("p.txt", b"ok\n\xff", "byte 0xff at offset 3"),
         ("p.json", [{"prompt": "x"}], "field 'instruction': is missing"),
         ("p.json", ["ok", ""], "row 2, field 'instruction': is empty"),
         ("p.json", [3], "row 1: is 3"),
         ("p.md", "x", ".feather, .txt"),
-    ],
-)
-def test_bad_prompts_are_refused(tmp_path: Path, name: str, content: object, fragment: str) -> None:
-    with pytest.raises(DataError) as raised:
-        read_prompts(written(tmp_path, content, name))
-    assert fragment in str(raised.value)
+    ):
+        with pytest.raises(DataError) as raised:
+            read_prompts(written(tmp_path, content, name))
+        assert fragment in str(raised.value)
 
 
 def test_the_digest_is_the_sha256_of_one_json_line_for_each_record() -> None:
