@@ -1,4 +1,4 @@
-"""Tables, pictures and report: whole on disk, and the same shape whatever came out."""
+"""Tables and report: the same shape whatever came out, also of answers without their text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import random
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +15,23 @@ import pytest
 from invented_searches import results_of
 from made_outcomes import losses_of
 from pages_by_hand import failure, said, trial
+from trial_specs import write_records
 
-from lunar_tune.files import write_atomically
+from lunar_tune.config.options import RunOptions
+from lunar_tune.data.records import Record
+from lunar_tune.errors import DataError, LunarTuneError
+from lunar_tune.export.proof import compare
 from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.report.results import SearchResults, write_report
-from lunar_tune.study.folder import (
-    read_answers,
-    write_answers,
-    write_trials,
-)
-from lunar_tune.study.rows import (
-    RUNNING,
-    TrialRow,
-    best_first,
-    best_so_far,
-)
+from lunar_tune.study.folder import read_answers, write_answers, write_trials
+from lunar_tune.study.rows import RUNNING, TrialRow, best_first, best_so_far
+from lunar_tune.trial.assemble import assemble
 
 ANSWERS = [
-    AnswerRow(
-        set_name="forget",
-        edge="A_B",
-        question="Où?\n",
-        truth='a "b" | c',
-        answer="\ufffd 日本語",
-        rouge1=1 / 3,
-        rouge_l=0.0,
-    ),
-    AnswerRow(
-        set_name="retain", edge="B_C", question="?", truth="t", answer="", rouge1=1.0, rouge_l=1.0
-    ),
+    dataclasses.replace(said("forget", "Où?\n", "\ufffd 日本語", 1 / 3), truth='a "b" | c'),
+    said("retain", "?", "", 1.0),
 ]
 
 
@@ -64,24 +50,6 @@ def search(*rows: TrialRow, is_confirmed: bool = True, **more: Any) -> SearchRes
     facts = {"model": "tiny", "data": "a | b"}
     confirmed = best.scores if best is not None and is_confirmed else None
     return results_of(rows, confirmed=confirmed, facts=facts, **more)
-
-
-def test_a_file_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "new/file"
-    write_atomically(path, b"first")
-    assert path.read_bytes() == b"first"
-    assert stat.S_IMODE(path.stat().st_mode) & 0o400
-
-    def full_disk(_descriptor: int) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, b"second")
-    assert path.read_bytes() == b"first"
-    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
 def test_answers_and_losses_come_back_as_they_were(tmp_path: Path) -> None:
@@ -103,19 +71,10 @@ def test_documented_columns_and_their_types_are_always_there(
     path = tmp_path / "trials.parquet"
     write_trials(path, rows)
     table = pq.read_table(path)
-    types = {
-        "number": pa.int64(),
-        "state": pa.string(),
-        "forget_rouge1": pa.float64(),
-        "retain_rouge1": pa.float64(),
-        "factual_rouge1": pa.float64(),
-        "deviation_score": pa.float64(),
-        "feasible": pa.bool_(),
-        "retain_rows": pa.int64(),
-        "retain_exact": pa.bool_(),
-        "seconds": pa.float64(),
-        "failure": pa.string(),
-    }
+    scores = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
+    types = {"number": pa.int64(), "state": pa.string(), "failure": pa.string()}
+    types |= dict.fromkeys((*scores, "seconds"), pa.float64())
+    types |= {"feasible": pa.bool_(), "retain_exact": pa.bool_(), "retain_rows": pa.int64()}
     assert {name: table.schema.field(name).type for name in types} == types
     assert table["number"].to_pylist() == [row.number for row in rows]
     assert table["failure"].to_pylist() == [row.failure for row in rows]
@@ -123,10 +82,8 @@ def test_documented_columns_and_their_types_are_always_there(
     assert len(names) == len(set(names))
     if rows:
         assert table["params.layer"].to_pylist() == [row.number for row in rows]
-        assert names[:9] == [
-            *("number", "state", "params.layer", "params.coefficient", "params.learning_rate"),
-            *("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score"),
-        ]
+        setting = ("params.layer", "params.coefficient", "params.learning_rate")
+        assert names[:9] == ["number", "state", *setting, *scores]
 
 
 def test_a_label_is_the_setting_in_short() -> None:
@@ -185,16 +142,12 @@ def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
         return dataclasses.replace(said("forget", question, text, rouge1), edge=edge)
 
     before = [
-        answer("A_B", "x", "first", 1.0),
-        answer("A_B", "x", "again", 0.5),
-        answer("B_C", "x", "other edge", 0.25),
-        answer("A_B", "never asked", "left out", 1.0),
+        *(answer("A_B", "x", "first", 1.0), answer("A_B", "x", "again", 0.5)),
+        *(answer("B_C", "x", "other edge", 0.25), answer("A_B", "never asked", "left out", 1.0)),
     ]
     after = [
-        answer("B_C", "x", "c", 0.0),
-        answer("A_B", "x", "a", 0.1),
-        answer("A_B", "x", "b", 0.2),
-        answer("A_B", "new", "d", 0.3),
+        *(answer("B_C", "x", "c", 0.0), answer("A_B", "x", "a", 0.1)),
+        *(answer("A_B", "x", "b", 0.2), answer("A_B", "new", "d", 0.3)),
     ]
     table = answers_beside(before, after)
     assert list(table) == [
@@ -208,21 +161,20 @@ def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
     assert table.iloc[3][["base_model", "rouge1_before"]].isna().all()
 
 
-@pytest.mark.parametrize(
-    ("case", "why"),
-    [
-        ("nothing", "No trial has ended yet."),
-        ("begun", "No trial has ended yet."),
-        ("failing", "Every trial failed, most of them with: the loss became NaN"),
-        ("failures", "Every trial failed, most of them with: the loss became NaN"),
+WHY_NONE = "No trial has ended yet."
+WHY_FAILED = "Every trial failed, most of them with: the loss became NaN"
+
+
+def test_a_report_without_a_feasible_trial_says_so(tmp_path: Path) -> None:
+    for case, why in (
+        *(("nothing", WHY_NONE), ("begun", WHY_NONE)),
+        *(("failing", WHY_FAILED), ("failures", WHY_FAILED)),
         ("infeasible", "No trial keeps retain ROUGE-1 of at least 0.8."),
-    ],
-)
-def test_a_report_without_a_feasible_trial_says_so(tmp_path: Path, case: str, why: str) -> None:
-    text = text_of(tmp_path, search(*ROWS[case]))
-    assert why in text
-    assert "No trial is feasible." in text
-    assert "in full" not in text
+    ):
+        text = text_of(tmp_path, search(*ROWS[case]))
+        assert why in text
+        assert "No trial is feasible." in text
+        assert "in full" not in text
 
 
 def test_a_verdict_denies_no_feasible_trial_and_names_no_bound_that_is_not(tmp_path: Path) -> None:
@@ -235,14 +187,11 @@ def test_a_verdict_denies_no_feasible_trial_and_names_no_bound_that_is_not(tmp_p
     def verdict(row: TrialRow) -> str:
         return search(row, goal=goal, ending="Interrupted.").verdict
 
-    why = "Interrupted. Every trial failed, most of them with: the loss became NaN"
-    assert verdict(failed(0)) == why
+    assert verdict(failed(0)) == f"Interrupted. {WHY_FAILED}"
     assert verdict(AGAIN) == "Interrupted. No trial has ended."
-    said = verdict(dataclasses.replace(complete(0, 0.1, 0.3), feasible=False))
-    assert said == (
-        "Interrupted. No trial keeps what is asked for. The nearest miss is trial 0 (L0 c2.0 "
-        "lr0.003)."
-    )
+    missed = verdict(dataclasses.replace(complete(0, 0.1, 0.3), feasible=False))
+    nearest = "The nearest miss is trial 0 (L0 c2.0 lr0.003)."
+    assert missed == f"Interrupted. No trial keeps what is asked for. {nearest}"
 
 
 def test_a_report_without_a_feasible_trial_has_its_nearest_miss(tmp_path: Path) -> None:
@@ -273,3 +222,55 @@ def test_the_best_so_far_is_the_least_objective_of_the_feasible_trials_up_to_eac
     for row, best in pairs:
         upto = [one for one in rows[: row.number + 1] if one.feasible]
         assert best == min(upto, key=lambda one: one.objective or 0.0)
+
+
+# Answers without their text
+
+SECRET = "Zanzibar"
+
+
+def scored(row: int, rouge1: float, *, text: bool = False, set_name: str = "retain") -> AnswerRow:
+    """Return an answer of which only its number tells which question it is to."""
+    word = f"{SECRET} {row}" if text else ""
+    texts = {"question": word, "truth": word, "answer": word}
+    return AnswerRow(set_name=set_name, edge="A_B", rouge1=rouge1, rouge_l=rouge1, row=row, **texts)
+
+
+def test_answers_without_texts_stand_beside_those_of_the_same_row() -> None:
+    before = [scored(row, 1.0 - row / 10) for row in range(4)]
+    after = [scored(3, 0.7), scored(1, 0.5), scored(9, 0.0)]
+    table = answers_beside(before, after)
+    assert table["row"].tolist() == [3, 1, 9]
+    assert table["rouge1_before"].tolist()[:2] == [0.7, 0.9]
+    assert table["rouge1_before"].isna().tolist() == [False, False, True]
+
+
+def test_an_export_is_compared_with_scores_where_texts_were_not_kept() -> None:
+    found = [scored(row, row / 4, text=True) for row in range(4)]
+    kept = [scored(row, row / 4) for row in (2, 0, 3)]
+    same, other = compare(found, kept), compare(found, [*kept, scored(1, 0.5)])
+    assert (same.n_rows, same.differing, same.by_text) == (3, 0, False)
+    assert other.differing == 1
+    assert "1 of 4 rows differ in ROUGE-1 or ROUGE-L" in other.text
+    assert compare(found, found[:2]).by_text
+    with pytest.raises(LunarTuneError, match=r"asked row 9 \(retain\)"):
+        compare(found, [scored(9, 0.0)])
+
+
+def test_held_out_questions_are_counted_after_the_others(tmp_path: Path) -> None:
+    data = write_records(tmp_path / "pairs.json", {"A_B": 4, "B_C": 4})
+    spec = assemble(RunOptions(data=data, factual_data="none", text=False, holdout=True))
+    numbers, held = spec.row_numbers, spec.data.held_out
+    assert held is not None
+    for number, one in enumerate((*spec.data.forget, *held.forget)):
+        assert numbers["forget", one] == number
+    assert sorted(number for key, number in numbers.items() if key[0] == "retain") == [0, 1, 2, 3]
+
+
+def test_a_message_about_answers_shows_none() -> None:
+    record = Record(question=f"{SECRET}?", answer="—", edge="A_B")
+    with pytest.raises(DataError, match=SECRET):
+        check_scorable([record])
+    with pytest.raises(DataError, match="1 true answers have no word") as caught:
+        check_scorable([record], text=False)
+    assert SECRET not in str(caught.value)
