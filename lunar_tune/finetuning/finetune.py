@@ -27,7 +27,7 @@ from lunar_tune.models.catalog import Lineage, read_lineage, write_lineage
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
-from lunar_tune.training.adapting import Trained, trainable
+from lunar_tune.training.adapting import Fit, trainable
 from lunar_tune.training.answer_loss import Encoder, Pair, answer_loss
 from lunar_tune.training.checkpoints import TrainingFolder, package_versions, save_checkpoint
 from lunar_tune.training.gradient_loop import LoopState, train_epochs
@@ -150,8 +150,8 @@ def _train(
         return job.lessons(epoch)
 
     losses = list(begun.losses) if begun is not None else []
-    with trainable(loaded, settings, seed=job.seed, keep=True) as trained:
-        encode, loss_of = answer_training(loaded, trained, job.chat)
+    with trainable(loaded, settings, seed=job.seed, keep=True) as fit:
+        encode, loss_of = answer_training(loaded, fit, job.chat)
         for loss in train_epochs(
             loaded.model,
             lambda epoch: encode(lessons(epoch)),
@@ -166,18 +166,18 @@ def _train(
         ):
             losses.append(loss)
             on_epoch(len(losses), loss)
-        trained.finish()
+        fit.finish()
     return losses
 
 
 def answer_training(
-    loaded: LoadedModel, trained: Trained, chat: ChatFormat
+    loaded: LoadedModel, fit: Fit, chat: ChatFormat
 ) -> tuple[Callable[[Sequence[Record]], Sequence[Pair]], Callable[[Sequence[Pair]], Tensor]]:
     """Return what encodes records as examples, and the loss of their answers."""
     decoder = loaded.layout.decoder_of(loaded.model)
 
     def loss_of(batch: Sequence[Pair]) -> Tensor:
-        with trained.computing():
+        with fit.computing():
             return answer_loss(loaded.model, decoder, batch)
 
     return Encoder(loaded, chat).pairs, loss_of

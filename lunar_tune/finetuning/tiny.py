@@ -167,8 +167,8 @@ def build_tiny(
             tokenizer = train_tokenizer(first, vocabulary=recipe.vocabulary)
             model = new_model(recipe.sizes, tokenizer)
             loaded = as_loaded(model, tokenizer, ModelSpec(name=TINY, source=str(folder)))
-            with full_weights(loaded, keep=True) as trained:
-                encode, loss_of = answer_training(loaded, trained, ChatFormat())
+            with full_weights(loaded, keep=True) as fit:
+                encode, loss_of = answer_training(loaded, fit, ChatFormat())
                 losses = train_epochs(
                     loaded.model,
                     lambda epoch: encode(lessons(epoch)),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from lunar_tune.config.fields import types_of
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.registry import Registry
 from lunar_tune.training import typed_settings
-from lunar_tune.training.adapting import Edit
+from lunar_tune.training.adapting import Edit, Fit
 
 if TYPE_CHECKING:
     from lunar_tune.engine.activations import PromptActivations
@@ -55,35 +55,6 @@ class UnlearningTask:
     def loaded(self) -> LoadedModel:
         """The model."""
         return self.activations.source.loaded
-
-
-@dataclass(slots=True, kw_only=True)
-class Fit:
-    """A fit under way: whoever holds it drives it epoch by epoch and may end it early."""
-
-    base_model: Callable[[], AbstractContextManager[Any]]
-    """Inside, the model is the base model again; after, what the fit had made of it; both bit for
-    bit, and as often as is wanted."""
-    edit: Edit
-    losses: tuple[float, ...] = ()
-    """Training loss of each epoch so far; all of a fit that has no epochs to watch, one value for a
-    closed form."""
-    epochs: Iterable[float] = ()
-    """Trains an epoch for each loss that it yields, and leaves the model to be evaluated."""
-    n_epochs: int = 0
-    evaluating: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Inside, the model may be evaluated between two epochs."""
-    finish: Callable[[], object] = lambda: None
-    """Ends the fit where it is: the model is then unlearned. To be called once."""
-    edited_layer: int | None = None
-    """The block whose down-projection is changed, with nothing changed below it and nothing else in
-    it, so that an evaluation need not compute again what lies below. None promises nothing."""
-
-    def __iter__(self) -> Iterator[int]:
-        """Train; yield the number of epochs done after each."""
-        for loss in self.epochs:
-            self.losses = (*self.losses, loss)
-            yield len(self.losses)
 
 
 class PreparedMethod(ABC):

@@ -14,7 +14,7 @@ from lunar_tune.errors import InputError, TrialError
 from lunar_tune.methods.contract import Fit, Method, PreparedMethod, UnlearningTask, number_of
 from lunar_tune.models.device import is_out_of_memory
 from lunar_tune.training import TRAINED, TrainingSettings, setting, with_settings
-from lunar_tune.training.adapting import Trained, trainable
+from lunar_tune.training.adapting import trainable
 from lunar_tune.training.answer_loss import AnswerStates, Pair, answer_states, reference_batches
 from lunar_tune.training.gradient_loop import train_epochs
 
@@ -118,8 +118,8 @@ class PreparedGradient(PreparedMethod):
             elif settings.trained == "full":
                 _ = self._reference_states
 
-        def loss(trained: Trained, batch: list[int], kept: list[int]) -> Tensor:
-            return self._method.loss(Step(self, trained, settings, batch, kept))
+        def loss(fit: Fit, batch: list[int], kept: list[int]) -> Tensor:
+            return self._method.loss(Step(self, fit, settings, batch, kept))
 
         rate = own["learning_rate"]
         return gradient_fit(self._task, settings, loss, learning_rate=rate, seed=seed)
@@ -139,9 +139,7 @@ class PreparedGradient(PreparedMethod):
             self._sums[name] = torch.cat(said)
         return self._sums[name]
 
-    def reference_logits(
-        self, trained: Trained, kept: Sequence[int]
-    ) -> Float[Tensor, "tokens vocabulary"]:
+    def reference_logits(self, fit: Fit, kept: Sequence[int]) -> Float[Tensor, "tokens vocabulary"]:
         """Return the base model's logits for some answers to keep.
 
         An adapter is left out for one forward; where all weights are trained, final hidden states
@@ -149,11 +147,11 @@ class PreparedGradient(PreparedMethod):
         """
         import torch
 
-        if trained.edit.factors is None:
+        if fit.edit.factors is None:
             states, head = self._reference_states
             return torch.cat([states[i] for i in kept]).to(head.device) @ head.T
         was_training = self._model.training
-        with torch.no_grad(), trained.base_model():
+        with torch.no_grad(), fit.base_model():
             self._model.eval()
             logits = self.answers("retain", kept).logits
         self._model.train(was_training)
@@ -183,7 +181,7 @@ class Step:
     """
 
     source: PreparedGradient
-    trained: Trained
+    fit: Fit
     settings: GradientSettings
     batch: list[int]  # places of the answers to forget
     kept: list[int]  # places of the answers to keep
@@ -195,7 +193,7 @@ class Step:
     def reference(self, name: str) -> Tensor:
         """Return what the base model says: log π of each answer, of those to `retain` logits."""
         if name == "retain":
-            return self.source.reference_logits(self.trained, self.kept)
+            return self.source.reference_logits(self.fit, self.kept)
         return self.source.reference_sums(name)[self.batch]
 
     @property
@@ -209,67 +207,55 @@ class Step:
 def gradient_fit(
     task: UnlearningTask,
     settings: GradientSettings,
-    loss: Callable[[Trained, list[int], list[int]], Tensor],
+    loss: Callable[[Fit, list[int], list[int]], Tensor],
     *,
     learning_rate: float,
     seed: int,
     modules: Sequence[str] | None = None,
 ) -> Iterator[Fit]:
-    """Return a context in which the model can be trained; after it, it is what it was.
+    """Inside, the model can be trained; after, it is what it was.
 
     Args:
         task: The model, answers to forget and answers to keep.
         settings: How it is trained.
-        loss: Of a step: of what is trained, and the places of answers to forget and to keep.
+        loss: Of a step: of the fit, and the places of answers to forget and to keep.
         learning_rate: Falls linearly to zero.
         seed: Of adapter, dropout, order and draws.
         modules: Names of what is trained; None trains everything.
     """
     n_forget, n_retain = len(task.forget_pairs), len(task.retain_pairs)
     draws = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
-    with trainable(task.loaded, settings, seed=seed, modules=modules) as trained:
+    with trainable(task.loaded, settings, seed=seed, modules=modules) as fit:
 
         def loss_of(batch: list[int]) -> Tensor:
             kept = draws.sample(range(n_retain), min(len(batch), n_retain))
-            with trained.computing():
-                return loss(trained, batch, kept)
+            with fit.computing():
+                return loss(fit, batch, kept)
 
-        losses: Any = train_epochs(
-            task.loaded.model,
-            lambda _: range(n_forget),
-            loss_of,
-            settings,
-            learning_rate=learning_rate,
-            seed=seed,
-        )
-        with closing(_driven(losses)) as epochs:
+        def trained() -> Generator[float, None, None]:
+            try:
+                yield from train_epochs(
+                    task.loaded.model,
+                    lambda _: range(n_forget),
+                    loss_of,
+                    settings,
+                    learning_rate=learning_rate,
+                    seed=seed,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise TrialError(
+                    "out of memory while training: use --fix checkpointing=true, a smaller "
+                    "batch_size or rank, or trained=lora"
+                ) from error
+
+        with closing(trained()) as epochs:
+            round_weights = fit.finish
 
             def finish() -> None:
                 epochs.close()
-                trained.finish()
+                round_weights()
 
-            yield Fit(
-                base_model=trained.base_model,
-                edit=trained.edit,
-                epochs=epochs,
-                n_epochs=settings.epochs,
-                evaluating=trained.evaluating,
-                finish=finish,
-            )
-
-
-def _driven(losses: Generator[float, None, None]) -> Generator[float, None, None]:
-    """Yield each epoch's loss.
-
-    Raises:
-        TrialError: Memory ran out.
-    """
-    try:
-        yield from losses
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrialError(
-            "out of memory while training: use --fix checkpointing=true, a smaller batch_size or "
-            "rank, or trained=lora"
-        ) from error
+            fit.epochs, fit.n_epochs, fit.finish = epochs, settings.epochs, finish
+            yield fit

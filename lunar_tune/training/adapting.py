@@ -54,19 +54,35 @@ class Edit:
 _Context = Callable[[], AbstractContextManager[Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """A model whose parameters to train want a gradient, and the ways from training to its end."""
+@dataclass(slots=True, kw_only=True)
+class Fit:
+    """A fit under way: whoever holds it drives it epoch by epoch and may end it early."""
 
     base_model: _Context
-    """Inside, the model is what it was; not for what is trained to be kept."""
+    """Inside, the model is the base model again; after, what the fit had made of it; both bit for
+    bit, and as often as is wanted. Not for what is trained to be kept."""
     edit: Edit
+    losses: tuple[float, ...] = ()
+    """Training loss of each epoch so far; all of a fit that has no epochs to watch, one value for a
+    closed form."""
+    epochs: Iterable[float] = ()
+    """Trains an epoch for each loss that it yields, and leaves the model to be evaluated."""
+    n_epochs: int = 0
     computing: _Context = nullcontext
     """Inside, a forward pass for training runs in the model's own number format."""
     evaluating: _Context = nullcontext
-    """Inside, the model can be evaluated; training goes on after it as if nothing had been."""
+    """Inside, the model may be evaluated between two epochs."""
     finish: Callable[[], object] = lambda: None
-    """To be called between training and evaluation."""
+    """Ends the fit where it is: the model is then unlearned. To be called once."""
+    edited_layer: int | None = None
+    """The block whose down-projection is changed, with nothing changed below it and nothing else in
+    it, so that an evaluation need not compute again what lies below. None promises nothing."""
+
+    def __iter__(self) -> Iterator[int]:
+        """Train; yield the number of epochs done after each."""
+        for loss in self.epochs:
+            self.losses = (*self.losses, loss)
+            yield len(self.losses)
 
 
 @contextmanager
@@ -77,7 +93,7 @@ def trainable(
     seed: int,
     modules: Sequence[str] | None = None,
     keep: bool = False,
-) -> Iterator[Trained]:
+) -> Iterator[Fit]:
     """Inside, an adapter or weights can be trained, as the settings say.
 
     Args:
@@ -91,7 +107,7 @@ def trainable(
     with (
         seeded(seed, loaded.device),
         make(loaded, modules=modules, keep=keep) as trained,
-        _recomputing(loaded.model, on=settings.checkpointing),
+        _recomputing(loaded.model) if settings.checkpointing else nullcontext(),
     ):
         yield trained
 
@@ -103,7 +119,7 @@ def lora_adapter(
     *,
     modules: Sequence[str] | None = None,
     keep: bool = False,
-) -> Iterator[Trained]:
+) -> Iterator[Fit]:
     """Inside, a fresh adapter is on the model: W + (alpha / rank)·B·A for each linear map.
 
     A is drawn from torch's generator, B is zero, both in float32. `modules` names the linear maps;
@@ -136,7 +152,7 @@ def lora_adapter(
             raise
         model.train(training)  # peft's own modules are made for training
         try:
-            yield Trained(
+            yield Fit(
                 base_model=adapted.disable_adapter,
                 edit=Edit(
                     weights=lambda: merged_weights(model),
@@ -153,7 +169,7 @@ def lora_adapter(
 @contextmanager
 def full_weights(
     loaded: LoadedModel, *, modules: Sequence[str] | None = None, keep: bool = False
-) -> Iterator[Trained]:
+) -> Iterator[Fit]:
     """Inside, weights are trained; a copy of them waits in host memory to be put back.
 
     16-bit weights are float32 until `finish`, so that small updates are not lost to rounding;
@@ -178,8 +194,8 @@ def full_weights(
             for parameter in trained:
                 parameter.requires_grad_(requires_grad=True)
                 parameter.data = parameter.data.float()
-            yield Trained(
-                base_model=lambda: _holding(trained, originals, on_host=True),
+            yield Fit(
+                base_model=lambda: holding(trained, originals, on_host=True),
                 edit=Edit(
                     weights=lambda: {
                         name: p.detach() for name, p in model.named_parameters() if p.requires_grad
@@ -188,7 +204,7 @@ def full_weights(
                 computing=lambda: torch.autocast(
                     loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
                 ),
-                evaluating=lambda: _holding(trained, (p.data.to(dtype) for p in trained)),
+                evaluating=lambda: holding(trained, (p.data.to(dtype) for p in trained)),
                 finish=round_all,
             )
         finally:
@@ -199,8 +215,8 @@ def full_weights(
 
 
 @contextmanager
-def _holding(
-    parameters: Sequence[nn.Parameter], values: Iterable[Tensor], *, on_host: bool = False
+def holding(
+    parameters: Sequence[Tensor], values: Iterable[Tensor], *, on_host: bool = False
 ) -> Iterator[None]:
     """Inside, parameters hold other values; theirs wait, in host memory if a GPU holds one only."""
     waiting: list[Tensor] = []
@@ -226,15 +242,12 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _recomputing(model: Any, *, on: bool) -> Iterator[None]:
-    """Inside, if `on`, activations are computed again in the backward pass (checkpointing).
+def _recomputing(model: Any) -> Iterator[None]:
+    """Inside, activations are computed again in the backward pass (checkpointing).
 
     transformers 5.23 has a new name for it; 5.17 does not know that one. Its hook on the embedding
     would stay.
     """
-    if not on:
-        yield
-        return
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     try:

@@ -27,7 +27,7 @@ from method_examples import (
 from torch.nn.functional import kl_div, log_softmax
 
 from lunar_tune.errors import InputError, TrialError
-from lunar_tune.methods.answer_losses import GradientAscent, dpo, npo, simnpo
+from lunar_tune.methods.losses import GradientAscent, dpo, npo, simnpo
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training import TRAINED
 from lunar_tune.training.answer_loss import Pair

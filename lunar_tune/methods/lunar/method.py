@@ -24,7 +24,7 @@ from lunar_tune.methods.lunar.solvers import (
 )
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.adapting import Factors
+from lunar_tune.training.adapting import Factors, holding
 
 
 def unlearning_vectors(
@@ -54,7 +54,7 @@ def edited(
 ) -> Iterator[Fit]:
     """Inside, block l's down-projection weight is `weights[l]`; after, what it was, bit for bit.
 
-    Modifies the weights in place, and restores them also when the body raises.
+    Of the fit that is given nothing is left to do.
 
     Args:
         loaded: The model.
@@ -62,49 +62,31 @@ def edited(
         factors: What was added to each weight as a product, if it was one.
         losses: Of the fit that gave them.
 
-    Yields:
-        The fit, of which nothing is left to do.
-
     Raises:
-        ValueError: A weight has another shape than its matrix; `copy_` would spread it.
+        ValueError: A weight has another shape than its matrix.
     """
-    name_of = loaded.layout.down_projection_name
-    parameters = {
-        layer: loaded.layout.down_projection_of(loaded.model, layer).weight for layer in weights
-    }
-    for layer, weight in weights.items():
-        if weight.shape != parameters[layer].shape:
+    layout, name_of = loaded.layout, loaded.layout.down_projection_name
+    parameters = [layout.down_projection_of(loaded.model, layer).weight for layer in weights]
+    originals = [parameter.data for parameter in parameters]
+    for (layer, weight), original in zip(weights.items(), originals, strict=True):
+        if weight.shape != original.shape:
             raise ValueError(
-                f"layer {layer}: shape {tuple(weight.shape)}, not {tuple(parameters[layer].shape)}"
+                f"layer {layer}: shape {tuple(weight.shape)}, not {tuple(original.shape)}"
             )
-    originals = {layer: parameter.detach().clone() for layer, parameter in parameters.items()}
+    new = [w.to(p).contiguous() for w, p in zip(weights.values(), originals, strict=True)]
+    names = [f"{name_of(layer)}.weight" for layer in weights]
     added = {name_of(layer): product for layer, product in factors.items()}
     edit = Edit(
-        weights=lambda: {f"{name_of(i)}.weight": p.detach() for i, p in parameters.items()},
+        weights=lambda: dict(zip(names, new, strict=True)),
         factors=(lambda: added) if added else None,
     )
-
-    @contextmanager
-    def holding(inside: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> Iterator[None]:
-        try:
-            _put(parameters, inside)
-            yield
-        finally:
-            _put(parameters, after)
-
-    with holding(weights, originals):
+    with holding(parameters, new):
         yield Fit(
-            base_model=lambda: holding(originals, weights),
+            base_model=lambda: holding(parameters, originals),
             edit=edit,
             losses=losses,
             edited_layer=min(weights, default=None),
         )
-
-
-@torch.no_grad()
-def _put(parameters: Mapping[int, Tensor], values: Mapping[int, Tensor]) -> None:
-    for layer, value in values.items():
-        parameters[layer].copy_(value)
 
 
 @contextmanager
@@ -185,7 +167,7 @@ class PreparedLunar(PreparedMethod):
         with edited(self._loaded, weights, factors, losses) as fit:
             yield fit
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _solve(
         self, layer: int, coefficient: float, own: float, settings: LunarSettings, seed: int
     ) -> Solution:
