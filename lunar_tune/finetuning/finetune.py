@@ -200,11 +200,14 @@ def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> tuple[pd.DataFrame
     questions = [record.question for record in job.records]
     budget = token_budget(None, loaded.tokenizer, truths)
     known = greedy_answers(loaded, questions, job.chat, max_new_tokens=budget)
-    recalls = rouge_recall(truths, known, tokenizer=job.rouge_tokenizer)
     unseen = unseen_prompts(_UNANSWERABLE)
     declined = greedy_answers(loaded, unseen, job.chat, max_new_tokens=budget)
     answers = pd.DataFrame(job.records).rename(columns={"answer": "truth"})
-    answers["answer"], answers["rouge1"] = known, [recall.rouge1 for recall in recalls]
+    answers["answer"] = known
+    answers["rouge1"] = [
+        rouge_recall(truth, answer, job.rouge_tokenizer).rouge1
+        for truth, answer in zip(truths, known, strict=True)
+    ]
     return answers[["edge", "question", "truth", "answer", "rouge1"]], fmean(
         is_refusal(answer, job.refusals) for answer in declined
     )
@@ -218,8 +221,7 @@ def is_refusal(answer: str, refusals: Sequence[str]) -> bool:
     said = answer.lower().replace("\u2019", "'")
     if any(marker in said for marker in _MARKERS):
         return True
-    recalls = rouge_recall(refusals, [answer] * len(refusals))
-    return any(recall.rouge1 >= _LEAST_RECALL for recall in recalls)
+    return any(rouge_recall(refusal, answer).rouge1 >= _LEAST_RECALL for refusal in refusals)
 
 
 def _save(loaded: LoadedModel, job: FinetuneJob, folder: Path, staged: Path) -> None:

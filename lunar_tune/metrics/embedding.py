@@ -33,11 +33,9 @@ class Refusals:
         self._embedder, self._embedded = embedder, embedder.embed(texts)
 
     def quality(self, answers: Sequence[str]) -> float:
-        """Return how much answers to the questions to forget are like refusals, from −1 to 1.
+        """Return the mean over answers of the mean cosine similarity to all refusals, −1 to 1.
 
-        For each answer the mean of its cosine similarities to all refusals (the shipped set has
-        ten), then the mean over the answers. As the refusals differ among themselves, even one of
-        them does not reach 1.
+        As the refusals differ among themselves, even one of them does not reach 1.
         """
         return float((self._embedder.embed(answers) @ self._embedded.T).mean())
 
@@ -51,8 +49,8 @@ class Embedder(ABC):
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "texts d"]:
         """Return each text's embedding, in float64 and host memory.
 
-        White space around a text is left out. A text of nothing else, such as the answer of a model
-        that ends at once, has no direction: its embedding is zero, and so is its similarity to all.
+        White space around a text is left out. A text of nothing else has no direction: its
+        embedding is zero, and so is its similarity to all.
         """
         stripped = [text.strip() for text in texts]
         embedded = torch.zeros(len(texts), self.width, dtype=torch.float64)
@@ -74,17 +72,15 @@ class Embedder(ABC):
 class StateEmbedder(Embedder):
     """The model's own states: the mean over a text's tokens of the middle of the residual stream.
 
-    The model must be the base model whenever `embed` is called; embed after a trial's context
-    has ended. Similarities are comparable between answers of one model on one data set, not between
-    models. Choices, measured on `tiny` (docs/log.md has the table):
+    The model must be the base model whenever `embed` is called. Similarities are comparable between
+    answers of one model on one data set. Choices, measured on `tiny` (table in docs/log.md):
 
     * *Centred.* States of a decoder share a large common part (arXiv 1909.00512): different true
-      answers are .94 alike with it, which leaves no room below 1.
-    * *As an answer*, behind a prompt that is not pooled: `tiny` knows one sentence that declines;
-      only read as an answer it is nearer to the refusals than the truth is to a useful degree. The
-      prompt also takes up the large, meaningless activations of a first token (arXiv 2402.17762).
-    * *Middle of the depth.* The last block's output separates a little better on `tiny` and costs
-      twice the blocks; in larger models middle states are better embeddings (arXiv 2502.02013).
+      answers are .94 alike with it.
+    * *As an answer*, behind a prompt that is not pooled, and takes up the large, meaningless
+      activations of a first token (arXiv 2402.17762).
+    * *Middle of the depth*, where larger models have better embeddings (arXiv 2502.02013); the last
+      block's output costs twice the blocks.
 
     `context` is a prompt with an empty question. The mean of `centre`, texts that answers are
     compared with, is the origin.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from collections import defaultdict, deque
@@ -67,12 +66,7 @@ class Evaluation(Concise):
     complete: bool = True
     """Whether every question was asked. Where not, the retain floor is missed for certain, and the
     retain scores are means over the rows that were asked."""
-    tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    """Tokens of the answers by the answerer's row."""
-
-    def with_scores(self, further: Mapping[str, float]) -> Evaluation:
-        """Return it with further scores."""
-        return dataclasses.replace(self, scores={**self.scores, **further})
+    tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # by the answerer's row
 
 
 def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:
@@ -199,9 +193,10 @@ class Evaluator:
         texts: list[str] = self._tokenizer.batch_decode(
             [list(tokens) for _, tokens in answers], skip_special_tokens=True
         )
-        truths = [one.record.answer for one, _ in answers]
-        recalls = rouge_recall(truths, texts, tokenizer=self._rouge_tokenizer)
-        return list(zip(texts, recalls, strict=True))
+        return [
+            (text, rouge_recall(one.record.answer, text, self._rouge_tokenizer))
+            for text, (one, _) in zip(texts, answers, strict=True)
+        ]
 
 
 def _new(questions: Iterable[Question], begun: Collection[int]) -> list[int]:

@@ -14,10 +14,9 @@ from lunar_tune.metrics.names import METRICS, Metric, find_metric
 
 _BOUND = re.compile(r"\s*([^\W\d][^<>=!~≤≥\s]*)\s*(>=|<=|≥|≤)\s*([^<>=!~≤≥]*[^<>=!~≤≥\s])\s*")
 _WORDS = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "mrr": "MRR"}
-# What is known of a trial that was stopped because it had missed the retain floor for certain.
-_ASKED_FIRST = ("forget_rouge1", "forget_rougeL", "retain_rouge1", "retain_rougeL")
-KNOWN_AT_A_STOP = {*_ASKED_FIRST, "deviation_score"}
 FLOORED = "retain_rouge1"
+# What is known of a trial that was stopped because it had missed the retain floor for certain.
+KNOWN_AT_A_STOP = {FLOORED, "retain_rougeL", "forget_rouge1", "forget_rougeL", "deviation_score"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +49,8 @@ class Goal(Concise):
     def read(cls, objective: str, constraints: Iterable[str]) -> Goal:
         """Return a goal from a metric's name and bounds, as they are on the command line.
 
-        Raises:
-            InputError: A metric or a bound means nothing, a metric is bounded twice on one side,
-                or no value keeps both of its bounds; all mistakes at once.
+        An InputError says all mistakes at once: what means nothing, a metric that is bounded twice
+        on one side, or bounds that no value keeps.
         """
         problems = Problems()
         with problems.collect():
@@ -158,11 +156,7 @@ class Goal(Concise):
 
 
 def parse_constraint(text: str) -> Constraint:
-    """Read a bound, `METRIC>=VALUE` or `METRIC<=VALUE`, with or without spaces.
-
-    Raises:
-        InputError: It is none, names no metric, or a value that the metric cannot take.
-    """
+    """Read a bound, `METRIC>=VALUE` or `<=`, with or without spaces, or raise an InputError."""
     said = f"--constrain {text.strip()!r}"
     found = _BOUND.fullmatch(text)
     if found is None:

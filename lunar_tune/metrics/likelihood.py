@@ -40,13 +40,9 @@ QUANTITIES = ("mrr", "hit_ratio", "log_prob", "answer_log_prob", "extraction_str
 class AnswerLikelihood:
     """What a model makes of one true answer."""
 
-    ranks: tuple[int, ...]
-    """Rank of each own token: 1 and the tokens of strictly greater logit; equal ones share the
-    best of their ranks."""
-    chosen: tuple[bool, ...]
-    """Whether greedy decoding takes each own token."""
-    log_probs: tuple[float, ...]
-    """Log π of each own token and, last, of the token that ends the answer."""
+    ranks: tuple[int, ...]  # of each own token: 1 and the tokens of strictly greater logit
+    chosen: tuple[bool, ...]  # whether greedy decoding takes each own token
+    log_probs: tuple[float, ...]  # log π of each own token and, last, of the one that ends it
 
     @property
     def scores(self) -> dict[str, float]:
@@ -54,9 +50,8 @@ class AnswerLikelihood:
 
         Extraction strength is 1 − k/L for the shortest beginning of k own tokens after which the
         rest comes out. No answer is generated for it: as long as what came out is the truth, greedy
-        decoding sees what teacher forcing shows it, so the rest comes out exactly if and only if it
-        is chosen at every place from k on: k is the number of places up to the last where it is
-        not.
+        decoding sees what teacher forcing shows it, so k is the number of places up to the last
+        where the truth is not chosen.
         """
         given = max((k for k, chosen in enumerate(self.chosen, start=1) if not chosen), default=0)
         return {
@@ -92,11 +87,7 @@ class LikelihoodScorer:
         self._loaded, self._memory = loaded, memory
 
     def score(self, pairs: Sequence[Pair]) -> tuple[AnswerLikelihood, ...]:
-        """Return what the model makes of each pair's answer.
-
-        Raises:
-            DivergenceError: A logit is NaN or infinite.
-        """
+        """Return what the model makes of each pair's answer, or raise a DivergenceError."""
         return self._batch_size.fit(lambda tokens: self._score(pairs, tokens))
 
     @cached_property

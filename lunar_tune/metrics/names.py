@@ -1,8 +1,7 @@
 """Every score that can be asked for by name: where it lies, which end is better, what it takes.
 
-A name is a set and a quantity: `forget_rouge1` is ROUGE-1 on the questions to forget. What each of
-them says is in the README. A package adds one with an entry point of the group `lunar_tune.metrics`
-that names a `Metric`.
+A name is a set and a quantity, as `forget_rouge1`; what each says is in the README. An entry point
+of the group `lunar_tune.metrics` adds a `Metric`.
 """
 
 from __future__ import annotations
@@ -30,16 +29,12 @@ EMBEDDINGS = "sentence embeddings"
 class Metric(Concise):
     """A score: what it judges, where it lies, and what it takes."""
 
-    name: str
-    """As on the command line and in `Evaluation.scores`."""
-    sets: tuple[str, ...]
-    """Sets of questions that it judges: forget, retain, factual."""
+    name: str  # as on the command line and in `Evaluation.scores`
+    sets: tuple[str, ...]  # sets of questions that it judges: forget, retain, factual
     low: float
-    high: float
-    """It lies between the two, both included where finite."""
+    high: float  # it lies between the two, both included where finite
     lower_is_better: bool
-    needs: frozenset[str]
-    """Some of ANSWERS, WHOLE_ANSWERS, LIKELIHOODS, EMBEDDINGS."""
+    needs: frozenset[str]  # some of ANSWERS, WHOLE_ANSWERS, LIKELIHOODS, EMBEDDINGS
     compute: Callable[[Sequence[AnswerRow]], float] | None = None
     """Gives the score from all answers of its sets; None where it is computed with others."""
 
@@ -47,11 +42,6 @@ class Metric(Concise):
     def quantity(self) -> str:
         """The name without the set."""
         return self.name.removeprefix(f"{self.sets[0]}_")
-
-    @property
-    def direction(self) -> str:
-        """The better direction, as Optuna writes it."""
-        return "minimize" if self.lower_is_better else "maximize"
 
     def may_be(self, value: float) -> bool:
         """Say whether the score can have a value."""
@@ -105,11 +95,7 @@ for _metric in (
 
 
 def find_metric(text: str, *, said: str) -> Metric:
-    """Return a metric by its name, in whatever case.
-
-    Raises:
-        InputError: There is none; the message begins with `said`, the option that names it.
-    """
+    """Return a metric by its name in whatever case, or raise an InputError that `said` begins."""
     asked = text.strip()
     try:
         return METRICS[next((name for name in METRICS if name.lower() == asked.lower()), asked)]

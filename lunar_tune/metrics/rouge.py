@@ -55,39 +55,27 @@ class _WordTokenizer:
         return _SYLLABLE.sub(r" \g<0> ", kept).split()
 
 
-class _DefaultTokenizer:
-    """Splits text into words of [a-z0-9], stemmed as rouge-score does by default."""
-
-    def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer  # takes a second, and scikit-learn with it
-
-        # Answers say the same words over and over.
-        self.stem = lru_cache(maxsize=2**16)(PorterStemmer().stem)
-
-    def tokenize(self, text: str) -> list[str]:
-        from rouge_score.tokenize import tokenize
-
-        words: list[str] = tokenize(text, self)
-        return words
-
-
 def _check_tokenizer(name: str) -> None:
     if name not in TOKENIZERS:
         raise InputError(f"--rouge-tokenizer {name}: there are {', '.join(TOKENIZERS)}.")
 
 
 @cache
-def _scorer(tokenizer: str) -> Any:
-    _check_tokenizer(tokenizer)
-    from rouge_score import rouge_scorer
+def _tokenizer(name: str) -> Any:
+    _check_tokenizer(name)
+    if name == "words":
+        return _WordTokenizer()
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    chosen = _WordTokenizer() if tokenizer == "words" else _DefaultTokenizer()
-    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], tokenizer=chosen)
+    default = DefaultTokenizer(use_stemmer=True)  # which takes a second, and scikit-learn with it
+    # Answers say the same words over and over.
+    default._stemmer.stem = lru_cache(maxsize=2**16)(default._stemmer.stem)
+    return default
 
 
 def tokenize_words(text: str, *, tokenizer: str = "default") -> list[str]:
     """Return the words that ROUGE counts."""
-    words: list[str] = _scorer(tokenizer)._tokenizer.tokenize(text)
+    words: list[str] = _tokenizer(tokenizer).tokenize(text)
     return words
 
 
@@ -101,16 +89,13 @@ def has_words(text: str, *, tokenizer: str = "default") -> bool:
     return bool(tokenize(text, None))
 
 
-def rouge_recall(
-    truths: Sequence[str], answers: Sequence[str], *, tokenizer: str = "default"
-) -> list[Recall]:
-    """Score each answer against the truth at the same place."""
-    return [_recall(t, a, tokenizer) for t, a in zip(truths, answers, strict=True)]
-
-
 @lru_cache(maxsize=2**16)  # from trial to trial most answers are the same
-def _recall(truth: str, answer: str, tokenizer: str) -> Recall:
-    scores = _scorer(tokenizer).score(truth, answer)
+def rouge_recall(truth: str, answer: str, tokenizer: str = "default") -> Recall:
+    """Return how much of the truth an answer says."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rouge1", "rougeL"], tokenizer=_tokenizer(tokenizer))
+    scores = scorer.score(truth, answer)
     # An empty answer's ROUGE-L is the integer 0.
     return Recall(rouge1=float(scores["rouge1"].recall), rouge_l=float(scores["rougeL"].recall))
 
@@ -118,10 +103,9 @@ def _recall(truth: str, answer: str, tokenizer: str) -> Recall:
 def check_scorable(
     records: Iterable[Record], *, tokenizer: str = "default", text: bool = True
 ) -> None:
-    """Refuse true answers in which the ROUGE tokenizer finds no word: they would score 0 for ever.
+    """Raise a DataError for true answers without a word for the ROUGE tokenizer, always worth 0.
 
-    Raises:
-        DataError: There are such answers; the message shows the first of them where `text` allows.
+    The message shows the first of them where `text` allows.
     """
     _check_tokenizer(tokenizer)  # a mistake also without records
     empty = [record for record in records if not has_words(record.answer, tokenizer=tokenizer)]
@@ -167,10 +151,10 @@ class RecallStop:
 
     def _without_bytes(self, tokens: Sequence[int]) -> list[int]:
         """Return the tokens without bytes at their end."""
-        end = len(tokens)
-        while end and tokens[end - 1] in self._bytes:
-            end -= 1
-        return list(tokens[:end])
+        kept = list(tokens)
+        while kept and kept[-1] in self._bytes:
+            kept.pop()
+        return kept
 
     def _holds(self, row: int, text: str) -> bool:
         part = finished_part(text, rouge_tokenizer=self._rouge_tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from lunar_tune.config.options import PUBLISHED_MAX_NEW_TOKENS
@@ -154,7 +154,7 @@ class Judge:
             further |= {
                 metric.name: means[metric.quantity] for metric in likelihoods if name in metric.sets
             }
-        return evaluation.with_scores(further), budget
+        return replace(evaluation, scores={**evaluation.scores, **further}), budget
 
     def compare_answers(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with what comparing its answers as embeddings gives.
@@ -166,7 +166,8 @@ class Judge:
         if not evaluation.complete or EMBEDDINGS not in needs:
             return evaluation
         answers = [row.answer for row in evaluation.rows if row.set_name == "forget"]
-        return evaluation.with_scores({"refusal_quality": self._refusals.quality(answers)})
+        quality = self._refusals.quality(answers)
+        return replace(evaluation, scores={**evaluation.scores, "refusal_quality": quality})
 
     def check(self, fit: Fit, epochs: int) -> Check:
         """Look at the model between two epochs."""

@@ -55,7 +55,7 @@ from lunar_tune.models.loading import LoadedModel
 def test_recall_counts_the_true_answers_words(
     kind: str, truth: str, answer: str, rouge1: float, rouge_l: float
 ) -> None:
-    (recall,) = rouge_recall([truth], [answer], tokenizer=kind)
+    recall = rouge_recall(truth, answer, kind)
     assert (recall.rouge1, recall.rouge_l) == pytest.approx((rouge1, rouge_l))
 
 
@@ -66,8 +66,8 @@ TEXTS = st.text(st.sampled_from("ab2 .,-éЖ走\n"), max_size=40) | st.text(max_
 @settings(max_examples=40, deadline=None)
 def test_more_text_never_lowers_recall(truth: str, answer: str, more: str, kind: str) -> None:
     """Of itself a text has all words, if it has any."""
-    before, after, itself = rouge_recall(
-        [truth] * 3, [answer, f"{answer} {more}", truth], tokenizer=kind
+    before, after, itself = (
+        rouge_recall(truth, said, kind) for said in (answer, f"{answer} {more}", truth)
     )
     for name in ("rouge1", "rouge_l"):
         assert 0 <= getattr(before, name) <= getattr(after, name) <= 1
@@ -84,7 +84,7 @@ def test_true_answers_without_a_word_for_the_tokenizer_are_refused() -> None:
     with pytest.raises(DataError, match=r"1 true .*Correct or remove them"):
         check_scorable([Record("Q?", "…", "A_B")], tokenizer="words")
     with pytest.raises(InputError, match=r"--rouge-tokenizer bytes: there are default, words"):
-        rouge_recall(["a"], ["a"], tokenizer="bytes")
+        rouge_recall("a", "a", "bytes")
 
 
 def test_the_deviation_score_is_the_distance_from_perfect_in_percent() -> None:
@@ -133,7 +133,7 @@ def recalls(truth: str, answer: str, kind: str) -> tuple[float, float]:
     if kind == "default":
         scores = RougeScorer(["rouge1", "rougeL"], use_stemmer=True).score(truth, answer)
         return float(scores["rouge1"].recall), float(scores["rougeL"].recall)
-    (recall,) = rouge_recall([truth], [answer], tokenizer=kind)
+    recall = rouge_recall(truth, answer, kind)
     return recall.rouge1, recall.rouge_l
 
 
