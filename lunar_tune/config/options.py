@@ -19,6 +19,7 @@ from lunar_tune.secrets import without_password
 
 NONE, OWN, TINY = "none", "own", "tiny"
 ENGINES = ("fast", "plain", "reference")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 LARGEST_SEED = 2**32 - 1  # what numpy takes, and Optuna's samplers with it
 LEAST_BUDGET = 32  # tokens, where the budget follows the true answers
 PUBLISHED_MAX_NEW_TOKENS = 512  # config/forget.yaml of the published code at dfa56eb
@@ -38,9 +39,7 @@ class ModelOptions(Concise):
     """Catalogue name, hub id (owner/name[@revision]) or folder."""
     model_path: str | None = model_option(None, metavar="DIR", common=True, resume=True, place=True)
     """Fine-tuned weights: a folder of a checkpoint or of a PEFT adapter."""
-    dtype: str = model_option(
-        "auto", choices=("auto", "float32", "bfloat16", "float16"), decides=True
-    )
+    dtype: str = model_option("auto", choices=DTYPES, decides=True)
     """Number format of the weights; auto is bfloat16 on a GPU, float32 on a CPU."""
     device: str = model_option("auto", resume=True)
     """auto, cpu or cuda."""

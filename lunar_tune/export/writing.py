@@ -25,7 +25,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.export.proof import Exported, ask, prove, weight_digest
 from lunar_tune.files import write_atomically
-from lunar_tune.models.catalog import Lineage, read_lineage, write_lineage
+from lunar_tune.models.catalog import Lineage, read_lineage
 from lunar_tune.models.device import give_back
 from lunar_tune.models.loading import LoadedModel, fingerprint
 from lunar_tune.study.rows import score_cells
@@ -63,7 +63,7 @@ def export(job: ExportJob, console: Console) -> Exported:
     write_atomically(job.folder / "export.json", text.encode(errors="surrogatepass"))
     write_card(job, run, exported)
     if job.form == "checkpoint":
-        write_lineage(job.folder, _lineage(job, exported.document))
+        _lineage(job, exported.document).write(job.folder)
     return exported
 
 

@@ -23,7 +23,7 @@ from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
 from lunar_tune.metrics.rouge import rouge_recall
-from lunar_tune.models.catalog import Lineage, read_lineage, write_lineage
+from lunar_tune.models.catalog import Lineage, read_lineage
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
@@ -128,7 +128,7 @@ def finetune(
         losses = _train(loaded, job, begun, state.keep, on_epoch)
         _save(loaded, job, folder, state.path / "checkpoint")
         done = Finetuned(tuple(losses), *check_knowledge(loaded, job))
-        write_lineage(folder, _lineage(document, begun_with, done))
+        _lineage(document, begun_with, done).write(folder)
         shutil.rmtree(state.path)
     return done
 

@@ -1,17 +1,13 @@
 """Models by name, what `--model` and `--model-path` mean, and where a checkpoint comes from.
 
-`lunar_tune.json` beside its weights:
-
-{"format": 1, "base": "qwen2.5-7b", "source": "Qwen/Qwen2.5-7B-Instruct", "revision": "a09a…",
- "data": "contracts", "data_digest": "5e1c…", "knowledge": {"rouge1": 0.99, …}, …}
+`lunar_tune.json` beside its weights: {"format": 1, "base": "qwen2.5-7b", "data": "contracts", …}
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,11 +101,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def check_weights(path: str, option: str) -> Path:
-    """Return the folder of a checkpoint or an adapter that an option names.
-
-    Raises:
-        ModelError: It does not exist, or lacks a file.
-    """
+    """Return the folder of a checkpoint or adapter that an option names, or raise a ModelError."""
     folder = Path(path).expanduser()
     if not is_folder(folder):
         raise ModelError(f"{option} {path}: no such folder.")
@@ -159,15 +151,14 @@ class Lineage:
         how = self.settings.get("trained", "?")
         return f"{self.base} fine-tuned ({how}) on {self.data}{known}{forgotten}"
 
+    def write(self, folder: Path) -> None:
+        """Write it beside the weights in a folder."""
+        write_json(folder / LINEAGE_FILE, asdict(self))
+
     def tags(self) -> dict[str, str]:
         """Return it flat, for a tracking server."""
         names = ("base", "source", "revision", "fingerprint", "data", "data_digest")
         return {f"finetuned.{name}": str(getattr(self, name)) for name in names}
-
-
-def write_lineage(folder: Path, lineage: Lineage) -> None:
-    """Write it beside the weights."""
-    write_json(folder / LINEAGE_FILE, dataclasses.asdict(lineage))
 
 
 def read_lineage(folder: str | Path) -> Lineage | None:

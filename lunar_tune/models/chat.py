@@ -56,11 +56,7 @@ class ChatFormat:
 
     @classmethod
     def from_option(cls, template: str, system_prompt: str | None) -> ChatFormat:
-        """Build a format from `--chat-template own|published|FILE` and `--system-prompt`.
-
-        Raises:
-            InputError: The file cannot be read.
-        """
+        """Build a format from `--chat-template own|published|FILE`, or raise an InputError."""
         if template in (OWN, PUBLISHED):
             return cls(template=template, system_prompt=system_prompt)
         path = Path(template).expanduser()
@@ -79,9 +75,7 @@ def render_prompt(
 ) -> str:
     """Return the text that puts `question` to a model of a family, up to where its answer begins.
 
-    Raises:
-        ModelError: The tokenizer has no chat template, the template fails (many refuse a system
-            turn), or the published code has no user turn for this family.
+    A template that is not there or fails, as many do with a system turn, raises a ModelError.
     """
     if chat.template == PUBLISHED:
         vocabulary = tokenizer.get_vocab()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import psutil
 
+from lunar_tune.config.options import DTYPES
 from lunar_tune.errors import InputError, LunarTuneError, ModelError
 from lunar_tune.files import is_folder
 from lunar_tune.models.catalog import CATALOG, ModelSpec
@@ -42,11 +43,7 @@ def check_device_name(device: str) -> None:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the torch device that a name means; `auto` takes a GPU where there is one.
-
-    Raises:
-        InputError: The name is unknown, or a CUDA device was demanded that is not there.
-    """
+    """Return the device that a name means, a GPU for `auto` if possible, or raise an InputError."""
     check_device_name(device)
     import torch
 
@@ -65,22 +62,14 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the number format of the weights; `auto` is bfloat16 on a GPU, float32 on a CPU.
-
-    Raises:
-        InputError: The name is unknown.
-    """
+    """Return the number format of the weights, or raise an InputError."""
     import torch
 
-    formats = {
-        "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }
-    if dtype not in formats:
-        raise InputError(f"--dtype {dtype}: unknown. There are: {', '.join(formats)}.")
-    return formats[dtype]
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype}: unknown. There are: {', '.join(DTYPES)}.")
+    own = "bfloat16" if device.type == "cuda" else "float32"
+    resolved: torch.dtype = getattr(torch, own if dtype == "auto" else dtype)
+    return resolved
 
 
 def limit_threads(count: int | None = None) -> int:
@@ -102,11 +91,7 @@ class DeviceMemory:
     """GiB of a GPU that weights, streams and batches share; None is all that is free."""
 
     def enforce(self) -> None:
-        """Make an allocation beyond the budget fail as if the device were full.
-
-        Raises:
-            InputError: The budget exceeds the device.
-        """
+        """Make an allocation beyond the budget fail; more than the device is an InputError."""
         if self.budget_gib is None or self.device.type != "cuda":
             return
         import torch
@@ -161,11 +146,7 @@ class BatchSize:
         self._what = what
 
     def fit(self, work: Callable[[int], Result]) -> Result:
-        """Return `work(size)`; halve the size as long as memory runs out.
-
-        Raises:
-            LunarTuneError: Memory runs out even with a batch of one.
-        """
+        """Return `work(size)`; halve the size as long as memory runs out, down to 1."""
         while True:
             try:
                 return work(self.size)
@@ -210,12 +191,9 @@ def check_fits(
     share: float = 1.0,
     budget_gib: float | None = None,
 ) -> None:
-    """Refuse a model that the GPU on this machine cannot hold, or train wholly.
+    """Raise a ModelError where the GPU on this machine cannot hold a model, or train it wholly.
 
     A worker has a share of the GPU, and of that at most the budget.
-
-    Raises:
-        ModelError: It would not fit.
     """
     if model.device == "cpu":
         return

@@ -62,11 +62,7 @@ class LoadedModel:
 
 
 def load_config(spec: ModelSpec) -> PretrainedConfig:
-    """Return the checkpoint's configuration, after checking that its family is suitable.
-
-    Raises:
-        ModelError: It cannot be had, or the family is unsuitable.
-    """
+    """Return the configuration of a checkpoint of a suitable family, or raise a ModelError."""
     from transformers import AutoConfig
 
     config: PretrainedConfig = from_hub(AutoConfig, spec, spec.checkpoint)
@@ -100,8 +96,7 @@ def as_loaded(
 ) -> LoadedModel:
     """Return a model in evaluation mode, on its device, with what every later step asks of it.
 
-    Raises:
-        ModelError: The family is unsuitable, or nothing ends an answer.
+    An unsuitable family and one that nothing ends the answers of raise a ModelError.
     """
     generation = model.generation_config
     configured = generation.eos_token_id if generation is not None else None
@@ -145,10 +140,9 @@ def _merge_adapter(model: PreTrainedModel, spec: ModelSpec, folder: str) -> PreT
 def load_weights(
     factory: Any, spec: ModelSpec, *, unused: tuple[str, ...] = (), **options: Any
 ) -> PreTrainedModel:
-    """Return a model with the checkpoint's weights, which may lack what begins with `unused`.
+    """Return a model with the checkpoint's weights, or raise a ModelError.
 
-    Raises:
-        ModelError: They cannot be had, or other tensors are missing.
+    Tensors may be missing whose names begin with `unused`.
     """
     model: PreTrainedModel
     model, report = from_hub(
@@ -165,11 +159,7 @@ def load_weights(
 
 
 def from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any:
-    """Call `factory.from_pretrained`, turning its errors into messages to act on.
-
-    Raises:
-        ModelError: It fails.
-    """
+    """Call `factory.from_pretrained`; what fails is a ModelError with a message to act on."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # the commands show their own
