@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pyarrow.parquet as pq
 
-from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
+from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.study.study import Study
 from lunar_tune.trial.evaluator import Check
 from lunar_tune.trial.tasks import Failure, Outcome
@@ -70,28 +68,6 @@ def failed(reason: str, **facts: bool) -> Outcome:
     return Outcome(failure=Failure(reason=reason, **facts))
 
 
-def no_tracker(uri: str = "sqlite:///x.db") -> MagicMock:
-    """Return what stands in for MLflow where nothing is tracked."""
-    place = {"id": "one", "uri": uri, "experiment": "lunar-tune"}
-    return MagicMock(place=lambda _: place, uri=uri)
-
-
 def complete(study: Study, number: int, result: TrialResult, *, digest: str = DIGEST) -> None:
     """Tell a study a trial's result, as a loop does when the answers are written."""
     study.complete(number, result, answers_digest=digest, n_retain=N_RETAIN)
-
-
-def rows_of(answers: Mapping[str, str]) -> tuple[AnswerRow, ...]:
-    """Return a row of the forget set for each question and answer."""
-    return tuple(
-        AnswerRow(
-            set_name="forget",
-            edge="A_B",
-            question=question,
-            truth="t",
-            answer=answer,
-            rouge1=0.0,
-            rouge_l=0.0,
-        )
-        for question, answer in answers.items()
-    )

@@ -6,21 +6,34 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
-from made_outcomes import no_tracker
 from rich.console import Console
 
 from lunar_tune.config.fields import shared_options
 from lunar_tune.config.options import RunOptions, SearchConfig
-from lunar_tune.driver.backends import InProcess, Resources
-from lunar_tune.driver.plan import make_folder, plan_search
+from lunar_tune.driver.backends import Backend, InProcess, Resources
+from lunar_tune.driver.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.driver.session import SearchSession
+from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import configured, materialise
 from lunar_tune.yaml_files import write_yaml
 
 NOWHERE = "http://127.0.0.1:9"
 """A store that cannot be reached: the discard port."""
+ONE_CPU = Resources(cpus=1, gpus=0, concurrency=1)
+
+
+def session_of(
+    plan: SearchPlan, folder: Folder, backend: Backend, *, console: Console | None = None
+) -> SearchSession:
+    """Return a session that is not tracked."""
+    place = {"id": "one", "uri": NOWHERE, "experiment": "lunar-tune"}
+    tracker = MagicMock(place=lambda _: place, uri=NOWHERE)
+    shown = console or Console(quiet=True)
+    facts = {"console": shown, "given": {}, "arguments": None}
+    return SearchSession(plan, folder, backend, ONE_CPU, tracker, **facts)
 
 
 def made_search(
@@ -32,15 +45,9 @@ def made_search(
     floor: float = 0.0,
     confirmed: bool = True,
 ) -> Path:
-    """Search a space of one setting and return the search's folder.
+    """Search a space of one setting, with a floor of retain ROUGE-1; return the search's folder.
 
-    Args:
-        runs: Folder of all searches.
-        name: Of this one.
-        options: Of its run.
-        parameters: Of the trial.
-        floor: Least retain ROUGE-1.
-        confirmed: Whether the trial is feasible, which the caller knows, and thus confirmed.
+    Whether the trial is feasible, and thus confirmed, is known to the caller.
     """
     shared = shared_options(dataclasses.replace(options, cache_limit=0), SearchConfig)
     method, _ = configured(shared)
@@ -49,15 +56,13 @@ def made_search(
     section = {method.variant: {"parameters": kinds, "starting_points": []}}
     space.write_text(write_yaml({method.name: section}), encoding="utf-8")
     bounds = (f"retain_rouge1>={floor}",)
-    changes: dict[str, Any] = {"output": runs, "name": name, "space": str(space)}
-    changes |= {"constrain": bounds, "num_trials": 1, "sampler": "random", "force": True}
+    changes = {"output": runs, "name": name, "space": str(space), "constrain": bounds}
+    changes |= {"num_trials": 1, "sampler": "random", "force": True}
     plan = plan_search(dataclasses.replace(shared, **changes))
     plan = dataclasses.replace(plan, spec=materialise(plan.spec))
     folder = make_folder(plan.config, plan.spec)
-    resources = Resources(cpus=1, gpus=0, concurrency=1)
-    places = (plan, folder, InProcess(), resources, no_tracker(NOWHERE))
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr("lunar_tune.driver.session.write_mirrors", lambda *_: None)
-        SearchSession(*places, console=Console(quiet=True), given={}, arguments=None).run()
+        session_of(plan, folder, InProcess()).run()
     assert folder.best.exists() is confirmed
     return folder.path

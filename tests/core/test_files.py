@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made_outcomes import losses_of, rows_of, trial_result
+from made_outcomes import losses_of, trial_result
+from pages_by_hand import said
 
 from lunar_tune import files
 from lunar_tune.errors import InputError
@@ -82,7 +83,8 @@ def test_a_written_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Pat
 
 def result_of(*, fitted: bool = True, **answers: str) -> TrialResult:
     made = trial_result(0.2, 0.9)
-    evaluation = dataclasses.replace(made.evaluation, rows=rows_of(answers))
+    rows = tuple(said("forget", question, answer, 0.0) for question, answer in answers.items())
+    evaluation = dataclasses.replace(made.evaluation, rows=rows)
     return dataclasses.replace(made, evaluation=evaluation, losses=made.losses if fitted else ())
 
 

@@ -87,7 +87,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_this_process_runs_a_search_to_its_end(tmp_path: Path, scripted: Any) -> None:
     heard = Heard(tmp_path, num_trials=2)
     scripted.script = iter([base_model(), ended(0.3), failed("the loss became NaN"), ended(0.3)])
-    InProcess().run(heard.loop, object())  # type: ignore[arg-type]
+    InProcess().run(heard.loop, object())
     kinds = [task.kind for task in scripted.asked]
     assert kinds == [BASE_MODEL, TRIAL, TRIAL, CONFIRMATION]
     assert heard.news[-1] == ("holds", 0)
@@ -99,7 +99,7 @@ def test_a_crash_in_this_process_is_one_attempt_and_gets_a_new_runner(
 ) -> None:
     heard = Heard(tmp_path, num_trials=1)
     scripted.script = itertools.chain([base_model(), RuntimeError("a kernel died")], [ended()] * 2)
-    InProcess().run(heard.loop, object())  # type: ignore[arg-type]
+    InProcess().run(heard.loop, object())
     rows = heard.study.rows()
     assert [(row.state, row.failure) for row in rows] == [
         (FAILED, "RuntimeError: a kernel died"),
@@ -330,7 +330,6 @@ def test_a_session_is_its_starters_alone(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
     inside = json.loads(process.stdout.readline())
     try:
         assert inside["shown"] == 0, "no command line has the token"

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from invented_searches import GOAL
@@ -16,7 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from lunar_tune.display import build_progress, shown_duration
+from lunar_tune.display import shown_duration
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.log_file import RECORD, search_log
@@ -46,7 +47,6 @@ LOST = dataclasses.replace(FAILURE, again=True, failure="a worker was lost")
 def shown(
     *rows: TrialRow,
     terminal: bool = False,
-    quiet: bool = False,
     width: int = 160,
     total: int = 3,
     earlier: Sequence[TrialRow] = (),
@@ -54,7 +54,7 @@ def shown(
     encoding: str = "utf-8",
 ) -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace", newline="")
-    console = Console(file=file, force_terminal=terminal, width=width, quiet=quiet)
+    console = Console(file=file, force_terminal=terminal, width=width)
     with SearchDisplay(console, goal) as display:
         display.follow(total, earlier)
         for one in rows:
@@ -111,20 +111,6 @@ def test_a_terminal_has_one_moving_line_and_the_trials_above_it(width: int) -> N
         assert staying == piped, "whole on 80 columns, and the same everywhere"
 
 
-@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (False, True)])
-def test_the_log_has_the_same_lines(terminal: bool, quiet: bool, tmp_path: Path) -> None:
-    text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=50, quiet=quiet)
-    with search_log(tmp_path / "log", console), SearchDisplay(console, GOAL) as display:
-        display.follow(3)
-        for one in (row(0, 0.5, 0.9), FAILURE):
-            display.ended(one)
-    lines = (tmp_path / "log").read_text().splitlines()
-    expected = shown(row(0, 0.5, 0.9), FAILURE).splitlines()
-    assert [line.partition("INFO")[2].strip() for line in lines] == expected
-    assert (text.getvalue() == "") is quiet
-
-
 def test_what_is_shown_is_what_the_console_can_show() -> None:
     assert "feasible * " in shown(row(0, 0.5, 0.9), encoding="cp1252")
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
@@ -157,19 +143,14 @@ def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
     ],
 )
 def test_time_left_is_the_pace_since_the_first_trial(
-    done: int,
-    moments: Sequence[int],
-    budget: float | None,
-    left: str,
-    monkeypatch: pytest.MonkeyPatch,
+    done: int, moments: Sequence[int], budget: float | None, left: str
 ) -> None:
     durations = {0.4: "0 s", 99: "99 s", 100: "2 min", 3600: "60 min", 7500: "2 h 05 min"}
     assert {one: shown_duration(one) for one in durations} == durations
     now = [1000.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=160, get_time=lambda: now[0])
-    with SearchDisplay(console, GOAL) as display:
+    with patch("time.monotonic", lambda: now[0]), SearchDisplay(console, GOAL) as display:
         display.follow(10, [row(n, 0.5, 0.9) for n in range(done)], budget)
         for number, moment in enumerate(moments, done):
             now[0] = 1000.0 + moment
@@ -183,8 +164,7 @@ def test_what_is_done_beside_trials_takes_the_place_of_what_was_shown(
     caplog.set_level(logging.INFO)
     said = []
     for terminal in (True, False):
-        text = io.StringIO()
-        console = Console(file=text, force_terminal=terminal, width=100)
+        console = Console(file=(text := io.StringIO()), force_terminal=terminal, width=100)
         with SearchDisplay(console, GOAL) as display:
             display.doing("looking")
             display.doing(None)
@@ -213,7 +193,7 @@ def logged_in(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("quiet", "terminal"), [(True, False), (False, True)])
-def test_what_is_printed_is_logged_whole_and_without_colours(
+def test_what_is_shown_is_logged_whole_and_without_colours(
     path: Path, quiet: bool, terminal: bool
 ) -> None:
     """Also on a narrow screen, in the middle of a moving display, and where nothing is shown."""
@@ -221,16 +201,17 @@ def test_what_is_printed_is_logged_whole_and_without_colours(
     console = Console(file=text, width=30, quiet=quiet, force_terminal=terminal)
     table = Table.grid(padding=(0, 2))
     table.add_row("[bold]model[/bold]", "a name that is longer than the screen is wide")
-    with search_log(path, console), build_progress(console) as bar:
-        bar.add_task("trials", total=2, note="")
+    with search_log(path, console), SearchDisplay(console, GOAL) as display:
         console.print(table)
+        display.follow(3)
+        display.ended(row(0, 0.5, 0.9))
         console.print("[red]no[/red] room for this on one line of the screen, \\[kept]", end="\n\n")
-        bar.refresh()
+        display.ended(FAILURE)
     console.print("after it")
-
+    header, first, second = shown(row(0, 0.5, 0.9), FAILURE).splitlines()
     assert logged_in(path) == [
-        "model  a name that is longer than the screen is wide",
-        "no room for this on one line of the screen, [kept]",
+        *("model  a name that is longer than the screen is wide", header, first),
+        *("no room for this on one line of the screen, [kept]", second),
     ]
     assert ("after it" in text.getvalue()) is not quiet
 

@@ -9,7 +9,8 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from made_outcomes import base_model, no_tracker
+from made_outcomes import base_model
+from made_search import ONE_CPU, session_of
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from priors import prior_of
 from rich.console import Console
@@ -17,10 +18,8 @@ from test_study import run_trials
 from tracked_searches import TAGS
 
 from lunar_tune.config.options import SearchConfig
-from lunar_tune.driver.backends.cluster import Resources
 from lunar_tune.driver.persistence import resumed, search_document, signature_of
 from lunar_tune.driver.plan import SearchPlan, make_folder, plan_search
-from lunar_tune.driver.session import SearchSession
 from lunar_tune.driver.space import SearchSpace, open_study
 from lunar_tune.driver.starting_points import usual_point
 from lunar_tune.errors import InputError, Problems
@@ -39,9 +38,8 @@ def planned(folder: Path, **options: Any) -> SearchPlan:
 
 def document_of(plan: SearchPlan) -> str:
     """Return the `config.yaml` of a search as planned."""
-    resources = Resources(cpus=1, gpus=0, concurrency=1)
-    uri = "sqlite:///x.db"
-    return search_document(plan, name="n", uri=uri, resources=resources, given={}, baseline={})
+    facts = {"uri": "sqlite:///x.db", "given": {}, "baseline": {}}
+    return search_document(plan, name="n", resources=ONE_CPU, **facts)
 
 
 def prior_file(folder: Path, **changes: Any) -> str:
@@ -55,19 +53,16 @@ def first_trials(plan: SearchPlan, folder: Path, count: int) -> list[dict[str, A
     return [study.ask()[1] for _ in range(count)]
 
 
-def space_of(**parameters: Any) -> SearchSpace:
-    return SearchSpace("lunar", "adamw", parameters, (), "a test")
-
-
 def test_the_usual_setting_is_the_first_that_the_space_names_else_the_middle() -> None:
-    space = space_of(
-        layer=IntDistribution(2, 7),
-        coefficient=FloatDistribution(1.0, 4.0),
-        learning_rate=FloatDistribution(1e-4, 1e-2, log=True),
-        ridge=CategoricalDistribution((1.0, 1e-4, 1e-2)),
-        even=CategoricalDistribution((4, 1, 2, 3)),
-        seed=IntDistribution(9, 9),
-    )
+    kinds = {
+        "layer": IntDistribution(2, 7),
+        "coefficient": FloatDistribution(1.0, 4.0),
+        "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+        "ridge": CategoricalDistribution((1.0, 1e-4, 1e-2)),
+        "even": CategoricalDistribution((4, 1, 2, 3)),
+        "seed": IntDistribution(9, 9),
+    }
+    space = SearchSpace("lunar", "adamw", kinds, (), "a test")
     usual = dict(usual_point(space))
     space.check(usual)
     assert usual.pop("learning_rate") == pytest.approx(1e-3)
@@ -78,7 +73,6 @@ def test_the_usual_setting_is_the_first_that_the_space_names_else_the_middle() -
 
 def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path) -> None:
     plan = planned(tmp_path, layer_prior=prior_file(tmp_path))
-
     assert plan.space.parameters["layer"] == IntDistribution(2, 3)
     assert plan.spec.layers == (2, 3), "only these blocks' activations are captured"
     assert plan.facts["  layer"] == "2 … 3 by s1 - s2 (layers.json)"
@@ -122,11 +116,10 @@ def test_a_search_that_goes_on_keeps_its_layers_and_finds_out_another_base_model
     """Scores of another machine may differ in the last digits, and so may what they recommend."""
     plan = planned(tmp_path, layer_prior="auto", name="n", resume=True)
     folder = make_folder(plan.config, plan.spec)
-    places = (plan, folder, MagicMock(), Resources(cpus=1, gpus=0, concurrency=1), no_tracker())
     console = Console(record=True, file=StringIO(), width=200)
 
     def begun(recommended: list[int], retain: float) -> str:
-        session = SearchSession(*places, console=console, given={}, arguments=())
+        session = session_of(plan, folder, MagicMock(), console=console)
         prior = prior_of(CURVE, recommended).document()
         study = session.begin(dataclasses.replace(base_model(1.0, retain), layer_prior=prior))
         session._display.doing(None)
@@ -148,16 +141,11 @@ def refusal(folder: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-LAYER = "{type: int, low: 0, high: 3}"
-COEFFICIENT = "{type: float, low: 1, high: 3.5}"
-
-
-def space_file(folder: Path, layer: str = LAYER, coefficient: str = COEFFICIENT) -> str:
+def space_file(folder: Path, layer: dict[str, Any], lowest: float = 1) -> str:
+    kinds = {"layer": layer, "coefficient": {"type": "float", "low": lowest, "high": 3.5}}
+    kinds["learning_rate"] = {"type": "fixed", "value": 0.01}
     path = folder / "space.yaml"
-    path.write_text(
-        f"lunar: {{adamw: {{parameters: {{layer: {layer}, coefficient: {coefficient}, "
-        "learning_rate: {type: fixed, value: 0.01}}}}"
-    )
+    path.write_text(write_yaml({"lunar": {"adamw": {"parameters": kinds}}}))
     return str(path)
 
 
@@ -170,11 +158,11 @@ def test_a_prior_that_has_no_use_is_refused(tmp_path: Path) -> None:
         message = refusal(tmp_path, method=method, layer_prior=prior)
         assert message.startswith(f"--layer-prior {prior}: layers are scored along LUNAR's")
         assert f"--method {method} has none" in message
-    for layer in ("{type: fixed, value: 2}", "{type: choice, values: [2]}"):
-        path = space_file(tmp_path, layer=layer)
+    for layer in ({"type": "fixed", "value": 2}, {"type": "choice", "values": [2]}):
+        path = space_file(tmp_path, layer)
         message = refusal(tmp_path, space=path, layer_prior="auto")
         assert message.startswith(f"--layer-prior auto: the space ({path}) has layer 2 alone")
-    path = space_file(tmp_path, coefficient="{type: float, low: -2, high: 2}")
+    path = space_file(tmp_path, {"type": "int", "low": 0, "high": 3}, lowest=-3.5)
     message = refusal(tmp_path, space=path, layer_prior="auto")
     assert "the middle of the space's coefficients is 0" in message
     (bad := tmp_path / "bad.json").write_text("{}")
@@ -201,7 +189,7 @@ def searched(
         key: CategoricalDistribution(tuple(sorted({one[key] for one in settings})))
         for key in settings[0]
     }
-    space = dataclasses.replace(space_of(**kinds), starting_points=settings)
+    space = SearchSpace("lunar", "adamw", kinds, settings, "a test")
     config = SearchConfig(output=folder / "runs", name=name, sampler="random")
     made = Folder(folder / "runs" / name)
     made.path.mkdir(parents=True)
@@ -260,7 +248,7 @@ def test_without_the_spaces_own_points_the_found_ones_are_tried_all_the_same(
 def test_what_lies_outside_the_space_is_moved_and_what_does_not_fit_is_left_out(
     tmp_path: Path,
 ) -> None:
-    space = space_file(tmp_path, layer="{type: choice, values: [0, 3]}")
+    space = space_file(tmp_path, {"type": "choice", "values": [0, 3]})
     file = best_file(tmp_path, parameters=FOUND | {"coefficient": 5.25})
     plan = planned(tmp_path, space=space, start_from=(file,))
     expected = {"layer": 3, "coefficient": 3.5, "learning_rate": 0.01}

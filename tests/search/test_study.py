@@ -77,9 +77,7 @@ def run_trials(study: Study, *scores: tuple[float, float]) -> None:
 
 def stored_in(folder: Path) -> StoredStudy:
     """Read the journal as whoever only reads it does."""
-    stored = StoredStudy.read(folder / "study.journal")
-    assert stored is not None
-    return stored
+    return StoredStudy.read(folder / "study.journal")
 
 
 def cut_after(folder: Path, text: bytes, *, n_before: int) -> None:
@@ -432,7 +430,6 @@ def test_a_changed_lineage_is_read_or_refused(content: Any) -> None:
         except InputError as error:
             assert folder in str(error)  # noqa: PT017 the other outcome is as good
         else:
-            assert lineage is not None
             assert lineage.summary
 
 
@@ -471,7 +468,6 @@ def test_a_parameter_that_alone_decides_has_most_of_the_importance(name: str) ->
     rows = scored(DECIDES[name])
     shares, again = (parameter_importance(rows, KINDS, "forget_rouge1") for _ in range(2))
     assert shares == again
-    assert shares is not None
     assert next(iter(shares)) == name
     assert shares[name] > 0.8
     assert set(shares) == set(DECIDES), "what has one value alone has no part"
