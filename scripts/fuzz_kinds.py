@@ -18,8 +18,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 
 from lunar_tune.config.options import SearchConfig
-from lunar_tune.data.data_catalog import PUBLISHED
-from lunar_tune.data.fetching import lock_file, read_lock
+from lunar_tune.data.data_catalog import PUBLISHED, lock_file, read_lock
 from lunar_tune.data.records import read_prompts, read_records
 from lunar_tune.data.splits import read_groups
 from lunar_tune.driver.space import SearchSpace, open_study

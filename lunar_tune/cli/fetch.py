@@ -10,9 +10,8 @@ from rich.console import Console
 from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, plain_table
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.options import OUTPUT, SearchConfig
-from lunar_tune.data.data_catalog import PUBLISHED
-from lunar_tune.data.fetching import fetch as fetch_set
-from lunar_tune.data.fetching import state_of
+from lunar_tune.data.data_catalog import PUBLISHED, state_of
+from lunar_tune.data.data_catalog import fetch as fetch_set
 from lunar_tune.display import say
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.files import data_dir

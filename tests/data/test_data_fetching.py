@@ -12,9 +12,16 @@ import pytest
 from file_server import HUB, PISTOL_1, PISTOL_2, FileServer, pistol_rows, serving, tofu_lines
 
 from lunar_tune import files
-from lunar_tune.data import fetching
-from lunar_tune.data.data_catalog import PUBLISHED, PublishedSet
-from lunar_tune.data.fetching import Lock, fetch, lock_file, read_lock, state_of
+from lunar_tune.data import data_catalog
+from lunar_tune.data.data_catalog import (
+    PUBLISHED,
+    Lock,
+    PublishedSet,
+    fetch,
+    lock_file,
+    read_lock,
+    state_of,
+)
 from lunar_tune.data.records import read_prompts, read_records
 from lunar_tune.data.splits import read_groups, split_by_edges
 from lunar_tune.errors import InputError
@@ -218,7 +225,7 @@ def test_an_interrupt_leaves_nothing_behind(
 
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(fetching, "read_records", interrupted)
+    monkeypatch.setattr(data_catalog, "read_records", interrupted)
     server.files[PISTOL_2] = ROWS
     with pytest.raises(KeyboardInterrupt):
         get(PISTOL, folder, server)
