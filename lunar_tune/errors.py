@@ -17,8 +17,7 @@ class LunarTuneError(Exception):
 class InputError(LunarTuneError):
     """What the user asked for cannot be done; the message says what exists and what to do."""
 
-    messages: tuple[str, ...] = ()
-    """The mistakes, where there are several."""
+    messages: tuple[str, ...] = ()  # the mistakes, where there are several
 
 
 class DataError(InputError):

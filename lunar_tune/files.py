@@ -47,9 +47,9 @@ def shipped_spaces() -> tuple[str, ...]:
 
 
 def cache_dir() -> Path:
-    """Return the user's cache folder (`LUNAR_TUNE_CACHE`), made if missing, private to its owner.
+    """Return the user's cache folder (`LUNAR_TUNE_CACHE`), made private, or raise an InputError.
 
-    An InputError says that it cannot be made, or that others could put files into it.
+    What others can write is refused: they could put weights and activations into it.
     """
     own = platformdirs.user_cache_path("lunar-tune")
     folder = Path(os.environ.get(CACHE_VARIABLE) or own).expanduser()
@@ -172,10 +172,7 @@ def write_json(path: Path, document: Any) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C or a signal to terminate wait for the end of the block, if it comes once.
-
-    For what is written in several steps elsewhere and would be left half done.
-    """
+    """Let Ctrl-C or a signal to terminate wait for the end of the block, if it comes once."""
     waiting: list[int] = []
 
     def wait(number: int, frame: FrameType | None) -> None:

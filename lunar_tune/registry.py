@@ -24,8 +24,7 @@ class Registry(Mapping[str, Entry]):
         self.kind = kind
         self._error_class, self._group = error_class, group
         self._own: dict[str, Entry] = {}
-        self.added: dict[str, Entry] = {}
-        """What `add` has added."""
+        self.added: dict[str, Entry] = {}  # by `add`
 
     def register(self, name: str, entry: Entry) -> None:
         """Add an entry, or raise a ValueError where the name is taken."""

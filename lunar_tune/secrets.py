@@ -21,10 +21,7 @@ _LOGIN = re.compile(r"://(?:[^\s/:]*:\S*|[^\s/]*)@")
 
 
 def without_secrets(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return text without passwords in addresses and without values of secret variables.
-
-    Variables are those of `environment`, or else of this process.
-    """
+    """Return text without passwords in addresses and without values of secret variables."""
     for name, value in (os.environ if environment is None else environment).items():
         if len(value) >= _LEAST_SECRET and _SECRET_NAME.search(name):
             text = text.replace(value, _HIDDEN)
@@ -43,10 +40,5 @@ def is_masked(address: str) -> bool:
 
 
 def without_login(address: str) -> str:
-    """Return an address for a browser, which asks for user and password itself.
-
-    Example:
-        >>> without_login("http://me:pass@host:5000/x")
-        'http://host:5000/x'
-    """
+    """Return an address for a browser, which asks for user and password itself."""
     return without_password(_LOGIN.sub("://", address))

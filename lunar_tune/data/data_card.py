@@ -30,8 +30,7 @@ class Card:
     """What is worth knowing of a data set before one unlearns on it."""
 
     kind: str
-    digest: str
-    """SHA-256 of the records' content, whatever the file format; of the texts, for prompts."""
+    digest: str  # SHA-256 of the records' content, whatever the file format
     rows: int
     edges: Mapping[str, int]  # rows by edge; empty for prompts
     groups: Mapping[str, tuple[str, ...]]

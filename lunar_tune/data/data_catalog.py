@@ -85,8 +85,7 @@ class PublishedSet:
     sha256: str | None = None  # of the file at the source, if known
     n_edges: int | None = None  # how many edges there are, if they are all of one size
     first_author: int | None = None  # its number, where edges are made by row
-    tail_of: str | None = None
-    """The data set whose last rows these are, in which they are a group of edges."""
+    tail_of: str | None = None  # the data set whose last rows these are, and in it a group of edges
 
     @property
     def file_name(self) -> str:
@@ -209,10 +208,7 @@ def state_of(published: PublishedSet, folder: Path) -> State:
 
 
 def fetch(published: PublishedSet, folder: Path) -> Lock:
-    """Fetch a data set and write it into the folder, or raise an InputError.
-
-    Nothing is written before everything has been checked; the data file is written last.
-    """
+    """Fetch a data set, check all of it, and only then write it, or raise an InputError."""
     check_writable(folder, f"{DATA_VARIABLE} {folder}")
     recorded = read_lock(published, folder)
     with tempfile.TemporaryDirectory() as temporary:

@@ -45,9 +45,7 @@ class Row(NamedTuple):
     """What stands in one place of a file, not yet checked."""
 
     place: str  # counted from 1: `row 3`, or `line 3` where lines are rows
-    content: object
-    """An object, a text, anything else that JSON or Arrow can say. Columns that were not asked for
-    are there by name, without a value."""
+    content: object  # as JSON or Arrow says it; a column that was not asked for has no value
     problem: str = ""  # why the content cannot be read, if so
 
 
@@ -74,8 +72,7 @@ def read_records(path: Path, *, default_edge: str | None = None) -> tuple[Record
 def read_prompts(path: Path) -> tuple[str, ...]:
     """Read prompts, or any list of texts, in the order of the file, or raise a DataError.
 
-    They are the lines of a `.txt` file that are not blank, or else rows that have a field
-    `instruction` or are texts themselves.
+    They are lines of a `.txt` file, or rows that have a field `instruction` or are texts.
     """
     rows = [
         row._replace(content={"instruction": row.content}) if isinstance(row.content, str) else row

@@ -35,8 +35,7 @@ class Split:
 
     forget: tuple[Record, ...]  # the records to be forgotten, in the order of the data
     retain: tuple[Record, ...]
-    forget_edges: tuple[str, ...]
-    """The edges, or groups of them, that `forget` consists of, as asked."""
+    forget_edges: tuple[str, ...]  # or groups of them, as asked
 
     def __post_init__(self) -> None:
         """Refuse a split with which no score has a meaning."""
@@ -99,7 +98,7 @@ def resolve_edges(
     *,
     leave_one: bool = True,
 ) -> tuple[str, ...]:
-    """Return the edges that are meant: an edge is itself, a group its edges, in the order asked.
+    """Return the edges that are meant, a group's for its name, in the order asked.
 
     A DataError says all mistakes at once: no edge, an unknown one, one by two names, or all of them
     where `leave_one` is set.
@@ -159,8 +158,7 @@ def split_by_edges(
 def seeded(*parts: object) -> random.Random:
     """Return a generator that depends on the parts alone, the same in every process.
 
-    Text is hashed with SHA-512 by `random` itself, so neither the platform nor `PYTHONHASHSEED`
-    matters. Parts name the purpose, so that one more draw here moves nothing there.
+    Parts name the purpose, so that one more draw here moves nothing there.
     """
     return random.Random(":".join(map(str, parts)))  # noqa: S311 - invented data, not secrets
 
@@ -208,10 +206,7 @@ def halves_by_edge(
 
 
 def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Return how many of `count` places each edge has; earlier edges win ties.
-
-    Remainders are compared as integers (times the total), so no rounding decides.
-    """
+    """Return how many of `count` places each edge has, without rounding; earlier edges win ties."""
     total = sum(sizes.values())
     least = 1 if count >= len(sizes) else 0
     places = {edge: max(least, count * size // total) for edge, size in sizes.items()}
@@ -220,17 +215,14 @@ def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
         return count * sizes[edge] - places[edge] * total
 
     while sum(places.values()) < count:
-        places[max((e for e in sizes if places[e] < sizes[e]), key=lacks)] += 1
+        places[max(sizes, key=lacks)] += 1
     while sum(places.values()) > count:
         places[min((e for e in sizes if places[e] > least), key=lacks)] -= 1
     return places
 
 
 class InventedWords:
-    """Draws invented words, each at most once.
-
-    No word begins with another one, so that none is found inside another by a reader's eye.
-    """
+    """Draws invented words, none of which begins with another one."""
 
     def __init__(self, generator: random.Random) -> None:
         self._generator = generator
@@ -252,10 +244,9 @@ class InventedWords:
 
 
 def generate_unverifiable(count: int, *, seed: int) -> tuple[str, ...]:
-    """Return prompts about invented things, all different, or raise a DataError.
+    """Return prompts about invented things, all different and others for another seed.
 
-    Every template is used before one is used again. Another seed gives other names, hence prompts
-    not seen before.
+    Every template is used before one is used again. A count below 1 is a DataError.
     """
     if count < 1:
         raise DataError(f"{count} unverifiable prompts were asked for: ask for at least 1")

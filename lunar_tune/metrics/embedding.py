@@ -33,10 +33,7 @@ class Refusals:
         self._embedder, self._embedded = embedder, embedder.embed(texts)
 
     def quality(self, answers: Sequence[str]) -> float:
-        """Return the mean over answers of the mean cosine similarity to all refusals, −1 to 1.
-
-        As the refusals differ among themselves, even one of them does not reach 1.
-        """
+        """Return the mean over answers of the mean cosine similarity to all refusals, −1 to 1."""
         return float((self._embedder.embed(answers) @ self._embedded.T).mean())
 
 

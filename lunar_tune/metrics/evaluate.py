@@ -48,9 +48,7 @@ class AnswerRow(Concise):
     answer: str
     rouge1: float
     rouge_l: float
-    row: int | None = None
-    """Number of the question in its set, the same in every evaluation of a study; None where that
-    is not known."""
+    row: int | None = None  # number of the question in its set, in all evaluations, if known
     ended: bool | None = None
     """Whether the model ended the answer, and not the token budget; None where that is not known,
     as of an answer that may have been left once it had said the truth."""
@@ -61,8 +59,7 @@ class Evaluation(Concise):
     """Answers and their means."""
 
     rows: tuple[AnswerRow, ...]
-    scores: Mapping[str, float]
-    """See `row_means`; of what was asked alone."""
+    scores: Mapping[str, float]  # see `row_means`; of what was asked alone
     complete: bool = True
     """Whether every question was asked. Where not, the retain floor is missed for certain, and the
     retain scores are means over the rows that were asked."""
@@ -152,10 +149,9 @@ class Evaluator:
     ) -> tuple[list[Question], bool]:
         """Ask the forget set, then retain rows until the floor is missed for certain.
 
-        Retain rows are asked in a fixed shuffled order. If what is known of a chunk after the first
-        round holds the floor already, all that is left is asked at once; if not, the chunk is
-        decoded to its end before the next one is begun. Return the retain rows that were asked, and
-        whether everything was.
+        If what is known of a chunk after the first round holds the floor already, all that is left
+        is asked at once; if not, the chunk is decoded to its end before the next one is begun.
+        Return the retain rows that were asked, and whether everything was.
         """
         retain = self._sets["retain"]
         total = len(retain)

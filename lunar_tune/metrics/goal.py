@@ -99,8 +99,7 @@ class Goal(Concise):
     def worst(self, seen: Iterable[Mapping[str, float]]) -> tuple[float, dict[str, float]] | None:
         """Return the value and violations of a setting that is as bad as one can be.
 
-        Where a metric has no end, the worst of the scores that were seen counts; None if there is
-        none.
+        Where a metric has no end, the worst score that was seen counts; None if there is none.
         """
         seen = list(seen)
         ends = [(self.objective.name, self.objective.lower_is_better)]

@@ -1,12 +1,8 @@
 """How well a model knows the true answers, whatever it says: ranks and probabilities.
 
-The truth is given (teacher forcing): a token is judged after the question and the true tokens
-before it, so every place of an answer is defined, however early the model itself would have ended.
-The published code (src/eval_util.py at dfa56eb) takes ranks along the generated answer instead and,
-past its end, from zeros.
-
-An answer's own tokens count for ranks and extraction; the token that ends it, which no question
-asks for, counts for log-probabilities and perplexity alone.
+A token is judged after the question and the true tokens before it (teacher forcing). The published
+code (src/eval_util.py at dfa56eb) takes ranks along the generated answer and, past its end, from
+zeros. The token that ends an answer counts for log-probabilities and perplexity alone.
 """
 
 from __future__ import annotations
@@ -64,11 +60,10 @@ class AnswerLikelihood:
 
 
 def likelihood_means(answers: Sequence[AnswerLikelihood]) -> dict[str, float]:
-    """Return a set's scores by quantity; NaN where there are no answers.
+    """Return a set's scores by quantity, means over answers; NaN where there are none.
 
-    Every answer counts the same, as it does in ROUGE. Perplexity alone is of the set's tokens,
-    exp(−Σ log π / tokens): a mean over answers would be the worst answer's. It ends at the
-    largest float, so that it stays a number in every file.
+    Perplexity alone is of the set's tokens, exp(−Σ log π / tokens), as a mean over answers would be
+    the worst answer's. It ends at the largest float, so that it stays a number in every file.
     """
     nats = -mean([value for answer in answers for value in answer.log_probs])
     try:

@@ -35,8 +35,8 @@ class Metric(Concise):
     high: float  # it lies between the two, both included where finite
     lower_is_better: bool
     needs: frozenset[str]  # some of ANSWERS, WHOLE_ANSWERS, LIKELIHOODS, EMBEDDINGS
+    # Gives the score from all answers of its sets; None where it is computed with others.
     compute: Callable[[Sequence[AnswerRow]], float] | None = None
-    """Gives the score from all answers of its sets; None where it is computed with others."""
 
     @property
     def quantity(self) -> str:

@@ -43,10 +43,9 @@ class Recall:
 
 
 class _WordTokenizer:
-    """Splits text of any script into lower-case words.
+    """Splits text of any script into lower-case words: letters with their marks, and digits.
 
-    Letters, their marks (vowel signs, accents) and digits make a word; NFKC writes an accented
-    letter and a half-width kana in one way only.
+    NFKC writes an accented letter and a half-width kana in one way only.
     """
 
     def tokenize(self, text: str) -> list[str]:

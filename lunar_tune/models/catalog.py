@@ -26,8 +26,7 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 class CatalogEntry:
     """A model that the project knows by a short name, as in `--model qwen2.5-7b`."""
 
-    hub_id: str | None
-    """Hugging Face id of the instruction-tuned checkpoint; None for a model built on the spot."""
+    hub_id: str | None  # of the instruction-tuned checkpoint; None for a model built on the spot
     n_layers: int  # number of decoder blocks
     billions: float  # parameters, in billions, as its model card states them
 
@@ -38,8 +37,7 @@ class ModelSpec:
 
     name: str  # the name to show: a catalogue name, a hub id, or a folder's name
     source: str  # hub id or folder of the base checkpoint; `tiny` until that is built
-    weights: str | None = None
-    """Folder of fine-tuned weights: a checkpoint, or a PEFT adapter for `source`."""
+    weights: str | None = None  # folder of a fine-tuned checkpoint, or a PEFT adapter for `source`
     revision: str | None = None  # branch, tag or commit on the hub; None takes the default branch
     dtype: str = "auto"  # float32, bfloat16, float16 or auto (bfloat16 on a GPU, float32 on a CPU)
     device: str = "auto"  # cpu, cuda or auto
@@ -123,8 +121,7 @@ class Lineage:
     format: Literal[1] = 1
     base: str
     source: str  # hub id or folder of the base model
-    weights: str | None
-    """Folder of the weights that training began with, if they were not the base model's own."""
+    weights: str | None  # folder that training began with; None for the base model's own weights
     revision: str | None  # commit on the hub; None for a folder
     fingerprint: str  # fingerprint of the weights that training began with
     data: str

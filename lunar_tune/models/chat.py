@@ -25,15 +25,12 @@ _FIXED_CLOCK = f"{{% macro strftime_now(format) %}}{FIXED_DATE}{{% endmacro %}}\
 
 # The bare user turns of facebookresearch/LUNAR at dfa56eb, src/model_utils/*_model.py, told
 # apart by a token of the vocabulary that only that format has.
-_PUBLISHED_TURNS: tuple[tuple[str, str], ...] = (
-    (
-        "<|start_header_id|>",
-        "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    ),
-    ("<|im_start|>", "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"),
-    ("<start_of_turn>", "<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n"),
-)
+_PUBLISHED_TURNS = {
+    "<|start_header_id|>": "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|im_start|>": "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
+    "<start_of_turn>": "<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n",
+}
 _OTHER_TURNS = dict.fromkeys(("llama", "mistral"), "[INST] {question} [/INST]")
 
 
@@ -43,8 +40,7 @@ class ChatFormat:
 
     template: str = OWN
     """`own` (the tokenizer's), `published` (the published code's user turn), or Jinja source."""
-    system_prompt: str | None = None
-    """Text of a system turn before the question; None leaves it to the template."""
+    system_prompt: str | None = None  # of a turn before the question; None takes the template's
 
     def __post_init__(self) -> None:
         """Reject contradictions."""
@@ -73,14 +69,11 @@ class ChatFormat:
 def render_prompt(
     tokenizer: PreTrainedTokenizerBase, question: str, chat: ChatFormat, *, family: str
 ) -> str:
-    """Return the text that puts `question` to a model of a family, up to where its answer begins.
-
-    A template that is not there or fails, as many do with a system turn, raises a ModelError.
-    """
+    """Return the text that puts `question` to a model of a family, or raise a ModelError."""
     if chat.template == PUBLISHED:
         vocabulary = tokenizer.get_vocab()
-        turns = [turn for token, turn in _PUBLISHED_TURNS if token in vocabulary]
-        turn = next(iter(turns), _OTHER_TURNS.get(family))
+        turns = (turn for token, turn in _PUBLISHED_TURNS.items() if token in vocabulary)
+        turn = next(turns, _OTHER_TURNS.get(family))
         if turn is None:
             raise ModelError(
                 "--chat-template published: the published code has no user turn for the family "
@@ -131,12 +124,8 @@ def encode_prompts(
     *,
     family: str,
 ) -> tuple[tuple[int, ...], ...]:
-    """Return each question's prompt as token ids, with at most one beginning-of-sequence token.
-
-    A chat template writes its own special tokens. The published turns leave the
-    beginning-of-sequence token to the tokenizer, as the published code does.
-    """
-    special = chat.template == PUBLISHED
+    """Return each question's prompt as token ids, with at most one beginning-of-sequence token."""
+    special = chat.template == PUBLISHED  # whose turns have none; chat templates write their own
     bos = tokenizer.bos_token_id
     encoded = []
     for question in questions:
@@ -151,11 +140,7 @@ def encode_prompts(
 def end_of_turn(
     tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, eos_ids: Sequence[int]
 ) -> int:
-    """Return the token that ends an answer.
-
-    It is the first end-of-sequence token that the chat template writes after an assistant's turn;
-    where it writes none, the tokenizer's own.
-    """
+    """Return the token that ends an answer by the chat template, or else by the tokenizer."""
     answer = "lunar tune marker"
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
     after = ""
