@@ -53,11 +53,7 @@ class ExportJob:
         device: str | None = None,
         problems: Problems | None = None,
     ) -> ExportJob:
-        """Check what is to be exported: a search's best trial, or one by its number.
-
-        Raises:
-            InputError: It cannot be; all that is wrong is said at once, with what is noted.
-        """
+        """Check what is to be exported, the best trial or one by number, or raise an InputError."""
         problems = problems or Problems()
         kind, _, rank = form.partition(":")
         if not re.fullmatch("checkpoint|adapter(:[1-9][0-9]*)?", form):
@@ -103,11 +99,7 @@ class ExportRun:
 
 
 def check_adapter(spec: TrialSpec, rank: str) -> None:
-    """Check that a trial can be had as an adapter, of a rank where one is named.
-
-    Raises:
-        InputError: It cannot be; all that is wrong is said at once.
-    """
+    """Check that a trial can be had as an adapter, of that rank if any, or raise an InputError."""
     problems, method, model = Problems(), spec.method, spec.model
     name = f"--method {method.name} ({method.variant})"
     if method.adapter == "none":
@@ -131,13 +123,10 @@ def check_adapter(spec: TrialSpec, rank: str) -> None:
 def assemble_again(
     search: StoredSearch, problems: Problems, *, device: str | None = None
 ) -> TrialSpec:
-    """Return what a search's trials shared, to run one again, for ROUGE alone.
+    """Return what a search's trials shared, to run one again for ROUGE, or raise an InputError.
 
     That the data have changed, and in which file, is noted in `problems`. Without a device it is
     run where the search did.
-
-    Raises:
-        InputError: The model or the data are gone.
     """
     options, then = search.config.trial_options, search.config.resolved.get("digests") or {}
     device = device or options.device

@@ -1,7 +1,4 @@
-"""Whether a written form says what the search reported.
-
-It is loaded from the disk by transformers and peft alone, and asked what the trial was asked.
-"""
+"""Whether a form, loaded by transformers and peft alone, says what the search reported."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +35,8 @@ class Comparison:
     """A form's answers beside others to the same questions."""
 
     scores: Mapping[str, float]  # the form's, on these questions
-    n_rows: int
     differing: int  # rows with another answer, or without texts with another score
-    by_text: bool
-    """Whether answers were compared; else the scores of each row, for the others kept no texts."""
+    what: str  # what was compared; the scores of each row where the others kept no texts
     is_close: bool  # whether no mean ROUGE differs by more than rounding may do
     differences: str  # how many rows differ, in words
     text: str  # the same, with the mean ROUGE that differs most
@@ -96,11 +92,7 @@ class Exported(Summary):
 
 
 def prove(job: ExportJob, run: ExportRun) -> Exported:
-    """Load what was written and ask it.
-
-    Raises:
-        LunarTuneError: The search asked what is not asked now.
-    """
+    """Load what was written and ask it."""
     loaded = _read(job, run)
     whole = job.form == "checkpoint"
     changed = whole and any(
@@ -168,8 +160,8 @@ def _document(
         "scores": dict(reported.scores),
         "reported_scores": dict(scores),
         "baseline_scores": dict(search.baseline_in_full if job.full else search.baseline),
-        "n_rows": reported.n_rows,
-        "compared": "answers" if reported.by_text else "ROUGE-1 and ROUGE-L of each row",
+        "n_rows": len(job.answers),
+        "compared": reported.what,
         "differing_rows": reported.differing,
         "differing_rows_of_the_run": of_run.differing,
         "relative_error": max(run.errors.values(), default=0.0),
@@ -224,13 +216,8 @@ def _read(job: ExportJob, run: ExportRun) -> LoadedModel:
 
 
 def ask(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> tuple[AnswerRow, ...]:
-    """Return a model's answers, decoded from the first token on; nothing is kept of other models.
-
-    For `full` see `Worker.run`.
-    """
-    plain = dataclasses.replace(
-        spec, engine="plain", cache_limit=0, metrics=(), embedding_model=None
-    )
+    """Return a model's answers, decoded from the first token on; for `full` see `Worker.run`."""
+    plain = dataclasses.replace(spec, engine="plain", cache_limit=0)
     evaluation, _ = Worker(plain, loaded).judge.evaluate(None, full=full, bounded=False)
     return evaluation.rows
 
@@ -238,8 +225,7 @@ def ask(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> tuple[AnswerRow,
 def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Comparison:
     """Compare a form's answers with others, to all questions or to some, perhaps without texts.
 
-    Raises:
-        LunarTuneError: A question of `expected` was not asked.
+    A question of `expected` that was not asked is a LunarTuneError.
     """
     matched = []
     for row, other in paired(expected, found):
@@ -251,8 +237,11 @@ def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Compar
             )
         matched.append(other)
     by_text = any(row.question for row in expected)
-    same = _same if by_text else _scored_alike
-    differing = sum(not same(*pair) for pair in zip(matched, expected, strict=True))
+    key = attrgetter("rouge1", "rouge_l")
+    differing = sum(
+        not _same(one, other) if by_text else key(one) != key(other)
+        for one, other in zip(matched, expected, strict=True)
+    )
     names = list(dict.fromkeys(row.set_name for row in expected))
     scores, others = row_means(matched, names), row_means(expected, names)
     gaps = {name: abs(scores[name] - others[name]) for name in scores if "_rouge" in name}
@@ -263,17 +252,12 @@ def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Compar
     differences = f"{differing} of {len(expected)} {what}"
     return Comparison(
         scores=scores,
-        n_rows=len(expected),
         differing=differing,
-        by_text=by_text,
+        what="answers" if by_text else "ROUGE-1 and ROUGE-L of each row",
         is_close=gaps[worst] <= _TOLERANCE,
         differences=differences,
         text=f"{differences}, {worst} is {scores[worst]:.4f} instead of {others[worst]:.4f}",
     )
-
-
-def _scored_alike(one: AnswerRow, other: AnswerRow) -> bool:
-    return (one.rouge1, one.rouge_l) == (other.rouge1, other.rouge_l)
 
 
 def _same(one: AnswerRow, other: AnswerRow) -> bool:

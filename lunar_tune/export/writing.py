@@ -1,16 +1,11 @@
 """One trial of a search, run again, written in a form that needs no lunar-tune, and proved.
 
-    exported = export(job)
-    exported.failures        # empty: it gives what the search reported
-
-The study keeps no weights; seed, data and setting decide them. One model is in memory at a time:
-the one that was unlearned is let go before the written form is loaded from the disk.
+The study keeps no weights; seed, data and setting decide them. One model is in memory at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +19,7 @@ from lunar_tune.display import say
 from lunar_tune.errors import InputError
 from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.export.proof import Exported, ask, prove, weight_digest
-from lunar_tune.files import write_atomically
+from lunar_tune.files import write_json
 from lunar_tune.models.catalog import Lineage, read_lineage
 from lunar_tune.models.device import give_back
 from lunar_tune.models.loading import LoadedModel, fingerprint
@@ -47,11 +42,8 @@ _LARGEST_RANK = 512  # that is chosen here: a seventh of a 7B model's d_model
 def export(job: ExportJob, console: Console) -> Exported:
     """Write a trial's unlearned model and prove that what was written gives what was reported.
 
-    Also where it does not, the folder is kept, and `export.json` in it says so.
-
-    Raises:
-        InputError: The model or the folder cannot be used.
-        LunarTuneError: The trial failed, or the form cannot be written.
+    Also where it does not, the folder is kept, and `export.json` in it says so. A model or a folder
+    that cannot be used is an InputError, a trial that fails a LunarTuneError.
     """
     job = dataclasses.replace(job, spec=_as_searched(job, materialise(job.spec, console)))
     say(console, "running the trial again")
@@ -59,8 +51,7 @@ def export(job: ExportJob, console: Console) -> Exported:
     give_back()
     say(console, f"asking the {job.form} as it is loaded from {job.folder}")
     exported = prove(job, run)
-    text = json.dumps(exported.document, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(job.folder / "export.json", text.encode(errors="surrogatepass"))
+    write_json(job.folder / "export.json", exported.document)
     write_card(job, run, exported)
     if job.form == "checkpoint":
         _lineage(job, exported.document).write(job.folder)
@@ -77,10 +68,8 @@ def _as_searched(job: ExportJob, spec: TrialSpec) -> TrialSpec:
 
 def _run_again(job: ExportJob) -> ExportRun:
     """Run the trial and write the form; no weight of the model is referred to afterwards."""
-    worker = Worker(job.spec)
+    worker, full, spec = Worker(job.spec), job.full, job.spec.model
     model: Any = worker.loaded.model
-    full = job.full
-    spec = job.spec.model
     own = spec.weights is not None and (Path(spec.weights) / "tokenizer_config.json").is_file()
     commit = getattr(model.config, "_commit_hash", None) or spec.revision
     run = ExportRun(
@@ -148,11 +137,7 @@ def nearest_factors(
 def write_adapter(
     folder: Path, factors: Mapping[str, Factors], *, base: str, revision: str | None
 ) -> None:
-    """Write factors, by linear map, as a PEFT adapter of a hub id or folder, in float32.
-
-    Raises:
-        InputError: The folder cannot be written.
-    """
+    """Write factors, by linear map, as a PEFT adapter of a hub id or folder, in float32."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 

@@ -1,14 +1,10 @@
-"""Fine-tuning: the model learns the data that it is to forget part of, and is asked what it knows.
-
-done = finetune(job, Path("models/knows-contracts"))
-done.rouge1
-"""
+"""Fine-tuning: a model learns data that it is to forget part of, and is asked what it knows."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +23,7 @@ from lunar_tune.models.catalog import Lineage, read_lineage
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
+from lunar_tune.training import TrainingSettings
 from lunar_tune.training.adapting import Fit, trainable
 from lunar_tune.training.answer_loss import Encoder, Pair, answer_loss
 from lunar_tune.training.checkpoints import TrainingFolder, package_versions, save_checkpoint
@@ -80,10 +77,7 @@ def kept_folder(job: FinetuneJob) -> Path:
 
 
 def ensure_finetuned(job: FinetuneJob, train: Callable[[FinetuneJob, Path], object]) -> Path:
-    """Return the folder of the fine-tuned checkpoint; `train` makes it if it is not there.
-
-    Whether the model knows its data after all is in its lineage (`read_lineage`).
-    """
+    """Return the folder of the fine-tuned checkpoint; `train` makes it if it is not there."""
     folder = kept_folder(job)
     if read_lineage(folder) is not None:  # what is written last
         return folder
@@ -101,20 +95,11 @@ def finetune(
     on_start: Callable[[int], None] = lambda _: None,
     on_epoch: Callable[[int, float], None] = lambda _done, _loss: None,
 ) -> Finetuned:
-    """Fine-tune a model and write it into a folder.
+    """Fine-tune a model and write it into a folder, or raise an InputError or a DivergenceError.
 
     A folder in which the same job was begun is gone on with from its last kept epoch; on a CPU
-    the result is then bit for bit the one of an uninterrupted run.
-
-    Args:
-        job: Model, data and settings; the model's source can be loaded.
-        folder: Empty, missing, or with the same job unfinished.
-        on_start: Called before the first step with the epochs that are done already.
-        on_epoch: Called after each epoch with the epochs done and the mean loss.
-
-    Raises:
-        InputError: The model or the folder cannot be used.
-        DivergenceError: The training diverged.
+    the result is then bit for bit the one of an uninterrupted run. `on_start` is called with the
+    epochs that are done already, `on_epoch` after each with their number and the mean loss.
     """
     document = job.document()
     state = TrainingFolder(folder, document)
@@ -151,16 +136,15 @@ def _train(
 
     losses = list(begun.losses) if begun is not None else []
     with trainable(loaded, settings, seed=job.seed, keep=True) as fit:
-        encode, loss_of = answer_training(loaded, fit, job.chat)
-        for loss in train_epochs(
-            loaded.model,
-            lambda epoch: encode(lessons(epoch)),
-            loss_of,
+        for loss in learned(
+            loaded,
+            fit,
+            job.chat,
+            lessons,
             settings,
             learning_rate=settings.rate,
             seed=job.seed,
             warmup_share=_WARMUP_SHARE,
-            length_of=len,
             start=begun,
             on_state=on_state,
         ):
@@ -170,17 +154,25 @@ def _train(
     return losses
 
 
-def answer_training(
-    loaded: LoadedModel, fit: Fit, chat: ChatFormat
-) -> tuple[Callable[[Sequence[Record]], Sequence[Pair]], Callable[[Sequence[Pair]], Tensor]]:
-    """Return what encodes records as examples, and the loss of their answers."""
-    decoder = loaded.layout.decoder_of(loaded.model)
+def learned(
+    loaded: LoadedModel,
+    fit: Fit,
+    chat: ChatFormat,
+    lessons: Callable[[int], Sequence[Record]],
+    settings: TrainingSettings,
+    **options: Any,
+) -> Iterator[float]:
+    """Train on the answers of an epoch's lessons, with the options of `train_epochs`."""
+    encoder, decoder = Encoder(loaded, chat), loaded.layout.decoder_of(loaded.model)
 
     def loss_of(batch: Sequence[Pair]) -> Tensor:
         with fit.computing():
             return answer_loss(loaded.model, decoder, batch)
 
-    return Encoder(loaded, chat).pairs, loss_of
+    def examples(epoch: int) -> Sequence[Pair]:
+        return encoder.pairs(lessons(epoch))
+
+    return train_epochs(loaded.model, examples, loss_of, settings, length_of=len, **options)
 
 
 def greedy_answers(

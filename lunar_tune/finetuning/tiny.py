@@ -1,8 +1,4 @@
-"""The `tiny` model: small enough to be made on first use, on a laptop, without a download.
-
-folder = ensure_tiny()          # about a minute the first time, nothing after that
-AutoModelForCausalLM.from_pretrained(folder)
-"""
+"""The `tiny` model: small enough to be made on first use, on a laptop, without a download."""
 
 from __future__ import annotations
 
@@ -28,14 +24,13 @@ from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.display import tracked
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.files import cache_dir
-from lunar_tune.finetuning.finetune import answer_training, greedy_answers
+from lunar_tune.finetuning.finetune import greedy_answers, learned
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import as_loaded, load_model
 from lunar_tune.training import TrainingSettings
 from lunar_tune.training.adapting import full_weights, seeded
 from lunar_tune.training.checkpoints import save_checkpoint
-from lunar_tune.training.gradient_loop import train_epochs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Qwen2Tokenizer
@@ -103,13 +98,10 @@ class TinyText:
 
 
 def ensure_tiny(recipe: TinyRecipe | None = None, *, console: Console | None = None) -> Path:
-    """Return the folder of the `tiny` checkpoint; build it if it is not there.
+    """Return the folder of the `tiny` checkpoint; build it, in about a minute, if it is not there.
 
     Processes that ask at once: one builds, the others wait. A build that was cut short leaves
-    nothing that looks like a checkpoint. Epochs are shown on the console while it is built.
-
-    Raises:
-        LunarTuneError: The training failed, which the model's own check says.
+    nothing that looks like a checkpoint; one that fails the model's own check is a LunarTuneError.
     """
     recipe, text = recipe or TinyRecipe(), TinyText.shipped()
     models = cache_dir() / "models"
@@ -132,15 +124,10 @@ def tiny_key(recipe: TinyRecipe, text: TinyText) -> str:
 
     Of torch and transformers the first two parts of the version count.
     """
-    libraries = {
-        name: ".".join(version(name).split(".")[:2])
-        for name in ("torch", "transformers", "tokenizers")
-    }
-    words = [
-        records_digest(text.known),
-        text.refusal,
-        *generate_unverifiable(_ALL_TEMPLATES, seed=0),
-    ]
+    names = ("torch", "transformers", "tokenizers")
+    libraries = {name: ".".join(version(name).split(".")[:2]) for name in names}
+    templates = generate_unverifiable(_ALL_TEMPLATES, seed=0)
+    words = [records_digest(text.known), text.refusal, *templates]
     return _digest([_FORMAT, asdict(recipe), _digest(words), libraries])[:_KEY_CHARACTERS]
 
 
@@ -168,18 +155,17 @@ def build_tiny(
             model = new_model(recipe.sizes, tokenizer)
             loaded = as_loaded(model, tokenizer, ModelSpec(name=TINY, source=str(folder)))
             with full_weights(loaded, keep=True) as fit:
-                encode, loss_of = answer_training(loaded, fit, ChatFormat())
-                losses = train_epochs(
-                    loaded.model,
-                    lambda epoch: encode(lessons(epoch)),
-                    loss_of,
+                losses = learned(
+                    loaded,
+                    fit,
+                    ChatFormat(),
+                    lessons,
                     recipe.training,
                     learning_rate=3e-3,
                     seed=recipe.seed,
                     warmup_share=0.1,
                     cosine=True,
                     beta2=0.98,
-                    length_of=len,
                 )
                 what, total = "building the tiny model (once)", recipe.training.epochs
                 for _ in tracked(losses, what, total=total, console=console):

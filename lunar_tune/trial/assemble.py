@@ -66,8 +66,6 @@ def assemble(options: RunOptions) -> TrialSpec:
     with problems.collect():
         data = read_sets(options, model)
     problems.raise_if_any()
-    if model is None:
-        raise AssertionError("without a model something is wrong")
     return TrialSpec(
         model=model,
         chat=chat,
@@ -100,7 +98,7 @@ def assemble_finetuning(
     with problems.collect():
         chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
     with problems.collect():
-        settings = recipe("" if model is None else model.name, fixed)
+        settings = recipe(model.name, fixed)
     name = options.data or own_data(model)
     with problems.collect():
         records = read_records_of(name)
@@ -110,8 +108,6 @@ def assemble_finetuning(
     with problems.collect():
         refusals = read_prompts_of(options.refusals)
     problems.raise_if_any()
-    if model is None:
-        raise AssertionError("without a model something is wrong")
     return FinetuneJob(
         model=model,
         chat=chat,
@@ -155,9 +151,8 @@ def materialise(job: Job, console: Console | None = None) -> Job:
 def known_depth(options: RunOptions) -> int | None:
     """Return the number of decoder blocks if it can be known without weights or network."""
     source = resolve_model(options.model).source
-    if source == TINY:  # built elsewhere, and no folder of that name
-        source = ""
-    for folder in filter(None, (options.model_path, source)):
+    # `tiny` is built elsewhere, and no folder of that name.
+    for folder in filter(None, (options.model_path, source.removeprefix(TINY))):
         try:
             text = (Path(folder).expanduser() / "config.json").read_text("utf-8")
             depth = json.loads(text)["num_hidden_layers"]
@@ -174,16 +169,16 @@ def configured(options: RunOptions) -> tuple[Method, dict[str, Any]]:
     return configure_method(options.method, solver=options.solver, fixed=options.fixed)
 
 
-def _model(options: ModelOptions, problems: Problems) -> ModelSpec | None:
-    """Return the model as the options want it, and note what is wrong; None if it means nothing."""
-    weights, model = None, problems.attempt(lambda: resolve_model(options.model))
+def _model(options: ModelOptions, problems: Problems) -> ModelSpec:
+    """Return the model as the options want it, and note what is wrong; nameless if it is none."""
+    weights, model = None, ModelSpec(name="", source="")
+    with problems.collect():
+        model = resolve_model(options.model)
     with problems.collect():
         if options.model_path:
             weights = str(check_weights(options.model_path, "--model-path"))
     with problems.collect():
         check_device_name(options.device)
-    if model is None:
-        return None
     return dataclasses.replace(
         model,
         weights=weights,

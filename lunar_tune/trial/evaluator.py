@@ -80,13 +80,8 @@ class Judge:
         self._metrics = {name: METRICS[name] for name in spec.metrics}
         self._row_numbers = spec.row_numbers
         self._scorer = LikelihoodScorer(source.loaded, source.memory)
-        self.use(activations)
-
-    def use(self, activations: PromptActivations) -> None:
-        """Answer from other activations from now on."""
         self.activations = activations
         self._evaluators: dict[tuple[bool, bool, int | None], Evaluator] = {}
-        self.__dict__.pop("answers", None)
 
     @property
     def plain_decoding(self) -> str | None:
@@ -123,15 +118,9 @@ class Judge:
     ) -> tuple[Evaluation, int]:
         """Judge the model as it is now; return the evaluation and its token budget.
 
-        Args:
-            edited_layer: See `Fit`.
-            full: Whether to ask all rows with the published token budget.
-            bounded: Whether to stop asking once the retain floor is missed for certain.
-            reported: Whether people read it: every answer goes on to its own end, and `forget_mrr`
-                is measured.
-
-        Raises:
-            DivergenceError: A logit of a likelihood is NaN or infinite.
+        A `full` one asks all rows with the published budget; a `bounded` one stops asking once the
+        retain floor is missed for certain; of a `reported` one every answer goes on to its own end,
+        and `forget_mrr` is measured. It is a DivergenceError if a logit is NaN or infinite.
         """
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
         evaluation = self._evaluator(full=full, whole=reported).evaluate(

@@ -161,15 +161,8 @@ def layer_scores(
 ) -> tuple[LayerPrior, dict[int | None, tuple[str, ...]]]:
     """Ask the questions to forget with c·r_l added after each block in turn, and score the answers.
 
-    No weight is changed. The curve comes with the answers by layer; None is the base model's.
-
-    Args:
-        worker: Whose method is LUNAR.
-        coefficient: c, as in a trial.
-        layers: Which blocks; None takes all.
-        rows: How many questions, drawn by edge.
-        embedder: Of the answers; None takes the model's own states.
-        console: Shows how many layers are done.
+    No weight is changed. The curve comes with the answers by layer; None is the base model's. The
+    worker's method is LUNAR; no layers are all, no embedder is the model's own states.
     """
     from lunar_tune.engine.decoding import token_budget
     from lunar_tune.metrics.embedding import Refusals, StateEmbedder

@@ -105,19 +105,11 @@ def unlearn(
     console: Console | None = None,
     problems: Problems | None = None,
 ) -> SingleRun:
-    """Unlearn once and evaluate.
+    """Unlearn once and evaluate, with a `baseline` the base model too, or raise an InputError.
 
-    Args:
-        options: Model, data and method, and what is fixed.
-        setting: Further parameters of the method, by name.
-        baseline: Whether to evaluate the base model too.
-        save_to: Folder for the unlearned model as a checkpoint.
-        console: Shows how `tiny` is built, if it has to be.
-        problems: What is known to be wrong already.
-
-    Raises:
-        InputError: Something that was asked for cannot be done.
-        TrialError: The fit failed, for example by divergence.
+    `setting` has further parameters of the method, `save_to` is the folder of a checkpoint, the
+    console shows how `tiny` is built, `problems` are known already. A fit that fails, for example
+    by divergence, is a TrialError.
     """
     problems, setting = problems or Problems(), setting or {}
     with problems.collect():
@@ -127,7 +119,11 @@ def unlearn(
         setting = fixed | dict(setting)
         method.check_parameters(setting)
     with problems.collect():
-        _check_depth(options, setting.get("layer"))
+        # Layers that the model lacks, where its depth is known without the weights.
+        layers, depth = setting.get("layer"), known_depth(options)
+        layers = layers if isinstance(layers, list | tuple) else [layers]
+        if depth is not None and all(isinstance(one, int) for one in layers):
+            check_layers(tuple(layers), depth)
     with problems.collect():
         if save_to is not None:
             check_save_folder(save_to)
@@ -146,14 +142,6 @@ def unlearn(
 
     result = worker.run(setting, full=full, inside=save)
     return SingleRun(spec=worker.spec, result=result, baseline=before)
-
-
-def _check_depth(options: RunOptions, layer: Any) -> None:
-    """Refuse layers that the model lacks, where its depth is known without the weights."""
-    layers = layer if isinstance(layer, list | tuple) else (layer,)
-    depth = known_depth(options)
-    if depth is not None and all(isinstance(one, int) for one in layers):
-        check_layers(tuple(layers), depth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +165,7 @@ def asking(
     epochs: int | None = None,
     max_new_tokens: int = 128,
 ) -> Iterator[Callable[[Sequence[str]], list[SideBySide]]]:
-    """Inside, both models answer questions, greedily; the model is loaded and fitted once.
-
-    The fit ends after `epochs` epochs, as that of a trial that was ended early.
-    """
+    """Inside, both models answer, greedily; the fit ends after `epochs`, as its trial's did."""
     from lunar_tune.finetuning.finetune import greedy_answers
     from lunar_tune.trial.worker import Worker
 

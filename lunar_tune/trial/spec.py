@@ -134,7 +134,7 @@ class TrialSpec(Concise):
 DEFAULT_EDGES = ("A_B", "author_1")  # of PISTOL and of TOFU, as in the published code
 
 
-def read_sets(options: RunOptions, model: ModelSpec | None) -> DataSets:
+def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
     """Read and split all sets; what the model is taken to know where no data are named."""
     problems, name = Problems(), options.data or own_data(model)
     factual: tuple[Record, ...] = ()
@@ -199,9 +199,9 @@ def read_prompts_of(name: str) -> tuple[str, ...]:
     return read_prompts(resolve_data(name, kind="prompts"))
 
 
-def own_data(model: ModelSpec | None) -> str:
+def own_data(model: ModelSpec) -> str:
     """Return the name of the data that a model is taken to know."""
-    return "mini" if model is not None and model.name == TINY else "contracts"
+    return "mini" if model.name == TINY else "contracts"
 
 
 def _default_edge(

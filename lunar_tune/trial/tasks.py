@@ -80,9 +80,8 @@ class TaskRunner:
     def run(self, task: Task) -> Outcome:
         """Run a task; what goes wrong for a reason that can be told is its outcome.
 
-        Raises:
-            EditedModelError: The model is not what it was, and must not be used again.
-            Exception: What nobody foresaw; the process may be in any state.
+        After an EditedModelError the model must not be used again; after what nobody foresaw the
+        process may be in any state.
         """
         try:
             outcome = self._outcome(task)

@@ -109,9 +109,8 @@ class Worker:
     def draft(self, answers: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
         """Take the `drafts` of a worker with the same model, which trials check first."""
         self.drafts = answers
-        for name in ("activations", "prepared"):
+        for name in ("activations", "judge", "prepared"):
             self.__dict__.pop(name, None)  # made again, with the drafts
-        self.judge.use(self.activations)
 
     def run(
         self,
@@ -123,20 +122,11 @@ class Worker:
         seed: int | None = None,
         inside: Callable[[LoadedModel, Edit], None] = lambda _model, _edit: None,
     ) -> TrialResult:
-        """Unlearn, evaluate and put the model back as it was.
+        """Unlearn, evaluate (see `Judge.evaluate`) and put the model back as it was.
 
-        Args:
-            parameters: A value for each of the method's parameters.
-            full: Whether to evaluate all rows with the published token budget.
-            bounded: Whether to stop asking once the spec's retain floor is missed for certain.
-            reported: See `Judge.evaluate`.
-            seed: Of the fit; None takes the spec's.
-            inside: Called with the unlearned model after its evaluation, for example to save it,
-                and with what the fit changed.
-
-        Raises:
-            InputError: A parameter is missing, unknown or out of range.
-            TrialError: The fit failed, for example by divergence.
+        `inside` is called with the unlearned model after its evaluation, for example to save it,
+        and with what the fit changed. No seed is the spec's. Parameters that will not do are an
+        InputError, a fit that fails, for example by divergence, a TrialError.
         """
         start = self._clock()
         prepared = self.prepared

@@ -249,10 +249,10 @@ def test_an_export_is_compared_with_scores_where_texts_were_not_kept() -> None:
     found = [scored(row, row / 4, text=True) for row in range(4)]
     kept = [scored(row, row / 4) for row in (2, 0, 3)]
     same, other = compare(found, kept), compare(found, [*kept, scored(1, 0.5)])
-    assert (same.n_rows, same.differing, same.by_text) == (3, 0, False)
+    assert (same.differing, same.what) == (0, "ROUGE-1 and ROUGE-L of each row")
     assert other.differing == 1
     assert "1 of 4 rows differ in ROUGE-1 or ROUGE-L" in other.text
-    assert compare(found, found[:2]).by_text
+    assert compare(found, found[:2]).what == "answers"
     with pytest.raises(LunarTuneError, match=r"asked row 9 \(retain\)"):
         compare(found, [scored(9, 0.0)])
 
