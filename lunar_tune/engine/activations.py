@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cached_property
 from typing import NamedTuple
 
@@ -49,8 +49,8 @@ def sweep_batch(loaded: LoadedModel, memory: DeviceMemory, points: int) -> Batch
     config = loaded.model.config
     width = 4 * config.intermediate_size + (12 + points) * config.hidden_size
     affordable = memory.free_bytes() // (width * loaded.model.dtype.itemsize)
-    most = TOKENS_PER_BATCH.get(loaded.device.type, TOKENS_PER_BATCH["cpu"])
-    return BatchSize(min(most, affordable), "the prompts' tokens")
+    most = min(TOKENS_PER_BATCH[loaded.device.type], affordable)
+    return BatchSize(most, "the prompts' tokens")
 
 
 def capture_streams(
@@ -65,13 +65,10 @@ def capture_streams(
 
     Streams are in the model's number format, in host memory; `places` is as in `_sweep`.
     """
-    run = range(max(1, *points))
+    run, host = range(max(1, *points)), torch.device("cpu")
     blocks, norm = loaded.layout.blocks_of(loaded.model), loaded.layout.final_norm_of(loaded.model)
     modules = [blocks[point] if point in run else norm for point in points]
-    host = torch.device("cpu")
-    streams = _sweep(
-        loaded, tree, run, modules, given=tree.ids, batch=batch, device=host, places=places
-    )
+    streams = _sweep(loaded, tree, run, modules, tree.ids, batch=batch, device=host, places=places)
     return dict(zip(points, streams, strict=True))
 
 
@@ -86,9 +83,8 @@ def block_reads(
     layout, run = loaded.layout, range(layer, layer + 1)
     projection = layout.down_projection_of(loaded.model, layer)
     modules = [projection, layout.mlp_norm_of(loaded.model, layer)]
-    return BlockReads(
-        *_sweep(loaded, tree, run, modules, given=stream, batch=batch, device=loaded.device)
-    )
+    reads = _sweep(loaded, tree, run, modules, stream, batch=batch, device=loaded.device)
+    return BlockReads(*reads)
 
 
 @torch.inference_mode()
@@ -97,8 +93,8 @@ def _sweep(
     tree: PrefixTree,
     run: range,
     modules: Sequence[nn.Module],
-    *,
     given: Tensor,
+    *,
     batch: BatchSize,
     device: torch.device,
     places: Int[Tensor, " tokens"] | None = None,
@@ -117,10 +113,16 @@ def _sweep(
 
     def work(budget: int) -> list[Tensor]:
         values: list[Tensor] = []
-        with (
-            decoder_slice(loaded.model, loaded.layout, run.start, run.stop) as decoder,
-            _inputs_of(modules) as seen,
-        ):
+        seen: dict[nn.Module, Tensor] = {}
+
+        def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[module] = args[0]
+
+        with ExitStack() as stack:
+            slice_of = decoder_slice(loaded.model, loaded.layout, run.start, run.stop)
+            decoder = stack.enter_context(slice_of)
+            for module in modules:
+                stack.enter_context(module.register_forward_pre_hook(record))
             for rows in batches_by_length(tree.lengths, budget):
                 index = tree.token_index(rows)
                 lengths = torch.tensor([tree.lengths[row] for row in rows])
@@ -131,7 +133,7 @@ def _sweep(
                 kept = places[index] >= 0
                 chosen = mask.masked_scatter(mask, kept).to(loaded.device)
                 into = places[index[kept]].to(device)
-                read = [seen[place] for place in range(len(modules))]
+                read = [seen[module] for module in modules]
                 if not values:
                     shape = int(places.max()) + 1
                     values = [one.new_empty((shape, one.shape[-1]), device=device) for one in read]
@@ -140,20 +142,6 @@ def _sweep(
         return values
 
     return batch.fit(work)
-
-
-@contextmanager
-def _inputs_of(modules: Sequence[nn.Module]) -> Iterator[Mapping[int, Tensor]]:
-    """Inside, what each module has read last stands under its number."""
-    seen: dict[int, Tensor] = {}
-    with ExitStack() as stack:
-        for number, module in enumerate(modules):
-
-            def record(_: nn.Module, args: tuple[Tensor, ...], number: int = number) -> None:
-                seen[number] = args[0]
-
-            stack.enter_context(module.register_forward_pre_hook(record))
-        yield seen
 
 
 def batches_by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -189,21 +177,18 @@ class ActivationSource:
         """Return the cache's entry for something captured on sequences; None without a cache."""
         if self.cache is None:
             return None
-        digest = hashlib.sha256()
-        for sequence in sequences:
-            digest.update(f"{','.join(map(str, sequence))};".encode())
-        dtype = str(self.loaded.model.dtype)
+        rows = "".join(f"{','.join(map(str, sequence))};" for sequence in sequences)
+        dtype, name = str(self.loaded.model.dtype), self.loaded.spec.name
         parts = {
             "format": _FORMAT,
             "kind": kind,
             "model": self.model_key,
-            "prompts": digest.hexdigest(),
+            "prompts": hashlib.sha256(rows.encode()).hexdigest(),
             "positions": "from 0, no padding",
             "dtype": dtype,
         }
-        shown = {"kind": kind, "model": self.loaded.spec.name, "rows": len(sequences)}
-        about = shown | {"dtype": dtype.removeprefix("torch.")}
-        return self.cache.entry(content_key(parts), about)
+        about = {"kind": kind, "model": name, "rows": len(sequences)}
+        return self.cache.entry(content_key(parts), about | {"dtype": dtype.removeprefix("torch.")})
 
     def load_or_capture(
         self,
@@ -226,10 +211,7 @@ class ActivationSource:
             if (loaded := entry.load(name)) is not None:  # another process was faster
                 return loaded, {name: loaded}
             captured = capture()
-            unsaved = {
-                one: tensor for one, tensor in captured.items() if not entry.save(one, tensor)
-            }
-        return captured[name], unsaved
+            return captured[name], {n: one for n, one in captured.items() if not entry.save(n, one)}
 
     def last_tokens(
         self, prompts: Sequence[Sequence[int]]
@@ -297,12 +279,11 @@ class PromptActivations:
 
     def _stream(self, point: int) -> Float[Tensor, "nodes d_model"]:
         """Return the stream at a point, from memory, from disk, or captured with its neighbours."""
-        name = _file_name(point)
+        name, rows = _file_name(point), self.tree.sequences
         if name in self._streams:
             return self._streams[name]
-        stream, kept = self.source.load_or_capture(
-            "streams", self.tree.sequences, name, lambda: self._capture(point)
-        )
+        load = self.source.load_or_capture
+        stream, kept = load("streams", rows, name, lambda: self._capture(point))
         self._streams |= kept
         return stream
 
@@ -316,13 +297,9 @@ class PromptActivations:
         room = host_free_bytes() * SWEEP_SHARE
         while self._streams and size > room:
             self._streams.pop(next(iter(self._streams)))
-        others = [
-            layer
-            for layer in self._layers
-            if layer != point and _file_name(layer) not in self._streams
-        ]
-        others.sort(key=lambda layer: abs(layer - point))
-        points = [point, *others[: max(0, int(room // max(1, size)) - 1)]]
+        others = {one for one in self._layers if _file_name(one) not in self._streams} - {point}
+        near = sorted(sorted(others), key=lambda layer: abs(layer - point))
+        points = [point, *near[: max(0, int(room // max(1, size)) - 1)]]
         batch = sweep_batch(loaded, self.source.memory, len(points))
         captured = capture_streams(loaded, self.tree, sorted(points), batch)
         return {_file_name(where): stream for where, stream in captured.items()}

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import pad_sequence
 
 from lunar_tune.engine.activations import PromptActivations, sweep_batch
 from lunar_tune.engine.decoding import AnswerRules, likeliest, until_end
@@ -49,8 +50,7 @@ class Answerer:
 
     def __init__(self, activations: PromptActivations, *, deepest: int) -> None:
         self.activations, self.tree = activations, activations.tree
-        self.loaded: LoadedModel = activations.source.loaded
-        self.memory = activations.source.memory
+        self.loaded, self.memory = activations.source.loaded, activations.source.memory
         self.trial_keys = KeyValues(self.tree.n_nodes)
         """Keys of the blocks above the edit; each trial writes its own."""
         self.guesser = Guesser(activations.drafts)
@@ -99,15 +99,11 @@ class Answerer:
             return self._openings[key]
         tree, device = self.tree, self.loaded.device
         lengths, drafts = self.activations.prompt_lengths, self.activations.drafts
-        longest = max(len(drafts[row]) for row in rows)
-        places = [
-            [
-                tree.offsets[row] + lengths[row] - 1 + min(i, len(drafts[row]))
-                for i in range(longest + 1)
-            ]
-            for row in rows
-        ]
-        padded = [[*drafts[row], *[-1] * (longest - len(drafts[row]))] for row in rows]
+        said = [torch.tensor(drafts[row], dtype=torch.int64) for row in rows]
+        draft = pad_sequence(said, batch_first=True, padding_value=-1)
+        ends = torch.tensor([tree.offsets[row] + lengths[row] - 1 for row in rows])
+        counts = torch.tensor(list(map(len, said)))
+        places = ends[:, None] + torch.arange(draft.shape[1] + 1).minimum(counts[:, None])
         batches = arrange(
             tree,
             rows,
@@ -118,8 +114,8 @@ class Answerer:
         )
         self._openings[key] = _Opening(
             batches=tuple(batches),
-            asked=tree.nodes[torch.tensor(places)].to(device),
-            draft=torch.tensor(padded, dtype=torch.int64, device=device),
+            asked=tree.nodes[places].to(device),
+            draft=draft.to(device),
         )
         return self._openings[key]
 

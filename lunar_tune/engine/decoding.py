@@ -106,7 +106,7 @@ def generate_tokens(
 
     Prompts of similar length share a batch; the answers come in the order of `prompts`.
     """
-    size = batch_size or ROWS_PER_BATCH.get(loaded.device.type, ROWS_PER_BATCH["cpu"])
+    size = batch_size or ROWS_PER_BATCH[loaded.device.type]
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     tokens: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(prompts), size):
@@ -125,9 +125,9 @@ def _generate_batch(
     The padding, never attended to, repeats a prompt's own first token.
     """
     device, count = loaded.device, len(prompts)
-    width = max(map(len, prompts))
+    lengths = torch.tensor(list(map(len, prompts)))
+    width = int(lengths.max())
     padded = [[*[prompt[0]] * (width - len(prompt)), *prompt] for prompt in prompts]
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
     inputs = torch.tensor(padded, device=device)
     mask = (torch.arange(width).flip(0) < lengths[:, None]).to(device)
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -135,7 +135,7 @@ def _generate_batch(
     ended = torch.zeros(count, dtype=torch.bool, device=device)
     eos = torch.tensor(loaded.eos_ids, device=device)
     answers = torch.full((count, max_new_tokens), loaded.eos_ids[0], device=device)
-    look = STEPS_PER_LOOK.get(device.type, 1)
+    look = STEPS_PER_LOOK[device.type]
     cache = None
     for step in range(max_new_tokens):
         output = loaded.model(

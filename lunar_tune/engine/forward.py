@@ -130,8 +130,7 @@ def arrange(
     """
     known = set(done)
     lengths = [tree.lengths[row] for row in rows] if lengths is None else lengths
-    batches: list[TreeBatch] = []
-    batch: list[tuple[int, list[int]]] = []
+    batches: list[list[tuple[int, list[int]]]] = [[]]
     size = 0
     for row, length in sorted(
         zip(rows, lengths, strict=True), key=lambda part: tree.sequences[part[0]][: part[1]]
@@ -142,14 +141,12 @@ def arrange(
         new = length - low
         if not new:
             continue
-        if batch and size + new > budget:
-            batches.append(_batch(tree, batch, asked, device))
-            batch, size = [], 0
-        batch.append((low, path))
+        if batches[-1] and size + new > budget:
+            batches.append([])
+            size = 0
+        batches[-1].append((low, path))
         size += new
-    if batch:
-        batches.append(_batch(tree, batch, asked, device))
-    return batches
+    return [_batch(tree, parts, asked, device) for parts in batches if parts]
 
 
 def _batch(

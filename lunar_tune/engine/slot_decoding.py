@@ -177,7 +177,7 @@ class SlotDecoding:
 
     def run(self) -> dict[int, list[int]]:
         """Decode until every row is done; return tokens by row."""
-        look = STEPS_PER_LOOK.get(self._loaded.device.type, 1)
+        look = STEPS_PER_LOOK[self._loaded.device.type]
         answers: dict[int, list[int]] = {}
         step, guessed = 0, 0
         while self._rows:
@@ -254,7 +254,7 @@ class SlotDecoding:
         More are made where `before` were guessed in the last step.
         """
         said = self._said(range(len(self._rows)))
-        most = TOKENS_PER_GUESS.get(self._loaded.device.type, TOKENS_PER_GUESS["cpu"])
+        most = TOKENS_PER_GUESS[self._loaded.device.type]
         length = min(max(FEWEST_GUESSED, 2 * before), MOST_GUESSED, most // len(said))
         length = min(length, self._rules.max_new_tokens - min(map(len, said)) - 1)
         if length < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,21 +20,7 @@ if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
     from lunar_tune.training.answer_loss import Pair
 
-__all__ = [
-    "METHODS",
-    "AdapterKind",
-    "Edit",
-    "Fit",
-    "Method",
-    "PreparedMethod",
-    "UnlearningTask",
-    "configure_method",
-    "number_of",
-]
-
-AdapterKind = Literal["exact", "approximate", "none"]
-"""How what a method changes can be written as an adapter: by factors that it has itself, by factors
-of the matrices' differences, or not in a useful way, since any weight may have changed."""
+__all__ = ["METHODS", "Edit", "Fit", "Method", "PreparedMethod", "UnlearningTask"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +52,9 @@ class PreparedMethod(ABC):
     ) -> AbstractContextManager[Fit]:
         """Return a context in which the model is being unlearned, as far as its fit is driven.
 
-        After it the model is bit for bit what it was, also when the body raises.
-
-        Args:
-            parameters: A value for each of the method's parameters.
-            seed: Of everything random in the fit.
-
-        Raises:
-            InputError: A parameter is missing, unknown or out of range.
-            TrialError: The fit failed, for example by divergence.
+        After it the model is bit for bit what it was, also when the body raises. `seed` is of
+        everything random in the fit. Parameters that are missing, unknown or out of range raise an
+        InputError, a fit that fails, for example by divergence, a TrialError.
         """
 
 
@@ -98,8 +78,9 @@ class Method(ABC):
     """Whether its fits name an `edited_layer`."""
     along_vectors: bool = False
     """Whether it moves along unlearning vectors, so that layers can be scored without a fit."""
-    adapter: AdapterKind = "none"
-    """How what a fit changes can be written as an adapter; exact promises `Edit.factors`."""
+    adapter: Literal["exact", "approximate", "none"] = "none"
+    """How what a fit changes can be written as an adapter: by factors that it has itself
+    (`Edit.factors`), by factors of the matrices' differences, or not in a useful way."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -123,24 +104,18 @@ class Method(ABC):
         """Do what depends on model and data alone; say what the data lack."""
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Check names; a method adds what it can check of values without the model.
-
-        Raises:
-            InputError: A parameter is missing, unknown or out of range.
-        """
+        """Check names, or raise an InputError; a method adds what it can check without a model."""
         wanted, given = set(self.parameters), set(parameters)
         known = wanted.union(self.optional_parameters)
         if not wanted <= given <= known:
-            missing = _listed(wanted - given) or "none"
-            unknown = _listed(given - known) or "none"
-            raise InputError(
-                f"--method {self.name} ({self.variant}) takes {_listed(self.parameters)}; "
-                f"missing: {missing}; unknown: {unknown}."
+            taken, missing, unknown = (
+                ", ".join(sorted(names)) or "none"
+                for names in (wanted, wanted - given, given - known)
             )
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names))
+            raise InputError(
+                f"--method {self.name} ({self.variant}) takes {taken}; missing: {missing}; "
+                f"unknown: {unknown}."
+            )
 
 
 def number_of(name: str, value: Any, *, positive: bool = False) -> float:
@@ -162,13 +137,8 @@ def configure_method(
 ) -> tuple[Method, dict[str, Any]]:
     """Return a method with its settings, and what else is fixed: parameters of the search.
 
-    Args:
-        name: In the registry.
-        solver: LUNAR's way to fit; None is what `fixed` says, or the default.
-        fixed: Settings and parameters by name.
-
-    Raises:
-        InputError: There is no such method or setting, or one means nothing; all of it is said.
+    `solver` is LUNAR's, where `fixed`, settings and parameters by name, does not say it. An
+    InputError says everything that does not exist or means nothing.
     """
     kind, problems = METHODS[name], Problems()
     given = dict(fixed or {})

@@ -100,7 +100,7 @@ class PreparedGradient(PreparedMethod):
             Pair(pair.prompt, task.refusals[i % len(task.refusals)])
             for i, pair in enumerate(task.forget_pairs if task.refusals else ())
         ]
-        self._pairs: dict[str, Sequence[Pair]] = {
+        self.pairs: dict[str, Sequence[Pair]] = {
             "forget": task.forget_pairs,
             "refused": refused,
             "retain": task.retain_pairs,
@@ -124,10 +124,9 @@ class PreparedGradient(PreparedMethod):
         rate = own["learning_rate"]
         return gradient_fit(self._task, settings, loss, learning_rate=rate, seed=seed)
 
-    def answers(self, name: str, places: Sequence[int]) -> AnswerStates:
-        """Return what the model as it is now says of some of the named pairs."""
-        pairs = self._pairs[name]
-        return answer_states(self._model, self._decoder, [pairs[i] for i in places])
+    def answers(self, pairs: Sequence[Pair]) -> AnswerStates:
+        """Return what the model as it is now says of some pairs."""
+        return answer_states(self._model, self._decoder, pairs)
 
     def reference_sums(self, name: str) -> Float[Tensor, " answers"]:
         """Return the base model's log π of the answer of each of the named pairs."""
@@ -135,7 +134,7 @@ class PreparedGradient(PreparedMethod):
 
         if name not in self._sums:
             with torch.no_grad():
-                said = [self.answers(name, some).answers for some in self._batches(name)]
+                said = [self.answers(some).answers for some in reference_batches(self.pairs[name])]
             self._sums[name] = torch.cat(said)
         return self._sums[name]
 
@@ -153,7 +152,7 @@ class PreparedGradient(PreparedMethod):
         was_training = self._model.training
         with torch.no_grad(), fit.base_model():
             self._model.eval()
-            logits = self.answers("retain", kept).logits
+            logits = self.answers([self.pairs["retain"][i] for i in kept]).logits
         self._model.train(was_training)
         return logits
 
@@ -163,14 +162,11 @@ class PreparedGradient(PreparedMethod):
         import torch
 
         states: list[Tensor] = []
-        for some in self._batches("retain"):
+        for some in reference_batches(self.pairs["retain"]):
             with torch.no_grad():
-                said = self.answers("retain", some)
+                said = self.answers(some)
             states += [said.hidden[said.rows == row].cpu() for row in range(len(some))]
         return states, self._model.get_output_embeddings().weight.detach().clone()
-
-    def _batches(self, name: str) -> list[Sequence[int]]:
-        return reference_batches(range(len(self._pairs[name])))
 
 
 @dataclass(frozen=True)
@@ -188,7 +184,8 @@ class Step:
 
     def answers(self, name: str) -> AnswerStates:
         """Return what the model says of the named answers."""
-        return self.source.answers(name, self.kept if name == "retain" else self.batch)
+        pairs, places = self.source.pairs[name], self.kept if name == "retain" else self.batch
+        return self.source.answers([pairs[i] for i in places])
 
     def reference(self, name: str) -> Tensor:
         """Return what the base model says: log π of each answer, of those to `retain` logits."""

@@ -75,9 +75,8 @@ def dpo(
 ) -> Float[Tensor, ""]:
     """Return −mean log σ(β[(log π_p − log ref_p) − (log π_r − log ref_r)]).
 
-    Preferred are refusals, rejected the true answers that are to be forgotten.
     Source: Rafailov et al., arXiv 2305.18290, equation 7; for unlearning TOFU, arXiv 2401.06121,
-    section 3.3.
+    section 3.3: preferred are refusals, rejected the true answers.
     """
     from torch.nn.functional import logsigmoid
 

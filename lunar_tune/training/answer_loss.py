@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-Item = TypeVar("Item")  # a pair, or its place
 _REFERENCE_BATCH = 16
 
 
@@ -59,16 +58,13 @@ class AnswerStates:
     @property
     def answers(self) -> Float[Tensor, " answers"]:
         """Log π of each answer."""
-        return self._sums(self.tokens)
+        zeros = self.tokens.new_zeros(int(self.rows[-1]) + 1)
+        return zeros.index_add(0, self.rows, self.tokens)
 
     @property
     def lengths(self) -> Float[Tensor, " answers"]:
         """Tokens of each answer."""
-        return self._sums(self.rows.new_ones(len(self.rows)).float())
-
-    def _sums(self, values: Float[Tensor, " tokens"]) -> Float[Tensor, " answers"]:
-        count = int(self.rows[-1]) + 1
-        return values.new_zeros(count).index_add(0, self.rows, values)
+        return self.rows.bincount().float()
 
 
 class Encoder:
@@ -101,8 +97,7 @@ class Encoder:
     def pairs(self, records: Sequence[Record]) -> tuple[Pair, ...]:
         """Return records as prompts with their true answers."""
         prompts = self.prompts([record.question for record in records])
-        answers = self.answers([record.answer for record in records])
-        pairs = tuple(map(Pair, prompts, answers))
+        pairs = tuple(map(Pair, prompts, self.answers([record.answer for record in records])))
         texts = [record.question + record.answer for record in records]
         self._check_lengths(list(map(len, pairs)), texts)
         return pairs
@@ -121,7 +116,7 @@ class Encoder:
             )
 
 
-def reference_batches(pairs: Sequence[Item]) -> list[Sequence[Item]]:
+def reference_batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
     """Return pairs in batches for a forward whose results are kept and need no gradient."""
     return [pairs[i : i + _REFERENCE_BATCH] for i in range(0, len(pairs), _REFERENCE_BATCH)]
 
@@ -134,9 +129,8 @@ def padded_ids(pairs: Sequence[Pair], device: torch.device) -> Int[Tensor, "batc
     import torch
 
     width = max(map(len, pairs))
-    return torch.tensor(
-        [[*p.prompt, *p.answer, *[0] * (width - len(p))] for p in pairs], device=device
-    )
+    rows = [[*p.prompt, *p.answer, *[0] * (width - len(p))] for p in pairs]
+    return torch.tensor(rows, device=device)
 
 
 def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> AnswerStates:

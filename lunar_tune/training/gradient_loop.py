@@ -51,12 +51,12 @@ def train_epochs(
     """Train epoch by epoch, as far as it is driven; yield each epoch's mean loss.
 
     Trains the model's parameters that want a gradient, in training mode; between epochs the model
-    is in evaluation mode. `examples` is called at the beginning of every epoch, also of one that
-    `start` has done, so that their order is the same.
+    is in evaluation mode. A loss or a gradient that is NaN or infinite raises a DivergenceError.
 
     Args:
         model: What is trained.
         examples: The examples of an epoch, counted from 0; the same each time, or fresh ones.
+            Called also for one that `start` has done, so that their order is the same.
         loss_of: The loss of a batch, a scalar with a gradient.
         settings: Epochs, batches and weight decay, which is of matrices alone.
         learning_rate: AdamW's, at the top of the schedule.
@@ -67,9 +67,6 @@ def train_epochs(
         length_of: Puts examples of like length into one batch, so that little is padded.
         start: Where an earlier loop with the same settings and examples ended.
         on_state: Called after each epoch with what is needed to go on from there.
-
-    Raises:
-        DivergenceError: A loss or a gradient was NaN or infinite.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(trained, settings.weight_decay, beta2)
@@ -78,10 +75,9 @@ def train_epochs(
     if start is not None:
         _resume(start, trained, optimizer)
         history += start.losses
-    done = len(history)
     for epoch in range(settings.epochs):
         batches = _batches(examples(epoch), settings.batch_size, order, length_of)
-        if epoch < done:
+        if epoch < len(history):
             continue
         model.train()
         losses = []
@@ -114,11 +110,8 @@ def _optimizer(
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     others = [parameter for parameter in trained if parameter.ndim < 2]
     decays = ((matrices, weight_decay), (others, 0.0))
-    return AdamW(
-        [{"params": part, "weight_decay": decay} for part, decay in decays if part],
-        betas=(0.9, beta2),
-        fused=True,
-    )
+    groups = [{"params": part, "weight_decay": decay} for part, decay in decays if part]
+    return AdamW(groups, betas=(0.9, beta2), fused=True)
 
 
 def _tensors(
@@ -169,15 +162,14 @@ def _step(
     """Take one step and return the loss before it."""
     from torch.nn.utils import clip_grad_norm_
 
-    def check(what: str, value: float) -> None:
+    def finite(what: str, value: float) -> float:
         if not math.isfinite(value):
             raise DivergenceError(f"{what} became {value} {where}: try a lower one")
+        return value
 
-    value = float(loss.detach())
-    check("the loss", value)
-    optimizer.zero_grad(set_to_none=True)
+    before = finite("the loss", float(loss.detach()))
     loss.backward()
-    check("a gradient", float(clip_grad_norm_(trained, _MAX_GRAD_NORM)))
+    finite("a gradient", float(clip_grad_norm_(trained, _MAX_GRAD_NORM)))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)  # not to be held while the model is evaluated
-    return value
+    return before

@@ -34,13 +34,9 @@ def unlearning_vectors(
 ) -> Float[Tensor, "n_layers d_model"]:
     """Return r_l = mean_reference(x_l) − mean_forget(x_l), x_l being the output of block l.
 
-    Means are taken in float64. Row l belongs to block l; the published code's array is shifted by
-    one, since it records block inputs.
-
-    Args:
-        reference: The base model's stream at the last token of the reference prompts, at the
-            input of every block and the output of the last one.
-        forget: The same of the questions to forget.
+    Given are the base model's streams at last tokens, at the input of every block and the output of
+    the last one. Means are taken in float64. Row l belongs to block l; the published code's array
+    is shifted by one, since it records block inputs.
     """
     return reference[1:].double().mean(1) - forget[1:].double().mean(1)
 
@@ -54,16 +50,8 @@ def edited(
 ) -> Iterator[Fit]:
     """Inside, block l's down-projection weight is `weights[l]`; after, what it was, bit for bit.
 
-    Of the fit that is given nothing is left to do.
-
-    Args:
-        loaded: The model.
-        weights: New weight `[d_model, d_ff]` by layer; rounded to the model's number format.
-        factors: What was added to each weight as a product, if it was one.
-        losses: Of the fit that gave them.
-
-    Raises:
-        ValueError: A weight has another shape than its matrix.
+    `weights` `[d_model, d_ff]` are rounded to the model's number format; `factors` are what was
+    added to them as products, if it was one. A weight of another shape raises a ValueError.
     """
     layout, name_of = loaded.layout, loaded.layout.down_projection_name
     parameters = [layout.down_projection_of(loaded.model, layer).weight for layer in weights]
@@ -96,13 +84,7 @@ def steered(loaded: LoadedModel, layer: int, shift: Float[Tensor, " d_model"]) -
     It is added at every position: all prompt tokens and all generated ones. That is activation
     addition as in LUNAR (arXiv 2502.07218, section 3) after Arditi et al. (arXiv 2406.11717), and
     what foretells the edit best, which moves all tokens of a forget prompt and generated ones too.
-    Padding moves as well; nothing attends to it. By a forward hook, which is removed also when the
-    body raises. Contexts may be nested: shifts of one block add up.
-
-    Args:
-        loaded: The model.
-        layer: The block.
-        shift: c · r_l; rounded to the model's number format.
+    Padding moves as well; nothing attends to it. Shifts of nested contexts add up.
 
     Raises:
         ModelError: The model has no such block.
@@ -117,11 +99,8 @@ def steered(loaded: LoadedModel, layer: int, shift: Float[Tensor, " d_model"]) -
     def add(_module: Any, _inputs: Any, output: Any) -> Any:
         return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
 
-    handle = loaded.layout.blocks_of(loaded.model)[layer].register_forward_hook(add)
-    try:
+    with loaded.layout.blocks_of(loaded.model)[layer].register_forward_hook(add):
         yield
-    finally:
-        handle.remove()
 
 
 class PreparedLunar(PreparedMethod):

@@ -30,7 +30,6 @@ LOW_RANK_DEVIATION = 0.01
 STEPS_AHEAD = 64  # whose targets are made together
 PART = 2048  # rows or columns of H that are converted to float64 at a time
 
-
 Weight = Float[Tensor, "d_model d_ff"]
 BatchInputs = Float[Tensor, "batch d_ff"]
 BatchOutputs = Float[Tensor, "batch d_model"]
@@ -105,8 +104,7 @@ class _Matrix(_Problem):
     """
 
     def __init__(self, tokens: Tokens) -> None:
-        own = torch.contiguous_format
-        weight = tokens.weight.detach()
+        own, weight = torch.contiguous_format, tokens.weight.detach()
         super().__init__(tokens, weight.T.to(torch.bfloat16, copy=True, memory_format=own))
         self.inputs = self.inputs.to(self.trained)
         self._originals = self.inputs @ self.trained
@@ -131,7 +129,7 @@ class _LowRank(_Problem):
     published code draws it like A.
     """
 
-    def __init__(self, tokens: Tokens, *, rank: int, seed: int) -> None:
+    def __init__(self, tokens: Tokens, rank: int, seed: int) -> None:
         d_model, d_ff = tokens.weight.shape
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.empty(rank, d_ff).normal_(std=LOW_RANK_DEVIATION, generator=generator)
@@ -161,16 +159,12 @@ def solve_adamw(
     """Fit by AdamW on the mean squared error over shuffled batches of tokens.
 
     All of the matrix is trained (adamw) or a product of low rank that is added to W₀ (lora). The
-    learning rate is the first epoch's; each later one has 0.9 of the one before.
-
-    Raises:
-        DivergenceError: The loss or the matrix became NaN or infinite.
+    learning rate is the first epoch's; each later one has 0.9 of the one before. A loss or a matrix
+    that becomes NaN or infinite raises a DivergenceError.
     """
-    problem: _Problem
-    if settings.solver == "lora":
-        problem = _LowRank(tokens, rank=settings.rank, seed=seed)
-    else:
-        problem = (_Matrix if settings.master_dtype == "bfloat16" else _Difference)(tokens)
+    kind = _Matrix if settings.master_dtype == "bfloat16" else _Difference
+    is_product = settings.solver == "lora"
+    problem = _LowRank(tokens, settings.rank, seed) if is_product else kind(tokens)
     with _tensor_cores(tokens.inputs):
         losses = _train(problem, learning_rate, settings=settings, seed=seed)
     weight, factors = problem.fitted()
@@ -182,7 +176,7 @@ def _train(
 ) -> tuple[float, ...]:
     """Minimise the mean squared error in place; return each epoch's mean loss."""
     tokens, size = problem.tokens.nodes, settings.batch_size
-    step = _adamw(problem.trained, problem.gradient, weight_decay=settings.decay)
+    step = _adamw(problem, settings.decay)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for epoch in range(settings.epochs):
@@ -207,24 +201,20 @@ def _train(
     return tuple(losses)
 
 
-def _adamw(
-    trained: Float[Tensor, "rows columns"],
-    gradient: Float[Tensor, "rows columns"],
-    *,
-    weight_decay: float,
-) -> Callable[[float], None]:
-    """Return torch's AdamW on one tensor, as a function that takes a step at a learning rate.
+def _adamw(problem: _Problem, weight_decay: float) -> Callable[[float], None]:
+    """Return torch's AdamW on what is trained: a function that takes a step at a learning rate.
 
     A `torch.optim.Optimizer` costs 60 µs of Python a step, as much as a small model's arithmetic.
     """
     # In bfloat16 the plain optimiser rounds after every one of its operations, as published;
     # the fused one computes a step in float32 and rounds once, which unlearns more.
+    trained = problem.trained
     fused = trained.dtype == torch.float32
     steps = torch.zeros((), device=trained.device if fused else "cpu")
     moments = [torch.zeros_like(trained)], [torch.zeros_like(trained)]
     update = partial(
         torch._fused_adamw_ if fused else partial(adamw, foreach=False, fused=False),
-        *([trained], [gradient], *moments, list[Tensor](), [steps]),
+        *([trained], [problem.gradient], *moments, list[Tensor](), [steps]),
         amsgrad=False,
         beta1=0.9,
         beta2=0.999,
@@ -276,19 +266,13 @@ class RidgeSolution:
 
 
 def solve_ridge(
-    inputs: Float[Tensor, "tokens d_ff"],
-    is_forget: Bool[Tensor, " tokens"],
-    *,
-    ridge: float,
+    inputs: Float[Tensor, "tokens d_ff"], is_forget: Bool[Tensor, " tokens"], *, ridge: float
 ) -> RidgeSolution:
     """Solve v = (HᵀH + λI)⁻¹Hᵀ1_forget with λ = ridge · tr(HᵀH)/d_ff, in float64.
 
     With fewer tokens than features the same v is found in token space, v = Hᵀ(HHᵀ + λI)⁻¹1_forget.
-    Only one square matrix is held in float64; H is converted a part at a time.
-
-    Raises:
-        InputError: `ridge` is not positive.
-        DivergenceError: The system cannot be solved in float64.
+    Only one square matrix is held in float64; H is converted a part at a time. A system that cannot
+    be solved in float64 raises a DivergenceError.
     """
     if not 0 < ridge < math.inf:
         raise InputError(f"ridge {ridge}: a positive number.")
@@ -314,15 +298,9 @@ def solve_ridge(
 
 
 def solve_closed_form(
-    weight: Weight,
-    shift: Float[Tensor, " d_model"],
-    solved: RidgeSolution,
+    weight: Weight, shift: Float[Tensor, " d_model"], solved: RidgeSolution
 ) -> Solution:
-    """Return W₀ + shift·vᵀ, the minimum of the ridge objective: a rank-one edit.
-
-    Raises:
-        DivergenceError: The matrix is NaN or infinite in its number format.
-    """
+    """Return W₀ + shift·vᵀ, the minimum of the ridge objective: a rank-one edit."""
     v = solved.coefficients
     shift64 = shift.to(v)
     fitted = torch.addr(weight.double(), shift64, v).to(weight.dtype)
