@@ -45,7 +45,14 @@ class Card:
     """Each `edge` to forget with its `rows`, and how many of them stand in what is to be kept too:
     `questions_retained` that are asked there, which a run refuses; `questions_near` that share four
     fifths of their words with one there, or are the same; `answers_retained`, word for word."""
-    findings: tuple[str, ...]  # what a person should know, in sentences
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What a person should know, in sentences."""
+        if self.kind == "prompts":
+            repeated = len(self.repeated_questions)
+            return (f"{repeated} prompts stand there more than once.",) if repeated else ()
+        return tuple(_findings(self))
 
     def document(self) -> dict[str, object]:
         """Return the card as plain values."""
@@ -56,6 +63,7 @@ class Card:
             "shared_answers": self.shared_answers.to_dict("records"),
             "unscorable": [asdict(record) for record in self.unscorable],
             "forget": self.forget.to_dict("records"),
+            "findings": self.findings,
         }
 
 
@@ -63,14 +71,12 @@ def describe_prompts(prompts: Sequence[str], *, count_tokens: Count | None = Non
     """Describe prompts, or any list of texts."""
     records = [Record(question=prompt, answer="", edge="") for prompt in prompts]
     card = describe_records(records, count_tokens=count_tokens)
-    repeated = len(card.repeated_questions)
     return replace(
         card,
         kind="prompts",
         edges={},
         words=card.words.head(1).rename({"question": "prompt"}),
         tokens=card.tokens.head(1).rename({"question": "prompt"}),
-        findings=(f"{repeated} prompts stand there more than once.",) if repeated else (),
     )
 
 
@@ -93,10 +99,7 @@ def describe_records(
     frame = pd.DataFrame(map(asdict, records))
     frame["asked"] = frame.question.map(normalised)
     frame["answered"] = frame.answer.map(normalised)
-    repeated = _repeated(frame, "question", "asked")
     same_answers = _repeated(frame, "answer", "answered")
-    overlaps = _overlaps(frame, chosen)
-    unscorable = tuple(record for record in records if not is_scorable(record.answer))
     return Card(
         kind="records",
         digest=records_digest(records),
@@ -105,11 +108,10 @@ def describe_records(
         groups=dict(groups),
         words=_lengths(frame, lambda text: len(text.split())),
         tokens=_lengths(frame, count_tokens) if count_tokens else pd.DataFrame(),
-        repeated_questions=repeated,
+        repeated_questions=_repeated(frame, "question", "asked"),
         shared_answers=same_answers[same_answers.edges.map(len) > 1],
-        unscorable=unscorable,
-        forget=overlaps,
-        findings=tuple(_findings(edges, repeated, unscorable, overlaps)),
+        unscorable=tuple(record for record in records if not is_scorable(record.answer)),
+        forget=_overlaps(frame, chosen),
     )
 
 
@@ -157,33 +159,28 @@ def _is_near(words: frozenset[str], others: Iterable[frozenset[str]]) -> bool:
     )
 
 
-def _findings(
-    edges: Mapping[str, int],
-    repeated: pd.DataFrame,
-    unscorable: Sequence[Record],
-    overlaps: pd.DataFrame,
-) -> Iterable[str]:
-    if len(edges) == 1:
+def _findings(card: Card) -> Iterable[str]:
+    if len(card.edges) == 1:
         yield (
             "There is one edge only: forgetting it leaves nothing to keep. Give another retain set "
             "(--retain-data), or divide the rows into edges."
         )
-    if unscorable:
+    if card.unscorable:
         yield (
-            f"{len(unscorable)} answers have no word that ROUGE counts. A run refuses them unless "
+            f"{len(card.unscorable)} answers have no word that ROUGE counts. A run refuses them unless "
             "--rouge-tokenizer words finds words in them."
         )
-    if both := overlaps.questions_retained.sum():
+    if both := card.forget.questions_retained.sum():
         yield (
             f"{both} questions to forget are also asked in what is to be kept. A run refuses such "
             "a split: nothing can be both. Forget those edges together, or remove the rows."
         )
-    if different := (repeated.answers > 1).sum():
+    if different := (card.repeated_questions.answers > 1).sum():
         yield (
             f"{different} questions have several answers. A model can give only one, so the "
             "others can never be scored as known."
         )
-    for overlap in overlaps.itertuples():
+    for overlap in card.forget.itertuples():
         edge, rows = overlap.edge, overlap.rows
         if 2 * overlap.answers_retained > rows:
             yield (
