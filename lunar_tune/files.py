@@ -24,26 +24,16 @@ DATA_VARIABLE = "LUNAR_TUNE_DATA"
 LONGEST_PART = 255  # of the usual file systems
 
 
-def _shipped(folder: str) -> Path:
+def shipped_folder(name: str) -> Path:
     """Return a shipped folder: inside an installed wheel, else beside the package in a checkout."""
     package = Path(__file__).resolve().parent
-    bundled = package / "_bundled" / folder
-    return bundled if bundled.is_dir() else package.parent / folder
-
-
-def datasets_dir() -> Path:
-    """Return the folder of shipped data."""
-    return _shipped("datasets")
-
-
-def search_spaces_dir() -> Path:
-    """Return the folder of shipped search spaces."""
-    return _shipped("search_spaces")
+    bundled = package / "_bundled" / name
+    return bundled if bundled.is_dir() else package.parent / name
 
 
 def shipped_spaces() -> tuple[str, ...]:
     """Return the names of the shipped search spaces."""
-    return tuple(sorted(path.stem for path in search_spaces_dir().glob("*.yaml")))
+    return tuple(sorted(path.stem for path in shipped_folder("search_spaces").glob("*.yaml")))
 
 
 def cache_dir() -> Path:

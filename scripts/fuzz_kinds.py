@@ -23,7 +23,7 @@ from lunar_tune.data.records import read_prompts, read_records
 from lunar_tune.data.splits import read_groups
 from lunar_tune.driver.space import SearchSpace, open_study
 from lunar_tune.driver.space_sources import load_space
-from lunar_tune.files import datasets_dir, search_spaces_dir
+from lunar_tune.files import shipped_folder
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.metrics.goal import goal_of
@@ -123,7 +123,7 @@ def _stream(table: pa.Table) -> bytes:
 
 
 def _space() -> SearchSpace:
-    return _load_space(search_spaces_dir() / "tiny.yaml")
+    return _load_space(shipped_folder("search_spaces") / "tiny.yaml")
 
 
 def _load_space(path: Path) -> SearchSpace:
@@ -175,7 +175,9 @@ def _config() -> bytes:
 
 _TABLE = pa.Table.from_pylist(PAIRS)
 _SET = next(iter(PUBLISHED.values()))
-_SPACES = tuple(path.read_bytes() for path in sorted(search_spaces_dir().glob("*.yaml"))[:4])
+_SPACES = tuple(
+    path.read_bytes() for path in sorted(shipped_folder("search_spaces").glob("*.yaml"))[:4]
+)
 
 KINDS = (
     Kind("pairs json", "pairs.json", (_json(PAIRS),), read_records, "json"),
@@ -197,7 +199,7 @@ KINDS = (
     Kind(
         "prompts txt",
         "prompts.txt",
-        ((datasets_dir() / "refusals.txt").read_bytes(),),
+        ((shipped_folder("datasets") / "refusals.txt").read_bytes(),),
         read_prompts,
     ),
     Kind(

@@ -18,7 +18,7 @@ from contracts import EdgeSpec, GraphSpec, chain, generate_contracts, star
 
 from lunar_tune.data.records import Record
 from lunar_tune.data.splits import generate_unverifiable
-from lunar_tune.files import datasets_dir
+from lunar_tune.files import shipped_folder
 
 __all__ = ["CONTRACTS", "MINI", "generated_files", "main"]
 
@@ -80,7 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Write or check the files; return the exit code."""
     parser = argparse.ArgumentParser(description="Make the generated files of datasets/.")
     parser.add_argument("--check", action="store_true", help="compare only; 1 if a file differs")
-    parser.add_argument("--folder", type=Path, default=datasets_dir(), help="default: datasets/")
+    parser.add_argument(
+        "--folder", type=Path, default=shipped_folder("datasets"), help="default: datasets/"
+    )
     options = parser.parse_args(arguments)
     files = generated_files()
     if options.check:

@@ -167,8 +167,8 @@ def _findings(card: Card) -> Iterable[str]:
         )
     if card.unscorable:
         yield (
-            f"{len(card.unscorable)} answers have no word that ROUGE counts. A run refuses them unless "
-            "--rouge-tokenizer words finds words in them."
+            f"{len(card.unscorable)} answers have no word that ROUGE counts. A run refuses them "
+            "unless --rouge-tokenizer words finds words in them."
         )
     if both := card.forget.questions_retained.sum():
         yield (

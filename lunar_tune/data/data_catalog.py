@@ -27,7 +27,7 @@ from lunar_tune.files import (
     DATA_VARIABLE,
     check_writable,
     data_dir,
-    datasets_dir,
+    shipped_folder,
     write_atomically,
     write_json,
 )
@@ -144,7 +144,7 @@ def resolve_data(name: str, *, kind: DataKind) -> Path:
         raise DataError(f"{name!r} holds {held}, {kind} are needed; {would_do}")
     if held is not None:
         if name in BUNDLED:
-            path = datasets_dir() / BUNDLED[name][1]
+            path = shipped_folder("datasets") / BUNDLED[name][1]
             missing = f"shipped data set {name!r} is missing at {path}: install lunar-tune again"
         else:
             path = data_dir() / PUBLISHED[name].file_name

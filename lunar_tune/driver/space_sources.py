@@ -44,7 +44,7 @@ from lunar_tune.driver.space import (
     numbers_in,
 )
 from lunar_tune.errors import InputError, Problems, SearchSpaceError, suggestion
-from lunar_tune.files import search_spaces_dir, shipped_spaces
+from lunar_tune.files import shipped_folder, shipped_spaces
 from lunar_tune.methods.contract import Method
 from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 
@@ -112,7 +112,7 @@ def _find(space: str | None, model_name: str) -> Path:
     if space is None:
         space = model_name if model_name in shipped else DEFAULT
     if space in shipped:
-        return search_spaces_dir() / f"{space}.yaml"
+        return shipped_folder("search_spaces") / f"{space}.yaml"
     try:
         path = Path(space).expanduser()
         if path.exists():

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PLANNING = """
 import runpy, sys
 import lunar_tune
-from lunar_tune.files import datasets_dir, search_spaces_dir
-print(lunar_tune.__file__, datasets_dir(), search_spaces_dir(), sep="\\n")
+from lunar_tune.files import shipped_folder
+print(lunar_tune.__file__, shipped_folder("datasets"), shipped_folder("search_spaces"), sep="\\n")
 sys.argv = ["search", "--dry-run", "--model", "llama3-8b"]
 runpy.run_module("lunar_tune.search", run_name="__main__")
 """

@@ -28,7 +28,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_names_lead_to_shipped_then_to_fetched_files_and_paths_to_themselves(fetched: Path) -> None:
-    shipped = data_catalog.datasets_dir() / "mini.json"
+    shipped = data_catalog.shipped_folder("datasets") / "mini.json"
     own = fetched.parent / "own.json"
     for asked, kind, found in (
         (str(own), "records", own),
@@ -81,7 +81,7 @@ def test_without_the_variable_fetched_data_lie_in_the_users_folder(
 
 
 def test_a_broken_installation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_catalog, "datasets_dir", lambda: tmp_path)
+    monkeypatch.setattr(data_catalog, "shipped_folder", lambda _name: tmp_path)
     with pytest.raises(DataError, match=r"'mini' is missing at .*install lunar-tune again"):
         resolve_data("mini", kind="records")
 

@@ -26,7 +26,7 @@ from lunar_tune.data.splits import (
     split_by_edges,
 )
 from lunar_tune.errors import DataError
-from lunar_tune.files import datasets_dir
+from lunar_tune.files import shipped_folder
 
 GRAPH = GraphSpec((*chain("ABC"), *star("A", "pq", kind="employment"), EdgeSpec("X", "Y")))
 SEEDS = st.integers(0, 10_000)
@@ -232,8 +232,8 @@ def test_the_sets_do_not_share_invented_names() -> None:
 
 def test_the_folder_holds_the_named_files_in_plain_json_and_no_python() -> None:
     """A Python file would let the folder shadow the package `datasets`."""
-    files = {path.name for path in datasets_dir().iterdir()}
+    files = {path.name for path in shipped_folder("datasets").iterdir()}
     assert files == {file_name for _, file_name in BUNDLED.values()} | {"README.md"}
-    for path in datasets_dir().glob("*.json"):
+    for path in shipped_folder("datasets").glob("*.json"):
         text = path.read_bytes().decode("utf-8")
         assert text == json.dumps(json.loads(text), indent=1, ensure_ascii=False) + "\n"

@@ -21,7 +21,7 @@ from lunar_tune.driver.plan import plan_search
 from lunar_tune.driver.space import Parameter, SearchSpace, admitted, bounds_of, open_study
 from lunar_tune.driver.space_sources import load_space, narrowed
 from lunar_tune.errors import InputError, SearchSpaceError
-from lunar_tune.files import search_spaces_dir, shipped_spaces
+from lunar_tune.files import shipped_folder, shipped_spaces
 from lunar_tune.methods.contract import configure_method
 from lunar_tune.methods.lunar import SOLVERS, LunarMethod, LunarSettings
 from lunar_tune.models.catalog import CATALOG
@@ -98,7 +98,7 @@ def test_known_settings_of_public_code_are_tried_first() -> None:
 def test_a_method_that_a_models_file_lacks_has_the_section_of_the_default() -> None:
     """And one that no shipped space knows begins where one with its parameters begins."""
     rate = ("learning_rate",)
-    sections = read_yaml((search_spaces_dir() / "default.yaml").read_text(encoding="utf-8"))
+    sections = read_yaml(shipped_folder("search_spaces") / "default.yaml")
     depths = (3, 16)  # .1 and .6 of 27
     for method, layers in {"ga": None, "rmu": depths}.items():
         names = rate if layers is None else ADAMW

@@ -10,7 +10,7 @@ import pytest
 
 from lunar_tune.config.options import RunOptions
 from lunar_tune.errors import InputError
-from lunar_tune.files import datasets_dir
+from lunar_tune.files import shipped_folder
 from lunar_tune.methods.lunar import LunarMethod
 from lunar_tune.trial.assemble import assemble, configured
 from lunar_tune.trial.published_config import read_published_config
@@ -52,10 +52,10 @@ class Repository:
         self.root, self.config = root, root / "config" / "forget.yaml"
         for folder in ("config", "dataset/unlearning", "dataset/splits", "tuned"):
             (root / folder).mkdir(parents=True)
-        shutil.copy(datasets_dir() / "mini.json", self.file("pairs"))
-        shutil.copy(datasets_dir() / "factual.json", self.file("facts"))
+        shutil.copy(shipped_folder("datasets") / "mini.json", self.file("pairs"))
+        shutil.copy(shipped_folder("datasets") / "factual.json", self.file("facts"))
         self.harmful = root / "dataset/splits/harmful.json"
-        shutil.copy(datasets_dir() / "harmful.json", self.harmful)
+        shutil.copy(shipped_folder("datasets") / "harmful.json", self.harmful)
 
     def file(self, name: str) -> str:
         return str(self.root / f"dataset/unlearning/{name}.json")
@@ -154,7 +154,7 @@ def test_references_are_resolved_within_the_file(repository: Repository) -> None
 def test_data_are_looked_for_beside_and_above(repository: Repository) -> None:
     here = Path("dataset/unlearning/other.json")
     here.parent.mkdir(parents=True)
-    shutil.copy(datasets_dir() / "mini.json", here)
+    shutil.copy(shipped_folder("datasets") / "mini.json", here)
     assert repository.read(data_name="other").data == str(here.resolve())
     assert repository.read(data_name="mini").data == "mini"  # the shipped one
     found = repository.message(data_name="absent")
