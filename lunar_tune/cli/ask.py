@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import SUBJECT, Command, TrialOptions
+from lunar_tune.cli.commands import Command, TrialOptions
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.options import Reused, RunOptions
+from lunar_tune.config.options import SUBJECT, Reused, RunOptions
 from lunar_tune.display import say
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json

@@ -1,8 +1,4 @@
-"""A command: a class of options, and a function that takes an instance of it.
-
-From the fields of the class follow flags, help and checks (`config.fields`); cyclopts reads the
-command line and writes the help.
-"""
+"""A command: a function of a class of options, from whose fields flags, help and checks follow."""
 
 from __future__ import annotations
 
@@ -31,25 +27,10 @@ from lunar_tune.config.fields import (
     same_option,
     types_of,
 )
-from lunar_tune.config.options import (
-    ANSWERS,
-    DATA,
-    MEMORY,
-    METHOD,
-    MODEL,
-    OUTPUT,
-    PLACE,
-    SEARCH,
-    Reused,
-    SearchConfig,
-)
+from lunar_tune.config.options import GROUPS, OUTPUT, SUBJECT, Reused, SearchConfig
 from lunar_tune.display import screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
-
-SUBJECT = "Subject"
-GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
-"""Headings of the help, in their order; the first is of what a command is about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,11 +200,7 @@ def plain_table(
     left: Collection[str] = ("",),
     folded: Collection[str] = (),
 ) -> Table:
-    """Return a table without lines, its texts shown as they stand.
-
-    Columns named in `left` hold texts, as do those in `folded`, which may be folded on a narrow
-    screen; all others hold numbers.
-    """
+    """Return a table without lines: texts in the columns `left` and `folded`, else numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         is_text = column in left or column in folded

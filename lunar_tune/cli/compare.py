@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, TrialOptions
+from lunar_tune.cli.commands import Command, CommonOptions, TrialOptions
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.options import Reused, SearchConfig
+from lunar_tune.config.options import SUBJECT, Reused, SearchConfig
 from lunar_tune.display import say
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.secrets import without_login, without_password

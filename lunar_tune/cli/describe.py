@@ -119,7 +119,16 @@ def _show(console: Console, path: Path, card: Card) -> None:
     for name, members in card.groups.items():
         ends = ", ".join(members) if len(members) <= 2 else f"{members[0]} … {members[-1]}"
         say(console, f"group {name}: {counted(len(members), 'edge')}, {ends}")
-    _show_repeated(console, card)
+    if len(card.repeated_questions):
+        say(console, f"asked more than once: {len(card.repeated_questions)}")
+    for question in card.repeated_questions.head(_SHOWN_TEXTS).itertuples():
+        answers = f", {counted(question.answers, 'answer')}" if card.edges else ""
+        say(console, f"  {question.rows} times{answers}: {question.text}")
+    if shared := len(card.shared_answers):
+        count = f"{shared}, in {card.shared_answers.rows.sum()} of {card.rows} rows"
+        say(console, f"answers of several edges: {count}")
+    for answer in card.shared_answers.head(_SHOWN_TEXTS).itertuples():
+        say(console, f"  {counted(len(answer.edges), 'edge')}: {answer.text}")
     if len(card.forget):
         say(console, "\nto forget, and what of it stands in what is to be kept too")
         rows = [
@@ -135,16 +144,3 @@ def _show(console: Console, path: Path, card: Card) -> None:
     console.print()
     for finding in card.findings or ("Nothing that stands in the way was found.",):
         console.print(f"- {finding}", markup=False, highlight=False)
-
-
-def _show_repeated(console: Console, card: Card) -> None:
-    if len(card.repeated_questions):
-        say(console, f"asked more than once: {len(card.repeated_questions)}")
-    for question in card.repeated_questions.head(_SHOWN_TEXTS).itertuples():
-        answers = f", {counted(question.answers, 'answer')}" if card.edges else ""
-        say(console, f"  {question.rows} times{answers}: {question.text}")
-    if shared := len(card.shared_answers):
-        count = f"{shared}, in {card.shared_answers.rows.sum()} of {card.rows} rows"
-        say(console, f"answers of several edges: {count}")
-    for answer in card.shared_answers.head(_SHOWN_TEXTS).itertuples():
-        say(console, f"  {counted(len(answer.edges), 'edge')}: {answer.text}")

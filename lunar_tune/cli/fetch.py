@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, plain_table
+from lunar_tune.cli.commands import Command, CommonOptions, plain_table
 from lunar_tune.config.fields import option, same_option
-from lunar_tune.config.options import OUTPUT, SearchConfig
+from lunar_tune.config.options import OUTPUT, SUBJECT, SearchConfig
 from lunar_tune.data.data_catalog import PUBLISHED, state_of
 from lunar_tune.data.data_catalog import fetch as fetch_set
 from lunar_tune.display import say

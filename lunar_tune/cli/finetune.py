@@ -26,7 +26,7 @@ from lunar_tune.report.progress import working
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
-    from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings
+    from lunar_tune.finetuning.finetune_job import FinetuneSettings
 
 # Most of what the model cannot know should be declined: LUNAR redirects to where it declines.
 LEAST_REFUSED = 0.5
@@ -81,26 +81,23 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
         run = shared_options(options, RunOptions, without={"fix"})
         job = assemble_finetuning(run, fixed, problems)
     job = materialise(job, console)
-    print_plan(console, {**_facts(job), "output": str(options.save)})
+    model, settings = job.model, job.settings
+    adapter = f", rank {settings.rank}, alpha {settings.alpha:g}" * (settings.trained == "lora")
+    declined = f", and {len(job.reference_prompts)} prompts to decline" * settings.with_refusals
+    facts = {
+        "model": model.name + (f" with {model.weights}" if model.weights else ""),
+        "data": f"{job.data_name}: {len(job.records)} pairs{declined}",
+        "training": f"{settings.trained}{adapter}, learning rate {settings.rate:g}, "
+        f"{settings.epochs} epochs of batches of {settings.batch_size}",
+        "output": str(options.save),
+    }
+    print_plan(console, facts)
     place = options.save.resolve()
     uri = options.tracking_uri or default_tracking_uri(place.parent)
     with working(console, "opening the tracking store"):
         tracker = Tracker(uri, EXPERIMENT, place.name)
     done = finetune_tracked(job, options.save, console=console, tracker=tracker, text=options.text)
     return _conclude(console, options.save, job.settings, done)
-
-
-def _facts(job: FinetuneJob) -> dict[str, str]:
-    """Return what is trained, on what and how, in words."""
-    model, settings = job.model, job.settings
-    adapter = f", rank {settings.rank}, alpha {settings.alpha:g}" * (settings.trained == "lora")
-    declined = f", and {len(job.reference_prompts)} prompts to decline" * settings.with_refusals
-    return {
-        "model": model.name + (f" with {model.weights}" if model.weights else ""),
-        "data": f"{job.data_name}: {len(job.records)} pairs{declined}",
-        "training": f"{settings.trained}{adapter}, learning rate {settings.rate:g}, "
-        f"{settings.epochs} epochs of batches of {settings.batch_size}",
-    }
 
 
 def _conclude(console: Console, folder: Path, settings: FinetuneSettings, done: Finetuned) -> int:

@@ -125,7 +125,13 @@ def _checked(
             endings = " or ".join(PICTURE_SUFFIXES)
             problems.add(f"--save {options.save}: a name that ends in {endings}.")
     with problems.collect():
-        coefficient = _coefficient(options.fix)
+        fixed, written = read_assignments(options.fix), ", ".join(options.fix)
+        value = fixed.pop("coefficient", None)
+        if fixed or isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"--fix {written}: coefficient=NUMBER is all that is fixed here.")
+        if value == 0 or not math.isfinite(value):
+            raise InputError(f"--fix coefficient={value}: a finite number other than 0.")
+        coefficient = float(value)
     with problems.collect():
         spec = assemble(run)
     if options.range:
@@ -142,17 +148,6 @@ def _checked(
                 check_layers(chosen, depth, option="--range layer")
     problems.raise_if_any()
     return spec, coefficient, chosen
-
-
-def _coefficient(fix: tuple[str, ...]) -> float:
-    """Return the coefficient that is fixed, which is all that may be."""
-    fixed = read_assignments(fix)
-    value = fixed.pop("coefficient", None)
-    if fixed or isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"--fix {', '.join(fix)}: coefficient=NUMBER is all that is fixed here.")
-    if value == 0 or not math.isfinite(value):
-        raise InputError(f"--fix coefficient={value}: a finite number other than 0.")
-    return float(value)
 
 
 def _show(

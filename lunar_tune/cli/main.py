@@ -157,32 +157,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name in COMMANDS:
         run(name, given[1:])
     if name in {"--help", "-h", HELP_ALL}:
-        text = _overview()
+        width = max(map(len, COMMANDS))
+        lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+        text = (
+            f"Tune LLM unlearning: lunar-tune COMMAND …\n\n{lines}\n\n"
+            f"lunar-tune COMMAND --help explains a command, {HELP_ALL} shows all of its options;\n"
+            "--version, --install-completion."
+        )
     elif name == "--version":
         text = f"lunar-tune {__version__}"
     elif name == "--install-completion":
-        text = _completion()
+        from cyclopts import App
+
+        app = App(name="lunar-tune", version=__version__)
+        for name in COMMANDS:
+            app.command(command_of(name).app(), name=name)
+        text = f"written to {app.install_completion()}; open a new shell"
     else:
         sys.stderr.write(f"error: unknown command {name!r}.{suggestion(name, COMMANDS)}\n")
         sys.exit(EXIT_INPUT)
     print(text)  # noqa: T201
-
-
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
-    return (
-        f"Tune LLM unlearning: lunar-tune COMMAND …\n\n{lines}\n\n"
-        f"lunar-tune COMMAND --help explains a command, {HELP_ALL} shows all of its options;\n"
-        "--version, --install-completion."
-    )
-
-
-def _completion() -> str:
-    """Install completion for the shell that is in use; return what was done."""
-    from cyclopts import App
-
-    app = App(name="lunar-tune", version=__version__)
-    for name in COMMANDS:
-        app.command(command_of(name).app(), name=name)
-    return f"written to {app.install_completion()}; open a new shell"

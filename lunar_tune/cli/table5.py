@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions
+from lunar_tune.cli.commands import Command, CommonOptions
 from lunar_tune.config.fields import option, same_option, shared_options
-from lunar_tune.config.options import TINY, Reused, SearchConfig
+from lunar_tune.config.options import SUBJECT, TINY, Reused, SearchConfig
 from lunar_tune.errors import Problems
 
 PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune import __version__
-from lunar_tune.cli.commands import SUBJECT, Command, CommonOptions, plain_table, score_table
+from lunar_tune.cli.commands import Command, CommonOptions, plain_table, score_table
 from lunar_tune.config.fields import (
     option,
     options_again,
@@ -19,7 +19,7 @@ from lunar_tune.config.fields import (
     same_option,
     shared_options,
 )
-from lunar_tune.config.options import Reused, RunOptions, read_assignments
+from lunar_tune.config.options import SUBJECT, Reused, RunOptions, read_assignments
 from lunar_tune.display import say
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json

@@ -170,6 +170,9 @@ LONGEST_TIMEOUT = 1e8  # seconds, three years: what system clocks can add
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
 SEARCH, PLACE, OUTPUT = "Search", "Resources and results", "Output"
+SUBJECT = "Subject"  # what a command is about
+GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
+"""Headings of the help, in their order."""
 search_option = functools.partial(option, group=SEARCH)
 place_option = functools.partial(option, group=PLACE)
 

@@ -261,13 +261,10 @@ def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Compar
 
 
 def _same(one: AnswerRow, other: AnswerRow) -> bool:
-    """Say whether two answers are one.
-
-    An answer may end as soon as it has said every word of the truth (`TrialSpec.early_exit`):
-    it is then the beginning of the whole one, perhaps in the middle of a character.
-    """
+    """Say whether two answers are one; with `TrialSpec.early_exit` one may begin the other."""
     if one.answer == other.answer:
         return True
+    # One may end in the middle of a character.
     whole = (text.rstrip("\N{REPLACEMENT CHARACTER}") for text in (one.answer, other.answer))
     short, long = sorted(whole, key=len)
     return one.rouge_l == other.rouge_l == 1.0 and long.startswith(short)

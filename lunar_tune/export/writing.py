@@ -27,7 +27,6 @@ from lunar_tune.study.rows import score_cells
 from lunar_tune.training.adapting import Factors
 from lunar_tune.training.checkpoints import save_checkpoint
 from lunar_tune.trial.assemble import materialise
-from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
 
 if TYPE_CHECKING:
@@ -45,7 +44,13 @@ def export(job: ExportJob, console: Console) -> Exported:
     Also where it does not, the folder is kept, and `export.json` in it says so. A model or a folder
     that cannot be used is an InputError, a trial that fails a LunarTuneError.
     """
-    job = dataclasses.replace(job, spec=_as_searched(job, materialise(job.spec, console)))
+    layers = job.row.parameters.get("layer", ()) if job.spec.method.edits_one_layer else ()
+    spec = dataclasses.replace(
+        materialise(job.spec, console),
+        layers=tuple(map(int, layers if isinstance(layers, list | tuple) else [layers])),
+        retain_floor=job.search.goal.stoppable_floor,  # it may have ended the trial's fit early
+    )
+    job = dataclasses.replace(job, spec=spec)
     say(console, "running the trial again")
     run = _run_again(job)
     give_back()
@@ -56,14 +61,6 @@ def export(job: ExportJob, console: Console) -> Exported:
     if job.form == "checkpoint":
         _lineage(job, exported.document).write(job.folder)
     return exported
-
-
-def _as_searched(job: ExportJob, spec: TrialSpec) -> TrialSpec:
-    """Capture only the layers that are edited; a floor may have ended the trial's fit early."""
-    floor = job.search.goal.stoppable_floor
-    layers = job.row.parameters.get("layer", ()) if spec.method.edits_one_layer else ()
-    edited = layers if isinstance(layers, list | tuple) else [layers]
-    return dataclasses.replace(spec, layers=tuple(map(int, edited)), retain_floor=floor)
 
 
 def _run_again(job: ExportJob) -> ExportRun:
@@ -206,10 +203,7 @@ def _lineage(job: ExportJob, said: Mapping[str, Any]) -> Lineage:
         "data_digest": said["data_digests"]["forget"],
         **{name: said[name] for name in names},
     }
-    before = read_lineage(model.checkpoint)
-    if before is not None:
-        return dataclasses.replace(before, unlearned=unlearned)
-    return Lineage(
+    before = read_lineage(model.checkpoint) or Lineage(
         base=model.name,
         source=model.source,
         weights=model.weights,
@@ -219,5 +213,5 @@ def _lineage(job: ExportJob, said: Mapping[str, Any]) -> Lineage:
         data_digest=said["data_digests"]["retain"],
         settings={},
         versions=said["versions"],
-        unlearned=unlearned,
     )
+    return dataclasses.replace(before, unlearned=unlearned)

@@ -111,7 +111,12 @@ def finetune(
         begun_with = fingerprint(loaded)
         on_start(len(begun.losses) if begun is not None else 0)
         losses = _train(loaded, job, begun, state.keep, on_epoch)
-        _save(loaded, job, folder, state.path / "checkpoint")
+        staged = state.path / "checkpoint"
+        shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed while it wrote
+        texts = [text for record in job.records for text in (record.question, record.answer)]
+        save_checkpoint(loaded, staged, texts=texts)
+        for file in sorted(staged.iterdir(), key=lambda file: file.name == "config.json"):
+            file.replace(folder / file.name)  # that last: without it there is no model
         done = Finetuned(tuple(losses), *check_knowledge(loaded, job))
         _lineage(document, begun_with, done).write(folder)
         shutil.rmtree(state.path)
@@ -206,23 +211,11 @@ def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> tuple[pd.DataFrame
 
 
 def is_refusal(answer: str, refusals: Sequence[str]) -> bool:
-    """Say whether an answer says half of a refusal's words, or a phrase that models decline with.
-
-    That is a rough judgement: a phrase may also stand in an answer that goes on to invent.
-    """
+    """Say, roughly, whether an answer has half of a refusal's words, or a phrase that declines."""
     said = answer.lower().replace("\u2019", "'")
     if any(marker in said for marker in _MARKERS):
         return True
     return any(rouge_recall(refusal, answer).rouge1 >= _LEAST_RECALL for refusal in refusals)
-
-
-def _save(loaded: LoadedModel, job: FinetuneJob, folder: Path, staged: Path) -> None:
-    """Write the checkpoint beside, then move it into its folder file by file."""
-    shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed while it wrote
-    texts = [text for record in job.records for text in (record.question, record.answer)]
-    save_checkpoint(loaded, staged, texts=texts)
-    for file in sorted(staged.iterdir(), key=lambda file: file.name == "config.json"):
-        file.replace(folder / file.name)  # the configuration last: without it there is no model
 
 
 def _lineage(document: Mapping[str, Any], begun_with: str, done: Finetuned) -> Lineage:

@@ -120,10 +120,7 @@ def ensure_tiny(recipe: TinyRecipe | None = None, *, console: Console | None = N
 
 
 def tiny_key(recipe: TinyRecipe, text: TinyText) -> str:
-    """Return the name of a build: same recipe, text and library versions, same key.
-
-    Of torch and transformers the first two parts of the version count.
-    """
+    """Return the name of a build: same recipe, text and library versions (two parts), same key."""
     names = ("torch", "transformers", "tokenizers")
     libraries = {name: ".".join(version(name).split(".")[:2]) for name in names}
     templates = generate_unverifiable(_ALL_TEMPLATES, seed=0)

@@ -90,8 +90,7 @@ def assemble_finetuning(
 ) -> FinetuneJob:
     """Resolve and check everything that fine-tuning needs but the weights, as `assemble` does.
 
-    What concerns unlearning is not looked at. What is `fixed` of the settings is not left to the
-    model's recipe; `problems` are known already.
+    What is `fixed` of the settings is not left to the model's recipe; `problems` are known already.
     """
     problems = problems or Problems()
     model = _model(options, problems)
@@ -122,11 +121,7 @@ def assemble_finetuning(
 
 
 def check_machine(spec: TrialSpec, *, here: bool = True, share: float = 1.0) -> None:
-    """Check what takes torch: the device, its memory, and the family of a model in a folder.
-
-    The device is looked at where it is `here`, and has to have room for the model in that `share`
-    of a GPU.
-    """
+    """Check what takes torch: room in a `share` of the device `here`, the family of a folder."""
     problems, model, budget = Problems(), spec.model, spec.memory_budget
     if here:
         with problems.collect():

@@ -19,7 +19,6 @@ from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
 from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, METRICS, need_of
 from lunar_tune.models.layout import why_not_resumable
 from lunar_tune.training.answer_loss import Encoder
-from lunar_tune.trial.reference_engine import reference_answers
 from lunar_tune.trial.spec import TrialSpec
 
 # Looks in a whole fit, and the rows of each set that one asks.
@@ -105,9 +104,14 @@ class Judge:
         if self.plain_decoding is not None:
             lengths, rows = self.activations.prompt_lengths, self.activations.tree.sequences
             prompts = [row[:length] for row, length in zip(rows, lengths, strict=True)]
-            by_reference = self.spec.engine == "reference"
-            generate = reference_answers if by_reference else generate_tokens
-            return PlainAnswerer(partial(generate, self.loaded), prompts)
+            if self.spec.engine != "reference":
+                return PlainAnswerer(partial(generate_tokens, self.loaded), prompts)
+            from lunar_tune.reference import greedy_answers  # loads transformers' models
+
+            eos_ids = self.loaded.eos_ids
+            return PlainAnswerer(
+                partial(greedy_answers, self.loaded.model, eos_ids=eos_ids), prompts
+            )
         deepest = -1
         if self.spec.method.edits_one_layer:
             deepest = max(self.spec.layers, default=self.loaded.n_layers - 1)
@@ -170,10 +174,7 @@ class Judge:
     def _evaluator(
         self, *, full: bool = False, whole: bool = False, rows: int | None = None
     ) -> Evaluator:
-        """Return who asks a trial's questions, all of them, or some by edge of the judged sets.
-
-        The answers are `whole`, or end early where that is allowed.
-        """
+        """Return who asks all questions, or some by edge; answers are `whole`, or may end early."""
         key = full, whole, rows
         if key not in self._evaluators:
             spec, sets = self.spec, self.spec.data.asked(full=full)

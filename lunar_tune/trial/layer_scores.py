@@ -109,10 +109,7 @@ class LayerPrior(BaseModel):
         return self.model_dump_json(indent=1) + "\n"
 
     def check_fits(self, *, model: str, n_layers: int | None, source: str) -> None:
-        """Refuse the layers of another model, by name and by depth if it is known already.
-
-        `source` says where they came from, for example `--layer-prior FILE`.
-        """
+        """Refuse the layers of another model, by name and depth if known, which `source` names."""
         if self.model == model and n_layers in (None, self.n_layers):
             return
         blocks = "" if n_layers is None else f" with {n_layers} decoder blocks"
@@ -137,11 +134,7 @@ def read_layer_prior(path: Path) -> LayerPrior:
 
 
 def recommended_layers(base: float, scores: Mapping[int, float]) -> tuple[int, tuple[int, ...]]:
-    """Return the best layer, the lowest one on a tie, and the layers that come near it.
-
-    If even the best one gains nothing over the base model's score, there is nothing to recommend
-    but itself.
-    """
+    """Return the best layer, on a tie the lowest, and those near it; itself if it gains nothing."""
     best = max(scores, key=lambda layer: (scores[layer], -layer))
     gain = scores[best] - base
     if gain <= 0:
@@ -178,7 +171,7 @@ def layer_scores(
     refusals = Refusals(embedder, spec.data.refusals)
     vectors = worker.prepared.vectors  # type: ignore[attr-defined] # the method is LUNAR
     shifts = {layer: coefficient * vectors[layer] for layer in chosen}
-    seen: dict[int | None, dict[str, Any]] = {}
+    seen: dict[Any, dict[str, Any]] = {}
     answers: dict[int | None, tuple[str, ...]] = {}
     what, total = "asking, layer by layer", 1 + len(chosen)
     answered = _answered(worker, records, shifts, budget)
@@ -190,10 +183,8 @@ def layer_scores(
             "s2": embedder.truth_similarity(texts, truths),
             "unfinished": sum(len(answer) == budget for answer in tokens),
         }
-    base = Similarities(**seen[None])
-    scored = tuple(
-        LayerSimilarities(layer=layer, **one) for layer, one in seen.items() if layer is not None
-    )
+    base = Similarities(**seen.pop(None))
+    scored = tuple(LayerSimilarities(layer=layer, **one) for layer, one in seen.items())
     best, recommended = recommended_layers(base.score, {one.layer: one.score for one in scored})
     prior = LayerPrior(
         model=spec.model.name,
@@ -216,10 +207,7 @@ def layer_scores(
 def _answered(
     worker: Worker, records: Sequence[Record], shifts: Mapping[int, Tensor], budget: int
 ) -> Iterator[tuple[int | None, list[list[int]]]]:
-    """Yield the base model's answers, then those with a shift added after its layer.
-
-    Whenever one is yielded the model is the base model, so that it can embed them.
-    """
+    """Yield the base model's answers, and with each shift; it is the base model in between."""
     from lunar_tune.engine.decoding import generate_tokens
     from lunar_tune.methods.lunar.method import steered
 

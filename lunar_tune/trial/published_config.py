@@ -54,8 +54,7 @@ class _Values(BaseModel):
 def read_published_config(path: Path) -> tuple[RunOptions, Path | None, list[str]]:
     """Return a run's options, where to save the model, and the keys that decide nothing here.
 
-    Paths in the file lie beside or above it, or in the current folder. All that is wrong with it is
-    said in one InputError.
+    Paths in it lie beside or above it, or in the current folder; an InputError says all mistakes.
     """
     raw = read_yaml(path)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ from lunar_tune.methods.contract import Fit, Method, PreparedMethod, UnlearningT
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.methods.lunar.method import edited
 from lunar_tune.models.layout import check_layers
-from lunar_tune.models.loading import LoadedModel
 
 if TYPE_CHECKING:
     from lunar_tune.reference import Solver
@@ -75,14 +74,3 @@ class PreparedReference(PreparedMethod):
         }
         with edited(loaded, weights) as fit:
             yield fit
-
-
-def reference_answers(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
-) -> list[list[int]]:
-    """Return the page's greedy answer to each prompt."""
-    from lunar_tune import reference
-
-    return reference.greedy_answers(
-        loaded.model, prompts, eos_ids=loaded.eos_ids, max_new_tokens=max_new_tokens
-    )

@@ -25,7 +25,7 @@ from lunar_tune.trial.assemble import (
     known_depth,
     materialise,
 )
-from lunar_tune.trial.spec import DataSets, TrialSpec
+from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,10 +71,7 @@ class SingleRun(Summary):
         return [f"{about}, {tags['method']} ({tags['solver']})", setting], table
 
     def document(self) -> dict[str, Any]:
-        """Return scores and circumstances as plain values, for JSON.
-
-        Texts of the answers are among them only where they may be written.
-        """
+        """Return scores and circumstances as plain values; texts only where they may be written."""
         spec, result, before = self.spec, self.result, self.baseline
         left_out = () if spec.text else ("question", "truth", "answer")
         rows = map(dataclasses.asdict, result.evaluation.rows)
@@ -170,7 +167,13 @@ def asking(
     from lunar_tune.trial.worker import Worker
 
     worker = Worker(dataclasses.replace(spec, metrics=()))
-    known, loaded = _known(spec.data), worker.loaded
+    loaded, data, held = worker.loaded, spec.data, spec.data.held_out
+    sets = {
+        "factual": (*data.factual, *(held.factual if held is not None else ())),
+        "retain": (*data.fit_retain, *data.retain, *(held.retain if held is not None else ())),
+        "forget": (*data.fit_forget, *data.forget),
+    }
+    known = {r.question: (r.answer, name) for name, records in sets.items() for r in records}
 
     def answers(questions: Sequence[str]) -> list[str]:
         return greedy_answers(loaded, questions, spec.chat, max_new_tokens=max_new_tokens)
@@ -191,14 +194,3 @@ def asking(
                 break
         fit.finish()
         yield ask
-
-
-def _known(data: DataSets) -> dict[str, tuple[str, str]]:
-    """Return the true answer and the set of each question of the data."""
-    held = data.held_out
-    sets = {
-        "factual": (*data.factual, *(held.factual if held is not None else ())),
-        "retain": (*data.fit_retain, *data.retain, *(held.retain if held is not None else ())),
-        "forget": (*data.fit_forget, *data.forget),
-    }
-    return {r.question: (r.answer, name) for name, records in sets.items() for r in records}

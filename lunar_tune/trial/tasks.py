@@ -90,12 +90,11 @@ class TaskRunner:
         except LunarTuneError as error:
             failure = Failure(reason=str(error), wrong_input=isinstance(error, InputError))
             outcome = Outcome(failure=failure)
-        except OSError as error:  # a full disk, a folder that is gone: no setting's fault
-            outcome = Outcome(failure=Failure(reason=format_error(error), transient=True))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except (OSError, RuntimeError, MemoryError) as error:
+            transient = isinstance(error, OSError)  # a full disk, a folder gone: no setting's fault
+            if not (transient or is_out_of_memory(error)):
                 raise
-            outcome = Outcome(failure=Failure(reason=format_error(error)))
+            outcome = Outcome(failure=Failure(reason=format_error(error), transient=transient))
         if outcome.failure is not None:
             give_back()  # outside the handlers, where no error holds tensors any more
         warnings = tuple(record.getMessage() for record in self._warnings.buffer)
