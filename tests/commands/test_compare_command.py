@@ -1,6 +1,6 @@
 """The command that opens the comparison: which store, which runs, and nothing left behind.
 
-Searches on a tracking server: `test_registering`. What the views list: `test_tracking`.
+Searches on a tracking server, and what the views list: `test_tracking`.
 """
 
 from __future__ import annotations

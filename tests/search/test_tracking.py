@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -19,7 +20,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-from command_lines import finish, start
+from command_lines import finish, start, without_ray
+from filelock import FileLock
 from invented_searches import search_of
 from made_outcomes import complete, trial_result
 from tracked_searches import (
@@ -33,12 +35,20 @@ from tracked_searches import (
     with_notes,
 )
 
+from lunar_tune.cli.compare import compare as COMPARE
 from lunar_tune.config.options import BEST_FILTER, EXPERIMENT
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.store import default_tracking_uri, open_experiment, opened_store
-from lunar_tune.tracking.sync import Tracker, code_commit, shown, sync
+from lunar_tune.tracking.sync import (
+    Tracker,
+    check_registrable,
+    code_commit,
+    register_model,
+    shown,
+    sync,
+)
 from lunar_tune.tracking.ui import View, keep_views
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's
@@ -124,8 +134,6 @@ def test_a_finished_search_is_a_run_with_a_run_for_each_trial(store: Store, tmp_
 
     for run, row in zip(store.trials, store.search.rows, strict=True):
         assert run.info.status == "FINISHED"
-        assert row.started is not None
-        assert row.ended is not None
         times = [int(time.timestamp() * 1000) for time in (row.started, row.ended)]
         assert [run.info.start_time, run.info.end_time] == times
         assert run.data.params == {name: str(value) for name, value in row.parameters.items()}
@@ -211,10 +219,9 @@ def test_views_list_the_trials_of_searches_best_first(store: Store) -> None:
         place = {**notes["mlflow"], "id": name, "experiment": "of views"}
         search = search_of(8, seed=ord(name), folder=Path("x") / name, mlflow=place, **about)
         sync(search, store.client)
-        runs = shown(store.client, search)
-        assert runs is not None
-        found.append(runs)
-        trials += list(zip((row for row in search.rows if row.scores), runs.trials, strict=True))
+        found.append(shown(store.client, search))
+        ended = (row for row in search.rows if row.scores)
+        trials += list(zip(ended, found[-1].trials, strict=True))
     feasible = [one for one in trials if one[0].feasible]
     feasible.sort(key=lambda one: one[0].scores["forget_rouge1"])
     infeasible = [one for one in trials if not one[0].feasible]
@@ -474,3 +481,100 @@ def test_the_commit_is_that_of_the_repository_that_has_the_package(tmp_path: Pat
     subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
     done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
     assert code_commit(package) == done.stdout.strip()
+
+
+# On a server as in a file: runs, views, and versions of registered models
+
+
+@pytest.fixture(params=["uri", "server"])
+def search(request: pytest.FixtureRequest, tmp_path: Path) -> SearchResults:
+    """Return a search that is mirrored in a file, or on a server."""
+    place = request.getfixturevalue(request.param)
+    return SearchResults.read(make_search(tmp_path, "one", place).path)
+
+
+@pytest.mark.slow
+def test_a_server_has_what_a_file_has_and_no_more_is_written(
+    uri: str, server: str, finished: SearchResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for place in (uri, server):
+        with in_store(place, finished) as store, monkeypatch.context() as patch:
+            sync(store.search, store.client, note=NOTE)
+            said.append(store.said())
+            patch.setattr(type(store.client), "set_tag", None)
+            sync(store.search, store.client, note=NOTE)
+    assert said[0] == said[1]
+
+
+@pytest.mark.slow
+def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) -> None:
+    """Nothing is started: the command prints addresses and is over."""
+    folders = [
+        make_search(tmp_path, name, server, mirrored=name == "two") for name in ("one", "two")
+    ]
+    with FileLock(folders[0].lock):  # the search still runs, and writes its runs itself
+        result = without_ray(COMPARE, folders[0].path)
+    assert result.exit_code == 2
+    assert f"one: {server} does not have its runs" in result.stderr
+    result = without_ray(COMPARE, *(folder.path for folder in folders))
+    assert result.exit_code == 0, result.output
+    pages = dict(re.findall(r"^(.+): (http\S+)$", result.stdout, flags=re.MULTILINE))
+    assert list(pages) == ["charts of one, two", "trials of one, two", "all trials", "all searches"]
+    assert all(page.startswith(f"{server}/#/experiments/") for page in pages.values())
+
+
+@pytest.mark.slow
+def test_each_registration_is_a_version_and_the_alias_moves_to_the_best(
+    search: SearchResults, tmp_path: Path
+) -> None:
+    exported = tmp_path / "exported"
+    (exported / "part").mkdir(parents=True)
+    (exported / "adapter.bin").write_bytes(b"weights")
+    (exported / "part" / "config.json").write_text("{}")
+    name = f"forgets {tmp_path.name}"
+
+    def registered(number: int) -> int:
+        row = search.trial(number)
+        facts = {"row": row, "scores": row.scores, "form": "adapter"}
+        return register_model(search, exported, name, **facts)
+
+    assert registered(BEST) == 1
+    (exported / "adapter.bin").write_bytes(b"other weights")
+    assert registered(BEST) == 2
+    assert registered(0) == 3
+    with opened_store(search.study.notes["mlflow"]["uri"]) as client:
+        best = client.get_model_version_by_alias(name, "best")
+        other = client.get_model_version(name, "3")
+        uris = [client.get_model_version_download_uri(name, n) for n in ("1", "2")]
+        places = [uri[uri.rindex("model/trial-") :] for uri in uris]
+        first, second = (
+            Path(client.download_artifacts(best.run_id, place, str(tmp_path))) for place in places
+        )
+        assert "lunar_tune.search" in client.get_run(best.run_id).data.tags
+        client.delete_run(best.run_id)
+        found = client.get_model_version(name, str(registered(BEST)))
+        assert found.run_id != best.run_id, "a search that has lost its run gets it again"
+
+    assert int(best.version) == 2
+    assert all(re.fullmatch(rf"model/trial-{BEST}-adapter-[0-9a-f]{{8}}", one) for one in places)
+    told = {"search": "one", "trial": str(BEST), "model": "tiny", "forget_edge": "A_B"}
+    told |= {"layer": str(search.trial(BEST).parameters["layer"]), "on_held_out": "false"}
+    told |= {"forget_rouge1": "0.125", "retain_rouge1": "0.85", "feasible": "true"}
+    assert told.items() <= best.tags.items()
+    assert (first / "adapter.bin").read_bytes() == b"weights"
+    assert (second / "adapter.bin").read_bytes() == b"other weights"
+    assert (second / "part" / "config.json").read_text() == "{}"
+    assert other.tags["trial"] == "0"
+    assert (other.tags["feasible"], other.tags["retain_exact"]) == ("true", "true")
+    assert other.tags["forget_rouge1"] == f"{SCORES[0][0]:.6g}"
+
+
+def test_a_name_that_the_registry_does_not_take_is_said_beforehand(store: Store) -> None:
+    check_registrable(store.search, "forgets")
+    for name in ("", " ", "a/b", "a:b", "a'b", ".."):
+        with pytest.raises(InputError, match="--register"):
+            check_registrable(store.search, name)
+    with pytest.raises(InputError, match="2 things are wrong") as caught:
+        check_registrable(store.search, "a/b", tracking_uri="http://127.0.0.1:9")
+    assert "http://127.0.0.1:9" in str(caught.value)
