@@ -16,8 +16,6 @@ from lunar_tune.report.charts import trade_off
 from lunar_tune.report.page import write_static_page
 from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.study.folder import Folder, read_answers
-from lunar_tune.study.stored_search import StoredConfig
-from lunar_tune.trial.assemble import assemble
 from lunar_tune.yaml_files import read_yaml
 
 pytestmark = pytest.mark.slow  # a search of its own
@@ -29,16 +27,12 @@ def copy(held_out: SharedSearch, tmp_path: Path) -> Folder:
 
 
 def test_the_confirmation_asks_the_base_model_the_held_out_questions(copy: Folder) -> None:
-    data = assemble(StoredConfig.read(copy).trial_options).data
-    assert data.held_out is not None
+    """And no trial was asked one of them. Which they are: `test_tasks`."""
     before, after = (read_answers(copy.answers(number, full=True)) for number in (None, 0))
     asked = {(row.set_name, row.question, row.row) for row in before}
     assert asked == {(row.set_name, row.question, row.row) for row in after}
-    for name, records in (("forget", data.held_out.forget), ("retain", data.held_out.retain)):
-        held = {record.question for record in records}
-        assert {question for set_name, question, _ in asked if set_name == name} == held
-        searched = {record.question for record in getattr(data, name)}
-        assert held.isdisjoint(searched)
+    searched = {row.question for row in read_answers(copy.answers(0))}
+    assert searched.isdisjoint(question for _, question, _ in asked)
     table = SearchResults.read(copy.path).answers(full=True)
     kept = {(row.set_name, row.row): row.answer for row in before}
     places = zip(table["set"], table["row"], strict=True)
@@ -48,15 +42,13 @@ def test_the_confirmation_asks_the_base_model_the_held_out_questions(copy: Folde
 def test_page_note_and_picture_say_what_was_held_out(copy: Folder, tmp_path: Path) -> None:
     results = SearchResults.read(copy.path)
     assert list(results.compared) == [
-        "base model",
-        "trial 0, as searched",
-        "base model, held-out questions",
-        "trial 0, held-out questions",
+        *("base model", "trial 0, as searched"),
+        *("base model, held-out questions", "trial 0, held-out questions"),
     ]
     assert "| trial 0, held-out questions " in short_report(results)
     assert "base model, held out" in legend(trade_off(results))
     page = tmp_path / "page.html"
-    write_static_page([SearchResults.read(copy.path)], page)
+    write_static_page([results], page)
     assert "confirmed on held-out questions" in page.read_text()
     assert "all questions" not in page.read_text().split("<main>")[1].split("<h3>Charts")[0]
     assert "got worse is not known" not in page.read_text()
@@ -71,10 +63,7 @@ def test_page_note_and_picture_say_what_was_held_out(copy: Folder, tmp_path: Pat
 def test_a_card_says_whether_its_scores_are_on_held_out_questions(
     copy: Folder, held_out: SharedSearch, monkeypatch: pytest.MonkeyPatch, printed: bool
 ) -> None:
-    """The printed command writes the best one; another trial was never asked those questions.
-
-    Of a search that was moved.
-    """
+    """The printed command writes the best one; another trial was never asked those questions."""
     monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", FULL_BUDGET)
     monkeypatch.chdir(held_out.cwd)
     lines = held_out.result.stdout.splitlines()
