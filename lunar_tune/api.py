@@ -1,10 +1,4 @@
-"""What `import lunar_tune as lt` offers: searching, single runs, and one's own metrics and methods.
-
-found = lt.search(model="tiny", num_trials=12)
-found.answers()            # a table: question, true answer, base model, unlearned
-found.plot_trade_off()     # a chart
-found.export("unlearned")  # a checkpoint, proven
-"""
+"""What `import lunar_tune as lt` offers: searching, single runs, one's own metrics and methods."""
 
 from __future__ import annotations
 
@@ -98,14 +92,12 @@ class Search(SearchResults):
         """Ask the base model and the unlearned model questions, and return a row for each.
 
         A search keeps no weights: the model is loaded and unlearned again, once for all questions.
+        An InputError says that there is no such trial, or that its model or data are gone.
 
         Args:
             *questions: Any, also such as are not in the data.
             trial: Number of the trial; None is the confirmed best.
             max_new_tokens: Token budget of an answer.
-
-        Raises:
-            InputError: There is no such trial, or its model or data are gone.
         """
         import pandas as pd
 
@@ -133,16 +125,15 @@ class Search(SearchResults):
     ) -> Exported:
         """Write a trial's unlearned model as files that load without lunar-tune, and prove it.
 
+        An InputError says all that cannot be done; a LunarTuneError, that what was written does not
+        give what the search reported.
+
         Args:
             save: Folder to write, empty or missing.
             format: checkpoint (a whole model), adapter (PEFT LoRA) or adapter:RANK.
             trial: Number of the trial; None is the confirmed best.
             device: cpu, cuda or auto; None is the search's.
             quiet: Whether to show nothing meanwhile.
-
-        Raises:
-            InputError: Something that was asked for cannot be done; all of it is said at once.
-            LunarTuneError: What was written does not give what the search reported.
         """
         from lunar_tune.export.export_job import ExportJob
         from lunar_tune.export.writing import export
@@ -158,11 +149,9 @@ def search(**options: Any) -> Search:
     """Search for the setting that forgets most while the model keeps the rest.
 
     It takes the options of the command `lunar-tune search` as keywords: numbers, texts, paths,
-    lists where several values may be given, and a dictionary for `fix`. An interruption ends the
-    search as Ctrl-C does on a terminal: what was computed is returned, and `resume` goes on.
-
-    Raises:
-        InputError: Something is wrong; all of it is said at once.
+    lists where several values may be given, and a dictionary for `fix`; an InputError says all that
+    is wrong. An interruption ends the search as Ctrl-C does on a terminal: what was computed is
+    returned, and `resume` goes on.
 
     Example:
         >>> found = lt.search(model="tiny", num_trials=12)  # doctest: +SKIP
@@ -170,8 +159,7 @@ def search(**options: Any) -> Search:
     """
     problems = Problems()
     told = _told(SearchOptions, options, problems)
-    names = options_of(SearchConfig)
-    given = {name: "Python" for name in options if name in names}
+    given = dict.fromkeys(options, "Python")
     config = shared_options(told, SearchConfig)
     if told.backend is not None or told.resume is None:
         config = dataclasses.replace(config, in_process=told.backend != "ray")
@@ -180,23 +168,18 @@ def search(**options: Any) -> Search:
     with working(console, "reading data and search space") as doing:
         from lunar_tune.driver.run import start_search
 
-        ended = start_search(
+        _, folder = start_search(
             config, given, console=console, problems=problems, doing=doing, show_commands=False
         )
-    if ended.folder is None:
+    if folder is None:
         raise AssertionError("a search that was run has a folder")
-    return Search.read(ended.folder.path)
+    return Search.read(folder.path)
 
 
 def load(search: str | Path, *, output: str | Path = RUNS) -> Search:
-    """Read a search, finished or still running.
+    """Read a search, finished or still running, by its folder or its name in the folder `output`.
 
-    Args:
-        search: Its folder, or its name.
-        output: Folder in which names are looked up.
-
-    Raises:
-        InputError: There is no such search, or it has not judged the base model yet.
+    An InputError says that there is no such search, or that it has not judged the base model yet.
     """
     return Search.read(search, runs=output)
 
@@ -205,11 +188,8 @@ def load(search: str | Path, *, output: str | Path = RUNS) -> Search:
 def unlearn(**options: Any) -> SingleRun:
     """Unlearn once, with one setting, and return scores and answers.
 
-    Parameters of a method that have no keyword are given as `fix={"name": value}`.
-
-    Raises:
-        InputError: Something that was asked for cannot be done; all of it is said at once.
-        TrialError: The fit failed, for example by divergence.
+    Parameters of a method that have no keyword are given as `fix={"name": value}`. An InputError
+    says all that cannot be done, a TrialError that the fit failed, for example by divergence.
 
     Example:
         >>> run = lt.unlearn(layer=1, coefficient=2.0, learning_rate=3e-3)  # doctest: +SKIP
@@ -240,15 +220,14 @@ def metric(
 ) -> Callable[[Score], Score]:
     """Register a function of answers as a metric that a search can report, minimise or constrain.
 
+    An InputError says that the name is that of a metric of the package, or tells of no set.
+
     Args:
         lower_is_better: Which end is good.
         sets: Whose answers it is given: forget, retain, factual. Default: the name's first word.
         low: Its least value.
         high: Its greatest value.
         name: By which it is asked for. Default: the function's.
-
-    Raises:
-        InputError: The name is that of a metric of the package, or tells of no set.
 
     Example:
         >>> @lt.metric(lower_is_better=False)  # doctest: +SKIP
@@ -282,11 +261,7 @@ def metric(
 
 
 def method(kind: OwnMethod) -> OwnMethod:
-    """Register a class that extends `lt.Method` under its `name`; a decorator.
-
-    Raises:
-        InputError: The name is that of a method of the package.
-    """
+    """Register a class that extends `lt.Method` under its `name`, no method's yet; a decorator."""
     from lunar_tune.methods.contract import METHODS
 
     METHODS.add(kind.name, kind)
@@ -294,11 +269,7 @@ def method(kind: OwnMethod) -> OwnMethod:
 
 
 def _told(owner: type[Told], values: Mapping[str, Any], problems: Problems) -> Told:
-    """Return keywords as an instance of options; what is out of range is noted.
-
-    Raises:
-        InputError: There is no such option, or a value has another type.
-    """
+    """Return keywords as an instance of options, or raise an InputError; note wrong ranges."""
     known = options_of(owner)
     plain = {name: _plain(value, known.get(name)) for name, value in values.items()}
     told = owner(**from_document(owner, plain))

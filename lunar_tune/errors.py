@@ -32,6 +32,10 @@ class SearchSpaceError(InputError):
     """A search space or a parameter value is invalid."""
 
 
+class UnknowingModelError(InputError):
+    """The base model does not know the data, so nothing could be found."""
+
+
 class TrialError(LunarTuneError):
     """A trial ended without valid scores; the search goes on."""
 

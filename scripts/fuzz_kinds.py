@@ -134,9 +134,9 @@ def _journal() -> bytes:
     """Return the journal of a search with a trial of each state."""
 
     def write(path: str) -> None:
-        study = open_study(
-            Path(path), name="s", space=_space(), config=SearchConfig(sampler="random")
-        )
+        folder = Folder(Path(path).parent)
+        folder.journal = Path(path)
+        study = open_study(folder, _space(), SearchConfig(sampler="random"))
         study.note("goal", goal_of(SearchConfig()).text)
         scores = {"forget_rouge1": 0.1, "retain_rouge1": 0.9, "retain_rows": 3.0}
         number, parameters = study.ask()

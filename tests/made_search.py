@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lunar_tune.config.fields import shared_options
 from lunar_tune.config.options import RunOptions, SearchConfig
-from lunar_tune.driver.backends import Backend, InProcess, Resources
+from lunar_tune.driver.backends import Backend, Resources, run_in_process
 from lunar_tune.driver.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.driver.session import SearchSession
 from lunar_tune.study.folder import Folder
@@ -63,6 +63,6 @@ def made_search(
     folder = make_folder(plan.config, plan.spec)
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr("lunar_tune.driver.session.write_mirrors", lambda *_: None)
-        session_of(plan, folder, InProcess()).run()
+        session_of(plan, folder, run_in_process).run()
     assert folder.best.exists() is confirmed
     return folder.path

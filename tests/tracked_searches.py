@@ -56,7 +56,7 @@ def begun_study(folder: Folder, uri: str | None = None) -> Study:
         uri: Of the store; None is the default store beside it.
     """
     folder.path.mkdir(parents=True)
-    study = open_study(folder.journal, name=folder.name, space=SPACE, config=SearchConfig())
+    study = open_study(folder, SPACE, SearchConfig())
     notes = {
         "mlflow": {
             "id": f"id-of-{folder.name}",

@@ -32,7 +32,7 @@ def search(options: SearchOptions, problems: Problems) -> int:
     with working(console, f"lunar-tune {__version__}: reading data and search space") as doing:
         from lunar_tune.driver.run import start_search
 
-        ended = start_search(
+        code, _ = start_search(
             options,
             options.given,
             console=console,
@@ -40,4 +40,4 @@ def search(options: SearchOptions, problems: Problems) -> int:
             doing=doing,
             dry_run=options.dry_run,
         )
-    return ended.code
+    return code

@@ -1,7 +1,6 @@
 """Options as dataclass fields: one declaration says everything that is said of an option.
 
-From it follow the flag, the key in files, the check of its range, what the signature of a search
-holds and what `--resume` accepts. The text below it is the help.
+From it follow flag, key in files, check, signature and resuming; the text below it is the help.
 """
 
 from __future__ import annotations
@@ -33,31 +32,23 @@ Keywords = ParamSpec("Keywords")
 class Option:
     """What is said of one option, beside its name, type and default."""
 
-    group: str
-    """Heading of the help under which it stands."""
-    metavar: str | None = None
-    """What its value looks like, where the type does not say it."""
-    choices: tuple[str, ...] = ()
-    """The words that it may be; none allows any."""
+    group: str  # heading of the help under which it stands
+    metavar: str | None = None  # what its value looks like, where the type does not say it
+    choices: tuple[str, ...] = ()  # the words that it may be; none allows any
     least: float | None = None
     most: float | None = None
     above: float | None = None
     below: float | None = None
     """Bounds of a number; `above` and `below` are excluded."""
-    common: bool = False
-    """Whether `--help` shows it; `--help-all` shows all."""
-    decides: bool = False
-    """Whether trials with another value would not compare."""
+    common: bool = False  # whether `--help` shows it; `--help-all` shows all
+    decides: bool = False  # whether trials with another value would not compare
     resume: bool = False
     """Whether `--resume` takes a new value. A place may be given anew although its content decides
     scores: that this is the same is checked by its digest."""
-    place: bool = False
-    """Whether it may name a file or folder, relative to where the command was started."""
-    commas: bool = False
-    """Whether several values may stand in one text, with commas between."""
+    place: bool = False  # whether it may name a file or folder, relative to where it was given
+    commas: bool = False  # whether several values may stand in one text, with commas between
     positional: bool = False
-    written: bool = False
-    """Whether it names a file to write."""
+    written: bool = False  # whether it names a file to write
     stored: bool = True
     """Whether it is part of what is kept of a search, and of the command that gives it again."""
     same_as: tuple[Any, str] | None = field(default=None, compare=False)
@@ -78,13 +69,7 @@ def same_option(owner: Any, name: str, **changes: Any) -> Any:
 
 
 def shared_options(options: Any, owner: type[Options], without: Collection[str] = ()) -> Options:
-    """Return the options that two classes share as an instance of the second, `owner`.
-
-    Args:
-        options: An instance of the first.
-        owner: The second.
-        without: Options that mean something else in the second.
-    """
+    """Return options as another class has them, `without` those that mean something else there."""
     names = options_of(type(options)).keys() & options_of(owner).keys() - {*without}
     return owner(**{name: getattr(options, name) for name in names})
 
@@ -118,9 +103,7 @@ def _texts_below(owner: type) -> Mapping[str, str]:
     return texts
 
 
-def types_of(owner: Any) -> Mapping[str, Any]:
-    """Return the type of each field."""
-    return typing.get_type_hints(owner)
+types_of = typing.get_type_hints  # of each field of a class
 
 
 def flag_of(name: str) -> str:
@@ -134,11 +117,8 @@ def takes_options(
     """Give a function of keywords the options of a class: names, types, defaults and help."""
 
     def decorated(function: Callable[..., Result]) -> Callable[Keywords, Result]:
-        kinds, taken, known = (
-            types_of(owner),
-            inspect.signature(owner).parameters,
-            options_of(owner),
-        )
+        kinds, taken = types_of(owner), inspect.signature(owner).parameters
+        known = options_of(owner)
         names = sorted(known, key=lambda name: not known[name].common)
         signature = inspect.Signature(
             [taken[name].replace(annotation=kinds[name]) for name in names],
@@ -182,11 +162,7 @@ def _complaints(value: Any, said: Option) -> Iterator[str]:
 
 
 def options_again(config: Any, given: Collection[str]) -> tuple[str, ...]:
-    """Return the options of a command that gives a configuration again, but for a search's name.
-
-    `given` are the fields that were not left at their default. The options are shown: a password
-    in an address is left out.
-    """
+    """Return the options, to show, that give the `given` fields of a configuration again."""
     arguments: list[str] = []
     for name, said in options_of(type(config)).items():
         value, flag = getattr(config, name), flag_of(name)
@@ -205,13 +181,7 @@ def options_again(config: Any, given: Collection[str]) -> tuple[str, ...]:
 def from_document(
     owner: type, values: Mapping[str, Any], *, source: str | None = None
 ) -> dict[str, Any]:
-    """Return values of a file or command line as the options' types, or raise an InputError.
-
-    Args:
-        owner: The class of options.
-        values: By key, which is the field's name or its flag without the dashes.
-        source: File of the values, to name in messages; None for the command line.
-    """
+    """Return values of a file (`source`) or command line as the options' types; or InputError."""
     problems, known, kinds, read = Problems(), options_of(owner), types_of(owner), {}
     for key, value in values.items():
         name = str(key).replace("-", "_")

@@ -6,7 +6,6 @@ import functools
 import math
 import os
 import urllib.parse
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,18 +111,9 @@ class RunOptions(ModelOptions, DataOptions):
     """GiB that activations on disk may take; 0 keeps none there. Default: a quarter of the disk's
     free space, at most 100."""
 
-    @property
-    def fixed(self) -> Mapping[str, Any]:
-        """What is fixed, by name."""
-        return read_assignments(self.fix)
-
 
 def read_assignments(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Return `NAME=VALUE` texts as values by name; a list where there are commas.
-
-    Raises:
-        InputError: A text is no assignment, or a name stands twice.
-    """
+    """Return `NAME=VALUE` texts as values by name, lists for commas, or raise an InputError."""
     values: dict[str, Any] = {}
     for text in texts:
         name, sign, value = (part.strip() for part in text.partition("="))
@@ -160,12 +150,10 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-AUTO = "auto"
-"""Instead of a file of scored layers: the search scores them itself."""
+AUTO = "auto"  # instead of a file of scored layers: the search scores them itself
 EXPERIMENT = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lunar-tune"
 """The MLflow experiment of all searches; MLflow's own variable names another one."""
-BEST_FILTER = "tags.best = 'true'"
-"""Finds, in MLflow's list of runs, the confirmed best trial of each search."""
+BEST_FILTER = "tags.best = 'true'"  # of MLflow's list of runs: each search's confirmed best
 LONGEST_TIMEOUT = 1e8  # seconds, three years: what system clocks can add
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8

@@ -1,8 +1,7 @@
 """The loop of a search: `loop.next` gives a task, `loop.take` takes its outcome.
 
-It knows neither who runs the tasks (`backends`), nor a screen, nor MLflow: it tells its listener.
-All tasks may run on the same worker: the base model first, then the trials, then full evaluations
-of the best settings until one keeps the bounds.
+It knows neither who runs the tasks, nor a screen, nor MLflow: it tells its listener. The base model
+comes first, then the trials, then full evaluations of the best until one keeps the bounds.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import functools
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -34,24 +32,9 @@ from lunar_tune.trial.tasks import (
 NO_RESULT = "the trial ended without a result"
 ATTEMPTS = 3
 """How often a task is begun whose worker is lost: a machine's fault, or at last the task's own."""
-
-MAX_FAILURES = 5
-"""Failed trials in a row after which a search stops."""
-DONE: Final = "done"
-"""What there is instead of a task when nothing is left to be done."""
-NextTask = Task | Literal["done"] | None
-"""None is to be asked again when something that runs has ended."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confirmation:
-    """A full evaluation of one setting."""
-
-    number: int
-    scores: Mapping[str, float]
-    max_new_tokens: int
-    baseline: Mapping[str, float] | None = None
-    """The base model's scores on the same questions, where those are held out."""
+MAX_FAILURES = 5  # failed trials in a row after which a search stops
+DONE: Final = "done"  # what there is instead of a task when nothing is left to be done
+NextTask = Task | Literal["done"] | None  # None: ask again when something that runs has ended
 
 
 class Listener(Protocol):
@@ -66,45 +49,33 @@ class Listener(Protocol):
     def confirming(self, row: TrialRow) -> None:
         """Hear that a setting is about to be evaluated in full."""
 
-    def confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
-        """Hear what a full evaluation gave, and whether every bound is kept."""
-
-    def unconfirmed(self, row: TrialRow, reason: str) -> None:
-        """Hear that a full evaluation gave no answer; the next best setting is confirmed."""
+    def confirmed(self, row: TrialRow, outcome: Outcome, *, holds: bool) -> None:
+        """Hear what a full evaluation gave; the next best is confirmed unless its result holds."""
 
 
+@dataclass(eq=False, repr=False)
 class SearchLoop:
-    """The tasks of one search.
+    """The tasks of one search; answers are in its folder before the study is told their scores."""
 
-    Args:
-        folder: Where answers are written, before their scores are told to the study.
-        n_retain: Questions to keep in all; a trial that was asked fewer has an estimate.
-        layer_coefficient: Coefficient with which layers are scored before the first trial; None
-            scores none.
-    """
+    listener: Listener
+    folder: Folder
+    config: SearchConfig
+    n_retain: int  # questions to keep in all; a trial that was asked fewer has an estimate
+    layer_coefficient: float | None = None  # with which layers are scored before the first trial
 
-    def __init__(
-        self,
-        listener: Listener,
-        folder: Folder,
-        config: SearchConfig,
-        *,
-        n_retain: int,
-        layer_coefficient: float | None = None,
-    ) -> None:
+    def __post_init__(self) -> None:
         self.study: Study | None = None
         self.error: Exception | None = None
         """Why the search cannot go on; to be raised when the last task has ended."""
-        self._listener, self._folder, self._config = listener, folder, config
-        self._goal, self._n_retain = goal_of(config), n_retain
-        self._write = functools.partial(write_result, text=config.text)
-        self._layer_coefficient = layer_coefficient
+        self.found = False
+        """Whether a full evaluation has confirmed a setting."""
+        self._goal = goal_of(self.config)
+        self._write = functools.partial(write_result, text=self.config.text)
         self._deadline = math.inf
         self._failures_in_row = 0
         self._running: dict[str, Task] = {}
         self._started = 0
         self._candidates: list[TrialRow] | None = None
-        self._over = False
         self._lost: Counter[tuple[str, int]] = Counter()
 
     @property
@@ -126,10 +97,10 @@ class SearchLoop:
         return task
 
     def _next(self) -> NextTask:
-        if self._over or self.error is not None:
+        if self.found or self.error is not None:
             return DONE
         late = time.monotonic() > self._deadline
-        may_start = self._started < self._config.num_trials and not late and not self.gave_up
+        may_start = self._started < self.config.num_trials and not late and not self.gave_up
         if self.study is not None and may_start:
             number, parameters = self.study.ask()
             self._started += 1
@@ -137,13 +108,13 @@ class SearchLoop:
         if self._running:
             return None
         if self.study is None:
-            return Task(kind=BASE_MODEL, layer_coefficient=self._layer_coefficient)
+            return Task(kind=BASE_MODEL, layer_coefficient=self.layer_coefficient)
         if self._candidates is None:
             self._candidates = best_first(self.study.rows())
         if not self._candidates:
             return DONE
         best = self._candidates[0]
-        self._listener.confirming(best)
+        self.listener.confirming(best)
         return Task(kind=CONFIRMATION, number=best.number, parameters=best.parameters)
 
     # What an outcome means.
@@ -166,10 +137,7 @@ class SearchLoop:
             self.error = self.error or error
 
     def lose(self, task_id: str, reason: str | None) -> None:
-        """Take that a task's worker was lost, or has ended without a word.
-
-        It is begun again, `ATTEMPTS` times in all.
-        """
+        """Take that a task's worker was lost, or ended without a word; it may be begun again."""
         failure = Failure(reason=reason or NO_RESULT, transient=True, crashed=True)
         self.take(task_id, Outcome(failure=failure))
 
@@ -179,12 +147,12 @@ class SearchLoop:
         failure = outcome.failure
         if outcome.result is not None:
             try:
-                digest = self._write(self._folder.answers(task.number), outcome.result)
+                digest = self._write(self.folder.answers(task.number), outcome.result)
             except OSError as error:  # a full disk may have room again
                 failure = Failure(reason=format_error(error), transient=True)
             else:
                 self.study.complete(
-                    task.number, outcome.result, answers_digest=digest, n_retain=self._n_retain
+                    task.number, outcome.result, answers_digest=digest, n_retain=self.n_retain
                 )
         if failure is not None:
             self._fail(self.study, task.number, failure)
@@ -194,7 +162,7 @@ class SearchLoop:
             self._failures_in_row += not row.again
         elif row.state == COMPLETE:
             self._failures_in_row = 0
-        self._listener.ended(row)
+        self.listener.ended(row)
 
     def _fail(self, study: Study, number: int, failure: Failure) -> None:
         """Fail a trial, and let its setting run again where that may have no part in it."""
@@ -222,31 +190,22 @@ class SearchLoop:
             kind = InputError if failure.wrong_input else LunarTuneError
             self.error = kind(failure.reason)
         elif outcome.result is not None:
-            self._write(self._folder.answers(None), outcome.result)
-            self.study = self._listener.begin(outcome)
+            self._write(self.folder.answers(None), outcome.result)
+            self.study = self.listener.begin(outcome)
             self._started = len(self.study.ended)
-            if self._config.time_budget is not None:
-                self._deadline = time.monotonic() + self._config.time_budget
+            if self.config.time_budget is not None:
+                self._deadline = time.monotonic() + self.config.time_budget
 
     def _take_confirmation(self, task: Task, outcome: Outcome) -> None:
         """Take a full evaluation; one that failed leaves the turn to the next candidate."""
         if not self._candidates:
             return
-        row, failure = self._candidates.pop(0), outcome.failure
-        if outcome.result is None:
-            reason = failure.reason if failure is not None else NO_RESULT
-            self._listener.unconfirmed(row, reason)
-            return
-        baseline = outcome.baseline
-        self._write(self._folder.answers(task.number, full=True), outcome.result)
-        if baseline is not None:
-            self._write(self._folder.answers(None, full=True), baseline)
-        confirmation = Confirmation(
-            number=task.number,
-            scores=dict(outcome.result.evaluation.scores),
-            max_new_tokens=outcome.result.max_new_tokens,
-            baseline=dict(baseline.evaluation.scores) if baseline is not None else None,
-        )
-        # What nothing was tuned on must not choose between settings either.
-        self._over = self._config.holdout or self._goal.is_kept(confirmation.scores)
-        self._listener.confirmed(row, confirmation, holds=self._over)
+        row = self._candidates.pop(0)
+        for number, result in ((task.number, outcome.result), (None, outcome.baseline)):
+            if result is not None:
+                self._write(self.folder.answers(number, full=True), result)
+        if outcome.result is not None:
+            # What nothing was tuned on must not choose between settings either.
+            kept = self._goal.is_kept(outcome.result.evaluation.scores)
+            self.found = self.config.holdout or kept
+        self.listener.confirmed(row, outcome, holds=self.found)

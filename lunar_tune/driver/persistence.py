@@ -20,19 +20,17 @@ from lunar_tune.data.records import records_digest
 from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.goal import Goal, goal_of
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.study.folder import Folder, find_search, searches_in, write_trials
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredConfig, configuration_document
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.store import kept_uri, with_password
-from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import write_yaml
 
 if TYPE_CHECKING:
     from lunar_tune.driver.backends import Resources
-    from lunar_tune.driver.loop import Confirmation  # loads torch
     from lunar_tune.report.results import SearchResults
 
 
@@ -116,20 +114,18 @@ def write_mirrors(folder: Folder, results: SearchResults) -> None:
 
 def write_best(
     folder: Folder,
+    plan: SearchPlan,
     row: TrialRow,
-    confirmation: Confirmation,
     *,
-    spec: TrialSpec,
-    n_layers: int,
+    confirmed: Mapping[str, Any],
     baseline: Mapping[str, float],
-    goal: Goal,
 ) -> None:
     """Write `best.yaml`: a setting, its scores in full, and as the trial saw them."""
-    full = dataclasses.asdict(confirmation)
+    spec, goal = plan.spec, goal_of(plan.config)
     shown = ("max_new_tokens", "scores", "baseline")
     document = {
         "model": spec.model.name,
-        "n_layers": n_layers,
+        "n_layers": plan.n_layers,
         "data": spec.data.name,
         "forget_edges": list(spec.data.forget_edges),
         "method": spec.method.name,
@@ -138,8 +134,8 @@ def write_best(
         "parameters": dict(row.parameters),
         "minimise": goal.objective.name,
         "constraints": [str(one) for one in goal.constraints],
-        "feasible": goal.is_kept(confirmation.scores),
-        "confirmed": {key: full[key] for key in shown if full[key] is not None},
+        "feasible": goal.is_kept(confirmed["scores"]),
+        "confirmed": {key: confirmed[key] for key in shown if confirmed[key] is not None},
         "as_searched": {"max_new_tokens": row.max_new_tokens, "scores": dict(row.scores)},
         "baseline": dict(baseline),
         "seed": spec.seed,
@@ -158,10 +154,8 @@ def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig,
     """Return the configuration of a search that has begun, changed by what is given, and origins.
 
     Of `given`, options by field, `resume` names the search, and names are looked up in `output`.
-    That an option cannot change any more is noted in `problems`.
-
-    Raises:
-        InputError: There is no such search, or what it was told cannot be read.
+    That an option cannot change any more is noted in `problems`; an InputError says that there is
+    no such search, or that what it was told cannot be read.
     """
     folder = find_search(given["resume"], given.get("output", SearchConfig().output))
     stored, known = StoredConfig.read(folder), options_of(SearchConfig)
@@ -184,12 +178,8 @@ def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig,
 
 
 def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:
-    """Check that a search's earlier trials compare with what is planned, or raise an InputError.
-
-    Where a newer version of the package cannot tell, a warning is returned.
-    """
-    stored = StoredStudy.read(folder.journal)
-    before = stored.notes.get("signature") if stored is not None else None
+    """Raise an InputError if earlier trials do not compare with a plan; return a mere doubt."""
+    before = StoredStudy.read(folder.journal).notes.get("signature")
     if before is None or before == signature_of(plan):
         return None
     version = None
@@ -241,11 +231,7 @@ def signature_of(plan: SearchPlan) -> str:
 
 @contextmanager
 def alone(folder: Folder, what: str = "search", option: str = "--name") -> Iterator[None]:
-    """Inside, no other process works on a search or a table; one that dies holds no lock.
-
-    Raises:
-        BusySearchError: Another process does.
-    """
+    """Inside, no other living process works on a search or a table, or raise a BusySearchError."""
     try:
         with FileLock(folder.lock, timeout=0):
             yield
@@ -259,17 +245,14 @@ def alone(folder: Folder, what: str = "search", option: str = "--name") -> Itera
 def is_finished(folder: Folder, num_trials: int) -> bool:
     """Say whether a search has ended by itself, with as many trials as it is to have."""
     stored = StoredStudy.read(folder.journal)
-    if stored is None or not stored.has_ended(1):
-        return False
-    return sum(row.counts for row in stored.rows) >= num_trials
+    return stored.has_ended(1) and sum(row.counts for row in stored.rows) >= num_trials
 
 
 def unfinished_like(signature: str, output: Path) -> Folder | None:
     """Return the last unfinished search with a signature, of the few that were written to last."""
     for folder in searches_in(output)[:_LOOKED_AT]:
         with suppress(InputError, OSError):  # another search's damage is not this one's affair
-            stored = StoredStudy.read(folder.journal)
-            notes = stored.notes if stored is not None else {}
+            notes = StoredStudy.read(folder.journal).notes
             if notes.get("signature") == signature and notes.get("num_trials") is None:
                 return folder
     return None

@@ -18,7 +18,6 @@ from lunar_tune.config.options import (
     TINY,
     RunOptions,
     SearchConfig,
-    read_assignments,
 )
 from lunar_tune.driver.backends.cluster import check_address, check_gpus
 from lunar_tune.driver.space import LAYER, SAMPLERS, SearchSpace, described
@@ -74,8 +73,8 @@ class SearchPlan:
         if held is not None:
             counts = f"{len(held.forget)}, {len(held.retain)}, {len(held.factual)}"
             questions += f"; reported on as many others: {counts}"
-        layers, coefficient = self.layers, self.layer_coefficient
-        if coefficient is not None:
+        layers = self.layers
+        if (coefficient := self.layer_coefficient) is not None:
             layers = f"{described(self.space.parameters[LAYER])}, to be narrowed by s1 - s2"
             layers += f" ({AUTO}, coefficient {coefficient:g})"
         budget, trials = f"{spec.max_new_tokens} tokens", f"{config.num_trials} by {config.sampler}"
@@ -107,12 +106,13 @@ class SearchPlan:
         scored = self.config.layer_prior == AUTO and self.prior is None
         return float(self.usual["coefficient"]) if scored else None
 
-    def with_prior(self, prior: LayerPrior, *, origin: str) -> SearchPlan:
-        """Return the plan with the layers that a prior recommends, and a setting of the best first.
-
-        Raises:
-            InputError: It recommends no layer of the space.
-        """
+    def with_prior(self, prior: LayerPrior) -> SearchPlan:
+        """Return the plan with the recommended layers, the best first, or raise an InputError."""
+        origin, data = f"{AUTO}, coefficient {prior.coefficient:g}", self.spec.data
+        if self.config.layer_prior != AUTO:
+            origin = Path(str(self.config.layer_prior)).name
+            if (prior.data, prior.forget_edges) != (data.name, data.forget_edges):
+                origin += f", scored on {prior.data} {'+'.join(prior.forget_edges)}"
         space, best, text = choose_layers(self.space, prior, origin=origin)
         points = list(self.points)
         if best is not None and NONE not in self.config.start_from:
@@ -121,58 +121,42 @@ class SearchPlan:
         space, starts = fitting(points, space)
         return dataclasses.replace(self, space=space, starts=starts, prior=prior, layers=text)
 
-    def with_own_prior(self, text: str) -> SearchPlan:
-        """Return the plan with what the search itself has scored; see `with_prior`."""
-        prior = LayerPrior.model_validate_json(text)
-        return self.with_prior(prior, origin=f"{AUTO}, coefficient {prior.coefficient:g}")
-
 
 def plan_search(
     config: SearchConfig,
     problems: Problems | None = None,
     on_step: Callable[[str], object] = lambda _what: None,
 ) -> SearchPlan:
-    """Check everything that needs no weights; `on_step` hears what is about to take long.
+    """Check everything that needs no weights, or raise an InputError with all that is wrong.
 
-    Raises:
-        InputError: Something is wrong; all of it is said at once, with what is noted already.
+    `problems` are known already; `on_step` hears what is about to take long.
     """
-    problems = problems or Problems()
-    checks: tuple[Callable[[], object], ...] = (
-        config.check,
-        lambda: SAMPLERS[config.sampler],
-        lambda: check_address(config.address),
-        lambda: check_output(config),
-    )
-    for check in checks:
-        problems.attempt(check)
-    goal = problems.attempt(lambda: goal_of(config))
-    prior = problems.attempt(lambda: _prior_file(config))
-    plan = problems.attempt(lambda: _plan(config, goal, prior))
+    problems, goal, prior = problems or Problems(), None, None
+    problems.attempt(config.check)
+    problems.attempt(lambda: SAMPLERS[config.sampler])
+    problems.attempt(lambda: check_address(config.address))
+    problems.attempt(lambda: check_output(config))
+    with problems.collect():
+        goal = goal_of(config)
+    with problems.collect():
+        if config.layer_prior is not None and config.layer_prior != AUTO:
+            prior = read_layer_prior(Path(config.layer_prior).expanduser())
+    with problems.collect():
+        plan = _plan(config, goal, prior)
     problems.raise_if_any()
-    if plan is None or goal is None:
-        raise AssertionError("what is missing comes with a noted problem")
     spec = plan.spec
     on_step("loading torch")
     here, share = config.address is None, config.gpus_per_trial or 1.0
-    with problems.collect():
-        check_gpus(config)
-    with problems.collect():
-        check_machine(spec, here=here, share=share)
+    problems.attempt(lambda: check_gpus(config))
+    problems.attempt(lambda: check_machine(spec, here=here, share=share))
     problems.raise_if_any()
     spec = dataclasses.replace(
         spec,
-        retain_floor=goal.stoppable_floor,
+        retain_floor=goal_of(config).stoppable_floor,
         early_exit=WHOLE_ANSWERS not in need_of(spec.metrics),
         layers=plan.space.values_of(LAYER) if spec.method.edits_one_layer else (),
     )
     return dataclasses.replace(plan, spec=spec)
-
-
-def _prior_file(config: SearchConfig) -> LayerPrior | None:
-    if config.layer_prior in {None, AUTO}:
-        return None
-    return read_layer_prior(Path(str(config.layer_prior)).expanduser())
 
 
 def _plan(config: SearchConfig, goal: Goal | None, prior: LayerPrior | None) -> SearchPlan:
@@ -181,9 +165,8 @@ def _plan(config: SearchConfig, goal: Goal | None, prior: LayerPrior | None) -> 
     metrics = (*options.metrics, *(goal.metrics if goal else ()))
     spec = assemble(dataclasses.replace(options, metrics=metrics))
     n_layers = known_depth(config) or int(load_config(spec.model).num_hidden_layers)
-    method, fixed = spec.method, read_assignments(config.fix)
-    space = load_space(config.space, method, model_name=spec.model.name, n_layers=n_layers)
-    space = narrowed(space, method, fixed=fixed, ranges=config.range, n_layers=n_layers)
+    space = load_space(config.space, spec.method, model_name=spec.model.name, n_layers=n_layers)
+    space = narrowed(space, spec.method, config, n_layers=n_layers)
     # A resumed study has queued the settings of other searches already.
     searches = [one for one in config.start_from if one != NONE and config.resume is None]
     points = found_points(searches, output=config.output, spec=spec, n_layers=n_layers)
@@ -210,10 +193,7 @@ def _plan(config: SearchConfig, goal: Goal | None, prior: LayerPrior | None) -> 
     if prior is None:
         return plan
     prior.check_fits(model=spec.model.name, n_layers=n_layers, source=option)
-    origin, data = Path(str(config.layer_prior)).name, spec.data
-    if (prior.data, prior.forget_edges) != (data.name, data.forget_edges):
-        origin += f", scored on {prior.data} {'+'.join(prior.forget_edges)}"
-    return plan.with_prior(prior, origin=origin)
+    return plan.with_prior(prior)
 
 
 def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:

@@ -93,13 +93,9 @@ def finetune_first(job: FinetuneJob, console: Console, tracker: Tracker, *, text
 def finetune_tracked(
     job: FinetuneJob, folder: Path, *, console: Console, tracker: Tracker, text: bool
 ) -> Finetuned:
-    """Fine-tune as `finetune` does, show it, and keep a run of it in MLflow.
+    """Fine-tune as `finetune` does, which says what it raises; show it, and keep a run in MLflow.
 
     Of what the model answers the run has the texts only if `text` is set.
-
-    Raises:
-        InputError: The model or the folder cannot be used.
-        DivergenceError: The training diverged.
     """
     from lunar_tune.finetuning.finetune import finetune
 

@@ -1,7 +1,4 @@
-"""A whole search, from what it is told to its outputs and exit code.
-
-A command and Python call `start_search`.
-"""
+"""A whole search, from what it is told to its outputs and exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,13 +29,8 @@ from lunar_tune.driver.persistence import (
 )
 from lunar_tune.driver.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.driver.prerequisite import finetune_first, finetuning_fact, finetuning_job
-from lunar_tune.driver.session import (
-    EXIT_FOUND,
-    EXIT_INFEASIBLE,
-    SearchSession,
-    UnknowingModelError,
-)
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.driver.session import EXIT_FOUND, EXIT_INFEASIBLE, SearchSession
+from lunar_tune.errors import InputError, Problems, UnknowingModelError
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.report.log_file import RECORD, search_log
 from lunar_tune.report.progress import working
@@ -52,13 +44,6 @@ from lunar_tune.tracking.sync import Tracker, remove
 from lunar_tune.trial.assemble import materialise
 
 
-class Ended(NamedTuple):
-    """How a search ended."""
-
-    code: int  # the command's exit code
-    folder: Folder | None = None  # where it is; None where nothing was run
-
-
 def start_search(
     config: SearchConfig,
     given: Mapping[str, str],
@@ -68,17 +53,13 @@ def start_search(
     doing: Callable[[str | None], object],
     dry_run: bool = False,
     show_commands: bool = True,
-) -> Ended:
+) -> tuple[int, Folder | None]:
     """Check a search or raise an InputError, show what is planned, and run it or go on with it.
 
-    Args:
-        config: Its options, or with `resume` what is to change.
-        given: Where values come from that were not left at their default.
-        console: Where it is shown.
-        problems: What is known to be wrong.
-        doing: Hears what takes long while nothing is shown yet, and None when something is.
-        dry_run: Whether to end before anything is run.
-        show_commands: Whether to say in the end which commands may be wanted next.
+    With `resume`, `config` is what is to change. `given` are origins of options that were not left
+    at their default, `problems` known already. `doing` hears what takes long while nothing is shown
+    yet, and None when something is. `show_commands` says in the end what may be wanted next. Return
+    the command's exit code, and the search's folder; None for a `dry_run`.
     """
     told, folder = dict(given), None
     if config.resume is not None:
@@ -95,7 +76,7 @@ def start_search(
         said = f"{folder.name} is finished: {len(results.rows)} trials. A larger --num-trials "
         console.print(f"{said}gives it more.", markup=False, soft_wrap=True)
         print_result(console, results, folder=folder.path, commands={})
-        return Ended(EXIT_INFEASIBLE if results.best is None else EXIT_FOUND, folder)
+        return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND, folder
     facts = {**plan.facts, **finetuning_fact(plan)}
     if dry_run:
         doing("looking at the tracking store and where trials run")
@@ -104,9 +85,9 @@ def start_search(
     print_plan(console, facts)
     if dry_run:
         console.print("all that needs no weights has been checked; nothing was run")
-        return Ended(EXIT_FOUND)
+        return EXIT_FOUND, None
     arguments = options_again(config, told.keys() - {"seed"}) if show_commands else None
-    return run_search(plan, console, facts=facts, given=told, arguments=arguments)
+    return run_search(plan, console, given=told, arguments=arguments)
 
 
 def _surroundings(config: SearchConfig) -> dict[str, str]:
@@ -128,16 +109,11 @@ def run_search(
     plan: SearchPlan,
     console: Console,
     *,
-    facts: Mapping[str, str],
     given: Mapping[str, str],
     arguments: Sequence[str] | None,
-) -> Ended:
-    """Run a planned search; `facts` are for its log, see `SearchSession` for the others.
-
-    Raises:
-        InputError: The base model makes success impossible, or something cannot be reached.
-    """
-    alike = None
+) -> tuple[int, Folder]:
+    """Run a planned search or raise an InputError; return the exit code and the folder."""
+    alike, facts = None, {**plan.facts, **finetuning_fact(plan)}
     if plan.config.name is None:
         alike = unfinished_like(signature_of(plan), plan.config.output)
     if alike is not None:
@@ -175,7 +151,7 @@ def run_search(
         )
         code = _run_knowing(session)
         RECORD.info("ended with exit code %d", code)
-        return Ended(code, folder)
+        return code, folder
 
 
 def _run_knowing(session: SearchSession) -> int:
@@ -227,13 +203,6 @@ def _told_of_the_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _has_trials(folder: Folder) -> bool:
-    with contextlib.suppress(InputError, OSError):  # what cannot be read is left as it is
-        stored = StoredStudy.read(folder.journal)
-        return stored is not None and bool(stored.rows)
-    return True
-
-
 @contextlib.contextmanager
 def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tracker]]:
     """Open the store while Ray starts; an error that ends the search ends its run too.
@@ -248,7 +217,9 @@ def _tracking(config: SearchConfig, folder: Folder) -> Iterator[Callable[[], Tra
                 opening.result()  # an address may be wrong: that is said before Ray starts
             yield opening.result
         except BaseException:
-            is_kept = config.resume is not None or _has_trials(folder)
+            is_kept = True
+            with contextlib.suppress(InputError, OSError):  # what cannot be read is left as it is
+                is_kept = config.resume is not None or bool(StoredStudy.read(folder.journal).rows)
             if opening.exception() is None:
                 # There may be no study yet, or one that does not know its run yet.
                 with contextlib.suppress(InputError, OSError, LookupError):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
 
 from lunar_tune.driver.backends import Backend, BackendLostError, Resources
-from lunar_tune.driver.loop import MAX_FAILURES, Confirmation, SearchLoop
+from lunar_tune.driver.loop import MAX_FAILURES, NO_RESULT, SearchLoop
 from lunar_tune.driver.persistence import (
     search_document,
     signature_of,
@@ -19,7 +19,7 @@ from lunar_tune.driver.persistence import (
 )
 from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.driver.space import open_study
-from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.errors import InputError, LunarTuneError, UnknowingModelError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.report.log_file import RECORD
@@ -36,6 +36,7 @@ from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.tracking.sync import Tracker
+from lunar_tune.trial.layer_scores import LayerPrior
 from lunar_tune.trial.tasks import Outcome
 
 SAME_MODEL = 0.02
@@ -44,51 +45,30 @@ conformance runs differ by up to 0.01 between number formats (docs/benchmarks.md
 EXIT_FOUND, EXIT_LOST, EXIT_INFEASIBLE, EXIT_FAILURES, EXIT_INTERRUPTED = 0, 1, 3, 4, 130
 
 
-class UnknowingModelError(InputError):
-    """The base model does not know the data, so nothing could be found."""
-
-
+@dataclass(eq=False, repr=False)
 class SearchSession:
-    """A search under way; it hears from its loop what happens.
+    """A search under way; it hears from its loop what happens."""
 
-    Args:
-        plan: With a model that can be loaded.
-        given: Origin of options that were not left at their default.
-        arguments: Options that would give the search again, but for its seed, for the commands that
-            are shown in the end; None shows none.
-    """
+    plan: SearchPlan  # with a model that can be loaded
+    folder: Folder
+    backend: Backend
+    resources: Resources
+    tracker: Tracker
+    console: Console
+    given: Mapping[str, str]  # origins of options that were not left at their default
+    arguments: Sequence[str] | None
+    """What gives the search again, but for its seed, in commands to show; None shows none."""
+    study: Study = field(init=False)
+    baseline: Mapping[str, float] = field(init=False)
 
-    study: Study
-    baseline: Mapping[str, float]
-
-    def __init__(
-        self,
-        plan: SearchPlan,
-        folder: Folder,
-        backend: Backend,
-        resources: Resources,
-        tracker: Tracker,
-        *,
-        console: Console,
-        given: Mapping[str, str],
-        arguments: Sequence[str] | None,
-    ) -> None:
-        self.plan, self.folder, self.tracker, self.console = plan, folder, tracker, console
-        self.arguments = arguments
-        self._backend, self._resources, self._given = backend, resources, given
-        self._signature = signature_of(plan)  # before its own layers narrow the space
-        self._goal = goal_of(plan.config)
-        self._display = SearchDisplay(console, self._goal)
-        self._found = False
+    def __post_init__(self) -> None:
+        self._signature = signature_of(self.plan)  # before its own layers narrow the space
+        self._goal = goal_of(self.plan.config)
+        self._display = SearchDisplay(self.console, self._goal)
         self._unconfirmed: str | None = None
 
     def run(self) -> int:
-        """Run everything, then write and show what came out; return the exit code.
-
-        Raises:
-            LunarTuneError: The base model cannot be evaluated, or makes success impossible;
-                the search's files cannot be written.
-        """
+        """Run everything or raise a LunarTuneError; write and show the results; return the code."""
         try:
             code, ending = self._run_tasks()
             self._conclude(ending, killed=code in {EXIT_INTERRUPTED, EXIT_LOST})
@@ -101,19 +81,14 @@ class SearchSession:
 
     def _run_tasks(self) -> tuple[int, str | None]:
         """Run all tasks; return the exit code, and how the search ended if not by itself."""
-        config = self.plan.config
-        loop = SearchLoop(
-            self,
-            self.folder,
-            config,
-            n_retain=self.plan.spec.data.n_retain,
-            layer_coefficient=self.plan.layer_coefficient,
-        )
+        plan = self.plan
+        n_retain, coefficient = plan.spec.data.n_retain, plan.layer_coefficient
+        loop = SearchLoop(self, self.folder, plan.config, n_retain, coefficient)
         ended: tuple[int, str] | None = None
         try:
             with self._display:
                 self._display.doing("evaluating the base model")
-                self._backend.run(loop, self.plan.spec)
+                self.backend(loop, plan.spec)
         except KeyboardInterrupt as error:
             lost = isinstance(error, BackendLostError)
             if loop.study is None and lost:
@@ -132,7 +107,7 @@ class SearchSession:
             return ended
         if loop.gave_up:
             return EXIT_FAILURES, f"Stopped after {MAX_FAILURES} failed trials in a row."
-        if self._found:
+        if loop.found:
             return EXIT_FOUND, None
         if self._unconfirmed is not None:
             return EXIT_INFEASIBLE, f"A full evaluation gave no answer ({self._unconfirmed})."
@@ -150,11 +125,10 @@ class SearchSession:
             raise UnknowingModelError(problem)
         if problem is not None and config.force:
             self.console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
-        stored = StoredStudy.read(self.folder.journal)
-        before = stored.notes if stored is not None else {}
+        before = StoredStudy.read(self.folder.journal).notes
         if outcome.layer_prior is not None:  # a search keeps the layers that it began with
             own = before.get("layer_prior") or outcome.layer_prior
-            self.plan = self.plan.with_own_prior(own)
+            self.plan = self.plan.with_prior(LayerPrior.model_validate_json(own))
             self.console.print(f"layer {escape(str(self.plan.layers))}")
         self._compare_baseline(scores, before.get("baseline", {}))
         self.baseline, tracker, plan = scores, self.tracker, self.plan
@@ -162,15 +136,13 @@ class SearchSession:
             plan,
             name=self.folder.name,
             uri=tracker.uri,
-            resources=self._resources,
-            given=self._given,
+            resources=self.resources,
+            given=self.given,
             baseline=scores,
         )
         # Before the study: whoever goes on with it finds what it was told.
         write_atomically(self.folder.config, document.encode())
-        self.study = open_study(
-            self.folder.journal, name=self.folder.name, space=plan.space, config=config
-        )
+        self.study = open_study(self.folder, plan.space, config)
         notes = {
             "mlflow": tracker.place(before.get("mlflow")),
             "description": tracked_description(plan),
@@ -193,11 +165,7 @@ class SearchSession:
         return self.study
 
     def _compare_baseline(self, scores: Mapping[str, float], before: Mapping[str, float]) -> None:
-        """Look whether the base model is the one that an earlier process had.
-
-        Raises:
-            InputError: Its scores differ by more than rounding makes them.
-        """
+        """Raise an InputError if scores differ from an earlier process's by more than rounding."""
         names = [name for name in ("forget_rouge1", "retain_rouge1") if name in before]
         told = ", ".join(f"{name} {scores[name]:.3f} and was {before[name]:.3f}" for name in names)
         difference = max((abs(scores[name] - before[name]) for name in names), default=0.0)
@@ -224,35 +192,26 @@ class SearchSession:
         asked = "held-out" if self.plan.config.holdout else "all"
         self._display.doing(f"confirming trial {row.number} on {asked} questions")
 
-    def unconfirmed(self, row: TrialRow, reason: str) -> None:
-        """Say that a full evaluation gave no answer."""
-        self._unconfirmed = reason
-        self._display.doing(None)
-        self.console.print(
-            f"trial {row.number} could not be evaluated in full ({escape(reason)}); the next best "
-            "is confirmed instead"
-        )
-
-    def confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
+    def confirmed(self, row: TrialRow, outcome: Outcome, *, holds: bool) -> None:
         """Keep the best setting, or say why it is not the best."""
         self._display.doing(None)
-        if not holds:
-            self.console.print(
-                f"trial {row.number} misses a bound when evaluated in full; the next best is "
-                "confirmed instead"
-            )
+        result, baseline = outcome.result, outcome.baseline
+        if result is None or not holds:
+            problem = "misses a bound when evaluated in full"
+            if result is None:
+                failure = outcome.failure
+                self._unconfirmed = failure.reason if failure is not None else NO_RESULT
+                problem = f"could not be evaluated in full ({escape(self._unconfirmed)})"
+            self.console.print(f"trial {row.number} {problem}; the next best is confirmed instead")
             return
-        self._found = True
-        self.study.note("confirmed", dataclasses.asdict(confirmation))
-        write_best(
-            self.folder,
-            row,
-            confirmation,
-            spec=self.plan.spec,
-            n_layers=self.plan.n_layers,
-            baseline=self.baseline,
-            goal=self._goal,
-        )
+        confirmed = {
+            "number": row.number,
+            "scores": dict(result.evaluation.scores),
+            "max_new_tokens": result.max_new_tokens,
+            "baseline": dict(baseline.evaluation.scores) if baseline is not None else None,
+        }
+        self.study.note("confirmed", confirmed)
+        write_best(self.folder, self.plan, row, confirmed=confirmed, baseline=self.baseline)
 
     def _conclude(self, ending: str | None, *, killed: bool) -> None:
         """Write what is made of the study, MLflow's runs among it, and show the result."""

@@ -1,8 +1,6 @@
 """Search spaces: which values of each parameter a search may try, and who chooses among them.
 
-Parameters are Optuna's distributions; one with a single value stands for what is fixed. A package
-adds a sampler with an entry point of the group `lunar_tune.samplers` that names a function of a
-seed.
+Parameters are Optuna's distributions; one with a single value stands for what is fixed.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import optuna
@@ -24,6 +21,7 @@ from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import Problems, SearchSpaceError, suggestion
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.registry import Registry
+from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import Study
 from lunar_tune.yaml_files import shown
 
@@ -206,11 +204,7 @@ def admitted_values(
     kinds: Mapping[str, Parameter | None],
     problems: Problems,
 ) -> dict[str, int | float]:
-    """Return a point's values as a trial has them; note what is wrong.
-
-    Messages begin with `place`, which is empty or ends with a point; a kind that is wrong itself is
-    None.
-    """
+    """Return a point's values as a trial has them; note what is wrong, behind the text `place`."""
     for name in point:
         if name not in kinds:
             problems.add(f"{place}{name}: is unknown.{suggestion(str(name), kinds)}")
@@ -218,7 +212,7 @@ def admitted_values(
     for name, kind in kinds.items():
         if name not in point:
             problems.add(f"{place}{name}: is missing")
-        elif kind is not None:
+        elif kind is not None:  # else it is wrong itself
             try:
                 values[name] = admitted(kind, point[name])
             except ValueError as error:
@@ -245,7 +239,7 @@ SAMPLERS.register(
 SAMPLERS.register("random", lambda seed: optuna.samplers.RandomSampler(seed=seed))
 
 
-def open_study(path: Path, *, name: str, space: SearchSpace, config: SearchConfig) -> Study:
+def open_study(folder: Folder, space: SearchSpace, config: SearchConfig) -> Study:
     """Open a search's study, or make it."""
 
     def sampler(n_before: int) -> optuna.samplers.BaseSampler:
@@ -258,8 +252,8 @@ def open_study(path: Path, *, name: str, space: SearchSpace, config: SearchConfi
             return SAMPLERS[config.sampler](seed)
 
     return Study(
-        path,
-        name=name,
+        folder.journal,
+        name=folder.name,
         goal=goal_of(config),
         distributions=space.parameters,
         sampler=sampler,

@@ -1,18 +1,6 @@
 """Where a search's space comes from: a section of a YAML file, narrowed by `--fix` and `--range`.
 
-One file a model, a section for each method, in it one for each variant (LUNAR's is the solver):
-
-    lunar:
-      adamw:
-        parameters:
-          layer: {type: int, low: 10, high: 24}
-          coefficient: {type: float, low: 0.5, high: 6.0}
-          learning_rate: {type: float, low: 1e-4, high: 3e-2, log: true}
-        starting_points:
-          - {layer: 18, coefficient: 2.0, learning_rate: 0.01}
-
-Kinds: int, float, choice, fixed, and for `layer` alone depth, in fractions of the model's depth
-(0 is the first block, 1 the last), which become an int range.
+One file a model, a section for each method, in it one for each variant (docs/search-space.md).
 """
 
 from __future__ import annotations
@@ -20,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import ValidationError
 
 from lunar_tune.config.fields import types_of
-from lunar_tune.config.options import read_range
+from lunar_tune.config.options import SearchConfig, read_assignments, read_range
 from lunar_tune.driver.space import (
     KINDS,
     LAYER,
@@ -58,11 +46,7 @@ Points = list[dict[str, int | float]]
 def load_space(space: str | None, method: Method, *, model_name: str, n_layers: int) -> SearchSpace:
     """Read and check the search space of a method and variant, or raise a SearchSpaceError.
 
-    Args:
-        space: A shipped name or a file; None takes the model's shipped file, else the default.
-        method: Which section of the file.
-        model_name: Catalogue name of the model, or any other name.
-        n_layers: Number of the model's decoder blocks.
+    `space` is a shipped name or a file; None takes the model's shipped file, else the default.
     """
     name, variant = method.name, method.variant
     path = _find(space, model_name)
@@ -208,23 +192,16 @@ def _read_parameter(place: str, name: str, raw: object, n_layers: int) -> Parame
 
 
 def narrowed(
-    space: SearchSpace,
-    method: Method,
-    *,
-    fixed: Mapping[str, Any],
-    ranges: Collection[str],
-    n_layers: int,
+    space: SearchSpace, method: Method, config: SearchConfig, *, n_layers: int
 ) -> SearchSpace:
     """Return a space with parameters fixed (`--fix`) or within other bounds (`--range`).
 
     Its starting points have what is fixed and the middle of what they did not name; those that lie
-    outside a range are sorted out later. Settings that are fixed are searched no more.
-    `fixed` are values by name, `ranges` texts `NAME=LOW:HIGH`.
-
-    Raises:
-        InputError: Something means nothing here; all of it is said.
+    outside a range are sorted out later. Settings that are fixed are searched no more. All that
+    means nothing here is said in an InputError.
     """
-    problems, named = Problems(), {*fixed}
+    problems, fixed = Problems(), read_assignments(config.fix)
+    named = {*fixed}
     settings = named - {*method.parameters}
     parameters = {name: kind for name, kind in space.parameters.items() if name not in settings}
     for name, value in fixed.items():
@@ -232,7 +209,7 @@ def narrowed(
             with problems.collect():
                 option = f"--fix {name}={value}"
                 parameters[name] = _between(option, value, value, whole=name == LAYER)
-    for text in ranges:
+    for text in config.range:
         with problems.collect():
             name, low, high = read_range(text)
             if name in named:

@@ -38,44 +38,33 @@ class StartingPoint:
 
     values: Mapping[str, int | float]
     origin: str  # where it comes from, to show
-    movable: bool = False
-    """Whether values outside the space are moved inside; else the setting is left out."""
+    movable: bool = False  # whether values outside the space are moved inside; else it is left out
 
 
 def fitting(points: Iterable[StartingPoint], space: SearchSpace) -> tuple[SearchSpace, str]:
-    """Return a space that begins with the settings that it holds, some moved into it, each once.
-
-    Returns:
-        The space, and the settings' count and origins in a line, with those that are left out.
-    """
-    kept: dict[tuple[tuple[str, int | float], ...], StartingPoint] = {}
-    left_out = []
+    """Return a space that begins with the settings that it holds, and their origins in a line."""
+    first: list[Mapping[str, int | float]] = []
+    origins, left_out = Counter[str](), []
     for one in points:
-        point = _moved_inside(one, space) if one.movable else one
+        before, values, origin = one.values, dict(one.values), one.origin
+        if one.movable:
+            known = {name: kind for name, kind in space.parameters.items() if name in before}
+            values |= {name: nearest_of(kind, before[name]) for name, kind in known.items()}
+            moved = [f"{n} {before[n]:g} → {values[n]:g}" for n in known if values[n] != before[n]]
+            origin += f" with {' and '.join(moved)}" if moved else ""
         try:
-            space.check(point.values)
+            space.check(values)
         except InputError as error:
             reasons = ", ".join(error.messages or (str(error),))
             left_out.append(f"{one.origin} ({reasons})")
         else:
-            kept.setdefault(tuple(sorted(point.values.items())), point)
-    counts = Counter(point.origin for point in kept.values())
-    named = (origin if n == 1 else f"{origin} ({n})" for origin, n in counts.items())
-    text = f"{len(kept)} ({', '.join(named)})" if kept else "none"
+            if values not in first:
+                first.append(values)
+                origins[origin] += 1
+    named = (origin if n == 1 else f"{origin} ({n})" for origin, n in origins.items())
+    text = f"{len(first)} ({', '.join(named)})" if first else "none"
     text += f"; left out: {'; '.join(left_out)}" if left_out else ""
-    first = tuple(point.values for point in kept.values())
-    return dataclasses.replace(space, starting_points=first), text
-
-
-def _moved_inside(point: StartingPoint, space: SearchSpace) -> StartingPoint:
-    """Return a point with each value that lies outside the space at the nearest inside."""
-    before, changes = point.values, []
-    inside = {n: nearest_of(kind, before[n]) for n, kind in space.parameters.items() if n in before}
-    for name, value in inside.items():
-        if value != before[name]:
-            changes.append(f"{name} {before[name]:g} → {value:g}")
-    origin = f"{point.origin} with {' and '.join(changes)}" if changes else point.origin
-    return StartingPoint({**before, **inside}, origin)
+    return dataclasses.replace(space, starting_points=tuple(first)), text
 
 
 def found_points(
@@ -83,14 +72,9 @@ def found_points(
 ) -> list[StartingPoint]:
     """Return the best settings of other searches, their layers carried over by relative depth.
 
-    Args:
-        searches: Names or folders of searches, or `best.yaml` files.
-        output: Folder in which names are looked up.
-        spec: Of the new search.
-        n_layers: Number of decoder blocks of the new search's model.
-
-    Raises:
-        InputError: A setting cannot be read or is of another method; every problem is listed.
+    Searches are folders, names in `output`, or `best.yaml` files; `spec` and `n_layers`, blocks of
+    the model, are the new search's. An InputError lists those that cannot be read or are of another
+    method.
     """
     problems, points, method = Problems(), [], spec.method
     for search in searches:
@@ -178,16 +162,14 @@ def choose_layers(
 ) -> tuple[SearchSpace, int | None, str]:
     """Narrow a space to the recommended layers, if the scores give advice, or raise an InputError.
 
-    Returns:
-        The space; the layer to begin with, None where the scores give no advice; and what was made
-        of the scores, to show behind the word layer.
+    Also return the layer to begin with, None without advice, and what was made of the scores, to
+    show behind the word layer.
     """
     kind, scores = space.parameters[LAYER], {one.layer: one.score for one in prior.layers}
     unfinished = next(one.unfinished for one in prior.layers if one.layer == prior.best)
-    warning = ""
+    warning, no_advice = "", None
     if unfinished * 2 > prior.rows:
         warning = "; most answers there do not end, a smaller coefficient would tell more"
-    no_advice = None
     if len(scores) == 1:
         no_advice = f"layer {prior.best} alone was scored, and compared with none"
     elif max(scores.values()) - min(scores.values()) <= EQUAL:

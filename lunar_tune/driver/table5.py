@@ -48,10 +48,8 @@ def cells_of(
     """Return all cells, model by model, so that what is kept of a model is used while it is fresh.
 
     Data are `NAME` or `NAME:EDGE+EDGE`, none for each model's own; methods `NAME` or
-    `NAME:VARIANT`. `seed` is that of the first of `seeds` studies of a cell.
-
-    Raises:
-        InputError: Something means nothing or is named twice; all of it is said.
+    `NAME:VARIANT`. `seed` is that of the first of `seeds` studies of a cell. An InputError lists
+    all that means nothing or is named twice.
     """
     problems, variants = Problems(), []
     if seeds < 1:
@@ -83,11 +81,7 @@ def cells_of(
 
 
 def check_names(cells: Sequence[Cell], shared: SearchConfig) -> None:
-    """Check that what is fixed or narrowed has a meaning with one of the methods at least.
-
-    Raises:
-        InputError: Something has none.
-    """
+    """Raise an InputError if what is fixed or narrowed has a meaning with none of the methods."""
     known = set[str]().union(*(METHODS[one.method].names_in_use(one.variant) for one in cells))
     problems = Problems()
     for option, texts in (("--fix", shared.fix), ("--range", shared.range)):
@@ -142,11 +136,7 @@ class TableRun:
         self._console.print("all that needs no weights has been checked; nothing was run")
 
     def run(self) -> int:
-        """Run what is missing; return the exit code.
-
-        An interruption ends the table after the cell's own search has been ended; what is finished
-        is kept.
-        """
+        """Run what is missing, unless the user interrupts a cell; return the exit code."""
         output, count = self._shared.output, len(self._plans)
         output.mkdir(parents=True, exist_ok=True)
         with alone(Folder(output), "table", "--output"):
@@ -182,19 +172,15 @@ class TableRun:
     def _run(self, plan: SearchPlan, folder: Folder) -> int:
         """Run or go on with one cell; one that cannot be run says why and ends no other."""
         try:
-            finetuning = finetuning_fact(plan)
-            for label, text in finetuning.items():
+            for label, text in finetuning_fact(plan).items():
                 self._console.print(f"{label} {text}", soft_wrap=True)
-            facts = {**plan.facts, **finetuning}
-            return run_search(plan, self._console, facts=facts, given={}, arguments=None).code
+            return run_search(plan, self._console, given={}, arguments=None)[0]
         except InputError as error:  # all else, a full disk for example, is every cell's affair
             self._console.print(f"[yellow]not run:[/yellow] {escape(str(error))}", soft_wrap=True)
             if not isinstance(error, BusySearchError):
                 folder.path.mkdir(parents=True, exist_ok=True)
                 with alone(folder):
-                    study = open_study(
-                        folder.journal, name=folder.name, space=plan.space, config=plan.config
-                    )
+                    study = open_study(folder, plan.space, plan.config)
                     study.note("refused", str(error))
             return EXIT_INFEASIBLE
 

@@ -104,7 +104,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
-def read_table(studies: Mapping[Cell, StoredStudy | None], num_trials: int) -> pd.DataFrame:
+def read_table(studies: Mapping[Cell, StoredStudy], num_trials: int) -> pd.DataFrame:
     """Return a row a cell: what its study says; a finished one has so many trials."""
     import pandas as pd
 
@@ -120,13 +120,13 @@ def _setting(table: pd.DataFrame) -> list[str]:
     return [name for name in table if name not in {*_CELL, *METRICS, *_COUNTS}]
 
 
-def _read(cell: Cell, stored: StoredStudy | None, num_trials: int) -> dict[str, Any]:
+def _read(cell: Cell, stored: StoredStudy, num_trials: int) -> dict[str, Any]:
     """Return a cell's row.
 
     The setting is the tuned one, confirmed in full; of an infeasible cell the one that misses
     least, as searched. The time is that of all trials and suggestions.
     """
-    rows, notes = (stored.rows, stored.notes) if stored is not None else ((), {})
+    rows, notes = stored.rows, stored.notes
     complete = [row for row in rows if row.state == COMPLETE]
     failures = Counter(row.failure for row in rows if row.state == FAILED)
     failed = f"{failures.total()} failed: {failures.most_common(1)[0][0]}" if failures else ""
@@ -134,9 +134,9 @@ def _read(cell: Cell, stored: StoredStudy | None, num_trials: int) -> dict[str, 
     setting: Mapping[str, Any] = {}
     scores: Mapping[str, float] = {}
     low, high = None, None
-    if stored is None or not stored.has_ended(num_trials):
+    if not stored.has_ended(num_trials):
         state, reason = REFUSED, notes.get("refused", "")
-        if stored is not None and not reason:
+        if notes and not reason:
             ended = f"{len(complete)} of {num_trials} trials"
             state, reason = UNFINISHED, f"{ended}; {failed}" if failed else ended
     elif (confirmed := notes.get("confirmed")) is not None:

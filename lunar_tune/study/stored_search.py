@@ -79,8 +79,7 @@ class StoredConfig(Concise):
             InputError: It is not there, or is not what a search writes.
         """
         stored = StoredStudy.read(folder.journal)  # refuses what another version has written
-        copy = stored.notes.get("configuration") if stored is not None else None
-        source = folder.config if folder.config.exists() else copy
+        source = folder.config if folder.config.exists() else stored.notes.get("configuration")
         if not source:
             raise InputError(
                 f"{folder.path}: has no config.yaml, and its study has no copy of it, so there is "
@@ -154,7 +153,7 @@ class StoredSearch:
         """
         folder = find_search(search, Path(runs))
         stored = StoredStudy.read(folder.journal)
-        if stored is None or "goal" not in stored.notes:
+        if "goal" not in stored.notes:
             raise InputError(f"{folder.path}: the search has not begun its first trial.")
         return cls(folder=folder, study=stored)
 

@@ -190,25 +190,25 @@ class Study:
 class StoredStudy(Concise):
     """What a journal says of a search, without anything else of it."""
 
-    rows: tuple[TrialRow, ...]
-    notes: Mapping[str, Any]  # what was kept with `Study.note`
+    rows: tuple[TrialRow, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what was kept with `Study.note`
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
     """What the last trial's parameters were drawn from."""
 
     @classmethod
-    def read(cls, path: Path) -> StoredStudy | None:
-        """Read a journal and change nothing; None where there is none, or no study in it yet.
+    def read(cls, path: Path) -> StoredStudy:
+        """Read a journal and change nothing; it is empty where there is none, or no study yet.
 
         Raises:
             InputError: It is damaged, not of a search, or of another version.
         """
         if not path.is_file():
-            return None
+            return cls()
         try:
             storage = JournalStorage(_Journal(path))
             names = optuna.get_all_study_names(storage)
             if not names:
-                return None
+                return cls()
             study = optuna.load_study(study_name=names[0], storage=storage)
             kept = study.user_attrs.get(FORMAT_NOTE, 1)
             if kept == FORMAT or not study.user_attrs:  # it was killed as it was made

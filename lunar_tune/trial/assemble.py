@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from lunar_tune.config.fields import check_values
-from lunar_tune.config.options import NONE, TINY, ModelOptions, RunOptions
+from lunar_tune.config.options import NONE, TINY, ModelOptions, RunOptions, read_assignments
 from lunar_tune.errors import Problems
 from lunar_tune.files import is_folder
 from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
@@ -161,7 +161,8 @@ def known_depth(options: RunOptions) -> int | None:
 
 def configured(options: RunOptions) -> tuple[Method, dict[str, Any]]:
     """Return the method with its settings, and the fixed ones of its parameters; or say why not."""
-    return configure_method(options.method, solver=options.solver, fixed=options.fixed)
+    fixed = read_assignments(options.fix)
+    return configure_method(options.method, solver=options.solver, fixed=fixed)
 
 
 def _model(options: ModelOptions, problems: Problems) -> ModelSpec:

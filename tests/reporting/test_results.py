@@ -43,7 +43,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> lt.Search:
         starting_points=(),
         origin="a test",
     )
-    study = open_study(folder.journal, name="s", space=space, config=SearchConfig(sampler="random"))
+    study = open_study(folder, space, SearchConfig(sampler="random"))
     study.note("goal", ("forget_rouge1", ("retain_rouge1>=0.8",)))
     study.note("baseline", {"forget_rouge1": 1.0, "retain_rouge1": 0.98})
     study.note("tags", TAGS)

@@ -28,13 +28,12 @@ from made_outcomes import base_model, ended, failed
 from test_loop import Heard
 
 from lunar_tune.driver import backends
-from lunar_tune.driver.backends import BackendLostError, InProcess, on_ray
+from lunar_tune.driver.backends import BackendLostError, on_ray, run_in_process
 from lunar_tune.driver.backends.cluster import own_session, refusal, users_token
 from lunar_tune.driver.backends.on_ray import (
     HANDED_OVER,
     LoopCallback,
     LoopSearcher,
-    Parcel,
     UnlearningTrainable,
     Watchdog,
     crash_reason,
@@ -56,11 +55,11 @@ def test_an_outcome_is_handed_over_once_and_its_warnings_said_without_secrets(
     loop, trial = Heard(tmp_path).loop, SimpleNamespace(trial_id="1")
     searcher, callback = LoopSearcher(loop), LoopCallback(loop, Folder(tmp_path))
     searcher.suggest("1")
-    parcel = Parcel(base_model(warnings=("read from http://me:secret@host",)))
-    callback.on_trial_result(1, [], trial, {HANDED_OVER: parcel})
-    searcher.on_trial_complete("1", {HANDED_OVER: parcel})
+    handed = [base_model(warnings=("read from http://me:secret@host",))]
+    callback.on_trial_result(1, [], trial, {HANDED_OVER: handed})
+    searcher.on_trial_complete("1", {HANDED_OVER: handed})
     callback.on_trial_complete(1, [], trial)
-    assert parcel.take() is None
+    assert handed == []
     assert caplog.messages == ["a worker: read from http://me:***@host"]
     for one in (searcher, callback):
         assert vars(pickle.loads(pickle.dumps(one))) == {}, "without the study"
@@ -87,7 +86,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_this_process_runs_a_search_to_its_end(tmp_path: Path, scripted: Any) -> None:
     heard = Heard(tmp_path, num_trials=2)
     scripted.script = iter([base_model(), ended(0.3), failed("the loss became NaN"), ended(0.3)])
-    InProcess().run(heard.loop, object())
+    run_in_process(heard.loop, object())
     kinds = [task.kind for task in scripted.asked]
     assert kinds == [BASE_MODEL, TRIAL, TRIAL, CONFIRMATION]
     assert heard.news[-1] == ("holds", 0)
@@ -99,7 +98,7 @@ def test_a_crash_in_this_process_is_one_attempt_and_gets_a_new_runner(
 ) -> None:
     heard = Heard(tmp_path, num_trials=1)
     scripted.script = itertools.chain([base_model(), RuntimeError("a kernel died")], [ended()] * 2)
-    InProcess().run(heard.loop, object())
+    run_in_process(heard.loop, object())
     rows = heard.study.rows()
     assert [(row.state, row.failure) for row in rows] == [
         (FAILED, "RuntimeError: a kernel died"),
@@ -249,7 +248,7 @@ def test_a_step_is_watched_and_may_take_ten_times_as_long_where_it_asks_every_qu
     for kind, limit in ((BASE_MODEL, 10000.0), (TRIAL, 1000.0), (CONFIRMATION, 10000.0)):
         parameters = {} if kind == BASE_MODEL else SETTING
         trainable.reset_config({"task": Task(kind=kind, number=0, parameters=parameters)})
-        assert trainable.step()[HANDED_OVER].take().failure is None
+        assert trainable.step()[HANDED_OVER].pop().failure is None
         assert limits[-1] == limit
     assert sorted(tmp_path.glob("trials/*stack.txt")) == []
 

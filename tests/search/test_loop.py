@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from test_study import frozen, study_in
 
 from lunar_tune.config.options import SearchConfig
-from lunar_tune.driver.loop import DONE, Confirmation, SearchLoop
+from lunar_tune.driver.loop import DONE, SearchLoop
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
@@ -50,12 +50,11 @@ class Heard:
     def confirming(self, row: TrialRow) -> None:
         self.news.append(("confirming", row.number))
 
-    def unconfirmed(self, row: TrialRow, reason: str) -> None:
-        self.news.append(("unconfirmed", (row.number, reason)))
-
-    def confirmed(self, row: TrialRow, confirmation: Confirmation, *, holds: bool) -> None:
-        assert row.number == confirmation.number
-        self.news.append(("holds" if holds else "falls", row.number))
+    def confirmed(self, row: TrialRow, outcome: Outcome, *, holds: bool) -> None:
+        if outcome.failure is not None:
+            self.news.append(("unconfirmed", (row.number, outcome.failure.reason)))
+        else:
+            self.news.append(("holds" if holds else "falls", row.number))
 
     @property
     def study(self) -> Study:

@@ -295,7 +295,7 @@ def test_a_search_has_one_process_and_a_dead_one_holds_nothing(tmp_path: Path) -
     other.start()
     assert ready.wait(30)
     with pytest.raises(BusySearchError, match="another process works on this search"):
-        run_search(plan, Console(quiet=True), facts={}, given={}, arguments=())
+        run_search(plan, Console(quiet=True), given={}, arguments=())
     assert folder.answers(None).exists()
     os.kill(other.pid or 0, signal.SIGKILL)
     other.join()
@@ -303,14 +303,12 @@ def test_a_search_has_one_process_and_a_dead_one_holds_nothing(tmp_path: Path) -
         pass
 
 
-class Scripted:
-    """A backend whose first full evaluation fails, and whose second misses the bound."""
-
-    def run(self, loop: SearchLoop, _spec: TrialSpec) -> None:
-        confirmations = iter([failed("no memory"), ended(retain=0.5)])
-        while isinstance(task := loop.next("id"), Task):
-            outcome = base_model() if task.kind == BASE_MODEL else ended()
-            loop.take("id", next(confirmations) if task.kind == CONFIRMATION else outcome)
+def scripted(loop: SearchLoop, _spec: TrialSpec) -> None:
+    """Run tasks whose first full evaluation fails, and whose second misses the bound."""
+    confirmations = iter([failed("no memory"), ended(retain=0.5)])
+    while isinstance(task := loop.next("id"), Task):
+        outcome = base_model() if task.kind == BASE_MODEL else ended()
+        loop.take("id", next(confirmations) if task.kind == CONFIRMATION else outcome)
 
 
 def test_a_search_whose_full_evaluation_failed_says_so_and_is_not_finished(
@@ -320,7 +318,7 @@ def test_a_search_whose_full_evaluation_failed_says_so_and_is_not_finished(
     plan = plan_search(SearchConfig(output=tmp_path, name="n", num_trials=2))
     folder = make_folder(plan.config, plan.spec)
     console = Console(record=True, file=StringIO(), width=200)
-    assert session_of(plan, folder, Scripted(), console=console).run() == 3
+    assert session_of(plan, folder, scripted, console=console).run() == 3
     said = "A full evaluation gave no answer (no memory). No setting is confirmed"
     assert said in console.export_text()
     assert not is_finished(folder, 2)

@@ -170,7 +170,6 @@ def test_mlflow_has_the_search_and_its_trials_and_which_data(
     copy_store(finished.output / "mlflow.db", tmp_path / "mlflow.db")
     assert statuses(tmp_path) == (["FINISHED"], ["FINISHED"] * TRIALS)
     stored = StoredStudy.read(finished.folder / "study.journal")
-    assert stored is not None
     data = stored.notes["description"]["data"]
     assert {name: count for name, (_, count) in data.items()} == ROWS
 

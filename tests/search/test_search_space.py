@@ -25,6 +25,7 @@ from lunar_tune.files import shipped_folder, shipped_spaces
 from lunar_tune.methods.contract import configure_method
 from lunar_tune.methods.lunar import SOLVERS, LunarMethod, LunarSettings
 from lunar_tune.models.catalog import CATALOG
+from lunar_tune.study.folder import Folder
 from lunar_tune.trial.assemble import configured
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
@@ -308,10 +309,10 @@ def narrow(
     method: str = "lunar",
 ) -> SearchSpace:
     """Narrow a space of four blocks as a plan does."""
-    fixed, points = read_assignments(fix), (point,) if point is not None else ()
-    made, _ = configure_method(method, solver=None, fixed=fixed)
+    points = (point,) if point is not None else ()
+    made, _ = configure_method(method, solver=None, fixed=read_assignments(fix))
     space = SearchSpace(method, made.variant, dict(kinds), points, "a test")
-    return narrowed(space, made, fixed=fixed, ranges=ranges, n_layers=4)
+    return narrowed(space, made, SearchConfig(fix=fix, range=ranges), n_layers=4)
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -392,7 +393,7 @@ def test_a_plan_searches_what_is_left_and_a_study_asks_for_nothing_else(tmp_path
     assert plan.spec.layers == (2,)
     assert configured(plan.config)[1] == {"layer": 2}
     assert plan.spec.method.settings.epochs == 3  # type: ignore[attr-defined]
-    study = open_study(tmp_path / "study.journal", name="s", space=plan.space, config=plan.config)
+    study = open_study(Folder(tmp_path), plan.space, plan.config)
     asked = [study.ask()[1] for _ in range(12)]
     assert asked[0] == {"layer": 2, "coefficient": 1.0, "learning_rate": 0.003}
     assert {one["layer"] for one in asked} == {2}

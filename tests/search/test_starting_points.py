@@ -93,7 +93,7 @@ def prior_file(folder: Path, **changes: Any) -> str:
 
 
 def first_trials(plan: SearchPlan, folder: Path, count: int) -> list[dict[str, Any]]:
-    study = open_study(folder / "study.journal", name="s", space=plan.space, config=plan.config)
+    study = open_study(Folder(folder), plan.space, plan.config)
     return [study.ask()[1] for _ in range(count)]
 
 
@@ -142,14 +142,14 @@ def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -
     assert plan.space.values_of("layer") == plan.spec.layers == (0, 1, 2, 3)
     assert "to be narrowed by s1 - s2 (auto, coefficient 1)" in plan.facts["  layer"]
 
-    scored = plan.with_own_prior(prior_of(CURVE, [2, 3]).document())
+    scored = plan.with_prior(prior_of(CURVE, [2, 3]))
     assert scored.layer_coefficient is None
     assert scored.space.parameters["layer"] == IntDistribution(2, 3)
     assert scored.spec.layers == (0, 1, 2, 3), "the worker has captured them"
     assert scored.facts["  layer"] == "2 … 3 by s1 - s2 (auto, coefficient 0.5)"
     assert first_trials(scored, tmp_path, 1) == [OWN | {"layer": 3}]
 
-    tie = plan.with_own_prior(prior_of(dict.fromkeys(range(4), 0.5), [0, 1, 2, 3]).document())
+    tie = plan.with_prior(prior_of(dict.fromkeys(range(4), 0.5), [0, 1, 2, 3]))
     assert tie.space == plan.space
     assert "all layers score the same" in tie.facts["  layer"]
 
@@ -237,7 +237,7 @@ def searched(
     config = SearchConfig(output=folder / "runs", name=name, sampler="random")
     made = Folder(folder / "runs" / name)
     made.path.mkdir(parents=True)
-    study = open_study(made.journal, name=name, space=space, config=config)
+    study = open_study(made, space, config)
     study.note("goal", goal_of(config).text)
     study.note("tags", TAGS | tags)
     run_trials(study, *(scores for _, scores in trials))
@@ -314,7 +314,7 @@ def test_found_settings_follow_the_best_layer_and_keep_to_the_narrowed_range(
     name = searched(tmp_path, "one", (FOUND | {"layer": 0, "coefficient": 9.0}, GOOD))
     plan = planned(tmp_path, start_from=(name,), layer_prior="auto")
     assert starts(plan) == "2 (found in one with coefficient 9 → 8, the space's own)"
-    scored = plan.with_own_prior(prior_of(CURVE, [2, 3]).document())
+    scored = plan.with_prior(prior_of(CURVE, [2, 3]))
     moved = FOUND | {"coefficient": 8.0}
     assert scored.space.starting_points == (OWN | {"layer": 3}, moved)
     assert starts(scored) == (
@@ -369,7 +369,7 @@ def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> No
     file = best_file(tmp_path, n_layers=7, parameters=FOUND | {"coefficient": 9.0})
     plan = planned(tmp_path, start_from=(file,), name="n")
     folder = make_folder(plan.config, plan.spec)
-    open_study(folder.journal, name="n", space=plan.space, config=plan.config)
+    open_study(folder, plan.space, plan.config)
     folder.config.write_text(document_of(plan))
     Path(file).unlink()
 
@@ -379,7 +379,7 @@ def test_a_resumed_search_has_what_was_found_when_it_began(tmp_path: Path) -> No
     again = plan_search(config)
     assert signature_of(again) == signature_of(plan) == signature_of(planned(tmp_path))
     first = [FOUND | {"layer": 1, "coefficient": 8.0}, OWN]
-    study = open_study(folder.journal, name="n", space=again.space, config=config)
+    study = open_study(folder, again.space, config)
     assert [study.ask()[1] for _ in first] == first
     assert problems.messages == []
     resumed({**given, "start_from": ("x",)}, problems)

@@ -28,7 +28,7 @@ from lunar_tune.driver.space import SAMPLERS, SearchSpace, open_study
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
-from lunar_tune.study.folder import read_answers, write_answers
+from lunar_tune.study.folder import Folder, read_answers, write_answers
 from lunar_tune.study.rows import (
     COMPLETE,
     FAILED,
@@ -50,13 +50,15 @@ def study_in(
 ) -> Study:
     space = space if starting_points else dataclasses.replace(space, starting_points=())
     config = SearchConfig(**options)
-    return open_study(folder / "study.journal", name="s", space=space, config=config)
+    return open_study(Folder(folder), space, config)
 
 
 def optuna_study(folder: Path) -> optuna.Study:
     """Open the journal without the class under test."""
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
-    return optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(backend))
+    return optuna.load_study(
+        study_name=folder.name, storage=optuna.storages.JournalStorage(backend)
+    )
 
 
 def frozen(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -89,7 +91,7 @@ def cut_after(folder: Path, text: bytes, *, n_before: int) -> None:
 
 
 def test_a_trial_is_running_until_it_is_told_and_says_once_how_it_ended(tmp_path: Path) -> None:
-    assert StoredStudy.read(tmp_path / "study.journal") is None
+    assert StoredStudy.read(tmp_path / "study.journal") == StoredStudy()
     study = study_in(tmp_path)
     assert study.rows() == [], "a starting point that waits is no row"
     assert study.ask() == (0, POINTS[0])
@@ -128,8 +130,9 @@ def test_a_journal_says_what_the_study_says_to_readers_and_to_who_opens_it_again
     assert list(stored.rows) == study.rows()
     assert stored.notes["baseline"] == {"retain_rouge1": 1.0}
 
-    journal = tmp_path / "study.journal"
-    again = open_study(journal, name="renamed", space=SPACE, config=SearchConfig())
+    renamed = Folder(tmp_path)
+    renamed.name = "renamed"
+    again = open_study(renamed, SPACE, SearchConfig())
     assert again.rows()[:4] == study.rows()[:4]
     assert [row.number for row in best_first(again.rows())] == [2, 0]
     assert (again.row(number).state, again.row(number).failure) == (FAILED, LEFT_RUNNING)

@@ -145,7 +145,7 @@ def test_a_finished_cell_says_its_confirmed_best_and_how_sharp_it_is(tmp_path: P
 def test_a_cell_that_is_not_finished_or_could_not_be_run_says_so(tmp_path: Path) -> None:
     begun = told(tmp_path / "begun", [(0.1, 0.9)])
     refused = told(tmp_path / "refused", [], refused="the model does not know the data")
-    table = read_table({CELL: None, GA: begun, LORA: refused}, 3)
+    table = read_table({CELL: StoredStudy(), GA: begun, LORA: refused}, 3)
     assert table[["state", "reason"]].to_numpy().tolist() == [
         ["not run", ""],
         ["unfinished", "1 of 3 trials"],

@@ -232,7 +232,6 @@ def test_a_search_needs_no_common_folder_and_outlives_the_loss_of_a_node(
 
     assert search.wait(SEARCH_SECONDS) == 0, log.read_text()
     stored = StoredStudy.read(folder.journal)
-    assert stored is not None
     counted = [row for row in stored.rows if not row.again]
     assert [row.state for row in counted] == [COMPLETE] * TRIALS
     for row in counted:

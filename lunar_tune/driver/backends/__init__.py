@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from lunar_tune.driver.loop import SearchLoop
 from lunar_tune.trial.spec import TrialSpec
@@ -24,43 +24,32 @@ class Resources:
 
 
 class BackendLostError(KeyboardInterrupt):
-    """What runs the tasks has ended by itself.
-
-    An interruption, since Ray Tune would take any other error for that of a trial.
-    """
+    """What runs the tasks has ended by itself: Ray Tune takes any other error for a trial's."""
 
 
-class Backend(Protocol):
-    """Runs tasks until a loop is done."""
+Backend = Callable[[SearchLoop, TrialSpec], None]
+"""Asks a loop for tasks, and hands over what they give, until it is done.
 
-    def run(self, loop: SearchLoop, spec: TrialSpec) -> None:
-        """Ask the loop for tasks and hand over what they give.
-
-        Raises:
-            KeyboardInterrupt: The user, or a scheduler of jobs, ends the search.
-            BackendLostError: Nothing can be run any more.
-        """
+A `KeyboardInterrupt` ends it: the user's, of a scheduler of jobs, or a `BackendLostError`.
+"""
 
 
-class InProcess:
-    """Runs one task after another, without Ray: for notebooks, debugging and tests."""
-
-    def run(self, loop: SearchLoop, spec: TrialSpec) -> None:
-        """Run tasks until the loop is done; see `Backend`."""
-        runner = TaskRunner(spec)
-        try:
-            for task_id in map(str, itertools.count()):
-                task = loop.next(task_id)
-                if not isinstance(task, Task):
-                    return
-                try:
-                    outcome = runner.run(task)
-                except Exception as error:  # what would have ended a worker; the next is a new one
-                    logger.debug("a task crashed", exc_info=True)
-                    runner.close()
-                    runner = TaskRunner(spec)
-                    loop.lose(task_id, format_error(error))
-                else:
-                    loop.take(task_id, outcome)
-        finally:
-            runner.close()
+def run_in_process(loop: SearchLoop, spec: TrialSpec) -> None:
+    """Run one task after another, without Ray: for notebooks, debugging and tests."""
+    runner = TaskRunner(spec)
+    try:
+        for task_id in map(str, itertools.count()):
+            task = loop.next(task_id)
+            if not isinstance(task, Task):
+                return
+            try:
+                outcome = runner.run(task)
+            except Exception as error:  # what would have ended a worker; the next is a new one
+                logger.debug("a task crashed", exc_info=True)
+                runner.close()
+                runner = TaskRunner(spec)
+                loop.lose(task_id, format_error(error))
+            else:
+                loop.take(task_id, outcome)
+    finally:
+        runner.close()

@@ -1,13 +1,11 @@
 """Where trials run; Ray's sessions: who may use them, what there is, what a trial uses.
 
-Checked with Ray 2.60: gcs, raylet and workers listen on every interface whatever they are told, so
-that without a token anyone who reaches a port could run code. `ray.init` turns tokens on for a
-cluster of its own and by default keeps one for ever in `~/.ray/auth_token`; `ray start --head`
-turns them on where that file exists. An address other than `auto` is not shown any token by itself.
+Why there are tokens, and what Ray 2.60 does with and without, is in docs/SECURITY.md.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -24,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lunar_tune.config.options import SearchConfig
-from lunar_tune.driver.backends import Backend, InProcess, Resources
+from lunar_tune.driver.backends import Backend, Resources, run_in_process
 from lunar_tune.errors import InputError
 from lunar_tune.study.folder import Folder
 
@@ -66,24 +64,19 @@ def opened_backend(config: SearchConfig, folder: Folder) -> Iterator[tuple[Backe
 
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
         cpus = float(os.cpu_count() or 1)
-        yield InProcess(), Resources(cpus=cpus, gpus=float(on_gpu), concurrency=1)
+        yield run_in_process, Resources(cpus=cpus, gpus=float(on_gpu), concurrency=1)
         return
     with ray_session(config):
-        from lunar_tune.driver.backends.on_ray import OnRay  # Ray reads its environment then
+        from lunar_tune.driver.backends.on_ray import run_on_ray  # Ray reads its environment then
 
-        resources = allocate_resources(config)
-        yield OnRay(resources, folder, config.trial_timeout), resources
+        resources, timeout = allocate_resources(config), config.trial_timeout
+        run = functools.partial(run_on_ray, resources=resources, folder=folder, timeout=timeout)
+        yield run, resources
 
 
 @contextmanager
 def ray_session(config: SearchConfig) -> Iterator[None]:
-    """Inside, Ray runs here or is connected to; after, it is shut down or left alone.
-
-    Where Ray is there already, in a session around this one, it is used.
-
-    Raises:
-        InputError: The cluster cannot be reached.
-    """
+    """Inside, Ray is started or joined unless a session around has done so; or an InputError."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     imported = sys.modules.get("ray")
@@ -116,11 +109,8 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
 def own_session() -> Iterator[Path]:
     """Give a folder for Ray's sockets and logs, with the token in the environment, for a while.
 
-    The token is on no command line and in no file; other users can neither read the environment
-    nor enter the folder, which is removed in the end. Ray opens its own folders to everybody, the
-    one that it is given as well: what it is given lies in one that it does not know.
-
-    What processes have left that were killed is removed first.
+    Ray opens its own folders to everybody, the one that it is given as well: what it is given lies
+    in one that it does not know. What killed processes have left is removed first.
     """
     place = _TEMP if _TEMP.is_dir() else Path(tempfile.gettempdir())
     for left in place.glob(f"{_PREFIX}*"):
@@ -142,11 +132,7 @@ def own_session() -> Iterator[Path]:
 
 @contextmanager
 def users_token(address: str) -> Iterator[None]:
-    """Inside, the user's own token is shown to the cluster, if it is meant for it.
-
-    That is one that the environment names, and the kept one for a cluster on this machine: a token
-    for one cluster is not told to another.
-    """
+    """Inside, a cluster is shown the token that the environment names; one here, the kept one."""
     named = bool(os.environ.get(TOKEN) or os.environ.get(TOKEN_FILE))
     kept = (Path.home() / ".ray" / "auth_token").is_file() and _is_here(address)
     changes = {_RETRIES: os.environ.get(_RETRIES, "3")}  # of one second; a refusal is final
@@ -241,11 +227,7 @@ def check_gpus(config: SearchConfig) -> None:
 
 
 def allocate_resources(config: SearchConfig) -> Resources:
-    """Decide what a trial uses, from what Ray has; a trial runs on one node.
-
-    Raises:
-        InputError: A trial would need more than any node has.
-    """
+    """Decide what a trial uses, or raise an InputError if it is more than one node of Ray has."""
     import ray
 
     nodes = [

@@ -17,7 +17,6 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -35,13 +34,13 @@ from lunar_tune.report.log_file import RECORD
 from lunar_tune.secrets import without_secrets
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
-from lunar_tune.trial.tasks import Outcome, Task, TaskRunner, format_error
+from lunar_tune.trial.tasks import Task, TaskRunner, format_error
 
 logger = logging.getLogger(__name__)
 HANDED_OVER = "outcome"
-"""The key of a task's outcome in what Tune reports."""
-IN_FULL = 10
-"""How many times as long as a trial the tasks may take that ask every question to its end."""
+"""The key, in what Tune reports, of a list with a task's outcome; empty once it was taken, since
+Tune keeps every report to the end."""
+IN_FULL = 10  # times as long as a trial tasks may take that ask every question to its end
 _NAMES = ("gcs_server", "raylet")
 _EVERY_SECONDS = 1.0
 # A signal to all processes of the search ends Ray's too; the search then hears of it by itself.
@@ -51,15 +50,10 @@ _SIGNAL = signal.SIGVTALRM
 
 
 class Watchdog:
-    """Ends this process when a task takes too long.
-
-    Args:
-        folder: Of the search; where it is not on this machine, what the process was doing stays in
-            the temporary folder.
-        limit: Seconds that a trial may take; None watches nothing.
-    """
+    """Ends this process when a trial takes more seconds than `limit`, if there is any."""
 
     def __init__(self, folder: Folder, limit: float | None) -> None:
+        # Where the search's folder is on another machine, the stack stays in the temporary one.
         here = folder if folder.path.is_dir() else Folder(Path(tempfile.gettempdir()))
         self._folder, self._limit = here, limit
         self._file: IO[str] | None = None
@@ -98,18 +92,6 @@ def crash_reason(folder: Folder, number: int, error: str) -> str:
     return f"{first}; what it was doing is in {path.name}" if rest.strip() else error
 
 
-class Parcel:
-    """An outcome on its way through Tune, which keeps every report to the end: taken once."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self._outcome: Outcome | None = outcome
-
-    def take(self) -> Outcome | None:
-        """Return the outcome, and keep it no longer."""
-        outcome, self._outcome = self._outcome, None
-        return outcome
-
-
 class UnlearningTrainable(tune.Trainable):
     """One task after another on one model; the actor and its model outlive the task."""
 
@@ -145,62 +127,52 @@ class UnlearningTrainable(tune.Trainable):
             outcome = self._runner.run(self._task)
         finally:
             self._watchdog.end()
-        return {HANDED_OVER: Parcel(outcome), "done": True}
+        return {HANDED_OVER: [outcome], "done": True}
 
 
-@dataclass(frozen=True, slots=True)
-class OnRay:
-    """Runs tasks on Ray's workers, inside a session of `cluster.ray_session`."""
-
-    resources: Resources  # resources of a task
-    folder: Folder  # folder of the search
-    timeout: float | None = None  # seconds that a trial may take
-
-    def run(self, loop: SearchLoop, spec: TrialSpec) -> None:
-        """Run tasks until the loop is done; see `driver.backends`.
-
-        Raises:
-            BackendLostError: One of Ray's own processes has ended.
-        """
-        trainable = tune.with_parameters(
-            UnlearningTrainable,
-            spec=spec,
-            folder=self.folder,
-            timeout=self.timeout,
-            metrics=METRICS.added,
+def run_on_ray(
+    loop: SearchLoop,
+    spec: TrialSpec,
+    *,
+    resources: Resources,
+    folder: Folder,
+    timeout: float | None,
+) -> None:
+    """Run tasks on Ray's workers, inside a `cluster.ray_session`, until the loop is done."""
+    trainable = tune.with_parameters(
+        UnlearningTrainable, spec=spec, folder=folder, timeout=timeout, metrics=METRICS.added
+    )
+    with tempfile.TemporaryDirectory(prefix="lunar-tune-ray-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=LoopSearcher(loop),
+                num_samples=-1,  # the loop says when it is done
+                max_concurrent_trials=resources.concurrency,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=folder.name,
+                storage_path=scratch,
+                # Tune would keep one at the end of each task, and lose the worker where its
+                # node does not have the folder.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[LoopCallback(loop, folder)],
+                verbose=0,
+                log_to_file=False,
+            ),
         )
-        resources = {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
-        with tempfile.TemporaryDirectory(prefix="lunar-tune-ray-") as scratch:
-            tuner = tune.Tuner(
-                tune.with_resources(trainable, resources),
-                tune_config=tune.TuneConfig(
-                    search_alg=LoopSearcher(loop),
-                    num_samples=-1,  # the loop says when it is done
-                    max_concurrent_trials=self.resources.concurrency,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name=self.folder.name,
-                    storage_path=scratch,
-                    # Tune would keep one at the end of each task, and lose the worker where its
-                    # node does not have the folder.
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    callbacks=[LoopCallback(loop, self.folder)],
-                    verbose=0,
-                    log_to_file=False,
-                ),
-            )
-            try:
-                with watched(self.folder):
-                    tuner.fit()
-            except KeyboardInterrupt as error:
-                # A signal to the whole process group ends Ray's own processes too, and a driver
-                # that goes on without them is ended after a minute.
-                with suppress(Exception):  # of a Ray without its processes: anything
-                    ray.shutdown()
-                if isinstance(error.__context__, KeyboardInterrupt):  # it was told to end before
-                    raise error.__context__ from None
-                raise
+        try:
+            with watched(folder):
+                tuner.fit()
+        except KeyboardInterrupt as error:
+            # A signal to the whole process group ends Ray's own processes too, and a driver
+            # that goes on without them is ended after a minute.
+            with suppress(Exception):  # of a Ray without its processes: anything
+                ray.shutdown()
+            if isinstance(error.__context__, KeyboardInterrupt):  # it was told to end before
+                raise error.__context__ from None
+            raise
 
 
 class LoopSearcher(Searcher):
@@ -245,12 +217,11 @@ class LoopCallback(tune.Callback):
         **info: Any,  # noqa: ARG002
     ) -> None:
         """Hand over an outcome, and say what its worker has warned of."""
-        outcome = result[HANDED_OVER].take()
-        if outcome is None:
-            return
-        for text in outcome.warnings:
-            logger.warning("a worker: %s", without_secrets(text))
-        self._loop.take(trial.trial_id, outcome)
+        if handed := result[HANDED_OVER]:
+            outcome = handed.pop()
+            for text in outcome.warnings:
+                logger.warning("a worker: %s", without_secrets(text))
+            self._loop.take(trial.trial_id, outcome)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Tell of a task that has ended without an outcome; one that had one is passed over."""
@@ -275,16 +246,10 @@ class LoopCallback(tune.Callback):
 
 @contextmanager
 def watched(folder: Folder, processes: Sequence[psutil.Process] | None = None) -> Iterator[None]:
-    """Inside, the end of one of Ray's processes interrupts the main thread.
+    """Inside, the end of one of Ray's processes raises a BackendLostError in the main thread.
 
     Where that does not react, hanging inside of Ray, this process is ended with a last word.
-
-    Args:
-        folder: Of the search.
-        processes: Ray's; None looks for them among the children of this process.
-
-    Raises:
-        BackendLostError: In the main thread.
+    Ray's `processes` are looked for among the children of this one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
