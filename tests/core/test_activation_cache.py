@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import stat
-import subprocess
-import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import cache_sharing
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -84,15 +82,9 @@ def test_what_was_read_stays_whatever_others_do(cache: ActivationCache, entry: C
     assert entry.save("x", written), "the folder is made again"
 
 
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(bytes(content))
-
-
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "short": lambda file: os.truncate(file, file.stat().st_size // 2),
-    "flipped": flip,
+    "flipped": lambda file: file.write_bytes(file.read_bytes()[:-1] + b"\xff"),
     "other": lambda file: save_file({"other": torch.zeros(3)}, file),
     "undigested": lambda file: save_file({"tensor": torch.zeros(3)}, file),
 }
@@ -252,17 +244,34 @@ def test_only_the_owner_can_read_files(cache: ActivationCache, entry: CacheEntry
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
+def share(root: Path, ready: Path) -> bool:
+    """Begin when both are ready; return whether it was this one that captured."""
+    cache = ActivationCache(1.0, root)
+    once, gone = (cache.entry(32 * letter, ABOUT) for letter in "ab")
+    (ready / str(os.getpid())).touch()
+    while len(list(ready.iterdir())) < 2:
+        time.sleep(0.01)
+    with once.locked():  # of two that want the same, one captures it
+        captured = once.load("x") is None
+        if captured:
+            time.sleep(0.2)  # long enough for the other to come
+            once.save("x", values())
+        assert holds(once, values())
+    for turn in range(40):  # without a lock: never half a file, and right or not there
+        gone.save(f"point-{turn % 4}", values(turn % 4))
+        read = gone.load(f"point-{turn % 4}")
+        assert read is None or torch.equal(read, values(turn % 4))
+        cache.remove(gone.key)
+    return captured
+
+
 @pytest.mark.slow
 def test_two_processes_share_one_cache(cache: ActivationCache, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     ready.mkdir()
-    command = [sys.executable, cache_sharing.__file__, str(cache.root), str(ready)]
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as other:
-        captured = cache_sharing.share(cache.root, ready)
-        printed, _ = other.communicate(timeout=120)
-    assert printed == f"{not captured}\n"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        other = pool.apply_async(share, (cache.root, ready))
+        assert share(cache.root, ready) is not other.get(timeout=120)
     assert unfinished(cache) == []
     cache.empty()
     assert list(cache.root.iterdir()) == []

@@ -108,6 +108,13 @@ def test_a_heavy_package_is_imported_in_its_home_alone(package: str) -> None:
     assert [module for module in users if not module.startswith(homes)] == []
 
 
+def test_the_page_is_one_page_and_needs_nothing_of_this_package() -> None:
+    packages = packages_of("lunar_tune.reference") - sys.stdlib_module_names
+    assert packages == {"torch", "transformers"}
+    page = MODULES["lunar_tune.reference"].read_text(encoding="utf-8")
+    assert len(page.splitlines()) <= 250
+
+
 def test_data_and_config_never_import_torch() -> None:
     for module in MODULES:
         if home_of(module)[1] in WITHOUT_TORCH:

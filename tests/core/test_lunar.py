@@ -1,12 +1,15 @@
-"""LUNAR's fits are what other code computes: numpy's least squares, a plain torch loop."""
+"""LUNAR's fits are what other code computes: least squares, a plain torch loop, the page."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
+import method_examples as examples
 import numpy as np
 import pytest
 import torch
@@ -15,8 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear, mse_loss
 
+from lunar_tune import reference
 from lunar_tune.errors import DivergenceError, InputError
 from lunar_tune.methods.lunar import LunarSettings, solvers
+from lunar_tune.methods.lunar.method import PreparedLunar
 from lunar_tune.methods.lunar.solvers import (
     Solution,
     Tokens,
@@ -24,6 +29,7 @@ from lunar_tune.methods.lunar.solvers import (
     solve_closed_form,
     solve_ridge,
 )
+from lunar_tune.models.loading import LoadedModel
 
 D_MODEL, D_FF = 7, 12
 
@@ -76,27 +82,22 @@ def test_ridge_is_numpys_least_squares(tokens: int, ridge: float, repeated: int,
     assert solved.error == pytest.approx(missing, rel=1e-5, abs=1e-9)
 
 
-def test_the_loss_of_the_closed_form_is_the_mean_squared_error_that_remains() -> None:
-    p = problem()
-    h, w0, shift = p.inputs.double(), p.weight.double(), p.shift.double()
-    solved = solve_closed_form(w0, shift, solve_ridge(p.inputs, p.is_forget, ridge=1e-3))
-    targets = h @ w0.T + p.is_forget[:, None] * shift
-    remaining = float(mse_loss(h @ solved.weight.T, targets))
-    assert solved.losses == pytest.approx((remaining,), rel=1e-6)
-
-
-def test_what_has_no_closed_form_is_refused() -> None:
+def test_a_closed_form_leaves_the_loss_that_it_tells_or_is_refused() -> None:
     """A ridge that is not positive, inputs that are all zero, an edit too large for its format."""
     p = problem()
+    h, w0, solved = p.inputs, p.weight.double(), solve_ridge(p.inputs, p.is_forget, ridge=1e-3)
+    solution = solve_closed_form(w0, p.shift.double(), solved)
+    targets = linear(h.double(), w0) + p.is_forget[:, None] * p.shift
+    remaining = float(mse_loss(linear(h.double(), solution.weight), targets))
+    assert solution.losses == pytest.approx((remaining,), rel=1e-6)
+    assert torch.equal(solve_closed_form(p.weight, 0 * p.shift, solved).weight, p.weight)
     for ridge in (0.0, math.nan, math.inf):
         with pytest.raises(InputError, match=r"ridge .*a positive number"):
-            solve_ridge(p.inputs, p.is_forget, ridge=ridge)
+            solve_ridge(h, p.is_forget, ridge=ridge)
     with pytest.raises(DivergenceError, match="singular"):
-        solve_ridge(0 * p.inputs, p.is_forget, ridge=1e-3)
-    solved = solve_ridge(p.inputs, p.is_forget, ridge=1e-3)
+        solve_ridge(0 * h, p.is_forget, ridge=1e-3)
     with pytest.raises(DivergenceError, match="infinite"):
         solve_closed_form(p.weight.half(), 1e9 * p.shift, solved)
-    assert torch.equal(solve_closed_form(p.weight, 0 * p.shift, solved).weight, p.weight)
 
 
 def plain_loop(
@@ -110,14 +111,12 @@ def plain_loop(
     targets = linear(h, w0)
     targets[p.is_forget] += p.shift.to(dtype)
     order, draw = (torch.Generator().manual_seed(3) for _ in range(2))
-    if rank is None:
-        whole = dtype == torch.bfloat16
-        trained = [torch.nn.Parameter(w0.clone() if whole else torch.zeros_like(w0))]
-        base = torch.zeros_like(w0) if whole else w0
-    else:
+    whole = dtype == torch.bfloat16
+    base = torch.zeros_like(w0) if whole else w0
+    trained = [torch.nn.Parameter(w0.clone() if whole else torch.zeros_like(w0))]
+    if rank is not None:
         first = torch.empty(rank, D_FF).normal_(std=0.01, generator=draw).to(dtype)
         trained = [torch.nn.Parameter(x) for x in (torch.zeros(D_MODEL, rank, dtype=dtype), first)]
-        base = w0
 
     def weight() -> Tensor:
         return base + (trained[0] if rank is None else trained[0] @ trained[1])
@@ -169,11 +168,98 @@ def test_float32_keeps_updates_that_a_bfloat16_master_loses() -> None:
 
 
 def test_what_leaves_the_numbers_diverges() -> None:
-    p = problem(tokens=60)
     for rate, fixed, message in (
         (1e30, {"epochs": 3}, "in epoch 2 of 3"),
         (1e30, {"epochs": 3, "master_dtype": "bfloat16"}, "in epoch 2 of 3"),
         (1e39, {"epochs": 1}, "infinite"),  # in the last step
     ):
         with pytest.raises(DivergenceError, match=message):
-            adamw(p, learning_rate=rate, **fixed)
+            adamw(problem(tokens=60), learning_rate=rate, **fixed)
+
+
+@pytest.fixture
+def model(loaded: Callable[..., LoadedModel], unchanged: Callable[[Any], None]) -> LoadedModel:
+    unchanged(loaded("qwen2").model)
+    return loaded("qwen2")
+
+
+def prepared_for(model: LoadedModel, **settings: Any) -> PreparedLunar:
+    prepared = examples.lunar(**settings).prepare(examples.task_on(model))
+    assert isinstance(prepared, PreparedLunar)
+    return prepared
+
+
+N_FORGET_TOKENS, N_RETAIN_TOKENS = 7, 12
+
+
+@pytest.mark.parametrize(
+    ("positions", "moved"), [("all", list(range(N_FORGET_TOKENS))), ("last", [3, 6])]
+)
+@pytest.mark.parametrize("layer", [0, 2])
+def test_the_edit_is_that_of_the_page(
+    model: LoadedModel, layer: int, positions: str, moved: list[int]
+) -> None:
+    """With `last`, only the last tokens of the two forget prompts (3 and 6) are moved."""
+    h = reference.mlp_inputs(model.model, layer, [*examples.FORGET, *examples.RETAIN])
+    shift = reference.unlearning_vector(model.model, layer, examples.REFERENCE, examples.FORGET)
+    is_moved = torch.isin(torch.arange(len(h)), torch.tensor(moved))
+    expected = reference.fit_closed_form(h, is_moved, 1.5 * shift, ridge=1e-2)
+    weight = model.model.model.layers[layer].mlp.down_proj.weight
+    before, parameters = weight.clone(), {"layer": layer, "coefficient": 1.5, "ridge": 1e-2}
+    prepared = prepared_for(model, solver="closed_form", positions=positions)
+    with examples.unlearned(prepared, parameters, seed=0):
+        difference = (weight - before).double()
+    torch.testing.assert_close(difference, expected.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("solver", "own"), [("adamw", {"learning_rate": 0.01}), ("closed_form", {"ridge": 1e-3})]
+)
+def test_several_layers_are_each_fitted_on_the_base_model(
+    model: LoadedModel, solver: str, own: dict[str, float]
+) -> None:
+    prepared = prepared_for(model, solver=solver)
+
+    def fitted(layer: Any, coefficient: Any) -> tuple[dict[str, Tensor], Any]:
+        parameters = {"layer": layer, "coefficient": coefficient, **own}
+        with examples.unlearned(prepared, parameters, seed=0) as fit:
+            return examples.weights(model), fit.losses
+
+    both, summed = fitted([2, 0], [1.0, -3.0])
+    losses = []
+    for layer, coefficient in ((2, 1.0), (0, -3.0)):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        alone, own_losses = fitted(layer, coefficient)
+        assert torch.equal(both[name], alone[name])
+        losses.append(own_losses)
+    assert summed == pytest.approx([sum(epoch) for epoch in zip(*losses, strict=True)])
+    assert examples.same(fitted([2, 0], 1.0)[0], fitted([2, 0], [1.0, 1.0])[0])
+
+
+def test_layers_that_are_not_there_or_do_not_match_coefficients_are_refused(
+    model: LoadedModel,
+) -> None:
+    for layer, coefficient, message in (
+        (3, 1.0, "layer 3: the model has 3 decoder blocks"),
+        ([0, 1, 2], [1.0, 2.0], "3 layers and 2 coefficients"),
+        (1.5, 1.0, "layer 1.5: whole numbers"),
+        ([], [], "at least one layer"),
+    ):
+        parameters = {"layer": layer, "coefficient": coefficient, "ridge": 1e-3}
+        prepared = prepared_for(model, solver="closed_form")
+        examples.assert_fails(prepared, parameters, InputError, message)
+
+
+def test_retain_points_are_so_many_for_each_forget_token(model: LoadedModel) -> None:
+    """Seven forget and twelve retain tokens; .5 × 7 = 3.5 is rounded to 4 (to even)."""
+    for k, expected in ((0.5, 4), (1.6, 11), (2.0, N_RETAIN_TOKENS), (None, 12)):
+        prepared, chosen = prepared_for(model), LunarSettings(retain_points=k)
+        (nodes, is_forget), (other, _) = (prepared._points(chosen, seed) for seed in (0, 1))
+        assert torch.equal(nodes, other) == (expected == N_RETAIN_TOKENS)
+        tree = prepared._activations.tree
+        assert nodes[:N_FORGET_TOKENS].tolist() == tree.nodes_of([0, 1]).tolist()
+        assert is_forget.tolist() == [True] * N_FORGET_TOKENS + [False] * expected
+        # Each retain token at most once; several tokens may have one node.
+        retain = Counter(nodes[N_FORGET_TOKENS:].tolist())
+        assert retain.total() == expected
+        assert retain <= Counter(tree.nodes_of([2, 3, 4]).tolist())
