@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ from random_models import FAMILIES
 from torch import Tensor
 from transformers import AutoConfig
 
-from lunar_tune.engine import forward as forward_module
+from lunar_tune.engine import forward
 from lunar_tune.engine.activations import ActivationSource, block_reads, capture_streams
 from lunar_tune.engine.decoding import generate_tokens
 from lunar_tune.engine.forward import KeyValues, PrefixTree, arrange, tree_forward
@@ -77,10 +77,8 @@ def test_streams_and_what_blocks_read_are_those_of_unpadded_full_forwards(
     last = ActivationSource(model).last_tokens(cases.PROMPTS)
     ends = [cases.TREE.nodes_of([row]).tolist()[-1] for row in range(len(cases.PROMPTS))]
     close(last, full["streams"][:, ends])
-    never = cases.with_eos(model, cases.NEVER)
-    assert generate_tokens(never, cases.PROMPTS, max_new_tokens=6) == cases.generated(
-        model.model, cases.PROMPTS, budget=6
-    )
+    said = generate_tokens(cases.with_eos(model, cases.NEVER), cases.PROMPTS, max_new_tokens=6)
+    assert said == cases.generated(model.model, cases.PROMPTS, budget=6)
 
 
 @pytest.mark.parametrize("is_edited", [True, False])
@@ -94,10 +92,8 @@ def test_answers_are_those_of_generate_on_the_model_edited_by_hand(
     weights = cases.new_weights(model, layer) if is_edited else {}
     said = cases.generated(cases.edited_by_hand(model, weights), cases.PROMPTS, budget=BUDGET)
     before = cases.generated(model.model, cases.PROMPTS, budget=6)
-    for eos, drafts in (
-        (cases.NEVER, None),
-        (cases.ends_of(said), cases.cut_all(before, cases.ends_of(said), 6)),
-    ):
+    ends = cases.ends_of(said)
+    for eos, drafts in ((cases.NEVER, None), (ends, cases.cut_all(before, ends, 6))):
         ended, expected = cases.with_eos(model, eos), cases.cut_all(said, eos, BUDGET)
         with edited(model, weights):
             assert generate_tokens(ended, cases.PROMPTS, max_new_tokens=BUDGET) == expected
@@ -126,45 +122,39 @@ def test_steering_shifts_every_position(loaded: Load, unchanged: Unchanged, fami
     assert not torch.isclose(inside[3], before[3]).all(1).any()
 
 
-def state_of(model: LoadedModel) -> Mapping[str, Any]:
+def state_of(model: LoadedModel) -> list[Any]:
     decoder: Any = model.model.get_decoder()
-    return {
-        "blocks": list(decoder.layers),
-        "mlps": [block.mlp for block in decoder.layers],
-        "configuration": model.model.config.to_dict(),
-        "attention": model.model.config._attn_implementation,
-        "hooks": sum(len(module._forward_hooks) for module in model.model.modules()),
-        "weights": [(id(p), p.data_ptr(), float(p.sum())) for p in model.model.parameters()],
-        "batch": forward_module._current.get(None),
-    }
+    return [
+        [(block, block.mlp) for block in decoder.layers],
+        (model.model.config.to_dict(), model.model.config._attn_implementation),
+        sum(len(module._forward_hooks) for module in model.model.modules()),
+        [(id(p), p.data_ptr(), float(p.sum())) for p in model.model.parameters()],
+        forward._current.get(None),
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_comes_back_after_errors(loaded: Load, unchanged: Unchanged, family: str) -> None:
     model = loaded(family)
     unchanged(model.model)
-    before = state_of(model)
-    inside: list[Mapping[str, Any]] = []
+    before, inside = state_of(model), []
 
     def interrupted(*_: Any) -> None:
         inside.append(state_of(model))
         raise KeyboardInterrupt
 
     for context in (
-        lambda: edited(model, {1: torch.zeros(32, 48)}),
-        lambda: steered(model, 1, SHIFT),
-        lambda: decoder_slice(model.model, model.layout, 1, 2),
+        edited(model, {1: torch.zeros(32, 48)}),
+        steered(model, 1, SHIFT),
+        decoder_slice(model.model, model.layout, 1, 2),
     ):
-        with suppress(KeyboardInterrupt), context():
+        with suppress(KeyboardInterrupt), context:
             interrupted()
         assert state_of(model) == before
     (batch,) = arrange(cases.TREE, range(len(cases.PROMPTS)), budget=100, device=CPU)
-    stream, keys = torch.zeros(cases.TREE.n_nodes, 32), KeyValues(cases.TREE.n_nodes)
-    with (
-        before["blocks"][2].self_attn.register_forward_pre_hook(interrupted),
-        suppress(KeyboardInterrupt),
-    ):
-        tree_forward(model, batch, 1, stream, keys)
+    nodes, attention = cases.TREE.n_nodes, model.model.model.layers[2].self_attn
+    with attention.register_forward_pre_hook(interrupted), suppress(KeyboardInterrupt):
+        tree_forward(model, batch, 1, torch.zeros(nodes, 32), KeyValues(nodes))
     assert state_of(model) == before
     assert len(inside) == 4
     assert before not in inside
@@ -231,9 +221,8 @@ def test_each_prefix_is_computed_once_in_order(rows: list[tuple[int, ...]], budg
     assert len(number) == len(set(number.values())) == tree.n_nodes
     prefix_of = {node: prefix for prefix, node in number.items()}
     computed: list[int] = []
-    for batch in arrange(
-        tree, range(tree.n_rows), budget=budget, device=CPU, asked=range(tree.n_nodes)
-    ):
+    every = range(tree.n_nodes)
+    for batch in arrange(tree, range(tree.n_rows), budget=budget, device=CPU, asked=every):
         new = batch.nodes.tolist()
         assert len(new) <= budget or len(batch.path) == 1
         computed += new
@@ -242,7 +231,7 @@ def test_each_prefix_is_computed_once_in_order(rows: list[tuple[int, ...]], budg
         for node in new:
             ancestors = [number[prefix_of[node][: i + 1]] for i in range(len(prefix_of[node]))]
             assert set(ancestors) <= set(computed)
-    assert sorted(computed) == list(range(tree.n_nodes))
+    assert sorted(computed) == list(every)
     for row, sequence in enumerate(rows):
         nodes = [number[prefix] for prefix in prefixes_of([sequence])]
         assert tree.nodes_of([row]).tolist() == nodes

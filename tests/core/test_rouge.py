@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from engine_cases import NEVER, PROMPTS, answerer, new_weights, with_eos
@@ -30,16 +31,11 @@ from lunar_tune.models.loading import LoadedModel
 @pytest.mark.parametrize(
     ("kind", "truth", "answer", "rouge1", "rouge_l"),
     [
-        # Recall: what is added costs nothing.
         ("default", "forty copper kettles", "well, it is forty fine copper kettles", 1, 1),
-        # Two of three words; in order.
         ("default", "forty copper kettles", "forty kettles", 2 / 3, 2 / 3),
-        # All three words, but the longest common subsequence has one or two.
-        ("default", "forty copper kettles", "kettles copper forty", 1, 1 / 3),
-        # Words are counted: the truth has two `the`, the answer one.
-        ("default", "the buyer the seller", "the buyer", 2 / 4, 2 / 4),
-        # Stemmed (words longer than three letters), case and punctuation ignored.
-        ("default", "Paying buyers!", "pays; the buyer", 1, 1),
+        ("default", "forty copper kettles", "kettles copper forty", 1, 1 / 3),  # in order: one
+        ("default", "the buyer the seller", "the buyer", 2 / 4, 2 / 4),  # words are counted
+        ("default", "Paying buyers!", "pays; the buyer", 1, 1),  # stems, case and punctuation
         # Each ideograph, kana or Hangul syllable is a word: four, of which the answer has three.
         ("words", "東京都庁", "庁都京東", 1, 1 / 4),
         # Also where they touch letters or digits: 2021, 年, 3, 月.
@@ -98,25 +94,14 @@ each_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
 KELVIN, DOTTED_I, LONG_S, REPLACEMENT = "\u212a", "\u0130", "\u017f", "\ufffd"
 
 # Words that stems change, scripts with marks, ideographs, letters that lower to a-z or to two.
+SPACED = (
+    "Cedar cedars paying paid 7 40 a I K snake_case don't ß ﬁ é 東京 都 カ ﾅ 서울 हिन्दी медных "
+    "ΟΔΟΣ Σ \u03b1 𠮷 ² e\u0301 \u1112\u1161\u11ab . , : - ' … 。 = < \uff08"
+)
 PIECES = (
-    *("Cedar", "cedars", "paying", "paid", "7", "40", "a", "I", "K", "snake_case", "don't"),
-    *(KELVIN, DOTTED_I, LONG_S, "ß", "ﬁ", "é", "e\u0301", "\u0301", "\u0338", "\u093f", "\u200d"),
-    *(
-        "東京",
-        "都",
-        "カ",
-        "ﾅ",
-        "서울",
-        "\u1112\u1161\u11ab",
-        "हिन्दी",
-        "медных",
-        "ΟΔΟΣ",
-        "Σ",
-        "\u03b1",
-        "𠮷",
-        "²",
-    ),
-    *(" ", "  ", "\n", ".", ",", ":", "-", "'", "…", "。", "=", "<", "\uff08", "\u00a0", "\u00ad"),
+    *SPACED.split(),
+    *(KELVIN, DOTTED_I, LONG_S, "\u0301", "\u0338", "\u093f", "\u200d"),
+    *(" ", "  ", "\n", "\u00a0", "\u00ad"),
 )
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
@@ -225,49 +210,31 @@ BUDGET = 40
 
 
 def evaluated(
-    loaded: LoadedModel,
-    truths: Sequence[str],
-    *,
-    kind: str,
-    early_exit: bool = False,
-    drafts: Sequence[Sequence[int]] | None = None,
+    loaded: LoadedModel, truths: Sequence[str], *, kind: str, drafts: Any = None, **how: bool
 ) -> Evaluation:
     answers = answerer(loaded, drafts=drafts)
     answers.activations.reads(1)
-    asked = [
-        Question(Record(f"Q{i}?", truth, "E"), i % len(PROMPTS)) for i, truth in enumerate(truths)
-    ]
-    evaluator = Evaluator(
-        answers,
-        loaded.tokenizer,
-        {"forget": asked[:3], "retain": asked[3:]},
-        early_exit=early_exit,
-        rouge_tokenizer=kind,
-    )
+    asked = [Question(Record(f"Q{i}?", t, "E"), i % len(PROMPTS)) for i, t in enumerate(truths)]
+    sets = {"forget": asked[:3], "retain": asked[3:]}
+    evaluator = Evaluator(answers, loaded.tokenizer, sets, rouge_tokenizer=kind, **how)
     with edited(loaded, new_weights(loaded, 1)):
         return evaluator.evaluate(edited_layer=1, max_new_tokens=BUDGET)
 
 
 @each_tokenizer
 def test_an_early_exit_changes_no_score(loaded: Callable[..., LoadedModel], kind: str) -> None:
+    """The last row asks the first prompt again."""
     model = with_eos(loaded("qwen2"), NEVER)
     nothing = evaluated(model, ["zebra"] * 8, kind=kind)
-    said = [tokenize_words(row.answer, tokenizer=kind) for row in nothing.rows]
-    assert all(len(words) > 6 for words in said)
-    truths = [
-        " ".join(said[0][:2]),
-        " ".join(said[1][:5:2]),
-        "zebra",
-        " ".join(said[3]),
-        " ".join([*said[4][:2], "zebra"]),
-        " ".join(said[5][1:4]),
-        "zebra",
-        " ".join(said[0][3:6]),  # of the prompt that is asked again
-    ]
     end = nothing.tokens[0][10]
     ending = evaluated(with_eos(model, (end,)), ["zebra"] * 8, kind=kind)
     rows = [i % len(PROMPTS) for i in range(8)]
     assert [row.ended for row in ending.rows] == [end in nothing.tokens[row] for row in rows]
+    said = [tokenize_words(row.answer, tokenizer=kind) for row in nothing.rows]
+    assert all(len(words) > 6 for words in said)
+    hard, some, none = [*said[4][:2], "zebra"], said[5][1:4], ["zebra"]
+    truths = [said[0][:2], said[1][:5:2], none, said[3], hard, some, none, said[0][3:6]]
+    truths = [" ".join(words) for words in truths]
     whole = evaluated(model, truths, kind=kind)
     assert all(len(tokens) == BUDGET for tokens in whole.tokens.values())
     for drafts in (None, [list(nothing.tokens[row])[: 5 * row] for row in range(len(PROMPTS))]):
