@@ -14,7 +14,6 @@ from random_models import build_model
 
 from lunar_tune.errors import InputError, LunarTuneError, ModelError
 from lunar_tune.models import device
-from lunar_tune.models import device as device_module
 from lunar_tune.models.catalog import ModelSpec
 
 OUT_OF_MEMORY = [
@@ -39,14 +38,13 @@ class Work:
         return f"done with {size}"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Giving memory back takes a while."""
-    monkeypatch.setattr(device_module, "give_back", lambda: None)
+    monkeypatch.setattr(device, "give_back", lambda: None)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-@pytest.mark.usefixtures("given_back")
 def test_batches_are_halved_to_fit(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     size, work = device.BatchSize(100, "rows"), Work(13, error)
     for _ in range(2):
@@ -68,7 +66,6 @@ def test_other_errors_pass_and_leave_the_size(error: Exception) -> None:
     assert device.BatchSize(-5, "rows").fit(work) == "done with 1", "an estimate of nothing is one"
 
 
-@pytest.mark.usefixtures("given_back")
 def test_what_a_failed_try_held_is_free_before_the_next_try() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
 
@@ -100,7 +97,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
         values: dict[str, Callable[..., Any]] = {
             "is_available": lambda: bool(memory),
             "device_count": lambda: len(memory),
-            "mem_get_info": lambda device: of_each[device if isinstance(device, int) else 0],
+            "mem_get_info": lambda one: of_each[one if isinstance(one, int) else 0],
             "memory_reserved": lambda _: reserved * device.GIB,
             "memory_allocated": lambda _: allocated * device.GIB,
             "get_device_properties": lambda _: SimpleNamespace(total_memory=of_each[0][1]),
@@ -118,7 +115,7 @@ def test_a_gpu_has_what_torch_keeps_too(gpus: Gpus, budget: float | None, free: 
     """Of ten GiB four are free and five torch's: two in tensors, three kept for later."""
     gpus((4, 10), allocated=2, reserved=5)
     memory = device.DeviceMemory(torch.device("cuda"), budget)
-    assert memory.free_bytes() == int(free * device.GIB * device_module.USABLE_SHARE)
+    assert memory.free_bytes() == int(free * device.GIB * device.USABLE_SHARE)
     cpu = device.DeviceMemory(torch.device("cpu"), budget)
     assert cpu.free_bytes() == pytest.approx(0.9 * device.host_free_bytes(), rel=0.2)
 

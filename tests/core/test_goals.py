@@ -22,8 +22,6 @@ from lunar_tune.metrics.names import (
 )
 from lunar_tune.trial.assemble import assemble
 
-# The registry
-
 
 def test_metrics_are_named_once_and_need_what_each_of_them_needs() -> None:
     for one in ("forget", "retain", "factual"):
@@ -61,16 +59,6 @@ def test_the_best_and_the_worst_lie_in_the_range_and_better_is_lower_or_higher()
     assert deviation.high == pytest.approx(deviation_score(1.0, 0.0))
 
 
-def test_a_bound_is_read_with_and_without_spaces() -> None:
-    for text, expected in (
-        ("  retain_rouge1  >=  .8 ", ("retain_rouge1", ">=", 0.8)),
-        ("forget_log_prob<=-2e1", ("forget_log_prob", "<=", -20.0)),
-        ("FACTUAL_rougel≥1", ("factual_rougeL", ">=", 1.0)),
-    ):
-        read = parse_constraint(text)
-        assert read == Constraint(*expected) == parse_constraint(str(read))
-
-
 def test_a_bound_that_means_nothing_is_refused_with_what_to_write() -> None:
     for text, words in (
         ("", "METRIC>=VALUE or METRIC<=VALUE"),
@@ -92,7 +80,14 @@ def test_a_bound_that_means_nothing_is_refused_with_what_to_write() -> None:
         assert words in str(raised.value)
 
 
-def test_a_violation_is_0_or_less_where_the_bound_is_kept() -> None:
+def test_a_bound_is_read_with_and_without_spaces_and_violated_by_more_than_0() -> None:
+    for text, expected in (
+        ("  retain_rouge1  >=  .8 ", ("retain_rouge1", ">=", 0.8)),
+        ("forget_log_prob<=-2e1", ("forget_log_prob", "<=", -20.0)),
+        ("FACTUAL_rougel≥1", ("factual_rougeL", ">=", 1.0)),
+    ):
+        read = parse_constraint(text)
+        assert read == Constraint(*expected) == parse_constraint(str(read))
     for bound, scores, violation in (
         ("retain_rouge1>=0.75", {"retain_rouge1": 0.5}, 0.25),
         ("retain_rouge1>=0.75", {"retain_rouge1": 1.0}, -0.25),
@@ -117,7 +112,7 @@ def test_all_that_is_wrong_with_a_goal_is_said_at_once() -> None:
         assert sum(words in message for message in messages) == 1
 
 
-def test_the_default_goal_minimises_forget_and_keeps_retain() -> None:
+def test_a_goal_minimises_what_is_named_and_what_is_better_higher_by_its_negative() -> None:
     goal = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
     scores = {"forget_rouge1": 0.25, "retain_rouge1": 0.75}
     assert goal.value(scores) == 0.25
@@ -125,13 +120,9 @@ def test_the_default_goal_minimises_forget_and_keeps_retain() -> None:
     assert not goal.is_kept(scores)
     assert goal.is_kept({"retain_rouge1": 0.8})
     assert str(goal) == "lowest forget ROUGE-1 subject to retain ROUGE-1 of at least 0.8"
-    assert (goal.floor, goal.stoppable_floor) == (0.8, 0.8)
     assert Goal.read(*goal.text) == goal
     assert math.isnan(goal.value({}))
     assert goal.violations({}) == {"retain_rouge1>=0.8": math.inf}
-
-
-def test_what_is_better_when_it_is_higher_is_made_small_by_its_negative() -> None:
     goal = Goal.read(" factual_rouge1 ", ["forget_mrr <= 0.2", "forget_mrr>=0.1"])
     assert goal.value({"factual_rouge1": 0.7}) == -0.7
     both = "forget MRR of at most 0.2, forget MRR of at least 0.1"
@@ -142,8 +133,12 @@ def test_what_is_better_when_it_is_higher_is_made_small_by_its_negative() -> Non
 
 def test_a_trial_may_be_stopped_only_where_all_that_counts_is_known_then() -> None:
     """Factual answers are not asked after a stop, likelihoods not computed."""
-    assert Goal.read("deviation_score", ["retain_rouge1>=0.7"]).stoppable_floor == 0.7
-    assert Goal.read("forget_mrr", ["retain_rouge1>=0.7"]).stoppable_floor is None
-    assert Goal.read("forget_rouge1", ["factual_rouge1>=0.7"]).floor is None
-    mixed = Goal.read("forget_rouge1", ["retain_rouge1>=0.7", "factual_rouge1>=0.7"])
-    assert (mixed.floor, mixed.stoppable_floor) == (0.7, None)
+    for minimised, demanded, floors in (
+        ("forget_rouge1", ["retain_rouge1>=0.8"], (0.8, 0.8)),
+        ("deviation_score", ["retain_rouge1>=0.7"], (0.7, 0.7)),
+        ("forget_mrr", ["retain_rouge1>=0.7"], (0.7, None)),
+        ("forget_rouge1", ["factual_rouge1>=0.7"], (None, None)),
+        ("forget_rouge1", ["retain_rouge1>=0.7", "factual_rouge1>=0.7"], (0.7, None)),
+    ):
+        goal = Goal.read(minimised, demanded)
+        assert (goal.floor, goal.stoppable_floor) == floors

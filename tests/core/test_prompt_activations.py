@@ -7,7 +7,6 @@ import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,17 @@ def model(loaded: Load, unchanged: Callable[[Any], None]) -> LoadedModel:
     return loaded("qwen2")
 
 
-@contextmanager
-def forwards(loaded: LoadedModel) -> Iterator[Counter[int]]:
-    """Inside, count how often each block is run."""
+@pytest.fixture
+def runs(model: LoadedModel) -> Iterator[Counter[int]]:
+    """Count how often each block is run."""
     counts: Counter[int] = Counter()
-    with ExitStack() as stack:
-        for layer, block in enumerate(loaded.layout.blocks_of(loaded.model)):
-            stack.enter_context(
-                block.register_forward_hook(lambda *_, layer=layer: counts.update([layer]))
-            )
-        yield counts
+    handles = [
+        block.register_forward_hook(lambda *_, layer=layer: counts.update([layer]))
+        for layer, block in enumerate(model.layout.blocks_of(model.model))
+    ]
+    yield counts
+    for handle in handles:
+        handle.remove()
 
 
 def sources(model: LoadedModel, root: Path, limit: float = 1.0) -> ActivationSource:
@@ -53,29 +53,31 @@ def assert_right(activations: PromptActivations, layer: int) -> None:
         torch.testing.assert_close(found, full[name][layer], rtol=1e-4, atol=1e-4)
 
 
-def test_a_second_run_reads_from_disk_without_a_sweep(model: LoadedModel, tmp_path: Path) -> None:
+def test_a_second_run_reads_from_disk_without_a_sweep(
+    model: LoadedModel, runs: Counter[int], tmp_path: Path
+) -> None:
     """What remains is the one block that is asked for, run on its kept input."""
     first = sources(model, tmp_path)
-    with forwards(model) as counts:
-        last = first.last_tokens(PROMPTS)
-        activations = PromptActivations(first, PROMPTS, layers=(1, 2))
-        kept = {layer: activations.reads(layer) for layer in (1, 2)}
-    assert counts[0] == 2, "a sweep for the last tokens and one for both blocks' inputs"
+    last = first.last_tokens(PROMPTS)
+    activations = PromptActivations(first, PROMPTS, layers=(1, 2))
+    kept = {layer: activations.reads(layer) for layer in (1, 2)}
+    assert runs[0] == 2, "a sweep for the last tokens and one for both blocks' inputs"
     about = {"kind": "last tokens", "model": "qwen2", "dtype": "float32", "rows": len(PROMPTS)}
     assert about in [entry.about for entry in ActivationCache(1.0, tmp_path).entries()]
-    memory = PromptActivations(ActivationSource(model), PROMPTS, layers=(1, 2))
+    memory, second = (
+        PromptActivations(source, PROMPTS, layers=(1, 2))
+        for source in (ActivationSource(model), sources(model, tmp_path))
+    )
     assert torch.equal(memory.source.last_tokens(PROMPTS), last)
-
-    second = PromptActivations(sources(model, tmp_path), PROMPTS, layers=(1, 2))
-    with forwards(model) as counts:
-        assert torch.equal(second.source.last_tokens(PROMPTS), last)
-        assert counts == Counter()
-        for layer in (2, 1, 2):
-            reads = second.reads(layer)
-            for found, once, held in zip(reads, kept[layer], memory.reads(layer), strict=True):
-                assert torch.equal(found, once)
-                assert torch.equal(found, held)
-    assert counts == Counter({0: 1, 1: 3, 2: 2}), "those in memory are swept for, once"
+    runs.clear()
+    assert torch.equal(second.source.last_tokens(PROMPTS), last)
+    assert not runs
+    for layer in (2, 1, 2):
+        reads = second.reads(layer)
+        for found, once, held in zip(reads, kept[layer], memory.reads(layer), strict=True):
+            assert torch.equal(found, once)
+            assert torch.equal(found, held)
+    assert runs == Counter({0: 1, 1: 3, 2: 2}), "those in memory are swept for, once"
     assert_right(second, 1)
 
 
@@ -98,7 +100,7 @@ def test_keys_follow_what_is_computed(loaded: Load, model: LoadedModel, tmp_path
         assert entry is not None
         return entry.key
 
-    same = dataclasses.replace(model, model=copy.deepcopy(model.model))
+    same = own(model)
     keys = [key(same, [list(prompt) for prompt in PROMPTS])]
     assert keys == [key(model)]
     same.model.model.layers[1].mlp.down_proj.weight.data[3, 5] += 1e-3
@@ -107,11 +109,15 @@ def test_keys_follow_what_is_computed(loaded: Load, model: LoadedModel, tmp_path
     assert len(set(keys)) == len(keys)
 
 
+def own(model: LoadedModel) -> LoadedModel:
+    return dataclasses.replace(model, model=copy.deepcopy(model.model))
+
+
 @pytest.fixture
-def copied(loaded: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+def copied(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     """Return a model of one's own, whose parameters are summed in several stretches."""
     monkeypatch.setattr(loading, "_WORDS", 256)
-    return dataclasses.replace(loaded("qwen2"), model=copy.deepcopy(loaded("qwen2").model))
+    return own(model)
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -155,8 +161,11 @@ def test_every_bit_counts(copied: LoadedModel, unchanged: Callable[[Any], None])
             assert flipped(copied, as_bytes(odd), 1 << place % 8, place) != before
 
 
-def test_two_elements_that_change_places_make_another(copied: LoadedModel) -> None:
-    """In one word, in neighbouring ones, far apart, between two parameters; also x and −x."""
+def test_every_order_counts(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elements in one word, in neighbouring ones, far apart, of two parameters; also x and −x.
+
+    Then stretches, here of four words, each with the same multipliers, and whole parameters.
+    """
     one, two = (down_projection(copied, layer).data.view(-1) for layer in (1, 2))
     one[2] = -one[0]
     for i, second, j in ((0, one, 1), (0, one, 2), (1, one, 301), (3, one, -1), (5, two, 5)):
@@ -164,19 +173,14 @@ def test_two_elements_that_change_places_make_another(copied: LoadedModel) -> No
         assert a != b
         one[i], second[j] = b, a
         assert fingerprint(copied) != before
-
-
-def test_every_order_counts(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums are taken over stretches; here of four words, each with the same multipliers."""
     monkeypatch.setattr(loading, "_WORDS", 4)
-    seen = {fingerprint(copied)}
+    seen = [fingerprint(copied)]
     raw = as_bytes(down_projection(copied, 0))
     raw[:64] = torch.cat([raw[32:64], raw[:32]])
-    seen.add(fingerprint(copied))
+    seen.append(fingerprint(copied))
     mlp = copied.model.model.layers[1].mlp
     mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
-    seen.add(fingerprint(copied))
-    assert len(seen) == 3
+    assert len({*seen, fingerprint(copied)}) == 3
 
 
 def test_how_a_weight_lies_in_memory_or_on_disk_does_not_count(
@@ -191,10 +195,8 @@ def test_how_a_weight_lies_in_memory_or_on_disk_does_not_count(
     weight.data = weight.data.T.contiguous().T
     assert fingerprint(copied) == before
     moved = shutil.copytree(checkpoint("qwen2"), tmp_path / "moved")
-    assert (
-        fingerprint(load_model(ModelSpec(name="another", source=str(moved), device="cpu")))
-        == before
-    )
+    again = load_model(ModelSpec(name="another", source=str(moved), device="cpu"))
+    assert fingerprint(again) == before
 
 
 def test_all_settings_count(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
