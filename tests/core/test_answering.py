@@ -1,19 +1,17 @@
-"""Answers from kept streams are those of transformers' own `generate`, whatever is kept or guessed.
-
-Every family: `test_families`.
-"""
+"""Answers from kept streams are those of `generate`, whatever is kept; families: test_families."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
+from unittest.mock import Mock
 
 import engine_cases as cases
 import pytest
 from random_models import FAMILIES
 
-from lunar_tune.engine import answering as answering_module
-from lunar_tune.engine import slot_decoding
+from lunar_tune.engine import answering, slot_decoding
 from lunar_tune.engine.decoding import AnswerRules, generate_tokens, token_budget
 from lunar_tune.engine.slot_decoding import REMEMBERED, Guesser
 from lunar_tune.methods.lunar.method import edited
@@ -49,14 +47,12 @@ def drafts_like(kind: str, answers: list[list[int]], eos: int = 2) -> list[list[
     return [list(KINDS[kind](answers, wrong, eos, i)) for i in range(len(answers))]
 
 
-def test_right_drafts_leave_nothing_to_decode(
-    loaded: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_right_drafts_leave_no_work(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded("mistral")
     weights, eos = cases.new_weights(model, 1), cases.ends_of(said(model, 1))
     short = cases.cut_all(said(model, 1), eos, BUDGET)
     made = cases.answerer(cases.with_eos(model, eos), drafts=short)
-    monkeypatch.setattr(answering_module, "SlotDecoding", pytest.fail)
+    monkeypatch.setattr(answering, "SlotDecoding", pytest.fail)
     assert cases.answers_of(made, weights, budget=BUDGET) == short
     with edited(model, weights):  # whose reads are there already
         known = made.begin(AnswerRules(edited_layer=1, max_new_tokens=BUDGET)).open([2, 4])
@@ -75,8 +71,7 @@ def test_plain_decoding_ignores_a_penalty(loaded: Load) -> None:
     assert generate_tokens(model, [], max_new_tokens=4) == []
 
 
-def test_a_budget_that_is_not_given_is_twice_the_longest_true_answer_or_32(loaded: Load) -> None:
-    tokenizer = loaded("llama").tokenizer
+def test_a_budget_is_twice_the_longest_true_answer_or_32(tokenizer: Any) -> None:
     long = "Forty copper kettles and three clocks, to be paid in March. " * 3
     length = len(tokenizer.encode(long, add_special_tokens=False))
     assert length > 16
@@ -85,11 +80,11 @@ def test_a_budget_that_is_not_given_is_twice_the_longest_true_answer_or_32(loade
     assert token_budget(7, tokenizer, [long]) == 7
 
 
-@pytest.mark.parametrize("share", [0.0, answering_module.KEYS_SHARE])
+@pytest.mark.parametrize("share", [0.0, answering.KEYS_SHARE])
 def test_answers_depend_neither_on_trials_before_nor_on_how_many_blocks_change(
     loaded: Load, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    monkeypatch.setattr(answering_module, "KEYS_SHARE", share)
+    monkeypatch.setattr(answering, "KEYS_SHARE", share)
     model = cases.with_eos(loaded("qwen3"), cases.NEVER)
     made = cases.answerer(model, drafts=drafts_like("right at first", said(model, 0, 2)))
     for layers in ([2], [0, 2], [], [0, 1, 2], [2]):
@@ -105,9 +100,9 @@ def test_rows_may_be_opened_in_any_groups(
 ) -> None:
     """All else is drawn too: block, draft, budget, ends, batches, what is kept."""
     drawn = random.Random(seed)
-    monkeypatch.setattr(answering_module, "LOGITS_AT_ONCE", drawn.choice([1, 1000, 2**27]))
-    monkeypatch.setattr(answering_module, "KEYS_SHARE", drawn.choice([0.0, 0.5]))
-    monkeypatch.setattr(answering_module, "FIRST_SLOTS", drawn.choice([1, 4, 64]))
+    monkeypatch.setattr(answering, "LOGITS_AT_ONCE", drawn.choice([1, 1000, 2**27]))
+    monkeypatch.setattr(answering, "KEYS_SHARE", drawn.choice([0.0, 0.5]))
+    monkeypatch.setattr(answering, "FIRST_SLOTS", drawn.choice([1, 4, 64]))
     monkeypatch.setitem(slot_decoding.STEPS_PER_LOOK, "cpu", drawn.choice([1, 3, 100]))
     monkeypatch.setattr(slot_decoding, "STEPS_PER_READING", drawn.choice([1, 2, 4]))
     model = loaded(drawn.choice(FAMILIES))
@@ -180,13 +175,12 @@ def test_guesses_right_or_wrong_change_no_answer(
     model = loaded("llama")
     weights, expected = cases.new_weights(model, 1), said(model, 1)
     for eos, first_slots in ((cases.NEVER, 4), (cases.ends_of(expected), 64)):
-        monkeypatch.setattr(answering_module, "FIRST_SLOTS", first_slots)
+        monkeypatch.setattr(answering, "FIRST_SLOTS", first_slots)
         made = cases.answerer(cases.with_eos(model, eos))
         made.guesser = Oracle(right, expected)
         for budget in (2, BUDGET):
-            assert cases.answers_of(made, weights, budget=budget) == cases.cut_all(
-                expected, eos, budget
-            )
+            answers = cases.cut_all(expected, eos, budget)
+            assert cases.answers_of(made, weights, budget=budget) == answers
 
 
 def test_right_guesses_save_forwards(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +191,10 @@ def test_right_guesses_save_forwards(loaded: Load, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(slot_decoding.TOKENS_PER_GUESS, "cpu", 4096)
     model = cases.with_eos(loaded("llama"), cases.NEVER)
     weights, expected = cases.new_weights(model, 1), said(model, 1)
-    made = cases.answerer(model)
-    forwards: list[int] = []
-    with model.model.register_forward_pre_hook(lambda *_: forwards.append(1)):
+    made, forwards = cases.answerer(model), Mock(return_value=None)
+    with model.model.register_forward_pre_hook(forwards):
         for right, count in ((100, 2), (0, 23)):
             made.guesser = Oracle(right, expected)
-            forwards.clear()
+            forwards.reset_mock()
             assert cases.answers_of(made, weights, budget=24) == expected
-            assert len(forwards) == count
+            assert forwards.call_count == count

@@ -64,13 +64,11 @@ def test_the_own_template_ends_where_the_answer_begins(tokenizer: Tokenizer) -> 
 def test_a_date_in_a_template_is_the_fixed_one(tokenizer: Tokenizer) -> None:
     """As Llama 3.2's, and one that looks whether it can ask for the date."""
     for template in (
-        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-        "{% endif %}Today: {{ date_string }} {{ messages[0]['content'] }}",
+        "{% if not d is defined %}{% set d = strftime_now('%d %b %Y') %}{% endif %}",
         "{% if strftime_now is defined %}{% set d = strftime_now('%d %b %Y') %}"
-        "{% else %}{% set d = '26 Jul 2024' %}{% endif %}Today: {{ d }} "
-        "{{ messages[0]['content'] }}",
+        "{% else %}{% set d = '26 Jul 2024' %}{% endif %}",
     ):
-        stamped = with_template(tokenizer, template)
+        stamped = with_template(tokenizer, f"{template}Today: {{{{ d }}}} {BARE}")
         asked = [{"role": "user", "content": QUESTION}]
         assert FIXED_DATE not in stamped.apply_chat_template(asked, tokenize=False)
         assert render(stamped) == f"Today: {FIXED_DATE} {QUESTION}"
@@ -108,7 +106,7 @@ def test_a_prompt_begins_once(tokenizer: Tokenizer, adds_itself: bool, written: 
         *(((), family, f"[INST] {QUESTION} [/INST]") for family in ("llama", "mistral")),
     ],
 )
-def test_published_turns_are_those_of_the_published_code(
+def test_published_turns_are_those_of_the_published_code_and_others_are_refused(
     tokenizer: Tokenizer, tokens: tuple[str, ...], family: str, expected: str
 ) -> None:
     """Texts as in facebookresearch/LUNAR at dfa56eb, src/model_utils; Qwen's has no system turn."""
@@ -116,16 +114,15 @@ def test_published_turns_are_those_of_the_published_code(
     assert render(with_tokens(tokenizer, *tokens), chat, family) == expected
     qwen = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     assert render(tokenizer, chat) == qwen
-
-
-def test_what_has_no_published_turn_or_contradicts_it_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ModelError, match=r"no user turn for the family 'phi3'.*own"):
         render(with_tokens(tokenizer), ChatFormat(template=PUBLISHED), "phi3")
     with pytest.raises(InputError, match="leave out --system-prompt"):
         ChatFormat(template=PUBLISHED, system_prompt="Be brief.")
 
 
-def test_a_template_that_fails_says_why(tokenizer: Tokenizer) -> None:
+def test_a_template_that_fails_says_why_and_one_may_come_from_a_file(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     for template, message in (
         (None, r"has no chat template.*--chat-template FILE"),
         ({"tool_use": "tools"}, "the chat template .* failed"),
@@ -137,8 +134,6 @@ def test_a_template_that_fails_says_why(tokenizer: Tokenizer) -> None:
     several = {"tool_use": "tools", "default": f"Q: {BARE}"}
     assert render(with_template(tokenizer, several)) == f"Q: {QUESTION}"
 
-
-def test_a_template_may_come_from_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("Frage: {{ messages[-1]['content'] }} Ä:", encoding="utf-8")
     assert render(tokenizer, ChatFormat.from_option(str(file), None)) == f"Frage: {QUESTION} Ä:"

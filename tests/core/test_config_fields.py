@@ -56,7 +56,7 @@ def complaints(options: Any) -> list[str]:
     return problems.messages
 
 
-def test_a_value_becomes_its_options_type() -> None:
+def test_a_value_becomes_its_options_type_or_is_refused() -> None:
     for name, value, expected in (
         ("word", 2, "2"),
         ("count", 4.0, 4),
@@ -71,9 +71,6 @@ def test_a_value_becomes_its_options_type() -> None:
     ):
         found = read(**{name: value})[name]
         assert (type(found), found) == (type(expected), expected)
-
-
-def test_a_value_of_another_type_is_refused() -> None:
     for name, values, needed in (
         ("word", [None, True], "a text"),
         ("count", [True, 4.5, "many", None, [4], math.inf], "a whole number"),
@@ -141,22 +138,20 @@ class Below:
         silent: int = option(1, group="Group")
 
 
-def test_the_help_is_the_text_below_a_declaration() -> None:
-    found = {name: help_of(Below.Described, name) for name in options_of(Below.Described)}
+def test_help_is_the_text_below_a_declaration_and_an_option_keeps_what_is_not_said_anew() -> None:
+    kind = Below.Described
+    found = {name: help_of(kind, name) for name in options_of(kind)}
     assert found["word"] == "A word: it goes on in a second line."
     assert found["device"] == help_of(RunOptions, "device") == "auto, cpu or cuda."
     assert (found["count"], found["silent"]) == ("A count.", "")
-
-
-def test_an_option_of_another_class_keeps_what_is_not_said_differently() -> None:
     assert SearchConfig().max_new_tokens is None
     assert RunOptions().max_new_tokens == PUBLISHED_MAX_NEW_TOKENS == 512
-    assert (Below.Described().count, Below.Described().device) == (Choice().count, "cpu")
-    assert complaints(Below.Described(count=9)) == []
-    assert complaints(Below.Described(count=0)) == ["--count 0: at least 1."]
+    assert (kind().count, kind().device) == (Choice().count, "cpu")
+    assert complaints(kind(count=9)) == []
+    assert complaints(kind(count=0)) == ["--count 0: at least 1."]
 
 
-def test_an_assignment_is_the_value_that_it_spells() -> None:
+def test_an_assignment_is_the_value_that_it_spells_and_a_range_has_two_bounds() -> None:
     for text, name, value in (
         (" learning-rate = 1e-3 ", "learning_rate", 0.001),
         ("layer=3, 4", "layer", [3, 4]),
@@ -168,17 +163,11 @@ def test_an_assignment_is_the_value_that_it_spells() -> None:
         found = read_assignments((text,))
         assert found == {name: value}
         assert type(found[name]) is type(value)
-
-
-def test_a_text_that_assigns_nothing_or_a_second_time_is_refused() -> None:
     for text in ("layer", "layer=", "=3", ""):
         with pytest.raises(InputError, match="write NAME=VALUE, for example layer=22"):
             read_assignments((text,))
     with pytest.raises(InputError, match="--fix weight-decay=1: weight_decay is fixed twice"):
         read_assignments(("weight_decay=0", "weight-decay=1"))
-
-
-def test_a_range_has_a_name_and_two_bounds() -> None:
     assert read_range(" learning-rate = 1e-4:0.1") == ("learning_rate", 1e-4, 0.1)
     for text in ("layer", "layer=3", "layer=3:", "=1:2", "layer=4:3", "layer=a:b", "a=nan:1"):
         with pytest.raises(InputError, match=r"write NAME=LOW:HIGH, for example coeff"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -37,11 +38,10 @@ TWO_KEPT = RETAIN_PAIRS[:2]
 RATE = {"learning_rate": 0.01}
 
 
-def answer_logits(model: Any, pair: Pair) -> torch.Tensor:
+def answer_logits(model: Any, pair: Pair) -> Any:
     """Return the logits of an answer's places from a forward of one unpadded row."""
     row = torch.tensor([[*pair.prompt, *pair.answer]])
-    logits: torch.Tensor = model(input_ids=row, use_cache=False).logits[0]
-    return logits[len(pair.prompt) - 1 : -1]
+    return model(input_ids=row, use_cache=False).logits[0, len(pair.prompt) - 1 : -1]
 
 
 def plain_log_probs(model: Any, pair: Pair) -> torch.Tensor:
@@ -105,10 +105,8 @@ def test_a_fit_of_all_weights_is_adamw_on_the_loss_written_out(loaded: Load, nam
     one = loaded("llama")
     rate, epochs, decay = 0.003, 3, 0.01
     by_hand = copy.deepcopy(one.model).requires_grad_(requires_grad=True)
-    matrices = [p for p in by_hand.parameters() if p.ndim >= 2]
-    others = [p for p in by_hand.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+        {"params": [p], "weight_decay": decay if p.ndim >= 2 else 0.0} for p in by_hand.parameters()
     )
     expected = []
     for epoch in range(epochs):
@@ -148,25 +146,24 @@ def test_the_first_loss_is_the_base_models(
 
 @pytest.mark.parametrize("trained", TRAINED)
 def test_gradient_checkpointing_changes_nothing(one: LoadedModel, trained: str) -> None:
-    inside = []
+    losses, inside = [], []
     for checkpointing in (False, True):
         method = gradient("gd", trained, dropout=0.0, checkpointing=checkpointing)
         with unlearned(method.prepare(task_on(one)), RATE, seed=0) as report:
-            inside.append((report.losses, weights(one)))
+            losses.append(report.losses)
+            inside.append(weights(one))
         assert not one.model.is_gradient_checkpointing
-    assert inside[0][0] == inside[1][0]
-    assert same(inside[0][1], inside[1][1])
+    assert losses[0] == losses[1]
+    assert same(*inside)
 
 
 def test_rmu_starts_from_the_distance_to_a_random_direction(one: LoadedModel) -> None:
     """The control is c median norms long; three matrices are trained, of the first block one."""
     outputs: list[torch.Tensor] = []
-    with (
-        one.model.model.layers[2].register_forward_hook(lambda _m, _a, x: outputs.append(x[0])),
-        torch.no_grad(),
-    ):
+    block = one.model.model.layers[2]
+    with block.register_forward_hook(lambda _m, _a, x: outputs.append(x[0])), torch.no_grad():
         for pair in FORGET_PAIRS:
-            one.model(input_ids=torch.tensor([[*pair.prompt, *pair.answer]]), use_cache=False)
+            answer_logits(one.model, pair)
     x = torch.cat(outputs)
     drawn = torch.rand(32, generator=torch.Generator().manual_seed(7))
     control = 3.0 * x.norm(dim=1).median() * drawn / drawn.norm()
@@ -181,17 +178,14 @@ def test_rmu_starts_from_the_distance_to_a_random_direction(one: LoadedModel) ->
     assert fit.losses[0] == pytest.approx(float((x - control).square().mean()), rel=1e-4)
 
 
-def out_of_memory(*_: Any) -> Any:
-    raise torch.OutOfMemoryError("no memory left")
-
-
 @pytest.mark.parametrize("trained", TRAINED)
 def test_a_fit_that_runs_out_of_memory_or_diverges_is_a_failed_trial(
     one: LoadedModel, monkeypatch: pytest.MonkeyPatch, trained: str
 ) -> None:
     prepared = gradient("ga", trained, epochs=4).prepare(task_on(one))
     assert_fails(prepared, {"learning_rate": 1e38}, TrialError, "learning rate")
-    monkeypatch.setattr(GradientAscent, "loss", out_of_memory)
+    no_memory = Mock(side_effect=torch.OutOfMemoryError("no memory left"))
+    monkeypatch.setattr(GradientAscent, "loss", no_memory)
     assert_fails(prepared, RATE, TrialError, "out of memory while training: use --fix check")
 
 

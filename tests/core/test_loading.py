@@ -39,14 +39,12 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
     """Return a LoRA adapter folder for the llama checkpoint, and peft's own logits with it."""
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(
-        build_model("llama"), LoraConfig(r=2, target_modules=["down_proj", "q_proj"])
-    )
-    generator = torch.Generator().manual_seed(0)
+    parts = LoraConfig(r=2, target_modules=["down_proj", "q_proj"])
+    model, draw = get_peft_model(build_model("llama"), parts), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+                parameter.normal_(std=0.3, generator=draw)
         logits = model.eval()(input_ids=IDS).logits
     path = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(str(path))
@@ -82,20 +80,19 @@ def test_another_folder_replaces_both(folder: Path, checkpoint: Checkpoint, tmp_
     assert plain.chat_template == build_tokenizer().chat_template
 
 
-def test_an_adapter_is_merged_and_answers_as_peft_does(folder: Path, adapter: Adapter) -> None:
+def test_an_adapter_is_merged_as_peft_does_or_does_not_fit(
+    folder: Path, checkpoint: Checkpoint, adapter: Adapter
+) -> None:
+    """Phi-3 has no q_proj; two blocks are not three: peft would leave a part out."""
     path, logits = adapter
     loaded = load_model(spec(folder, weights=path))
     torch.testing.assert_close(loaded.model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(build_model("llama")(IDS).logits, logits)
     assert not any("lora" in name or p.requires_grad for name, p in loaded.model.named_parameters())
-
-
-def test_an_adapter_for_another_model_is_refused(checkpoint: Checkpoint, adapter: Adapter) -> None:
-    """Phi-3 has no q_proj; two blocks are not three: peft would leave a part out."""
     sizes = ({"intermediate_size": 64}, {"num_hidden_layers": 2})
     for other in (checkpoint("phi3"), *(checkpoint("llama", **size) for size in sizes)):
         with pytest.raises(ModelError, match="the adapter does not fit"):
-            load_model(spec(other, weights=adapter[0]))
+            load_model(spec(other, weights=path))
 
 
 def test_every_end_of_sequence_id_of_generation_config_and_tokenizer_counts(folder: Path) -> None:
@@ -136,7 +133,12 @@ def test_a_folder_that_cannot_be_read_is_refused(
         load_model(spec(folder))
 
 
-def test_quantised_weights_and_remote_code_are_refused_before_they_are_read(folder: Path) -> None:
+def test_what_is_quantised_remote_code_or_out_of_reach_is_refused_before_it_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of reach by the offline switch: without it the message comes after 20 s of retries."""
+    from huggingface_hub import constants
+
     (folder / "model.safetensors").unlink()
     (folder / "mine.py").write_text("raise SystemExit('remote code ran')")
     rewrite(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"})
@@ -145,12 +147,6 @@ def test_quantised_weights_and_remote_code_are_refused_before_they_are_read(fold
     rewrite(folder / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.MineConfig"})
     with pytest.raises(ModelError, match="repeat the command with --trust-remote-code"):
         load_config(spec(folder))
-
-
-def test_a_hub_out_of_reach_gives_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By the offline switch: with it off the same message comes after 20 s of retries."""
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     message = r"model Qwen/Absent: .*hub could not be reached.*--model tiny"
