@@ -22,7 +22,7 @@ from lunar_tune.config.fields import (
 from lunar_tune.config.options import METHOD, PLACE, Reused, RunOptions, SearchConfig
 from lunar_tune.display import screen
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.metrics.names import ANSWERS, METRICS, WHOLE_ANSWERS, Metric
+from lunar_tune.metrics.goal import ANSWERS, METRICS, WHOLE_ANSWERS, Metric
 from lunar_tune.report import charts, parameter_charts
 from lunar_tune.report.progress import working
 from lunar_tune.report.results import SearchResults

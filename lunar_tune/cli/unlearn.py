@@ -23,7 +23,7 @@ from lunar_tune.config.options import SUBJECT, Reused, RunOptions, read_assignme
 from lunar_tune.display import say
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
-from lunar_tune.metrics.names import METRICS
+from lunar_tune.metrics.goal import METRICS
 from lunar_tune.report.progress import working
 from lunar_tune.study.rows import score_cells
 

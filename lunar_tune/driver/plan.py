@@ -33,8 +33,7 @@ from lunar_tune.driver.starting_points import (
 )
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable, is_plain, safe_name
-from lunar_tune.metrics.goal import Goal, goal_of
-from lunar_tune.metrics.names import WHOLE_ANSWERS, need_of
+from lunar_tune.metrics.goal import WHOLE_ANSWERS, Goal, goal_of, need_of
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.models.loading import load_config
 from lunar_tune.study.folder import Folder

@@ -23,7 +23,7 @@ from lunar_tune.driver.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUP
 from lunar_tune.driver.space import open_study
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import METHODS
-from lunar_tune.metrics.names import METRICS
+from lunar_tune.metrics.goal import METRICS
 from lunar_tune.models.catalog import resolve_model
 from lunar_tune.report.methods_table import (
     FINISHED,

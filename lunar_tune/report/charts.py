@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import altair as alt
 
 from lunar_tune.errors import InputError
-from lunar_tune.metrics.goal import in_words, score_label
-from lunar_tune.metrics.names import METRICS
+from lunar_tune.metrics.goal import METRICS, in_words, score_label
 from lunar_tune.report import marks
 from lunar_tune.report.parameter_charts import (
     importance,

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import answers_beside
-from lunar_tune.metrics.goal import Goal, score_label
-from lunar_tune.metrics.names import METRICS
+from lunar_tune.metrics.goal import METRICS, Goal, score_label
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 

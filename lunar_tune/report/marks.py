@@ -17,8 +17,7 @@ import altair as alt
 import vl_convert
 
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.goal import in_words, score_label
-from lunar_tune.metrics.names import METRICS
+from lunar_tune.metrics.goal import METRICS, in_words, score_label
 from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
 from lunar_tune.study.stored_search import StoredSearch
 

@@ -21,8 +21,7 @@ from tabulate import tabulate
 from lunar_tune.config.options import LONGEST_NAME, SearchConfig
 from lunar_tune.files import safe_name, write_atomically
 from lunar_tune.methods.contract import METHODS
-from lunar_tune.metrics.goal import Goal
-from lunar_tune.metrics.names import METRICS
+from lunar_tune.metrics.goal import METRICS, Goal
 from lunar_tune.study.rows import (
     COMPLETE,
     FAILED,

@@ -10,8 +10,7 @@ from typing import Any
 import altair as alt
 
 from lunar_tune.errors import InputError
-from lunar_tune.metrics.goal import score_label
-from lunar_tune.metrics.names import METRICS
+from lunar_tune.metrics.goal import METRICS, score_label
 from lunar_tune.report import marks
 from lunar_tune.study.rows import TrialRow, is_number
 from lunar_tune.study.stored_search import StoredSearch

@@ -17,7 +17,7 @@ from lunar_tune.errors import Problems
 from lunar_tune.files import is_folder
 from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
 from lunar_tune.methods.contract import Method, configure_method
-from lunar_tune.metrics.names import METRICS, check_metrics
+from lunar_tune.metrics.goal import METRICS, check_metrics
 from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.models.catalog import CATALOG, ModelSpec, check_weights, resolve_model
 from lunar_tune.models.chat import ChatFormat

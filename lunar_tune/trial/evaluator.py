@@ -15,8 +15,8 @@ from lunar_tune.engine.decoding import PlainAnswerer, generate_tokens, token_bud
 from lunar_tune.methods.contract import Fit
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
 from lunar_tune.metrics.evaluate import JUDGED, Evaluation, Evaluator, Question
+from lunar_tune.metrics.goal import EMBEDDINGS, LIKELIHOODS, METRICS, need_of
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
-from lunar_tune.metrics.names import EMBEDDINGS, LIKELIHOODS, METRICS, need_of
 from lunar_tune.models.layout import why_not_resumable
 from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.trial.spec import TrialSpec

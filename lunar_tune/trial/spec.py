@@ -98,7 +98,7 @@ class TrialSpec(Concise):
     layers: tuple[int, ...] = ()
     """The blocks that trials may edit; empty where that is not known."""
     metrics: tuple[str, ...] = ()
-    """Scores that are wanted beside ROUGE, by name (`metrics.names`)."""
+    """Scores that are wanted beside ROUGE, by name (`metrics.goal`)."""
     embedding_model: str | None = None
     """Hub id or folder of a sentence-embedding model; None takes the model's own states."""
     text: bool = True

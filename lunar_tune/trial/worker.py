@@ -19,7 +19,7 @@ from lunar_tune.errors import EditedModelError
 from lunar_tune.methods.contract import Edit, PreparedMethod, UnlearningTask
 from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
-from lunar_tune.metrics.names import EMBEDDINGS, need_of
+from lunar_tune.metrics.goal import EMBEDDINGS, need_of
 from lunar_tune.models.device import DeviceMemory, limit_threads
 from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
 from lunar_tune.training.answer_loss import Encoder

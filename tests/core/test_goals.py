@@ -9,17 +9,19 @@ import pytest
 from lunar_tune.config.options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import deviation_score
-from lunar_tune.metrics.goal import Constraint, Goal, parse_constraint
-from lunar_tune.metrics.likelihood import AnswerLikelihood, likelihood_means
-from lunar_tune.metrics.names import (
+from lunar_tune.metrics.goal import (
     ANSWERS,
     EMBEDDINGS,
     LIKELIHOODS,
     METRICS,
     WHOLE_ANSWERS,
+    Constraint,
+    Goal,
     check_metrics,
     need_of,
+    parse_constraint,
 )
+from lunar_tune.metrics.likelihood import AnswerLikelihood, likelihood_means
 from lunar_tune.trial.assemble import assemble
 
 

@@ -58,7 +58,7 @@ METRIC = '''
 
 import math
 
-from lunar_tune.metrics.names import ANSWERS, WHOLE_ANSWERS, Metric
+from lunar_tune.metrics.goal import ANSWERS, WHOLE_ANSWERS, Metric
 
 
 def mean_words(rows):

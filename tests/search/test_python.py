@@ -19,7 +19,7 @@ from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.config.fields import options_of
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.metrics.evaluate import AnswerRow
-from lunar_tune.metrics.names import METRICS
+from lunar_tune.metrics.goal import METRICS
 from lunar_tune.study.rows import COMPLETE
 from lunar_tune.study.study import INTERRUPTED
 

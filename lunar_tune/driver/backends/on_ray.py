@@ -28,7 +28,7 @@ from ray.tune.search import Searcher
 
 from lunar_tune.driver.backends import BackendLostError, Resources
 from lunar_tune.driver.loop import DONE, SearchLoop
-from lunar_tune.metrics.names import METRICS, Metric
+from lunar_tune.metrics.goal import METRICS, Metric
 from lunar_tune.models.device import limit_threads
 from lunar_tune.report.log_file import RECORD
 from lunar_tune.secrets import without_secrets
