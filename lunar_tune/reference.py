@@ -59,8 +59,8 @@ def unlearn(
         solver: `fit_adamw` or `fit_closed_form`; `functools.partial` sets its options.
 
     Raises:
-        ValueError: A list of prompts is empty; a layer does not exist, or LUNAR does not suit its
-            family (the steps below raise this too); a fitted matrix is not finite.
+        ValueError: A list of prompts is empty, a layer does not exist, LUNAR does not suit its
+            family, or a fitted matrix is not finite.
     """
     if not (reference and forget and retain):
         raise ValueError("reference, forget and retain need at least one prompt each.")
@@ -152,11 +152,8 @@ def fit_closed_form(inputs: Tensor, is_forget: Tensor, shift: Tensor, *, ridge: 
     the tokens' h as the rows of H, the smaller of two systems with one solution is solved:
 
         v = (HᵀH + λI)⁻¹ Hᵀ 1_forget = Hᵀ (HHᵀ + λI)⁻¹ 1_forget,  λ = ridge · tr(HᵀH) / d_ff
-
-    Raises:
-        ValueError: `ridge` is not positive: repeated tokens would make the system singular.
     """
-    if not ridge > 0:
+    if not ridge > 0:  # repeated tokens would make the system singular
         raise ValueError(f"ridge {ridge}: choose a positive number.")
     h, indicator = inputs.double(), is_forget.double()
     strength = ridge * (h * h).sum() / h.shape[1]
@@ -170,14 +167,10 @@ def fit_closed_form(inputs: Tensor, is_forget: Tensor, shift: Tensor, *, ridge: 
 
 @torch.no_grad()
 def add_difference(model: PreTrainedModel, layer: int, difference: Tensor) -> None:
-    """Set block `layer`'s down-projection to W₀ + Δ, rounded to its number format; modify `model`.
-
-    Raises:
-        ValueError: The matrix is not finite: the fit diverged, or the number format is too narrow.
-    """
+    """Set block `layer`'s down-projection to W₀ + Δ in its number format; modify `model`."""
     weight = _block(model, layer).mlp.down_proj.weight
     weight.copy_((weight.to(difference.dtype) + difference).to(weight.dtype))
-    if not weight.isfinite().all():
+    if not weight.isfinite().all():  # the fit diverged, or the number format is too narrow
         raise ValueError(f"layer {layer}: not finite; lower the learning rate or coefficient.")
 
 

@@ -208,8 +208,14 @@ class AnsweringRun:
         keys = self._answerer.trial_keys
         for batch in opening.batches:
             hidden = tree_forward(self._loaded, batch, self._start, self._stream, keys)
-            self._chosen[batch.nodes[batch.asked]] = choose_tokens(self._loaded, hidden)
+            self._chosen[batch.nodes[batch.asked]] = self._choose(hidden)
         return opening
+
+    def _choose(self, hidden: Float[Tensor, "places d_model"]) -> Int[Tensor, " places"]:
+        """Return the likeliest next token at each place, a bounded number of logits at a time."""
+        head = self._loaded.model.get_output_embeddings()
+        step = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+        return torch.cat([likeliest(head(part)) for part in hidden.split(step)])
 
     def _decode(self, order: Sequence[int], most: int) -> dict[int, list[int]]:
         lengths = self._answerer.activations.prompt_lengths
@@ -247,15 +253,6 @@ class AnsweringRun:
             source = computed if layer >= self._start or below is None else below
             keys, values = source.keys[layer][nodes], source.values[layer][nodes]
             cache.put(layer, (row_index, positions), keys, values)
-
-
-def choose_tokens(
-    loaded: LoadedModel, hidden: Float[Tensor, "places d_model"]
-) -> Int[Tensor, " places"]:
-    """Return the likeliest next token at each place, a bounded number of logits at a time."""
-    head = loaded.model.get_output_embeddings()
-    step = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    return torch.cat([likeliest(head(part)) for part in hidden.split(step)])
 
 
 def _key_width(loaded: LoadedModel) -> int:

@@ -61,10 +61,8 @@ class EntryInfo:
 class ActivationCache:
     """All entries of this machine's user; a folder that cannot be used raises an InputError.
 
-    Args:
-        limit_gib: GiB that all entries together may take; None is a quarter of what is free on the
-            disk, at most 100.
-        root: The folder; None is the user's cache.
+    Together they may take `limit_gib` GiB; None is a quarter of what is free on the disk, at most
+    100. They are in `root`; None is the user's cache.
     """
 
     def __init__(self, limit_gib: float | None = None, root: Path | None = None) -> None:
@@ -105,8 +103,7 @@ class ActivationCache:
     def make_room(self, needed: int, keep: str) -> bool:
         """Remove entries other than `keep`, used longest ago first, until `needed` bytes fit.
 
-        Returns:
-            Whether they fit; nothing is removed where that would not be enough.
+        Return whether they fit; nothing is removed where that would not be enough.
         """
         entries = self.entries()
         others = [entry for entry in entries if entry.key != keep]
@@ -199,10 +196,8 @@ class CacheEntry:
 
 def _free_bytes(folder: Path) -> int:
     """Return what is free on the disk of a folder, which need not exist yet."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    return shutil.disk_usage(existing).free
+    here = folder.absolute()
+    return shutil.disk_usage(next(path for path in (here, *here.parents) if path.exists())).free
 
 
 def _info(folder: Path) -> EntryInfo | None:

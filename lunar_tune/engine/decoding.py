@@ -29,8 +29,7 @@ class AnswerRules:
     """What holds for all answers of one evaluation."""
 
     edited_layer: int | None
-    """The block whose down-projection is changed, with nothing below it and nothing else in it;
-    None computes everything anew."""
+    """See `Fit`; None computes everything anew."""
     max_new_tokens: int
     """Token budget of an answer."""
     stop: Callable[[Sequence[int], Sequence[Sequence[int]]], list[bool]] | None = None

@@ -39,7 +39,6 @@ class PrefixTree:
         numbers: dict[tuple[int, int], int] = {}
         nodes: list[int] = []
         first: list[bool] = []
-        ids: list[int] = []
         for sequence in self.sequences:
             node = -1
             for token in sequence:
@@ -47,12 +46,12 @@ class PrefixTree:
                 node = numbers.setdefault((node, token), new)
                 nodes.append(node)
                 first.append(node == new)
-                ids += [token] if node == new else []
         self.n_nodes = len(numbers)
         self.nodes: Int[Tensor, " tokens"] = torch.tensor(nodes, dtype=torch.int64)
         """The node of each token, row after row."""
         self.first: Bool[Tensor, " tokens"] = torch.tensor(first, dtype=torch.bool)
         """Whether a token is the first one with its node."""
+        ids = [token for _, token in numbers]
         self.ids: Int[Tensor, " nodes"] = torch.tensor(ids, dtype=torch.int64)
         """The token that each prefix ends with."""
 
@@ -195,9 +194,8 @@ def tree_forward(
     given = {"input_ids": batch.ids}
     if stream is not None:
         given = {"inputs_embeds": stream.index_select(0, batch.nodes)[None]}
-    end = stop or loaded.n_layers
     with (
-        decoder_slice(loaded.model, loaded.layout, start, end) as decoder,
+        decoder_slice(loaded.model, loaded.layout, start, stop or loaded.n_layers) as decoder,
         _along_paths(loaded, decoder.config, batch, keys),
     ):
         output = decoder(**given, position_ids=batch.positions, use_cache=False)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lunar_tune.engine.decoding import STEPS_PER_LOOK, AnswerRules, likeliest, until_end
 from lunar_tune.engine.forward import KeyValues
@@ -41,8 +42,7 @@ class SlotCache(KeyValues):
 
     def __init__(self, rows: int, slots: int) -> None:
         super().__init__(rows, slots)
-        self._positions: Tensor | None = None
-        self._row_index: Tensor | None = None
+        self._positions = self._row_index = torch.zeros(0, dtype=torch.int64)
         self._width = slots
 
     def at(
@@ -60,8 +60,6 @@ class SlotCache(KeyValues):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write a block's new keys and values; return all that its queries may look at."""
-        if self._positions is None:
-            raise AssertionError("`at` comes first")
         seen = []
         for kept, new in ((self.keys, key_states), (self.values, value_states)):
             slots = kept[layer_idx]
@@ -78,22 +76,21 @@ class SlotCache(KeyValues):
         """Return the width; positions are given, so nothing is derived from it."""
         return self._width
 
-    def keep(self, holes: Sequence[int], movers: Sequence[int], rows: int) -> None:
-        """Let rows leave: `movers` take the places of `holes`, and `rows` of them stay."""
-        for kept in (self.keys, self.values):
-            for tensor in kept.values():
-                if holes:
-                    tensor[torch.tensor(holes)] = tensor[torch.tensor(movers)]
-        self.shape = (rows, self.slots)
+    def keep(self, rows: Sequence[int]) -> None:
+        """Let all other rows leave; those that are not in their new place are moved there."""
+        places = [place for place, row in enumerate(rows) if row != place]
+        moved = torch.tensor([rows[place] for place in places])
+        for tensor in (*self.keys.values(), *self.values.values()):
+            if places:
+                tensor[torch.tensor(places)] = tensor[moved]
+        self.shape = (len(rows), self.slots)
 
     def grow(self, slots: int) -> None:
         """Make rows longer; the places of rows that have left are given up."""
         rows, before = self.shape
         for kept in (self.keys, self.values):
             for layer, tensor in kept.items():
-                longer = tensor.new_zeros((rows, slots, *tensor.shape[2:]))
-                longer[:, :before] = tensor[:rows, :before]
-                kept[layer] = longer
+                kept[layer] = pad(tensor[:rows], (0, 0, 0, 0, 0, slots - before))
         self.shape = (rows, slots)
 
 
@@ -193,8 +190,8 @@ class SlotDecoding:
 
     def _advance(self, guesses: Sequence[Sequence[int]]) -> None:
         """Choose the next token of each row, and the ones after it as far as guesses hold."""
-        count, budget = len(self._rows), self._rules.max_new_tokens
-        inputs = self._tokens[:count].gather(1, self._counts[:count, None] - 1)
+        budget = self._rules.max_new_tokens
+        inputs = self._tokens.gather(1, self._counts[:, None] - 1)
         if guesses:
             inputs = torch.cat([inputs, torch.tensor(guesses, device=inputs.device)], dim=1)
         seq = inputs.shape[1]
@@ -202,7 +199,7 @@ class SlotDecoding:
         if self._width > self._cache.slots:
             self._cache.grow(max(self._width, 2 * self._cache.slots))
         ahead = torch.arange(seq, device=inputs.device)
-        positions = (self._positions[:count, None] + ahead).clamp(max=self._cache.slots - 1)
+        positions = (self._positions[:, None] + ahead).clamp(max=self._cache.slots - 1)
         output = self._loaded.model(
             input_ids=inputs,
             attention_mask=self._cache.at(positions, width=self._width),
@@ -213,20 +210,19 @@ class SlotDecoding:
         chosen = likeliest(output.logits)
         holds = (chosen[:, :-1] == inputs[:, 1:]).long().cumprod(1).sum(1)
         taken = ahead <= holds[:, None]
-        places = self._counts[:count, None] + ahead
+        places = self._counts[:, None] + ahead
         kept = torch.where(taken & (places < budget), places, budget)
-        self._tokens[:count].scatter_(1, kept, chosen)
+        self._tokens.scatter_(1, kept, chosen)
         ends = torch.isin(chosen, self._eos) & taken
-        self._counts[:count] = (self._counts[:count] + holds + 1).clamp(max=budget)
-        self._positions[:count] += holds + 1
-        self._ended[:count] |= ends.any(1) | (self._counts[:count] >= budget)
+        self._counts = (self._counts + holds + 1).clamp(max=budget)
+        self._positions += holds + 1
+        self._ended |= ends.any(1) | (self._counts >= budget)
 
     def _let_go(self, *, asks: bool) -> dict[int, list[int]]:
         """Take out the rows that are done, those of the rules' `stop` too; return their tokens."""
-        count = len(self._rows)
-        ended = self._ended[:count].tolist()
+        count, ended = len(self._rows), self._ended.tolist()
         if asks:
-            self._width = int(self._positions[:count].max())
+            self._width = int(self._positions.max())
         if asks and self._rules.stop is not None:
             on = [i for i in range(count) if not ended[i]]
             said = self._rules.stop([self._rows[i] for i in on], self._said(on))
@@ -237,15 +233,12 @@ class SlotDecoding:
             return {}
         answers = dict(zip([self._rows[i] for i in leaving], self._said(leaving), strict=True))
         stay = count - len(leaving)
-        holes = [i for i in leaving if i < stay]
-        movers = [i for i in range(stay, count) if not ended[i]]
-        for hole, mover in zip(holes, movers, strict=True):
-            self._rows[hole] = self._rows[mover]
-        del self._rows[stay:]
-        if holes:
-            for state in (self._tokens, self._counts, self._positions, self._ended):
-                state[holes] = state[movers]
-        self._cache.keep(holes, movers, stay)
+        last = (i for i in range(stay, count) if not ended[i])  # they take the places of others
+        order = [next(last) if ended[i] else i for i in range(stay)]
+        self._rows = [self._rows[i] for i in order]
+        self._tokens, self._counts = self._tokens[order], self._counts[order]
+        self._positions, self._ended = self._positions[order], self._ended[order]
+        self._cache.keep(order)
         return answers
 
     def _guesses(self, before: int) -> list[list[int]]:

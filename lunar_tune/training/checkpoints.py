@@ -62,14 +62,9 @@ def check_save_folder(folder: Path, *, resumable: bool = False) -> None:
 def save_checkpoint(loaded: LoadedModel, folder: Path, *, texts: Iterable[str]) -> None:
     """Write a model as it is now, with its tokenizer; an adapter that is on becomes part of it.
 
-    Args:
-        loaded: The model.
-        folder: Made if missing.
-        texts: On which the written tokenizer is compared with the one in memory.
-
     Raises:
         InputError: The folder is not empty or cannot be written.
-        LunarTuneError: The written tokenizer encodes differently.
+        LunarTuneError: The written tokenizer encodes one of the texts differently.
     """
     from transformers import AutoTokenizer
 
