@@ -111,7 +111,8 @@ def trial_floor(
 
 def _prompt(worker: Worker, row: int) -> list[int]:
     activations = worker.activations
-    nodes: list[int] = activations.prompt_nodes([row]).tolist()
+    length = activations.prompt_lengths[row]
+    nodes: list[int] = activations.tree.nodes_of([row], [length]).tolist()
     return nodes
 
 

@@ -259,10 +259,6 @@ class PromptActivations:
         """Return the rows of prompts that were given at the beginning."""
         return [self._rows[tuple(prompt)] for prompt in prompts]
 
-    def prompt_nodes(self, rows: Sequence[int]) -> Tensor:
-        """Return the nodes of some rows' prompt tokens, row after row: `[tokens]`."""
-        return self.tree.nodes_of(rows, [self.prompt_lengths[row] for row in rows])
-
     def reads(self, layer: int) -> BlockReads:
         """Return what block `layer`'s MLP works on; computed once while it fits on the device."""
         if layer not in self._reads:

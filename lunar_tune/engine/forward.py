@@ -33,7 +33,7 @@ class PrefixTree:
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         self.sequences = tuple(map(tuple, sequences))
-        self.lengths = tuple(map(len, self.sequences))
+        self.lengths, self.n_rows = tuple(map(len, self.sequences)), len(self.sequences)
         self.offsets = (0, *accumulate(self.lengths))
         """Where each row begins among all tokens, and their number."""
         numbers: dict[tuple[int, int], int] = {}
@@ -54,11 +54,6 @@ class PrefixTree:
         ids = [token for _, token in numbers]
         self.ids: Int[Tensor, " nodes"] = torch.tensor(ids, dtype=torch.int64)
         """The token that each prefix ends with."""
-
-    @property
-    def n_rows(self) -> int:
-        """Number of sequences."""
-        return len(self.sequences)
 
     def token_index(
         self, rows: Sequence[int], lengths: Sequence[int] | None = None

@@ -29,7 +29,7 @@ from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import as_loaded, load_model
 from lunar_tune.training import TrainingSettings
-from lunar_tune.training.adapting import full_weights, seeded
+from lunar_tune.training.adapting import seeded, trainable
 from lunar_tune.training.checkpoints import save_checkpoint
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def build_tiny(
             tokenizer = train_tokenizer(first, vocabulary=recipe.vocabulary)
             model = new_model(recipe.sizes, tokenizer)
             loaded = as_loaded(model, tokenizer, ModelSpec(name=TINY, source=str(folder)))
-            with full_weights(loaded, keep=True) as fit:
+            with trainable(loaded, recipe.training, seed=recipe.seed, keep=True) as fit:
                 losses = learned(
                     loaded,
                     fit,

@@ -212,13 +212,8 @@ def gradient_fit(
 ) -> Iterator[Fit]:
     """Inside, the model can be trained; after, it is what it was.
 
-    Args:
-        task: The model, answers to forget and answers to keep.
-        settings: How it is trained.
-        loss: Of a step: of the fit, and the places of answers to forget and to keep.
-        learning_rate: Falls linearly to zero.
-        seed: Of adapter, dropout, order and draws.
-        modules: Names of what is trained; None trains everything.
+    `loss` is a step's, of the fit and the places of answers to forget and to keep; the learning
+    rate falls linearly to zero; `modules` names what is trained, None trains everything.
     """
     n_forget, n_retain = len(task.forget_pairs), len(task.retain_pairs)
     draws = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret

@@ -96,35 +96,28 @@ def trainable(
 ) -> Iterator[Fit]:
     """Inside, an adapter or weights can be trained, as the settings say.
 
-    Args:
-        loaded: The model.
-        settings: What is trained and how; epochs and batches are the loop's matter.
-        seed: Of torch inside the block; its state comes back after.
-        modules: Names of what is trained; None trains all linear maps of the blocks, or all.
-        keep: Whether what was trained stays in the model.
+    `seed` is torch's inside the block; its state comes back after. `modules` names what is trained;
+    None trains all linear maps of the blocks, or all. With `keep` what was trained stays.
     """
-    make = full_weights if settings.trained == "full" else partial(lora_adapter, settings=settings)
+    make = _full_weights if settings.trained == "full" else partial(_lora_adapter, settings)
     with (
         seeded(seed, loaded.device),
-        make(loaded, modules=modules, keep=keep) as trained,
+        _as_it_was(loaded.model),
+        make(loaded, modules, keep=keep) as fit,
         _recomputing(loaded.model) if settings.checkpointing else nullcontext(),
     ):
-        yield trained
+        yield fit
 
 
 @contextmanager
-def lora_adapter(
-    loaded: LoadedModel,
-    settings: TrainingSettings,
-    *,
-    modules: Sequence[str] | None = None,
-    keep: bool = False,
+def _lora_adapter(
+    settings: TrainingSettings, loaded: LoadedModel, modules: Sequence[str] | None, *, keep: bool
 ) -> Iterator[Fit]:
     """Inside, a fresh adapter is on the model: W + (alpha / rank)·B·A for each linear map.
 
-    A is drawn from torch's generator, B is zero, both in float32. `modules` names the linear maps;
-    None takes all in the blocks. With `keep` the sum, rounded to the weights' number format, stays
-    when the context ends without an error. Source: Hu et al., arXiv 2106.09685.
+    A is drawn from torch's generator, B is zero, both in float32. With `keep` the sum, rounded to
+    the weights' number format, stays when the context ends without an error.
+    Source: Hu et al., arXiv 2106.09685.
     """
     from peft import LoraConfig, get_peft_model
     from torch import nn
@@ -137,44 +130,38 @@ def lora_adapter(
         task_type="CAUSAL_LM",
     )
     model: Any = loaded.model
-    with _as_it_was(model):
-        training, modules_before = model.training, dict(model.named_modules())
-        try:
-            with warnings.catch_warnings():
-                # peft 0.21 reads a name that transformers 5.23 deprecates
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-                adapted = get_peft_model(model, config)
-        except BaseException:  # half an adapter may be on, and there is nothing to take it off with
-            for name, module in modules_before.items():
-                if isinstance(module, nn.Linear):
-                    model.set_submodule(name, module)
-            vars(model).pop("peft_config", None)
-            raise
-        model.train(training)  # peft's own modules are made for training
-        try:
-            yield Fit(
-                base_model=adapted.disable_adapter,
-                edit=Edit(
-                    weights=lambda: merged_weights(model),
-                    factors=lambda: _factors(model),
-                    merged=True,
-                ),
-            )
-            if keep:
-                adapted.merge_and_unload()
-        finally:
-            adapted.unload()  # finds nothing where the adapter was merged
+    training, modules_before = model.training, dict(model.named_modules())
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 reads a name that transformers 5.23 deprecates
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = get_peft_model(model, config)
+    except BaseException:  # half an adapter may be on, and there is nothing to take it off with
+        for name, module in modules_before.items():
+            if isinstance(module, nn.Linear):
+                model.set_submodule(name, module)
+        vars(model).pop("peft_config", None)
+        raise
+    model.train(training)  # peft's own modules are made for training
+    try:
+        weights, factors = partial(merged_weights, model), partial(_factors, model)
+        edit = Edit(weights=weights, factors=factors, merged=True)
+        yield Fit(base_model=adapted.disable_adapter, edit=edit)
+        if keep:
+            adapted.merge_and_unload()
+    finally:
+        adapted.unload()  # finds nothing where the adapter was merged
 
 
 @contextmanager
-def full_weights(
-    loaded: LoadedModel, *, modules: Sequence[str] | None = None, keep: bool = False
+def _full_weights(
+    loaded: LoadedModel, modules: Sequence[str] | None, *, keep: bool
 ) -> Iterator[Fit]:
     """Inside, weights are trained; a copy of them waits in host memory to be put back.
 
     16-bit weights are float32 until `finish`, so that small updates are not lost to rounding;
-    products run in 16 bits (autocast). `modules` names those whose parameters are trained; None
-    trains all. With `keep` what was trained stays, also after an error, and there is no copy.
+    products run in 16 bits (autocast). With `keep` what was trained stays, also after an error, and
+    there is no copy.
     """
     import torch
 
@@ -188,30 +175,27 @@ def full_weights(
         for parameter in trained:
             parameter.data = parameter.data.to(dtype)
 
-    with _as_it_was(model):
-        try:
-            model.requires_grad_(requires_grad=False)
-            for parameter in trained:
-                parameter.requires_grad_(requires_grad=True)
-                parameter.data = parameter.data.float()
-            yield Fit(
-                base_model=lambda: holding(trained, originals, on_host=True),
-                edit=Edit(
-                    weights=lambda: {
-                        name: p.detach() for name, p in model.named_parameters() if p.requires_grad
-                    }
-                ),
-                computing=lambda: torch.autocast(
-                    loaded.device.type, dtype=dtype, enabled=dtype != torch.float32
-                ),
-                evaluating=lambda: holding(trained, (p.data.to(dtype) for p in trained)),
-                finish=round_all,
-            )
-        finally:
-            round_all()
-            with torch.no_grad():
-                for parameter, original in zip(trained, originals, strict=not keep):
-                    parameter.copy_(original)
+    def weights() -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    mixed = partial(torch.autocast, loaded.device.type, dtype=dtype, enabled=dtype != torch.float32)
+    try:
+        model.requires_grad_(requires_grad=False)
+        for parameter in trained:
+            parameter.requires_grad_(requires_grad=True)
+            parameter.data = parameter.data.float()
+        yield Fit(
+            base_model=lambda: holding(trained, originals, on_host=True),
+            edit=Edit(weights=weights),
+            computing=mixed,
+            evaluating=lambda: holding(trained, (p.data.to(dtype) for p in trained)),
+            finish=round_all,
+        )
+    finally:
+        round_all()
+        with torch.no_grad():
+            for parameter, original in zip(trained, originals, strict=not keep):
+                parameter.copy_(original)
 
 
 @contextmanager

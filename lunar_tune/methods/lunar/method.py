@@ -123,8 +123,9 @@ class PreparedLunar(PreparedMethod):
         )
         pairs = (*task.forget_pairs, *task.retain_pairs)
         rows = self._activations.rows_of([pair.prompt for pair in pairs])
-        self._lengths = torch.tensor([self._activations.prompt_lengths[row] for row in rows])
-        self._nodes: Int[Tensor, " tokens"] = self._activations.prompt_nodes(rows)
+        lengths = [self._activations.prompt_lengths[row] for row in rows]
+        self._lengths = torch.tensor(lengths)
+        self._nodes = task.activations.tree.nodes_of(rows, lengths)
         self._n_forget = len(task.forget_pairs)
         self._ridge_solutions: dict[tuple[int, float, float | None, int], RidgeSolution] = {}
 
