@@ -1,10 +1,11 @@
-"""Searches made by hand for tests of the page."""
+"""Searches made by hand for tests of the page, and the page as it is read."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,39 @@ def hostile(folder: Path) -> SearchResults:
         facts={text: text for text in HOSTILE},
         ending=HOSTILE[2],
     )
+
+
+class Parsed(HTMLParser):
+    """A page's elements, scripts, cells and text, by Python's own parser."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[str | None, str]] = []
+        self.cells: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append((dict(attrs).get("type"), ""))
+        if tag == "td":
+            self.cells.append((dict(attrs).get("data-order") or "", ""))
+
+    def handle_data(self, data: str) -> None:
+        tag = self.tags[-1][0] if self.tags else ""
+        if self.cdata_elem == "script":
+            kind, text = self.scripts[-1]
+            self.scripts[-1] = kind, text + data
+        elif self.cdata_elem is None:
+            self.text += data
+            if tag in {"td", "a"} and data.strip():
+                order, text = self.cells[-1]
+                self.cells[-1] = order, text + data
+
+    def policy(self) -> str:
+        """Return the content security policy."""
+        kind = "Content-Security-Policy"
+        (found,) = [one["content"] for _, one in self.tags if one.get("http-equiv") == kind]
+        return found or ""

@@ -7,12 +7,11 @@ import hashlib
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from invented_searches import results_of
-from pages_by_hand import HOSTILE, failure, hostile, many, page_of, said, searched, trial
+from pages_by_hand import HOSTILE, Parsed, failure, hostile, many, page_of, said, searched, trial
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import answers_beside
@@ -26,48 +25,9 @@ from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow
 LOADING = {"src", "href", "data", "poster", "srcset", "action", "background"}
 
 
-class Parsed(HTMLParser):
-    """A page's elements, scripts, cells and text, by Python's own parser."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[tuple[str | None, str]] = []
-        self.cells: list[tuple[str, str]] = []
-        self.text = ""
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append((dict(attrs).get("type"), ""))
-        if tag == "td":
-            self.cells.append((dict(attrs).get("data-order") or "", ""))
-
-    def handle_data(self, data: str) -> None:
-        tag = self.tags[-1][0] if self.tags else ""
-        if self.cdata_elem == "script":
-            kind, text = self.scripts[-1]
-            self.scripts[-1] = kind, text + data
-        elif self.cdata_elem is None:
-            self.text += data
-            if tag in {"td", "a"} and data.strip():
-                order, text = self.cells[-1]
-                self.cells[-1] = order, text + data
-
-    def policy(self) -> str:
-        """Return the content security policy."""
-        (found,) = [
-            attributes["content"]
-            for tag, attributes in self.tags
-            if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
-        ]
-        return found or ""
-
-
 def written(folder: Path, *searches: SearchResults) -> Parsed:
     write_static_page(searches, folder / "page.html")
-    return Parsed(folder / "page.html")
+    return Parsed((folder / "page.html").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +40,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Parsed]:
 
 def test_nothing_is_loaded_and_only_the_pages_own_scripts_run(both: tuple[Path, Parsed]) -> None:
     path, parsed = both
-    found = [(name, value) for _, attributes in parsed.tags for name, value in attributes.items()]
-    places = [value for name, value in found if name in LOADING]
+    places = [one[name] for _, one in parsed.tags for name in LOADING & set(one)]
     assert all(value and value.startswith(("data:", "#")) for value in places), places
     assert "#search-2" in places
     policy = parsed.policy()
@@ -98,7 +57,7 @@ def test_nothing_is_loaded_and_only_the_pages_own_scripts_run(both: tuple[Path, 
     assert path.stat().st_size < 1_500_000
     titles = re.findall(r"<h3>([^<]*)</h3>", path.read_text(encoding="utf-8"))
     assert titles == 2 * [
-        *("Result", "What was searched", "Answers", "Charts", "Trials", "Settings"),
+        *("Result", "What was searched", "Answers", "Charts", "Trials", "Settings")
     ]
 
 
@@ -158,60 +117,37 @@ SAMPLE = "from a sample of the questions to keep (20)"
 STOPPED = "because it had missed the bound for certain"
 
 
-@pytest.mark.parametrize(
-    ("rows", "said", "unsaid"),
-    [
-        ((trial(0, 0.1, 0.9),), "A click on", "≈"),
-        ((trial(0, 0.1, 0.9), trial(1, 0.1, 0.5)), STOPPED, "a sample"),
-        ((SAMPLED[0], SAMPLED[2]), SAMPLE, "stopped"),
+def test_an_estimate_from_a_sample_is_not_called_a_stop(tmp_path: Path) -> None:
+    for rows, told, untold in (
+        ([trial(0, 0.1, 0.9)], "A click on", "≈"),
+        ([trial(0, 0.1, 0.9), trial(1, 0.1, 0.5)], STOPPED, "a sample"),
+        (SAMPLED[::2], SAMPLE, "stopped"),
         (SAMPLED, f"{SAMPLE}, or from fewer", "≈ from fewer"),
-    ],
-    ids=["all asked", "stopped", "sample", "both"],
-)
-def test_an_estimate_from_a_sample_is_not_called_a_stop(
-    tmp_path: Path, rows: tuple[TrialRow, ...], said: str, unsaid: str
-) -> None:
-    text = written(tmp_path, page_of(tmp_path, *rows)).text
-    assert said in text
-    assert unsaid not in text
+    ):
+        text = written(tmp_path, page_of(tmp_path, *rows)).text
+        assert told in text
+        assert untold not in text
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ((), "No trial has ended yet."),
-        ((failure(0),), "Every trial failed, most of them with: the loss became NaN"),
-        ((trial(0, 0.1, 0.3),), "No trial keeps retain ROUGE-1 of at least 0.8."),
-        ((trial(0, 0.1, 0.9),), "confirmed on all questions"),
-    ],
-    ids=["none", "failed", "infeasible", "found"],
-)
-def test_a_page_says_what_came_out_whatever_it_was(
-    tmp_path: Path, rows: tuple[TrialRow, ...], expected: str
-) -> None:
-    parsed = written(tmp_path, page_of(tmp_path, *rows))
-    assert expected in parsed.text
-    charts = [json.loads(text) for kind, text in parsed.scripts if kind == "application/json"]
-    assert len(charts) == (2 if any(row.state == COMPLETE for row in rows) else 0)
-    assert all(chart["concat"] for chart in charts)
+def test_a_page_says_what_came_out_whatever_it_was(tmp_path: Path) -> None:
+    for row, expected, n_charts in (
+        (None, "No trial has ended yet.", 0),
+        (failure(0), "Every trial failed, most of them with: the loss became NaN", 0),
+        (trial(0, 0.1, 0.3), "No trial keeps retain ROUGE-1 of at least 0.8.", 2),
+        (trial(0, 0.1, 0.9), "confirmed on all questions", 2),
+    ):
+        parsed = written(tmp_path, page_of(tmp_path, *([row] if row else [])))
+        assert expected in parsed.text
+        charts = [json.loads(text) for kind, text in parsed.scripts if kind == "application/json"]
+        assert len(charts) == n_charts
+        assert all(chart["concat"] for chart in charts)
 
 
 def test_other_goals_have_their_columns(tmp_path: Path) -> None:
+    scores = {"retain_rouge1": 0.9, "retain_perplexity": 2.0, "forget_mrr": 0.1}
+    rows = [replace(trial(0, 0.5, 0.9), scores=scores, objective=2.0)]
     goal = Goal.read("retain_perplexity", ["forget_mrr<=0.2"])
-    rows = [
-        TrialRow(
-            number=n,
-            state=COMPLETE,
-            parameters={"learning_rate": 10.0**-n},
-            scores={"forget_rouge1": 0.5, "retain_rouge1": 0.9}
-            | {"retain_perplexity": 10.0**n, "forget_mrr": 0.1 * n},
-            objective=10.0**n,
-            feasible=0.1 * n <= 0.2,
-        )
-        for n in range(4)
-    ]
-    parsed = written(tmp_path, results_of(rows, goal=goal))
-    columns = " ".join(parsed.text.split())
+    columns = " ".join(written(tmp_path, results_of(rows, goal=goal)).text.split())
     assert "retain perplexity" in columns
     assert "forget MRR" in columns
 
@@ -255,15 +191,10 @@ RANKED = (
 MISSES = (trial(0, 0.1, 0.5), trial(1, 0.2, 0.7), trial(2, 0.1, 0.7), failure(3))
 
 
-def ranked(
-    folder: Path, *, confirmed: int | None, rows: tuple[TrialRow, ...] = RANKED
-) -> SearchResults:
+def ranked(folder: Path, *rows: TrialRow, confirmed: int | None) -> SearchResults:
     """Return a search with answers of every trial and, where one is confirmed, its full ones."""
-    answers = {
-        row.number: [said("forget", "where?", f"told by {row.number}", 0.1)]
-        for row in rows
-        if row.scores
-    }
+    told_by = {row.number: f"told by {row.number}" for row in rows if row.scores}
+    answers = {number: [said("forget", "where?", text, 0.1)] for number, text in told_by.items()}
     note = None
     if confirmed is not None:
         note = {"number": confirmed, "scores": dict(rows[confirmed].scores)}
@@ -281,15 +212,12 @@ def answered(page: Path) -> list[int]:
     return [int(number) for number in found]
 
 
-def test_the_confirmed_best_comes_first_with_its_full_answers_then_the_next_four(
-    tmp_path: Path,
-) -> None:
+def test_the_confirmed_best_comes_first_in_full_and_then_the_next_four(tmp_path: Path) -> None:
     """Also beside a search of the same name from another folder, which is not confirmed."""
     (tmp_path / "other").mkdir()
     page = tmp_path / "page.html"
-    text = written(
-        tmp_path, ranked(tmp_path, confirmed=5), ranked(tmp_path / "other", confirmed=None)
-    ).text
+    other = ranked(tmp_path / "other", *RANKED, confirmed=None)
+    text = written(tmp_path, ranked(tmp_path, *RANKED, confirmed=5), other).text
     assert answered(page) == [5, 7, 4, 3, 2, 7, 5, 4, 3, 2]
     assert re.findall(r'<article id="([^"]+)"', page.read_text()) == ["search-1", "search-2"]
     assert "told in full" in text
@@ -299,7 +227,7 @@ def test_the_confirmed_best_comes_first_with_its_full_answers_then_the_next_four
 
 
 def test_a_search_without_a_feasible_trial_shows_the_nearest_misses(tmp_path: Path) -> None:
-    text = written(tmp_path, ranked(tmp_path, confirmed=None, rows=MISSES)).text
+    text = written(tmp_path, ranked(tmp_path, *MISSES, confirmed=None)).text
     assert answered(tmp_path / "page.html") == [2, 1, 0]
     assert "No trial is feasible: these are the nearest misses" in text
     assert len(re.findall(r"Trial \d: [^\n]*\(infeasible\)", text)) == 3

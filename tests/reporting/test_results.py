@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from chart_specs import axis, panels
 from invented_searches import PRIOR, SEARCHES, TAGS, results_of
 from made_outcomes import complete, trial_result
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from pages_by_hand import HOSTILE, failure, hostile, said, trial
+from pages_by_hand import HOSTILE, Parsed, failure, hostile, said, trial
 from search_results import fits_a_screen
 
 import lunar_tune as lt
@@ -22,7 +21,7 @@ from lunar_tune.driver.space import SearchSpace, open_study
 from lunar_tune.report.page import write_static_page
 from lunar_tune.report.results import short_report
 from lunar_tune.study.folder import Folder, write_answers
-from lunar_tune.study.rows import TrialRow, parameter_importance
+from lunar_tune.study.rows import parameter_importance
 
 PLOTS = [name for name in vars(lt.Search) if name.startswith("plot_")]
 
@@ -120,55 +119,33 @@ def test_answers_stand_beside_the_base_model(found: lt.Search) -> None:
         found.answers()
 
 
-def refused(rows: list[TrialRow], number: int | None = None) -> str:
-    with pytest.raises(lt.InputError) as caught:
-        results_of(rows, folder=Path("one")).trial(number)
-    return str(caught.value)
-
-
 def test_a_trial_that_cannot_be_given_is_named_beside_those_that_can() -> None:
     rows = [trial(0, 0.5, 0.9), trial(1, 0.25, 0.9), failure(2), trial(3, 0.75, 0.9)]
-    assert refused(rows) == (
-        "one: has no confirmed best setting, the best as searched is trial 1; name a trial by its "
-        "number (0, 1, 3)."
-    )
-    assert "setting, and no trial is feasible; name" in refused([trial(0, 0.1, 0.5)])
     many = [failure(0), *(trial(n, 0.5, 0.9) for n in range(1, 100))]
-    assert refused(many, 200) == (
-        "one, trial 200: there is no such trial; completed are 1, 2, 3, 4, 5 … 99, 99 in all."
-    )
+    best = "one: has no confirmed best setting, the best as searched is trial 1; name a trial by"
+    nth = "one, trial 200: there is no such trial; completed are 1, 2, 3, 4, 5 … 99, 99 in all."
+    for among, number, told in (
+        (rows, None, f"{best} its number (0, 1, 3)."),
+        ([trial(0, 0.1, 0.5)], None, "setting, and no trial is feasible; name"),
+        (many, 200, nth),
+    ):
+        with pytest.raises(lt.InputError) as caught:
+            results_of(among, folder=Path("one")).trial(number)
+        assert told in str(caught.value)
 
 
-@pytest.mark.parametrize("case", list(SEARCHES))
-def test_a_search_and_its_parts_fit_a_screen(case: str) -> None:
-    one = SEARCHES[case]
-    parts = [one, one.study, one.goal, *one.rows[:2]]
-    assert all(map(fits_a_screen, parts)), parts
-    told = one.verdict[:60] if one.best is None else f"(trial {one.best.number})"
-    assert told in repr(one)
-
-
-def test_options_show_what_is_not_left_at_its_default() -> None:
+def test_a_search_its_parts_and_its_options_fit_a_screen() -> None:
+    for one in SEARCHES.values():
+        parts = [one, one.study, one.goal, *one.rows[:2]]
+        assert all(map(fits_a_screen, parts)), parts
+        told = one.verdict[:60] if one.best is None else f"(trial {one.best.number})"
+        assert told in repr(one)
     assert repr(SearchConfig(num_trials=3, model="x")) == "SearchConfig(model='x', num_trials=3)"
 
 
-class Tags(HTMLParser):
-    """Elements, attributes and text of HTML, by Python's own parser."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.seen, self.text = set[str](), ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen |= {tag, *(name for name, _ in attrs)}
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_a_notebook_shows_texts_of_others_as_they_are(tmp_path: Path) -> None:
-    parsed = Tags(hostile(tmp_path)._repr_html_())
-    assert parsed.seen <= {"div", "br", "table", "thead", "tbody", "tr", "th", "td", "style"}
+    parsed = Parsed(hostile(tmp_path)._repr_html_())
+    seen = {word for tag, attributes in parsed.tags for word in (tag, *attributes)}
+    assert seen <= {"div", "br", "table", "thead", "tbody", "tr", "th", "td", "style"}
     assert HOSTILE[2] in parsed.text
     assert HOSTILE[0] in parsed.text

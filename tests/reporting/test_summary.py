@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,15 +56,8 @@ def found(
     write_answers(place.answers(None), known, ())
     write_answers(place.answers(0, full=full is not None), answers, ())
     scores = full or FULL
-    row = TrialRow(
-        number=0,
-        state=COMPLETE,
-        parameters=setting,
-        scores=scores,
-        objective=0.1,
-        feasible=True,
-        max_new_tokens=32,
-    )
+    facts: dict[str, Any] = {"objective": 0.1, "feasible": True, "max_new_tokens": 32}
+    row = TrialRow(number=0, state=COMPLETE, parameters=setting, scores=scores, **facts)
     more = {"baseline": BASE} | more
     results = results_of([row], confirmed=full, folder=folder, goal=goal, **more)
     if full is not None:
@@ -124,11 +118,8 @@ def test_without_texts_or_answers_there_are_numbers_alone(tmp_path: Path) -> Non
     assert "Q forget" not in text
     path.unlink()
     assert "answers" not in summary(results)
-
-
-def test_how_answers_end_is_not_said_where_it_was_not_kept(tmp_path: Path) -> None:
-    results = found(tmp_path, answer("forget", 0, "old", 0.0))
-    assert findings.Findings.of(results, results.rows[0]).endings == ""
+    older = found(tmp_path, answer("forget", 0, "old", 0.0))
+    assert findings.Findings.of(older, older.rows[0]).endings == "", "how they end was not kept"
 
 
 def test_the_table_has_every_score_of_the_goal_and_the_base_models_origin(tmp_path: Path) -> None:
@@ -173,11 +164,10 @@ def test_a_best_at_the_edge_of_the_space_names_the_option_that_widens_it(
 
 
 def test_the_models_own_first_and_last_block_are_no_edge(tmp_path: Path) -> None:
+    config = StoredConfig(search=SearchConfig(), origins={}, resolved={"n_layers": 4})
     for low, high, layer in ((0, 3, 0), (1, 3, 3)):
         kinds = {"layer": IntDistribution(low, high)}
         results = found(tmp_path, setting={"layer": layer}, distributions=kinds)
-        resolved = {"n_layers": 4}
-        config = StoredConfig(search=SearchConfig(), origins={}, resolved=resolved)
         vars(results)["config"] = config
         assert cautions(results) == []
 
@@ -222,27 +212,25 @@ def test_the_next_commands_are_those_for_a_shell_here(
     """Found, interrupted, infeasible, and with nothing but failures."""
     monkeypatch.chdir(tmp_path)
     config, folder = SearchConfig(output=Path("runs"), seed=4), tmp_path / "runs/n"
-    python, again = str(Path(sys.executable)), ["search", "--data", "my file", "--seed", "5"]
-    compare, export = ["compare", "runs/n"], ["export", "runs/n"]
-    save = ["--save", "runs/n/model"]
     best = found(tmp_path).rows[0]
     missed = dataclasses.replace(best, feasible=False)
     failed = TrialRow(number=0, state=FAILED, parameters={}, failure="the loss became NaN")
-    page = [*compare, "--save", "runs/n/page.html"]
-    resume = ["search", "--resume", "runs/n"]
+    again, compare = "search --data 'my file' --seed 5", "compare runs/n"
+    export, save = "export runs/n", "--save runs/n/model"
     for results, expected in (
-        (results_of([best], confirmed=FULL), [compare, [*export, *save], again]),
+        (results_of([best], confirmed=FULL), [compare, f"{export} {save}", again]),
         (
             results_of([best], ending="Interrupted."),
-            [resume, compare, [*export, "--trial", "0", *save]],
+            ["search --resume runs/n", compare, f"{export} --trial 0 {save}"],
         ),
         (results_of([missed]), [compare, again]),
-        (results_of([failed]), [page, again]),
+        (results_of([failed]), [f"{compare} --save runs/n/page.html", again]),
     ):
         commands = list(next_commands(config, folder, results, ("--data", "my file")).values())
-        assert [Path(line[0]).absolute() for line in commands] == [Path(python)] * len(commands)
-        shown = [[line[2].removeprefix("lunar_tune."), *line[3:]] for line in commands]
-        assert shown == expected
+        assert {Path(line[0]).absolute() for line in commands} == {Path(sys.executable)}
+        assert [shlex.join(line[2:]) for line in commands] == [
+            f"lunar_tune.{one}" for one in expected
+        ]
     text = io.StringIO()
     print_result(Console(file=text), results, folder=folder, commands={"go on:": ["a b", "c"]})
     assert "\ngo on:\n  'a b' c\n" in text.getvalue()
