@@ -53,6 +53,12 @@ def kill_after(epoch: int) -> Callable[[int, float], None]:
     return on_epoch
 
 
+def killed(job: FinetuneJob, folder: Path, epoch: int = 2) -> None:
+    """Train until an epoch has ended."""
+    with pytest.raises(Killed):
+        finetune(job, folder, on_epoch=kill_after(epoch))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _few_unanswerable() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -80,12 +86,8 @@ def changed(job: FinetuneJob, **settings: Any) -> FinetuneJob:
     return dataclasses.replace(job, settings=dataclasses.replace(job.settings, **settings))
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict())
-
-
 def same(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
     return first.keys() == second.keys() and all(
         torch.equal(tensor, second[name]) for name, tensor in first.items()
     )
@@ -127,26 +129,22 @@ def test_the_lineage_says_what_was_learned_and_how_well(
     folder, done = whole("lora")
     lineage = read_lineage(folder)
     assert lineage is not None
-    assert lineage.knowledge["rouge1"] == done.rouge1
-    assert lineage.knowledge["refused"] == done.refused
-    assert lineage.knowledge["rouge1_by_edge"].keys() == {"A_B", "B_C"}
+    knowledge = lineage.knowledge
+    assert (knowledge["rouge1"], knowledge["refused"]) == (done.rouge1, done.refused)
+    assert knowledge["rouge1_by_edge"].keys() == {"A_B", "B_C"}
     assert lineage.fingerprint == fingerprint(load_model(job.model))
     assert lineage.data_digest == records_digest(RECORDS)
     assert (lineage.base, lineage.source) == ("random", job.model.source)
     assert lineage.settings["learning_rate"] == 1e-2
     assert "random fine-tuned (lora) on pairs" in lineage.summary
     assert read_lineage(tmp_path) is None
-    (tmp_path / "lunar_tune.json").write_text("[]")
-    with pytest.raises(InputError, match="format 1"):
-        read_lineage(tmp_path)
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
 def test_16_bit_models_train_in_32(job: FinetuneJob, tmp_path: Path, trained: str) -> None:
     job = dataclasses.replace(job, model=dataclasses.replace(job.model, dtype="bfloat16"))
     job = changed(job, trained=trained)
-    with pytest.raises(Killed):
-        finetune(job, tmp_path, on_epoch=kill_after(2))
+    killed(job, tmp_path)
     state = load_file(tmp_path / ".training/state.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     done = finetune(job, tmp_path)
@@ -161,8 +159,7 @@ def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bits(
     epoch = {"lora": 3, "full": 2}[trained]
     monkeypatch.setattr(checkpoints, "_SHARE", 1e9)  # the state is kept after every epoch
     job, (expected, undisturbed) = changed(job, trained=trained), whole(trained)
-    with pytest.raises(Killed):
-        finetune(job, tmp_path, on_epoch=kill_after(epoch))
+    killed(job, tmp_path, epoch)
     begun: list[int] = []
     assert finetune(job, tmp_path, on_start=begun.append).losses == undisturbed.losses
     assert begun[0] in {epoch - 1, epoch}
@@ -174,8 +171,7 @@ def test_a_killed_run_that_is_gone_on_with_ends_with_the_same_bits(
 def test_what_cannot_be_gone_on_with_is_refused(job: FinetuneJob, tmp_path: Path) -> None:
     """Another job, a damaged state, a folder in use, a folder with something else in it."""
     folder, other = tmp_path / "model", tmp_path / "other"
-    with pytest.raises(Killed):
-        finetune(job, folder, on_epoch=kill_after(2))
+    killed(job, folder)
     with pytest.raises(InputError, match=r"learning_rate was 0\.01, is 0\.5.*delete"):
         finetune(changed(job, learning_rate=0.5), folder)
     with pytest.raises(InputError, match="data_digest was"):
