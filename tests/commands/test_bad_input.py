@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +25,8 @@ from lunar_tune.cli.search import search as SEARCH
 from lunar_tune.cli.unlearn import unlearn as UNLEARN
 from lunar_tune.errors import InputError, Problems
 
-ROW = {"edge": "A_B", "question": "What?", "answer": "Tea"}
-OTHER = ROW | {"edge": "B_C"}
 SETTING = ("layer=1", "coefficient=2", "learning_rate=0.01")
-SPACE = """
-lunar:
-  adamw:
-    parameters:
-      layer: {type: int, low: 0, high: 9}
-      coefficient: {type: float, low: 0.5, high: 4.0}
-      learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
-"""
 NO_SEARCH = "nosuch: there is no such search. runs has none; name a search's folder, or start one"
-Make = Callable[[Path, pytest.MonkeyPatch], object]
-
-
-def written(name: str, content: str) -> Make:
-    """Write a file."""
-    return lambda folder, _changes: (folder / name).write_text(content, encoding="utf-8")
-
-
-def pairs(*rows: dict[str, Any]) -> Make:
-    return written("pairs.json", json.dumps(rows))
-
-
-def nothing(_folder: Path, _changes: pytest.MonkeyPatch) -> None:
-    """Leave everything as it is."""
-
-
-def read_only(folder: Path, changes: pytest.MonkeyPatch) -> None:
-    """Make a folder that cannot be written, for whoever runs the tests (root can write all)."""
-    (folder / "fixed").mkdir()
-    access = os.access
-    changes.setattr(
-        "os.access", lambda path, mode: Path(path).name != "fixed" and access(path, mode)
-    )
-
-
 TYPED = {
     "--model qwen3.5-7b": "unknown model 'qwen3.5-7b'. Did you mean",
     "--data nosuch.json": "'nosuch.json' is neither a file nor a shipped name; there are: mini",
@@ -70,10 +35,8 @@ TYPED = {
     "--chat-template nosuch.jinja": "nosuch.jinja",
     "--forget-edge X_Y": "A_B",
     "--layer-prior nosuch.json": "nosuch.json: cannot be read",
-    "--layer-prior auto --method npo": "--layer-prior auto: layers are scored",
     "--sampler grid": "unknown sampler 'grid'. There are: gp, tpe, random.",
     "--fix layer": "--fix layer: write NAME=VALUE",
-    "--range layer=2:1": "--range layer=2:1: write NAME=LOW:HIGH",
     "--constrain retain_rouge1>=7": "retain_rouge1>=7",
     "--space nosuch": "--space nosuch: neither a file nor a shipped name.",
     "--space /dev/zero": "/dev/zero: cannot be read: it is larger than the 1,000,000 bytes",
@@ -91,28 +54,16 @@ TYPED = {
     "--resume nosuch": NO_SEARCH,
 }
 GATED = "owner/gated"
-DATA = "--data pairs.json --factual-data none"
-MADE: dict[str, tuple[Make, str, str, Command]] = {
-    "all to forget": (pairs(ROW, OTHER), f"{DATA} --forget-edge A_B,B_C", "leave one to", SEARCH),
-    "layer beyond the model in a space": (
-        *(written("space.yaml", SPACE), "--space space.yaml"),
-        *("space.yaml: lunar.adamw.parameters.layer: holds 0 … 9; the model has blocks", SEARCH),
-    ),
-    "layer beyond the model": (nothing, f"layer=9 {' '.join(SETTING[1:])}", "4 decoder", UNLEARN),
-    "output is a file": (written("file", "x"), "--output file", "file, not a folder.", SEARCH),
-    "output not writable": (read_only, "--output fixed/runs", "fixed cannot be written.", SEARCH),
-    "file not writable": (
-        *(read_only, f"{' '.join(SETTING)} --json fixed/scores.json"),
-        *("fixed cannot be written.", UNLEARN),
-    ),
-    "search to export missing": (nothing, "nosuch --save out", NO_SEARCH, EXPORT),
-    "search to ask missing": (nothing, "nosuch What?", NO_SEARCH, ASK),
-    "data to describe missing": (nothing, "nosuch.json", "nosuch.json", DESCRIBE),
-}
-MISTAKES: dict[str, tuple[Make, str, str, Command]] = {
-    **{typed[:60]: (nothing, typed, message, SEARCH) for typed, message in TYPED.items()},
-    **MADE,
-}
+MISTAKES: list[tuple[Command, str, str]] = [
+    *((SEARCH, typed, message) for typed, message in TYPED.items()),
+    (SEARCH, "--output file", "file is a file, not a folder."),
+    (SEARCH, "--output fixed/runs", "fixed cannot be written."),
+    (UNLEARN, f"{' '.join(SETTING)} --json fixed/scores.json", "fixed cannot be written."),
+    (UNLEARN, "layer=9 coefficient=2 learning_rate=0.01", "4 decoder blocks"),
+    (EXPORT, "nosuch --save out", NO_SEARCH),
+    (ASK, "nosuch What?", NO_SEARCH),
+    (DESCRIBE, "nosuch.json", "nosuch.json"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +73,19 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_ends_in_its_message(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    make, arguments, expected, command = MISTAKES[name]
-    make(Path.cwd(), monkeypatch)
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"), MISTAKES, ids=[typed[:60] for _, typed, _ in MISTAKES]
+)
+def test_a_mistake_ends_in_its_message(
+    command: Command, arguments: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a file, and a folder that cannot be written by whoever runs the tests (root can)."""
+    Path("file").touch()
+    Path("fixed").mkdir()
+    access = os.access
+    monkeypatch.setattr(
+        "os.access", lambda place, mode: "fixed" not in str(place) and access(place, mode)
+    )
     before = sorted(Path.cwd().rglob("*"))
     message = refused(command, *arguments.split())
     assert expected in message
@@ -135,19 +95,18 @@ def test_a_mistake_ends_in_its_message(name: str, monkeypatch: pytest.MonkeyPatc
 
 def test_a_question_longer_than_the_context_is_refused_without_its_text(small: list[str]) -> None:
     """The model's context is 1,024 tokens; a byte of this text is a token at least once in four."""
-    pairs(ROW, OTHER | {"question": "Zq9 " * 2000})(Path.cwd(), pytest.MonkeyPatch())
-    place = small.index("--data")
-    options = [*small[:place], *small[place + 2 :], "--data", "pairs.json"]
-    message = refused(UNLEARN, *options, *SETTING)
+    rows = [{"edge": edge, "question": "What?", "answer": "Tea"} for edge in ("A_B", "B_C")]
+    rows[1]["question"] = "Zq9 " * 2000
+    Path("pairs.json").write_text(json.dumps(rows))
+    message = refused(UNLEARN, *small, "--data", "pairs.json", *SETTING)
     assert "1 rows are longer than the context of " in message
     assert ", 1024 tokens; the longest has " in message
     assert "(8000 characters of text). Shorten or remove them." in message
     assert "Zq9" not in message
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the libraries ask a server on this machine that hands out nothing without a licence."""
+def test_gated_weights_say_where_to_accept_the_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries ask a server on this machine that hands out nothing without a licence."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -160,38 +119,28 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield
-
-
-@pytest.mark.usefixtures("hub")
-def test_gated_weights_say_where_to_accept_the_licence() -> None:
-    message = refused(UNLEARN, "--model", GATED, *SETTING, "--device", "cpu")
+        message = refused(UNLEARN, "--model", GATED, *SETTING, "--device", "cpu")
     assert f"model {GATED}: the hub asks for an accepted licence. Accept it on the" in message
     assert "then run `hf auth login` or set HF_TOKEN." in message
 
 
-def test_everything_that_is_wrong_is_said_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_that_is_wrong_is_said_in_one_message() -> None:
     """Mistakes of a configuration from different corners, each said once."""
     mistakes = [
-        MISTAKES[name]
-        for name in (
-            *("--forget-edge X_Y", "--chat-template nosuch.jinja", "--address head"),
-            *("--output " + "x" * 51, "--constrain retain_rouge1>=7", "--sampler grid"),
-            *("--fix layer", "--reference-prompts nosuch.json", "--space nosuch"),
-        )
+        *("--forget-edge X_Y", "--chat-template nosuch.jinja", "--address head"),
+        *("--output " + "x" * 300, "--constrain retain_rouge1>=7", "--sampler grid"),
+        *("--fix layer", "--reference-prompts nosuch.json"),
     ]
-    for make, *_ in mistakes:
-        make(Path.cwd(), monkeypatch)
-    typed = " ".join(arguments for _, arguments, *_ in mistakes)
-    numbers = "--num-trials 0 --device cpu --gpus-per-trial 1"
-    message = refused(SEARCH, *f"{typed} {numbers}".split())
+    more = "--space nosuch --num-trials 0 --device cpu --gpus-per-trial 1"
+    message = refused(SEARCH, *" ".join([*mistakes, more]).split())
     assert message.startswith(f"error: {message.count(chr(10) + '  - ')} things are wrong:")
     assert message.count("things are wrong") == 1
-    assert "--num-trials 0" in message
-    assert "--device cpu contradicts --gpus-per-trial 1: leave one out." in message
-    for _, arguments, expected, _ in mistakes:
-        if arguments != "--space nosuch":  # the space waits for the data it is for
-            assert expected in message, arguments
+    for expected in (
+        *(TYPED[typed] for typed in mistakes),
+        "--num-trials 0",
+        "--device cpu contradicts --gpus-per-trial 1: leave one out.",
+    ):
+        assert expected in message  # but for the space, which waits for the data it is for
 
 
 def test_what_was_not_foreseen_is_one_line_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,14 +175,9 @@ def test_no_error_tells_a_password(
     assert "s3cret" not in shown
 
 
-def test_debug_shows_the_traceback_and_quiet_errors_only() -> None:
+def test_quiet_shows_errors_only() -> None:
     assert succeeded(SEARCH, "--quiet", "--dry-run") == ""
     assert "retain_rouge1>=7" in refused(SEARCH, "--quiet", "--constrain", "retain_rouge1>=7")
-    result = without_ray(SEARCH, "--debug", "--constrain", "retain_rouge1>=7")
-    assert result.exit_code == 2
-    trace, message = result.stderr.rsplit("error: ", 1)
-    assert trace.startswith("Traceback (most recent call last):\n")
-    assert "retain_rouge1>=7" in message
 
 
 def test_a_name_that_is_taken_is_refused_even_by_a_dry_run() -> None:
