@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
-
-import pytest
 
 from lunar_tune.data.data_card import NEAR, describe_prompts, describe_records
 from lunar_tune.data.records import Record, records_digest
@@ -102,23 +99,18 @@ PRICES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("records", "forget", "findings"),
-    [
+def test_findings_say_what_a_run_would_refuse_and_what_weakens_it() -> None:
+    for records, forget, findings in (
         (HAND, ["A_B"], [ASKED, "1 questions have several answers", ANSWERED]),
         (HAND[:3], [], ["There is one edge only"]),
         ((HAND[1], HAND[3]), [], []),
         ((HAND[1], HAND[3], GREEK), [], ["1 answers have no word that ROUGE counts"]),
         (PRICES, ["A"], ["A: 2 of 2 questions differ from a kept one in few words"]),
-    ],
-)
-def test_findings_say_what_a_run_would_refuse_and_what_weakens_it(
-    records: Sequence[Record], forget: list[str], findings: list[str]
-) -> None:
-    card = describe_records(records, forget, is_scorable=str.isascii)
-    for said, part in zip(card.findings, findings, strict=True):
-        assert said.startswith(part)
-    assert card.unscorable == tuple(record for record in records if record is GREEK)
+    ):
+        card = describe_records(records, forget, is_scorable=str.isascii)
+        for said, part in zip(card.findings, findings, strict=True):
+            assert said.startswith(part)
+        assert card.unscorable == tuple(record for record in records if record is GREEK)
 
 
 def test_prompts_have_lengths_and_repetitions() -> None:
