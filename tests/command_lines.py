@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,6 +135,15 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
         output, errors = process.communicate()
         raise AssertionError(f"{process.args} took too long\n{output}\n{errors}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def pages_shown(process: subprocess.Popen[str]) -> dict[str, str]:
+    """Return the addresses that a comparison prints, by what they show; it runs on."""
+    assert process.stdout is not None
+    printed: list[str] = []
+    while not printed or "Ctrl-C" not in printed[-1]:
+        printed.append(next(process.stdout))
+    return dict(re.findall(r"^(.+): (http\S+)$", "".join(printed), flags=re.MULTILINE))
 
 
 def command(name: str, *arguments: str) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_lines import command, start
+from command_lines import command, pages_shown, start
 from playwright.sync_api import Page, expect
 from tracked_searches import SCORES, make_search
 
@@ -29,12 +29,8 @@ def pages(
         make_search(output, name)
     expect.set_options(timeout=30_000)
     process = start(command("compare", "one", "two", "--output", str(output)), cwd=output)
-    assert process.stdout is not None
-    printed: list[str] = []
-    while not printed or "Ctrl-C" not in printed[-1]:
-        printed.append(next(process.stdout))
     try:
-        yield dict(re.findall(r"^(.+): (http\S+)$", "".join(printed), flags=re.MULTILINE))
+        yield pages_shown(process)
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)

@@ -20,7 +20,7 @@ from typing import Any
 import command_lines
 import psutil
 import pytest
-from command_lines import command, start
+from command_lines import command, pages_shown, start
 from rich.console import Console
 from tracked_searches import begun_study, make_search
 
@@ -49,11 +49,7 @@ def test_the_ui_shows_the_search_written_to_last_until_an_interrupt(
     (tmp_path / "runs").rename(tmp_path / "moved")
     os.utime(tmp_path / "moved" / "two" / "study.journal", (1, 1))
     process = start(command("compare", "--output", "moved"), cwd=tmp_path)
-    assert process.stdout is not None
-    printed: list[str] = []
-    while not printed or "Ctrl-C" not in printed[-1]:
-        printed.append(next(process.stdout))
-    pages = dict(re.findall(r"^(.+): (http\S+)$", "".join(printed), flags=re.MULTILINE))
+    pages = pages_shown(process)
     assert list(pages) == ["charts of one", "trials of one", "all trials", "all searches"]
     assert all(len(page) < 200 for page in pages.values())
     server = pages["all trials"].partition("/#/")[0]
