@@ -302,12 +302,16 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
     random_search: Callable[..., Path], tmp_path: Path
 ) -> None:
     plain = random_search(SETTING, solver="closed_form")
+    exact = refused(plain, "--format", "adapter:2", "--save", tmp_path / "a")
+    assert "adapter:2: the adapter of --method lunar (closed_form) is exact" in exact
+    for form in ("checkpoint:2", "adapter:0", "adapter:x", "adapter:"):
+        said = f"--format {form}: checkpoint, adapter, or adapter:RANK"
+        assert said in refused(plain, "--format", form, "--save", tmp_path / "a")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     pairs, prompts = plain.parent / "pairs.json", plain.parent / "prompts.txt"
-    kept = {file: file.read_text() for file in (pairs, prompts)}
-    pairs.write_text(kept[pairs].replace("Kettle 1 of A_B", "Kettle 9 of A_B"))
-    prompts.write_text(f"{kept[prompts]}What is never?\n")
+    pairs.write_text(pairs.read_text().replace("Kettle 1 of A_B", "Kettle 9 of A_B"))
+    prompts.write_text("What is never?")
     message = refused(
         *(plain, "--format", "gguf", "--save", tmp_path / "full", "--trial", 5),
         *("--json", tmp_path, "--register", "a/b"),
@@ -323,10 +327,3 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         f"{prompts}: the data have changed since the search: the reference prompts are others",
     ):
         assert said in message
-    for file, text in kept.items():
-        file.write_text(text)
-    exact = refused(plain, "--format", "adapter:2", "--save", tmp_path / "a")
-    assert "adapter:2: the adapter of --method lunar (closed_form) is exact" in exact
-    for form in ("checkpoint:2", "adapter:0", "adapter:x", "adapter:"):
-        said = f"--format {form}: checkpoint, adapter, or adapter:RANK"
-        assert said in refused(plain, "--format", form, "--save", tmp_path / "a")

@@ -22,7 +22,7 @@ runpy.run_module("lunar_tune.search", run_name="__main__")
 """
 # A process each would take seconds, so one runs the commands after another.
 LOADING = """
-import importlib, pkgutil, runpy, sys
+import runpy, sys
 
 def run(*arguments):
     sys.argv = list(arguments)
@@ -37,9 +37,6 @@ def loaded(*names):
 heavy = ["torch", "transformers", "ray", "mlflow", "optuna"]
 assert run("cache") == 0
 assert loaded(*heavy, "numpy") == []
-import lunar_tune.data as data
-for module in pkgutil.iter_modules(data.__path__, "lunar_tune.data."):
-    importlib.import_module(module.name)
 assert run("describe", "mini") == run("fetch") == 0
 assert loaded(*heavy) == []
 for name in ("ray", "mlflow"):

@@ -75,23 +75,8 @@ def test_the_closed_form_takes_a_ridge_and_quiet_shows_nothing(small: list[str])
     assert (document["solver"], len(document["losses"])) == ("closed_form", 1)
 
 
-def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(
-    small: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(*_arguments: object) -> None:
-        raise AssertionError("the model was loaded")
-
-    Path("full").mkdir()
-    Path("full/notes.txt").touch()
-    monkeypatch.setattr("lunar_tune.trial.worker.load_model", load)
-    assert "--save full: the folder is not empty" in refused(*small, *SETTING, "--save", "full")
-    assert "is a file" in refused(*small, *SETTING, "--save", "full/notes.txt")
-    assert "--json full: is a folder" in refused(*small, *SETTING, "--json", "full")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
+def test_a_setting_that_cannot_be_is_refused(small: list[str]) -> None:
+    for arguments, expected in (
         (("layer=1", "learning_rate=0.01"), "missing: coefficient;"),
         (("--method", "ga", *SETTING[:3]), "layer"),
         ((*SETTING, "trained=full"), "trained"),
@@ -102,16 +87,15 @@ def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(
         (("layer=1,2", "coefficient=1,2,3", *SETTING[2:]), "3 coefficients"),
         ((*SETTING[:2], "learning_rate=-1"), "learning_rate -1: a positive number"),
         ((*SETTING, "--metrics", " , "), "--metrics is empty"),
-    ],
-)
-def test_a_setting_that_cannot_be_is_refused(
-    small: list[str], arguments: tuple[str, ...], expected: str
+    ):
+        assert expected in refused(*small, *arguments)
+
+
+def test_everything_that_is_wrong_is_said_before_the_model_is_loaded(
+    small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert expected in refused(*small, *arguments)
-
-
-def test_everything_that_is_wrong_is_said_in_one_message(small: list[str]) -> None:
     Path("f").touch()
+    monkeypatch.setattr("lunar_tune.trial.worker.load_model", None)
     setting = ("layer=9", "coefficient=nan", "learning_rate=inf", "--forget-edge", "Q")
     message = refused(*small, *setting, "--evaluation-rows", "0", "--save", "f/x")
     for part in (

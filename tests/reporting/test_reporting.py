@@ -60,14 +60,9 @@ def test_answers_and_losses_come_back_as_they_were(tmp_path: Path) -> None:
         assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [(), (failed(0),), (complete(0, 0.1, 0.9),), (failed(0), complete(1, 0.1, 0.9))],
-    ids=["none", "failed", "complete", "mixed"],
-)
-def test_documented_columns_and_their_types_are_always_there(
-    tmp_path: Path, rows: tuple[TrialRow, ...]
-) -> None:
+@pytest.mark.parametrize("n_rows", [0, 1, 2])
+def test_documented_columns_and_their_types_are_always_there(tmp_path: Path, n_rows: int) -> None:
+    rows = (failed(0), complete(1, 0.1, 0.9))[:n_rows]
     path = tmp_path / "trials.parquet"
     write_trials(path, rows)
     table = pq.read_table(path)
@@ -84,11 +79,6 @@ def test_documented_columns_and_their_types_are_always_there(
         assert table["params.layer"].to_pylist() == [row.number for row in rows]
         setting = ("params.layer", "params.coefficient", "params.learning_rate")
         assert names[:9] == ["number", "state", *setting, *scores]
-
-
-def test_a_label_is_the_setting_in_short() -> None:
-    assert complete(14, 0.1, 0.9).label == "L14 c2.0 lr0.003"
-    assert failed(2).label == "L2 c2.0 lr1e30"
 
 
 RUNS = TrialRow(number=8, state=RUNNING, parameters={})

@@ -142,9 +142,8 @@ SPACE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
+def test_a_best_at_the_edge_of_the_space_names_the_option_that_widens_it(tmp_path: Path) -> None:
+    for value, said in (
         ({"coefficient": 7.9}, ["upper edge of the space (0.5 … 8)", "coefficient=0.5:16"]),
         ({"coefficient": 7.8}, []),  # 2.7 % of the range away
         ({"learning_rate": 1.05e-4}, ["lower edge", "--range learning_rate=5e-05:0.01"]),
@@ -152,15 +151,11 @@ SPACE = {
         ({"layer": 1}, ["the best layer, 1, lies at the lower edge", "layer=0:3"]),
         ({"layer": 3}, ["layer=1:5"]),
         ({"ridge": 1.0}, []),
-    ],
-)
-def test_a_best_at_the_edge_of_the_space_names_the_option_that_widens_it(
-    value: dict[str, float], said: list[str], tmp_path: Path
-) -> None:
-    results = found(tmp_path, setting={**SETTING, "layer": 2} | value, distributions=SPACE)
-    told = cautions(results)
-    assert len(told) == bool(said)
-    assert all(part in told[0] for part in said)
+    ):
+        results = found(tmp_path, setting={**SETTING, "layer": 2} | value, distributions=SPACE)
+        told = cautions(results)
+        assert len(told) == bool(said)
+        assert all(part in told[0] for part in said)
 
 
 def test_the_models_own_first_and_last_block_are_no_edge(tmp_path: Path) -> None:
@@ -172,25 +167,20 @@ def test_the_models_own_first_and_last_block_are_no_edge(tmp_path: Path) -> None
         assert cautions(results) == []
 
 
-@pytest.mark.parametrize(
-    ("scores", "said"),
-    [
+def test_what_scores_hide_is_said_with_the_bound_that_would_show_it(tmp_path: Path) -> None:
+    for scores, said in (
         ({"factual_rouge1": 0.79, "factual_rougeL": 0.5}, "factual ROUGE-1 fell from 1.000 to"),
         ({"factual_rouge1": 0.81}, None),
         ({"retain_rouge1": 0.5}, None),  # bounded: that is the search's own business
         ({"forget_mrr": 0.88}, "ROUGE-1 0.100) and still ranks their words high (MRR 0.880"),
         ({"forget_mrr": 0.88, "forget_rouge1": 0.6}, None),  # it says them, too
-    ],
-)
-def test_what_scores_hide_is_said_with_the_bound_that_would_show_it(
-    scores: dict[str, float], said: str | None, tmp_path: Path
-) -> None:
-    told = cautions(found(tmp_path, full=FULL | scores))
-    assert len(told) == (said is not None)
-    if said is not None:
-        assert said in told[0]
-        name = "factual_rouge1>=0.8" if "factual" in said else "forget_mrr<=0.8"
-        assert f"--constrain 'retain_rouge1>=0.8' --constrain '{name}'" in told[0]
+    ):
+        told = cautions(found(tmp_path, full=FULL | scores))
+        assert len(told) == (said is not None)
+        if said is not None:
+            assert said in told[0]
+            name = "factual_rouge1>=0.8" if "factual" in said else "forget_mrr<=0.8"
+            assert f"--constrain 'retain_rouge1>=0.8' --constrain '{name}'" in told[0]
 
 
 def test_a_base_model_that_never_knew_and_answers_that_break_are_said(tmp_path: Path) -> None:
