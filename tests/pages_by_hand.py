@@ -29,25 +29,20 @@ FLOOR = 0.8
 
 def trial(number: int, forget: float, retain: float, **parameters: object) -> TrialRow:
     """Return a completed trial."""
+    kept = retain >= FLOOR
+    rate = 1e-4 * (1 + number) ** 1.5
+    usual = {"layer": number % 7, "coefficient": 0.5 + number % 5, "learning_rate": rate}
+    scores = {"forget_rouge1": forget, "retain_rouge1": retain}
+    scores["deviation_score"] = deviation_score(forget, retain)
     return TrialRow(
         number=number,
         state=COMPLETE,
-        parameters=parameters
-        or {
-            "layer": number % 7,
-            "coefficient": 0.5 + number % 5,
-            "learning_rate": 1e-4 * (1 + number) ** 1.5,
-        },
-        scores={
-            "forget_rouge1": forget,
-            "retain_rouge1": retain,
-            "deviation_score": deviation_score(forget, retain),
-        }
-        | ({"factual_rouge1": 0.9} if retain >= FLOOR else {}),
+        parameters=parameters or usual,
+        scores=scores | ({"factual_rouge1": 0.9} if kept else {}),
         objective=forget,
-        feasible=retain >= FLOOR,
-        retain_rows=84 if retain >= FLOOR else 21,
-        retain_exact=retain >= FLOOR,
+        feasible=kept,
+        retain_rows=84 if kept else 21,
+        retain_exact=kept,
         seconds={"trial": 1.0 + number / 10},
     )
 
@@ -69,15 +64,8 @@ def many(n_trials: int) -> tuple[TrialRow, ...]:
 
 def said(set_name: str, question: str, answer: str, rouge1: float) -> AnswerRow:
     """Return an answer."""
-    return AnswerRow(
-        set_name=set_name,
-        edge="A_B",
-        question=question,
-        truth="the truth",
-        answer=answer,
-        rouge1=rouge1,
-        rouge_l=rouge1,
-    )
+    texts = {"question": question, "truth": "the truth", "answer": answer}
+    return AnswerRow(set_name=set_name, edge="A_B", rouge1=rouge1, rouge_l=rouge1, **texts)
 
 
 def searched(
@@ -168,6 +156,11 @@ class Parsed(HTMLParser):
             if tag in {"td", "a"} and data.strip():
                 order, text = self.cells[-1]
                 self.cells[-1] = order, text + data
+
+    @property
+    def running(self) -> list[str]:
+        """The scripts that run."""
+        return [text for kind, text in self.scripts if kind is None]
 
     def policy(self) -> str:
         """Return the content security policy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ from shared_searches import SharedSearch
 from lunar_tune.cli.ask import _shown
 from lunar_tune.cli.ask import ask as COMMAND
 from lunar_tune.yaml_files import read_yaml, write_yaml
+
+refused = partial(command_lines.refused, COMMAND)
 
 KNOWN = "What is item 1 of A_B?"
 
@@ -31,10 +34,6 @@ def changed(search: Path, part: str, name: str, value: Any) -> None:
     document = read_yaml(search / "config.yaml")
     document[part][name] = value
     (search / "config.yaml").write_text(write_yaml(document))
-
-
-def refused(*arguments: str) -> str:
-    return command_lines.refused(COMMAND, *arguments)
 
 
 def test_questions_typed_or_piped_are_answered_and_written_as_json(search: Path) -> None:

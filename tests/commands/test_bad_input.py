@@ -28,13 +28,10 @@ from lunar_tune.errors import InputError, Problems
 SETTING = ("layer=1", "coefficient=2", "learning_rate=0.01")
 NO_SEARCH = "nosuch: there is no such search. runs has none; name a search's folder, or start one"
 TYPED = {
-    "--model qwen3.5-7b": "unknown model 'qwen3.5-7b'. Did you mean",
     "--data nosuch.json": "'nosuch.json' is neither a file nor a shipped name; there are: mini",
     "--reference-prompts nosuch.json": "nosuch.json",
-    "--method dpo --refusals nosuch.txt": "nosuch.txt",
     "--chat-template nosuch.jinja": "nosuch.jinja",
     "--forget-edge X_Y": "A_B",
-    "--layer-prior nosuch.json": "nosuch.json: cannot be read",
     "--sampler grid": "unknown sampler 'grid'. There are: gp, tpe, random.",
     "--fix layer": "--fix layer: write NAME=VALUE",
     "--constrain retain_rouge1>=7": "retain_rouge1>=7",

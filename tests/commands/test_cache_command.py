@@ -6,6 +6,7 @@ import json
 import os
 import re
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import command_lines
@@ -15,6 +16,9 @@ from command_lines import without_ray
 
 from lunar_tune.cli.cache import cache as COMMAND
 from lunar_tune.engine.cache import ActivationCache
+
+refused = partial(command_lines.refused, COMMAND)
+succeeded = partial(command_lines.succeeded, COMMAND)
 
 USED = datetime(2025, 2, 7, 12, 30, tzinfo=UTC)
 FIRST, SECOND, THIRD = "1a" * 16, "1b" * 16, "2c" * 16
@@ -40,14 +44,6 @@ def fill(key: str, *, model: str = "tiny", files: int = 1, days: int = 0) -> int
 
 def keys() -> set[str]:
     return {entry.key for entry in ActivationCache().entries()}
-
-
-def succeeded(*arguments: str, columns: int = 160) -> str:
-    return command_lines.succeeded(COMMAND, *arguments, columns=columns)
-
-
-def refused(*arguments: str) -> str:
-    return command_lines.refused(COMMAND, *arguments)
 
 
 def test_a_row_an_entry_last_used_first(folder: Path) -> None:

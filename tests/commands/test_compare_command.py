@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,9 @@ from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.store import store_of
 from lunar_tune.tracking.ui import View
 
+refused = partial(command_lines.refused, COMMAND)
+
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # MLflow's warnings
-
-
-def refused(*arguments: str | Path) -> str:
-    return command_lines.refused(COMMAND, *arguments)
 
 
 def test_the_ui_shows_the_search_written_to_last_until_an_interrupt(

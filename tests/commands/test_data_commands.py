@@ -12,16 +12,11 @@ from file_server import HUB, PISTOL_2, FileServer, pistol_rows, serving, tofu_li
 
 from lunar_tune.cli.describe import describe
 from lunar_tune.cli.fetch import fetch
-from lunar_tune.data.data_catalog import BUNDLED, PUBLISHED
+from lunar_tune.data.data_catalog import PUBLISHED
 from lunar_tune.data.splits import groups_file
 from lunar_tune.models.loading import LoadedModel
 
 GREEK = {"edge": "C_D", "question": "In Greek?", "answer": "αβγ"}
-
-
-def test_every_shipped_data_set_has_a_card() -> None:
-    for name in BUNDLED:
-        assert "length" in succeeded(describe, name)
 
 
 def test_a_file_has_the_numbers_that_its_maker_knows_and_json_has_the_whole_card(

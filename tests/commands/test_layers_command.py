@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import command_lines
@@ -12,6 +13,9 @@ from PIL import Image
 
 from lunar_tune.cli.layers import layers as COMMAND
 from lunar_tune.trial.layer_scores import read_layer_prior
+
+refused = partial(command_lines.refused, COMMAND)
+succeeded = partial(command_lines.succeeded, COMMAND)
 
 
 @pytest.fixture(autouse=True)
@@ -24,14 +28,6 @@ def small(small: list[str]) -> list[str]:
     """Return the options without the one that has no part in layers."""
     place = small.index("--factual-data")
     return small[:place] + small[place + 2 :]
-
-
-def refused(*arguments: str) -> str:
-    return command_lines.refused(COMMAND, *arguments)
-
-
-def succeeded(*arguments: str) -> str:
-    return command_lines.succeeded(COMMAND, *arguments)
 
 
 def test_a_run_prints_a_table_and_writes_what_it_was_asked_for(small: list[str]) -> None:

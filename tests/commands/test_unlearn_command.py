@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import command_lines
@@ -13,6 +14,9 @@ from transformers import AutoModelForCausalLM
 from trial_specs import generated
 
 from lunar_tune.cli.unlearn import unlearn as COMMAND
+
+refused = partial(command_lines.refused, COMMAND)
+succeeded = partial(command_lines.succeeded, COMMAND)
 
 SETTING = ("layer=1", "coefficient=2.0", "learning_rate=0.01", "epochs=2")
 KEYS = {
@@ -28,14 +32,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "here")
 
 
-def refused(*arguments: str) -> str:
-    return command_lines.refused(COMMAND, *arguments)
-
-
-def succeeded(*arguments: str) -> str:
-    return command_lines.succeeded(COMMAND, *arguments)
-
-
 def test_a_run_writes_its_scores_and_answers_and_a_model_that_gives_them(small: list[str]) -> None:
     metrics = ("--metrics", "forget_mrr, retain_mrr,retain_perplexity")
     output = succeeded(*small, *SETTING, *metrics, "--json", "s.json", "--save", "model")
@@ -48,8 +44,6 @@ def test_a_run_writes_its_scores_and_answers_and_a_model_that_gives_them(small: 
     assert len(document["losses"]) == 2, "an epoch each"
     assert set(document["baseline"]) >= {"forget_rouge1", "retain_rouge1"}
     assert [row["set_name"] for row in rows] == ["forget"] * 3 + ["retain"] * 6
-    recalls = [row["rouge1"] for row in rows[:3]]
-    assert document["forget_rouge1"] == pytest.approx(sum(recalls) / 3)
     for line in ("base model", "unlearned", "scores and answers written to s.json"):
         assert line in output
     for name in ("forget_mrr", "retain_mrr", "retain_perplexity"):

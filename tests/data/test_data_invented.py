@@ -37,14 +37,6 @@ def words_of(text: str) -> set[str]:
     return set(re.findall("[a-z0-9]+", text.lower()))
 
 
-def test_chains_and_stars_have_the_edges_they_are_named_for() -> None:
-    assert [edge.name for edge in chain("ABC")] == ["A_B", "B_C"]
-    assert [edge.name for edge in star("A", ["B1", "C1"])] == ["A_B1", "A_C1"]
-    assert chain("A") == star("A", "") == ()
-    assert GRAPH.nodes == ("A", "B", "C", "p", "q", "X", "Y")
-    assert GRAPH.people == {"p", "q"}
-
-
 def test_a_graph_without_meaning_and_more_attributes_than_there_are_are_refused() -> None:
     for edges, fragment in (
         ((), "has no edge"),

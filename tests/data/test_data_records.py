@@ -109,10 +109,9 @@ BAD_RECORDS = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "fragments"), BAD_RECORDS.values(), ids=BAD_RECORDS)
-def test_a_bad_file_is_refused_with_its_place(
-    tmp_path: Path, name: str, content: object, fragments: list[str]
-) -> None:
+@pytest.mark.parametrize("case", BAD_RECORDS)
+def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, case: str) -> None:
+    name, content, fragments = BAD_RECORDS[case]
     path = written(tmp_path, content, name)
     with pytest.raises(DataError) as raised:
         read_records(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -93,23 +93,19 @@ def same(one: Path, other: Path) -> bool:
     )
 
 
-@pytest.fixture(scope="module")
-def whole(
-    job: FinetuneJob, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Path, Finetuned]]:
-    """Return a function that gives what an undisturbed run makes, each made once."""
-    made: dict[str, tuple[Path, Finetuned]] = {}
+Whole = Callable[[str], tuple[Path, Finetuned]]
 
+
+@pytest.fixture(scope="module")
+def whole(job: FinetuneJob, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Return a function that gives what an undisturbed run makes, each made once."""
+
+    @cache
     def make(trained: str) -> tuple[Path, Finetuned]:
-        if trained not in made:
-            folder = tmp_path_factory.mktemp(trained) / "whole"
-            made[trained] = folder, finetune(changed(job, trained=trained), folder)
-        return made[trained]
+        folder = tmp_path_factory.mktemp(trained) / "whole"
+        return folder, finetune(changed(job, trained=trained), folder)
 
     return make
-
-
-Whole = Callable[[str], tuple[Path, Finetuned]]
 
 
 def test_training_lowers_the_loss_and_the_model_answers(job: FinetuneJob, tmp_path: Path) -> None:
