@@ -35,7 +35,7 @@ LOGITS_AT_ONCE = 2**27
 class _Opening:
     """The first round of some rows, arranged."""
 
-    batches: tuple[TreeBatch, ...]
+    batches: list[TreeBatch]
     asked: Int[Tensor, "rows draft_and_one"]
     """Nodes after which a row's new tokens are chosen: its prompt's end, then its draft's."""
     draft: Int[Tensor, "rows draft"]  # tokens of the draft; minus one where it is shorter
@@ -70,8 +70,8 @@ class Answerer:
         """Keys and values of the blocks that may lie below an edit, where they fit."""
         if self._deepest < 0:
             return None
-        size = 2 * self.tree.n_nodes * _key_width(self.loaded) * (self._deepest + 1)
-        if size * self.loaded.model.dtype.itemsize > self.memory.free_bytes() * KEYS_SHARE:
+        size = self.tree.n_nodes * _key_bytes(self.loaded) * (self._deepest + 1)
+        if size > self.memory.free_bytes() * KEYS_SHARE:
             return None
 
         def compute(budget: int) -> KeyValues:
@@ -104,19 +104,12 @@ class Answerer:
         ends = torch.tensor([tree.offsets[row] + lengths[row] - 1 for row in rows])
         counts = torch.tensor(list(map(len, said)))
         places = ends[:, None] + torch.arange(draft.shape[1] + 1).minimum(counts[:, None])
+        done = {node for earlier in before for node in tree.nodes_of(earlier).tolist()}
         batches = arrange(
-            tree,
-            rows,
-            budget=budget,
-            device=device,
-            done={node for earlier in before for node in tree.nodes_of(earlier).tolist()},
-            asked=self._asked_nodes,
+            tree, rows, budget=budget, device=device, done=done, asked=self._asked_nodes
         )
-        self._openings[key] = _Opening(
-            batches=tuple(batches),
-            asked=tree.nodes[places].to(device),
-            draft=draft.to(device),
-        )
+        asked = tree.nodes[places].to(device)
+        self._openings[key] = _Opening(batches=batches, asked=asked, draft=draft.to(device))
         return self._openings[key]
 
     @cached_property
@@ -134,7 +127,7 @@ class Answerer:
         """Rows that are decoded together, estimated from keys, values, logits and MLP of a row."""
         config, loaded = self.loaded.model.config, self.loaded
         slots = max(self.activations.prompt_lengths) + FIRST_SLOTS
-        row = 2 * slots * _key_width(loaded) * loaded.n_layers * loaded.model.dtype.itemsize
+        row = slots * _key_bytes(loaded) * loaded.n_layers
         row += config.vocab_size * 8 + config.intermediate_size * 32
         return BatchSize(self.memory.free_bytes() // row, "the answers")
 
@@ -149,9 +142,7 @@ class AnsweringRun:
         self._opened: tuple[tuple[int, ...], ...] = ()
         self._answers: dict[int, list[int]] = {}
         self._pending: dict[int, list[int]] = {}
-        self._chosen = torch.zeros(
-            self._tree.n_nodes, dtype=torch.int64, device=self._loaded.device
-        )
+        self._chosen = torch.zeros_like(self._tree.ids, device=self._loaded.device)
         """The token that the model chooses after each node that is asked."""
 
     @torch.inference_mode()
@@ -226,12 +217,7 @@ class AnsweringRun:
             cache = SlotCache(len(said), max(held) + min(self._rules.max_new_tokens, FIRST_SLOTS))
             self._fill(cache, list(said), held)
             decoding = SlotDecoding(
-                self._loaded,
-                cache,
-                rows=said,
-                held=held,
-                rules=self._rules,
-                guesser=self._answerer.guesser,
+                self._loaded, cache, said, held, rules=self._rules, guesser=self._answerer.guesser
             )
             answers |= decoding.run()
         return answers
@@ -255,8 +241,8 @@ class AnsweringRun:
             cache.put(layer, (row_index, positions), keys, values)
 
 
-def _key_width(loaded: LoadedModel) -> int:
-    """Return the numbers in one token's keys of one block."""
+def _key_bytes(loaded: LoadedModel) -> int:
+    """Return the bytes of one token's keys and values of one block."""
     config = loaded.model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(config.num_key_value_heads * head_dim)
+    return int(2 * config.num_key_value_heads * head_dim * loaded.model.dtype.itemsize)

@@ -3,15 +3,13 @@
     <user's cache>/activations/<key>/point-014.safetensors
                               /<key>.lock
 
-A file holds one tensor; its header has the tensor's digest, and what to show of the entry.
-Reading maps a file into memory: pages are loaded as they are touched and shared between processes.
-A file that is deleted while it is mapped stays readable for those who have it; so a file is
-replaced or deleted, and never written to again.
+A file holds one tensor; its header has the tensor's digest, and what to show of the entry. Reading
+maps it into memory, where it stays readable when the file is deleted; so a file is replaced or
+deleted, and never written to again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -19,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,7 +90,7 @@ class ActivationCache:
         before = _info(self.root / key)
         shutil.rmtree(self.root / key, ignore_errors=True)
         after = _info(self.root / key)
-        with contextlib.suppress(OSError):  # who holds it goes on; at worst two capture the same
+        with suppress(OSError):  # who holds it goes on; at worst two capture the same
             (self.root / f"{key}.lock").unlink()
         return (before.bytes if before else 0) - (after.bytes if after else 0)
 
@@ -136,7 +134,7 @@ class CacheEntry:
         What one that died has left unfinished is removed. Where no lock can be had (a full disk,
         say) it goes on without: two may capture the same.
         """
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             try:
                 self._cache.root.mkdir(parents=True, exist_ok=True, mode=0o700)
                 lock = FileLock(self._cache.root / f"{self.key}.lock", mode=0o600)
@@ -167,10 +165,10 @@ class CacheEntry:
             return None
         except SafetensorError as error:
             logger.warning("%s is damaged and is captured again: %s", file, error)
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 file.unlink()
             return None
-        with contextlib.suppress(OSError):  # removed meanwhile: the tensor is still whole
+        with suppress(OSError):  # removed meanwhile: the tensor is still whole
             os.utime(self._folder)
         return tensor
 
@@ -209,15 +207,15 @@ def _info(folder: Path) -> EntryInfo | None:
         return None
     size = 0
     for file in files:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             size += file.stat().st_size
     tensors = [file for file in files if file.suffix == _ENDING]
     about: Mapping[str, Any] = {}
-    try:
-        with safe_open(tensors[0], framework="np") as opened:
-            about = json.loads((opened.metadata() or {}).get(_ABOUT, "{}"))
-    except (OSError, IndexError, SafetensorError):  # no file, or a damaged one
-        pass
+    with (
+        suppress(OSError, IndexError, SafetensorError),  # no file, or a damaged one
+        safe_open(tensors[0], framework="np") as opened,
+    ):
+        about = json.loads((opened.metadata() or {}).get(_ABOUT, "{}"))
     return EntryInfo(folder.name, about, len(tensors), size, used)
 
 

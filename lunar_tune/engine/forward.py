@@ -1,12 +1,8 @@
 """Distinct prefixes of prompts, and a forward over them: each is computed once, without padding.
 
-What a decoder computes at a token depends on that token and those before it, so a prefix that many
-rows share is computed once: on PISTOL 40 % of all prompt tokens repeat a prefix of another row.
-
-A block is called as it is, on the batch's prefixes as one sequence `[1, new, d_model]` with their
-positions: norms, projections and MLP work token by token. Only attention relates tokens, and
-transformers lets it be replaced (its `AttentionInterface`): ours gathers, for each row, the keys of
-its whole path and the queries of its new end.
+A block is called as it is, on a batch's prefixes as one sequence `[1, new, d_model]`. Attention
+alone relates tokens, and transformers lets it be replaced (its `AttentionInterface`): ours gathers,
+for each row, the keys of its whole path and the queries of its new end.
 """
 
 from __future__ import annotations

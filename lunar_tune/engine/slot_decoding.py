@@ -152,9 +152,9 @@ class SlotDecoding:
         self,
         loaded: LoadedModel,
         cache: SlotCache,
-        *,
         rows: Mapping[int, Sequence[int]],
         held: Sequence[int],
+        *,
         rules: AnswerRules,
         guesser: Guesser,
     ) -> None:

@@ -25,7 +25,7 @@ from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
 from lunar_tune.training import TrainingSettings
 from lunar_tune.training.adapting import Fit, trainable
-from lunar_tune.training.answer_loss import Encoder, Pair, answer_loss
+from lunar_tune.training.answer_loss import Encoder, Pair, answer_states
 from lunar_tune.training.checkpoints import TrainingFolder, package_versions, save_checkpoint
 from lunar_tune.training.gradient_loop import LoopState, train_epochs
 
@@ -171,8 +171,8 @@ def learned(
     encoder, decoder = Encoder(loaded, chat), loaded.layout.decoder_of(loaded.model)
 
     def loss_of(batch: Sequence[Pair]) -> Tensor:
-        with fit.computing():
-            return answer_loss(loaded.model, decoder, batch)
+        with fit.computing():  # a long answer counts for as many tokens as it has
+            return -answer_states(loaded.model, decoder, batch).tokens.mean()
 
     def examples(epoch: int) -> Sequence[Pair]:
         return encoder.pairs(lessons(epoch))

@@ -215,7 +215,7 @@ def gradient_fit(
     `loss` is a step's, of the fit and the places of answers to forget and to keep; the learning
     rate falls linearly to zero; `modules` names what is trained, None trains everything.
     """
-    n_forget, n_retain = len(task.forget_pairs), len(task.retain_pairs)
+    model, rows, n_retain = task.loaded.model, range(len(task.forget_pairs)), len(task.retain_pairs)
     draws = random.Random(seed)  # noqa: S311  # draws what is kept, keeps no secret
     with trainable(task.loaded, settings, seed=seed, modules=modules) as fit:
 
@@ -227,12 +227,7 @@ def gradient_fit(
         def trained() -> Generator[float, None, None]:
             try:
                 yield from train_epochs(
-                    task.loaded.model,
-                    lambda _: range(n_forget),
-                    loss_of,
-                    settings,
-                    learning_rate=learning_rate,
-                    seed=seed,
+                    model, lambda _: rows, loss_of, settings, learning_rate=learning_rate, seed=seed
                 )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

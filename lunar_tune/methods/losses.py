@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    Answers = Float[Tensor, " answers"]
+
 BETA = 0.1
 SIMNPO_BETA = 2.5  # it multiplies a mean over tokens, and 0.1 would hardly ever count less
 RMU_BLOCKS = 3  # whose down-projections are trained: l and those below it, as in the paper
@@ -66,10 +68,10 @@ class KlAscent(GradientMethod):
 
 
 def dpo(
-    preferred: Float[Tensor, " answers"],
-    rejected: Float[Tensor, " answers"],
-    reference_preferred: Float[Tensor, " answers"],
-    reference_rejected: Float[Tensor, " answers"],
+    preferred: Answers,
+    rejected: Answers,
+    reference_preferred: Answers,
+    reference_rejected: Answers,
     *,
     beta: float,
 ) -> Float[Tensor, ""]:
@@ -84,9 +86,7 @@ def dpo(
     return -logsigmoid(beta * margin).mean()
 
 
-def npo(
-    forget: Float[Tensor, " answers"], reference: Float[Tensor, " answers"], *, beta: float
-) -> Float[Tensor, ""]:
+def npo(forget: Answers, reference: Answers, *, beta: float) -> Float[Tensor, ""]:
     """Return −(2/β) mean log σ(−β(log π − log ref)): DPO without a preferred answer.
 
     Its gradient is gradient ascent's (on sums over answers) where π equals the reference, and
@@ -98,13 +98,7 @@ def npo(
     return -2 / beta * logsigmoid(-beta * (forget - reference)).mean()
 
 
-def simnpo(
-    forget: Float[Tensor, " answers"],
-    lengths: Float[Tensor, " answers"],
-    *,
-    beta: float,
-    gamma: float,
-) -> Float[Tensor, ""]:
+def simnpo(forget: Answers, lengths: Answers, *, beta: float, gamma: float) -> Float[Tensor, ""]:
     """Return −(2/β) mean log σ(−β log π / length − γ): NPO without a reference.
 
     Source: Fan et al., arXiv 2410.07163; lengths are in tokens, γ is the margin.
@@ -206,14 +200,9 @@ class PreparedRmu(PreparedMethod):
             return moved.square().mean() + stayed
 
         blocks = range(max(0, layer - RMU_BLOCKS + 1), layer + 1)
-        return gradient_fit(
-            self._task,
-            settings,
-            loss,
-            learning_rate=own["learning_rate"],
-            seed=seed,
-            modules=[self._loaded.layout.down_projection_name(block) for block in blocks],
-        )
+        maps = [self._loaded.layout.down_projection_name(block) for block in blocks]
+        rate = own["learning_rate"]
+        return gradient_fit(self._task, settings, loss, learning_rate=rate, seed=seed, modules=maps)
 
     def _reference(self, layer: int) -> tuple[list[Tensor], float]:
         """Return the base model's outputs of a block on each pair to keep, in host memory.

@@ -147,14 +147,6 @@ def answer_states(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -
     return AnswerStates(hidden[rows, positions], ids[rows, positions + 1], rows, head)
 
 
-def answer_loss(model: PreTrainedModel, decoder: Any, pairs: Sequence[Pair]) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of the answers' tokens, the one that ends them included.
-
-    A long answer counts for as many tokens as it has.
-    """
-    return -answer_states(model, decoder, pairs).tokens.mean()
-
-
 def token_log_probs(
     logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:

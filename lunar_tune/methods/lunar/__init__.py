@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.methods.contract import Method, UnlearningTask, number_of
+from lunar_tune.methods.contract import Method, PreparedMethod, UnlearningTask, number_of
 from lunar_tune.methods.lunar.settings import SOLVERS, UNUSED, LunarSettings
 from lunar_tune.training import with_settings
-
-if TYPE_CHECKING:
-    from lunar_tune.methods.lunar.method import PreparedLunar
 
 __all__ = ["ENTRIES", "SOLVERS", "LunarMethod", "LunarSettings"]
 
@@ -58,7 +55,7 @@ class LunarMethod(Method):
         problems.raise_if_any()
         return coefficients, number, settings
 
-    def prepare(self, task: UnlearningTask) -> PreparedLunar:
+    def prepare(self, task: UnlearningTask) -> PreparedMethod:
         """Take the unlearning vectors."""
         from lunar_tune.methods.lunar.method import PreparedLunar
 
