@@ -199,10 +199,10 @@ def unlearn(**options: Any) -> SingleRun:
 
     problems = Problems()
     told = _told(UnlearnOptions, options, problems)
-    given = {name: getattr(told, name) for name in SETTING}
+    given = ((name, getattr(told, name)) for name in SETTING)
     return run_once(
         shared_options(told, RunOptions),
-        {name: value for name, value in given.items() if value is not None},
+        {name: value for name, value in given if value is not None},
         baseline=told.baseline,
         save_to=told.save,
         console=screen(quiet=told.quiet),

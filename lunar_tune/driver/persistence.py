@@ -23,8 +23,7 @@ from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.study.folder import Folder, find_search, searches_in, write_trials
-from lunar_tune.study.rows import TrialRow
-from lunar_tune.study.stored_search import StoredConfig, configuration_document
+from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configuration_document
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.store import kept_uri, with_password
 from lunar_tune.yaml_files import write_yaml
@@ -112,17 +111,10 @@ def write_mirrors(folder: Folder, results: SearchResults) -> None:
     write_static_page([results], folder.path / "page.html")
 
 
-def write_best(
-    folder: Folder,
-    plan: SearchPlan,
-    row: TrialRow,
-    *,
-    confirmed: Mapping[str, Any],
-    baseline: Mapping[str, float],
-) -> None:
-    """Write `best.yaml`: a setting, its scores in full, and as the trial saw them."""
-    spec, goal = plan.spec, goal_of(plan.config)
-    shown = ("max_new_tokens", "scores", "baseline")
+def write_best(search: StoredSearch, plan: SearchPlan) -> None:
+    """Write `best.yaml`: the confirmed setting, its scores in full, and as the trial saw them."""
+    spec, goal, row = plan.spec, search.goal, search.trial()
+    confirmed, shown = search.study.notes["confirmed"], ("max_new_tokens", "scores", "baseline")
     document = {
         "model": spec.model.name,
         "n_layers": plan.n_layers,
@@ -137,10 +129,10 @@ def write_best(
         "feasible": goal.is_kept(confirmed["scores"]),
         "confirmed": {key: confirmed[key] for key in shown if confirmed[key] is not None},
         "as_searched": {"max_new_tokens": row.max_new_tokens, "scores": dict(row.scores)},
-        "baseline": dict(baseline),
+        "baseline": dict(search.baseline),
         "seed": spec.seed,
     }
-    write_atomically(folder.best, write_yaml(document).encode())
+    write_atomically(search.folder.best, write_yaml(document).encode())
 
 
 _LOOKED_AT = 5

@@ -59,7 +59,6 @@ class SearchSession:
     arguments: Sequence[str] | None
     """What gives the search again, but for its seed, in commands to show; None shows none."""
     study: Study = field(init=False)
-    baseline: Mapping[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
         self._signature = signature_of(self.plan)  # before its own layers narrow the space
@@ -131,7 +130,7 @@ class SearchSession:
             self.plan = self.plan.with_prior(LayerPrior.model_validate_json(own))
             self.console.print(f"layer {escape(str(self.plan.layers))}")
         self._compare_baseline(scores, before.get("baseline", {}))
-        self.baseline, tracker, plan = scores, self.tracker, self.plan
+        tracker, plan = self.tracker, self.plan
         document = search_document(
             plan,
             name=self.folder.name,
@@ -184,8 +183,10 @@ class SearchSession:
     def ended(self, row: TrialRow) -> None:
         """Show a trial that has ended, and write its run."""
         self._display.ended(row)
-        search = StoredSearch(folder=self.folder, study=self.study.stored)
-        self.tracker.search(search, status="RUNNING", trial=row.number)
+        self.tracker.search(self._stored(), status="RUNNING", trial=row.number)
+
+    def _stored(self) -> StoredSearch:
+        return StoredSearch(folder=self.folder, study=self.study.stored)
 
     def confirming(self, row: TrialRow) -> None:
         """Show that a setting is about to be evaluated in full."""
@@ -211,7 +212,7 @@ class SearchSession:
             "baseline": dict(baseline.evaluation.scores) if baseline is not None else None,
         }
         self.study.note("confirmed", confirmed)
-        write_best(self.folder, self.plan, row, confirmed=confirmed, baseline=self.baseline)
+        write_best(self._stored(), self.plan)
 
     def _conclude(self, ending: str | None, *, killed: bool) -> None:
         """Write what is made of the study, MLflow's runs among it, and show the result."""
