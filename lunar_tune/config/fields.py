@@ -181,15 +181,15 @@ def options_again(config: Any, given: Collection[str]) -> tuple[str, ...]:
 def from_document(
     owner: type, values: Mapping[str, Any], *, source: str | None = None
 ) -> dict[str, Any]:
-    """Return values of a file (`source`) or command line as the options' types; or InputError."""
+    """Return values of a file (`source`) or command line as options, or raise an InputError."""
     problems, known, kinds, read = Problems(), options_of(owner), types_of(owner), {}
+    place = "" if source is None else f"{source}: "
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            said = f"{key} is no option" if source is None else f"{source}: {key} is no option"
-            problems.add(f"{said}.{close_name(name, known)}")
+            problems.add(f"{place}{key} is no option.{close_name(name, known)}")
             continue
-        where = flag_of(name) if source is None else f"{source}: {key}"
+        where = f"{place}{key}" if place else flag_of(name)
         try:
             typed = _typed(value, kinds[name])
         except ValueError:

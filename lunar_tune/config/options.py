@@ -275,12 +275,10 @@ class SearchConfig(RunOptions):
 
 def _is_store(uri: str) -> bool:
     """Say whether an address has the form of one that MLflow 3 keeps runs at."""
-    if uri == "databricks":
-        return True
     try:
         parts = urllib.parse.urlsplit(uri)
         is_server = parts.scheme in {"http", "https"}
         named = parts.hostname is not None and parts.port != 0 if is_server else True
     except ValueError:  # a port that is no number
         return False
-    return "://" in uri and parts.scheme not in {"", "file"} and named
+    return uri == "databricks" or ("://" in uri and parts.scheme not in {"", "file"} and named)

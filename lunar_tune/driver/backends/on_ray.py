@@ -66,10 +66,9 @@ class Watchdog:
         limit = self._limit * (IN_FULL if full else 1)
         path = self._folder.stack(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+        self._file = path.open("w", buffering=1, encoding="utf-8")  # a line at a time
         told = f"{IN_FULL} times --trial-timeout" if full else "--trial-timeout"
         self._file.write(f"took longer than {limit:g} s ({told})\n")
-        self._file.flush()
         faulthandler.dump_traceback_later(limit, exit=True, file=self._file)
 
     def end(self) -> None:
