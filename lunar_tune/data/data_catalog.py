@@ -106,17 +106,12 @@ class PublishedSet:
         return {part.name.removeprefix(f"{self.name}-"): part.authors for part in parts}
 
 
-def _published() -> Registry[PublishedSet]:
-    document = Path(__file__).with_name("published.toml").read_text(encoding="utf-8")
-    entries: Registry[PublishedSet] = Registry("published data set", error_class=DataError)
-    for content in tomllib.loads(document)["repository"]:
-        sets = content.pop("set")
-        for one in sets:
-            entries.register(one["name"], PublishedSet(repository=Repository(**content), **one))
-    return entries
-
-
-PUBLISHED = _published()
+PUBLISHED: Registry[PublishedSet] = Registry("published data set", error_class=DataError)
+_DOCUMENT = Path(__file__).with_name("published.toml").read_text(encoding="utf-8")
+for _repository in tomllib.loads(_DOCUMENT)["repository"]:
+    for _set in _repository.pop("set"):
+        _entry = PublishedSet(repository=Repository(**_repository), **_set)
+        PUBLISHED.register(_entry.name, _entry)
 
 
 def bundled_names(kind: DataKind) -> tuple[str, ...]:

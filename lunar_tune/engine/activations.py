@@ -12,13 +12,14 @@ from contextlib import ExitStack
 from functools import cached_property
 from typing import NamedTuple
 
+import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lunar_tune.engine.cache import ActivationCache, CacheEntry, content_key
 from lunar_tune.engine.forward import PrefixTree
-from lunar_tune.models.device import BatchSize, DeviceMemory, host_free_bytes
+from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.layout import decoder_slice
 from lunar_tune.models.loading import LoadedModel, fingerprint
 
@@ -290,7 +291,7 @@ class PromptActivations:
         """
         loaded = self.source.loaded
         size = self.tree.n_nodes * loaded.model.config.hidden_size * loaded.model.dtype.itemsize
-        room = host_free_bytes() * SWEEP_SHARE
+        room = psutil.virtual_memory().available * SWEEP_SHARE
         while self._streams and size > room:
             self._streams.pop(next(iter(self._streams)))
         others = {one for one in self._layers if _file_name(one) not in self._streams} - {point}

@@ -1,10 +1,9 @@
 """ROUGE-1 and ROUGE-L recall of an answer, and which answers need not go on to have all of it.
 
 Recall can only grow as text is added, so an answer whose finished words hold the truth as a
-subsequence has ROUGE-L recall 1, and ROUGE-1 recall 1 with it, whatever follows. A word is finished
-when a character that belongs to no word follows it: until then the next token may lengthen it, and
-the stemmer may then see another word. A replacement character at the end may be the first half of
-any character, so it finishes nothing; nor do bytes as tokens, which more bytes may spoil.
+subsequence has all of it, whatever follows. A word is finished when a character that belongs to no
+word follows it, which may make another stem of it until then. A replacement character at the end
+may be half of any character, so it finishes nothing; nor do bytes, which more bytes may spoil.
 """
 
 from __future__ import annotations

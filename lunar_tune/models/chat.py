@@ -53,11 +53,10 @@ class ChatFormat:
     @classmethod
     def from_option(cls, template: str, system_prompt: str | None) -> ChatFormat:
         """Build a format from `--chat-template own|published|FILE`, or raise an InputError."""
-        if template in (OWN, PUBLISHED):
-            return cls(template=template, system_prompt=system_prompt)
-        path = Path(template).expanduser()
+        source = template
         try:
-            source = path.read_text(encoding="utf-8")
+            if template not in (OWN, PUBLISHED):
+                source = Path(template).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--chat-template {template}: cannot be read ({error}). Give own, published or a "

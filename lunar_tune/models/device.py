@@ -106,7 +106,7 @@ class DeviceMemory:
     def free_bytes(self) -> int:
         """Return what may still be allocated, with a margin; the host's for a CPU."""
         if self.device.type != "cuda":
-            return int(host_free_bytes() * USABLE_SHARE)
+            return int(psutil.virtual_memory().available * USABLE_SHARE)
         import torch
 
         free, _ = torch.cuda.mem_get_info(self.device)
@@ -115,11 +115,6 @@ class DeviceMemory:
         if self.budget_gib is not None:
             free = min(free, int(self.budget_gib * GIB) - held)
         return max(0, int(free * USABLE_SHARE))
-
-
-def host_free_bytes() -> int:
-    """Return the host memory that can be used without swapping."""
-    return int(psutil.virtual_memory().available)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
