@@ -166,7 +166,7 @@ def _print(console: Console, rows: list[Figures], loaded: LoadedModel) -> None:
         table.add_row(*cells)
     console.print(table)
     console.print(
-        f"{loaded.n_parameters / 1e6:.0f} million parameters, {loaded.model.dtype}, "
+        f"{loaded.model.num_parameters() / 1e6:.0f} million parameters, {loaded.model.dtype}, "
         f"{loaded.device}, torch {torch.__version__}, {torch.get_num_threads()} threads",
         highlight=False,
     )

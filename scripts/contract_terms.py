@@ -27,7 +27,7 @@ from contract_words import (
     TRANSPORT,
 )
 
-from lunar_tune.data.splits import InventedWords
+from lunar_tune.data.splits import invented_words
 
 __all__ = ["ATTRIBUTES", "Attribute", "ContractKind"]
 
@@ -67,12 +67,12 @@ def _date(generator: random.Random) -> str:
 
 
 def _word(generator: random.Random) -> str:
-    return InventedWords(generator).draw()
+    return next(invented_words(generator))
 
 
 def _person(generator: random.Random) -> str:
-    words = InventedWords(generator)
-    return f"{words.draw(syllables=2)} {words.draw(syllables=2)}"
+    words = invented_words(generator, syllables=2)
+    return f"{next(words)} {next(words)}"
 
 
 def _address(generator: random.Random) -> str:

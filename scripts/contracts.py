@@ -18,7 +18,7 @@ from itertools import pairwise
 from contract_terms import ATTRIBUTES, Attribute, ContractKind
 
 from lunar_tune.data.records import Record
-from lunar_tune.data.splits import InventedWords, seeded
+from lunar_tune.data.splits import invented_words, seeded
 from lunar_tune.errors import DataError
 
 __all__ = [
@@ -197,13 +197,13 @@ def _check_count(spec: GraphSpec, count: int) -> None:
 def _parties(spec: GraphSpec, *, seed: int) -> dict[str, Party]:
     """Name every node; no word of a name comes twice."""
     generator = seeded("parties", seed)
-    words = InventedWords(generator)
+    words = invented_words(generator, syllables=2)
     parties = {}
     for node in spec.nodes:
         if node in spec.people:
-            name = f"{words.draw(syllables=2)} {words.draw(syllables=2)}"
+            name = f"{next(words)} {next(words)}"
         else:
-            name = f"{words.draw(syllables=2)} {generator.choice(_COMPANY_FORMS)}"
+            name = f"{next(words)} {generator.choice(_COMPANY_FORMS)}"
         parties[node] = Party(node, name)
     return parties
 

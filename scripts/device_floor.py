@@ -86,7 +86,7 @@ def trial_floor(
     model = loaded.model
     projection = loaded.layout.down_projection_of(model, layer).weight
     embeddings = torch.as_tensor(model.get_input_embeddings().weight)
-    total = loaded.n_parameters - embeddings.numel()
+    total = loaded.model.num_parameters() - embeddings.numel()
     blocks = loaded.layout.blocks_of(model)
     block = sum(parameter.numel() for parameter in blocks[0].parameters())
     above = (loaded.n_layers - layer - 1) * block + projection.numel()

@@ -19,6 +19,7 @@ from lunar_tune.secrets import without_password
 NONE, OWN, TINY = "none", "own", "tiny"
 ENGINES = ("fast", "plain", "reference")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ROUGE_TOKENIZERS = ("default", "words")
 LARGEST_SEED = 2**32 - 1  # what numpy takes, and Optuna's samplers with it
 LEAST_BUDGET = 32  # tokens, where the budget follows the true answers
 PUBLISHED_MAX_NEW_TOKENS = 512  # config/forget.yaml of the published code at dfa56eb
@@ -94,7 +95,7 @@ class RunOptions(ModelOptions, DataOptions):
     """Random seed."""
     max_new_tokens: int | None = answer_option(PUBLISHED_MAX_NEW_TOKENS, least=1, decides=True)
     """Token budget of an answer."""
-    rouge_tokenizer: str = answer_option("default", decides=True)
+    rouge_tokenizer: str = answer_option("default", choices=ROUGE_TOKENIZERS, decides=True)
     """Words that ROUGE counts: default (a-z and digits, stemmed) or words (every script)."""
     metrics: tuple[str, ...] = answer_option((), metavar="METRIC,…", commas=True)
     """Scores to report beside ROUGE, for example forget_mrr,retain_mrr; a wrong name lists all."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -221,26 +221,21 @@ def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     return places
 
 
-class InventedWords:
-    """Draws invented words, none of which begins with another one."""
-
-    def __init__(self, generator: random.Random) -> None:
-        self._generator = generator
-        self._drawn: set[str] = set()
-        self._beginnings: set[str] = set()
-
-    def draw(self, *, syllables: int = 3) -> str:
-        """Return a new capitalised word, or raise a ValueError where none seems to be left."""
-        choose = self._generator.choice
-        for _ in range(_MANY_TRIES):
-            parts = [choose(_ONSETS) + choose(_VOWELS) for _ in range(syllables)]
-            word = ("".join(parts) + choose(_CODAS)).capitalize()
-            beginnings = {word[:length] for length in range(1, len(word) + 1)}
-            if word not in self._beginnings and self._drawn.isdisjoint(beginnings):
-                self._drawn.add(word)
-                self._beginnings |= beginnings
-                return word
-        raise ValueError(f"no new word of {syllables} syllables is left")
+def invented_words(generator: random.Random, *, syllables: int = 3) -> Iterator[str]:
+    """Yield capitalised words none of which begins with another; a ValueError if none is left."""
+    choose, drawn, known = generator.choice, set[str](), set[str]()
+    tries = 0
+    while tries < _MANY_TRIES:
+        parts = [choose(_ONSETS) + choose(_VOWELS) for _ in range(syllables)]
+        word = ("".join(parts) + choose(_CODAS)).capitalize()
+        beginnings = {word[:length] for length in range(1, len(word) + 1)}
+        tries += 1
+        if word not in known and drawn.isdisjoint(beginnings):
+            drawn.add(word)
+            known |= beginnings
+            tries = 0
+            yield word
+    raise ValueError(f"no new word of {syllables} syllables is left")
 
 
 def generate_unverifiable(count: int, *, seed: int) -> tuple[str, ...]:
@@ -251,11 +246,11 @@ def generate_unverifiable(count: int, *, seed: int) -> tuple[str, ...]:
     if count < 1:
         raise DataError(f"{count} unverifiable prompts were asked for: ask for at least 1")
     generator = seeded("unverifiable", seed)
-    words = InventedWords(generator)
+    words = invented_words(generator)
     # Each names one invented thing, so that no two prompts of a call are the same.
     templates = Path(__file__).with_name("unverifiable.txt").read_text("utf-8").splitlines()
     prompts: list[str] = []
     while len(prompts) < count:
         round_of_templates = generator.sample(templates, len(templates))
-        prompts += [template.format(name=words.draw()) for template in round_of_templates]
+        prompts += [template.format(name=next(words)) for template in round_of_templates]
     return tuple(prompts[:count])

@@ -106,7 +106,7 @@ def finetune(
     with state.locked():
         begun = state.read()
         loaded = load_model(job.model)
-        if loaded.device.type == "cpu" and loaded.n_parameters < _SMALL_MODEL:
+        if loaded.device.type == "cpu" and loaded.model.num_parameters() < _SMALL_MODEL:
             limit_threads(1)
         begun_with = fingerprint(loaded)
         on_start(len(begun.losses) if begun is not None else 0)

@@ -16,14 +16,10 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.data.records import Record
-from lunar_tune.errors import DataError, InputError
+from lunar_tune.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TOKENIZERS = ("default", "words")
-"""`default`: rouge-score's own, [a-z0-9] with stemming. `words`: every script, no stemming; each
-ideograph, kana or Hangul syllable is a word."""
 
 _SYLLABLE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
 _WORD_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
@@ -44,7 +40,7 @@ class Recall:
 class _WordTokenizer:
     """Splits text of any script into lower-case words: letters with their marks, and digits.
 
-    NFKC writes an accented letter and a half-width kana in one way only.
+    Each ideograph, kana or Hangul syllable is a word. NFKC writes an accented letter in one way.
     """
 
     def tokenize(self, text: str) -> list[str]:
@@ -53,14 +49,8 @@ class _WordTokenizer:
         return _SYLLABLE.sub(r" \g<0> ", kept).split()
 
 
-def _check_tokenizer(name: str) -> None:
-    if name not in TOKENIZERS:
-        raise InputError(f"--rouge-tokenizer {name}: there are {', '.join(TOKENIZERS)}.")
-
-
 @cache
 def _tokenizer(name: str) -> Any:
-    _check_tokenizer(name)
     if name == "words":
         return _WordTokenizer()
     from rouge_score.tokenizers import DefaultTokenizer
@@ -79,7 +69,6 @@ def tokenize_words(text: str, *, tokenizer: str = "default") -> list[str]:
 
 def has_words(text: str, *, tokenizer: str = "default") -> bool:
     """Say whether ROUGE counts any word, without the stemmer, which takes a second to load."""
-    _check_tokenizer(tokenizer)
     if tokenizer == "words":
         return bool(_WordTokenizer().tokenize(text))
     from rouge_score.tokenize import tokenize
@@ -105,7 +94,6 @@ def check_scorable(
 
     The message shows the first of them where `text` allows.
     """
-    _check_tokenizer(tokenizer)  # a mistake also without records
     empty = [record for record in records if not has_words(record.answer, tokenizer=tokenizer)]
     if empty:
         shown = "; ".join(

@@ -46,11 +46,6 @@ class LoadedModel:
         return len(self.layout.blocks_of(self.model))
 
     @property
-    def n_parameters(self) -> int:
-        """Number of parameters, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    @property
     def family(self) -> str:
         """The architecture's name, `config.model_type`."""
         return str(self.model.config.model_type)

@@ -50,8 +50,6 @@ def assemble(options: RunOptions) -> TrialSpec:
             from lunar_tune.trial.reference_engine import check_reference
 
             check_reference(method)
-    with problems.collect():
-        check_scorable((), tokenizer=options.rouge_tokenizer)
     check_values(options, problems)
     with problems.collect():
         metrics = check_metrics(options.metrics)

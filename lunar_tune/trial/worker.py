@@ -62,7 +62,7 @@ class Worker:
             # What is wrong with it is said before the long load.
             self._sentences = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
         self.loaded = loaded if loaded is not None else load_model(spec.model)
-        if self.loaded.device.type == "cpu" and self.loaded.n_parameters < SMALL_MODEL:
+        if self.loaded.device.type == "cpu" and self.loaded.model.num_parameters() < SMALL_MODEL:
             limit_threads(1)
         memory = DeviceMemory(self.loaded.device, spec.memory_budget)
         memory.enforce()

@@ -6,7 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import islice, permutations
 from pathlib import Path
 
 import make_datasets
@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from lunar_tune.data.data_catalog import BUNDLED, bundled_names, resolve_data
 from lunar_tune.data.records import Record, read_prompts, read_records
 from lunar_tune.data.splits import (
-    InventedWords,
     edges_of,
     generate_unverifiable,
+    invented_words,
     seeded,
     split_by_edges,
 )
@@ -124,15 +124,13 @@ def test_a_party_keeps_its_name_in_all_its_contracts() -> None:
 @settings(max_examples=10, deadline=None)
 @given(SEEDS)
 def test_no_invented_word_begins_with_another(seed: int) -> None:
-    words = InventedWords(seeded("test", seed))
-    drawn = [words.draw(syllables=2) for _ in range(30)]
+    drawn = list(islice(invented_words(seeded("test", seed), syllables=2), 30))
     assert not [pair for pair in permutations(drawn, 2) if pair[0].startswith(pair[1])]
 
 
 def test_running_out_of_words_is_an_error_and_not_a_repetition() -> None:
-    words = InventedWords(seeded("test", 0))
     with pytest.raises(ValueError, match="no new word of 1 syllables is left"):
-        [words.draw(syllables=1) for _ in range(2000)]
+        list(islice(invented_words(seeded("test", 0), syllables=1), 2000))
 
 
 def test_prompts_are_different_questions_of_the_length_of_others_and_new_for_a_new_seed() -> None:
