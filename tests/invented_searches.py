@@ -9,11 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.results import SearchResults
@@ -46,11 +42,7 @@ IMPORTANCE = {
 
 
 def trial(
-    number: int,
-    forget: float,
-    retain: float,
-    parameters: Mapping[str, Any],
-    goal: Goal,
+    number: int, forget: float, retain: float, parameters: Mapping[str, Any], goal: Goal = GOAL
 ) -> TrialRow:
     """Return a completed trial that ended a minute after the one before it."""
     scores = {
@@ -104,18 +96,10 @@ def results_of(
     layer_prior: Mapping[str, Any] | None = None,
     **notes: Any,
 ) -> SearchResults:
-    """Return a search's results from its rows.
+    """Return a search's results from its rows, by number; its folder need not be there.
 
-    Args:
-        rows: By number.
-        goal: What it is after.
-        confirmed: Scores of the best feasible trial in the full evaluation; None where there is
-            none.
-        folder: The search's folder, which need not be there.
-        distributions: What parameters were drawn from.
-        importance: What is said of it instead of what the rows would say.
-        layer_prior: The scored layers.
-        notes: Of the study; baseline and tags have defaults.
+    `confirmed` are the scores of the best feasible trial in the full evaluation, `importance` what
+    is said instead of what the rows would say, `notes` those of the study.
     """
     notes = {"baseline": {"forget_rouge1": 0.98, "retain_rouge1": 0.99}, "tags": TAGS} | notes
     if confirmed is not None:
@@ -131,18 +115,11 @@ def results_of(
 def results_with_best(rows: Sequence[TrialRow], *, goal: Goal = GOAL, **more: Any) -> SearchResults:
     """Return results whose best trial is confirmed a little worse than it was searched."""
     best = next(iter(best_first(list(rows))), None)
-    baseline = {
-        "forget_rouge1": 0.98,
-        "retain_rouge1": 0.99,
-        "forget_log_prob": -2.0,
-        "retain_perplexity": 1.4,
-    }
+    baseline = {"forget_rouge1": 0.98, "retain_rouge1": 0.99}
+    baseline |= {"forget_log_prob": -2.0, "retain_perplexity": 1.4}
     confirmed = {k: v + 0.001 for k, v in best.scores.items()} if best is not None else None
-    return results_of(
-        rows,
-        **{"goal": goal, "confirmed": confirmed, "distributions": RATES, "baseline": baseline}
-        | more,
-    )
+    facts = {"confirmed": confirmed, "distributions": RATES, "baseline": baseline}
+    return results_of(rows, **{"goal": goal} | facts | more)
 
 
 def search_of(
@@ -184,16 +161,16 @@ SEARCHES = {
     ),
     "without a trial": results_with_best([], layer_prior=PRIOR),
     "of failures": results_with_best([failed(0), failed(1)]),
-    "of one trial": results_with_best([trial(0, 0.2, 0.9, POINT, GOAL)]),
+    "of one trial": results_with_best([trial(0, 0.2, 0.9, POINT)]),
     "of infeasible trials": results_with_best(
-        [trial(n, 0.1, 0.3 + n / 100, POINT | {"layer": n}, GOAL) for n in range(5)]
+        [trial(n, 0.1, 0.3 + n / 100, POINT | {"layer": n}) for n in range(5)]
     ),
-    "of equal trials": results_with_best([trial(n, 0.5, 0.9, POINT, GOAL) for n in range(5)]),
+    "of equal trials": results_with_best([trial(n, 0.5, 0.9, POINT) for n in range(5)]),
     "of near rates": results_with_best(
-        [trial(n, 0.5, 0.9, {"learning_rate": 0.0031 + n / 1e5}, GOAL) for n in range(5)]
+        [trial(n, 0.5, 0.9, {"learning_rate": 0.0031 + n / 1e5}) for n in range(5)]
     ),
     "of a list": results_with_best(
-        [trial(n, n / 9, 0.9, {"ridge": 10.0 ** (n % 5 - 4)}, GOAL) for n in range(9)],
+        [trial(n, n / 9, 0.9, {"ridge": 10.0 ** (n % 5 - 4)}) for n in range(9)],
         distributions={"ridge": CategoricalDistribution((1e-2, 1e-3, 1e-4, 1.0, 1e-1))},
     ),
 }

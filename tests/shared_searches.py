@@ -85,11 +85,7 @@ class SharedSearch:
 
 
 def finished_search(shared: Path) -> SharedSearch:
-    """Return a search of LUNAR on the tiny model, feasible and confirmed.
-
-    Args:
-        shared: The folder that all test processes share.
-    """
+    """Return a search of LUNAR on the tiny model, feasible and confirmed."""
 
     def make(place: Path) -> None:
         SharedSearch(place, NAME).run(["--num-trials", TRIALS, "--seed", SEED])

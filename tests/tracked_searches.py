@@ -51,9 +51,7 @@ ANSWER = AnswerRow(
 def begun_study(folder: Folder, uri: str | None = None) -> Study:
     """Return the study of a search that has judged the base model and asked for no trial.
 
-    Args:
-        folder: Of the search; made.
-        uri: Of the store; None is the default store beside it.
+    Its folder is made; no `uri` is that of the default store beside it.
     """
     folder.path.mkdir(parents=True)
     study = open_study(folder, SPACE, SearchConfig())
@@ -82,13 +80,9 @@ def begun_study(folder: Folder, uri: str | None = None) -> Study:
 def make_search(
     output: Path, name: str, uri: str | None = None, *, mirrored: bool = True
 ) -> Folder:
-    """Make a finished search of three trials, the first with answers.
+    """Make a finished search of three trials, the first with answers, as `begun_study` begins one.
 
-    Args:
-        output: Folder of all searches.
-        name: Of the search.
-        uri: Of its store; None is the default store.
-        mirrored: Whether its runs are in the store.
+    Where it is `mirrored` its runs are in the store.
     """
     folder = Folder(output / name)
     study = begun_study(folder, uri)

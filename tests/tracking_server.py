@@ -22,17 +22,12 @@ def tracking_server(folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = {
-        "--backend-store-uri": f"sqlite:///{folder / 'server.db'}",
-        "--artifacts-destination": str(folder / "artifacts"),
-        "--host": "127.0.0.1",
-        "--port": str(port),
-        "--workers": "1",
-    }
-    flat = [part for pair in options.items() for part in pair]
+    options = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    options += ["--artifacts-destination", str(folder / "artifacts")]
+    options += f"--host 127.0.0.1 --port {port} --workers 1".split()
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *flat],
+            [sys.executable, "-m", "mlflow", "server", *options],
             cwd=folder,
             env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
             stdout=log,

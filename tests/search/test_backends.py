@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import json
 import os
 import pickle
@@ -13,17 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import MagicMock
 
 import filelock
 import psutil
 import pytest
-import torch
-from command_lines import environment, small_run
+from command_lines import environment
 from made_outcomes import base_model, ended, failed
 from test_loop import Heard
 
@@ -39,13 +35,9 @@ from lunar_tune.driver.backends.on_ray import (
     crash_reason,
     watched,
 )
-from lunar_tune.errors import DivergenceError, EditedModelError
-from lunar_tune.methods.contract import Edit, Fit, PreparedMethod
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.rows import COMPLETE, FAILED
-from lunar_tune.trial.assemble import assemble
+from lunar_tune.study.rows import COMPLETE
 from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Task
-from lunar_tune.trial.worker import Worker
 
 
 def test_an_outcome_is_handed_over_once_and_its_warnings_said_without_secrets(
@@ -66,70 +58,33 @@ def test_an_outcome_is_handed_over_once_and_its_warnings_said_without_secrets(
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a runner's place, which gives what is scripted and notes what it was asked."""
-    asked: list[Task] = []
-    runner = MagicMock(asked=asked)
-
-    def run(task: Task) -> Outcome:
-        asked.append(task)
-        given = next(runner.script)
-        if isinstance(given, Exception):
-            raise given
-        return given
-
-    runner.run.side_effect = run
+def runner(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Return what runs the tasks of this process."""
+    runner = MagicMock()
     monkeypatch.setattr(backends, "TaskRunner", lambda _spec: runner)
     return runner
 
 
-def test_this_process_runs_a_search_to_its_end(tmp_path: Path, scripted: Any) -> None:
+def test_this_process_runs_a_search_to_its_end(tmp_path: Path, runner: MagicMock) -> None:
     heard = Heard(tmp_path, num_trials=2)
-    scripted.script = iter([base_model(), ended(0.3), failed("the loss became NaN"), ended(0.3)])
+    runner.run.side_effect = [base_model(), ended(0.3), failed("the loss became NaN"), ended(0.3)]
     run_in_process(heard.loop, object())
-    kinds = [task.kind for task in scripted.asked]
+    kinds = [call.args[0].kind for call in runner.run.call_args_list]
     assert kinds == [BASE_MODEL, TRIAL, TRIAL, CONFIRMATION]
     assert heard.news[-1] == ("holds", 0)
-    assert scripted.close.call_count == 1
+    assert runner.close.call_count == 1
 
 
 def test_a_crash_in_this_process_is_one_attempt_and_gets_a_new_runner(
-    tmp_path: Path, scripted: Any
+    tmp_path: Path, runner: MagicMock
 ) -> None:
     heard = Heard(tmp_path, num_trials=1)
-    scripted.script = itertools.chain([base_model(), RuntimeError("a kernel died")], [ended()] * 2)
+    runner.run.side_effect = [base_model(), RuntimeError("a kernel died"), ended(), ended()]
     run_in_process(heard.loop, object())
-    rows = heard.study.rows()
-    assert [(row.state, row.failure) for row in rows] == [
-        (FAILED, "RuntimeError: a kernel died"),
-        (COMPLETE, None),
-    ]
-    assert rows[0].again
-    assert rows[0].parameters == rows[1].parameters
-    assert scripted.close.call_count == 2
-
-
-SETTING = {"layer": 1, "coefficient": 2.0, "learning_rate": 1e-3}
-
-
-@pytest.fixture
-def worker(checkpoint: Callable[..., Path], tmp_path: Path) -> Worker:
-    return Worker(assemble(small_run(checkpoint("qwen2"), tmp_path)))
-
-
-class Broken(PreparedMethod):
-    """A method that fails inside its context."""
-
-    def __init__(self, error: BaseException | None, edit: Callable[[], None]) -> None:
-        self._error, self._edit = error, edit
-
-    @contextmanager
-    def unlearning(self, parameters: Any, *, seed: int) -> Iterator[Fit]:  # noqa: ARG002
-        self._edit()
-        if self._error is not None:
-            raise self._error
-        nothing = Edit(weights=dict, factors=None)
-        yield Fit(base_model=nullcontext, edit=nothing, losses=(1.0,))
+    crashed, again = heard.study.rows()
+    assert (crashed.failure, crashed.again) == ("RuntimeError: a kernel died", True)
+    assert (again.state, again.parameters) == (COMPLETE, crashed.parameters)
+    assert runner.close.call_count == 2
 
 
 @contextmanager
@@ -213,53 +168,37 @@ def test_what_hangs_ends_its_process_with_a_last_word(tmp_path: Path) -> None:
     assert crash_reason(folder, 6, killed) == killed
 
 
-@pytest.mark.parametrize("error", [None, ValueError("in the middle")])
-def test_a_method_that_leaves_the_model_edited_is_found_out(
-    worker: Worker, error: Exception | None
-) -> None:
-    weight = worker.loaded.model.get_output_embeddings().weight
-
-    def edit() -> None:
-        with torch.no_grad():
-            weight[0, 0] += 1
-
-    worker.draft({(0,): (0,)})
-    worker.run(SETTING)
-    worker.__dict__["prepared"] = Broken(error, edit)
-    with pytest.raises(EditedModelError):
-        worker.run(SETTING)
-    worker.spec = dataclasses.replace(worker.spec, verify_weights=False)
-    if error is None:
-        worker.run(SETTING)
-
-
 def test_a_step_is_watched_and_may_take_ten_times_as_long_where_it_asks_every_question(
-    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", 4)
+    """The watch ends with the step, also where that fails. Which part asks what: `test_tasks`."""
     limits: list[float] = []
+
+    class Runner:
+        def __init__(self, _spec: object, watch: Callable[[int, bool], None]) -> None:
+            self.watch = watch
+
+        def run(self, task: Task) -> Outcome:
+            for full in (False, True):
+                self.watch(task.number, full)
+                assert Folder(tmp_path).stack(task.number).exists()
+            if task.number:
+                raise RuntimeError("a kernel died")
+            return base_model()
+
+    monkeypatch.setattr(on_ray, "TaskRunner", Runner)
     monkeypatch.setattr(
         "faulthandler.dump_traceback_later", lambda limit, **_options: limits.append(limit)
     )
     trainable = UnlearningTrainable.__new__(UnlearningTrainable)  # without Ray
-    facts: dict[str, Any] = {"spec": worker.spec, "timeout": 1000.0, "metrics": {}}
-    trainable.setup({"task": Task(kind=BASE_MODEL)}, folder=Folder(tmp_path), **facts)
-    trainable._runner._worker = worker
-    for kind, limit in ((BASE_MODEL, 10000.0), (TRIAL, 1000.0), (CONFIRMATION, 10000.0)):
-        parameters = {} if kind == BASE_MODEL else SETTING
-        trainable.reset_config({"task": Task(kind=kind, number=0, parameters=parameters)})
-        assert trainable.step()[HANDED_OVER].pop().failure is None
-        assert limits[-1] == limit
-    assert sorted(tmp_path.glob("trials/*stack.txt")) == []
-
-    seen: list[bool] = []
-    look = Broken(DivergenceError("x"), lambda: seen.append(Folder(tmp_path).stack(0).exists()))
-    worker.draft({(0,): (0,)})
-    worker.__dict__["prepared"] = look
-    trainable.reset_config({"task": Task(kind=TRIAL, number=0, parameters=SETTING)})
-    trainable.step()
-    assert seen == [True]
-    assert not Folder(tmp_path).stack(0).exists()
+    facts = {"spec": None, "folder": Folder(tmp_path), "timeout": 1000.0, "metrics": {}}
+    trainable.setup({"task": Task(kind=BASE_MODEL, number=0)}, **facts)
+    assert trainable.step()[HANDED_OVER].pop().failure is None
+    trainable.reset_config({"task": Task(kind=TRIAL, number=1)})
+    with pytest.raises(RuntimeError):
+        trainable.step()
+    assert limits == [1000.0, 10000.0] * 2
+    assert list(tmp_path.glob("trials/*stack.txt")) == []
 
 
 # Who may use Ray: a session that is started here is its starter's alone, a cluster is found

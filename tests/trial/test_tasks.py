@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -173,10 +174,22 @@ def test_what_leaves_doubt_is_raised(spec: Specs, monkeypatch: pytest.MonkeyPatc
         patch.setattr(PreparedLunar, "unlearning", raising(RuntimeError("CUDA error")))
         with pytest.raises(RuntimeError, match="CUDA error"):
             runner.run(trial())
-    prints = iter("abcdef")
-    monkeypatch.setattr("lunar_tune.trial.worker.fingerprint", lambda _: next(prints))
-    with pytest.raises(EditedModelError, match="left the model's weights changed"):
-        runner.run(trial(parameters={}))
+    plain, weight = PreparedLunar.unlearning, runner._worker.loaded.model.lm_head.weight
+
+    @contextmanager
+    def editing(self: PreparedLunar, parameters: Any, **how: Any) -> Iterator[Any]:
+        with torch.no_grad(), plain(self, SETTING, **how) as fit:
+            weight[0, 0] += 1
+            if not parameters:
+                raise DivergenceError("in the middle")
+            yield fit
+
+    monkeypatch.setattr(PreparedLunar, "unlearning", editing)
+    for parameters in ({}, SETTING):
+        with pytest.raises(EditedModelError, match="left the model's weights changed"):
+            runner.run(trial(parameters=parameters))
+    runner._worker.spec = dataclasses.replace(runner._worker.spec, verify_weights=False)
+    assert runner.run(trial()).failure is None, "nobody looked"
 
 
 def test_warnings_come_with_their_task(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
