@@ -75,7 +75,7 @@ def test_this_process_runs_a_search_to_its_end(tmp_path: Path, runner: MagicMock
     assert runner.close.call_count == 1
 
 
-def test_a_crash_in_this_process_is_one_attempt_and_gets_a_new_runner(
+def test_a_crash_in_this_process_is_an_attempt_with_a_new_runner(
     tmp_path: Path, runner: MagicMock
 ) -> None:
     heard = Heard(tmp_path, num_trials=1)
@@ -96,7 +96,7 @@ def sleeping() -> Iterator[psutil.Process]:
             process.kill()
 
 
-def test_the_end_of_a_process_of_rays_interrupts(
+def test_the_end_of_rays_process_interrupts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the end of the search ends the watch, whatever becomes of Ray then."""
@@ -284,9 +284,7 @@ def test_a_session_is_its_starters_alone(tmp_path: Path) -> None:
     assert not (tmp_path / ".ray").exists(), "the token is in no file"
 
 
-def test_a_kept_token_is_shown_to_this_machine_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kept_token_is_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """192.0.2.1 is an address for documentation, of no machine."""
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)

@@ -151,9 +151,7 @@ lt.search(
 
 
 @pytest.mark.ray
-def test_a_method_and_a_metric_of_a_script_reach_rays_workers(
-    tmp_path: Path, small: list[str]
-) -> None:
+def test_a_method_and_metric_of_a_script_reach_workers(tmp_path: Path, small: list[str]) -> None:
     """A worker could not import what stands in `__main__`."""
     told = dict(zip(small[::2], small[1::2], strict=True))
     function = METRIC[METRIC.index("import math") : METRIC.index("WORDS")]

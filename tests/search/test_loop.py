@@ -143,9 +143,7 @@ def test_a_model_that_is_refused_or_cannot_be_evaluated_ends_the_loop(tmp_path: 
     assert heard.loop.next("4") == DONE
 
 
-def test_a_task_is_the_studys_trial_and_its_end_is_heard_when_the_study_has_it(
-    heard: Heard,
-) -> None:
+def test_a_task_is_a_trial_and_its_end_is_heard_when_the_study_has_it(heard: Heard) -> None:
     """Trials at once are told apart."""
     tasks = [heard.next("ray-1"), heard.next("ray-2")]
     for number, task in enumerate(tasks):
@@ -216,9 +214,7 @@ def test_what_was_held_out_does_not_choose_between_settings(tmp_path: Path) -> N
     assert heard.news[-1][0] == "holds"
 
 
-def test_a_trial_whose_worker_is_lost_runs_again_and_the_budget_counts_it_once(
-    heard: Heard,
-) -> None:
+def test_a_trial_whose_worker_is_lost_runs_again_and_is_counted_once(heard: Heard) -> None:
     (first,) = heard.lose("1")
     assert heard.next("2").parameters == first.parameters
     heard.loop.lose("2", None)

@@ -158,7 +158,7 @@ def test_time_left_is_the_pace_since_the_first_trial(
     assert left in lines_of(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()))[-1]
 
 
-def test_what_is_done_beside_trials_takes_the_place_of_what_was_shown(
+def test_what_is_done_beside_trials_replaces_what_was_shown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -193,9 +193,7 @@ def logged_in(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("quiet", "terminal"), [(True, False), (False, True)])
-def test_what_is_shown_is_logged_whole_and_without_colours(
-    path: Path, quiet: bool, terminal: bool
-) -> None:
+def test_what_is_shown_is_logged_without_colours(path: Path, quiet: bool, terminal: bool) -> None:
     """Also on a narrow screen, in the middle of a moving display, and where nothing is shown."""
     text = io.StringIO()
     console = Console(file=text, width=30, quiet=quiet, force_terminal=terminal)

@@ -67,9 +67,7 @@ def found(options: dict[str, Any]) -> lt.Search:
     return lt.search(**options, name="first", num_trials=2, quiet=True)
 
 
-def test_values_are_read_as_the_command_reads_them(
-    found: lt.Search, options: dict[str, Any]
-) -> None:
+def test_values_are_read_as_the_command_does(found: lt.Search, options: dict[str, Any]) -> None:
     told = found.config.search
     assert told.in_process
     assert (told.fix, told.range) == (("epochs=2",), ("coefficient=1:2",))
@@ -91,9 +89,7 @@ def test_a_search_gives_its_trials_answers_and_what_it_was_told(found: lt.Search
         assert fits_a_screen(shown), shown
 
 
-def test_a_search_is_resumed_and_says_so(
-    found: lt.Search, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resumed_search_says_so(found: lt.Search, capsys: pytest.CaptureFixture[str]) -> None:
     more = lt.search(resume="first", output=found.folder.path.parent, num_trials=3)
     assert [row.number for row in more.rows] == [0, 1, 2]
     assert more.config.search.in_process, "what it ran on"
@@ -137,9 +133,7 @@ def test_all_mistakes_are_said_at_once_and_as_the_command_says_them(tmp_path: Pa
         lt.search(concurrency=2, output=tmp_path)
 
 
-def test_one_setting_is_unlearned_and_answers_beside_the_base_model(
-    options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_one_setting_answers_beside_the_base_model(options: dict[str, Any], tmp_path: Path) -> None:
     names = ("model", "data", "factual_data", "reference_prompts", "fix", "device", "metrics")
     told = {name: options[name] for name in (*names, "max_new_tokens")}
     run = lt.unlearn(

@@ -147,9 +147,7 @@ def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [None, 1], ids=["no note", "1"])
-def test_a_search_of_another_format_is_refused_by_whoever_reads_it(
-    form: int | None, tmp_path: Path
-) -> None:
+def test_a_search_of_another_format_is_refused_by_all(form: int | None, tmp_path: Path) -> None:
     old = Folder((tmp_path / "runs" / "old").resolve())
     old.path.mkdir(parents=True)
     storage = JournalStorage(JournalFileBackend(str(old.journal)))
@@ -218,7 +216,7 @@ def test_what_an_option_says_of_resuming_is_what_resuming_does(tmp_path: Path) -
         assert same.messages == [], f"{name}: what it was told may be told again"
 
 
-def test_a_store_whose_password_was_not_kept_is_asked_for(
+def test_a_password_that_was_not_kept_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, folder = begun(tmp_path, tracking_uri=without_password("http://me:secret@host"))

@@ -131,9 +131,7 @@ def test_nothing_private_is_written_or_shown(small: list[str], tmp_path: Path) -
 @pytest.mark.alone
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_search_that_is_terminated_with_all_its_processes_writes_what_it_has(
-    small: list[str], tmp_path: Path
-) -> None:
+def test_a_search_that_is_terminated_writes_what_it_has(small: list[str], tmp_path: Path) -> None:
     """As `timeout` and schedulers of clusters do: Ray's own processes end at the same moment."""
     interrupted(small, tmp_path, signal.SIGTERM, 1)
 

@@ -99,9 +99,7 @@ def test_resources_are_shared_out_among_living_nodes(monkeypatch: pytest.MonkeyP
             shared(there, **options)
 
 
-def test_a_demand_for_gpus_is_checked_where_the_trials_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_demand_for_gpus_is_checked_where_trials_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(InputError, match="--gpus-per-trial 1: this machine has 0 CUDA"):
         cluster.check_gpus(SearchConfig(gpus_per_trial=1))
@@ -142,9 +140,7 @@ def test_a_folder_is_made_once_with_a_name_of_what_is_searched(tmp_path: Path) -
 EDGES = {"A_B": 4, "B_C": 4, "C_D": 4}
 
 
-def test_only_a_model_of_the_catalogue_that_may_not_know_the_data_learns_them(
-    tmp_path: Path,
-) -> None:
+def test_only_a_known_model_that_may_not_know_the_data_learns_them(tmp_path: Path) -> None:
     """Not one of a path: a wrong template can look like ignorance there."""
     contracts = {"model": "tiny", "data": "contracts"}
     for options, applies in (
@@ -167,9 +163,7 @@ def test_only_a_model_of_the_catalogue_that_may_not_know_the_data_learns_them(
     assert assemble_finetuning(RunOptions(**contracts)) == learning, "as the command does"
 
 
-def test_one_model_serves_every_seed_and_edge_and_other_data_have_their_own(
-    tmp_path: Path,
-) -> None:
+def test_one_model_serves_every_seed_and_edge_other_data_have_their_own(tmp_path: Path) -> None:
     def key(**run: Any) -> str:
         options = {"model": "tiny", "data": "contracts"} | run
         plan = plan_search(SearchConfig(**options, output=tmp_path))

@@ -60,9 +60,7 @@ def mean_recall(answers: list[dict[str, Any]], set_name: str, kind: str) -> floa
     return math.fsum(scores) / len(scores)
 
 
-def test_a_search_is_calm_and_writes_what_is_documented_in_its_folder_alone(
-    finished: SharedSearch,
-) -> None:
+def test_a_search_is_calm_and_writes_what_is_documented(finished: SharedSearch) -> None:
     assert (finished.result.exit_code, finished.result.stderr) == (0, "")
     assert counted_in(finished.result.stdout) == COUNTED
     assert list(finished.cwd.iterdir()) == []
@@ -163,9 +161,7 @@ def test_the_best_setting_gives_the_confirmed_scores_again(
         assert other["answer"].startswith(one["answer"].rstrip("\ufffd"))
 
 
-def test_mlflow_has_the_search_and_its_trials_and_which_data(
-    finished: SharedSearch, tmp_path: Path
-) -> None:
+def test_mlflow_has_the_search_its_trials_and_data(finished: SharedSearch, tmp_path: Path) -> None:
     """What is made of the description: `test_tracking`."""
     copy_store(finished.output / "mlflow.db", tmp_path / "mlflow.db")
     assert statuses(tmp_path) == (["FINISHED"], ["FINISHED"] * TRIALS)

@@ -221,9 +221,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "fragment"), BAD, ids=[said for _, said in BAD])
-def test_what_is_wrong_in_a_file_is_named_with_its_place(
-    tmp_path: Path, text: str, fragment: str
-) -> None:
+def test_what_is_wrong_in_a_file_has_its_place(tmp_path: Path, text: str, fragment: str) -> None:
     message = message_of(tmp_path, text)
     assert str(tmp_path / "space.yaml") in message
     assert fragment in message
@@ -274,7 +272,7 @@ KINDS = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(kind=KINDS, seed=st.integers(0, 99))
-def test_bounds_and_what_optuna_samples_are_admitted_and_what_lies_beyond_is_not(
+def test_what_optuna_samples_is_admitted_and_what_lies_beyond_is_not(
     kind: Parameter, seed: int
 ) -> None:
     low, high = bounds_of(kind)

@@ -154,9 +154,7 @@ def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -
     assert "all layers score the same" in tie.facts["  layer"]
 
 
-def test_a_search_that_goes_on_keeps_its_layers_and_finds_out_another_base_model(
-    tmp_path: Path,
-) -> None:
+def test_a_search_that_goes_on_keeps_its_layers_and_its_base_model(tmp_path: Path) -> None:
     """Scores of another machine may differ in the last digits, and so may what they recommend."""
     plan = planned(tmp_path, layer_prior="auto", name="n", resume=True)
     folder = make_folder(plan.config, plan.spec)
@@ -279,9 +277,7 @@ def test_the_best_of_other_searches_are_a_studys_first_trials(tmp_path: Path) ->
     assert starts(plan) == f"2 (found in own, found in {file})"
 
 
-def test_without_the_spaces_own_points_the_found_ones_are_tried_all_the_same(
-    tmp_path: Path,
-) -> None:
+def test_without_the_spaces_own_points_the_found_ones_are_tried(tmp_path: Path) -> None:
     found, prior = (best_file(tmp_path), "none"), prior_file(tmp_path)
     plan = planned(tmp_path, start_from=found, layer_prior=prior)
     assert plan.space.starting_points == (FOUND,)
@@ -289,9 +285,7 @@ def test_without_the_spaces_own_points_the_found_ones_are_tried_all_the_same(
     assert starts(planned(tmp_path, start_from=("none",))) == "none"
 
 
-def test_what_lies_outside_the_space_is_moved_and_what_does_not_fit_is_left_out(
-    tmp_path: Path,
-) -> None:
+def test_what_lies_outside_is_moved_and_what_does_not_fit_is_left_out(tmp_path: Path) -> None:
     space = space_file(tmp_path, {"type": "choice", "values": [0, 3]})
     file = best_file(tmp_path, parameters=FOUND | {"coefficient": 5.25})
     plan = planned(tmp_path, space=space, start_from=(file,))
@@ -307,9 +301,7 @@ def test_what_lies_outside_the_space_is_moved_and_what_does_not_fit_is_left_out(
         assert part in text
 
 
-def test_found_settings_follow_the_best_layer_and_keep_to_the_narrowed_range(
-    tmp_path: Path,
-) -> None:
+def test_found_settings_follow_the_best_layer_in_the_narrowed_range(tmp_path: Path) -> None:
     """The layer is moved once, from where it was found to the nearest that is left."""
     name = searched(tmp_path, "one", (FOUND | {"layer": 0, "coefficient": 9.0}, GOOD))
     plan = planned(tmp_path, start_from=(name,), layer_prior="auto")

@@ -116,9 +116,7 @@ def test_a_trial_is_running_until_it_is_told_and_says_once_how_it_ended(tmp_path
     assert (study.row(1).state, study.row(1).failure) == (FAILED, "the loss became NaN")
 
 
-def test_a_journal_says_what_the_study_says_to_readers_and_to_who_opens_it_again(
-    tmp_path: Path,
-) -> None:
+def test_a_journal_says_what_the_study_says_to_whoever_opens_it(tmp_path: Path) -> None:
     """Also where the folder was renamed; what was left running failed, and runs first."""
     study = study_in(tmp_path)
     run_trials(study, (0.5, 0.9), (0.1, 0.5), (0.3, 0.85))
@@ -281,9 +279,7 @@ def test_a_starting_point_that_was_being_suggested_or_queued_is_not_lost(tmp_pat
 # Other goals
 
 
-def test_a_metric_for_which_higher_is_better_is_maximised_under_several_bounds(
-    tmp_path: Path,
-) -> None:
+def test_what_is_better_when_higher_is_maximised_under_several_bounds(tmp_path: Path) -> None:
     bounds = ("forget_rouge1<=0.3", "retain_mrr>=0.5")
     study = study_in(tmp_path, minimise="retain_rouge1", constrain=bounds)
     for forget, retain, mrr in ((0.2, 0.9, 0.6), (0.2, 0.95, 0.4), (0.1, 0.7, 0.9)):

@@ -39,9 +39,7 @@ LORA = dataclasses.replace(GA, variant="lora")
 # Cells
 
 
-def test_every_model_meets_every_data_set_method_and_seed_in_a_folder_of_its_own(
-    tmp_path: Path,
-) -> None:
+def test_every_model_meets_all_data_methods_and_seeds_in_its_own_folder(tmp_path: Path) -> None:
     """Also where names look alike."""
     cells = cells_of(["tiny", "qwen2.5-7b"], ["mini", "factual:arts"], PAPER_METHODS, seeds=2)
     assert [cell.model for cell in cells] == ["tiny"] * 24 + ["qwen2.5-7b"] * 24
@@ -208,9 +206,7 @@ def test_markdown_has_a_row_a_cell_and_marks_what_is_infeasible(tmp_path: Path) 
     assert "*" not in text
 
 
-def test_seeds_share_a_row_with_mean_and_deviation_and_have_their_own_in_csv(
-    tmp_path: Path,
-) -> None:
+def test_seeds_share_a_row_with_mean_and_deviation_but_not_in_csv(tmp_path: Path) -> None:
     forgets = [0.1, 0.2, 0.6]
     cells = cells_of(["tiny"], ["mini"], ["lunar"], seeds=3)
     studies = {cell: finished(forget) for cell, forget in zip(cells, forgets, strict=True)}

@@ -395,7 +395,7 @@ def test_a_store_that_fails_costs_no_trial_and_the_next_sync_has_all(
     assert "mlflow.sharedViewState.lunar-tune-trials" in tags, "MLflow's menu of views has lists"
 
 
-def test_a_place_keeps_its_identity_and_tells_no_password(
+def test_a_place_has_an_identity_and_no_password(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
@@ -525,7 +525,7 @@ def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_each_registration_is_a_version_and_the_alias_moves_to_the_best(
+def test_each_registration_is_a_version_the_alias_is_the_best(
     search: SearchResults, tmp_path: Path
 ) -> None:
     exported = tmp_path / "exported"
