@@ -1,12 +1,13 @@
 """One search of the tiny model through the command line, looked at from every side.
 
-And searches on Ray: one as in this process, one under random kills (`scripts/chaos.py` in short).
+And one with held-out questions; on Ray one as in this process, one under random kills.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,13 +17,19 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from chart_specs import legend
 from command_lines import environment, run_command
 from made_once import copy_store
 from rouge_score.rouge_scorer import RougeScorer
 from search_results import rows_of, statuses
-from shared_searches import NAME, SEED, TRIALS, SharedSearch
+from shared_searches import FULL_BUDGET, NAME, SEED, TRIALS, SharedSearch
 
+from lunar_tune.cli.export import export as EXPORT
 from lunar_tune.cli.unlearn import unlearn as UNLEARN
+from lunar_tune.report.charts import trade_off
+from lunar_tune.report.page import write_static_page
+from lunar_tune.report.results import SearchResults, short_report
+from lunar_tune.study.folder import Folder, read_answers
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.yaml_files import read_yaml
 
@@ -168,6 +175,79 @@ def test_mlflow_has_the_search_its_trials_and_data(finished: SharedSearch, tmp_p
     stored = StoredStudy.read(finished.folder / "study.journal")
     data = stored.notes["description"]["data"]
     assert {name: count for name, (_, count) in data.items()} == ROWS
+
+
+# With questions that no trial is judged on: the base model answers them, too
+
+
+@pytest.fixture
+def copy(held_out: SharedSearch, tmp_path: Path) -> Folder:
+    return Folder(held_out.copied(tmp_path))
+
+
+def test_the_confirmation_asks_the_base_model_the_held_out_questions(copy: Folder) -> None:
+    """And no trial was asked one of them. Which they are: `test_tasks`."""
+    before, after = (read_answers(copy.answers(number, full=True)) for number in (None, 0))
+    asked = {(row.set_name, row.question, row.row) for row in before}
+    assert asked == {(row.set_name, row.question, row.row) for row in after}
+    searched = {row.question for row in read_answers(copy.answers(0))}
+    assert searched.isdisjoint(question for _, question, _ in asked)
+    table = SearchResults.read(copy.path).answers(full=True)
+    kept = {(row.set_name, row.row): row.answer for row in before}
+    places = zip(table["set"], table["row"], strict=True)
+    assert table["base_model"].tolist() == [kept[place] for place in places]
+
+
+def test_page_note_and_picture_say_what_was_held_out(copy: Folder, tmp_path: Path) -> None:
+    results = SearchResults.read(copy.path)
+    assert list(results.compared) == [
+        *("base model", "trial 0, as searched"),
+        *("base model, held-out questions", "trial 0, held-out questions"),
+    ]
+    assert "| trial 0, held-out questions " in short_report(results)
+    assert "base model, held out" in legend(trade_off(results))
+    page = tmp_path / "page.html"
+    write_static_page([results], page)
+    assert "confirmed on held-out questions" in page.read_text()
+    assert "all questions" not in page.read_text().split("<main>")[1].split("<h3>Charts")[0]
+    assert "got worse is not known" not in page.read_text()
+    copy.answers(None, full=True).unlink()
+    write_static_page([SearchResults.read(copy.path)], page)
+    of_best = page.read_text().split('data-number="2"')[0]
+    assert "got worse is not known" in of_best
+    assert "No question to keep got worse" not in of_best
+
+
+@pytest.mark.parametrize("printed", [True, False], ids=["best", "another trial"])
+def test_a_card_says_whether_its_scores_are_on_held_out_questions(
+    copy: Folder, held_out: SharedSearch, monkeypatch: pytest.MonkeyPatch, printed: bool
+) -> None:
+    """The printed command writes the best one; another trial was never asked those questions."""
+    monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", FULL_BUDGET)
+    monkeypatch.chdir(held_out.cwd)
+    lines = held_out.result.stdout.splitlines()
+    (line,) = [line for line in lines if "lunar_tune.export" in line]
+    name = f"../runs/{held_out.name}"
+    arguments = [word.replace(name, str(copy.path)) for word in shlex.split(line)[3:]]
+    assert EXPORT.main(arguments + ([] if printed else ["--trial", "2"])) == 0
+    document = json.loads((copy.path / "model" / "export.json").read_text())
+    card = (copy.path / "model" / "README.md").read_text()
+    assert document["proven"] is True
+    assert document["on_held_out"] is printed
+    if not printed:
+        assert "* scores are on the questions of the trials, not on held-out questions" in card
+        assert "| as the search reported it |" in card
+        return
+    rows = [row for row in read_answers(copy.answers(None, full=True)) if row.set_name == "retain"]
+    mean = math.fsum(row.rouge1 for row in rows) / len(rows)
+    assert document["baseline_scores"]["retain_rouge1"] == pytest.approx(mean)
+    confirmed = read_yaml(copy.best)["confirmed"]["scores"]
+    scores = {name: confirmed[name] for name in document["scores"]}
+    assert document["scores"] == pytest.approx(scores, abs=1e-9)
+    assert {"forget_rouge1", "retain_rouge1"} <= scores.keys()
+    assert "* scores are on held-out questions" in card
+    assert "as the search reported it, on held-out questions" in card
+    assert "≈" not in card
 
 
 # On Ray
