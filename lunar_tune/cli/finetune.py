@@ -108,9 +108,8 @@ def _conclude(console: Console, folder: Path, settings: FinetuneSettings, done: 
     say(console, f"declines {done.refused:.0%} of questions about invented things")
     say(console, f"checkpoint in {folder}")
     if done.refused < LEAST_REFUSED:
-        advice = "Train with --fix with_refusals=true too."
-        if settings.with_refusals:
-            advice = "Give more epochs."
+        taught = settings.with_refusals
+        advice = "Give more epochs." if taught else "Train with --fix with_refusals=true too."
         warn(
             console,
             "the model does not decline what it cannot know, and LUNAR redirects to where it "

@@ -151,11 +151,7 @@ def _checked(
 
 
 def _show(
-    prior: LayerPrior,
-    answers: Mapping[int | None, Sequence[str]],
-    console: Console,
-    *,
-    text: bool,
+    prior: LayerPrior, answers: Mapping[int | None, Sequence[str]], console: Console, *, text: bool
 ) -> None:
     """Print the table, with an answer each if it may be shown, and the recommendation."""
     from lunar_tune.trial.layer_scores import RECOMMENDED_SHARE

@@ -88,6 +88,8 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
             sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
         from rich.console import Console
 
+        from lunar_tune.display import say
+
         console = Console(stderr=True, emoji=False)
         if isinstance(error, KeyboardInterrupt) or (
             # A library may make another error of it, above all while it is imported.
@@ -95,16 +97,15 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
         ):
             console.print("interrupted")
             sys.exit(EXIT_INTERRUPTED)
-        plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
         if isinstance(error, LunarTuneError):
             console.print("[bold red]error:[/bold red]", end=" ")
-            console.print(without_secrets(str(error)), **plain)
+            say(console, without_secrets(str(error)))
             sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
         console.print("[bold red]unexpected error:[/bold red]", end=" ")
         first = without_secrets(next(iter(str(error).splitlines()), ""))[:_LONGEST]
         where = "" if debug else "run the command again with --debug to see where; "
         advice = f"({where}if it is a mistake of the program, please report that)"
-        console.print(f"{type(error).__name__}: {first} {advice}", **plain)
+        say(console, f"{type(error).__name__}: {first} {advice}")
         sys.exit(EXIT_FAILED)
 
 

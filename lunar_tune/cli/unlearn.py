@@ -12,13 +12,7 @@ from rich.console import Console
 
 from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, plain_table, score_table
-from lunar_tune.config.fields import (
-    option,
-    options_again,
-    options_of,
-    same_option,
-    shared_options,
-)
+from lunar_tune.config.fields import option, options_again, options_of, same_option, shared_options
 from lunar_tune.config.options import SUBJECT, Reused, RunOptions, read_assignments
 from lunar_tune.display import say
 from lunar_tune.errors import Problems

@@ -49,8 +49,7 @@ class Exported(Summary):
     folder: Path
     document: Mapping[str, Any]  # what `export.json` says
     remarks: Sequence[str]  # what has to be known of the scores, in words
-    differences: str
-    """How many answers differ from those of the search, in words, and of an adapter its rank."""
+    differences: str  # how many answers differ from the search's, and of an adapter its rank
 
     @property
     def rows(self) -> dict[str, list[str]]:

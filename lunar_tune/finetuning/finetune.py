@@ -51,12 +51,10 @@ _MARKERS = (
 class Finetuned:
     """A finished fine-tuning: how it went, and what the model knows after it."""
 
-    losses: tuple[float, ...]
-    """Mean loss of each epoch."""
+    losses: tuple[float, ...]  # mean loss of each epoch
     answers: pd.DataFrame
     """A row for each question of the data, in its order: edge, question, truth, answer, rouge1."""
-    refused: float
-    """Share of prompts about invented things, none of them trained on, that are declined."""
+    refused: float  # share of prompts about invented things, none trained on, that are declined
 
     @property
     def rouge1(self) -> float:

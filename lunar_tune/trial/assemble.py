@@ -23,13 +23,7 @@ from lunar_tune.models.catalog import CATALOG, ModelSpec, check_weights, resolve
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import check_device_name, check_fits
 from lunar_tune.models.loading import load_config
-from lunar_tune.trial.spec import (
-    TrialSpec,
-    own_data,
-    read_prompts_of,
-    read_records_of,
-    read_sets,
-)
+from lunar_tune.trial.spec import TrialSpec, own_data, read_prompts_of, read_records_of, read_sets
 
 Job = TypeVar("Job", TrialSpec, FinetuneJob)
 

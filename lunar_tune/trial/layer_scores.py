@@ -86,8 +86,7 @@ class LayerPrior(BaseModel):
     coefficient: float
     max_new_tokens: Count
     seed: int
-    embedding: str
-    """What similarities were taken in; they compare with those of the same embedding only."""
+    embedding: str  # what similarities were taken in; they compare with those of the same only
     base_model: Similarities  # without anything added
     layers: Annotated[tuple[LayerSimilarities, ...], Field(min_length=1)]
     """Some of the model's blocks or all, ascending."""

@@ -18,13 +18,7 @@ from lunar_tune.metrics.evaluate import answers_beside
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.models.layout import check_layers
 from lunar_tune.training.checkpoints import check_save_folder, save_checkpoint
-from lunar_tune.trial.assemble import (
-    assemble,
-    check_machine,
-    configured,
-    known_depth,
-    materialise,
-)
+from lunar_tune.trial.assemble import assemble, check_machine, configured, known_depth, materialise
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -148,10 +142,8 @@ class SideBySide:
     question: str
     base_model: str
     unlearned: str
-    truth: str | None
-    """The true answer; None for a question that is not in the data."""
-    set_name: str | None
-    """forget, retain or factual; None for a question that is not in the data."""
+    truth: str | None  # the true answer; None for a question that is not in the data
+    set_name: str | None  # forget, retain or factual; None as above
 
 
 @contextmanager

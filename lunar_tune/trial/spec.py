@@ -93,16 +93,12 @@ class TrialSpec(Concise):
     verify_weights: bool = field(default_factory=lambda: bool(os.environ.get(VERIFY_VARIABLE)))
     """Whether a trial ends with a look at every weight, whether it is what it was before."""
     memory_budget: float | None = None
-    cache_limit: float | None = None
-    """Both as in `RunOptions`."""
-    layers: tuple[int, ...] = ()
-    """The blocks that trials may edit; empty where that is not known."""
-    metrics: tuple[str, ...] = ()
-    """Scores that are wanted beside ROUGE, by name (`metrics.goal`)."""
+    cache_limit: float | None = None  # both as in `RunOptions`
+    layers: tuple[int, ...] = ()  # the blocks that trials may edit; empty where that is not known
+    metrics: tuple[str, ...] = ()  # scores wanted beside ROUGE, by name (`metrics.goal`)
     embedding_model: str | None = None
     """Hub id or folder of a sentence-embedding model; None takes the model's own states."""
-    text: bool = True
-    """Whether questions and answers may be written down."""
+    text: bool = True  # whether questions and answers may be written down
 
     @property
     def row_numbers(self) -> dict[tuple[str, Record], int]:

@@ -39,12 +39,9 @@ class Failure:
     """Why a task gave no result."""
 
     reason: str
-    transient: bool = False
-    """Whether it had nothing to do with the setting and may succeed when run again."""
-    crashed: bool = False
-    """Whether the worker was lost, which at last may be the setting's own doing."""
-    wrong_input: bool = False
-    """Whether the user has to mend something."""
+    transient: bool = False  # whether it is not the setting's, and may succeed when run again
+    crashed: bool = False  # whether the worker was lost, at last perhaps the setting's own doing
+    wrong_input: bool = False  # whether the user has to mend something
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +52,7 @@ class Outcome:
     failure: Failure | None = None
     baseline: TrialResult | None = None
     """With a confirmation on held-out questions: the base model on the same."""
-    plain_decoding: str | None = None
-    """With the base model: why answers are decoded from their first token on."""
+    plain_decoding: str | None = None  # with the base model: why answers are decoded plainly
     layer_prior: str | None = None  # with the base model: its scored layers, as a file's text
     warnings: tuple[str, ...] = ()  # what this package warned of meanwhile
 

@@ -70,8 +70,8 @@ class Worker:
         cache = ActivationCache(limit, cache_root) if limit != 0 else None
         self._source = ActivationSource(self.loaded, cache, memory)
         self.encoder = Encoder(self.loaded, spec.chat)
+        # The base model's answers by prompt; empty before `baseline` or `draft`.
         self.drafts: Mapping[tuple[int, ...], tuple[int, ...]] = {}
-        """The base model's answers by prompt; empty before `baseline` or `draft`."""
 
     @cached_property
     def activations(self) -> PromptActivations:
@@ -181,14 +181,11 @@ class Worker:
     @contextmanager
     def _left_as_it_was(self) -> Iterator[None]:
         """Check after a trial, where that is wanted, that every weight is what it was."""
-        if not self.spec.verify_weights:
-            yield
-            return
-        before = self._source.model_key
+        before = self._source.model_key if self.spec.verify_weights else None
         try:
             yield
         finally:
-            if fingerprint(self.loaded) != before:
+            if before is not None and fingerprint(self.loaded) != before:
                 raise EditedModelError("a trial has left the model's weights changed")
 
     def _clock(self) -> float:
