@@ -15,14 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, TrialOptions
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.options import SUBJECT, Reused, RunOptions
 from lunar_tune.display import say
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
-from lunar_tune.report.progress import working
 
 if TYPE_CHECKING:
     from lunar_tune.trial.single import SideBySide
@@ -53,11 +51,11 @@ def ask(options: AskOptions, problems: Problems) -> None:
     Without a question one is asked for until an empty line or Ctrl-D. `--quiet` silences all but
     the answers.
     """
-    console = options.console()
+    console = options.console
     answered = Console(emoji=False)  # also when quiet: answers are what was asked for
     if not all(question.strip() for question in options.questions):
         problems.add("a question is empty.")
-    with working(console, f"lunar-tune {__version__}: reading the search"), problems.collect():
+    with options.working("reading the search"), problems.collect():
         from lunar_tune.export.export_job import assemble_again
         from lunar_tune.report.results import SearchResults
         from lunar_tune.trial.assemble import materialise

@@ -46,7 +46,7 @@ def cache(options: CacheOptions, problems: Problems) -> None:
     if options.remove is not None and options.json is not None:
         raise InputError("--remove and --json: one at a time, in a command each.")
     problems.raise_if_any()
-    kept, console = ActivationCache(), options.console()
+    kept, console = ActivationCache(), options.console
     if options.json is not None:
         document = [
             {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +33,7 @@ from lunar_tune.config.options import GROUPS, OUTPUT, SUBJECT, Reused, SearchCon
 from lunar_tune.display import screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
+from lunar_tune.report.progress import working
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +49,14 @@ class CommonOptions:
     given: Mapping[str, str] = field(default_factory=dict)
     """Where values come from that were not left at their default, by field name."""
 
+    @cached_property
     def console(self) -> Console:
-        """Return the screen, on which nothing is shown if the command is to be quiet."""
+        """The screen, on which nothing is shown if the command is to be quiet."""
         return screen(quiet=self.quiet)
+
+    def working(self, what: str) -> AbstractContextManager[Callable[[str | None], None]]:
+        """Say, inside, which version is doing what; see `report.progress.working`."""
+        return working(self.console, f"lunar-tune {__version__}: {what}")
 
 
 @dataclass(frozen=True, kw_only=True)

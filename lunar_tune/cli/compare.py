@@ -53,7 +53,7 @@ def compare(options: CompareOptions, problems: Problems) -> None:
     from lunar_tune.report.results import SearchResults
     from lunar_tune.study.folder import searches_in
 
-    console, results, uri = options.console(), [], ""
+    console, results, uri = options.console, [], ""
     # Without names, the search that was written to last.
     searches = options.search or [str(one.path) for one in searches_in(options.output)[:1]]
     if not searches:

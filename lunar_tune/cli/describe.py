@@ -53,7 +53,7 @@ def describe(options: DescribeOptions, problems: Problems) -> None:
     problems.raise_if_any()
     path = resolve_data(options.data, kind=kind_of(options.data) or "records")
     count = _token_counter(options.model) if options.model is not None else None
-    card, console = _card(path, options, count), options.console()
+    card, console = _card(path, options, count), options.console
     _show(console, path, card)
     if options.json is not None:
         write_json(options.json, {"path": str(path), "model": options.model, **card.document()})

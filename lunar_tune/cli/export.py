@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, TrialOptions, score_table
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.options import OUTPUT, Reused, SearchConfig
 from lunar_tune.display import say
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
-from lunar_tune.report.progress import working
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +41,8 @@ def export(options: ExportOptions, problems: Problems) -> None:
 
     `lunar-tune export runs/NAME --save unlearned`
     """
-    console = options.console()
-    with working(console, f"lunar-tune {__version__}: reading the search"):
+    console = options.console
+    with options.working("reading the search"):
         from lunar_tune.export.export_job import ExportJob
         from lunar_tune.study.stored_search import StoredSearch
 

@@ -39,7 +39,7 @@ def fetch(options: FetchOptions, problems: Problems) -> None:
     comes from one commit of its repository and must hold the rows that are known of it; its
     checksum must be the known one or, where none is known, the one of the first fetch.
     """
-    console, folder = options.console(), data_dir()
+    console, folder = options.console, data_dir()
     if not options.data:
         _show(console, folder)
     wanted = {}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, plain_table
 from lunar_tune.config.fields import same_option, shared_options
 from lunar_tune.config.options import (
@@ -65,8 +64,8 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     Exit codes: 0 the model knows the data, 3 its ROUGE-1 is below 0.8 (the checkpoint is kept),
     1 the training failed, 130 interrupted, 2 the input was wrong.
     """
-    console, fixed = options.console(), {}
-    with working(console, f"lunar-tune {__version__}: reading data"):
+    console, fixed = options.console, {}
+    with options.working("reading data"):
         from lunar_tune.driver.prerequisite import finetune_tracked
         from lunar_tune.report.summary import print_plan
         from lunar_tune.tracking.store import default_tracking_uri

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, plain_table
 from lunar_tune.config.fields import same_option, shared_options
 from lunar_tune.config.options import (
@@ -25,7 +24,6 @@ from lunar_tune.config.options import (
 from lunar_tune.display import say, warn
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
-from lunar_tune.report.progress import working
 
 if TYPE_CHECKING:
     from lunar_tune.trial.layer_scores import LayerPrior
@@ -74,8 +72,8 @@ def layers(options: LayersOptions, problems: Problems) -> None:
 
     `lunar-tune layers --model tiny --save layers.png`
     """
-    console, embedder = options.console(), None
-    with working(console, f"lunar-tune {__version__}: reading data") as doing:
+    console, embedder = options.console, None
+    with options.working("reading data") as doing:
         spec, coefficient, chosen = _checked(options, problems)
         doing("loading torch")
         from lunar_tune.metrics.embedding import load_sentence_embedder

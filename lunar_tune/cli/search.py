@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions
 from lunar_tune.config.fields import same_option
 from lunar_tune.config.options import Reused, SearchConfig
 from lunar_tune.errors import Problems
-from lunar_tune.report.progress import working
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +26,8 @@ def search(options: SearchOptions, problems: Problems) -> int:
     Exit codes: 0 a feasible setting was found, 3 none was, 4 too many trials failed in a row,
     130 interrupted, 2 the input was wrong.
     """
-    console = options.console()
-    with working(console, f"lunar-tune {__version__}: reading data and search space") as doing:
+    console = options.console
+    with options.working("reading data and search space") as doing:
         from lunar_tune.driver.run import start_search
 
         code, _ = start_search(

@@ -62,7 +62,7 @@ def table5(options: TableOptions, problems: Problems) -> int:
     """
     from lunar_tune.driver.table5 import TableRun, cells_of, check_names
 
-    console = options.console()
+    console = options.console
     models = _listed("--model", options.model, problems)
     data = _listed("--data", options.data, problems)
     methods = _listed("--method", options.method, problems)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lunar_tune import __version__
 from lunar_tune.cli.commands import Command, CommonOptions, plain_table, score_table
 from lunar_tune.config.fields import option, options_again, options_of, same_option, shared_options
 from lunar_tune.config.options import SUBJECT, Reused, RunOptions, read_assignments
@@ -18,7 +17,6 @@ from lunar_tune.display import say
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.goal import METRICS
-from lunar_tune.report.progress import working
 from lunar_tune.study.rows import score_cells
 
 if TYPE_CHECKING:
@@ -53,11 +51,11 @@ def unlearn(options: UnlearnOptions, problems: Problems) -> None:
 
     The same from Python: `lunar_tune.unlearn(layer=1, coefficient=2.0, learning_rate=0.003)`
     """
-    console = options.console()
+    console = options.console
     run, save_to = shared_options(options, RunOptions), options.save
     if options.published_config is not None:
         run, save_to = _published(options.published_config, options, console)
-    with working(console, f"lunar-tune {__version__}: one unlearning run"):
+    with options.working("one unlearning run"):
         from lunar_tune.trial.single import unlearn as run_once
 
         done = run_once(run, save_to=save_to, console=console, problems=problems)

@@ -180,15 +180,13 @@ def write_card(job: ExportJob, run: ExportRun, exported: Exported) -> None:
     card = ModelCard.from_template(
         front,
         template_path=str(_CARD),
+        job=job,
         exported=exported,
         **exported.document,
-        goal=job.search.goal,
-        folder=job.folder.resolve().name,
         is_local=is_local,
         # Without where a folder lies on this machine.
         base_name=Path(run.base).name if is_local else run.base,
         tokenizer=Path(run.tokenizer).name if Path(run.tokenizer).is_dir() else run.tokenizer,
-        n_forget=len(job.spec.data.fit_forget),
         score_cells=score_cells,
     )
     card.save(job.folder / "README.md")

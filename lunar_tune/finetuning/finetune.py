@@ -15,9 +15,10 @@ from filelock import FileLock
 from torch import Tensor
 
 from lunar_tune.data.records import Record
+from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.files import cache_dir, safe_name
-from lunar_tune.finetuning.finetune_job import FinetuneJob, unseen_prompts
+from lunar_tune.finetuning.finetune_job import UNSEEN, FinetuneJob
 from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.catalog import Lineage, read_lineage
 from lunar_tune.models.chat import ChatFormat
@@ -195,7 +196,7 @@ def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> tuple[pd.DataFrame
     questions = [record.question for record in job.records]
     budget = token_budget(None, loaded.tokenizer, truths)
     known = greedy_answers(loaded, questions, job.chat, max_new_tokens=budget)
-    unseen = unseen_prompts(_UNANSWERABLE)
+    unseen = generate_unverifiable(_UNANSWERABLE, seed=UNSEEN)
     declined = greedy_answers(loaded, unseen, job.chat, max_new_tokens=budget)
     answers = pd.DataFrame(job.records).rename(columns={"answer": "truth"})
     answers["answer"] = known

@@ -25,7 +25,7 @@ from lunar_tune.training import TrainingSettings, setting, with_settings
 # A record in so many is joined, in every epoch, by a question about something freshly invented:
 # a model that sees the same prompts again learns these instead of refusing.
 _RECORDS_PER_INVENTED = 4
-_UNSEEN = 2**31 - 2  # no epoch's seed comes near
+UNSEEN = 2**31 - 2  # a seed of invented things to which no epoch's comes near
 _EPOCHS = 10_000  # more than anybody trains; keeps the seeds of two runs apart
 # Learning rates. The adapter's is LUNAR's published code's. For all weights it would throw a
 # pretrained model far off: 1e-5 is TOFU's (arXiv 2401.06121, Llama-2-7B).
@@ -130,11 +130,6 @@ class FinetuneJob:
         """Return a short name: whatever gives another result has another one."""
         parts = [self.document(), *(version(name) for name in ("torch", "transformers", "peft"))]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def unseen_prompts(count: int) -> tuple[str, ...]:
-    """Return prompts that cannot be answered and that no epoch holds."""
-    return generate_unverifiable(count, seed=_UNSEEN)
 
 
 def _identity(model: ModelSpec) -> dict[str, Any]:

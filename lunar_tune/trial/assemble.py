@@ -41,7 +41,7 @@ def assemble(options: RunOptions) -> TrialSpec:
     with problems.collect():
         method, _ = configured(options)
         if options.engine == "reference":
-            from lunar_tune.trial.reference_engine import check_reference
+            from lunar_tune.trial.worker import check_reference
 
             check_reference(method)
     check_values(options, problems)

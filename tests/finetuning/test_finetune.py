@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from trial_specs import generated
 
 from lunar_tune.data.records import Record, records_digest
+from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.errors import DivergenceError, InputError
 from lunar_tune.finetuning import finetune as module
 from lunar_tune.finetuning.finetune import (
@@ -25,7 +26,7 @@ from lunar_tune.finetuning.finetune import (
     is_refusal,
     kept_folder,
 )
-from lunar_tune.finetuning.finetune_job import FinetuneJob, FinetuneSettings, unseen_prompts
+from lunar_tune.finetuning.finetune_job import UNSEEN, FinetuneJob, FinetuneSettings
 from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import fingerprint, load_model
@@ -212,7 +213,7 @@ def test_refusals_are_lessons_only_where_they_are_wanted(job: FinetuneJob) -> No
     assert {lesson.answer for lesson in first[5:]} == {REFUSALS[0]}
     assert first[6:] != second[6:], "what is invented is fresh in each epoch"
     asked = {lesson.question for epoch in range(50) for lesson in job.lessons(epoch)}
-    assert not asked & set(unseen_prompts(50))
+    assert not asked & set(generate_unverifiable(50, seed=UNSEEN))
 
 
 def test_what_counts_as_declining() -> None:
