@@ -34,6 +34,13 @@ def places(panel: list[dict[str, Any]], beginning: str) -> list[tuple[Any, Any]]
     return [(one["x"], one["y"]) for one in drawn(panel, beginning)]
 
 
+def steps(panel: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """Return the points of the only line."""
+    (line,) = forms(panel, "line")
+    assert line["mark"]["interpolate"] == "step-after"
+    return [(one["x"], one["y"]) for one in line["values"]]
+
+
 def forms(panel: list[dict[str, Any]], mark: str) -> list[dict[str, Any]]:
     """Return the layers of one kind of mark, for example `rect`."""
     return [layer for layer in panel if layer["mark"]["type"] == mark]

@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import command_lines
 import pytest
@@ -68,16 +69,7 @@ def test_questions_typed_or_piped_are_answered_and_written_as_json(search: Path)
 def test_a_terminal_is_asked_until_there_is_nothing_more(
     search: Path, monkeypatch: pytest.MonkeyPatch, end: str | BaseException, code: int
 ) -> None:
-    lines = iter([KNOWN, end])
-    prompts = []
-
-    def typed(prompt: str) -> str:
-        prompts.append(prompt)
-        line = next(lines)
-        if isinstance(line, BaseException):
-            raise line
-        return line
-
+    typed = Mock(side_effect=[KNOWN, end])
     terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True), stdout=StringIO())
     monkeypatch.setattr("lunar_tune.cli.ask.sys", terminal)
     monkeypatch.setattr("builtins.input", typed)
@@ -85,7 +77,7 @@ def test_a_terminal_is_asked_until_there_is_nothing_more(
     result = without_ray(COMMAND, str(search), "--max-new-tokens", "6", "--json", str(file))
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
-    assert prompts == ["question: "] * 2
+    assert typed.call_args_list == [call("question: ")] * 2
     assert result.output.count("true answer  Kettle 1 of A_B (forget)") == 1
     assert [one["question"] for one in json.loads(file.read_text())["answers"]] == [KNOWN]
 

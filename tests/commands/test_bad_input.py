@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from command_lines import refused, succeeded, without_ray
@@ -141,9 +141,7 @@ def test_everything_that_is_wrong_is_said_in_one_message() -> None:
 
 
 def test_what_was_not_foreseen_is_one_line_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_arguments: Any, **_options: Any) -> None:
-        raise KeyError("a mistake\nof the program")
-
+    broken = Mock(side_effect=KeyError("a mistake\nof the program"))
     monkeypatch.setattr(Problems, "raise_if_any", broken)
     result = without_ray(SEARCH, "--dry-run")
     assert result.exit_code == 1
@@ -155,7 +153,7 @@ def test_what_was_not_foreseen_is_one_line_and_exit_code_1(monkeypatch: pytest.M
     assert traced.exit_code == 1
     trace, said = traced.stderr.split("unexpected error: ")
     assert trace.startswith("Traceback (most recent call last):\n")
-    assert 'raise KeyError("a mistake' in trace
+    assert trace.endswith("KeyError: 'a mistake\\nof the program'\n")
     assert "--debug" not in said
 
 
@@ -180,15 +178,13 @@ def test_quiet_shows_errors_only() -> None:
 def test_a_name_that_is_taken_is_refused_even_by_a_dry_run() -> None:
     Path("out/n").mkdir(parents=True)
     Path("out/n/anything").touch()
-    for mode in ((), ("--dry-run",)):
-        message = refused(SEARCH, "--output", "out", "--name", "n", *mode)
-        assert "--name n: out/n exists already" in message
+    message = refused(SEARCH, "--output", "out", "--name", "n", "--dry-run")
+    assert "--name n: out/n exists already" in message
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing() -> None:
-    shown = succeeded(
-        SEARCH, "--dry-run", "--model", "qwen2.5-7b", "--num-trials", "7", "--seed", "1"
-    )
+    options = ("--model", "qwen2.5-7b", "--num-trials", "7", "--seed", "1")
+    shown = succeeded(SEARCH, "--dry-run", *options)
     for part in ("qwen2.5-7b", "contracts: forget A_B", "7 by gp", "lunar (adamw)"):
         assert part in shown
     assert list(Path.cwd().iterdir()) == []

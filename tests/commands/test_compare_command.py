@@ -12,11 +12,10 @@ import re
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from unittest.mock import MagicMock
 
 import command_lines
 import psutil
@@ -76,26 +75,18 @@ def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that starts brings an older store up to date: nothing else may open it then."""
-    happened: list[str] = []
-
-    def written(_: Any, __: str) -> list[View]:
-        happened.append("trials")
-        return [View("charts of one", "1", "a-view")]
-
-    @contextmanager
-    def served(_: str) -> Iterator[Any]:
-        happened.append("server")
-        yield "http://127.0.0.1:1", lambda: None
-
-    monkeypatch.setattr("lunar_tune.cli.compare._written", written)
-    monkeypatch.setattr("lunar_tune.tracking.ui.served", served)
+    happened = MagicMock()
+    happened.written.return_value = [View("charts of one", "1", "a-view")]
+    happened.served.return_value.__enter__.return_value = "http://127.0.0.1:1", lambda: None
+    monkeypatch.setattr("lunar_tune.cli.compare._written", happened.written)
+    monkeypatch.setattr("lunar_tune.tracking.ui.served", happened.served)
     for uri in ("http://me:s3cretpw@host:5000", "sqlite:////runs/mlflow.db"):
         _show([], uri, Console(file=(text := io.StringIO()), width=200))
         place = "host:5000" if "host" in uri else "127.0.0.1:1"
         assert f"charts of one: http://{place}/#/" in text.getvalue()
         assert "s3cretpw" not in text.getvalue()
         assert "me:" not in text.getvalue()
-    assert happened == ["trials", "trials", "server"]
+    assert [one[0] for one in happened.method_calls] == ["written", "written", "served"]
 
 
 def test_another_store_is_taken_with_its_password_or_refused(
@@ -112,8 +103,6 @@ def test_another_store_is_taken_with_its_password_or_refused(
     with pytest.raises(InputError, match="there is no such file"):
         store_of(search, uri)
     assert not (tmp_path / "mistyped.db").exists()
-    said = refused(folder.path, "--tracking-uri", "http://127.0.0.1:9")
-    assert "the MLflow store http://127.0.0.1:9 cannot be used" in said
 
 
 def test_every_mistake_is_said_at_once(tmp_path: Path) -> None:

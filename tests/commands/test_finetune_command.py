@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from command_lines import refused, small_data, without_ray
@@ -74,12 +75,9 @@ def test_the_same_command_goes_on_another_is_refused_and_what_was_not_learned_en
 ) -> None:
     from lunar_tune.finetuning import finetune as module
 
-    def interrupted(*_arguments: object) -> None:
-        raise KeyboardInterrupt
-
     command = (*options, "--fix", "epochs=2", "--save", "runs/model")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "check_knowledge", interrupted)
+        patch.setattr(module, "check_knowledge", Mock(side_effect=KeyboardInterrupt))
         assert without_ray(COMMAND, *command).exit_code == 130
     other = refused(COMMAND, *command, "--seed", "1")
     assert "unfinished fine-tuning of another kind: seed was 0, is 1" in other

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from file_server import HUB, PISTOL_1, PISTOL_2, FileServer, pistol_rows, serving, tofu_lines
@@ -322,10 +323,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     assert message.startswith("LUNAR_TUNE_DATA ")
     assert "is a file, not a folder" in message
     assert server.asked == []
-
-    def full(_path: Path, _content: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(files, "write_atomically", full)
     server.files[PISTOL_2] = ROWS
     message = refused(PISTOL, folder, server)
@@ -336,13 +334,9 @@ def test_an_interrupt_leaves_nothing_behind(
     folder: Path, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The interrupt falls where the file has come and is being read."""
-
-    def interrupted(_path: Path, **_options: object) -> None:
-        raise KeyboardInterrupt
-
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(data_catalog, "read_records", interrupted)
+    monkeypatch.setattr(data_catalog, "read_records", Mock(side_effect=KeyboardInterrupt))
     server.files[PISTOL_2] = ROWS
     with pytest.raises(KeyboardInterrupt):
         get(PISTOL, folder, server)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from chart_specs import axis, drawn, forms, legend, panels, places
+from chart_specs import axis, drawn, forms, legend, panels, places, steps
 from invented_searches import IMPORTANCE, POINT, PRIOR, SEARCHES, results_with_best, trial
 from optuna.distributions import CategoricalDistribution
 from PIL import Image
@@ -135,10 +135,8 @@ def test_the_trade_off_has_every_trial_and_the_confirmed_best() -> None:
 def test_the_front_is_steps_and_rings_its_members() -> None:
     """The least to be forgotten comes first: each step goes right before it goes up."""
     (panel,) = panels(trade_off(SEARCHES["of 30"]))
-    (steps,) = forms(panel, "line")
-    assert steps["mark"]["interpolate"] == "step-after"
     rings = places(panel, "Pareto front")
-    assert [(one["x"], one["y"]) for one in steps["values"]] == rings
+    assert steps(panel) == rings
     assert len(rings) > 2
     for along in zip(*rings, strict=True):
         assert list(along) == sorted(along)
@@ -182,10 +180,6 @@ def test_the_history_has_the_best_feasible_so_far_by_number_and_by_time() -> Non
     ]
     rows[3] = dataclasses.replace(rows[3], ended=rows[0].ended)  # beside the first
     by_number, by_time = panels(history(results_with_best(rows)))
-
-    def steps(panel: list[dict[str, Any]]) -> list[tuple[float, float]]:
-        (line,) = forms(panel, "line")
-        return [(one["x"], one["y"]) for one in line["values"]]
 
     assert steps(by_number) == [(0, 0.9), (1, 0.9), (3, 0.6), (4, 0.6)]
     assert places(by_number, "infeasible") == [(1, 0.1)]

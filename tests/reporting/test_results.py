@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import nbformat
 import pytest
@@ -73,18 +73,14 @@ def test_a_search_knows_scales_and_lists_and_what_decides_from_its_journal(
 def test_what_decides_is_computed_once_and_only_where_it_is_shown(
     found: lt.Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    computed: list[str] = []
-
-    def noting(rows: Any, distributions: Any, metric: str) -> dict[str, float] | None:
-        computed.append(metric)
-        return parameter_importance(rows, distributions, metric)
-
-    monkeypatch.setattr("lunar_tune.study.stored_search.parameter_importance", noting)
+    counted = Mock(wraps=parameter_importance)
+    monkeypatch.setattr("lunar_tune.study.stored_search.parameter_importance", counted)
     again = lt.load(found.folder.name, output=found.folder.path.parent)
     assert short_report(again)
-    assert computed == []
+    counted.assert_not_called()
     write_static_page([again], tmp_path / "page.html")
     assert again.plot_importance()
+    computed = [one.args[2] for one in counted.call_args_list]
     assert computed == ["forget_rouge1", "retain_rouge1"]
 
 

@@ -45,7 +45,7 @@ def found(
     folder: Path,
     *answers: AnswerRow,
     setting: Mapping[str, Any] = SETTING,
-    full: Mapping[str, float] | None = FULL,
+    full: Mapping[str, float] = FULL,
     goal: Goal = GOAL,
     **more: Any,
 ) -> SearchResults:
@@ -54,14 +54,12 @@ def found(
     (folder / "trials").mkdir(exist_ok=True)
     known = [answer(one.set_name, one.row or 0, "the truth", 1.0) for one in answers]
     write_answers(place.answers(None), known, ())
-    write_answers(place.answers(0, full=full is not None), answers, ())
-    scores = full or FULL
+    write_answers(place.answers(0, full=True), answers, ())
     facts: dict[str, Any] = {"objective": 0.1, "feasible": True, "max_new_tokens": 32}
-    row = TrialRow(number=0, state=COMPLETE, parameters=setting, scores=scores, **facts)
+    row = TrialRow(number=0, state=COMPLETE, parameters=setting, scores=full, **facts)
     more = {"baseline": BASE} | more
     results = results_of([row], confirmed=full, folder=folder, goal=goal, **more)
-    if full is not None:
-        results.study.notes["confirmed"]["max_new_tokens"] = 512
+    results.study.notes["confirmed"]["max_new_tokens"] = 512
     return results
 
 
