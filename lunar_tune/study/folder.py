@@ -88,8 +88,7 @@ def _parquet(table: pa.Table) -> bytes:
     return content
 
 
-RUNS = Path("runs")
-"""Where searches are kept unless another folder is named."""
+RUNS = Path("runs")  # where searches are kept unless another folder is named
 _LISTED = 8
 _BEFORE_THE_FIRST_TRIAL = {".lock", ".study.journal.lock", "config.yaml", "search.log", "trials"}
 
@@ -135,11 +134,7 @@ class Folder:
 
 
 def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
-    """Return the folder of a search that was begun, from its path or its name in `runs`.
-
-    Raises:
-        InputError: There is no such search; those that there are, are named.
-    """
+    """Return a search's folder, from its path or its name in `runs`, or raise an InputError."""
     try:
         given = Path(search).expanduser()
         for path in (given, runs / given):

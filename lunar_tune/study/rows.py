@@ -20,8 +20,7 @@ COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
 
 HEADLINE_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
 """The scores that every table shows, in this order."""
-LEAST_TRIALS = 10
-"""Fewer tell `parameter_importance` next to nothing."""
+LEAST_TRIALS = 10  # fewer tell `parameter_importance` next to nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -29,12 +28,10 @@ class TrialRow(Concise):
     """What is known of one trial; scores, objective and feasibility if it is complete."""
 
     number: int
-    state: str
-    """complete, failed or running."""
+    state: str  # complete, failed or running
     parameters: Mapping[str, Any]
     scores: Mapping[str, float] = field(default_factory=dict)
-    objective: float | None = None
-    """What the search makes small."""
+    objective: float | None = None  # what the search makes small
     feasible: bool | None = None
     retain_rows: int | None = None
     """Retain rows that the score was taken on; `retain_exact` where these are all."""
@@ -69,24 +66,19 @@ class TrialRow(Concise):
     def flat(self) -> dict[str, Any]:
         """Return the row with the stable column names of `trials.parquet`."""
         placed = {*HEADLINE_SCORES, "retain_rows"}
+
+        def fields(*names: str) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in names}
+
         return {
-            "number": self.number,
-            "state": self.state,
+            **fields("number", "state"),
             **{f"params.{name}": value for name, value in self.parameters.items()},
             **{name: self.scores.get(name) for name in HEADLINE_SCORES},
-            "objective": self.objective,
-            "feasible": self.feasible,
-            "retain_rows": self.retain_rows,
-            "retain_exact": self.retain_exact,
-            "max_new_tokens": self.max_new_tokens,
+            **fields("objective", "feasible", "retain_rows", "retain_exact", "max_new_tokens"),
             "seconds": self.seconds.get("trial"),
             **{f"seconds.{name}": value for name, value in self.seconds.items() if name != "trial"},
             **{name: value for name, value in self.scores.items() if name not in placed},
-            "started": self.started,
-            "ended": self.ended,
-            "failure": self.failure,
-            "again": self.again,
-            "answers_digest": self.answers_digest,
+            **fields("started", "ended", "failure", "again", "answers_digest"),
         }
 
 

@@ -68,16 +68,11 @@ class StoredConfig(Concise):
     were named relative to the folder that it was started in are found from here."""
     origins: Mapping[str, str]
     """Where values come from that were not left at their default, by field name."""
-    resolved: Mapping[str, Any]
-    """What there is beside options: the space, digests of the data, versions."""
+    resolved: Mapping[str, Any]  # what there is beside options: space, digests of data, versions
 
     @classmethod
     def read(cls, folder: Folder) -> StoredConfig:
-        """Read `config.yaml`, or the study's own copy where there is no file.
-
-        Raises:
-            InputError: It is not there, or is not what a search writes.
-        """
+        """Read `config.yaml`, or the study's copy where there is none, or raise an InputError."""
         stored = StoredStudy.read(folder.journal)  # refuses what another version has written
         source = folder.config if folder.config.exists() else stored.notes.get("configuration")
         if not source:
@@ -116,19 +111,13 @@ class StoredConfig(Concise):
 
     @property
     def trial_options(self) -> RunOptions:
-        """The options of a single run of the model that the trials worked on.
-
-        It differs from the search's where that fine-tuned its model first.
-        """
+        """The options of a single run of the model that trials worked on, perhaps fine-tuned."""
         weights = _placed(self.resolved.get("weights"), self.resolved)
         return dataclasses.replace(self.search, model_path=weights) if weights else self.search
 
 
 def _placed(value: str | None, resolved: Mapping[str, Any]) -> str | None:
-    """Return the name of a file where the search was started so that it is found from here.
-
-    A file of that name in the current folder is another one. Names of other things stay.
-    """
+    """Return the name of a file where the search was started as it is found from here."""
     if value is None or any(value in names for names in (*_NAMES, shipped_spaces())):
         return value
     here = Path(value).expanduser()
@@ -146,11 +135,7 @@ class StoredSearch:
 
     @classmethod
     def read(cls, search: str | Path, *, runs: str | Path = RUNS) -> Self:
-        """Read a search, finished or still running, by its folder or its name in `runs`.
-
-        Raises:
-            InputError: There is no such search, or it has not judged the base model yet.
-        """
+        """Read a search with a judged base model by folder or name, or raise an InputError."""
         folder = find_search(search, Path(runs))
         stored = StoredStudy.read(folder.journal)
         if "goal" not in stored.notes:
@@ -182,8 +167,7 @@ class StoredSearch:
     @property
     def baseline(self) -> Mapping[str, float]:
         """The base model's scores."""
-        scores: Mapping[str, float] = self.study.notes["baseline"]
-        return scores
+        return dict(self.study.notes["baseline"])
 
     @cached_property
     def held_out(self) -> bool:
@@ -221,10 +205,7 @@ class StoredSearch:
 
     @cached_property
     def importance(self) -> dict[str, dict[str, float]]:
-        """The share of a score's variance that each parameter explains by itself.
-
-        Of the scores that charts show, those that differ; it may take seconds.
-        """
+        """The share of variance that each parameter explains by itself, of scores in charts."""
         shares = {
             name: parameter_importance(self.rows, self.study.distributions, name)
             for name in self.goal.shown
@@ -241,10 +222,9 @@ class StoredSearch:
         """Return a completed trial: the best, or one by its number, or raise an InputError."""
         if number is None:
             if self.best is None:
-                ranked = best_first(self.rows)
                 found = "and no trial is feasible"
-                if ranked:
-                    found = f"the best as searched is trial {ranked[0].number}"
+                for one in best_first(self.rows)[:1]:
+                    found = f"the best as searched is trial {one.number}"
                 raise InputError(
                     f"{self.folder.name}: has no confirmed best setting, {found}; name a trial by "
                     f"its number ({self._numbers()})."
@@ -259,12 +239,9 @@ class StoredSearch:
         return row
 
     def answer_rows(self, number: int | None = None, *, full: bool = False) -> list[AnswerRow]:
-        """Return a trial's answers, or the base model's (None), in the order they are kept in.
+        """Return a trial's answers, or the base model's (None), or raise an InputError.
 
         The best trial has those of its `full` evaluation, too.
-
-        Raises:
-            InputError: They are not there.
         """
         path = self.folder.answers(number, full=full)
         if number is None and not path.is_file():
@@ -276,12 +253,7 @@ class StoredSearch:
     def answers(self, number: int | None = None, *, full: bool = False) -> pd.DataFrame:
         """Return a trial's answers, or the best one's (None), each beside the base model's.
 
-        Args:
-            number: Of the trial.
-            full: Whether to take those of the confirmation, which the best trial has too.
-
-        Raises:
-            InputError: There are no such answers.
+        The best trial has those of its `full` evaluation, too; an InputError says that it has none.
         """
         asked = self.answer_rows(self.trial(number).number, full=full)
         return answers_beside(self.answer_rows(full=full), asked)

@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 LEFT_RUNNING = "the search was ended while the trial ran"
 INTERRUPTED = "interrupted"
 POINTS_QUEUED = "starting_points_queued"
-FORMAT_NOTE, FORMAT = "format", 4
-"""What is kept of a search, and how; raised when that changes."""
+FORMAT_NOTE, FORMAT = "format", 4  # of what is kept of a search; raised when that changes
 AGAIN_OF = "again_of"
 _KEPT = ("retain_rows", "retain_exact", "max_new_tokens", "answers_digest")  # as in a row
 
@@ -199,8 +198,7 @@ class StoredStudy(Concise):
     def read(cls, path: Path) -> StoredStudy:
         """Read a journal and change nothing; it is empty where there is none, or no study yet.
 
-        Raises:
-            InputError: It is damaged, not of a search, or of another version.
+        A damaged one, one that is not of a search, or of another version is an InputError.
         """
         if not path.is_file():
             return cls()
@@ -249,12 +247,6 @@ class StoredStudy(Concise):
             for name, kind in self.distributions.items()
             if isinstance(kind, FloatDistribution | IntDistribution) and not kind.single()
         }
-
-    @property
-    def log_scale(self) -> frozenset[str]:
-        """The parameters that are searched on a logarithmic scale."""
-        kinds = self.distributions.items()
-        return frozenset(name for name, kind in kinds if getattr(kind, "log", False))
 
     @property
     def listed(self) -> dict[str, tuple[float, ...]]:

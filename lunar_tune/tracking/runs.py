@@ -50,25 +50,20 @@ class RunContent:
     @cached_property
     def points(self) -> dict[str, Curve]:
         """Every metric as a curve, without what is no finite number: not every store takes it."""
-        curves = {
-            name: [(0, said)] if isinstance(said, int | float) else said
-            for name, said in self.metrics.items()
-        }
-        finite = {
-            name: [(step, value) for step, value in curve if math.isfinite(value)]
-            for name, curve in curves.items()
-        }
-        return {name: curve for name, curve in finite.items() if curve}
+        points: dict[str, Curve] = {}
+        for name, said in self.metrics.items():
+            curve = [(0, said)] if isinstance(said, int | float) else said
+            if finite := [(step, value) for step, value in curve if math.isfinite(value)]:
+                points[name] = finite
+        return points
 
     @cached_property
     def digest(self) -> str:
         """What a store does not show in its list of runs: SHA-256 of data and artifacts, points."""
-        kept = {**self.files, **self.tables}
-        contents = {
-            at: one.read_bytes() if isinstance(one, Path) else json.dumps(one).encode()
-            for at, one in kept.items()
-        }
-        files = {at: hashlib.sha256(content).hexdigest() for at, content in contents.items()}
+        files = {}
+        for at, one in {**self.files, **self.tables}.items():
+            content = one.read_bytes() if isinstance(one, Path) else json.dumps(one).encode()
+            files[at] = hashlib.sha256(content).hexdigest()
         data = hashlib.sha256(json.dumps([self.data, files]).encode()).hexdigest()
         return f"{data} {sum(map(len, self.points.values()))}"
 

@@ -51,11 +51,7 @@ def kept_uri(uri: str) -> str:
 
 
 def with_password(kept: str, search: str) -> str:
-    """Return an address that can be used, from one that `kept_uri` of a search has masked.
-
-    Raises:
-        InputError: It wants a password, and `MLFLOW_TRACKING_URI` is another address.
-    """
+    """Return a usable address, from one that `kept_uri` has masked, or raise an InputError."""
     if not is_masked(kept):
         return kept
     given = os.environ.get(_URI_VARIABLE)
@@ -68,13 +64,7 @@ def with_password(kept: str, search: str) -> str:
 
 
 def store_of(search: StoredSearch, given: str | None = None) -> str:
-    """Return the tracking URI of a search's store, which lies beside the search if it was moved.
-
-    Another one may be `given`.
-
-    Raises:
-        InputError: There is no such file, or the address wants a password.
-    """
+    """Return the URI of a search's store, moved with it or `given`, or raise an InputError."""
     uri: str = given or search.study.notes["mlflow"]["uri"]
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
@@ -126,21 +116,16 @@ def opened_store(uri: str) -> Iterator[MlflowClient]:
 
 def _migration_lock(uri: str) -> FileLock | nullcontext[None]:
     """Return a lock: processes that open a new sqlite store at once die in its migration."""
-    file = sqlite_file(uri)
-    if file is None:
-        return nullcontext()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder that cannot be written nobody makes a store anew.
-    writable = os.access(file.parent, os.W_OK)
-    return FileLock(file.parent / ".mlflow.lock") if writable else nullcontext()
+    if (file := sqlite_file(uri)) is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # In a folder that cannot be written nobody makes a store anew.
+        if os.access(file.parent, os.W_OK):
+            return FileLock(file.parent / ".mlflow.lock")
+    return nullcontext()
 
 
 def look_at(uri: str, experiment: str) -> str:
-    """Say what a search would find at a tracking URI; a store is neither made nor written.
-
-    Raises:
-        InputError: The store or its experiment cannot be used.
-    """
+    """Say what a search would find at a tracking URI, writing nothing, or raise an InputError."""
     file, shown = sqlite_file(uri), without_password(uri)
     if file is None and not uri.startswith(("http://", "https://")):
         return f"{shown}, not looked at: opening it would write it"
@@ -166,12 +151,7 @@ def look_at(uri: str, experiment: str) -> str:
 
 
 def open_experiment(client: MlflowClient, name: str) -> Experiment:
-    """Return an experiment, made if missing, after a look whether its artifacts can be reached.
-
-    Raises:
-        InputError: It was deleted, or its artifact store cannot be used.
-        MlflowException: The store cannot be used.
-    """
+    """Return an experiment whose artifacts can be reached, made if missing, or raise InputError."""
     from mlflow.artifacts import list_artifacts
     from mlflow.entities import LifecycleStage
 

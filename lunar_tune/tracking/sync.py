@@ -24,23 +24,7 @@ from lunar_tune import __version__
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow
 from lunar_tune.study.stored_search import StoredSearch
-from lunar_tune.tracking.runs import (
-    SEARCH,
-    TRIAL_OF,
-    RunContent,
-    bring,
-    search_content,
-    shown_scores,
-    trial_content,
-)
-from lunar_tune.tracking.store import (
-    find_experiment,
-    kept_uri,
-    open_experiment,
-    opened_store,
-    store_of,
-    with_password,
-)
+from lunar_tune.tracking import runs, store
 from lunar_tune.tracking.ui import Shown, keep_lists
 
 if TYPE_CHECKING:
@@ -54,24 +38,19 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Writes runs of what is computed; a store that fails is warned of once and ends nothing.
-
-    `name` says in errors what is computed; the experiment is made if missing.
-
-    Raises:
-        InputError: The store cannot do what will be asked of it.
-    """
+    """Writes runs of what is computed; a store that fails is warned of once and ends nothing."""
 
     def __init__(self, uri: str, experiment: str, name: str) -> None:
-        self.uri, self.experiment = with_password(uri, name), experiment
+        """Open the store, or raise an InputError, in which `name` says what is computed."""
+        self.uri, self.experiment = store.with_password(uri, name), experiment
         self._away_until = 0.0  # it has never failed
         self._has_all = False
-        with opened_store(self.uri) as client:
-            open_experiment(client, experiment)
+        with store.opened_store(self.uri) as client:
+            store.open_experiment(client, experiment)
 
     def place(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return what a search notes of its place in MLflow, with the identity that it had."""
-        place = {"uri": kept_uri(self.uri), "experiment": self.experiment}
+        place = {"uri": store.kept_uri(self.uri), "experiment": self.experiment}
         return {"id": uuid.uuid4().hex, "origin": _origin(), **(before or {}), **place}
 
     def search(
@@ -99,15 +78,17 @@ class Tracker:
         self._has_all = self._tolerating(write)
         return self._has_all
 
-    def write(self, content: RunContent) -> bool:
+    def write(self, content: runs.RunContent) -> bool:
         """Write one run that is over, and say whether MLflow has it."""
         return self._tolerating(
-            lambda client: bring(client, find_experiment(client, self.experiment), (), content)
+            lambda client: runs.bring(
+                client, store.find_experiment(client, self.experiment), (), content
+            )
         )
 
     def _tolerating(self, writing: Callable[[MlflowClient], object]) -> bool:
         try:
-            with opened_store(self.uri) as client:
+            with store.opened_store(self.uri) as client:
                 writing(client)
         except InputError as error:
             if not self._away_until:
@@ -158,20 +139,16 @@ def sync(
 ) -> Run:
     """Make MLflow's runs say what a search's study says; what is right is not written again.
 
-    It is for the process that holds the search's lock. The page of the search's run gets a note in
-    Markdown, and keeps the one that it has where there is none. Without a status the run takes the
-    one with which the study says that the search ended. With a trial's number only the search's run
-    and that trial's are looked at.
-
-    Raises:
-        MlflowException: The store cannot be used; `opened_store` makes an `InputError` of it.
+    It is for the process that holds the search's lock. Without a note in Markdown the search's run
+    keeps the one that it has; without a status it takes the one with which the search ended. With a
+    trial's number only the search's run and that trial's are looked at.
     """
     experiment, found, by_trial = _runs_of(client, search, trial)
-    parent = bring(client, experiment, found, search_content(search, note, status))
+    parent = runs.bring(client, experiment, found, runs.search_content(search, note, status))
     for row in search.rows:
         if row.state != RUNNING and trial in (None, row.number):
-            content = trial_content(search, row, parent.info.run_id)
-            bring(client, experiment, by_trial.pop(str(row.number), []), content)
+            content = runs.trial_content(search, row, parent.info.run_id)
+            runs.bring(client, experiment, by_trial.pop(str(row.number), []), content)
     for run in itertools.chain.from_iterable(by_trial.values()):  # of no trial that has ended
         client.delete_run(run.info.run_id)
     return parent
@@ -197,14 +174,14 @@ def _runs_of(
     """Return the experiment, the runs that claim to be the search's, and those by trial."""
     one = "" if trial is None else f" and tags.trial = '{trial}'"
     place = search.study.notes["mlflow"]
-    experiment = find_experiment(client, place["experiment"])
+    experiment = store.find_experiment(client, place["experiment"])
     parents, trials = (
         client.search_runs(
             [experiment.experiment_id],
             f"tags.`{tag}` = '{place['id']}'{more}",
             max_results=_MOST_RUNS,
         )
-        for tag, more in ((SEARCH, ""), (TRIAL_OF, one))
+        for tag, more in ((runs.SEARCH, ""), (runs.TRIAL_OF, one))
     )
     by_trial: dict[str, list[Run]] = defaultdict(list)
     for run in trials:
@@ -213,19 +190,15 @@ def _runs_of(
 
 
 def check_registrable(search: StoredSearch, name: str, *, tracking_uri: str | None = None) -> None:
-    """Check that a model of a search can be registered by a name, before it is exported.
-
-    Raises:
-        InputError: The name will not do, or the store cannot be used.
-    """
+    """Check that a model of a search can be registered by a name, or raise an InputError."""
     problems = Problems()
     if not name.strip() or name in {".", ".."} or set(name) & _REFUSED:
         problems.add(
             f"--register {name}: the registry takes no empty name, not . or .., and none with / : "
             "or '."
         )
-    with problems.collect(), opened_store(store_of(search, tracking_uri)) as client:
-        open_experiment(client, search.study.notes["mlflow"]["experiment"])
+    with problems.collect(), store.opened_store(store.store_of(search, tracking_uri)) as client:
+        store.open_experiment(client, search.study.notes["mlflow"]["experiment"])
     problems.raise_if_any()
 
 
@@ -243,9 +216,7 @@ def register_model(
 
     The folder is kept in a place of its own among the artifacts of the search's run, so that no
     version changes with a later one. The alias `best` moves to a version of the confirmed best.
-
-    Raises:
-        InputError: The store refuses.
+    What the store refuses is raised as an InputError.
     """
     is_best = row == search.best
     facts: dict[str, object] = {"feasible": row.feasible, "retain_exact": row.retain_exact}
@@ -258,11 +229,11 @@ def register_model(
         **{key: str(fact).lower() for key, fact in facts.items() if fact is not None},
         **search.study.notes["tags"],
         **{key: repr(value) for key, value in row.parameters.items()},
-        **{key: f"{value:.6g}" for key, value in shown_scores(scores).items()},
+        **{key: f"{value:.6g}" for key, value in runs.shown_scores(scores).items()},
         "format": form,
     }
     place = f"model/trial-{row.number}-{form}-{uuid.uuid4().hex[:8]}"
-    with opened_store(store_of(search, tracking_uri)) as client:
+    with store.opened_store(store.store_of(search, tracking_uri)) as client:
         run = next(iter(_runs_of(client, search)[1]), None) or sync(search, client)
         client.log_artifacts(run.info.run_id, str(folder), place)
         if not client.search_registered_models(f"name = '{name}'"):

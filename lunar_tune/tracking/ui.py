@@ -106,10 +106,7 @@ def _keep(
 
 
 def _of(group: Sequence[Shown]) -> str:
-    """Return a filter for the trials of searches, of very many the best of each.
-
-    MLflow's filters know no OR, and IN of ids alone.
-    """
+    """Return a filter for trials, of very many the best: MLflow has no OR, and IN of ids alone."""
     if len(group) == 1:  # those to come as well
         return f"tags.`mlflow.parentRunId` = '{group[0].parent.info.run_id}'"
     ids: list[str] = []
@@ -181,11 +178,8 @@ def _scores(group: Sequence[Shown]) -> list[str]:
 def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Inside, a server for a store answers; it ends with all of its processes.
 
-    What is given is its address, and what waits until it ends. Ctrl-C and, from then on in this
-    process, a signal to terminate leave the block.
-
-    Raises:
-        LunarTuneError: It does not start, or has ended by itself.
+    Given are its address, and what waits until it ends. Ctrl-C and, from then on in this process, a
+    signal to terminate leave the block. One that does not start or ends is a LunarTuneError.
     """
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
