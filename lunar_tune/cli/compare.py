@@ -50,7 +50,7 @@ def compare(options: CompareOptions, problems: Problems) -> None:
     The UI is bound to this machine alone and runs until Ctrl-C. Searches on a tracking server are
     compared there. A search that still runs shows the trials that have ended.
     """
-    from lunar_tune.report.results import SearchResults
+    from lunar_tune.report.results import SearchResults, write_static_page
     from lunar_tune.study.folder import searches_in
 
     console, results, uri = options.console, [], ""
@@ -68,8 +68,6 @@ def compare(options: CompareOptions, problems: Problems) -> None:
         uri = _store(results, options.tracking_uri, problems)
     problems.raise_if_any()
     if options.save is not None:
-        from lunar_tune.report.page import write_static_page
-
         write_static_page(results, options.save)
         say(console, f"written to {options.save}")
     else:

@@ -101,13 +101,10 @@ def write_mirrors(folder: Folder, results: SearchResults) -> None:
     """Write table, pictures, report and page from the rows."""
     write_trials(folder.trials, results.rows)  # first: it needs nothing to be loaded
 
-    from lunar_tune.report.charts import CHARTS, write_charts  # loads Altair
-    from lunar_tune.report.page import write_static_page
-    from lunar_tune.report.results import write_report
+    from lunar_tune.report.charts import write_charts  # loads Altair
+    from lunar_tune.report.results import write_report, write_static_page
 
-    pictures = write_charts(results, folder.pictures)
-    shown = {f"{folder.pictures.name}/{name}.png": CHARTS[name].caption for name in pictures}
-    write_report(results, folder.path / "report.md", shown)
+    write_report(results, folder.path / "report.md", write_charts(results, folder.pictures))
     write_static_page([results], folder.path / "page.html")
 
 

@@ -16,7 +16,7 @@ from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.models.catalog import CATALOG, read_lineage
 from lunar_tune.models.device import give_back
-from lunar_tune.report.log_file import tell
+from lunar_tune.report.progress import tell
 from lunar_tune.tracking.runs import RunContent
 from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.assemble import assemble_finetuning

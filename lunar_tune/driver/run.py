@@ -32,8 +32,7 @@ from lunar_tune.driver.prerequisite import finetune_first, finetuning_fact, fine
 from lunar_tune.driver.session import EXIT_FOUND, EXIT_INFEASIBLE, SearchSession
 from lunar_tune.errors import InputError, Problems, UnknowingModelError
 from lunar_tune.models.catalog import read_lineage
-from lunar_tune.report.log_file import RECORD, search_log
-from lunar_tune.report.progress import working
+from lunar_tune.report.progress import RECORD, search_log, working
 from lunar_tune.report.results import SearchResults
 from lunar_tune.report.summary import print_plan, print_result
 from lunar_tune.study.folder import Folder

@@ -22,8 +22,7 @@ from lunar_tune.driver.space import open_study
 from lunar_tune.errors import InputError, LunarTuneError, UnknowingModelError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
-from lunar_tune.report.log_file import RECORD
-from lunar_tune.report.progress import SearchDisplay
+from lunar_tune.report.progress import RECORD, SearchDisplay
 from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.report.summary import (
     baseline_problem,

@@ -5,31 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import altair as alt
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import METRICS, in_words, score_label
-from lunar_tune.report import marks
-from lunar_tune.report.parameter_charts import (
-    importance,
-    layer_coefficient,
-    parameters,
-    sensitivity,
-)
+from lunar_tune.report import marks, parameter_charts
 from lunar_tune.study.rows import FAILED, TrialRow, best_so_far, is_number
 from lunar_tune.study.stored_search import StoredSearch
 
 _OPEN_SQUARE = "M-1,-1H1V1H-1ZM-.6,-.6V.6H.6V-.6Z"
 _RING = "M-1,0A1,1,0,0,1,1,0A1,1,0,0,1,-1,0M-.9,0A.9,.9,0,0,0,.9,0A.9,.9,0,0,0,-.9,0"
 _STEPS = "M-1.4,.7H-.1V-.7H1.4V-.45H.15V.95H-1.4Z"
-_END: Mapping[tuple[str, str], Any] = {  # of an axis, in pixels, by the side of a bound
-    ("x", ">="): "width",
-    ("x", "<="): 0,
-    ("y", ">="): 0,
-    ("y", "<="): "height",
-}
+# The ends of an axis, in pixels, by the side of a bound.
+_ENDS: Mapping[str, Any] = {"x": {">=": "width", "<=": 0}, "y": {">=": 0, "<=": "height"}}
 _TIMES = ((3 * 86400, 86400, "days"), (2 * 3600, 3600, "hours"), (300, 60, "minutes"))
 
 
@@ -41,11 +31,11 @@ def trade_off(search: StoredSearch) -> alt.ConcatChart:
     x, y = search.goal.shown
     rows = _completed(search, "trade-off", x, y)
     axes = marks.score_axis(alt.X, x), marks.score_axis(alt.Y, y)
+    looks: dict[str, Any] = {"x": axes[0], "y": axes[1]}
     lower = METRICS[x].lower_is_better, METRICS[y].lower_is_better
     scores = [(row.scores[x], row.scores[y]) for row in rows]
     front = pareto_front(scores, lower_is_better=lower)
     member = marks.Mark(f"Pareto front ({len(front)})", marks.INK, _STEPS)
-    dashes: dict[str, Any] = {"strokeWidth": 1, "strokeDash": [2, 3]}
 
     def at(scores: Mapping[str, float]) -> dict[str, Any]:
         return {"x": scores[x], "y": scores[y]}
@@ -56,16 +46,15 @@ def trade_off(search: StoredSearch) -> alt.ConcatChart:
         for mark, row, scores in _special(search)
         if is_number(scores.get(x)) and is_number(scores.get(y))
     ]
-    looks: dict[str, Any] = {"x": axes[0], "y": axes[1]}
+    steps = [scores[place] for place in front]
+    dashed: dict[str, Any] = {"interpolate": "step-after", "strokeWidth": 1, "strokeDash": [2, 3]}
     ringed: dict[str, Any] = {"shape": alt.value(_RING), "color": alt.value(marks.INK)}
     layers = [
         *_feasible_region(search, *axes),
         *marks.bounds(search, x, axes[0]),
         *marks.bounds(search, y, axes[1]),
         marks.trial_points(search, rows, lambda row: at(row.scores), **looks),
-        marks.line(
-            member, [scores[place] for place in front], *axes, interpolate="step-after", **dashes
-        ),
+        marks.line(member, steps, *axes, **dashed),
         marks.points(rings, size=220, keys=(), **looks, **ringed),
         marks.points(special, size=280, **marks.OUTLINED, **looks),
     ]
@@ -91,7 +80,7 @@ def _feasible_region(search: StoredSearch, x: alt.X, y: alt.Y) -> list[marks.Lay
             corner[field] = one.bound
             encodings |= {along: axis, f"{along}2": f"{along}2"}
         if len(kept) == 1:
-            encodings[f"{along}2"] = alt.value(_END[along, kept[0].sense])
+            encodings[f"{along}2"] = alt.value(_ENDS[along][kept[0].sense])
     rest = in_words(one for one in search.goal.constraints if one.metric not in search.goal.shown)
     mark = marks.Mark(
         f"feasible region{f' (also {rest}, not drawn)' if rest else ''}", marks.REGION, "square"
@@ -117,12 +106,8 @@ def pareto_front(
 ) -> list[int]:
     """Return the indices of the points that no other beats, best first coordinate first.
 
-    A point beats another if it is as good in both coordinates and better in one; equal points are
-    all kept.
-
-    Args:
-        points: Finite coordinates.
-        lower_is_better: Of each coordinate.
+    A point beats another if it is as good in both coordinates, which are finite, and better in
+    one; equal points are all kept.
     """
     signs = [1.0 if low else -1.0 for low in lower_is_better]
     signed = [(signs[0] * x, signs[1] * y) for x, y in points]
@@ -191,12 +176,7 @@ def layers(search: StoredSearch) -> alt.ConcatChart:
 
 
 def layer_curve(prior: Mapping[str, Any], *, title: str) -> alt.ConcatChart:
-    """Draw how alike answers are to refusals and to the truth with each layer steered.
-
-    Args:
-        prior: The document of a `trial.layer_scores.LayerPrior`.
-        title: Of the chart.
-    """
+    """Draw, of a `LayerPrior`'s document, how alike answers are to refusals and to the truth."""
     whole = alt.Axis(tickMinStep=1, format="d")
     span = marks.scale("linear", padding=16)
     x = alt.X("x:Q", title="layer (decoder block, from 0)", axis=whole, scale=span)
@@ -224,39 +204,29 @@ def layer_curve(prior: Mapping[str, Any], *, title: str) -> alt.ConcatChart:
     return marks.frame(title, [drawn], width=540, height=300)
 
 
-class ChartKind(NamedTuple):
-    """A kind of chart: what it shows in a few words, and the function that draws it."""
-
-    caption: str
-    draw: Callable[..., alt.ConcatChart]
-    """Raises an InputError where a search has nothing to draw there."""
-
-
-_KINDS = (
-    ("what is forgotten against what is kept", trade_off),
-    ("best feasible so far, over trials and time", history),
-    ("layer and coefficient", layer_coefficient),
-    ("sensitivity to the learning rate, or what stands in its place", sensitivity),
-    ("the objective over each parameter", parameters),
-    ("importance of the parameters", importance),
-    ("similarities that choose a layer", layers),
-)
-CHARTS = {draw.__name__: ChartKind(caption, draw) for caption, draw in _KINDS}
+CHARTS: Mapping[Callable[..., alt.ConcatChart], str] = {
+    trade_off: "what is forgotten against what is kept",
+    history: "best feasible so far, over trials and time",
+    parameter_charts.layer_coefficient: "layer and coefficient",
+    parameter_charts.sensitivity: "sensitivity to the learning rate, or what stands in its place",
+    parameter_charts.parameters: "the objective over each parameter",
+    parameter_charts.importance: "importance of the parameters",
+    layers: "similarities that choose a layer",
+}
+"""Captions by what draws a chart, or raises an InputError where there is nothing to draw."""
 
 
-def charts_of(search: StoredSearch) -> dict[str, alt.ConcatChart]:
-    """Return the charts that a search has, by their names."""
-    found = {}
-    for name, kind in CHARTS.items():
+def charts_of(search: StoredSearch) -> Iterator[tuple[str, str, alt.ConcatChart]]:
+    """Yield the charts that a search has, each after its name and caption."""
+    for draw, caption in CHARTS.items():
         with suppress(InputError):
-            found[name] = kind.draw(search)
-    return found
+            yield draw.__name__, caption, draw(search)
 
 
-def write_charts(search: StoredSearch, folder: Path) -> dict[str, list[Path]]:
-    """Write the charts that a search has as PNG and SVG; return the files of each by its name."""
-    written = {}
-    for name, chart in charts_of(search).items():
-        written[name] = [folder / f"{name}{suffix}" for suffix in marks.PICTURE_SUFFIXES]
-        marks.save_chart(chart, *written[name])
-    return written
+def write_charts(search: StoredSearch, folder: Path) -> dict[str, str]:
+    """Write a search's charts as PNG and SVG; return captions by the PNGs beside the folder."""
+    captions = {}
+    for name, caption, chart in charts_of(search):
+        marks.save_chart(chart, *(folder / f"{name}{suffix}" for suffix in marks.PICTURE_SUFFIXES))
+        captions[f"{folder.name}/{name}.png"] = caption
+    return captions

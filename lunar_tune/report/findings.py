@@ -30,9 +30,7 @@ HIGH_RANK = 0.8
 # An answer that repeats itself to its end: any few characters, five times and more.
 REPEATS = re.compile(r"(.{1,40}?)\1{4,}.{0,40}\Z", re.DOTALL)
 
-
-Answer = Mapping[str, Any]
-"""A row of `answers_beside`; None for what is missing."""
+Answer = Mapping[str, Any]  # a row of `answers_beside`; None for what is missing
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,7 @@ class Findings:
 
     @property
     def worse(self) -> list[Answer] | None:
-        """The answers to retained questions whose ROUGE-1 fell, the greatest fall first.
-
-        None where the base model's answer to none of them is kept.
-        """
+        """The answers to retained questions whose ROUGE-1 fell, most first; None if not known."""
         asked = self.of_set("retain")
         if len(asked) and asked["fall"].isna().all():
             return None
@@ -137,9 +132,7 @@ class Findings:
 def _first(asked: pd.DataFrame, **rising: bool) -> list[Answer]:
     """Return answers in the order of columns, each rising or falling."""
     ordered = asked.sort_values([*rising], ascending=[*rising.values()], kind="stable")
-    shown: list[Answer]
-    shown = ordered.astype(object).where(ordered.notna(), None).to_dict("records")
-    return shown
+    return list(ordered.astype(object).where(ordered.notna(), None).to_dict("records"))
 
 
 def cautions(search: StoredSearch, first: TrialRow | None) -> list[str]:

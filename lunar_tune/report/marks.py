@@ -99,8 +99,7 @@ def line(
     return Layer(chart=chart.encode(x, y, order="place:Q"), marks=[mark])
 
 
-Point = tuple[Mark, dict[str, Any]]
-"""The entry of the legend that a point belongs to, and the point's data."""
+Point = tuple[Mark, dict[str, Any]]  # its entry in the legend, and its data
 
 
 def point(
@@ -137,13 +136,9 @@ def trial_points(
     at: Callable[[TrialRow], Mapping[str, Any]],
     **looks: Any,
 ) -> Layer:
-    """Return a point a trial; the legend counts all completed ones.
+    """Return a point a trial of `rows`; the legend counts all completed ones.
 
-    Args:
-        search: The search.
-        rows: Those of its completed trials that are drawn.
-        at: Gives a trial's place, and what else its data have.
-        looks: What `points` takes.
+    `at` gives a trial's place, and what else its data have; `looks` are what `points` takes.
     """
     feasible = [bool(row.feasible) for row in completed(search)]
     marks = {
@@ -195,15 +190,15 @@ def score_axis(channel: type[Channel], name: str) -> Channel:
     """Return the axis of a score: its unit, its better direction, all of 0 to 1 if it is that."""
     metric = METRICS[name]
     better = "lower" if metric.lower_is_better else "higher"
-    title = [
-        f"{score_label(name)} {_UNITS.get(metric.quantity, '')}".strip(),
-        f"({better} is better)",
-    ]
+    title = f"{score_label(name)} {_UNITS.get(metric.quantity, '')}".strip()
     domain = [0, 1] if (metric.low, metric.high) == (0.0, 1.0) else alt.Undefined
     axis = alt.Axis(labelOverlap=True, tickCount=_TICKS)
     field = f"{channel.__name__.lower()}:Q"
     return channel(
-        field, title=title, scale=scale(scale_of(name), domain=domain, padding=10), axis=axis
+        field,
+        title=[title, f"({better} is better)"],
+        scale=scale(scale_of(name), domain=domain, padding=10),
+        axis=axis,
     )
 
 
@@ -214,7 +209,7 @@ def parameter_axis(
 
     Values of a list and names stand at even distances.
     """
-    field = channel.__name__.lower()
+    field, kind = channel.__name__.lower(), search.study.distributions.get(name)
     title = "layer (decoder block, from 0)" if name == "layer" else name.replace("_", " ")
     if name in search.study.listed or not all(map(is_number, values)):
         listed = search.study.listed.get(name)
@@ -222,7 +217,7 @@ def parameter_axis(
         form = "~g" if listed else alt.Undefined
         axis = alt.Axis(labelAngle=0, labelLimit=90, labelOverlap=True, format=form)
         return channel(f"{field}:O", title=title, scale=alt.Scale(domain=places), axis=axis)
-    is_log, is_whole = name in search.study.log_scale, all(isinstance(one, int) for one in values)
+    is_log, is_whole = getattr(kind, "log", False), all(isinstance(one, int) for one in values)
     ticks = alt.Axis(
         tickCount=_TICKS,
         labelOverlap="greedy",
@@ -239,21 +234,11 @@ def parameter_axis(
 
 
 def frame(
-    title: str,
-    panels: Sequence[Sequence[Layer]],
-    *,
-    width: int,
-    height: int,
-    columns: int = 1,
+    title: str, panels: Sequence[Sequence[Layer]], *, width: int, height: int, columns: int = 1
 ) -> alt.ConcatChart:
-    """Return panels under a title and over one legend.
+    """Return panels, each of so many pixels, under a title and over one legend.
 
-    Args:
-        title: Taken as it is; what is too long is broken or left out.
-        panels: Row by row; a layer that comes first lies below.
-        width: Pixels of a panel.
-        height: Pixels of a panel.
-        columns: Panels of a row.
+    A layer that comes first lies below. What is too long of the title is broken or left out.
     """
     marks = list(dict.fromkeys(mark for panel in panels for one in panel for mark in one.marks))
     kinds = [mark.kind for mark in marks]

@@ -1,7 +1,4 @@
-"""The table of methods: its cells, what their studies say, and its files.
-
-The table is a frame with the columns of `table.csv`: cell, state, setting, scores, counts.
-"""
+"""The table of methods, with the columns of `table.csv`: cell, state, setting, scores, counts."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ from lunar_tune.config.options import LONGEST_NAME, SearchConfig
 from lunar_tune.files import safe_name, write_atomically
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.metrics.goal import METRICS, Goal
+from lunar_tune.report.results import template
 from lunar_tune.study.rows import (
     COMPLETE,
     FAILED,
@@ -74,10 +72,7 @@ class Cell:
         return name in METHODS[self.method].names_in_use(self.variant)
 
     def config(self, shared: SearchConfig) -> SearchConfig:
-        """Return the cell's search.
-
-        What one method has and another has not is fixed or narrowed where there is such a thing.
-        """
+        """Return the cell's search, in which is fixed and narrowed what the method has."""
         name, _, edges = self.data.partition(":")
         variant = f"{METHODS[self.method].variant_setting}={self.variant}"
         return dataclasses.replace(
@@ -167,11 +162,7 @@ def _tolerance(complete: Sequence[TrialRow]) -> tuple[float | None, float | None
     if name is None:
         return None, None
     limit = (feasible[0].objective or 0.0) + AS_GOOD
-    values = [
-        row.parameters[name]
-        for row in feasible
-        if row.objective is not None and row.objective <= limit
-    ]
+    values = [row.parameters[name] for row in feasible if (row.objective or 0.0) <= limit]
     return min(values), max(values)
 
 
@@ -181,8 +172,9 @@ def write_methods_table(table: pd.DataFrame, folder: Path) -> list[Path]:
     Markdown and LaTeX have a row a cell, with mean and standard deviation over seeds; CSV has a
     row for each seed.
     """
+    markdown = _readable(table, "github", italic="*{}*")
     texts = {
-        "table.md": _readable(table, "github", italic="*{}*") + "\n" + _NOTES,
+        "table.md": template("methods_table.md.j2").render(table=markdown) + "\n",
         "table.csv": table.to_csv(index=False),
         "table.tex": _readable(table, "latex_booktabs", italic="{}") + "\n",
     }
@@ -194,9 +186,7 @@ def write_methods_table(table: pd.DataFrame, folder: Path) -> list[Path]:
 def print_methods_table(console: Console, table: pd.DataFrame) -> None:
     """Show the cells of every seed."""
     several = table["seed"].nunique() > 1
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "data", "method", ""):
-        shown.add_column(column)
+    shown = Table("model", "data", "method", "", box=None, pad_edge=False, header_style="bold")
     for column in ("forget", "retain", "factual", "deviation"):
         shown.add_column(column, justify="right")
     for one in table.to_dict("records"):
@@ -204,16 +194,6 @@ def print_methods_table(console: Console, table: pd.DataFrame) -> None:
         names = escape(one["model"]), escape(one["data"] or "own")
         shown.add_row(*names, method, one["state"], *score_cells(one))
     console.print(shown)
-
-
-_NOTES = """
-ROUGE-1 recall (R1) and deviation score of the tuned setting, from a full evaluation of the
-confirmed best. *trials*: completed, and in brackets feasible. *time*: of all trials of the cell.
-*as good*: the least and the greatest learning rate (closed form: ridge) among trials that are
-feasible and within 0.05 of the best as searched, and their ratio: how little it matters to hit it.
-A row in *italics* has no feasible setting; it shows the trial that misses the bounds least, as
-searched.
-"""
 
 
 def _readable(table: pd.DataFrame, form: str, *, italic: str) -> str:
@@ -224,8 +204,7 @@ def _readable(table: pd.DataFrame, form: str, *, italic: str) -> str:
         rows = [{key: text for key, text in row.items() if key != "seeds"} for row in rows]
     if form == "github":
         rows = [{key: text.replace("|", "\\|") for key, text in row.items()} for row in rows]
-    text: str = tabulate(rows, "keys", tablefmt=form, disable_numparse=True)
-    return text
+    return str(tabulate(rows, "keys", tablefmt=form, disable_numparse=True))
 
 
 def _row(seeds: pd.DataFrame, italic: str) -> dict[str, str]:

@@ -76,13 +76,11 @@ def _mapped_rows(search: StoredSearch) -> list[TrialRow]:
     rows = marks.completed(search)
     for name in ("layer", "coefficient"):
         values = [row.parameters.get(name) for row in rows]
-        reason = None
+        what = "no map of layer and coefficient"
         if not all(isinstance(value, (int, float)) for value in values):
-            reason = f"{name} is not one number in every trial"
-        elif len(set(values)) < 2:
-            reason = f"no two completed trials differ in {name}"
-        if reason is not None:
-            raise InputError(f"no map of layer and coefficient: {reason}.")
+            raise InputError(f"{what}: {name} is not one number in every trial.")
+        if len(set(values)) < 2:
+            raise InputError(f"{what}: no two completed trials differ in {name}.")
     return rows
 
 
@@ -100,9 +98,7 @@ def _varied(search: StoredSearch, has_place: Callable[[Any], bool] = lambda _: T
 def sensitivity(search: StoredSearch, parameter: str | None = None) -> alt.ConcatChart:
     """Draw both scores against a parameter, on the scale that it was searched on.
 
-    Args:
-        search: The search.
-        parameter: Its name; None for the learning rate, or what the method has in its place.
+    None is the learning rate, or what the method has in its place.
     """
     names, name = _varied(search, is_number), parameter
     if parameter is None:

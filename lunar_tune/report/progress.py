@@ -1,20 +1,41 @@
-"""What one sees while something runs, above all a search."""
+"""What one sees while something runs, above all a search, and its log: `search.log` in its folder.
+
+2026-11-25 13:08:02+0000 INFO    trial 3/30  L14 c2.0 lr0.003  forget 0.041  …
+"""
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
+from rich.console import Console, ConsoleRenderable, RenderHook
+from rich.control import Control
 from rich.text import Text
 
 from lunar_tune.display import NARROW, build_progress, shown_duration
 from lunar_tune.metrics.goal import Goal, score_label
-from lunar_tune.report.log_file import tell
+from lunar_tune.secrets import without_secrets
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, shown_score
+
+RECORD = logging.getLogger("lunar_tune.record")
+"""For the log alone: while one is open, nothing of it reaches the screen."""
+
+# Loggers of libraries that keep their records from the root.
+_APART = ("ray", "optuna", "mlflow", "transformers", "peft", "alembic", "sqlalchemy")
+_WIDE = 10_000  # no line is broken
+
+
+def tell(console: Console, line: str) -> None:
+    """Print a line; on a terminal, where a display that moves shows the same, only log it."""
+    if console.is_terminal:
+        RECORD.info("%s", line)
+    else:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -29,41 +50,31 @@ def working(console: Console, text: str) -> Iterator[Callable[[str | None], None
             shown.close()
             if what is not None:
                 tell(console, what)
-            if what is not None and console.is_terminal:
-                shown.enter_context(console.status(what))
+                if console.is_terminal:
+                    shown.enter_context(console.status(what))
 
         doing(text)
         yield doing
 
 
-class SearchDisplay:
-    """Shows a search from its first task to its last; used as a context.
-
-    A trial that has ended has a line, which fits 80 columns; the log has the same lines.
-    """
+class SearchDisplay(ExitStack):
+    """Shows a search, used as a context; a trial that has ended has a line of 80 columns."""
 
     def __init__(self, console: Console, goal: Goal) -> None:
-        self._console, self._goal, self._shown = console, goal, ExitStack()
+        super().__init__()
+        self._console, self._goal = console, goal
         self._rows: list[TrialRow] = []
         self._total = self._done = self._setting_width = 0
-        self._bar: Progress | None = None
+        self._bar = build_progress(console)
         judged = ("forget_rouge1", "retain_rouge1", goal.objective.name)
         self._scores = {name: _brief_label(name) for name in judged}
         self._star = "★" if printable("★", console) == "★" else "*"
 
-    def __enter__(self) -> SearchDisplay:
-        """Begin with nothing."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Leave the last state on the screen."""
-        self._shown.close()
-
     def doing(self, text: str | None) -> None:
         """Show what is being done beside trials, in the place of what was shown; None ends it."""
-        self._shown.close()
+        self.close()
         if text is not None:
-            self._shown.enter_context(working(self._console, text))
+            self.enter_context(working(self._console, text))
 
     def follow(
         self, num_trials: int, earlier: Sequence[TrialRow] = (), time_budget: float | None = None
@@ -72,15 +83,13 @@ class SearchDisplay:
         if earlier:
             self._console.print(f"going on after {len(earlier)} trials")
         self._rows, self._total, self._done = list(earlier), num_trials, len(earlier)
-        if self._console.is_terminal:
-            self._bar = self._shown.enter_context(build_progress(self._console))
-            self._bar.add_task(
-                "trials" if self._console.width >= NARROW else "",
-                total=num_trials,
-                completed=self._done,
-                note=self._note() if earlier else "",
-                deadline=math.inf if time_budget is None else time.monotonic() + time_budget,
-            )
+        self.enter_context(self._bar).add_task(
+            "trials" if self._console.width >= NARROW else "",
+            total=num_trials,
+            completed=self._done,
+            note=self._note() if earlier else "",
+            deadline=math.inf if time_budget is None else time.monotonic() + time_budget,
+        )
 
     def ended(self, row: TrialRow) -> None:
         """Print the line of an ended trial, which stays above what moves."""
@@ -104,8 +113,7 @@ class SearchDisplay:
             line = self._joined(place, [], line)
         style = "green" if best else "red" if row.state == FAILED else ""
         self._print(line, style, whole=row.state != COMPLETE)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note())
+        self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note())
 
     def _joined(self, place: tuple[str, object, str], scores: Sequence[str], rest: str) -> str:
         done, number, setting = place
@@ -154,3 +162,83 @@ def printable(text: str, console: Console) -> str:
     """
     line = "".join(one if one.isprintable() else " " for one in text)
     return " ".join(line.split()).encode(console.encoding, "replace").decode(console.encoding)
+
+
+@contextmanager
+def search_log(path: Path, console: Console, opening: Sequence[str] = ()) -> Iterator[None]:
+    """Inside, a log is written, `opening` its first lines; one that is there is gone on with.
+
+    What is printed on the console is logged too, also when it is quiet, and what ends the search.
+    """
+    handler = _FileHandler(path, encoding="utf-8", errors="replace")
+    loggers = [logging.getLogger(name) for name in (*_APART, RECORD.name, None)]
+    level, propagate = RECORD.level, RECORD.propagate
+    console.push_render_hook(_Printed())  # below those of displays, which come and go
+    try:
+        RECORD.setLevel(logging.INFO)
+        RECORD.propagate = False
+        for logger in loggers:
+            logger.addHandler(handler)
+        logging.captureWarnings(True)
+        for line in opening:
+            RECORD.info("%s", line)
+        yield
+    except KeyboardInterrupt:
+        RECORD.warning("interrupted")
+        raise
+    except BaseException:
+        RECORD.exception("ended by an error")
+        raise
+    finally:
+        logging.captureWarnings(False)
+        for logger in loggers:
+            logger.removeHandler(handler)
+        RECORD.setLevel(level)
+        RECORD.propagate = propagate
+        console.pop_render_hook()
+        with suppress(OSError):  # what could not be written cannot be now
+            handler.close()
+
+
+class _FileHandler(logging.FileHandler):
+    """Writes records without secrets, in a form of its own; a full disk ends no search."""
+
+    _form = logging.Formatter(
+        "%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S%z"
+    )
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as it is written; Ray gives every handler a formatter of its own."""
+        return without_secrets(self._form.format(record).rstrip())
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a record pass once, though it may come from its library's logger and the root."""
+        wanted = record.name == RECORD.name or record.levelno >= logging.WARNING
+        again = getattr(record, "in_search_log", False)
+        record.in_search_log = True
+        return wanted and not again
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing: it would be said again with every line."""
+
+
+class _Printed(RenderHook):
+    """Hears of everything that is printed on a console."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Log what is printed, line by line, and change nothing of it."""
+        text = io.StringIO()
+        plain = Console(
+            file=text,
+            width=_WIDE,
+            color_system=None,
+            force_terminal=False,
+            force_jupyter=False,  # else a notebook shows it
+            emoji=False,
+        )
+        for one in renderables:
+            if not isinstance(one, Control):  # of which a display that moves prints nothing else
+                plain.print(one, soft_wrap=True, highlight=False)
+        for line in filter(str.strip, text.getvalue().splitlines()):
+            RECORD.info("%s", line.rstrip())
+        return renderables

@@ -1,27 +1,46 @@
-"""A search's results: what is shown of it, and its report in Markdown."""
+"""A search's results: what is shown of it, its report in Markdown, and its page.
+
+A page opens from a file, without server or network: Vega, Vega-Lite and vega-embed (0.9 MB) are
+part of it, once however many searches it shows.
+"""
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
+import importlib.metadata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from lunar_tune.display import Summary
-from lunar_tune.files import write_atomically
+from lunar_tune.errors import InputError
+from lunar_tune.files import cache_dir, write_atomically
 from lunar_tune.metrics.goal import in_words, score_label
-from lunar_tune.report.findings import cautions
-from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, best_first, nearest_first
+from lunar_tune.report.findings import Findings, cautions
+from lunar_tune.study.rows import (
+    FAILED,
+    HEADLINE_SCORES,
+    TrialRow,
+    best_first,
+    is_number,
+    nearest_first,
+)
 from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
+SHOWN = 50  # answers of a set that a page shows at most; all are in the trial's own file
+_ANSWERED = 5  # trials whose answers a page shows: the best, or the nearest misses
 _LISTED = 10  # trials of a report
 _SCORES = 4  # of a summary
+_HERE = Path(__file__).parent
 
 
 class SearchResults(Summary, StoredSearch):
@@ -47,14 +66,7 @@ class SearchResults(Summary, StoredSearch):
     @property
     def facts(self) -> Mapping[str, Any]:
         """Model, data, method and so on, as they are shown."""
-        facts: Mapping[str, Any] = self.study.notes.get("facts", self.study.notes["tags"])
-        return facts
-
-    @property
-    def origin(self) -> str:
-        """What the base model is, and where it came from."""
-        names = (str(self.facts[name]) for name in ("model", "origin") if name in self.facts)
-        return ", ".join(names)
+        return dict(self.study.notes.get("facts", self.study.notes["tags"]))
 
     @property
     def ending(self) -> str | None:
@@ -63,15 +75,10 @@ class SearchResults(Summary, StoredSearch):
 
     @property
     def ranked(self) -> list[TrialRow]:
-        """The trials that are looked at first, the confirmed best before all others.
-
-        The feasible ones by their objective; where none is, the nearest misses.
-        """
+        """The feasible trials, the confirmed best first; where none is, the nearest misses."""
         rows = best_first(self.rows) or nearest_first(self.rows, self.goal)
-        best = self.best
-        if best is None:
-            return rows
-        return [best, *(row for row in rows if row.number != best.number)]
+        best = [] if self.best is None else [self.best]
+        return [*best, *(row for row in rows if row not in best)]
 
     @property
     def compared(self) -> dict[str, Mapping[str, float]]:
@@ -113,13 +120,9 @@ class SearchResults(Summary, StoredSearch):
                 f"{ending}No setting is confirmed by a full evaluation; the best as searched is "
                 f"trial {first.number} ({first.label})."
             )
+        known = {name: f"{score:.3f}" for name, score in first.scores.items()}
         missed = dict.fromkeys(one.metric for one in self.goal.missed(first.scores))
-        reached = [
-            f"{score_label(name)} {first.scores[name]:.3f}"
-            if name in first.scores
-            else f"{score_label(name)} not measured"
-            for name in missed
-        ]
+        reached = (f"{score_label(name)} {known.get(name, 'not measured')}" for name in missed)
         asked = in_words(self.goal.constraints) or "what is asked for"
         return (
             f"{ending}No trial keeps {asked}. The nearest miss is trial "
@@ -127,16 +130,8 @@ class SearchResults(Summary, StoredSearch):
         )
 
 
-def write_report(
-    results: SearchResults, path: Path, pictures: Mapping[str, str] | None = None
-) -> None:
-    """Write the report.
-
-    Args:
-        results: What it says.
-        path: The file.
-        pictures: What each picture shows, by its place relative to the file's folder.
-    """
+def write_report(results: SearchResults, path: Path, pictures: Mapping[str, str]) -> None:
+    """Write the report, with pictures' captions by where they are relative to the file's folder."""
     best, scores = best_first(results.rows)[:_LISTED], HEADLINE_SCORES[:2]
     names = [*best[0].parameters] if best else []
     trials: list[list[Any]] = [["trial", *names, *map(score_label, scores), "seconds"]]
@@ -144,7 +139,7 @@ def write_report(
         cells = [row.number, *map(row.parameters.get, names), *map(row.scores.get, scores)]
         trials.append([*cells, f"{row.seconds.get('trial', 0.0):.1f}"])
     text = template("report.md.j2").render(
-        results=results, short=short_report(results), pictures=pictures or {}, trials=trials
+        results=results, short=short_report(results), pictures=pictures, trials=trials
     )
     write_atomically(path, text.encode())
 
@@ -158,13 +153,76 @@ def short_report(results: SearchResults) -> str:
     return template("short.md.j2").render(results=results, cautions=cautions(results, first))
 
 
+def write_static_page(searches: Sequence[SearchResults], path: Path) -> None:
+    """Write one self-contained page of searches, finished or running, or raise an InputError."""
+    if not searches:
+        raise InputError("there is no search to make a page of; name at least one.")
+    scripts = [_vega(), (_HERE / "page.js").read_text(encoding="utf-8")]
+    page = template("page.html.j2").render(
+        title=searches[0].title if len(searches) == 1 else f"{len(searches)} searches",
+        searches=[_content(f"search-{place}", one) for place, one in enumerate(searches, start=1)],
+        headline=HEADLINE_SCORES,
+        limit=SHOWN,
+        scripts=scripts,
+        digests=[_digest(script) for script in scripts],
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+    )
+    try:
+        write_atomically(path, page.encode())
+    except OSError as error:
+        raise InputError(f"{path}: the page cannot be written ({error}).") from error
+
+
+def _content(anchor: str, results: SearchResults) -> dict[str, Any]:
+    """Return what the template asks of a search."""
+    from lunar_tune.report.charts import charts_of  # loads Altair
+
+    config, rows = results.folder.config, results.rows
+    answered = (Findings.of(results, row) for row in results.ranked[:_ANSWERED])
+    names = dict.fromkeys(name for row in rows for name in row.parameters)
+    return {
+        "anchor": anchor,
+        "results": results,
+        "parameters": {  # with whether all values are numbers
+            name: all(is_number(row.parameters.get(name, 0)) for row in rows) for name in names
+        },
+        "scores": dict.fromkeys((*HEADLINE_SCORES, *results.goal.metrics)),
+        "charts": list(charts_of(results)),
+        "answers": [one for one in answered if not one.answers.empty],
+        "configuration": config.read_text(encoding="utf-8") if config.is_file() else "",
+    }
+
+
+@functools.cache
+def _vega() -> str:
+    """Return the script that draws charts, vega-embed among it; kept, for it takes seconds."""
+    import vl_convert
+
+    from lunar_tune.report.marks import VEGA_LITE
+
+    version = importlib.metadata.version("vl-convert-python")
+    kept = cache_dir() / f"vega-lite-{VEGA_LITE}-vl-convert-{version}.js"
+    with suppress(OSError, UnicodeDecodeError):
+        return kept.read_bytes().decode()
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
+    with suppress(OSError):
+        write_atomically(kept, script.encode())
+    return script
+
+
+def _digest(script: str) -> str:
+    """Return what a content security policy calls a script: HTML reads every line end as one."""
+    normal = script.replace("\r\n", "\n").replace("\r", "\n")
+    return "sha256-" + base64.b64encode(hashlib.sha256(normal.encode()).digest()).decode()
+
+
 @functools.cache
 def template(name: str) -> Template:
     """Return a template of this folder; it formats and, in a page, escapes what it is given."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(_HERE),
         autoescape=name.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -177,8 +235,7 @@ def template(name: str) -> Template:
 
 def _table(rows: Sequence[Sequence[Any]]) -> str:
     cells = [[format_value(cell).replace("|", "\\|") for cell in row] for row in rows]
-    text: str = tabulate(cells, "firstrow", tablefmt="github", disable_numparse=True)
-    return text
+    return str(tabulate(cells, "firstrow", tablefmt="github", disable_numparse=True))
 
 
 def format_value(value: Any) -> str:

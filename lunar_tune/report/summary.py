@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.markup import escape
@@ -70,7 +71,8 @@ def print_result(
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     say()
     say(Text(results.outcome, "bold yellow" if results.best is None else "bold green"))
-    say(f"base model: {results.origin}")
+    origin = (results.facts.get(name) for name in ("model", "origin"))
+    say(f"base model: {', '.join(filter(None, origin))}")
     console.print(_score_table(results))
     say(_times(results.rows))
     first = next(iter(results.ranked), None)
@@ -111,9 +113,8 @@ def _print_example(console: Console, example: Mapping[str, str | None]) -> None:
             said.setdefault(printable(answer, console) or "(nothing)", []).append(who)
     lines = [f"  {printable(example['question'] or '', console)}"]
     lines += [f"    {', '.join(who):<16}  {text}" for text, who in said.items()]
-    for line in map(Text, lines):
-        line.truncate(console.width, overflow="ellipsis")
-        console.print(line.plain, markup=False)
+    for line in lines:
+        console.print(line, markup=False, no_wrap=True, overflow="ellipsis")
 
 
 def next_commands(
@@ -123,29 +124,28 @@ def next_commands(
 
     `arguments` are the options that would give the search again, but for its seed.
     """
-    python = _shown(Path(sys.executable))
-    commands: dict[str, list[str]] = {}
+    commands, here, first = {}, _shown(folder), next(iter(results.ranked), None)
+
+    def command(name: str, *more: str) -> list[str]:
+        return [_shown(Path(sys.executable)), "-m", f"lunar_tune.{name}", *more]
+
     if results.ending is not None:
-        resume = [python, "-m", "lunar_tune.search", "--resume", _shown(folder)]
-        commands["go on with the search:"] = resume
-    compare = [python, "-m", "lunar_tune.compare", _shown(folder)]
-    if results.ranked:
-        commands[f"compare the trials in MLflow ({BEST_FILTER} filters the best):"] = compare
+        commands["go on with the search:"] = command("search", "--resume", here)
+    if first is not None:
+        purpose = f"compare the trials in MLflow ({BEST_FILTER} filters the best):"
+        commands[purpose] = command("compare", here)
     else:  # MLflow compares scores, of which there are none
         page = _shown(folder / "page.html")
-        commands["see the trials on a page:"] = [*compare, "--save", page]
-    first = next(iter(results.ranked), None)
+        commands["see the trials on a page:"] = command("compare", here, "--save", page)
     if first is not None and first.feasible:
-        confirmed = results.best is not None
-        what = "the best setting" if confirmed else "the best setting as searched"
-        commands[f"write the unlearned model of {what}, and prove that it is right:"] = [
-            *(python, "-m", "lunar_tune.export", _shown(folder)),
-            *([] if confirmed else ["--trial", str(first.number)]),
-            *("--save", _shown(folder / "model")),
-        ]
+        what, trial = "the best setting", list[str]()
+        if results.best is None:
+            what, trial = f"{what} as searched", ["--trial", str(first.number)]
+        purpose = f"write the unlearned model of {what}, and prove that it is right:"
+        commands[purpose] = command("export", here, *trial, "--save", _shown(folder / "model"))
     if results.ending is None:
-        again = [python, "-m", "lunar_tune.search", *arguments, "--seed", str(config.seed + 1)]
-        commands["search again with another seed:"] = again
+        seed = str(config.seed + 1)
+        commands["search again with another seed:"] = command("search", *arguments, "--seed", seed)
     return commands
 
 
@@ -154,11 +154,9 @@ def _times(rows: Sequence[TrialRow]) -> str:
     failed = sum(row.state == FAILED and row.counts for row in rows)
     if not ended:
         return f"{sum(row.counts for row in rows)} trials, {failed} failed"
-    per_trial = sum(row.seconds["trial"] for row in ended) / len(ended)
-    suggest = sum(row.seconds["suggest"] for row in ended) / len(ended)
-    return f"{len(ended)} trials of {per_trial:.2f} s, the sampler {suggest:.2f} s each" + (
-        f", {failed} failed" if failed else ""
-    )
+    trial, suggest = (fmean(row.seconds[part] for row in ended) for part in ("trial", "suggest"))
+    text = f"{len(ended)} trials of {trial:.2f} s, the sampler {suggest:.2f} s each"
+    return text + (f", {failed} failed" if failed else "")
 
 
 def _shown(path: Path) -> str:

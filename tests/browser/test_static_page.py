@@ -13,8 +13,7 @@ from pages_by_hand import HOSTILE, failure, hostile, many, page_of, trial
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
-from lunar_tune.report.page import write_static_page
-from lunar_tune.report.results import SearchResults
+from lunar_tune.report.results import SearchResults, write_static_page
 
 pytestmark = pytest.mark.browser
 ROWS = many(30)

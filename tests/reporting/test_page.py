@@ -17,8 +17,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import answers_beside
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.findings import Findings
-from lunar_tune.report.page import SHOWN, write_static_page
-from lunar_tune.report.results import SearchResults
+from lunar_tune.report.results import SHOWN, SearchResults, write_static_page
 from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow
 

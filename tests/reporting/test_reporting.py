@@ -96,7 +96,7 @@ ROWS = {
 
 def text_of(tmp_path: Path, one: SearchResults) -> str:
     """Return the report, with single spaces in its tables."""
-    write_report(one, tmp_path / "report.md")
+    write_report(one, tmp_path / "report.md", {})
     return re.sub(" +", " ", (tmp_path / "report.md").read_text(encoding="utf-8"))
 
 

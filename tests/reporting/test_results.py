@@ -21,8 +21,7 @@ import lunar_tune as lt
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.persistence import write_mirrors
 from lunar_tune.driver.space import SearchSpace, open_study
-from lunar_tune.report.page import write_static_page
-from lunar_tune.report.results import short_report
+from lunar_tune.report.results import short_report, write_static_page
 from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.rows import parameter_importance
 
@@ -60,10 +59,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> lt.Search:
     return results
 
 
-def test_a_search_knows_scales_and_lists_and_what_decides_from_its_journal(
+def test_a_search_knows_lists_and_what_decides_from_its_journal(
     found: lt.Search,
 ) -> None:
-    assert found.study.log_scale == {"learning_rate"}
     assert found.study.listed == {"coefficient": (4.0, 1.0, 2.0)}
     assert set(found.importance) == {"forget_rouge1"}, "the other score does not differ"
     shares = found.importance["forget_rouge1"]

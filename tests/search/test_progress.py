@@ -20,8 +20,7 @@ from rich.table import Table
 from lunar_tune.display import shown_duration
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.log_file import RECORD, search_log
-from lunar_tune.report.progress import SearchDisplay, printable
+from lunar_tune.report.progress import RECORD, SearchDisplay, printable, search_log
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
 
 

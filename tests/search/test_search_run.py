@@ -27,8 +27,7 @@ from shared_searches import FULL_BUDGET, NAME, SEED, TRIALS, SharedSearch
 from lunar_tune.cli.export import export as EXPORT
 from lunar_tune.cli.unlearn import unlearn as UNLEARN
 from lunar_tune.report.charts import trade_off
-from lunar_tune.report.page import write_static_page
-from lunar_tune.report.results import SearchResults, short_report
+from lunar_tune.report.results import SearchResults, short_report, write_static_page
 from lunar_tune.study.folder import Folder, read_answers
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.yaml_files import read_yaml

@@ -30,7 +30,7 @@ from lunar_tune.driver.backends import BackendLostError, Resources
 from lunar_tune.driver.loop import DONE, SearchLoop
 from lunar_tune.metrics.goal import METRICS, Metric
 from lunar_tune.models.device import limit_threads
-from lunar_tune.report.log_file import RECORD
+from lunar_tune.report.progress import RECORD
 from lunar_tune.secrets import without_secrets
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
